@@ -1,0 +1,50 @@
+# Needs Python >= 3.11 with pip and venv; everything else goes into .venv.
+SHELL := /bin/sh
+VENV_PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+# Installed when .venv holds no torch >= 2.11 yet. Another build: install it into .venv first.
+TORCH ?= torch==2.13.0
+INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet
+
+FIND_PYTHON := for p in $(PYTHON) python3 python python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+HAS_TORCH := from importlib.metadata import version; \
+  assert tuple(map(int, version("torch").split(".")[:2])) >= (2, 11)
+PIN_TORCH := from importlib.metadata import version; print("torch==" + version("torch"))
+
+.PHONY: run test lint types unit slow install clean
+
+run: $(STAMP)  ## Train and compare two small models on real text.
+	.venv/bin/counterpoint train first_run
+
+test: lint types unit  ## Everything that CI checks.
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: $(STAMP)
+	.venv/bin/mypy
+
+unit: $(STAMP)
+	$(VENV_PYTHON) -m pytest -q
+
+slow: $(STAMP)  ## The tests left out of `make test`: compilation, long training.
+	$(VENV_PYTHON) -m pytest -q -m slow --timeout 600
+
+install: $(STAMP)
+
+clean:
+	rm -rf .venv build dist
+
+$(VENV_PYTHON):
+	@python=$$($(FIND_PYTHON)); test -n "$$python" || { \
+	  echo "make needs Python >= 3.11 with venv and pip: none found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
+	echo "Creating .venv with $$($$python --version)"; $$python -m venv .venv
+
+# The torch that is installed is pinned to itself, so that no resolution ever replaces it.
+$(STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
+	@$(VENV_PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || { echo "Installing $(TORCH)"; $(INSTALL) "$(TORCH)"; }
+	@echo "Installing counterpoint and its pinned dependencies into .venv"
+	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[train,dev]'
+	@touch $@

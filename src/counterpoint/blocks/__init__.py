@@ -1,0 +1,1 @@
+"""Mechanisms that know spans and tensors, but no stream by name."""

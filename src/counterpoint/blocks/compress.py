@@ -1,0 +1,166 @@
+"""Compressors: the finished blocks of a fine stream in, a few slots a block out.
+
+Every compressor sees one block at a time, so it is causal by construction and has no state.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Kind = Literal["mean", "last", "convolution", "attention", "wavelet"]
+
+
+class Compressor(nn.Module):
+    """Base of all compressors; ``num_slots`` vectors of the block's width come out."""
+
+    num_slots: int
+
+    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B S D"]:
+        """Compress blocks of R steps to S slots."""
+        raise NotImplementedError
+
+    def products_per_block(self) -> int:
+        """Multiply-adds of the matrix products of one block."""
+        return 0
+
+
+class Mean(Compressor):
+    """The mean of the block."""
+
+    num_slots = 1
+
+    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B 1 D"]:
+        """Average over the steps."""
+        return blocks.mean(-2, keepdim=True)
+
+
+class Last(Compressor):
+    """The last step of the block: the fine tower has to gather the rest into it.
+
+    Source: boundary selection of AU-Net (arXiv:2506.14761) and H-Net (arXiv:2507.07955).
+    """
+
+    num_slots = 1
+
+    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B 1 D"]:
+        """Select the last step."""
+        return blocks[..., -1:, :]
+
+
+class StridedConvolution(Compressor):
+    """A convolution with kernel and stride of one block; every slot starts as a mean.
+
+    Slot s starts as the mean of the s-th part of the block, so that slots start different.
+    """
+
+    def __init__(self, width: int, block_ticks: int, num_slots: int) -> None:
+        """``num_slots`` must divide ``block_ticks``."""
+        super().__init__()
+        self.num_slots = num_slots
+        share = block_ticks // num_slots
+        weight = torch.randn(num_slots, width, block_ticks, width) * (block_ticks * width) ** -0.5
+        for slot in range(num_slots):
+            weight[slot, :, slot * share : (slot + 1) * share] += torch.eye(width)[:, None] / share
+        self.weight = nn.Parameter(weight.flatten(2).flatten(0, 1))
+
+    def products_per_block(self) -> int:
+        """Multiply-adds of the matrix products of one block."""
+        return self.weight.numel()
+
+    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B S D"]:
+        """Convolve."""
+        slots = nn.functional.linear(blocks.flatten(-2), self.weight)
+        return slots.unflatten(-1, (self.num_slots, -1))
+
+
+class AttentionSlots(Compressor):
+    """Learned queries that attend to the steps of their block; all start close to the mean.
+
+    Source: the resampler idea of Perceiver (arXiv:2103.03206); start as the mean as in BLT.
+    """
+
+    def __init__(self, width: int, block_ticks: int, num_slots: int) -> None:
+        """Queries start small and orthogonal, so that slots are near the mean but differ."""
+        super().__init__()
+        self.num_slots = num_slots
+        self.query = nn.Parameter(nn.init.orthogonal_(torch.empty(num_slots, width)) * 0.1)
+        self.place = nn.Parameter(torch.zeros(num_slots, block_ticks))
+        self.key = nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.key.weight, std=width**-0.5)
+
+    def products_per_block(self) -> int:
+        """Multiply-adds of the matrix products of one block: scores and sums."""
+        return 2 * self.place.numel() * self.query.shape[1]
+
+    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B S D"]:
+        """Mix the steps of each block, once a slot."""
+        # Moving the key matrix to the queries costs nothing a step: (q K) x = q (K x).
+        query = self.query @ self.key.weight * blocks.shape[-1] ** -0.5
+        scores = nn.functional.linear(blocks, query).transpose(-1, -2) + self.place
+        return torch.softmax(scores.float(), -1).to(blocks.dtype) @ blocks
+
+
+class Wavelet(Compressor):
+    """Lifting Haar wavelet: one approximation and, coarsest first, all detail bands.
+
+    At each level ``detail = odd - predict * even`` and ``approximation = even + update * detail``
+    with learned per-feature factors that start at the Haar wavelet (1 and 1/2). The transform is
+    exactly invertible for any factors, so nothing of the block is lost.
+
+    Source: the lifting scheme (Sweldens 1998).
+    """
+
+    def __init__(self, width: int, block_ticks: int) -> None:
+        """``block_ticks`` must be a power of two."""
+        super().__init__()
+        num_levels = block_ticks.bit_length() - 1
+        if block_ticks != 2**num_levels:
+            raise ValueError(
+                f"The wavelet halves a block until one step is left, so `block_ticks` must be a "
+                f"power of two: got {block_ticks}. Take another block or compressor."
+            )
+        self.num_slots = block_ticks
+        self.predict = nn.Parameter(torch.ones(num_levels, width))
+        self.update = nn.Parameter(torch.full((num_levels, width), 0.5))
+
+    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B R D"]:
+        """Split each block into its approximation and details."""
+        approximation, bands = blocks, []
+        for predict, update in zip(self.predict, self.update, strict=True):
+            even, odd = approximation[..., ::2, :], approximation[..., 1::2, :]
+            detail = odd - predict.to(blocks.dtype) * even
+            approximation = even + update.to(blocks.dtype) * detail
+            bands.append(detail)
+        return torch.cat((approximation, *reversed(bands)), -2)
+
+    def inverse(self, slots: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B R D"]:
+        """Rebuild the blocks exactly from what `forward` returned."""
+        approximation = slots[..., :1, :]
+        for predict, update in zip(
+            reversed(self.predict.unbind(0)), reversed(self.update.unbind(0)), strict=True
+        ):
+            size = approximation.shape[-2]
+            detail = slots[..., size : 2 * size, :]
+            even = approximation - update.to(slots.dtype) * detail
+            odd = detail + predict.to(slots.dtype) * even
+            approximation = torch.stack((even, odd), -2).flatten(-3, -2)
+        return approximation
+
+
+def build_compressor(kind: Kind, width: int, block_ticks: int, num_slots: int) -> Compressor:
+    """Build a compressor by name; ``num_slots`` counts for convolution and attention only."""
+    if kind == "mean":
+        return Mean()
+    if kind == "last":
+        return Last()
+    if kind == "wavelet":
+        return Wavelet(width, block_ticks)
+    if num_slots < 1 or block_ticks % num_slots:
+        raise ValueError(
+            f"`num_slots` must divide `block_ticks`: got {num_slots} and {block_ticks}."
+        )
+    if kind == "convolution":
+        return StridedConvolution(width, block_ticks, num_slots)
+    return AttentionSlots(width, block_ticks, num_slots)

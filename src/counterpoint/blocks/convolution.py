@@ -1,0 +1,55 @@
+"""Short causal depthwise convolution."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class CausalConvolution(nn.Module):
+    """Add to every step a learned, per-feature mix of it and the few steps before.
+
+    ``y[t] = x[t] + sum_i weight[i] * x[t - i]`` over ``i < taps`` within the document.
+    """
+
+    def __init__(self, width: int, taps: int = 4) -> None:
+        """Weights start small, so that the block starts near the identity."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(taps, width) * 0.02)
+
+    def initial_state(self, batch_size: int) -> Float[Tensor, "B C D"]:
+        """The ``taps - 1`` steps before the first: zeros."""
+        taps, width = self.weight.shape
+        return self.weight.new_zeros(batch_size, taps - 1, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: Float[Tensor, "B C D"] | None = None,
+        *,
+        age: Int[Tensor, "B T"],
+        lengths: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B C D"]]:
+        """Convolve a chunk.
+
+        Args:
+            x: Steps of the chunk.
+            state: The steps before it; ``None`` at the start.
+            age: Steps since the start of the document; taps that reach further are cut.
+            lengths: Real steps of each row; ``None`` means all.
+
+        Returns:
+            The chunk, and the state for the next one.
+        """
+        taps, num_steps = len(self.weight), x.shape[1]
+        if state is None:
+            state = x.new_zeros(x.shape[0], taps - 1, x.shape[2])
+        padded = torch.cat((state.to(x.dtype), x), 1)
+        y = x * (1 + self.weight[0]).to(x.dtype)
+        for i in range(1, taps):
+            past = padded[:, taps - 1 - i : taps - 1 - i + num_steps]
+            past = past * (age >= i)[..., None]
+            y = torch.addcmul(y, past, self.weight[i].to(x.dtype))
+        if lengths is None:
+            return y, padded[:, num_steps:]
+        last = lengths[:, None] + torch.arange(taps - 1, device=x.device)
+        return y, padded.gather(1, last[..., None].expand(-1, -1, x.shape[2]))

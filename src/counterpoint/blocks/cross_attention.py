@@ -1,0 +1,96 @@
+"""Gated cross-attention from a fine stream to the finished steps of a coarse one."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import attend, attention_weights
+from counterpoint.blocks.rope import rope_tables, rotate
+from counterpoint.streams.clock import Span, span_mask
+
+Memory = Float[Tensor, "B 2 H W E"]
+"""Keys and values of coarse steps, ready to be read."""
+
+
+class CrossReach(NamedTuple):
+    """What the fine steps of a chunk may read of a coarse stream; shared by all links.
+
+    Attributes:
+        cos: Rotation of the fine steps.
+        sin: Likewise.
+        mask: True where the fine step may read the coarse one; the null key comes first.
+    """
+
+    cos: Float[Tensor, "B 1 T E"]
+    sin: Float[Tensor, "B 1 T E"]
+    mask: Bool[Tensor, "B T W1"]
+
+
+def cross_reach(
+    cos: Float[Tensor, "B 1 T E"],
+    sin: Float[Tensor, "B 1 T E"],
+    span: Span,
+    key_step: Int[Tensor, "#B W"],
+) -> CrossReach:
+    """Reach of fine steps with rotation (cos, sin) over coarse steps numbered ``key_step``."""
+    return CrossReach(cos, sin, F.pad(span_mask(span, key_step), (1, 0), value=True))
+
+
+class CrossAttention(nn.Module):
+    """Let fine steps read coarse steps, or nothing.
+
+    Every query sees the coarse steps that its span allows and one learned null key, so it is
+    defined where nothing is available yet. Each head's result is multiplied by a gate in (0, 2)
+    that is computed from the query. Positions are ticks: a coarse step stands at its last tick.
+
+    Source: gates a head as in arXiv:2505.06708 (G1, headwise).
+    """
+
+    def __init__(self, width: int, memory_width: int, num_heads: int) -> None:
+        """Fine steps of ``width`` read coarse steps of ``memory_width``."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(memory_width, 2 * width, bias=False)
+        self.null = nn.Parameter(torch.zeros(2, num_heads, 1, width // num_heads))
+        self.gate = nn.Linear(width, num_heads)
+        self.out = nn.Linear(width, width, bias=False)
+        for linear in (self.query, self.key_value, self.out):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def remember(self, coarse: Float[Tensor, "B W D"], tick: Int[Tensor, "#B W"]) -> Memory:
+        """Keys and values of coarse steps that stand at the given ticks."""
+        kv = self.key_value(coarse).unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
+        k, v = kv.unbind(1)
+        return torch.stack((rotate(k, *rope_tables(tick, k.shape[-1])), v), 1)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
+    ) -> Float[Tensor, "B T D"]:
+        """What each fine step reads."""
+        q, k, v = self._with_null(x, memory, reach)
+        y = attend(q, k, v, reach.mask).transpose(1, 2)  # (B, T, H, E)
+        gate = 2 * torch.sigmoid(self.gate(x))
+        return self.out((y * gate[..., None].to(y.dtype)).flatten(2))
+
+    def weights(
+        self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
+    ) -> Float[Tensor, "B H T W1"]:
+        """Attention of each fine step on the null key (first) and on every coarse step."""
+        q, k, _ = self._with_null(x, memory, reach)
+        return attention_weights(q, k, reach.mask)
+
+    def _with_null(
+        self, x: Tensor, memory: Tensor, reach: CrossReach
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = rotate(q, reach.cos, reach.sin)
+        null = self.null[:, None].expand(-1, len(x), -1, -1, -1)
+        k = torch.cat((null[0].to(q.dtype), memory[:, 0].to(q.dtype)), 2)
+        v = torch.cat((null[1].to(q.dtype), memory[:, 1].to(q.dtype)), 2)
+        return q, k, v

@@ -1,0 +1,125 @@
+"""Transformer layers and towers."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import (
+    Cache,
+    Reach,
+    SelfAttention,
+    offline_reach,
+    streaming_reach,
+)
+from counterpoint.blocks.mlp import GatedMLP
+from counterpoint.blocks.norm import RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerConfig:
+    """Shape of a stack of transformer layers.
+
+    Attributes:
+        width: Features of a step.
+        num_layers: Layers.
+        num_heads: Attention heads; must divide ``width``.
+        mlp_hidden: Hidden features of the gated MLP; about 8/3 of the width is usual.
+        window: Most recent steps that a step reads, its own included.
+    """
+
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_hidden: int
+    window: int
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer: self-attention, then gated MLP."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        """One layer of the tower's shape."""
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = SelfAttention(config.width, config.num_heads)
+        self.mlp_norm = RMSNorm(config.width)
+        self.mlp = GatedMLP(config.width, config.mlp_hidden)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], reach: Reach, cache: Cache | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Apply the layer to a chunk; see `SelfAttention.forward`."""
+        x = x + self.attention(self.attention_norm(x), reach, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Tower(nn.Module):
+    """A stack of layers that share one window."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        """Matrices start at ``N(0, 0.4 / fan_in)``; those that end a branch are scaled by depth."""
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        out_scale = (2 * config.num_layers) ** -0.5
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                ends_branch = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(
+                    weight, std=weight.shape[1] ** -0.5 * (out_scale if ends_branch else 1)
+                )
+
+    @property
+    def chunk_steps(self) -> int:
+        """Most steps of one streaming call."""
+        return min(self.config.window, 128)
+
+    @property
+    def capacity(self) -> int:
+        """Cache slots: a window for the first query of the longest chunk."""
+        return self.config.window + self.chunk_steps - 1
+
+    def initial_state(self, batch_size: int) -> tuple[Cache, ...]:
+        """Empty caches, one a layer."""
+        return tuple(
+            layer.attention.initial_state(batch_size, self.capacity) for layer in self.layers
+        )
+
+    def reach(self, document_start: Int[Tensor, "B T"]) -> Reach:
+        """What each step of whole rows may read."""
+        head_width = self.config.width // self.config.num_heads
+        return offline_reach(document_start, head_width, self.config.window)
+
+    def streaming_reach(
+        self, position: Int[Tensor, " B"], num_steps: int, lengths: Int[Tensor, " B"] | None
+    ) -> Reach:
+        """What each step of a chunk may read, after ``position`` cached steps."""
+        head_width = self.config.width // self.config.num_heads
+        return streaming_reach(
+            position, num_steps, lengths, head_width, self.config.window, self.capacity
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], reach: Reach, caches: tuple[Cache, ...] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Apply all layers to a chunk."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, reach, None if caches is None else caches[i])
+        return x
+
+    def flops_per_step(self, num_steps: int) -> float:
+        """Forward FLOPs a step over rows of ``num_steps``, masked attention entries included."""
+        config = self.config
+        linear = 2 * sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
+        grouped = num_steps > 2 * config.window
+        steps_run = -(-num_steps // config.window) * config.window if grouped else num_steps
+        keys = 2 * config.window if grouped else num_steps
+        return linear + 4 * config.width * keys * config.num_layers * steps_run / num_steps
+
+    def state_bytes(self) -> int:
+        """Bytes of one session's caches."""
+        element_bytes = next(self.parameters()).element_size()
+        slots = self.capacity + 1
+        return 2 * self.config.width * slots * self.config.num_layers * element_bytes

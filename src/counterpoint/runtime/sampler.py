@@ -1,0 +1,127 @@
+"""Sampling: from scores to ids, each row by its own settings and its own random numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Constants of SplitMix64 (Steele, Lea, Flood, doi:10.1145/2714064.2660195) as signed numbers.
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How one session chooses among the next ids.
+
+    The limits are applied one after the other: temperature, `top_k`, `top_p` of what `top_k` left,
+    `min_p`. The likeliest id always stays.
+
+    Attributes:
+        temperature: Divides the scores; 0 always takes the likeliest id.
+        top_k: Keep the likeliest ids, this many; 0 keeps all.
+        top_p: Keep the fewest likeliest ids that have this probability together; 1 keeps all.
+        min_p: Keep ids at least this share as likely as the likeliest; 0 keeps all.
+        seed: Of the session's random numbers.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, holds, needed in (
+            ("temperature", 0 <= self.temperature < math.inf, ">= 0 and finite"),
+            ("top_k", self.top_k >= 0, ">= 0 (0 keeps all)"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (1 keeps all)"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1 (0 keeps all)"),
+            ("seed", 0 <= self.seed < 1 << 63, "0 to 2**63 - 1"),
+        ):
+            if not holds:
+                raise ValueError(f"`{name}` must be {needed}: got {getattr(self, name)}.")
+
+
+class RowSamplings(NamedTuple):
+    """The settings of all rows of a batch; see `Sampling`."""
+
+    temperature: Float[Tensor, "B 1"]
+    top_k: Int[Tensor, "B 1"]
+    top_p: Float[Tensor, "B 1"]
+    min_p: Float[Tensor, "B 1"]
+    seed: Int[Tensor, " B"]
+
+
+def row_samplings(samplings: Sequence[Sampling], device: torch.device | str) -> RowSamplings:
+    """The settings of every row, laid out for `sample`."""
+
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        values = [getattr(sampling, name) for sampling in samplings]
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return RowSamplings(
+        column("temperature", torch.float64)[:, None],
+        column("top_k", torch.int64)[:, None],
+        column("top_p", torch.float64)[:, None],
+        column("min_p", torch.float64)[:, None],
+        column("seed", torch.int64),
+    )
+
+
+def sample(
+    logits: Float[Tensor, "B V"], rows: RowSamplings, count: Int[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """Choose one id a row.
+
+    A choice depends on the row's scores, its settings and its count alone: not on other rows and
+    not on the size of the batch.
+
+    Args:
+        logits: Scores of the ids.
+        rows: Settings of each row.
+        count: Ids that each row has drawn before: its place in its random numbers.
+    """
+    vocab_size = logits.shape[1]
+    scores, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    greedy = rows.temperature == 0
+    # Scores are differences to the highest before they are divided: no temperature overflows.
+    scores = (scores - scores[:, :1]) / torch.where(greedy, 1, rows.temperature)
+    likelihood = torch.softmax(scores, -1)
+    below = likelihood.cumsum(-1)
+    # The ids are sorted, so that every limit keeps the first few.
+    kept = torch.where(rows.top_k > 0, rows.top_k, vocab_size).clamp(max=vocab_size)
+    nucleus = rows.top_p * below.gather(1, kept - 1)
+    in_nucleus = (below - likelihood < nucleus) | (rows.top_p == 1)
+    likely = likelihood >= rows.min_p * likelihood[:, :1]
+    for limit in (in_nucleus, likely):
+        kept = torch.minimum(kept, limit.sum(-1, keepdim=True))
+    kept = torch.where(greedy, 1, kept.clamp(min=1))
+    point = uniform(rows.seed, count)[:, None] * below.gather(1, kept - 1)
+    place = torch.searchsorted(below, point, right=True).minimum(kept - 1)
+    return order.gather(1, place)[:, 0]
+
+
+def uniform(seed: Int[Tensor, " B"], count: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Number ``count`` of the random numbers of each seed: float64 in [0, 1).
+
+    Source: SplitMix64, as a hash of (seed, count), so that no state is kept.
+    """
+    bits = _mix(_mix(seed + _STEP) + count * _STEP)
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def _mix(x: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Int[Tensor, " B"], bits: int) -> Int[Tensor, " B"]:
+    """Shift as unsigned numbers: zeros come in from the left."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

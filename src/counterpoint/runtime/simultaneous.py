@@ -1,0 +1,119 @@
+"""The whole tower in a thread of its own, beside the part tower instead of before its next step."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.contract import Logits
+from counterpoint.systems.two_stream import LowerStates, TwoStream, TwoStreamState
+
+
+class _Job(NamedTuple):
+    """A chunk whose blocks the whole tower has been given."""
+
+    lower: LowerStates
+    future: Future[None]
+
+
+class Simultaneous:
+    """A `TwoStream` with a lag, whose whole tower works while the part tower goes on.
+
+    A block that is finished at one tick is used ``lag_blocks`` blocks later. Until then the whole
+    tower has time, and the part tower waits only for a block that is due and not ready: a *miss*.
+    What comes out equals `TwoStream.extend` bit for bit, with and without misses.
+
+    It serves the sessions of one batch, one state after the other. Whoever touches a state between
+    two calls (resets a row, edits or swaps the whole) calls `wait` first.
+
+    Threads inside operations are counted for every thread by itself: the worker uses
+    ``num_threads``, and the caller keeps its own number. Together they should not exceed the cores,
+    so call ``torch.set_num_threads`` with what is left. On a GPU both towers share one queue: the
+    result is the same, the time too.
+
+    Args:
+        system: The model, with ``lag_blocks >= 1``.
+        num_threads: Threads inside operations of the whole tower.
+
+    Attributes:
+        num_jobs: Chunks that the whole tower has been given.
+        num_misses: Jobs that were due before they were done.
+
+    Raises:
+        ValueError: The model has no lag, so the part tower always needs the newest block at once.
+    """
+
+    def __init__(self, system: TwoStream, num_threads: int = 1) -> None:
+        if system.config.lag_blocks < 1:
+            raise ValueError(
+                "The whole tower can only run beside the part tower with `lag_blocks` >= 1: this "
+                f"model has {system.config.lag_blocks}. Train one with a lag, or run them in turn."
+            )
+        self.system = system
+        self.config = system.config
+        self.layout = system.layout
+        self.num_jobs = 0
+        self.num_misses = 0
+        self._jobs: deque[_Job] = deque()
+        callers_threads = torch.get_num_threads()
+        self._worker = ThreadPoolExecutor(1, "whole-tower", torch.set_num_threads, (num_threads,))
+        # Torch also keeps the number last set as the default of later threads: put it back.
+        self._worker.submit(torch.get_num_threads).result()
+        torch.set_num_threads(callers_threads)
+
+    def initial_state(self, batch_size: int) -> TwoStreamState:
+        """State before the first tick; see `System.initial_state`."""
+        return self.system.initial_state(batch_size)
+
+    @torch.no_grad()
+    def extend(
+        self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Logits, TwoStreamState]:
+        """Read some more ticks; see `System.extend`. Chunks longer than a block run in turn."""
+        if ticks["part"].shape[1] > self.config.block_ticks:
+            self.wait()
+            return self.system.extend(ticks, state, lengths)
+        lower = self.system.extend_lower(ticks, state, lengths)
+        if lower.finished.any():
+            self._jobs.append(_Job(lower, self._worker.submit(self._extend_whole, lower, state)))
+            self.num_jobs += 1
+        usable = lower.after.position // self.config.block_ticks - self.config.lag_blocks
+        while self._jobs and _is_due(self._jobs[0].lower, usable):
+            future = self._jobs.popleft().future
+            self.num_misses += not future.done()
+            future.result()
+        return self.system.extend_upper(lower, state)
+
+    def wait(self) -> None:
+        """Come back when the whole tower has nothing left to do."""
+        while self._jobs:
+            self._jobs.popleft().future.result()
+
+    def _extend_whole(self, lower: LowerStates, state: TwoStreamState) -> None:
+        with torch.no_grad():  # gradients are switched off for every thread by itself
+            self.system.extend_whole(lower, state)
+
+    def __enter__(self) -> "Simultaneous":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread when its last job is done."""
+        self._worker.shutdown()
+
+
+def _is_due(lower: LowerStates, usable: Int[Tensor, " B"]) -> bool:
+    """Whether a row may read a block of this job: ``usable`` blocks of each row are visible."""
+    return bool(((lower.finished > 0) & (lower.first_block < usable)).any())

@@ -1,0 +1,119 @@
+"""Streams and layouts: what a model reads and writes, and when each element exists."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf, lcm
+
+from jaxtyping import Int
+from torch import Tensor
+
+UNSET_ID = -1
+"""Id of an element that does not exist or carries no loss. Never a valid token."""
+
+Ticks = Mapping[str, Int[Tensor, "B _T ..."]]
+"""Elements by stream name, each tensor on the stream's own steps, oldest first.
+
+`_T` is not bound by jaxtyping: streams of different periods have different numbers of steps.
+"""
+
+
+class Role(StrEnum):
+    """What a stream is for."""
+
+    HEARD = "heard"
+    SPOKEN = "spoken"
+    THOUGHT = "thought"
+    TEXT = "text"
+    PART = "part"
+    WHOLE = "whole"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """A named sequence on the common clock.
+
+    Codebooks that come at different ticks are different streams: Moshi's first codebook has no
+    delay and the seven others one tick, so that one is a stream of depth 1 and they one of depth 7.
+
+    Attributes:
+        name: Unique within a layout.
+        role: What the stream is for.
+        vocab_size: Number of ids of one codebook; ``None`` for a continuous stream.
+        depth: Codebooks in one step (discrete streams only).
+        width: Features in one step; ``None`` for a discrete stream.
+        period_ticks: Ticks that one step covers; 1 is the finest rate.
+        delay_ticks: Ticks by which every step comes later than the content it covers.
+    """
+
+    name: str
+    role: Role
+    vocab_size: int | None = None
+    depth: int = 1
+    width: int | None = None
+    period_ticks: int = 1
+    delay_ticks: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.vocab_size is None) == (self.width is None):
+            raise ValueError(
+                f"Stream {self.name!r} must be either discrete (`vocab_size`) or continuous "
+                f"(`width`): got vocab_size={self.vocab_size}, width={self.width}. Set exactly one."
+            )
+        if self.width is not None and self.depth != 1:
+            raise ValueError(
+                f"Stream {self.name!r}: a continuous stream has `depth` 1, got {self.depth}. "
+                "Put all features into `width`."
+            )
+        for field in ("vocab_size", "depth", "width", "period_ticks"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"Stream {self.name!r}: `{field}` must be >= 1, got {value}.")
+        if self.delay_ticks < 0:
+            raise ValueError(
+                f"Stream {self.name!r}: `delay_ticks` must be >= 0, got {self.delay_ticks}. "
+                "To let a stream lead, delay the others."
+            )
+
+    @property
+    def is_discrete(self) -> bool:
+        """True when the stream carries ids, False when it carries vectors."""
+        return self.vocab_size is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The ordered streams of a model. Their order is their order within a frame.
+
+    Attributes:
+        streams: In the order in which the elements of one frame become available.
+        tick_hz: Ticks a second, when the streams have a physical clock (speech).
+    """
+
+    streams: tuple[Stream, ...]
+    tick_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        names = [stream.name for stream in self.streams]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(
+                f"A layout must hold at least one stream and no name twice: got {names}."
+            )
+        if self.tick_hz is not None and not 0 < self.tick_hz < inf:
+            raise ValueError(f"`tick_hz` must be positive and finite, got {self.tick_hz}.")
+
+    def __getitem__(self, name: str) -> Stream:
+        for stream in self.streams:
+            if stream.name == name:
+                return stream
+        known = ", ".join(stream.name for stream in self.streams)
+        raise KeyError(f"The layout has no stream {name!r}; it has: {known}.")
+
+    def place(self, name: str) -> int:
+        """Position of the stream within a frame, 0 first."""
+        return self.streams.index(self[name])
+
+    @property
+    def block_ticks(self) -> int:
+        """Ticks after which every stream's steps line up again."""
+        return lcm(*(stream.period_ticks for stream in self.streams))

@@ -1,0 +1,140 @@
+"""The plain control: one stream, one causal transformer with full or windowed attention.
+
+A pre-norm transformer in the shape of Llama (arXiv:2302.13971) with rotary positions, SwiGLU and no
+biases, plus the short causal convolution behind the embedding that every system here has.
+Checked against: Hugging Face `LlamaForCausalLM` with the same weights and the convolution at zero
+(`tests/systems/test_single_stream.py`).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import Cache
+from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Layout, Role, Stream, Ticks
+from counterpoint.systems.contract import Logits, Loss, cross_entropy, in_chunks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SingleStreamConfig:
+    """Shape of a `SingleStream`.
+
+    Attributes:
+        tower: The transformer; its window is the context in ticks.
+        vocab_size: Ids of the stream.
+        conv_taps: Taps of the convolution behind the embedding.
+    """
+
+    tower: TowerConfig
+    vocab_size: int = 258
+    conv_taps: int = 4
+
+
+def tiny() -> SingleStreamConfig:
+    """About 1.4M parameters: trains on a laptop in two minutes."""
+    return SingleStreamConfig(
+        tower=TowerConfig(width=192, num_layers=3, num_heads=3, mlp_hidden=512, window=64)
+    )
+
+
+def small() -> SingleStreamConfig:
+    """About 25M parameters."""
+    return SingleStreamConfig(
+        tower=TowerConfig(width=512, num_layers=8, num_heads=8, mlp_hidden=1376, window=1024)
+    )
+
+
+def base() -> SingleStreamConfig:
+    """About 150M parameters."""
+    return SingleStreamConfig(
+        tower=TowerConfig(width=1024, num_layers=12, num_heads=16, mlp_hidden=2752, window=2048)
+    )
+
+
+class SingleStreamState(NamedTuple):
+    """What a session carries: ticks read, the convolution's last steps, the caches."""
+
+    position: Int[Tensor, " B"]
+    conv: Float[Tensor, "B C D"]
+    caches: tuple[Cache, ...]
+
+
+class SingleStream(nn.Module):
+    """A causal language model over one stream named ``part``."""
+
+    Config = SingleStreamConfig
+
+    def __init__(self, config: SingleStreamConfig) -> None:
+        """Random weights; the head starts at zero, so the first loss is that of a fair die."""
+        super().__init__()
+        self.config = config
+        part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size)
+        self.layout = Layout(streams=(part,))
+        width = config.tower.width
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.conv = CausalConvolution(width, config.conv_taps)
+        self.tower = Tower(config.tower)
+        self.norm = RMSNorm(width)
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, batch: Batch) -> Logits:
+        """Score the next element at every tick; see `System.forward`."""
+        ids, start = batch.ticks["part"], batch.document_start
+        age = torch.arange(ids.shape[1], device=ids.device) - start
+        x, _ = self.conv(self.embedding(ids), age=age)
+        x = self.tower(x, self.tower.reach(start))
+        return {"part": self.head(self.norm(x))}
+
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy of the targets; see `System.loss`."""
+        nats = cross_entropy(self(batch)["part"], batch.targets["part"])
+        return Loss(total=nats / batch.targets["part"].numel(), nats=nats)
+
+    def initial_state(self, batch_size: int) -> SingleStreamState:
+        """State before the first tick; see `System.initial_state`."""
+        return SingleStreamState(
+            torch.zeros(batch_size, dtype=torch.long, device=self.head.weight.device),
+            self.conv.initial_state(batch_size),
+            self.tower.initial_state(batch_size),
+        )
+
+    def extend(
+        self, ticks: Ticks, state: SingleStreamState, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Logits, SingleStreamState]:
+        """Read some more ticks; see `System.extend`."""
+        return in_chunks(self._extend_chunk, self.tower.chunk_steps, ticks, state, lengths)
+
+    def _extend_chunk(
+        self, ticks: Ticks, state: SingleStreamState, lengths: Tensor | None
+    ) -> tuple[Logits, SingleStreamState]:
+        ids = ticks["part"]
+        num_ticks = ids.shape[1]
+        age = state.position[:, None] + torch.arange(num_ticks, device=ids.device)
+        x, conv = self.conv(self.embedding(ids), state.conv, age=age, lengths=lengths)
+        reach = self.tower.streaming_reach(state.position, num_ticks, lengths)
+        x = self.tower(x, reach, state.caches)
+        position = state.position + (num_ticks if lengths is None else lengths)
+        logits = {"part": self.head(self.norm(x))}
+        return logits, SingleStreamState(position, conv, state.caches)
+
+    def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
+        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        forward = self.tower.flops_per_step(num_ticks) + 2 * self.head.weight.numel()
+        return forward * (3 if training else 1)
+
+    def state_bytes_per_tick(self, num_ticks: int) -> float:
+        """State bytes a tick; see `System.state_bytes_per_tick`."""
+        conv = self.conv.initial_state(1)
+        return (self.tower.state_bytes() + conv.nbytes + 8) / num_ticks
+
+    def shard_units(self) -> list[nn.Module]:
+        """Modules that distributed training shards one by one."""
+        return list(self.tower.layers)

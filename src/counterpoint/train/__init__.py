@@ -1,0 +1,1 @@
+"""Training: one loop for every system, its optimiser, checkpoints and many processes."""

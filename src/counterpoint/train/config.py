@@ -1,0 +1,136 @@
+"""What a training run is made of, without the model and the data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _require(holds: bool, what: str, got: object, hint: str) -> None:
+    if not holds:
+        raise ValueError(f"{what}, got {got}. {hint}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW. Matrices decay; vectors and embeddings do not.
+
+    Attributes:
+        lr: Highest learning rate.
+        betas: Decay of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled decay of matrices.
+        lr_factors: (prefix of parameter names, factor of `lr`); the longest matching prefix counts.
+    """
+
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    lr_factors: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "`lr` must be > 0", self.lr, "1e-3 is a usual start.")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            "`betas` must lie in [0, 1)",
+            self.betas,
+            "(0.9, 0.95) is usual.",
+        )
+        _require(
+            self.weight_decay >= 0, "`weight_decay` must be >= 0", self.weight_decay, "0 is off."
+        )
+        for prefix, factor in self.lr_factors:
+            _require(factor >= 0, f"The factor of {prefix!r} must be >= 0", factor, "0 freezes.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over the run: linear warm-up, then cosine or warm-up/stable/decay.
+
+    Attributes:
+        kind: ``"cosine"``: falls over all steps after the warm-up. ``"wsd"``: stays, then falls
+            linearly over the last `decay_fraction` of the run.
+        warmup_steps: Steps until the highest rate.
+        decay_fraction: Share of all steps that ``"wsd"`` decays over.
+        final_ratio: Rate at the end, as a share of the highest.
+    """
+
+    kind: Literal["cosine", "wsd"] = "cosine"
+    warmup_steps: int = 20
+    decay_fraction: float = 0.2
+    final_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in ("cosine", "wsd"),
+            "`kind` must be 'cosine' or 'wsd'",
+            repr(self.kind),
+            "Choose one.",
+        )
+        _require(
+            self.warmup_steps >= 0, "`warmup_steps` must be >= 0", self.warmup_steps, "0 is off."
+        )
+        for name in ("decay_fraction", "final_ratio"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"`{name}` must lie in [0, 1]", value, "It is a share.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        num_steps: Optimiser steps.
+        batch_rows: Rows of a step, over all processes.
+        accumulation: Equal parts of the batch, computed one after the other; several processes
+            share them out, so that a recipe gives the same run on 1 to `accumulation` processes.
+        seed: Of all randomness inside the model: noise is a function of (seed, step, part).
+        clip_norm: Longest gradient; ``None`` leaves it as it is.
+        precision: ``"bfloat16"`` computes under autocast; weights and optimiser stay float32.
+        compile: Compile the loss with `torch.compile`.
+        evaluate_every: Steps between evaluations; 0 evaluates at the end only.
+        checkpoint_every: Steps between checkpoints; 0 saves at the end only.
+        keep_checkpoints: Newest checkpoints that are kept.
+        log_every: Steps between lines of ``metrics.jsonl``.
+        optimizer: AdamW.
+        schedule: Learning rate over the run.
+    """
+
+    num_steps: int
+    batch_rows: int
+    accumulation: int = 1
+    seed: int = 0
+    clip_norm: float | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    log_every: int = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_rows", "accumulation", "keep_checkpoints", "log_every"):
+            value = getattr(self, name)
+            _require(value >= 1, f"`{name}` must be >= 1", value, "Give a larger number.")
+        for name in ("evaluate_every", "checkpoint_every", "seed"):
+            value = getattr(self, name)
+            _require(value >= 0, f"`{name}` must be >= 0", value, "0 is the smallest.")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            "`clip_norm` must be > 0 or None",
+            self.clip_norm,
+            "None switches clipping off.",
+        )
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            "`precision` must be 'float32' or 'bfloat16'",
+            repr(self.precision),
+            "Choose one.",
+        )
+        _require(
+            self.batch_rows % self.accumulation == 0,
+            "`batch_rows` must be a multiple of `accumulation`",
+            f"{self.batch_rows} rows in {self.accumulation} parts",
+            "Change one of them.",
+        )

@@ -1,0 +1,147 @@
+"""Many processes and machines: `torchrun`, FSDP2, and what the processes tell each other.
+
+Started without `torchrun`, everything here is a no-op of one process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: This process, 0 first; 0 writes files and reports.
+        size: Processes on all machines.
+        device: Where this process computes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files and reports."""
+        return self.rank == 0
+
+    def sum(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, in every process; others may pass anything."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any_error(self, error: str | None) -> str | None:
+        """The first error of any process, in every process, so that all stop together."""
+        if self.size == 1:
+            return error
+        errors: list[str | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        return next((error for error in errors if error), None)
+
+
+def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
+    """The named device, else this process's GPU, else the CPU.
+
+    Raises:
+        ValueError: A GPU is asked for and there is none.
+    """
+    if name is None:
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Device {name!r} needs a CUDA GPU: none is visible. Use device 'cpu'.")
+    return device
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[World]:
+    """Join the process group that `torchrun` describes; without `torchrun`, a world of one.
+
+    gloo connects processes on the CPU, nccl on GPUs.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``...; ``None`` takes this process's GPU when there is one.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield World(device=pick_device(device))
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    place = pick_device(None if device == "cuda" else device, local_rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=place)
+    finally:
+        dist.destroy_process_group()
+
+
+def current_world(device: torch.device) -> World:
+    """The group this process has joined, or a world of one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World(device=device)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def shard(system: nn.Module, world: World) -> nn.Module:
+    """Split parameters, gradients and optimiser state over all processes (FSDP2), in place.
+
+    Each module of ``system.shard_units()`` is gathered on its own, just before it computes; what
+    remains is gathered with the root. Build the system with one seed in all processes and move it
+    to its device first. A world of one leaves it untouched.
+
+    Returns:
+        The same system.
+    """
+    if world.size == 1:
+        return system
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    units = getattr(system, "shard_units", None)
+    for unit in units() if callable(units) else ():
+        fully_shard(unit, mesh=mesh)
+    # The root keeps its parameters between forward and backward: gathering them twice buys nothing.
+    fully_shard(system, mesh=mesh, reshard_after_forward=False)
+    # Hooks sit on `forward`; training enters by `loss`.
+    register_fsdp_forward_method(system, "loss")
+    return system
+
+
+def sync_gradients(system: nn.Module, sync: bool) -> None:
+    """Whether the next backward pass averages gradients over processes (sharded systems only)."""
+    setter = getattr(system, "set_requires_gradient_sync", None)
+    if callable(setter):
+        setter(sync)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; every process must call it."""
+    full = getattr(tensor, "full_tensor", None)
+    return full() if callable(full) else tensor
+
+
+def system_class(system: nn.Module) -> type:
+    """Class of a system as it was written; sharding puts a class of its own in front."""
+    return next(cls for cls in type(system).__mro__ if not cls.__name__.startswith("FSDP"))

@@ -1,0 +1,41 @@
+"""What every test shares: fixed seeds, one torch thread, and a compiler that can be used."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    # Derandomised: a red test is red again on the next run. No deadline: shared machines stall.
+    "counterpoint",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    database=None,
+)
+hypothesis.settings.load_profile("counterpoint")
+
+
+def pytest_configure() -> None:
+    # Test models are tiny: a second thread costs more than it gives, and sums stay reproducible.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """For tests that call `torch.compile`: fresh Dynamo, and no jaxtyping checks in its way."""
+    was_disabled = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+    jaxtyping.config.update("jaxtyping_disable", was_disabled)

@@ -1,0 +1,176 @@
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Ended, Sessions, generate, window_ticks
+from counterpoint.systems.contract import System
+from tests.runtime import tiny
+
+SYSTEMS: dict[str, Callable[[], System]] = {
+    "single_stream": tiny.single_stream,
+    "two_stream_lag_0": lambda: tiny.two_stream(0),
+    "two_stream_lag_1": lambda: tiny.two_stream(1),
+}
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request: pytest.FixtureRequest) -> System:
+    return SYSTEMS[request.param]()
+
+
+def continuation(
+    system: System, prompt: Sequence[int], number: int, sampling: Sampling
+) -> list[int]:
+    return list(generate(system, prompt, sampling, number, sliding=True))
+
+
+def greedy_by_definition(system: System, prompt: Sequence[int], number: int) -> list[int]:
+    """One whole pass from the first tick for every id: no state that could be wrong."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(number):
+            logits, _ = system.extend({"part": torch.tensor([ids])}, system.initial_state(1))
+            ids.append(int(logits["part"][0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_generate_gives_the_likeliest_ids_of_whole_passes(system: System) -> None:
+    greedy = continuation(system, PROMPT, 30, Sampling(temperature=0))
+    assert greedy == greedy_by_definition(system, PROMPT, 30)
+    assert len(set(greedy)) > 3
+
+
+@settings(max_examples=10)
+@given(cuts=st.lists(st.integers(0, 9), max_size=4), kind=st.sampled_from(sorted(SYSTEMS)))
+def test_prefill_may_be_cut_anywhere(cuts: list[int], kind: str) -> None:
+    system = SYSTEMS[kind]()
+    sessions = Sessions(system, 1)
+    sessions.start(0, Sampling(seed=5))
+    edges = [0, *sorted(cuts), len(PROMPT)]
+    for first, stop in zip(edges, edges[1:], strict=False):
+        sessions.feed({0: PROMPT[first:stop]})
+    pieces = [sessions.step()[0] for _ in range(12)]
+    assert pieces == continuation(system, PROMPT, 12, Sampling(seed=5))
+
+
+def test_rows_are_the_same_bit_for_bit_whatever_the_others_do(system: System) -> None:
+    def scores(busy: bool) -> list[torch.Tensor]:
+        sessions = Sessions(system, 3, sliding=True)
+        sessions.start(1, Sampling(seed=7))
+        if busy:
+            sessions.start(0, Sampling(seed=1, temperature=2.0, top_k=3))
+            sessions.feed({0: list(range(20)) * 5})
+        sessions.feed({1: PROMPT, **({0: [8] * 3} if busy else {})})
+        found = []
+        for tick in range(40):
+            if busy and tick == 6:
+                sessions.start(2, Sampling(seed=3))
+                sessions.feed({2: [tick] * 11})
+            if busy and tick == 15:
+                sessions.stop(0)
+            if busy and tick == 21:
+                sessions.start(0)
+                sessions.feed({0: [2]})
+            sessions.step([1, 2] if busy and 6 <= tick < 9 else None)
+            found.append(sessions._logits[1].clone())
+        return [*found, torch.tensor(sessions[1].sampled)]
+
+    for quiet, busy in zip(scores(False), scores(True), strict=True):
+        assert torch.equal(quiet, busy)
+
+
+def test_a_row_that_starts_again_remembers_nothing(system: System) -> None:
+    sessions = Sessions(system, 2, sliding=True)
+    for row in (0, 1):
+        sessions.start(row, Sampling(seed=row))
+        sessions.feed({row: [7, 8, 9] * 30})
+    for _ in range(10):
+        sessions.step()
+    other = sessions[1].sampled
+    sessions.start(0, Sampling(seed=4))
+    sessions.feed({0: PROMPT})
+    for _ in range(10):
+        sessions.step()
+    assert sessions[0].sampled == continuation(system, PROMPT, 10, Sampling(seed=4))
+    assert other == continuation(system, [7, 8, 9] * 30, 20, Sampling(seed=1))
+
+
+def test_rows_stop_independently(system: System) -> None:
+    expected = continuation(system, PROMPT, 20, Sampling(seed=2))
+    end_id = next(found for found in expected if expected.index(found) >= 4)
+    sessions = Sessions(system, 4)
+    sessions.start(0, Sampling(seed=2), end_id=end_id)
+    sessions.start(1, Sampling(seed=2), max_sampled=3)
+    sessions.start(3, Sampling(seed=2))
+    sessions.feed(dict.fromkeys((0, 1, 3), PROMPT))
+    assert [sorted(sessions.step()) for _ in range(4)] == [[0, 1, 3]] * 3 + [[0, 3]]
+    while 0 in sessions.running:
+        sessions.step()
+    sessions.stop(3)
+    assert sessions.step() == {}
+    assert sessions[0].sampled == expected[: expected.index(end_id) + 1]
+    assert sessions[1].sampled == expected[:3]
+    assert [sessions[row].ended for row in (0, 1, 3)] == [
+        Ended.END_ID, Ended.LIMIT, Ended.STOPPED,
+    ]  # fmt: skip
+
+
+def test_a_session_goes_on_after_it_is_fed_between_steps(system: System) -> None:
+    sessions = Sessions(system, 1, sliding=True)
+    sessions.start(0, Sampling(temperature=0))
+    sessions.feed({0: PROMPT})
+    first = [sessions.step()[0] for _ in range(3)]
+    sessions.feed({0: [4, 4]})
+    second = [sessions.step()[0] for _ in range(3)]
+    assert second == greedy_by_definition(system, [*PROMPT, *first, 4, 4], 3)
+
+
+def test_window_counts_the_stream_that_reaches_furthest() -> None:
+    assert window_ticks(tiny.single_stream(window=16)) == 16
+    assert window_ticks(tiny.two_stream(1)) == (6 + 1) * tiny.BLOCK
+
+
+def test_prompt_longer_than_the_window_is_refused_unless_it_may_slide() -> None:
+    system = tiny.single_stream(window=16)
+    sessions = Sessions(system, 1)
+    sessions.start(0)
+    sessions.feed({0: [1] * 10})
+    with pytest.raises(ValueError, match="must fit the model's window of 16 ticks: got 17"):
+        sessions.feed({0: [1] * 7})
+    sessions.feed({0: [1] * 6})
+    assert len([sessions.step() for _ in range(5)]) == 5
+    assert len(list(generate(system, [1] * 40, num_ticks=2, sliding=True))) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda s: s.feed({0: [tiny.VOCAB]}), "Ids must be 0 to 22: got 23 for row 0"),
+        (lambda s: s.feed({0: [-1]}), "Ids must be 0 to 22: got -1"),
+        (lambda s: s.feed({1: [1]}), "Row 1 must have been started"),
+        (lambda s: s.step([2]), "Row 2 must have been started"),
+        (lambda s: s.step(), "Row 0 must be fed at least one id"),
+        (lambda s: s.start(2), "`row` must be 0 to 1: got 2"),
+        (lambda s: s.start(0, max_sampled=0), "`max_sampled` must be >= 1, got 0"),
+        (lambda s: (s.stop(0), s.feed({0: [1]})), r"must be running: it has ended \(stopped\)"),
+        (lambda s: Sessions(s.system, 0), "`num_rows` must be >= 1, got 0"),
+    ],
+)
+def test_sessions_refuse_mistakes_in_one_line(
+    wrong: Callable[[Sessions], object], message: str
+) -> None:
+    sessions = Sessions(tiny.single_stream(), 2)
+    sessions.start(0)
+    with pytest.raises(ValueError, match=message) as caught:
+        wrong(sessions)
+    assert "\n" not in str(caught.value)
+
+
+def test_generate_refuses_an_empty_prompt() -> None:
+    with pytest.raises(ValueError, match="fed at least one id"):
+        next(generate(tiny.single_stream(), []))

@@ -1,0 +1,26 @@
+"""Every test that asks for a `model` runs for every system."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from counterpoint.systems import SYSTEMS
+from tests.systems.tiny_models import CONFIGS, randomised
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(system, name) for system in SYSTEMS for name in CONFIGS[system]],
+    ids="-".join,
+)
+def model(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
+    """Every system in several shapes, with random non-zero parameters. Shared: do not change it."""
+    torch.manual_seed(1)
+    system, name = request.param
+    model = randomised(SYSTEMS[system](CONFIGS[system][name]))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    yield model
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before), "a test changed the model"

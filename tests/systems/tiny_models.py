@@ -1,0 +1,79 @@
+"""The tiny models that every system is tested with, and batches for them."""
+
+import torch
+from torch import nn
+
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.streams.batch import Batch
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.systems.two_stream import TwoStreamConfig
+
+VOCAB = 13
+
+
+def tower(width: int, layers: int, heads: int, window: int) -> TowerConfig:
+    return TowerConfig(
+        width=width, num_layers=layers, num_heads=heads, mlp_hidden=2 * width + 1, window=window
+    )
+
+
+def single(window: int, heads: int = 3, taps: int = 4) -> SingleStreamConfig:
+    return SingleStreamConfig(
+        tower=tower(6 * heads, 2, heads, window), vocab_size=VOCAB, conv_taps=taps
+    )
+
+
+def two(compressor: str, lag: int, **changes: object) -> TwoStreamConfig:
+    """A whole of 3 blocks in its window, and a part window that is no multiple of a block."""
+    fields: dict[str, object] = {
+        "part": tower(18, 3, 3, 7),
+        "whole": tower(20, 2, 2, 3),
+        "lower_layers": 1,
+        "block_ticks": 4,
+        "lag_blocks": lag,
+        "compressor": compressor,
+        "reconstruct_weight": 0.1,
+        "vocab_size": VOCAB,
+    }
+    return TwoStreamConfig(**(fields | changes))  # type: ignore[arg-type]
+
+
+CONFIGS = {
+    "single_stream": {
+        "full": single(200),
+        "windowed": single(7),
+        "wide_ring": single(45, heads=1, taps=1),  # more than the 64 slots that are looked at first
+    },
+    "two_stream": {
+        **{
+            f"{kind}_lag{lag}": two(kind, lag)
+            for kind in ("mean", "last", "convolution", "attention", "wavelet")
+            for lag in (0, 1)
+        },
+        "wavelet_lag2": two("wavelet", 2, read_every=2, reconstruct_weight=0.0, conv_taps=2),
+        "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
+        "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
+        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, read_every=0),
+        "wide_ring": two(
+            "mean", 1, block_ticks=2, part=tower(12, 2, 2, 45), whole=tower(14, 1, 1, 40)
+        ),
+    },
+}
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Weights that start at zero hide leaks: random ones everywhere."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    return model.eval()
+
+
+def batch_of(ids: torch.Tensor, starts: torch.Tensor | None = None) -> Batch:
+    """Rows as a batch; targets are the next elements of the same document."""
+    starts = torch.zeros_like(ids) if starts is None else starts
+    targets = torch.full_like(ids, -1)
+    targets[:, :-1] = torch.where(starts[:, 1:] == starts[:, :-1], ids[:, 1:], -1)
+    return Batch(
+        ticks={"part": ids}, targets={"part": targets}, document_start=starts, num_bytes=ids.numel()
+    )

@@ -1,0 +1,97 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from counterpoint.train.checkpoint import checkpoint_paths, load_weights, read_manifest
+from counterpoint.train.distributed import World, joined, pick_device, shard
+from tests.train.tiny import rows
+from tests.train.two_processes import bigrams, part_and_whole, plan, run, transformer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes; one of them goes on from what one process began."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(folder / "begun_by_one", bigrams(), plan(3, accumulation=2))
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = subprocess.run(
+        [*command, Path(__file__).with_name("two_processes.py"), folder],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def numbers(folder: Path) -> torch.Tensor:
+    return torch.tensor([(row["loss"], row["grad_norm"], row["bytes"]) for row in rows(folder)])
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    torch.testing.assert_close(numbers(a), numbers(b), rtol=1e-5, atol=0)
+    torch.testing.assert_close(load_weights(a), load_weights(b), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "parts"),
+    [
+        ("bigrams", bigrams, 2),
+        ("transformer", transformer, 1),
+        ("part_and_whole", part_and_whole, 2),
+    ],
+)
+def test_two_processes_train_like_one(
+    runs: Path, tmp_path: Path, name: str, system: Callable[[], nn.Module], parts: int
+) -> None:
+    """With noise in the model too, when one process computes the same parts."""
+    run(tmp_path, system(), plan(4, parts))
+    assert_same_run(runs / name, tmp_path)
+
+
+def test_two_processes_go_on_from_one(runs: Path, tmp_path: Path) -> None:
+    run(tmp_path, bigrams(), plan(5, accumulation=2))
+    assert_same_run(runs / "begun_by_one", tmp_path)
+    counts = [read_manifest(p)["num_processes"] for p in checkpoint_paths(runs / "begun_by_one")]
+    assert counts == [2, 1]
+
+
+def test_one_process_goes_on_from_two(runs: Path, tmp_path: Path) -> None:
+    run(runs / "bigrams", bigrams(), plan(6, accumulation=2))
+    run(tmp_path, bigrams(), plan(6, accumulation=2))
+    assert_same_run(runs / "bigrams", tmp_path)
+    assert read_manifest(checkpoint_paths(runs / "bigrams")[0])["num_processes"] == 1
+
+
+def test_checkpoint_of_two_processes_is_sharded_and_free_of_pickle(runs: Path) -> None:
+    path = checkpoint_paths(runs / "transformer")[0]
+    files = sorted(str(f.relative_to(path)) for f in path.rglob("*") if f.is_file())
+    assert len([name for name in files if name.startswith("optimizer/shard-")]) == 2
+    assert {name.rpartition(".")[2] for name in files} == {"json", "safetensors"}
+    shapes = {name: p.shape for name, p in transformer().state_dict().items()}
+    assert {name: w.shape for name, w in load_weights(path).items()} == shapes
+
+
+def test_one_process_needs_no_group() -> None:
+    with joined("cpu") as world:
+        assert world == World()
+        system = bigrams()
+        assert shard(system, world) is system
+        assert type(system).__name__ == "Noisy"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_a_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"needs a CUDA GPU: none is visible"):
+        pick_device("cuda")

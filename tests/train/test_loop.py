@@ -1,0 +1,287 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counterpoint.streams.batch import Batch
+from counterpoint.train.checkpoint import checkpoint_paths, load_weights
+from counterpoint.train.config import ScheduleConfig, TrainConfig
+from counterpoint.train.config_json import encode
+from counterpoint.train.loop import DivergedError, split_batch, train
+from counterpoint.train.metrics import TensorBoardLogger, read_metrics
+from tests.train.tiny import (
+    ROWS,
+    TICKS,
+    Letters,
+    Noisy,
+    build,
+    measure,
+    rows,
+    run_here,
+    settings,
+    states_equal,
+)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert run_here(folder, settings()).finished
+    return folder
+
+
+def assert_same_run(folder: Path, straight: Path) -> None:
+    """Bit for bit: every logged number and every weight."""
+    assert rows(folder) == rows(straight)
+    assert states_equal(load_weights(folder), load_weights(straight))
+
+
+def start_child(
+    folder: Path, width: int, config: TrainConfig, delay: float
+) -> "subprocess.Popen[str]":
+    script = Path(__file__).with_name("tiny.py")
+    return subprocess.Popen(
+        [sys.executable, script, folder, str(width), json.dumps(encode(config)), str(delay)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def wait_until(happened: Any, seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Interrupted(Letters):
+    """Raises a real signal in this process while a step is running."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        super().__init__()
+        self.step = step
+        self.number = number
+
+    def batch(self, step: int) -> Batch:
+        if step == self.step:
+            signal.raise_signal(self.number)
+        return super().batch(step)
+
+
+class Crashing(Letters):
+    """The process dies of something else before a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def batch(self, step: int) -> Batch:
+        if step == self.step:
+            raise ConnectionError("the file server went away")
+        return super().batch(step)
+
+
+def test_loop_records_every_step_and_evaluation_once(straight: Path) -> None:
+    lines = rows(straight)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines if "evaluation" in line] == [2, 4, 6, 8]
+    assert [path.name for path in checkpoint_paths(straight)] == ["step_00000008", "step_00000006"]
+    last = lines[-1]
+    assert last["bytes"] == 8 * ROWS * TICKS
+    assert last["flops"] == 8 * ROWS * TICKS * 300.0
+    assert set(lines[0]["terms"]) == {"size"}
+
+
+def test_loop_reports_loss_in_bits_per_byte(straight: Path) -> None:
+    system = build(dropout=0.0)
+    batch = Letters().batch(0)
+    nats = system.loss(batch).nats.item()
+    config = settings(1)
+    result = train(system, Letters(), config, straight.with_name("one_step"))
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / (ROWS * TICKS), rel=1e-6)
+
+
+def test_loop_lowers_the_loss(straight: Path) -> None:
+    losses = [line["loss"] for line in rows(straight) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_resumes_bit_identically(
+    number: signal.Signals, tmp_path: Path, straight: Path
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    result = run_here(tmp_path, settings(), loader=Interrupted(3, number))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not result.finished
+    assert result.counters.step == 4  # the running step was finished, no other begun
+    assert result.checkpoint == checkpoint_paths(tmp_path)[0]
+    assert run_here(tmp_path, settings()).finished
+    assert_same_run(tmp_path, straight)
+
+
+def test_crash_resumes_bit_identically(tmp_path: Path, straight: Path) -> None:
+    with pytest.raises(ConnectionError):
+        run_here(tmp_path, settings(), loader=Crashing(5))
+    assert [line["step"] for line in rows(tmp_path)][-1] == 5  # beyond the checkpoint of step 3
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "lo')  # a half line, as a power cut leaves it
+    run_here(tmp_path, settings())
+    assert_same_run(tmp_path, straight)
+
+
+def test_sigterm_ends_a_process_cleanly(tmp_path: Path, straight: Path) -> None:
+    child = start_child(tmp_path, 8, settings(evaluate_every=0), delay=0.1)
+    metrics = tmp_path / "metrics.jsonl"
+    wait_until(lambda: len(read_metrics(metrics)) >= 2)
+    child.terminate()
+    output, _ = child.communicate(timeout=30)
+    assert child.returncode == 0, output
+    assert '"finished": false' in output
+    step = rows(tmp_path)[-1]["step"]
+    assert checkpoint_paths(tmp_path)[0].name == f"step_{step:08d}"
+    run_here(tmp_path, settings(evaluate_every=0), evaluate=None)
+    expected = [line for line in rows(straight) if "loss" in line]
+    assert rows(tmp_path) == expected
+
+
+def test_kill_in_the_middle_of_a_save_loses_no_checkpoint(tmp_path: Path) -> None:
+    width = 512
+    folder, straight = tmp_path / "killed", tmp_path / "straight"
+    # A constant rate: the runs below differ in their number of steps and in nothing else.
+    constant = ScheduleConfig(kind="wsd", warmup_steps=0, final_ratio=1.0)
+    config = settings(500, checkpoint_every=1, evaluate_every=0, schedule=constant)
+    child = start_child(folder, width, config, delay=0.0)
+    saves, partial = folder / "checkpoints", ".step_*.partial/optimizer"
+    wait_until(lambda: len(checkpoint_paths(folder)) >= 1 and any(saves.glob(partial)))
+    child.kill()
+    child.communicate(timeout=30)
+    assert any(saves.glob(partial)), "the process was not killed within a save"
+    step = int(checkpoint_paths(folder)[0].name.removeprefix("step_"))
+    config = replace(config, num_steps=step + 2)
+    run_here(folder, config, width=width, evaluate=None)
+    run_here(straight, replace(config, checkpoint_every=0), width=width, evaluate=None)
+    assert not list(saves.glob(".step_*"))
+    assert_same_run(folder, straight)
+
+
+def test_accumulation_gives_the_same_run(tmp_path: Path) -> None:
+    losses = []
+    for parts in (1, 2, 4):
+        folder = tmp_path / str(parts)
+        train(build(dropout=0.0), Letters(), settings(accumulation=parts), folder)
+        losses.append([(line["loss"], line["grad_norm"]) for line in rows(folder)])
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]))
+    torch.testing.assert_close(torch.tensor(losses[2]), torch.tensor(losses[0]))
+
+
+def test_accumulation_sums_to_the_gradient_of_the_batch() -> None:
+    system, batch = build(dropout=0.0), Letters().batch(0)
+    gradients = []
+    for parts in (1, 2):
+        system.zero_grad()
+        for part in split_batch(batch, parts):
+            assert isinstance(part, Batch)
+            (system.loss(part).total / parts).backward()
+        gradients.append([p.grad for p in system.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_uneven_accumulation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be a multiple of `accumulation`, got 4 rows in 3"):
+        settings(accumulation=3)
+    with pytest.raises(ValueError, match=r"`batch_rows` must be shared evenly.*gives 4 a process"):
+        run_here(tmp_path, settings(batch_rows=8))
+
+
+class Poisoned(Noisy):
+    """Its loss is not a number on a marked batch."""
+
+    def loss(self, batch: Batch) -> Any:
+        broken = bool((batch.targets["part"] >= 17).any())
+        targets = {"part": batch.targets["part"].clamp(max=16)}
+        loss = super().loss(
+            Batch(
+                ticks=batch.ticks,
+                targets=targets,
+                document_start=batch.document_start,
+                num_bytes=batch.num_bytes,
+            )
+        )
+        scale = float("nan") if broken else 1.0
+        return type(loss)(total=loss.total * scale, nats=loss.nats * scale, terms=loss.terms)
+
+
+def test_nan_stops_and_names_step_and_checkpoint(tmp_path: Path) -> None:
+    system = Poisoned(build().config)
+    with pytest.raises(DivergedError, match=r"step 5 has a loss of nan.*step_00000003") as error:
+        train(system, Letters(broken_step=4), settings(), tmp_path)
+    assert "\n" not in str(error.value)
+    assert all(p.isfinite().all() for p in system.parameters())
+    assert rows(tmp_path)[-1]["step"] == 4
+
+
+def test_bfloat16_trains_float32_weights(tmp_path: Path, straight: Path) -> None:
+    run_here(tmp_path, settings(precision="bfloat16"))
+    assert all(w.dtype == torch.float32 for w in load_weights(tmp_path).values())
+    losses = [line["loss"] for line in rows(tmp_path) if "loss" in line]
+    exact = [line["loss"] for line in rows(straight) if "loss" in line]
+    assert losses != exact
+    assert losses == pytest.approx(exact, rel=0.02)
+
+
+def test_finished_run_returns_at_once(straight: Path) -> None:
+    before = (straight / "metrics.jsonl").read_text()
+    result = run_here(straight, settings())
+    assert result.finished
+    assert math.isnan(result.bits_per_byte)
+    assert (straight / "metrics.jsonl").read_text() == before
+
+
+def test_changed_config_is_noted_on_resume(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Notes:
+        def step(self, report: object) -> None: ...
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def close(self) -> None: ...
+
+    run_here(tmp_path, settings(3))
+    run_here(tmp_path, settings(4, schedule=ScheduleConfig(warmup_steps=1)), reporter=Notes())
+    assert any("changed train config.num_steps (3, here 4)" in text for text in notes)
+
+
+def test_tensorboard_receives_scalars(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = tmp_path / "board"
+    run_here(tmp_path, settings(4), loggers=[TensorBoardLogger(board)])
+    events = EventAccumulator(str(board))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("evaluation/nats")] == [2, 4]
+    values = [event.value for event in events.Scalars("train/loss")]
+    assert values == pytest.approx([line["loss"] for line in rows(tmp_path) if "loss" in line])
+
+
+@pytest.mark.slow
+def test_compiled_loss_trains_alike(tmp_path: Path) -> None:
+    folders = [tmp_path / "eager", tmp_path / "compiled"]
+    for folder, compiled in zip(folders, (False, True), strict=True):
+        train(build(dropout=0.0), Letters(), settings(compile=compiled), folder, evaluate=measure)
+    eager, other = ([line["loss"] for line in rows(f) if "loss" in line] for f in folders)
+    assert other == pytest.approx(eager, rel=1e-4)

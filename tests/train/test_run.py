@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.config import DataConfig, Folder
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.run import Run, SystemConfig, from_json, to_json
+
+TOWER = TowerConfig(width=16, num_layers=2, num_heads=2, mlp_hidden=32, window=8)
+
+
+def example(system: SystemConfig) -> Run:
+    return Run(
+        name="example",
+        system=system,
+        data=DataConfig(source=Folder(path="books"), held_out=("a", "b")),
+        train=TrainConfig(
+            num_steps=3,
+            batch_rows=4,
+            clip_norm=None,
+            optimizer=OptimizerConfig(lr_factors=(("whole", 0.5),)),
+            schedule=ScheduleConfig(kind="wsd"),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        SingleStreamConfig(tower=TOWER),
+        TwoStreamConfig(part=TOWER, whole=TOWER, lower_layers=1, lag_blocks=1),
+    ],
+)
+def test_run_survives_json(system: SystemConfig) -> None:
+    run = example(system)
+    again = from_json(to_json(run))
+    assert again == run
+    assert type(again.system) is type(system)
+
+
+def test_run_names_the_nearest_field() -> None:
+    data = json.loads(to_json(example(SingleStreamConfig(tower=TOWER))))
+    data["system"]["tower"]["widht"] = 3
+    with pytest.raises(
+        ValueError, match=r"run\.system\.tower: TowerConfig has no field 'widht'.*'width'"
+    ):
+        from_json(json.dumps(data))
+
+
+def test_run_must_be_json() -> None:
+    with pytest.raises(ValueError, match="A run must be JSON"):
+        from_json("{")
+
+
+@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a\\b"])
+def test_run_name_must_serve_as_a_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="folder name"):
+        Run(
+            name=name,
+            system=SingleStreamConfig(tower=TOWER),
+            train=TrainConfig(num_steps=1, batch_rows=1),
+        )

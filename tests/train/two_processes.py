@@ -1,0 +1,67 @@
+"""Runs of two processes, for `test_distributed.py`; started by `torchrun`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
+from counterpoint.train.config import ScheduleConfig, TrainConfig
+from counterpoint.train.distributed import World, joined, shard
+from counterpoint.train.loop import train
+from tests.train.tiny import VOCAB, Letters, build, settings
+
+
+def plan(num_steps: int, accumulation: int = 1) -> TrainConfig:
+    """A constant rate, so that runs of different lengths have the same steps."""
+    constant = ScheduleConfig(kind="wsd", warmup_steps=0, final_ratio=1.0)
+    return settings(num_steps, schedule=constant, evaluate_every=0, accumulation=accumulation)
+
+
+def bigrams() -> nn.Module:
+    return build()
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    tower = TowerConfig(width=16, num_layers=2, num_heads=2, mlp_hidden=24, window=8)
+    return SingleStream(SingleStreamConfig(tower=tower, vocab_size=VOCAB))
+
+
+def part_and_whole() -> nn.Module:
+    torch.manual_seed(0)
+    part = TowerConfig(width=16, num_layers=2, num_heads=2, mlp_hidden=24, window=8)
+    whole = TowerConfig(width=24, num_layers=1, num_heads=2, mlp_hidden=32, window=4)
+    config = TwoStreamConfig(
+        part=part,
+        whole=whole,
+        lower_layers=1,
+        block_ticks=4,
+        whole_dropout=0.5,
+        vocab_size=VOCAB,
+    )
+    return TwoStream(config)
+
+
+def run(folder: Path, system: nn.Module, config: TrainConfig, world: World | None = None) -> None:
+    world = world or World()
+    loader = Letters(world.rank, world.size)
+    result = train(shard(system, world), loader, config, folder)
+    assert result.finished
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)  # as in `conftest.py`: sums depend on it
+    with joined("cpu") as world:
+        assert world.size == 2
+        run(folder / "bigrams", bigrams(), plan(4, accumulation=2), world)
+        run(folder / "begun_by_one", bigrams(), plan(5, accumulation=2), world)
+        run(folder / "transformer", transformer(), plan(4), world)
+        run(folder / "part_and_whole", part_and_whole(), plan(4, accumulation=2), world)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
