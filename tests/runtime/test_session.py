@@ -45,7 +45,7 @@ def test_generate_gives_the_likeliest_ids_of_whole_passes(system: System) -> Non
     assert len(set(greedy)) > 3
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(cuts=st.lists(st.integers(0, 9), max_size=4), kind=st.sampled_from(sorted(SYSTEMS)))
 def test_prefill_may_be_cut_anywhere(cuts: list[int], kind: str) -> None:
     system = SYSTEMS[kind]()
@@ -174,3 +174,26 @@ def test_sessions_refuse_mistakes_in_one_line(
 def test_generate_refuses_an_empty_prompt() -> None:
     with pytest.raises(ValueError, match="fed at least one id"):
         next(generate(tiny.single_stream(), []))
+
+
+def test_generate_under_its_own_whole_changes_nothing_and_another_does() -> None:
+    system = tiny.two_stream(1)
+    other = [found % tiny.VOCAB for found in range(len(PROMPT))]
+    plain = list(generate(system, PROMPT, num_ticks=15))
+    assert list(generate(system, PROMPT, num_ticks=15, whole_from=PROMPT)) == plain
+    assert list(generate(system, PROMPT, num_ticks=15, whole_from=other)) != plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "other", "message"),
+    [
+        ("single_stream", PROMPT, PROMPT, "Only a TwoStream"),
+        ("two_stream_lag_1", PROMPT[:8], PROMPT, "must have 9 ids or more"),
+        ("two_stream_lag_1", PROMPT, PROMPT[:7], "got 9 and 7"),
+    ],
+)
+def test_generate_refuses_a_whole_that_cannot_be_exchanged(
+    kind: str, prompt: list[int], other: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        next(generate(SYSTEMS[kind](), prompt, whole_from=other))

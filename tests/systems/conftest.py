@@ -13,7 +13,7 @@ from tests.systems.tiny_models import CONFIGS, randomised
 @pytest.fixture(
     scope="module",
     params=[(system, name) for system in SYSTEMS for name in CONFIGS[system]],
-    ids="-".join,
+    ids=lambda param: "-".join(param),
 )
 def model(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
     """Every system in several shapes, with random non-zero parameters. Shared: do not change it."""

@@ -8,14 +8,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from counterpoint.systems import SYSTEMS
+from counterpoint.systems.contract import Loss
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
 from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, single, two
 
 System = SingleStream | TwoStream
+
+
+@pytest.fixture
+def _plain_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the check of annotations that tests wrap around it, which Dynamo cannot trace."""
+    init = getattr(Loss.__init__, "__wrapped__", Loss.__init__)
+    monkeypatch.setattr(Loss, "__init__", init)
 
 
 def random_ids(rows: int, ticks: int) -> Tensor:
@@ -29,7 +38,9 @@ def scores(model: System, ids: Tensor, starts: Tensor | None = None) -> Tensor:
 
 def packed(documents: list[Tensor], block_ticks: int) -> tuple[Tensor, Tensor, list[int]]:
     """One row of documents, each padded to whole blocks, and where each starts."""
-    ids, starts, first = [], [], []
+    ids: list[Tensor] = []
+    starts: list[Tensor] = []
+    first: list[int] = []
     for document in documents:
         at = sum(len(piece) for piece in ids)
         length = -(-len(document) // block_ticks) * block_ticks
@@ -96,7 +107,8 @@ def test_loss_is_the_mean_of_the_targets_and_terms(model: System) -> None:
     documents = [random_ids(1, length)[0] for length in (4 * block, 3 * block)]
     ids, starts, _ = packed(documents, block)
     batch = batch_of(ids, starts)
-    loss = model.loss(batch)
+    with torch.no_grad():
+        loss = model.loss(batch)
     likelihood = torch.log_softmax(scores(model, ids, starts).double(), -1)
     nats = -sum(
         likelihood[0, tick, int(target)]
@@ -124,21 +136,23 @@ def test_gradient_reaches_every_parameter(model: System) -> None:
     [(system, name) for system in SYSTEMS for name in CONFIGS[system] if name != "wide_ring"],
 )
 def test_one_batch_is_learned_by_heart(system: str, name: str) -> None:
-    model = SYSTEMS[system](CONFIGS[system][name]).train()  # type: ignore[arg-type]
-    batch = batch_of(random_ids(1, 24))
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    first = model.loss(batch).nats
-    torch.testing.assert_close(first / 23, torch.tensor(math.log(VOCAB)))  # the head starts at 0
-    for _ in range(40):
+    model = SYSTEMS[system](CONFIGS[system][name]).train()
+    batch = batch_of(random_ids(1, 17))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    nats: list[float] = []
+    while len(nats) < 40 and (not nats or nats[-1] > 0.3):
         optimiser.zero_grad()
-        model.loss(batch).total.backward()
+        loss = model.loss(batch)
+        loss.total.backward()
         optimiser.step()
-    assert model.eval().loss(batch).nats / 23 < 0.3
+        nats.append(loss.nats.item() / 16)
+    assert math.isclose(nats[0], math.log(VOCAB), rel_tol=1e-5)  # the head starts at zero
+    assert nats[-1] <= 0.3
 
 
 def test_weights_survive_safetensors(model: System, tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    again = type(model)(model.config)  # type: ignore[arg-type]
+    again: System = (type(model))(model.config)  # type: ignore[arg-type]
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     ids = random_ids(2, 29)
     assert torch.equal(scores(again.eval(), ids), scores(model, ids))
@@ -153,39 +167,46 @@ def test_keys_of_the_weights_are_stable() -> None:
     ends = {"embedding.weight", "conv.weight", "norm.weight", "head.weight"}
     expected = ends | {f"tower.layers.{i}.{key}" for i in range(2) for key in layer}
     assert set(SingleStream(single(7)).state_dict()) == expected
-    expected = ends | {"block_norm.weight", "merge.weight", "whole_norm.weight", "no_plan"}
-    expected |= {f"{name}.unfold.weight" for name in ("plan", "predictor", "reconstructor")}
+    expected = ends | {"block_norm.weight", "merge.weight", "whole_norm.weight"}
+    expected |= {"steering.plan.weight", "steering.no_plan"}
+    expected |= {f"{name}.unfold.weight" for name in ("predictor", "reconstructor")}
     expected |= {"compressor.predict", "compressor.update"}
     expected |= {f"part.layers.{i}.{key}" for i in range(3) for key in layer}
     expected |= {f"whole.layers.{i}.{key}" for i in range(2) for key in layer}
-    link = ["query.weight", "key_value.weight", "null", "gate.weight", "gate.bias", "out.weight"]
-    for i in (1, 2):
-        expected |= {f"links.{i}.0.weight"} | {f"links.{i}.1.{key}" for key in link}
+    link = [
+        "norm.weight", "query.weight", "key_value.weight", "null", "gate.weight", "gate.bias",
+        "out.weight",
+    ]  # fmt: skip
+    expected |= {f"steering.links.{i}.{key}" for i in range(2) for key in link}
     assert set(TwoStream(two("wavelet", 1)).state_dict()) == expected
 
 
 @pytest.mark.parametrize("num_ticks", [3, 7, 14, 33, 61])
 def test_flops_agree_with_counted_ones(model: System, num_ticks: int) -> None:
-    batch = batch_of(random_ids(2, num_ticks))
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        model(batch)
-    assert model.flops_per_tick(num_ticks) * 2 * num_ticks == pytest.approx(
+    batch = batch_of(random_ids(4, num_ticks))
+    trained = copy.deepcopy(model).train()
+    # torch counts nothing for its fused attention on CPU; as plain products it counts them all.
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            model(batch)
+        with FlopCounterMode(display=False) as training:
+            trained.loss(batch).total.backward()
+    assert model.flops_per_tick(num_ticks) * 4 * num_ticks == pytest.approx(
         forward.get_total_flops(), rel=0.02
     )
-    trained = copy.deepcopy(model).train()
-    with FlopCounterMode(display=False) as training:
-        trained.loss(batch).total.backward()
-    assert model.flops_per_tick(num_ticks, training=True) * 2 * num_ticks == pytest.approx(
+    assert model.flops_per_tick(num_ticks, training=True) * 4 * num_ticks == pytest.approx(
         training.get_total_flops(), rel=0.02
     )
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("compiler", "_plain_loss")
 @pytest.mark.parametrize("num_ticks", [5, 33])  # within a window, and longer than two
 def test_forward_and_loss_compile_without_breaks(model: System, num_ticks: int) -> None:
     batch = batch_of(random_ids(2, num_ticks))
-    compiled = torch.compile(lambda batch: model(batch)["part"], fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda batch: model(batch)["part"], fullgraph=True, backend="aot_eager"
+    )
     with torch.no_grad():
         torch.testing.assert_close(compiled(batch), model(batch)["part"], rtol=0, atol=1e-5)
     loss = torch.compile(lambda batch: model.loss(batch).total, fullgraph=True, backend="aot_eager")
@@ -193,11 +214,13 @@ def test_forward_and_loss_compile_without_breaks(model: System, num_ticks: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize(("system", "name"), [("single_stream", "windowed"), ("two_stream", "wavelet_lag1")])
+@pytest.mark.usefixtures("compiler", "_plain_loss")
+@pytest.mark.parametrize(
+    ("system", "name"), [("single_stream", "windowed"), ("two_stream", "wavelet_lag1")]
+)
 def test_training_step_compiles_to_kernels(system: str, name: str) -> None:
     """The whole of torch's compiler, gradients included."""
-    model = SYSTEMS[system](CONFIGS[system][name])  # type: ignore[arg-type]
+    model = SYSTEMS[system](CONFIGS[system][name])
     torch.nn.init.normal_(model.head.weight)
     batch = batch_of(random_ids(2, 32))
     model.eval().loss(batch).total.backward()

@@ -1,5 +1,7 @@
 """The tiny models that every system is tested with, and batches for them."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,22 +25,23 @@ def single(window: int, heads: int = 3, taps: int = 4) -> SingleStreamConfig:
     )
 
 
-def two(compressor: str, lag: int, **changes: object) -> TwoStreamConfig:
+def two(compressor: str, lag: int, **changes: Any) -> TwoStreamConfig:
     """A whole of 3 blocks in its window, and a part window that is no multiple of a block."""
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "part": tower(18, 3, 3, 7),
         "whole": tower(20, 2, 2, 3),
         "lower_layers": 1,
         "block_ticks": 4,
         "lag_blocks": lag,
         "compressor": compressor,
+        "num_links": 2,
         "reconstruct_weight": 0.1,
         "vocab_size": VOCAB,
     }
-    return TwoStreamConfig(**(fields | changes))  # type: ignore[arg-type]
+    return TwoStreamConfig(**(fields | changes))
 
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "single_stream": {
         "full": single(200),
         "windowed": single(7),
@@ -50,12 +53,17 @@ CONFIGS = {
             for kind in ("mean", "last", "convolution", "attention", "wavelet")
             for lag in (0, 1)
         },
-        "wavelet_lag2": two("wavelet", 2, read_every=2, reconstruct_weight=0.0, conv_taps=2),
+        "wavelet_lag2": two("wavelet", 2, num_links=1, reconstruct_weight=0.0, conv_taps=2),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
-        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, read_every=0),
+        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
         "wide_ring": two(
-            "mean", 1, block_ticks=2, part=tower(12, 2, 2, 45), whole=tower(14, 1, 1, 40)
+            "mean",
+            1,
+            block_ticks=2,
+            part=tower(12, 2, 2, 45),
+            num_links=1,
+            whole=tower(14, 1, 1, 40),
         ),
     },
 }
@@ -65,7 +73,7 @@ def randomised(model: nn.Module) -> nn.Module:
     """Weights that start at zero hide leaks: random ones everywhere."""
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
+            weight.add_(torch.randn_like(weight) * 0.1)
     return model.eval()
 
 

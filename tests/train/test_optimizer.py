@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig
-from counterpoint.train.optimizer import build_optimizer, lr_ratio, set_lr
+from counterpoint.train.optimizer import build_optimizer, lr_ratio
 from tests.train.tiny import build
 
 
 def groups_by_name(config: OptimizerConfig) -> dict[str, tuple[float, float]]:
-    """(weight decay, learning rate) of each parameter at a rate of 1."""
+    """(weight decay, learning rate) of each parameter at its highest rate."""
     system = build()
     optimizer = build_optimizer(system, config)
-    set_lr(optimizer, 1.0)
+    optimizer.set_lr(1.0)
     found = {
         id(p): (group["weight_decay"], group["lr"])
         for group in optimizer.param_groups
@@ -30,7 +30,9 @@ def test_optimizer_decays_matrices_only() -> None:
 
 
 def test_optimizer_gives_prefixes_their_own_rate() -> None:
-    config = OptimizerConfig(lr_factors=(("layers", 0.5), ("layers.1", 0.25), ("scale", 0.0)))
+    config = OptimizerConfig(
+        lr=1.0, lr_factors=(("layers", 0.5), ("layers.1", 0.25), ("scale", 0.0))
+    )
     rates = {name: rate for name, (_, rate) in groups_by_name(config).items()}
     assert rates["layers.0.0.weight"] == rates["layers.0.0.bias"] == 0.5
     assert rates["layers.1.0.weight"] == 0.25
@@ -49,6 +51,31 @@ def test_optimizer_leaves_frozen_parameters_out() -> None:
     optimizer = build_optimizer(system, OptimizerConfig())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert id(system.head.weight) not in held
+
+
+def test_muon_takes_the_hidden_matrices_only() -> None:
+    config = OptimizerConfig(lr=1.0, muon_lr=7.0, lr_factors=(("layers.1", 0.5),))
+    rates = {name: rate for name, (_, rate) in groups_by_name(config).items()}
+    muon = {"layers.0.0.weight": 7.0, "layers.1.0.weight": 3.5}
+    assert {name: rates[name] for name in muon} == muon
+    assert all(rate in (1.0, 0.5) for name, rate in rates.items() if name not in muon)
+    optimizer = build_optimizer(build(), config)
+    assert [type(part).__name__ for part in optimizer.parts] == ["AdamW", "Muon"]
+
+
+def test_muon_steps_with_orthogonal_updates() -> None:
+    system = build()
+    optimizer = build_optimizer(system, OptimizerConfig(muon_lr=1.0, weight_decay=0.0))
+    weight = dict(system.named_parameters())["layers.0.0.weight"]
+    before = weight.detach().clone()
+    for parameter in system.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.set_lr(0.5)
+    optimizer.step()
+    singular = torch.linalg.svdvals((before - weight.detach()) / 0.5)
+    scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+    assert ((singular > 0.6 * scale) & (singular < 1.3 * scale)).all()
+    assert set(optimizer.state) == set(system.parameters())
 
 
 def test_cosine_passes_known_points() -> None:
@@ -83,19 +110,21 @@ def test_optimizer_steps_like_the_plain_one() -> None:
     plain = torch.optim.AdamW(
         systems[1].parameters(), 0.1, config.betas, config.eps, weight_decay=0.0, foreach=False
     )
-    for system, optimizer in zip(
-        systems, (build_optimizer(systems[0], config), plain), strict=True
-    ):
+    for system in systems:
         for parameter in system.parameters():
             parameter.grad = torch.ones_like(parameter) * 0.3
-        optimizer.step()
+    build_optimizer(systems[0], config).step()
+    plain.step()
     for a, b in zip(systems[0].parameters(), systems[1].parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"lr": 0.0}, r"`lr` must be > 0, got 0\.0"), ({"betas": (0.9, 1.0)}, r"`betas` must lie in")],
+    [
+        ({"lr": 0.0}, r"`lr` must be > 0, got 0\.0"),
+        ({"betas": (0.9, 1.0)}, r"`betas` and `muon_momentum` must lie in"),
+    ],
 )
 def test_optimizer_config_refuses_nonsense(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -137,11 +137,11 @@ def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def main(folder: str, width: str, config: str, delay: str) -> None:
+def main(folder: str, width: str, dropout: str, config: str, delay: str) -> None:
     """Train in a process of its own, under `torchrun` or not."""
     torch.set_num_threads(1)  # as in `conftest.py`: sums depend on it
     with joined("cpu") as world:
-        system = shard(build(int(width)), world)
+        system = shard(build(int(width), float(dropout)), world)
         loader = Letters(world.rank, world.size, delay=float(delay))
         result = train(system, loader, decode(TrainConfig, json.loads(config)), Path(folder))
     if world.is_first:

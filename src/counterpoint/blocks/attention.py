@@ -50,7 +50,9 @@ def offline_reach(document_start: Int[Tensor, "B T"], head_width: int, window: i
     cos, sin = rope_tables(position, head_width)
     span = causal_span(position.expand_as(document_start), document_start, window)
     if num_steps <= 2 * window:
-        plain = num_steps <= window and not document_start.any()
+        # Looking at the documents would break a compiled graph.
+        traced = torch.compiler.is_compiling()
+        plain = num_steps <= window and not traced and not document_start.any()
         return Reach(cos, sin, None if plain else span_mask(span, position))
     # Queries in groups of one window: each group reads its own steps and the group before.
     padding = -num_steps % window
@@ -76,9 +78,10 @@ def ring_steps(end: Int[Tensor, " B"], capacity: int, limit: int) -> Int[Tensor,
 def filled_slots(end: Int[Tensor, " B"], capacity: int) -> int:
     """Slots of a ring worth looking at when steps < ``end`` are written.
 
-    Skipping empty slots is worth a host read on CPU; elsewhere shapes stay fixed.
+    Skipping empty slots is worth a host read for a single session on CPU. Elsewhere shapes stay
+    fixed: kernels round differently at other shapes, so that a row would feel how far others are.
     """
-    if end.device.type != "cpu" or torch.compiler.is_compiling():
+    if len(end) > 1 or end.device.type != "cpu" or torch.compiler.is_compiling():
         return capacity
     return min(capacity, -(-int(end.max()) // 64) * 64)
 
@@ -143,7 +146,13 @@ def attention_weights(
     q: Float[Tensor, "*B H Q E"], k: Float[Tensor, "*B H K E"], mask: Bool[Tensor, "*B Q K"]
 ) -> Float[Tensor, "*B H Q K"]:
     """Softmax over the keys that each query may read."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return masked_softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), mask)
+
+
+def masked_softmax(
+    scores: Float[Tensor, "*B H Q K"], mask: Bool[Tensor, "*B Q K"]
+) -> Float[Tensor, "*B H Q K"]:
+    """Softmax of the scores where the mask is True, 0 elsewhere."""
     # A finite minimum: a step that is not real may see nothing, and must not make NaN.
     lowest = torch.finfo(scores.dtype).min / 2
     hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, lowest)
@@ -213,6 +222,8 @@ class SelfAttention(nn.Module):
         if cache is not None and reach.slot is not None:
             write_ring(cache, reach.slot, torch.stack((k, v), 1))
             k, v = cache[:, :, :, : reach.limit].to(q.dtype).unbind(1)
-        grouped = reach.mask is not None and reach.mask.ndim == 4
-        y = attend_in_groups(q, k, v, reach.mask) if grouped else attend(q, k, v, reach.mask)
+        if reach.mask is not None and reach.mask.ndim == 4:
+            y = attend_in_groups(q, k, v, reach.mask)
+        else:
+            y = attend(q, k, v, reach.mask)
         return self.out(y.transpose(1, 2).flatten(2))

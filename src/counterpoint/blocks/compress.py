@@ -1,12 +1,13 @@
-"""Compressors: the finished blocks of a fine stream in, a few slots a block out.
+"""Between a fine stream and its blocks: compressors, their counterpart, and the grid of blocks.
 
-Every compressor sees one block at a time, so it is causal by construction and has no state.
+A compressor takes finished blocks and gives a few slots for each. It sees one block at a time, so
+it is causal by construction and has no state.
 """
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Kind = Literal["mean", "last", "convolution", "attention", "wavelet"]
@@ -164,3 +165,47 @@ def build_compressor(kind: Kind, width: int, block_ticks: int, num_slots: int) -
     if kind == "convolution":
         return StridedConvolution(width, block_ticks, num_slots)
     return AttentionSlots(width, block_ticks, num_slots)
+
+
+class Unfold(nn.Module):
+    """One linear map from a block's vector to a state for each of its steps."""
+
+    def __init__(self, width: int, step_width: int, block_ticks: int) -> None:
+        """From ``width`` features to ``block_ticks`` states of ``step_width``."""
+        super().__init__()
+        self.block_ticks = block_ticks
+        self.unfold = nn.Linear(width, block_ticks * step_width, bias=False)
+        nn.init.normal_(self.unfold.weight, std=width**-0.5)
+
+    def forward(self, x: Float[Tensor, "*B D2"]) -> Float[Tensor, "*B R D"]:
+        """Unfold each vector into its block."""
+        return self.unfold(x).unflatten(-1, (self.block_ticks, -1))
+
+
+def finish_blocks(
+    pending: Float[Tensor, "B R D"],
+    x: Float[Tensor, "B T D"],
+    position: Int[Tensor, " B"],
+    lengths: Int[Tensor, " B"] | None,
+) -> tuple[Float[Tensor, "B W R D"], Int[Tensor, " B"], Float[Tensor, "B R D"]]:
+    """Lay a chunk of steps behind the pending ones, on each row's own grid of blocks.
+
+    Args:
+        pending: Steps of the unfinished block of each row, from the left.
+        x: The steps that follow.
+        position: Steps before the chunk; ``position % R`` of them are pending.
+        lengths: Real steps of each row; ``None`` means all.
+
+    Returns:
+        As many blocks as a row can have finished, how many of them each row has, and the steps
+        that are pending next.
+    """
+    num_rows, num_steps, width = x.shape
+    size = pending.shape[1]
+    most = (size - 1 + num_steps) // size
+    phase = position % size
+    steps = torch.cat((pending.to(x.dtype), x.new_zeros(num_rows, most * size, width)), 1)
+    place = phase[:, None] + torch.arange(num_steps, device=x.device)
+    blocks = steps.scatter(1, place[..., None].expand_as(x), x).unflatten(1, (-1, size))
+    finished = (phase + (num_steps if lengths is None else lengths)) // size
+    return blocks[:, :-1], finished, blocks[torch.arange(num_rows, device=x.device), finished]

@@ -1,4 +1,4 @@
-"""Gated cross-attention from a fine stream to the finished steps of a coarse one."""
+"""Gated cross-attention (pre-norm) from a fine stream to the finished steps of a coarse one."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import attend, attention_weights
+from counterpoint.blocks.attention import masked_softmax
+from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.rope import rope_tables, rotate
 from counterpoint.streams.clock import Span, span_mask
 
@@ -53,6 +54,7 @@ class CrossAttention(nn.Module):
         """Fine steps of ``width`` read coarse steps of ``memory_width``."""
         super().__init__()
         self.num_heads = num_heads
+        self.norm = RMSNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(memory_width, 2 * width, bias=False)
         self.null = nn.Parameter(torch.zeros(2, num_heads, 1, width // num_heads))
@@ -73,8 +75,11 @@ class CrossAttention(nn.Module):
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
     ) -> Float[Tensor, "B T D"]:
         """What each fine step reads."""
-        q, k, v = self._with_null(x, memory, reach)
-        y = attend(q, k, v, reach.mask).transpose(1, 2)  # (B, T, H, E)
+        x = self.norm(x)
+        weights = self._weights(x, memory, reach)
+        null = self.null[1].expand(len(x), -1, -1, -1)
+        v = torch.cat((null.to(weights.dtype), memory[:, 1].to(weights.dtype)), 2)
+        y = (weights @ v).transpose(1, 2)  # (B, T, H, E)
         gate = 2 * torch.sigmoid(self.gate(x))
         return self.out((y * gate[..., None].to(y.dtype)).flatten(2))
 
@@ -82,15 +87,13 @@ class CrossAttention(nn.Module):
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
     ) -> Float[Tensor, "B H T W1"]:
         """Attention of each fine step on the null key (first) and on every coarse step."""
-        q, k, _ = self._with_null(x, memory, reach)
-        return attention_weights(q, k, reach.mask)
+        return self._weights(self.norm(x), memory, reach)
 
-    def _with_null(
-        self, x: Tensor, memory: Tensor, reach: CrossReach
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _weights(self, x: Tensor, memory: Tensor, reach: CrossReach) -> Tensor:
         q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        q = rotate(q, reach.cos, reach.sin)
-        null = self.null[:, None].expand(-1, len(x), -1, -1, -1)
-        k = torch.cat((null[0].to(q.dtype), memory[:, 0].to(q.dtype)), 2)
-        v = torch.cat((null[1].to(q.dtype), memory[:, 1].to(q.dtype)), 2)
-        return q, k, v
+        q = q * q.shape[-1] ** -0.5
+        # The null key stands nowhere: its query is not rotated, or its score would depend on where
+        # in a row a document is, and on how long a session has lasted.
+        null = q @ self.null[0].to(q.dtype).transpose(-1, -2)
+        scores = rotate(q, reach.cos, reach.sin) @ memory[:, 0].to(q.dtype).transpose(-1, -2)
+        return masked_softmax(torch.cat((null, scores), -1), reach.mask)

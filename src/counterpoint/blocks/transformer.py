@@ -1,8 +1,9 @@
 """Transformer layers and towers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -59,10 +60,11 @@ class Tower(nn.Module):
     """A stack of layers that share one window."""
 
     def __init__(self, config: TowerConfig) -> None:
-        """Matrices start at ``N(0, 0.4 / fan_in)``; those that end a branch are scaled by depth."""
+        """Matrices start at ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth."""
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        layers = [Layer(config) for _ in range(config.num_layers)]
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         out_scale = (2 * config.num_layers) ** -0.5
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
@@ -117,9 +119,3 @@ class Tower(nn.Module):
         steps_run = -(-num_steps // config.window) * config.window if grouped else num_steps
         keys = 2 * config.window if grouped else num_steps
         return linear + 4 * config.width * keys * config.num_layers * steps_run / num_steps
-
-    def state_bytes(self) -> int:
-        """Bytes of one session's caches."""
-        element_bytes = next(self.parameters()).element_size()
-        slots = self.capacity + 1
-        return 2 * self.config.width * slots * self.config.num_layers * element_bytes

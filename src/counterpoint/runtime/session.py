@@ -14,7 +14,7 @@ from counterpoint.runtime.simultaneous import Simultaneous
 from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems.contract import Logits, State
 from counterpoint.systems.single_stream import SingleStreamConfig
-from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 
 
 @runtime_checkable
@@ -266,6 +266,7 @@ def generate(
     num_ticks: int = 256,
     *,
     end_id: int | None = None,
+    whole_from: Sequence[int] | None = None,
     sliding: bool = False,
 ) -> Iterator[int]:
     """Continue a prompt, id by id.
@@ -276,16 +277,46 @@ def generate(
         sampling: How ids are chosen.
         num_ticks: Most ids to give.
         end_id: Id after which it ends; it is given too.
+        whole_from: Ids of another text, at least as many as the prompt has: the prompt goes on
+            under the whole of these (`TwoStream` only).
         sliding: Accept a prompt longer than the model's window.
 
     Raises:
-        ValueError: The prompt is empty, too long, or not of the model's vocabulary.
+        ValueError: The prompt is empty, too long, or not of the model's vocabulary; or it cannot go
+            on under another whole.
     """
     sessions = Sessions(system, 1, sliding=sliding)
     session = sessions.start(0, sampling, end_id=end_id, max_sampled=num_ticks)
+    if whole_from is not None:
+        prompt = _feed_under(sessions, prompt, whole_from)
     sessions.feed({0: prompt})
     while not session.ended:
         yield sessions.step()[0]
+
+
+def _feed_under(
+    sessions: Sessions, prompt: Sequence[int], whole_from: Sequence[int]
+) -> Sequence[int]:
+    """Feed all of a prompt but its last id, change its whole, and give back that last id."""
+    model = sessions.system.system if isinstance(sessions.system, Simultaneous) else sessions.system
+    if not isinstance(model, TwoStream):
+        raise ValueError(
+            f"Only a TwoStream can go on under another whole: got {type(model).__name__}."
+        )
+    fed = len(prompt) - 1
+    usable = max(fed, 0) // model.config.block_ticks - model.config.lag_blocks
+    if usable < 1 or len(whole_from) < fed:
+        needed = (1 + model.config.lag_blocks) * model.config.block_ticks + 1
+        raise ValueError(
+            f"To go on under another whole, a prompt must have {needed} ids or more, and the other "
+            f"text as many: got {len(prompt)} and {len(whole_from)}. Give longer texts."
+        )
+    donor = Sessions(model, 1, sliding=True)
+    donor.start(0)
+    donor.feed({0: whole_from[:fed]})
+    sessions.feed({0: prompt[:fed]})
+    sessions.state = model.swap(sessions.state, donor.state)
+    return prompt[fed:]
 
 
 def window_ticks(system: Streaming) -> int:

@@ -114,3 +114,10 @@ def in_chunks(
         logits, state = extend_chunk(chunk, state, real)
         pieces.append(logits)
     return {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}, state
+
+
+def state_bytes(state: State) -> int:
+    """Bytes of all tensors of a state."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    return sum(state_bytes(part) for part in state)

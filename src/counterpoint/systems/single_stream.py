@@ -19,7 +19,7 @@ from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Logits, Loss, cross_entropy, in_chunks
+from counterpoint.systems.contract import Logits, Loss, cross_entropy, in_chunks, state_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +132,7 @@ class SingleStream(nn.Module):
 
     def state_bytes_per_tick(self, num_ticks: int) -> float:
         """State bytes a tick; see `System.state_bytes_per_tick`."""
-        conv = self.conv.initial_state(1)
-        return (self.tower.state_bytes() + conv.nbytes + 8) / num_ticks
+        return state_bytes(self.initial_state(1)) / num_ticks
 
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""

@@ -26,10 +26,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from counterpoint.train.config_json import decode, encode, first_difference
 from counterpoint.train.distributed import World, system_class, whole
+from counterpoint.train.optimizer import JointOptimizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -74,7 +74,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 def save_checkpoint(
     folder: Path,
     system: nn.Module,
-    optimizer: Optimizer,
+    optimizer: JointOptimizer,
     counters: Counters,
     world: World,
     extra: Mapping[str, Any],
@@ -84,7 +84,7 @@ def save_checkpoint(
     Args:
         folder: Run folder, which all processes must see (a shared disk when on many machines).
         system: Model, sharded or not.
-        optimizer: Its AdamW.
+        optimizer: Its optimiser.
         counters: What the run has done so far.
         world: The processes.
         extra: JSON that goes into the manifest, such as the training config.
@@ -138,7 +138,7 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
 
 
 def _write_tensors(
-    partial: Path, system: nn.Module, optimizer: Optimizer, world: World
+    partial: Path, system: nn.Module, optimizer: JointOptimizer, world: World
 ) -> str | None:
     """Write weights and optimiser state; give back what went wrong in this process."""
     weights: dict[str, Tensor] = {}
@@ -181,7 +181,7 @@ def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:
     return None
 
 
-def _optimizer_tensors(system: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(system: nn.Module, optimizer: JointOptimizer) -> dict[str, Tensor]:
     return {
         f"{slot}.{name}": tensor
         for name, parameter in system.named_parameters()
@@ -361,7 +361,7 @@ def newest_checkpoint(
     return None
 
 
-def restore(path: Path, system: nn.Module, optimizer: Optimizer, world: World) -> Counters:
+def restore(path: Path, system: nn.Module, optimizer: JointOptimizer, world: World) -> Counters:
     """Load a checked checkpoint into a system and its optimiser, whatever their sharding."""
     with torch.no_grad():
         _read(path, dict(system.state_dict()), world)

@@ -11,17 +11,23 @@ def _require(holds: bool, what: str, got: object, hint: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW. Matrices decay; vectors and embeddings do not.
+    """AdamW, or Muon for hidden matrices. Matrices decay; vectors and embeddings do not.
 
     Attributes:
-        lr: Highest learning rate.
-        betas: Decay of the two moments.
+        lr: Highest learning rate of AdamW.
+        muon_lr: Highest learning rate of Muon (https://kellerjordan.github.io/posts/muon) on the
+            weights of linear layers but the head's; ``None`` leaves them to AdamW.
+        muon_momentum: Momentum of Muon.
+        betas: Decay of AdamW's two moments.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled decay of matrices.
-        lr_factors: (prefix of parameter names, factor of `lr`); the longest matching prefix counts.
+        lr_factors: (prefix of parameter names, factor of `lr` and `muon_lr`); the longest
+            matching prefix counts.
     """
 
     lr: float = 3e-3
+    muon_lr: float | None = None
+    muon_momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -30,10 +36,16 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require(self.lr > 0, "`lr` must be > 0", self.lr, "1e-3 is a usual start.")
         _require(
-            all(0 <= beta < 1 for beta in self.betas),
-            "`betas` must lie in [0, 1)",
-            self.betas,
-            "(0.9, 0.95) is usual.",
+            self.muon_lr is None or self.muon_lr > 0,
+            "`muon_lr` must be > 0 or None",
+            self.muon_lr,
+            "0.02 is a usual start.",
+        )
+        _require(
+            all(0 <= beta < 1 for beta in (self.muon_momentum, *self.betas)),
+            "`betas` and `muon_momentum` must lie in [0, 1)",
+            (*self.betas, self.muon_momentum),
+            "(0.9, 0.95) and 0.95 are usual.",
         )
         _require(
             self.weight_decay >= 0, "`weight_decay` must be >= 0", self.weight_decay, "0 is off."
@@ -91,7 +103,7 @@ class TrainConfig:
         checkpoint_every: Steps between checkpoints; 0 saves at the end only.
         keep_checkpoints: Newest checkpoints that are kept.
         log_every: Steps between lines of ``metrics.jsonl``.
-        optimizer: AdamW.
+        optimizer: AdamW or Muon, and their rates.
         schedule: Learning rate over the run.
     """
 

@@ -29,7 +29,7 @@ from counterpoint.train.config import TrainConfig
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, current_world, sync_gradients, whole
 from counterpoint.train.metrics import MetricLogger, MetricsFile
-from counterpoint.train.optimizer import build_optimizer, lr_ratio, set_lr
+from counterpoint.train.optimizer import build_optimizer, lr_ratio
 from counterpoint.train.progress import Reporter, StepReport
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -153,10 +153,10 @@ class _Trainer:
             )
         if config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
-        lr = config.optimizer.lr * lr_ratio(config.schedule, counters.step, config.num_steps)
-        set_lr(self.optimizer, lr)
+        ratio = lr_ratio(config.schedule, counters.step, config.num_steps)
+        self.optimizer.set_lr(ratio)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         flops = self.contract.flops_per_tick(num_ticks, training=True) * num_ticks * rows
         seconds = time.perf_counter() - begin
         counters.step += 1
@@ -165,7 +165,7 @@ class _Trainer:
         counters.seconds += seconds
         return _Step(
             bits_per_byte=total_nats / math.log(2) / max(num_bytes, 1),
-            lr=lr,
+            lr=config.optimizer.lr * ratio,
             grad_norm=grad_norm,
             num_bytes=int(num_bytes),
             flops=flops,

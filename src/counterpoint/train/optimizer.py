@@ -1,55 +1,95 @@
-"""AdamW with parameter groups, and the learning rate over a run."""
+"""Muon and AdamW with parameter groups, and the learning rate over a run."""
 
 import math
 import re
 from difflib import get_close_matches
+from typing import Any
 
-from torch import nn
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
 
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig
 
 
-def build_optimizer(system: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW over all trainable parameters, in groups of equal decay and learning-rate factor.
+class JointOptimizer:
+    """Optimisers of disjoint parameters that act as one, with one state."""
 
-    The fused form is one pass over memory. Best of 11 steps on 2 CPU cores, 9 M parameters in 120
-    tensors: fused 8 ms, one parameter after the other 25 ms, foreach 54 ms.
+    def __init__(self, parts: list[Optimizer]) -> None:
+        """Take the parts over; the first one's state holds that of all."""
+        self.parts = parts
+        self.state: dict[Tensor, dict[str, Tensor]] = parts[0].state
+        for part in parts:
+            part.state = parts[0].state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """One step of every part."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def set_lr(self, ratio: float) -> None:
+        """Give every group this share of its highest learning rate."""
+        for group in self.param_groups:
+            group["lr"] = group["highest_lr"] * ratio
+
+
+def build_optimizer(system: nn.Module, config: OptimizerConfig) -> JointOptimizer:
+    """Optimisers over all trainable parameters, in groups of equal decay and learning rate.
+
+    With `muon_lr`, Muon (torch's, learning rate scaled by shape as in the original) takes the
+    weights of linear layers except the head's; AdamW takes the rest. AdamW is fused, one pass over
+    memory. Best of 11 steps on 2 CPU cores, 9 M parameters in 120 tensors: fused 8 ms, one
+    parameter after the other 25 ms, foreach 54 ms.
 
     Raises:
         ValueError: A prefix of `lr_factors` matches no parameter.
     """
     named = {name: p for name, p in system.named_parameters() if p.requires_grad}
+    _check_prefixes(list(named), config)
+    modules = list(system.named_modules())
+    embeddings = {id(m.weight) for _, m in modules if isinstance(m, nn.Embedding)}
+    hidden = {id(m.weight) for name, m in modules if isinstance(m, nn.Linear) and name != "head"}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        muon = config.muon_lr is not None and id(parameter) in hidden
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        factors = [item for item in config.lr_factors if name.startswith(item[0])]
+        factor = max(factors, key=lambda item: len(item[0]))[1] if factors else 1.0
+        lr = factor * (config.muon_lr if muon and config.muon_lr else config.lr)
+        key = (muon, config.weight_decay if decays else 0.0, lr)
+        groups.setdefault(key, []).append(parameter)
+
+    def of(muon: bool) -> list[dict[str, Any]]:
+        return [
+            {"params": parameters, "weight_decay": decay, "lr": lr, "highest_lr": lr}
+            for (is_muon, decay, lr), parameters in groups.items()
+            if is_muon == muon
+        ]
+
+    parts: list[Optimizer] = [AdamW(of(False), betas=config.betas, eps=config.eps, fused=True)]
+    if of(True):
+        parts.append(Muon(of(True), momentum=config.muon_momentum))
+    return JointOptimizer(parts)
+
+
+def _check_prefixes(names: list[str], config: OptimizerConfig) -> None:
     for prefix, _ in config.lr_factors:
-        if not any(name.startswith(prefix) for name in named):
-            prefixes = {n[: m.start()] for n in named for m in re.finditer(r"\.|$", n)}
+        if not any(name.startswith(prefix) for name in names):
+            prefixes = {n[: m.start()] for n in names for m in re.finditer(r"\.|$", n)}
             near = get_close_matches(prefix, sorted(prefixes), n=1, cutoff=0)
             raise ValueError(
                 "Each prefix in `lr_factors` must start a parameter's name: "
                 f"got {prefix!r}, which starts none. Did you mean {near[0]!r}?"
             )
-    embeddings = {
-        id(module.weight)
-        for module in system.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-    }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in named.items():
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        factors = [item for item in config.lr_factors if name.startswith(item[0])]
-        factor = max(factors, key=lambda item: len(item[0]))[1] if factors else 1.0
-        decay = config.weight_decay if decays else 0.0
-        groups.setdefault((decay, factor), []).append(parameter)
-    return AdamW(
-        [
-            {"params": parameters, "weight_decay": decay, "lr_factor": factor}
-            for (decay, factor), parameters in groups.items()
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
 
 
 def lr_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
@@ -69,9 +109,3 @@ def lr_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
     done = min((step - begin) / (last - begin), 1.0)
     fallen = (1 - math.cos(math.pi * done)) / 2 if config.kind == "cosine" else done
     return 1.0 - (1.0 - config.final_ratio) * fallen
-
-
-def set_lr(optimizer: AdamW, lr: float) -> None:
-    """Give every group the learning rate times its own factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]

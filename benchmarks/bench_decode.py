@@ -1,0 +1,145 @@
+"""How long does one tick of one session take beside Hugging Face `transformers` Llama?
+
+Both read the same bytes one by one with their caches, in one process, tick by tick in turn.
+Bar: half of Llama's median. Also: `two_stream` with a lag of one block, its whole tower in a thread
+of its own and four times larger; bar: its median within 10 % of the smaller one's.
+
+    python benchmarks/bench_decode.py --sizes tiny small --out benchmarks/results/decode.json
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from bench_train_step import llama
+from record import finish, quantile
+from torch import Tensor
+
+from counterpoint.runtime.simultaneous import Simultaneous
+from counterpoint.systems import single_stream, two_stream
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
+
+AIM_TIMES_LLAMA = 2.0
+AIM_WHOLE = 1.10
+
+
+def ours(model: SingleStream | TwoStream | Simultaneous) -> Callable[[Tensor], float]:
+    """A function that feeds one id and returns its seconds."""
+    state = model.initial_state(1)
+
+    def tick(ids: Tensor) -> float:
+        nonlocal state
+        begin = time.perf_counter()
+        _, state = model.extend({"part": ids}, state)
+        return time.perf_counter() - begin
+
+    return tick
+
+
+def theirs(model: Any) -> Callable[[Tensor], float]:
+    """The same for Llama with its default cache."""
+    cache: Any = None
+
+    def tick(ids: Tensor) -> float:
+        nonlocal cache
+        begin = time.perf_counter()
+        cache = model(ids, past_key_values=cache, use_cache=True).past_key_values
+        return time.perf_counter() - begin
+
+    return tick
+
+
+def in_turn(ticks: dict[str, Callable[[Tensor], float]], count: int) -> dict[str, list[float]]:
+    """Seconds of every tick of every model, the models in turn; the first tenth is left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in ticks}
+    with torch.inference_mode():
+        for _ in range(count):
+            ids = torch.randint(0, 256, (1, 1))
+            for name, tick in ticks.items():
+                seconds[name].append(tick(ids))
+    return {name: values[count // 10 :] for name, values in seconds.items()}
+
+
+def row(values: list[float]) -> dict[str, float]:
+    """Median and 95th percentile in microseconds."""
+    return {f"p{p}_us": round(quantile(values, p / 100) * 1e6, 1) for p in (50, 95)}
+
+
+def against_llama(size: str, count: int) -> dict[str, Any]:
+    """Single-row decode of both systems beside Llama."""
+    config = getattr(single_stream, size)()
+    seconds = in_turn(
+        {
+            "llama": theirs(llama(config).eval()),
+            "single_stream": ours(SingleStream(config).eval()),
+            "two_stream": ours(TwoStream(getattr(two_stream, size)()).eval()),
+        },
+        count,
+    )
+    return {
+        name: row(values)
+        | {"times_llama": round(quantile(seconds["llama"], 0.5) / quantile(values, 0.5), 3)}
+        for name, values in seconds.items()
+    }
+
+
+def with_whole_four_times(size: str, count: int) -> dict[str, Any]:
+    """`two_stream` with a lag: its tick with a whole tower of once and four times the size."""
+    config: TwoStreamConfig = replace(getattr(two_stream, size)(), lag_blocks=1)
+    larger = replace(config, whole=replace(config.whole, num_layers=4 * config.whole.num_layers))
+    torch.set_num_threads(1)  # the other core is the whole tower's
+    results: dict[str, Any] = {}
+    with (
+        Simultaneous(TwoStream(config).eval()) as once,
+        Simultaneous(TwoStream(larger).eval()) as four_times,
+    ):
+        beside = in_turn({"once": ours(once), "four_times": ours(four_times)}, count)
+        results["misses"] = {
+            "once": once.num_misses, "four_times": four_times.num_misses, "jobs": once.num_jobs
+        }  # fmt: skip
+    in_line = in_turn(
+        {
+            "once_in_line": ours(TwoStream(config).eval()),
+            "four_times_in_line": ours(TwoStream(larger).eval()),
+        },
+        count,
+    )
+    for name, values in (beside | in_line).items():
+        results[name] = row(values)
+    p50, p95 = (
+        {name: quantile(values, share) for name, values in (beside | in_line).items()}
+        for share in (0.5, 0.95)
+    )
+    results["p50_ratio"] = round(p50["four_times"] / p50["once"], 3)
+    results["p95_ratio"] = round(p95["four_times"] / p95["once"], 3)
+    results["p95_ratio_in_line"] = round(p95["four_times_in_line"] / p95["once_in_line"], 3)
+    return results
+
+
+def main() -> None:
+    """Measure, print a table, and end with one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
+    parser.add_argument("--ticks", type=int, default=512)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    threads = torch.get_num_threads()
+    for size in args.sizes:
+        torch.set_num_threads(threads)
+        results[size] = against_llama(size, args.ticks)
+        results[f"{size}_whole_four_times"] = with_whole_four_times(size, args.ticks)
+        for part in (size, f"{size}_whole_four_times"):
+            for name, values in results[part].items():
+                print(f"{part:24} {name:20}", values)
+    torch.set_num_threads(threads)
+    aims = {"aim_times_llama": AIM_TIMES_LLAMA, "aim_p50_ratio": AIM_WHOLE}
+    finish("decode", {**aims, "ticks": args.ticks, "results": results}, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Steering: how a coarse tower leads a fine one, offline and streaming.
+
+Two ways, both of finished coarse steps only. The *plan*: the newest available coarse step unfolds
+into one vector for each fine step that follows. The *links*: gated cross-attention to all
+available coarse steps. What a session needs of them is kept in rings.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import Reach, filled_slots, ring_steps, write_ring
+from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
+from counterpoint.streams.clock import Span
+
+
+class Published(NamedTuple):
+    """What a session keeps of the coarse stream. The last slot of every ring is never read.
+
+    Attributes:
+        coarse: Coarse states themselves.
+        plan: Their plans, the latest few.
+        memories: Their keys and values, one a link.
+    """
+
+    coarse: Float[Tensor, "B W D2"]
+    plan: Float[Tensor, "B P R D"]
+    memories: tuple[Memory, ...]
+
+
+class Guidance(NamedTuple):
+    """What the fine steps of a chunk may use of the coarse stream.
+
+    Attributes:
+        plan: The planned vector for the next element at each fine step.
+        has_plan: Where that plan exists.
+        memories: Keys and values of coarse states, one a link.
+        reach: Which of them each fine step may read.
+    """
+
+    plan: Float[Tensor, "B T D"]
+    has_plan: Bool[Tensor, "B T"]
+    memories: tuple[Memory, ...]
+    reach: CrossReach
+
+
+class Steering(nn.Module):
+    """The plan and the links between a coarse tower and a fine one."""
+
+    def __init__(
+        self, width: int, coarse_width: int, num_heads: int, num_links: int, block_ticks: int
+    ) -> None:
+        """Plans start small: the fine tower learns to write first, then to be led."""
+        super().__init__()
+        self.block_ticks = block_ticks
+        self.plan = nn.Linear(coarse_width, block_ticks * width, bias=False)
+        nn.init.normal_(self.plan.weight, std=0.1 * coarse_width**-0.5)
+        self.no_plan = nn.Parameter(torch.zeros(width))
+        links = [CrossAttention(width, coarse_width, num_heads) for _ in range(num_links)]
+        self.links = cast("Sequence[CrossAttention]", nn.ModuleList(links))
+
+    def add_plan(self, x: Float[Tensor, "B T D"], guidance: Guidance) -> Float[Tensor, "B T D"]:
+        """Add to every fine step its plan, or the learned vector for having none."""
+        plan = torch.where(guidance.has_plan[..., None], guidance.plan, self.no_plan)
+        return x + plan.to(x.dtype)
+
+    def offline(
+        self, coarse: Float[Tensor, "B W D2"], span: Span, delay_ticks: int, reach: Reach
+    ) -> Guidance:
+        """Guidance of whole rows.
+
+        Args:
+            coarse: Coarse states.
+            span: Those that each fine step may read.
+            delay_ticks: Fine step at which the first coarse state can be read.
+            reach: The fine steps' own, for their rotation.
+        """
+        num_ticks = span.stop.shape[1]
+        plan = F.pad(self._plans(coarse).flatten(1, 2), (0, 0, delay_ticks, num_ticks))
+        block = torch.arange(coarse.shape[1], device=coarse.device)[None]
+        return Guidance(
+            plan[:, :num_ticks],
+            span.stop > span.start,
+            tuple(link.remember(coarse, self._last_tick(block)) for link in self.links),
+            cross_reach(reach.cos, reach.sin, span, block),
+        )
+
+    def initial_state(self, batch_size: int, num_blocks: int, num_plans: int) -> Published:
+        """Empty rings of ``num_blocks`` coarse states and ``num_plans`` plans."""
+        width, coarse_width, new = len(self.no_plan), self.plan.in_features, self.no_plan.new_zeros
+        return Published(
+            new(batch_size, num_blocks + 1, coarse_width),
+            new(batch_size, num_plans + 1, self.block_ticks, width),
+            tuple(
+                new(batch_size, 2, link.num_heads, num_blocks + 1, width // link.num_heads)
+                for link in self.links
+            ),
+        )
+
+    def publish(
+        self,
+        coarse: Float[Tensor, "B W D2"],
+        first_block: Int[Tensor, " B"],
+        count: Int[Tensor, " B"],
+        state: Published,
+    ) -> None:
+        """Write the first ``count`` coarse states of each row, and what is read of them."""
+        offset = torch.arange(coarse.shape[1], device=coarse.device)
+        block = first_block[:, None] + offset
+        real = offset < count[:, None]
+        row = torch.arange(len(coarse), device=coarse.device)[:, None]
+
+        def slot(size: int) -> Tensor:  # the last slot swallows what is not real
+            return torch.where(real, block % (size - 1), size - 1)
+
+        state.coarse[row, slot(state.coarse.shape[1])] = coarse.to(state.coarse.dtype)
+        state.plan[row, slot(state.plan.shape[1])] = self._plans(coarse).to(state.plan.dtype)
+        for memory, link in zip(state.memories, self.links, strict=True):
+            kv = link.remember(coarse, self._last_tick(block))
+            write_ring(memory, slot(memory.shape[3]), kv)
+
+    def streaming(
+        self,
+        state: Published,
+        end: Int[Tensor, " B"],
+        tick: Int[Tensor, "B T"],
+        span: Span,
+        reach: Reach,
+    ) -> Guidance:
+        """Guidance of a chunk.
+
+        Args:
+            state: The rings.
+            end: Blocks that each row has finished, the chunk's included.
+            tick: Absolute fine steps of the chunk.
+            span: Coarse states that each may read.
+            reach: The fine steps' own, for their rotation.
+        """
+        capacity = state.coarse.shape[1] - 1
+        limit = filled_slots(end, capacity)
+        row = torch.arange(len(end), device=end.device)[:, None]
+        slot = (span.stop - 1) % (state.plan.shape[1] - 1)
+        return Guidance(
+            state.plan[row, slot, (tick + 1) % self.block_ticks],
+            span.stop > span.start,
+            tuple(memory[:, :, :, :limit] for memory in state.memories),
+            cross_reach(reach.cos, reach.sin, span, ring_steps(end, capacity, limit)),
+        )
+
+    def products(self, num_blocks: int) -> tuple[int, int]:
+        """Multiply-adds of matrix products: a coarse step, and a fine step over ``num_blocks``."""
+        a_block = self.plan.weight.numel()
+        a_tick = 0
+        for link in self.links:
+            a_block += link.key_value.weight.numel()
+            a_tick += sum(m.weight.numel() for m in (link.query, link.gate, link.out))
+            a_tick += 2 * len(self.no_plan) * (num_blocks + 1)
+        return a_block, a_tick
+
+    def _plans(self, coarse: Tensor) -> Tensor:
+        return self.plan(coarse).unflatten(-1, (self.block_ticks, -1))
+
+    def _last_tick(self, block: Tensor) -> Tensor:
+        return (block + 1) * self.block_ticks - 1

@@ -1,0 +1,90 @@
+"""What the verbs that take a CKPT read from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from counterpoint.data.tokenizer import Tokenizer, load_tokenizer
+from counterpoint.systems import SYSTEMS
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
+from counterpoint.train.checkpoint import load_system, read_manifest, resolve
+from counterpoint.train.config_json import decode
+from counterpoint.train.run import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A trained model and what belongs to it.
+
+    Attributes:
+        path: Its checkpoint.
+        system: The model, in evaluation mode.
+        run: What it was trained by.
+        tokenizer: Its tokeniser.
+    """
+
+    path: Path
+    system: SingleStream | TwoStream
+    run: Run
+    tokenizer: Tokenizer
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user names: itself, or a run folder's newest good one.
+
+    Raises:
+        ValueError: There is none; the folder of a study has one for each arm.
+    """
+    arms = [str(arm.parent) for arm in sorted(path.glob("*/checkpoints"))]
+    if arms and not (path / "checkpoints").exists():
+        raise ValueError(f"{path} must be one run: it is a study. Name one of {', '.join(arms)}.")
+    return resolve(path)
+
+
+def load_run(path: Path) -> Run:
+    """The run that wrote a checkpoint.
+
+    Raises:
+        ValueError: The checkpoint was written without its run.
+    """
+    saved = read_manifest(path).get("run")
+    if saved is None:
+        raise ValueError(
+            f"{path} must hold the run that trained it: it holds none. "
+            "Train with `counterpoint train`, or give `run` to `train`."
+        )
+    run = decode(Run, saved, "run")
+    if not isinstance(run, Run):
+        raise AssertionError("decode returns what it is asked for")
+    return run
+
+
+def load_trained(path: Path) -> Trained:
+    """Load a checkpoint, or a run folder's newest good one.
+
+    Raises:
+        ValueError: It cannot be used, or its tokeniser is not the one it was trained with.
+    """
+    path = find_checkpoint(path)
+    run = load_run(path)
+    system = load_system(path)
+    if not isinstance(system, SingleStream | TwoStream):
+        raise ValueError(
+            f"{path} must hold one of {', '.join(SYSTEMS)}: got {type(system).__name__}."
+        )
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    check_vocabulary(run, tokenizer)
+    return Trained(path=path, system=system, run=run, tokenizer=tokenizer)
+
+
+def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
+    """Check that the model of a run has an id for each of the tokeniser's.
+
+    Raises:
+        ValueError: It has more or fewer.
+    """
+    if run.system.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"`system.vocab_size` must be that of the tokeniser {run.data.tokenizer!r}, "
+            f"{tokenizer.vocab_size}: got {run.system.vocab_size}. Change one of them."
+        )

@@ -1,0 +1,38 @@
+"""The verb ``report``: make the report of a study again from what its folder holds."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from counterpoint.cli.overrides import REQUIRED, parse
+from counterpoint.evaluate.report import write_report
+from counterpoint.recipes.study import show
+
+_HELP = """Write report, pictures and summary of a study again.
+
+Example: counterpoint report runs/first_run
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What ``report`` does.
+
+    Attributes:
+        run: Folder of a study that `counterpoint train` wrote.
+    """
+
+    run: tyro.conf.Positional[Path]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words that follow it."""
+    options: Options = parse([("options", Options, REQUIRED)], arguments, "report", _HELP).options
+    if not options.run.is_dir():
+        raise ValueError(f"The folder of a study must exist: {str(options.run)!r} does not.")
+    summary = write_report(options.run)
+    show(summary, options.run, sys.stdout)
+    return 0

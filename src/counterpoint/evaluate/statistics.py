@@ -1,0 +1,80 @@
+"""Bootstrap intervals for ratios of sums, such as bits a byte over documents.
+
+A ratio of sums weighs every document by its length. Two systems that were measured on the same
+documents are compared in pairs by giving the sums of one as numerators and those of the other as
+denominators: both are then resampled together.
+
+Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap (1993), 13.3.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A number with the ends of its 95 % interval; ``nan`` where nothing was measured."""
+
+    value: float
+    low: float
+    high: float
+
+    def map(self, scale: float, offset: float = 0.0) -> "Interval":
+        """The interval of ``scale * x + offset``."""
+        ends = sorted((scale * self.low + offset, scale * self.high + offset))
+        return Interval(value=scale * self.value + offset, low=ends[0], high=ends[1])
+
+
+def bootstrap_ratio(
+    numerators: Float[np.ndarray, "*S N"],
+    denominators: Float[np.ndarray, "*S N"],
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """``sum(numerators) / sum(denominators)`` with its interval over documents, and over seeds.
+
+    Args:
+        numerators: One for each document; with a further axis in front, for each training seed and
+            document. Then seeds and documents are resampled independently of each other, because
+            all seeds are measured on the same documents.
+        denominators: Likewise.
+        num_resamples: Bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: The shapes differ or there is nothing to resample.
+    """
+    if numerators.shape != denominators.shape or not numerators.size or numerators.ndim > 2:
+        raise ValueError(
+            f"Numerators and denominators must be as many documents (and seeds), at least one: got "
+            f"shapes {numerators.shape} and {denominators.shape}."
+        )
+    above, below = np.atleast_2d(numerators), np.atleast_2d(denominators)
+    generator = np.random.default_rng(seed)
+    documents = _draws(generator, num_resamples, above.shape[1])
+    seeds = _draws(generator, num_resamples, above.shape[0])
+    samples = _ratio(
+        np.einsum("rs,sn,rn->r", seeds, above, documents, optimize=True),
+        np.einsum("rs,sn,rn->r", seeds, below, documents, optimize=True),
+    )
+    value = float(_ratio(above.sum(), below.sum()))
+    samples = samples[~np.isnan(samples)]
+    if not len(samples):
+        return Interval(value=value, low=float("nan"), high=float("nan"))
+    low, high = np.quantile(samples, (0.025, 0.975))
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+def _draws(generator: np.random.Generator, count: int, size: int) -> Int[np.ndarray, "R N"]:
+    """How often each of ``size`` items is in each of ``count`` resamples."""
+    return generator.multinomial(size, np.full(size, 1 / size), count)
+
+
+def _ratio(
+    above: Float[np.ndarray, "..."] | np.floating, below: Float[np.ndarray, "..."] | np.floating
+) -> Float[np.ndarray, "..."]:
+    """Quotient, ``nan`` where nothing was measured."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.asarray(below) == 0, np.nan, np.asarray(above) / np.asarray(below))

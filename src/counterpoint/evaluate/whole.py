@@ -1,0 +1,175 @@
+"""Is the whole used? Swap-delta, the price of having none, and signs of collapse."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.data.shards import Unit
+from counterpoint.evaluate.language_model import Progress, rows_batch, target_nats
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.clock import visible_stop
+from counterpoint.streams.spec import Layout
+from counterpoint.systems.contract import Logits
+
+
+@runtime_checkable
+class ReadsWhole(Protocol):
+    """A system whose whole can be read and replaced; `TwoStream` is one."""
+
+    config: Any
+    layout: Layout
+
+    def forward(self, batch: Batch, whole: Float[Tensor, "B W D"] | None = None) -> Logits:
+        """Scores under the model's own whole, or under another."""
+        ...
+
+    def read(self, batch: Batch) -> Any:
+        """The whole states (``whole``) and the attention on null key and blocks (``attention``)."""
+        ...
+
+
+def has_whole(system: object) -> TypeGuard[ReadsWhole]:
+    """Whether a system has a whole that shows how it is read (`num_links` >= 1)."""
+    return isinstance(system, ReadsWhole) and getattr(system.config, "num_links", 1) > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WholeUse:
+    """How a system uses its whole, on the beginnings of N units.
+
+    Attributes:
+        num_bytes: Bytes scored of each unit.
+        own_bits: Bits of each unit under its own whole.
+        other_bits: Bits under the whole of a unit of another document.
+        none_bits: Bits without any whole; empty where the model was never trained without.
+        null_share: Mean attention on the null key at ticks that could read a block.
+        effective_rank: Of the whole states: 1 when all are multiples of one vector.
+        width: Features of the whole states, the largest rank there can be.
+    """
+
+    num_bytes: tuple[int, ...]
+    own_bits: tuple[float, ...]
+    other_bits: tuple[float, ...]
+    none_bits: tuple[float, ...]
+    null_share: float
+    effective_rank: float
+    width: int
+
+
+def donors(units: Sequence[Unit]) -> list[int]:
+    """For each unit the unit of another document whose length is nearest.
+
+    Raises:
+        ValueError: All units belong to one document.
+    """
+    if len({unit.title for unit in units}) < 2:
+        raise ValueError(
+            "Swapping the whole needs units of at least two documents: got "
+            f"{len(units)} of one. Hold out more documents."
+        )
+    found = []
+    for unit in units:
+        others = (i for i, other in enumerate(units) if other.title != unit.title)
+        found.append(min(others, key=lambda i: abs(len(units[i].ids) - len(unit.ids))))
+    return found
+
+
+def measure_whole(
+    system: nn.Module,
+    units: Sequence[Unit],
+    byte_lengths: Int[np.ndarray, " V"],
+    *,
+    max_ticks: int = 2048,
+    on_progress: Progress | None = None,
+) -> WholeUse:
+    """Score the beginning of every unit under its own whole, another's and none.
+
+    Unit and donor are cut to equally many whole blocks, so that states are swapped one for one.
+
+    Args:
+        system: Follows `ReadsWhole`; evaluation mode.
+        units: Of at least two documents.
+        byte_lengths: Bytes of text of each id of the vocabulary.
+        max_ticks: Ticks of a unit that are scored.
+        on_progress: Called after each unit.
+
+    Raises:
+        ValueError: All units belong to one document.
+    """
+    if not has_whole(system):
+        raise ValueError(
+            f"The system must have a whole to be read: {type(system).__name__} lacks it."
+        )
+    block_ticks = system.layout.block_ticks
+    alone = without_whole(system)
+    bits: dict[str, list[float]] = {"own": [], "other": [], "none": []}
+    num_bytes, states, null_shares = [], [], []
+    partners = donors(units)
+    device = next(system.parameters()).device
+    for done, (unit, partner) in enumerate(zip(units, partners, strict=True), 1):
+        donor = units[partner]
+        num_blocks = (min(len(unit.ids), len(donor.ids), max_ticks + 1) - 1) // block_ticks
+        if not num_blocks:
+            continue
+        num_ticks = num_blocks * block_ticks
+        own, other = (rows_batch([u.ids[: num_ticks + 1]], block_ticks) for u in (unit, donor))
+        own, other = own.to(device), other.to(device)
+        with torch.no_grad():
+            reading, foreign = system.read(own), system.read(other)
+            for name, whole in (("own", reading.whole), ("other", foreign.whole)):
+                nats = target_nats(system.forward(own, whole=whole)["part"], own.targets["part"])
+                bits[name].append(float(nats.double().sum()) / math.log(2))
+            if alone is not None:
+                bits["none"].append(float(alone.loss(own).nats) / math.log(2))
+        num_bytes.append(int(byte_lengths[unit.ids[1 : num_ticks + 1]].sum()))
+        states.append(reading.whole[0].float())
+        null_shares.append(_null_attention(system.layout, reading.attention[0].float()))
+        if on_progress is not None:
+            on_progress(done, len(units))
+    if not states:
+        raise ValueError(
+            f"Held-out units must be longer than one block of {block_ticks} ticks: none is."
+        )
+    return WholeUse(
+        num_bytes=tuple(num_bytes),
+        own_bits=tuple(bits["own"]),
+        other_bits=tuple(bits["other"]),
+        none_bits=tuple(bits["none"]),
+        null_share=float(torch.cat(null_shares).mean()),
+        effective_rank=effective_rank(torch.cat(states)),
+        width=states[0].shape[-1],
+    )
+
+
+def without_whole(system: Any) -> Any | None:
+    """A copy of the system that drops the whole of every row, or ``None``.
+
+    Only a system that was trained with `whole_dropout` knows how to do without it.
+    """
+    if not getattr(system.config, "whole_dropout", 0.0):
+        return None
+    copy = type(system)(replace(system.config, whole_dropout=1.0))
+    copy.load_state_dict(system.state_dict())
+    return copy.to(next(system.parameters()).device).train()
+
+
+def effective_rank(states: Float[Tensor, "N D"]) -> float:
+    """Exponential of the entropy of the normalised singular values.
+
+    Source: RankMe (arXiv:2210.02885), section 3.1, not centred, so that constant states give 1.
+    """
+    values = torch.linalg.svdvals(states.double().cpu())
+    share = values / values.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
+
+
+def _null_attention(layout: Layout, attention: Float[Tensor, "T W1"]) -> Float[Tensor, " _n"]:
+    """Attention on the null key where a block could be read instead."""
+    following = torch.arange(1, len(attention) + 1, device=attention.device)
+    return attention[visible_stop(layout, "part", following, "whole") > 0, 0]

@@ -1,0 +1,24 @@
+"""A small two-stream model on a folder of text."""
+
+from counterpoint.data.config import DataConfig, Folder
+from counterpoint.systems import two_stream
+from counterpoint.train.config import OptimizerConfig, TrainConfig
+from counterpoint.train.run import Run
+
+
+def books() -> Run:
+    """`two_stream.small` on the .txt and .md files below ``books/``; change `data.source.path`."""
+    return Run(
+        name="books",
+        system=two_stream.small(),
+        data=DataConfig(source=Folder(path="books"), row_ticks=2048),
+        train=TrainConfig(
+            num_steps=5000,
+            batch_rows=16,
+            accumulation=4,
+            precision="bfloat16",
+            evaluate_every=500,
+            checkpoint_every=500,
+            optimizer=OptimizerConfig(lr=1e-3),
+        ),
+    )

@@ -1,0 +1,24 @@
+"""A small single-stream model on a folder of text."""
+
+from counterpoint.data.config import DataConfig, Folder
+from counterpoint.systems import single_stream
+from counterpoint.train.config import OptimizerConfig, TrainConfig
+from counterpoint.train.run import Run
+
+
+def books_single() -> Run:
+    """`single_stream.small` on the .txt and .md files below ``books/``."""
+    return Run(
+        name="books_single",
+        system=single_stream.small(),
+        data=DataConfig(source=Folder(path="books"), row_ticks=2048),
+        train=TrainConfig(
+            num_steps=5000,
+            batch_rows=16,
+            accumulation=4,
+            precision="bfloat16",
+            evaluate_every=500,
+            checkpoint_every=500,
+            optimizer=OptimizerConfig(lr=1e-3),
+        ),
+    )

@@ -1,0 +1,269 @@
+"""A study: several runs on equal data with equal training FLOPs, trained, measured and reported."""
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import torch
+
+from counterpoint.data.config import Corpus, prepare
+from counterpoint.data.loader import Loader
+from counterpoint.evaluate.report import STUDY, write_report
+from counterpoint.evaluate.results import (
+    EvaluationConfig,
+    evaluate,
+    load_evaluation,
+    save_evaluation,
+)
+from counterpoint.evaluate.summary import Summary, rich_table
+from counterpoint.systems import SYSTEMS
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
+from counterpoint.train.allocator import keep_large_buffers
+from counterpoint.train.checkpoint import WEIGHTS, load_weights, read_manifest
+from counterpoint.train.config_json import encode
+from counterpoint.train.loop import train
+from counterpoint.train.metrics import MetricLogger
+from counterpoint.train.progress import make_reporter, peak_flops
+from counterpoint.train.run import Run, SystemConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """Runs that are compared; the first is what the others are compared with.
+
+    Attributes:
+        name: Names its folder.
+        arms: Runs on the same rows in the same order; systems and optimisers may differ.
+        purpose: One sentence for the report.
+        evaluation: How much is measured.
+        max_flops_difference: Largest share by which training FLOPs a byte may differ.
+    """
+
+    name: str
+    arms: tuple[Run, ...]
+    purpose: str = ""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    max_flops_difference: float = 0.02
+
+    def __post_init__(self) -> None:
+        names = [run.name for run in self.arms]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(
+                f"A study must have at least one arm and no name twice: got {names}. Rename one."
+            )
+        first = self.arms[0]
+        for run in self.arms[1:]:
+            for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
+                expected, got = _field(first, place), _field(run, place)
+                if expected != got:
+                    raise ValueError(
+                        f"Arms must learn from equal data: `{place}` is {expected!r} for "
+                        f"{first.name!r} and {got!r} for {run.name!r}. Make them equal."
+                    )
+
+    @property
+    def block_ticks(self) -> int:
+        """Alignment of the rows that all arms share."""
+        return math.lcm(*(_sketch(run.system).layout.block_ticks for run in self.arms))
+
+
+def build_system(config: SystemConfig, seed: int) -> SingleStream | TwoStream:
+    """The system of a config, with the random weights of a seed."""
+    torch.manual_seed(seed)
+    for cls in SYSTEMS.values():
+        if cls.Config is type(config):
+            return cls(cast("Any", config))
+    known = ", ".join(cls.Config.__name__ for cls in SYSTEMS.values())
+    raise ValueError(f"`system` must be one of {known}: got {type(config).__name__}.")
+
+
+def training_flops(study: Study) -> dict[str, float]:
+    """Training FLOPs a tick of every arm.
+
+    Raises:
+        ValueError: They differ by more than the study allows.
+    """
+    flops = {
+        run.name: _sketch(run.system).flops_per_tick(run.data.row_ticks, training=True)
+        for run in study.arms
+    }
+    first = flops[study.arms[0].name]
+    for name, found in flops.items():
+        if abs(found / first - 1) > study.max_flops_difference:
+            raise ValueError(
+                f"Arms must have equal training FLOPs within {study.max_flops_difference:.0%}: "
+                f"{study.arms[0].name!r} needs {first:.4g} a tick and {name!r} {found:.4g} "
+                f"({found / first - 1:+.1%}). Change widths, layers or windows."
+            )
+    return flops
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    command: str = "",
+    device: torch.device | str = "cpu",
+    progress: TextIO | None = None,
+    output: TextIO | None = None,
+    loggers: Callable[[Path], Sequence[MetricLogger]] = lambda folder: (),
+) -> Summary | None:
+    """Train and measure all arms one after the other, then write the report.
+
+    Whatever is done already is kept: a study that was stopped or killed goes on where it was, and
+    one that is finished only writes its report again.
+
+    Args:
+        study: What to do.
+        folder: Study folder (see `counterpoint.evaluate.report`).
+        command: How a person would start this again; kept in the report.
+        device: Where the systems live.
+        progress: Where progress is shown; stderr by default.
+        output: Where the table is shown; stdout by default.
+        loggers: Makes followers of an arm's training numbers, for its folder.
+
+    Returns:
+        What was found, or ``None`` when a signal stopped the training.
+
+    Raises:
+        ValueError: The arms are not comparable, or the data or the folder cannot be used.
+    """
+    begin = time.perf_counter()
+    progress = sys.stderr if progress is None else progress
+    keep_large_buffers()
+    flops = training_flops(study)
+    note = _Notes(progress)
+    note(f"{study.name}: preparing the text")
+    corpus = prepare(study.arms[0].data, study.block_ticks)
+    note(
+        f"{len(corpus.train)} rows of {corpus.train.row_ticks} ticks to learn from, "
+        f"{len(corpus.held_out)} held-out units; {len(study.arms)} arms"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in study.arms:
+        if not _run_arm(study, run, corpus, folder / run.name, device, progress, loggers):
+            return None
+    note("drawing the report")
+    about = {
+        "name": study.name,
+        "purpose": study.purpose,
+        "command": command,
+        "arms": [run.name for run in study.arms],
+        "training_flops_per_tick": flops,
+        "seconds_of_last_call": round(time.perf_counter() - begin, 1),
+        "evaluation_seconds": {
+            run.name: round(found.seconds, 1)
+            for run in study.arms
+            if (found := load_evaluation(folder / run.name)) is not None
+        },
+        "versions": {
+            "counterpoint": _version("counterpoint"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "study": encode(study),
+    }
+    (folder / STUDY).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    summary = write_report(folder)
+    show(summary, folder, sys.stdout if output is None else output)
+    return summary
+
+
+def show(summary: Summary, folder: Path, output: TextIO) -> None:
+    """Print the table, the verdict and where everything lies.
+
+    Raises:
+        ValueError: The package ``rich`` is missing.
+    """
+    table = rich_table(summary)
+    from rich.console import Console
+
+    console = Console(file=output, width=None if output.isatty() else 140)
+    console.print(table)
+    console.print(summary.verdict, highlight=False)
+    for name in ("report.html", "summary.json", *sorted(p.name for p in folder.glob("*.png"))):
+        console.print(str(folder / name), highlight=False, soft_wrap=True)
+
+
+def _run_arm(
+    study: Study,
+    run: Run,
+    corpus: Corpus,
+    folder: Path,
+    device: torch.device | str,
+    progress: TextIO,
+    loggers: Callable[[Path], Sequence[MetricLogger]],
+) -> bool:
+    """Train and measure one arm as far as that is not done; False when a signal stopped it."""
+    system = build_system(run.system, run.train.seed).to(device)
+    dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
+    peak = peak_flops(next(system.parameters()).device, dtype)
+    result = train(
+        system,
+        Loader(corpus.train, run.train.batch_rows, run.train.seed),
+        run.train,
+        folder,
+        reporter=make_reporter(run.name, progress, peak),
+        loggers=loggers(folder),
+        run=encode(run),
+    )
+    if not result.finished:
+        return False
+    weights = read_manifest(result.checkpoint)["files"][WEIGHTS]["sha256"]
+    known = load_evaluation(folder)
+    if known is not None and (known.weights, known.config) == (weights, study.evaluation):
+        return True
+    # The checkpoint may be older than this call, so what is measured is read from the disk.
+    system.load_state_dict(load_weights(result.checkpoint))
+    notes = _Notes(progress)
+    found = evaluate(
+        system.eval(),
+        corpus,
+        study.evaluation,
+        block_ticks=study.block_ticks,
+        precision=run.train.precision,
+        weights=weights,
+        note=lambda line: notes(f"{run.name}: {line}"),
+    )
+    save_evaluation(found, folder)
+    return True
+
+
+class _Notes:
+    """Writes a line to a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def _sketch(config: SystemConfig) -> SingleStream | TwoStream:
+    """A system without memory for its weights: enough to ask for its layout and its costs."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return build_system(config, 0)
+
+
+def _field(run: Run, place: str) -> Any:
+    value: Any = run
+    for name in place.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

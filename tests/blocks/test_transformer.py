@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterpoint.blocks.mlp import GatedMLP
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.rope import rope_tables, rotate
+from counterpoint.blocks.transformer import Tower, TowerConfig
+
+
+def agree(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    pull = torch.randn_like(ours)
+    gradients = torch.autograd.grad(ours, inputs, pull)
+    expected = torch.autograd.grad(theirs, inputs, pull)
+    for mine, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 63, 100])
+def test_rotation_matches_loops(steps: int) -> None:
+    position = torch.randint(0, 500, (2, steps))
+    x = torch.randn(2, 3, steps, 6, requires_grad=True)
+    rows = []
+    for row in range(2):
+        for head in range(3):
+            for t in range(steps):
+                out = [torch.zeros(())] * 6
+                for i in range(3):
+                    angle = int(position[row, t]) * 10_000.0 ** (-2 * i / 6)
+                    a, b = x[row, head, t, i], x[row, head, t, i + 3]
+                    out[i] = a * math.cos(angle) - b * math.sin(angle)
+                    out[i + 3] = b * math.cos(angle) + a * math.sin(angle)
+                rows.append(torch.stack(out))
+    expected = torch.stack(rows).view(2, 3, steps, 6)
+    ours = rotate(x, *rope_tables(position, 6))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)  # angles up to 500 in float32
+    pull = torch.randn_like(ours)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(y, x, pull)[0] for y in (ours, expected)), rtol=0, atol=2e-4
+    )
+
+
+def test_rotation_keeps_products_of_equal_distances() -> None:
+    q, k = torch.randn(1, 1, 1, 6), torch.randn(1, 1, 1, 6)
+
+    def product(at_q: int, at_k: int) -> Tensor:
+        turned = (
+            rotate(x, *rope_tables(torch.tensor([[at]]), 6)) for x, at in ((q, at_q), (k, at_k))
+        )
+        left, right = turned
+        return (left * right).sum()
+
+    torch.testing.assert_close(product(9, 4), product(105, 100), rtol=0, atol=1e-4)
+    assert not torch.isclose(product(9, 4), product(9, 5))
+
+
+@pytest.mark.parametrize("width", [1, 63, 100])
+def test_norm_matches_loops(width: int) -> None:
+    norm, x = RMSNorm(width), torch.randn(2, 3, width, requires_grad=True)
+    torch.nn.init.normal_(norm.weight)
+    rows = [y / torch.sqrt((y * y).sum() / width + 1e-6) for y in x.flatten(0, 1)]
+    agree(norm(x), torch.stack(rows).view(2, 3, width) * norm.weight, [x, norm.weight])
+    half = norm(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), norm(x.bfloat16().float()), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("width", [1, 63, 100])
+def test_gated_mlp_matches_loops(width: int) -> None:
+    block, x = GatedMLP(width, 7), torch.randn(2, 3, width, requires_grad=True)
+    rows = []
+    for y in x.flatten(0, 1):
+        hidden = []
+        for i in range(7):
+            gate, up = block.gate_up.weight[i] @ y, block.gate_up.weight[7 + i] @ y
+            hidden.append(gate / (1 + torch.exp(-gate)) * up)
+        rows.append(block.down.weight @ torch.stack(hidden))
+    expected = torch.stack(rows).view(2, 3, width)
+    agree(block(x), expected, [x, *block.parameters()])
+
+
+def test_tower_adds_branches_to_the_residual_stream() -> None:
+    tower = Tower(TowerConfig(width=12, num_layers=2, num_heads=2, mlp_hidden=17, window=5))
+    x = torch.randn(2, 23, 12)
+    reach = tower.reach(torch.zeros(2, 23, dtype=torch.long))
+    expected = x
+    for layer in tower.layers:
+        expected = expected + layer.attention(layer.attention_norm(expected), reach)
+        expected = expected + layer.mlp(layer.mlp_norm(expected))
+    assert torch.equal(tower(x, reach), expected)
+
+
+def test_tower_keeps_the_scale_of_its_input_at_the_start() -> None:
+    for num_layers in (1, 12):
+        config = TowerConfig(
+            width=64, num_layers=num_layers, num_heads=4, mlp_hidden=171, window=50
+        )
+        tower, x = Tower(config), torch.randn(4, 40, 64)
+        y = tower(x, tower.reach(torch.zeros(4, 40, dtype=torch.long)))
+        assert 1 < float(y.detach().std()) < 2

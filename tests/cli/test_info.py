@@ -1,0 +1,55 @@
+from typing import Any
+
+import pytest
+import torch
+
+from counterpoint.cli.info import draw, load_preset
+from counterpoint.cli.main import main
+from counterpoint.recipes.study import build_system
+from counterpoint.streams.spec import Layout, Role, Stream
+
+
+def layout(delay_ticks: int) -> Layout:
+    return Layout(
+        streams=(
+            Stream(name="part", role=Role.PART, vocab_size=9),
+            Stream(name="whole", role=Role.WHOLE, width=3, period_ticks=6, delay_ticks=delay_ticks),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("delay_ticks", "newest"), [(0, "......000000111111"), (6, "............000000")]
+)
+def test_drawing_shows_blocks_above_ticks_and_what_may_be_read(
+    delay_ticks: int, newest: str
+) -> None:
+    assert draw(layout(delay_ticks)).splitlines()[:3] == [
+        " whole  |0----|1----|2----",
+        f"newest  {newest}",
+        "  tick  012345678901234567",
+    ]
+
+
+@pytest.mark.parametrize("name", ["single_stream.tiny", "two_stream.tiny", "two_stream.base"])
+def test_info_prints_the_costs_that_the_system_states(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", name, "--num-ticks", "512"]) == 0
+    shown = capsys.readouterr().out
+    with torch.device("meta"):
+        system: Any = build_system(load_preset(name), seed=0)
+    for number in (
+        sum(parameter.numel() for parameter in system.parameters()),
+        system.flops_per_tick(512),
+        system.flops_per_tick(512, training=True),
+        system.state_bytes_per_tick(512),
+    ):
+        assert f" {number:,.0f} " in shown
+
+
+def test_info_of_a_study_shows_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "first_run"]) == 0
+    shown = capsys.readouterr().out
+    assert "single_stream: SingleStream" in shown
+    assert "two_stream: TwoStream" in shown

@@ -1,0 +1,135 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from counterpoint.cli.main import main
+from tests.cli import examples
+
+VERBS = ("train", "generate", "evaluate", "report", "info")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_shows_every_verb_with_a_line_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for verb in VERBS:
+        assert any(
+            line.strip().startswith(verb) and f"counterpoint {verb} " in line for line in lines
+        )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"Example: counterpoint {verb} " in capsys.readouterr().out
+
+
+def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "small.py", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Example: counterpoint train small.py" in shown
+    for option in ("--train.optimizer.lr", "--system.part.width", "--data.source", "--folder"):
+        assert option in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian small.py", "got 'trian'. The nearest is 'train'."),
+        ("train frist_run", "got 'frist_run'. The nearest is 'first_run'."),
+        ("train none.py", "The file of a recipe must exist: 'none.py' does not."),
+        ("train small.py:smal", "no function 'smal'"),
+        ("train small.py:number", "must return a dataclass such as `Run`"),
+        (
+            "train small.py --train.num-step 4",
+            "--train.num-step. The nearest is --train.num-steps.",
+        ),
+        ("train small.py --train.num-steps four", "invalid literal for int() with base 10: 'four'"),
+        ("train small.py --train.num-steps 0", "`num_steps` must be >= 1, got 0."),
+        ("train small.py --system.compressor men", "invalid choice 'men'"),
+        ("train small.py --system.vocab-size 99", "`system.vocab_size` must be that of"),
+        ("train small.py --data.source floder:texts", "got 'floder'. The nearest is 'folder'."),
+        ("train small.py --data.source folder:none", "none"),
+        ("train small.py:pair --train.num-step 4", "The nearest is --arms.0.train.num-steps."),
+        ("train small.py:pair --arms.0.train.num-steps 4", "`train.num_steps` is 4 for 'single'"),
+        ("info two_stream.smal", "got 'smal'. The nearest is 'small'."),
+        ("info runs/none", "must exist: 'runs/none' does not"),
+        ("info small.py --num-ticks 0", "`--num-ticks` must be >= 1, got 0."),
+        ("generate runs/none", "runs/none must be a checkpoint or a run folder"),
+        ("generate", "A checkpoint or a run folder. (required)"),
+        ("generate x --temperature -1", "`temperature` must be >= 0 and finite: got -1.0"),
+        ("generate x --prompt a --prompt-file b", "either `--prompt` or `--prompt-file`"),
+        ("generate x --prompt-file b", "b: No such file or directory."),
+        ("evaluate runs/none", "runs/none must be a checkpoint or a run folder"),
+        ("report runs/none", "The folder of a study must exist: 'runs/none' does not."),
+        ("report texts", "must hold a study"),
+    ],
+)
+def test_mistake_of_the_user_is_one_line_and_status_2(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = message.replace("no function 'smal'", "must have a function 'smal'")
+    assert main(arguments.split()) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("counterpoint: ")
+    assert shown.out == ""
+
+
+def test_empty_corpus_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("nothing").mkdir()
+    assert main(["train", "small.py", "--data.source", "folder:nothing"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_syntax_error_in_a_recipe_names_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.py").write_text("def wrong():\n    return (\n")
+    assert main(["train", "wrong.py"]) == 2
+    assert (
+        "wrong.py must be valid Python: '(' was never closed in line 2." in capsys.readouterr().err
+    )
+
+
+def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "small.py:interrupted"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_fault_of_another_program_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="a fault of the recipe's author"):
+        main(["train", "small.py:broken"])
+
+
+def test_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("counterpoint.cli.")]:
+        if name != "counterpoint.cli.main":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["info", "two_stream.tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "needs the package 'tyro'" in error
+    assert "pip install 'counterpoint[train]'" in error
+
+
+def test_closed_pipe_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["--help"]) == 141
+    sys.stdout.close()
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,111 @@
+"""The verbs one after the other, on files in a folder, as a user runs them."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from counterpoint.cli.main import main
+from tests.cli import examples
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the run ``runs/small`` and the study ``runs/pair``."""
+    folder = tmp_path_factory.mktemp("user")
+    examples.write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "small.py"]) == 0
+        assert main(["train", "small.py:pair", "--train.num-steps", "2"]) == 0
+        yield folder
+
+
+def out(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_train_goes_on_where_it_was(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "small.py", "--train.num-steps", "4", "--folder", "copy"]) == 0
+    shutil.copytree("runs/small", "again")
+    assert main(["train", "small.py", "--train.num-steps", "4", "--folder", "again"]) == 0
+    assert "Going on after step 3" in capsys.readouterr().err
+    assert len(Path("again/metrics.jsonl").read_text().splitlines()) == 4 + 2  # and evaluations
+    assert any(Path("again/tensorboard").iterdir())
+
+
+def test_info_shows_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = out(capsys, "info", "runs/small")
+    assert "small: TwoStream" in shown
+    assert "over 64 ticks" in shown
+
+
+def test_generate_is_a_function_of_its_options(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "runs/small", "--prompt", "The fox jumps", "--num-ticks", "30"]
+    first = out(capsys, *words)
+    assert first.startswith("The fox jumps")
+    assert out(capsys, *words) == first
+    assert out(capsys, *words, "--seed", "1") != first
+    assert out(capsys, *words, "--simultaneous") == first
+    Path("prompt.txt").write_text("The fox jumps")
+    assert out(capsys, *words[:2], "--prompt-file", "prompt.txt", *words[4:]) == first
+    other = out(capsys, *words, "--whole-from", "Quite another text", "--temperature", "0.5")
+    assert other.startswith("The fox jumps")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("runs/small --prompt " + 300 * "x", "window of 260 ticks: got 301"),
+        ("runs/small --prompt abc --whole-from abcdef", "must have 9 ids or more"),
+        ("runs/small --prompt abcdefghijkl --whole-from abc", "got 13 and 4"),
+        ("runs/pair/single --prompt abcdefghijkl --whole-from abcdefghijkl", "Only a TwoStream"),
+        ("runs/pair/single --simultaneous", "`--simultaneous` needs a TwoStream"),
+        ("runs/pair", "it is a study. Name one of runs/pair/single, runs/pair/two."),
+    ],
+)
+def test_generate_refuses_what_the_model_cannot_do(
+    trained: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_generate_may_slide(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", 300 * "x", "--sliding", "--num-ticks", "3"]
+    assert out(capsys, "generate", "runs/small", *words).startswith(300 * "x")
+
+
+def test_evaluate_prints_bits_per_byte_and_swap_delta(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = out(capsys, "evaluate", "runs/small")
+    assert "held-out bits/byte" in shown
+    assert "swap-delta" in shown
+    assert "swap-delta" not in out(capsys, "evaluate", "runs/pair/single")
+
+
+def test_study_is_trained_and_reported_again(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = Path("runs/pair/report.html")
+    before = page.read_text()
+    page.unlink()
+    shown = out(capfd, "report", "runs/pair")
+    assert "single" in shown
+    assert "two" in shown
+    assert page.read_text() == before
+
+
+def test_damaged_checkpoint_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("runs/small", "damaged")
+    weights = next(Path("damaged").rglob("weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-5])
+    assert main(["generate", str(weights.parent)]) == 2
+    assert "The checkpoint is damaged" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+
+from counterpoint.evaluate.statistics import bootstrap_ratio
+
+
+def test_ratio_weighs_documents_by_their_length() -> None:
+    found = bootstrap_ratio(np.array([10.0, 1.0]), np.array([5.0, 5.0]))
+    assert found.value == pytest.approx(1.1)
+    assert found.low <= found.value <= found.high
+
+
+def test_interval_of_equal_documents_has_no_width() -> None:
+    found = bootstrap_ratio(np.full(9, 3.0), np.full(9, 2.0))
+    assert (found.low, found.value, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_interval_of_two_documents_reaches_both() -> None:
+    """Half of all resamples hold one document only, so its ratios are the ends."""
+    found = bootstrap_ratio(np.array([1.0, 3.0]), np.ones(2))
+    assert (found.low, found.high) == pytest.approx((1, 3))
+
+
+def test_interval_matches_the_normal_theory_of_a_mean() -> None:
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    found = bootstrap_ratio(values, np.ones(400), num_resamples=20_000)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
+
+
+def test_paired_ratio_is_narrower_than_its_parts() -> None:
+    """Documents differ a lot, but one system always needs a tenth less."""
+    first = np.random.default_rng(2).uniform(1, 9, 30)
+    second = 0.9 * first + np.random.default_rng(3).normal(0, 0.01, 30)
+    paired = bootstrap_ratio(second, first).map(100, -100)
+    alone = bootstrap_ratio(second, np.ones(30))
+    assert paired.value == pytest.approx(-10, abs=0.2)
+    assert paired.high - paired.low < 0.5
+    assert (alone.high - alone.low) / alone.value > 0.1
+
+
+def test_map_keeps_the_ends_in_order() -> None:
+    found = bootstrap_ratio(np.array([1.0, 3.0]), np.ones(2)).map(-2, 1)
+    assert (found.low, found.value, found.high) == pytest.approx((-5, -3, -1))
+
+
+def test_seeds_add_their_own_spread() -> None:
+    documents = np.random.default_rng(4).normal(2, 0.01, 50)
+    seeds = documents + np.array([[0.0], [0.5], [1.0]])
+    one = bootstrap_ratio(seeds[1], np.ones(50))
+    all_three = bootstrap_ratio(seeds, np.ones((3, 50)))
+    assert all_three.value == pytest.approx(one.value)
+    assert all_three.high - all_three.low > 20 * (one.high - one.low)
+
+
+def test_nothing_measured_is_nan() -> None:
+    found = bootstrap_ratio(np.zeros(3), np.zeros(3))
+    assert all(map(math.isnan, (found.value, found.low, found.high)))
+
+
+def test_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be as many documents"):
+        bootstrap_ratio(np.zeros(0), np.zeros(0))

@@ -1,0 +1,220 @@
+import io
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterpoint.data.config import DataConfig, Folder
+from counterpoint.evaluate.report import write_report
+from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
+from counterpoint.recipes.first_run import first_run
+from counterpoint.recipes.study import Study, run_study, training_flops
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.run import Run
+from tests.evaluate.tiny import single_config, two_config
+
+PICTURES = ("curves.png", "positions.png", "streams.png")
+
+
+def tiny_study(folder: Path, num_steps: int = 4) -> Study:
+    """Two arms on five short books; FLOPs differ, which the study is told to accept."""
+    books = folder / "books"
+    books.mkdir(exist_ok=True)
+    for i in range(5):
+        line = f"In book {i} the {'ox' * (i + 1)} & the <ass> went up the hill. "
+        text = "".join(f"\n\n## Chapter {c}\n\n" + line * (2 + c) for c in range(3))
+        (books / f"book{i}.md").write_text(f"# book{i}{text}")
+    data = DataConfig(
+        source=Folder(path=str(books)),
+        row_ticks=64,
+        held_out=("book1", "book3"),
+        cache_folder=str(folder / "cache"),
+    )
+    settings = TrainConfig(num_steps=num_steps, batch_rows=2, checkpoint_every=2)
+    systems: dict[str, Any] = {"single_stream": single_config(), "two_stream": two_config()}
+    return Study(
+        name="tiny",
+        arms=tuple(
+            Run(name=name, system=system, train=settings, data=data)
+            for name, system in systems.items()
+        ),
+        evaluation=EvaluationConfig(
+            whole_ticks=64, passage_ticks=24, passage_start=40, prompt_ticks=64,
+            continuation_ticks=8,
+        ),
+        max_flops_difference=1.0,
+    )  # fmt: skip
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class Memory(io.BytesIO):
+    name = "memory"
+
+
+class Screen(io.TextIOWrapper):
+    """A text stream that remembers, and that ends the process when a line starts with a text."""
+
+    def __init__(self, last: str = "") -> None:
+        super().__init__(Memory(), encoding="utf-8")
+        self.text = ""
+        self.last = last
+        self.mode = "w"
+
+    def write(self, text: str) -> int:
+        if self.last and text.startswith(self.last):
+            raise Killed
+        self.text += text
+        return super().write(text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path, str, str]:
+    """A study that ran to its end: itself, its folder, its progress and its output."""
+    base = tmp_path_factory.mktemp("study")
+    study, folder = tiny_study(base), base / "runs" / "tiny"
+    progress, output = Screen(), Screen()
+    run_study(study, folder, command="train tiny", progress=progress, output=output)
+    return study, folder, progress.text, output.text
+
+
+def test_study_prints_a_table_and_its_paths(finished: tuple[Study, Path, str, str]) -> None:
+    _, folder, progress, output = finished
+    assert "single_stream" in output
+    assert "two_stream" in output
+    assert "held-out bits/byte" in " ".join(output.split())
+    for name in ("report.html", "summary.json", *PICTURES):
+        assert (folder / name).stat().st_size > 100
+        assert str(folder / name) in output
+    for step in ("preparing", "step 4/4", "held-out text: 100%", "exchanging", "report"):
+        assert step in progress
+
+
+def test_summary_agrees_with_the_evaluations(finished: tuple[Study, Path, str, str]) -> None:
+    _, folder, _, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    control, ours = summary["rows"]
+    for row in (control, ours):
+        found = load_evaluation(folder / row["name"])
+        assert found is not None
+        assert row["bits_per_byte"]["value"] == pytest.approx(
+            sum(found.bits) / sum(found.num_bytes)
+        )
+        assert row["num_parameters"] == found.num_parameters
+        assert row["training_bytes"] == control["training_bytes"] > 0
+        inside = sum(map(sum, found.position_bits))
+        assert inside == pytest.approx(sum(found.bits))
+    ratio = ours["bits_per_byte"]["value"] / control["bits_per_byte"]["value"]
+    change = ours["difference_percent"]
+    assert change["value"] == pytest.approx(100 * ratio - 100)
+    assert change["low"] <= change["value"] <= change["high"]
+    assert control["swap_delta"] is None
+    assert ours["swap_delta"]["low"] <= ours["swap_delta"]["value"]
+    assert "on equal data" in summary["verdict"]
+
+
+def test_report_needs_nothing_else(finished: tuple[Study, Path, str, str]) -> None:
+    _, folder, _, _ = finished
+    page = (folder / "report.html").read_text()
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', page)) == len(PICTURES)
+    without_images = re.sub(r'"data:image/png;base64,[^"]*"', '""', page)
+    for outside in ("http://", "https://", "//cdn", "<script", "<link", "@import", "url("):
+        assert outside not in without_images
+    assert "train tiny" in page
+    assert "own whole" in page
+    assert "&lt;ass&gt;" in page
+    assert "<ass>" not in page
+    assert "batch_rows" in page
+
+
+def test_report_is_made_anew_from_what_is_stored(
+    finished: tuple[Study, Path, str, str],
+) -> None:
+    _, folder, _, _ = finished
+    before = {name: (folder / name).read_bytes() for name in ("report.html", "summary.json")}
+    for name in (*before, *PICTURES):
+        (folder / name).unlink()
+    write_report(folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert all((folder / name).exists() for name in PICTURES)
+
+
+def test_finished_study_is_not_done_again(finished: tuple[Study, Path, str, str]) -> None:
+    study, folder, _, _ = finished
+    files = [*folder.rglob("metrics.jsonl"), *folder.rglob("evaluation.json")]
+    before = [(file, file.read_bytes()) for file in files]
+    progress = Screen()
+    run_study(study, folder, progress=progress, output=Screen())
+    assert "step 4/4" not in progress.text
+    assert "held-out text" not in progress.text
+    for file, content in before:
+        assert file.read_bytes() == content
+
+
+def test_killed_study_goes_on_and_ends_the_same(
+    finished: tuple[Study, Path, str, str], tmp_path: Path
+) -> None:
+    """Stop in the second arm, before its evaluation and with half of its training lost."""
+    study, folder, _, _ = finished
+    control, ours = study.arms
+    other = tmp_path / "other"
+
+    screens = [Screen("two_stream: held"), Screen()]
+    with pytest.raises(Killed):
+        run_study(study, other, progress=screens[0], output=screens[1])
+    assert load_evaluation(other / control.name) is not None
+    assert load_evaluation(other / ours.name) is None
+    shutil.rmtree(max((other / ours.name / "checkpoints").glob("step_*")))
+    run_study(study, other, progress=screens[1], output=screens[1])
+    first, second = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
+    for key in ("bits_per_byte", "difference_percent", "swap_delta", "training_bytes"):
+        assert [row[key] for row in first["rows"]] == [row[key] for row in second["rows"]]
+
+
+def test_unequal_flops_are_refused(tmp_path: Path) -> None:
+    study = replace(tiny_study(tmp_path), max_flops_difference=0.02)
+    with pytest.raises(ValueError, match="equal training FLOPs within 2%"):
+        run_study(study, tmp_path / "run", progress=Screen())
+
+
+def test_unequal_data_is_refused(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    control, ours = study.arms
+    longer = replace(ours, train=replace(ours.train, num_steps=5))
+    with pytest.raises(ValueError, match="`train.num_steps` is 4 for 'single_stream' and 5"):
+        replace(study, arms=(control, longer))
+
+
+def test_arms_need_different_names(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    with pytest.raises(ValueError, match="no name twice"):
+        replace(study, arms=study.arms[:1] * 2)
+
+
+def test_report_of_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold a study"):
+        write_report(tmp_path)
+
+
+def test_report_of_an_unfinished_study_is_refused(
+    finished: tuple[Study, Path, str, str], tmp_path: Path
+) -> None:
+    _, folder, _, _ = finished
+    (tmp_path / "study.json").write_bytes((folder / "study.json").read_bytes())
+    with pytest.raises(ValueError, match="must hold an evaluation"):
+        write_report(tmp_path)
+
+
+def test_first_run_compares_equals() -> None:
+    study = first_run()
+    control, ours = training_flops(study).values()
+    assert math.isclose(control, ours, rel_tol=0.02)
+    assert [run.name for run in study.arms] == ["single_stream", "two_stream"]
+    assert study.arms[0].data == study.arms[1].data

@@ -1,0 +1,322 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterpoint.streams.clock import available_at, visible
+from counterpoint.systems.contract import cross_entropy
+from counterpoint.systems.two_stream import TwoStream, TwoStreamState
+from tests.systems.tiny_models import VOCAB, batch_of, randomised, tower, two
+
+
+def build(lag: int, **changes: Any) -> TwoStream:
+    model = randomised(TwoStream(two("wavelet", lag, **changes)))
+    assert isinstance(model, TwoStream)
+    return model
+
+
+def random_ids(rows: int, ticks: int) -> Tensor:
+    return torch.randint(0, VOCAB, (rows, ticks))
+
+
+def documents(lengths: tuple[int, ...]) -> Tensor:
+    """`document_start` of a row of documents."""
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    return starts.repeat_interleave(torch.tensor(lengths))[None]
+
+
+def same(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def readable_blocks(model: TwoStream, tick: int, start: int = 0) -> list[int]:
+    """Blocks that the state at a tick may read, from the dense rule of visibility."""
+    stop = [b for b in range(tick) if visible(model.layout, ("part", tick + 1), ("whole", b))]
+    return [b for b in stop[-model.config.whole.window :] if b >= start // model.config.block_ticks]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+@torch.no_grad()
+def test_read_shows_attention_on_readable_blocks_only(lag: int) -> None:
+    model, starts = build(lag), documents((12, 29))
+    reading = model.read(batch_of(random_ids(1, 41), starts))
+    assert reading.whole.shape == (1, 10, 20)
+    same(reading.attention.sum(-1), torch.ones(1, 41))
+    for tick in range(41):
+        seen = reading.attention[0, tick].nonzero().flatten().tolist()
+        readable = readable_blocks(model, tick, int(starts[0, tick]))
+        assert seen == [0] + [block + 1 for block in readable]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+@torch.no_grad()
+def test_whole_reaches_exactly_the_visible_ticks(lag: int) -> None:
+    """A changed block moves its readers, and what the part window carries on, nothing else."""
+    model = build(lag, part=tower(18, 2, 3, 1), num_links=1)  # the part remembers nothing itself
+    batch = batch_of(random_ids(1, 41), documents((12, 29)))
+    whole = model.read(batch).whole
+    before = model(batch)["part"]
+    for block in range(whole.shape[1]):
+        changed = whole.clone()
+        changed[:, block] = torch.randn(20)
+        moved = (model(batch, whole=changed)["part"] != before).any(-1)[0]
+        expected = [
+            block in readable_blocks(model, tick, int(batch.document_start[0, tick]))
+            for tick in range(41)
+        ]
+        assert moved.tolist() == expected
+
+
+@torch.no_grad()
+def test_forward_takes_the_whole_of_another() -> None:
+    model, batch, other = build(1), batch_of(random_ids(2, 41)), batch_of(random_ids(2, 41))
+    reading = model.read(batch)
+    assert torch.equal(model(batch, whole=reading.whole)["part"], model(batch)["part"])
+    moved = (model(batch, whole=model.read(other).whole)["part"] != model(batch)["part"]).any(-1)
+    first = available_at(model.layout, "whole", 0).tick
+    assert not moved[:, :first].any()
+    assert moved[:, first:].all()
+
+
+@torch.no_grad()
+def test_whole_carries_further_than_the_part_windows() -> None:
+    model = build(0, whole=tower(20, 2, 2, 9))
+    ids = random_ids(1, 41)
+    changed = ids.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % VOCAB
+    moved = (model(batch_of(ids))["part"] != model(batch_of(changed))["part"]).any(-1)[0]
+    assert moved[1 + 3 + 3 * 6 + 1 :].all()  # 3 layers with a window of 7, and the convolution
+
+
+@torch.no_grad()
+def feed(model: TwoStream, ids: Tensor, state: TwoStreamState) -> tuple[Tensor, TwoStreamState]:
+    logits, state = model.extend({"part": ids}, state)
+    return logits["part"], state
+
+
+@torch.no_grad()
+def kept(model: TwoStream, state: TwoStreamState, num_blocks: int) -> Tensor:
+    """The kept whole states in the order of their blocks."""
+    states, blocks = model.kept_whole(state)
+    order = blocks.clamp(min=-1).argsort(1)[:, -num_blocks:]
+    row = torch.arange(len(order))[:, None]
+    assert blocks[row, order].tolist() == [list(range(num_blocks))] * len(order)
+    return states[row, order]
+
+
+@torch.no_grad()
+def test_kept_whole_is_the_offline_whole() -> None:
+    model, ids = build(1), random_ids(2, 61)
+    _, state = feed(model, ids, model.initial_state(2))
+    offline = model.read(batch_of(ids)).whole
+    states, blocks = model.kept_whole(state)
+    capacity = states.shape[1]
+    assert sorted(blocks[0].tolist()) == list(range(15 - capacity, 15))
+    assert capacity >= model.config.whole.window
+    for row in range(2):
+        same(states[row], offline[row, blocks[row]])
+    _, fresh = model.kept_whole(model.initial_state(1))
+    assert (fresh < 0).all()
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@torch.no_grad()
+def test_swapped_session_equals_offline_with_the_other_whole(lag: int) -> None:
+    """Swapped before a block was read, so that both see the same from the first tick on."""
+    model, ids, other = build(lag), random_ids(2, 25), random_ids(2, 6)
+    first, mine = feed(model, ids[:, :6], model.initial_state(2))
+    _, donor = feed(model, other, model.initial_state(2))
+    second, state = feed(model, ids[:, 6:], model.swap(mine, donor))
+    whole = kept(model, state, 6)
+    same(whole[:, :1], model.read(batch_of(other)).whole)
+    assert not torch.allclose(whole, model.read(batch_of(ids)).whole, atol=1e-2)
+    offline = model(batch_of(ids), whole=whole)["part"]
+    same(torch.cat((first, second), 1), offline)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@torch.no_grad()
+def test_swapped_session_forgets_its_own_whole(lag: int) -> None:
+    """Once the part windows have passed, only the new whole counts, at any lag."""
+    model, ids = build(lag, whole=tower(20, 2, 2, 9)), random_ids(1, 61)
+    _, mine = feed(model, ids[:, :22], model.initial_state(1))
+    _, donor = feed(model, random_ids(1, 22), model.initial_state(1))
+    logits, state = feed(model, ids[:, 22:], model.swap(mine, donor))
+    offline = model(batch_of(ids), whole=kept(model, state, 15))["part"][:, 22:]
+    memory = 2 * 6 + 4  # two upper layers with a window of 7, and the plan of a block
+    same(logits[:, memory:], offline[:, memory:])
+    assert not torch.allclose(logits[:, :4], offline[:, :4], atol=1e-3)
+
+
+@torch.no_grad()
+def test_swap_refuses_sessions_of_other_lengths() -> None:
+    model = build(0)
+    _, mine = feed(model, random_ids(1, 9), model.initial_state(1))
+    _, donor = feed(model, random_ids(1, 4), model.initial_state(1))
+    with pytest.raises(ValueError, match=r"equally many finished blocks: got \[2\] and \[1\]"):
+        model.swap(mine, donor)
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@torch.no_grad()
+def test_edited_block_equals_offline_with_the_edited_whole(lag: int) -> None:
+    model, ids, edited = build(lag), random_ids(2, 25), torch.randn(2, 20)
+    first, state = feed(model, ids[:, :6], model.initial_state(2))
+    model.edit(state, torch.tensor([0, 0]), edited)
+    second, state = feed(model, ids[:, 6:], state)
+    whole = model.read(batch_of(ids)).whole
+    whole[:, 0] = edited
+    same(torch.cat((first, second), 1), model(batch_of(ids), whole=whole)["part"])
+    same(kept(model, state, 6), whole)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("block", range(5, 12))
+@torch.no_grad()
+def test_edit_of_any_kept_block_changes_later_ticks_only(lag: int, block: int) -> None:
+    """Blocks that are still read, and older ones whose plan is over: all as offline."""
+    model = build(lag, part=tower(18, 2, 3, 1), num_links=1)  # the part remembers nothing itself
+    ids = random_ids(1, 70)
+    _, state = feed(model, ids[:, :50], model.initial_state(1))  # 12 blocks are finished
+    capacity = model.kept_whole(state)[0].shape[1]
+    if block < 12 - capacity:
+        with pytest.raises(ValueError, match="still kept"):
+            model.edit(state, torch.tensor([block]), torch.randn(1, 20))
+        return
+    whole = model.read(batch_of(ids)).whole
+    whole[:, block] = torch.randn(20)
+    model.edit(state, torch.tensor([block]), whole[:, block])
+    logits, _ = feed(model, ids[:, 50:], state)
+    same(logits, model(batch_of(ids), whole=whole)["part"][:, 50:])
+
+
+@torch.no_grad()
+def test_edit_of_one_row_leaves_the_others() -> None:
+    model, ids = build(1), random_ids(2, 30)
+    plain, _ = feed(model, ids[:, 9:], feed(model, ids[:, :9], model.initial_state(2))[1])
+    _, state = feed(model, ids[:, :9], model.initial_state(2))
+    whole = model.kept_whole(state)[0][:, 1].clone()  # block 1 lies in slot 1
+    whole[0] = torch.randn(20)
+    model.edit(state, torch.tensor([1, 1]), whole)
+    logits, _ = feed(model, ids[:, 9:], state)
+    same(logits[1], plain[1])
+    assert not torch.allclose(logits[0], plain[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [-1, 3])
+@torch.no_grad()
+def test_edit_refuses_unfinished_blocks(block: int) -> None:
+    model = build(0)
+    _, state = feed(model, random_ids(1, 14), model.initial_state(1))
+    with pytest.raises(ValueError, match=r"blocks below \[3\], got"):
+        model.edit(state, torch.tensor([block]), torch.randn(1, 20))
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+@torch.no_grad()
+def test_upper_part_need_not_wait_for_the_whole(lag: int, chunk: int) -> None:
+    model, ids = build(lag), random_ids(3, 60)
+    state, late = model.initial_state(3), []
+    for first in range(0, 60, chunk):
+        lower = model.extend_lower({"part": ids[:, first : first + chunk]}, state)
+        logits, after = model.extend_upper(lower, state)
+        model.extend_whole(lower, state)  # may run meanwhile, on another device or thread
+        late.append(logits["part"])
+        state = after
+    in_order, _ = feed(model, ids, model.initial_state(3))
+    same(torch.cat(late, 1), in_order)
+
+
+@torch.no_grad()
+def test_whole_is_dropped_in_training_only() -> None:
+    model = build(0, whole_dropout=1.0)
+    batch = batch_of(random_ids(2, 41))
+    assert torch.equal(model.loss(batch).nats, model.loss(batch).nats)
+    targets = batch.targets["part"]
+    assert torch.equal(model.loss(batch).nats, cross_entropy(model(batch)["part"], targets))
+    model.train()
+    dropped = model.loss(batch).nats
+    for weight in model.whole_norm.parameters():  # whatever the whole says
+        weight.neg_()
+    assert torch.equal(model.loss(batch).nats, dropped)
+    model.eval()
+    assert model.loss(batch).nats != dropped
+
+
+@torch.no_grad()
+def test_whole_is_dropped_by_rows_at_the_given_share() -> None:
+    model = build(0, whole_dropout=0.3).train()
+    batch = batch_of(random_ids(1, 41).expand(200, -1))
+    x, reach, whole, _ = model._read_part(batch)
+    values = []
+    for keep in (False, True):
+        mask = torch.full((200, 1), keep)
+        guidance = model._guidance(whole, batch.document_start, reach, keep=mask)
+        logits = model._write_part(x, reach, guidance)
+        values.append(cross_entropy(logits, batch.targets["part"]))
+    share = float((model.loss(batch).nats - values[1]) / (values[0] - values[1]))
+    assert share == pytest.approx(round(share * 200) / 200, abs=1e-3)  # whole rows
+    assert 0.2 < share < 0.4
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+@torch.no_grad()
+def test_auxiliary_losses_have_the_right_targets(lag: int) -> None:
+    """By brute force: block j predicts block j + 1 + lag of its own document."""
+    model = build(lag, predict_weight=0.5, reconstruct_weight=0.25)
+    starts = documents((4, 16, 12, 11))
+    batch = batch_of(random_ids(1, 43), starts)
+    _, _, whole, compressed = model._read_part(batch)
+    ids = batch.ticks["part"][0]
+
+    def nats(decoder: Any, state: Tensor, block: int) -> Tensor:
+        logits = model.head(model.norm(decoder(state)))
+        return cross_entropy(logits, ids[4 * block : 4 * block + 4])
+
+    predict = reconstruct = torch.zeros(())
+    for j in range(10):
+        reconstruct = reconstruct + nats(model.reconstructor, compressed[0, j], j)
+        planned = j + 1 + lag
+        if planned < 10 and starts[0, 4 * planned] == starts[0, 4 * j]:
+            predict = predict + nats(model.predictor, whole[0, j], planned)
+    loss = model.loss(batch)
+    torch.testing.assert_close(loss.terms["predict"] * 43, predict)
+    torch.testing.assert_close(loss.terms["reconstruct"] * 43, reconstruct)
+    total = loss.nats + 0.5 * predict + 0.25 * reconstruct
+    torch.testing.assert_close(loss.total * 43, total)
+
+
+@torch.no_grad()
+def test_rows_shorter_than_a_block_run() -> None:
+    model = build(1)
+    batch = batch_of(random_ids(2, 3))
+    logits, _ = feed(model, batch.ticks["part"], model.initial_state(2))
+    same(logits, model(batch)["part"])
+    assert model.loss(batch).total.isfinite()
+    assert model.read(batch).whole.shape == (2, 0, 20)
+
+
+@pytest.mark.parametrize("lower_layers", [0, 3])
+def test_layers_must_be_left_on_both_sides(lower_layers: int) -> None:
+    with pytest.raises(ValueError, match=f"expected 1 to 2, got {lower_layers}"):
+        two("mean", 0, lower_layers=lower_layers)
+
+
+def test_compressor_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="power of two: got 6"):
+        TwoStream(two("wavelet", 0, block_ticks=6))
+    with pytest.raises(ValueError, match="`num_slots` must divide `block_ticks`: got 3 and 4"):
+        TwoStream(two("attention", 0, num_slots=3))
+
+
+def test_read_needs_links() -> None:
+    with pytest.raises(ValueError, match="`num_links`"):
+        build(0, num_links=0).read(batch_of(random_ids(1, 9)))
+
+
+def test_whole_of_another_length_is_refused() -> None:
+    model = build(0)
+    with pytest.raises(ValueError, match=r"expected \(1, 10, 20\), got \(1, 9, 20\)"):
+        model(batch_of(random_ids(1, 41)), whole=torch.zeros(1, 9, 20))
