@@ -51,7 +51,7 @@ def tiny_study(folder: Path, num_steps: int = 4) -> Study:
     )  # fmt: skip
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of the process."""
 
 
@@ -62,15 +62,16 @@ class Memory(io.BytesIO):
 class Screen(io.TextIOWrapper):
     """A text stream that remembers, and that ends the process when a line starts with a text."""
 
+    mode = "w"
+
     def __init__(self, last: str = "") -> None:
         super().__init__(Memory(), encoding="utf-8")
         self.text = ""
         self.last = last
-        self.mode = "w"
 
     def write(self, text: str) -> int:
         if self.last and text.startswith(self.last):
-            raise Killed
+            raise KilledError
         self.text += text
         return super().write(text)
 
@@ -167,7 +168,7 @@ def test_killed_study_goes_on_and_ends_the_same(
     other = tmp_path / "other"
 
     screens = [Screen("two_stream: held"), Screen()]
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run_study(study, other, progress=screens[0], output=screens[1])
     assert load_evaluation(other / control.name) is not None
     assert load_evaluation(other / ours.name) is None

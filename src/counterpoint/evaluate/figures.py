@@ -117,6 +117,7 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
     """Bits/byte by position since the start of a unit, with 95 % intervals over units."""
     figure = new_figure(7.5, 4.2)
     axis = figure.subplots()
+    ends = [position_curve(arm.evaluation)[1][0][-1] for arm in arms]
     for colour, arm in zip(_colours(arms), arms, strict=True):
         centres, values = position_curve(arm.evaluation)
         axis.fill_between(centres, values[1], values[2], color=colour, alpha=0.16, linewidth=0)
@@ -124,7 +125,7 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
         axis.annotate(
             arm.name,
             (centres[-1], values[0][-1]),
-            xytext=(8, 0),
+            xytext=(8, 6 if values[0][-1] >= max(ends) else -6),
             textcoords="offset points",
             color=colour,
             va="center",

@@ -34,8 +34,8 @@ CAPTIONS: Mapping[str, str] = {
     "FLOPs and against seconds. The dots are the final bits/byte on the held-out text.",
     "streams.png": "Below, the bytes of a held-out passage; above, the blocks of the whole that "
     "were finished while it was read. Lines show which blocks were read to predict each byte (mean "
-    "over links and heads; weights below 2 % are left out); each byte is also "
-    "written under the plan of the newest finished block, which is not drawn. Bars show the attention that went to "
+    "over links and heads; weights below 2 % are left out); each byte is also written under the "
+    "plan of the newest finished block, which is not drawn. Bars show the attention that went to "
     "the null key, which means to nothing, and to older blocks, and what each byte cost.",
     "positions.png": "Held-out bits/byte by the number of bytes since the start of the chapter. A "
     "model that uses a longer past keeps falling to the right.",

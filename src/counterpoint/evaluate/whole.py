@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class ReadsWhole(Protocol):
         ...
 
 
-def has_whole(system: object) -> TypeGuard[ReadsWhole]:
+def has_whole(system: object) -> bool:
     """Whether a system has a whole that shows how it is read (`num_links` >= 1)."""
     return isinstance(system, ReadsWhole) and getattr(system.config, "num_links", 1) > 0
 
@@ -106,7 +106,8 @@ def measure_whole(
         raise ValueError(
             f"The system must have a whole to be read: {type(system).__name__} lacks it."
         )
-    block_ticks = system.layout.block_ticks
+    reader = cast("ReadsWhole", system)
+    block_ticks = reader.layout.block_ticks
     alone = without_whole(system)
     bits: dict[str, list[float]] = {"own": [], "other": [], "none": []}
     num_bytes, states, null_shares = [], [], []
@@ -121,15 +122,15 @@ def measure_whole(
         own, other = (rows_batch([u.ids[: num_ticks + 1]], block_ticks) for u in (unit, donor))
         own, other = own.to(device), other.to(device)
         with torch.no_grad():
-            reading, foreign = system.read(own), system.read(other)
+            reading, foreign = reader.read(own), reader.read(other)
             for name, whole in (("own", reading.whole), ("other", foreign.whole)):
-                nats = target_nats(system.forward(own, whole=whole)["part"], own.targets["part"])
+                nats = target_nats(reader.forward(own, whole=whole)["part"], own.targets["part"])
                 bits[name].append(float(nats.double().sum()) / math.log(2))
             if alone is not None:
                 bits["none"].append(float(alone.loss(own).nats) / math.log(2))
         num_bytes.append(int(byte_lengths[unit.ids[1 : num_ticks + 1]].sum()))
         states.append(reading.whole[0].float())
-        null_shares.append(_null_attention(system.layout, reading.attention[0].float()))
+        null_shares.append(_null_attention(reader.layout, reading.attention[0].float()))
         if on_progress is not None:
             on_progress(done, len(units))
     if not states:
