@@ -1,5 +1,7 @@
 """Multi-stream language models: several time-aligned streams, read and written at once."""
 
+from counterpoint.runtime.sampler import Sampling as Sampling
+from counterpoint.runtime.session import generate as generate
 from counterpoint.streams.batch import Batch as Batch
 from counterpoint.streams.clock import available_at as available_at
 from counterpoint.streams.clock import visible as visible
@@ -9,3 +11,5 @@ from counterpoint.streams.spec import Role as Role
 from counterpoint.streams.spec import Stream as Stream
 from counterpoint.streams.timeline import Event as Event
 from counterpoint.streams.timeline import Timeline as Timeline
+from counterpoint.systems.single_stream import SingleStream as SingleStream
+from counterpoint.systems.two_stream import TwoStream as TwoStream
