@@ -6,8 +6,8 @@ from pathlib import Path
 import counterpoint
 
 PUBLIC_NAMES = [
-    "Batch", "Event", "Layout", "Role", "Sampling", "SingleStream", "Stream", "Timeline", "TwoStream",
-    "UNSET_ID", "available_at", "generate", "visible",
+    "Batch", "Event", "Layout", "Role", "Sampling", "SingleStream", "Stream", "Timeline",
+    "TwoStream", "UNSET_ID", "available_at", "generate", "visible",
 ]  # fmt: skip
 MAX_NAMES = 15
 

@@ -4,13 +4,13 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.compress import (
     AttentionSlots,
+    Kind,
     Last,
     Mean,
     StridedConvolution,
     Unfold,
     Wavelet,
     build_compressor,
-    finish_blocks,
 )
 
 
@@ -18,6 +18,10 @@ def randomise(block: nn.Module) -> None:
     with torch.no_grad():
         for weight in block.parameters():
             weight.add_(torch.randn_like(weight) * 0.3)
+
+
+def everything(blocks: Tensor) -> Tensor:
+    return torch.ones(blocks.shape[:-1], dtype=torch.bool)
 
 
 def agree(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
@@ -34,8 +38,8 @@ def test_mean_and_last_match_loops(steps: int) -> None:
     blocks = torch.randn(2, 3, steps, 5, requires_grad=True)
     mean = sum(blocks[:, :, i] for i in range(steps)) / steps
     assert isinstance(mean, Tensor)
-    agree(Mean()(blocks), mean[:, :, None], [blocks])
-    agree(Last()(blocks), blocks[:, :, steps - 1 : steps], [blocks])
+    agree(Mean()(blocks, everything(blocks)), mean[:, :, None], [blocks])
+    agree(Last()(blocks, everything(blocks)), blocks[:, :, steps - 1 : steps], [blocks])
 
 
 @pytest.mark.parametrize(("steps", "slots"), [(1, 1), (63, 7), (100, 5)])
@@ -49,14 +53,14 @@ def test_convolution_matches_strided_conv1d(steps: int, slots: int) -> None:
         nn.functional.conv1d(row, kernel[s].transpose(1, 2), stride=steps) for s in range(slots)
     ]
     expected = torch.stack(theirs, -1).permute(0, 2, 3, 1)
-    agree(block(blocks), expected, [blocks, block.weight])
+    agree(block(blocks, everything(blocks)), expected, [blocks, block.weight])
 
 
 def test_convolution_starts_as_the_mean_of_each_share() -> None:
     block = StridedConvolution(64, 8, 2)
     constant = torch.randn(64).expand(1, 8, 64).clone()
     constant[:, 4:] *= -2
-    slots = block(constant)
+    slots = block(constant, everything(constant))
     for slot, share in enumerate((constant[:, :4], constant[:, 4:])):
         mean = share.mean(1)
         assert nn.functional.cosine_similarity(slots[:, slot], mean) > 0.5
@@ -79,12 +83,12 @@ def test_attention_slots_match_loops(steps: int, slots: int) -> None:
             weights = torch.softmax(torch.stack(scores), 0)
             rows.append((weights[:, None] * b).sum(0))
     expected = torch.stack(rows).view(2, 3, slots, 6)
-    agree(block(blocks), expected, [blocks, *block.parameters()])
+    agree(block(blocks, everything(blocks)), expected, [blocks, *block.parameters()])
 
 
 def test_attention_slots_start_near_the_mean_and_differ() -> None:
     block, blocks = AttentionSlots(64, 8, 2), torch.randn(50, 8, 64)
-    slots = block(blocks)
+    slots = block(blocks, everything(blocks))
     mean = blocks.mean(1, keepdim=True)
     assert nn.functional.cosine_similarity(slots, mean, -1).min() > 0.95
     assert (slots[:, 0] != slots[:, 1]).all()
@@ -98,8 +102,10 @@ def test_wavelet_starts_as_haar() -> None:
         bands.append(pairs[:, :, 1] - pairs[:, :, 0])
         approximation = pairs.mean(2)
     expected = torch.cat([approximation, *reversed(bands)], 1)
-    torch.testing.assert_close(Wavelet(5, 8)(blocks), expected)
-    torch.testing.assert_close(Wavelet(5, 8)(blocks)[:, :1], blocks.mean(1, keepdim=True))
+    torch.testing.assert_close(Wavelet(5, 8)(blocks, everything(blocks)), expected)
+    torch.testing.assert_close(
+        Wavelet(5, 8)(blocks, everything(blocks))[:, :1], blocks.mean(1, keepdim=True)
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 64])
@@ -107,9 +113,12 @@ def test_wavelet_is_inverted_exactly_with_any_factors(steps: int) -> None:
     block = Wavelet(5, steps)
     randomise(block)
     blocks = torch.randn(2, 3, steps, 5)
-    torch.testing.assert_close(block.inverse(block(blocks)), blocks, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        block.inverse(block(blocks, everything(blocks))), blocks, rtol=0, atol=1e-5
+    )
     slots = torch.randn(2, 3, steps, 5)
-    torch.testing.assert_close(block(block.inverse(slots)), slots, rtol=0, atol=1e-5)
+    again = block(block.inverse(slots), everything(slots))
+    torch.testing.assert_close(again, slots, rtol=0, atol=1e-5)
 
 
 def test_wavelet_gradients_match_loops() -> None:
@@ -124,7 +133,7 @@ def test_wavelet_gradients_match_loops() -> None:
         values = [values[2 * i] + block.update[level] * d for i, d in enumerate(detail)]
         bands.append(detail)
     expected = torch.stack([*values, *(d for detail in reversed(bands) for d in detail)], 1)
-    agree(block(blocks), expected, [blocks, block.predict, block.update])
+    agree(block(blocks, everything(blocks)), expected, [blocks, block.predict, block.update])
 
 
 def test_wavelet_refuses_blocks_that_do_not_halve() -> None:
@@ -152,27 +161,22 @@ def test_unfold_is_one_map_a_step() -> None:
         torch.testing.assert_close(block(x)[:, :, step], x @ maps[step].T)
 
 
-@pytest.mark.parametrize("size", [1, 3, 4])
-def test_finished_blocks_are_those_of_the_whole_row(size: int) -> None:
-    """Rows get different numbers of steps, some none; blocks come out once, in order."""
-    x = torch.randn(3, 60, 2)
-    pending, position = torch.zeros(3, size, 2), torch.zeros(3, dtype=torch.long)
-    found: list[list[Tensor]] = [[], [], []]
-    for num_steps in (1, 7, 2, 0, 9, 5, 12):
-        lengths = torch.randint(0, num_steps + 1, (3,))
-        chunk = torch.randn(3, num_steps, 2)
-        for row in range(3):
-            at = int(position[row])
-            chunk[row, : lengths[row]] = x[row, at : at + int(lengths[row])]
-        blocks, finished, pending = finish_blocks(pending, chunk, position, lengths)
-        for row in range(3):
-            found[row] += list(blocks[row, : finished[row]])
-        position += lengths
-        for row in range(3):
-            phase = int(position[row]) % size
-            at = int(position[row])
-            assert torch.equal(pending[row, :phase], x[row, at - phase : at])
-    for row in range(3):
-        real = x[row, : position[row] // size * size].unflatten(0, (-1, size))
-        assert len(found[row]) == len(real)
-        assert all(torch.equal(*pair) for pair in zip(found[row], real, strict=True))
+@pytest.mark.parametrize("kind", ["mean", "last", "attention"])
+def test_short_blocks_compress_like_blocks_of_their_size(kind: Kind) -> None:
+    block = build_compressor(kind, 6, 8, 2)
+    with torch.no_grad():
+        block.load_state_dict({name: torch.randn_like(w) for name, w in block.state_dict().items()})
+    for size in range(1, 9):
+        steps = torch.randn(2, size, 6)
+        padded = torch.nn.functional.pad(steps, (0, 0, 8 - size, 0))
+        real = (torch.arange(8) >= 8 - size).expand(2, -1)
+        slots = block(padded, real)
+        if kind == "mean":
+            expected = steps.mean(1, keepdim=True)
+        elif kind == "last":
+            expected = steps[:, -1:]
+        else:
+            assert isinstance(block, AttentionSlots)
+            scores = (block.query @ block.key.weight) @ steps.transpose(1, 2) / 6**0.5
+            expected = torch.softmax(scores + block.place[:, 8 - size :], -1) @ steps
+        torch.testing.assert_close(slots, expected)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ TOKENIZER = ByteTokenizer()
 def test_passage_shows_what_each_byte_read_and_cost() -> None:
     system, one = two(), units()[2]
     found = read_passage(system, one, TOKENIZER, first_tick=42, num_ticks=24)
-    assert (found.first_tick, found.block_ticks, len(found.symbols)) == (40, 4, 24)
+    assert (found.first_tick, found.edges, len(found.symbols)) == (40, tuple(range(0, 25, 4)), 24)
     assert "".join(found.symbols) == TOKENIZER.decode(one.ids[40:64])
     blocks = np.array(found.blocks)
     assert blocks.shape == (24, 6)
@@ -25,6 +27,20 @@ def test_passage_shows_what_each_byte_read_and_cost() -> None:
     assert ((blocks > 0) == readable).all()
     nats = score(system, [one], LENGTHS, block_ticks=4)[0].nats[39:63]
     np.testing.assert_allclose(found.bits, nats / np.log(2), atol=1e-4)
+
+
+def test_passage_follows_blocks_that_end_early() -> None:
+    system, one = two(boundary_ids=(ord("a"), ord("e"))), units()[2]
+    found = read_passage(system, one, TOKENIZER, first_tick=42, num_ticks=24)
+    assert found.edges[0] == 0
+    assert found.edges[-1] == len(found.symbols) <= 24
+    for left, right in itertools.pairwise(found.edges):
+        early = found.symbols[right - 1] in "ae"
+        assert right - left == 4 or (early and right - left < 4)
+        assert not set(found.symbols[left : right - 1]) & set("ae")
+    blocks = np.array(found.blocks)
+    finished = np.searchsorted(found.edges, np.arange(len(found.symbols)), side="right") - 1
+    assert ((blocks > 0) == (np.arange(blocks.shape[1])[None] < finished[:, None])).all()
 
 
 def test_passage_of_a_single_stream_has_bits_only() -> None:

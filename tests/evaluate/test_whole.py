@@ -46,8 +46,8 @@ def test_swap_costs_bits_when_the_part_depends_on_the_whole() -> None:
 def test_own_bits_are_those_of_the_plain_forward() -> None:
     system, one = two(), units()[0]
     found = measure_whole(system, units(), LENGTHS)
-    num_ticks = (51 // 4) * 4  # as long as its donor, unit 3
-    batch = rows_batch([one.ids[: num_ticks + 1]], 4)
+    num_ticks = 51  # its donor, unit 3, has 12 blocks; the tick after these ends the 13th
+    batch = rows_batch([one.ids[: num_ticks + 1]], 1)
     with torch.no_grad():
         nats = target_nats(system(batch)["part"], batch.targets["part"]).sum()
     assert found.own_bits[0] == pytest.approx(float(nats) / math.log(2), rel=1e-5)

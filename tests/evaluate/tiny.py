@@ -27,7 +27,9 @@ def single_config() -> SingleStreamConfig:
     return SingleStreamConfig(tower=tower(16, window=8, num_layers=2))
 
 
-def two_config(lag_blocks: int = 0, whole_dropout: float = 0.1) -> TwoStreamConfig:
+def two_config(
+    lag_blocks: int = 0, whole_dropout: float = 0.1, boundary_ids: tuple[int, ...] = ()
+) -> TwoStreamConfig:
     return TwoStreamConfig(
         part=tower(16, window=8, num_layers=2),
         whole=tower(24, window=32),
@@ -35,6 +37,7 @@ def two_config(lag_blocks: int = 0, whole_dropout: float = 0.1) -> TwoStreamConf
         block_ticks=4,
         lag_blocks=lag_blocks,
         whole_dropout=whole_dropout,
+        boundary_ids=boundary_ids,
     )
 
 
@@ -51,8 +54,10 @@ def single() -> SingleStream:
     return shaken(SingleStream(single_config()))
 
 
-def two(lag_blocks: int = 0, whole_dropout: float = 0.1) -> TwoStream:
-    return shaken(TwoStream(two_config(lag_blocks, whole_dropout)))
+def two(
+    lag_blocks: int = 0, whole_dropout: float = 0.1, boundary_ids: tuple[int, ...] = ()
+) -> TwoStream:
+    return shaken(TwoStream(two_config(lag_blocks, whole_dropout, boundary_ids)))
 
 
 def deaf(system: TwoStream) -> TwoStream:

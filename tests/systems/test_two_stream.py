@@ -154,7 +154,7 @@ def test_swap_refuses_sessions_of_other_lengths() -> None:
     model = build(0)
     _, mine = feed(model, random_ids(1, 9), model.initial_state(1))
     _, donor = feed(model, random_ids(1, 4), model.initial_state(1))
-    with pytest.raises(ValueError, match=r"equally many finished blocks: got \[2\] and \[1\]"):
+    with pytest.raises(ValueError, match=r"it has \[2\], the donor \[1\]"):
         model.swap(mine, donor)
 
 
@@ -209,7 +209,7 @@ def test_edit_of_one_row_leaves_the_others() -> None:
 def test_edit_refuses_unfinished_blocks(block: int) -> None:
     model = build(0)
     _, state = feed(model, random_ids(1, 14), model.initial_state(1))
-    with pytest.raises(ValueError, match=r"blocks below \[3\], got"):
+    with pytest.raises(ValueError, match=r"blocks \[0\] to below \[3\], got"):
         model.edit(state, torch.tensor([block]), torch.randn(1, 20))
 
 
@@ -249,43 +249,51 @@ def test_whole_is_dropped_in_training_only() -> None:
 def test_whole_is_dropped_by_rows_at_the_given_share() -> None:
     model = build(0, whole_dropout=0.3).train()
     batch = batch_of(random_ids(1, 41).expand(200, -1))
-    x, reach, whole, _ = model._read_part(batch)
+    lower = model._read_part(batch)
     values = []
     for keep in (False, True):
         mask = torch.full((200, 1), keep)
-        guidance = model._guidance(whole, batch.document_start, reach, keep=mask)
-        logits = model._write_part(x, reach, guidance)
+        logits = model._write_part(lower.x, lower.reach, model._guidance(lower, mask))
         values.append(cross_entropy(logits, batch.targets["part"]))
     share = float((model.loss(batch).nats - values[1]) / (values[0] - values[1]))
     assert share == pytest.approx(round(share * 200) / 200, abs=1e-3)  # whole rows
     assert 0.2 < share < 0.4
 
 
+@pytest.mark.parametrize("early", [(), (1, 4)])
 @pytest.mark.parametrize("lag", [0, 1, 2])
 @torch.no_grad()
-def test_auxiliary_losses_have_the_right_targets(lag: int) -> None:
-    """By brute force: block j predicts block j + 1 + lag of its own document."""
-    model = build(lag, predict_weight=0.5, reconstruct_weight=0.25)
-    starts = documents((4, 16, 12, 11))
-    batch = batch_of(random_ids(1, 43), starts)
-    _, _, whole, compressed = model._read_part(batch)
-    ids = batch.ticks["part"][0]
+def test_auxiliary_losses_have_the_right_targets(lag: int, early: tuple[int, ...]) -> None:
+    """By brute force: the plan of a block predicts the block that comes 1 + lag later."""
+    model = build(lag, predict_weight=0.5, reconstruct_weight=0.25, boundary_ids=early)
+    lengths = (4, 16, 12, 11)
+    batch = batch_of(random_ids(1, 43), documents(lengths))
+    lower = model._read_part(batch)
+    ids, targets = batch.ticks["part"][0], batch.targets["part"][0]
+    plans = model.steering.plan(lower.whole[0]).unflatten(-1, (4, -1))
 
-    def nats(decoder: Any, state: Tensor, block: int) -> Tensor:
-        logits = model.head(model.norm(decoder(state)))
-        return cross_entropy(logits, ids[4 * block : 4 * block + 4])
+    def nats(state: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(model.head(model.norm(state))[None], target[None])
 
     predict = reconstruct = torch.zeros(())
-    for j in range(10):
-        reconstruct = reconstruct + nats(model.reconstructor, compressed[0, j], j)
-        planned = j + 1 + lag
-        if planned < 10 and starts[0, 4 * planned] == starts[0, 4 * j]:
-            predict = predict + nats(model.predictor, whole[0, j], planned)
+    number = first = begin = 0
+    for length in lengths:
+        block: list[int] = []
+        for tick in range(begin, begin + length):
+            block.append(tick)
+            if ids[tick] in early or len(block) == 4:
+                rebuilt = model.reconstructor(lower.compressed[0, number])
+                for place, written in enumerate(reversed(block)):
+                    reconstruct = reconstruct + nats(rebuilt[3 - place], ids[written])
+                number, block = number + 1, []
+            if number - lag > first:
+                predict = predict + nats(plans[number - lag - 1, len(block)], targets[tick])
+        begin, first = begin + length, number
     loss = model.loss(batch)
     torch.testing.assert_close(loss.terms["predict"] * 43, predict)
     torch.testing.assert_close(loss.terms["reconstruct"] * 43, reconstruct)
-    total = loss.nats + 0.5 * predict + 0.25 * reconstruct
-    torch.testing.assert_close(loss.total * 43, total)
+    plain = loss.nats / 43 + 0.5 * loss.terms["predict"] + 0.25 * loss.terms["reconstruct"]
+    torch.testing.assert_close(loss.total, plain)
 
 
 @torch.no_grad()

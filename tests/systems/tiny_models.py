@@ -54,6 +54,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
             for lag in (0, 1)
         },
         "wavelet_lag2": two("wavelet", 2, num_links=1, reconstruct_weight=0.0, conv_taps=2),
+        **{
+            f"{kind}_early_lag{lag}": two(kind, lag, boundary_ids=(2, 5, 7))
+            for kind, lag in (
+                ("mean", 0),
+                ("last", 1),
+                ("convolution", 0),
+                ("attention", 1),
+                ("wavelet", 0),
+                ("wavelet", 1),
+            )
+        },
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),

@@ -1,13 +1,14 @@
-"""Between a fine stream and its blocks: compressors, their counterpart, and the grid of blocks.
+"""Between a fine stream and its blocks: compressors and their counterpart.
 
 A compressor takes finished blocks and gives a few slots for each. It sees one block at a time, so
-it is causal by construction and has no state.
+it is causal by construction and has no state. Blocks may be shorter than R: they lie at the right,
+``real`` says which of their steps exist, and the others are zero.
 """
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Kind = Literal["mean", "last", "convolution", "attention", "wavelet"]
@@ -18,7 +19,9 @@ class Compressor(nn.Module):
 
     num_slots: int
 
-    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B S D"]:
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B S D"]:
         """Compress blocks of R steps to S slots."""
         raise NotImplementedError
 
@@ -32,9 +35,12 @@ class Mean(Compressor):
 
     num_slots = 1
 
-    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B 1 D"]:
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B 1 D"]:
         """Average over the steps."""
-        return blocks.mean(-2, keepdim=True)
+        size = real.sum(-1, keepdim=True).clamp(min=1)
+        return blocks.sum(-2, keepdim=True) / size[..., None]
 
 
 class Last(Compressor):
@@ -45,7 +51,9 @@ class Last(Compressor):
 
     num_slots = 1
 
-    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B 1 D"]:
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B 1 D"]:
         """Select the last step."""
         return blocks[..., -1:, :]
 
@@ -70,7 +78,9 @@ class StridedConvolution(Compressor):
         """Multiply-adds of the matrix products of one block."""
         return self.weight.numel()
 
-    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B S D"]:
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B S D"]:
         """Convolve."""
         slots = nn.functional.linear(blocks.flatten(-2), self.weight)
         return slots.unflatten(-1, (self.num_slots, -1))
@@ -95,12 +105,15 @@ class AttentionSlots(Compressor):
         """Multiply-adds of the matrix products of one block: scores and sums."""
         return 2 * self.place.numel() * self.query.shape[1]
 
-    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B S D"]:
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B S D"]:
         """Mix the steps of each block, once a slot."""
         # Moving the key matrix to the queries costs nothing a step: (q K) x = q (K x).
         query = self.query @ self.key.weight * blocks.shape[-1] ** -0.5
         scores = nn.functional.linear(blocks, query).transpose(-1, -2) + self.place
-        return torch.softmax(scores.float(), -1).to(blocks.dtype) @ blocks
+        scores = scores.float().masked_fill(~real[..., None, :], -1e9)
+        return torch.softmax(scores, -1).to(blocks.dtype) @ blocks
 
 
 class Wavelet(Compressor):
@@ -126,7 +139,9 @@ class Wavelet(Compressor):
         self.predict = nn.Parameter(torch.ones(num_levels, width))
         self.update = nn.Parameter(torch.full((num_levels, width), 0.5))
 
-    def forward(self, blocks: Float[Tensor, "*B R D"]) -> Float[Tensor, "*B R D"]:
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B R D"]:
         """Split each block into its approximation and details."""
         approximation, bands = blocks, []
         for predict, update in zip(self.predict, self.update, strict=True):
@@ -180,32 +195,3 @@ class Unfold(nn.Module):
     def forward(self, x: Float[Tensor, "*B D2"]) -> Float[Tensor, "*B R D"]:
         """Unfold each vector into its block."""
         return self.unfold(x).unflatten(-1, (self.block_ticks, -1))
-
-
-def finish_blocks(
-    pending: Float[Tensor, "B R D"],
-    x: Float[Tensor, "B T D"],
-    position: Int[Tensor, " B"],
-    lengths: Int[Tensor, " B"] | None,
-) -> tuple[Float[Tensor, "B W R D"], Int[Tensor, " B"], Float[Tensor, "B R D"]]:
-    """Lay a chunk of steps behind the pending ones, on each row's own grid of blocks.
-
-    Args:
-        pending: Steps of the unfinished block of each row, from the left.
-        x: The steps that follow.
-        position: Steps before the chunk; ``position % R`` of them are pending.
-        lengths: Real steps of each row; ``None`` means all.
-
-    Returns:
-        As many blocks as a row can have finished, how many of them each row has, and the steps
-        that are pending next.
-    """
-    num_rows, num_steps, width = x.shape
-    size = pending.shape[1]
-    most = (size - 1 + num_steps) // size
-    phase = position % size
-    steps = torch.cat((pending.to(x.dtype), x.new_zeros(num_rows, most * size, width)), 1)
-    place = phase[:, None] + torch.arange(num_steps, device=x.device)
-    blocks = steps.scatter(1, place[..., None].expand_as(x), x).unflatten(1, (-1, size))
-    finished = (phase + (num_steps if lengths is None else lengths)) // size
-    return blocks[:, :-1], finished, blocks[torch.arange(num_rows, device=x.device), finished]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -23,11 +22,13 @@ class Published(NamedTuple):
 
     Attributes:
         coarse: Coarse states themselves.
+        end_tick: Fine step at which each was finished.
         plan: Their plans, the latest few.
         memories: Their keys and values, one a link.
     """
 
     coarse: Float[Tensor, "B W D2"]
+    end_tick: Int[Tensor, "B W"]
     plan: Float[Tensor, "B P R D"]
     memories: tuple[Memory, ...]
 
@@ -69,23 +70,31 @@ class Steering(nn.Module):
         return x + plan.to(x.dtype)
 
     def offline(
-        self, coarse: Float[Tensor, "B W D2"], span: Span, delay_ticks: int, reach: Reach
+        self,
+        coarse: Float[Tensor, "B W D2"],
+        end_tick: Int[Tensor, "B W"],
+        place: Int[Tensor, "B T"],
+        span: Span,
+        reach: Reach,
     ) -> Guidance:
         """Guidance of whole rows.
 
         Args:
             coarse: Coarse states.
-            span: Those that each fine step may read.
-            delay_ticks: Fine step at which the first coarse state can be read.
+            end_tick: Fine step at which each was finished.
+            place: Fine steps since the latest block ended, after each fine step.
+            span: Coarse states that each fine step may read.
             reach: The fine steps' own, for their rotation.
         """
-        num_ticks = span.stop.shape[1]
-        plan = F.pad(self._plans(coarse).flatten(1, 2), (0, 0, delay_ticks, num_ticks))
+        plans = self._plans(coarse).flatten(1, 2)
+        newest = (span.stop - 1).clamp(min=0) * self.block_ticks + place
+        has_plan = span.stop > span.start
+        newest = torch.where(has_plan, newest, 0)[..., None].expand(-1, -1, plans.shape[2])
         block = torch.arange(coarse.shape[1], device=coarse.device)[None]
         return Guidance(
-            plan[:, :num_ticks],
-            span.stop > span.start,
-            tuple(link.remember(coarse, self._last_tick(block)) for link in self.links),
+            plans.gather(1, newest) if coarse.shape[1] else self.no_plan.expand(*place.shape, -1),
+            has_plan,
+            tuple(link.remember(coarse, end_tick) for link in self.links),
             cross_reach(reach.cos, reach.sin, span, block),
         )
 
@@ -94,6 +103,7 @@ class Steering(nn.Module):
         width, coarse_width, new = len(self.no_plan), self.plan.in_features, self.no_plan.new_zeros
         return Published(
             new(batch_size, num_blocks + 1, coarse_width),
+            new(batch_size, num_blocks + 1, dtype=torch.long),
             new(batch_size, num_plans + 1, self.block_ticks, width),
             tuple(
                 new(batch_size, 2, link.num_heads, num_blocks + 1, width // link.num_heads)
@@ -104,6 +114,7 @@ class Steering(nn.Module):
     def publish(
         self,
         coarse: Float[Tensor, "B W D2"],
+        end_tick: Int[Tensor, "B W"],
         first_block: Int[Tensor, " B"],
         count: Int[Tensor, " B"],
         state: Published,
@@ -118,16 +129,17 @@ class Steering(nn.Module):
             return torch.where(real, block % (size - 1), size - 1)
 
         state.coarse[row, slot(state.coarse.shape[1])] = coarse.to(state.coarse.dtype)
+        state.end_tick[row, slot(state.end_tick.shape[1])] = end_tick
         state.plan[row, slot(state.plan.shape[1])] = self._plans(coarse).to(state.plan.dtype)
         for memory, link in zip(state.memories, self.links, strict=True):
-            kv = link.remember(coarse, self._last_tick(block))
+            kv = link.remember(coarse, end_tick)
             write_ring(memory, slot(memory.shape[3]), kv)
 
     def streaming(
         self,
         state: Published,
         end: Int[Tensor, " B"],
-        tick: Int[Tensor, "B T"],
+        place: Int[Tensor, "B T"],
         span: Span,
         reach: Reach,
     ) -> Guidance:
@@ -136,7 +148,7 @@ class Steering(nn.Module):
         Args:
             state: The rings.
             end: Blocks that each row has finished, the chunk's included.
-            tick: Absolute fine steps of the chunk.
+            place: Fine steps since the latest block ended, after each fine step.
             span: Coarse states that each may read.
             reach: The fine steps' own, for their rotation.
         """
@@ -145,11 +157,69 @@ class Steering(nn.Module):
         row = torch.arange(len(end), device=end.device)[:, None]
         slot = (span.stop - 1) % (state.plan.shape[1] - 1)
         return Guidance(
-            state.plan[row, slot, (tick + 1) % self.block_ticks],
+            state.plan[row, slot, place],
             span.stop > span.start,
             tuple(memory[:, :, :, :limit] for memory in state.memories),
             cross_reach(reach.cos, reach.sin, span, ring_steps(end, capacity, limit)),
         )
+
+    def edit(
+        self,
+        state: Published,
+        finished: Int[Tensor, " B"],
+        block: Int[Tensor, " B"],
+        coarse: Float[Tensor, "B D2"],
+    ) -> None:
+        """Replace one coarse state a row, and what is read of it.
+
+        Raises:
+            ValueError: A block is not finished, or no longer kept.
+        """
+        capacity = state.coarse.shape[1] - 1
+        oldest = (finished - capacity).clamp(min=0)
+        if ((block < oldest) | (block >= finished)).any():
+            raise ValueError(
+                f"Only finished blocks that are still kept can be edited: expected blocks "
+                f"{oldest.tolist()} to below {finished.tolist()}, got {block.tolist()}."
+            )
+        before = state.plan.clone()
+        over = block < finished - state.plan.shape[1] + 1
+        end_tick = state.end_tick.gather(1, (block % capacity)[:, None])
+        self.publish(coarse[:, None], end_tick, block, torch.ones_like(block), state)
+        state.plan[over] = before[over]  # an old block's slot holds the plan of a newer one
+
+    def lend(
+        self,
+        state: Published,
+        finished: Int[Tensor, " B"],
+        wanted: Int[Tensor, " B"],
+        *,
+        most: int,
+        num_newest: int,
+    ) -> Published:
+        """A copy in which the first ``wanted`` coarse states of each row are all there are.
+
+        Newer plans may lie where those of the ``num_newest`` latest of them belong, so these are
+        made again.
+
+        Raises:
+            ValueError: A row has finished fewer, or so many, above ``most``, that older ones may
+                be overwritten.
+        """
+        if ((finished < wanted) | ((finished > most) & (finished != wanted))).any():
+            raise ValueError(
+                f"A session can go on with a whole of at least as many blocks, at most {most} "
+                f"unless equally many: it has {wanted.tolist()}, the donor {finished.tolist()}."
+            )
+        coarse, end_tick, plan = state.coarse.clone(), state.end_tick.clone(), state.plan.clone()
+        copy = Published(coarse, end_tick, plan, tuple(m.clone() for m in state.memories))
+        count = wanted.clamp(max=num_newest)
+        first = wanted - count
+        slot = first[:, None] + torch.arange(num_newest, device=wanted.device)
+        slot = slot % (coarse.shape[1] - 1)
+        row = torch.arange(len(wanted), device=wanted.device)[:, None]
+        self.publish(coarse[row, slot], end_tick[row, slot], first, count, copy)
+        return copy
 
     def products(self, num_blocks: int) -> tuple[int, int]:
         """Multiply-adds of matrix products: a coarse step, and a fine step over ``num_blocks``."""
@@ -163,6 +233,3 @@ class Steering(nn.Module):
 
     def _plans(self, coarse: Tensor) -> Tensor:
         return self.plan(coarse).unflatten(-1, (self.block_ticks, -1))
-
-    def _last_tick(self, block: Tensor) -> Tensor:
-        return (block + 1) * self.block_ticks - 1

@@ -1,12 +1,13 @@
 """A passage to look at: what each byte read of the whole, and continuations of a prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from counterpoint.data.shards import Unit
 from counterpoint.data.tokenizer import Tokenizer
@@ -22,10 +23,10 @@ class Passage:
 
     Attributes:
         source: Title and heading of the unit.
-        first_tick: Tick of the first id, a multiple of ``block_ticks``.
+        first_tick: Tick of the first id; where the model has a whole, the first of a block.
         symbols: One short text for each id.
         bits: What the model paid for each id.
-        block_ticks: Ticks of a block; 0 when the model has no whole.
+        edges: Where blocks start and end, counted in ids; empty when the model has no whole.
         null: Attention on the null key when each id was produced.
         earlier: Attention on all blocks before the passage.
         blocks: Attention on each block of the passage, by id.
@@ -35,7 +36,7 @@ class Passage:
     first_tick: int
     symbols: tuple[str, ...]
     bits: tuple[float, ...]
-    block_ticks: int = 0
+    edges: tuple[int, ...] = ()
     null: tuple[float, ...] = ()
     earlier: tuple[float, ...] = ()
     blocks: tuple[tuple[float, ...], ...] = ()
@@ -74,39 +75,50 @@ def read_passage(
         tokenizer: Spells ids.
         first_tick: Where the passage starts; moved back to the start of a block, at least to the
             second one.
-        num_ticks: Its length; cut at the end of the unit.
+        num_ticks: Its length; cut at the end of a block and of the unit.
     """
     model: Any = system
-    reads = has_whole(system)
-    block_ticks: int = model.layout.block_ticks if reads else 1
-    first = max(first_tick // block_ticks, 1) * block_ticks
-    stop = min(first + num_ticks, len(unit.ids)) // block_ticks * block_ticks
-    if stop <= first:
+    reading = None
+    batch = rows_batch([unit.ids], 1).to(next(system.parameters()).device)
+    with torch.no_grad():
+        logits = system(batch)["part"]
+        if has_whole(system):
+            reading = model.read(batch)
+    ends = range(len(unit.ids)) if reading is None else _block_ends(reading.finished[0])
+    starts = [end + 1 for end in ends if end + 1 <= max(first_tick, ends[0] + 1)]
+    first = starts[-1] if starts else 0
+    edges = [end + 1 for end in ends if first <= end + 1 <= min(first + num_ticks, len(unit.ids))]
+    if len(edges) < 2:
         raise ValueError(
             f"A passage must lie within its unit: {unit_name(unit)!r} has {len(unit.ids)} ticks, "
-            f"the passage starts at {first}. Take a longer unit."
+            f"the passage starts at {first_tick}. Take a longer unit."
         )
-    batch = rows_batch([unit.ids[:stop]], block_ticks).to(next(system.parameters()).device)
+    stop = edges[-1]
     # The state at tick t produces the id of tick t + 1.
     producing = slice(first - 1, stop - 1)
-    with torch.no_grad():
-        nats = target_nats(system(batch)["part"], batch.targets["part"])[0, producing]
-        attention = model.read(batch).attention[0, producing].double().cpu() if reads else None
-    symbols = tuple(_symbol(tokenizer, number) for number in unit.ids[first:stop].tolist())
-    bits = tuple((nats.double() / np.log(2)).tolist())
-    if attention is None:
-        return Passage(source=unit_name(unit), first_tick=first, symbols=symbols, bits=bits)
-    own = 1 + first // block_ticks
-    return Passage(
+    bits = target_nats(logits, batch.targets["part"])[0, producing].double() / np.log(2)
+    passage = Passage(
         source=unit_name(unit),
         first_tick=first,
-        symbols=symbols,
-        bits=bits,
-        block_ticks=block_ticks,
+        symbols=tuple(_symbol(tokenizer, number) for number in unit.ids[first:stop].tolist()),
+        bits=tuple(bits.tolist()),
+    )
+    if reading is None:
+        return passage
+    attention = reading.attention[0, producing].double().cpu()
+    own = 1 + len(starts)  # the null key, then the blocks before the passage
+    return replace(
+        passage,
+        edges=tuple(edge - first for edge in edges),
         null=tuple(attention[:, 0].tolist()),
         earlier=tuple(attention[:, 1:own].sum(1).tolist()),
-        blocks=tuple(map(tuple, attention[:, own : 1 + stop // block_ticks].tolist())),
+        blocks=tuple(map(tuple, attention[:, own : own + len(edges) - 1].tolist())),
     )
+
+
+def _block_ends(finished: Int[Tensor, " T"]) -> list[int]:
+    """Ticks at which blocks end."""
+    return torch.diff(finished, prepend=finished.new_zeros(1)).nonzero()[:, 0].tolist()
 
 
 def continue_prompts(
@@ -134,8 +146,9 @@ def continue_prompts(
     sampling = sampling or Sampling(temperature=0.7, seed=1)
     found = []
     for unit, donor in pairs:
-        length = min(prompt_ticks, len(unit.ids) - 1, len(donor.ids) - 1)
-        own, other = (u.ids[:length].tolist() for u in (unit, donor))
+        # The donor's text may divide into fewer blocks, so it has to be longer.
+        length = min(prompt_ticks, len(unit.ids) - 1, len(donor.ids) * 3 // 4)
+        own, other = unit.ids[:length].tolist(), donor.ids.tolist()
         swaps = has_whole(system)
         wholes = [unit_name(unit), unit_name(donor)] if swaps else [""]
         sessions = Sessions(system, len(wholes), sliding=True)
@@ -159,12 +172,23 @@ def continue_prompts(
 
 
 def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
-    """Let every row go on with the whole of another text, as long as what it has read itself."""
+    """Let every row go on with the whole of another text, with as many blocks as it has itself.
+
+    Raises:
+        ValueError: A text has fewer blocks.
+    """
     system: Any = sessions.system
     lenders = Sessions(sessions.system, len(sessions), sliding=True)
     for row in range(len(sessions)):
         lenders.start(row)
-    lenders.feed(dict(enumerate(texts)))
+    rest = [list(text) for text in texts]
+    # Id by id, because the texts may divide into blocks differently.
+    while True:
+        short = (lenders.state.finished < sessions.state.finished).tolist()
+        wanting = {row: [rest[row].pop(0)] for row, want in enumerate(short) if want and rest[row]}
+        if not wanting:
+            break
+        lenders.feed(wanting)
     sessions.state = system.swap(sessions.state, lenders.state)
 
 

@@ -46,11 +46,10 @@ def _draw_reading(axis: "Axes", passage: Passage) -> None:
     """Blocks in a row above, symbols in a row below, a line for every reading that counts."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
-    from matplotlib.patches import FancyBboxPatch
 
     weights = np.array(passage.blocks)  # (bytes, blocks)
-    width = passage.block_ticks
-    centres = (np.arange(weights.shape[1]) + 0.5) * width - 0.5
+    edges = np.array(passage.edges)
+    centres = (edges[:-1] + edges[1:]) / 2 - 0.5
     # Mean over the bytes that came after the block was finished, so that old blocks gain nothing.
     readable = (weights > 0).sum(0)
     received = weights.sum(0) / np.maximum(readable, 1)
@@ -69,19 +68,7 @@ def _draw_reading(axis: "Axes", passage: Passage) -> None:
             list(np.stack((feet, heads), 1)), colors=colours, linewidths=0.4 + 1.8 * strength
         )
     )
-    for block, centre in enumerate(centres):
-        axis.add_patch(
-            FancyBboxPatch(
-                (centre - width / 2 + 0.18, 0.95),
-                width - 0.36,
-                0.13,
-                boxstyle="round,pad=0,rounding_size=0.12",
-                mutation_aspect=0.05,
-                facecolor=(*to_rgb(WHOLE), 0.12 + 0.83 * float(shade[block])),
-                edgecolor=WHOLE,
-                linewidth=0.7,
-            )
-        )
+    _draw_blocks(axis, edges, shade)
     for place, symbol in enumerate(passage.symbols):
         axis.text(
             place,
@@ -93,17 +80,37 @@ def _draw_reading(axis: "Axes", passage: Passage) -> None:
             va="center",
             color=INK if symbol not in ("↵", "·") else "#999999",
         )
-    for edge in range(0, len(passage.symbols) + 1, width):
+    for edge in passage.edges:
         axis.plot((edge - 0.5, edge - 0.5), (-0.07, 0.055), color=FAINT, linewidth=0.8)
     axis.text(
         -0.5,
         1.13,
-        f"whole: one block every {width} bytes (darker: read more). A line joins each byte to the "
-        "blocks that were read to predict it.",
+        "whole: blocks (darker: read more). A line joins each byte to the blocks that were read to "
+        "predict it.",
         color=WHOLE,
         fontsize=9.5,
         va="bottom",
     )
+
+
+def _draw_blocks(axis: "Axes", edges: np.ndarray, shade: np.ndarray) -> None:
+    """A box for every block, as dark as its shade."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import FancyBboxPatch
+
+    for left, right, dark in zip(edges[:-1], edges[1:], shade, strict=True):
+        axis.add_patch(
+            FancyBboxPatch(
+                (left - 0.5 + 0.12, 0.95),
+                right - left - 0.24,
+                0.13,
+                boxstyle="round,pad=0,rounding_size=0.12",
+                mutation_aspect=0.05,
+                facecolor=(*to_rgb(WHOLE), 0.12 + 0.83 * float(dark)),
+                edgecolor=WHOLE,
+                linewidth=0.7,
+            )
+        )
 
 
 def _draw_strip(axis: "Axes", values: tuple[float, ...], colour: str, label: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from counterpoint.data.shards import Unit
 from counterpoint.evaluate.language_model import Progress, rows_batch, target_nats
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.clock import visible_stop
+from counterpoint.streams.clock import visible_finished
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import Logits
 
@@ -30,7 +30,7 @@ class ReadsWhole(Protocol):
         ...
 
     def read(self, batch: Batch) -> Any:
-        """The whole states (``whole``) and the attention on null key and blocks (``attention``)."""
+        """``whole`` states, ``attention`` on null key and blocks, blocks ``finished`` by tick."""
         ...
 
 
@@ -107,35 +107,31 @@ def measure_whole(
             f"The system must have a whole to be read: {type(system).__name__} lacks it."
         )
     reader = cast("ReadsWhole", system)
-    block_ticks = reader.layout.block_ticks
     alone = without_whole(system)
     bits: dict[str, list[float]] = {"own": [], "other": [], "none": []}
     num_bytes, states, null_shares = [], [], []
     partners = donors(units)
     device = next(system.parameters()).device
     for done, (unit, partner) in enumerate(zip(units, partners, strict=True), 1):
-        donor = units[partner]
-        num_blocks = (min(len(unit.ids), len(donor.ids), max_ticks + 1) - 1) // block_ticks
-        if not num_blocks:
+        pair = _matched(reader, unit, units[partner], max_ticks, device)
+        if pair is None:
             continue
-        num_ticks = num_blocks * block_ticks
-        own, other = (rows_batch([u.ids[: num_ticks + 1]], block_ticks) for u in (unit, donor))
-        own, other = own.to(device), other.to(device)
+        own, reading, foreign = pair
         with torch.no_grad():
-            reading, foreign = reader.read(own), reader.read(other)
-            for name, whole in (("own", reading.whole), ("other", foreign.whole)):
+            for name, whole in (("own", reading.whole), ("other", foreign)):
                 nats = target_nats(reader.forward(own, whole=whole)["part"], own.targets["part"])
                 bits[name].append(float(nats.double().sum()) / math.log(2))
             if alone is not None:
                 bits["none"].append(float(alone.loss(own).nats) / math.log(2))
-        num_bytes.append(int(byte_lengths[unit.ids[1 : num_ticks + 1]].sum()))
+        num_bytes.append(int(byte_lengths[own.targets["part"].cpu().numpy()].sum()))
         states.append(reading.whole[0].float())
-        null_shares.append(_null_attention(reader.layout, reading.attention[0].float()))
+        null_shares.append(_null_attention(reading, system))
         if on_progress is not None:
             on_progress(done, len(units))
     if not states:
         raise ValueError(
-            f"Held-out units must be longer than one block of {block_ticks} ticks: none is."
+            "Held-out units must be longer than one block of "
+            f"{reader.layout.block_ticks} ticks: none is."
         )
     return WholeUse(
         num_bytes=tuple(num_bytes),
@@ -146,6 +142,22 @@ def measure_whole(
         effective_rank=effective_rank(torch.cat(states)),
         width=states[0].shape[-1],
     )
+
+
+def _matched(
+    reader: ReadsWhole, unit: Unit, donor: Unit, max_ticks: int, device: torch.device
+) -> tuple[Batch, Any, Tensor] | None:
+    """A unit cut to the blocks that its donor has: its row, its reading, the donor's whole."""
+    own, other = (rows_batch([u.ids[: max_ticks + 1]], 1).to(device) for u in (unit, donor))
+    with torch.no_grad():
+        foreign = reader.read(other).whole
+        finished = reader.read(own).finished[0]
+        num_ticks = int((finished <= foreign.shape[1]).sum())
+        if not foreign.shape[1] or not int(finished[num_ticks - 1]):
+            return None
+        own = rows_batch([unit.ids[: num_ticks + 1]], 1).to(device)
+        reading = reader.read(own)
+    return own, reading, foreign[:, : reading.whole.shape[1]]
 
 
 def without_whole(system: Any) -> Any | None:
@@ -170,7 +182,7 @@ def effective_rank(states: Float[Tensor, "N D"]) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
 
 
-def _null_attention(layout: Layout, attention: Float[Tensor, "T W1"]) -> Float[Tensor, " _n"]:
+def _null_attention(reading: Any, system: Any) -> Float[Tensor, " _n"]:
     """Attention on the null key where a block could be read instead."""
-    following = torch.arange(1, len(attention) + 1, device=attention.device)
-    return attention[visible_stop(layout, "part", following, "whole") > 0, 0]
+    readable = visible_finished(reading.finished[0], system.config.lag_blocks) > 0
+    return reading.attention[0, readable, 0].float()

@@ -304,17 +304,22 @@ def _feed_under(
             f"Only a TwoStream can go on under another whole: got {type(model).__name__}."
         )
     fed = len(prompt) - 1
-    usable = max(fed, 0) // model.config.block_ticks - model.config.lag_blocks
-    if usable < 1 or len(whole_from) < fed:
-        needed = (1 + model.config.lag_blocks) * model.config.block_ticks + 1
-        raise ValueError(
-            f"To go on under another whole, a prompt must have {needed} ids or more, and the other "
-            f"text as many: got {len(prompt)} and {len(whole_from)}. Give longer texts."
-        )
+    if fed > 0:
+        sessions.feed({0: prompt[:fed]})
+    needed = int(sessions.state.finished[0])
     donor = Sessions(model, 1, sliding=True)
     donor.start(0)
-    donor.feed({0: whole_from[:fed]})
-    sessions.feed({0: prompt[:fed]})
+    rest = list(whole_from)
+    # Id by id where blocks end early: the donor should stop close to as many blocks as there are.
+    while rest and int(donor.state.finished[0]) < needed:
+        donor.feed({0: [rest.pop(0)]})
+    have = int(donor.state.finished[0])
+    if needed <= model.config.lag_blocks or have < needed:
+        raise ValueError(
+            f"To go on under another whole, a prompt must finish {model.config.lag_blocks + 1} "
+            f"blocks or more, and the other text as many: got {needed} and {have}. Give longer "
+            "texts."
+        )
     sessions.state = model.swap(sessions.state, donor.state)
     return prompt[fed:]
 

@@ -82,7 +82,7 @@ class Simultaneous:
         if lower.finished.any():
             self._jobs.append(_Job(lower, self._worker.submit(self._extend_whole, lower, state)))
             self.num_jobs += 1
-        usable = lower.after.position // self.config.block_ticks - self.config.lag_blocks
+        usable = lower.after.finished - self.config.lag_blocks
         while self._jobs and _is_due(self._jobs[0].lower, usable):
             future = self._jobs.popleft().future
             self.num_misses += not future.done()
@@ -116,4 +116,4 @@ class Simultaneous:
 
 def _is_due(lower: LowerStates, usable: Int[Tensor, " B"]) -> bool:
     """Whether a row may read a block of this job: ``usable`` blocks of each row are visible."""
-    return bool(((lower.finished > 0) & (lower.first_block < usable)).any())
+    return bool(((lower.finished > 0) & (lower.before < usable)).any())

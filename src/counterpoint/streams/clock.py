@@ -33,8 +33,17 @@ class Span(NamedTuple):
 
 
 def available_at(layout: Layout, stream: str, step: int) -> Moment:
-    """Moment at which a step of a stream can be read."""
+    """Moment at which a step of a stream can be read.
+
+    Raises:
+        ValueError: The stream is irregular, so its moments depend on the content.
+    """
     spec = layout[stream]
+    if spec.irregular:
+        raise ValueError(
+            f"Only regular streams have moments by number: {stream!r} is irregular. Count its "
+            "finished steps and use `visible_finished`."
+        )
     return Moment((step + 1) * spec.period_ticks - 1 + spec.delay_ticks, layout.place(stream))
 
 
@@ -66,6 +75,19 @@ def visible_stop(
     ticks_passed = tick + 1 if earlier_in_frame else tick  # ticks whose key elements are readable
     count = torch.div(ticks_passed - key.delay_ticks, key.period_ticks, rounding_mode="floor")
     return count.clamp(min=0)
+
+
+def visible_finished(finished: Int[Tensor, "..."], lag_steps: int) -> Int[Tensor, "..."]:
+    """`visible_stop` of an irregular stream for what is produced one tick after each tick.
+
+    The steps of such a stream end where its content says. Those that ended at or before a tick have
+    an earlier moment than what is produced at the next tick; a lag takes the newest away.
+
+    Args:
+        finished: Steps that ended at or before each tick.
+        lag_steps: Steps by which the stream is read later than it could be.
+    """
+    return (finished - lag_steps).clamp(min=0)
 
 
 def causal_span(

@@ -44,6 +44,8 @@ class Stream:
         width: Features in one step; ``None`` for a discrete stream.
         period_ticks: Ticks that one step covers; 1 is the finest rate.
         delay_ticks: Ticks by which every step comes later than the content it covers.
+        irregular: Steps may end early, where the content says; ``period_ticks`` is then the longest
+            step, and ``delay_ticks`` the longest delay.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Stream:
     width: int | None = None
     period_ticks: int = 1
     delay_ticks: int = 0
+    irregular: bool = False
 
     def __post_init__(self) -> None:
         if (self.vocab_size is None) == (self.width is None):

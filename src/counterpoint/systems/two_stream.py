@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import Cache, Reach, ring_steps
-from counterpoint.blocks.compress import Kind, Unfold, build_compressor, finish_blocks
+from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, pending_steps
+from counterpoint.blocks.compress import Kind, Unfold, build_compressor
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.steering import Guidance, Published, Steering
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.clock import Span, available_at, visible_stop
+from counterpoint.streams.clock import Span, visible_finished
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import Logits, Loss, cross_entropy, in_chunks, state_bytes
 
@@ -42,7 +44,10 @@ class TwoStreamConfig:
         part: Tower of the fine stream; its window is in ticks.
         whole: Tower of the coarse stream; its window is in blocks.
         lower_layers: Part layers below the compressor; the others read the whole.
-        block_ticks: Ticks of a block.
+        block_ticks: Ticks of a block; of the longest, where blocks may end early.
+        boundary_ids: Ids after which a block ends early, such as a space.
+        usual_block_ticks: Ticks of a block on the intended text, for counting FLOPs; ``None``:
+            `block_ticks`.
         lag_blocks: Blocks by which the whole is used later than it could be.
         compressor: How a finished block becomes slots; `counterpoint.blocks.compress`.
         num_slots: Slots a block (compressors with a free number).
@@ -58,6 +63,8 @@ class TwoStreamConfig:
     whole: TowerConfig
     lower_layers: int
     block_ticks: int = 8
+    boundary_ids: tuple[int, ...] = ()
+    usual_block_ticks: float | None = None
     lag_blocks: int = 0
     compressor: Kind = "wavelet"
     num_slots: int = 2
@@ -74,10 +81,10 @@ class TwoStreamConfig:
                 f"`lower_layers` must leave part layers on both sides of the whole: expected 1 to "
                 f"{self.part.num_layers - 1}, got {self.lower_layers}."
             )
-        if not 0 <= self.num_links <= self.part.num_layers - self.lower_layers:
+        upper = self.part.num_layers - self.lower_layers
+        if not 0 <= self.num_links <= upper:
             raise ValueError(
-                f"`num_links` must be 0 to the number of upper part layers, "
-                f"{self.part.num_layers - self.lower_layers}: got {self.num_links}."
+                f"`num_links` must be 0 to the {upper} upper part layers: got {self.num_links}."
             )
 
 
@@ -117,6 +124,8 @@ class TwoStreamState(NamedTuple):
         conv: Last steps of the convolution.
         part: Caches of the part tower.
         pending: Lower states of the block that is not finished yet, oldest first.
+        place: How many of them there are.
+        finished: Blocks finished.
         tower: Caches of the whole tower.
         published: What the part tower reads of the whole.
     """
@@ -125,6 +134,8 @@ class TwoStreamState(NamedTuple):
     conv: Float[Tensor, "B C D"]
     part: tuple[Cache, ...]
     pending: Float[Tensor, "B R D"]
+    place: Int[Tensor, " B"]
+    finished: Int[Tensor, " B"]
     tower: tuple[Cache, ...]
     published: Published
 
@@ -136,10 +147,23 @@ class Reading(NamedTuple):
         whole: Whole states.
         attention: Mean attention over links and heads of every tick on the null key (first) and on
             every block.
+        finished: Blocks finished at or before every tick.
     """
 
     whole: Float[Tensor, "B W D2"]
     attention: Float[Tensor, "B T W1"]
+    finished: Int[Tensor, "B T"]
+
+
+class _LowerRows(NamedTuple):
+    """Whole rows below the upper part layers, with what the whole tower took and gave."""
+
+    x: Float[Tensor, "B T D"]
+    reach: Reach
+    grid: BlockGrid
+    first_block: Int[Tensor, "B T"]
+    compressed: Float[Tensor, "B W D2"]
+    whole: Float[Tensor, "B W D2"]
 
 
 class LowerStates(NamedTuple):
@@ -147,19 +171,21 @@ class LowerStates(NamedTuple):
 
     Attributes:
         x: Lower part states.
-        tick: Absolute tick of each.
         reach: What they may read of the part stream.
-        blocks: Blocks that the chunk may have finished, the first ``finished`` of them real.
-        first_block: Number of the first of these blocks.
+        grid: Blocks that the chunk finished, and the place of its ticks.
+        blocks: Their lower states.
+        end_tick: Absolute tick at which each was finished.
+        before: Blocks finished before the chunk.
         finished: Blocks that the chunk finished.
         after: The state after the chunk (its rings are shared with the state before).
     """
 
     x: Float[Tensor, "B T D"]
-    tick: Int[Tensor, "B T"]
     reach: Reach
+    grid: BlockGrid
     blocks: Float[Tensor, "B W R D"]
-    first_block: Int[Tensor, " B"]
+    end_tick: Int[Tensor, "B W"]
+    before: Int[Tensor, " B"]
     finished: Int[Tensor, " B"]
     after: TwoStreamState
 
@@ -183,9 +209,14 @@ class TwoStream(nn.Module):
                     width=whole_width,
                     period_ticks=ticks,
                     delay_ticks=config.lag_blocks * ticks,
+                    irregular=bool(config.boundary_ids),
                 ),
             )
         )
+        ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
+        ends_block[list(config.boundary_ids)] = True
+        self.register_buffer("ends_block", ends_block, persistent=False)
+        self.ends_block: Tensor
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.conv = CausalConvolution(width, config.conv_taps)
         self.part = Tower(config.part)
@@ -211,87 +242,102 @@ class TwoStream(nn.Module):
             batch: Rows of ticks.
             whole: Whole states to use in place of the model's own: edited, or another text's.
         """
-        x, reach, own, _ = self._read_part(batch)
-        if whole is not None and whole.shape != own.shape:
-            raise ValueError(
-                f"`whole` must hold one state for each finished block: expected "
-                f"{tuple(own.shape)}, got {tuple(whole.shape)}."
-            )
-        guidance = self._guidance(own if whole is None else whole, batch.document_start, reach)
-        return {"part": self._write_part(x, reach, guidance)}
+        lower = self._read_part(batch)
+        if whole is not None:
+            expected, got = tuple(lower.whole.shape), tuple(whole.shape)
+            if expected != got:
+                raise ValueError(f"`whole` must hold all blocks: expected {expected}, got {got}.")
+            lower = lower._replace(whole=whole)
+        return {"part": self._write_part(lower.x, lower.reach, self._guidance(lower))}
 
     def read(self, batch: Batch) -> Reading:
         """The whole states and how the part stream used them.
 
         Raises:
-            ValueError: The model has no cross-attention links.
+            ValueError: The model has no link, so nothing shows where it looks.
         """
-        if not self.config.num_links:
+        if not self.steering.links:
             raise ValueError("Only links show attention: expected `num_links` >= 1, got 0.")
-        x, reach, whole, _ = self._read_part(batch)
-        guidance = self._guidance(whole, batch.document_start, reach)
+        lower = self._read_part(batch)
         weights: list[Tensor] = []
-        self._write_part(x, reach, guidance, weights=weights)
-        return Reading(whole, torch.stack(weights).mean((0, 2)))
+        self._write_part(lower.x, lower.reach, self._guidance(lower), weights=weights)
+        attention = torch.stack(weights).mean((0, 2))
+        return Reading(lower.whole, attention, lower.grid.finished)
 
     def loss(self, batch: Batch) -> Loss:
         """Cross-entropy of the targets plus the whole's own losses; see `System.loss`."""
-        ids, targets = batch.ticks["part"], batch.targets["part"]
-        x, reach, whole, compressed = self._read_part(batch)
-        keep = torch.rand(len(ids), 1, device=ids.device) >= self.config.whole_dropout
-        guidance = self._guidance(
-            whole, batch.document_start, reach, keep=keep if self.training else None
-        )
-        nats = cross_entropy(self._write_part(x, reach, guidance), targets)
+        ids, targets, config = batch.ticks["part"], batch.targets["part"], self.config
+        lower = self._read_part(batch)
+        keep = torch.rand(len(ids), 1, device=ids.device) >= config.whole_dropout
+        guidance = self._guidance(lower, keep if self.training else None)
+        nats = cross_entropy(self._write_part(lower.x, lower.reach, guidance), targets)
         total, terms = nats / targets.numel(), {}
-        if self.config.predict_weight:
+        if config.predict_weight:
             planned = targets.masked_fill(~guidance.has_plan, UNSET_ID)
             predict = cross_entropy(self.head(self.norm(guidance.plan)), planned) / targets.numel()
-            total, terms["predict"] = total + self.config.predict_weight * predict, predict.detach()
-        if self.config.reconstruct_weight:
-            rebuilt = self.head(self.norm(self.reconstructor(compressed)))
-            written = ids[:, : rebuilt.shape[1] * rebuilt.shape[2]].view(rebuilt.shape[:3])
+            total, terms["predict"] = total + config.predict_weight * predict, predict.detach()
+        if config.reconstruct_weight:
+            grid = lower.grid
+            written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
+            written = written.masked_fill(~grid.real, UNSET_ID)
+            rebuilt = self.head(self.norm(self.reconstructor(lower.compressed)))
             rebuild = cross_entropy(rebuilt, written) / targets.numel()
-            total = total + self.config.reconstruct_weight * rebuild
+            total = total + config.reconstruct_weight * rebuild
             terms["reconstruct"] = rebuild.detach()
         return Loss(total=total, nats=nats, terms=terms)
 
-    def _read_part(self, batch: Batch) -> tuple[Tensor, Reach, Tensor, Tensor]:
-        """Lower part states, their reach, the whole states, and what the whole tower was given."""
+    def _read_part(self, batch: Batch) -> _LowerRows:
+        """Whole rows through the lower part layers and the whole tower."""
         ids, start, ticks = batch.ticks["part"], batch.document_start, self.config.block_ticks
-        age = torch.arange(ids.shape[1], device=ids.device) - start
+        num_rows, num_ticks = ids.shape
+        age = torch.arange(num_ticks, device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
         reach = self.part.reach(start)
         for layer in self.part.layers[: self.config.lower_layers]:
             x = layer(x, reach)
-        num_blocks = ids.shape[1] // ticks
-        blocks = x[:, : num_blocks * ticks].unflatten(1, (num_blocks, ticks))
-        compressed = self._compress(blocks)
-        whole_reach = self.whole.reach(start[:, : num_blocks * ticks : ticks] // ticks)
-        return x, reach, self.whole_norm(self.whole(compressed, whole_reach)), compressed
+        grid = self._grid(ids, start, counted=True)
+        none = x.new_zeros(num_rows, ticks, x.shape[-1])
+        blocks = gather_blocks(self.block_norm(x), grid, none, torch.zeros_like(start[:, 0]))
+        first_block = F.pad(grid.finished, (1, 0)).gather(1, start)
+        compressed = self.merge(self.compressor(blocks, grid.real).flatten(-2))
+        whole = self.whole(compressed, self.whole.reach(first_block.gather(1, grid.end)))
+        return _LowerRows(x, reach, grid, first_block, compressed, self.whole_norm(whole))
 
-    def _compress(self, blocks: Float[Tensor, "B W R D"]) -> Float[Tensor, "B W D2"]:
-        return self.merge(self.compressor(self.block_norm(blocks)).flatten(-2))
-
-    def _guidance(
+    def _grid(
         self,
-        whole: Float[Tensor, "B W D2"],
-        document_start: Int[Tensor, "B T"],
-        reach: Reach,
-        keep: Bool[Tensor, "B 1"] | None = None,
-    ) -> Guidance:
+        ids: Int[Tensor, "B T"],
+        start: Int[Tensor, "B T"],
+        lengths: Int[Tensor, " B"] | None = None,
+        *,
+        counted: bool,
+    ) -> BlockGrid:
+        """The blocks of rows or chunks: as many as there are if counted, else as can be."""
+        # Counting spares the whole tower's work on none, but breaks a compiled graph, and lets a
+        # row of a session feel how many blocks the others finish.
+        ticks, num_blocks = self.config.block_ticks, None
+        if not counted or torch.compiler.is_compiling():
+            most = ids.shape[1] + ticks - 1  # steps of a chunk behind pending steps
+            num_blocks = (
+                ids.shape[1] if self.config.boundary_ids else most // self.config.block_ticks
+            )
+        early = self.ends_block[ids]
+        return lay_blocks(
+            early, start, self.config.block_ticks, lengths=lengths, num_blocks=num_blocks
+        )
+
+    def _guidance(self, lower: _LowerRows, keep: Bool[Tensor, "B 1"] | None = None) -> Guidance:
         """What every tick of whole rows may use of the whole; nothing in rows that do not keep."""
-        num_rows, num_ticks = document_start.shape
-        tick = torch.arange(num_ticks, device=whole.device).expand(num_rows, -1)
-        span = self._whole_span(tick, document_start // self.config.block_ticks)
+        span = self._whole_span(lower.grid.finished, lower.first_block)
         if keep is not None:
             span = Span(span.start, span.stop * keep)
-        first = available_at(self.layout, "whole", 0).tick
-        return self.steering.offline(whole, span, first, reach)
+        grid = lower.grid
+        return self.steering.offline(lower.whole, grid.end, grid.place, span, lower.reach)
 
-    def _whole_span(self, tick: Int[Tensor, "B T"], first_block: Int[Tensor, "B T"] | int) -> Span:
+    def _whole_span(
+        self, finished: Int[Tensor, "B T"], first_block: Int[Tensor, "B T"] | int
+    ) -> Span:
         """Blocks that the upper part layers at each tick, which produce the next one, may read."""
-        stop = visible_stop(self.layout, "part", tick + 1, "whole")
+        stop = visible_finished(finished, self.config.lag_blocks)
         start = (stop - self.config.whole.window).clamp(min=first_block)
         return Span(start, stop)
 
@@ -319,16 +365,19 @@ class TwoStream(nn.Module):
 
     def initial_state(self, batch_size: int) -> TwoStreamState:
         """State before the first tick; see `System.initial_state`."""
-        config, device = self.config, self.head.weight.device
+        config = self.config
+        none = torch.zeros(batch_size, dtype=torch.long, device=self.head.weight.device)
         # Plans of the blocks of a chunk and of those that the lag holds back; and whole states for
         # a window behind the first tick of such a chunk.
         num_plans = config.lag_blocks + self.whole.chunk_steps + 1
         num_blocks = config.whole.window + num_plans
         return TwoStreamState(
-            position=torch.zeros(batch_size, dtype=torch.long, device=device),
+            position=none,
             conv=self.conv.initial_state(batch_size),
             part=self.part.initial_state(batch_size),
             pending=self.head.weight.new_zeros(batch_size, config.block_ticks, config.part.width),
+            place=none.clone(),
+            finished=none.clone(),
             tower=self.whole.initial_state(batch_size),
             published=self.steering.initial_state(batch_size, num_blocks, num_plans),
         )
@@ -337,7 +386,8 @@ class TwoStream(nn.Module):
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Logits, TwoStreamState]:
         """Read some more ticks; see `System.extend`."""
-        most = min(self.part.chunk_steps, self.whole.chunk_steps * self.config.block_ticks)
+        shortest = 1 if self.config.boundary_ids else self.config.block_ticks
+        most = min(self.part.chunk_steps, self.whole.chunk_steps * shortest)
         return in_chunks(self._extend_chunk, most, ticks, state, lengths)
 
     def _extend_chunk(
@@ -363,30 +413,42 @@ class TwoStream(nn.Module):
         reach = self.part.streaming_reach(state.position, num_ticks, lengths)
         for i in range(self.config.lower_layers):
             x = self.part.layers[i](x, reach, state.part[i])
-        blocks, finished, pending = finish_blocks(state.pending, x, state.position, lengths)
-        read = torch.full_like(finished, num_ticks) if lengths is None else lengths
-        after = state._replace(position=state.position + read, conv=conv, pending=pending)
-        first_block = state.position // self.config.block_ticks
-        return LowerStates(x, tick, reach, blocks, first_block, finished, after)
+        start = -state.place[:, None].expand_as(ids)
+        grid = self._grid(ids, start, lengths, counted=len(ids) == 1)
+        blocks = gather_blocks(x, grid, state.pending, state.place)
+        read = torch.full_like(state.place, num_ticks) if lengths is None else lengths
+        # Where a row reads nothing, its place stays and it finishes nothing.
+        place = torch.cat((state.place[:, None], grid.place), 1).gather(1, read[:, None])[:, 0]
+        finished = F.pad(grid.finished, (1, 0)).gather(1, read[:, None])[:, 0]
+        after = state._replace(
+            position=state.position + read,
+            conv=conv,
+            pending=pending_steps(x, state.pending, state.place, read, place),
+            place=place,
+            finished=state.finished + finished,
+        )
+        end_tick = state.position[:, None] + grid.end
+        return LowerStates(x, reach, grid, blocks, end_tick, state.finished, finished, after)
 
     def extend_whole(self, lower: LowerStates, state: TwoStreamState) -> None:
         """Second third of `extend`: the whole tower takes the finished blocks, if there are any."""
+        num_blocks = lower.blocks.shape[1]
         on_host = lower.finished.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_host and not lower.finished.any():
             return
-        num_blocks = lower.blocks.shape[1]
-        reach = self.whole.streaming_reach(lower.first_block, num_blocks, lower.finished)
-        whole = self.whole(self._compress(lower.blocks), reach, state.tower)
-        whole = self.whole_norm(whole)
-        self.steering.publish(whole, lower.first_block, lower.finished, state.published)
+        reach = self.whole.streaming_reach(lower.before, num_blocks, lower.finished)
+        compressed = self.compressor(self.block_norm(lower.blocks), lower.grid.real).flatten(-2)
+        whole = self.whole_norm(self.whole(self.merge(compressed), reach, state.tower))
+        self.steering.publish(whole, lower.end_tick, lower.before, lower.finished, state.published)
 
     def extend_upper(
         self, lower: LowerStates, state: TwoStreamState
     ) -> tuple[Logits, TwoStreamState]:
         """Last third of `extend`: the upper part layers write under the published whole."""
-        end = lower.after.position // self.config.block_ticks
-        span = self._whole_span(lower.tick, 0)
-        guidance = self.steering.streaming(state.published, end, lower.tick, span, lower.reach)
+        span = self._whole_span(lower.before[:, None] + lower.grid.finished, 0)
+        guidance = self.steering.streaming(
+            state.published, lower.after.finished, lower.grid.place, span, lower.reach
+        )
         logits = self._write_part(lower.x, lower.reach, guidance, state.part)
         return {"part": logits}, lower.after
 
@@ -397,8 +459,7 @@ class TwoStream(nn.Module):
             States (B, C, D2) and block numbers (B, C), negative where a slot is empty.
         """
         kept = state.published.coarse[:, :-1]
-        end = state.position // self.config.block_ticks
-        return kept, ring_steps(end, kept.shape[1], kept.shape[1])
+        return kept, ring_steps(state.finished, kept.shape[1], kept.shape[1])
 
     def edit(
         self, state: TwoStreamState, block: Int[Tensor, " B"], whole: Float[Tensor, "B D2"]
@@ -408,41 +469,32 @@ class TwoStream(nn.Module):
         Raises:
             ValueError: A block is not finished, or no longer kept.
         """
-        end = state.position // self.config.block_ticks
-        if (
-            (block < 0) | (block >= end) | (block < end - state.published.coarse.shape[1] + 1)
-        ).any():
-            raise ValueError(
-                f"Only finished blocks that are still kept can be edited: expected blocks below "
-                f"{end.tolist()}, got {block.tolist()}."
-            )
-        one = torch.ones_like(block)
-        plans = state.published.plan
-        before, over = plans.clone(), block < end - plans.shape[1] + 1
-        self.steering.publish(whole[:, None], block, one, state.published)
-        plans[over] = before[over]  # an old block's slot holds the plan of a newer one
+        self.steering.edit(state.published, state.finished, block, whole)
 
     def swap(self, state: TwoStreamState, donor: TwoStreamState) -> TwoStreamState:
-        """The session of ``state`` going on with the whole of ``donor``.
+        """The session of ``state`` going on with a copy of the whole of ``donor``.
+
+        The donor must have at least as many finished blocks; its newer ones are left behind.
 
         Raises:
-            ValueError: The sessions have not finished the same number of blocks.
+            ValueError: The donor has fewer blocks, or so many that older ones are overwritten.
         """
-        ticks = self.config.block_ticks
-        mine, theirs = state.position // ticks, donor.position // ticks
-        if not torch.equal(mine, theirs):
-            raise ValueError(
-                f"A whole can be swapped between sessions with equally many finished blocks: "
-                f"got {mine.tolist()} and {theirs.tolist()}. Feed both prompts of one length."
-            )
-        return state._replace(tower=donor.tower, published=donor.published)
+        published = self.steering.lend(
+            donor.published,
+            donor.finished,
+            state.finished,
+            most=self.whole.capacity,
+            num_newest=self.config.lag_blocks + 1,
+        )
+        tower = tuple(cache.clone() for cache in donor.tower)
+        return state._replace(tower=tower, published=published)
 
     # Costs
 
     def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config, ticks = self.config, self.config.block_ticks
-        num_blocks = num_ticks // ticks
+        num_blocks = int(num_ticks // (config.usual_block_ticks or ticks))
         share = num_blocks / num_ticks
         forward = self.part.flops_per_step(num_ticks)
         forward += share * self.whole.flops_per_step(max(num_blocks, 1))
