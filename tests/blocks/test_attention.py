@@ -10,6 +10,7 @@ from counterpoint.blocks.attention import (
     filled_slots,
     offline_reach,
     ring_steps,
+    score_bias,
     streaming_reach,
     write_ring,
 )
@@ -140,7 +141,7 @@ def test_attention_with_cache_passes_gradients_of_a_chunk() -> None:
 def test_attend_survives_queries_that_see_nothing() -> None:
     q, k, v = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[[True, False, False], [False] * 3, [True] * 3]])
-    y = attend(q, k, v, mask)
+    y = attend(q, k, v, score_bias(mask))
     torch.testing.assert_close(y[:, :, 0], v[:, :, 0])
     y[:, :, [0, 2]].sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
@@ -185,13 +186,13 @@ def test_write_ring_writes_each_step_into_its_slot() -> None:
 def test_causal_span_feeds_the_mask_of_the_reach() -> None:
     """The plain path is only taken when it is the same rule."""
     start = torch.zeros(2, 9, dtype=torch.long)
-    assert offline_reach(start, 4, 9).mask is None
+    assert offline_reach(start, 4, 9).bias is None
     step = torch.arange(9)[None]
     span = causal_span(step.expand(2, -1), start, 8)
     assert isinstance(span, Span)
-    mask = offline_reach(start, 4, 8).mask
-    assert mask is not None
-    assert torch.equal(mask, span_mask(span, step))
+    bias = offline_reach(start, 4, 8).bias
+    assert bias is not None
+    assert torch.equal(bias[:, 0] == 0, span_mask(span, step))
 
 
 @pytest.mark.parametrize(("width", "heads"), [(10, 3), (9, 3)])

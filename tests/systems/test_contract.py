@@ -12,19 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from counterpoint.systems import SYSTEMS
-from counterpoint.systems.contract import Loss
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
 from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, single, two
 
 System = SingleStream | TwoStream
-
-
-@pytest.fixture
-def _plain_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the check of annotations that tests wrap around it, which Dynamo cannot trace."""
-    init = getattr(Loss.__init__, "__wrapped__", Loss.__init__)
-    monkeypatch.setattr(Loss, "__init__", init)
 
 
 def random_ids(rows: int, ticks: int) -> Tensor:
@@ -169,8 +161,7 @@ def test_keys_of_the_weights_are_stable() -> None:
     assert set(SingleStream(single(7)).state_dict()) == expected
     expected = ends | {"block_norm.weight", "merge.weight", "whole_norm.weight"}
     expected |= {"steering.plan.weight", "steering.no_plan"}
-    expected |= {f"{name}.unfold.weight" for name in ("predictor", "reconstructor")}
-    expected |= {"compressor.predict", "compressor.update"}
+    expected |= {"compressor.predict", "compressor.update", "reconstructor.unfold.weight"}
     expected |= {f"part.layers.{i}.{key}" for i in range(3) for key in layer}
     expected |= {f"whole.layers.{i}.{key}" for i in range(2) for key in layer}
     link = [
@@ -197,35 +188,3 @@ def test_flops_agree_with_counted_ones(model: System, num_ticks: int) -> None:
     assert model.flops_per_tick(num_ticks, training=True) * 4 * num_ticks == pytest.approx(
         training.get_total_flops(), rel=0.02
     )
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler", "_plain_loss")
-@pytest.mark.parametrize("num_ticks", [5, 33])  # within a window, and longer than two
-def test_forward_and_loss_compile_without_breaks(model: System, num_ticks: int) -> None:
-    batch = batch_of(random_ids(2, num_ticks))
-    compiled = torch.compile(
-        lambda batch: model(batch)["part"], fullgraph=True, backend="aot_eager"
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(batch), model(batch)["part"], rtol=0, atol=1e-5)
-    loss = torch.compile(lambda batch: model.loss(batch).total, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(loss(batch), model.loss(batch).total)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler", "_plain_loss")
-@pytest.mark.parametrize(
-    ("system", "name"), [("single_stream", "windowed"), ("two_stream", "wavelet_lag1")]
-)
-def test_training_step_compiles_to_kernels(system: str, name: str) -> None:
-    """The whole of torch's compiler, gradients included."""
-    model = SYSTEMS[system](CONFIGS[system][name])
-    torch.nn.init.normal_(model.head.weight)
-    batch = batch_of(random_ids(2, 32))
-    model.eval().loss(batch).total.backward()
-    expected = {key: weight.grad for key, weight in model.named_parameters()}
-    model.zero_grad()
-    torch.compile(lambda: model.loss(batch).total, fullgraph=True)().backward()
-    for key, weight in model.named_parameters():
-        torch.testing.assert_close(weight.grad, expected[key], rtol=1e-4, atol=1e-5)

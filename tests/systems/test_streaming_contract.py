@@ -166,16 +166,3 @@ def test_state_bytes_agree_with_real_ones(model: System) -> None:
     with torch.no_grad():
         _, state = model.extend({"part": random_ids(1, 50)}, state)
     assert sum(tensor.nbytes for tensor in tensors(state)) == real
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-def test_extend_compiles_without_breaks(model: System) -> None:
-    ids = random_ids(2, 40)
-    step = torch.compile(model.extend, fullgraph=True, backend="aot_eager")
-    pieces, state = [], model.initial_state(2)
-    with torch.no_grad():
-        for first in range(0, 40, 2):
-            logits, state = step({"part": ids[:, first : first + 2]}, state)  # type: ignore[no-untyped-call]
-            pieces.append(logits["part"])
-    close(torch.cat(pieces, 1), offline(model, ids))

@@ -26,7 +26,7 @@ class CausalConvolution(nn.Module):
         x: Float[Tensor, "B T D"],
         state: Float[Tensor, "B C D"] | None = None,
         *,
-        age: Int[Tensor, "B T"],
+        age: Int[Tensor, "B T"] | None = None,
         lengths: Int[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B C D"]]:
         """Convolve a chunk.
@@ -34,7 +34,8 @@ class CausalConvolution(nn.Module):
         Args:
             x: Steps of the chunk.
             state: The steps before it; ``None`` at the start.
-            age: Steps since the start of the document; taps that reach further are cut.
+            age: Steps since the start of the document; taps that reach further are cut. ``None``
+                where a row is one document: what stands before its first step is zeros.
             lengths: Real steps of each row; ``None`` means all.
 
         Returns:
@@ -44,11 +45,13 @@ class CausalConvolution(nn.Module):
         if state is None:
             state = x.new_zeros(x.shape[0], taps - 1, x.shape[2])
         padded = torch.cat((state.to(x.dtype), x), 1)
-        y = x * (1 + self.weight[0]).to(x.dtype)
+        weights = self.weight.to(x.dtype).unbind()
+        y = torch.addcmul(x, x, weights[0])
         for i in range(1, taps):
-            past = padded[:, taps - 1 - i : taps - 1 - i + num_steps]
-            past = past * (age >= i)[..., None]
-            y = torch.addcmul(y, past, self.weight[i].to(x.dtype))
+            past = padded.narrow(1, taps - 1 - i, num_steps)
+            if age is not None:
+                past = past * (age >= i)[..., None]
+            y = torch.addcmul(y, past, weights[i])
         if lengths is None:
             return y, padded[:, num_steps:]
         last = lengths[:, None] + torch.arange(taps - 1, device=x.device)

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import masked_softmax
+from counterpoint.blocks.attention import score_bias
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.rope import rope_tables, rotate
 from counterpoint.streams.clock import Span, span_mask
@@ -22,12 +22,12 @@ class CrossReach(NamedTuple):
     Attributes:
         cos: Rotation of the fine steps.
         sin: Likewise.
-        mask: True where the fine step may read the coarse one; the null key comes first.
+        bias: What to add to the scores, see `score_bias`; the null key comes first.
     """
 
     cos: Float[Tensor, "B 1 T E"]
     sin: Float[Tensor, "B 1 T E"]
-    mask: Bool[Tensor, "B T W1"]
+    bias: Float[Tensor, "B 1 T W1"]
 
 
 def cross_reach(
@@ -37,7 +37,7 @@ def cross_reach(
     key_step: Int[Tensor, "#B W"],
 ) -> CrossReach:
     """Reach of fine steps with rotation (cos, sin) over coarse steps numbered ``key_step``."""
-    return CrossReach(cos, sin, F.pad(span_mask(span, key_step), (1, 0), value=True))
+    return CrossReach(cos, sin, F.pad(score_bias(span_mask(span, key_step)), (1, 0)))
 
 
 class CrossAttention(nn.Module):
@@ -96,4 +96,5 @@ class CrossAttention(nn.Module):
         # in a row a document is, and on how long a session has lasted.
         null = q @ self.null[0].to(q.dtype).transpose(-1, -2)
         scores = rotate(q, reach.cos, reach.sin) @ memory[:, 0].to(q.dtype).transpose(-1, -2)
-        return masked_softmax(torch.cat((null, scores), -1), reach.mask)
+        scores = torch.cat((null, scores), -1)
+        return torch.softmax(scores + reach.bias.to(scores.dtype), -1)

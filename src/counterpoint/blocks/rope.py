@@ -17,10 +17,11 @@ def rope_tables(
 
     Source: RoFormer (arXiv:2104.09864), with the halves layout of Llama.
     """
-    exponent = torch.arange(0, head_width, 2, device=position.device) / head_width
-    angle = position[:, None, :, None].float() * base**-exponent  # (B, 1, T, E/2)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    exponent = torch.arange(0, -head_width, -2, device=position.device) / head_width
+    frequency = base**exponent
+    # Turning the first half backwards puts the signs into the sines.
+    angle = position.float()[:, None, :, None] * torch.cat((-frequency, frequency))
+    return angle.cos(), angle.sin()
 
 
 def rotate(

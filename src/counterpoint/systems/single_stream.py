@@ -117,8 +117,7 @@ class SingleStream(nn.Module):
     ) -> tuple[Logits, SingleStreamState]:
         ids = ticks["part"]
         num_ticks = ids.shape[1]
-        age = state.position[:, None] + torch.arange(num_ticks, device=ids.device)
-        x, conv = self.conv(self.embedding(ids), state.conv, age=age, lengths=lengths)
+        x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
         reach = self.tower.streaming_reach(state.position, num_ticks, lengths)
         x = self.tower(x, reach, state.caches)
         position = state.position + (num_ticks if lengths is None else lengths)

@@ -409,7 +409,7 @@ class TwoStream(nn.Module):
         ids = ticks["part"]
         num_ticks = ids.shape[1]
         tick = state.position[:, None] + torch.arange(num_ticks, device=ids.device)
-        x, conv = self.conv(self.embedding(ids), state.conv, age=tick, lengths=lengths)
+        x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
         reach = self.part.streaming_reach(state.position, num_ticks, lengths)
         for i in range(self.config.lower_layers):
             x = self.part.layers[i](x, reach, state.part[i])

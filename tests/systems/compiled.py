@@ -1,0 +1,74 @@
+"""Checks of compiled systems, for a process of their own: see `test_compile.py`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterpoint.systems import SYSTEMS
+from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, randomised
+
+System = Any  # each has a state type of its own
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def compiled(call: Any, backend: str = "aot_eager") -> Any:
+    """One graph, or an error that says where it breaks."""
+    return torch.compile(call, fullgraph=True, backend=backend)
+
+
+def forward_and_loss(model: System) -> None:
+    """Within a window, and longer than two."""
+    for num_ticks in (5, 33):
+        batch = batch_of(torch.randint(0, VOCAB, (2, num_ticks)))
+        forward = compiled(model)
+        with torch.no_grad():
+            close(forward(batch)["part"], model(batch)["part"])
+        loss = compiled(model.loss)
+        close(loss(batch).total, model.loss(batch).total)
+
+
+def extend(model: System) -> None:
+    """Pairs of ticks of two rows, so that blocks end within a chunk and rings wrap."""
+    ids = torch.randint(0, VOCAB, (2, 60))
+    step = compiled(model.extend)
+    pieces, state = [], model.initial_state(2)
+    with torch.no_grad():
+        for first in range(0, 60, 2):
+            logits, state = step({"part": ids[:, first : first + 2]}, state)
+            pieces.append(logits["part"])
+        close(torch.cat(pieces, 1), model(batch_of(ids))["part"])
+
+
+def training_step(model: System) -> None:
+    """The whole of torch's compiler, gradients included."""
+    batch = batch_of(torch.randint(0, VOCAB, (2, 32)))
+    model.loss(batch).total.backward()
+    expected = {key: weight.grad for key, weight in model.named_parameters()}
+    model.zero_grad()
+    compiled(model.loss, "inductor")(batch).total.backward()
+    for key, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, expected[key], rtol=1e-4, atol=1e-5)
+
+
+CHECKS: dict[str, Callable[[System], None]] = {
+    "forward_and_loss": forward_and_loss,
+    "extend": extend,
+    "training_step": training_step,
+}
+
+
+def main(check: str, system: str, name: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    model = randomised(SYSTEMS[system](CONFIGS[system][name]))
+    CHECKS[check](model)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""Systems compile without graph breaks, and compiled ones do what they did before.
+
+In processes of their own: the compiler cannot look through run-time type checks.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHAPES = [
+    ("single_stream", "full"),
+    ("single_stream", "windowed"),
+    ("two_stream", "attention_lag0"),
+    ("two_stream", "wavelet_lag1"),
+]
+
+
+def run(check: str, system: str, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.systems.compiled", check, system, name],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("system", "name"), SHAPES)
+def test_forward_and_loss_compile_without_breaks(system: str, name: str) -> None:
+    run("forward_and_loss", system, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("system", "name"), SHAPES)
+def test_extend_compiles_without_breaks(system: str, name: str) -> None:
+    run("extend", system, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("system", "name"), [SHAPES[1], SHAPES[3]])
+def test_training_step_compiles_to_kernels(system: str, name: str) -> None:
+    run("training_step", system, name)
