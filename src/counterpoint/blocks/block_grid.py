@@ -8,7 +8,6 @@ from the first one of the chunk, so those that came before have negative numbers
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -80,7 +79,10 @@ def _latest(
     step = torch.arange(ends.shape[1], device=ends.device)
     lowest = torch.iinfo(before.dtype).min // 2
     latest = torch.where(ends, step, lowest).cummax(1).values
-    return F.pad(latest, (1, -1), value=lowest) if exclusive else latest
+    if exclusive:
+        latest = latest.roll(1, 1)
+        latest[:, :1] = lowest
+    return latest
 
 
 def gather_blocks(

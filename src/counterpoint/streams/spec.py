@@ -114,7 +114,7 @@ class Layout:
 
     def place(self, name: str) -> int:
         """Position of the stream within a frame, 0 first."""
-        return self.streams.index(self[name])
+        return [stream.name for stream in self.streams].index(self[name].name)
 
     @property
     def block_ticks(self) -> int:

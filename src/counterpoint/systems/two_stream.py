@@ -9,10 +9,10 @@ Both towers are causal and explicit: the whole can be read, kept, edited and swa
 generates. With ``lag_blocks >= 1`` a block is used only that many blocks later, so that the whole
 tower can run beside the part tower instead of before its next step.
 
-Source: the project's design. Relatives: MegaByte (arXiv:2305.07185) for the plan of a block,
-AU-Net (arXiv:2506.14761), DLCM (arXiv:2512.24617) for cross-attention to concepts, SlowFast
-(arXiv:1812.03982) for thin and wide towers. Checked against: the rule of visibility
-(`tests/systems/test_contract.py`); there is no published reference.
+Source: the project's design. Relatives: MegaByte (arXiv:2305.07185) for plans, SpaceByte
+(arXiv:2404.14408) for blocks that end at spaces, DLCM (arXiv:2512.24617) for cross-attention to
+concepts. Checked against the rule of visibility (`tests/systems/test_contract.py`); there is no
+published reference.
 """
 
 from dataclasses import dataclass
@@ -76,15 +76,12 @@ class TwoStreamConfig:
     conv_taps: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.lower_layers < self.part.num_layers:
-            raise ValueError(
-                f"`lower_layers` must leave part layers on both sides of the whole: expected 1 to "
-                f"{self.part.num_layers - 1}, got {self.lower_layers}."
-            )
         upper = self.part.num_layers - self.lower_layers
-        if not 0 <= self.num_links <= upper:
+        if self.lower_layers < 1 or upper < 1 or not 0 <= self.num_links <= upper:
             raise ValueError(
-                f"`num_links` must be 0 to the {upper} upper part layers: got {self.num_links}."
+                "`lower_layers` must leave part layers on both sides of the whole: expected 1 to "
+                f"{self.part.num_layers - 1}, got {self.lower_layers}; and `num_links` cannot "
+                f"exceed the upper ones: got {self.num_links}."
             )
 
 
@@ -200,19 +197,16 @@ class TwoStream(nn.Module):
         super().__init__()
         self.config = config
         width, whole_width, ticks = config.part.width, config.whole.width, config.block_ticks
-        self.layout = Layout(
-            streams=(
-                Stream(name="part", role=Role.PART, vocab_size=config.vocab_size),
-                Stream(
-                    name="whole",
-                    role=Role.WHOLE,
-                    width=whole_width,
-                    period_ticks=ticks,
-                    delay_ticks=config.lag_blocks * ticks,
-                    irregular=bool(config.boundary_ids),
-                ),
-            )
+        part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size)
+        whole = Stream(
+            name="whole",
+            role=Role.WHOLE,
+            width=whole_width,
+            period_ticks=ticks,
+            delay_ticks=config.lag_blocks * ticks,
+            irregular=bool(config.boundary_ids),
         )
+        self.layout = Layout(streams=(part, whole))
         ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
         ends_block[list(config.boundary_ids)] = True
         self.register_buffer("ends_block", ends_block, persistent=False)
@@ -251,11 +245,7 @@ class TwoStream(nn.Module):
         return {"part": self._write_part(lower.x, lower.reach, self._guidance(lower))}
 
     def read(self, batch: Batch) -> Reading:
-        """The whole states and how the part stream used them.
-
-        Raises:
-            ValueError: The model has no link, so nothing shows where it looks.
-        """
+        """The whole states and how the part stream used them; needs a link."""
         if not self.steering.links:
             raise ValueError("Only links show attention: expected `num_links` >= 1, got 0.")
         lower = self._read_part(batch)
@@ -408,7 +398,6 @@ class TwoStream(nn.Module):
         """
         ids = ticks["part"]
         num_ticks = ids.shape[1]
-        tick = state.position[:, None] + torch.arange(num_ticks, device=ids.device)
         x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
         reach = self.part.streaming_reach(state.position, num_ticks, lengths)
         for i in range(self.config.lower_layers):
@@ -464,20 +453,14 @@ class TwoStream(nn.Module):
     def edit(
         self, state: TwoStreamState, block: Int[Tensor, " B"], whole: Float[Tensor, "B D2"]
     ) -> None:
-        """Replace the whole state of one block a row by another vector, from now on.
-
-        Raises:
-            ValueError: A block is not finished, or no longer kept.
-        """
+        """Replace the whole state of one block a row from now on; see `Steering.edit`."""
         self.steering.edit(state.published, state.finished, block, whole)
 
     def swap(self, state: TwoStreamState, donor: TwoStreamState) -> TwoStreamState:
         """The session of ``state`` going on with a copy of the whole of ``donor``.
 
-        The donor must have at least as many finished blocks; its newer ones are left behind.
-
-        Raises:
-            ValueError: The donor has fewer blocks, or so many that older ones are overwritten.
+        The donor must have at least as many finished blocks; its newer ones are left behind. See
+        `Steering.lend` for the errors.
         """
         published = self.steering.lend(
             donor.published,
@@ -494,7 +477,8 @@ class TwoStream(nn.Module):
     def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config, ticks = self.config, self.config.block_ticks
-        num_blocks = int(num_ticks // (config.usual_block_ticks or ticks))
+        usual = config.usual_block_ticks
+        num_blocks = round(num_ticks / usual) if usual else num_ticks // ticks
         share = num_blocks / num_ticks
         forward = self.part.flops_per_step(num_ticks)
         forward += share * self.whole.flops_per_step(max(num_blocks, 1))
