@@ -29,7 +29,7 @@ AIM_WHOLE = 1.10
 
 def ours(model: SingleStream | TwoStream | Simultaneous) -> Callable[[Tensor], float]:
     """A function that feeds one id and returns its seconds."""
-    state = model.initial_state(1)
+    state: Any = model.initial_state(1)
 
     def tick(ids: Tensor) -> float:
         nonlocal state
@@ -42,6 +42,7 @@ def ours(model: SingleStream | TwoStream | Simultaneous) -> Callable[[Tensor], f
 
 def theirs(model: Any) -> Callable[[Tensor], float]:
     """The same for Llama with its default cache."""
+    model.eval()
     cache: Any = None
 
     def tick(ids: Tensor) -> float:
@@ -74,7 +75,7 @@ def against_llama(size: str, count: int) -> dict[str, Any]:
     config = getattr(single_stream, size)()
     seconds = in_turn(
         {
-            "llama": theirs(llama(config).eval()),
+            "llama": theirs(llama(config)),
             "single_stream": ours(SingleStream(config).eval()),
             "two_stream": ours(TwoStream(getattr(two_stream, size)()).eval()),
         },

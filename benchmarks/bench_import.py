@@ -1,12 +1,12 @@
 """What does `import counterpoint` add to `import torch`? Bar: 0.5 s. The last line is JSON."""
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
+from typing import Any
+
+from record import finish
 
 BAR_S = 0.5
 SCRIPT = """
@@ -28,33 +28,24 @@ def measure() -> tuple[float, float]:
     return torch_s, added_s
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--out")
+    args = parser.parse_args()
     measure()  # fills the file cache
-    torch_s, added_s = zip(*(measure() for _ in range(repeats)), strict=True)
-    result = {
-        "question": "import",
+    torch_s, added_s = zip(*(measure() for _ in range(args.repeats)), strict=True)
+    result: dict[str, Any] = {
         "torch_p50_s": round(statistics.median(torch_s), 3),
         "added_p50_s": round(statistics.median(added_s), 3),
         "added_max_s": round(max(added_s), 3),
         "bar_s": BAR_S,
-        "repeats": repeats,
-        "commit": commit(),
-        "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
+        "repeats": args.repeats,
     }
     verdict = "within" if result["added_p50_s"] <= BAR_S else "OVER"
     print(f"import torch {result['torch_p50_s']} s; counterpoint adds {result['added_p50_s']} s")
-    print(f"({verdict} the bar of {BAR_S} s; median of {repeats})")
-    print(json.dumps(result))
+    print(f"({verdict} the bar of {BAR_S} s; median of {args.repeats})")
+    finish("import", result, args.out)
 
 
 if __name__ == "__main__":

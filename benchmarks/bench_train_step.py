@@ -3,7 +3,7 @@
 Both models take the same bytes, the same fused AdamW and the same autocast, in one process, step by
 step in turn. Bar: 1.2 times the bytes a second of theirs.
 
-    python benchmarks/bench_train_step.py --sizes tiny small --out benchmarks/results/train_step.json
+    python benchmarks/bench_train_step.py --out benchmarks/results/train_step.json
 """
 
 import argparse
@@ -17,6 +17,7 @@ from record import finish, quantile
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
@@ -91,7 +92,7 @@ def measure(size: str, precision: torch.dtype, args: argparse.Namespace) -> dict
     """Median seconds of each model's step, taken in turn, and ratios."""
     config = getattr(single_stream, size)()
     full = SingleStreamConfig(
-        tower=single_stream.TowerConfig(
+        tower=TowerConfig(
             width=config.tower.width,
             num_layers=config.tower.num_layers,
             num_heads=config.tower.num_heads,

@@ -1,12 +1,16 @@
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from counterpoint.cli.info import draw, load_preset
+from counterpoint.cli.info import draw, load_preset, show
 from counterpoint.cli.main import main
 from counterpoint.recipes.study import build_system
 from counterpoint.streams.spec import Layout, Role, Stream
+from counterpoint.systems import two_stream
 
 
 def layout(delay_ticks: int) -> Layout:
@@ -29,6 +33,19 @@ def test_drawing_shows_blocks_above_ticks_and_what_may_be_read(
         f"newest  {newest}",
         "  tick  012345678901234567",
     ]
+
+
+def test_irregular_stream_shows_its_longest_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "two_stream.tiny", "--num-ticks", "64"]) == 0
+    regular = capsys.readouterr().out
+    config = replace(two_stream.tiny(), boundary_ids=(32,), lag_blocks=1)
+    show(Console(file=sys.stdout, width=140), "early", build_system(config, seed=0), 64)
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if line.startswith("│ whole"))
+    assert row.count("<= 4 ticks") == 2
+    assert "whole: drawn with its longest steps; the content may end them early" in shown
+    assert "<=" not in regular
+    assert "longest" not in regular
 
 
 @pytest.mark.parametrize("name", ["single_stream.tiny", "two_stream.tiny", "two_stream.base"])

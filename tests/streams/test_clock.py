@@ -9,6 +9,7 @@ from counterpoint.streams.clock import (
     causal_span,
     span_mask,
     visible,
+    visible_finished,
     visible_stop,
 )
 from counterpoint.streams.spec import Layout, Role, Stream
@@ -102,6 +103,38 @@ def test_whole_is_readable_when_its_last_part_is_in_and_its_lag_is_over() -> Non
     stop = visible_stop(layout, "part", torch.arange(17), "whole")
     # Block 0 covers ticks 0..3 and lags one block: tick 7 is the first part that may read it.
     assert stop.tolist() == [0] * 7 + [1] * 4 + [2] * 4 + [3] * 2
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("lag", [0, 1, 2, 3])
+def test_visible_finished_is_visible_stop_on_a_regular_grid(period: int, lag: int) -> None:
+    """Every phase: the steps finished at each tick say what the next tick's element may read."""
+    part = Stream(name="part", role=Role.PART, vocab_size=2)
+    whole = Stream(
+        name="whole", role=Role.WHOLE, width=2, period_ticks=period, delay_ticks=lag * period
+    )
+    layout = Layout(streams=(part, whole))
+    tick = torch.arange((lag + 3) * period)
+    last_tick = torch.arange(1, lag + 5) * period - 1  # of the content of each step
+    finished = (last_tick[:, None] <= tick).sum(0)
+    stop = visible_stop(layout, "part", tick + 1, "whole")
+    assert torch.equal(visible_finished(finished, lag), stop)
+    assert int(stop[-1]) == 3
+
+
+@pytest.mark.parametrize(("query", "key"), [("whole", "part"), ("part", "whole"), 2 * ("whole",)])
+def test_irregular_streams_have_no_moments_by_number(query: str, key: str) -> None:
+    part = Stream(name="part", role=Role.PART, vocab_size=2)
+    whole = Stream(name="whole", role=Role.WHOLE, width=2, period_ticks=4, irregular=True)
+    layout = Layout(streams=(part, whole))
+    for ask in (
+        lambda: available_at(layout, "whole", 0),
+        lambda: visible(layout, (query, 5), (key, 0)),
+        lambda: visible_stop(layout, query, torch.arange(3), key),
+    ):
+        with pytest.raises(ValueError, match="'whole' is irregular.*`visible_finished`"):
+            ask()
+    assert available_at(layout, "part", 3) == (3, 0)
 
 
 @given(

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ def show(console: Console, name: str, system: Any, num_ticks: int) -> None:
     streams = Table("stream", "role", "a step covers", "delay", "elements")
     for stream in contract.layout.streams:
         kind = f"{stream.vocab_size} ids" if stream.is_discrete else f"vectors of {stream.width}"
-        covers = f"{stream.period_ticks} tick{'s' * (stream.period_ticks > 1)}"
-        delay = f"{stream.delay_ticks} ticks"
+        most = "<= " if stream.irregular else ""
+        covers = f"{most}{stream.period_ticks} tick{'s' * (stream.period_ticks > 1)}"
+        delay = f"{most if stream.delay_ticks else ''}{stream.delay_ticks} ticks"
         streams.add_row(stream.name, stream.role.value, covers, delay, kind)
     console.print(streams)
     console.print(Text(draw(contract.layout)))
@@ -139,8 +141,12 @@ def draw(layout: Layout) -> str:
     """The clock: coarse steps above the ticks they cover, and what is read when a tick is written.
 
     One column is a tick. ``newest`` is the last step of a coarse stream that producing the element
-    at this tick may read, by the rule of visibility.
+    at this tick may read, by the rule of visibility. An irregular stream is drawn with its longest
+    steps, as on content that ends none early.
     """
+    irregular = [stream.name for stream in layout.streams if stream.irregular]
+    longest = tuple(replace(stream, irregular=False) for stream in layout.streams)
+    layout = replace(layout, streams=longest)
     fine = min(layout.streams, key=lambda stream: stream.period_ticks)
     num_ticks = min(max(3 * layout.block_ticks, _FEWEST_TICKS), _MOST_TICKS)
     labels, rows = ["tick"], [[str(tick % 10) for tick in range(num_ticks)]]
@@ -159,4 +165,6 @@ def draw(layout: Layout) -> str:
     lines = [f"{labels[i]:>{width}}  {''.join(rows[i])}" for i in order]
     if len(rows) > 1:
         lines.append("newest: the last step above that may be read when a tick is written")
+    for name in irregular:
+        lines.append(f"{name}: drawn with its longest steps; the content may end them early")
     return "\n".join(lines)

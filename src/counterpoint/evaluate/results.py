@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import nn
 
 from counterpoint.data.config import Corpus
 from counterpoint.data.shards import Unit
-from counterpoint.evaluate.language_model import by_position, position_edges, score
+from counterpoint.evaluate.language_model import Progress, by_position, position_edges, score
 from counterpoint.evaluate.passage import Continuation, Passage, continue_prompts, read_passage
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
 from counterpoint.runtime.session import Streaming
@@ -121,28 +122,9 @@ def evaluate(
         scores = score(
             system, units, lengths, block_ticks=block_ticks, on_progress=says("held-out text")
         )
-        several = len({unit.title for unit in units}) > 1
-        whole = None
-        if has_whole(system) and several:
-            chosen = spread(units, config.whole_units)
-            whole = measure_whole(
-                system,
-                chosen,
-                lengths,
-                max_ticks=config.whole_ticks,
-                on_progress=says("exchanging the whole"),
-            )
+        whole = _whole_use(system, units, lengths, config, says("exchanging the whole"))
         passage = _passage(system, units, corpus, config, block_ticks)
-    continuations: tuple[Continuation, ...] = ()
-    if several and config.num_prompts:
-        note("continuing prompts")
-        continuations = continue_prompts(
-            cast("Streaming", system),
-            _prompts(units, config.num_prompts),
-            corpus.tokenizer,
-            prompt_ticks=config.prompt_ticks,
-            num_ticks=config.continuation_ticks,
-        )
+    continuations = _continuations(system, units, corpus, config, note)
     edges = position_edges(max(one.num_bytes for one in scores) + 1)
     bits, num_bytes = by_position(scores, edges)
     return Evaluation(
@@ -216,6 +198,25 @@ class _Progress:
         return report
 
 
+def _whole_use(
+    system: nn.Module,
+    units: Sequence[Unit],
+    byte_lengths: Int[np.ndarray, " V"],
+    config: EvaluationConfig,
+    on_progress: Progress,
+) -> WholeUse | None:
+    """How the whole is used, where there is one and another document's to exchange it with."""
+    if not has_whole(system) or not _several_documents(units):
+        return None
+    return measure_whole(
+        system,
+        spread(units, config.whole_units),
+        byte_lengths,
+        max_ticks=config.whole_ticks,
+        on_progress=on_progress,
+    )
+
+
 def _passage(
     system: nn.Module,
     units: Sequence[Unit],
@@ -232,6 +233,31 @@ def _passage(
     # Aligned for all that are compared, so that all show the same ids.
     start = max(min(config.passage_start, len(unit.ids) // 2) // block_ticks, 1) * block_ticks
     return read_passage(system, unit, corpus.tokenizer, start, config.passage_ticks)
+
+
+def _continuations(
+    system: nn.Module,
+    units: Sequence[Unit],
+    corpus: Corpus,
+    config: EvaluationConfig,
+    note: Note,
+) -> tuple[Continuation, ...]:
+    """What the system writes after its prompts; nothing without another document's whole."""
+    if not config.num_prompts or not _several_documents(units):
+        return ()
+    note("continuing prompts")
+    return continue_prompts(
+        cast("Streaming", system),
+        _prompts(units, config.num_prompts),
+        corpus.tokenizer,
+        prompt_ticks=config.prompt_ticks,
+        num_ticks=config.continuation_ticks,
+    )
+
+
+def _several_documents(units: Sequence[Unit]) -> bool:
+    """Whether some unit can lend its whole to a unit of another document."""
+    return len({unit.title for unit in units}) > 1
 
 
 def _prompts(units: Sequence[Unit], count: int) -> list[tuple[Unit, Unit]]:

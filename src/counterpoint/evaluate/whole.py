@@ -117,12 +117,8 @@ def measure_whole(
         if pair is None:
             continue
         own, reading, foreign = pair
-        with torch.no_grad():
-            for name, whole in (("own", reading.whole), ("other", foreign)):
-                nats = target_nats(reader.forward(own, whole=whole)["part"], own.targets["part"])
-                bits[name].append(float(nats.double().sum()) / math.log(2))
-            if alone is not None:
-                bits["none"].append(float(alone.loss(own).nats) / math.log(2))
+        for name, value in _bits(reader, alone, own, (reading.whole, foreign)).items():
+            bits[name].append(value)
         num_bytes.append(int(byte_lengths[own.targets["part"].cpu().numpy()].sum()))
         states.append(reading.whole[0].float())
         null_shares.append(_null_attention(reading, system))
@@ -158,6 +154,21 @@ def _matched(
         own = rows_batch([unit.ids[: num_ticks + 1]], 1).to(device)
         reading = reader.read(own)
     return own, reading, foreign[:, : reading.whole.shape[1]]
+
+
+def _bits(
+    reader: ReadsWhole, alone: Any | None, row: Batch, wholes: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Bits of a row under its own whole, under another and, where the system can, without."""
+    targets = row.targets["part"]
+    with torch.no_grad():
+        nats = {
+            name: target_nats(reader.forward(row, whole=whole)["part"], targets).double().sum()
+            for name, whole in zip(("own", "other"), wholes, strict=True)
+        }
+        if alone is not None:
+            nats["none"] = alone.loss(row).nats
+    return {name: float(value) / math.log(2) for name, value in nats.items()}
 
 
 def without_whole(system: Any) -> Any | None:

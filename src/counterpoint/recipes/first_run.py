@@ -3,10 +3,9 @@
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.config import DataConfig
 from counterpoint.recipes.study import Study
-from counterpoint.systems import single_stream
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
-from counterpoint.train.config import OptimizerConfig, TrainConfig
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.run import Run
 
 
@@ -27,17 +26,23 @@ def first_run() -> Study:
 
 
 def control_system() -> SingleStreamConfig:
-    """The control: the best single stream that the tuning found."""
-    return single_stream.tiny()
+    """The control: the best single stream that the tuning found (docs/log.md)."""
+    return SingleStreamConfig(
+        tower=TowerConfig(width=144, num_layers=5, num_heads=3, mlp_hidden=384, window=48)
+    )
 
 
 def two_stream_system() -> TwoStreamConfig:
-    """A thin part tower under a wide whole tower, with the control's FLOPs."""
+    """A part tower of bytes and a whole tower of words, with the control's FLOPs."""
     return TwoStreamConfig(
-        part=TowerConfig(width=128, num_layers=3, num_heads=2, mlp_hidden=256, window=64),
-        whole=TowerConfig(width=256, num_layers=4, num_heads=4, mlp_hidden=384, window=256),
+        part=TowerConfig(width=128, num_layers=4, num_heads=2, mlp_hidden=336, window=32),
+        whole=TowerConfig(width=192, num_layers=3, num_heads=3, mlp_hidden=512, window=64),
         lower_layers=2,
-        block_ticks=4,
+        block_ticks=8,
+        boundary_ids=(ord(" "), ord("\n")),
+        usual_block_ticks=4.6,
+        whole_dropout=0.0,
+        predict_weight=0.3,
     )
 
 
@@ -47,10 +52,11 @@ def _arm(name: str, system: SingleStreamConfig | TwoStreamConfig) -> Run:
         system=system,
         data=DataConfig(row_ticks=1024),
         train=TrainConfig(
-            num_steps=960,
-            batch_rows=4,
+            num_steps=1200,
+            batch_rows=2,
             precision="bfloat16",
-            checkpoint_every=240,
-            optimizer=OptimizerConfig(lr=4e-3),
+            checkpoint_every=300,
+            optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.014, weight_decay=0.01),
+            schedule=ScheduleConfig(warmup_steps=40, final_ratio=0.05),
         ),
     )

@@ -152,25 +152,10 @@ def run_study(
         if not _run_arm(study, run, corpus, folder / run.name, device, progress, loggers):
             return None
     note("drawing the report")
-    about = {
-        "name": study.name,
-        "purpose": study.purpose,
+    about = _facts(study, folder, device) | {
         "command": command,
-        "arms": [run.name for run in study.arms],
         "training_flops_per_tick": flops,
         "seconds_of_last_call": round(time.perf_counter() - begin, 1),
-        "evaluation_seconds": {
-            run.name: round(found.seconds, 1)
-            for run in study.arms
-            if (found := load_evaluation(folder / run.name)) is not None
-        },
-        "versions": {
-            "counterpoint": _version("counterpoint"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
-        "study": encode(study),
     }
     (folder / STUDY).write_text(json.dumps(about, indent=1), encoding="utf-8")
     summary = write_report(folder)
@@ -236,6 +221,27 @@ def _run_arm(
     )
     save_evaluation(found, folder)
     return True
+
+
+def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, Any]:
+    """What the report keeps of a study, its evaluations and the machine."""
+    return {
+        "name": study.name,
+        "purpose": study.purpose,
+        "arms": [run.name for run in study.arms],
+        "evaluation_seconds": {
+            run.name: round(found.seconds, 1)
+            for run in study.arms
+            if (found := load_evaluation(folder / run.name)) is not None
+        },
+        "versions": {
+            "counterpoint": _version("counterpoint"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "study": encode(study),
+    }
 
 
 class _Notes:

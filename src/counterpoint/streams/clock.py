@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from counterpoint.streams.spec import Layout
+from counterpoint.streams.spec import Layout, Stream
 
 
 class Moment(NamedTuple):
@@ -38,12 +38,7 @@ def available_at(layout: Layout, stream: str, step: int) -> Moment:
     Raises:
         ValueError: The stream is irregular, so its moments depend on the content.
     """
-    spec = layout[stream]
-    if spec.irregular:
-        raise ValueError(
-            f"Only regular streams have moments by number: {stream!r} is irregular. Count its "
-            "finished steps and use `visible_finished`."
-        )
+    spec = _regular(layout, stream)
     return Moment((step + 1) * spec.period_ticks - 1 + spec.delay_ticks, layout.place(stream))
 
 
@@ -68,8 +63,11 @@ def visible_stop(
 
     Returns:
         One count for each step: key steps ``0 .. count - 1`` are visible.
+
+    Raises:
+        ValueError: One of the streams is irregular, so its moments depend on the content.
     """
-    query, key = layout[query_stream], layout[key_stream]
+    query, key = _regular(layout, query_stream), _regular(layout, key_stream)
     tick = (step + 1) * query.period_ticks - 1 + query.delay_ticks
     earlier_in_frame = layout.place(key_stream) < layout.place(query_stream)
     ticks_passed = tick + 1 if earlier_in_frame else tick  # ticks whose key elements are readable
@@ -88,6 +86,17 @@ def visible_finished(finished: Int[Tensor, "..."], lag_steps: int) -> Int[Tensor
         lag_steps: Steps by which the stream is read later than it could be.
     """
     return (finished - lag_steps).clamp(min=0)
+
+
+def _regular(layout: Layout, name: str) -> Stream:
+    """The stream of that name, whose moments must follow from the numbers of its steps."""
+    stream = layout[name]
+    if stream.irregular:
+        raise ValueError(
+            f"Only regular streams have moments by number: {name!r} is irregular. Count its "
+            "finished steps and use `visible_finished`."
+        )
+    return stream
 
 
 def causal_span(

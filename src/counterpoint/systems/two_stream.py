@@ -307,13 +307,9 @@ class TwoStream(nn.Module):
         ticks, num_blocks = self.config.block_ticks, None
         if not counted or torch.compiler.is_compiling():
             most = ids.shape[1] + ticks - 1  # steps of a chunk behind pending steps
-            num_blocks = (
-                ids.shape[1] if self.config.boundary_ids else most // self.config.block_ticks
-            )
+            num_blocks = ids.shape[1] if self.config.boundary_ids else most // ticks
         early = self.ends_block[ids]
-        return lay_blocks(
-            early, start, self.config.block_ticks, lengths=lengths, num_blocks=num_blocks
-        )
+        return lay_blocks(early, start, ticks, lengths=lengths, num_blocks=num_blocks)
 
     def _guidance(self, lower: _LowerRows, keep: Bool[Tensor, "B 1"] | None = None) -> Guidance:
         """What every tick of whole rows may use of the whole; nothing in rows that do not keep."""
