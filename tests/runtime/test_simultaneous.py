@@ -1,4 +1,6 @@
 import threading
+import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -37,6 +39,39 @@ def slow_whole(lag_blocks: int) -> SlowWhole:
     tiny.randomise(system)
     system.gate = threading.Event()
     return system
+
+
+class LateWhole(TwoStream):
+    """The same model with a whole tower that takes its time in a thread of its own."""
+
+    def extend_whole(self, *arguments: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.03)
+        super().extend_whole(*arguments)
+
+
+def late_whole(lag_blocks: int, **changes: Any) -> LateWhole:
+    system = LateWhole(tiny.two_stream(lag_blocks, **changes).config)
+    tiny.randomise(system)
+    return system
+
+
+@torch.no_grad()
+def assert_equals_extend(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -> int:
+    """Both ways through the same chunks, each given by the lengths of its rows; jobs of one."""
+    rows, read = torch.arange(len(ids)), torch.zeros(len(ids), dtype=torch.long)
+    expected_state = system.initial_state(len(ids))
+    with Simultaneous(system) as simultaneous:
+        state = simultaneous.initial_state(len(ids))
+        for lengths in chunks:
+            offset = torch.arange(int(lengths.max()))
+            ticks = {"part": ids[rows[:, None], read[:, None] + offset]}
+            logits, state = simultaneous.extend(ticks, state, lengths)
+            expected, expected_state = system.extend(ticks, expected_state, lengths)
+            real = offset < lengths[:, None]
+            assert torch.equal(logits["part"][real], expected["part"][real])
+            read += lengths
+        return simultaneous.num_jobs
 
 
 @settings(max_examples=12)
@@ -82,6 +117,65 @@ def test_part_waits_only_for_a_block_that_is_due(lag_blocks: int) -> None:
         for _ in range(tiny.BLOCK - 1):
             _, state = simultaneous.extend(tick, state)
         assert simultaneous.num_misses == 1
+
+
+@pytest.mark.parametrize("boundary_ids", [(), (1, 2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("lag_blocks", [1, 2])
+def test_due_blocks_are_awaited_behind_a_row_that_paused(
+    lag_blocks: int, boundary_ids: tuple[int, ...]
+) -> None:
+    """The first job belongs to row 0, which stops and never needs it."""
+    system = late_whole(lag_blocks, boundary_ids=boundary_ids)
+    ids = torch.randint(tiny.VOCAB, (2, 40), generator=torch.Generator().manual_seed(3))
+    ids[0, : tiny.BLOCK] = 0
+    chunks = [torch.tensor([int(t < tiny.BLOCK), int(t >= 2)]) for t in range(30)]
+    assert assert_equals_extend(system, ids, chunks) >= 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "chunk_ticks"),
+    [
+        ({"part": tiny.tower(3)}, 3),
+        ({"whole": tiny.tower(2, width=24), "boundary_ids": tuple(range(1, 11))}, 2),
+    ],
+)
+def test_chunks_longer_than_the_rings_allow_run_in_turn(
+    changes: dict[str, Any], chunk_ticks: int
+) -> None:
+    system = late_whole(1, block_ticks=8, **changes)
+    assert system.chunk_ticks == chunk_ticks
+    ids = torch.randint(tiny.VOCAB, (1, 64), generator=torch.Generator().manual_seed(3))
+    lengths = [8, 1, 2, 5, 1, 1, 2, 8, 3, 1, 1, 4, 1, 8, 1, 1]
+    assert assert_equals_extend(system, ids, [torch.tensor([n]) for n in lengths]) > 0
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+def test_worker_computes_in_the_mode_of_the_caller(mode: AbstractContextManager[Any]) -> None:
+    ids = torch.randint(tiny.VOCAB, (1, 24), generator=torch.Generator().manual_seed(3))
+    with mode:
+        assert assert_equals_extend(tiny.two_stream(1), ids, [torch.tensor([1])] * 24) == 6
+
+
+@torch.no_grad()
+def test_new_batch_may_begin_while_the_last_one_has_work_left() -> None:
+    tick = {"part": torch.ones(2, tiny.BLOCK, dtype=torch.long)}
+    with Simultaneous(late_whole(1)) as simultaneous:
+        simultaneous.extend(tick, simultaneous.initial_state(2))
+        three = {"part": torch.ones(3, tiny.BLOCK, dtype=torch.long)}
+        state = simultaneous.initial_state(3)
+        for _ in range(3):
+            _, state = simultaneous.extend(three, state)
+        assert state.finished.tolist() == [3] * 3
+
+
+def test_whole_of_another_is_exchanged_when_the_worker_is_done() -> None:
+    """A prompt of two words in one chunk: its second block is not due when the whole changes."""
+    system, prompt, other = late_whole(1, boundary_ids=(1,)), [3, 1, 4, 1, 5], [1, 7, 1, 2]
+    expected = list(generate(system, prompt, num_ticks=20, whole_from=other))
+    with Simultaneous(system) as simultaneous:
+        assert expected == list(generate(simultaneous, prompt, num_ticks=20, whole_from=other))
 
 
 def test_sessions_run_simultaneously_and_start_again() -> None:

@@ -1,5 +1,7 @@
 """Tiny systems with random weights everywhere, so that nothing is hidden by a zero."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,17 +30,16 @@ def single_stream(window: int = 16) -> SingleStream:
     return system
 
 
-def two_stream(lag_blocks: int = 1) -> TwoStream:
-    system = TwoStream(
-        TwoStreamConfig(
-            part=tower(8),
-            whole=tower(6, width=24),
-            lower_layers=1,
-            block_ticks=BLOCK,
-            lag_blocks=lag_blocks,
-            compressor="mean",
-            vocab_size=VOCAB,
-        )
-    )
+def two_stream(lag_blocks: int = 1, **changes: Any) -> TwoStream:
+    fields: dict[str, Any] = {
+        "part": tower(8),
+        "whole": tower(6, width=24),
+        "lower_layers": 1,
+        "block_ticks": BLOCK,
+        "lag_blocks": lag_blocks,
+        "compressor": "mean",
+        "vocab_size": VOCAB,
+    }
+    system = TwoStream(TwoStreamConfig(**(fields | changes)))
     randomise(system)
     return system

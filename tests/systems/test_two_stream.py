@@ -9,6 +9,8 @@ from counterpoint.systems.contract import cross_entropy
 from counterpoint.systems.two_stream import TwoStream, TwoStreamState
 from tests.systems.tiny_models import VOCAB, batch_of, randomised, tower, two
 
+END = VOCAB - 1
+
 
 def build(lag: int, **changes: Any) -> TwoStream:
     model = randomised(TwoStream(two("wavelet", lag, **changes)))
@@ -120,33 +122,58 @@ def test_kept_whole_is_the_offline_whole() -> None:
     assert (fresh < 0).all()
 
 
+def words(rows: int, ticks: int, first_end: int) -> Tensor:
+    """Random ids of which one is `END`: where that ends blocks, the first ends at that tick."""
+    ids = torch.randint(0, END, (rows, ticks))
+    ids[:, first_end] = END
+    return ids
+
+
+@pytest.mark.parametrize("early", [(), (END,)])
 @pytest.mark.parametrize("lag", [1, 2])
 @torch.no_grad()
-def test_swapped_session_equals_offline_with_the_other_whole(lag: int) -> None:
+def test_swapped_session_equals_offline_with_the_other_whole(
+    lag: int, early: tuple[int, ...]
+) -> None:
     """Swapped before a block was read, so that both see the same from the first tick on."""
-    model, ids, other = build(lag), random_ids(2, 25), random_ids(2, 6)
+    model, ids, other = build(lag, boundary_ids=early), words(2, 25, 2), words(2, 6, 0)
     first, mine = feed(model, ids[:, :6], model.initial_state(2))
     _, donor = feed(model, other, model.initial_state(2))
     second, state = feed(model, ids[:, 6:], model.swap(mine, donor))
     whole = kept(model, state, 6)
-    same(whole[:, :1], model.read(batch_of(other)).whole)
+    same(whole[:, :1], model.read(batch_of(other)).whole[:, :1])
     assert not torch.allclose(whole, model.read(batch_of(ids)).whole, atol=1e-2)
     offline = model(batch_of(ids), whole=whole)["part"]
     same(torch.cat((first, second), 1), offline)
 
 
+@pytest.mark.parametrize("early", [(), (END,)])
 @pytest.mark.parametrize("lag", [0, 1])
 @torch.no_grad()
-def test_swapped_session_forgets_its_own_whole(lag: int) -> None:
+def test_swapped_session_forgets_its_own_whole(lag: int, early: tuple[int, ...]) -> None:
     """Once the part windows have passed, only the new whole counts, at any lag."""
-    model, ids = build(lag, whole=tower(20, 2, 2, 9)), random_ids(1, 61)
+    model, ids = build(lag, whole=tower(20, 2, 2, 9), boundary_ids=early), words(1, 61, 2)
     _, mine = feed(model, ids[:, :22], model.initial_state(1))
-    _, donor = feed(model, random_ids(1, 22), model.initial_state(1))
+    _, donor = feed(model, words(1, 22, 0), model.initial_state(1))
     logits, state = feed(model, ids[:, 22:], model.swap(mine, donor))
     offline = model(batch_of(ids), whole=kept(model, state, 15))["part"][:, 22:]
     memory = 2 * 6 + 4  # two upper layers with a window of 7, and the plan of a block
     same(logits[:, memory:], offline[:, memory:])
     assert not torch.allclose(logits[:, :4], offline[:, :4], atol=1e-3)
+
+
+@pytest.mark.parametrize("early", [(), (2, 5, 7)])
+@pytest.mark.parametrize("ticks", [2, 9, 45])
+@torch.no_grad()
+def test_session_swapped_with_its_like_goes_on_as_before(
+    ticks: int, early: tuple[int, ...]
+) -> None:
+    """Also when it has finished many more blocks than are kept."""
+    model, ids = build(1, boundary_ids=early), random_ids(2, 70)
+    states = [feed(model, ids[:, :ticks], model.initial_state(2))[1] for _ in range(3)]
+    plain, _ = feed(model, ids[:, ticks:], states[0])
+    swapped, _ = feed(model, ids[:, ticks:], model.swap(states[1], states[2]))
+    same(swapped, plain)
 
 
 @torch.no_grad()
@@ -308,7 +335,7 @@ def test_rows_shorter_than_a_block_run() -> None:
 
 @pytest.mark.parametrize("lower_layers", [0, 3])
 def test_layers_must_be_left_on_both_sides(lower_layers: int) -> None:
-    with pytest.raises(ValueError, match=f"expected 1 to 2, got {lower_layers}"):
+    with pytest.raises(ValueError, match=f"must be 1 to 2.*got {lower_layers}"):
         two("mean", 0, lower_layers=lower_layers)
 
 

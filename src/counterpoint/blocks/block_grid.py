@@ -31,24 +31,28 @@ class BlockGrid(NamedTuple):
 
 
 def lay_blocks(
-    ends_early: Bool[Tensor, "B T"],
+    ends_early: Bool[Tensor, "B T"] | None,
     start: Int[Tensor, "B T"],
     block_ticks: int,
     *,
     lengths: Int[Tensor, " B"] | None = None,
-    num_blocks: int | None = None,
+    counted: bool = True,
 ) -> BlockGrid:
     """Find the blocks of a chunk.
 
     Args:
-        ends_early: Steps whose content ends a block.
+        ends_early: Steps whose content ends a block; ``None`` where that cannot be.
         start: First step of each step's document; negative for the steps that are pending when a
             chunk continues a session.
         block_ticks: Steps of the longest block.
         lengths: Real steps of each row; ``None`` means all.
-        num_blocks: W; ``None`` takes the most that a row has, which reads from the device.
+        counted: W is the most blocks that a row has, which reads from the device; otherwise, and in
+            a compiled graph, the most that a row can have.
     """
-    num_rows, num_steps = ends_early.shape
+    num_rows, num_steps = start.shape
+    most = num_steps if ends_early is not None else (num_steps + block_ticks - 1) // block_ticks
+    if ends_early is None:
+        ends_early = torch.zeros_like(start, dtype=torch.bool)
     step = torch.arange(num_steps, device=start.device)
     before = start - 1
     since = step - torch.maximum(_latest(ends_early, before, exclusive=True), before)
@@ -59,13 +63,13 @@ def lay_blocks(
     size = step - torch.maximum(_latest(ends, before, exclusive=True), before)
     place = step - torch.maximum(_latest(ends, before), before)
     place = place.clamp(max=block_ticks - 1)  # steps that are not real run on
-    if num_blocks is None:
-        num_blocks = int(finished[:, -1].max())
+    if counted and not torch.compiler.is_compiling():
+        most = int(finished[:, -1].max())
     # Every end writes its own block's slot; all other steps share one slot that is cut off.
-    number = torch.where(ends, finished - 1, num_blocks).clamp(max=num_blocks)
-    end = step.new_full((num_rows, num_blocks + 1), num_steps - 1)
-    end = end.scatter(1, number, step.expand(num_rows, -1))[:, :num_blocks]
-    exists = torch.arange(num_blocks, device=step.device) < finished[:, -1:]
+    number = torch.where(ends, finished - 1, most).clamp(max=most)
+    end = step.new_full((num_rows, most + 1), num_steps - 1)
+    end = end.scatter(1, number, step.expand(num_rows, -1))[:, :most]
+    exists = torch.arange(most, device=step.device) < finished[:, -1:]
     size = size.gather(1, end) * exists
     slot = torch.arange(block_ticks, device=step.device)
     steps = end[..., None] - (block_ticks - 1) + slot

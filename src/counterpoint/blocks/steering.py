@@ -119,14 +119,18 @@ class Steering(nn.Module):
         count: Int[Tensor, " B"],
         state: Published,
     ) -> None:
-        """Write the first ``count`` coarse states of each row, and what is read of them."""
+        """Write the first ``count`` coarse states of each row, and what is read of them.
+
+        Of more states than a ring has room for, the latest stay.
+        """
         offset = torch.arange(coarse.shape[1], device=coarse.device)
         block = first_block[:, None] + offset
         real = offset < count[:, None]
         row = torch.arange(len(coarse), device=coarse.device)[:, None]
 
-        def slot(size: int) -> Tensor:  # the last slot swallows what is not real
-            return torch.where(real, block % (size - 1), size - 1)
+        def slot(size: int) -> Tensor:  # the last slot swallows what is not real, or too old
+            stays = real & (offset > count[:, None] - size)
+            return torch.where(stays, block % (size - 1), size - 1)
 
         state.coarse[row, slot(state.coarse.shape[1])] = coarse.to(state.coarse.dtype)
         state.end_tick[row, slot(state.end_tick.shape[1])] = end_tick
@@ -192,15 +196,20 @@ class Steering(nn.Module):
         self,
         state: Published,
         finished: Int[Tensor, " B"],
+        receiver: Published,
         wanted: Int[Tensor, " B"],
-        *,
         most: int,
-        num_newest: int,
     ) -> Published:
         """A copy in which the first ``wanted`` coarse states of each row are all there are.
 
-        Newer plans may lie where those of the ``num_newest`` latest of them belong, so these are
-        made again.
+        They are published again at the ticks at which the receiver's own were finished.
+
+        Args:
+            state: The donor's rings.
+            finished: Coarse states that each row of the donor has finished.
+            receiver: The rings of the session that goes on with the copy.
+            wanted: Coarse states that each of its rows has finished.
+            most: Coarse states that the donor's tower still keeps whatever comes after them.
 
         Raises:
             ValueError: A row has finished fewer, or so many, above ``most``, that older ones may
@@ -211,14 +220,14 @@ class Steering(nn.Module):
                 f"A session can go on with a whole of at least as many blocks, at most {most} "
                 f"unless equally many: it has {wanted.tolist()}, the donor {finished.tolist()}."
             )
-        coarse, end_tick, plan = state.coarse.clone(), state.end_tick.clone(), state.plan.clone()
-        copy = Published(coarse, end_tick, plan, tuple(m.clone() for m in state.memories))
-        count = wanted.clamp(max=num_newest)
-        first = wanted - count
-        slot = first[:, None] + torch.arange(num_newest, device=wanted.device)
-        slot = slot % (coarse.shape[1] - 1)
+        memories = tuple(memory.clone() for memory in state.memories)
+        end_tick = receiver.end_tick.clone()
+        copy = Published(state.coarse.clone(), end_tick, state.plan.clone(), memories)
+        capacity = end_tick.shape[1] - 1
+        first = (wanted - capacity).clamp(min=0)
+        slot = (first[:, None] + torch.arange(capacity, device=wanted.device)) % capacity
         row = torch.arange(len(wanted), device=wanted.device)[:, None]
-        self.publish(coarse[row, slot], end_tick[row, slot], first, count, copy)
+        self.publish(copy.coarse[row, slot], end_tick[row, slot], first, wanted - first, copy)
         return copy
 
     def products(self, num_blocks: int) -> tuple[int, int]:

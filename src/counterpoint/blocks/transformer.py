@@ -36,6 +36,11 @@ class TowerConfig:
     mlp_hidden: int
     window: int
 
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "mlp_hidden", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"A tower's `{name}` must be >= 1: got {getattr(self, name)}.")
+
 
 class Layer(nn.Module):
     """Pre-norm transformer layer: self-attention, then gated MLP."""

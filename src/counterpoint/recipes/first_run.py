@@ -1,8 +1,8 @@
 """The first run: does an explicit whole pay at equal training FLOPs, on real text, on a laptop?"""
 
-from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.config import DataConfig
 from counterpoint.recipes.study import Study
+from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -27,23 +27,12 @@ def first_run() -> Study:
 
 def control_system() -> SingleStreamConfig:
     """The control: the best single stream that the tuning found (docs/log.md)."""
-    return SingleStreamConfig(
-        tower=TowerConfig(width=144, num_layers=5, num_heads=3, mlp_hidden=384, window=48)
-    )
+    return single_stream.tiny()
 
 
 def two_stream_system() -> TwoStreamConfig:
     """A part tower of bytes and a whole tower of words, with the control's FLOPs."""
-    return TwoStreamConfig(
-        part=TowerConfig(width=128, num_layers=4, num_heads=2, mlp_hidden=336, window=32),
-        whole=TowerConfig(width=192, num_layers=3, num_heads=3, mlp_hidden=512, window=64),
-        lower_layers=2,
-        block_ticks=8,
-        boundary_ids=(ord(" "), ord("\n")),
-        usual_block_ticks=4.6,
-        whole_dropout=0.0,
-        predict_weight=0.3,
-    )
+    return two_stream.tiny()
 
 
 def _arm(name: str, system: SingleStreamConfig | TwoStreamConfig) -> Run:

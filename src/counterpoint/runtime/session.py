@@ -68,8 +68,9 @@ class Sessions:
     """A batch of sessions over one model: `start` a row, `feed` it, `step` all rows.
 
     Rows share nothing but the computation. What a row gives depends on its own ids, sampling and
-    order of calls; it is the same bit for bit whatever the other rows of the batch do, and the same
-    to float tolerance however its ids are cut into calls of `feed`.
+    order of calls. Whatever the other rows of the batch do, it is the same bit for bit as long as
+    the model's calls have the same shape, which the row with the most new ids decides; otherwise,
+    and however its ids are cut into calls of `feed`, it is the same to float tolerance.
 
     An id that was sampled is read by the model only with the next `step` or `feed` of its row, so
     the first id after a prompt waits for the prompt alone.
@@ -133,7 +134,7 @@ class Sessions:
 
         Args:
             row: Which row.
-            sampling: How its ids are chosen; by default as the model says.
+            sampling: How its ids are chosen; by default `Sampling()`.
             end_id: Id after which the session ends.
             max_sampled: Ids after which it ends.
         """
@@ -306,6 +307,8 @@ def _feed_under(
     fed = len(prompt) - 1
     if fed > 0:
         sessions.feed({0: prompt[:fed]})
+    if isinstance(sessions.system, Simultaneous):
+        sessions.system.wait()
     needed = int(sessions.state.finished[0])
     donor = Sessions(model, 1, sliding=True)
     donor.start(0)
@@ -325,7 +328,10 @@ def _feed_under(
 
 
 def window_ticks(system: Streaming) -> int:
-    """Most recent ticks that a model reads at once, through whichever stream reaches furthest."""
+    """Most recent ticks that a model reads at once, through whichever stream reaches furthest.
+
+    An upper bound where blocks may end early: the whole's window then holds fewer ticks.
+    """
     config = system.config
     match config:
         case SingleStreamConfig():

@@ -25,11 +25,14 @@ class Simultaneous:
     """A `TwoStream` with a lag, whose whole tower works while the part tower goes on.
 
     A block that is finished at one tick is used ``lag_blocks`` blocks later. Until then the whole
-    tower has time, and the part tower waits only for a block that is due and not ready: a *miss*.
-    What comes out equals `TwoStream.extend` bit for bit, with and without misses.
+    tower has time, and the part tower waits only for chunks up to the latest one with a block that
+    is due in some row. Those that are not ready then are *misses*. What comes out equals
+    `TwoStream.extend` without gradients bit for bit, with and without misses: the worker takes the
+    caller's inference mode and autocast over.
 
-    It serves the sessions of one batch, one state after the other. Whoever touches a state between
-    two calls (resets a row, edits or swaps the whole) calls `wait` first.
+    It serves the sessions of one batch, one state after the other; a new initial state ends the
+    one before. Whoever reads or changes the whole of a state between two calls (resets a row,
+    edits or swaps) calls `wait` first.
 
     Threads inside operations are counted for every thread by itself: the worker uses
     ``num_threads``, and the caller keeps its own number. Together they should not exceed the cores,
@@ -41,8 +44,8 @@ class Simultaneous:
         num_threads: Threads inside operations of the whole tower.
 
     Attributes:
-        num_jobs: Chunks that the whole tower has been given.
-        num_misses: Jobs that were due before they were done.
+        num_jobs: Chunks with finished blocks that the whole tower has been given.
+        num_misses: Chunks that the part tower had to wait for.
 
     Raises:
         ValueError: The model has no lag, so the part tower always needs the newest block at once.
@@ -68,22 +71,26 @@ class Simultaneous:
 
     def initial_state(self, batch_size: int) -> TwoStreamState:
         """State before the first tick; see `System.initial_state`."""
+        self.wait()
         return self.system.initial_state(batch_size)
 
     @torch.no_grad()
     def extend(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Logits, TwoStreamState]:
-        """Read some more ticks; see `System.extend`. Chunks longer than a block run in turn."""
-        if ticks["part"].shape[1] > self.config.block_ticks:
+        """Read some more ticks; see `System.extend`.
+
+        Chunks longer than a block, or than the model takes at once, run in turn.
+        """
+        if ticks["part"].shape[1] > min(self.config.block_ticks, self.system.chunk_ticks):
             self.wait()
             return self.system.extend(ticks, state, lengths)
         lower = self.system.extend_lower(ticks, state, lengths)
         if lower.finished.any():
-            self._jobs.append(_Job(lower, self._worker.submit(self._extend_whole, lower, state)))
-            self.num_jobs += 1
+            self._submit(lower, state)
         usable = lower.after.finished - self.config.lag_blocks
-        while self._jobs and _is_due(self._jobs[0].lower, usable):
+        # All of them: the first may belong to a row that has stopped, and never be due.
+        while any(_is_due(job.lower, usable) for job in self._jobs):
             future = self._jobs.popleft().future
             self.num_misses += not future.done()
             future.result()
@@ -94,9 +101,19 @@ class Simultaneous:
         while self._jobs:
             self._jobs.popleft().future.result()
 
-    def _extend_whole(self, lower: LowerStates, state: TwoStreamState) -> None:
-        with torch.no_grad():  # gradients are switched off for every thread by itself
-            self.system.extend_whole(lower, state)
+    def _submit(self, lower: LowerStates, state: TwoStreamState) -> None:
+        """Give the whole tower a chunk."""
+        # Torch keeps all of these modes for every thread by itself.
+        inference, device = torch.is_inference_mode_enabled(), lower.x.device.type
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+        def extend_whole() -> None:
+            autocast = torch.autocast(device, dtype, enabled)
+            with torch.inference_mode(inference), torch.no_grad(), autocast:
+                self.system.extend_whole(lower, state)
+
+        self._jobs.append(_Job(lower, self._worker.submit(extend_whole)))
+        self.num_jobs += 1
 
     def __enter__(self) -> "Simultaneous":
         return self

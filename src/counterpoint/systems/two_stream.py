@@ -70,28 +70,39 @@ class TwoStreamConfig:
     num_slots: int = 2
     num_links: int = 1
     whole_dropout: float = 0.1
-    predict_weight: float = 0.1
+    predict_weight: float = 0.3
     reconstruct_weight: float = 0.0
     vocab_size: int = 258
     conv_taps: int = 4
 
     def __post_init__(self) -> None:
-        upper = self.part.num_layers - self.lower_layers
-        if self.lower_layers < 1 or upper < 1 or not 0 <= self.num_links <= upper:
-            raise ValueError(
-                "`lower_layers` must leave part layers on both sides of the whole: expected 1 to "
-                f"{self.part.num_layers - 1}, got {self.lower_layers}; and `num_links` cannot "
-                f"exceed the upper ones: got {self.num_links}."
-            )
+        layers, lower = self.part.num_layers, self.lower_layers
+        upper, usual, ids = layers - lower, self.usual_block_ticks, self.boundary_ids
+        for holds, rule, got in (
+            (self.block_ticks >= 1, "`block_ticks` must be >= 1", self.block_ticks),
+            (self.lag_blocks >= 0, "`lag_blocks` must be >= 0", self.lag_blocks),
+            (1 <= lower < layers, f"`lower_layers` must be 1 to {layers - 1}", lower),
+            (0 <= self.num_links <= upper, f"`num_links` must be 0 to {upper}", self.num_links),
+            (usual is None or usual >= 1, "`usual_block_ticks` must be >= 1 or None", usual),
+            (all(0 <= i < self.vocab_size for i in ids), "`boundary_ids` must be ids", ids),
+            (0 <= self.whole_dropout <= 1, "`whole_dropout` must be 0 to 1", self.whole_dropout),
+        ):  # fmt: skip
+            if not holds:
+                raise ValueError(f"{rule}; got {got}.")
+
+
+WORDS = (ord(" "), ord("\n"))  # bytes after which a word has ended
 
 
 def tiny() -> TwoStreamConfig:
-    """About 2.5M parameters: trains on a laptop in two minutes."""
+    """2.6M parameters: trains on a laptop in two minutes."""
     return TwoStreamConfig(
-        part=TowerConfig(width=128, num_layers=4, num_heads=2, mlp_hidden=336, window=64),
-        whole=TowerConfig(width=192, num_layers=3, num_heads=3, mlp_hidden=512, window=256),
-        lower_layers=1,
-        block_ticks=4,
+        part=TowerConfig(width=128, num_layers=4, num_heads=4, mlp_hidden=320, window=32),
+        whole=TowerConfig(width=192, num_layers=3, num_heads=3, mlp_hidden=512, window=64),
+        lower_layers=2,
+        boundary_ids=WORDS,
+        usual_block_ticks=4.6,
+        whole_dropout=0.0,
     )
 
 
@@ -101,6 +112,8 @@ def small() -> TwoStreamConfig:
         part=TowerConfig(width=384, num_layers=6, num_heads=6, mlp_hidden=1024, window=256),
         whole=TowerConfig(width=640, num_layers=3, num_heads=10, mlp_hidden=1712, window=512),
         lower_layers=2,
+        boundary_ids=WORDS,
+        usual_block_ticks=4.6,
     )
 
 
@@ -110,6 +123,8 @@ def base() -> TwoStreamConfig:
         part=TowerConfig(width=640, num_layers=8, num_heads=10, mlp_hidden=1712, window=256),
         whole=TowerConfig(width=1152, num_layers=6, num_heads=18, mlp_hidden=3072, window=1024),
         lower_layers=2,
+        boundary_ids=WORDS,
+        usual_block_ticks=4.6,
     )
 
 
@@ -285,7 +300,7 @@ class TwoStream(nn.Module):
         reach = self.part.reach(start)
         for layer in self.part.layers[: self.config.lower_layers]:
             x = layer(x, reach)
-        grid = self._grid(ids, start, counted=True)
+        grid = lay_blocks(self._ends_block(ids), start, ticks)
         none = x.new_zeros(num_rows, ticks, x.shape[-1])
         blocks = gather_blocks(self.block_norm(x), grid, none, torch.zeros_like(start[:, 0]))
         first_block = F.pad(grid.finished, (1, 0)).gather(1, start)
@@ -293,23 +308,9 @@ class TwoStream(nn.Module):
         whole = self.whole(compressed, self.whole.reach(first_block.gather(1, grid.end)))
         return _LowerRows(x, reach, grid, first_block, compressed, self.whole_norm(whole))
 
-    def _grid(
-        self,
-        ids: Int[Tensor, "B T"],
-        start: Int[Tensor, "B T"],
-        lengths: Int[Tensor, " B"] | None = None,
-        *,
-        counted: bool,
-    ) -> BlockGrid:
-        """The blocks of rows or chunks: as many as there are if counted, else as can be."""
-        # Counting spares the whole tower's work on none, but breaks a compiled graph, and lets a
-        # row of a session feel how many blocks the others finish.
-        ticks, num_blocks = self.config.block_ticks, None
-        if not counted or torch.compiler.is_compiling():
-            most = ids.shape[1] + ticks - 1  # steps of a chunk behind pending steps
-            num_blocks = ids.shape[1] if self.config.boundary_ids else most // ticks
-        early = self.ends_block[ids]
-        return lay_blocks(early, start, ticks, lengths=lengths, num_blocks=num_blocks)
+    def _ends_block(self, ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
+        """Ticks that end a block early; ``None`` where none can."""
+        return self.ends_block[ids] if self.config.boundary_ids else None
 
     def _guidance(self, lower: _LowerRows, keep: Bool[Tensor, "B 1"] | None = None) -> Guidance:
         """What every tick of whole rows may use of the whole; nothing in rows that do not keep."""
@@ -368,13 +369,17 @@ class TwoStream(nn.Module):
             published=self.steering.initial_state(batch_size, num_blocks, num_plans),
         )
 
+    @property
+    def chunk_ticks(self) -> int:
+        """Most ticks that the rings can take at once; `extend` cuts what is longer."""
+        shortest = 1 if self.config.boundary_ids else self.config.block_ticks
+        return min(self.part.chunk_steps, self.whole.chunk_steps * shortest)
+
     def extend(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Logits, TwoStreamState]:
         """Read some more ticks; see `System.extend`."""
-        shortest = 1 if self.config.boundary_ids else self.config.block_ticks
-        most = min(self.part.chunk_steps, self.whole.chunk_steps * shortest)
-        return in_chunks(self._extend_chunk, most, ticks, state, lengths)
+        return in_chunks(self._extend_chunk, self.chunk_ticks, ticks, state, lengths)
 
     def _extend_chunk(
         self, ticks: Ticks, state: TwoStreamState, lengths: Tensor | None
@@ -388,9 +393,9 @@ class TwoStream(nn.Module):
     ) -> LowerStates:
         """First third of `extend`: the lower part layers, and the blocks that they finish.
 
-        With a lag, `extend_upper` may come before `extend_whole`, or run beside it, as long as a
-        chunk finishes at most ``lag_blocks`` blocks and one chunk's whole is done before the next
-        block is finished.
+        At most `chunk_ticks`. With a lag, `extend_whole` may come after `extend_upper`, or run
+        beside it and beside later chunks, in order: only the blocks of each row below
+        ``after.finished - lag_blocks`` must be published before `extend_upper`.
         """
         ids = ticks["part"]
         num_ticks = ids.shape[1]
@@ -399,7 +404,13 @@ class TwoStream(nn.Module):
         for i in range(self.config.lower_layers):
             x = self.part.layers[i](x, reach, state.part[i])
         start = -state.place[:, None].expand_as(ids)
-        grid = self._grid(ids, start, lengths, counted=len(ids) == 1)
+        grid = lay_blocks(
+            self._ends_block(ids),
+            start,
+            self.config.block_ticks,
+            lengths=lengths,
+            counted=len(ids) == 1,  # or a row would feel how many blocks the others finish
+        )
         blocks = gather_blocks(x, grid, state.pending, state.place)
         read = torch.full_like(state.place, num_ticks) if lengths is None else lengths
         # Where a row reads nothing, its place stays and it finishes nothing.
@@ -438,11 +449,7 @@ class TwoStream(nn.Module):
         return {"part": logits}, lower.after
 
     def kept_whole(self, state: TwoStreamState) -> tuple[Tensor, Tensor]:
-        """Whole states that a session keeps, and the block of each.
-
-        Returns:
-            States (B, C, D2) and block numbers (B, C), negative where a slot is empty.
-        """
+        """Kept whole states (B, C, D2) and the block of each (B, C), negative in empty slots."""
         kept = state.published.coarse[:, :-1]
         return kept, ring_steps(state.finished, kept.shape[1], kept.shape[1])
 
@@ -455,15 +462,11 @@ class TwoStream(nn.Module):
     def swap(self, state: TwoStreamState, donor: TwoStreamState) -> TwoStreamState:
         """The session of ``state`` going on with a copy of the whole of ``donor``.
 
-        The donor must have at least as many finished blocks; its newer ones are left behind. See
-        `Steering.lend` for the errors.
+        The donor must have at least as many finished blocks; its newer ones are left behind. Each
+        block stands where the session's own ended. See `Steering.lend` for the errors.
         """
         published = self.steering.lend(
-            donor.published,
-            donor.finished,
-            state.finished,
-            most=self.whole.capacity,
-            num_newest=self.config.lag_blocks + 1,
+            donor.published, donor.finished, state.published, state.finished, self.whole.capacity
         )
         tower = tuple(cache.clone() for cache in donor.tower)
         return state._replace(tower=tower, published=published)
