@@ -42,7 +42,7 @@ def test_irregular_stream_shows_its_longest_steps(capsys: pytest.CaptureFixture[
     show(Console(file=sys.stdout, width=140), "early", build_system(config, seed=0), 64)
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("│ whole"))
-    assert row.count("<= 4 ticks") == 2
+    assert row.count("<= 8 ticks") == 2
     assert "whole: drawn with its longest steps; the content may end them early" in shown
     assert "<=" not in regular
     assert "longest" not in regular

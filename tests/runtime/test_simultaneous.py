@@ -170,14 +170,6 @@ def test_new_batch_may_begin_while_the_last_one_has_work_left() -> None:
         assert state.finished.tolist() == [3] * 3
 
 
-def test_whole_of_another_is_exchanged_when_the_worker_is_done() -> None:
-    """A prompt of two words in one chunk: its second block is not due when the whole changes."""
-    system, prompt, other = late_whole(1, boundary_ids=(1,)), [3, 1, 4, 1, 5], [1, 7, 1, 2]
-    expected = list(generate(system, prompt, num_ticks=20, whole_from=other))
-    with Simultaneous(system) as simultaneous:
-        assert expected == list(generate(simultaneous, prompt, num_ticks=20, whole_from=other))
-
-
 def test_sessions_run_simultaneously_and_start_again() -> None:
     system = tiny.two_stream(1)
 

@@ -307,8 +307,6 @@ def _feed_under(
     fed = len(prompt) - 1
     if fed > 0:
         sessions.feed({0: prompt[:fed]})
-    if isinstance(sessions.system, Simultaneous):
-        sessions.system.wait()
     needed = int(sessions.state.finished[0])
     donor = Sessions(model, 1, sliding=True)
     donor.start(0)
