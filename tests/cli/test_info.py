@@ -36,11 +36,12 @@ def test_drawing_shows_blocks_above_ticks_and_what_may_be_read(
 
 
 def test_irregular_stream_shows_its_longest_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "two_stream.tiny", "--num-ticks", "64"]) == 0
-    regular = capsys.readouterr().out
-    config = replace(two_stream.tiny(), boundary_ids=(32,), lag_blocks=1)
-    show(Console(file=sys.stdout, width=140), "early", build_system(config, seed=0), 64)
-    shown = capsys.readouterr().out
+    def shown_with(boundary_ids: tuple[int, ...]) -> str:
+        config = replace(two_stream.tiny(), boundary_ids=boundary_ids, lag_blocks=1)
+        show(Console(file=sys.stdout, width=140), "early", build_system(config, seed=0), 64)
+        return capsys.readouterr().out
+
+    regular, shown = shown_with(()), shown_with((32,))
     row = next(line for line in shown.splitlines() if line.startswith("│ whole"))
     assert row.count("<= 8 ticks") == 2
     assert "whole: drawn with its longest steps; the content may end them early" in shown
