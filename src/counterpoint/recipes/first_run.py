@@ -1,6 +1,7 @@
 """The first run: does an explicit whole pay at equal training FLOPs, on real text, on a laptop?"""
 
 from counterpoint.data.config import DataConfig
+from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.recipes.study import Study
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStreamConfig
@@ -22,6 +23,7 @@ def first_run() -> Study:
             "predicts held-out books better, and is the whole used?"
         ),
         arms=(_arm("single_stream", control_system()), _arm("two_stream", two_stream_system())),
+        evaluation=EvaluationConfig(whole_ticks=1024),
     )
 
 
@@ -41,10 +43,10 @@ def _arm(name: str, system: SingleStreamConfig | TwoStreamConfig) -> Run:
         system=system,
         data=DataConfig(row_ticks=1024),
         train=TrainConfig(
-            num_steps=1200,
+            num_steps=1100,
             batch_rows=2,
             precision="bfloat16",
-            checkpoint_every=300,
+            checkpoint_every=275,
             optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.014, weight_decay=0.01),
             schedule=ScheduleConfig(warmup_steps=40, final_ratio=0.05),
         ),

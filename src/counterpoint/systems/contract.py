@@ -59,7 +59,7 @@ class System(Protocol):
     def extend(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Logits, State]:
-        """Read some more ticks of every session (streaming).
+        """Read some more ticks of every session (streaming); call it without gradients.
 
         Args:
             ticks: The next n ticks of every row.
