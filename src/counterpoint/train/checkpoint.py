@@ -130,11 +130,18 @@ def remove_checkpoint_remains(folder: Path) -> None:
         shutil.rmtree(remains, ignore_errors=True)
 
 
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest checkpoints."""
-    for path in checkpoint_paths(folder)[keep:]:
+def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
+    """Delete all but the ``keep`` newest checkpoints up to the one just saved.
+
+    Those of later steps were refused when the run went on from an earlier one: they go too.
+    """
+    paths = checkpoint_paths(folder)
+    refused = [path for path in paths if path.name > saved.name]
+    for path in refused + paths[len(refused) + keep :]:
         # Renamed first: a deletion that is cut short must not look like a checkpoint.
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
+        remains = path.with_name(f".{path.name}.old")
+        shutil.rmtree(remains, ignore_errors=True)
+        shutil.rmtree(path.rename(remains))
 
 
 def _write_tensors(

@@ -362,7 +362,7 @@ class _Record:
             {"train": encode(trainer.config), "run": self.run},
         )
         if self.world.is_first:
-            remove_old_checkpoints(self.folder, trainer.config.keep_checkpoints)
+            remove_old_checkpoints(self.folder, trainer.config.keep_checkpoints, self.checkpoint)
 
     def close(self) -> None:
         if self.reporter is not None:
