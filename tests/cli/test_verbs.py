@@ -36,6 +36,25 @@ def test_train_goes_on_where_it_was(trained: Path, capsys: pytest.CaptureFixture
     assert any(Path("again/tensorboard").iterdir())
 
 
+def test_train_tells_of_a_corpus_it_tokenises(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "small.py", "--train.num-steps", "1", "--folder"]
+    assert main([*words, "fresh", "--data.cache-folder", "fresh_cache"]) == 0
+    assert "tokenised so far: 1 documents" in capsys.readouterr().err
+    assert main([*words, "cached", "--data.cache-folder", "fresh_cache"]) == 0
+    assert "tokenised" not in capsys.readouterr().err
+
+
+def test_train_refuses_to_go_on_with_other_data(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "small.py", "--folder", "runs/small", "--data.unit", "document"]) == 2
+    error = capsys.readouterr().err
+    assert "must go on with the data it began with" in error
+    assert "data.unit ('section', here 'document')" in error
+
+
 def test_info_shows_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = out(capsys, "info", "runs/small")
     assert "small: TwoStream" in shown

@@ -95,6 +95,21 @@ def test_hub_dataset_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.Mon
         list(read_hub(str(tmp_path), split="none"))
 
 
+def test_hub_stream_that_breaks_off_is_a_one_line_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "train-0.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "train-1.jsonl").write_text('{"text": "b"}\n')
+    reader = read_hub(str(tmp_path))
+    assert next(reader).text() == "a"
+    (tmp_path / "train-1.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"must be able to load .*Check the name") as error:
+        next(reader)
+    assert "\n" not in str(error.value)
+
+
 def test_readers_are_lazy(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("fine")
     (tmp_path / "b.txt").write_bytes(b"\xff")

@@ -94,7 +94,14 @@ def test_study_prints_a_table_and_its_paths(finished: tuple[Study, Path, str, st
     for name in ("report.html", "summary.json", *PICTURES):
         assert (folder / name).stat().st_size > 100
         assert str(folder / name) in output
-    for step in ("preparing", "step 4/4", "held-out text: 100%", "exchanging", "report"):
+    for step in (
+        "preparing",
+        "tokenised so far: 1 doc",
+        "step 4/4",
+        "held-out text: 100%",
+        "exchanging",
+        "report",
+    ):
         assert step in progress
 
 

@@ -17,6 +17,7 @@ from counterpoint.train.checkpoint import (
     load_weights,
     newest_checkpoint,
     read_manifest,
+    remove_old_checkpoints,
 )
 from tests.train.tiny import (
     Letters,
@@ -118,6 +119,26 @@ def test_damaged_checkpoint_is_overwritten_on_the_way(folder: Path, tmp_path: Pa
     run_here(folder, settings(5))
     assert rows(folder) == expected
     assert newest_checkpoint(folder, build()) == checkpoint_paths(folder)[0]
+
+
+def test_refused_newer_checkpoint_does_not_displace_the_good_one(tmp_path: Path) -> None:
+    run_here(tmp_path, settings(4, checkpoint_every=2))
+    damage(checkpoint_paths(tmp_path)[0] / "weights.safetensors", "truncated")
+    # Left behind by a deletion that was cut short.
+    (tmp_path / "checkpoints" / ".step_00000004.old" / "optimizer").mkdir(parents=True)
+    run_here(tmp_path, settings(3, checkpoint_every=0, keep_checkpoints=1))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+    assert newest_checkpoint(tmp_path, build()) == checkpoint_paths(tmp_path)[0]
+
+
+def test_checkpoint_that_cannot_be_deleted_is_one_line(folder: Path) -> None:
+    saved = checkpoint_paths(folder)[0]
+    # A file where the renamed folder would go stays where it is: `rmtree` deletes folders only.
+    (folder / "checkpoints" / ".step_00000003.old").write_text("")
+    with pytest.raises(CheckpointError, match=r"_00000003 is not \(Not a dir.*_00000005") as error:
+        remove_old_checkpoints(folder, 1, saved)
+    assert "\n" not in str(error.value)
+    assert newest_checkpoint(folder, build()) == saved
 
 
 class Other(Noisy):

@@ -60,6 +60,14 @@ def test_two_processes_train_like_one(
     assert_same_run(runs / name, tmp_path)
 
 
+def test_noise_of_another_number_of_parts_is_noted(runs: Path, tmp_path: Path) -> None:
+    run(tmp_path, bigrams(), plan(1, accumulation=2))
+    note = "2 processes compute 2 parts of each batch and `accumulation` is 1. Make it a multiple"
+    assert note in (runs / "transformer" / "screen.txt").read_text()
+    for folder in (runs / "part_and_whole", tmp_path):  # the same parts, hence the same noise
+        assert "Noise" not in (folder / "screen.txt").read_text()
+
+
 def test_two_processes_go_on_from_one(runs: Path, tmp_path: Path) -> None:
     run(tmp_path, bigrams(), plan(5, accumulation=2))
     assert_same_run(runs / "begun_by_one", tmp_path)

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoint.data.config import DataConfig, Folder
 from counterpoint.streams.batch import Batch
-from counterpoint.train.checkpoint import checkpoint_paths, load_weights
+from counterpoint.systems import single_stream
+from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, load_weights
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.config_json import encode
 from counterpoint.train.loop import DivergedError, split_batch, train
 from counterpoint.train.metrics import TensorBoardLogger, read_metrics
+from counterpoint.train.run import Run
 from tests.train.tiny import (
     ROWS,
     TICKS,
@@ -265,6 +268,41 @@ def test_changed_config_is_noted_on_resume(tmp_path: Path) -> None:
     run_here(tmp_path, settings(3))
     run_here(tmp_path, settings(4, schedule=ScheduleConfig(warmup_steps=1)), reporter=Notes())
     assert any("changed train config.num_steps (3, here 4)" in text for text in notes)
+
+
+RUN = Run(
+    name="tiny",
+    system=single_stream.tiny(),
+    train=settings(),
+    data=DataConfig(held_out=("Ruth",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": ("Esther",)}, r"data\.held_out \(\['Ruth'\], here \['Esther'\]\)"),
+        ({"source": Folder(path="b")}, r"data\.source\.type \('Kjv', here 'Folder'\)"),
+        ({"row_ticks": 512}, r"data\.row_ticks \(1024, here 512\)"),
+        ({"tokenizer": "t.json"}, r"data\.tokenizer \('bytes', here 't\.json'\)"),
+    ],
+)
+def test_other_data_is_refused_on_resume(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    run_here(tmp_path, settings(2), run=encode(RUN))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    other = replace(RUN, data=replace(RUN.data, **changes))
+    with pytest.raises(CheckpointError, match=message + r"\. Train in another folder") as error:
+        run_here(tmp_path, settings(4), run=encode(other))
+    assert "\n" not in str(error.value)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_same_data_in_another_cache_goes_on(tmp_path: Path) -> None:
+    run_here(tmp_path, settings(2), run=encode(RUN))
+    moved = replace(RUN, data=replace(RUN.data, cache_folder="elsewhere"))
+    assert run_here(tmp_path, settings(4), run=encode(moved)).counters.step == 4
 
 
 def test_tensorboard_receives_scalars(tmp_path: Path) -> None:

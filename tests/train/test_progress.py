@@ -9,6 +9,7 @@ from counterpoint.train.progress import (
     LineReporter,
     RichReporter,
     StepReport,
+    corpus_lines,
     make_reporter,
     peak_flops,
 )
@@ -42,6 +43,20 @@ def test_lines_come_every_few_seconds_and_at_the_end() -> None:
     assert [line.split()[1] for line in lines] == ["1/10", "4/10", "7/10", "10/10"]
     # 4e9 FLOPs in half a second on two devices of 8e9 FLOP/s each; six steps of half a second left
     assert lines[1] == "step 4/10  3.5000 bits/byte  2 kB/s  50% of peak  0:03 left"
+
+
+def test_corpus_lines_come_at_once_and_every_few_seconds() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    show = corpus_lines(stream, every_seconds=5, clock=lambda: now[0])
+    for i in range(1, 8):
+        show(1000 * i, 2_000_000 * i)
+        now[0] += 2
+    assert stream.getvalue().splitlines() == [
+        "tokenised so far: 1,000 documents, 2 MB",
+        "tokenised so far: 4,000 documents, 8 MB",
+        "tokenised so far: 7,000 documents, 14 MB",
+    ]
 
 
 def test_lines_leave_an_unknown_peak_out() -> None:

@@ -1,5 +1,6 @@
 """Runs of two processes, for `test_distributed.py`; started by `torchrun`."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import World, joined, shard
 from counterpoint.train.loop import train
+from counterpoint.train.progress import LineReporter
 from tests.train.tiny import VOCAB, Letters, build, settings
 
 
@@ -49,8 +51,11 @@ def part_and_whole() -> nn.Module:
 def run(folder: Path, system: nn.Module, config: TrainConfig, world: World | None = None) -> None:
     world = world or World()
     loader = Letters(world.rank, world.size)
-    result = train(shard(system, world), loader, config, folder)
+    screen = io.StringIO()
+    result = train(shard(system, world), loader, config, folder, reporter=LineReporter(screen))
     assert result.finished
+    if world.is_first:
+        (folder / "screen.txt").write_text(screen.getvalue())
 
 
 def main(folder: Path) -> None:

@@ -22,7 +22,7 @@ from counterpoint.train.config_json import encode
 from counterpoint.train.distributed import World, joined, shard
 from counterpoint.train.loop import TrainResult, train
 from counterpoint.train.metrics import TensorBoardLogger
-from counterpoint.train.progress import make_reporter, peak_flops
+from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops
 from counterpoint.train.run import Run
 
 _HELP = """usage: counterpoint train RECIPE [overrides]
@@ -104,7 +104,7 @@ def _train_run(run: Run, folder: Path, world: World) -> TrainResult:
     keep_large_buffers()
     system: Any = build_system(run.system, run.train.seed).to(world.device)
     block_ticks: int = system.layout.block_ticks
-    corpus = prepare(run.data, block_ticks)
+    corpus = prepare(run.data, block_ticks, corpus_lines(sys.stderr))
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         units = spread(corpus.held_out, _EVALUATION_UNITS)

@@ -167,18 +167,9 @@ def read_hub(
     """Documents of a data set that the `datasets` package finds by name, read as a stream.
 
     Raises:
-        ValueError: `datasets` is missing, or it cannot load the name.
+        ValueError: `datasets` is missing, or it cannot load the name or read on in the stream.
     """
-    datasets = _import("datasets", "datasets", "datasets")
-    try:
-        records = datasets.load_dataset(name, subset, split=split, streaming=True)
-    except Exception as error:  # `datasets` has many error classes
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"`datasets` must be able to load {name!r} (subset {subset!r}, split {split!r}): "
-            f"{reason}"
-        ) from error
-    for record in records:
+    for record in _hub_records(name, subset, split):
         yield from _record_document(record, text_column, title_column, f"{name!r}")
 
 
@@ -214,6 +205,18 @@ def folder_files(path: str | Path) -> list[Path]:
 def parquet_files(path: str | Path) -> list[Path]:
     """The file itself, or the .parquet files below a folder, sorted; at least one."""
     return _files_below(path, (".parquet",)) if Path(path).is_dir() else [_existing_file(path)]
+
+
+def _hub_records(name: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+    datasets = _import("datasets", "datasets", "datasets")
+    try:
+        yield from datasets.load_dataset(name, subset, split=split, streaming=True)
+    except Exception as error:  # `datasets` and the network have many error classes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(
+            f"`datasets` must be able to load {name!r} (subset {subset!r}, split {split!r}): "
+            f"{reason}. Check the name and the network, and run the same command again."
+        ) from error
 
 
 def _files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:

@@ -7,7 +7,10 @@ from counterpoint.train.run import Run
 
 
 def books() -> Run:
-    """`two_stream.small` on the .txt and .md files below ``books/``; change `data.source.path`."""
+    """`two_stream.small` on the .txt and .md files below ``books/``.
+
+    For another folder: ``--data.source folder:PATH``.
+    """
     return Run(
         name="books",
         system=two_stream.small(),

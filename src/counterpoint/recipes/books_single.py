@@ -7,7 +7,10 @@ from counterpoint.train.run import Run
 
 
 def books_single() -> Run:
-    """`single_stream.small` on the .txt and .md files below ``books/``."""
+    """`single_stream.small` on the .txt and .md files below ``books/``.
+
+    For another folder: ``--data.source folder:PATH``.
+    """
     return Run(
         name="books_single",
         system=single_stream.small(),

@@ -31,7 +31,7 @@ from counterpoint.train.checkpoint import WEIGHTS, load_weights, read_manifest
 from counterpoint.train.config_json import encode
 from counterpoint.train.loop import train
 from counterpoint.train.metrics import MetricLogger
-from counterpoint.train.progress import make_reporter, peak_flops
+from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops
 from counterpoint.train.run import Run, SystemConfig
 
 
@@ -142,7 +142,7 @@ def run_study(
     flops = training_flops(study)
     note = _Notes(progress)
     note(f"{study.name}: preparing the text")
-    corpus = prepare(study.arms[0].data, study.block_ticks)
+    corpus = prepare(study.arms[0].data, study.block_ticks, corpus_lines(progress))
     note(
         f"{len(corpus.train)} rows of {corpus.train.row_ticks} ticks to learn from, "
         f"{len(corpus.held_out)} held-out units; {len(study.arms)} arms"

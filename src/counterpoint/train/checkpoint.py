@@ -134,6 +134,9 @@ def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
     """Delete all but the ``keep`` newest checkpoints up to the one just saved.
 
     Those of later steps were refused when the run went on from an earlier one: they go too.
+
+    Raises:
+        CheckpointError: One cannot be deleted.
     """
     paths = checkpoint_paths(folder)
     refused = [path for path in paths if path.name > saved.name]
@@ -141,7 +144,13 @@ def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
         # Renamed first: a deletion that is cut short must not look like a checkpoint.
         remains = path.with_name(f".{path.name}.old")
         shutil.rmtree(remains, ignore_errors=True)
-        shutil.rmtree(path.rename(remains))
+        try:
+            shutil.rmtree(path.rename(remains))
+        except OSError as problem:
+            raise CheckpointError(
+                f"Old checkpoints must be deletable: {path} is not ({problem.strerror}). The last "
+                f"good one is {saved}. Delete the other and run the same command again."
+            ) from None
 
 
 def _write_tensors(

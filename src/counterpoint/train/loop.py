@@ -234,11 +234,13 @@ def train(
         evaluate: Measures the model at the intervals of the config and at the end.
         reporter: Shows the run to a person (first process only).
         loggers: Follow the numbers (first process only).
-        run: JSON that every checkpoint carries, such as `counterpoint.train.run.to_json(run)`.
+        run: JSON that every checkpoint carries, such as
+            `counterpoint.train.config_json.encode(run)`. Its "data" must stay what it was.
 
     Raises:
         DivergedError: The loss or the gradient is not finite. Nothing of that step was learned.
-        CheckpointError: The disk is full, or the folder's checkpoints cannot be used.
+        CheckpointError: The disk is full, or the folder's checkpoints cannot be used, or they
+            learned from other data.
     """
     with _StopSignal().listening() as stop:
         trainer = _Trainer(system, loader, config)
@@ -285,6 +287,7 @@ class _Record:
         if error is not None:
             raise CheckpointError(error)
         if path is not None:
+            self._check_data(path)
             trainer.counters = restore(path, trainer.system, trainer.optimizer, self.world)
             self.checkpoint = path
             self.note(f"Going on after step {trainer.counters.step}, from {path}.")
@@ -293,6 +296,13 @@ class _Record:
             )
             if changed is not None:
                 self.note(f"The run does not go on as it began: changed {changed}.")
+        parts, accumulation = trainer.num_parts * self.world.size, trainer.config.accumulation
+        if parts != accumulation:
+            self.note(
+                f"Noise such as whole dropout is not that of one process: {self.world.size} "
+                f"processes compute {parts} parts of each batch and `accumulation` is "
+                f"{accumulation}. Make it a multiple of {self.world.size} to have the same."
+            )
         if self.world.is_first:
             try:
                 self.metrics = MetricsFile(self.folder / "metrics.jsonl", trainer.counters.step)
@@ -300,6 +310,20 @@ class _Record:
                 raise self.unwritable(problem) from None
             for logger in self.loggers:
                 logger.start(trainer.counters.step)
+
+    def _check_data(self, path: Path) -> None:
+        """Refuse other data: what was held out might be trained on, and nobody would see it."""
+        old, new = ((run or {}).get("data") for run in (read_manifest(path)["run"], self.run))
+        if old is None or new is None:
+            return
+        # Where the cache lies changes nothing that is learned.
+        old, new = ({**data, "cache_folder": None} for data in (old, encode(new)))
+        changed = first_difference(old, new, "data")
+        if changed is not None:
+            raise CheckpointError(
+                f"A run must go on with the data it began with: {path} has another {changed}. "
+                "Train in another folder, or change the data back."
+            )
 
     def evaluated(self, step: int) -> bool:
         known = self.metrics is not None and step in self.metrics.evaluated_steps

@@ -219,6 +219,23 @@ def make_reporter(
     return LineReporter(stream, peak=peak)
 
 
+def corpus_lines(
+    stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """A follower of `counterpoint.data.config.prepare`: a line at once, then every few seconds."""
+    last: float | None = None
+
+    def show(num_documents: int, num_bytes: int) -> None:
+        nonlocal last
+        now = clock()
+        if last is None or now - last >= every_seconds:
+            last = now
+            stream.write(f"tokenised so far: {num_documents:,} documents, {_count(num_bytes)}B\n")
+            stream.flush()
+
+    return show
+
+
 def _count(value: float) -> str:
     for unit in ("", "k", "M", "G"):
         if value < 1000:
