@@ -3,6 +3,7 @@
 Started without `torchrun`, everything here is a no-op of one process.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,9 @@ def joined(device: str | None = None) -> Iterator[World]:
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=place)
     finally:
+        # Sharded systems are cycles that hold the group: left to the interpreter's end, gloo's
+        # threads may drop tensors when Python is gone, which aborts a run that was done.
+        gc.collect()
         dist.destroy_process_group()
 
 
