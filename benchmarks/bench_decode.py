@@ -1,6 +1,8 @@
 """How long does one tick of one session take beside Hugging Face `transformers` Llama?
 
-Both read the same bytes one by one with their caches, in one process, tick by tick in turn.
+Both read the same bytes one by one with their caches, in one process, tick by tick in turn; ours
+also compiled (`counterpoint.runtime.compiled`). The bytes are those of the README, so that blocks
+end as often as they do in text.
 Bar: half of Llama's median. Also: `two_stream` with a lag of one block, its whole tower in a thread
 of its own and four times larger; bar: its median within 10 % of the smaller one's.
 
@@ -8,9 +10,12 @@ of its own and four times larger; bar: its median within 10 % of the smaller one
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +23,13 @@ from bench_train_step import llama
 from record import finish, quantile
 from torch import Tensor
 
+from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.simultaneous import Simultaneous
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 
+TEXT = (Path(__file__).parents[1] / "README.md").read_bytes()
 AIM_TIMES_LLAMA = 2.0
 AIM_WHOLE = 1.10
 
@@ -58,8 +65,8 @@ def in_turn(ticks: dict[str, Callable[[Tensor], float]], count: int) -> dict[str
     """Seconds of every tick of every model, the models in turn; the first tenth is left out."""
     seconds: dict[str, list[float]] = {name: [] for name in ticks}
     with torch.inference_mode():
-        for _ in range(count):
-            ids = torch.randint(0, 256, (1, 1))
+        for byte in islice(cycle(TEXT), count):
+            ids = torch.tensor([[byte]])
             for name, tick in ticks.items():
                 seconds[name].append(tick(ids))
     return {name: values[count // 10 :] for name, values in seconds.items()}
@@ -73,14 +80,13 @@ def row(values: list[float]) -> dict[str, float]:
 def against_llama(size: str, count: int) -> dict[str, Any]:
     """Single-row decode of both systems beside Llama."""
     config = getattr(single_stream, size)()
-    seconds = in_turn(
-        {
-            "llama": theirs(llama(config)),
-            "single_stream": ours(SingleStream(config).eval()),
-            "two_stream": ours(TwoStream(getattr(two_stream, size)()).eval()),
-        },
-        count,
-    )
+    single, two = SingleStream(config).eval(), TwoStream(getattr(two_stream, size)()).eval()
+    models: dict[str, SingleStream | TwoStream] = {"single_stream": single, "two_stream": two}
+    for name in tuple(models):
+        models[f"{name}_compiled"] = copy.deepcopy(models[name])
+        compile_ticks(models[f"{name}_compiled"])
+    ticks = {name: ours(model) for name, model in models.items()}
+    seconds = in_turn({"llama": theirs(llama(config)), **ticks}, count)
     return {
         name: row(values)
         | {"times_llama": round(quantile(seconds["llama"], 0.5) / quantile(values, 0.5), 3)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.systems import SYSTEMS
 from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, randomised
 
@@ -56,10 +57,25 @@ def training_step(model: System) -> None:
         torch.testing.assert_close(weight.grad, expected[key], rtol=1e-4, atol=1e-5)
 
 
+def ticks(model: System) -> None:
+    """One row tick by tick, kernels and all; the prompt before it is not compiled."""
+    ids = torch.randint(0, VOCAB, (1, 50))
+    expected = model(batch_of(ids))["part"].detach()
+    compile_ticks(model)
+    with torch.no_grad():
+        logits, state = model.extend({"part": ids[:, :9]}, model.initial_state(1))
+        pieces = [logits["part"]]
+        for tick in range(9, 50):
+            logits, state = model.extend({"part": ids[:, tick : tick + 1]}, state)
+            pieces.append(logits["part"])
+    close(torch.cat(pieces, 1), expected)
+
+
 CHECKS: dict[str, Callable[[System], None]] = {
     "forward_and_loss": forward_and_loss,
     "extend": extend,
     "training_step": training_step,
+    "ticks": ticks,
 }
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.config import DataConfig, Folder
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, load_weights
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.config_json import encode
@@ -316,6 +318,15 @@ def test_tensorboard_receives_scalars(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("evaluation/nats")] == [2, 4]
     values = [event.value for event in events.Scalars("train/loss")]
     assert values == pytest.approx([line["loss"] for line in rows(tmp_path) if "loss" in line])
+
+
+def test_compiling_irregular_streams_is_refused(tmp_path: Path) -> None:
+    tower = TowerConfig(width=8, num_layers=2, num_heads=1, mlp_hidden=8, window=4)
+    system = TwoStream(
+        TwoStreamConfig(part=tower, whole=tower, lower_layers=1, boundary_ids=(1,), vocab_size=8)
+    )
+    with pytest.raises(ValueError, match="'whole' is irregular"):
+        train(system, Letters(), settings(1, compile=True), tmp_path)
 
 
 @pytest.mark.slow

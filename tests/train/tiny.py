@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Layout, Role, Stream
 from counterpoint.systems.contract import Loss
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.config_json import decode
@@ -34,6 +35,7 @@ class Noisy(nn.Module):
     """Bigrams through residual layers with dropout: each step consumes random numbers."""
 
     Config = NoisyConfig
+    layout = Layout(streams=(Stream(name="part", role=Role.PART, vocab_size=VOCAB),))
 
     def __init__(self, config: NoisyConfig) -> None:
         super().__init__()

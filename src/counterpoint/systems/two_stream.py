@@ -385,7 +385,9 @@ class TwoStream(nn.Module):
         self, ticks: Ticks, state: TwoStreamState, lengths: Tensor | None
     ) -> tuple[Logits, TwoStreamState]:
         lower = self.extend_lower(ticks, state, lengths)
-        self.extend_whole(lower, state)
+        on_host = lower.finished.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not on_host or lower.finished.any():
+            self.extend_whole(lower, state)
         return self.extend_upper(lower, state)
 
     def extend_lower(
@@ -427,11 +429,8 @@ class TwoStream(nn.Module):
         return LowerStates(x, reach, grid, blocks, end_tick, state.finished, finished, after)
 
     def extend_whole(self, lower: LowerStates, state: TwoStreamState) -> None:
-        """Second third of `extend`: the whole tower takes the finished blocks, if there are any."""
+        """Second third of `extend`, if blocks are finished: the whole tower takes them."""
         num_blocks = lower.blocks.shape[1]
-        on_host = lower.finished.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_host and not lower.finished.any():
-            return
         reach = self.whole.streaming_reach(lower.before, num_blocks, lower.finished)
         compressed = self.compressor(self.block_norm(lower.blocks), lower.grid.real).flatten(-2)
         whole = self.whole_norm(self.whole(self.merge(compressed), reach, state.tower))

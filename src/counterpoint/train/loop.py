@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import (
     CheckpointError,
@@ -121,6 +122,8 @@ class _Trainer:
         self.optimizer = build_optimizer(system, config.optimizer)
         self.counters = Counters()
         loss = self.contract.loss
+        if config.compile:
+            _check_regular(self.contract.layout)
         self.loss = torch.compile(loss) if config.compile else loss
 
     def autocast(self) -> torch.autocast:
@@ -464,6 +467,15 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step >= last or (every > 0 and step % every == 0)
+
+
+def _check_regular(layout: Layout) -> None:
+    for stream in layout.streams:
+        if stream.irregular:
+            raise ValueError(
+                f"`compile` needs steps of fixed length: {stream.name!r} is irregular, and a "
+                "compiled graph would compute a step of it at every tick. Train without `compile`."
+            )
 
 
 def _seed(seed: int, step: int, part: int) -> None:
