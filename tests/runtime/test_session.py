@@ -188,8 +188,8 @@ def test_generate_under_its_own_whole_changes_nothing_and_another_does() -> None
     ("kind", "prompt", "other", "message"),
     [
         ("single_stream", PROMPT, PROMPT, "Only a TwoStream"),
-        ("two_stream_lag_1", PROMPT[:8], PROMPT, "must finish 2 blocks or more.*got 1 and 1"),
-        ("two_stream_lag_1", PROMPT, PROMPT[:7], "got 2 and 1"),
+        ("two_stream_lag_1", PROMPT[:8], PROMPT, "must finish 2 blocks or more.*got 1"),
+        ("two_stream_lag_1", PROMPT, PROMPT[:7], "as the prompt, 2: got 1"),
     ],
 )
 def test_generate_refuses_a_whole_that_cannot_be_exchanged(

@@ -307,7 +307,12 @@ def _feed_under(
     fed = len(prompt) - 1
     if fed > 0:
         sessions.feed({0: prompt[:fed]})
-    needed = int(sessions.state.finished[0])
+    needed, usable = int(sessions.state.finished[0]), model.config.lag_blocks + 1
+    if needed < usable:
+        raise ValueError(
+            f"To go on under another whole, a prompt must finish {usable} blocks or more before "
+            f"its last id: got {needed}. Give a longer prompt."
+        )
     donor = Sessions(model, 1, sliding=True)
     donor.start(0)
     rest = list(whole_from)
@@ -315,11 +320,10 @@ def _feed_under(
     while rest and int(donor.state.finished[0]) < needed:
         donor.feed({0: [rest.pop(0)]})
     have = int(donor.state.finished[0])
-    if needed <= model.config.lag_blocks or have < needed:
+    if have < needed:
         raise ValueError(
-            f"To go on under another whole, a prompt must finish {model.config.lag_blocks + 1} "
-            f"blocks or more, and the other text as many: got {needed} and {have}. Give longer "
-            "texts."
+            f"The text that gives its whole must finish as many blocks as the prompt, {needed}: "
+            f"got {have}. Give a longer text."
         )
     sessions.state = model.swap(sessions.state, donor.state)
     return prompt[fed:]
