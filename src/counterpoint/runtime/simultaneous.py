@@ -27,8 +27,8 @@ class Simultaneous:
     A block that is finished at one tick is used ``lag_blocks`` blocks later. Until then the whole
     tower has time, and the part tower waits only for chunks up to the latest one with a block that
     is due in some row. Those that are not ready then are *misses*. What comes out equals
-    `TwoStream.extend` of the same chunks without gradients bit for bit, with and without misses: the
-    worker takes the caller's inference mode and autocast over.
+    `TwoStream.extend` of the same chunks bit for bit, without gradients, with and without misses:
+    the worker takes the caller's inference mode and autocast over.
 
     It serves the sessions of one batch, one state after the other; a new initial state ends the
     one before. Whoever reads or changes the whole of a state between two calls (resets a row,
