@@ -1,0 +1,142 @@
+"""The inner monologue: timed words as one text id a frame, and back.
+
+Between words stands the pad id; the frame before a word, if nothing else is there, holds the epad
+id ("end of padding").
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.streams.timeline import Event, Timeline
+
+PAD_ID = 3
+EPAD_ID = 0
+"""Moshi's ids; they are rows of its text embedding."""
+
+
+class Word(NamedTuple):
+    """A spoken word and when it was spoken."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+def write_monologue(
+    words: Iterable[Word],
+    encode: Callable[[str], Sequence[int]],
+    frame_rate_hz: float,
+    num_frames: int,
+    *,
+    first_frame: int = 0,
+    pad_id: int = PAD_ID,
+    epad_id: int = EPAD_ID,
+) -> Int[Tensor, " T"]:
+    """Put the ids of words on the frames where the words are spoken.
+
+    - A word starts on the frame that holds its start, ``floor(start_s * frame_rate_hz)``, and takes
+      one frame for each of its ids.
+    - A word that starts before the one before it is written replaces the rest of that one. Of
+      several that start on one frame, the last in order of time is written.
+    - ``epad_id`` stands on the frame before a word if that frame is otherwise padding. A word on
+      the first frame has none.
+    - Left out are words that do not end after they start or start before the first frame, and ids
+      beyond the last frame.
+
+    Args:
+        words: In any order; words that start at the same time keep theirs.
+        encode: Ids of one word, stripped of blanks around it.
+        frame_rate_hz: Frames a second.
+        num_frames: T.
+        first_frame: Frame of the recording that comes first, where only a part of it is wanted.
+        pad_id: Stands where nothing is said.
+        epad_id: Stands before a word.
+
+    Raises:
+        ValueError: A time is not a finite number.
+
+    Source: Moshi (arXiv:2410.00037), section 3.4.4, as the interleaver of `moshi-finetune` does it
+    (``keep_and_shift=False``). Deviation from the paper, shared with that: the paper moves a word
+    on the first frame one frame later and puts epad before it. Deviation from both: the frame of
+    a word does not depend on ``first_frame``, because no times are subtracted and rounded.
+    """
+    ids = [pad_id] * num_frames
+    for start, stop, encoded in _placed(words, encode, frame_rate_hz, first_frame, num_frames):
+        if encoded and start and ids[start - 1] == pad_id:
+            ids[start - 1] = epad_id
+        ids[start:stop] = encoded[: stop - start]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def read_monologue(
+    ids: Int[Tensor, " T"],
+    decode: Callable[[Sequence[int]], str],
+    frame_rate_hz: float,
+    *,
+    starts_word: Callable[[int], bool],
+    stream: str = "text",
+    pad_id: int = PAD_ID,
+    epad_id: int = EPAD_ID,
+) -> Timeline:
+    """Timed words of a monologue: events of kind "word".
+
+    A word ends with the frame of its last id: how long it lasts is not written in the ids. Words
+    that were cut short by the next one stay so.
+
+    Args:
+        ids: One a frame; pad, epad and `UNSET_ID` are no part of a word.
+        decode: Text of ids.
+        frame_rate_hz: Frames a second.
+        starts_word: Whether an id begins a word where the frame before holds an id, too. For
+            SentencePiece: its piece begins with U+2581.
+        stream: Name of the stream in the events.
+        pad_id: Stands where nothing is said.
+        epad_id: Stands before a word.
+    """
+    events, first, run = [], 0, list[int]()
+    for frame, token in enumerate([*ids.tolist(), pad_id]):
+        is_padding = token in (pad_id, epad_id, UNSET_ID)
+        if run and (is_padding or starts_word(token)):
+            start_s, end_s = first / frame_rate_hz, frame / frame_rate_hz
+            text = decode(run).strip()
+            events.append(
+                Event(start_s=start_s, end_s=end_s, stream=stream, kind="word", text=text)
+            )
+            run = []
+        if not is_padding:
+            first = first if run else frame
+            run.append(token)
+    return Timeline(events=tuple(events))
+
+
+def _placed(
+    words: Iterable[Word],
+    encode: Callable[[str], Sequence[int]],
+    frame_rate_hz: float,
+    first_frame: int,
+    num_frames: int,
+) -> list[tuple[int, int, list[int]]]:
+    """First frame, frame to stop before, and ids of each word that is not replaced at once."""
+    placed: list[tuple[int, list[int]]] = []
+    for word in sorted(words, key=lambda word: word.start_s):
+        if not (math.isfinite(word.start_s) and math.isfinite(word.end_s)):
+            raise ValueError(
+                f"Words must have finite times: got {word.start_s} to {word.end_s} s for "
+                f"{word.text!r}. Align the recording again."
+            )
+        start = math.floor(word.start_s * frame_rate_hz) - first_frame
+        if word.start_s < word.end_s and 0 <= start < num_frames:
+            if placed and placed[-1][0] == start:
+                placed.pop()
+            placed.append((start, list(encode(word.text.strip()))))
+    next_starts = [*(start for start, _ in placed), num_frames][1:]
+    return [
+        (start, min(start + len(encoded), next_start), encoded)
+        for (start, encoded), next_start in zip(placed, next_starts, strict=True)
+    ]

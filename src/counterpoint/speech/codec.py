@@ -1,0 +1,250 @@
+"""Codecs: waveforms to frames of codebook ids and back, whole or as streams."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class FrameCoder(Protocol):
+    """One direction of a codec, for some rows that each go on where they stopped."""
+
+    def code(self, rows: list[int], frames: Tensor) -> Tensor:
+        """The next frames of some rows: (B, T * frame_samples) to (B, T, K), or the other way."""
+        ...
+
+    def reset(self, row: int) -> None:
+        """Let a row start anew."""
+        ...
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """A causal codec of one channel with a fixed number of ids a frame."""
+
+    @property
+    def name(self) -> str:
+        """Equal exactly for codecs that give equal ids."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second."""
+        ...
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Frames a second."""
+        ...
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples in a frame."""
+        ...
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of ids in each codebook."""
+        ...
+
+    def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
+        """Ids of whole recordings; silence completes the last frame."""
+        ...
+
+    def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
+        """Waveforms of whole recordings, N = T * frame_samples."""
+        ...
+
+    def encoder(self, num_rows: int = 1) -> "Encoder":
+        """Encode recordings as they come, each a row."""
+        ...
+
+    def decoder(self, num_rows: int = 1) -> "Decoder":
+        """Decode recordings as they come, each a row."""
+        ...
+
+
+class Encoder:
+    """Samples in, ids of the frames that are complete out.
+
+    Rows share nothing but the computation: they are pushed, finished and reset on their own.
+
+    Args:
+        coder: Encodes whole frames of ``num_rows`` rows.
+        num_rows: Recordings at a time.
+        frame_samples: Samples in a frame.
+        num_codebooks: Ids in a frame.
+    """
+
+    def __init__(
+        self, coder: FrameCoder, num_rows: int, frame_samples: int, num_codebooks: int
+    ) -> None:
+        check_num_rows(num_rows)
+        self._coder = coder
+        self._frame_samples = frame_samples
+        self._num_codebooks = num_codebooks
+        self._rest = [torch.zeros(0)] * num_rows
+
+    def push(self, samples: Mapping[int, Float[Tensor, " _N"]]) -> dict[int, Int[Tensor, "_T _K"]]:
+        """Hear further samples of some rows, any number each.
+
+        Returns:
+            For each of these rows the ids of all frames that are now complete, oldest first.
+
+        Raises:
+            ValueError: There is no such row, or a sample is not a finite number. Nothing was heard.
+        """
+        for row, new in samples.items():
+            self._check(row)
+            check_finite(new)
+        pending = {row: torch.cat((self._rest[row].to(new), new)) for row, new in samples.items()}
+        frames = {}
+        for row, heard in pending.items():
+            stop = len(heard) // self._frame_samples * self._frame_samples
+            frames[row], self._rest[row] = heard[:stop], heard[stop:].clone()
+        empty = torch.zeros(0, self._num_codebooks, dtype=torch.long)
+        return _code(self._coder, frames, empty)
+
+    def finish(self, row: int) -> Int[Tensor, "_T _K"]:
+        """Complete the last frame of a row with silence, and reset the row.
+
+        Returns:
+            Ids of that frame; none if the samples so far fill their frames.
+        """
+        self._check(row)
+        missing = -len(self._rest[row]) % self._frame_samples
+        codes = self.push({row: self._rest[row].new_zeros(missing)})[row]
+        self.reset(row)
+        return codes
+
+    def reset(self, row: int) -> None:
+        """Let a row start anew; samples of an incomplete frame are forgotten."""
+        self._check(row)
+        self._rest[row] = torch.zeros(0)
+        self._coder.reset(row)
+
+    def _check(self, row: int) -> None:
+        check_row(row, len(self._rest))
+
+
+class Decoder:
+    """Ids of frames in, their samples out; rows as in `Encoder`.
+
+    Args:
+        coder: Decodes frames of ``num_rows`` rows.
+        num_rows: Recordings at a time.
+        codebook_sizes: Number of ids in each codebook.
+    """
+
+    def __init__(self, coder: FrameCoder, num_rows: int, codebook_sizes: tuple[int, ...]) -> None:
+        check_num_rows(num_rows)
+        self._coder = coder
+        self._num_rows = num_rows
+        self._codebook_sizes = codebook_sizes
+
+    def push(self, codes: Mapping[int, Int[Tensor, "_T _K"]]) -> dict[int, Float[Tensor, " _N"]]:
+        """Samples of further frames of some rows, any number each.
+
+        Raises:
+            ValueError: There is no such row, or an id is not in its codebook. Nothing was decoded.
+        """
+        for row, new in codes.items():
+            check_row(row, self._num_rows)
+            check_codes(new, self._codebook_sizes)
+        return _code(self._coder, codes, torch.zeros(0))
+
+    def reset(self, row: int) -> None:
+        """Let a row start anew."""
+        check_row(row, self._num_rows)
+        self._coder.reset(row)
+
+
+def encode_whole(
+    codec: Codec, audio: Float[Tensor, "B N"], piece_frames: int = 128
+) -> Int[Tensor, "B T K"]:
+    """`Codec.encode` by the codec's stream, in pieces that bound the memory.
+
+    Raises:
+        ValueError: There are no samples, or a sample is not a finite number.
+    """
+    if not audio.numel():
+        raise ValueError(
+            f"Audio must have at least one row and one sample: got shape {tuple(audio.shape)}."
+        )
+    encoder = codec.encoder(len(audio))
+    audio = F.pad(audio, (0, -audio.shape[1] % codec.frame_samples))
+    pieces = audio.split(piece_frames * codec.frame_samples, 1)
+    return _joined([encoder.push(dict(enumerate(piece))) for piece in pieces], len(audio))
+
+
+def decode_whole(
+    codec: Codec, codes: Int[Tensor, "B T K"], piece_frames: int = 128
+) -> Float[Tensor, "B N"]:
+    """`Codec.decode` by the codec's stream, in pieces that bound the memory.
+
+    Raises:
+        ValueError: There are no rows, or an id is not in its codebook.
+    """
+    decoder = codec.decoder(len(codes))
+    pieces = [decoder.push(dict(enumerate(piece))) for piece in codes.split(piece_frames, 1)]
+    return _joined(pieces, len(codes))
+
+
+def check_num_rows(num_rows: int) -> None:
+    """Raise ValueError unless a stream has rows."""
+    if num_rows < 1:
+        raise ValueError(f"`num_rows` must be >= 1, got {num_rows}.")
+
+
+def check_row(row: int, num_rows: int) -> None:
+    """Raise ValueError unless the row exists."""
+    if not 0 <= row < num_rows:
+        raise ValueError(f"`row` must be 0 to {num_rows - 1}: got {row}.")
+
+
+def check_finite(audio: Float[Tensor, "..."]) -> None:
+    """Raise ValueError where a sample is not a finite number."""
+    if not (finite := audio.isfinite()).all():
+        raise ValueError(
+            f"Audio must hold finite numbers: got {int((~finite).sum())} that are NaN or infinite. "
+            "Repair the recording."
+        )
+
+
+def check_codes(codes: Int[Tensor, "... K"], codebook_sizes: tuple[int, ...]) -> None:
+    """Raise ValueError unless there is an id of its codebook at every place."""
+    if codes.shape[-1] != len(codebook_sizes):
+        raise ValueError(
+            f"Codes must have {len(codebook_sizes)} codebooks in their last dimension: got shape "
+            f"{tuple(codes.shape)}."
+        )
+    sizes = torch.tensor(codebook_sizes, device=codes.device)
+    if (wrong := (codes < 0) | (codes >= sizes)).any():
+        place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"Codes must be 0 to {codebook_sizes[place[-1]] - 1} in codebook {place[-1]}: got "
+            f"{int(codes[tuple(place)])}. Are these codes of this codec, with the delays undone?"
+        )
+
+
+def _code(coder: FrameCoder, inputs: Mapping[int, Tensor], empty: Tensor) -> dict[int, Tensor]:
+    """Outputs by row; rows with equally many frames are coded in one pass."""
+    by_length: dict[int, list[int]] = {}
+    for row, new in inputs.items():
+        by_length.setdefault(len(new), []).append(row)
+    outputs = dict[int, Tensor]()
+    for length, rows in by_length.items():
+        if length:
+            coded = coder.code(rows, torch.stack([inputs[row] for row in rows]))
+            outputs.update(zip(rows, coded, strict=True))
+        else:
+            outputs.update((row, empty.to(inputs[row].device)) for row in rows)
+    return {row: outputs[row] for row in inputs}
+
+
+def _joined(pieces: Sequence[Mapping[int, Tensor]], num_rows: int) -> Tensor:
+    return torch.stack([torch.cat([piece[row] for piece in pieces]) for row in range(num_rows)])
