@@ -101,3 +101,11 @@ def test_tower_keeps_the_scale_of_its_input_at_the_start() -> None:
         tower, x = Tower(config), torch.randn(4, 40, 64)
         y = tower(x, tower.reach(torch.zeros(4, 40, dtype=torch.long)))
         assert 1 < float(y.detach().std()) < 2
+
+
+def test_tower_normalises_with_its_epsilon() -> None:
+    shape = {"width": 12, "num_layers": 2, "num_heads": 2, "mlp_hidden": 17, "window": 5}
+    for changes, epsilon in (({}, 1e-6), ({"norm_epsilon": 1e-8}, 1e-8)):
+        tower = Tower(TowerConfig(**shape, **changes))  # type: ignore[arg-type]
+        norms = [part.epsilon for part in tower.modules() if isinstance(part, RMSNorm)]
+        assert norms == [epsilon] * 4

@@ -28,6 +28,7 @@ class TowerConfig:
         num_heads: Attention heads; must divide ``width``.
         mlp_hidden: Hidden features of the gated MLP; about 8/3 of the width is usual.
         window: Most recent steps that a step reads, its own included.
+        norm_epsilon: Added to the mean square of what is normalised.
     """
 
     width: int
@@ -35,6 +36,7 @@ class TowerConfig:
     num_heads: int
     mlp_hidden: int
     window: int
+    norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden", "window"):
@@ -48,9 +50,9 @@ class Layer(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         """One layer of the tower's shape."""
         super().__init__()
-        self.attention_norm = RMSNorm(config.width)
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = SelfAttention(config.width, config.num_heads)
-        self.mlp_norm = RMSNorm(config.width)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = GatedMLP(config.width, config.mlp_hidden)
 
     def forward(

@@ -1,0 +1,268 @@
+"""Depth decoding: the elements of one frame, one after the other, from the vector of the frame.
+
+Step k of a frame reads the vector, the element before (step 0: an element of another vocabulary)
+and, by attention, the steps before it, and scores element k. Weights differ from step to step.
+
+Source: the depth transformer of Moshi (arXiv:2410.00037), section 3.4.1; RQ-Transformer
+(arXiv:2203.01941), section 3.2.2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import attend, score_bias
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.streams.clock import causal_span, span_mask
+from counterpoint.streams.spec import UNSET_ID
+
+Past = Float[Tensor, "N 2 H _P E"]
+"""Keys and values of the steps of a frame that are done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthConfig:
+    """Shape of a `DepthDecoder`.
+
+    Attributes:
+        width: Features of a step.
+        num_layers: Layers.
+        num_heads: Attention heads; must divide ``width``.
+        mlp_hidden: Hidden features of the gated MLP.
+        schedule: Number of the weight set that each step uses, so that steps may share layers;
+            empty gives every step its own. Embeddings and heads are never shared.
+        embedding_rank: Features of an embedding before a matrix brings it to ``width``; ``None``
+            embeds directly.
+        norm_epsilon: Added to the mean square of what is normalised.
+    """
+
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_hidden: int
+    schedule: tuple[int, ...] = ()
+    embedding_rank: int | None = None
+    norm_epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "mlp_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"A depth decoder's `{name}` must be >= 1: got {getattr(self, name)}."
+                )
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `width`: got {self.num_heads} and {self.width}."
+            )
+        if self.embedding_rank is not None and self.embedding_rank < 1:
+            raise ValueError(f"`embedding_rank` must be >= 1: got {self.embedding_rank}.")
+        # So that the first steps use the first sets, and stay whole without the others.
+        if list(dict.fromkeys(self.schedule)) != list(range(len(set(self.schedule)))):
+            raise ValueError(
+                "`schedule` must number the weight sets 0, 1, ... as they are first used in order: "
+                f"got {self.schedule}."
+            )
+
+
+class StepLinear(nn.Module):
+    """A linear map without bias, of other weights at every step.
+
+    The rows of all weight sets are stacked, so that the weight is one matrix.
+
+    Args:
+        in_features: Of the input.
+        out_features: Of the output at a step.
+        schedule: Weight set of every step.
+    """
+
+    def __init__(self, in_features: int, out_features: int, schedule: tuple[int, ...]) -> None:
+        """Weights of ``N(0, 1 / in_features)``."""
+        super().__init__()
+        self.out_features, self.schedule = out_features, schedule
+        self.num_sets = max(schedule, default=-1) + 1
+        weight = torch.randn(self.num_sets * out_features, in_features) * in_features**-0.5
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Float[Tensor, "N k _D"], first: int = 0) -> Float[Tensor, "N k _F"]:
+        """Map the steps ``first, first + 1, ...``, each by its own weights."""
+        return torch.einsum("nkd,kfd->nkf", x, self._weights(first, x.shape[1]))
+
+    def spread(self, x: Float[Tensor, "N _D"], first: int, num_steps: int) -> Tensor:
+        """Map one vector for each of some steps: (N, D) to (N, k, F)."""
+        weights = self._weights(first, num_steps)
+        return F.linear(x, weights.flatten(0, 1)).unflatten(-1, (num_steps, self.out_features))
+
+    def _weights(self, first: int, num_steps: int) -> Float[Tensor, "k _F _D"]:
+        weights = self.weight.unflatten(0, (self.num_sets, self.out_features))
+        sets = self.schedule[first : first + num_steps]
+        if sets == tuple(range(sets[0], sets[0] + num_steps)):
+            return weights[sets[0] : sets[0] + num_steps]
+        return torch.stack([weights[i] for i in sets])
+
+    def flops(self) -> int:
+        """FLOPs of all steps of a frame."""
+        return 2 * len(self.schedule) * self.out_features * self.weight.shape[1]
+
+
+class CodebookEmbedding(nn.Module):
+    """Embeddings of elements of several codebooks, each with a table of its own.
+
+    Args:
+        num_codebooks: Codebooks.
+        num_ids: Ids of one codebook.
+        width: Features.
+        rank: Features of the tables; a matrix for each codebook brings them to ``width``.
+    """
+
+    def __init__(
+        self, num_codebooks: int, num_ids: int, width: int, rank: int | None = None
+    ) -> None:
+        """Tables of ``N(0, 1)``."""
+        super().__init__()
+        self.num_ids = num_ids
+        self.table = nn.Embedding(num_codebooks * num_ids, rank or width)
+        self.raise_rank = (
+            None if rank is None else StepLinear(rank, width, tuple(range(num_codebooks)))
+        )
+
+    def forward(self, ids: Int[Tensor, "*B k"], first: int = 0) -> Float[Tensor, "*B k D"]:
+        """Embed elements of the codebooks ``first, first + 1, ...``; `UNSET_ID` gives zeros."""
+        codebook = torch.arange(first, first + ids.shape[-1], device=ids.device)
+        x = self.table(ids.clamp(min=0) + codebook * self.num_ids)
+        x = x * (ids != UNSET_ID)[..., None]
+        if self.raise_rank is not None:
+            x = self.raise_rank(x.flatten(0, -3), first).view(*x.shape[:-1], -1)
+        return x
+
+
+class DepthLayer(nn.Module):
+    """Pre-norm transformer layer over the steps of a frame; its norms are shared by all steps."""
+
+    def __init__(self, config: DepthConfig, schedule: tuple[int, ...]) -> None:
+        """One layer of the decoder's shape."""
+        super().__init__()
+        width, hidden = config.width, config.mlp_hidden
+        self.num_heads = config.num_heads
+        self.attention_norm = RMSNorm(width, config.norm_epsilon)
+        self.qkv = StepLinear(width, 3 * width, schedule)
+        self.out = StepLinear(width, width, schedule)
+        self.mlp_norm = RMSNorm(width, config.norm_epsilon)
+        self.gate_up = StepLinear(width, 2 * hidden, schedule)
+        self.down = StepLinear(hidden, width, schedule)
+        with torch.no_grad():
+            for ends_branch in (self.out, self.down):
+                ends_branch.weight.mul_((2 * config.num_layers) ** -0.5)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N k D"],
+        bias: Float[Tensor, "N 1 k P"],
+        first: int,
+        past: Past | None,
+    ) -> tuple[Float[Tensor, "N k D"], Past]:
+        """Apply the layer to the steps ``first, first + 1, ...``.
+
+        Args:
+            x: The steps.
+            bias: What hides later steps from each.
+            first: Number of the first of them, and of steps in ``past``.
+            past: Keys and values of the steps before.
+
+        Returns:
+            The steps, and the keys and values of all steps so far.
+        """
+        qkv = self.qkv(self.attention_norm(x), first)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        key_value = torch.stack((k, v), 1)
+        if past is not None:
+            key_value = torch.cat((past, key_value), 3)
+        k, v = key_value.unbind(1)
+        y = attend(q, k, v, bias)
+        x = x + self.out(y.transpose(1, 2).flatten(2), first)
+        gate, up = self.gate_up(self.mlp_norm(x), first).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up, first), key_value
+
+
+class DepthDecoder(nn.Module):
+    """Scores the elements of frames: all steps at once, or one after the other.
+
+    Args:
+        config: Shape of the layers.
+        context_width: Features of the vector of a frame.
+        num_steps: Elements of a frame that are scored.
+        num_first_ids: Ids of what step 0 reads.
+        vocab_size: Ids of an element that is scored; one more, the last, may be read.
+    """
+
+    def __init__(
+        self,
+        config: DepthConfig,
+        *,
+        context_width: int,
+        num_steps: int,
+        num_first_ids: int,
+        vocab_size: int,
+    ) -> None:
+        """Random weights; the heads start at zero."""
+        super().__init__()
+        if config.schedule and len(config.schedule) != num_steps:
+            raise ValueError(
+                f"`schedule` must name a weight set for each of the {num_steps} steps: got "
+                f"{len(config.schedule)}."
+            )
+        self.config, self.num_steps = config, num_steps
+        width, rank, own = config.width, config.embedding_rank, tuple(range(num_steps))
+        schedule = config.schedule or own
+        self.project = StepLinear(context_width, width, schedule)
+        self.first_embedding = CodebookEmbedding(1, num_first_ids, width, rank)
+        # What the last step scores is never read.
+        self.embedding = CodebookEmbedding(num_steps - 1, vocab_size + 1, width, rank)
+        layers = [DepthLayer(config, schedule) for _ in range(config.num_layers)]
+        self.layers = cast("Sequence[DepthLayer]", nn.ModuleList(layers))
+        self.head = StepLinear(width, vocab_size, own)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(
+        self,
+        context: Float[Tensor, "N _C"],
+        previous: Int[Tensor, "N k"],
+        past: tuple[Past, ...] | None = None,
+    ) -> tuple[Float[Tensor, "N k V"], tuple[Past, ...]]:
+        """Score elements of N frames that do not touch each other.
+
+        Args:
+            context: The vector of each frame.
+            previous: For each of the next k steps, the element before it; `UNSET_ID` is nothing.
+            past: What the call for the steps before returned; ``None`` at step 0.
+
+        Returns:
+            Scores of the k elements, and what the call for the next steps needs.
+        """
+        first, num_steps = 0 if past is None else past[0].shape[3], previous.shape[1]
+        x = self.project.spread(context, first, num_steps) + self._embed(previous, first)
+        step = torch.arange(first + num_steps, device=x.device)[None]
+        span = causal_span(step[:, first:], torch.zeros_like(step[:, first:]))
+        bias = score_bias(span_mask(span, step)).expand(len(x), -1, -1, -1)
+        done = []
+        for i, layer in enumerate(self.layers):
+            x, key_value = layer(x, bias, first, None if past is None else past[i])
+            done.append(key_value)
+        return self.head(x, first), tuple(done)
+
+    def _embed(self, previous: Int[Tensor, "N k"], first: int) -> Float[Tensor, "N k D"]:
+        if first:
+            return self.embedding(previous, first - 1)
+        before_all = self.first_embedding(previous[:, :1])
+        if previous.shape[1] == 1:
+            return before_all
+        return torch.cat((before_all, self.embedding(previous[:, 1:])), 1)
+
+    def flops_per_frame(self) -> float:
+        """Forward FLOPs of all steps of a frame, masked attention entries included."""
+        linear = sum(part.flops() for part in self.modules() if isinstance(part, StepLinear))
+        return linear + 4 * self.config.width * self.num_steps**2 * self.config.num_layers
