@@ -98,12 +98,19 @@ def _attention(name: str, dim: int, num_heads: int, kv_repeat: int, count: int =
 def _mlp(prefix: str, gate: str, gating: str, dim: int, width: int) -> Shapes:
     if gating == "none":
         return {f"{prefix}linear1.weight": (width, dim), f"{prefix}linear2.weight": (dim, width)}
-    # As in the `moshi` package, whose Rust sister rounds the special case to 11/4.
-    hidden = 21 * dim // 8 if width == 4 * dim else 2 * width // 3
+    hidden = mlp_hidden(dim, width)
     return {
         f"{prefix}{gate}linear_in.weight": (2 * hidden, dim),
         f"{prefix}{gate}linear_out.weight": (dim, hidden),
     }
+
+
+def mlp_hidden(dim: int, width: int) -> int:
+    """Hidden features of a gated MLP of ``dim`` features with ``dim_feedforward`` = ``width``.
+
+    As in the `moshi` package, whose Rust sister rounds the special case to 11/4.
+    """
+    return 21 * dim // 8 if width == 4 * dim else 2 * width // 3
 
 
 def _norm(name: str, norm: str, dim: int) -> Shapes:

@@ -1,0 +1,124 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from counterpoint.systems import moshi
+from counterpoint.systems.moshi import Moshi, MoshiConfig
+from counterpoint.systems.moshi_checkpoint import (
+    load_moshi,
+    moshi_config,
+    reference_config,
+    save_moshi,
+)
+from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
+from tests.systems.tiny_models import randomised
+from tests.systems.tiny_moshi_weights import fused, random_state, save, tiny_keys
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+
+def calm_state(config: ReferenceConfig) -> dict[str, torch.Tensor]:
+    """Random weights under which scores stay near 1."""
+    return {name: w * w.shape[-1] ** -0.5 for name, w in random_state(config).items()}
+
+
+def codes(config: MoshiConfig) -> dict[str, torch.Tensor]:
+    streams = {
+        s.name: torch.randint(0, config.audio_vocab_size, (2, 7, s.depth)) for s in config.audio
+    }
+    return {"text": torch.randint(0, config.text_vocab_size, (2, 7)), **streams}
+
+
+def scores(model: Moshi) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        return dict(model(model.batch(codes(model.config))))
+
+
+@pytest.mark.parametrize("dep_q", [8, 16])
+def test_published_configurations_are_our_presets(dep_q: int) -> None:
+    published = ReferenceConfig.from_json({**MOSHI_7B, "dep_q": dep_q})
+    assert moshi_config(published) == moshi.moshi_7b(dep_q)
+    assert reference_config(moshi.moshi_7b(dep_q)) == published
+
+
+def test_written_models_are_read_back_exactly(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = randomised(Moshi(moshi.tiny()))
+    assert isinstance(model, Moshi)
+    save_moshi(model, tmp_path / "written")
+    again = load_moshi(tmp_path / "written", dtype=torch.float32)
+    assert again.config == model.config
+    for name, expected in scores(model).items():
+        assert torch.equal(scores(again)[name], expected)
+
+
+@pytest.mark.parametrize("hidden", [172, 171, 336, 337])
+def test_any_mlp_survives_the_way_to_the_reference_and_back(hidden: int) -> None:
+    config = moshi.tiny()
+    config = replace(
+        config,
+        temporal=replace(config.temporal, mlp_hidden=hidden),
+        depth=replace(config.depth, mlp_hidden=hidden),
+    )
+    assert moshi_config(reference_config(config)) == config
+
+
+def test_logits_of_a_published_layout_equal_the_reference(tmp_path: Path) -> None:
+    reference = pytest.importorskip("moshi.models.loaders")
+    torch.manual_seed(0)
+    config = ReferenceConfig.from_json(tiny_keys(16))
+    state = calm_state(config)
+    folder = save(tmp_path / "published", fused(state), tiny_keys(16))
+    keys = {key: value for key, value in config.to_json().items() if key not in config.other}
+    theirs = reference.get_moshi_lm(None, keys, device="cpu", dtype=torch.float32)
+    theirs.load_state_dict(state)
+    model = load_moshi(folder, dtype=torch.float32)
+    given = codes(model.config)
+    rows = torch.cat([given["text"][:, None], *(given[s.name].mT for s in model.audio)], 1)
+    with torch.no_grad():
+        expected, ours = theirs(rows), dict(model(model.batch(given)))
+    text = expected.text_logits[:, 0]
+    torch.testing.assert_close(ours["text"], text, rtol=1e-5, atol=1e-5)
+    # Theirs stand at the content's time: the acoustic ones a frame before they come.
+    audio = torch.cat([ours[s.name] for s in model.predicted if s.delay_ticks == 0], 2)
+    semantic = expected.logits[:, [0, 8]].transpose(1, 2)
+    torch.testing.assert_close(audio, semantic, rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_codebooks_are_exact_and_more_are_copies(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = calm_state(ReferenceConfig.from_json(tiny_keys(16)))
+    folder = save(tmp_path / "both", fused(state), tiny_keys(16))
+    both = load_moshi(folder, dtype=torch.float32)
+    agent = load_moshi(folder, dtype=torch.float32, num_predicted=8)
+    assert [s.name for s in agent.predicted] == ["agent_semantic", "agent_acoustic"]
+    found, expected = scores(agent), scores(both)
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+    save_moshi(agent, tmp_path / "agent")
+    assert load_moshi(tmp_path / "agent", num_predicted=16).config.num_predicted == 16
+
+
+def test_other_delays_become_other_streams() -> None:
+    keys = tiny_keys(8, delays=[0, 0, 1, 1, 2, 2, 2, 2, 2, *[0] * 8])
+    streams = moshi_config(ReferenceConfig.from_json(keys)).audio
+    assert [(s.name, s.depth, s.delay_ticks) for s in streams] == [
+        ("agent_semantic", 1, 0),
+        ("agent_acoustic_1", 2, 1),
+        ("agent_acoustic_2", 5, 2),
+        ("user_semantic", 1, 0),
+        ("user_acoustic", 7, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("norm", "layer_norm"), ("kv_repeat", 2), ("bias_proj", True)]
+)
+def test_other_models_of_the_family_are_refused(key: str, value: object) -> None:
+    config = ReferenceConfig.from_json(tiny_keys(8, **{key: value}))
+    with pytest.raises(ValueError, match=f"needs `{key}` = .*got {value!r}"):
+        moshi_config(config)
