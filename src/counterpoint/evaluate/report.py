@@ -57,8 +57,8 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
 p.soft, figcaption, small { color: var(--soft); }
 p.verdict { border-left: 4px solid var(--accent); padding-left: 1rem; font-size: 1.1rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .82rem; }
+th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0 0; } figure img { max-width: 100%; background: #fff; border-radius: 6px; }
