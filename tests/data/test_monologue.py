@@ -117,6 +117,12 @@ def test_frame_rate_and_ids_are_arguments() -> None:
     assert ids.tolist() == [7, 8, 20, 21, 7]  # 0.08 s is frame 2 of 40 ms
 
 
+def test_a_word_on_the_edge_of_a_frame_is_in_that_frame() -> None:
+    for frame in range(1, 2000):
+        ids = write_monologue([Word("a", frame / HZ, frame / HZ + 1)], encode, HZ, 2001)
+        assert ids[frame] == 10
+
+
 def test_a_part_of_a_recording() -> None:
     """Frames 2 to 6: "ccc" began before and is gone whole, "a" is on the first frame."""
     words = [Word("ccc", 0.08, 0.3), Word("a", 0.16, 0.3), Word("bb", 0.4, 0.5)]

@@ -216,6 +216,27 @@ def test_prompt_is_what_was_heard_and_said_before(name: str, num_prompt: int) ->
         assert torch.equal(ids, whole[name][:, num_prompt:])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unset_ids_of_a_prompt_stay_nothing(name: str) -> None:
+    """Also in late streams, whose last ones come when the session has begun."""
+    model, num_prompt = build(name), 4
+    heard = heard_of(model, random_codes(model, 1, NUM_FRAMES))
+    prompt = random_codes(model, 1, num_prompt)
+    prompt = {name: ids if name == "text" else ids * 0 - 1 for name, ids in prompt.items()}
+    sessions = FrameSessions(model, 1)
+    first = sessions.start(0, GREEDY, prompt=prompt)
+    rest = talk(sessions, heard, 0, range(num_prompt, NUM_FRAMES))
+    said = stacked([*([first] if first else []), *rest])
+    behind = {name: ids[:, num_prompt:] for name, ids in heard.items()} | said
+    num_said = said["text"].shape[1]
+    codes = {name: torch.cat((ids, behind[name][:, :num_said]), 1) for name, ids in prompt.items()}
+    logits = model(model.batch(codes))
+    for name, ids in said.items():
+        late = model.layout[name].delay_ticks
+        expected = logits[name].argmax(-1)[:, num_prompt + late :]
+        assert torch.equal(ids[:, : num_said - late], expected)
+
+
 @pytest.mark.parametrize("name", ["agent_only", "own_delays", "late_text"])
 def test_forced_streams_say_what_they_are_given(name: str) -> None:
     """What is said in the next content frame, and everything else sampled under it."""
@@ -247,6 +268,7 @@ def test_forced_streams_say_what_they_are_given(name: str) -> None:
         ({"user_acoustic": None}, "must hear all of user_acoustic, user_semantic: got no user_ac"),
         ({"user_semantic": [AUDIO_VOCAB]}, "1 ids of 0 to 6: got .7."),
         ({"user_acoustic": [0]}, "2 ids of 0 to 6: got .0."),
+        ({"user_acoustic": torch.tensor([0.5, 2.0])}, "2 ids of 0 to 6: got .0.5, 2.0."),
         ({"text": -1}, f"1 ids of 0 to {TEXT_VOCAB - 1}"),
         ({"agents": [0]}, "must be of the layout .*got agents for row 0"),
     ],

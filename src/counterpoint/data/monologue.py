@@ -41,7 +41,8 @@ def write_monologue(
     """Put the ids of words on the frames where the words are spoken.
 
     - A word starts on the frame that holds its start, ``floor(start_s * frame_rate_hz)``, and takes
-      one frame for each of its ids.
+      one frame for each of its ids. (The reference rounds the product as a float: one start in 20
+      that lies on the edge of a frame falls into the frame before. Here it does not.)
     - A word that starts before the one before it is written replaces the rest of that one. Of
       several that start on one frame, the last in order of time is written.
     - ``epad_id`` stands on the frame before a word if that frame is otherwise padding. A word on
@@ -130,7 +131,8 @@ def _placed(
                 f"Words must have finite times: got {word.start_s} to {word.end_s} s for "
                 f"{word.text!r}. Align the recording again."
             )
-        start = math.floor(word.start_s * frame_rate_hz) - first_frame
+        # 2.32 s at 12.5 Hz is frame 29, and 28.999... as a float.
+        start = math.floor(word.start_s * frame_rate_hz + 1e-6) - first_frame
         if word.start_s < word.end_s and 0 <= start < num_frames:
             if placed and placed[-1][0] == start:
                 placed.pop()

@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
-from counterpoint.streams.spec import UNSET_ID, Stream, Ticks
+from counterpoint.streams.spec import Stream, Ticks
 from counterpoint.systems.contract import State
 from counterpoint.systems.moshi import TEXT, Moshi
+
+_OPEN = -2  # what is still to be said; `UNSET_ID` is nothing, for good
 
 Codes = Tensor | Sequence[int] | int
 """Ids of one frame of a stream: one for the text, one for each codebook of an audio stream."""
@@ -98,7 +100,7 @@ class FrameSessions:
         self._device = system.head.weight.device
         self._ids = {
             stream.name: torch.full(
-                (num_rows, self._num_slots, stream.depth), UNSET_ID, device=self._device
+                (num_rows, self._num_slots, stream.depth), _OPEN, device=self._device
             )
             for stream in streams
         }
@@ -151,9 +153,10 @@ class FrameSessions:
         begun = system.frames(prompt)
         num_prompt = prompt[TEXT].shape[1]
         for name, kept in self._ids.items():
-            rest = begun[name][0, num_prompt + 1 :].to(self._device)
+            late = self.system.layout[name].delay_ticks
+            rest = begun[name][0, num_prompt + 1 : num_prompt + 1 + late].to(self._device)
             slot = torch.arange(len(rest), device=self._device) + num_prompt + 1
-            kept[row] = UNSET_ID
+            kept[row] = _OPEN
             kept[row, slot % self._num_slots] = rest.view(len(rest), kept.shape[2])
         sampling = sampling or FrameSampling()
         self._rows[row] = FrameSession(
@@ -233,7 +236,7 @@ class FrameSessions:
             given = self._ids[name][index, slot, codebook]
             count = column * self._num_places + self._place[name] + codebook
             sampled = sample(logits, text if name == TEXT else audio, count)
-            return torch.where(given == UNSET_ID, sampled, given)
+            return torch.where(given == _OPEN, sampled, given)
 
         written = self.system.write(z, choose)
         real = torch.tensor([row in rows for row in computed], device=self._device)
@@ -265,7 +268,7 @@ class FrameSessions:
         # Its last user was the column before the oldest in use, `num_slots` / 2 - 1 before this.
         free = (newest + self._num_slots // 2) % self._num_slots
         for kept in self._ids.values():
-            kept[index, free] = UNSET_ID
+            kept[index, free] = _OPEN
         return {
             row: {name: picked[i] for name, picked in ids.items()}
             for i, row in enumerate(rows)
@@ -290,9 +293,12 @@ class FrameSessions:
 
 
 def _parsed_ids(stream: Stream, codes: Codes) -> list[int]:
-    ids: list[int] = torch.as_tensor(codes).reshape(-1).tolist()
+    given = torch.as_tensor(codes)
+    ids: list[int] = given.reshape(-1).tolist()
     last = (stream.vocab_size or 0) - 1
-    if len(ids) != stream.depth or not all(0 <= found <= last for found in ids):
+    whole_numbers = not (given.is_floating_point() or given.dtype == torch.bool)
+    in_range = all(0 <= found <= last for found in ids)
+    if len(ids) != stream.depth or not (whole_numbers and in_range):
         raise ValueError(
             f"A frame of {stream.name!r} must have {stream.depth} ids of 0 to {last}: got {ids}."
         )
