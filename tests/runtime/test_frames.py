@@ -8,7 +8,8 @@ from torch import Tensor
 from counterpoint.runtime.frames import Frame, FrameSampling, FrameSessions
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi, two_speakers
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import two_speakers
 from tests.systems.tiny_moshi import (
     AUDIO_VOCAB,
     CONFIGS,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi, MoshiConfig
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import MoshiConfig
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("NO_TORCH_COMPILE", "1")  # read when the package is imported

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, moshi_7b, tiny, two_speakers
+from counterpoint.systems.moshi import Moshi, moshi_7b, tiny
+from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
 from tests.systems.test_streaming_contract import random_chunks, tensors
 from tests.systems.tiny_moshi import (
     AUDIO_VOCAB,

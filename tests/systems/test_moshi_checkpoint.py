@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.systems import moshi
-from counterpoint.systems.moshi import Moshi, MoshiConfig
+from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_checkpoint import (
     load_moshi,
     moshi_config,
@@ -14,6 +14,7 @@ from counterpoint.systems.moshi_checkpoint import (
     save_moshi,
 )
 from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
+from counterpoint.systems.moshi_streams import MoshiConfig
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi_weights import fused, random_state, save, tiny_keys
 

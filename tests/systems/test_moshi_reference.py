@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi, moshi_7b, two_speakers
+from counterpoint.systems.moshi import Moshi, moshi_7b
 from counterpoint.systems.moshi_names import halves_from_pairs, pairs_from_halves
+from counterpoint.systems.moshi_streams import two_speakers
 from tests.systems.reference_moshi import reference_codes, reference_of, reference_shape
 from tests.systems.tiny_moshi import CONFIGS, build, config, random_codes
 

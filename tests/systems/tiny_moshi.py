@@ -10,7 +10,8 @@ from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, two_speakers
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
 from tests.systems.tiny_models import randomised
 
 TEXT_VOCAB, AUDIO_VOCAB, WINDOW = 11, 7, 6

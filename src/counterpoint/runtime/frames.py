@@ -17,7 +17,8 @@ from torch import Tensor
 from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
 from counterpoint.streams.spec import Stream, Ticks
 from counterpoint.systems.contract import State
-from counterpoint.systems.moshi import TEXT, Moshi
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import TEXT
 
 _OPEN = -2  # what is still to be said; `UNSET_ID` is nothing, for good
 

@@ -11,7 +11,7 @@ Checked against: the `moshi` package with the same weights, training logits and 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -26,110 +26,16 @@ from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.delay import delay
-from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
+from counterpoint.streams.spec import UNSET_ID, Layout, Stream, Ticks
 from counterpoint.systems.contract import Loss, in_chunks, state_bytes
 from counterpoint.systems.moshi_names import load_reference, reference_names, to_reference
-
-TEXT = "text"
-"""Name of the text stream, the first of every frame."""
+from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, two_speakers
 
 FrameLogits = Mapping[str, Float[Tensor, "B T ... _V"]]
 """Scores of the next frame by predicted stream: text (B, T, V), audio (B, T, K, V)."""
 
 Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
 """Gives the ids of an element of a frame: of a stream, a codebook of it, and its scores."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AudioStream:
-    """Codebooks of one speaker that share a delay.
-
-    Attributes:
-        name: Unique within the model.
-        role: `Role.SPOKEN` for the agent, `Role.HEARD` for the others.
-        depth: Codebooks.
-        delay_ticks: Frames by which they come later than their content.
-        loss_weight: Weight of each of its codebooks in the audio loss.
-    """
-
-    name: str
-    role: Role
-    depth: int
-    delay_ticks: int = 0
-    loss_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.loss_weight > 0:
-            raise ValueError(
-                f"`loss_weight` of {self.name!r} must be above 0: got {self.loss_weight}."
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MoshiConfig:
-    """Shape of a `Moshi`.
-
-    Attributes:
-        temporal: The transformer over frames; its window is the context in frames.
-        depth: The transformer over the elements of a frame.
-        audio: Audio streams in the order of a frame, behind the text.
-        num_predicted: Codebooks that the model predicts, in the same order; whole streams.
-        text_vocab_size: Ids of the text; the initial id, one more, is only read.
-        audio_vocab_size: Ids of a codebook; likewise.
-        text_role: `Role.TEXT`, or `Role.THOUGHT` when it is not the transcript of what is said.
-        text_delay_ticks: Frames by which the text comes later than its content.
-        text_padding_id: Id of a frame in which no text is due.
-        text_light_ids: Text ids that weigh less in the loss.
-        text_light_weight: Their weight.
-        tick_hz: Frames a second.
-    """
-
-    temporal: TowerConfig
-    depth: DepthConfig
-    audio: tuple[AudioStream, ...]
-    num_predicted: int
-    text_vocab_size: int = 32_000
-    audio_vocab_size: int = 2048
-    text_role: Role = Role.TEXT
-    text_delay_ticks: int = 0
-    text_padding_id: int = 3
-    text_light_ids: tuple[int, ...] = (3,)
-    text_light_weight: float = 0.5
-    tick_hz: float = 12.5
-
-    def __post_init__(self) -> None:
-        ends = [sum(s.depth for s in self.audio[: i + 1]) for i in range(len(self.audio))]
-        if self.num_predicted not in ends:
-            raise ValueError(
-                f"`num_predicted` must end with a stream, after one of {ends} codebooks: got "
-                f"{self.num_predicted}. Split a stream, or predict all of it."
-            )
-        for found in (self.text_padding_id, *self.text_light_ids):
-            if not 0 <= found < self.text_vocab_size:
-                raise ValueError(
-                    f"Text ids must be 0 to {self.text_vocab_size - 1}: got {found} for padding."
-                )
-        if not self.text_light_weight > 0:
-            raise ValueError(f"`text_light_weight` must be above 0: got {self.text_light_weight}.")
-
-    @property
-    def num_codebooks(self) -> int:
-        """Codebooks of all audio streams."""
-        return sum(stream.depth for stream in self.audio)
-
-
-def two_speakers(num_acoustic: int, semantic_weight: float = 100.0) -> tuple[AudioStream, ...]:
-    """Streams of an agent and a user: a semantic codebook, and acoustic ones a frame later."""
-    return tuple(
-        stream
-        for speaker, role in (("agent", Role.SPOKEN), ("user", Role.HEARD))
-        for stream in (
-            AudioStream(
-                name=f"{speaker}_semantic", role=role, depth=1, loss_weight=semantic_weight
-            ),
-            AudioStream(name=f"{speaker}_acoustic", role=role, depth=num_acoustic, delay_ticks=1),
-        )
-    )
 
 
 def tiny() -> MoshiConfig:
@@ -230,6 +136,17 @@ class Moshi(nn.Module):
             vocab_size=config.audio_vocab_size,
         )
 
+    def _limited(self, scores: Float[Tensor, "N k V"], first: int) -> Float[Tensor, "N k V"]:
+        """Scores of the predicted codebooks ``first, first + 1, ...`` without ids they have not."""
+        most = self.config.audio_vocab_size
+        sizes = [n for s in self.config.audio for n in s.codebook_sizes or (most,) * s.depth]
+        sizes = sizes[first : first + scores.shape[1]]
+        if min(sizes) == most:
+            return scores
+        ids = torch.arange(most, device=scores.device)
+        absent = ids >= torch.tensor(sizes, device=scores.device)[:, None]
+        return scores.masked_fill(absent, -torch.inf)
+
     # Offline
 
     @property
@@ -270,19 +187,25 @@ class Moshi(nn.Module):
         late, first = delay(codes, self.layout, self.initial_ids), self.initial_frame(len(text))
         return {name: torch.cat((first[name].to(ids.device), ids), 1) for name, ids in late.items()}
 
-    def batch(self, codes: Ticks, num_bytes: int = 0) -> Batch:
+    def batch(self, codes: Ticks, num_prompt: int = 0) -> Batch:
         """One document a row, as `forward` and `loss` read it; codes as for `frames`.
 
         ``targets`` are the frames behind those of ``ticks``. Where only the late streams go on the
-        document is cut, as in the reference. Text alone trains the text alone.
+        document is cut, as in the reference. Text alone trains the text alone. The first
+        ``num_prompt`` ticks of content carry no loss. The size of the batch counts the others.
         """
         written = [TEXT, *(stream.name for stream in self.predicted if stream.name in codes)]
         frames, num_ticks = self.frames(codes), codes[TEXT].shape[1]
+        unset = {name: ids.clone() for name, ids in codes.items()}
+        for ids in unset.values():
+            ids[:, :num_prompt] = UNSET_ID
+        trained = self.frames(unset)
         return Batch(
             ticks={name: ids[:, :num_ticks] for name, ids in frames.items()},
-            targets={name: frames[name][:, 1 : num_ticks + 1] for name in written},
+            targets={name: trained[name][:, 1 : num_ticks + 1] for name in written},
+            elements={name: frames[name][:, 1 : num_ticks + 1] for name in written},
             document_start=torch.zeros_like(codes[TEXT]),
-            num_bytes=num_bytes,
+            num_bytes=len(codes[TEXT]) * (num_ticks - num_prompt),
         )
 
     def _check(self, codes: Ticks) -> None:
@@ -308,18 +231,23 @@ class Moshi(nn.Module):
     def forward(self, batch: Batch) -> FrameLogits:
         """Score the next frame at every tick; see `System.forward`.
 
-        Each element is scored after the elements before it in ``batch.targets``. Without audio
+        Each element is scored after the elements before it in ``batch.elements``. Without audio
         targets only the text is scored.
         """
         x = self._embed(batch.ticks)
         z = self.norm(self.temporal(x, self.temporal.reach(batch.document_start)))
         logits = {TEXT: self.head(z)}
         if all(stream.name in batch.targets for stream in self.predicted):
-            frame = [batch.targets[TEXT][..., None]]
-            frame += [batch.targets[stream.name] for stream in self.predicted]
+            elements = batch.elements or batch.targets
+            frame = [elements[TEXT][..., None]]
+            frame += [elements[stream.name] for stream in self.predicted]
             previous = torch.cat(frame, -1)[..., :-1]
             audio, _ = self.depth(z.flatten(0, 1), previous.flatten(0, 1))
-            pieces = audio.unflatten(0, z.shape[:2]).split([s.depth for s in self.predicted], 2)
+            pieces = (
+                self._limited(audio, 0)
+                .unflatten(0, z.shape[:2])
+                .split([s.depth for s in self.predicted], 2)
+            )
             logits |= {s.name: piece for s, piece in zip(self.predicted, pieces, strict=True)}
         return logits
 
@@ -406,11 +334,14 @@ class Moshi(nn.Module):
         previous = choose(TEXT, 0, self.head(z))
         frame = {TEXT: previous}
         past: tuple[Past, ...] | None = None
+        num_done = 0
         for stream in self.predicted:
             codes = []
             for codebook in range(stream.depth):
                 logits, past = self.depth(z, previous[:, None], past)
-                previous = choose(stream.name, codebook, logits[:, 0])
+                scores = self._limited(logits, num_done)[:, 0]
+                previous = choose(stream.name, codebook, scores)
+                num_done += 1
                 codes.append(previous)
             frame[stream.name] = torch.stack(codes, -1)
         return frame

@@ -13,8 +13,9 @@ import torch
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
+from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
+from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
 from counterpoint.systems.moshi_tensors import extend_depth, mlp_hidden, trim_depth
 from counterpoint.systems.moshi_weights import read_checkpoint, write_checkpoint
 

@@ -16,7 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import TEXT, MoshiConfig, moshi_7b, two_speakers
+from counterpoint.systems.moshi import moshi_7b
+from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams, two_speakers
 
 TAG = "<system>"
 """Opens and closes a role; plain text to the tokeniser."""
@@ -101,13 +102,5 @@ def hybrid_prompt(
         )
     prompt = {TEXT: torch.tensor([text], dtype=torch.long)}
     for role, codes in channels.items():
-        streams = [stream for stream in config.audio if stream.role == role]
-        depths = [stream.depth for stream in streams]
-        if sum(depths) != codes.shape[1]:
-            raise ValueError(
-                f"A speaker has {sum(depths)} codebooks in this model: got {codes.shape[1]} codes "
-                "a frame. Encode with as many codebooks."
-            )
-        pieces = codes[None].split(depths, -1)
-        prompt |= {stream.name: piece for stream, piece in zip(streams, pieces, strict=True)}
+        prompt |= speaker_streams(config, role, codes[None])
     return prompt

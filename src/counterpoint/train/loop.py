@@ -459,6 +459,7 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
             batch,
             ticks={name: ids[cut] for name, ids in batch.ticks.items()},
             targets={name: ids[cut] for name, ids in batch.targets.items()},
+            elements={name: ids[cut] for name, ids in batch.elements.items()},
             document_start=batch.document_start[cut],
         )
         for cut in cuts

@@ -1,0 +1,338 @@
+"""What a speech run trains on: recordings of dialogues as rows of frames.
+
+Dialogues are packed whole into rows, one behind the other; each begins with the initial frame of
+the model and sees nothing of the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.data.dialogues import (
+    DialogueConfig,
+    DialogueExamples,
+    Example,
+    Progress,
+    encode_dialogues,
+    read_dialogues,
+)
+from counterpoint.speech.augment import Augmentation
+from counterpoint.speech.codec import Codec
+from counterpoint.speech.codec2 import Codec2
+from counterpoint.speech.mimi import Mimi
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID, Role, Ticks
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import TEXT, speaker_streams
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechData:
+    """Recordings of dialogues, and what they are turned into.
+
+    Attributes:
+        train: List of recordings (see `counterpoint.data.dialogues`) to learn from.
+        held_out: List of recordings that are only measured on; empty for none.
+        codec: "codec2", or the path of Mimi's weights.
+        tokenizer: Of the text: "bytes", or the path of a SentencePiece .model.
+        row_s: Length of a row, and the longest piece of a recording that is read as one.
+        augmentation: What happens to the user's audio in training.
+        copies: Times that each recording is encoded, each with another draw of the augmentation.
+        seed: Decides what happens.
+        cache_folder: Where codes are kept.
+    """
+
+    train: str
+    held_out: str = ""
+    codec: str = "codec2"
+    tokenizer: str = "bytes"
+    row_s: float = 100.0
+    augmentation: Augmentation | None = None
+    copies: int = 1
+    seed: int = 0
+    cache_folder: str = "~/.cache/counterpoint/dialogues"
+
+    def __post_init__(self) -> None:
+        if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
+            raise ValueError(
+                f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechCorpus:
+    """Rows to learn from and to measure on; ``held_out`` is ``None`` where there are none."""
+
+    train: "DialogueRows"
+    held_out: "DialogueRows | None"
+
+
+@runtime_checkable
+class WordTokenizer(Protocol):
+    """Turns single words into text ids that leave those of padding free."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    def encode_word(self, word: str) -> list[int]:
+        """Ids of one word."""
+        ...
+
+    def starts_word(self, token: int) -> bool:
+        """Whether an id begins a word."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        ...
+
+
+class ByteWords:
+    """A word is a blank and its UTF-8 bytes; control characters, padding among them, are free."""
+
+    vocab_size = 256
+
+    def encode_word(self, word: str) -> list[int]:
+        """A blank, and the bytes of a word without control characters."""
+        return [byte for byte in f" {word}".encode() if byte >= ord(" ")]
+
+    def starts_word(self, token: int) -> bool:
+        """Whether it is a blank."""
+        return token == ord(" ")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of bytes; broken UTF-8 gives U+FFFD."""
+        return bytes(token for token in ids if token >= ord(" ")).decode("utf-8", "replace")
+
+
+class SentencePieceWords:
+    """The published models' text: a SentencePiece .model file.
+
+    Raises:
+        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise ValueError(
+                "This tokenizer needs the package `sentencepiece`: "
+                "pip install 'counterpoint[speech]'."
+            ) from error
+        try:
+            self._pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"The tokenizer must be 'bytes' or a SentencePiece .model file: got {str(path)!r} "
+                f"({' '.join(str(error).split())[:100]})."
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces of the file."""
+        return int(self._pieces.get_piece_size())
+
+    def encode_word(self, word: str) -> list[int]:
+        """Pieces of one word; the first begins with U+2581."""
+        return list(self._pieces.encode(word))
+
+    def starts_word(self, token: int) -> bool:
+        """Whether a piece begins with U+2581."""
+        return str(self._pieces.id_to_piece(token)).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of pieces."""
+        return str(self._pieces.decode(list(ids)))
+
+
+def open_tokenizer(name: str) -> WordTokenizer:
+    """The tokeniser "bytes", or that of a SentencePiece .model file.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    return ByteWords() if name == "bytes" else SentencePieceWords(name)
+
+
+def open_codec(name: str, num_codebooks: int, device: torch.device | str = "cpu") -> Codec:
+    """The codec "codec2", or Mimi with the weights of a file.
+
+    Args:
+        name: Of the codec, or the path of Mimi's weights.
+        num_codebooks: Of a frame of one speaker.
+        device: Where Mimi computes.
+
+    Raises:
+        ValueError: It cannot be used, or has other codebooks.
+    """
+    if name != "codec2":
+        return Mimi.load(name, num_codebooks, device=device)
+    codec = Codec2()
+    if len(codec.codebook_sizes) != num_codebooks:
+        raise ValueError(
+            f"Codec2 has {len(codec.codebook_sizes)} codebooks: the model has {num_codebooks} for "
+            "a speaker. Change the model's `audio`, or take another codec."
+        )
+    return codec
+
+
+def codec_of(model: Moshi, name: str, device: torch.device | str = "cpu") -> Codec:
+    """The codec of both speakers of a model.
+
+    Raises:
+        ValueError: Rates or codebooks differ.
+    """
+    depths = {
+        sum(stream.depth for stream in model.config.audio if stream.role == role)
+        for role in (Role.SPOKEN, Role.HEARD)
+    }
+    if len(depths) != 1:
+        raise ValueError(f"Both speakers must have equally many codebooks: got {sorted(depths)}.")
+    codec = open_codec(name, depths.pop(), device)
+    if codec.frame_rate_hz != model.config.tick_hz:
+        raise ValueError(
+            f"The model's `tick_hz` must be the codec's {codec.frame_rate_hz}: got "
+            f"{model.config.tick_hz}."
+        )
+    if max(codec.codebook_sizes) > model.config.audio_vocab_size:
+        raise ValueError(
+            f"`audio_vocab_size` must be at least the codec's {max(codec.codebook_sizes)}: got "
+            f"{model.config.audio_vocab_size}."
+        )
+    return codec
+
+
+def prepare_speech(
+    config: SpeechData, model: Moshi, on_progress: Progress | None = None
+) -> SpeechCorpus:
+    """The rows of a config, encoded into the cache where they are not yet.
+
+    Raises:
+        ValueError: A list, the codec or the tokeniser cannot be used, or does not fit the model.
+        OSError: The cache cannot be written.
+    """
+    tokenizer = open_tokenizer(config.tokenizer)
+    if tokenizer.vocab_size > model.config.text_vocab_size:
+        raise ValueError(
+            f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
+            f"{model.config.text_vocab_size}."
+        )
+    codec = codec_of(model, config.codec)
+
+    def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
+        dialogues = read_dialogues(path)
+        files = [
+            file
+            for seed in seeds
+            for file in encode_dialogues(
+                dialogues,
+                codec,
+                DialogueConfig(
+                    chunk_s=config.row_s,
+                    augmentation=augmentation,
+                    seed=seed,
+                    cache_folder=config.cache_folder,
+                ),
+                on_progress,
+            )
+        ]
+        examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
+        return DialogueRows(examples, model, round(config.row_s * codec.frame_rate_hz))
+
+    seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
+    return SpeechCorpus(
+        train=rows(config.train, seeds, config.augmentation),
+        held_out=rows(config.held_out, [0], None) if config.held_out else None,
+    )
+
+
+class DialogueRows:
+    """Rows of equal length, filled with whole examples in order while they fit.
+
+    Behind the last example of a row nothing is read and nothing is trained.
+
+    Args:
+        examples: Dialogues, none longer than a row.
+        model: Lays them out; only its config is used.
+        row_ticks: Frames in a row.
+
+    Raises:
+        ValueError: There are no examples, or one is longer than a row.
+    """
+
+    def __init__(self, examples: Sequence[Example], model: Moshi, row_ticks: int) -> None:
+        self.row_ticks = row_ticks
+        self._examples = examples
+        self._model = model
+        lengths = [len(example.streams[TEXT]) for example in examples]
+        if not lengths or max(lengths) > row_ticks:
+            raise ValueError(
+                f"Rows must have at least one example, and none longer than a row of {row_ticks} "
+                f"frames: got {len(lengths)}, the longest of {max(lengths, default=0)}."
+            )
+        self._rows: list[list[int]] = [[]]
+        filled = 0
+        for number, length in enumerate(lengths):
+            if filled + length > row_ticks:
+                self._rows.append([])
+                filled = 0
+            self._rows[-1].append(number)
+            filled += length
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The rows at ``indices`` as a batch; its size counts frames."""
+        rows = [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
+        return Batch(
+            ticks=_stacked([row.ticks for row in rows]),
+            targets=_stacked([row.targets for row in rows]),
+            elements=_stacked([row.elements for row in rows]),
+            document_start=torch.cat([row.document_start for row in rows]),
+            num_bytes=sum(row.num_bytes for row in rows),
+        )
+
+    def _row(self, numbers: Sequence[int]) -> Batch:
+        config = self._model.config
+        parts, starts, filled = list[Batch](), list[Tensor](), 0
+        for number in numbers:
+            streams = self._examples[number].streams
+            codes = {TEXT: streams[TEXT][None]}
+            for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
+                codes |= speaker_streams(config, role, streams[name][None])
+            parts.append(self._model.batch(codes))
+            starts.append(parts[-1].document_start + filled)
+            filled += len(streams[TEXT])
+        rest = self.row_ticks - filled
+        starts.append(torch.full((1, rest), filled))
+        return Batch(
+            ticks=_joined([part.ticks for part in parts], rest),
+            targets=_joined([part.targets for part in parts], rest),
+            elements=_joined([part.elements for part in parts], rest),
+            document_start=torch.cat(starts, 1),
+            num_bytes=sum(part.num_bytes for part in parts),
+        )
+
+
+def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
+    """Parts of one row behind each other, and ``rest`` ticks of nothing."""
+    joined = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    return {
+        name: F.pad(ids, (0, rest) if ids.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
+        for name, ids in joined.items()
+    }
+
+
+def _stacked(rows: Sequence[Ticks]) -> Ticks:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,198 @@
+"""Text to speech: local voices, each utterance with the times of its words, and kept on disk.
+
+One network gives several speakers: speech that is made k times as long and then played k times as
+fast has its old length, and pitch and formants k times as high (`Voice.formant`).
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int16
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from counterpoint.speech.audio import resample
+from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, digest
+from counterpoint.speech.loudness import normalise_loudness
+
+JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
+"""Five speakers of one voice: a listening network keeps them apart, another one understands all."""
+
+_FORMAT = {"format": "counterpoint-utterance", "version": "1"}
+_FRAME_S, _QUIET_DB, _MARGIN_S = 0.005, -45.0, 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Voice:
+    """Who speaks.
+
+    Attributes:
+        engine: Which program.
+        name: Which of its voices.
+        formant: How many times as high pitch and formants are.
+        pace: How many times as long everything is.
+    """
+
+    engine: Literal["piper", "flite", "espeak"] = "piper"
+    name: str = "joe"
+    formant: float = 1.0
+    pace: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, value in (("formant", self.formant), ("pace", self.pace)):
+            if not 0.5 <= value <= 2:
+                raise ValueError(f"`{field}` of a voice must be 0.5 to 2: got {value}.")
+
+    @property
+    def label(self) -> str:
+        """Who, without how fast: "piper joe 1.15"."""
+        return f"{self.engine} {self.name} {self.formant:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Spoken:
+    """An utterance without silence around it.
+
+    Attributes:
+        audio: Samples, each a multiple of 2^-15.
+        words: One for each blank-separated piece of the text, in order; what makes no sound lasts
+            no time.
+    """
+
+    audio: Float[Tensor, " N"]
+    words: tuple[SpokenWord, ...]
+
+
+class Speaker(Protocol):
+    """Whatever speaks texts; equal arguments give equal samples. Processes get a pickled copy."""
+
+    def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
+        """Say a text."""
+        ...
+
+
+class Synthesizer:
+    """Speaks with the engines that are installed; each is started when it is first needed.
+
+    Args:
+        cache_folder: Where utterances are kept; ``None`` keeps none.
+        loudness_lufs: Of every utterance. The default is that of PersonaPlex's voice samples.
+    """
+
+    def __init__(
+        self, cache_folder: str | Path | None = None, loudness_lufs: float = -24.0
+    ) -> None:
+        self._cache = None if cache_folder is None else Path(cache_folder).expanduser()
+        self._loudness_lufs = loudness_lufs
+        self._engines = dict[str, Engine]()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the engines: another process starts its own."""
+        return {**self.__dict__, "_engines": {}}
+
+    def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
+        """Say a text, or find what was said before.
+
+        Args:
+            text: With at least one letter or digit.
+            voice: Who says it.
+            sample_rate: Samples a second.
+
+        Raises:
+            ValueError: The engine is missing or cannot say it.
+            OSError: The cache cannot be written.
+        """
+        text = " ".join(text.split())
+        if not any(map(str.isalnum, text)):
+            raise ValueError(f"A text to say must have a letter or a digit: got {text!r}.")
+        if voice.engine not in self._engines:
+            self._engines[voice.engine] = ENGINES[voice.engine]()
+        engine = self._engines[voice.engine]
+        if self._cache is None:
+            return _kept(*self._say(engine, text, voice, sample_rate))
+        key = digest(
+            _FORMAT, engine.version, asdict(voice), text, sample_rate, self._loudness_lufs
+        )
+        file = self._cache / key[:2] / f"{key}.safetensors"
+        if (kept := _read(file)) is not None:
+            return kept
+        samples, words = self._say(engine, text, voice, sample_rate)
+        _write(file, samples, words)
+        return _kept(samples, words)
+
+    def _say(
+        self, engine: Engine, text: str, voice: Voice, sample_rate: int
+    ) -> tuple[Int16[Tensor, " N"], list[SpokenWord]]:
+        said = engine.say(text, voice.name, voice.pace * voice.formant)
+        rate = round(said.sample_rate * voice.formant)
+        audio = resample(said.audio[None], rate, sample_rate)
+        if not audio.any():
+            raise ValueError(f"{voice.label} must say something for {text!r}: it is silent.")
+        audio = normalise_loudness(audio, sample_rate, self._loudness_lufs)[0]
+        first, stop = _voiced(audio, sample_rate)
+        samples = (audio[first:stop] * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+        scale, start_s, length_s = (
+            said.sample_rate / rate,
+            first / sample_rate,
+            (stop - first) / sample_rate,
+        )
+        words = [
+            SpokenWord(
+                word,
+                *(min(max(time * scale - start_s, 0.0), length_s) for time in (begin, end)),
+            )
+            for word, begin, end in said.words
+        ]
+        return samples, words
+
+
+def available_voices() -> tuple[Voice, ...]:
+    """Every speaker of the engines that are installed, Piper's five first."""
+    return tuple(
+        Voice(engine=engine, name=name, formant=formant)  # type: ignore[arg-type]
+        for engine, kind in ENGINES.items()
+        for name in kind.names()
+        for formant in (JOE_FORMANTS if engine == "piper" else (1.0,))
+    )
+
+
+def _voiced(audio: Float[Tensor, " N"], sample_rate: int) -> tuple[int, int]:
+    """From the first to the last frame that is not quiet, and a little around."""
+    size = max(1, round(_FRAME_S * sample_rate))
+    frames = torch.nn.functional.pad(audio, (0, -len(audio) % size)).unflatten(0, (-1, size))
+    power = frames.double().square().mean(1)
+    loud = (power > power.max() * 10 ** (_QUIET_DB / 10)).nonzero()[:, 0]
+    margin = round(_MARGIN_S * sample_rate)
+    first, stop = int(loud[0]) * size - margin, (int(loud[-1]) + 1) * size + margin
+    return max(first, 0), min(stop, len(audio))
+
+
+def _kept(samples: Int16[Tensor, " N"], words: list[SpokenWord]) -> Spoken:
+    return Spoken(audio=samples.float() / 2**15, words=tuple(words))
+
+
+def _read(file: Path) -> Spoken | None:
+    """What a file holds; ``None`` where there is none, or a broken one, which is made again."""
+    try:
+        with safe_open(file, "pt") as kept:
+            words = [SpokenWord(*word) for word in json.loads(kept.metadata()["words"])]
+            return _kept(kept.get_tensor("samples"), words)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _write(file: Path, samples: Int16[Tensor, " N"], words: list[SpokenWord]) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"samples": samples}, partial, {**_FORMAT, "words": json.dumps(words)})
+        partial.replace(file)
+    except SafetensorError as error:
+        raise OSError(f"Utterances must be written to {str(file.parent)!r}: {error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
