@@ -21,7 +21,7 @@ from counterpoint.data.config import prepare
 from counterpoint.data.loader import Loader
 from counterpoint.evaluate.language_model import bits_per_byte, score
 from counterpoint.recipes.first_run import control_system, first_run
-from counterpoint.recipes.study import build_system
+from counterpoint.systems import build_system
 from counterpoint.train.checkpoint import load_weights
 from counterpoint.train.loop import train
 from counterpoint.train.optimizer import build_optimizer

@@ -71,7 +71,7 @@ def ours(model: SingleStream | TwoStream) -> Callable[[Tensor], Tensor]:
             ticks={"part": ids[:, :-1]},
             targets={"part": ids[:, 1:]},
             document_start=start,
-            num_bytes=start.numel(),
+            size=start.numel(),
         )
         return model.loss(batch).total
 

@@ -131,6 +131,63 @@ def test_attention_with_cache_matches_dense_mask(window: int, longest: int) -> N
             position += lengths
 
 
+def naive_pinned(block: SelfAttention, x: Tensor, window: int, num_pinned: int) -> Tensor:
+    """One row, query by query: the first steps, turned as if next to the newest, and the newest."""
+    heads, width = block.num_heads, x.shape[-1]
+    q, k, v = (block.qkv(x)[:, i * width : (i + 1) * width] for i in range(3))
+    q, k, v = (y.unflatten(-1, (heads, -1)) for y in (q, k, v))
+    turned = torch.stack([torch.stack([naive_rotate(y, t) for y in k[t]]) for t in range(len(x))])
+    out = []
+    for t in range(len(x)):
+        newest = [s for s in range(num_pinned, t + 1) if s > t - (window - num_pinned)]
+        first = [s for s in range(num_pinned) if s <= t]
+        mixed = []
+        for h in range(heads):
+            # Within the first window both are the same.
+            near, own = (naive_rotate(q[t, h], p) for p in (min(t, window - 1), t))
+            scores = torch.cat((turned[first, h] @ near, turned[newest, h] @ own))
+            weights = torch.softmax(scores / math.sqrt(width / heads), 0)
+            mixed.append(weights @ v[first + newest, h])
+        out.append(block.out(torch.cat(mixed)))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("window", "longest", "num_pinned"),
+    [(2, 1, 1), (7, 7, 3), (7, 1, 6), (12, 9, 1), (40, 25, 17), (64, 9, 60)],
+)
+def test_pinned_steps_match_dense_attention(window: int, longest: int, num_pinned: int) -> None:
+    """Streamed in chunks, rows at different positions, several times around the ring."""
+    block, capacity, num_steps = SelfAttention(12, 2), window + longest - 1, 150
+    x = torch.randn(2, num_steps + longest, 12)
+    with torch.no_grad():
+        expected = torch.stack([naive_pinned(block, row, window, num_pinned) for row in x])
+        cache, position = block.initial_state(2, capacity), torch.zeros(2, dtype=torch.long)
+        while int(position.min()) < num_steps:
+            lengths = torch.randint(0, longest + 1, (2,)).clamp(max=num_steps - position)
+            rows = zip(x, position.tolist(), strict=True)
+            chunk = torch.stack([row[at : at + longest] for row, at in rows])
+            reach = streaming_reach(position, longest, lengths, 6, window, capacity, num_pinned)
+            y = block(chunk, reach, cache)
+            for row in range(2):
+                at, real = int(position[row]), int(lengths[row])
+                theirs = expected[row, at : at + real]
+                torch.testing.assert_close(y[row, :real], theirs, rtol=0, atol=1e-5)
+            position += lengths
+
+
+@pytest.mark.parametrize("num_pinned", [1, 4])
+def test_ring_steps_keep_pinned_steps(num_pinned: int) -> None:
+    capacity = 5
+    for end in range(3 * capacity):
+        slots = [-1] * capacity
+        for step in range(end):
+            behind = num_pinned + (step - num_pinned) % (capacity - num_pinned)
+            slots[step if step < num_pinned else behind] = step
+        held = ring_steps(torch.tensor([end]), capacity, capacity, num_pinned)
+        assert held[0].tolist() == slots
+
+
 def test_attention_with_cache_passes_gradients_of_a_chunk() -> None:
     block, x = SelfAttention(12, 2), torch.randn(2, 9, 12, requires_grad=True)
     reach = streaming_reach(torch.zeros(2, dtype=torch.long), 9, None, 6, 5, 13)

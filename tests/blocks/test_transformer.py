@@ -109,3 +109,14 @@ def test_tower_normalises_with_its_epsilon() -> None:
         tower = Tower(TowerConfig(**shape, **changes))  # type: ignore[arg-type]
         norms = [part.epsilon for part in tower.modules() if isinstance(part, RMSNorm)]
         assert norms == [epsilon] * 4
+
+
+def test_pinned_steps_are_part_of_the_window_and_for_streaming() -> None:
+    shape = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_hidden": 8, "window": 5}
+    for pinned_steps in (-1, 5):
+        with pytest.raises(ValueError, match=f"must be 0 to 4, less than .*got {pinned_steps}"):
+            TowerConfig(**shape, pinned_steps=pinned_steps)
+    tower = Tower(TowerConfig(**shape, pinned_steps=2))
+    tower.reach(torch.zeros(1, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match="must fit the window of 5: got 6 steps"):
+        tower.reach(torch.zeros(1, 6, dtype=torch.long))

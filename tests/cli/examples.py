@@ -1,12 +1,21 @@
-"""A small corpus and small recipes, as files that a user would write."""
+"""Small corpora and small recipes, as files that a user would write."""
 
+import json
 from pathlib import Path
 
+import torch
+
+from counterpoint.speech.audio import write_audio
+
 RECIPES = """
+from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.config import DataConfig, Folder
+from counterpoint.data.speech import SpeechData
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.recipes.study import Study
+from counterpoint.streams.spec import Role
+from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import TrainConfig
@@ -36,6 +45,35 @@ def pair():
     )
 
 
+def speaking():
+    return Run(
+        name="speaking",
+        system=MoshiConfig(
+            temporal=TOWER,
+            depth=DepthConfig(width=12, num_layers=1, num_heads=2, mlp_hidden=16),
+            audio=tuple(
+                AudioStream(name=f"{who}_{kind}", role=role, depth=len(sizes), delay_ticks=late,
+                            codebook_sizes=sizes)
+                for who, role in (("agent", Role.SPOKEN), ("user", Role.HEARD))
+                for kind, sizes, late in (("semantic", (512,), 0), ("acoustic", (512, 16, 64), 1))
+            ),
+            num_predicted=8,
+            text_vocab_size=256,
+            audio_vocab_size=512,
+            tick_hz=25.0,
+        ),
+        data=SpeechData(
+            train="spoken/train.jsonl", held_out="spoken/held_out.jsonl", row_s=2.0,
+            cache_folder="cache",
+        ),
+        train=TrainConfig(num_steps=3, batch_rows=2, accumulation=2, checkpoint_every=2),
+    )
+
+
+def mismatched():
+    return Run(name="mismatched", system=speaking().system, train=small().train)
+
+
 def number():
     return 7
 
@@ -57,3 +95,19 @@ def write(folder: Path) -> None:
     for i in range(5):
         lines = [f"The fox {i} jumps over the dog {j}; so it goes.\n" for j in range(6)]
         (texts / f"story_{i}.txt").write_text("".join(lines))
+
+
+def write_speech(folder: Path) -> None:
+    """Write ``spoken/``: four recordings of two humming speakers, one of them held out."""
+    spoken = folder / "spoken"
+    spoken.mkdir()
+    lines = []
+    for i, seconds in enumerate((1.6, 0.7, 1.1, 1.3)):
+        times = torch.arange(int(seconds * 8000)) / 8000
+        sides = [0.3 * (6.28 * pitch * times).sin() for pitch in (140 + 30 * i, 210 + 20 * i)]
+        write_audio(spoken / f"{i}.wav", torch.stack(sides), 8000)
+        words = [["hum", [0.2, 0.5], "SPEAKER_MAIN"], ["hm", [0.1, 0.4], "SPEAKER_00"]]
+        (spoken / f"{i}.json").write_text(json.dumps({"alignments": words}))
+        lines.append(json.dumps({"path": f"{i}.wav", "duration": seconds}) + "\n")
+    (spoken / "train.jsonl").write_text("".join(lines[:3]))
+    (spoken / "held_out.jsonl").write_text(lines[3])

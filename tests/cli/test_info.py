@@ -8,9 +8,9 @@ from rich.console import Console
 
 from counterpoint.cli.info import draw, load_preset, show
 from counterpoint.cli.main import main
-from counterpoint.recipes.study import build_system
 from counterpoint.streams.spec import Layout, Role, Stream
-from counterpoint.systems import two_stream
+from counterpoint.systems import build_system, moshi, two_stream
+from counterpoint.systems.personaplex import personaplex_7b
 
 
 def layout(delay_ticks: int) -> Layout:
@@ -49,7 +49,13 @@ def test_irregular_stream_shows_its_longest_steps(capsys: pytest.CaptureFixture[
     assert "longest" not in regular
 
 
-@pytest.mark.parametrize("name", ["single_stream.tiny", "two_stream.tiny", "two_stream.base"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("single_stream.tiny", "two_stream.tiny", "two_stream.base"),
+        *("moshi.tiny", "moshi.moshi_7b", "personaplex.personaplex_7b"),
+    ],
+)
 def test_info_prints_the_costs_that_the_system_states(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +70,26 @@ def test_info_prints_the_costs_that_the_system_states(
         system.state_bytes_per_tick(512),
     ):
         assert f" {number:,.0f} " in shown
+
+
+def test_presets_are_the_functions_that_give_a_config() -> None:
+    assert load_preset("moshi.moshi_7b") == moshi.moshi_7b()
+    assert load_preset("personaplex.personaplex_7b") == personaplex_7b()
+    assert load_preset("two_stream.small") == two_stream.small()
+    for other in ("Moshi", "joint_loss", "two_speakers", "load_reference", "moshi_7c", ""):
+        with pytest.raises(ValueError, match="must be one of moshi_7b, tiny: got"):
+            load_preset(f"moshi.{other}")
+
+
+def test_streams_of_codebooks_show_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "moshi.moshi_7b"]) == 0
+    shown = capsys.readouterr().out
+    assert "moshi.moshi_7b: Moshi, 12.5 ticks a second" in shown
+    row = next(line for line in shown.splitlines() if "user_acoustic" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "user_acoustic", "heard", "1 tick", "1 ticks", "7 x 2048 ids"
+    ]  # fmt: skip
+    assert "newest" not in shown  # there is no coarser stream to draw
 
 
 def test_info_of_a_study_shows_every_arm(capsys: pytest.CaptureFixture[str]) -> None:

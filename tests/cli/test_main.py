@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint import cli
 from counterpoint.cli.main import main
 from tests.cli import examples
 
-VERBS = ("train", "generate", "evaluate", "report", "info")
+VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,7 @@ def test_help_shows_every_verb_with_a_line_that_runs(capsys: pytest.CaptureFixtu
         assert any(
             line.strip().startswith(verb) and f"counterpoint {verb} " in line for line in lines
         )
+    assert {path.stem for path in Path(cli.__file__).parent.glob("*.py")} >= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -60,6 +62,10 @@ def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -
         ("train small.py:pair --train.num-step 4", "The nearest is --arms.0.train.num-steps."),
         ("train small.py:pair --arms.0.train.num-steps 4", "`train.num_steps` is 4 for 'single'"),
         ("info two_stream.smal", "got 'smal'. The nearest is 'small'."),
+        (
+            "info moshi.moshi",
+            "must be one of moshi_7b, tiny: got 'moshi'. The nearest is 'mosh",
+        ),
         ("info runs/none", "must exist: 'runs/none' does not"),
         ("info small.py --num-ticks 0", "`--num-ticks` must be >= 1, got 0."),
         ("generate runs/none", "runs/none must be a checkpoint or a run folder"),
@@ -108,17 +114,22 @@ def test_fault_of_another_program_keeps_its_traceback() -> None:
         main(["train", "small.py:broken"])
 
 
+@pytest.mark.parametrize(("package", "extra"), [("tyro", "train"), ("soundfile", "speech")])
 def test_missing_package_is_named_with_its_extra(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    Path("needy.py").write_text(f"def needy():\n    import {package}\n")
     for name in [name for name in sys.modules if name.startswith("counterpoint.cli.")]:
         if name != "counterpoint.cli.main":
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert main(["info", "two_stream.tiny"]) == 2
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["info", "needy.py"]) == 2
     error = capsys.readouterr().err
-    assert "needs the package 'tyro'" in error
-    assert "pip install 'counterpoint[train]'" in error
+    assert f"needs the package '{package}'" in error
+    assert f"pip install 'counterpoint[{extra}]'" in error
 
 
 def test_closed_pipe_ends_quietly(

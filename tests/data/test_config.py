@@ -80,7 +80,7 @@ def test_held_out_books_have_little_parallel_text(kjv_corpus: Corpus) -> None:
 def test_default_corpus_loads(kjv_corpus: Corpus) -> None:
     batch = Loader(kjv_corpus.train, 16, seed=0).batch(0)
     assert batch.ticks["part"].shape == (16, 1024)
-    assert 0.9 * 16 * 1024 < batch.num_bytes <= 16 * 1024
+    assert 0.9 * 16 * 1024 < batch.size <= 16 * 1024
 
 
 def test_corpus_is_written_once(config: DataConfig) -> None:

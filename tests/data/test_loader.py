@@ -23,7 +23,7 @@ class Numbered:
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         ids = torch.from_numpy(indices)[:, None]
         return Batch(
-            ticks={"part": ids}, targets={"part": ids}, document_start=ids * 0, num_bytes=len(ids)
+            ticks={"part": ids}, targets={"part": ids}, document_start=ids * 0, size=len(ids)
         )
 
 

@@ -65,7 +65,7 @@ def test_rows_hold_every_unit_exactly(
     assert len(ticks) - begin < row_ticks
     assert begin == len(packed) * row_ticks
     assert (start % block_ticks == 0).all()
-    assert batch.num_bytes == sum(len(text.encode()) for text in texts)
+    assert batch.size == sum(len(text.encode()) for text in texts)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_rows_do_not_depend_on_their_neighbours(packed: PackedRows, order: list[
     assert (some.ticks["part"] == whole.ticks["part"][indices]).all()
     assert (some.targets["part"] == whole.targets["part"][indices]).all()
     assert (some.document_start == whole.document_start[indices]).all()
-    alone = [packed.rows(indices[i : i + 1]).num_bytes for i in range(len(indices))]
-    assert some.num_bytes == sum(alone)
+    alone = [packed.rows(indices[i : i + 1]).size for i in range(len(indices))]
+    assert some.size == sum(alone)
 
 
 def test_unit_goes_on_in_the_next_row_with_its_target(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_unit_goes_on_in_the_next_row_with_its_target(tmp_path: Path) -> None:
     first, second = [*b"abcdefgh"], [257, UNSET_ID, UNSET_ID, UNSET_ID, *b"z", 257, -1, -1]
     assert batch.targets["text"].tolist() == [first, second]
     assert batch.document_start.tolist() == [[0] * 8, [0] * 4 + [4] * 4]
-    assert batch.num_bytes == 9
+    assert batch.size == 9
 
 
 def test_bytes_of_subword_targets_are_exact(tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_bytes_of_subword_targets_are_exact(tmp_path: Path) -> None:
         for text in texts:
             writer.add(text)
     packed = PackedRows(TokenShards(tmp_path / "s"), 8, 4)
-    assert packed.rows(np.arange(len(packed))).num_bytes == sum(len(t.encode()) for t in texts)
+    assert packed.rows(np.arange(len(packed))).size == sum(len(t.encode()) for t in texts)
     targets = packed.rows(np.array([1])).targets["part"].numpy()
     expected = tokenizer.num_bytes(targets[targets != UNSET_ID])
-    assert packed.rows(np.array([1])).num_bytes == expected
+    assert packed.rows(np.array([1])).size == expected
 
 
 def test_unit_shorter_than_a_block_fills_one_block(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ documents = (plain_document(chr(97 + i % 26) * 65_536) for i in range(512))
 shards = write_shards(documents, ByteTokenizer(), {str(tmp_path / "s")!r}, shard_tokens=1 << 24)
 assert len(shards._shards) == 3
 loader = Loader(PackedRows(shards, 1024, 8), 16, seed=0)
-assert sum(loader.batch(step).num_bytes for step in range(20)) > 20 * 15 * 1024
+assert sum(loader.batch(step).size for step in range(20)) > 20 * 15 * 1024
 try:
     np.ones(128 << 20, np.uint8)
 except MemoryError:

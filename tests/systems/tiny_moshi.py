@@ -1,6 +1,7 @@
 """Tiny Moshi models, codes for them, and ways to run them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
@@ -48,6 +48,13 @@ CONFIGS: dict[str, MoshiConfig] = {
     "own_delays": config(codebooks((1, 2, 4)), 3, schedule=(0, 1, 1), rank=8),
     "late_text": config(two_speakers(1), 2, text_delay_ticks=2),
     "one_codebook": config(codebooks((0,)), 1, rank=5),
+    "unlike_codebooks": config(
+        tuple(
+            replace(stream, codebook_sizes=(4,) if stream.depth == 1 else (AUDIO_VOCAB, 2))
+            for stream in two_speakers(2)
+        ),
+        3,
+    ),
 }
 
 
@@ -61,32 +68,26 @@ def build(shape: str | MoshiConfig) -> Moshi:
     return model
 
 
+def sizes(model: Moshi) -> dict[str, Tensor]:
+    """Ids of the text, and of every codebook of each audio stream."""
+    depths = [stream.depth for stream in model.config.audio]
+    audio = torch.tensor(model.config.codebook_sizes).split(depths)
+    names = [stream.name for stream in model.config.audio]
+    text = torch.tensor(model.config.text_vocab_size)
+    return {"text": text, **dict(zip(names, audio, strict=True))}
+
+
 def random_codes(model: Moshi, rows: int, ticks: int) -> dict[str, Tensor]:
     """Codes of all streams in content order."""
     return {
-        stream.name: torch.randint(
-            0,
-            stream.vocab_size or 0,
-            (rows, ticks) if stream.name == "text" else (rows, ticks, stream.depth),
-        )
-        for stream in model.layout.streams
+        name: (torch.rand(rows, ticks, *size.shape) * size).long()
+        for name, size in sizes(model).items()
     }
 
 
 def frames_of(model: Moshi, rows: int, ticks: int) -> Ticks:
     """Frames in order of arrival, the initial one first."""
     return model.batch(random_codes(model, rows, ticks)).ticks
-
-
-def as_batch(frames: Ticks, model: Moshi) -> Batch:
-    """Frames to read, each with the next one to write."""
-    written = ("text", *(stream.name for stream in model.predicted))
-    return Batch(
-        ticks={name: ids[:, :-1] for name, ids in frames.items()},
-        targets={name: frames[name][:, 1:] for name in written},
-        document_start=torch.zeros_like(frames["text"][:, 1:]),
-        num_bytes=0,
-    )
 
 
 def write_logits(model: Moshi, z: Tensor, targets: Ticks) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights, read_manifest
 from counterpoint.train.distributed import World, joined, pick_device, shard
 from tests.train.tiny import rows
-from tests.train.two_processes import bigrams, part_and_whole, plan, run, transformer
+from tests.train.two_processes import bigrams, moshi, part_and_whole, plan, run, transformer
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(folder: Path) -> torch.Tensor:
-    return torch.tensor([(row["loss"], row["grad_norm"], row["bytes"]) for row in rows(folder)])
+    return torch.tensor([(row["loss"], row["grad_norm"], row["size"]) for row in rows(folder)])
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -50,6 +50,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         ("bigrams", bigrams, 2),
         ("transformer", transformer, 1),
         ("part_and_whole", part_and_whole, 2),
+        ("moshi", moshi, 2),
     ],
 )
 def test_two_processes_train_like_one(

@@ -106,7 +106,7 @@ def test_loop_records_every_step_and_evaluation_once(straight: Path) -> None:
     assert [line["step"] for line in lines if "evaluation" in line] == [2, 4, 6, 8]
     assert [path.name for path in checkpoint_paths(straight)] == ["step_00000008", "step_00000006"]
     last = lines[-1]
-    assert last["bytes"] == 8 * ROWS * TICKS
+    assert last["size"] == 8 * ROWS * TICKS
     assert last["flops"] == 8 * ROWS * TICKS * 300.0
     assert set(lines[0]["terms"]) == {"size"}
 
@@ -117,7 +117,7 @@ def test_loop_reports_loss_in_bits_per_byte(straight: Path) -> None:
     nats = system.loss(batch).nats.item()
     config = settings(1)
     result = train(system, Letters(), config, straight.with_name("one_step"))
-    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / (ROWS * TICKS), rel=1e-6)
+    assert result.loss == pytest.approx(nats / math.log(2) / (ROWS * TICKS), rel=1e-6)
 
 
 def test_loop_lowers_the_loss(straight: Path) -> None:
@@ -224,7 +224,7 @@ class Poisoned(Noisy):
                 ticks=batch.ticks,
                 targets=targets,
                 document_start=batch.document_start,
-                num_bytes=batch.num_bytes,
+                size=batch.size,
             )
         )
         scale = float("nan") if broken else 1.0
@@ -253,7 +253,7 @@ def test_finished_run_returns_at_once(straight: Path) -> None:
     before = (straight / "metrics.jsonl").read_text()
     result = run_here(straight, settings())
     assert result.finished
-    assert math.isnan(result.bits_per_byte)
+    assert math.isnan(result.loss)
     assert (straight / "metrics.jsonl").read_text() == before
 
 

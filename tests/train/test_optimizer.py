@@ -1,10 +1,11 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig
-from counterpoint.train.optimizer import build_optimizer, lr_ratio
+from counterpoint.train.optimizer import KindOptimizers, build_optimizer, lr_ratio
 from tests.train.tiny import build
 
 
@@ -129,3 +130,65 @@ def test_optimizer_steps_like_the_plain_one() -> None:
 def test_optimizer_config_refuses_nonsense(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)  # type: ignore[arg-type]
+
+
+def take_steps(kinds: str, seeds: str, **changes: Any) -> dict[str, torch.Tensor]:
+    """Moments after steps of kinds ``a`` and ``b``, each with the gradients of a seed."""
+    system = build()
+    optimizers = KindOptimizers(system, OptimizerConfig(**changes))
+    for kind, seed in zip(kinds, seeds, strict=True):
+        torch.manual_seed(int(seed))
+        for parameter in system.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizers.for_kind(kind).step()
+        optimizers.for_kind(kind).zero_grad()
+    return optimizers.named_state()
+
+
+@pytest.mark.parametrize("muon_lr", [None, 0.01])
+def test_kinds_of_batches_have_moments_of_their_own(muon_lr: float | None) -> None:
+    mixed = take_steps("abba", "1234", muon_lr=muon_lr)
+    for kind, seeds in (("a", "14"), ("b", "23")):
+        alone = take_steps(kind * 2, seeds, muon_lr=muon_lr)
+        own = {key: value for key, value in mixed.items() if key.startswith(f"{kind}/")}
+        assert own.keys() == alone.keys()
+        assert all(torch.equal(own[key], alone[key]) for key in own)
+    slots = {key.split("/")[1].partition(".")[0] for key in mixed}
+    assert slots == {"step", "exp_avg", "exp_avg_sq"} | ({"momentum_buffer"} if muon_lr else set())
+
+
+def test_kinds_share_the_parameters() -> None:
+    system = build()
+    optimizers = KindOptimizers(system, OptimizerConfig(lr=1.0, weight_decay=0.0))
+    before = system.scale.detach().clone()
+    for kind in ("", "text"):
+        system.scale.grad = torch.ones(1)
+        optimizers.for_kind(kind).set_lr(0.25)
+        optimizers.for_kind(kind).step()
+    torch.testing.assert_close(system.scale.detach(), before - 0.5)  # each a first step of Adam
+
+
+def test_moments_are_filled_again_by_name() -> None:
+    system = build()
+    optimizers = KindOptimizers(system, OptimizerConfig(muon_lr=0.01))
+    for kind in ("", "text"):
+        for parameter in system.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizers.for_kind(kind).step()
+    saved = {key: value.clone() for key, value in optimizers.named_state().items()}
+    others = KindOptimizers(system, OptimizerConfig(muon_lr=0.01))
+    empty = others.empty_state(saved)
+    assert not any(value.any() for value in empty.values())
+    for key, value in saved.items():
+        empty[key].copy_(value)
+    assert others.named_state().keys() == saved.keys()
+    assert all(torch.equal(others.named_state()[key], value) for key, value in saved.items())
+
+
+def test_kinds_have_rates_and_names_that_make_sense() -> None:
+    config = OptimizerConfig(kind_lr_factors=(("text", 0.75),))
+    assert (config.kind_lr_factor("text"), config.kind_lr_factor("")) == (0.75, 1.0)
+    with pytest.raises(ValueError, match=r"must be one word of letters.*got 'text\.only'"):
+        KindOptimizers(build(), config).for_kind("text.only")
+    with pytest.raises(ValueError, match="The factor of 'text' must be >= 0"):
+        OptimizerConfig(kind_lr_factors=(("text", -1.0),))

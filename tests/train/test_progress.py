@@ -1,6 +1,7 @@
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from counterpoint.train.progress import (
     corpus_lines,
     make_reporter,
     peak_flops,
+    recording_lines,
 )
 
 
@@ -19,9 +21,10 @@ def report(step: int, num_steps: int = 10) -> StepReport:
     return StepReport(
         step=step,
         num_steps=num_steps,
-        bits_per_byte=3.5,
+        loss=3.5,
         seconds=0.5,
-        num_bytes=1000,
+        size=1000,
+        unit="byte",
         flops=4e9,
         num_processes=2,
     )
@@ -56,6 +59,24 @@ def test_corpus_lines_come_at_once_and_every_few_seconds() -> None:
         "tokenised so far: 1,000 documents, 2 MB",
         "tokenised so far: 4,000 documents, 8 MB",
         "tokenised so far: 7,000 documents, 14 MB",
+    ]
+
+
+def test_speech_is_counted_in_frames() -> None:
+    stream = io.StringIO()
+    LineReporter(stream).step(replace(report(1), unit="frame"))
+    assert "3.5000 bits/frame  2 k frames/s  0:04 left" in stream.getvalue()
+
+
+def test_recordings_show_how_much_is_encoded() -> None:
+    now, stream = [0.0], io.StringIO()
+    show = recording_lines(stream, every_seconds=5, clock=lambda: now[0])
+    for seconds in range(0, 12, 2):
+        now[0] = seconds
+        show(60.0 * seconds, 3600.0)
+    assert stream.getvalue().splitlines() == [
+        "encoded so far: 0:00 of 1:00:00 of recordings",
+        "encoded so far: 6:00 of 1:00:00 of recordings",
     ]
 
 

@@ -4,10 +4,13 @@ import pytest
 
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.config import DataConfig, Folder
+from counterpoint.data.speech import SpeechData
+from counterpoint.speech.augment import Augmentation
+from counterpoint.systems import SystemConfig, moshi
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from counterpoint.train.run import Run, SystemConfig, from_json, to_json
+from counterpoint.train.run import Run, from_json, to_json
 
 TOWER = TowerConfig(width=16, num_layers=2, num_heads=2, mlp_hidden=32, window=8)
 
@@ -39,6 +42,29 @@ def test_run_survives_json(system: SystemConfig) -> None:
     again = from_json(to_json(run))
     assert again == run
     assert type(again.system) is type(system)
+
+
+def test_run_on_speech_survives_json() -> None:
+    data = SpeechData(
+        train="a.jsonl", row_s=20, copies=3, augmentation=Augmentation(gain_db=(0, 3))
+    )
+    run = Run(
+        name="m", system=moshi.tiny(), data=data, train=TrainConfig(num_steps=1, batch_rows=1)
+    )
+    assert from_json(to_json(run)) == run
+
+
+def test_system_and_data_must_fit() -> None:
+    train = TrainConfig(num_steps=1, batch_rows=1)
+    with pytest.raises(ValueError, match="`data` must be SpeechData where `system` is MoshiConfig"):
+        Run(name="x", system=moshi.tiny(), train=train)
+    with pytest.raises(ValueError, match="must be DataConfig where `system` is SingleStreamConfig"):
+        Run(
+            name="x",
+            system=SingleStreamConfig(tower=TOWER),
+            data=SpeechData(train="a.jsonl"),
+            train=train,
+        )
 
 
 def test_run_names_the_nearest_field() -> None:

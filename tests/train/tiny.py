@@ -90,7 +90,7 @@ class Letters:
             ticks={"part": ids[:, :-1]},
             targets={"part": targets},
             document_start=torch.zeros_like(targets),
-            num_bytes=targets.numel(),
+            size=targets.numel(),
         )
 
 

@@ -7,14 +7,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.streams.batch import Batch
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import MoshiConfig, two_speakers
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import World, joined, shard
 from counterpoint.train.loop import train
 from counterpoint.train.progress import LineReporter
-from tests.train.tiny import VOCAB, Letters, build, settings
+from tests.train.tiny import ROWS, VOCAB, Letters, build, settings
 
 
 def plan(num_steps: int, accumulation: int = 1) -> TrainConfig:
@@ -48,9 +52,42 @@ def part_and_whole() -> nn.Module:
     return TwoStream(config)
 
 
+def moshi() -> nn.Module:
+    torch.manual_seed(0)
+    config = MoshiConfig(
+        temporal=TowerConfig(width=16, num_layers=2, num_heads=2, mlp_hidden=24, window=8),
+        depth=DepthConfig(width=12, num_layers=2, num_heads=2, mlp_hidden=16),
+        audio=two_speakers(2),
+        num_predicted=6,
+        text_vocab_size=VOCAB,
+        audio_vocab_size=VOCAB,
+    )
+    return Moshi(config)
+
+
+class Frames:
+    """Batches of a Moshi's frames, each a pure function of the step."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.model = moshi()
+
+    def batch(self, step: int) -> Batch:
+        assert isinstance(self.model, Moshi)
+        generator = torch.Generator().manual_seed(step)
+        codes = {
+            stream.name: torch.randint(VOCAB, shape, generator=generator)
+            for stream in self.model.layout.streams
+            for shape in [(ROWS, 10) if stream.name == "text" else (ROWS, 10, stream.depth)]
+        }
+        mine = {name: ids.chunk(self.world_size)[self.rank] for name, ids in codes.items()}
+        return self.model.batch(mine)
+
+
 def run(folder: Path, system: nn.Module, config: TrainConfig, world: World | None = None) -> None:
     world = world or World()
-    loader = Letters(world.rank, world.size)
+    loader = (Frames if isinstance(system, Moshi) else Letters)(world.rank, world.size)
     screen = io.StringIO()
     result = train(shard(system, world), loader, config, folder, reporter=LineReporter(screen))
     assert result.finished
@@ -66,6 +103,7 @@ def main(folder: Path) -> None:
         run(folder / "begun_by_one", bigrams(), plan(5, accumulation=2), world)
         run(folder / "transformer", transformer(), plan(4), world)
         run(folder / "part_and_whole", part_and_whole(), plan(4, accumulation=2), world)
+        run(folder / "moshi", moshi(), plan(4, accumulation=2), world)
 
 
 if __name__ == "__main__":

@@ -88,12 +88,18 @@ class StepLinear(nn.Module):
         weight = torch.randn(self.num_sets * out_features, in_features) * in_features**-0.5
         self.weight = nn.Parameter(weight)
 
-    def forward(self, x: Float[Tensor, "N k _D"], first: int = 0) -> Float[Tensor, "N k _F"]:
-        """Map the steps ``first, first + 1, ...``, each by its own weights."""
-        return torch.einsum("nkd,kfd->nkf", x, self._weights(first, x.shape[1]))
+    def forward(
+        self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None
+    ) -> Float[Tensor, "N k _F"]:
+        """Map the steps ``first, first + 1, ...``, each by its own weights.
 
-    def spread(self, x: Float[Tensor, "N _D"], first: int, num_steps: int) -> Tensor:
-        """Map one vector for each of some steps: (N, D) to (N, k, F)."""
+        Args:
+            x: A vector for each step, (N, k, D); with ``num_steps`` one for all of them, (N, D).
+            first: Number of the first step.
+            num_steps: k, where it is not told by ``x``.
+        """
+        if num_steps is None:
+            return torch.einsum("nkd,kfd->nkf", x, self._weights(first, x.shape[1]))
         weights = self._weights(first, num_steps)
         return F.linear(x, weights.flatten(0, 1)).unflatten(-1, (num_steps, self.out_features))
 
@@ -244,7 +250,7 @@ class DepthDecoder(nn.Module):
             Scores of the k elements, and what the call for the next steps needs.
         """
         first, num_steps = 0 if past is None else past[0].shape[3], previous.shape[1]
-        x = self.project.spread(context, first, num_steps) + self._embed(previous, first)
+        x = self.project(context, first, num_steps) + self._embed(previous, first)
         step = torch.arange(first + num_steps, device=x.device)[None]
         span = causal_span(step[:, first:], torch.zeros_like(step[:, first:]))
         bias = score_bias(span_mask(span, step)).expand(len(x), -1, -1, -1)

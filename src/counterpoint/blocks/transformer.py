@@ -29,6 +29,8 @@ class TowerConfig:
         mlp_hidden: Hidden features of the gated MLP; about 8/3 of the width is usual.
         window: Most recent steps that a step reads, its own included.
         norm_epsilon: Added to the mean square of what is normalised.
+        pinned_steps: First steps of a session that are read for ever; part of the window. Only
+            for streaming: whole rows may then not be longer than the window.
     """
 
     width: int
@@ -37,11 +39,17 @@ class TowerConfig:
     mlp_hidden: int
     window: int
     norm_epsilon: float = 1e-6
+    pinned_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"A tower's `{name}` must be >= 1: got {getattr(self, name)}.")
+        if not 0 <= self.pinned_steps < self.window:
+            raise ValueError(
+                f"A tower's `pinned_steps` must be 0 to {self.window - 1}, less than its window: "
+                f"got {self.pinned_steps}."
+            )
 
 
 class Layer(nn.Module):
@@ -98,6 +106,11 @@ class Tower(nn.Module):
 
     def reach(self, document_start: Int[Tensor, "B T"]) -> Reach:
         """What each step of whole rows may read."""
+        if self.config.pinned_steps and document_start.shape[1] > self.config.window:
+            raise ValueError(
+                f"With pinned steps whole rows must fit the window of {self.config.window}: got "
+                f"{document_start.shape[1]} steps. Read them with a cache."
+            )
         head_width = self.config.width // self.config.num_heads
         return offline_reach(document_start, head_width, self.config.window)
 
@@ -105,9 +118,15 @@ class Tower(nn.Module):
         self, position: Int[Tensor, " B"], num_steps: int, lengths: Int[Tensor, " B"] | None
     ) -> Reach:
         """What each step of a chunk may read, after ``position`` cached steps."""
-        head_width = self.config.width // self.config.num_heads
+        config = self.config
         return streaming_reach(
-            position, num_steps, lengths, head_width, self.config.window, self.capacity
+            position,
+            num_steps,
+            lengths,
+            config.width // config.num_heads,
+            config.window,
+            self.capacity,
+            config.pinned_steps,
         )
 
     def forward(

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from counterpoint.data.config import DataConfig
 from counterpoint.data.tokenizer import Tokenizer, load_tokenizer
-from counterpoint.systems import SYSTEMS
-from counterpoint.systems.single_stream import SingleStream
-from counterpoint.systems.two_stream import TwoStream
+from counterpoint.systems import SYSTEMS, AnySystem
+from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system, read_manifest, resolve
 from counterpoint.train.config_json import decode
 from counterpoint.train.run import Run
@@ -20,13 +20,11 @@ class Trained:
         path: Its checkpoint.
         system: The model, in evaluation mode.
         run: What it was trained by.
-        tokenizer: Its tokeniser.
     """
 
     path: Path
-    system: SingleStream | TwoStream
+    system: AnySystem
     run: Run
-    tokenizer: Tokenizer
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -63,28 +61,31 @@ def load_trained(path: Path) -> Trained:
     """Load a checkpoint, or a run folder's newest good one.
 
     Raises:
-        ValueError: It cannot be used, or its tokeniser is not the one it was trained with.
+        ValueError: It cannot be used.
     """
     path = find_checkpoint(path)
     run = load_run(path)
     system = load_system(path)
-    if not isinstance(system, SingleStream | TwoStream):
+    if not isinstance(system, AnySystem):
         raise ValueError(
             f"{path} must hold one of {', '.join(SYSTEMS)}: got {type(system).__name__}."
         )
-    tokenizer = load_tokenizer(run.data.tokenizer)
-    check_vocabulary(run, tokenizer)
-    return Trained(path=path, system=system, run=run, tokenizer=tokenizer)
+    return Trained(path=path, system=system, run=run)
 
 
-def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
-    """Check that the model of a run has an id for each of the tokeniser's.
+def tokenizer_of(run: Run) -> Tokenizer:
+    """The tokeniser of a run on text.
 
     Raises:
-        ValueError: It has more or fewer.
+        ValueError: It cannot be used, or the model has not an id for each of its ids, or the run
+            is not on text.
     """
+    if not isinstance(run.data, DataConfig) or isinstance(run.system, MoshiConfig):
+        raise ValueError(f"The run must be on text: {run.name!r} is not.")
+    tokenizer = load_tokenizer(run.data.tokenizer)
     if run.system.vocab_size != tokenizer.vocab_size:
         raise ValueError(
             f"`system.vocab_size` must be that of the tokeniser {run.data.tokenizer!r}, "
             f"{tokenizer.vocab_size}: got {run.system.vocab_size}. Change one of them."
         )
+    return tokenizer

@@ -1,24 +1,30 @@
-"""The verb ``evaluate``: bits/byte on held-out text, and what the whole is worth."""
+"""The verb ``evaluate``: what a model pays for held-out text or speech, and its whole is worth."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from counterpoint.cli.checkpoint import load_trained
+from counterpoint.cli.checkpoint import Trained, load_trained, tokenizer_of
 from counterpoint.cli.overrides import REQUIRED, parse
-from counterpoint.data.config import prepare
+from counterpoint.data.config import DataConfig, prepare
+from counterpoint.data.speech import SpeechData, prepare_speech
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
+from counterpoint.evaluate.speech_model import score_rows
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
+from counterpoint.train.progress import few_lines, recording_lines
 
-_HELP = """Score a checkpoint on the text that was held out from its training.
+_HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
 
 Example: counterpoint evaluate runs/first_run/two_stream --max-units 20
 """
@@ -30,7 +36,7 @@ class Options:
 
     Attributes:
         checkpoint: A checkpoint or a run folder.
-        max_units: Held-out units that are scored, spread evenly; 0 scores all.
+        max_units: Held-out units (rows, of speech) that are scored, spread evenly; 0 scores all.
         whole_units: Units on which the whole is exchanged, spread evenly; 0 takes all.
         precision: Of the computation.
     """
@@ -45,9 +51,21 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     options: Options = parse([("options", Options, REQUIRED)], arguments, "evaluate", _HELP).options
     trained = load_trained(options.checkpoint)
-    block_ticks = trained.system.layout.block_ticks
+    if isinstance(trained.system, Moshi):
+        table = _speech(trained.system, trained, options)
+    else:
+        table = _text(trained.system, trained, options)
+    Console(file=sys.stdout).print(table)
+    return 0
+
+
+def _text(system: SingleStream | TwoStream, trained: Trained, options: Options) -> Table:
+    if not isinstance(trained.run.data, DataConfig):
+        raise AssertionError("a run checks its data")
+    tokenizer_of(trained.run)
+    block_ticks = system.layout.block_ticks
     found = evaluate(
-        trained.system,
+        system,
         prepare(trained.run.data, block_ticks),
         EvaluationConfig(
             max_units=options.max_units,
@@ -59,30 +77,77 @@ def main(arguments: Sequence[str]) -> int:
         precision=options.precision,
         note=lambda line: print(line, file=sys.stderr),
     )
-    Console(file=sys.stdout).print(_table(found, trained.path))
-    if found.whole is None and isinstance(trained.system, TwoStream):
-        print("swap-delta: not measured, it needs held-out units of at least two documents")
-    return 0
+    table = _table(found, trained.path)
+    if found.whole is None and isinstance(system, TwoStream):
+        table.caption = (
+            "swap-delta: not measured, it needs held-out units of at least two documents"
+        )
+    return table
+
+
+def _speech(model: Moshi, trained: Trained, options: Options) -> Table:
+    """Nats of every stream on the held-out recordings, with 95 % intervals over rows."""
+    data = trained.run.data
+    if not isinstance(data, SpeechData):
+        raise AssertionError("a run checks its data")
+    if not data.held_out:
+        raise ValueError(
+            f"The run must have recordings that are held out: {trained.run.name!r} has none. Train "
+            "with `data.held_out`."
+        )
+    held_out = replace(data, train=data.held_out, held_out="", augmentation=None, copies=1)
+    rows = prepare_speech(held_out, model, recording_lines(sys.stderr)).train
+    say = few_lines(sys.stderr)
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
+        scores = score_rows(
+            model,
+            rows,
+            options.max_units,
+            lambda done, total: say(f"scored {done} of {total} rows"),
+        )
+    num_frames = sum(score.num_frames for score in scores)
+    title = f"{trained.path}, {len(scores)} rows, {num_frames:,} frames"
+    table = Table("measure", "value", "95 % interval", title=title)
+
+    def add(name: str, paid: Sequence[float], frames: Sequence[float]) -> None:
+        interval = bootstrap_ratio(np.array(paid, np.float64), np.array(frames, np.float64))
+        _add(table, name, interval)
+
+    add(
+        "held-out bits/frame, all streams", [s.bits for s in scores], [s.num_frames for s in scores]
+    )
+    for name in scores[0].losses:
+        losses = [score.losses[name] for score in scores]
+        add(
+            f"nats/frame of {name}",
+            [float(loss.nats) for loss in losses],
+            [float(loss.num_frames) for loss in losses],
+        )
+    return table
 
 
 def _table(found: Evaluation, path: Path) -> Table:
     """What was measured, with 95 % intervals over units."""
     table = Table("measure", "value", "95 % interval", title=f"{path}, {len(found.bits)} units")
-
-    def add(name: str, value: Interval) -> None:
-        table.add_row(name, f"{value.value:.4f}", f"{value.low:.4f} to {value.high:.4f}")
-
     num_bytes = np.array(found.num_bytes, dtype=np.float64)
-    add("held-out bits/byte", bootstrap_ratio(np.array(found.bits), num_bytes))
+    _add(table, "held-out bits/byte", bootstrap_ratio(np.array(found.bits), num_bytes))
     if found.whole is None:
         return table
     own, scored = np.array(found.whole.own_bits), np.array(found.whole.num_bytes, np.float64)
     other = np.array(found.whole.other_bits)
-    add("swap-delta: bits/byte lost under another's whole", bootstrap_ratio(other - own, scored))
+    _add(
+        table,
+        "swap-delta: bits/byte lost under another's whole",
+        bootstrap_ratio(other - own, scored),
+    )
     if found.whole.none_bits:
         none = np.array(found.whole.none_bits)
-        add("bits/byte lost without any whole", bootstrap_ratio(none - own, scored))
+        _add(table, "bits/byte lost without any whole", bootstrap_ratio(none - own, scored))
     table.add_row("attention on the null key", f"{found.whole.null_share:.3f}", "")
     rank = f"{found.whole.effective_rank:.1f} of {found.whole.width}"
     table.add_row("effective rank of the whole", rank, "")
     return table
+
+
+def _add(table: Table, name: str, value: Interval) -> None:
+    table.add_row(name, f"{value.value:.4f}", f"{value.low:.4f} to {value.high:.4f}")

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 import tyro
 
-from counterpoint.cli.checkpoint import Trained, load_trained
+from counterpoint.cli.checkpoint import load_trained, tokenizer_of
 from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.tokenizer import Tokenizer
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import generate
 from counterpoint.runtime.simultaneous import Simultaneous
+from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.two_stream import TwoStream
 
 _HELP = """Continue a prompt.
@@ -62,9 +63,15 @@ def main(arguments: Sequence[str]) -> int:
     options: Options = chosen.options
     prompt = _prompt(options)
     trained = load_trained(options.checkpoint)
+    system = trained.system
+    if isinstance(system, Moshi):
+        raise ValueError(
+            f"{trained.path} must be a model of text: it is a Moshi, which hears and speaks. Use "
+            "`counterpoint talk`."
+        )
+    tokenizer = tokenizer_of(trained.run)
     print(prompt, end="", flush=True)
     with ExitStack() as stack:
-        system = trained.system
         if options.compile:
             compile_ticks(system)
         beside = None
@@ -72,15 +79,15 @@ def main(arguments: Sequence[str]) -> int:
             beside = stack.enter_context(_simultaneous(system))
         ids = generate(
             beside or system,
-            _ids(trained, prompt),
+            _ids(tokenizer, prompt),
             chosen.sampling,
             options.num_ticks,
-            end_id=trained.tokenizer.end_id,
-            whole_from=None if options.whole_from is None else _ids(trained, options.whole_from),
+            end_id=tokenizer.end_id,
+            whole_from=None if options.whole_from is None else _ids(tokenizer, options.whole_from),
             sliding=options.sliding,
         )
-        before = trained.tokenizer.encode(prompt)[-_CONTEXT_IDS:].tolist()
-        for piece in text_pieces(trained.tokenizer, ids, before):
+        before = tokenizer.encode(prompt)[-_CONTEXT_IDS:].tolist()
+        for piece in text_pieces(tokenizer, ids, before):
             print(piece, end="", flush=True)
         print()
         if beside is not None:
@@ -105,8 +112,8 @@ def _prompt(options: Options) -> str:
         ) from error
 
 
-def _ids(trained: Trained, text: str) -> list[int]:
-    return [trained.tokenizer.start_id, *trained.tokenizer.encode(text).tolist()]
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [tokenizer.start_id, *tokenizer.encode(text).tolist()]
 
 
 def _simultaneous(system: torch.nn.Module) -> Simultaneous:

@@ -1,12 +1,13 @@
 """The verb ``info``: what a checkpoint, a recipe or a preset is made of and what it costs."""
 
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -16,14 +17,16 @@ from torch import nn
 
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
 from counterpoint.cli.overrides import load_recipe, parse, to_every_arm
-from counterpoint.recipes.study import Study, build_system
+from counterpoint.data.config import DataConfig
+from counterpoint.data.speech import SpeechData
+from counterpoint.recipes.study import Study
 from counterpoint.streams.clock import visible_stop
 from counterpoint.streams.spec import Layout
-from counterpoint.systems import SYSTEMS
-from counterpoint.systems.contract import System
+from counterpoint.systems import SYSTEMS, AnySystem, SystemConfig, build_system
+from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
-from counterpoint.train.run import Run, SystemConfig
+from counterpoint.train.run import Run
 
 _HELP = """usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
 
@@ -31,7 +34,7 @@ Show layout, parameters, FLOPs a tick and state bytes a tick.
 
 Example: counterpoint info first_run
 """
-_PRESETS = ("tiny", "small", "base")
+_WITH_PRESETS = (*SYSTEMS, "personaplex")  # modules of `counterpoint.systems`
 _FEWEST_TICKS, _MOST_TICKS = 16, 72  # of the drawing
 _DEFAULT_TICKS = 1024
 
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     if Path(target).is_dir():
         value: Any = load_run(find_checkpoint(Path(target)))
         num_ticks = parse(fields, rest, command, _HELP).num_ticks
-    elif target.partition(".")[0] in SYSTEMS:
+    elif target.partition(".")[0] in _WITH_PRESETS:
         value = load_preset(target)
         num_ticks = parse(fields, rest, command, _HELP).num_ticks
     elif "/" in target and ".py" not in target:
@@ -75,54 +78,69 @@ def load_preset(name: str) -> SystemConfig:
         ValueError: The system has no such preset.
     """
     system, _, preset = name.partition(".")
-    module = importlib.import_module(f"counterpoint.systems.{system}")
-    known = [preset for preset in _PRESETS if hasattr(module, preset)]
+    known = _presets(system)
     if preset not in known:
         near = get_close_matches(preset, known, n=1, cutoff=0)
         raise ValueError(
             f"A preset of {system} must be one of {', '.join(known)}: got {preset!r}. "
             f"The nearest is {near[0] if near else 'none'!r}."
         )
-    config: SystemConfig = getattr(module, preset)()
-    return config
+    return known[preset]()
+
+
+def _presets(system: str) -> dict[str, Callable[[], SystemConfig]]:
+    """The functions of a system's module that return a config when called without arguments."""
+    module = importlib.import_module(f"counterpoint.systems.{system}")
+    found = {}
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        signature = inspect.signature(function)
+        needed = [p for p in signature.parameters.values() if p.default is p.empty]
+        is_here = function.__module__ == module.__name__ and not name.startswith("_")
+        if is_here and not needed and signature.return_annotation in get_args(SystemConfig):
+            found[name] = function
+    return found
 
 
 def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, int]]:
     """Every system of what was named: its name, its config and the ticks of its rows (0: none)."""
     match value:
         case Study():
-            return [(run.name, run.system, run.data.row_ticks) for run in value.arms]
-        case Run():
-            return [(value.name, value.system, value.data.row_ticks)]
-        case SingleStreamConfig() | TwoStreamConfig():
+            return [system for run in value.arms for system in _systems(run, run.name)]
+        case Run(system=MoshiConfig() as config, data=SpeechData() as data):
+            return [(value.name, config, round(data.row_s * config.tick_hz))]
+        case Run(data=DataConfig() as data):
+            return [(value.name, value.system, data.row_ticks)]
+        case SingleStreamConfig() | TwoStreamConfig() | MoshiConfig():
             return [(name, value, 0)]
     raise ValueError(f"{name!r} must give a `Run` or a `Study`: got {type(value).__name__}.")
 
 
-def show(console: Console, name: str, system: Any, num_ticks: int) -> None:
+def show(console: Console, name: str, system: AnySystem, num_ticks: int) -> None:
     """Print the tables of one system."""
-    contract: System = system
-    console.print(Text(f"\n{name}: {type(system).__name__}", style="bold"))
+    rate = "" if system.layout.tick_hz is None else f", {system.layout.tick_hz:g} ticks a second"
+    console.print(Text(f"\n{name}: {type(system).__name__}{rate}", style="bold"))
     streams = Table("stream", "role", "a step covers", "delay", "elements")
-    for stream in contract.layout.streams:
+    for stream in system.layout.streams:
         kind = f"{stream.vocab_size} ids" if stream.is_discrete else f"vectors of {stream.width}"
+        kind = f"{stream.depth} x {kind}" if stream.depth > 1 else kind
         most = "<= " if stream.irregular else ""
         covers = f"{most}{stream.period_ticks} tick{'s' * (stream.period_ticks > 1)}"
         delay = f"{most if stream.delay_ticks else ''}{stream.delay_ticks} ticks"
         streams.add_row(stream.name, stream.role.value, covers, delay, kind)
     console.print(streams)
-    console.print(Text(draw(contract.layout)))
+    if system.layout.block_ticks > 1:
+        console.print(Text(draw(system.layout)))
     parts = Table("part of the model", "parameters", "share")
-    total = sum(parameter.numel() for parameter in contract.parameters())
+    total = sum(parameter.numel() for parameter in system.parameters())
     for part, count in sorted(_parameters(system).items(), key=lambda item: -item[1]):
         parts.add_row(part, f"{count:,}", f"{count / total:.1%}")
     parts.add_section()
     parts.add_row("all", f"{total:,}", "")
     console.print(parts)
     costs = Table("cost a tick", f"over {num_ticks:,} ticks")
-    costs.add_row("FLOPs, forward", f"{contract.flops_per_tick(num_ticks):,.0f}")
-    costs.add_row("FLOPs, training", f"{contract.flops_per_tick(num_ticks, training=True):,.0f}")
-    state_bytes = contract.state_bytes_per_tick(num_ticks)
+    costs.add_row("FLOPs, forward", f"{system.flops_per_tick(num_ticks):,.0f}")
+    costs.add_row("FLOPs, training", f"{system.flops_per_tick(num_ticks, training=True):,.0f}")
+    state_bytes = system.state_bytes_per_tick(num_ticks)
     costs.add_row("state bytes", f"{state_bytes:,.0f}")
     costs.add_row("state bytes of a session, in all", f"{state_bytes * num_ticks:,.0f}")
     console.print(costs)

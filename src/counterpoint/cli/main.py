@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-_VERBS = ("train", "generate", "evaluate", "report", "info")
+_VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
 
 _HELP = """usage: counterpoint VERB ...
 
@@ -15,14 +15,20 @@ Multi-stream language models.
 
   train RECIPE      train what a recipe says     counterpoint train first_run
   generate CKPT     continue a prompt            counterpoint generate runs/NAME --prompt "And God"
-  evaluate CKPT     score held-out text          counterpoint evaluate runs/NAME
+  talk CKPT         answer a recording           counterpoint talk runs/NAME --input question.wav
+                                                   --output answer.wav
+  synthesize FILE   speak written dialogues      counterpoint synthesize scripts.jsonl --out spoken
+  evaluate CKPT     score what was held out      counterpoint evaluate runs/NAME
   report RUN        write the report again       counterpoint report runs/NAME
   info CKPT|RECIPE  layout, size and costs       counterpoint info first_run
 
 `counterpoint VERB --help` tells more. A CKPT is a checkpoint or a run folder.
 """
 
-_EXTRA = {"tyro", "rich", "tensorboard", "matplotlib", "tokenizers", "pyarrow", "pythonbible"}
+_EXTRAS = {
+    "train": {"tyro", "rich", "tensorboard", "matplotlib", "tokenizers", "pyarrow", "pythonbible"},
+    "speech": {"soundfile", "soxr", "pycodec2", "sentencepiece"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,11 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _EXTRA:
+        package = (error.name or "").split(".")[0]
+        extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
         return _complain(
             f"This command needs the package {error.name!r}, which is missing. "
-            "Install it: pip install 'counterpoint[train]'"
+            f"Install it: pip install 'counterpoint[{extra}]'"
         )
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _is_ours(error):

@@ -3,26 +3,31 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from counterpoint.cli.checkpoint import check_vocabulary
+from counterpoint.cli.checkpoint import tokenizer_of
 from counterpoint.cli.overrides import load_recipe, parse, recipe_names, to_every_arm
-from counterpoint.data.config import Corpus, prepare
-from counterpoint.data.loader import Loader
-from counterpoint.data.tokenizer import load_tokenizer
+from counterpoint.data.config import DataConfig, prepare
+from counterpoint.data.loader import Loader, Rows
+from counterpoint.data.speech import SpeechData, prepare_speech
 from counterpoint.evaluate.language_model import bits_per_byte, score
 from counterpoint.evaluate.results import spread
-from counterpoint.recipes.study import Study, build_system, run_study
+from counterpoint.evaluate.speech_model import measures, score_rows
+from counterpoint.recipes.study import Study, run_study
+from counterpoint.systems import build_system
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config_json import encode
 from counterpoint.train.distributed import World, joined, shard
-from counterpoint.train.loop import TrainResult, train
+from counterpoint.train.loop import Evaluate, TrainResult, train
 from counterpoint.train.metrics import TensorBoardLogger
-from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops
+from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops, recording_lines
 from counterpoint.train.run import Run
 
 _HELP = """usage: counterpoint train RECIPE [overrides]
@@ -74,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     recipe = chosen.recipe
     folder = chosen.folder or Path("runs") / recipe.name
     for run in recipe.arms if isinstance(recipe, Study) else (recipe,):
-        check_vocabulary(run, load_tokenizer(run.data.tokenizer))
+        if isinstance(run.data, DataConfig):
+            tokenizer_of(run)
     with joined(chosen.device) as world:
         if isinstance(recipe, Run):
             finished = _train_run(recipe, folder, world).finished
@@ -99,45 +105,95 @@ def _train_study(study: Study, folder: Path, command: str, world: World) -> bool
     return summary is not None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Material:
+    """What a run learns from, and how it is measured.
+
+    Attributes:
+        rows: To learn from.
+        evaluate: Measures the model; ``None`` where nothing is held out.
+        held_out: What it measures on, in words.
+        next_step: What can be done with the model, as options of the command.
+    """
+
+    rows: Rows
+    evaluate: Evaluate | None
+    held_out: str
+    next_step: str
+
+
 def _train_run(run: Run, folder: Path, world: World) -> TrainResult:
     """Train one run, on as many processes as there are."""
     keep_large_buffers()
-    system: Any = build_system(run.system, run.train.seed).to(world.device)
-    block_ticks: int = system.layout.block_ticks
-    corpus = prepare(run.data, block_ticks, corpus_lines(sys.stderr))
-
-    def evaluate(model: nn.Module) -> Mapping[str, float]:
-        units = spread(corpus.held_out, _EVALUATION_UNITS)
-        lengths = corpus.tokenizer.byte_lengths
-        return {
-            "bits_per_byte": bits_per_byte(score(model, units, lengths, block_ticks=block_ticks))
-        }
-
+    system = build_system(run.system, run.train.seed).to(world.device)
+    material = _speech(run, system) if isinstance(system, Moshi) else _text(run, system)
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
     result = train(
         shard(system, world),
-        Loader(corpus.train, run.train.batch_rows, run.train.seed, world.rank, world.size),
+        Loader(material.rows, run.train.batch_rows, run.train.seed, world.rank, world.size),
         run.train,
         folder,
-        evaluate=evaluate if len(corpus.held_out) else None,
+        evaluate=material.evaluate,
         reporter=make_reporter(run.name, sys.stderr, peak_flops(world.device, dtype)),
         loggers=[TensorBoardLogger(folder / "tensorboard")] if world.is_first else [],
         run=encode(run),
     )
     if world.is_first and result.finished:
-        _tell(run, folder, corpus, result)
+        _tell(run, folder, material, result)
     return result
 
 
-def _tell(run: Run, folder: Path, corpus: Corpus, result: TrainResult) -> None:
+def _text(run: Run, system: SingleStream | TwoStream) -> _Material:
+    if not isinstance(run.data, DataConfig):
+        raise AssertionError("a run checks its data")
+    block_ticks = system.layout.block_ticks
+    corpus = prepare(run.data, block_ticks, corpus_lines(sys.stderr))
+    units = spread(corpus.held_out, _EVALUATION_UNITS)
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        lengths = corpus.tokenizer.byte_lengths
+        return {
+            "bits_per_byte": bits_per_byte(score(model, units, lengths, block_ticks=block_ticks))
+        }
+
+    return _Material(
+        rows=corpus.train,
+        evaluate=evaluate if units else None,
+        held_out=f"{len(units)} held-out units",
+        next_step='generate {folder} --prompt "..."',
+    )
+
+
+def _speech(run: Run, system: Moshi) -> _Material:
+    if not isinstance(run.data, SpeechData):
+        raise AssertionError("a run checks its data")
+    corpus = prepare_speech(run.data, system, recording_lines(sys.stderr))
+    held_out = corpus.held_out
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        if held_out is None or not isinstance(model, Moshi):
+            raise AssertionError("a Moshi is measured on what is held out")
+        return measures(score_rows(model, held_out, _EVALUATION_UNITS))
+
+    shown = 0 if held_out is None else min(len(held_out), _EVALUATION_UNITS)
+    return _Material(
+        rows=corpus.train,
+        evaluate=evaluate if shown else None,
+        held_out=f"{shown} held-out rows",
+        next_step="talk {folder} --input question.wav --output answer.wav",
+    )
+
+
+def _tell(run: Run, folder: Path, material: _Material, result: TrainResult) -> None:
     """What was done, and what can be done next."""
     counters = result.counters
+    unit = "frames" if isinstance(run.data, SpeechData) else "bytes"
     print(
-        f"{run.name}: {counters.step} steps, {counters.bytes:,} bytes, {counters.flops:.3g} FLOPs, "
+        f"{run.name}: {counters.step} steps, {counters.size:,} {unit}, {counters.flops:.3g} FLOPs, "
         f"{counters.seconds:.0f} s"
     )
-    for name, value in result.evaluation.items():
-        shown = min(len(corpus.held_out), _EVALUATION_UNITS)
-        print(f"{name} on {shown} held-out units: {value:.4f}")
+    if result.evaluation:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in result.evaluation.items())
+        print(f"on {material.held_out}: {values}")
     print(f"checkpoint: {result.checkpoint}")
-    print(f'try: counterpoint generate {folder} --prompt "..."')
+    print(f"try: counterpoint {material.next_step.format(folder=folder)}")

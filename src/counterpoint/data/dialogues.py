@@ -3,7 +3,9 @@
 The form on disk is that of `moshi-finetune`: a .jsonl file with a line ``{"path", "duration"}`` for
 each recording, the path relative to the file. A recording has two channels, the agent left and the
 user right; beside ``x.wav`` lies ``x.json`` with ``{"alignments": [[word, [start, end], speaker],
-...]}``. Encoding audio is slow, so that ids are kept on disk, found again by the audio's content.
+...]}``, and there the agent may have a role: ``"text_conditions": {"description": text}``. A sample
+of the agent's voice may lie beside them: ``x.voice.wav``. Encoding audio is slow, so that ids are
+kept on disk, found again by the audio's content.
 """
 
 import hashlib
@@ -18,18 +20,22 @@ from typing import Any, Literal, overload
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterpoint.data.documents import parquet_files
 from counterpoint.data.monologue import EPAD_ID, PAD_ID, Word, write_monologue
 from counterpoint.data.shards import sync_folder
-from counterpoint.speech.audio import audio_blocks, inspect_audio
+from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
 from counterpoint.speech.augment import Augmentation, augment_user
 from counterpoint.speech.codec import Codec
+from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.spec import UNSET_ID
 
 AGENT_SPEAKER = "SPEAKER_MAIN"
+VOICE_LUFS = -24.0
+"""Loudness of a sample of a voice, that of PersonaPlex's own."""
+
 _FORMAT = {"format": "counterpoint-dialogue-codes", "version": "1"}
 
 Progress = Callable[[float, float], None]
@@ -44,11 +50,15 @@ class Dialogue:
         audio: Its file: the agent left, the user right.
         duration_s: Its length as the list of recordings says.
         words: What the agent says; ``None`` if that is not known.
+        role: What the agent was told to be; empty for nothing.
+        voice: File with a sample of the agent's voice; ``None`` without one.
     """
 
     audio: Path
     duration_s: float
     words: tuple[Word, ...] | None
+    role: str = ""
+    voice: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,11 +70,15 @@ class Example:
         first_frame: Where in the source they begin.
         streams: "text" Int[T], "agent" Int[T, K], "user" Int[T, K]: every id on the frame whose
             content it is, no stream delayed. Text is `UNSET_ID` where words are not known.
+        role: That of its dialogue.
+        voice: Likewise.
     """
 
     source: str
     first_frame: int
     streams: dict[str, Int[Tensor, "..."]]
+    role: str = ""
+    voice: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,12 +176,16 @@ class DialogueExamples(Sequence[Example]):
                 **self._padding,
             )
         return Example(
-            source=str(dialogue.audio), first_frame=first, streams={"text": text, **streams}
+            source=str(dialogue.audio),
+            first_frame=first,
+            streams={"text": text, **streams},
+            role=dialogue.role,
+            voice=dialogue.voice,
         )
 
 
 def read_dialogues(path: str | Path) -> list[Dialogue]:
-    """The recordings that a .jsonl file lists, with the agent's words.
+    """The recordings that a .jsonl file lists, with the agent's words, role and voice.
 
     Words of other speakers than `AGENT_SPEAKER` are left out. ``"alignments": null`` says that the
     words are not known.
@@ -190,8 +208,17 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
                 f"path={name!r}, duration={duration_s!r}."
             )
         audio = path.parent / name
-        words = _read_words(audio.with_suffix(".json"))
-        dialogues.append(Dialogue(audio=audio, duration_s=float(duration_s), words=words))
+        words, role = _read_beside(audio.with_suffix(".json"))
+        voice = audio.with_suffix(".voice.wav")
+        dialogues.append(
+            Dialogue(
+                audio=audio,
+                duration_s=float(duration_s),
+                words=words,
+                role=role,
+                voice=voice if voice.is_file() else None,
+            )
+        )
     if not dialogues:
         raise ValueError(f"The list of recordings must name at least one: {str(path)!r} is empty.")
     return dialogues
@@ -240,6 +267,29 @@ def encode_dialogues(
         if on_progress is not None:
             on_progress(done_s, total_s)
     return files
+
+
+def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T K"]:
+    """Codes of a sample of a voice, brought to `VOICE_LUFS`; read from the cache if they are there.
+
+    Raises:
+        ValueError: The sample cannot be read or is silent, or its file in the cache is damaged.
+        OSError: The cache cannot be written.
+    """
+    content = [_FORMAT, _audio_digest(path), codec.name, len(codec.codebook_sizes), VOICE_LUFS]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    file = Path(cache_folder).expanduser() / f"voice-{key}.safetensors"
+    if not file.exists():
+        audio = normalise_loudness(
+            read_audio(path, codec.sample_rate, 1), codec.sample_rate, VOICE_LUFS
+        )
+        _write(file, {"voice": codec.encode(audio)[0].cpu().contiguous()}, _FORMAT)
+    try:
+        return load_file(file)["voice"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{str(file)!r} must hold the codes of a voice: {error}. Delete it and encode again."
+        ) from error
 
 
 def read_token_parquet(
@@ -309,7 +359,8 @@ def _token_rows(rows: Any, place: str) -> Int[Tensor, "K T"]:
     return ids
 
 
-def _read_words(path: Path) -> tuple[Word, ...] | None:
+def _read_beside(path: Path) -> tuple[tuple[Word, ...] | None, str]:
+    """What the agent says, and its role."""
     if not path.is_file():
         raise ValueError(
             f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
@@ -318,8 +369,11 @@ def _read_words(path: Path) -> tuple[Word, ...] | None:
     record = _json_object(path.read_text(encoding="utf-8"), str(path))
     if "alignments" not in record:
         raise ValueError(f"{path} must have the field `alignments`: it has {sorted(record)}.")
+    role = (record.get("text_conditions") or {}).get("description") or ""
+    if not isinstance(role, str):
+        raise ValueError(f"{path}: the `description` of a role must be a text: got {role!r}.")
     if record["alignments"] is None:
-        return None
+        return None, role
     words = []
     try:
         for text, (start_s, end_s), speaker in record["alignments"]:
@@ -329,7 +383,7 @@ def _read_words(path: Path) -> tuple[Word, ...] | None:
         raise ValueError(
             f"{path}: each alignment must be [word, [start, end], speaker] ({error})."
         ) from error
-    return tuple(words)
+    return tuple(words), role
 
 
 def _json_object(text: str, place: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class PackedRows:
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """The rows at ``indices`` as a batch.
 
-        ``num_bytes`` counts the bytes of text that the targets stand for.
+        ``size`` counts the bytes of text that the targets stand for.
 
         Raises:
             ValueError: An index is out of range.
@@ -70,7 +70,7 @@ class PackedRows:
             ticks={self.stream: torch.from_numpy(ticks)},
             targets={self.stream: torch.from_numpy(targets)},
             document_start=torch.from_numpy(np.maximum(unit_start - row_start, 0)),
-            num_bytes=int(self.shards.byte_lengths[trained].sum()),
+            size=int(self.shards.byte_lengths[trained].sum()),
         )
 
     def units(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T"]:

@@ -1,10 +1,11 @@
 """What a speech run trains on: recordings of dialogues as rows of frames.
 
 Dialogues are packed whole into rows, one behind the other; each begins with the initial frame of
-the model and sees nothing of the others.
+the model and sees nothing of the others. A dialogue in which the agent has a role may begin with
+PersonaPlex's prompt, which carries no loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,8 +22,11 @@ from counterpoint.data.dialogues import (
     Example,
     Progress,
     encode_dialogues,
+    encode_voice,
     read_dialogues,
 )
+from counterpoint.data.loader import Loader
+from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.codec2 import Codec2
@@ -30,7 +34,8 @@ from counterpoint.speech.mimi import Mimi
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import TEXT, speaker_streams
+from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
+from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +47,14 @@ class SpeechData:
         held_out: List of recordings that are only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
         tokenizer: Of the text: "bytes", or the path of a SentencePiece .model.
-        row_s: Length of a row, and the longest piece of a recording that is read as one.
+        row_s: Length of a row, and the longest piece of a recording that is read as one. With
+            prompts rows are longer by the longest of them.
         augmentation: What happens to the user's audio in training.
         copies: Times that each recording is encoded, each with another draw of the augmentation.
         seed: Decides what happens.
         cache_folder: Where codes are kept.
+        role_prompts: Let each piece of a dialogue with a role or a voice begin with a prompt.
+        text: Batches of text alone between those of speech, by the same tokeniser.
     """
 
     train: str
@@ -58,6 +66,8 @@ class SpeechData:
     copies: int = 1
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/dialogues"
+    role_prompts: bool = False
+    text: TextBatches | None = None
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
@@ -68,10 +78,29 @@ class SpeechData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechCorpus:
-    """Rows to learn from and to measure on; ``held_out`` is ``None`` where there are none."""
+    """Rows to learn from and to measure on.
+
+    Attributes:
+        train: To learn from.
+        held_out: To measure on; ``None`` where there are none.
+        text: Of text alone, to learn from; ``None`` where there are none.
+        text_share: Share of their batches.
+    """
 
     train: "DialogueRows"
     held_out: "DialogueRows | None"
+    text: TextRows | None = None
+    text_share: float = 0.0
+
+    def batches(
+        self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> Loader | Mixture:
+        """What a run learns from, step by step; arguments as for `Loader`."""
+        speech = Loader(self.train, batch_rows, seed, rank, world_size)
+        if self.text is None:
+            return speech
+        text = Loader(self.text, batch_rows, seed, rank, world_size)
+        return Mixture(speech, text, self.text_share)
 
 
 @runtime_checkable
@@ -209,7 +238,19 @@ def codec_of(model: Moshi, name: str, device: torch.device | str = "cpu") -> Cod
             f"`audio_vocab_size` must be at least the codec's {max(codec.codebook_sizes)}: got "
             f"{model.config.audio_vocab_size}."
         )
+    sizes = _sizes_of(model.config, Role.SPOKEN) + _sizes_of(model.config, Role.HEARD)
+    if sizes != codec.codebook_sizes * 2:
+        raise ValueError(
+            f"Each speaker's codebooks must have the codec's sizes {codec.codebook_sizes}: got "
+            f"{sizes} of both. Give the model's streams `codebook_sizes`."
+        )
     return codec
+
+
+def _sizes_of(config: MoshiConfig, role: Role) -> tuple[int, ...]:
+    """Ids of each codebook of a speaker."""
+    roles = [stream.role for stream in config.audio for _ in range(stream.depth)]
+    return tuple(n for n, own in zip(config.codebook_sizes, roles, strict=True) if own == role)
 
 
 def prepare_speech(
@@ -228,6 +269,9 @@ def prepare_speech(
             f"{model.config.text_vocab_size}."
         )
     codec = codec_of(model, config.codec)
+    prompts = None
+    if config.role_prompts:
+        prompts = RolePrompts(model.config, codec, tokenizer, config.cache_folder)
 
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
         dialogues = read_dialogues(path)
@@ -247,13 +291,60 @@ def prepare_speech(
             )
         ]
         examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
-        return DialogueRows(examples, model, round(config.row_s * codec.frame_rate_hz))
+        return DialogueRows(examples, model, round(config.row_s * codec.frame_rate_hz), prompts)
 
     seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
     return SpeechCorpus(
         train=rows(config.train, seeds, config.augmentation),
         held_out=rows(config.held_out, [0], None) if config.held_out else None,
+        text=None if config.text is None else prepare_text(config.text, config.tokenizer, model),
+        text_share=0.0 if config.text is None else config.text.share,
     )
+
+
+def codec_fillers(codec: Codec) -> Fillers:
+    """Silence and the hum of PersonaPlex in the ids of any codec: a frame amid a second of it."""
+    time_s = torch.arange(codec.sample_rate) / codec.sample_rate
+    hum = 0.5 * torch.sin(2 * torch.pi * 440.0 * time_s)
+    codes = codec.encode(torch.stack((torch.zeros_like(hum), hum)))
+    agent, user = codes[:, codes.shape[1] // 2].tolist()
+    return Fillers(agent=tuple(agent), user=tuple(user))
+
+
+class RolePrompts:
+    """What stands before a dialogue in which the agent has a role, a voice or both.
+
+    Args:
+        config: Of the model.
+        codec: Of both speakers.
+        tokenizer: Of the text.
+        cache_folder: Where codes of voices are kept.
+    """
+
+    def __init__(
+        self, config: MoshiConfig, codec: Codec, tokenizer: WordTokenizer, cache_folder: str
+    ) -> None:
+        self._config, self._codec, self._tokenizer = config, codec, tokenizer
+        self._cache_folder = cache_folder
+        self._fillers = codec_fillers(codec)
+        self._voices: dict[Path, Tensor] = {}
+
+    def __call__(self, example: Example) -> Ticks | None:
+        """The prompt of an example, as `Moshi.batch` takes it; ``None`` without role and voice.
+
+        Raises:
+            ValueError: It is not shorter than the model's window, or the voice cannot be used.
+        """
+        tagged, voice = tagged_role(example.role), None
+        if not tagged and example.voice is None:
+            return None
+        if example.voice is not None:
+            if example.voice not in self._voices:
+                codes = encode_voice(example.voice, self._codec, self._cache_folder)
+                self._voices[example.voice] = codes.to(torch.int32)
+            voice = self._voices[example.voice].long()
+        ids = self._tokenizer.encode_word(tagged) if tagged else ()
+        return hybrid_prompt(self._config, ids, voice, self._fillers)
 
 
 class DialogueRows:
@@ -264,26 +355,35 @@ class DialogueRows:
     Args:
         examples: Dialogues, none longer than a row.
         model: Lays them out; only its config is used.
-        row_ticks: Frames in a row.
+        row_ticks: Frames in a row; the longest prompt comes on top.
+        prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
 
     Raises:
         ValueError: There are no examples, or one is longer than a row.
     """
 
-    def __init__(self, examples: Sequence[Example], model: Moshi, row_ticks: int) -> None:
-        self.row_ticks = row_ticks
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        model: Moshi,
+        row_ticks: int,
+        prompts: Callable[[Example], Ticks | None] | None = None,
+    ) -> None:
         self._examples = examples
         self._model = model
-        lengths = [len(example.streams[TEXT]) for example in examples]
+        self._prompts = prompts
+        sizes = [(self._prompt_ticks(example), len(example.streams[TEXT])) for example in examples]
+        lengths = [length for _, length in sizes]
         if not lengths or max(lengths) > row_ticks:
             raise ValueError(
                 f"Rows must have at least one example, and none longer than a row of {row_ticks} "
                 f"frames: got {len(lengths)}, the longest of {max(lengths, default=0)}."
             )
+        self.row_ticks = row_ticks + max(prompt for prompt, _ in sizes)
         self._rows: list[list[int]] = [[]]
         filled = 0
-        for number, length in enumerate(lengths):
-            if filled + length > row_ticks:
+        for number, length in enumerate(map(sum, sizes)):
+            if filled + length > self.row_ticks:
                 self._rows.append([])
                 filled = 0
             self._rows[-1].append(number)
@@ -300,20 +400,31 @@ class DialogueRows:
             targets=_stacked([row.targets for row in rows]),
             elements=_stacked([row.elements for row in rows]),
             document_start=torch.cat([row.document_start for row in rows]),
-            num_bytes=sum(row.num_bytes for row in rows),
+            size=sum(row.size for row in rows),
+            unit="frame",
         )
+
+    def _prompt(self, example: Example) -> Ticks | None:
+        return None if self._prompts is None else self._prompts(example)
+
+    def _prompt_ticks(self, example: Example) -> int:
+        prompt = self._prompt(example)
+        return 0 if prompt is None else prompt[TEXT].shape[1]
 
     def _row(self, numbers: Sequence[int]) -> Batch:
         config = self._model.config
         parts, starts, filled = list[Batch](), list[Tensor](), 0
         for number in numbers:
-            streams = self._examples[number].streams
-            codes = {TEXT: streams[TEXT][None]}
+            example = self._examples[number]
+            streams, prompt = example.streams, self._prompt(example)
+            codes: Ticks = {TEXT: streams[TEXT][None]}
             for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
-                codes |= speaker_streams(config, role, streams[name][None])
-            parts.append(self._model.batch(codes))
+                codes = {**codes, **speaker_streams(config, role, streams[name][None])}
+            if prompt is not None:
+                codes = {name: torch.cat((prompt[name], ids), 1) for name, ids in codes.items()}
+            parts.append(self._model.batch(codes, 0 if prompt is None else prompt[TEXT].shape[1]))
             starts.append(parts[-1].document_start + filled)
-            filled += len(streams[TEXT])
+            filled += codes[TEXT].shape[1]
         rest = self.row_ticks - filled
         starts.append(torch.full((1, rest), filled))
         return Batch(
@@ -321,7 +432,8 @@ class DialogueRows:
             targets=_joined([part.targets for part in parts], rest),
             elements=_joined([part.elements for part in parts], rest),
             document_start=torch.cat(starts, 1),
-            num_bytes=sum(part.num_bytes for part in parts),
+            size=sum(part.size for part in parts),
+            unit="frame",
         )
 
 
@@ -334,5 +446,6 @@ def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
     }
 
 
-def _stacked(rows: Sequence[Ticks]) -> Ticks:
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows below each other."""
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -76,7 +76,7 @@ def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batc
         ticks={"part": ids},
         targets={"part": torch.from_numpy(targets)},
         document_start=torch.zeros_like(ids),
-        num_bytes=int((targets != UNSET_ID).sum()),
+        size=int((targets != UNSET_ID).sum()),
     )
 
 

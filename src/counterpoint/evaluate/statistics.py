@@ -78,3 +78,19 @@ def _ratio(
     """Quotient, ``nan`` where nothing was measured."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(np.asarray(below) == 0, np.nan, np.asarray(above) / np.asarray(below))
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """A share with its 95 % interval by Wilson's score; ``nan`` of no trials.
+
+    Source: Wilson, J. Amer. Statist. Assoc. 22 (1927); holds near 0 and 1 too.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"`successes` must be 0 to {trials} trials: got {successes}.")
+    if not trials:
+        return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
+    z, share = 1.959964, successes / trials
+    scale = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    return Interval(value=share, low=float(middle - half), high=float(middle + half))

@@ -23,7 +23,7 @@ class Arm:
         name: Of its run.
         run: JSON form of its run.
         metrics: Lines of its ``metrics.jsonl``.
-        counters: What training took: step, bytes, flops, seconds.
+        counters: What training took: step, size in bytes, flops, seconds.
         evaluation: What was measured.
     """
 
@@ -109,7 +109,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
                 name=arm.name,
                 num_parameters=found.num_parameters,
                 training_flops=float(arm.counters["flops"]),
-                training_bytes=int(arm.counters["bytes"]),
+                training_bytes=int(arm.counters["size"]),
                 training_seconds=float(arm.counters["seconds"]),
                 bits_per_byte=bootstrap_ratio(bits, num_bytes),
                 difference_percent=difference,

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import torch
 
-from counterpoint.data.config import Corpus, prepare
+from counterpoint.data.config import Corpus, DataConfig, prepare
 from counterpoint.data.loader import Loader
 from counterpoint.evaluate.report import STUDY, write_report
 from counterpoint.evaluate.results import (
@@ -23,16 +23,14 @@ from counterpoint.evaluate.results import (
     save_evaluation,
 )
 from counterpoint.evaluate.summary import Summary, rich_table
-from counterpoint.systems import SYSTEMS
-from counterpoint.systems.single_stream import SingleStream
-from counterpoint.systems.two_stream import TwoStream
+from counterpoint.systems import AnySystem, SystemConfig, build_system
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.checkpoint import WEIGHTS, load_weights, read_manifest
 from counterpoint.train.config_json import encode
 from counterpoint.train.loop import train
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops
-from counterpoint.train.run import Run, SystemConfig
+from counterpoint.train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +39,7 @@ class Study:
 
     Attributes:
         name: Names its folder.
-        arms: Runs on the same rows in the same order; systems and optimisers may differ.
+        arms: Runs on the same rows of text in the same order; systems and optimisers may differ.
         purpose: One sentence for the report.
         evaluation: How much is measured.
         max_flops_difference: Largest share by which training FLOPs a byte may differ.
@@ -60,6 +58,8 @@ class Study:
                 f"A study must have at least one arm and no name twice: got {names}. Rename one."
             )
         first = self.arms[0]
+        for run in self.arms:
+            _text(run)
         for run in self.arms[1:]:
             for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
                 expected, got = _field(first, place), _field(run, place)
@@ -75,16 +75,6 @@ class Study:
         return math.lcm(*(_sketch(run.system).layout.block_ticks for run in self.arms))
 
 
-def build_system(config: SystemConfig, seed: int) -> SingleStream | TwoStream:
-    """The system of a config, with the random weights of a seed."""
-    torch.manual_seed(seed)
-    for cls in SYSTEMS.values():
-        if cls.Config is type(config):
-            return cls(cast("Any", config))
-    known = ", ".join(cls.Config.__name__ for cls in SYSTEMS.values())
-    raise ValueError(f"`system` must be one of {known}: got {type(config).__name__}.")
-
-
 def training_flops(study: Study) -> dict[str, float]:
     """Training FLOPs a tick of every arm.
 
@@ -92,7 +82,7 @@ def training_flops(study: Study) -> dict[str, float]:
         ValueError: They differ by more than the study allows.
     """
     flops = {
-        run.name: _sketch(run.system).flops_per_tick(run.data.row_ticks, training=True)
+        run.name: _sketch(run.system).flops_per_tick(_text(run).row_ticks, training=True)
         for run in study.arms
     }
     first = flops[study.arms[0].name]
@@ -142,7 +132,7 @@ def run_study(
     flops = training_flops(study)
     note = _Notes(progress)
     note(f"{study.name}: preparing the text")
-    corpus = prepare(study.arms[0].data, study.block_ticks, corpus_lines(progress))
+    corpus = prepare(_text(study.arms[0]), study.block_ticks, corpus_lines(progress))
     note(
         f"{len(corpus.train)} rows of {corpus.train.row_ticks} ticks to learn from, "
         f"{len(corpus.held_out)} held-out units; {len(study.arms)} arms"
@@ -255,10 +245,20 @@ class _Notes:
         self._stream.flush()
 
 
-def _sketch(config: SystemConfig) -> SingleStream | TwoStream:
+def _sketch(config: SystemConfig) -> AnySystem:
     """A system without memory for its weights: enough to ask for its layout and its costs."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return build_system(config, 0)
+
+
+def _text(run: Run) -> DataConfig:
+    """What a run learns from, which in a study is text."""
+    if not isinstance(run.data, DataConfig):
+        raise ValueError(
+            f"A study must compare systems of text: {run.name!r} learns from "
+            f"{type(run.data).__name__}. Train it as a `Run` of its own."
+        )
+    return run.data
 
 
 def _field(run: Run, place: str) -> Any:

@@ -6,21 +6,24 @@ frame f of a stream stands in column f + 1 + its delay. A step reads one column 
 the next one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
-from counterpoint.streams.spec import Stream, Ticks
-from counterpoint.systems.contract import State
-from counterpoint.systems.moshi import Moshi
+from counterpoint.streams.spec import UNSET_ID, Stream, Ticks
+from counterpoint.systems.moshi import Moshi, MoshiState
 from counterpoint.systems.moshi_streams import TEXT
 
 _OPEN = -2  # what is still to be said; `UNSET_ID` is nothing, for good
+
+MOST_CANDIDATES = 256
+"""Sessions that keep at most so many ids (`top_k`) are sampled without sorting a vocabulary."""
 
 Codes = Tensor | Sequence[int] | int
 """Ids of one frame of a stream: one for the text, one for each codebook of an audio stream."""
@@ -38,10 +41,17 @@ class FrameSampling:
     Attributes:
         text: For the text stream.
         audio: For every codebook.
+        guidance: Scale of classifier-free guidance: scores become those without the prompt, plus
+            so many times what the prompt adds. 1 is none; any other needs a second row.
     """
 
     text: Sampling = Sampling(temperature=0.7, top_k=25)
     audio: Sampling = Sampling(temperature=0.8, top_k=250)
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"`guidance` must be >= 0 (1 is none): got {self.guidance}.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,11 +62,72 @@ class FrameSession:
         sampling: How its ids are chosen.
         num_prompt: Content frames of its prompt.
         num_heard: Content frames it has heard, those of the prompt included.
+        twin: The row that hears the same without the prompt, for guidance.
     """
 
     sampling: FrameSampling
     num_prompt: int = 0
     num_heard: int = 0
+    twin: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prefix:
+    """The beginning of prompts, read once; see `read_prefix`.
+
+    Attributes:
+        columns: What was read: the initial frame and the content frames, late streams behind.
+        z: What the model makes of the newest column.
+        caches: The slots of the model's caches that they fill.
+    """
+
+    columns: Ticks
+    z: Float[Tensor, "1 D"]
+    caches: tuple[Tensor, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Content frames."""
+        return self.columns[TEXT].shape[1] - 1
+
+
+@torch.no_grad()
+def read_prefix(system: Moshi, codes: Ticks) -> Prefix:
+    """Read the beginning of prompts, such as a voice, for any number of sessions of this model.
+
+    Args:
+        system: The model.
+        codes: As a prompt of `FrameSessions.start`.
+    """
+    columns, num_frames = _begun(system, codes)
+    columns = {name: ids[:, : num_frames + 1] for name, ids in columns.items()}
+    z, state = system.read(columns, system.initial_state(1))
+    num_slots = min(num_frames + 1, system.temporal.capacity)
+    caches = tuple(cache[:, :, :, :num_slots].clone() for cache in state.caches)
+    return Prefix(columns=columns, z=z[:, -1], caches=caches)
+
+
+class _Guidance(NamedTuple):
+    """Whose ids each row takes, whose scores are those without its prompt, and its scale."""
+
+    lead: Int[Tensor, " n"]
+    null: Int[Tensor, " n"]
+    scale: Float[Tensor, "n 1"]
+
+
+class _Kind(NamedTuple):
+    """How one kind of elements is chosen, and which rows may keep over `MOST_CANDIDATES`."""
+
+    rows: RowSamplings
+    wide: Bool[Tensor, " n"] | None
+
+
+class _Settings(NamedTuple):
+    """How the elements of some rows are chosen."""
+
+    text: _Kind
+    audio: _Kind
+    guidance: _Guidance | None
 
 
 class FrameSessions:
@@ -74,46 +145,49 @@ class FrameSessions:
 
     Args:
         system: The model.
-        num_rows: Sessions at a time.
+        num_rows: Rows; a session takes one, a guided session two.
 
-    Source: section 3.4 of Moshi (arXiv:2410.00037), the schedule of the reference implementation.
-    Where a stream has not begun, the elements of the frame behind it see its initial id as in
-    training; in the reference they see a sampled id that is then dropped.
+    Source: section 3.4 of Moshi (arXiv:2410.00037), schedule and guidance of the reference
+    implementation. Where a stream has not begun, the elements of the frame behind it see its
+    initial id as in training; in the reference they see a sampled id that is then dropped.
     """
 
     def __init__(self, system: Moshi, num_rows: int) -> None:
         if num_rows < 1:
             raise ValueError(f"`num_rows` must be >= 1, got {num_rows}.")
         self.system = system
-        self.state: State = system.initial_state(num_rows)
+        self.state: MoshiState = system.initial_state(num_rows)
         streams = system.layout.streams
         said = {TEXT, *(stream.name for stream in system.predicted)}
+        # What is said comes first in a layout.
         self._said = tuple(stream for stream in streams if stream.name in said)
         self._heard = tuple(stream for stream in streams if stream.name not in said)
         self._latest_said = max(stream.delay_ticks for stream in self._said)
         latest = max(stream.delay_ticks for stream in streams)
         # From the oldest column of the frame that is complete to the newest that can be given.
         self._num_slots = 2 * latest + 2
-        ends = accumulate(stream.depth for stream in self._said)
-        # Place of each stream's first element among the random numbers of a frame.
-        self._place = {s.name: end - s.depth for s, end in zip(self._said, ends, strict=True)}
-        self._num_places = sum(stream.depth for stream in self._said)
-        self._device = system.head.weight.device
-        self._ids = {
-            stream.name: torch.full(
-                (num_rows, self._num_slots, stream.depth), _OPEN, device=self._device
-            )
-            for stream in streams
+        stops = list(accumulate(stream.depth for stream in streams))
+        # Elements of each stream in a column; those of a said stream are its random numbers.
+        self._elements = {
+            s.name: slice(stop - s.depth, stop) for s, stop in zip(streams, stops, strict=True)
         }
+        self._num_said = sum(stream.depth for stream in self._said)
+        self._device = system.head.weight.device
+        self._ids = torch.full((num_rows, self._num_slots, stops[-1]), _OPEN, device=self._device)
+        delays = [s.delay_ticks for s in self._said for _ in range(s.depth)]
+        self._said_delays = torch.tensor(delays, device=self._device)
+        self._said_index = torch.arange(self._num_said, device=self._device)
+        self._every = torch.arange(num_rows, device=self._device)
         self._rows: list[FrameSession | None] = [None] * num_rows
-        self._samplings: tuple[RowSamplings, RowSamplings] | None = None
+        self._leads: dict[int, int] = {}  # of twins
+        self._settings: _Settings | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, row: int) -> FrameSession:
         session = self._rows[row] if 0 <= row < len(self._rows) else None
-        if session is None:
+        if session is None or row in self._leads:
             raise ValueError(
                 f"Row {row} must have been started: this batch has the rows 0 to "
                 f"{len(self._rows) - 1}. Call `start` first."
@@ -123,11 +197,22 @@ class FrameSessions:
     @property
     def running(self) -> list[int]:
         """Rows that have been started and not stopped."""
-        return [i for i, session in enumerate(self._rows) if session]
+        return [i for i, s in enumerate(self._rows) if s and i not in self._leads]
+
+    @property
+    def free(self) -> list[int]:
+        """Rows that nobody uses."""
+        return [i for i, s in enumerate(self._rows) if s is None]
 
     @torch.no_grad()
     def start(
-        self, row: int, sampling: FrameSampling | None = None, *, prompt: Ticks | None = None
+        self,
+        row: int,
+        sampling: FrameSampling | None = None,
+        *,
+        prompt: Ticks | None = None,
+        prefix: Prefix | None = None,
+        twin: int | None = None,
     ) -> Frame | None:
         """Begin a new session in a row, whatever was there before.
 
@@ -138,43 +223,39 @@ class FrameSessions:
             sampling: How its ids are chosen; by default `FrameSampling()`.
             prompt: What all streams said before, one row in content order: text (1, P), audio
                 (1, P, K). `UNSET_ID` is read as nothing.
+            prefix: The beginning of the prompt, read before.
+            twin: A free row, which guidance needs: it reads the prompt as unset.
 
         Returns:
             As in `step`: only without any delay the first frame is complete at once.
+
+        Raises:
+            ValueError: Rows or the prompt do not fit; nothing has changed then.
         """
-        if not 0 <= row < len(self._rows):
-            raise ValueError(f"`row` must be 0 to {len(self._rows) - 1}: got {row}.")
-        system = self.system
-        first = system.initial_frame(1)
-        if prompt is None:
-            prompt = {name: ids[:, :0] for name, ids in first.items()}
-        if TEXT in prompt and len(prompt[TEXT]) != 1:
-            raise ValueError(f"A prompt must be one row: got {len(prompt[TEXT])}.")
-        # Late streams go on with the prompt where the others go on with the session.
-        begun = system.frames(prompt)
-        num_prompt = prompt[TEXT].shape[1]
-        for name, kept in self._ids.items():
-            late = self.system.layout[name].delay_ticks
-            rest = begun[name][0, num_prompt + 1 : num_prompt + 1 + late].to(self._device)
-            slot = torch.arange(len(rest), device=self._device) + num_prompt + 1
-            kept[row] = _OPEN
-            kept[row, slot % self._num_slots] = rest.view(len(rest), kept.shape[2])
         sampling = sampling or FrameSampling()
-        self._rows[row] = FrameSession(
-            sampling=sampling, num_prompt=num_prompt, num_heard=num_prompt
+        self._check_rows(row, twin, sampling)
+        columns, num_prompt = _begun(self.system, prompt)
+        if prefix is not None:
+            _check_prefix(prefix, columns, num_prompt)
+        self._release(row)
+        z = [self._prefill(row, columns, num_prompt, prefix)]
+        self._rows[row] = session = FrameSession(
+            sampling=sampling, num_prompt=num_prompt, num_heard=num_prompt, twin=twin
         )
-        self._samplings = None
-        read = {name: ids[:, : num_prompt + 1].to(self._device) for name, ids in begun.items()}
-        z, state = system.read(read, system.initial_state(1))
-        for mine, new in zip(_tensors(self.state), _tensors(state), strict=True):
-            mine[row] = new[0]
-        self._write([row], [row], z[:, -1])
+        if twin is not None:
+            nothing = {name: torch.full_like(ids, UNSET_ID) for name, ids in (prompt or {}).items()}
+            unprompted, _ = _begun(self.system, nothing or None)
+            z.append(self._prefill(twin, unprompted, num_prompt, None))
+            self._rows[twin], self._leads[twin] = session, row
+        rows = self._with_twins([row])
+        index, column = torch.tensor([[r, num_prompt + 1] for r in rows], device=self._device).T
+        self._write(index, column, torch.cat(z), self._settings_of(rows))
         return self._complete([row]).get(row)
 
     def stop(self, row: int) -> None:
         """End the session of a row."""
         self[row]
-        self._rows[row] = None
+        self._release(row)
 
     @torch.no_grad()
     def step(self, given: Mapping[int, Mapping[str, Codes]]) -> dict[int, Frame]:
@@ -190,96 +271,161 @@ class FrameSessions:
 
         Raises:
             ValueError: A row is not running, a stream is missing or unknown, or ids do not fit.
+                No row has heard anything then.
         """
-        codes = {row: self._parsed(row, given[row]) for row in sorted(given)}
-        rows, every = list(codes), range(len(self._rows))
-        if not rows:
+        codes = {row: self.check(row, given[row]) for row in sorted(given)}
+        if not codes:
             return {}
         self._keep(codes)
-        column = self._columns(every)
-        index = torch.arange(len(every), device=self._device)
-        frames = {}
-        for name, kept in self._ids.items():
-            ids = kept[index, column % self._num_slots][:, None]
-            frames[name] = ids[..., 0] if name == TEXT else ids
-        lengths = torch.zeros_like(column)
-        lengths[rows] = 1
-        z, self.state = self.system.read(frames, self.state, lengths)
-        for row in rows:
+        stepped = self._with_twins(codes)
+        columns = [session.num_heard + 1 if session else 1 for session in self._rows]
+        lengths = [row in stepped for row in range(len(self._rows))]
+        column, length = torch.tensor([columns, lengths], device=self._device).unbind()
+        ids = self._ids[self._every, column % self._num_slots][:, None]
+        frames = {name: ids[..., place] for name, place in self._elements.items()}
+        frames[TEXT] = frames[TEXT][..., 0]
+        z, self.state = self.system.read(frames, self.state, length)
+        for row in codes:
             self[row].num_heard += 1
-        self._write(rows, every, z[:, 0])
-        return self._complete(rows)
+        if self._settings is None:
+            self._settings = self._settings_of(range(len(self._rows)))
+        real = None if all(lengths) else length.bool()[:, None]
+        self._write(self._every, column + 1, z[:, 0], self._settings, real)
+        return self._complete(list(codes))
 
     def _keep(self, codes: Mapping[int, Mapping[str, list[int]]]) -> None:
         """Put what rows are given into the columns where it stands."""
-        for name, kept in self._ids.items():
-            rows = [row for row in codes if name in codes[row]]
-            if rows:
-                stream = self.system.layout[name]
-                ahead = 1 + stream.delay_ticks + (stream in self._said)
-                slots = [(self[row].num_heard + ahead) % self._num_slots for row in rows]
-                kept[rows, slots] = torch.tensor(
-                    [codes[row][name] for row in rows], device=self._device
-                )
+        places: list[tuple[int, int, int, int]] = []
+        for row, frame in codes.items():
+            both = self._with_twins([row])
+            for name, ids in frame.items():
+                first = self._elements[name].start
+                ahead = 1 + self.system.layout[name].delay_ticks + (first < self._num_said)
+                slot = (self[row].num_heard + ahead) % self._num_slots
+                places += [(r, slot, first + k, found) for r in both for k, found in enumerate(ids)]
+        if places:
+            row_, slot_, element, found_ = torch.tensor(places, device=self._device).unbind(1)
+            self._ids[row_, slot_, element] = found_
 
-    def _columns(self, rows: Sequence[int]) -> Int[Tensor, " n"]:
-        """Newest column that each row has written."""
-        heard = [session.num_heard if (session := self._rows[row]) else 0 for row in rows]
-        return torch.tensor(heard, device=self._device) + 1
-
-    def _write(self, rows: Sequence[int], computed: Sequence[int], z: Float[Tensor, "n D"]) -> None:
-        """Write the newest column of some rows; others may be computed, so that shapes stay."""
-        column, index = self._columns(computed), torch.tensor(computed, device=self._device)
+    def _write(
+        self,
+        index: Int[Tensor, " n"],
+        column: Int[Tensor, " n"],
+        z: Float[Tensor, "n D"],
+        settings: _Settings,
+        real: Bool[Tensor, "n 1"] | None = None,
+    ) -> None:
+        """Write a column of rows; those that are not real are computed, so that shapes stay."""
         slot = column % self._num_slots
-        text, audio = (RowSamplings(*(x[index] for x in part)) for part in self._settings())
+        given = self._ids[index, slot, : self._num_said]
+        is_open = given == _OPEN
+        count = column[:, None] * self._num_said + self._said_index
 
         def choose(name: str, codebook: int, logits: Tensor) -> Tensor:
-            given = self._ids[name][index, slot, codebook]
-            count = column * self._num_places + self._place[name] + codebook
-            sampled = sample(logits, text if name == TEXT else audio, count)
-            return torch.where(given == _OPEN, sampled, given)
+            at, guidance = self._elements[name].start + codebook, settings.guidance
+            if guidance is not None:
+                logits = _guided(logits, guidance)
+            kind = settings.text if name == TEXT else settings.audio
+            sampled = _sampled(logits, kind, count[:, at])
+            ids = torch.where(is_open[:, at], sampled, given[:, at])
+            return ids if guidance is None else ids[guidance.lead]
 
         written = self.system.write(z, choose)
-        real = torch.tensor([row in rows for row in computed], device=self._device)
-        for stream in self._said:
-            ids = written[stream.name].view(len(computed), -1)
-            kept = self._ids[stream.name]
-            kept[index[real], slot[real]] = ids[real]
-
-    def _settings(self) -> tuple[RowSamplings, RowSamplings]:
-        """How text and audio of all rows are sampled."""
-        if self._samplings is None:
-            own = [session.sampling if session else FrameSampling() for session in self._rows]
-            self._samplings = (
-                row_samplings([sampling.text for sampling in own], self._device),
-                row_samplings([sampling.audio for sampling in own], self._device),
-            )
-        return self._samplings
+        ids = torch.cat([written[stream.name].view(len(z), -1) for stream in self._said], 1)
+        new = is_open if real is None else is_open & real
+        self._ids[index, slot, : self._num_said] = torch.where(new, ids, given)
 
     def _complete(self, rows: Sequence[int]) -> dict[int, Frame]:
         """The frames that the newest columns have completed; makes room for the next columns."""
-        newest, index = self._columns(rows), torch.tensor(rows, device=self._device)
-        content = newest - 1 - self._latest_said
-        ids = {
-            stream.name: self._ids[stream.name][
-                index, (content + 1 + stream.delay_ticks) % self._num_slots
-            ]
-            for stream in self._said
-        }
+        both = self._with_twins(rows)
+        columns = [(row, session.num_heard + 1) for row in both if (session := self._rows[row])]
+        index, newest = torch.tensor(columns, device=self._device).unbind(1)
+        slot = newest[:, None] - self._latest_said + self._said_delays
+        said = self._ids[index[:, None], slot % self._num_slots, self._said_index]
         # Its last user was the column before the oldest in use, `num_slots` / 2 - 1 before this.
-        free = (newest + self._num_slots // 2) % self._num_slots
-        for kept in self._ids.values():
-            kept[index, free] = _OPEN
+        self._ids[index, (newest + self._num_slots // 2) % self._num_slots] = _OPEN
         return {
-            row: {name: picked[i] for name, picked in ids.items()}
-            for i, row in enumerate(rows)
+            row: {stream.name: ids[self._elements[stream.name]] for stream in self._said}
+            for row, ids in zip(rows, said.unbind(), strict=False)
             if self[row].num_heard - self._latest_said >= self[row].num_prompt
         }
 
-    def _parsed(self, row: int, codes: Mapping[str, Codes]) -> dict[str, list[int]]:
-        """What a row is given, checked."""
+    def _prefill(
+        self, row: int, columns: Ticks, num_prompt: int, prefix: Prefix | None
+    ) -> Float[Tensor, "1 D"]:
+        """Empty a row and let it read the initial frame and a prompt."""
+        self._ids[row] = _OPEN
+        for stream in self.system.layout.streams:
+            # Late streams go on with the prompt where the others go on with the session.
+            place = self._elements[stream.name]
+            for column in range(num_prompt + 1, num_prompt + 1 + stream.delay_ticks):
+                self._ids[row, column % self._num_slots, place] = columns[stream.name][0, column]
+        mine = [cache[row : row + 1] for cache in self.state.caches]
+        for cache in mine:
+            cache.zero_()
+        num_read = 0
+        if prefix is not None:
+            num_read, z = prefix.num_frames + 1, prefix.z
+            for cache, kept in zip(mine, prefix.caches, strict=True):
+                cache[:, :, :, : kept.shape[3]] = kept
+        if num_read <= num_prompt:
+            rest = {name: ids[:, num_read : num_prompt + 1] for name, ids in columns.items()}
+            position = self.state.position.new_tensor([num_read])
+            z_all, _ = self.system.read(rest, MoshiState(position, tuple(mine)))
+            z = z_all[:, -1]
+        self.state.position[row] = num_prompt + 1
+        return z
+
+    def _with_twins(self, rows: Iterable[int]) -> list[int]:
+        """Rows, and behind them those that hear the same for their guidance."""
+        own = list(rows)
+        return own + [twin for row in own if (twin := self[row].twin) is not None]
+
+    def _release(self, row: int) -> None:
+        session = self._rows[row]
+        self._rows[row] = self._settings = None
+        if session and session.twin is not None:
+            self._rows[session.twin] = None
+            del self._leads[session.twin]
+
+    def _check_rows(self, row: int, twin: int | None, sampling: FrameSampling) -> None:
+        if not 0 <= row < len(self._rows):
+            raise ValueError(f"`row` must be 0 to {len(self._rows) - 1}: got {row}.")
+        if row in self._leads:
+            raise ValueError(f"Row {row} must not be in use: it guides row {self._leads[row]}.")
+        own = session.twin if (session := self._rows[row]) else None
+        fits = twin is None or (twin != row and twin in (own, *self.free))
+        if not fits or (twin is None) != (sampling.guidance == 1):
+            raise ValueError(
+                "`twin` must be a free row where `guidance` is not 1, and only then: got "
+                f"{twin} for row {row} and {sampling.guidance}."
+            )
+
+    def _settings_of(self, rows: Sequence[int]) -> _Settings:
+        """How the elements of some rows are chosen."""
+        sessions = [self._rows[row] for row in rows]
+        own = [session.sampling if session else FrameSampling() for session in sessions]
+        guidance = None
+        if any(row in self._leads for row in rows):
+            place = {row: i for i, row in enumerate(rows)}
+            lead = [place[self._leads.get(row, row)] for row in rows]
+            twins = [row if s is None else s.twin for row, s in zip(rows, sessions, strict=True)]
+            null = [place[row if t is None else t] for row, t in zip(rows, twins, strict=True)]
+            who = torch.tensor([lead, null], device=self._device)
+            scale = torch.tensor([[sampling.guidance] for sampling in own], device=self._device)
+            guidance = _Guidance(who[0], who[1], scale)
+        text, audio = (self._kind([getattr(s, name) for s in own]) for name in ("text", "audio"))
+        return _Settings(text, audio, guidance)
+
+    def _kind(self, samplings: Sequence[Sampling]) -> _Kind:
+        each = [s.temperature > 0 and not 0 < s.top_k <= MOST_CANDIDATES for s in samplings]
+        wide = torch.tensor(each, device=self._device) if any(each) else None
+        return _Kind(row_samplings(samplings, self._device), wide)
+
+    def check(self, row: int, codes: Mapping[str, Codes]) -> dict[str, list[int]]:
+        """The ids that a row is given for `step`, or an error if they do not fit."""
         self[row]
-        needed, known = {s.name for s in self._heard}, set(self._ids)
+        needed, known = {s.name for s in self._heard}, set(self._elements)
         if missing := sorted(needed - set(codes)):
             raise ValueError(
                 f"Row {row} must hear all of {', '.join(sorted(needed))}: got no "
@@ -293,6 +439,53 @@ class FrameSessions:
         return {name: _parsed_ids(self.system.layout[name], ids) for name, ids in codes.items()}
 
 
+def _begun(system: Moshi, prompt: Ticks | None) -> tuple[Ticks, int]:
+    """The columns of a prompt behind the initial frame, late streams at their end; its frames."""
+    if prompt is None:
+        prompt = {name: ids[:, :0] for name, ids in system.initial_frame(1).items()}
+    if TEXT in prompt and len(prompt[TEXT]) != 1:
+        raise ValueError(f"A prompt must be one row: got {len(prompt[TEXT])}.")
+    device = system.head.weight.device
+    columns = {name: ids.to(device) for name, ids in system.frames(prompt).items()}
+    return columns, prompt[TEXT].shape[1]
+
+
+def _check_prefix(prefix: Prefix, columns: Ticks, num_prompt: int) -> None:
+    read = {name: ids[:, : prefix.num_frames + 1] for name, ids in columns.items()}
+    if not all(torch.equal(ids, read[name]) for name, ids in prefix.columns.items()):
+        raise ValueError(
+            f"A prompt must begin with its prefix of {prefix.num_frames} frames: its {num_prompt} "
+            "frames do not. Give both in one prompt, or no prefix."
+        )
+
+
+def _guided(logits: Float[Tensor, "n V"], guidance: _Guidance) -> Float[Tensor, "n V"]:
+    """Scores moved away from those without the prompt; equal ones, also of -inf, stay."""
+    null = logits[guidance.null]
+    moved = null + guidance.scale.to(logits.dtype) * (logits - null)
+    return torch.where(logits == null, logits, moved)
+
+
+def _sampled(
+    logits: Float[Tensor, "n V"],
+    kind: _Kind,
+    count: Int[Tensor, " n"],
+) -> Int[Tensor, " n"]:
+    """Choose as `sample` does; rows that keep few ids choose among their likeliest.
+
+    The number of candidates is fixed, so that a row never feels how many others keep.
+    """
+    if logits.shape[1] <= MOST_CANDIDATES:
+        return sample(logits, kind.rows, count)
+    # In the order of their ids, so that the first of equal ones stays the first.
+    likeliest = logits.topk(MOST_CANDIDATES).indices.sort().values
+    place = sample(logits.gather(1, likeliest), kind.rows, count)
+    ids = likeliest.gather(1, place[:, None])[:, 0]
+    if kind.wide is None:
+        return ids
+    return torch.where(kind.wide, sample(logits, kind.rows, count), ids)
+
+
 def _parsed_ids(stream: Stream, codes: Codes) -> list[int]:
     given = torch.as_tensor(codes)
     ids: list[int] = given.reshape(-1).tolist()
@@ -304,10 +497,3 @@ def _parsed_ids(stream: Stream, codes: Codes) -> list[int]:
             f"A frame of {stream.name!r} must have {stream.depth} ids of 0 to {last}: got {ids}."
         )
     return ids
-
-
-def _tensors(state: State) -> list[Tensor]:
-    """All tensors of a state."""
-    if isinstance(state, Tensor):
-        return [state]
-    return [tensor for part in state for tensor in _tensors(part)]

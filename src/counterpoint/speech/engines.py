@@ -5,20 +5,21 @@ flite tell how long each phoneme is; which word it belongs to is found by aligni
 with what the words are when each is said alone. espeak-ng tells where words start.
 """
 
-import ctypes
 import hashlib
 import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class Said(NamedTuple):
     words: list[SpokenWord]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Says a text aloud; equal arguments give equal samples."""
 
@@ -126,7 +128,7 @@ class Flite:
     def __init__(self) -> None:
         if not shutil.which("flite"):
             raise ValueError("This voice needs the program `flite`: apt-get install flite.")
-        self.version = _output("flite", "--version").strip()
+        self.version = _output("flite", "--version", status=1).strip()
         self._alone = dict[tuple[str, str], list[str]]()
 
     @staticmethod
@@ -164,97 +166,72 @@ class Flite:
 
 
 class Espeak:
-    """Voices of espeak-ng through its library, which calls back at each word.
+    """Voices of espeak-ng through its library, in a process of its own (see `espeak_process`).
 
     Raises:
         ValueError: The library is missing.
     """
 
-    NAMES = ("en-us", "en-us+f2", "en-gb")
+    NAMES = ("en-us", "en-us+f2")
     _WORDS_PER_MINUTE = 175
-    _RETRIEVAL, _UTF8, _WORD, _END, _OK = 1, 1, 1, 0, 0
-
-    class _Event(ctypes.Structure):
-        _fields_ = (
-            ("type", ctypes.c_int),
-            ("unique_identifier", ctypes.c_uint),
-            ("text_position", ctypes.c_int),
-            ("length", ctypes.c_int),
-            ("audio_position", ctypes.c_int),
-            ("sample", ctypes.c_int),
-            ("user_data", ctypes.c_void_p),
-            ("id", ctypes.c_char * 8),
-        )
 
     def __init__(self) -> None:
         found = find_library("espeak-ng")
-        if found is None:
+        if found is None or not shutil.which("espeak-ng"):
             raise ValueError("This voice needs espeak-ng: apt-get install espeak-ng.")
-        self._library = ctypes.CDLL(found)
-        self._library.espeak_Info.restype = ctypes.c_char_p
-        self._rate = self._library.espeak_Initialize(self._RETRIEVAL, 0, None, 0)
-        if self._rate <= 0:
-            raise ValueError("espeak-ng did not start: install its data (espeak-ng-data).")
-        self.version = f"espeak-ng {self._library.espeak_Info(None).decode()}"
-        self._pieces, self._starts = list[bytes](), list[tuple[int, int]]()
-        form = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(self._Event)
-        )
-        self._callback = form(self._take)  # must live as long as the library may call it
-        self._library.espeak_SetSynthCallback(self._callback)
+        self._library = found
+        self.version = _output("espeak-ng", "--version").partition(" Data at")[0].strip()
 
     @staticmethod
     def names() -> tuple[str, ...]:
         """The voices that are installed."""
-        return Espeak.NAMES if find_library("espeak-ng") else ()
+        installed = find_library("espeak-ng") and shutil.which("espeak-ng")
+        return Espeak.NAMES if installed else ()
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `Engine`."""
-        library, content = self._library, text.encode()
-        self._pieces.clear()
-        self._starts.clear()
-        if library.espeak_SetVoiceByName(name.encode()) != self._OK:
-            raise ValueError(f"espeak-ng has no voice {name!r}: see `espeak-ng --voices`.")
+        program = Path(__file__).with_name("espeak_process.py")
         speed = round(self._WORDS_PER_MINUTE / stretch)
-        library.espeak_SetParameter(1, speed, 0)
-        library.espeak_Synth(content, len(content) + 1, 0, 1, 0, self._UTF8, None, None)
-        library.espeak_Synchronize()
-        samples = np.frombuffer(b"".join(self._pieces), "<i2").astype(np.float32) / 2**15
+        command = (sys.executable, "-I", "-S", program, self._library, name, str(speed), text)
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            reason = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+            raise ValueError(f"espeak-ng must say {text!r}, which failed: {reason}")
+        head, _, content = done.stdout.partition(b"\n")
+        rate, starts = json.loads(head)
+        samples = np.frombuffer(content, "<i2").astype(np.float32) / 2**15
+        words = self._words(text, starts, len(samples) / rate)
         audio = torch.from_numpy(samples)
-        return Said(audio, self._rate, self._words(text, len(audio) / self._rate))
+        return Said(audio, rate, [_without_silence(word, audio, rate) for word in words])
 
-    def _take(self, samples: int | None, count: int, events: Any) -> int:
-        if samples and count:
-            self._pieces.append(ctypes.string_at(samples, 2 * count))
-        index = 0
-        while (event := events[index]).type != self._END:
-            if event.type == self._WORD:
-                self._starts.append((event.text_position - 1, event.audio_position))
-            index += 1
-        return 0
-
-    def _words(self, text: str, end_s: float) -> list[SpokenWord]:
-        """A word lasts to the start of the next one; what has no event of its own lasts no time."""
-        starts = sorted(self._starts)
-        spans = [(match.group(), match.start()) for match in re.finditer(r"\S+", text)]
-        stops = [*(first for _, first in spans[1:]), len(text) + 1]
-        begins = [
-            next((ms / 1000 for at, ms in starts if first <= at < stop), None)
-            for (_, first), stop in zip(spans, stops, strict=True)
+    @staticmethod
+    def _words(text: str, events: Sequence[Sequence[int]], end_s: float) -> list[SpokenWord]:
+        """A word lasts to the start of the next one."""
+        pieces = list(re.finditer(r"\S+", text))
+        starts: list[float | None] = [None] * len(pieces)
+        sounding = [
+            i for i, piece in enumerate(pieces) if not all(map(_is_boundary, piece.group()))
         ]
+        for place, position_ms in events:
+            # An event may point at the blank or the dash before its word.
+            index = next((i for i in sounding if pieces[i].end() > place), sounding[-1])
+            if starts[index] is None:
+                starts[index] = position_ms / 1000
         words, following = list[SpokenWord](), end_s
-        for (word, _), begin in zip(reversed(spans), reversed(begins), strict=True):
+        for piece, begin in zip(reversed(pieces), reversed(starts), strict=True):
             start = following if begin is None else min(begin, following)
-            words.append(SpokenWord(word, start, following))
+            words.append(SpokenWord(piece.group(), start, following))
             following = start
-        return words[::-1]
+        return shared(words[::-1])
 
 
-ENGINES: dict[str, type[Piper | Flite | Espeak]] = {
-    "piper": Piper,
-    "flite": Flite,
-    "espeak": Espeak,
-}
+ENGINES: Mapping[str, type[Piper | Flite | Espeak]] = MappingProxyType(
+    {
+        "piper": Piper,
+        "flite": Flite,
+        "espeak": Espeak,
+    }
+)
 
 
 def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
@@ -310,7 +287,7 @@ def _timed(
     units: Sequence[str],
     times: Sequence[tuple[float, float]],
 ) -> list[SpokenWord]:
-    """Words from the first to the last unit of each; one without units lasts no time."""
+    """Words from the first to the last unit of each."""
     spans: list[tuple[float, float] | None] = [None] * len(words)
     for owner, (start, end) in zip(owners(alone, units), times, strict=True):
         if owner != _MISSING:
@@ -320,7 +297,39 @@ def _timed(
     for word, span in zip(words, spans, strict=True):
         start, last = span or (last, last)
         timed.append(SpokenWord(word, start, last))
+    return shared(timed)
+
+
+def shared(words: Sequence[SpokenWord]) -> list[SpokenWord]:
+    """Divide the time of a word among it and the words without time right after it, by letters.
+
+    Engines may say "of the" as one word. A piece without letters and digits keeps no time.
+    """
+    timed, first = list[SpokenWord](), 0
+    for stop in range(1, len(words) + 1):
+        if stop < len(words) and words[stop].start_s == words[stop].end_s:
+            continue
+        group, first = words[first:stop], stop
+        if len(group) == 1:
+            timed += group
+            continue
+        start, length = group[0].start_s, group[0].end_s - group[0].start_s
+        letters = [sum(map(str.isalnum, word.text)) for word in group]
+        edges = [sum(letters[:i]) / max(sum(letters), 1) for i in range(len(group) + 1)]
+        timed += [
+            SpokenWord(word.text, start + length * edges[i], start + length * edges[i + 1])
+            for i, word in enumerate(group)
+        ]
     return timed
+
+
+def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) -> SpokenWord:
+    """The word without what is 40 dB below the utterance's peak behind it."""
+    first, stop = round(word.start_s * rate), round(word.end_s * rate)
+    loud = (audio[first:stop].abs() > audio.abs().max() / 100).nonzero()
+    if not len(loud):
+        return word
+    return word._replace(end_s=min((first + int(loud[-1]) + 1) / rate, word.end_s))
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -328,9 +337,9 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes((number << 3 | 2, len(content))) + content
 
 
-def _output(*command: str) -> str:
+def _output(*command: str, status: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode != status:
         reason = " ".join(done.stderr.split())[-200:]
         raise ValueError(f"`{command[0]}` must end well: it ended with {done.returncode}. {reason}")
     return done.stdout

@@ -6,9 +6,10 @@ fast has its old length, and pitch and formants k times as high (`Voice.formant`
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int16
@@ -24,7 +25,7 @@ JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
 """Five speakers of one voice: a listening network keeps them apart, another one understands all."""
 
 _FORMAT = {"format": "counterpoint-utterance", "version": "1"}
-_FRAME_S, _QUIET_DB, _MARGIN_S = 0.005, -45.0, 0.01
+_FRAME_S, _QUIET_DB, _MARGIN_S, _HISS_S = 0.005, -45.0, 0.01, 0.03
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,7 @@ class Spoken:
     words: tuple[SpokenWord, ...]
 
 
+@runtime_checkable
 class Speaker(Protocol):
     """Whatever speaks texts; equal arguments give equal samples. Processes get a pickled copy."""
 
@@ -82,13 +84,18 @@ class Synthesizer:
     Args:
         cache_folder: Where utterances are kept; ``None`` keeps none.
         loudness_lufs: Of every utterance. The default is that of PersonaPlex's voice samples.
+        engines: What starts each engine, by its name.
     """
 
     def __init__(
-        self, cache_folder: str | Path | None = None, loudness_lufs: float = -24.0
+        self,
+        cache_folder: str | Path | None = None,
+        loudness_lufs: float = -24.0,
+        engines: Mapping[str, Callable[[], Engine]] = ENGINES,
     ) -> None:
         self._cache = None if cache_folder is None else Path(cache_folder).expanduser()
         self._loudness_lufs = loudness_lufs
+        self._kinds = dict(engines)
         self._engines = dict[str, Engine]()
 
     def __getstate__(self) -> dict[str, object]:
@@ -111,13 +118,11 @@ class Synthesizer:
         if not any(map(str.isalnum, text)):
             raise ValueError(f"A text to say must have a letter or a digit: got {text!r}.")
         if voice.engine not in self._engines:
-            self._engines[voice.engine] = ENGINES[voice.engine]()
+            self._engines[voice.engine] = self._kinds[voice.engine]()
         engine = self._engines[voice.engine]
         if self._cache is None:
             return _kept(*self._say(engine, text, voice, sample_rate))
-        key = digest(
-            _FORMAT, engine.version, asdict(voice), text, sample_rate, self._loudness_lufs
-        )
+        key = digest(_FORMAT, engine.version, asdict(voice), text, sample_rate, self._loudness_lufs)
         file = self._cache / key[:2] / f"{key}.safetensors"
         if (kept := _read(file)) is not None:
             return kept
@@ -134,19 +139,17 @@ class Synthesizer:
         if not audio.any():
             raise ValueError(f"{voice.label} must say something for {text!r}: it is silent.")
         audio = normalise_loudness(audio, sample_rate, self._loudness_lufs)[0]
-        first, stop = _voiced(audio, sample_rate)
+        # Times of the words if the engine spoke at this rate.
+        timed = [
+            SpokenWord(word.text, *(time * said.sample_rate / rate for time in word[1:]))
+            for word in said.words
+        ]
+        first, stop = _voiced(audio, timed, sample_rate)
         samples = (audio[first:stop] * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-        scale, start_s, length_s = (
-            said.sample_rate / rate,
-            first / sample_rate,
-            (stop - first) / sample_rate,
-        )
+        start_s, length_s = first / sample_rate, (stop - first) / sample_rate
         words = [
-            SpokenWord(
-                word,
-                *(min(max(time * scale - start_s, 0.0), length_s) for time in (begin, end)),
-            )
-            for word, begin, end in said.words
+            SpokenWord(word.text, *(min(max(time - start_s, 0.0), length_s) for time in word[1:]))
+            for word in timed
         ]
         return samples, words
 
@@ -161,15 +164,22 @@ def available_voices() -> tuple[Voice, ...]:
     )
 
 
-def _voiced(audio: Float[Tensor, " N"], sample_rate: int) -> tuple[int, int]:
-    """From the first to the last frame that is not quiet, and a little around."""
+def _voiced(
+    audio: Float[Tensor, " N"], words: list[SpokenWord], sample_rate: int
+) -> tuple[int, int]:
+    """From the first to the last frame that is not quiet, and a little around.
+
+    Some voices breathe or hiss before and after what they say: that is quiet, too.
+    """
     size = max(1, round(_FRAME_S * sample_rate))
     frames = torch.nn.functional.pad(audio, (0, -len(audio) % size)).unflatten(0, (-1, size))
     power = frames.double().square().mean(1)
     loud = (power > power.max() * 10 ** (_QUIET_DB / 10)).nonzero()[:, 0]
     margin = round(_MARGIN_S * sample_rate)
     first, stop = int(loud[0]) * size - margin, (int(loud[-1]) + 1) * size + margin
-    return max(first, 0), min(stop, len(audio))
+    hiss = round(_HISS_S * sample_rate)
+    first = max(first, round(words[0].start_s * sample_rate) - hiss, 0)
+    return first, min(stop, round(words[-1].end_s * sample_rate) + hiss, len(audio))
 
 
 def _kept(samples: Int16[Tensor, " N"], words: list[SpokenWord]) -> Spoken:

@@ -1,12 +1,16 @@
 """A batch: rows of ticks with their targets and document boundaries."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.streams.spec import Ticks
+
+Unit = Literal["byte", "frame"]
+"""What the size of content counts: bytes of text, or frames of speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +25,21 @@ class Batch:
         targets: For each stream that is predicted, the element that the state at each tick must
             produce next; `UNSET_ID` carries no loss.
         document_start: First tick, within the row, of the document each tick belongs to.
-        num_bytes: Bytes of text in the targets, the unit of bits/byte; frames, of speech.
+        size: How much the targets are, in ``unit``; what losses are reported by.
         elements: For systems that write a tick element by element: all elements at the targets,
             those that carry no loss as well. Empty: the targets.
+        unit: Bytes of text, or frames of speech.
+        kind: Batches of one kind are learned from with moments of their own; see
+            `counterpoint.train.optimizer.KindOptimizers`.
     """
 
     ticks: Ticks
     targets: Ticks
     document_start: Int[Tensor, "B T"]
-    num_bytes: int
+    size: int
     elements: Ticks = field(default_factory=dict)
+    unit: Unit = "byte"
+    kind: str = ""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""

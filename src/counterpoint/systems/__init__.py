@@ -1,10 +1,33 @@
 """Published models and our own, one a file, each readable alone."""
 
-from counterpoint.systems.single_stream import SingleStream
-from counterpoint.systems.two_stream import TwoStream
+from typing import Any, cast
 
-SYSTEMS: dict[str, type[SingleStream | TwoStream]] = {
+import torch
+
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
+
+AnySystem = SingleStream | TwoStream | Moshi
+"""A model of any system; all follow `counterpoint.systems.contract.System`."""
+
+SystemConfig = SingleStreamConfig | TwoStreamConfig | MoshiConfig
+"""The config of any system."""
+
+SYSTEMS: dict[str, type[AnySystem]] = {
     "single_stream": SingleStream,
     "two_stream": TwoStream,
+    "moshi": Moshi,
 }
-"""Every system by name."""
+"""Every system by name. PersonaPlex is a preset of `Moshi` (`counterpoint.systems.personaplex`)."""
+
+
+def build_system(config: SystemConfig, seed: int) -> AnySystem:
+    """The system of a config, with the random weights of a seed."""
+    torch.manual_seed(seed)
+    for cls in SYSTEMS.values():
+        if cls.Config is type(config):
+            return cls(cast("Any", config))
+    known = ", ".join(cls.Config.__name__ for cls in SYSTEMS.values())
+    raise ValueError(f"`system` must be one of {known}: got {type(config).__name__}.")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
-Logits = Mapping[str, Float[Tensor, "B T V"]]
-"""Scores of the next element, by predicted stream."""
+Logits = Mapping[str, Float[Tensor, "B T ... _V"]]
+"""Scores of the next element, by predicted stream: (B, T, V), or (B, T, K, V) of K codebooks."""
 
 State = Any
 """What a model carries between ticks: nested tuples of tensors, batch first, all zeros at first.
@@ -27,9 +27,11 @@ class Loss:
     """A training loss and what it is made of.
 
     Attributes:
-        total: What is minimised: nats a tick (sum over targets / (B * T)) plus weighted terms.
-            Normalised by ticks, so that the mean over equal parts of a batch is the whole's.
-        nats: Summed negative log likelihood of all targets, without auxiliary terms.
+        total: What is minimised. Of a text system: nats a tick (sum over targets / (B * T)) plus
+            weighted terms, so that the mean over equal parts of a batch is the whole's. `Moshi`
+            divides by the sum of its targets' weights, as published: its parts' mean is the whole's
+            where their weights are equal.
+        nats: Summed negative log likelihood of all targets, without weights and auxiliary terms.
         terms: Auxiliary terms and measurements to log, by name; scalars.
     """
 
@@ -68,7 +70,8 @@ class System(Protocol):
                 ignored and leaves no trace. 0 pauses a row. ``None`` means all n.
 
         Returns:
-            Logits at the n ticks (meaningless beyond a row's length) and the new state.
+            Logits at the n ticks (meaningless beyond a row's length) and the new state. A system
+            that writes a frame element by element scores the first one; its page says who goes on.
         """
         ...
 

@@ -27,12 +27,9 @@ from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.delay import delay
 from counterpoint.streams.spec import UNSET_ID, Layout, Stream, Ticks
-from counterpoint.systems.contract import Loss, in_chunks, state_bytes
+from counterpoint.systems.contract import Logits, Loss, in_chunks, state_bytes
 from counterpoint.systems.moshi_names import load_reference, reference_names, to_reference
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, two_speakers
-
-FrameLogits = Mapping[str, Float[Tensor, "B T ... _V"]]
-"""Scores of the next frame by predicted stream: text (B, T, V), audio (B, T, K, V)."""
 
 Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
 """Gives the ids of an element of a frame: of a stream, a codebook of it, and its scores."""
@@ -78,6 +75,36 @@ class MoshiState(NamedTuple):
 
     position: Int[Tensor, " B"]
     caches: tuple[Cache, ...]
+
+
+class StreamLoss(NamedTuple):
+    """What the targets of a stream cost, as sums that add up over batches.
+
+    ``num_frames`` counts a frame by the share of its codebooks that carry loss.
+    """
+
+    num_frames: Float[Tensor, ""]
+    nats: Float[Tensor, ""]
+    weighted_nats: Float[Tensor, ""]
+    weight: Float[Tensor, ""]
+
+
+def joint_loss(losses: Mapping[str, StreamLoss]) -> Loss:
+    """The loss of a batch, or of many whose sums are added up; see `Moshi.loss`."""
+    nothing = losses[TEXT].nats.new_zeros(())
+    terms, total = {}, nothing
+    for kind in (TEXT, "audio"):
+        own = [loss for name, loss in losses.items() if (name == TEXT) == (kind == TEXT)]
+        weighted_nats = sum((loss.weighted_nats for loss in own), nothing)
+        weight = sum((loss.weight for loss in own), nothing)
+        # Where nothing carries loss both sums are zero.
+        mean = weighted_nats / weight.clamp(min=1e-9)
+        total = total + mean
+        terms[kind] = mean.detach()
+    for name, loss in losses.items():
+        terms[f"{name}_nats"] = (loss.nats / loss.num_frames.clamp(min=1e-9)).detach()
+    nats = sum((loss.nats for loss in losses.values()), nothing)
+    return Loss(total=total, nats=nats, terms=terms)
 
 
 class Moshi(nn.Module):
@@ -138,12 +165,10 @@ class Moshi(nn.Module):
 
     def _limited(self, scores: Float[Tensor, "N k V"], first: int) -> Float[Tensor, "N k V"]:
         """Scores of the predicted codebooks ``first, first + 1, ...`` without ids they have not."""
-        most = self.config.audio_vocab_size
-        sizes = [n for s in self.config.audio for n in s.codebook_sizes or (most,) * s.depth]
-        sizes = sizes[first : first + scores.shape[1]]
-        if min(sizes) == most:
+        sizes = self.config.codebook_sizes[first : first + scores.shape[1]]
+        if min(sizes) == scores.shape[2]:
             return scores
-        ids = torch.arange(most, device=scores.device)
+        ids = torch.arange(scores.shape[2], device=scores.device)
         absent = ids >= torch.tensor(sizes, device=scores.device)[:, None]
         return scores.masked_fill(absent, -torch.inf)
 
@@ -205,7 +230,8 @@ class Moshi(nn.Module):
             targets={name: trained[name][:, 1 : num_ticks + 1] for name in written},
             elements={name: frames[name][:, 1 : num_ticks + 1] for name in written},
             document_start=torch.zeros_like(codes[TEXT]),
-            num_bytes=len(codes[TEXT]) * (num_ticks - num_prompt),
+            size=len(codes[TEXT]) * (num_ticks - num_prompt),
+            unit="frame",
         )
 
     def _check(self, codes: Ticks) -> None:
@@ -215,20 +241,22 @@ class Moshi(nn.Module):
                 f"Codes must be given for all streams ({', '.join(names)}) or for {TEXT!r} alone: "
                 f"got {', '.join(codes)}."
             )
+        sizes = {stream.name: stream.codebook_sizes for stream in self.config.audio}
         for name, ids in codes.items():
-            stream = self.layout[name]
+            stream, most = self.layout[name], self.initial_ids[name]
             shape = codes[TEXT].shape if name == TEXT else (*codes[TEXT].shape, stream.depth)
             if ids.shape != shape:
                 raise ValueError(
                     f"Codes of {name!r} must have the shape {tuple(shape)}: got {tuple(ids.shape)}."
                 )
-            if ids.numel() and not UNSET_ID <= ids.min() <= ids.max() < self.initial_ids[name]:
+            stop = torch.tensor(sizes.get(name) or most, device=ids.device)
+            if ((ids < UNSET_ID) | (ids >= stop)).any():
                 raise ValueError(
-                    f"Ids of {name!r} must be {UNSET_ID} (unset) to {self.initial_ids[name] - 1}: "
-                    f"got {int(ids.min())} to {int(ids.max())}."
+                    f"Ids of {name!r} must be {UNSET_ID} (unset) to {(stop - 1).tolist()}: got "
+                    f"{int(ids.min())} to {int(ids.max())}."
                 )
 
-    def forward(self, batch: Batch) -> FrameLogits:
+    def forward(self, batch: Batch) -> Logits:
         """Score the next frame at every tick; see `System.forward`.
 
         Each element is scored after the elements before it in ``batch.elements``. Without audio
@@ -260,31 +288,37 @@ class Moshi(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Text and audio cross-entropies, each divided by the sum of its targets' weights.
 
-        Initial ids and `UNSET_ID` carry no loss. ``terms`` hold the two, and the mean nats of every
-        stream that has targets.
+        ``terms`` hold the two, and the nats a frame of every stream.
         """
-        config, terms = self.config, {}
-        weights = {stream.name: stream.loss_weight for stream in config.audio}
-        nats = torch.zeros((), device=self.head.weight.device)
-        sums = dict.fromkeys((TEXT, "audio"), (nats, nats))
-        for name, logits in self(batch).items():
+        # Not `self(batch)`: distributed training has prepared the weights for this call already,
+        # and warns of outputs that are views.
+        return joint_loss(self.stream_losses(batch, self.forward(batch)))
+
+    def stream_losses(self, batch: Batch, scores: Logits) -> dict[str, StreamLoss]:
+        """What `loss` is made of, by stream. Initial ids and `UNSET_ID` carry no loss.
+
+        Args:
+            batch: With the targets.
+            scores: What `forward` gave for it.
+        """
+        weights = {stream.name: stream.loss_weight for stream in self.config.audio}
+        losses = {}
+        for name, logits in scores.items():
             targets = batch.targets[name]
             counted = (targets >= 0) & (targets < logits.shape[-1])
-            each = _nats(logits, targets.masked_fill(~counted, UNSET_ID))
+            nats = _nats(logits, targets.masked_fill(~counted, UNSET_ID))
             weight = counted * weights.get(name, 1.0)
             if name == TEXT:
-                light = torch.tensor(config.text_light_ids, device=targets.device)
+                light = torch.tensor(self.config.text_light_ids, device=targets.device)
                 is_light = torch.isin(targets, light)
-                weight = torch.where(is_light, config.text_light_weight * weight, weight)
-            kind = TEXT if name == TEXT else "audio"
-            weighted, total = sums[kind]
-            sums[kind] = weighted + (each * weight).sum(), total + weight.sum()
-            nats = nats + each.sum()
-            terms[f"{name}_nats"] = (each.sum() / counted.sum().clamp(min=1)).detach()
-        # Where all carries no loss both sums are zero.
-        mean = {kind: weighted / total.clamp(min=1e-9) for kind, (weighted, total) in sums.items()}
-        terms |= {kind: value.detach() for kind, value in mean.items()}
-        return Loss(total=mean[TEXT] + mean["audio"], nats=nats, terms=terms)
+                weight = torch.where(is_light, self.config.text_light_weight * weight, weight)
+            losses[name] = StreamLoss(
+                num_frames=counted.sum() / (logits.shape[2] if logits.ndim == 4 else 1),
+                nats=nats.sum(),
+                weighted_nats=(nats * weight).sum(),
+                weight=weight.sum(),
+            )
+        return losses
 
     # Streaming
 
@@ -295,7 +329,7 @@ class Moshi(nn.Module):
 
     def extend(
         self, ticks: Ticks, state: MoshiState, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[FrameLogits, MoshiState]:
+    ) -> tuple[Logits, MoshiState]:
         """Read some more frames and score the next text; see `System.extend`."""
         z, state = self.read(ticks, state, lengths)
         return {TEXT: self.head(z)}, state

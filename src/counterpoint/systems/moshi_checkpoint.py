@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 
 from counterpoint.blocks.depth import DepthConfig
+from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.spec import Role
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
+from counterpoint.systems.moshi_names import pairs_from_halves, reference_names
 from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
 from counterpoint.systems.moshi_tensors import extend_depth, mlp_hidden, trim_depth
-from counterpoint.systems.moshi_weights import read_checkpoint, write_checkpoint
+from counterpoint.systems.moshi_weights import read_checkpoint, write_adapters, write_checkpoint
 
 EPSILON = 1e-8  # of the reference's root mean square norms
 SEMANTIC_WEIGHT = 100.0
@@ -76,9 +78,47 @@ def load_moshi(
 
 
 def save_moshi(model: Moshi, folder: Path) -> None:
-    """Write a checkpoint that the reference implementation reads; see `write_checkpoint`."""
+    """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
+
+    Adapters are not in it: merge them first, or see `save_adapters`.
+    """
     config = reference_config(model.config)
     write_checkpoint(model.reference_state_dict(), config, folder)
+
+
+def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
+    """Write the adapters of a model, and its embeddings if they are trained; see `write_adapters`.
+
+    The reference implementation and `load_moshi` read them beside the weights that they change.
+
+    Args:
+        model: With all adapters of `counterpoint.blocks.low_rank.add_low_rank`.
+        folder: A new or empty folder.
+        low_rank: The adapters.
+
+    Raises:
+        ValueError: The model has none, or the folder cannot be written.
+    """
+    config, state = model.config, model.state_dict()
+    heads = config.temporal.num_heads
+    tensors: dict[str, torch.Tensor] = {}
+    for ours, theirs in reference_names(
+        config.temporal.num_layers, config.depth, config.num_codebooks, config.num_predicted
+    ).items():
+        module = ours.removesuffix("weight")
+        is_table = ours.endswith("table.weight")
+        for end in ("weight",) if is_table and low_rank.train_embeddings else (FACTOR_A, FACTOR_B):
+            weight = state.get(module + end)
+            if weight is None or not theirs:
+                continue
+            if ours.endswith("attention.qkv.weight") and end == FACTOR_B:
+                weight = pairs_from_halves(weight, heads)
+            names = [name.removesuffix("weight") + end for name in theirs]
+            tensors |= dict(zip(names, weight.chunk(len(names)), strict=True))
+    if not any(name.endswith(FACTOR_A) for name in tensors):
+        raise ValueError("The model must have adapters to save them: it has none. Add them first.")
+    reference = reference_config(config)
+    write_adapters(tensors, reference, folder, rank=low_rank.rank, scaling=low_rank.scaling)
 
 
 def moshi_config(reference: ReferenceConfig) -> MoshiConfig:

@@ -90,6 +90,11 @@ class MoshiConfig:
                 raise ValueError(
                     f"Text ids must be 0 to {self.text_vocab_size - 1}: got {found} for padding."
                 )
+        if not 1 <= min(self.codebook_sizes) <= max(self.codebook_sizes) <= self.audio_vocab_size:
+            raise ValueError(
+                f"`codebook_sizes` must be 1 to `audio_vocab_size`, {self.audio_vocab_size}: got "
+                f"{self.codebook_sizes}."
+            )
         if not self.text_light_weight > 0:
             raise ValueError(f"`text_light_weight` must be above 0: got {self.text_light_weight}.")
 
@@ -97,6 +102,12 @@ class MoshiConfig:
     def num_codebooks(self) -> int:
         """Codebooks of all audio streams."""
         return sum(stream.depth for stream in self.audio)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Ids of each codebook, in the order of a frame."""
+        most = self.audio_vocab_size
+        return tuple(n for s in self.audio for n in s.codebook_sizes or (most,) * s.depth)
 
 
 def two_speakers(num_acoustic: int, semantic_weight: float = 100.0) -> tuple[AudioStream, ...]:

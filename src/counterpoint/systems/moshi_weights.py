@@ -342,21 +342,54 @@ def write_checkpoint(
                 f"`extra` must hold {beginning}* just when the config has `{key}`: one of them is "
                 "missing. Give both or none."
             )
-    keys = {name: v for name, v in config.to_json().items() if name not in STORAGE_KEYS}
-    keys["moshi_name"] = WEIGHTS
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in {**_fused(state), **extra}.items()
-    }
+    _write_folder(
+        folder, WEIGHTS, {**_fused(state), **extra}, _stored(config) | {"moshi_name": WEIGHTS}
+    )
+
+
+def write_adapters(
+    tensors: Mapping[str, Tensor],
+    config: ReferenceConfig,
+    folder: Path,
+    *,
+    rank: int,
+    scaling: float,
+) -> None:
+    """Write `lora.safetensors`, and a config.json with which a loader takes it beside the weights.
+
+    Args:
+        tensors: Factors, and weights that replace those of the model, by canonical name.
+        config: Of the model.
+        folder: A new or empty folder; it appears with both files, or not at all.
+        rank: Features between the factors.
+        scaling: Factor of every change.
+
+    Raises:
+        ValueError: The folder holds something, or it cannot be written.
+    """
+    lora = {"lora": True, "lora_rank": rank, "lora_scaling": scaling, "lora_name": LORA}
+    _write_folder(folder, LORA, tensors, _stored(config) | lora)
+
+
+def _stored(config: ReferenceConfig) -> dict[str, Any]:
+    """Keys of config.json without those that say how weights were stored."""
+    return {name: v for name, v in config.to_json().items() if name not in STORAGE_KEYS}
+
+
+def _write_folder(
+    folder: Path, name: str, tensors: Mapping[str, Tensor], keys: Mapping[str, Any]
+) -> None:
+    """Write a folder of tensors and config.json; it appears whole, or not at all."""
+    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         if folder.exists() and any(folder.iterdir()):
             raise OSError("it is there and not empty")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(own, partial / name, metadata={"format": "pt"})
         (partial / CONFIG).write_text(json.dumps(keys, indent=1))
-        for entry in (partial / WEIGHTS, partial / CONFIG, partial):
+        for entry in (partial / name, partial / CONFIG, partial):
             flush(entry)
         partial.rename(folder)
         flush(folder.parent)

@@ -3,8 +3,9 @@
 A checkpoint is the folder ``<run>/checkpoints/step_00000100``:
 
 * ``manifest.json``: format, system and its config, step, counters, size and SHA-256 of each file;
-* ``weights.safetensors``: all weights, whole, whatever the number of processes;
-* ``optimizer/*.safetensors``: moments named ``<slot>.<parameter>``: one file, or one of each
+* ``weights.safetensors``: all weights, whole, whatever the number of processes; adapters beside the
+  weights that they change, so that a checkpoint needs no other file;
+* ``optimizer/*.safetensors``: moments by `KindOptimizers.named_state`: one file, or one of each
   process in the layout of `torch.distributed.checkpoint`, which any number of processes can read.
 
 Random state needs no file: noise is a function of (seed, step, part of the batch). A checkpoint is
@@ -27,9 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from counterpoint.blocks.low_rank import LowRankConfig, merged_weights
 from counterpoint.train.config_json import decode, encode, first_difference
 from counterpoint.train.distributed import World, system_class, whole
-from counterpoint.train.optimizer import JointOptimizer
+from counterpoint.train.optimizer import KindOptimizers
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -47,13 +49,13 @@ class Counters:
 
     Attributes:
         step: Optimiser steps done; the next step reads batch ``step``.
-        bytes: Bytes of text learned from.
+        size: Bytes of text, or frames of speech, learned from.
         flops: Training FLOPs (three times the forward pass).
         seconds: Time in training steps, without evaluation, saving and loading.
     """
 
     step: int = 0
-    bytes: int = 0
+    size: int = 0
     flops: float = 0.0
     seconds: float = 0.0
 
@@ -74,7 +76,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 def save_checkpoint(
     folder: Path,
     system: nn.Module,
-    optimizer: JointOptimizer,
+    optimizers: KindOptimizers,
     counters: Counters,
     world: World,
     extra: Mapping[str, Any],
@@ -84,7 +86,7 @@ def save_checkpoint(
     Args:
         folder: Run folder, which all processes must see (a shared disk when on many machines).
         system: Model, sharded or not.
-        optimizer: Its optimiser.
+        optimizers: Its optimisers.
         counters: What the run has done so far.
         world: The processes.
         extra: JSON that goes into the manifest, such as the training config.
@@ -106,7 +108,7 @@ def save_checkpoint(
             error = str(problem)
     error = world.any_error(error)
     if error is None:
-        error = world.any_error(_write_tensors(partial, system, optimizer, world))
+        error = world.any_error(_write_tensors(partial, system, optimizers, world))
     if error is None and world.is_first:
         try:
             _finish(partial, path, _manifest(system, counters, world, extra, partial))
@@ -154,7 +156,7 @@ def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
 
 
 def _write_tensors(
-    partial: Path, system: nn.Module, optimizer: JointOptimizer, world: World
+    partial: Path, system: nn.Module, optimizers: KindOptimizers, world: World
 ) -> str | None:
     """Write weights and optimiser state; give back what went wrong in this process."""
     weights: dict[str, Tensor] = {}
@@ -162,7 +164,7 @@ def _write_tensors(
         full = whole(tensor.detach())
         if world.is_first:
             weights[name] = _own_copy(full)
-    state = _optimizer_tensors(system, optimizer)
+    state = optimizers.named_state()
     error = None
     try:
         if world.is_first:
@@ -195,14 +197,6 @@ def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:
     except CheckpointException as problem:
         return "; ".join(f"process {rank}: {e[0]}" for rank, e in problem.failures.items())
     return None
-
-
-def _optimizer_tensors(system: nn.Module, optimizer: JointOptimizer) -> dict[str, Tensor]:
-    return {
-        f"{slot}.{name}": tensor
-        for name, parameter in system.named_parameters()
-        for slot, tensor in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _manifest(
@@ -377,24 +371,11 @@ def newest_checkpoint(
     return None
 
 
-def restore(path: Path, system: nn.Module, optimizer: JointOptimizer, world: World) -> Counters:
-    """Load a checked checkpoint into a system and its optimiser, whatever their sharding."""
+def restore(path: Path, system: nn.Module, optimizers: KindOptimizers, world: World) -> Counters:
+    """Load a checked checkpoint into a system and its optimisers, whatever their sharding."""
     with torch.no_grad():
         _read(path, dict(system.state_dict()), world)
-    parameters = dict(system.named_parameters())
-    targets: dict[str, Tensor] = {}
-    optimizer.state.clear()
-    for key in _keys(path / OPTIMIZER):
-        slot, _, name = key.partition(".")
-        like = parameters[name]
-        # AdamW counts steps in one float32 number, on the device because it is fused.
-        target = (
-            torch.zeros((), dtype=torch.float32, device=like.device)
-            if slot == "step"
-            else torch.zeros_like(like, requires_grad=False)
-        )
-        targets[key] = optimizer.state[like][slot] = target
-    _read(path / OPTIMIZER, targets, world)
+    _read(path / OPTIMIZER, optimizers.empty_state(_keys(path / OPTIMIZER)), world)
     return Counters(**read_manifest(path)["counters"])
 
 
@@ -427,14 +408,22 @@ def _read(folder: Path, targets: dict[str, Tensor], world: World) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of a checkpoint, or of a run folder's newest good one, on the CPU.
+    """Weights of a checkpoint, or of a run folder's newest good one, on the CPU; adapters merged.
 
     Raises:
         CheckpointError: There is no checkpoint, or its weights are damaged.
     """
     path = resolve(path)
     check_files(path, lambda name: name == WEIGHTS)
-    return load_file(path / WEIGHTS)
+    weights, low_rank = load_file(path / WEIGHTS), adapters_of(path)
+    return weights if low_rank is None else merged_weights(weights, low_rank.scaling)
+
+
+def adapters_of(path: Path) -> LowRankConfig | None:
+    """Adapters of the system in a checkpoint; ``None`` without any."""
+    fine_tune = (read_manifest(path).get("train") or {}).get("fine_tune") or {}
+    found: LowRankConfig | None = decode(LowRankConfig | None, fine_tune.get("low_rank"))
+    return found
 
 
 def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Module:

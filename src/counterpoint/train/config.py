@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from counterpoint.blocks.low_rank import LowRankConfig
+
 
 def _require(holds: bool, what: str, got: object, hint: str) -> None:
     if not holds:
@@ -23,6 +25,8 @@ class OptimizerConfig:
         weight_decay: Decoupled decay of matrices.
         lr_factors: (prefix of parameter names, factor of `lr` and `muon_lr`); the longest
             matching prefix counts.
+        kind_lr_factors: (kind of batch, factor of all learning rates in its steps); see
+            `counterpoint.train.optimizer.KindOptimizers`.
     """
 
     lr: float = 3e-3
@@ -32,6 +36,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     lr_factors: tuple[tuple[str, float], ...] = ()
+    kind_lr_factors: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "`lr` must be > 0", self.lr, "1e-3 is a usual start.")
@@ -50,8 +55,12 @@ class OptimizerConfig:
         _require(
             self.weight_decay >= 0, "`weight_decay` must be >= 0", self.weight_decay, "0 is off."
         )
-        for prefix, factor in self.lr_factors:
-            _require(factor >= 0, f"The factor of {prefix!r} must be >= 0", factor, "0 freezes.")
+        for name, factor in self.lr_factors + self.kind_lr_factors:
+            _require(factor >= 0, f"The factor of {name!r} must be >= 0", factor, "0 freezes.")
+
+    def kind_lr_factor(self, kind: str) -> float:
+        """Factor of the learning rates in a step of a kind of batch."""
+        return dict(self.kind_lr_factors).get(kind, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +96,20 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuneConfig:
+    """What a run begins with instead of random weights.
+
+    Attributes:
+        init_from: A checkpoint or run folder of ours; for a Moshi also a folder of Kyutai's or
+            NVIDIA's, or a file of weights in it.
+        low_rank: Adapters that are trained while the weights stay; ``None`` trains all weights.
+    """
+
+    init_from: str
+    low_rank: LowRankConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One training run.
 
@@ -105,6 +128,7 @@ class TrainConfig:
         log_every: Steps between lines of ``metrics.jsonl``.
         optimizer: AdamW or Muon, and their rates.
         schedule: Learning rate over the run.
+        fine_tune: What the run begins with; ``None`` begins with random weights.
     """
 
     num_steps: int
@@ -120,6 +144,7 @@ class TrainConfig:
     log_every: int = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    fine_tune: FineTuneConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_rows", "accumulation", "keep_checkpoints", "log_every"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoint.streams.batch import Batch
+from counterpoint.streams.batch import Batch, Unit
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import (
@@ -29,8 +29,9 @@ from counterpoint.train.checkpoint import (
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, current_world, sync_gradients, whole
+from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger, MetricsFile
-from counterpoint.train.optimizer import build_optimizer, lr_ratio
+from counterpoint.train.optimizer import KindOptimizers, lr_ratio
 from counterpoint.train.progress import Reporter, StepReport
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -58,14 +59,15 @@ class TrainResult:
         finished: False when a signal stopped it; the same call goes on from there.
         checkpoint: Folder of the last checkpoint.
         counters: What the whole run has done, earlier calls included.
-        bits_per_byte: Loss of the last step, ``nan`` when this call took none.
+        loss: Of the last step in bits a byte of text, or a frame of speech; ``nan`` when this call
+            took none.
         evaluation: Last evaluation of this call, empty when there was none.
     """
 
     finished: bool
     checkpoint: Path
     counters: Counters
-    bits_per_byte: float
+    loss: float
     evaluation: Mapping[str, float]
 
 
@@ -73,10 +75,11 @@ class TrainResult:
 class _Step:
     """Numbers of one step, over all processes."""
 
-    bits_per_byte: float
+    loss: float
     lr: float
     grad_norm: float
-    num_bytes: int
+    size: int
+    unit: Unit
     flops: float
     seconds: float
     terms: dict[str, float]
@@ -119,7 +122,8 @@ class _Trainer:
         self.device = next(system.parameters()).device
         self.world = current_world(self.device)
         self.num_parts = max(config.accumulation // self.world.size, 1)
-        self.optimizer = build_optimizer(system, config.optimizer)
+        check_begun(system, config.fine_tune)
+        self.optimizers = KindOptimizers(system, config.optimizer)
         self.counters = Counters()
         loss = self.contract.loss
         if config.compile:
@@ -145,9 +149,9 @@ class _Trainer:
         local = torch.stack(
             (nats, torch.tensor(float(stop.requested)).to(nats), *terms.values())
         ).double()
-        counts = torch.tensor([num_rows, batch.num_bytes], dtype=torch.float64, device=self.device)
+        counts = torch.tensor([num_rows, batch.size], dtype=torch.float64, device=self.device)
         sums = self.world.sum(torch.cat((local, counts))).tolist()
-        total_nats, stops, (rows, num_bytes) = sums[0], sums[1], sums[-2:]
+        total_nats, stops, (rows, size) = sums[0], sums[1], sums[-2:]
         grad_norm = float(norm)
         if not (math.isfinite(total_nats) and math.isfinite(grad_norm)):
             raise DivergedError(
@@ -157,20 +161,23 @@ class _Trainer:
         if config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
         ratio = lr_ratio(config.schedule, counters.step, config.num_steps)
-        self.optimizer.set_lr(ratio)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        ratio *= config.optimizer.kind_lr_factor(batch.kind)
+        optimizer = self.optimizers.for_kind(batch.kind)
+        optimizer.set_lr(ratio)
+        optimizer.step()
+        optimizer.zero_grad()
         flops = self.contract.flops_per_tick(num_ticks, training=True) * num_ticks * rows
         seconds = time.perf_counter() - begin
         counters.step += 1
-        counters.bytes += int(num_bytes)
+        counters.size += int(size)
         counters.flops += flops
         counters.seconds += seconds
         return _Step(
-            bits_per_byte=total_nats / math.log(2) / max(num_bytes, 1),
+            loss=total_nats / math.log(2) / max(size, 1),
             lr=config.optimizer.lr * ratio,
             grad_norm=grad_norm,
-            num_bytes=int(num_bytes),
+            size=int(size),
+            unit=batch.unit,
             flops=flops,
             seconds=seconds,
             terms=dict(zip(terms, (x / self.world.size for x in sums[2:-2]), strict=True)),
@@ -291,7 +298,7 @@ class _Record:
             raise CheckpointError(error)
         if path is not None:
             self._check_data(path)
-            trainer.counters = restore(path, trainer.system, trainer.optimizer, self.world)
+            trainer.counters = restore(path, trainer.system, trainer.optimizers, self.world)
             self.checkpoint = path
             self.note(f"Going on after step {trainer.counters.step}, from {path}.")
             changed = first_difference(
@@ -338,15 +345,16 @@ class _Record:
                 StepReport(
                     step=counters.step,
                     num_steps=config.num_steps,
-                    bits_per_byte=step.bits_per_byte,
+                    loss=step.loss,
                     seconds=step.seconds,
-                    num_bytes=step.num_bytes,
+                    size=step.size,
+                    unit=step.unit,
                     flops=step.flops,
                     num_processes=self.world.size,
                 )
             )
         if _due(counters.step, config.log_every, config.num_steps):
-            values = {"loss": step.bits_per_byte, "lr": step.lr, "grad_norm": step.grad_norm}
+            values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
             self.write({**asdict(counters), **values, "terms": step.terms})
             self.log(counters.step, "train", {**values, **step.terms})
 
@@ -383,7 +391,7 @@ class _Record:
         self.checkpoint = save_checkpoint(
             self.folder,
             trainer.system,
-            trainer.optimizer,
+            trainer.optimizers,
             trainer.counters,
             self.world,
             {"train": encode(trainer.config), "run": self.run},
@@ -405,7 +413,7 @@ def _run(
 ) -> TrainResult:
     config, counters = trainer.config, trainer.counters
     trainer.system.train()
-    bits_per_byte, evaluation, stopped = math.nan, dict[str, float](), False
+    loss, evaluation, stopped = math.nan, dict[str, float](), False
     while True:
         # A checkpoint comes before the evaluation of its step. Whoever is stopped between the two,
         # or resumes there, evaluates first.
@@ -427,7 +435,7 @@ def _run(
                 f"{problem} The last good checkpoint is {record.checkpoint or 'none'}. "
                 "Lower the learning rate or `clip_norm`, and run again."
             ) from None
-        bits_per_byte, stopped = step.bits_per_byte, step.stop
+        loss, stopped = step.loss, step.stop
         record.step(counters, config, step)
         if stopped or _due(counters.step, config.checkpoint_every, config.num_steps):
             record.save(trainer)
@@ -443,13 +451,13 @@ def _run(
         finished=finished,
         checkpoint=record.checkpoint,
         counters=counters,
-        bits_per_byte=bits_per_byte,
+        loss=loss,
         evaluation=evaluation,
     )
 
 
 def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
-    """Equal parts of a batch, by rows. Each keeps the whole's `num_bytes`, which losses ignore."""
+    """Equal parts of a batch, by rows. Each keeps the whole's `size`, which losses ignore."""
     if num_parts == 1:
         return [batch]
     rows = batch.document_start.shape[0] // num_parts

@@ -11,8 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 class MetricsFile:
     """``metrics.jsonl``: one JSON object a line, in step order, each step once, however resumed.
 
-    A training line has ``step bytes flops seconds loss lr grad_norm terms`` (`loss` in bits/byte),
-    an evaluation line ``step bytes flops seconds evaluation``.
+    A training line has ``step size flops seconds loss lr grad_norm terms``, an evaluation line
+    ``step size flops seconds evaluation``. ``size`` counts bytes of text, or frames of speech;
+    ``loss`` is in bits a byte, or a frame.
     """
 
     def __init__(self, path: Path, step: int) -> None:

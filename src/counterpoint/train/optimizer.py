@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -42,6 +44,66 @@ class JointOptimizer:
             group["lr"] = group["highest_lr"] * ratio
 
 
+class KindOptimizers:
+    """An optimiser for every kind of batch, all of them over the same parameters.
+
+    Moments say how gradients usually are, and those of text alone are not like those of speech: so
+    a step uses and changes only the moments of its kind. Kinds are the names in `Batch.kind`; a
+    run whose batches name none has one optimiser.
+
+    Source: Moshi (arXiv:2410.00037), section 4: batches of text alone have an optimiser state of
+    their own.
+    """
+
+    def __init__(self, system: nn.Module, config: OptimizerConfig) -> None:
+        """See `build_optimizer`."""
+        self._system, self._config = system, config
+        self._by_kind = {"": build_optimizer(system, config)}
+
+    def for_kind(self, kind: str) -> JointOptimizer:
+        """The optimiser of a kind; at first without moments.
+
+        Raises:
+            ValueError: The kind's name is not one word.
+        """
+        if kind and not kind.isidentifier():
+            raise ValueError(
+                f"A kind of batch must be one word of letters, digits and '_': got {kind!r}. "
+                "Rename it."
+            )
+        if kind not in self._by_kind:
+            self._by_kind[kind] = build_optimizer(self._system, self._config)
+        return self._by_kind[kind]
+
+    def named_state(self) -> dict[str, Tensor]:
+        """All moments as ``<slot>.<parameter>``; of a named kind ``<kind>/<slot>.<parameter>``."""
+        return {
+            f"{kind}/{slot}.{name}" if kind else f"{slot}.{name}": tensor
+            for kind, optimizer in self._by_kind.items()
+            for name, parameter in self._system.named_parameters()
+            for slot, tensor in optimizer.state.get(parameter, {}).items()
+        }
+
+    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Forget all moments; give back those of ``names`` anew, zero and ready to be filled."""
+        for optimizer in self._by_kind.values():
+            optimizer.state.clear()
+        parameters = dict(self._system.named_parameters())
+        state: dict[str, Tensor] = {}
+        for key in names:
+            place, _, name = key.partition(".")
+            kind, _, slot = place.rpartition("/")
+            like = parameters[name]
+            # AdamW counts steps in one float32 number, on the device because it is fused.
+            tensor = (
+                torch.zeros((), dtype=torch.float32, device=like.device)
+                if slot == "step"
+                else torch.zeros_like(like, requires_grad=False)
+            )
+            state[key] = self.for_kind(kind).state[like][slot] = tensor
+        return state
+
+
 def build_optimizer(system: nn.Module, config: OptimizerConfig) -> JointOptimizer:
     """Optimisers over all trainable parameters, in groups of equal decay and learning rate.
 
@@ -75,7 +137,9 @@ def build_optimizer(system: nn.Module, config: OptimizerConfig) -> JointOptimize
             if is_muon == muon
         ]
 
-    parts: list[Optimizer] = [AdamW(of(False), betas=config.betas, eps=config.eps, fused=True)]
+    parts: list[Optimizer] = []
+    if of(False):
+        parts.append(AdamW(of(False), betas=config.betas, eps=config.eps, fused=True))
     if of(True):
         parts.append(Muon(of(True), momentum=config.muon_momentum))
     return JointOptimizer(parts)

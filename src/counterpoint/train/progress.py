@@ -7,6 +7,8 @@ from typing import IO, Any, Protocol, cast, runtime_checkable
 
 import torch
 
+from counterpoint.streams.batch import Unit
+
 # Dense bf16 FLOP/s on tensor cores, float32 FLOP/s: vendors' data sheets. The first match counts.
 _GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250e12, 75e12),
@@ -54,18 +56,20 @@ class StepReport:
     Attributes:
         step: Steps done, this one included.
         num_steps: Steps of the whole run.
-        bits_per_byte: Training loss.
+        loss: In bits a unit.
         seconds: Length of the step.
-        num_bytes: Bytes of text it learned from, over all processes.
+        size: What it learned from, in ``unit``, over all processes.
+        unit: Bytes of text, or frames of speech.
         flops: Training FLOPs of the step, over all processes.
         num_processes: Processes that shared them.
     """
 
     step: int
     num_steps: int
-    bits_per_byte: float
+    loss: float
     seconds: float
-    num_bytes: int
+    size: int
+    unit: Unit
     flops: float
     num_processes: int = 1
 
@@ -110,18 +114,20 @@ class _Speed:
     def __init__(self, peak: float | None) -> None:
         self.peak = peak
         self.weight = 0.0
-        self.sums = (0.0, 0.0, 0.0, 0.0)  # seconds, bytes, flops, bits/byte
+        self.sums = (0.0, 0.0, 0.0, 0.0)  # seconds, size, flops, loss
 
     def add(self, report: StepReport) -> None:
         keep = 0.95
-        new = (report.seconds, report.num_bytes, report.flops, report.bits_per_byte)
+        new = (report.seconds, report.size, report.flops, report.loss)
         self.sums = tuple(keep * old + x for old, x in zip(self.sums, new, strict=True))  # type: ignore[assignment]
         self.weight = keep * self.weight + 1
 
     def text(self, report: StepReport) -> str:
-        seconds, num_bytes, flops, bits = self.sums
+        seconds, size, flops, loss = self.sums
         seconds = max(seconds, 1e-9)
-        parts = [f"{bits / self.weight:.4f} bits/byte", f"{_count(num_bytes / seconds)}B/s"]
+        speed = _count(size / seconds)
+        speed = f"{speed}B/s" if report.unit == "byte" else f"{speed.rstrip()} frames/s"
+        parts = [f"{loss / self.weight:.4f} bits/{report.unit}", speed]
         if self.peak:
             parts.append(f"{flops / seconds / (self.peak * report.num_processes):.0%} of peak")
         left = (report.num_steps - report.step) * seconds / self.weight
@@ -223,23 +229,47 @@ def corpus_lines(
     stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[int, int], None]:
     """A follower of `counterpoint.data.config.prepare`: a line at once, then every few seconds."""
-    last: float | None = None
+    write = few_lines(stream, every_seconds, clock)
 
     def show(num_documents: int, num_bytes: int) -> None:
-        nonlocal last
-        now = clock()
-        if last is None or now - last >= every_seconds:
-            last = now
-            stream.write(f"tokenised so far: {num_documents:,} documents, {_count(num_bytes)}B\n")
-            stream.flush()
+        write(f"tokenised so far: {num_documents:,} documents, {_count(num_bytes)}B")
 
     return show
 
 
+def recording_lines(
+    stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+) -> Callable[[float, float], None]:
+    """A follower of `counterpoint.data.speech.prepare_speech`, as `corpus_lines` is of text."""
+    write = few_lines(stream, every_seconds, clock)
+
+    def show(done_s: float, total_s: float) -> None:
+        write(f"encoded so far: {_duration(done_s)} of {_duration(total_s)} of recordings")
+
+    return show
+
+
+def few_lines(
+    stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+) -> Callable[[str], None]:
+    """A function that writes the first line it is given, then one every few seconds."""
+    last: float | None = None
+
+    def write(line: str) -> None:
+        nonlocal last
+        now = clock()
+        if last is None or now - last >= every_seconds:
+            last = now
+            stream.write(line + "\n")
+            stream.flush()
+
+    return write
+
+
 def _count(value: float) -> str:
-    for unit in ("", "k", "M", "G"):
+    for prefix in ("", "k", "M", "G"):
         if value < 1000:
-            return f"{value:.3g} {unit}"
+            return f"{value:.3g} {prefix}"
         value /= 1000
     return f"{value:.3g} T"
 

@@ -4,13 +4,11 @@ import json
 from dataclasses import dataclass, field
 
 from counterpoint.data.config import DataConfig
-from counterpoint.systems.single_stream import SingleStreamConfig
-from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.data.speech import SpeechData
+from counterpoint.systems import SystemConfig
+from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.config_json import decode, encode
-
-SystemConfig = SingleStreamConfig | TwoStreamConfig
-"""The config of any system."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,20 +18,26 @@ class Run:
     Attributes:
         name: Names its folder and its curves.
         system: Config of the model.
-        data: What it learns from.
+        data: What it learns from: `SpeechData` for a Moshi, `DataConfig` for the others.
         train: How it learns.
     """
 
     name: str
     system: SystemConfig
     train: TrainConfig
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | SpeechData = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
             raise ValueError(
                 f"`name` must serve as a folder name: got {self.name!r}. "
                 "Use letters, digits, '-' and '_'."
+            )
+        if isinstance(self.system, MoshiConfig) != isinstance(self.data, SpeechData):
+            needed = "SpeechData" if isinstance(self.system, MoshiConfig) else "DataConfig"
+            raise ValueError(
+                f"`data` must be {needed} where `system` is {type(self.system).__name__}: got "
+                f"{type(self.data).__name__}. Change one of them."
             )
 
 

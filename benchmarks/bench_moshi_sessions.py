@@ -1,0 +1,69 @@
+"""How many live sessions does one process hold at real time, beside the package's one?
+
+Batches of growing size, all rows busy, until the 99th percentile of a step is above the 80 ms of a
+frame; float32 and int8 weights. The package's server holds one session a process; its own loop is
+timed at batch 1. One thread, random weights.
+
+    PYTHONPATH=. NO_TORCH_COMPILE=1 OMP_NUM_THREADS=1 python benchmarks/bench_moshi_sessions.py \
+        --out benchmarks/results/moshi_sessions.json
+"""
+
+import argparse
+import copy
+from typing import Any
+
+import torch
+from bench_moshi_step import in_turn, ours, random_model, reference, theirs
+from record import finish, quantile
+
+from counterpoint.blocks.quantized import store_int8
+from counterpoint.systems.moshi import Moshi
+
+FRAME_MS = 80.0
+
+
+def row(values: list[float]) -> dict[str, float]:
+    """Percentiles in milliseconds."""
+    return {f"p{p}_ms": round(quantile(values, p / 100) * 1e3, 2) for p in (50, 95, 99)}
+
+
+def batches(model: Moshi, num_frames: int, most: int) -> dict[str, Any]:
+    """Steps of batches that double until a frame is too short, or their number is ``most``."""
+    results: dict[str, Any] = {}
+    num_rows, holds = 1, 0
+    while num_rows <= most:
+        timed = row(in_turn({"ours": ours(model, num_rows)}, num_frames)["ours"])
+        results[f"batch_{num_rows}"] = timed
+        print(num_rows, timed, flush=True)
+        if timed["p99_ms"] >= FRAME_MS:
+            break
+        num_rows, holds = 2 * num_rows, num_rows
+    return results | {"sessions_at_real_time": holds}
+
+
+def main() -> None:
+    """Measure, print a table, and end with one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--most", type=int, default=256)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for size in args.sizes:
+        model = random_model(size)
+        with (loop := reference(model)).streaming(1):
+            results[size] = {
+                "package": row(in_turn({"package": theirs(loop)}, args.frames)["package"])
+            }
+        print(size, results[size], flush=True)
+        results[size]["ours"] = batches(model, args.frames, args.most)
+        stored = copy.deepcopy(model)
+        store_int8(stored)
+        results[size]["ours_int8"] = batches(stored, args.frames, args.most)
+    finish("moshi_sessions", {"frame_ms": FRAME_MS, "results": results}, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Weights of 8 bits: a row of a matrix as whole numbers and one scale.
+
+A tick of one session reads every weight once and computes little with it, so that its time is that
+of reading; int8 reads a quarter of float32. Activations stay as they are.
+
+Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weights, without its
+outlier columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from counterpoint.blocks.depth import StepLinear
+
+MOST_ROWS = 4
+"""Vectors up to which torch's int8 kernel for CPUs is the faster way; measured."""
+
+KERNEL_WIDTH = 16
+"""That kernel reads beyond its rows, or gives nonsense, where they are no multiple of this."""
+
+
+def to_int8(
+    weight: Float[Tensor, "_F _D"],
+) -> tuple[Int8[Tensor, "_F _D"], Float[Tensor, " _F"]]:
+    """Whole numbers -127 to 127, and for each row what to multiply them with."""
+    scale = weight.detach().float().abs().amax(1).clamp(min=1e-12) / 127
+    return (weight.detach().float() / scale[:, None]).round().to(torch.int8), scale
+
+
+def int8_linear(
+    x: Float[Tensor, "*B _D"], codes: Int8[Tensor, "_F _D"], scale: Float[Tensor, " _F"]
+) -> Float[Tensor, "*B _F"]:
+    """Multiply vectors by a weight of `to_int8`; a few at a time in bfloat16 on a CPU."""
+    rows = x.flatten(0, -2)
+    fits = len(rows) <= MOST_ROWS and rows.shape[1] % KERNEL_WIDTH == 0
+    if fits and not x.is_cuda:
+        y = torch.ops.aten._weight_int8pack_mm(rows.bfloat16(), codes, scale.bfloat16())
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+    return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
+
+
+class Int8Linear(nn.Module):
+    """A linear map without bias with weights of 8 bits; not for training."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take the weights of ``linear``."""
+        super().__init__()
+        if linear._parameters.get("bias") is not None:
+            raise ValueError("A linear map must have no bias to be stored in 8 bits: it has one.")
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        codes, scale = to_int8(linear.weight)
+        self.codes: Tensor
+        self.scale: Tensor
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @property
+    def weight(self) -> Float[Tensor, "_F _D"]:
+        """The weights that it stands for."""
+        return self.codes * self.scale[:, None]
+
+    def forward(self, x: Float[Tensor, "*B _D"]) -> Float[Tensor, "*B _F"]:
+        """Apply to the last axis."""
+        return int8_linear(x, self.codes, self.scale)
+
+
+class Int8StepLinear(nn.Module):
+    """A `StepLinear` with weights of 8 bits; not for training."""
+
+    def __init__(self, linear: StepLinear) -> None:
+        """Take the weights of ``linear``."""
+        super().__init__()
+        self.out_features, self.schedule = linear.out_features, linear.schedule
+        codes, scale = to_int8(linear.weight)
+        self.codes: Tensor
+        self.scale: Tensor
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @property
+    def weight(self) -> Float[Tensor, "_F _D"]:
+        """The weights that it stands for."""
+        return self.codes * self.scale[:, None]
+
+    def forward(
+        self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None
+    ) -> Float[Tensor, "N k _F"]:
+        """Map some steps, each by its own weights; see `StepLinear.forward`."""
+        count, size = num_steps or x.shape[1], self.out_features
+        pieces = []
+        for step in range(count):
+            place = slice(
+                self.schedule[first + step] * size, (self.schedule[first + step] + 1) * size
+            )
+            vector = x if num_steps is not None else x[:, step]
+            pieces.append(int8_linear(vector, self.codes[place], self.scale[place]))
+        return pieces[0][:, None] if count == 1 else torch.stack(pieces, 1)
+
+    def flops(self) -> int:
+        """FLOPs of all steps of a frame."""
+        return 2 * len(self.schedule) * self.out_features * self.codes.shape[1]
+
+
+def store_int8(model: nn.Module) -> None:
+    """Store the matrices of a model in 8 bits, in place; embeddings and norms stay.
+
+    Do it last: what is trimmed, pinned or loaded is so before.
+    """
+    for name, part in model.named_children():
+        if isinstance(part, nn.Linear):
+            setattr(model, name, Int8Linear(part))
+        elif isinstance(part, StepLinear):
+            setattr(model, name, Int8StepLinear(part))
+        else:
+            store_int8(part)

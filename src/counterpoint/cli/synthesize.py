@@ -1,0 +1,166 @@
+"""The verb ``synthesize``: spoken dialogues from written ones."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from counterpoint.cli.overrides import REQUIRED, parse
+from counterpoint.data.scripts import Script, is_sgd, read_scripts, read_sgd
+from counterpoint.data.synthesis import SynthesisConfig, measure_set, synthesize
+from counterpoint.data.turn_statistics import HUMAN, TurnStatistics
+from counterpoint.data.turn_taking import Embellishment
+from counterpoint.speech.voices import Synthesizer, Voice, available_voices
+
+_HELP = """Make spoken dialogues, two voices on two channels, of written ones.
+
+Example: counterpoint synthesize scripts.jsonl --out dialogues --limit 20 --workers 2
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What ``synthesize`` does.
+
+    Attributes:
+        scripts: A .jsonl file of scripts, or a file or folder of SGD dialogues.
+        out: Folder for the recordings; what is there already is not made again.
+        limit: Dialogues to make, the first of all; 0 makes all.
+        workers: Processes that speak at the same time.
+        ray: Let them run on Ray.
+        agent: The agent's voices, such as "piper:joe:1.0" (engine, name, formant); by default all
+            that are installed.
+        user: The same for the user.
+        cache: Folder that keeps every utterance; by default in the folder of the recordings.
+    """
+
+    scripts: tyro.conf.Positional[Path]
+    out: Path
+    limit: int = 0
+    workers: int = 1
+    ray: bool = False
+    agent: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """How scripts become dialogues.
+
+    Attributes:
+        sample_rate: Of the recordings.
+        seed: Decides voices, paces and all that a script leaves open.
+        pace_spread: Each speaker is up to this share slower or faster, in steps of 0.05.
+        lead_s: Silence before the first turn.
+        tail_s: Silence after the last one.
+    """
+
+    sample_rate: int = 16_000
+    seed: int = 0
+    pace_spread: float = 0.1
+    lead_s: float = 0.5
+    tail_s: float = 1.5
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words that follow it."""
+    fields = [
+        ("options", Options, REQUIRED),
+        ("form", Form, Form()),
+        ("embellishment", Embellishment, Embellishment()),
+    ]
+    chosen = parse(fields, arguments, "synthesize", _HELP)
+    options: Options = chosen.options
+    form: Form = chosen.form
+    scripts = _scripts(options)
+    config = SynthesisConfig(
+        sample_rate=form.sample_rate,
+        seed=form.seed,
+        agent_voices=_voices(options.agent),
+        user_voices=_voices(options.user),
+        pace_spread=form.pace_spread,
+        lead_s=form.lead_s,
+        tail_s=form.tail_s,
+        embellishment=chosen.embellishment,
+    )
+    columns = (
+        TextColumn("{task.completed}/{task.total} dialogues"),
+        BarColumn(),
+        TextColumn("{task.fields[minutes]:.0f} min of speech, left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("", total=len(scripts), minutes=0.0)
+
+        def show(done: int, of: int, seconds: float) -> None:
+            progress.update(task, completed=done, total=of, minutes=seconds / 60)
+
+        listed = synthesize(
+            scripts,
+            options.out,
+            config,
+            workers=options.workers,
+            on_ray=options.ray,
+            speaker=None if options.cache is None else Synthesizer(options.cache),
+            on_progress=show,
+        )
+    Console(file=sys.stdout).print(_table(measure_set(listed)))
+    print(listed)
+    return 0
+
+
+def _scripts(options: Options) -> list[Script]:
+    if options.limit < 0:
+        raise ValueError(f"`--limit` must be >= 0: got {options.limit}.")
+    sgd = options.scripts.is_dir() or is_sgd(options.scripts)
+    scripts = read_sgd(options.scripts) if sgd else read_scripts(options.scripts)
+    return scripts[: options.limit or None]
+
+
+def _voices(names: Sequence[str]) -> tuple[Voice, ...]:
+    """Voices by name, checked against those that are installed."""
+    installed = available_voices()
+    known = {(voice.engine, voice.name): voice for voice in installed}
+    voices = []
+    for text in names:
+        engine, _, rest = text.partition(":")
+        name, _, formant = rest.partition(":")
+        voice = next((one for key, one in known.items() if key == (engine, name)), None)
+        if voice is None:
+            choices = ", ".join(":".join(key) for key in known) or "none is installed"
+            raise ValueError(
+                f"A voice must be engine:name or engine:name:formant: got {text!r}. "
+                f"Here: {choices}."
+            )
+        try:
+            factor = float(formant or 1.0)
+        except ValueError:
+            raise ValueError(f"The formant of a voice must be a number: got {text!r}.") from None
+        voices.append(replace(voice, formant=factor))
+    return tuple(voices)
+
+
+def _table(found: TurnStatistics) -> Table:
+    """What was measured beside what is known of people."""
+    title = f"{found.dialogues} dialogues, {found.hours:.2f} hours"
+    table = Table("measure", "here", "people", title=title)
+    rows = (
+        ("floor transfer, median", "transfer_median_s", "{:.2f} s"),
+        ("transfers that overlap", "overlapping_share", "{:.1%}"),
+        ("gap, median", "gap_median_s", "{:.2f} s"),
+        ("pause, median", "pause_median_s", "{:.2f} s"),
+        ("pauses a minute", "pauses_per_minute", "{:.1f}"),
+        ("time in which both speak", "overlap_share", "{:.1%}"),
+        ("backchannels of the user a minute", "backchannels_per_minute", "{:.1f}"),
+        ("yields to an interruption after, median", "yield_median_s", "{:.2f} s"),
+    )
+    for title, name, form in rows:
+        table.add_row(title, form.format(getattr(found, name)), form.format(HUMAN[name]))
+    table.add_row("interruptions", str(found.interruptions), "")
+    return table

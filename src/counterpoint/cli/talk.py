@@ -1,0 +1,438 @@
+"""The verb ``talk``: a checkpoint answers a recording, time-synchronously."""
+
+import base64
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from counterpoint.cli.checkpoint import find_checkpoint, load_run
+from counterpoint.cli.overrides import REQUIRED, parse
+from counterpoint.data.dialogues import AGENT_SPEAKER
+from counterpoint.data.speech import SpeechData, codec_of, open_tokenizer
+from counterpoint.evaluate.conversation import (
+    TurnTaking,
+    as_timeline,
+    measure_levels,
+    percentile,
+    speech_segments,
+    take_turns,
+)
+from counterpoint.evaluate.conversation_figure import Talk, conversation_page, draw_conversation
+from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.talk import AGENT, USER, Conversation, Speaker, converse, opening
+from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
+from counterpoint.streams.timeline import Event, Timeline
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_checkpoint import load_moshi
+from counterpoint.systems.moshi_weights import CONFIG, WEIGHTS, WEIGHTS_INT8
+from counterpoint.systems.personaplex import Fillers
+from counterpoint.train.checkpoint import MANIFEST, load_system
+
+_HELP = """Answer a recording as if it were heard live.
+
+OUTPUT.wav has the agent left and the user right, as long as the recording. Beside it come what was
+said (.txt, .json), the timeline (.timeline.jsonl), a picture (.png) and a page (.html).
+
+Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
+"""
+
+MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+TEXT_FILE = "tokenizer_spm_32k_3.model"
+"""Names of Mimi's weights and of the text tokeniser beside the published models."""
+
+_KNOWN_FILLERS = (2048,) * 8  # codebooks of the Mimi for which PersonaPlex gives codes
+ENDINGS = (".wav", ".txt", ".json", ".timeline.jsonl", ".png", ".html")
+_BLOCK_S = 1.0
+_EMBEDDED_BYTES = 8_000_000  # a larger recording stays beside its page
+_LONGEST_TAIL_S = 600.0
+_SOON_S = 2.0  # a turn that ends so near the end has hardly been given time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What ``talk`` does.
+
+    Attributes:
+        checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex.
+        input: The recording: WAV, FLAC, Ogg; of any rate.
+        output: The WAV file to write; names the others.
+        prompt: Role of the agent, as PersonaPlex reads it.
+        voice: A recording of the voice the agent shall have.
+        words: What is said in the recording (JSON with alignments or chunks), for the picture.
+        channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
+        tail: Seconds of silence that are heard behind the recording.
+        seed: Of the agent's choices.
+        greedy: Always take the likeliest id.
+        text_temperature: Divides the scores of the text.
+        text_top_k: Likeliest text ids to choose among; 0 keeps all.
+        audio_temperature: Divides the scores of the audio.
+        audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
+        device: Where the model computes.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    input: Path
+    output: Path
+    prompt: str = ""
+    voice: Path | None = None
+    words: Path | None = None
+    channel: int | None = None
+    tail: float = 0.0
+    seed: int = 0
+    greedy: bool = False
+    text_temperature: float = 0.7
+    text_top_k: int = 25
+    audio_temperature: float = 0.8
+    audio_top_k: int = 250
+    device: str = "cpu"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words that follow it."""
+    options: Options = parse([("options", Options, REQUIRED)], arguments, "talk", _HELP).options
+    _check(options)
+    sampling = _sampling(options)
+    user_words = read_user_words(options.words) if options.words else Timeline()
+    speaker = open_speaker(options.checkpoint, options.device)
+    rate = speaker.codec.sample_rate
+    blocks = _heard(options, rate)
+    voice = read_audio(options.voice, rate, 1)[0] if options.voice else None
+    conversation = Conversation(speaker, sampling, prompt=opening(speaker, options.prompt, voice))
+    pieces = converse(conversation, blocks, options.tail)
+    duration_s = inspect_audio(options.input).duration_s + options.tail
+    write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
+    talk = _observed(options, conversation, user_words)
+    numbers = measured(talk.found, conversation.step_s, speaker.codec.frame_rate_hz)
+    _write_outputs(options, talk, numbers)
+    _print(options, talk, numbers)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def open_speaker(path: Path, device: torch.device | str = "cpu") -> Speaker:
+    """The model of a checkpoint, with its codec and tokeniser.
+
+    Args:
+        path: A checkpoint or run folder of ours; or a folder (or a file of weights in it) with the
+            published names: the model, Mimi and the text tokeniser.
+        device: Where model and Mimi compute.
+
+    Raises:
+        ValueError: It cannot be used, lacks a part, or its system does not talk.
+    """
+    device = _device(device)
+    if _is_published(path):
+        return _published_speaker(path, device)
+    path = find_checkpoint(path)
+    run = load_run(path)
+    if not isinstance(run.data, SpeechData):
+        raise ValueError(
+            f"{path} must hold a system that talks, a {Moshi.__name__} trained on speech: got "
+            f"{type(run.system).__name__.removesuffix('Config')}, trained on text. For text there "
+            "is `counterpoint generate`."
+        )
+    system = load_system(path)
+    if not isinstance(system, Moshi):
+        raise AssertionError("load_system returns the system of the manifest")
+    system = system.to(device)
+    return Speaker(
+        system=system,
+        codec=codec_of(system, run.data.codec, device),
+        tokenizer=open_tokenizer(run.data.tokenizer),
+    )
+
+
+def _published_speaker(path: Path, device: torch.device) -> Speaker:
+    folder = path if path.is_dir() else path.parent
+    names = {"mimi_name": MIMI_FILE, "tokenizer_name": TEXT_FILE}
+    if (folder / CONFIG).is_file():
+        named = _json_object(folder / CONFIG)
+        names = {key: str(named.get(key) or name) for key, name in names.items()}
+    for name in names.values():
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} must hold the model, Mimi and the text tokeniser: {name} is missing. "
+                "Fetch it from where the model came."
+            )
+    # What can be wrong quickly comes before the gigabytes.
+    tokenizer = open_tokenizer(str(folder / names["tokenizer_name"]))
+    system = load_moshi(path).to(device)
+    codec = codec_of(system, str(folder / names["mimi_name"]), device)
+    is_known = codec.codebook_sizes == _KNOWN_FILLERS
+    fillers = Fillers() if is_known else None
+    return Speaker(system=system, codec=codec, tokenizer=tokenizer, fillers=fillers)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be readable JSON: {error}. Correct it.") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold an object: got {type(record).__name__}. Correct it.")
+    return record
+
+
+def _is_published(path: Path) -> bool:
+    """Whether it is a folder of the Moshi family, not one of ours, which has a manifest."""
+    if path.is_dir():
+        ours = (path / MANIFEST).exists() or (path / "checkpoints").exists()
+        return not ours and any((path / n).is_file() for n in (CONFIG, WEIGHTS, WEIGHTS_INT8))
+    return path.suffix == ".safetensors"
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(
+            f"`--device` must be one that torch can use: got {name} ({reason})."
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+def _check(options: Options) -> None:
+    """Refuse what would fail late, or write over what is read."""
+    output, tail = options.output, options.tail
+    if output.suffix.lower() != ".wav":
+        raise ValueError(f"`--output` must end in .wav: got {str(output)!r}.")
+    if not output.parent.is_dir():
+        raise ValueError(f"The folder of `--output` must exist: {str(output.parent)!r} does not.")
+    if not 0 <= tail <= _LONGEST_TAIL_S:
+        raise ValueError(f"`--tail` must be 0 to {_LONGEST_TAIL_S:.0f} seconds: got {tail}.")
+    read = {path.resolve() for path in (options.input, options.voice, options.words) if path}
+    for written in outputs(output).values():
+        if written.resolve() in read:
+            raise ValueError(f"`--output` must not write over what is read: {written} is both.")
+    for path in (options.input, options.voice):
+        if path is not None:
+            inspect_audio(path)
+
+
+def outputs(path: Path) -> dict[str, Path]:
+    """The files of an answer, by ending."""
+    return {ending: path.with_name(path.stem + ending) for ending in ENDINGS[1:]} | {".wav": path}
+
+
+def _sampling(options: Options) -> FrameSampling:
+    def own(temperature: float, top_k: int) -> Sampling:
+        chosen = Sampling(temperature=temperature, top_k=top_k, seed=options.seed)
+        return replace(chosen, temperature=0.0) if options.greedy else chosen
+
+    return FrameSampling(
+        text=own(options.text_temperature, options.text_top_k),
+        audio=own(options.audio_temperature, options.audio_top_k),
+    )
+
+
+def read_user_words(path: Path) -> Timeline:
+    """What the user says: events of kind "word" from a file of alignments or of chunks.
+
+    Args:
+        path: JSON with ``{"alignments": [[word, [start, end], speaker], ...]}`` of any speakers, or
+            ``{"chunks": [{"text": word, "timestamp": [start, end]}, ...]}``.
+
+    Raises:
+        ValueError: There is no such file, or it holds anything else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "chunks" in record:
+            words = [(chunk["text"], chunk["timestamp"]) for chunk in record["chunks"]]
+        else:
+            words = [(text, times) for text, times, _ in record["alignments"]]
+        return Timeline(
+            events=tuple(
+                Event(
+                    start_s=start_s,
+                    end_s=max(start_s, end_s or 0),
+                    stream=USER,
+                    kind="word",
+                    text=str(text).strip(),
+                )
+                for text, (start_s, end_s) in words
+            )
+        )
+    except FileNotFoundError:
+        raise ValueError(f"`--words` must be an existing file: got {str(path)!r}.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} must hold words and times as `alignments` or `chunks`: reading it ended in "
+            f"{type(error).__name__} ({error})."
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------- running
+
+
+def _heard(options: Options, rate: int) -> Iterator[Tensor]:
+    """The recording at the codec's rate, one channel of it or their mean."""
+    info = inspect_audio(options.input)
+    if round(info.duration_s * rate) < 1:
+        raise ValueError(
+            f"The recording must last at least one sample of the codec, {1 / rate:.6f} s: got "
+            f"{info.duration_s:.6f} s."
+        )
+    if options.channel is None:
+        return audio_blocks(options.input, rate, 1, _BLOCK_S)
+    channel = options.channel
+    if not 0 <= channel < info.num_channels:
+        raise ValueError(f"`--channel` must be 0 to {info.num_channels - 1}: got {channel}.")
+    blocks = audio_blocks(options.input, rate, info.num_channels, _BLOCK_S)
+    return (block[channel : channel + 1] for block in blocks)
+
+
+def _shown(pieces: Iterable[Tensor], duration_s: float, rate: int) -> Iterator[Tensor]:
+    """The same pieces, with a bar of the seconds that have been heard."""
+    columns = (
+        TextColumn("talking"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("", total=duration_s)
+        for piece in pieces:
+            progress.advance(task, piece.shape[1] / rate)
+            yield piece
+
+
+def write_stereo(path: Path, pieces: Iterable[Tensor], sample_rate: int) -> None:
+    """Write pieces as they come to a WAV file of 16 bits, whole or not at all."""
+    import soundfile  # `inspect_audio` has said what to install
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with soundfile.SoundFile(
+            partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
+        ) as file:
+            for piece in pieces:
+                file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _observed(options: Options, conversation: Conversation, user_words: Timeline) -> Talk:
+    """What happened, by the recording that was written."""
+    rate = conversation.speaker.codec.sample_rate
+    levels = measure_levels(audio_blocks(options.output, rate, 2), rate)
+    agent, user = (speech_segments(channel, levels.duration_s) for channel in levels.loudness_db)
+    words = conversation.words().merge(user_words).cut(0, levels.duration_s)
+    title = f"{options.checkpoint.resolve().name} answers {options.input.name}"
+    return Talk(
+        title=title,
+        levels=levels,
+        found=take_turns(agent, user, levels.duration_s),
+        words=words,
+    )
+
+
+def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -> dict[str, str]:
+    """The numbers of an answer, spelled out; a dash where nothing could be measured."""
+    latencies, overlaps = found.latencies_s, found.overlaps
+    num_answered = sum(answer.outcome == "answered" for answer in found.answers)
+    p50, p95 = (1000 * percentile(step_s, share) for share in (0.5, 0.95))
+    factor = sum(step_s) * frame_rate_hz / len(step_s) if step_s else math.nan
+    total_s = sum(overlap.end_s - overlap.start_s for overlap in overlaps)
+    return {
+        "turns answered": f"{num_answered} of {found.num_due}",
+        "latency, median": _spelled(percentile(latencies, 0.5), "{:.2f} s"),
+        "overlaps": f"{len(overlaps)} ({total_s:.1f} s)" if overlaps else "0",
+        "the agent yielded": str(sum(o.yields and o.second == USER for o in overlaps)),
+        "real-time factor": _spelled(factor, "{:.3f}"),
+        f"step p50 / p95, of {1000 / frame_rate_hz:g} ms": _spelled(
+            p50, f"{{:.1f}} / {p95:.1f} ms"
+        ),
+    }
+
+
+def _spelled(value: float, pattern: str) -> str:
+    return "\N{EN DASH}" if math.isnan(value) else pattern.format(value)
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def _write_outputs(options: Options, talk: Talk, numbers: Mapping[str, str]) -> None:
+    paths = outputs(options.output)
+    said = spoken_words(talk.words)
+    paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")
+    paths[".json"].write_text(
+        json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(options).items()
+    }
+    events = talk.words.merge(as_timeline(talk.found))
+    header = {"audio": options.output.name, "left": AGENT, "right": USER, "options": settings}
+    replace(events, header=header).write(paths[".timeline.jsonl"])
+    picture = draw_conversation(talk)
+    paths[".png"].write_bytes(picture)
+    recording = options.output.read_bytes() if _is_embedded(options.output) else b""
+    source = (
+        f"data:audio/wav;base64,{base64.b64encode(recording).decode()}"
+        if recording
+        else quote(options.output.name)
+    )
+    page = conversation_page(talk, picture, source, numbers, settings)
+    paths[".html"].write_text(page, encoding="utf-8")
+
+
+def _is_embedded(path: Path) -> bool:
+    return path.stat().st_size < _EMBEDDED_BYTES
+
+
+def spoken_words(words: Timeline) -> dict[str, Any]:
+    """The agent's words as alignments and as chunks, both of them forms that others read."""
+    spoken = [
+        (event.text, [round(event.start_s, 3), round(event.end_s, 3)])
+        for event in words.where(stream=AGENT)
+    ]
+    return {
+        "text": " ".join(text for text, _ in spoken),
+        "chunks": [{"text": text, "timestamp": times} for text, times in spoken],
+        "alignments": [[text, times, AGENT_SPEAKER] for text, times in spoken],
+    }
+
+
+def _print(options: Options, talk: Talk, numbers: Mapping[str, str]) -> None:
+    table = Table("measure", "value", title=talk.title)
+    for name, value in numbers.items():
+        table.add_row(name, value)
+    Console(file=sys.stdout).print(table)
+    for ending in ENDINGS:
+        print(outputs(options.output)[ending])
+    if _is_cut_short(talk.found):
+        print(
+            "The recording ends before the agent's answer does: `--tail 10` listens on.",
+            file=sys.stderr,
+        )
+
+
+def _is_cut_short(found: TurnTaking) -> bool:
+    """Whether the agent still speaks at the end, or had little time to answer."""
+    end_s = found.duration_s
+    late = [
+        a for a in found.answers if a.outcome == "unanswered" and end_s - a.turn.end_s < _SOON_S
+    ]
+    return bool(late) or any(segment.end_s > end_s - 0.1 for segment in found.agent)

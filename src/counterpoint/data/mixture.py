@@ -1,0 +1,171 @@
+"""Batches of text alone between those of speech, so that a model does not forget what it has read.
+
+In a text-only batch documents follow each other without padding, one id a tick, and the audio is
+unset. Batches are of the kind "text": `counterpoint.train.optimizer.KindOptimizers` keeps moments
+of their own for them.
+
+Source: Moshi (arXiv:2410.00037), section 4: half of the batches in pre-training, one in ten after
+diarisation. How documents are packed is not said there; here none sees another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.data.config import DataConfig, Kjv, Source, prepare
+from counterpoint.data.packing import PackedRows
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import TEXT
+
+TEXT_KIND = "text"
+"""Kind of the batches without audio."""
+
+END_ID = 2
+"""Text id behind a document: the end of a sequence in the published tokeniser."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextBatches:
+    """Text-only batches of a speech run.
+
+    Attributes:
+        source: Where documents come from.
+        share: Share of the batches.
+        row_ticks: Ids in a row.
+        cache_folder: Where tokenised text is kept.
+    """
+
+    source: Source = Kjv()
+    share: float = 0.1
+    row_ticks: int = 1024
+    cache_folder: str = "~/.cache/counterpoint"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"`share` must be between 0 and 1: got {self.share}.")
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Batches by step, such as `counterpoint.data.loader.Loader`."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, a pure function of it."""
+        ...
+
+
+class Mixture:
+    """Batches of speech, and of text at a share of the steps, evenly spread.
+
+    Step s is of text where ``floor((s + 1) * share)`` is more than ``floor(s * share)``: with a
+    share of 0.1 steps 9, 19, ... Each source gives its batches 0, 1, 2, ... in turn. So a batch is
+    a function of the step alone, and the sources may be those of one process among many.
+
+    Args:
+        speech: Gives the other steps.
+        text: Gives the steps of text, of as many rows.
+        share: Share of the steps.
+    """
+
+    def __init__(self, speech: Batches, text: Batches, share: float) -> None:
+        self.speech, self.text = speech, text
+        self._share = Fraction(share).limit_denominator(1_000_000)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, 0 first; its kind says what it is."""
+        before, after = (int(done * self._share) for done in (step, step + 1))
+        if after > before:
+            return replace(self.text.batch(before), kind=TEXT_KIND)
+        return self.speech.batch(step - before)
+
+
+class TextRows:
+    """Rows of text as a `Moshi` reads text alone; each document begins with the initial frame.
+
+    The size of a batch counts ticks that carry loss, as in speech.
+
+    Args:
+        rows: The text, packed; ids of its tokeniser less the last two, start and end, are those of
+            the model.
+        model: Lays them out; only its config is used.
+
+    Raises:
+        ValueError: The model has fewer text ids.
+    """
+
+    def __init__(self, rows: PackedRows, model: Moshi) -> None:
+        self._rows, self._model = rows, model
+        found, most = rows.shards.vocab_size - 2, model.config.text_vocab_size
+        if found > most or (rows.shards.start_id, rows.shards.end_id) != (found, found + 1):
+            raise ValueError(
+                f"`text_vocab_size` must be at least the {found} ids of the text, which start and "
+                f"end follow: got {most}. Change the model or the tokeniser."
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The rows at ``indices``."""
+        batch, model = self._rows.rows(indices), self._model
+        initial = model.initial_ids
+        text, targets = (
+            self._model_ids(part[self._rows.stream]) for part in (batch.ticks, batch.targets)
+        )
+        begins = text == initial[TEXT]
+        ticks = {TEXT: text}
+        for stream in model.audio:
+            begun = begins.clone()
+            for late in range(1, stream.delay_ticks + 1):
+                begun[:, late:] |= begins[:, :-late]
+            ids = torch.where(begun, initial[stream.name], UNSET_ID)
+            ticks[stream.name] = ids[..., None].expand(-1, -1, stream.depth)
+        return Batch(
+            ticks=ticks,
+            targets={TEXT: targets},
+            elements={TEXT: targets},
+            document_start=batch.document_start,
+            size=int((targets != UNSET_ID).sum()),
+            unit="frame",
+        )
+
+    def _model_ids(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        shards = self._rows.shards
+        ids = torch.where(ids == shards.start_id, self._model.initial_ids[TEXT], ids)
+        return torch.where(ids == shards.end_id, END_ID, ids)
+
+
+def prepare_text(
+    config: TextBatches,
+    tokenizer: str,
+    model: Moshi,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TextRows:
+    """The rows of a config, tokenised into the cache where they are not yet.
+
+    Args:
+        config: What to read.
+        tokenizer: That of the speech run, as in `SpeechData.tokenizer`.
+        model: Reads them.
+        on_progress: See `counterpoint.data.config.prepare`.
+
+    Raises:
+        ValueError: The source or the tokeniser cannot be used, or does not fit the model.
+        OSError: The cache cannot be written.
+    """
+    data = DataConfig(
+        source=config.source,
+        tokenizer=tokenizer,
+        row_ticks=config.row_ticks,
+        held_out=(),
+        cache_folder=config.cache_folder,
+    )
+    return TextRows(prepare(data, model.layout.block_ticks, on_progress).train, model)

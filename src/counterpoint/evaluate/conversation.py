@@ -1,0 +1,331 @@
+"""Who spoke when in a recording of two speakers, and how they took turns.
+
+The rule, of which every number is in `ConversationRule`:
+
+- *Speech*: parts of 10 ms that are louder than a floor and stand out from the channel's own quiet.
+  Gaps of up to 0.2 s are bridged; what is shorter than 0.1 s is no speech. It is an energy
+  detector: for one voice a channel, close to the microphone.
+- A *turn* of the user is speech with pauses of up to 0.6 s. One that begins while the agent speaks
+  and takes less than 1 s is a backchannel and asks for no answer.
+- The *answer* to a turn is the agent's first speech that begins from 0.3 s before the turn's end on
+  and before the user's next turn. Its latency is its start less the turn's end: below 0 it was
+  early. An agent that already spoke then, and goes on behind the turn's end, talked over it.
+- An *overlap* is speech of both at once for 0.1 s or more. The first speaker *yields* where it had
+  spoken for 0.5 s, stops before the second, and the second speaks for more than 1 s.
+
+Source: 0.2 s, as in dGSLM (arXiv:2203.16502); 0.6 s as Full-Duplex-Bench v1.5 (arXiv:2507.23159)
+joins a user's speech. The others are ours.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.streams.timeline import Event, Timeline
+
+_SILENT_DB = -100.0
+_PARTS_HZ = 100
+_ROUNDING_S = 1e-6  # times are multiples of 10 ms as floats: 0.3 - 0.1 must be 0.2
+
+Outcome = Literal["answered", "talked over", "unanswered", "backchannel"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConversationRule:
+    """What counts as speech, as a turn, as an answer.
+
+    Attributes:
+        floor_db: Level that speech exceeds, root mean square in dB of full scale.
+        contrast_db: By how much it also exceeds the level that a tenth of the channel stays below;
+            digital silence behind the channel's last sound does not count.
+        bridged_s: Longest gap within a segment of speech.
+        shortest_s: Shortest segment of speech, and shortest overlap.
+        pause_s: Longest pause within a turn.
+        backchannel_s: A turn begun under the agent's speech asks for an answer from this length on.
+        early_s: By how much an answer may begin before the end of a turn.
+        spoken_s: Time for which one must have spoken to yield.
+        taken_s: Length of the other's speech for which one yields.
+    """
+
+    floor_db: float = -50.0
+    contrast_db: float = 12.0
+    bridged_s: float = 0.2
+    shortest_s: float = 0.1
+    pause_s: float = 0.6
+    backchannel_s: float = 1.0
+    early_s: float = 0.3
+    spoken_s: float = 0.5
+    taken_s: float = 1.0
+
+
+class Levels(NamedTuple):
+    """Channels in parts of 10 ms.
+
+    Attributes:
+        loudness_db: Root mean square, dB of full scale; -100 at the least.
+        low: Lowest sample.
+        high: Highest sample.
+        duration_s: Of the recording; its last part may be incomplete.
+    """
+
+    loudness_db: Float[Tensor, "C T"]
+    low: Float[Tensor, "C T"]
+    high: Float[Tensor, "C T"]
+    duration_s: float
+
+
+class Segment(NamedTuple):
+    """A time during which someone speaks."""
+
+    start_s: float
+    end_s: float
+
+
+class Answer(NamedTuple):
+    """A turn of the user and what became of it.
+
+    Attributes:
+        turn: When the user spoke.
+        outcome: How the agent took it.
+        start_s: Where the answer begins; ``None`` without one.
+    """
+
+    turn: Segment
+    outcome: Outcome
+    start_s: float | None
+
+    @property
+    def latency_s(self) -> float | None:
+        """Seconds from the end of the turn to the answer."""
+        return None if self.start_s is None else self.start_s - self.turn.end_s
+
+
+class Overlap(NamedTuple):
+    """Both speak.
+
+    Attributes:
+        start_s: The second speaker begins.
+        end_s: One of the two stops.
+        second: Who began second: "agent" or "user".
+        yields: Whether the first speaker gave way; it took ``end_s - start_s``.
+    """
+
+    start_s: float
+    end_s: float
+    second: str
+    yields: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnTaking:
+    """What happened between agent and user; see the rule of the module.
+
+    Attributes:
+        agent: Speech of the agent, in order.
+        user: Speech of the user.
+        answers: The user's turns.
+        overlaps: Where both speak.
+        duration_s: Of the recording.
+    """
+
+    agent: tuple[Segment, ...]
+    user: tuple[Segment, ...]
+    answers: tuple[Answer, ...]
+    overlaps: tuple[Overlap, ...]
+    duration_s: float
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """Latencies of all answers, in order of time."""
+        return [found for answer in self.answers if (found := answer.latency_s) is not None]
+
+    @property
+    def num_due(self) -> int:
+        """Turns that ask for an answer."""
+        return sum(answer.outcome != "backchannel" for answer in self.answers)
+
+
+def measure_levels(blocks: Iterable[Float[Tensor, "C _N"]], sample_rate: int) -> Levels:
+    """Loudness and extremes of a recording that comes in blocks of any length.
+
+    Raises:
+        ValueError: There are no blocks, or the rate is not a multiple of 100 Hz.
+    """
+    if sample_rate < 1 or sample_rate % _PARTS_HZ:
+        raise ValueError(
+            f"Levels need a sample rate that is a multiple of {_PARTS_HZ} Hz: got {sample_rate}. "
+            "Resample the recording."
+        )
+    part = sample_rate // _PARTS_HZ
+    pieces = list[tuple[Tensor, Tensor, Tensor]]()
+    rest, num_samples = None, 0
+    for block in blocks:
+        num_samples += block.shape[1]
+        pending = block if rest is None else torch.cat((rest, block), 1)
+        stop = pending.shape[1] // part * part
+        pieces.append(_levels(pending[:, :stop].unflatten(1, (-1, part))))
+        rest = pending[:, stop:].clone()
+    if rest is None:
+        raise ValueError("A recording must have at least one block of samples: got none.")
+    if rest.shape[1]:
+        pieces.append(_levels(F.pad(rest, (0, part - rest.shape[1]))[:, None]))
+    loudness, low, high = (torch.cat(kind, 1) for kind in zip(*pieces, strict=True))
+    return Levels(loudness, low, high, num_samples / sample_rate)
+
+
+def _levels(parts: Float[Tensor, "C n P"]) -> tuple[Tensor, Tensor, Tensor]:
+    power = parts.double().square().mean(2)
+    loudness = 10 * power.clamp(min=10 ** (_SILENT_DB / 10)).log10()
+    return loudness.float(), parts.amin(2), parts.amax(2)
+
+
+def speech_segments(
+    loudness_db: Float[Tensor, " T"], duration_s: float, rule: ConversationRule | None = None
+) -> tuple[Segment, ...]:
+    """Where a channel holds speech.
+
+    Args:
+        loudness_db: See `Levels`.
+        duration_s: Where the recording ends.
+        rule: What is speech.
+    """
+    rule = rule or ConversationRule()
+    sounding = (loudness_db > _SILENT_DB + 1).nonzero()[:, 0]
+    if not len(sounding):
+        return ()
+    recorded = loudness_db[: int(sounding[-1]) + 1]
+    quiet = float(recorded.kthvalue(max(len(recorded) // 10, 1)).values)
+    threshold = max(rule.floor_db, quiet + rule.contrast_db)
+    loud = F.pad((loudness_db > threshold).int(), (1, 1)).diff()
+    starts, stops = (loud == 1).nonzero()[:, 0], (loud == -1).nonzero()[:, 0]
+    found = [
+        Segment(start / _PARTS_HZ, min(stop / _PARTS_HZ, duration_s))
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    ]
+    return tuple(
+        segment
+        for segment in joined(found, rule.bridged_s)
+        if _at_least(segment.end_s - segment.start_s, rule.shortest_s)
+    )
+
+
+def joined(segments: Sequence[Segment], longest_gap_s: float) -> tuple[Segment, ...]:
+    """Segments in order of time, with the gaps of up to a length bridged."""
+    result = list[Segment]()
+    for segment in segments:
+        if result and not segment.start_s - result[-1].end_s > longest_gap_s + _ROUNDING_S:
+            result[-1] = Segment(result[-1].start_s, max(result[-1].end_s, segment.end_s))
+        else:
+            result.append(segment)
+    return tuple(result)
+
+
+def take_turns(
+    agent: Sequence[Segment],
+    user: Sequence[Segment],
+    duration_s: float,
+    rule: ConversationRule | None = None,
+) -> TurnTaking:
+    """How two speakers took turns; segments are each in order of time."""
+    rule = rule or ConversationRule()
+    return TurnTaking(
+        agent=tuple(agent),
+        user=tuple(user),
+        answers=find_answers(agent, user, rule),
+        overlaps=find_overlaps(agent, user, rule),
+        duration_s=duration_s,
+    )
+
+
+def find_answers(
+    agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
+) -> tuple[Answer, ...]:
+    """The user's turns, and what the agent made of each."""
+    turns, answers = joined(user, rule.pause_s), list[Answer]()
+    asking = [turn for turn in turns if not _is_backchannel(turn, agent, rule)]
+    ends = {turn: following.start_s for turn, following in zip(asking, asking[1:], strict=False)}
+    for turn in turns:
+        if turn not in asking:
+            answers.append(Answer(turn, "backchannel", None))
+            continue
+        opens = max(turn.end_s - rule.early_s, turn.start_s)
+        if any(s.start_s < opens - _ROUNDING_S and s.end_s > turn.end_s for s in agent):
+            answers.append(Answer(turn, "talked over", None))
+            continue
+        closes = ends.get(turn, math.inf)
+        starts = [s.start_s for s in agent if opens - _ROUNDING_S <= s.start_s < closes]
+        start_s = min(starts, default=None)
+        answers.append(Answer(turn, "unanswered" if start_s is None else "answered", start_s))
+    return tuple(answers)
+
+
+def _is_backchannel(turn: Segment, agent: Sequence[Segment], rule: ConversationRule) -> bool:
+    short = not _at_least(turn.end_s - turn.start_s, rule.backchannel_s)
+    return short and any(s.start_s < turn.start_s < s.end_s for s in agent)
+
+
+def find_overlaps(
+    agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
+) -> tuple[Overlap, ...]:
+    """Where both speak, in order of time."""
+    overlaps, mine, theirs = list[Overlap](), list(agent), list(user)
+    while mine and theirs:
+        (first, _), (second, name) = sorted(((mine[0], AGENT), (theirs[0], USER)))
+        start_s, end_s = second.start_s, min(first.end_s, second.end_s)
+        if _at_least(end_s - start_s, rule.shortest_s):
+            yields = (
+                first.end_s < second.end_s
+                and start_s - first.start_s >= rule.spoken_s
+                and second.end_s - second.start_s > rule.taken_s
+            )
+            overlaps.append(Overlap(start_s, end_s, name, yields))
+        # What ends first meets nobody else.
+        (mine if mine[0].end_s <= theirs[0].end_s else theirs).pop(0)
+    return tuple(overlaps)
+
+
+def as_timeline(found: TurnTaking) -> Timeline:
+    """Events of the kinds "speech", "turn" and "overlap"; times beside them are in the payload."""
+    events = [
+        Event(start_s=start_s, end_s=end_s, stream=stream, kind="speech")
+        for stream, segments in ((AGENT, found.agent), (USER, found.user))
+        for start_s, end_s in segments
+    ]
+    for answer in found.answers:
+        payload = {"outcome": answer.outcome, "latency_s": _rounded(answer.latency_s)}
+        start_s, end_s = answer.turn
+        events.append(
+            Event(start_s=start_s, end_s=end_s, stream=USER, kind="turn", payload=payload)
+        )
+    for overlap in found.overlaps:
+        events.append(
+            Event(
+                start_s=overlap.start_s,
+                end_s=overlap.end_s,
+                stream=overlap.second,
+                kind="overlap",
+                payload={"yields": overlap.yields},
+            )
+        )
+    return Timeline(events=tuple(events))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile; NaN of nothing."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _at_least(value: float, limit: float) -> bool:
+    return value >= limit - _ROUNDING_S

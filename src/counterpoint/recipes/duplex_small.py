@@ -1,0 +1,93 @@
+"""A small model that talks: it answers orders, waits through pauses, and can be interrupted."""
+
+from counterpoint.blocks.depth import DepthConfig
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.speech import SpeechData
+from counterpoint.data.synthesis import SynthesisConfig
+from counterpoint.data.turn_taking import PLAIN
+from counterpoint.recipes.duplex_study import DuplexStudy
+from counterpoint.speech.augment import Augmentation
+from counterpoint.speech.voices import Voice
+from counterpoint.streams.spec import Role
+from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.run import Run
+
+_CODEBOOK_SIZES = (512, 512, 16, 64)  # of Codec2 700C
+
+
+def duplex_small() -> DuplexStudy:
+    """A Moshi of 8M parameters on Codec2 learns from dialogues that are made here.
+
+    Needs the extras `speech` and `voices`. About an hour on two cores: half of it the voices.
+    """
+    return DuplexStudy(
+        run=Run(
+            name="duplex_small",
+            system=system(),
+            data=SpeechData(
+                train="",  # the study puts its own dialogues here
+                row_s=30.0,
+                augmentation=Augmentation(
+                    gain_probability=0.7,
+                    gain_db=(-8.0, 6.0),
+                    noise_db=(-40.0, -15.0),
+                    noise_s=(0.5, 8.0),
+                    echo_probability=0.0,
+                ),
+            ),
+            train=TrainConfig(
+                num_steps=1500,
+                batch_rows=4,
+                precision="bfloat16",
+                evaluate_every=250,
+                checkpoint_every=250,
+                log_every=10,
+                optimizer=OptimizerConfig(lr=2e-3, muon_lr=0.02, weight_decay=0.05),
+                schedule=ScheduleConfig(warmup_steps=50, final_ratio=0.05),
+            ),
+        ),
+        synthesis=SynthesisConfig(
+            sample_rate=8000,
+            agent_voices=(Voice(),),
+            user_voices=tuple(Voice(formant=formant) for formant in (0.88, 1.15, 1.3, 1.45)),
+            pace_spread=0.0,
+            embellishment=PLAIN,
+        ),
+    )
+
+
+def system() -> MoshiConfig:
+    """Only the agent is predicted; 10 s of context."""
+    return MoshiConfig(
+        temporal=TowerConfig(
+            width=256, num_layers=6, num_heads=4, mlp_hidden=682, window=250, norm_epsilon=1e-8
+        ),
+        depth=DepthConfig(
+            width=128, num_layers=2, num_heads=2, mlp_hidden=341, norm_epsilon=1e-8
+        ),
+        audio=tuple(
+            stream
+            for speaker, role in (("agent", Role.SPOKEN), ("user", Role.HEARD))
+            for stream in (
+                AudioStream(
+                    name=f"{speaker}_semantic",
+                    role=role,
+                    depth=1,
+                    codebook_sizes=_CODEBOOK_SIZES[:1],
+                ),
+                AudioStream(
+                    name=f"{speaker}_acoustic",
+                    role=role,
+                    depth=3,
+                    delay_ticks=1,
+                    codebook_sizes=_CODEBOOK_SIZES[1:],
+                ),
+            )
+        ),
+        num_predicted=4,
+        text_vocab_size=512,
+        audio_vocab_size=512,
+        text_light_weight=0.3,
+        tick_hz=25.0,
+    )  # fmt: skip

@@ -1,0 +1,203 @@
+"""A duplex study: dialogues are made, a Moshi learns from them, and is measured in live talk."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from counterpoint.data.orders import Split, order_scripts
+from counterpoint.data.speech import SpeechData, codec_of, open_tokenizer
+from counterpoint.data.synthesis import LIST_NAME, SynthesisConfig, synthesize
+from counterpoint.data.words import train_tokenizer
+from counterpoint.evaluate.conversation import percentile
+from counterpoint.evaluate.duplex import ABILITIES, Ability, Outcome, order_trials, run_trial
+from counterpoint.evaluate.statistics import wilson
+from counterpoint.recipes.training import train_run
+from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.talk import Speaker
+from counterpoint.speech.audio import write_audio
+from counterpoint.speech.voices import Synthesizer
+from counterpoint.systems.moshi import Moshi
+from counterpoint.train.checkpoint import load_system
+from counterpoint.train.distributed import World
+from counterpoint.train.run import Run
+
+SAMPLING = FrameSampling(text=Sampling(temperature=0.0), audio=Sampling(temperature=0.7, top_k=50))
+"""How the small model talks when it is measured."""
+
+_SPLITS: tuple[Split, Split] = ("train", "held_out")
+_SHARES = (0.5, 0.95)
+_TELL_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplexStudy:
+    """One model that learns to answer spoken orders.
+
+    Attributes:
+        run: The model and how it learns; its data get the dialogues of the study.
+        synthesis: How dialogues sound, and who speaks in trials.
+        num_train: Dialogues to learn from.
+        num_held_out: Dialogues to measure the loss on; other wordings.
+        num_trials: Live conversations for each ability.
+        vocab_size: Most pieces of the text tokeniser, which learns from the scripts.
+    """
+
+    run: Run
+    synthesis: SynthesisConfig
+    num_train: int = 2500
+    num_held_out: int = 100
+    num_trials: int = 100
+    vocab_size: int = 400
+
+    @property
+    def name(self) -> str:
+        """Names its folder."""
+        return self.run.name
+
+
+def run_duplex_study(study: DuplexStudy, folder: Path, world: World, workers: int = 2) -> bool:
+    """Make, train, measure; whatever is done already is kept.
+
+    The folder gets ``dialogues/``, the run, ``abilities.json`` and a recording of each ability.
+
+    Returns:
+        False when a signal stopped the training.
+    """
+    begin = time.perf_counter()
+    voices = Synthesizer(folder / "utterances")
+    for split, count in zip(_SPLITS, (study.num_train, study.num_held_out), strict=True):
+        synthesize(
+            order_scripts(split, count),
+            folder / "dialogues" / split,
+            study.synthesis,
+            workers=workers,
+            speaker=voices,
+            on_progress=_Progress(f"making {split} dialogues"),
+        )
+    tokenizer = folder / "words.model"
+    if not tokenizer.exists():
+        texts = [turn.text for s in order_scripts("train", study.num_train) for turn in s.turns]
+        train_tokenizer(texts, tokenizer, study.vocab_size)
+    result = train_run(_with_data(study, folder), folder, world)
+    if not result.finished:
+        return False
+    system = load_system(result.checkpoint)
+    if not isinstance(system, Moshi):
+        raise AssertionError("the run trains a Moshi")
+    agent = talker(_with_data(study, folder), system)
+    rows = [_measure(study, agent, ability, voices, folder) for ability in ABILITIES]
+    found = {"abilities": rows, "seconds_of_last_call": round(time.perf_counter() - begin)}
+    (folder / "abilities.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    _show(rows, folder)
+    return True
+
+
+def talker(run: Run, system: Moshi) -> Speaker:
+    """The model of a run with its codec and its tokeniser."""
+    if not isinstance(run.data, SpeechData):
+        raise ValueError(f"A run that talks must learn from SpeechData: got {run.data}.")
+    return Speaker(
+        system=system.eval(),
+        codec=codec_of(system, run.data.codec),
+        tokenizer=open_tokenizer(run.data.tokenizer),
+    )
+
+
+def _with_data(study: DuplexStudy, folder: Path) -> Run:
+    """The run with the study's dialogues and tokeniser."""
+    if not isinstance(study.run.data, SpeechData):
+        raise ValueError(f"A duplex study must learn from SpeechData: got {study.run.data}.")
+    train, held_out = (str(folder / "dialogues" / split / LIST_NAME) for split in _SPLITS)
+    tokenizer = str(folder / "words.model")
+    data = replace(study.run.data, train=train, held_out=held_out, tokenizer=tokenizer)
+    return replace(study.run, data=data)
+
+
+def _measure(
+    study: DuplexStudy, agent: Speaker, ability: Ability, voices: Synthesizer, folder: Path
+) -> dict[str, Any]:
+    """One row of the table; writes a recording of the first conversation."""
+    progress = _Progress(f"measuring {ability}")
+    outcomes = list[Outcome]()
+    trials = order_trials(
+        ability,
+        study.num_trials,
+        voices,
+        study.synthesis.user_voices,
+        agent.codec.sample_rate,
+    )
+    for number, trial in enumerate(trials, start=1):
+        outcomes.append(run_trial(agent, trial, SAMPLING))
+        progress(number, study.num_trials, 0.0)
+    write_audio(folder / f"{ability}.wav", outcomes[0].audio, agent.codec.sample_rate)
+    latencies = [found for one in outcomes if (found := one.latency_s) is not None]
+    stops = [found for one in outcomes if (found := one.stop_s) is not None]
+    return {
+        "ability": ability,
+        "trials": len(outcomes),
+        "passed": asdict(wilson(sum(one.passed for one in outcomes), len(outcomes))),
+        "text_right": asdict(wilson(sum(one.said_right for one in outcomes), len(outcomes))),
+        "latency_s": {share: percentile(latencies, share) for share in _SHARES},
+        "stop_s": {share: percentile(stops, share) for share in _SHARES} if stops else None,
+        "failures": [_described(one) for one in outcomes if not (one.passed and one.said_right)],
+    }
+
+
+def _described(outcome: Outcome) -> dict[str, Any]:
+    trial = outcome.trial
+    return {
+        "order": trial.order.text,
+        "interrupted_by": None if trial.second is None else trial.second.text,
+        "agent_said": " ".join(word.text for word in outcome.words),
+        "agent_s": [[round(edge, 2) for edge in segment] for segment in outcome.agent],
+        "user_s": [[round(edge, 2) for edge in segment] for segment in outcome.turns],
+        "passed": outcome.passed,
+        "text_right": outcome.said_right,
+    }
+
+
+def _show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Print the table and where everything lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("ability", "shown", "text right", "latency p50 / p95", "stops after p50 / p95")
+    for row in rows:
+        table.add_row(
+            f"{row['ability']} ({row['trials']})",
+            *(
+                f"{row[name]['value']:.0%} [{row[name]['low']:.0%}, {row[name]['high']:.0%}]"
+                for name in ("passed", "text_right")
+            ),
+            *(_seconds(row[name]) for name in ("latency_s", "stop_s")),
+        )
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for name in ("abilities.json", *(f"{row['ability']}.wav" for row in rows)):
+        console.print(str(folder / name), highlight=False, soft_wrap=True)
+    console.print(f"try: counterpoint talk {folder} --input question.wav --output answer.wav")
+
+
+def _seconds(values: dict[float, float] | None) -> str:
+    return "" if values is None else " / ".join(f"{value:.2f} s" for value in values.values())
+
+
+class _Progress:
+    """Says on stderr how far something is and how long it will take; every ten seconds."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._begin = self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int, seconds_of_audio: float) -> None:
+        now = time.monotonic()
+        if now - self._told < _TELL_EVERY_S and done < total:
+            return
+        self._told = now
+        left = (now - self._begin) / max(done, 1) * (total - done)
+        sys.stderr.write(f"{self._what}: {done}/{total}, {left / 60:.1f} min left\n")

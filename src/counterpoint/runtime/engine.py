@@ -1,0 +1,224 @@
+"""The batch engine: many live sessions of one model, all in one step.
+
+`FrameSessions` with admission: sessions have numbers that are never used again, a full house
+refuses, and the beginning of prompts (a voice) is read once for all. A step costs about the same
+however many rows are busy. Use an engine from one thread.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+
+from counterpoint.runtime.frames import (
+    Codes,
+    Frame,
+    FrameSampling,
+    FrameSession,
+    FrameSessions,
+    Prefix,
+    read_prefix,
+)
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import TEXT
+
+
+class FullHouseError(RuntimeError):
+    """No row is free for another session."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Admission:
+    """What a session began with, and the row that it has."""
+
+    row: int
+    sampling: FrameSampling
+    prompt: Ticks | None
+    opening: Frame | None
+
+
+class Engine:
+    """Up to ``num_rows`` sessions of one model, each with its own prompt, seed and pace.
+
+    What a session says depends on what it hears, its prompt and its sampling alone, bit for bit,
+    whatever the others do: they may be admitted, pause, be reset, end or send frames that are
+    refused. Whoever is not in a `step` pauses.
+
+    Args:
+        system: The model.
+        num_rows: Sessions at a time; a guided session counts as two.
+        pinned_frames: Frames at the beginning of every session, at least those of the longest
+            prompt, that stay visible when the model's window has moved on; 0 pins nothing. The
+            rest of the window is for the newest frames.
+
+    Raises:
+        ValueError: The numbers do not fit the model.
+    """
+
+    def __init__(self, system: Moshi, num_rows: int, *, pinned_frames: int = 0) -> None:
+        self.pinned_frames = pinned_frames
+        self.system = pinned(system, pinned_frames) if pinned_frames else system
+        self._sessions = FrameSessions(self.system, num_rows)
+        self._admissions: dict[int, _Admission] = {}
+        self._num_admitted = 0
+        self._prefixes: dict[str, tuple[Ticks, Prefix]] = {}
+
+    def __getitem__(self, session: int) -> FrameSession:
+        return self._sessions[self._admission(session).row]
+
+    @property
+    def running(self) -> list[int]:
+        """Sessions that have been admitted and not ended."""
+        return list(self._admissions)
+
+    @property
+    def num_free(self) -> int:
+        """Rows that are free."""
+        return len(self._sessions.free)
+
+    def share(self, name: str, codes: Ticks) -> None:
+        """Read the beginning of prompts once; each prompt that begins so goes on behind it.
+
+        Args:
+            name: Of the prefix, such as that of a voice; an earlier one of this name is dropped.
+            codes: Its frames, as a prompt of `admit`.
+        """
+        prefix = read_prefix(self.system, codes)
+        self._prefixes[name] = ({key: ids.cpu() for key, ids in codes.items()}, prefix)
+
+    def unshare(self, name: str) -> None:
+        """Drop a shared prefix; sessions that began with it go on."""
+        if name not in self._prefixes:
+            known = ", ".join(sorted(self._prefixes)) or "none"
+            raise ValueError(f"A prefix must be shared to be dropped: got {name!r}, have {known}.")
+        del self._prefixes[name]
+
+    def admit(self, sampling: FrameSampling | None = None, *, prompt: Ticks | None = None) -> int:
+        """Begin a session.
+
+        Args:
+            sampling: How its ids are chosen; by default `FrameSampling()`.
+            prompt: What all streams said before, one row in content order; see
+                `FrameSessions.start`.
+
+        Returns:
+            Its number, which no other session ever has.
+
+        Raises:
+            FullHouseError: There is no row for it.
+            ValueError: The prompt does not fit.
+        """
+        sampling = sampling or FrameSampling()
+        prompt = prompt and {name: ids.clone() for name, ids in prompt.items()}
+        free, needed = self._sessions.free, 1 if sampling.guidance == 1 else 2
+        if len(free) < needed:
+            raise FullHouseError(
+                f"A session of this sampling must have {needed} free rows: {len(free)} of "
+                f"{len(self._sessions)} are free. Try again when one has ended."
+            )
+        self._start(self._num_admitted, free[0], sampling, prompt)
+        self._num_admitted += 1
+        return self._num_admitted - 1
+
+    def opening(self, session: int) -> Frame | None:
+        """What a session said before it heard anything; only models without delay have it."""
+        return self._admission(session).opening
+
+    def step(self, heard: Mapping[int, Mapping[str, Codes]]) -> dict[int, Frame]:
+        """Let some sessions hear a frame and say the next one; the others pause.
+
+        Args:
+            heard: What each hears, by session; see `FrameSessions.step`.
+
+        Returns:
+            The frames that are complete, by session.
+
+        Raises:
+            ValueError: A session is not running or what it hears does not fit. The message names
+                it, and no session has heard anything then: leave it out and step again.
+        """
+        rows = {self._admission(session).row: session for session in heard}
+        given = {row: heard[session] for row, session in rows.items()}
+        try:
+            said = self._sessions.step(given)
+        except ValueError:
+            for row, session in rows.items():
+                try:
+                    self._sessions.check(row, given[row])
+                except ValueError as problem:
+                    raise ValueError(f"Session {session} is refused. {problem}") from None
+            raise
+        return {rows[row]: frame for row, frame in said.items()}
+
+    def reset(self, session: int) -> None:
+        """Let a session begin again, with its sampling and its prompt."""
+        begun = self._admission(session)
+        self._start(session, begun.row, begun.sampling, begun.prompt)
+
+    def end(self, session: int) -> None:
+        """End a session; its row is free then."""
+        self._sessions.stop(self._admission(session).row)
+        del self._admissions[session]
+
+    def _start(self, session: int, row: int, sampling: FrameSampling, prompt: Ticks | None) -> None:
+        num_frames = 0 if prompt is None or TEXT not in prompt else prompt[TEXT].shape[1]
+        if self.pinned_frames and num_frames > self.pinned_frames:
+            raise ValueError(
+                f"A prompt must be pinned whole: it has {num_frames} frames, `pinned_frames` is "
+                f"{self.pinned_frames}. Shorten it, or make an engine that pins more."
+            )
+        running = self._admissions.get(session)
+        twin = self._sessions[row].twin if running else None
+        if twin is None and sampling.guidance != 1:
+            twin = next(other for other in self._sessions.free if other != row)
+        opening = self._sessions.start(
+            row, sampling, prompt=prompt, prefix=self._prefix_of(prompt), twin=twin
+        )
+        self._admissions[session] = _Admission(
+            row=row, sampling=sampling, prompt=prompt, opening=opening
+        )
+
+    def _prefix_of(self, prompt: Ticks | None) -> Prefix | None:
+        """The longest shared prefix with which a prompt begins."""
+        found = None
+        for codes, prefix in self._prefixes.values():
+            fits = (
+                prompt is not None
+                and set(prompt) == set(codes)
+                and all(
+                    torch.equal(ids, prompt[name][:, : prefix.num_frames].cpu())
+                    for name, ids in codes.items()
+                )
+            )
+            if fits and (found is None or prefix.num_frames > found.num_frames):
+                found = prefix
+        return found
+
+    def _admission(self, session: int) -> _Admission:
+        if session not in self._admissions:
+            was = "has ended" if 0 <= session < self._num_admitted else "was never admitted"
+            raise ValueError(f"Session {session} must be running: it {was}. Admit a new one.")
+        return self._admissions[session]
+
+
+def pinned(system: Moshi, num_frames: int) -> Moshi:
+    """The same model, whose sessions keep their initial frame and this many more in the window.
+
+    The two share their weights. Compile the new one, not the old one.
+
+    Raises:
+        ValueError: The model's window is not longer.
+    """
+    window = system.config.temporal.window
+    if not 0 <= num_frames < window - 1:
+        raise ValueError(
+            f"Pinned frames must be 0 to {window - 2}, for a window of {window} frames: got "
+            f"{num_frames}."
+        )
+    weights = (*system.parameters(), *system.buffers())
+    model = deepcopy(system, {id(weight): weight for weight in weights})
+    model.temporal.config = replace(system.config.temporal, pinned_steps=num_frames + 1)
+    model.config = replace(system.config, temporal=model.temporal.config)
+    return model

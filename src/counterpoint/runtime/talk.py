@@ -1,0 +1,281 @@
+"""A live conversation: samples of the user in, the samples that sound meanwhile out.
+
+Source: the schedule of Moshi (arXiv:2410.00037), section 3.4, as `FrameSessions` keeps it.
+
+When things sound. A frame of the user is heard when its last sample has come. What a model of delay
+m (of the latest stream that it says) then completes is frame f + 1 - m of its own, and can be
+played at once. So its content frame c sounds from sample (c + m) * frame_samples on, and its text
+at the same time: what a listener in the room hears from a computer without computing time. Before
+frame m there is silence. What sounds in a frame depends on no sample of that frame.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.data.monologue import read_monologue
+from counterpoint.data.speech import WordTokenizer
+from counterpoint.runtime.frames import FrameSampling, FrameSessions
+from counterpoint.speech.codec import Codec
+from counterpoint.speech.loudness import normalise_loudness
+from counterpoint.streams.spec import Role, Ticks
+from counterpoint.streams.timeline import Timeline
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
+from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
+
+AGENT, USER = "agent", "user"
+"""Names of the two speakers in timelines."""
+
+VOICE_LUFS = -24.0
+"""Loudness of a sample of a voice, that of PersonaPlex's own."""
+
+_HUM_HZ, _HUM_LEVEL, _FILLER_S = 440.0, 0.5, 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speaker:
+    """A model that talks, with what turns sound and words into its ids.
+
+    Attributes:
+        system: A Moshi with streams that are spoken, before those that are heard.
+        codec: Of both speakers.
+        tokenizer: Of the text.
+        fillers: What a prompt carries where nothing is said; ``None`` for silence and a hum as the
+            codec encodes them.
+
+    Raises:
+        ValueError: The model cannot talk, or says ids that the codec has not.
+    """
+
+    system: Moshi
+    codec: Codec
+    tokenizer: WordTokenizer
+    fillers: Fillers | None = None
+
+    def __post_init__(self) -> None:
+        config, sizes = self.system.config, self.codec.codebook_sizes
+        num_codebooks = _num_agent_codebooks(config)
+        if num_codebooks != len(sizes):
+            raise ValueError(
+                f"The codec must have the agent's {num_codebooks} codebooks: it has {len(sizes)}."
+            )
+        most = config.audio_vocab_size
+        own = [n for s in config.audio for n in s.codebook_sizes or (most,) * s.depth]
+        if any(size > limit for size, limit in zip(own, sizes, strict=False)):
+            raise ValueError(
+                f"The agent's codebooks must have at most the codec's {sizes} ids: got "
+                f"{tuple(own[: len(sizes)])}. Give its streams `codebook_sizes`."
+            )
+
+
+class Conversation:
+    """One conversation with a model, from its first sample on.
+
+    Memory does not grow but for a text id and a time of each frame.
+
+    Args:
+        speaker: Who talks; a model that predicts both speakers says its own part.
+        sampling: How it chooses; by default as the published Moshi does.
+        prompt: What was before, of `opening`.
+        clock: Gives seconds, to time the steps.
+
+    Attributes:
+        text_ids: The text of each frame said so far.
+        step_s: Seconds that each frame took: encode, read, write, decode.
+    """
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        sampling: FrameSampling | None = None,
+        *,
+        prompt: Ticks | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.speaker = speaker
+        self.text_ids: list[int] = []
+        self.step_s: list[float] = []
+        system = agent_alone(speaker.system)
+        said = {TEXT, *(stream.name for stream in system.predicted)}
+        self._delay = max(s.delay_ticks for s in system.layout.streams if s.name in said)
+        self._clock = clock
+        self._encoder, self._decoder = speaker.codec.encoder(), speaker.codec.decoder()
+        self._sessions = FrameSessions(system, 1)
+        # What sounds in the frame that is being heard, and how much of that has come.
+        self._sound = self._decoded(self._sessions.start(0, sampling, prompt=prompt))
+        self._num_heard = 0
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds by which the model's own frames sound later than their content."""
+        return self._delay / self.speaker.codec.frame_rate_hz
+
+    def hear(self, samples: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Hear further samples, any number, at the codec's rate; give what sounds meanwhile.
+
+        Raises:
+            ValueError: A sample is not a finite number.
+        """
+        sound, frame_samples = [self._sound[:0]], self.speaker.codec.frame_samples
+        while len(samples):
+            stop = min(self._num_heard + len(samples), frame_samples)
+            sound.append(self._sound[self._num_heard : stop])
+            piece, samples = samples[: len(sound[-1])], samples[len(sound[-1]) :]
+            began = self._clock()
+            codes = self._encoder.push({0: piece})[0]
+            self._num_heard = stop % frame_samples
+            if len(codes):
+                self._sound = self._decoded(self._answer(codes))
+                self.step_s.append(self._clock() - began)
+        return torch.cat(sound)
+
+    def words(self) -> Timeline:
+        """What was said so far as events of kind "word" of the agent, when it sounds.
+
+        A word begins with the frame of its first id and ends with that of its last, as in
+        `read_monologue`; how long it sounds is not in the text.
+        """
+        config, tokenizer = self.speaker.system.config, self.speaker.tokenizer
+        ids = torch.tensor(self.text_ids, dtype=torch.long)
+        known = ids.where(ids < tokenizer.vocab_size, config.text_padding_id)
+        said = read_monologue(
+            known,
+            tokenizer.decode,
+            self.speaker.codec.frame_rate_hz,
+            starts_word=tokenizer.starts_word,
+            stream=AGENT,
+            pad_id=config.text_padding_id,
+        )
+        said = replace(said, events=tuple(event for event in said if event.text))
+        return said.shift(self.delay_s)
+
+    def _answer(self, codes: Int[Tensor, "1 K"]) -> Mapping[str, Tensor] | None:
+        """Hear one frame, and say what is complete then."""
+        heard = speaker_streams(self.speaker.system.config, Role.HEARD, codes)
+        return self._sessions.step({0: {name: ids[0] for name, ids in heard.items()}}).get(0)
+
+    def _decoded(self, frame: Mapping[str, Tensor] | None) -> Float[Tensor, " N"]:
+        """The sound of a frame; silence where the model's first is not complete yet."""
+        codec = self.speaker.codec
+        if frame is None:
+            return torch.zeros(codec.frame_samples)
+        self.text_ids.append(int(frame[TEXT]))
+        spoken = [s.name for s in self.speaker.system.config.audio if s.role == Role.SPOKEN]
+        codes = torch.cat([frame[name] for name in spoken])
+        return self._decoder.push({0: codes[None]})[0].float().cpu()
+
+
+def converse(
+    conversation: Conversation, blocks: Iterable[Float[Tensor, "1 _N"]], tail_s: float = 0.0
+) -> Iterator[Float[Tensor, "2 _N"]]:
+    """Answer a recording block by block, however long it is.
+
+    Args:
+        conversation: Hears the recording.
+        blocks: The recording at the codec's rate.
+        tail_s: Seconds of silence that are heard behind it.
+
+    Yields:
+        For each block the agent (left) and the user as the model heard it (right).
+    """
+    rate = conversation.speaker.codec.sample_rate
+    for block in blocks:
+        yield torch.stack((conversation.hear(block[0]), block[0]))
+    num_left = round(tail_s * rate)
+    while num_left > 0:
+        silence = torch.zeros(min(num_left, rate))
+        num_left -= len(silence)
+        yield torch.stack((conversation.hear(silence), silence))
+
+
+def talk(
+    speaker: Speaker,
+    audio: Float[Tensor, " N"],
+    sampling: FrameSampling | None = None,
+    *,
+    prompt: Ticks | None = None,
+) -> tuple[Float[Tensor, "2 N"], Timeline]:
+    """Answer a whole recording in memory.
+
+    Args:
+        speaker: Who answers.
+        audio: The user, at the codec's rate.
+        sampling: See `Conversation`.
+        prompt: See `Conversation`.
+
+    Returns:
+        Agent (left) and user (right), and the words of the agent.
+    """
+    conversation = Conversation(speaker, sampling, prompt=prompt)
+    both = torch.cat(list(converse(conversation, [audio[None]])), 1)
+    return both, conversation.words()
+
+
+def opening(
+    speaker: Speaker, role: str = "", voice: Float[Tensor, " N"] | None = None
+) -> Ticks | None:
+    """The prompt that gives a conversation its role and voice; ``None`` without either.
+
+    Args:
+        speaker: Who shall have them.
+        role: Text; put between tags as PersonaPlex reads it. Empty or blank for none.
+        voice: A recording of the voice at the codec's rate; brought to -24 LUFS.
+
+    Raises:
+        ValueError: The voice is silent, or the prompt is longer than the model's window.
+    """
+    tagged, codec = tagged_role(role), speaker.codec
+    if not tagged and voice is None:
+        return None
+    codes = None
+    if voice is not None:
+        codes = codec.encode(normalise_loudness(voice[None], codec.sample_rate, VOICE_LUFS))[0]
+    return hybrid_prompt(
+        speaker.system.config,
+        speaker.tokenizer.encode_word(tagged) if tagged else (),
+        codes,
+        speaker.fillers or codec_fillers(codec),
+    )
+
+
+def codec_fillers(codec: Codec) -> Fillers:
+    """Silence and the hum of PersonaPlex in the ids of any codec: a frame amid a second of it."""
+    time_s = torch.arange(round(_FILLER_S * codec.sample_rate)) / codec.sample_rate
+    hum = _HUM_LEVEL * torch.sin(2 * torch.pi * _HUM_HZ * time_s)
+    codes = codec.encode(torch.stack((torch.zeros_like(hum), hum)))
+    agent, user = codes[:, codes.shape[1] // 2].tolist()
+    return Fillers(agent=tuple(agent), user=tuple(user))
+
+
+def agent_alone(system: Moshi) -> Moshi:
+    """The model that predicts the agent and hears everyone else.
+
+    Raises:
+        ValueError: It does not speak first and hear then, or does not predict what is spoken.
+    """
+    num_codebooks = _num_agent_codebooks(system.config)
+    if system.config.num_predicted == num_codebooks:
+        return system
+    return system.trimmed(num_codebooks)
+
+
+def _num_agent_codebooks(config: MoshiConfig) -> int:
+    spoken = [stream for stream in config.audio if stream.role == Role.SPOKEN]
+    depth = sum(stream.depth for stream in spoken)
+    others = config.audio[len(spoken) :]
+    if not spoken or not others or any(stream.role == Role.SPOKEN for stream in others):
+        raise ValueError(
+            "A model that talks must have audio streams that it speaks, then ones that it hears: "
+            f"got {', '.join(f'{s.name} ({s.role.value})' for s in config.audio)}."
+        )
+    if depth > config.num_predicted:
+        raise ValueError(
+            f"A model that talks must predict the {depth} codebooks that it speaks: this one "
+            f"predicts {config.num_predicted}."
+        )
+    return depth

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from counterpoint.blocks.depth import StepLinear
+from counterpoint.blocks.quantized import (
+    KERNEL_WIDTH,
+    MOST_ROWS,
+    Int8Linear,
+    Int8StepLinear,
+    int8_linear,
+    store_int8,
+    to_int8,
+)
+from counterpoint.runtime.frames import FrameSessions
+from tests.systems.tiny_moshi import build, random_codes
+
+
+def closeness(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_weights_are_within_half_a_step() -> None:
+    weight = torch.randn(7, 12) * torch.logspace(-3, 3, 7)[:, None]
+    weight[3] = 0
+    codes, scale = to_int8(weight)
+    assert codes.dtype == torch.int8
+    assert codes.abs().amax(1).tolist() == [127, 127, 127, 0, 127, 127, 127]
+    off = (codes * scale[:, None] - weight).abs()
+    assert (off <= scale[:, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("num_rows", [1, MOST_ROWS, MOST_ROWS + 1, 33])
+@pytest.mark.parametrize("width", [3, 16, 40, 63, 100, 176])
+def test_product_is_that_of_the_stored_weights(num_rows: int, width: int) -> None:
+    """Few vectors go through a kernel in bfloat16 where it can; the others are exact."""
+    codes, scale = to_int8(torch.randn(10, width))
+    x = torch.randn(num_rows, width)
+    ours = int8_linear(x, codes, scale)
+    assert ours.dtype == x.dtype
+    limit = 1e-2 if num_rows <= MOST_ROWS and width % KERNEL_WIDTH == 0 else 1e-6
+    assert closeness(ours, x @ (codes * scale[:, None]).T) < limit
+
+
+@pytest.mark.parametrize("schedule", [(0, 1, 2, 3), (0, 1, 1, 0)])
+def test_steps_have_their_own_weights(schedule: tuple[int, ...]) -> None:
+    linear = StepLinear(12, 5, schedule)
+    ours = Int8StepLinear(linear)
+    with torch.no_grad():
+        for first, count in ((0, 4), (1, 2), (3, 1)):
+            x = torch.randn(9, count, 12)
+            assert closeness(ours(x, first), linear(x, first)) < 1e-2
+            vector = torch.randn(9, 12)
+            spread = linear(vector, first, count)
+            assert ours(vector, first, count).shape == spread.shape
+            assert closeness(ours(vector, first, count), spread) < 1e-2
+    assert ours.flops() == linear.flops()
+
+
+def test_biases_are_refused() -> None:
+    with pytest.raises(ValueError, match="must have no bias to be stored in 8 bits"):
+        Int8Linear(nn.Linear(3, 4))
+
+
+def test_model_of_8_bits_scores_nearly_as_before_and_holds_sessions() -> None:
+    model = build("agent_only")
+    batch = model.batch(random_codes(model, 3, 20))
+    num_bytes = sum(t.nbytes for t in model.state_dict().values())
+    with torch.no_grad():
+        before = model(batch)
+        store_int8(model)
+        after = model(batch)
+    for name, logits in before.items():
+        assert 0 < closeness(after[name], logits) < 0.05
+    assert not any(isinstance(part, nn.Linear | StepLinear) for part in model.modules())
+    assert sum(t.nbytes for t in model.state_dict().values()) < 0.6 * num_bytes
+    sessions = FrameSessions(model, 2)
+    assert all(cache.is_floating_point() for cache in sessions.state.caches)
+    sessions.start(0, prompt=random_codes(model, 1, 5))
+    heard = {name: ids[0, 0] for name, ids in random_codes(model, 1, 1).items() if "user" in name}
+    assert set(sessions.step({0: heard})[0]) == {"text", "agent_semantic", "agent_acoustic"}

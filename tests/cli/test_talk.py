@@ -1,0 +1,292 @@
+"""The verb `talk` on real files: what it writes, and what it says about files that do not fit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from counterpoint.cli import talk as verb
+from counterpoint.cli.talk import main, open_speaker, outputs, read_user_words
+from counterpoint.data.dialogues import read_dialogues
+from counterpoint.speech.audio import read_audio, resample
+from counterpoint.streams.timeline import Timeline
+from tests.cli import examples
+from tests.cli.talkers import change_weights, write_published, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a model that talks."""
+    folder = tmp_path_factory.mktemp("talker")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def record(name: str, duration_s: float = 0.5, rate: int = 8000, channels: int = 1) -> np.ndarray:
+    """Write bursts of noise, other ones in each channel."""
+    time_s = np.arange(round(duration_s * rate)) / rate
+    noise = 0.2 * np.random.default_rng(0).standard_normal((len(time_s), channels))
+    samples = noise * (time_s % 1 < 0.6)[:, None]
+    soundfile.write(name, samples, rate, subtype="FLOAT")
+    return samples
+
+
+def talk(checkpoint: Path, *more: str, source: str = "in.wav", output: str = "out.wav") -> None:
+    assert main([str(checkpoint), "--input", source, "--output", output, *more]) == 0
+
+
+def test_all_files_are_written_and_fit_together(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("in.wav", 1.5)
+    Path("user.json").write_text(json.dumps({"alignments": [["hello", [0.1, 0.4], "A"]]}))
+    talk(run, "--words", "user.json", "--text-temperature", "2")
+    shown = capsys.readouterr().out
+    for path in outputs(Path("out.wav")).values():
+        assert path.stat().st_size > 0
+        assert path.name in shown
+    assert "turns answered" in shown
+    assert "of 40 ms" in shown
+    said = json.loads(Path("out.json").read_text())
+    assert Path("out.txt").read_text() == said["text"] + "\n"
+    assert said["text"] == " ".join(chunk["text"] for chunk in said["chunks"])
+    assert said["chunks"]
+    for chunk, (text, times, speaker) in zip(said["chunks"], said["alignments"], strict=True):
+        assert (chunk["text"], chunk["timestamp"], speaker) == (text, times, "SPEAKER_MAIN")
+        assert 0.04 <= times[0] < times[1] <= 1.5
+    timeline = Timeline.read(Path("out.timeline.jsonl"))
+    assert timeline.header["options"]["text_temperature"] == 2
+    assert [word.text for word in timeline.where(kind="word", stream="user")] == ["hello"]
+    assert len(timeline.where(kind="word", stream="agent")) == len(said["chunks"])
+    assert len(timeline.where(kind="turn")) >= 1
+    assert "data:audio/wav;base64," in Path("out.html").read_text()
+
+
+def test_answer_is_a_dialogue_to_train_on(run: Path) -> None:
+    record("in.wav", 1.0)
+    talk(run)
+    Path("list.jsonl").write_text(json.dumps({"path": "out.wav", "duration": 1.0}))
+    (dialogue,) = read_dialogues("list.jsonl")
+    assert dialogue.words is not None
+    assert " ".join(word.text for word in dialogue.words) == Path("out.txt").read_text().strip()
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44_100, 2), (16_000, 5), (6000, 1)])
+def test_recordings_are_converted(run: Path, rate: int, channels: int) -> None:
+    """The user's channel is what the model heard: the mean of all channels, at its own rate."""
+    samples = record("in.wav", 0.5, rate, channels)
+    talk(run, "--greedy")
+    heard = torch.from_numpy(samples.mean(1)).float()[None]
+    both = read_audio("out.wav", 8000, 2)
+    expected = resample(heard, rate, 8000)[0]
+    assert abs(both.shape[1] - 4000) <= 1
+    length = min(both.shape[1], len(expected))
+    assert torch.allclose(both[1, :length], expected[:length], atol=1e-3)
+    assert both[0, :320].abs().max() == 0
+    assert both[0].abs().max() > 0
+
+
+def test_one_channel_may_be_chosen(run: Path) -> None:
+    samples = record("in.wav", channels=3)
+    talk(run, "--channel", "2")
+    both = read_audio("out.wav", 8000, 2)
+    assert torch.allclose(both[1], torch.from_numpy(samples[:, 2]).float(), atol=1e-4)
+    with pytest.raises(ValueError, match="`--channel` must be 0 to 2: got 3"):
+        talk(run, "--channel", "3")
+
+
+@pytest.mark.parametrize("num_samples", [1, 319, 320, 321])
+def test_recordings_of_any_length_are_answered(run: Path, num_samples: int) -> None:
+    soundfile.write("in.wav", np.full(num_samples, 0.1), 8000)
+    talk(run)
+    assert read_audio("out.wav", 8000, 2).shape == (2, num_samples)
+
+
+def test_silence_is_answered_without_turns(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("in.wav", np.zeros(4000), 8000)
+    talk(run)
+    assert "0 of 0" in capsys.readouterr().out
+    assert "The user does not speak" in Path("out.html").read_text()
+
+
+def test_tail_is_heard_behind_the_recording(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record("in.wav", 0.6)
+    talk(run, "--tail", "1.3")
+    both = read_audio("out.wav", 8000, 2)
+    assert both.shape == (2, 4800 + 10_400)
+    assert both[1, 4800:].abs().max() == 0
+    assert both[0, 4800:].abs().max() > 0
+    talk(run)
+    assert "`--tail 10` listens on" in capsys.readouterr().err
+
+
+def test_answer_is_a_function_of_its_options(run: Path) -> None:
+    record("in.wav", 0.3)
+
+    def said(*more: str) -> str:
+        talk(run, *more)
+        return Path("out.json").read_text()
+
+    usual = said()
+    assert usual == said("--seed", "0", "--prompt", " ")
+    assert usual != said("--seed", "1")
+    assert said("--greedy") == said("--greedy", "--seed", "1") != usual
+    assert usual != said("--prompt", "You sell tea.")
+    record("voice.wav", 1.0, 16_000)
+    assert usual != said("--voice", "voice.wav")
+
+
+def test_large_recordings_stay_beside_their_page(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record("in.wav")
+    monkeypatch.setattr(verb, "_EMBEDDED_BYTES", 100)
+    talk(run, output="an answer.wav")
+    page = Path("an answer.html").read_text()
+    assert '<audio controls src="an%20answer.wav">' in page
+    assert "data:audio" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--input none.wav", "must be an existing file: got 'none.wav'"),
+        ("--input notes.txt", "must be an audio file"),
+        ("--input empty.wav", "must last at least one sample of the codec"),
+        ("--input short.wav", "must last at least one sample of the codec, 0.000125 s: got 0.0000"),
+        ("--input nan.wav", "finite numbers: got 1 that are NaN"),
+        ("--output out.mp3", "must end in .wav: got 'out.mp3'"),
+        ("--output none/out.wav", "The folder of `--output` must exist: 'none'"),
+        ("--output in.wav", "must not write over what is read: in.wav is both"),
+        ("--words words.json --output words.wav", "words.json is both"),
+        ("--voice none.wav", "must be an existing file: got 'none.wav'"),
+        ("--voice silent.wav", "louder than -70.0 LUFS"),
+        ("--words none.json", "`--words` must be an existing file: got 'none.json'"),
+        ("--words words.json", "must hold words and times as `alignments` or `chunks`"),
+        ("--tail -1", "`--tail` must be 0 to 600 seconds: got -1"),
+        ("--tail nan", "`--tail` must be 0 to 600 seconds: got nan"),
+        ("--audio-temperature -1", "`temperature` must be >= 0"),
+        ("--device abacus", "`--device` must be one that torch can use: got abacus"),
+        ("--prompt " + 400 * "x", "shorter than the model's window of 300 frames"),
+        ("--temperature 1", "The nearest is"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run: Path, words: str, message: str) -> None:
+    record("in.wav")
+    Path("notes.txt").write_text("no sound")
+    Path("words.json").write_text("[]")
+    soundfile.write("empty.wav", np.zeros(0), 8000)
+    soundfile.write("short.wav", np.zeros(1), 48_000)
+    soundfile.write("silent.wav", np.zeros(8000), 8000)
+    broken = np.zeros(20_000)
+    broken[15_000] = np.nan
+    soundfile.write("nan.wav", broken, 8000, subtype="FLOAT")
+    before = set(Path().iterdir())
+    with pytest.raises(ValueError, match=message) as caught:
+        main([str(run), "--input", "in.wav", "--output", "out.wav", *words.split()])
+    assert "\n" not in str(caught.value)
+    assert set(Path().iterdir()) == before  # nothing half written
+
+
+def test_input_and_output_must_be_given(run: Path) -> None:
+    with pytest.raises(ValueError, match="--output"):
+        main([str(run), "--input", "in.wav"])
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (
+            {"alignments": [["a", [0.5, 1.0], "S"], ["b", [1.0, 1.5], "T"]]},
+            [("a", 0.5, 1), ("b", 1, 1.5)],
+        ),
+        ({"text": "a", "chunks": [{"text": " a", "timestamp": [2, None]}]}, [("a", 2, 2)]),
+        ({"alignments": []}, []),
+    ],
+)  # fmt: skip
+def test_words_of_the_user_are_read(record: Any, words: list[tuple[str, float, float]]) -> None:
+    Path("words.json").write_text(json.dumps(record))
+    found = read_user_words(Path("words.json"))
+    assert [(word.text, word.start_s, word.end_s) for word in found] == words
+    assert {word.stream for word in found} <= {"user"}
+
+
+def test_system_for_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from counterpoint.cli.train import main as train
+
+    examples.write(tmp_path)
+    assert train(["small.py"]) == 0
+    with pytest.raises(ValueError, match="a Moshi trained on speech: got TwoStream, trained on te"):
+        open_speaker(Path("runs/small"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drop": "norm.weight"}, "Missing key.* norm.weight"),
+        ({"add": "norm.bias"}, "Unexpected key.* norm.bias"),
+    ],
+)
+def test_checkpoint_with_other_weights_is_refused(
+    run: Path, change: dict[str, str], message: str
+) -> None:
+    shutil.copytree(run, "copy")
+    (checkpoint,) = Path("copy/checkpoints").iterdir()
+    change_weights(checkpoint, **change)
+    with pytest.raises(ValueError, match=message.replace(" ", r".*")):
+        open_speaker(Path("copy"))
+    with pytest.raises(ValueError, match="a checkpoint or a run folder"):
+        open_speaker(Path("nowhere"))
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_published_folder_talks(published: Path, name: str) -> None:
+    record("in.wav", 0.4, 24_000)
+    talk(published / name, "--prompt", "you are a kind teacher", "--text-temperature", "2")
+    both = read_audio("out.wav", 24_000, 2)
+    assert both.shape == (2, 9600)
+    assert both[0, : 2 * 1920 - 1920].abs().max() == 0
+    assert both[0].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer-e351c8d8-checkpoint125.safetensors", "tokenizer_spm_32k_3.model"]
+)
+def test_published_folder_must_be_whole(published: Path, name: str) -> None:
+    shutil.copytree(published, "copy")
+    (Path("copy") / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        open_speaker(Path("copy"))
+    (Path("copy") / name).write_bytes(b"neither")
+    with pytest.raises(ValueError, match="must be|must hold"):
+        open_speaker(Path("copy"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"mimi_name": "other"}'])
+def test_config_of_a_published_folder_is_read(published: Path, content: str) -> None:
+    shutil.copytree(published, "copy")
+    Path("copy/config.json").write_text(content)
+    with pytest.raises(ValueError, match="must be readable JSON|an object: got list|other is miss"):
+        open_speaker(Path("copy"))
+
+
+def test_published_model_of_both_speakers_says_its_own(published: Path) -> None:
+    speaker = open_speaker(published)
+    assert speaker.system.config.num_predicted == 16
+    assert speaker.codec.codebook_sizes == (32,) * 8
+    assert speaker.fillers is None  # those of PersonaPlex are of another Mimi

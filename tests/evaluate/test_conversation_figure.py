@@ -1,0 +1,182 @@
+"""Pictures and pages of conversations: where they show what, and that they stand alone."""
+
+import re
+import struct
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from counterpoint.evaluate.conversation import Segment, measure_levels, take_turns
+from counterpoint.evaluate.conversation_figure import (
+    Talk,
+    conversation_figure,
+    conversation_page,
+    draw_conversation,
+    rows_of,
+)
+from counterpoint.streams.timeline import Event, Timeline
+
+RATE = 8000
+NUMBERS = {"turns answered": "1 of 2"}
+
+
+def word(text: str, start_s: float, stream: str = "agent") -> Event:
+    return Event(start_s=start_s, end_s=start_s + 0.2, stream=stream, kind="word", text=text)
+
+
+def example(duration_s: float = 12.0, words: tuple[Event, ...] = ()) -> Talk:
+    """The agent answers one turn of the user early, one late, and not the last."""
+    audio = 0.2 * torch.randn(2, round(duration_s * RATE))
+    agent = (Segment(1.9, 4.0), Segment(6.5, 8.0))
+    user = (Segment(1.0, 2.0), Segment(3.5, 6.0), Segment(9.0, 10.0))
+    return Talk(
+        title="a <b> & c",
+        levels=measure_levels([audio], RATE),
+        found=take_turns(agent, user, duration_s),
+        words=Timeline(events=words),
+    )
+
+
+def texts(talk: Talk) -> list[str]:
+    figure = conversation_figure(talk)
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+class Reader(HTMLParser):
+    """Collects elements and checks that they are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+@pytest.mark.parametrize(("duration_s", "num_rows"), [
+    (0.001, 1), (15, 1), (15.1, 2), (60, 4), (360, 24), (3600, 24),
+])  # fmt: skip
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_rows_cover_the_recording_and_the_picture(
+    duration_s: float, num_rows: int, lines: int
+) -> None:
+    rows = rows_of(duration_s, lines)
+    assert len(rows) == num_rows
+    assert rows[0].start_s == 0
+    assert rows[-1].stop_s == pytest.approx(duration_s)
+    for row, following in zip(rows, rows[1:], strict=False):
+        assert row.stop_s == following.start_s
+        assert 0 < row.top < row.bottom < following.top < following.bottom < 1
+
+
+def test_axes_are_where_the_rows_say() -> None:
+    talk = example(40.0, (word("Hi", 1.0),))
+    figure = conversation_figure(talk)
+    rows = rows_of(40.0, 1)
+    for axis, row in zip(figure.axes, rows, strict=True):
+        box = axis.get_position()
+        place = (box.x0, box.x1, 1 - box.y1, 1 - box.y0)
+        assert place == pytest.approx((row.left, row.right, row.top, row.bottom))
+        assert axis.get_xlim() == pytest.approx((row.start_s, row.stop_s))
+
+
+def test_picture_names_latencies_and_missing_answers() -> None:
+    found = texts(example())
+    assert found.count("\N{MINUS SIGN}0.10 s") == 1
+    assert found.count("0.50 s") == 1
+    assert found.count("no answer") == 1
+
+
+def test_words_stand_where_they_begin_unless_they_would_cover_another() -> None:
+    words = (word("one", 1.0), word("two", 1.02), word("three", 1.03), word("four", 11.99),
+             word("yes", 2.0, "user"))  # fmt: skip
+    talk = example(words=words)
+    axis = conversation_figure(talk).axes[0]
+    at = {text.get_text(): text.get_position() for text in axis.texts}
+    assert at["one"][0] == pytest.approx(1.0)
+    assert at["two"][0] == pytest.approx(1.02)
+    assert at["two"][1] < at["one"][1] < at["yes"][1]
+    assert "three" not in at
+    assert at["four"][0] < 11.99  # moved in from the edge
+    legend = [text.get_text() for text in conversation_figure(talk).texts]
+    assert any("words left out for want of room: 1" in text for text in legend)
+
+
+def test_long_rows_have_no_words() -> None:
+    levels = measure_levels([torch.zeros(2, RATE)] * 721, RATE)
+    talk = Talk(
+        title="twelve minutes",
+        levels=levels,
+        found=take_turns((), (), levels.duration_s),
+        words=Timeline(events=(word("one", 1.0),)),
+    )
+    figure = conversation_figure(talk)
+    assert len(figure.axes) == 24
+    assert "one" not in texts(talk)
+    assert any("for want of room: 1" in text.get_text() for text in figure.texts)
+
+
+@pytest.mark.parametrize("duration_s", [1 / RATE, 0.015, 12.0, 100.0])
+def test_picture_of_any_length_can_be_drawn(duration_s: float) -> None:
+    talk = example(duration_s, (word("price: $5 $ \u6f22 \U0001f600", 0.0),))
+    width, height = size(draw_conversation(talk))
+    assert width == 1920
+    assert height > 300
+
+
+def test_picture_of_silence_is_two_lines() -> None:
+    talk = Talk(
+        title="silence",
+        levels=measure_levels([torch.zeros(2, RATE)], RATE),
+        found=take_turns((), (), 1.0),
+        words=Timeline(),
+    )
+    assert texts(talk) == ["user", "agent"]
+    page = conversation_page(talk, draw_conversation(talk), "a.wav", NUMBERS, {})
+    assert "The user does not speak" in page
+
+
+def test_page_stands_alone_and_tells_the_turns() -> None:
+    hostile = word("</script><script>alert(1)</script>", 4.0)
+    words = (word("Sure.", 1.95), hostile, word("Later", 6.5), word("Where?", 3.6, "user"))
+    talk = example(words=words)
+    source = "data:audio/wav;base64,AAAA"
+    page = conversation_page(
+        talk, draw_conversation(talk), source, NUMBERS, {"prompt": "</script>"}
+    )
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    assert len(reader.sources) == 2
+    assert all(found.startswith("data:") for found in reader.sources)
+    assert "a &lt;b&gt; &amp; c" in page
+    assert page.count("</script>") == 1
+    assert reader.rows[1:] == [
+        ["1", "1.00 s to 2.00 s", "answered", "\N{MINUS SIGN}0.10 s",
+         "Sure. </script><script>alert(1)</script>"],
+        ["2", "3.50 s to 6.00 s", "Where?", "answered", "0.50 s", "Later"],
+        ["3", "9.00 s to 10.00 s", "unanswered"],
+    ]  # fmt: skip
+    rows = re.search(r"const rows = (\[.*?\]),", page)
+    assert rows is not None
+    assert '"start_s": 0.0' in rows[1]

