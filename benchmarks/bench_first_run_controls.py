@@ -41,12 +41,12 @@ def optimizer_flops(run: Run) -> float:
         weight.grad = torch.randn_like(weight)
     with FlopCounterMode(display=False) as counter:
         optimizer.step()
-    return counter.get_total_flops() / (run.train.batch_rows * run.data.row_ticks)
+    return counter.get_total_flops() / (run.train.batch_rows * run.text_data.row_ticks)
 
 
 def measure(run: Run, folder: Path, block_ticks: int) -> dict[str, Any]:
     """Train an arm, or go on with it, and score the held-out text."""
-    corpus = prepare(run.data, block_ticks)
+    corpus = prepare(run.text_data, block_ticks)
     system = build_system(run.system, run.train.seed)
     loader = Loader(corpus.train, run.train.batch_rows, run.train.seed)
     result = train(system, loader, run.train, folder, reporter=make_reporter(run.name, sys.stderr))
@@ -56,7 +56,7 @@ def measure(run: Run, folder: Path, block_ticks: int) -> dict[str, Any]:
     with torch.autocast("cpu", torch.bfloat16):
         lengths = corpus.tokenizer.byte_lengths
         scores = score(system.eval(), corpus.held_out, lengths, block_ticks=block_ticks)
-    flops = system.flops_per_tick(run.data.row_ticks, training=True)
+    flops = system.flops_per_tick(run.text_data.row_ticks, training=True)
     return {
         "parameters": sum(weight.numel() for weight in system.parameters()),
         "training_megaflops_per_byte": round(flops / 1e6, 2),

@@ -42,7 +42,7 @@ def test_train_speaks_of_frames(trained: Path, capsys: pytest.CaptureFixture[str
     assert "byte" not in shown.err
     # Recordings of 40, 18, 28 frames fill rows of 50 with 40 and 46; three steps of two rows.
     assert "speaking: 3 steps, 258 frames" in shown.out
-    assert "on 1 held-out rows: bits_per_frame " in shown.out
+    assert "held out: bits_per_frame " in shown.out
     assert "try: counterpoint talk again --input question.wav" in shown.out
 
 
@@ -94,7 +94,7 @@ def test_shorter_rows_train(trained: Path, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     # 25, 15 | 18 | 25 | 3: pieces of recordings in order, while they fit in rows of 25.
     assert "speaking: 3 steps" in shown
-    assert "held-out" not in shown
+    assert "held out" not in shown
     assert main(["evaluate", "short"]) == 2
     assert "must have recordings that are held out" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ def test_usual_block_ticks_are_those_of_the_training_rows() -> None:
     """Equal FLOPs rest on this number: ticks a block when rows are filled up to the longest."""
     run = first_run().arms[1]
     system = two_stream_system()
-    corpus = prepare(run.data, system.block_ticks)
+    corpus = prepare(run.text_data, system.block_ticks)
     loader = Loader(corpus.train, run.train.batch_rows, seed=0)
     model, blocks = TwoStream(system), 0
     for step in range(60):
@@ -17,4 +17,4 @@ def test_usual_block_ticks_are_those_of_the_training_rows() -> None:
         grid = lay_blocks(model.ends_block[batch.ticks["part"]], batch.document_start, 8)
         blocks += grid.end.shape[1]
     assert system.usual_block_ticks is not None
-    assert abs(60 * run.data.row_ticks / blocks / system.usual_block_ticks - 1) < 0.02
+    assert abs(60 * run.text_data.row_ticks / blocks / system.usual_block_ticks - 1) < 0.02

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.runtime.engine import Engine, FullHouseError, pinned
-from counterpoint.runtime.frames import Frame, FrameSampling, FrameSessions, read_prefix
+from counterpoint.runtime.frames import Codes, Frame, FrameSampling, FrameSessions, read_prefix
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
@@ -297,7 +297,9 @@ def test_what_does_not_fit_is_refused_and_nothing_changes() -> None:
         with pytest.raises(ValueError, match="must"):
             engine.admit(prompt=prompt)
     heard = heard_of(model, random_codes(model, 1, 1), 0)
-    for bad in ({}, heard | {"agents": [0]}, heard | {"user_semantic": [-1]}):
+    wrong: list[Codes] = [[-1], [AUDIO_VOCAB], [1, 1], [], torch.tensor([1.0]), torch.tensor(True)]
+    frames: list[dict[str, Codes]] = [{}, {**heard, "agents": [0]}]
+    for bad in [*frames, *({**heard, "user_semantic": ids} for ids in wrong)]:
         with pytest.raises(ValueError, match="Session 0 is refused. "):
             engine.step({session: bad})
     assert engine.step({}) == {}

@@ -5,8 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.runtime.frames import Frame, FrameSampling, FrameSessions
-from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.frames import (
+    MOST_CANDIDATES,
+    Frame,
+    FrameSampling,
+    FrameSessions,
+    _Kind,
+    _sampled,
+)
+from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import two_speakers
@@ -298,3 +305,26 @@ def test_rows_must_have_been_started() -> None:
     assert len(sessions) == 2
     assert sessions.running == []
     assert sessions.step({}) == {}
+
+
+def test_few_candidates_give_the_ids_of_the_whole_vocabulary() -> None:
+    """And a row that keeps them all beside the others changes none of theirs."""
+    samplings = [
+        Sampling(temperature=0),
+        Sampling(top_k=250, seed=1),
+        Sampling(top_k=MOST_CANDIDATES, temperature=3.0, top_p=0.9, seed=2),
+        Sampling(top_k=4, min_p=0.2, seed=3),
+        Sampling(top_k=300, temperature=5.0, seed=4),
+        Sampling(temperature=5.0, seed=5),
+    ]
+    rows = row_samplings(samplings, "cpu")
+    wide = torch.tensor([False] * 4 + [True] * 2)
+    narrow = RowSamplings(*(x[:4] for x in rows))
+    for turn in range(50):
+        logits = torch.randn(6, 1000)
+        logits[0, [5, 900]] = 9.0
+        count = torch.full((6,), turn)
+        ids = _sampled(logits, _Kind(rows, wide), count)
+        assert ids[0] == 5
+        assert torch.equal(ids, sample(logits, rows, count))
+        assert torch.equal(ids[:4], _sampled(logits[:4], _Kind(narrow, None), count[:4]))

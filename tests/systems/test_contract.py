@@ -105,13 +105,13 @@ def test_every_element_depends_on_what_came_before_it_alone(model: AnySystem) ->
     found, expected = scores(model, mixed), scores(model, plain)
     moved = places({name: (found[name] != expected[name]).any(-1) for name in expected})
     produced, at = torch.arange(moved.shape[2]), torch.arange(num_ticks)[:, None]
-    tick, place = torch.tensor(changes)[:, :, None, None].unbind(1)
-    before = (at + 1 < tick) | ((at + 1 == tick) & (produced <= place))
+    when, place_in = torch.tensor(changes)[:, :, None, None].unbind(1)
+    before = (at + 1 < when) | ((at + 1 == when) & (produced <= place_in))
     assert not moved[before].any()
     # Whoever comes next reads it: later in its frame, then at once, then a tick later.
-    assert moved[(at + 1 == tick) & (produced > place)].all()
-    assert moved[(at == tick) & (produced >= 0)].all()
-    assert moved[(at == tick + 1) & (produced >= 0)].all()
+    assert moved[(at + 1 == when) & (produced > place_in)].all()
+    assert moved[(at == when) & (produced >= 0)].all()
+    assert moved[(at == when + 1) & (produced >= 0)].all()
 
 
 def test_documents_in_a_row_equal_documents_alone(model: AnySystem) -> None:

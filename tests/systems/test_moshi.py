@@ -10,7 +10,7 @@ from torch import Tensor
 
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import Moshi, StreamLoss, joint_loss, moshi_7b, tiny
+from counterpoint.systems.moshi import Moshi, add_losses, joint_loss, moshi_7b, tiny
 from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
 from counterpoint.train.loop import split_batch
 from tests.systems.test_streaming_contract import random_chunks
@@ -162,8 +162,7 @@ def test_losses_of_parts_add_up_to_that_of_the_batch(model: Moshi) -> None:
         """Of the batch, as the mean of its parts, and from the sums of its parts."""
         parts = split_batch(batch, 2)
         losses = [model.stream_losses(part, model(part)) for part in parts]
-        sums = {name: StreamLoss(*map(sum, zip(*(x[name] for x in losses), strict=True)))
-                for name in losses[0]}  # fmt: skip
+        sums = {name: add_losses([loss[name] for loss in losses]) for name in losses[0]}
         mean = torch.stack([model.loss(part).total for part in parts]).mean()
         return model.loss(batch).total, mean, joint_loss(sums).total
 

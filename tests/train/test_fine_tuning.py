@@ -16,7 +16,7 @@ from counterpoint.systems.personaplex import personaplex_7b
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import checkpoint_paths, load_system, load_weights
 from counterpoint.train.config import FineTuneConfig, OptimizerConfig
-from counterpoint.train.fine_tuning import begin_from, export_adapters
+from counterpoint.train.fine_tuning import begin_from, export_adapters, without
 from counterpoint.train.loop import train
 from counterpoint.train.optimizer import KindOptimizers, build_optimizer
 from tests.systems.tiny_moshi import CONFIGS, build, random_codes
@@ -95,6 +95,11 @@ def test_loss_weights_and_windows_may_differ_and_nothing_else(published: Path) -
     ):
         with pytest.raises(ValueError, match="a system like this: .* differs in config"):
             begin_from(Moshi(other), FineTuneConfig(init_from=str(published)), seed=0)
+
+
+def test_fields_are_left_out_on_all_levels() -> None:
+    config = {"a": 1, "cache": 2, "b": [{"cache": 3, "c": {"cache": 4, "d": 5}}]}
+    assert without(config, ["cache"]) == {"a": 1, "b": [{"c": {"d": 5}}]}
 
 
 def test_weights_that_are_not_there_are_refused(run: Path, tmp_path: Path) -> None:

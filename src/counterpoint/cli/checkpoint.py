@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from counterpoint.data.config import DataConfig
 from counterpoint.data.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.systems import SYSTEMS, AnySystem
 from counterpoint.systems.moshi_streams import MoshiConfig
@@ -77,15 +76,16 @@ def tokenizer_of(run: Run) -> Tokenizer:
     """The tokeniser of a run on text.
 
     Raises:
-        ValueError: It cannot be used, or the model has not an id for each of its ids, or the run
-            is not on text.
+        ValueError: The run is on speech, or the tokeniser cannot be used, or the model has not as
+            many ids.
     """
-    if not isinstance(run.data, DataConfig) or isinstance(run.system, MoshiConfig):
-        raise ValueError(f"The run must be on text: {run.name!r} is not.")
-    tokenizer = load_tokenizer(run.data.tokenizer)
-    if run.system.vocab_size != tokenizer.vocab_size:
+    name, system = run.text_data.tokenizer, run.system
+    tokenizer = load_tokenizer(name)
+    if isinstance(system, MoshiConfig):
+        raise AssertionError("a run checks that its data fit")
+    if system.vocab_size != tokenizer.vocab_size:
         raise ValueError(
-            f"`system.vocab_size` must be that of the tokeniser {run.data.tokenizer!r}, "
-            f"{tokenizer.vocab_size}: got {run.system.vocab_size}. Change one of them."
+            f"`system.vocab_size` must be that of the tokeniser {name!r}, "
+            f"{tokenizer.vocab_size}: got {system.vocab_size}. Change one of them."
         )
     return tokenizer

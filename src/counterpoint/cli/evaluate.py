@@ -14,8 +14,8 @@ from rich.table import Table
 
 from counterpoint.cli.checkpoint import Trained, load_trained, tokenizer_of
 from counterpoint.cli.overrides import REQUIRED, parse
-from counterpoint.data.config import DataConfig, prepare
-from counterpoint.data.speech import SpeechData, prepare_speech
+from counterpoint.data.config import prepare
+from counterpoint.data.speech import prepare_speech
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.speech_model import score_rows
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
@@ -60,13 +60,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _text(system: SingleStream | TwoStream, trained: Trained, options: Options) -> Table:
-    if not isinstance(trained.run.data, DataConfig):
-        raise AssertionError("a run checks its data")
     tokenizer_of(trained.run)
     block_ticks = system.layout.block_ticks
     found = evaluate(
         system,
-        prepare(trained.run.data, block_ticks),
+        prepare(trained.run.text_data, block_ticks),
         EvaluationConfig(
             max_units=options.max_units,
             whole_units=options.whole_units,
@@ -87,9 +85,7 @@ def _text(system: SingleStream | TwoStream, trained: Trained, options: Options) 
 
 def _speech(model: Moshi, trained: Trained, options: Options) -> Table:
     """Nats of every stream on the held-out recordings, with 95 % intervals over rows."""
-    data = trained.run.data
-    if not isinstance(data, SpeechData):
-        raise AssertionError("a run checks its data")
+    data = trained.run.speech_data
     if not data.held_out:
         raise ValueError(
             f"The run must have recordings that are held out: {trained.run.name!r} has none. Train "

@@ -17,8 +17,6 @@ from torch import nn
 
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
 from counterpoint.cli.overrides import load_recipe, parse, to_every_arm
-from counterpoint.data.config import DataConfig
-from counterpoint.data.speech import SpeechData
 from counterpoint.recipes.study import Study
 from counterpoint.streams.clock import visible_stop
 from counterpoint.streams.spec import Layout
@@ -91,7 +89,7 @@ def load_preset(name: str) -> SystemConfig:
 def _presets(system: str) -> dict[str, Callable[[], SystemConfig]]:
     """The functions of a system's module that return a config when called without arguments."""
     module = importlib.import_module(f"counterpoint.systems.{system}")
-    found = {}
+    found: dict[str, Callable[[], SystemConfig]] = {}
     for name, function in inspect.getmembers(module, inspect.isfunction):
         signature = inspect.signature(function)
         needed = [p for p in signature.parameters.values() if p.default is p.empty]
@@ -106,10 +104,10 @@ def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, int]]:
     match value:
         case Study():
             return [system for run in value.arms for system in _systems(run, run.name)]
-        case Run(system=MoshiConfig() as config, data=SpeechData() as data):
-            return [(value.name, config, round(data.row_s * config.tick_hz))]
-        case Run(data=DataConfig() as data):
-            return [(value.name, value.system, data.row_ticks)]
+        case Run(system=MoshiConfig() as config):
+            return [(value.name, config, round(value.speech_data.row_s * config.tick_hz))]
+        case Run():
+            return [(value.name, value.system, value.text_data.row_ticks)]
         case SingleStreamConfig() | TwoStreamConfig() | MoshiConfig():
             return [(name, value, 0)]
     raise ValueError(f"{name!r} must give a `Run` or a `Study`: got {type(value).__name__}.")

@@ -185,7 +185,8 @@ def synthesize(
         folder: Where to; on Ray, all machines must see it.
         config: How.
         workers: Processes that speak at the same time; 1 is this one.
-        on_ray: Whether they are actors on Ray, started or found by ``ray.init()``.
+        on_ray: Whether they are actors on Ray, started or found by ``ray.init()``; no more than it
+            has cores.
         speaker: Who speaks; by default what is installed, with utterances kept below `folder`.
         on_progress: Called after each dialogue.
 
@@ -319,6 +320,8 @@ def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[
     if started:
         ray.init(log_to_driver=False)
     kind = ray.remote(num_cpus=1)(Maker)
+    # An actor without a core would wait for one, and its dialogues with it.
+    workers = max(1, min(workers, int(ray.cluster_resources().get("CPU", 1))))
     actors = [
         kind.remote(folder=maker.folder, config=maker.config, speaker=maker.speaker)
         for _ in range(workers)

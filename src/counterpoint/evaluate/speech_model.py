@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from counterpoint.data.loader import Rows
-from counterpoint.systems.moshi import Moshi, StreamLoss, joint_loss
+from counterpoint.systems.moshi import Moshi, StreamLoss, add_losses, joint_loss
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and of all."""
@@ -66,11 +66,9 @@ def score_rows(
 
 def measures(scores: Sequence[RowScore]) -> dict[str, float]:
     """Bits a frame of all predicted streams, the training loss over all rows, and its terms."""
-    total = {
-        name: StreamLoss(*map(sum, zip(*(score.losses[name] for score in scores), strict=True)))
-        for name in scores[0].losses
-    }
-    loss = joint_loss(total)
+    loss = joint_loss(
+        {name: add_losses([s.losses[name] for s in scores]) for name in scores[0].losses}
+    )
     return {
         "bits_per_frame": sum(s.bits for s in scores) / sum(s.num_frames for s in scores),
         "loss": float(loss.total),

@@ -4,9 +4,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from counterpoint.data.orders import Split, order_scripts
 from counterpoint.data.speech import SpeechData, codec_of, open_tokenizer
@@ -86,26 +91,13 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World, workers: in
     result = train_run(_with_data(study, folder), folder, world)
     if not result.finished:
         return False
-    system = load_system(result.checkpoint)
-    if not isinstance(system, Moshi):
-        raise AssertionError("the run trains a Moshi")
-    agent = talker(_with_data(study, folder), system)
-    rows = [_measure(study, agent, ability, voices, folder) for ability in ABILITIES]
+    measure = partial(_measure, study, result.checkpoint, folder)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        rows = list(pool.map(measure, ABILITIES))
     found = {"abilities": rows, "seconds_of_last_call": round(time.perf_counter() - begin)}
     (folder / "abilities.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     _show(rows, folder)
     return True
-
-
-def talker(run: Run, system: Moshi) -> Speaker:
-    """The model of a run with its codec and its tokeniser."""
-    if not isinstance(run.data, SpeechData):
-        raise ValueError(f"A run that talks must learn from SpeechData: got {run.data}.")
-    return Speaker(
-        system=system.eval(),
-        codec=codec_of(system, run.data.codec),
-        tokenizer=open_tokenizer(run.data.tokenizer),
-    )
 
 
 def _with_data(study: DuplexStudy, folder: Path) -> Run:
@@ -119,9 +111,19 @@ def _with_data(study: DuplexStudy, folder: Path) -> Run:
 
 
 def _measure(
-    study: DuplexStudy, agent: Speaker, ability: Ability, voices: Synthesizer, folder: Path
+    study: DuplexStudy, checkpoint: Path, folder: Path, ability: Ability
 ) -> dict[str, Any]:
-    """One row of the table; writes a recording of the first conversation."""
+    """One row of the table, in a process of its own; writes the first conversation."""
+    torch.set_num_threads(1)
+    voices, run = Synthesizer(folder / "utterances"), _with_data(study, folder)
+    system = load_system(checkpoint)
+    if not (isinstance(system, Moshi) and isinstance(run.data, SpeechData)):
+        raise AssertionError("the run trains a Moshi on speech")
+    agent = Speaker(
+        system=system.eval(),
+        codec=codec_of(system, run.data.codec),
+        tokenizer=open_tokenizer(run.data.tokenizer),
+    )
     progress = _Progress(f"measuring {ability}")
     outcomes = list[Outcome]()
     trials = order_trials(

@@ -13,8 +13,9 @@ from typing import Any, TextIO
 
 import torch
 
-from counterpoint.data.config import Corpus, DataConfig, prepare
+from counterpoint.data.config import Corpus, prepare
 from counterpoint.data.loader import Loader
+from counterpoint.data.speech import SpeechData
 from counterpoint.evaluate.report import STUDY, write_report
 from counterpoint.evaluate.results import (
     EvaluationConfig,
@@ -59,7 +60,11 @@ class Study:
             )
         first = self.arms[0]
         for run in self.arms:
-            _text(run)
+            if isinstance(run.data, SpeechData):
+                raise ValueError(
+                    f"A study must compare systems of text: {run.name!r} is on speech. Train it "
+                    "as a `Run` of its own."
+                )
         for run in self.arms[1:]:
             for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
                 expected, got = _field(first, place), _field(run, place)
@@ -82,7 +87,7 @@ def training_flops(study: Study) -> dict[str, float]:
         ValueError: They differ by more than the study allows.
     """
     flops = {
-        run.name: _sketch(run.system).flops_per_tick(_text(run).row_ticks, training=True)
+        run.name: _sketch(run.system).flops_per_tick(run.text_data.row_ticks, training=True)
         for run in study.arms
     }
     first = flops[study.arms[0].name]
@@ -132,7 +137,7 @@ def run_study(
     flops = training_flops(study)
     note = _Notes(progress)
     note(f"{study.name}: preparing the text")
-    corpus = prepare(_text(study.arms[0]), study.block_ticks, corpus_lines(progress))
+    corpus = prepare(study.arms[0].text_data, study.block_ticks, corpus_lines(progress))
     note(
         f"{len(corpus.train)} rows of {corpus.train.row_ticks} ticks to learn from, "
         f"{len(corpus.held_out)} held-out units; {len(study.arms)} arms"
@@ -249,16 +254,6 @@ def _sketch(config: SystemConfig) -> AnySystem:
     """A system without memory for its weights: enough to ask for its layout and its costs."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return build_system(config, 0)
-
-
-def _text(run: Run) -> DataConfig:
-    """What a run learns from, which in a study is text."""
-    if not isinstance(run.data, DataConfig):
-        raise ValueError(
-            f"A study must compare systems of text: {run.name!r} learns from "
-            f"{type(run.data).__name__}. Train it as a `Run` of its own."
-        )
-    return run.data
 
 
 def _field(run: Run, place: str) -> Any:

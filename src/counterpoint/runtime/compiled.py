@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.two_stream import LowerStates, TwoStream
@@ -17,10 +17,11 @@ def compile_ticks(system: nn.Module) -> None:
     """Compile, in place, how a model reads one tick; longer chunks stay as they are.
 
     A `TwoStream` becomes three graphs, so that its whole tower still runs only when a block is
-    finished; of a `Moshi` what it hears is compiled. The first tick of each of the first four batch
-    sizes takes the compiler's time (half a minute for a small model on a CPU); other sizes stay as
-    they are. Results are equal to float tolerance. It pays for models whose ticks are bound by the
-    number of operations; attention looks at whole rings, so that a long window makes it slower.
+    finished; a `Moshi` two, one that reads a frame and one that writes it. The first tick of each
+    of the first four batch sizes takes the compiler's time (half a minute for a small model on a
+    CPU); other sizes stay as they are. Results are equal to float tolerance. It pays for models
+    whose ticks are bound by the number of operations; attention looks at whole rings, so that a
+    long window makes it slower.
 
     Source: `torch.compile`, inductor.
     """
@@ -29,7 +30,7 @@ def compile_ticks(system: nn.Module) -> None:
         case TwoStream():
             stages = ("extend_lower", "extend_whole", "extend_upper")
         case Moshi():
-            stages = ("read",)
+            stages = ("read", "write")
         case _:
             stages = ("extend",)
     for name in stages:
@@ -37,14 +38,21 @@ def compile_ticks(system: nn.Module) -> None:
 
 
 def _at_single_ticks(stage: Callable[..., Any]) -> Callable[..., Any]:
-    """A stage of `extend` that is compiled where its chunk is one tick."""
-    compiled = torch.compile(stage, fullgraph=True, dynamic=False)
+    """A stage that is compiled where its chunk is one tick."""
+    # How sessions choose what is written has more forms than torch compiles: others stay as they
+    # are, which is no error without `fullgraph`.
+    compiled = torch.compile(stage, fullgraph=stage.__name__ != "write", dynamic=False)
     sizes = set[int]()
 
     @wraps(stage)
     def either(chunk: Any, state: Any, *rest: Any, **named: Any) -> Any:
-        ids = chunk.x if isinstance(chunk, LowerStates) else next(iter(chunk.values()))
-        num_rows, num_ticks = ids.shape[:2]
+        match chunk:
+            case LowerStates():
+                num_rows, num_ticks = chunk.x.shape[:2]
+            case Tensor():  # what is written is one tick
+                num_rows, num_ticks = len(chunk), 1
+            case _:
+                num_rows, num_ticks = next(iter(chunk.values())).shape[:2]
         if num_ticks == 1 and len(sizes) < MOST_BATCH_SIZES:
             sizes.add(num_rows)
         known = num_ticks == 1 and num_rows in sizes

@@ -10,7 +10,7 @@ Checked against: the `moshi` package with the same weights, training logits and 
 (`tests/systems/test_moshi_reference.py`); names and parameter counts of the published 7B model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -87,6 +87,11 @@ class StreamLoss(NamedTuple):
     nats: Float[Tensor, ""]
     weighted_nats: Float[Tensor, ""]
     weight: Float[Tensor, ""]
+
+
+def add_losses(losses: Sequence[StreamLoss]) -> StreamLoss:
+    """The sums of a stream over several batches."""
+    return StreamLoss(*(torch.stack(values).sum(0) for values in zip(*losses, strict=True)))
 
 
 def joint_loss(losses: Mapping[str, StreamLoss]) -> Loss:

@@ -3,6 +3,7 @@
 Source: adapters as in Kyutai's moshi-finetune, whose files are read and written.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,8 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
             f"`init_from` must be a checkpoint or a run folder with one: {path} is neither. "
             "Check the path."
         )
-    difference = first_difference(
-        _meaning(found), _meaning(encode(getattr(system, "config", None)))
-    )
+    own = encode(getattr(system, "config", None))
+    difference = first_difference(without(found, MAY_DIFFER), without(own, MAY_DIFFER))
     if difference is not None:
         raise ValueError(
             f"`init_from` must name weights of a system like this: {path} differs in {difference}. "
@@ -120,11 +120,11 @@ def export_adapters(path: Path, folder: Path) -> None:
     save_adapters(model, folder, low_rank)
 
 
-def _meaning(config: Any) -> Any:
-    """The parts of an encoded config that weights depend on."""
+def without(config: Any, names: Container[str]) -> Any:
+    """An encoded config without the fields of some names, on all its levels."""
     if isinstance(config, dict):
-        return {key: _meaning(value) for key, value in config.items() if key not in MAY_DIFFER}
-    return [_meaning(item) for item in config] if isinstance(config, list) else config
+        return {key: without(value, names) for key, value in config.items() if key not in names}
+    return [without(item, names) for item in config] if isinstance(config, list) else config
 
 
 def _take(system: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

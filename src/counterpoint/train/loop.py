@@ -29,7 +29,7 @@ from counterpoint.train.checkpoint import (
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, current_world, sync_gradients, whole
-from counterpoint.train.fine_tuning import check_begun
+from counterpoint.train.fine_tuning import check_begun, without
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers, lr_ratio
 from counterpoint.train.progress import Reporter, StepReport
@@ -327,7 +327,7 @@ class _Record:
         if old is None or new is None:
             return
         # Where the cache lies changes nothing that is learned.
-        old, new = ({**data, "cache_folder": None} for data in (old, encode(new)))
+        old, new = (without(data, ["cache_folder"]) for data in (old, encode(new)))
         changed = first_difference(old, new, "data")
         if changed is not None:
             raise CheckpointError(

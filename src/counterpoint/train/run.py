@@ -40,6 +40,28 @@ class Run:
                 f"{type(self.data).__name__}. Change one of them."
             )
 
+    @property
+    def text_data(self) -> DataConfig:
+        """``data`` of a run on text.
+
+        Raises:
+            ValueError: The run is on speech.
+        """
+        if not isinstance(self.data, DataConfig):
+            raise ValueError(f"The run must be on text: {self.name!r} is on speech.")
+        return self.data
+
+    @property
+    def speech_data(self) -> SpeechData:
+        """``data`` of a run on speech.
+
+        Raises:
+            ValueError: The run is on text.
+        """
+        if not isinstance(self.data, SpeechData):
+            raise ValueError(f"The run must be on speech: {self.name!r} is on text.")
+        return self.data
+
 
 def to_json(run: Run) -> str:
     """Lossless JSON text of a run."""

@@ -1,0 +1,87 @@
+"""One run: its data prepared, its model built, trained and measured while it learns."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from counterpoint.data.config import prepare
+from counterpoint.data.loader import Loader, Rows
+from counterpoint.data.speech import prepare_speech
+from counterpoint.evaluate.language_model import bits_per_byte, score
+from counterpoint.evaluate.results import spread
+from counterpoint.evaluate.speech_model import measures, score_rows
+from counterpoint.systems import build_system
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
+from counterpoint.train.allocator import keep_large_buffers
+from counterpoint.train.config_json import encode
+from counterpoint.train.distributed import World, shard
+from counterpoint.train.loop import Evaluate, TrainResult, train
+from counterpoint.train.metrics import TensorBoardLogger
+from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops, recording_lines
+from counterpoint.train.run import Run
+
+_EVALUATION_UNITS = 64  # of text, or rows of speech: a few seconds on a laptop's models
+
+
+def train_run(run: Run, folder: Path, world: World) -> TrainResult:
+    """Train one run, on as many processes as there are; go on where it was.
+
+    Progress goes to stderr.
+
+    Args:
+        run: What to do.
+        folder: Its folder; see `counterpoint.train.loop.train`.
+        world: The processes; every one must call this.
+
+    Raises:
+        ValueError: The data, or the checkpoints of the folder, cannot be used.
+    """
+    keep_large_buffers()
+    system = build_system(run.system, run.train.seed).to(world.device)
+    rows, evaluate = _speech(run, system) if isinstance(system, Moshi) else _text(run, system)
+    dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
+    return train(
+        shard(system, world),
+        Loader(rows, run.train.batch_rows, run.train.seed, world.rank, world.size),
+        run.train,
+        folder,
+        evaluate=evaluate,
+        reporter=make_reporter(run.name, sys.stderr, peak_flops(world.device, dtype)),
+        loggers=[TensorBoardLogger(folder / "tensorboard")] if world.is_first else [],
+        run=encode(run),
+    )
+
+
+def _text(run: Run, system: SingleStream | TwoStream) -> tuple[Rows, Evaluate | None]:
+    """Rows to learn from, and bits/byte on what is held out, if anything is."""
+    block_ticks = system.layout.block_ticks
+    corpus = prepare(run.text_data, block_ticks, corpus_lines(sys.stderr))
+    units = spread(corpus.held_out, _EVALUATION_UNITS)
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        lengths = corpus.tokenizer.byte_lengths
+        return {
+            "bits_per_byte": bits_per_byte(score(model, units, lengths, block_ticks=block_ticks))
+        }
+
+    return corpus.train, evaluate if units else None
+
+
+def _speech(run: Run, system: Moshi) -> tuple[Rows, Evaluate | None]:
+    """Rows to learn from, and losses by stream on what is held out, if anything is."""
+    corpus = prepare_speech(run.speech_data, system, recording_lines(sys.stderr))
+    held_out = corpus.held_out
+    if held_out is None:
+        return corpus.train, None
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        if not isinstance(model, Moshi):
+            raise AssertionError("the loop measures the system it trains")
+        return measures(score_rows(model, held_out, _EVALUATION_UNITS))
+
+    return corpus.train, evaluate
