@@ -71,7 +71,7 @@ def test_pauses_come_before_the_order_is_complete() -> None:
 
 
 def test_interruption_keeps_its_pause_at_the_same_word() -> None:
-    order = Order(text="my number is two", reply="", complete=4)
+    order = Order(text="my number is two", phrases=("two",), complete=4)
     for seed in range(20):
         turn = interruption(order, random.Random(seed), 2, ((3, 0.5),))
         (word, seconds), = turn.pauses  # fmt: skip
@@ -91,3 +91,13 @@ def test_scripts_are_a_pure_function_and_use_everything() -> None:
         for turn, answer in zip(script.turns, script.turns[1:], strict=False):
             if turn.speaker == "user" and turn.kind != "backchannel":
                 assert answer.speaker == "agent"
+                assert answer.gap_s is not None
+                assert answer.gap_s >= 0.3
+            if turn.speaker == answer.speaker == "agent":
+                assert answer.gap_s == 0.2
+
+
+def test_phrases_before_the_content_are_the_same_for_all() -> None:
+    first = {order.phrases[0] for order in orders("train", 500)}
+    assert first == {"you said", "all right"}
+    assert len({order.phrases[-1] for order in orders("train", 500)}) == 2

@@ -10,16 +10,8 @@ from torch import Tensor
 
 from counterpoint.data.dialogues import Example
 from counterpoint.data.loader import Loader, Rows
-from counterpoint.data.speech import (
-    ByteWords,
-    DialogueRows,
-    SpeechData,
-    WordTokenizer,
-    codec_of,
-    open_codec,
-    open_tokenizer,
-    prepare_speech,
-)
+from counterpoint.data.speech import DialogueRows, SpeechData, codec_of, open_codec, prepare_speech
+from counterpoint.data.words import ByteWords, WordTokenizer, open_tokenizer
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec2 import Codec2

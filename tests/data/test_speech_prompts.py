@@ -13,13 +13,8 @@ from counterpoint.data.config import Folder
 from counterpoint.data.dialogues import Example, encode_voice, read_dialogues
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import TextBatches
-from counterpoint.data.speech import (
-    ByteWords,
-    RolePrompts,
-    SpeechData,
-    codec_fillers,
-    prepare_speech,
-)
+from counterpoint.data.speech import RolePrompts, SpeechData, codec_fillers, prepare_speech
+from counterpoint.data.words import ByteWords
 from counterpoint.speech.audio import read_audio, write_audio
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.speech.loudness import loudness_lufs, normalise_loudness

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.monologue import EPAD_ID, PAD_ID
-from counterpoint.data.speech import SentencePieceWords
-from counterpoint.data.words import train_tokenizer
+from counterpoint.data.words import SentencePieceWords, train_tokenizer
 
 pytest.importorskip("sentencepiece")
 

@@ -14,8 +14,8 @@ from counterpoint.streams.timeline import Event, Timeline
 from tests.data.tones import HIGH, RATE, tone_synthesizer
 from tests.runtime.talking import echo_speaker
 
-ORDER = Order(text="my number is two", reply="you said two", complete=4)
-OTHER = Order(text="take six", reply="you said six", complete=2)
+ORDER = Order(text="my number is two", phrases=("you said", "two"), complete=4)
+OTHER = Order(text="take six", phrases=("you said", "six"), complete=2)
 USER_RATE = 200
 
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.data.speech import ByteWords
+from counterpoint.data.speech import codec_fillers
+from counterpoint.data.words import ByteWords
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import (
     Conversation,
     Speaker,
     agent_alone,
-    codec_fillers,
     converse,
     opening,
     talk,

@@ -146,4 +146,6 @@ def _table(found: Evaluation, path: Path) -> Table:
 
 
 def _add(table: Table, name: str, value: Interval) -> None:
-    table.add_row(name, f"{value.value:.4f}", f"{value.low:.4f} to {value.high:.4f}")
+    """A row; a single unit gives no interval."""
+    ends = f"{value.low:.4f} to {value.high:.4f}" if value.low < value.high else ""
+    table.add_row(name, f"{value.value:.4f}", ends)

@@ -20,7 +20,8 @@ from torch import Tensor
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
 from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.dialogues import AGENT_SPEAKER
-from counterpoint.data.speech import SpeechData, codec_of, open_tokenizer
+from counterpoint.data.speech import SpeechData, codec_of
+from counterpoint.data.words import open_tokenizer
 from counterpoint.evaluate.conversation import (
     TurnTaking,
     as_timeline,

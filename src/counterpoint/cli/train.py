@@ -8,6 +8,7 @@ from counterpoint.cli.checkpoint import tokenizer_of
 from counterpoint.cli.overrides import load_recipe, parse, recipe_names, to_every_arm
 from counterpoint.data.config import DataConfig
 from counterpoint.data.speech import SpeechData
+from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
 from counterpoint.recipes.study import Study, run_study
 from counterpoint.recipes.training import train_run
 from counterpoint.train.distributed import World, joined
@@ -22,7 +23,8 @@ Train what a recipe says; a run that was stopped goes on where it was.
 Example: counterpoint train first_run --train.num-steps 100 --folder runs/short
 
 RECIPE is one of: {names}
-or path/to/file.py:function, a function that returns a `Run` or a `Study`.
+or path/to/file.py:function, a function that returns a `Run`, a
+`Study` or a `DuplexStudy`.
 `counterpoint train RECIPE --help` lists the overrides. On many processes: torchrun -m
 counterpoint.cli.main train RECIPE (a `Run`).
 """
@@ -42,10 +44,10 @@ def main(arguments: Sequence[str]) -> int:
         print(_HELP.format(names=", ".join(recipe_names())), end="")
         return 0
     recipe = load_recipe(name)
-    if not isinstance(recipe, Run | Study):
+    if not isinstance(recipe, Run | Study | DuplexStudy):
         raise ValueError(
-            f"A recipe must return a `Run` or a `Study` to be trained: {name!r} returned "
-            f"{type(recipe).__name__}."
+            "A recipe must return a `Run`, a `Study` or a `DuplexStudy` to be trained: "
+            f"{name!r} returned {type(recipe).__name__}."
         )
     text = _RECIPE_HELP.format(name=name)
     if isinstance(recipe, Study):
@@ -62,23 +64,34 @@ def main(arguments: Sequence[str]) -> int:
     )
     recipe = chosen.recipe
     folder = chosen.folder or Path("runs") / recipe.name
-    for run in recipe.arms if isinstance(recipe, Study) else (recipe,):
-        if isinstance(run.data, DataConfig):
-            tokenizer_of(run)
+    for run in recipe.arms if isinstance(recipe, Study) else ():
+        _check_vocabulary(run)
     with joined(chosen.device) as world:
         if isinstance(recipe, Run):
-            result = train_run(recipe, folder, world)
-            finished = result.finished
-            if world.is_first and finished:
-                _tell(recipe, folder, result)
+            finished = _train_run(recipe, folder, world)
         elif world.size > 1:
             raise ValueError(
-                f"A study must run in one process: got {world.size}. Train its arms one by one."
+                f"A study must run in one process: got {world.size}. Train its runs one by one."
             )
+        elif isinstance(recipe, DuplexStudy):
+            finished = run_duplex_study(recipe, folder, world)
         else:
             command = shlex.join(["counterpoint", "train", *arguments])
             finished = _train_study(recipe, folder, command, world)
     return 0 if finished else 130
+
+
+def _check_vocabulary(run: Run) -> None:
+    if isinstance(run.data, DataConfig):
+        tokenizer_of(run)
+
+
+def _train_run(run: Run, folder: Path, world: World) -> bool:
+    _check_vocabulary(run)
+    result = train_run(run, folder, world)
+    if world.is_first and result.finished:
+        _tell(run, folder, result)
+    return result.finished
 
 
 def _train_study(study: Study, folder: Path, command: str, world: World) -> bool:

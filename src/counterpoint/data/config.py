@@ -99,7 +99,7 @@ class DataConfig:
 
     Attributes:
         source: Where documents come from.
-        tokenizer: "bytes", or the path of a Hugging Face tokenizer.json.
+        tokenizer: "bytes", or the path of a Hugging Face tokenizer.json or a SentencePiece .model.
         unit: What is packed as one piece: each "section", or the whole "document".
         row_ticks: Ticks in a row of a batch.
         held_out: Titles of the documents that are not trained on, or the fraction of documents,

@@ -20,6 +20,8 @@ OPENINGS = ("", "", "wait", "no", "stop", "sorry")
 
 Split = Literal["train", "held_out"]
 
+_PHRASE_GAP_S = 0.2  # the least that dialogues leave between two turns of one speaker
+
 _DIGIT_WORDINGS: dict[Split, tuple[str, ...]] = {
     "train": (
         "{} please",
@@ -91,13 +93,20 @@ class Order:
 
     Attributes:
         text: What the user says.
-        reply: What the agent must answer.
+        phrases: What the agent must answer, in pieces that are spoken one by one. Speech engines
+            give a word another sound in every sentence: spoken as one, the first sounds of an
+            answer would tell how it goes on, and a model would listen to itself, not to the user.
         complete: Number of words after which nothing is missing; a pause comes before.
     """
 
     text: str
-    reply: str
+    phrases: tuple[str, ...]
     complete: int
+
+    @property
+    def reply(self) -> str:
+        """All of the answer."""
+        return " ".join(self.phrases)
 
 
 def draw_order(split: Split, rng: random.Random) -> Order:
@@ -105,14 +114,14 @@ def draw_order(split: Split, rng: random.Random) -> Order:
     if rng.random() < 0.5:
         digit = rng.choice(DIGITS)
         text = rng.choice(_DIGIT_WORDINGS[split]).format(digit)
-        reply = f"you said {digit} and i wrote the number {digit} down for you"
-        return Order(text=text, reply=reply, complete=text.split().index(digit) + 1)
+        phrases = ("you said", digit, "and i wrote that number down for you")
+        return Order(text=text, phrases=phrases, complete=text.split().index(digit) + 1)
     device, state = rng.choice(DEVICES), rng.choice(STATES)
     text = rng.choice(_DEVICE_WORDINGS[split]).format(device=device, state=state)
     words = text.split()
     return Order(
         text=text,
-        reply=f"all right the {device} is {state} now and it will stay {state}",
+        phrases=("all right", device, state, "and it will stay that way for you"),
         complete=max(words.index(device), words.index(state)) + 1,
     )
 
@@ -133,21 +142,25 @@ def _script(split: Split, number: int, seed: int) -> Script:
     name = f"orders_{split}_{seed}_{number:05d}"
     rng = random.Random(name)
     turns: list[Turn] = []
-    for exchange in range(rng.choice((2, 3))):
+    num_exchanges = rng.choice((2, 3))
+    interrupted = False
+    for exchange in range(num_exchanges):
         order = draw_order(split, rng)
         pause = draw_pause(order, rng) if rng.random() < 0.5 else None
         pauses = () if pause is None else (pause,)
-        if exchange > 0 and rng.random() < 0.5:
-            # Late enough to be heard as an answer, early enough to cut it.
-            after_word = rng.randrange(1, len(turns[-1].words) - 2)
-            turns.append(interruption(order, rng, after_word, pauses))
+        if interrupted:
+            turns.append(interruption(order, rng, rng.randrange(len(turns[-1].words)), pauses))
         else:
             gap_s = round(rng.uniform(0.5, 1.5), 2)
             turns.append(Turn(speaker="user", text=order.text, pauses=pauses, gap_s=gap_s))
+        interrupted = exchange + 1 < num_exchanges and rng.random() < 0.5
+        num_said = rng.randrange(2, len(order.phrases) + 1) if interrupted else len(order.phrases)
         gap_s = round(rng.uniform(0.3, 0.6), 2)
-        turns.append(Turn(speaker="agent", text=order.reply, gap_s=gap_s))
+        for phrase in order.phrases[:num_said]:
+            turns.append(Turn(speaker="agent", text=phrase, gap_s=gap_s))
+            gap_s = _PHRASE_GAP_S
     if rng.random() < 0.3:
-        after_word = rng.randrange(1, len(turns[-1].words) - 2)
+        after_word = rng.randrange(len(turns[-1].words) - 2)
         said = rng.choice(BACKCHANNELS)
         turns.append(Turn(speaker="user", text=said, kind="backchannel", after_word=after_word))
     return Script(name=name, turns=tuple(turns))

@@ -8,7 +8,6 @@ PersonaPlex's prompt, which carries no loss.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from counterpoint.data.dialogues import (
 )
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
+from counterpoint.data.words import WordTokenizer, open_tokenizer
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.codec2 import Codec2
@@ -101,96 +101,6 @@ class SpeechCorpus:
             return speech
         text = Loader(self.text, batch_rows, seed, rank, world_size)
         return Mixture(speech, text, self.text_share)
-
-
-@runtime_checkable
-class WordTokenizer(Protocol):
-    """Turns single words into text ids that leave those of padding free."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        ...
-
-    def encode_word(self, word: str) -> list[int]:
-        """Ids of one word."""
-        ...
-
-    def starts_word(self, token: int) -> bool:
-        """Whether an id begins a word."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids."""
-        ...
-
-
-class ByteWords:
-    """A word is a blank and its UTF-8 bytes; control characters, padding among them, are free."""
-
-    vocab_size = 256
-
-    def encode_word(self, word: str) -> list[int]:
-        """A blank, and the bytes of a word without control characters."""
-        return [byte for byte in f" {word}".encode() if byte >= ord(" ")]
-
-    def starts_word(self, token: int) -> bool:
-        """Whether it is a blank."""
-        return token == ord(" ")
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of bytes; broken UTF-8 gives U+FFFD."""
-        return bytes(token for token in ids if token >= ord(" ")).decode("utf-8", "replace")
-
-
-class SentencePieceWords:
-    """The published models' text: a SentencePiece .model file.
-
-    Raises:
-        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise ValueError(
-                "This tokenizer needs the package `sentencepiece`: "
-                "pip install 'counterpoint[speech]'."
-            ) from error
-        try:
-            self._pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"The tokenizer must be 'bytes' or a SentencePiece .model file: got {str(path)!r} "
-                f"({' '.join(str(error).split())[:100]})."
-            ) from error
-
-    @property
-    def vocab_size(self) -> int:
-        """Pieces of the file."""
-        return int(self._pieces.get_piece_size())
-
-    def encode_word(self, word: str) -> list[int]:
-        """Pieces of one word; the first begins with U+2581."""
-        return list(self._pieces.encode(word))
-
-    def starts_word(self, token: int) -> bool:
-        """Whether a piece begins with U+2581."""
-        return str(self._pieces.id_to_piece(token)).startswith("\N{LOWER ONE EIGHTH BLOCK}")
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of pieces."""
-        return str(self._pieces.decode(list(ids)))
-
-
-def open_tokenizer(name: str) -> WordTokenizer:
-    """The tokeniser "bytes", or that of a SentencePiece .model file.
-
-    Raises:
-        ValueError: It cannot be used.
-    """
-    return ByteWords() if name == "bytes" else SentencePieceWords(name)
 
 
 def open_codec(name: str, num_codebooks: int, device: torch.device | str = "cpu") -> Codec:

@@ -135,12 +135,76 @@ class HuggingFaceTokenizer:
         return int(self._byte_lengths[ids].sum())
 
 
+class SentencePieceTokenizer:
+    """A SentencePiece .model file, as models of the Moshi family have; start and end ids are added.
+
+    Such a file normalises text (blanks in a row become one): byte counts are those of what is left.
+
+    Args:
+        path: The .model file.
+
+    Raises:
+        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise ValueError(
+                f"Reading {path} needs the package `sentencepiece`: "
+                "pip install 'counterpoint[speech]'."
+            ) from error
+        try:
+            content = Path(path).read_bytes()
+            self._pieces: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"The tokenizer must be a SentencePiece .model file: got {str(path)!r} "
+                f"({' '.join(str(error).split())[:100]})."
+            ) from error
+        self.identity = f"sentencepiece:{hashlib.sha256(content).hexdigest()}"
+        self.start_id = int(self._pieces.get_piece_size())
+        self.end_id = self.start_id + 1
+        self.vocab_size = self.start_id + 2
+        lengths = [self._bytes_of(token) for token in range(self.start_id)]
+        self._byte_lengths = np.array([*lengths, 0, 0], np.int64)
+
+    def _bytes_of(self, token: int) -> int:
+        pieces = self._pieces
+        if pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_unused(token):
+            return 0
+        if pieces.is_byte(token):
+            return 1
+        piece = pieces.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+        return len(piece.encode("utf-8"))
+
+    @property
+    def byte_lengths(self) -> Int[np.ndarray, " V"]:
+        """UTF-8 bytes of each piece; 0 for special ids."""
+        return self._byte_lengths
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """Ids of a text, without start and end."""
+        return np.array(self._pieces.encode(text), np.int64)
+
+    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
+        """Text of the pieces; special ids give nothing."""
+        return str(self._pieces.decode(ids[ids < self.start_id].tolist()))
+
+    def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
+        """UTF-8 bytes of the text that the ids stand for; special ids count 0."""
+        return int(self._byte_lengths[ids].sum())
+
+
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokeniser ``"bytes"``, or the one of a `tokenizer.json` file.
+    """The tokeniser ``"bytes"``, or the one of a `tokenizer.json` or SentencePiece .model file.
 
     Raises:
         ValueError: There is no such file, or it cannot be used.
     """
+    if name.endswith(".model"):
+        return SentencePieceTokenizer(name)
     return ByteTokenizer() if name == "bytes" else HuggingFaceTokenizer(name)
 
 

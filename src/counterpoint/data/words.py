@@ -1,9 +1,100 @@
-"""A SentencePiece tokeniser for a text of one's own, with the ids that Moshi's text keeps free."""
+"""Words as text ids, on which Moshi's text leaves those of padding free."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from counterpoint.data.monologue import EPAD_ID, PAD_ID
+
+
+@runtime_checkable
+class WordTokenizer(Protocol):
+    """Turns single words into text ids that leave those of padding free."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    def encode_word(self, word: str) -> list[int]:
+        """Ids of one word."""
+        ...
+
+    def starts_word(self, token: int) -> bool:
+        """Whether an id begins a word."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        ...
+
+
+class ByteWords:
+    """A word is a blank and its UTF-8 bytes; control characters, padding among them, are free."""
+
+    vocab_size = 256
+
+    def encode_word(self, word: str) -> list[int]:
+        """A blank, and the bytes of a word without control characters."""
+        return [byte for byte in f" {word}".encode() if byte >= ord(" ")]
+
+    def starts_word(self, token: int) -> bool:
+        """Whether it is a blank."""
+        return token == ord(" ")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of bytes; broken UTF-8 gives U+FFFD."""
+        return bytes(token for token in ids if token >= ord(" ")).decode("utf-8", "replace")
+
+
+class SentencePieceWords:
+    """The published models' text: a SentencePiece .model file.
+
+    Raises:
+        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise ValueError(
+                "This tokenizer needs the package `sentencepiece`: "
+                "pip install 'counterpoint[speech]'."
+            ) from error
+        try:
+            self._pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"The tokenizer must be 'bytes' or a SentencePiece .model file: got {str(path)!r} "
+                f"({' '.join(str(error).split())[:100]})."
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces of the file."""
+        return int(self._pieces.get_piece_size())
+
+    def encode_word(self, word: str) -> list[int]:
+        """Pieces of one word; the first begins with U+2581."""
+        return list(self._pieces.encode(word))
+
+    def starts_word(self, token: int) -> bool:
+        """Whether a piece begins with U+2581."""
+        return str(self._pieces.id_to_piece(token)).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of pieces."""
+        return str(self._pieces.decode(list(ids)))
+
+
+def open_tokenizer(name: str) -> WordTokenizer:
+    """The tokeniser "bytes", or that of a SentencePiece .model file.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    return ByteWords() if name == "bytes" else SentencePieceWords(name)
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:

@@ -1,8 +1,8 @@
 """Four abilities of full-duplex speech, measured on live conversations about spoken orders.
 
 A user who acts by what is heard gives an order of `counterpoint.data.orders`; wordings and
-dialogues are held out from training. Scored is sound, not the model's text: speech is found by the rule of
-`counterpoint.evaluate.conversation`. Times count from what a listener would hear.
+dialogues are held out from training. Scored is sound, not the model's text: speech is found by the
+rule of `counterpoint.evaluate.conversation`. Times count from what a listener would hear.
 
 - *turn*: an order without pauses is answered: the agent's first speech begins within 2 s of the
   user's last sound, and not more than 0.2 s before it.

@@ -14,6 +14,9 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 from counterpoint.train.run import Run
 
 _CODEBOOK_SIZES = (512, 512, 16, 64)  # of Codec2 700C
+# The agent's sound comes 120 ms behind its text. With equal times the first sounds of a word are
+# said before the text has decided on the word, and the text then follows the sound.
+_TEXT_LEADS_TICKS = 3
 
 
 def duplex_small() -> DuplexStudy:
@@ -37,11 +40,11 @@ def duplex_small() -> DuplexStudy:
                 ),
             ),
             train=TrainConfig(
-                num_steps=1500,
+                num_steps=1200,
                 batch_rows=4,
                 precision="bfloat16",
-                evaluate_every=250,
-                checkpoint_every=250,
+                evaluate_every=200,
+                checkpoint_every=200,
                 log_every=10,
                 optimizer=OptimizerConfig(lr=2e-3, muon_lr=0.02, weight_decay=0.05),
                 schedule=ScheduleConfig(warmup_steps=50, final_ratio=0.05),
@@ -68,19 +71,23 @@ def system() -> MoshiConfig:
         ),
         audio=tuple(
             stream
-            for speaker, role in (("agent", Role.SPOKEN), ("user", Role.HEARD))
+            for speaker, role, delay_ticks in (
+                ("agent", Role.SPOKEN, _TEXT_LEADS_TICKS),
+                ("user", Role.HEARD, 0),
+            )
             for stream in (
                 AudioStream(
                     name=f"{speaker}_semantic",
                     role=role,
                     depth=1,
+                    delay_ticks=delay_ticks,
                     codebook_sizes=_CODEBOOK_SIZES[:1],
                 ),
                 AudioStream(
                     name=f"{speaker}_acoustic",
                     role=role,
                     depth=3,
-                    delay_ticks=1,
+                    delay_ticks=delay_ticks + 1,
                     codebook_sizes=_CODEBOOK_SIZES[1:],
                 ),
             )

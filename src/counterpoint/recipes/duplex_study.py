@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from counterpoint.data.orders import Split, order_scripts
-from counterpoint.data.speech import SpeechData, codec_of, open_tokenizer
+from counterpoint.data.speech import SpeechData, codec_of
 from counterpoint.data.synthesis import LIST_NAME, SynthesisConfig, synthesize
-from counterpoint.data.words import train_tokenizer
+from counterpoint.data.words import open_tokenizer, train_tokenizer
 from counterpoint.evaluate.conversation import percentile
 from counterpoint.evaluate.duplex import ABILITIES, Ability, Outcome, order_trials, run_trial
 from counterpoint.evaluate.statistics import wilson
@@ -54,7 +54,7 @@ class DuplexStudy:
 
     run: Run
     synthesis: SynthesisConfig
-    num_train: int = 2500
+    num_train: int = 3500
     num_held_out: int = 100
     num_trials: int = 100
     vocab_size: int = 400

@@ -3,24 +3,24 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from counterpoint.data.config import prepare
-from counterpoint.data.loader import Loader, Rows
+from counterpoint.data.loader import Loader
 from counterpoint.data.speech import prepare_speech
 from counterpoint.evaluate.language_model import bits_per_byte, score
 from counterpoint.evaluate.results import spread
 from counterpoint.evaluate.speech_model import measures, score_rows
 from counterpoint.systems import build_system
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.single_stream import SingleStream
-from counterpoint.systems.two_stream import TwoStream
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config_json import encode
 from counterpoint.train.distributed import World, shard
-from counterpoint.train.loop import Evaluate, TrainResult, train
+from counterpoint.train.fine_tuning import begin_from
+from counterpoint.train.loop import BatchSource, Evaluate, TrainResult, train
 from counterpoint.train.metrics import TensorBoardLogger
 from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops, recording_lines
 from counterpoint.train.run import Run
@@ -43,11 +43,14 @@ def train_run(run: Run, folder: Path, world: World) -> TrainResult:
     """
     keep_large_buffers()
     system = build_system(run.system, run.train.seed).to(world.device)
-    rows, evaluate = _speech(run, system) if isinstance(system, Moshi) else _text(run, system)
+    if run.train.fine_tune is not None:
+        begin_from(system, run.train.fine_tune, run.train.seed)
+    prepared = _speech if isinstance(system, Moshi) else _text
+    batches, evaluate = prepared(run, system, world)
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
     return train(
         shard(system, world),
-        Loader(rows, run.train.batch_rows, run.train.seed, world.rank, world.size),
+        batches,
         run.train,
         folder,
         evaluate=evaluate,
@@ -57,8 +60,8 @@ def train_run(run: Run, folder: Path, world: World) -> TrainResult:
     )
 
 
-def _text(run: Run, system: SingleStream | TwoStream) -> tuple[Rows, Evaluate | None]:
-    """Rows to learn from, and bits/byte on what is held out, if anything is."""
+def _text(run: Run, system: Any, world: World) -> tuple[BatchSource, Evaluate | None]:
+    """Batches to learn from, and bits/byte on what is held out, if anything is."""
     block_ticks = system.layout.block_ticks
     corpus = prepare(run.text_data, block_ticks, corpus_lines(sys.stderr))
     units = spread(corpus.held_out, _EVALUATION_UNITS)
@@ -69,19 +72,21 @@ def _text(run: Run, system: SingleStream | TwoStream) -> tuple[Rows, Evaluate | 
             "bits_per_byte": bits_per_byte(score(model, units, lengths, block_ticks=block_ticks))
         }
 
-    return corpus.train, evaluate if units else None
+    batches = Loader(corpus.train, run.train.batch_rows, run.train.seed, world.rank, world.size)
+    return batches, evaluate if units else None
 
 
-def _speech(run: Run, system: Moshi) -> tuple[Rows, Evaluate | None]:
-    """Rows to learn from, and losses by stream on what is held out, if anything is."""
+def _speech(run: Run, system: Any, world: World) -> tuple[BatchSource, Evaluate | None]:
+    """Batches to learn from, and losses by stream on what is held out, if anything is."""
     corpus = prepare_speech(run.speech_data, system, recording_lines(sys.stderr))
+    batches = corpus.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
     held_out = corpus.held_out
     if held_out is None:
-        return corpus.train, None
+        return batches, None
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         if not isinstance(model, Moshi):
             raise AssertionError("the loop measures the system it trains")
         return measures(score_rows(model, held_out, _EVALUATION_UNITS))
 
-    return corpus.train, evaluate
+    return batches, evaluate

@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.data.dialogues import VOICE_LUFS
 from counterpoint.data.monologue import read_monologue
-from counterpoint.data.speech import WordTokenizer
+from counterpoint.data.speech import codec_fillers
+from counterpoint.data.words import WordTokenizer
 from counterpoint.runtime.frames import FrameSampling, FrameSessions
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.loudness import normalise_loudness
@@ -30,11 +32,6 @@ from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
 
 AGENT, USER = "agent", "user"
 """Names of the two speakers in timelines."""
-
-VOICE_LUFS = -24.0
-"""Loudness of a sample of a voice, that of PersonaPlex's own."""
-
-_HUM_HZ, _HUM_LEVEL, _FILLER_S = 440.0, 0.5, 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,15 +238,6 @@ def opening(
         codes,
         speaker.fillers or codec_fillers(codec),
     )
-
-
-def codec_fillers(codec: Codec) -> Fillers:
-    """Silence and the hum of PersonaPlex in the ids of any codec: a frame amid a second of it."""
-    time_s = torch.arange(round(_FILLER_S * codec.sample_rate)) / codec.sample_rate
-    hum = _HUM_LEVEL * torch.sin(2 * torch.pi * _HUM_HZ * time_s)
-    codes = codec.encode(torch.stack((torch.zeros_like(hum), hum)))
-    agent, user = codes[:, codes.shape[1] // 2].tolist()
-    return Fillers(agent=tuple(agent), user=tuple(user))
 
 
 def agent_alone(system: Moshi) -> Moshi:

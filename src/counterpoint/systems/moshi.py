@@ -97,19 +97,23 @@ def add_losses(losses: Sequence[StreamLoss]) -> StreamLoss:
 def joint_loss(losses: Mapping[str, StreamLoss]) -> Loss:
     """The loss of a batch, or of many whose sums are added up; see `Moshi.loss`."""
     nothing = losses[TEXT].nats.new_zeros(())
-    terms, total = {}, nothing
-    for kind in (TEXT, "audio"):
+    # A kind without streams is left out: a total that equals a term would, compiled, share its
+    # memory and lose its gradient (torch 2.13).
+    terms, means = dict.fromkeys((TEXT, "audio"), nothing), []
+    for kind in terms:
         own = [loss for name, loss in losses.items() if (name == TEXT) == (kind == TEXT)]
+        if not own:
+            continue
         weighted_nats = sum((loss.weighted_nats for loss in own), nothing)
         weight = sum((loss.weight for loss in own), nothing)
         # Where nothing carries loss both sums are zero.
         mean = weighted_nats / weight.clamp(min=1e-9)
-        total = total + mean
+        means.append(mean)
         terms[kind] = mean.detach()
     for name, loss in losses.items():
         terms[f"{name}_nats"] = (loss.nats / loss.num_frames.clamp(min=1e-9)).detach()
     nats = sum((loss.nats for loss in losses.values()), nothing)
-    return Loss(total=total, nats=nats, terms=terms)
+    return Loss(total=sum(means[1:], means[0]), nats=nats, terms=terms)
 
 
 class Moshi(nn.Module):
