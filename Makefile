@@ -3,6 +3,7 @@ SHELL := /bin/sh
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 PEERS := .venv/.peers
+VOICES := .venv/.voices
 # Installed when .venv holds no torch >= 2.11 yet. Another build: install it into .venv first.
 TORCH ?= torch==2.13.0
 INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet
@@ -30,7 +31,7 @@ types: $(STAMP)
 unit: $(STAMP) $(PEERS)
 	$(VENV_PYTHON) -m pytest -q
 
-slow: $(STAMP) $(PEERS)  ## The tests left out of `make test`: compilation, long training.
+slow: $(STAMP) $(PEERS) $(VOICES)  ## The tests left out of `make test`: compilation, long training.
 	$(VENV_PYTHON) -m pytest -q -m slow --timeout 600
 
 install: $(STAMP)
@@ -48,6 +49,11 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
 	@$(VENV_PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || { echo "Installing $(TORCH)"; $(INSTALL) "$(TORCH)"; }
 	@echo "Installing counterpoint and its pinned dependencies into .venv"
 	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[train,dev]'
+	@touch $@
+
+# Text to speech, and Ray: for the tests that make recordings.
+$(VOICES): constraints.txt | $(STAMP)
+	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[voices,ray]'
 	@touch $@
 
 # Implementations that tests compare with, and what they import: they pin an older torch.

@@ -199,7 +199,8 @@ def main() -> None:
     print(results, flush=True)
     rows = compared(model, said, args)
     memory = results["memory_mib_every_10_s"]
-    growth = memory[-1] / memory[min(6, len(memory) - 1)] - 1
+    later = memory[min(6, len(memory) - 1) :]
+    growth = max(later) / later[0] - 1
     results |= {
         "sessions": NUM_SESSIONS,
         "rows": NUM_SESSIONS + NUM_GUESTS,

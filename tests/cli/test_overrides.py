@@ -11,6 +11,7 @@ from counterpoint.cli.overrides import (
     write_source,
 )
 from counterpoint.data.config import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
+from counterpoint.recipes.duplex_study import DuplexStudy
 from counterpoint.recipes.study import Study
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.run import Run
@@ -51,7 +52,7 @@ def test_every_recipe_of_the_library_loads() -> None:
     assert "first_run" in recipe_names()
     assert "study" not in recipe_names()
     for name in recipe_names():
-        assert isinstance(load_recipe(name), Run | Study)
+        assert isinstance(load_recipe(name), Run | Study | DuplexStudy)
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest(tmp_path: Path) -> None:

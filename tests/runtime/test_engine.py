@@ -266,6 +266,18 @@ def test_pinning_changes_nothing_within_the_first_window() -> None:
             assert (ours - theirs).abs().max() > 1e-4, i
 
 
+@torch.no_grad()
+def test_shared_prefix_is_pinned_like_the_rest_of_a_prompt() -> None:
+    model, prompt = build("agent_only"), random_codes(build("agent_only"), 1, 3)
+    made = []
+    for name, num_shared in (("none", 0), ("some", 2), ("all", 3)):
+        engine = Engine(model, 2, pinned_frames=3)
+        engine.share(name, {key: ids[:, :num_shared] for key, ids in prompt.items()})
+        made.append(torch.cat(columns_read(engine, prompt, 4 * WINDOW)))
+    for other in made[1:]:
+        torch.testing.assert_close(other, made[0], rtol=0, atol=1e-5)
+
+
 def test_pinned_model_shares_weights_and_leaves_the_other_alone() -> None:
     model = build("both_speakers")
     other = pinned(model, 2)

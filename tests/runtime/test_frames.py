@@ -13,7 +13,7 @@ from counterpoint.runtime.frames import (
     _Kind,
     _sampled,
 )
-from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
+from counterpoint.runtime.sampler import Sampling, row_samplings, sample
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import two_speakers
@@ -319,7 +319,7 @@ def test_few_candidates_give_the_ids_of_the_whole_vocabulary() -> None:
     ]
     rows = row_samplings(samplings, "cpu")
     wide = torch.tensor([False] * 4 + [True] * 2)
-    narrow = RowSamplings(*(x[:4] for x in rows))
+    narrow = row_samplings(samplings[:4], "cpu")
     for turn in range(50):
         logits = torch.randn(6, 1000)
         logits[0, [5, 900]] = 9.0

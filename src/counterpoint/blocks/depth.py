@@ -98,6 +98,10 @@ class StepLinear(nn.Module):
             first: Number of the first step.
             num_steps: k, where it is not told by ``x``.
         """
+        if (x.shape[1] if num_steps is None else num_steps) == 1:  # faster by a third in a session
+            start = self.schedule[first] * self.out_features
+            y = F.linear(x, self.weight.narrow(0, start, self.out_features))
+            return y if num_steps is None else y[:, None]
         if num_steps is None:
             return torch.einsum("nkd,kfd->nkf", x, self._weights(first, x.shape[1]))
         weights = self._weights(first, num_steps)
@@ -167,7 +171,7 @@ class DepthLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "N k D"],
-        bias: Float[Tensor, "N 1 k P"],
+        bias: Float[Tensor, "N 1 k P"] | None,
         first: int,
         past: Past | None,
     ) -> tuple[Float[Tensor, "N k D"], Past]:
@@ -175,7 +179,7 @@ class DepthLayer(nn.Module):
 
         Args:
             x: The steps.
-            bias: What hides later steps from each.
+            bias: What hides later steps from each; ``None`` for one that sees all before it.
             first: Number of the first of them, and of steps in ``past``.
             past: Keys and values of the steps before.
 
@@ -188,7 +192,8 @@ class DepthLayer(nn.Module):
         if past is not None:
             key_value = torch.cat((past, key_value), 3)
         k, v = key_value.unbind(1)
-        y = attend(q, k, v, bias)
+        # Without a mask `attend` is causal, as if the query were the first step.
+        y = F.scaled_dot_product_attention(q, k, v) if bias is None else attend(q, k, v, bias)
         x = x + self.out(y.transpose(1, 2).flatten(2), first)
         gate, up = self.gate_up(self.mlp_norm(x), first).chunk(2, -1)
         return x + self.down(F.silu(gate) * up, first), key_value
@@ -251,9 +256,11 @@ class DepthDecoder(nn.Module):
         """
         first, num_steps = 0 if past is None else past[0].shape[3], previous.shape[1]
         x = self.project(context, first, num_steps) + self._embed(previous, first)
-        step = torch.arange(first + num_steps, device=x.device)[None]
-        span = causal_span(step[:, first:], torch.zeros_like(step[:, first:]))
-        bias = score_bias(span_mask(span, step)).expand(len(x), -1, -1, -1)
+        bias = None
+        if past is None or num_steps > 1:
+            step = torch.arange(first + num_steps, device=x.device)[None]
+            span = causal_span(step[:, first:], torch.zeros_like(step[:, first:]))
+            bias = score_bias(span_mask(span, step)).expand(len(x), -1, -1, -1)
         done = []
         for i, layer in enumerate(self.layers):
             x, key_value = layer(x, bias, first, None if past is None else past[i])

@@ -49,12 +49,12 @@ class Sampling:
 
 
 class RowSamplings(NamedTuple):
-    """The settings of all rows of a batch; see `Sampling`."""
+    """The settings of all rows of a batch, ``None`` where no row limits; see `Sampling`."""
 
     temperature: Float[Tensor, "B 1"]
     top_k: Int[Tensor, "B 1"]
-    top_p: Float[Tensor, "B 1"]
-    min_p: Float[Tensor, "B 1"]
+    top_p: Float[Tensor, "B 1"] | None
+    min_p: Float[Tensor, "B 1"] | None
     seed: Int[Tensor, " B"]
 
 
@@ -68,8 +68,8 @@ def row_samplings(samplings: Sequence[Sampling], device: torch.device | str) -> 
     return RowSamplings(
         column("temperature", torch.float64)[:, None],
         column("top_k", torch.int64)[:, None],
-        column("top_p", torch.float64)[:, None],
-        column("min_p", torch.float64)[:, None],
+        column("top_p", torch.float64)[:, None] if any(s.top_p < 1 for s in samplings) else None,
+        column("min_p", torch.float64)[:, None] if any(s.min_p > 0 for s in samplings) else None,
         column("seed", torch.int64),
     )
 
@@ -96,10 +96,13 @@ def sample(
     below = likelihood.cumsum(-1)
     # The ids are sorted, so that every limit keeps the first few.
     kept = torch.where(rows.top_k > 0, rows.top_k, vocab_size).clamp(max=vocab_size)
-    nucleus = rows.top_p * below.gather(1, kept - 1)
-    in_nucleus = (below - likelihood < nucleus) | (rows.top_p == 1)
-    likely = likelihood >= rows.min_p * likelihood[:, :1]
-    for limit in (in_nucleus, likely):
+    limits = []
+    if rows.top_p is not None:
+        nucleus = rows.top_p * below.gather(1, kept - 1)
+        limits.append((below - likelihood < nucleus) | (rows.top_p == 1))
+    if rows.min_p is not None:
+        limits.append(likelihood >= rows.min_p * likelihood[:, :1])
+    for limit in limits:
         kept = torch.minimum(kept, limit.sum(-1, keepdim=True))
     kept = torch.where(greedy, 1, kept.clamp(min=1))
     point = uniform(rows.seed, count)[:, None] * below.gather(1, kept - 1)
