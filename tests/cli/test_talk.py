@@ -15,6 +15,7 @@ from counterpoint.cli.talk import main, open_speaker, outputs, read_user_words
 from counterpoint.data.dialogues import read_dialogues
 from counterpoint.speech.audio import read_audio, resample
 from counterpoint.streams.timeline import Timeline
+from counterpoint.systems.moshi_checkpoint import load_moshi
 from tests.cli import examples
 from tests.cli.talkers import change_weights, write_published, write_run
 
@@ -177,6 +178,9 @@ def test_large_recordings_stay_beside_their_page(
         ("--voice none.wav", "must be an existing file: got 'none.wav'"),
         ("--voice silent.wav", "louder than -70.0 LUFS"),
         ("--words none.json", "`--words` must be an existing file: got 'none.json'"),
+        ("--output folder.wav", "`--output` must be a file: 'folder.wav' is a folder"),
+        ("--words folder.wav", "`--words` must be an existing file: got 'folder.wav'"),
+        ("--device meta", "`--device` must be one that torch can use: got meta"),
         ("--words words.json", "must hold words and times as `alignments` or `chunks`"),
         ("--tail -1", "`--tail` must be 0 to 600 seconds: got -1"),
         ("--tail nan", "`--tail` must be 0 to 600 seconds: got nan"),
@@ -188,6 +192,7 @@ def test_large_recordings_stay_beside_their_page(
 )
 def test_mistakes_are_told_in_one_line(run: Path, words: str, message: str) -> None:
     record("in.wav")
+    Path("folder.wav").mkdir()
     Path("notes.txt").write_text("no sound")
     Path("words.json").write_text("[]")
     soundfile.write("empty.wav", np.zeros(0), 8000)
@@ -285,8 +290,9 @@ def test_config_of_a_published_folder_is_read(published: Path, content: str) -> 
         open_speaker(Path("copy"))
 
 
-def test_published_model_of_both_speakers_says_its_own(published: Path) -> None:
+def test_published_model_of_both_speakers_is_trimmed_to_its_own(published: Path) -> None:
+    assert load_moshi(published).config.num_predicted == 16
     speaker = open_speaker(published)
-    assert speaker.system.config.num_predicted == 16
+    assert speaker.system.config.num_predicted == 8
     assert speaker.codec.codebook_sizes == (32,) * 8
     assert speaker.fillers is None  # those of PersonaPlex are of another Mimi

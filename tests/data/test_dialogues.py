@@ -11,7 +11,6 @@ from counterpoint.data.dialogues import (
     DialogueExamples,
     encode_dialogues,
     read_dialogues,
-    read_token_parquet,
 )
 from counterpoint.data.monologue import Word
 from counterpoint.speech.audio import read_audio, write_audio
@@ -23,6 +22,7 @@ pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
 pytest.importorskip("pycodec2")
 
+NAN = float("nan")
 CHUNK = 10  # frames of 40 ms
 SAMPLES = 320 * 23 + 40  # chunks of 10, 10 and 4 frames
 ECHO = Augmentation(
@@ -165,6 +165,31 @@ def test_stopped_encoding_goes_on(listed: Path) -> None:
     assert codec.num_encoded == 7
 
 
+def test_processes_that_begin_elsewhere_share_the_work(listed: Path) -> None:
+    """Each goes on where another one has been, and all get the same files."""
+    dialogues, codec = read_dialogues(listed), CountingCodec()
+    expected = encode_dialogues(
+        dialogues, Codec2(), config(listed.parent, cache_folder=str(listed.parent / "other"))
+    )
+    order: list[float] = []
+    for first in (1, 0, 2, 3):
+        files = encode_dialogues(
+            dialogues, codec, config(listed.parent), lambda done, of: order.append(done), first
+        )
+        assert [file.name for file in files] == [file.name for file in expected]
+    assert codec.num_encoded == 7
+    assert order[0] == dialogues[1].duration_s
+
+
+def test_bytes_that_are_no_text_are_named(listed: Path) -> None:
+    (listed.parent / "wav" / "one.json").write_bytes(b"\xff{}")
+    with pytest.raises(ValueError, match="must be UTF-8: .*one.json has the byte 0xff"):
+        read_dialogues(listed)
+    listed.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="must be UTF-8"):
+        read_dialogues(listed)
+
+
 def test_only_the_user_is_augmented(listed: Path) -> None:
     dialogues, codec = read_dialogues(listed)[:1], Codec2()
     found = []
@@ -185,7 +210,7 @@ def test_mono_is_refused(listed: Path) -> None:
         encode_dialogues(read_dialogues(listed), Codec2(), config(listed.parent))
 
 
-@pytest.mark.parametrize("chunk_s", [0.0, 0.05, -0.4, float("nan")])
+@pytest.mark.parametrize("chunk_s", [0.0, 0.05, -0.4, float("nan"), float("inf")])
 def test_chunks_are_whole_frames(chunk_s: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`chunk_s` must be a whole number of frames of 0.04 s"):
         encode_dialogues([], Codec2(), config(tmp_path, chunk_s=chunk_s))
@@ -206,6 +231,8 @@ def test_damaged_codes_are_named(listed: Path, content: bytes) -> None:
         ("{", "line 1 must be a JSON object: it is not JSON"),
         ("[1]", "line 1 must be a JSON object: got list"),
         ('{"path": "a.wav"}', "must have a text `path` and a number `duration`"),
+        ('{"path": "a.wav", "duration": NaN}', "must have a text `path` and a number `duration`"),
+        ('{"path": "a.wav", "duration": -1}', "must have a text `path` and a number `duration`"),
         ('{"path": "a.wav", "duration": 1}', "a.json' is missing"),
         ("", "must name at least one"),
     ],
@@ -223,6 +250,9 @@ def test_wrong_lists_are_named(tmp_path: Path, line: str, fault: str) -> None:
         ({"alignments": [["a", [0.1], "SPEAKER_MAIN"]]}, "each alignment must be"),
         ({"alignments": [["a", [0.1, None], "SPEAKER_MAIN"]]}, "each alignment must be"),
         ({"alignments": 3}, "each alignment must be"),
+        ({"alignments": [["a", [NAN, 1], "SPEAKER_MAIN"]]}, r"a.json: times must be finite"),
+        ({"alignments": [], "text_conditions": "kind"}, "`text_conditions` must be .* got 'kind'"),
+        ({"alignments": [], "text_conditions": {"description": 3}}, "`text_conditions` must be"),
     ],
 )
 def test_wrong_words_are_named(tmp_path: Path, words: Any, fault: str) -> None:
@@ -239,46 +269,3 @@ def test_a_missing_recording_is_named(listed: Path) -> None:
         encode_dialogues(dialogues, Codec2(), config(listed.parent))
     with pytest.raises(ValueError, match="must be an existing file"):
         read_dialogues(listed.with_name("other.jsonl"))
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> tuple[Path, Tensor]:
-    """Two dialogues of 9 rows (text and 8 codebooks) for either speaker."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    ids = torch.arange(2 * 2 * 9 * 25).view(2, 2, 9, 25)
-    table = {"dialogue_id": ["x/0", "x/1"], "A": ids[:, 0].tolist(), "B": ids[:, 1].tolist()}
-    parquet.write_table(pyarrow.table(table), tmp_path / "t-001-of-001.parquet")
-    return tmp_path, ids
-
-
-def test_token_parquet_is_read(tokens: tuple[Path, Tensor]) -> None:
-    folder, ids = tokens
-    for agent, (mine, other) in {"A": (0, 1), "B": (1, 0)}.items():
-        examples = list(read_token_parquet(folder, 10, agent))  # type: ignore[arg-type]
-        assert [(e.source, e.first_frame) for e in examples] == [
-            (f"x/{number}", first) for number in (0, 1) for first in (0, 10, 20)
-        ]
-        last = examples[-1].streams
-        assert torch.equal(last["text"], ids[1, mine, 0, 20:])
-        assert torch.equal(last["agent"], ids[1, mine, 1:, 20:].T)
-        assert torch.equal(last["user"], ids[1, other, 1:, 20:].T)
-
-
-@pytest.mark.parametrize(
-    ("columns", "fault"),
-    [
-        ({"dialogue_id": ["x"], "A": [[[1]]]}, r"must have the columns \['B'\]"),
-        ({"dialogue_id": ["x"], "A": [[[1], [1]]], "B": [[[1, 2], [1, 2]]]}, "equal shapes"),
-        ({"dialogue_id": ["x"], "A": [[[1]]], "B": [[[1]]]}, "text and at least one codebook"),
-        ({"dialogue_id": ["x"], "A": [[[1], [1, 2]]], "B": [[[1], [1]]]}, "equally many ids"),
-    ],
-)
-def test_wrong_token_parquet_is_named(tmp_path: Path, columns: Any, fault: str) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=fault):
-        list(read_token_parquet(tmp_path / "t.parquet", 10))

@@ -83,12 +83,13 @@ def test_share_is_kept_over_many_steps() -> None:
         assert abs(number - 3000 * share) < 1
 
 
+@pytest.mark.parametrize("num_ids", [256, 257, 258, 300])
 @pytest.mark.parametrize("delays", [(0, 0), (0, 1), (0, 3)])
 def test_a_document_is_read_as_text_alone_always_is(
-    tmp_path: Path, delays: tuple[int, ...]
+    tmp_path: Path, delays: tuple[int, ...], num_ids: int
 ) -> None:
-    """In a row of its own it gives the batch of `Moshi.batch`."""
-    model = build(config(codebooks_of(delays), len(delays), text_vocab_size=256))
+    """In a row of its own it gives the batch of `Moshi.batch`, whatever the model's initial id."""
+    model = build(config(codebooks_of(delays), len(delays), text_vocab_size=num_ids))
     text = "heaven"
     row = text_rows(tmp_path, model, len(text) + 1, (text,)).rows(np.array([0]))
     expected = model.batch({"text": torch.tensor([[*text.encode(), END_ID]])})

@@ -42,6 +42,9 @@ def test_scripts_come_back_from_their_file(tmp_path: Path) -> None:
         ({"pauses": ((0, 1.0),)}, r"words 1 to 1, in order: got \[0\]"),
         ({"pauses": ((2, 1.0),)}, "words 1 to 1"),
         ({"pauses": ((1, 0.0),)}, "longer than 0 s"),
+        ({"pauses": ((1, float("inf")),)}, "longer than 0 s"),
+        ({"gap_s": float("nan")}, "must be finite: got nan"),
+        ({"kind": "interruption", "yield_s": float("inf")}, "must be finite: got None, inf"),
         ({"after_word": 1}, "`after_word` belongs to backchannel or interruption: got 'turn'"),
         ({"kind": "backchannel", "gap_s": 0.1}, "`gap_s` belongs to turn"),
         ({"kind": "backchannel", "yield_s": 0.1}, "`yield_s` belongs to interruption"),
@@ -88,6 +91,7 @@ def test_script_refuses_an_interruption_of_nobody() -> None:
             "`kind` must be one of turn, backchannel, interruption",
         ),
         ('{"name": "b", "turns": [{"speaker": "user", "text": 3}]}', "`text` must be text: got 3"),
+        ('{"name": "b", "turns": [3]}', "line 2: A turn must be an object: got 3"),
         ('{"name": "b", "turns": [{"speaker": "user"}]}', "A script must be"),
         ('{"name": "a.1", "turns": [{"speaker": "user", "text": "x"}]}', "'a.1' comes twice"),
     ],
@@ -137,3 +141,9 @@ def test_sgd_becomes_scripts_with_roles_of_what_the_agent_tells(tmp_path: Path) 
         "You work for Restaurants which is a service to find restaurants and reserve restaurant. "
         "Information: restaurant name: Blue Moon."
     )
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(b"{\xf0}")
+    with pytest.raises(ValueError, match="must be UTF-8: .*s.jsonl has the byte 0xf0"):
+        read_scripts(tmp_path / "s.jsonl")

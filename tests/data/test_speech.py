@@ -148,9 +148,8 @@ def listed(tmp_path: Path) -> Path:
 
 
 def data(listed: Path, **changes: Any) -> SpeechData:
-    return SpeechData(
-        train=str(listed), row_s=1.2, cache_folder=str(listed.parent / "cache"), **changes
-    )
+    fields = {"row_s": 1.2, "cache_folder": str(listed.parent / "cache"), **changes}
+    return SpeechData(train=str(listed), **fields)
 
 
 def test_recordings_become_rows_with_their_words(listed: Path) -> None:
@@ -178,6 +177,19 @@ def test_copies_differ_in_what_the_user_says_alone(listed: Path) -> None:
         assert not torch.equal(first.ticks["user"], other.ticks["user"])
     other_seed = prepare_speech(data(listed, augmentation=NOISE, copies=3, seed=1), model).train
     assert not torch.equal(other_seed.rows(np.arange(3)).ticks["user"], third.ticks["user"])
+
+
+def test_every_process_has_the_same_rows(listed: Path) -> None:
+    model = build(codec2_config())
+    one, two = (
+        prepare_speech(
+            data(listed, cache_folder=str(listed.parent / f"{rank}")), model, None, rank, 2
+        )
+        for rank in (0, 1)
+    )
+    every = np.arange(len(one.train))
+    for part in ("text", "agent", "user"):
+        assert torch.equal(one.train.rows(every).ticks[part], two.train.rows(every).ticks[part])
 
 
 def test_held_out_recordings_are_not_augmented(listed: Path) -> None:
@@ -215,7 +227,7 @@ def test_model_must_fit_codec_and_tokeniser(
 
 def test_codec_is_named() -> None:
     model = build(codec2_config())
-    assert codec_of(model, "codec2").name == Codec2.name
+    assert codec_of(model, "codec2").name == Codec2().name
     with pytest.raises(ValueError, match="Codec2 has 4 codebooks: the model has 3"):
         open_codec("codec2", 3)
 

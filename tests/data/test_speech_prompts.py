@@ -99,8 +99,14 @@ def test_roles_and_voices_are_read(listed: Path) -> None:
 def test_role_that_is_not_a_text_is_refused(tmp_path: Path) -> None:
     line = write_dialogue(tmp_path, "bad", 3, {"text_conditions": {"description": 7}})
     (tmp_path / "bad.jsonl").write_text(line)
-    with pytest.raises(ValueError, match="`description` of a role must be a text: got 7"):
+    with pytest.raises(ValueError, match="`text_conditions` must be .*got {.description.: 7}"):
         read_dialogues(tmp_path / "bad.jsonl")
+
+
+def test_prompt_that_is_too_long_names_its_recording(listed: Path) -> None:
+    small = Moshi(replace(CONFIG, temporal=replace(CONFIG.temporal, window=50)))
+    with pytest.raises(ValueError, match=r"role.wav: A prompt must be shorter than the model's"):
+        rows_of(listed, small)
 
 
 def test_fillers_are_what_the_codec_makes_of_silence_and_a_hum() -> None:

@@ -108,15 +108,15 @@ def test_picture_names_latencies_and_missing_answers() -> None:
 
 
 def test_words_stand_where_they_begin_unless_they_would_cover_another() -> None:
-    words = (word("one", 1.0), word("two", 1.02), word("three", 1.03), word("four", 11.99),
-             word("yes", 2.0, "user"))  # fmt: skip
+    words = (word("one", 1.0), word("two", 1.02), word("three", 1.03), word("more", 1.04),
+             word("four", 11.99), word("yes", 2.0, "user"))  # fmt: skip
     talk = example(words=words)
     axis = conversation_figure(talk).axes[0]
     at = {text.get_text(): text.get_position() for text in axis.texts}
     assert at["one"][0] == pytest.approx(1.0)
     assert at["two"][0] == pytest.approx(1.02)
-    assert at["two"][1] < at["one"][1] < at["yes"][1]
-    assert "three" not in at
+    assert at["three"][1] < at["two"][1] < at["one"][1] < at["yes"][1]
+    assert "more" not in at
     assert at["four"][0] < 11.99  # moved in from the edge
     legend = [text.get_text() for text in conversation_figure(talk).texts]
     assert any("words left out for want of room: 1" in text for text in legend)

@@ -101,8 +101,13 @@ def test_times_of_stopping_and_answering() -> None:
     assert found.stop_s == pytest.approx(0.4)
     assert found.latency_s == pytest.approx(0.5)
     assert outcome("turn", [], [(1.0, 2.5)]).latency_s is None
-    # Had stopped before.
-    assert outcome("interruption", [(3.0, 3.9)], [(1.0, 2.5), (4.0, 6.0)]).stop_s == 0.0
+    # Had stopped before; what comes after the turn is an answer.
+    for answer in ([], [(6.5, 8.0)], [(5.85, 8.0)]):
+        found = outcome("interruption", [(3.0, 3.9), *answer], [(1.0, 2.5), (4.0, 6.0)])
+        assert found.stop_s == 0.0
+    # Drew breath only.
+    found = outcome("interruption", [(3.0, 3.9), (4.2, 4.6)], [(1.0, 2.5), (4.0, 6.0)])
+    assert found.stop_s == pytest.approx(0.6)
 
 
 def test_text_is_right_word_for_word() -> None:

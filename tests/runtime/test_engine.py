@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from counterpoint.runtime.engine import Engine, FullHouseError, pinned
-from counterpoint.runtime.frames import Codes, Frame, FrameSampling, FrameSessions, read_prefix
+from counterpoint.runtime.frames import Codes, Frame, FrameSampling, FrameSessions
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
-from tests.systems.tiny_moshi import AUDIO_VOCAB, CONFIGS, WINDOW, build, random_codes
+from tests.systems.tiny_moshi import AUDIO_VOCAB, WINDOW, build, random_codes
 
 NUM_FRAMES = 14  # several windows
 GREEDY = FrameSampling(text=Sampling(temperature=0), audio=Sampling(temperature=0))
@@ -150,35 +150,6 @@ def test_model_without_delay_says_its_first_frame_at_once() -> None:
     assert engine.opening(engine.admit(GREEDY)) is None
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("num_prefix", "num_prompt"), [(1, 1), (3, 4), (7, 9), (9, 20), (0, 2)])
-def test_prefix_is_as_if_read_with_the_prompt(name: str, num_prefix: int, num_prompt: int) -> None:
-    """Also longer than the window, and shared by two sessions that go on differently."""
-    model = build(name)
-    codes, prompt = random_codes(model, 1, NUM_FRAMES), random_codes(model, 1, num_prompt)
-    other = {
-        n: torch.cat((i[:, :num_prefix], random_codes(model, 1, 2)[n]), 1)
-        for n, i in prompt.items()
-    }
-    prefix = read_prefix(model, {n: ids[:, :num_prefix] for n, ids in prompt.items()})
-    runs = []
-    for shared in (None, prefix):
-        sessions, said = FrameSessions(model, 2), []
-        sessions.start(1, sampling_of(7), prompt=random_codes(model, 1, 5))  # leftovers
-        for row, begin in ((0, prompt), (1, other)):
-            first = sessions.start(row, sampling_of(row), prompt=begin, prefix=shared)
-            said += [first] if first else []
-        for cache in sessions.state.caches:
-            assert cache.isfinite().all()
-        for frame in range(NUM_FRAMES):
-            heard = heard_of(model, codes, frame)
-            said += sessions.step({0: heard, 1: heard}).values()
-        runs.append((said, sessions.state))
-    assert same(runs[0][0], runs[1][0])
-    for ours, theirs in zip(runs[0][1].caches, runs[1][1].caches, strict=True):
-        torch.testing.assert_close(ours[..., :-1, :], theirs[..., :-1, :], rtol=0, atol=1e-5)
-
-
 def test_engine_finds_the_longest_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("agent_only")
     codes, prompt = random_codes(model, 1, NUM_FRAMES), random_codes(model, 1, 9)
@@ -205,12 +176,6 @@ def test_engine_finds_the_longest_shared_prefix(monkeypatch: pytest.MonkeyPatch)
     assert same([frame[session] for frame in frames if frame], expected)
     with pytest.raises(ValueError, match="got 'first 6', have first 2, first 4"):
         engine.unshare("first 6")
-    with pytest.raises(ValueError, match="must begin with its prefix of 2 frames: its 1 frames do"):
-        FrameSessions(model, 1).start(
-            0,
-            prompt={name: ids[:, :1] for name, ids in prompt.items()},
-            prefix=read_prefix(model, {name: ids[:, :2] for name, ids in prompt.items()}),
-        )
 
 
 @torch.no_grad()
@@ -242,7 +207,7 @@ def test_pinned_prompt_stays_and_another_falls_out_of_the_window() -> None:
     gone = 2 * WINDOW + 2
     for pin in (0, num_prompt):
         one, other = (
-            columns_read(Engine(model, 1, pinned_frames=pin), prompt, 6 * WINDOW)
+            columns_read(Engine(model, 1, pinned_frames=pin), prompt, 4 * WINDOW)
             for prompt in prompts
         )
         apart = [float((a - b).abs().max()) for a, b in zip(one, other, strict=True)]
@@ -273,7 +238,7 @@ def test_shared_prefix_is_pinned_like_the_rest_of_a_prompt() -> None:
     for name, num_shared in (("none", 0), ("some", 2), ("all", 3)):
         engine = Engine(model, 2, pinned_frames=3)
         engine.share(name, {key: ids[:, :num_shared] for key, ids in prompt.items()})
-        made.append(torch.cat(columns_read(engine, prompt, 4 * WINDOW)))
+        made.append(torch.cat(columns_read(engine, prompt, 3 * WINDOW)))
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=0, atol=1e-5)
 

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from counterpoint.runtime.frames import (
     FrameSampling,
     FrameSessions,
     _Kind,
+    _parsed_ids,
     _sampled,
 )
-from counterpoint.runtime.sampler import Sampling, row_samplings, sample
+from counterpoint.runtime.sampler import Sampling, row_samplings, sample, uniform
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import two_speakers
@@ -200,28 +202,32 @@ def test_seeds_decide_and_text_and_audio_are_sampled_apart() -> None:
 
 
 def test_no_random_number_is_used_twice() -> None:
-    """With even odds everywhere an id shows its random number."""
-    model = Moshi(config(codebooks((0, 0, 0)), 3, audio_vocab_size=1000))
+    """With even odds everywhere an id shows its random number, however large the vocabulary."""
+    model, num_ids = Moshi(config(codebooks((0, 0, 0)), 3, audio_vocab_size=1000)), 1000
     said = run(model, [FrameSampling(audio=Sampling(seed=4))], {})
-    numbers = torch.cat([said[stream.name] for stream in model.predicted], 2)[0]
-    assert len(numbers.unique()) > 0.9 * numbers.numel()
+    ids = torch.cat([said[stream.name] for stream in model.predicted], 2)[0]
+    # Column 0 is the initial frame; an element of the text comes before those of the audio.
+    count = torch.arange(4, 4 * (len(ids) + 1)).view(-1, 4)[:, 1:].flatten()
+    numbers = uniform(torch.full_like(count, 4), count)
+    assert len(numbers.unique()) == len(numbers)
+    assert torch.equal(ids.flatten(), (numbers * num_ids).long())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("num_prompt", [1, 2, 8])
-def test_prompt_is_what_was_heard_and_said_before(name: str, num_prompt: int) -> None:
+def test_prompt_is_what_was_heard_and_said_before(name: str) -> None:
     """A session goes on behind its own first frames as it did."""
     model = build(name)
     heard = heard_of(model, random_codes(model, 1, NUM_FRAMES))
     whole = run(model, [GREEDY], heard)
-    prompt = {name: ids[:, :num_prompt] for name, ids in (heard | whole).items()}
-    sessions = FrameSessions(model, 1)
-    first = sessions.start(0, GREEDY, prompt=prompt)
-    assert sessions[0].num_prompt == sessions[0].num_heard == num_prompt
-    rest = talk(sessions, heard, 0, range(num_prompt, NUM_FRAMES))
-    said = stacked([*([first] if first else []), *rest])
-    for name, ids in said.items():
-        assert torch.equal(ids, whole[name][:, num_prompt:])
+    for num_prompt in (1, 2, 8):
+        prompt = {name: ids[:, :num_prompt] for name, ids in (heard | whole).items()}
+        sessions = FrameSessions(model, 1)
+        first = sessions.start(0, GREEDY, prompt=prompt)
+        assert sessions[0].num_prompt == sessions[0].num_heard == num_prompt
+        rest = talk(sessions, heard, 0, range(num_prompt, NUM_FRAMES))
+        said = stacked([*([first] if first else []), *rest])
+        for key, ids in said.items():
+            assert torch.equal(ids, whole[key][:, num_prompt:])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -278,6 +284,8 @@ def test_forced_streams_say_what_they_are_given(name: str) -> None:
         ({"user_acoustic": [0]}, "2 ids of 0 to 6: got .0."),
         ({"user_acoustic": torch.tensor([0.5, 2.0])}, "2 ids of 0 to 6: got .0.5, 2.0."),
         ({"text": -1}, f"1 ids of 0 to {TEXT_VOCAB - 1}"),
+        ({"user_semantic": None}, "must hear all of"),
+        ({"user_semantic": [2**70]}, "1 ids of 0 to 6: got .1180591620717411303424."),
         ({"agents": [0]}, "must be of the layout .*got agents for row 0"),
     ],
 )
@@ -291,6 +299,27 @@ def test_frames_that_do_not_fit_are_refused(change: dict[str, Any], message: str
     assert sessions[0].num_heard == 0
 
 
+def test_ids_that_a_codebook_has_not_are_refused() -> None:
+    """Also where the largest codebook has them."""
+    sessions = FrameSessions(build("unlike_codebooks"), 1)
+    sessions.start(0)
+    heard = {"user_semantic": [3], "user_acoustic": [6, 1]}
+    for more in ({"user_acoustic": [6, 2]}, {"agent_acoustic": [0, 2]}):
+        with pytest.raises(ValueError, match=r"must have 2 ids of 0 to .6, 1.: got .[06], 2."):
+            sessions.step({0: heard | more})
+    with pytest.raises(ValueError, match="must have 1 ids of 0 to 3: got .4."):
+        sessions.step({0: heard | {"user_semantic": [4]}})
+    assert sessions[0].num_heard == 0
+    sessions.step({0: heard | {"agent_acoustic": [6, 1]}})
+
+
+def test_what_is_no_id_is_refused_also_without_type_checks() -> None:
+    for codes in (None, "3", [None], [[1], [2, 3]], 1j, [2**70], [True]):
+        with pytest.raises(ValueError, match="'user' must have 1 ids of 0 to 6: got"):
+            unwrap(_parsed_ids)("user", codes, (7,))
+    assert _parsed_ids("user", [6], (7,)) == [6]
+
+
 def test_rows_must_have_been_started() -> None:
     model = build("agent_only")
     with pytest.raises(ValueError, match="`num_rows` must be >= 1, got 0"):
@@ -300,7 +329,7 @@ def test_rows_must_have_been_started() -> None:
         sessions.start(2)
     with pytest.raises(ValueError, match="Row 1 must have been started"):
         sessions.step({1: {}})
-    with pytest.raises(ValueError, match="one row: got 2"):
+    with pytest.raises(ValueError, match=r"one row, of text .1, P.: got text .2, 3."):
         sessions.start(0, prompt=random_codes(model, 2, 3))
     assert len(sessions) == 2
     assert sessions.running == []

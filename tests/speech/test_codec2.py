@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,8 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycodec2", None)
     with pytest.raises(ValueError, match=r"pip install 'counterpoint\[speech\]'"):
         Codec2()
+
+
+def test_name_tells_the_library() -> None:
+    """Ids are kept by it: another library may give others."""
+    assert Codec2().name == f"codec2-700c pycodec2-{version('pycodec2')}"

@@ -95,3 +95,5 @@ def test_engines_say_every_word_in_order_and_twice_the_same() -> None:
         lasting = [word.text for word in said.words if word.end_s - word.start_s > 0.03]
         assert lasting == [text for text in SENTENCE.split() if text != "-"]
         assert 1.25 < len(slow.audio) / len(said.audio) < 1.55
+        with pytest.raises(ValueError, match="bob"):
+            engine.say(SENTENCE, "bob", 1.0)

@@ -36,7 +36,9 @@ def int8_linear(
     rows = x.flatten(0, -2)
     fits = len(rows) <= MOST_ROWS and rows.shape[1] % KERNEL_WIDTH == 0
     if fits and x.device.type == "cpu":
-        y = torch.ops.aten._weight_int8pack_mm(rows.bfloat16(), codes, scale.bfloat16())
+        y = torch.ops.aten._weight_int8pack_mm(
+            rows.bfloat16().contiguous(), codes, scale.bfloat16()
+        )
         return y.to(x.dtype).view(*x.shape[:-1], -1)
     return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
 

@@ -91,7 +91,9 @@ def _speech(model: Moshi, trained: Trained, options: Options) -> Table:
             f"The run must have recordings that are held out: {trained.run.name!r} has none. Train "
             "with `data.held_out`."
         )
-    held_out = replace(data, train=data.held_out, held_out="", augmentation=None, copies=1)
+    held_out = replace(
+        data, train=data.held_out, held_out="", augmentation=None, copies=1, text=None
+    )
     rows = prepare_speech(held_out, model, recording_lines(sys.stderr)).train
     say = few_lines(sys.stderr)
     with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):

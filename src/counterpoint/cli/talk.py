@@ -33,8 +33,16 @@ from counterpoint.evaluate.conversation import (
 from counterpoint.evaluate.conversation_figure import Talk, conversation_page, draw_conversation
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.talk import AGENT, USER, Conversation, Speaker, converse, opening
-from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
+from counterpoint.runtime.talk import (
+    AGENT,
+    USER,
+    Conversation,
+    Speaker,
+    agent_alone,
+    converse,
+    opening,
+)
+from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio, write_stereo
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_checkpoint import load_moshi
@@ -126,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def open_speaker(path: Path, device: torch.device | str = "cpu") -> Speaker:
-    """The model of a checkpoint, with its codec and tokeniser.
+    """The model of a checkpoint, trimmed to the agent, with its codec and tokeniser.
 
     Args:
         path: A checkpoint or run folder of ours; or a folder (or a file of weights in it) with the
@@ -150,7 +158,7 @@ def open_speaker(path: Path, device: torch.device | str = "cpu") -> Speaker:
     system = load_system(path)
     if not isinstance(system, Moshi):
         raise AssertionError("load_system returns the system of the manifest")
-    system = system.to(device)
+    system = agent_alone(system).to(device)
     return Speaker(
         system=system,
         codec=codec_of(system, run.data.codec, device),
@@ -172,7 +180,7 @@ def _published_speaker(path: Path, device: torch.device) -> Speaker:
             )
     # What can be wrong quickly comes before the gigabytes.
     tokenizer = open_tokenizer(str(folder / names["tokenizer_name"]))
-    system = load_moshi(path).to(device)
+    system = agent_alone(load_moshi(path)).to(device)
     codec = codec_of(system, str(folder / names["mimi_name"]), device)
     is_known = codec.codebook_sizes == _KNOWN_FILLERS
     fillers = Fillers() if is_known else None
@@ -199,7 +207,9 @@ def _is_published(path: Path) -> bool:
 
 def _device(name: torch.device | str) -> torch.device:
     try:
-        return torch.empty(0, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()  # what cannot be read, such as "meta", is no place to compute
+        return probe.device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = " ".join(str(error).split())[:100]
         raise ValueError(
@@ -215,6 +225,8 @@ def _check(options: Options) -> None:
     output, tail = options.output, options.tail
     if output.suffix.lower() != ".wav":
         raise ValueError(f"`--output` must end in .wav: got {str(output)!r}.")
+    if output.is_dir():
+        raise ValueError(f"`--output` must be a file: {str(output)!r} is a folder.")
     if not output.parent.is_dir():
         raise ValueError(f"The folder of `--output` must exist: {str(output.parent)!r} does not.")
     if not 0 <= tail <= _LONGEST_TAIL_S:
@@ -272,7 +284,7 @@ def read_user_words(path: Path) -> Timeline:
                 for text, (start_s, end_s) in words
             )
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"`--words` must be an existing file: got {str(path)!r}.") from None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
@@ -314,22 +326,6 @@ def _shown(pieces: Iterable[Tensor], duration_s: float, rate: int) -> Iterator[T
         for piece in pieces:
             progress.advance(task, piece.shape[1] / rate)
             yield piece
-
-
-def write_stereo(path: Path, pieces: Iterable[Tensor], sample_rate: int) -> None:
-    """Write pieces as they come to a WAV file of 16 bits, whole or not at all."""
-    import soundfile  # `inspect_audio` has said what to install
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with soundfile.SoundFile(
-            partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
-        ) as file:
-            for piece in pieces:
-                file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _observed(options: Options, conversation: Conversation, user_words: Timeline) -> Talk:

@@ -10,12 +10,13 @@ kept on disk, found again by the audio's content.
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
+from uuid import uuid4
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from counterpoint.data.documents import parquet_files
+from counterpoint.data.documents import read_utf8
 from counterpoint.data.monologue import EPAD_ID, PAD_ID, Word, write_monologue
 from counterpoint.data.shards import sync_folder
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
@@ -105,7 +106,7 @@ class DialogueConfig:
             ValueError: They are not whole.
         """
         frames = self.chunk_s * codec.frame_rate_hz
-        if not frames >= 1 or abs(frames - round(frames)) > 1e-6:
+        if not 1 <= frames < math.inf or abs(frames - round(frames)) > 1e-6:
             raise ValueError(
                 f"`chunk_s` must be a whole number of frames of {1 / codec.frame_rate_hz} s: got "
                 f"{self.chunk_s}, that is {frames} frames."
@@ -197,12 +198,16 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
     if not path.is_file():
         raise ValueError(f"The list of recordings must be an existing file: got {str(path)!r}.")
     dialogues = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         record = _json_object(line, f"{path}, line {number}")
         name, duration_s = record.get("path"), record.get("duration")
-        if not isinstance(name, str) or not isinstance(duration_s, int | float):
+        if (
+            not isinstance(name, str)
+            or not isinstance(duration_s, int | float)
+            or not 0 <= duration_s < math.inf
+        ):
             raise ValueError(
                 f"{path}, line {number} must have a text `path` and a number `duration`: got "
                 f"path={name!r}, duration={duration_s!r}."
@@ -229,19 +234,21 @@ def encode_dialogues(
     codec: Codec,
     config: DialogueConfig,
     on_progress: Progress | None = None,
+    first: int = 0,
 ) -> list[Path]:
     """The files with the codes of recordings; those that are not there yet are written.
 
     A file is found by the content of its audio, the codec's name, and all of the config that codes
     depend on; it appears whole or not at all. So a run that was stopped goes on where it was, and
-    several processes may encode parts of a list. Every call reads all audio files once to know
-    their content.
+    processes that begin at different recordings share the work: each finds what others have
+    written. Every call reads all audio files once to know their content.
 
     Args:
         dialogues: The recordings.
         codec: Encodes both speakers.
         config: How.
         on_progress: Called after each recording.
+        first: Index of the recording to begin with; those before it are the last.
 
     Raises:
         ValueError: A recording cannot be read or has not two channels, or the config does not fit.
@@ -250,8 +257,8 @@ def encode_dialogues(
     config.chunk_frames(codec)
     folder = Path(config.cache_folder).expanduser()
     total_s = sum(dialogue.duration_s for dialogue in dialogues)
-    files, done_s = [], 0.0
-    for dialogue in dialogues:
+    files, done_s = list[Path](), 0.0
+    for dialogue in [*dialogues[first:], *dialogues[:first]]:
         digest = _audio_digest(dialogue.audio)
         file = folder / f"{_key(digest, codec, config)}.safetensors"
         if not file.exists():
@@ -266,7 +273,8 @@ def encode_dialogues(
         done_s += dialogue.duration_s
         if on_progress is not None:
             on_progress(done_s, total_s)
-    return files
+    begin = len(files) - first
+    return [*files[begin:], *files[:begin]]
 
 
 def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T K"]:
@@ -292,73 +300,6 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
         ) from error
 
 
-def read_token_parquet(
-    path: str | Path, chunk_frames: int, agent: Literal["A", "B"] = "A"
-) -> Iterator[Example]:
-    """Examples of tokenised dialogues in the form of `nu-dialogue/moshi-finetune`.
-
-    A row has ``dialogue_id`` and, for the speakers ``A`` and ``B``, a list of K + 1 lists of T ids:
-    text, then each codebook. Either can be the agent; the other one's text is left out.
-
-    Args:
-        path: A .parquet file, or a folder of them.
-        chunk_frames: Frames in an example; the last one of a dialogue has what remains.
-        agent: Which speaker.
-
-    Raises:
-        ValueError: `pyarrow` is missing, no such file, or a row is not what it must be.
-    """
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(
-            "This corpus needs the package `pyarrow`: pip install 'counterpoint[train]'."
-        ) from error
-    if chunk_frames < 1:
-        raise ValueError(f"`chunk_frames` must be >= 1, got {chunk_frames}.")
-    user = "B" if agent == "A" else "A"
-    for file in parquet_files(path):
-        with parquet.ParquetFile(file) as source:
-            if missing := {"dialogue_id", "A", "B"} - set(source.schema_arrow.names):
-                raise ValueError(f"{file} must have the columns {sorted(missing)}: it has not.")
-            for batch in source.iter_batches(batch_size=16, columns=["dialogue_id", "A", "B"]):
-                for row in batch.to_pylist():
-                    name = str(row["dialogue_id"])
-                    sides = {side: _token_rows(row[side], f"{file}, {name!r}") for side in "AB"}
-                    if sides["A"].shape != sides["B"].shape:
-                        shapes = [tuple(side.shape) for side in sides.values()]
-                        raise ValueError(
-                            f"{file}, {name!r}: A and B must have equal shapes: got {shapes}."
-                        )
-                    streams = {
-                        "text": sides[agent][0],
-                        "agent": sides[agent][1:].T,
-                        "user": sides[user][1:].T,
-                    }
-                    yield from _cut(name, streams, chunk_frames)
-
-
-def _cut(
-    source: str, streams: Mapping[str, Int[Tensor, "T ..."]], chunk_frames: int
-) -> Iterator[Example]:
-    for first in range(0, len(streams["text"]), chunk_frames):
-        part = {name: ids[first : first + chunk_frames] for name, ids in streams.items()}
-        yield Example(source=source, first_frame=first, streams=part)
-
-
-def _token_rows(rows: Any, place: str) -> Int[Tensor, "K T"]:
-    try:
-        ids = torch.tensor(rows)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place} must be lists of equally many ids ({error}).") from error
-    if ids.ndim != 2 or len(ids) < 2 or ids.dtype != torch.long:
-        raise ValueError(
-            f"{place} must have lists of ids, text and at least one codebook: got shape "
-            f"{tuple(ids.shape)}."
-        )
-    return ids
-
-
 def _read_beside(path: Path) -> tuple[tuple[Word, ...] | None, str]:
     """What the agent says, and its role."""
     if not path.is_file():
@@ -366,12 +307,15 @@ def _read_beside(path: Path) -> tuple[tuple[Word, ...] | None, str]:
             f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
             '{"alignments": null} if the words are not known.'
         )
-    record = _json_object(path.read_text(encoding="utf-8"), str(path))
+    record = _json_object(read_utf8(path), str(path))
     if "alignments" not in record:
         raise ValueError(f"{path} must have the field `alignments`: it has {sorted(record)}.")
-    role = (record.get("text_conditions") or {}).get("description") or ""
+    conditions = record.get("text_conditions") or {}
+    role = conditions.get("description") or "" if isinstance(conditions, dict) else None
     if not isinstance(role, str):
-        raise ValueError(f"{path}: the `description` of a role must be a text: got {role!r}.")
+        raise ValueError(
+            f'{path}: `text_conditions` must be {{"description": text}}: got {conditions!r}.'
+        )
     if record["alignments"] is None:
         return None, role
     words = []
@@ -383,6 +327,8 @@ def _read_beside(path: Path) -> tuple[tuple[Word, ...] | None, str]:
         raise ValueError(
             f"{path}: each alignment must be [word, [start, end], speaker] ({error})."
         ) from error
+    if wrong := [word for word in words if not math.isfinite(word.start_s + word.end_s)]:
+        raise ValueError(f"{path}: times must be finite: got {tuple(wrong[0])}.")
     return tuple(words), role
 
 
@@ -452,7 +398,7 @@ def _chunks(path: Path, sample_rate: int, chunk_samples: int) -> Iterator[Float[
 
 
 def _write(file: Path, codes: dict[str, Int[Tensor, "T K"]], metadata: dict[str, str]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(codes, partial, metadata)

@@ -94,10 +94,7 @@ def read_folder(path: str | Path) -> Iterator[Document]:
         ValueError: No such folder, no such files, or a file that is not UTF-8.
     """
     for file in folder_files(path):
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(file, error) from error
+        text = read_utf8(file)
         if text.strip():
             build = markdown_document if file.suffix.lower() == ".md" else plain_document
             yield build(text, file.stem)
@@ -266,6 +263,18 @@ def _record_document(
 def _clean_verse(verse: str) -> str:
     words = " ".join(verse.replace("[", "").replace("]", "").split())
     return words.replace("( ", "(")
+
+
+def read_utf8(path: Path) -> str:
+    """Text of a file, without a byte order mark.
+
+    Raises:
+        ValueError: It is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
 
 
 def _not_utf8(place: str | Path, error: UnicodeDecodeError) -> ValueError:

@@ -138,9 +138,10 @@ class TextRows:
         )
 
     def _model_ids(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        # The end first: the model's initial id may be as high as the text's end.
         shards = self._rows.shards
-        ids = torch.where(ids == shards.start_id, self._model.initial_ids[TEXT], ids)
-        return torch.where(ids == shards.end_id, END_ID, ids)
+        ids = torch.where(ids == shards.end_id, END_ID, ids)
+        return torch.where(ids == shards.start_id, self._model.initial_ids[TEXT], ids)
 
 
 def prepare_text(

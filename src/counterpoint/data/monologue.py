@@ -44,7 +44,8 @@ def write_monologue(
       one frame for each of its ids. (The reference rounds the product as a float: one start in 20
       that lies on the edge of a frame falls into the frame before. Here it does not.)
     - A word that starts before the one before it is written replaces the rest of that one. Of
-      several that start on one frame, the last in order of time is written.
+      several that start on one frame, the last in order of time is written. So it is with words
+      without ids, too.
     - ``epad_id`` stands on the frame before a word if that frame is otherwise padding. A word on
       the first frame has none.
     - Left out are words that do not end after they start or start before the first frame, and ids

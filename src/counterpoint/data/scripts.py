@@ -5,12 +5,15 @@ further fields of a turn as in `Turn`, each left out where it has its default.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from counterpoint.data.documents import read_utf8
 
 SpeakerName = Literal["agent", "user"]
 Kind = Literal["turn", "backchannel", "interruption"]
@@ -54,8 +57,12 @@ class Turn:
                 f"`pauses` must be before different words 1 to {last}, in order: got {places} in "
                 f"{self.text!r}."
             )
-        if any(not seconds > 0 for _, seconds in self.pauses):
+        if any(not 0 < seconds < math.inf for _, seconds in self.pauses):
             raise ValueError(f"`pauses` must be longer than 0 s: got {self.pauses}.")
+        if not all(map(math.isfinite, (self.gap_s or 0.0, self.yield_s or 0.0))):
+            raise ValueError(
+                f"`gap_s` and `yield_s` must be finite: got {self.gap_s}, {self.yield_s}."
+            )
         for name, kinds in (
             ("gap_s", ("turn",)),
             ("after_word", ("backchannel", "interruption")),
@@ -242,7 +249,9 @@ def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _turn(values: dict[str, Any]) -> Turn:
+def _turn(values: Any) -> Turn:
+    if not isinstance(values, dict):
+        raise ValueError(f"A turn must be an object: got {values!r}.")
     known = {field.name for field in fields(Turn)}
     if unknown := values.keys() - known:
         raise ValueError(f"A turn has only {', '.join(sorted(known))}: got {sorted(unknown)[0]!r}.")
@@ -272,7 +281,7 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             try:

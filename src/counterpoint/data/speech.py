@@ -164,9 +164,20 @@ def _sizes_of(config: MoshiConfig, role: Role) -> tuple[int, ...]:
 
 
 def prepare_speech(
-    config: SpeechData, model: Moshi, on_progress: Progress | None = None
+    config: SpeechData,
+    model: Moshi,
+    on_progress: Progress | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> SpeechCorpus:
     """The rows of a config, encoded into the cache where they are not yet.
+
+    Args:
+        config: What to read.
+        model: Reads the rows.
+        on_progress: See `encode_dialogues`.
+        rank: This process, 0 first; each begins to encode elsewhere, so that they share the work.
+        world_size: Number of processes.
 
     Raises:
         ValueError: A list, the codec or the tokeniser cannot be used, or does not fit the model.
@@ -198,6 +209,7 @@ def prepare_speech(
                     cache_folder=config.cache_folder,
                 ),
                 on_progress,
+                rank * len(dialogues) // world_size,
             )
         ]
         examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
@@ -315,7 +327,10 @@ class DialogueRows:
         )
 
     def _prompt(self, example: Example) -> Ticks | None:
-        return None if self._prompts is None else self._prompts(example)
+        try:
+            return None if self._prompts is None else self._prompts(example)
+        except ValueError as error:
+            raise ValueError(f"{example.source}: {error}") from error
 
     def _prompt_ticks(self, example: Example) -> int:
         prompt = self._prompt(example)

@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -358,7 +359,7 @@ def _source(file: Path) -> str | None:
 @contextmanager
 def _written(file: Path) -> Iterator[Path]:
     """A name to write to; the file has its own when it is whole."""
-    partial = file.with_name(f".partial.{file.name}")
+    partial = file.with_name(f".partial.{uuid4().hex}.{file.name}")
     try:
         yield partial
         partial.replace(file)

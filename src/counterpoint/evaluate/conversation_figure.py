@@ -33,7 +33,7 @@ _ROW_S, _MOST_ROWS, _LONGEST_SPELLED_S = 15.0, 24, 30.0
 _DOTS_PER_INCH = 160
 # Inches.
 _WIDTH, _LEFT, _RIGHT, _HEAD, _FOOT, _GAP = 12.0, 0.75, 0.2, 0.6, 0.42, 0.42
-_WAVE, _WORD, _BAND, _WORD_LINES = 0.62, 0.18, 0.34, 2
+_WAVE, _WORD, _BAND, _WORD_LINES = 0.62, 0.18, 0.34, 3
 _FONT = 9.0
 
 
@@ -330,6 +330,7 @@ _PAGE_STYLE = """
 .player audio { width: 100%; }
 .score { position: relative; cursor: pointer; line-height: 0; }
 .score img { width: 100%; }
+figcaption { font-size: .85rem; margin-top: .6rem; }
 #head { position: absolute; width: 2px; margin-left: -1px; background: #111; display: none;
   pointer-events: none; box-shadow: 0 0 0 1px #ffffffb0; }
 tr[data-at] { cursor: pointer; } tr[data-at]:hover { background: var(--card); }

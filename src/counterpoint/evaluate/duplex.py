@@ -95,11 +95,15 @@ class Outcome:
 
     @property
     def stop_s(self) -> float | None:
-        """From the first sound of the second turn until the agent falls silent."""
+        """From the first sound of the second turn until the agent falls silent; 0 if it is.
+
+        Speech from 0.2 s before the end of that turn on is an answer.
+        """
         if len(self.turns) < 2:
             return None
-        start_s = self.turns[1].start_s
-        return next((s.end_s - start_s for s in self.agent if s.end_s > start_s), 0.0)
+        start_s, end_s = self.turns[1]
+        spoken = [s for s in self.agent if s.end_s > start_s and s.start_s < end_s - _EARLY_S]
+        return spoken[0].end_s - start_s if spoken else 0.0
 
     @property
     def passed(self) -> bool:

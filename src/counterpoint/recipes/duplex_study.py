@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from counterpoint.data.dialogues import DialogueConfig
 from counterpoint.data.orders import Split, order_scripts
-from counterpoint.data.speech import SpeechData, codec_of
+from counterpoint.data.speech import codec_of
 from counterpoint.data.synthesis import LIST_NAME, SynthesisConfig, synthesize
 from counterpoint.data.words import open_tokenizer, train_tokenizer
 from counterpoint.evaluate.conversation import percentile
@@ -25,9 +26,12 @@ from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import Speaker
 from counterpoint.speech.audio import write_audio
+from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import Synthesizer
 from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system
+from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 
@@ -50,6 +54,7 @@ class DuplexStudy:
         num_held_out: Dialogues to measure the loss on; other wordings.
         num_trials: Live conversations for each ability.
         vocab_size: Most pieces of the text tokeniser, which learns from the scripts.
+        workers: Processes that make dialogues and measure.
     """
 
     run: Run
@@ -58,6 +63,24 @@ class DuplexStudy:
     num_held_out: int = 100
     num_trials: int = 100
     vocab_size: int = 400
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.run.system, MoshiConfig):
+            raise ValueError(
+                "A duplex study must train a Moshi on SpeechData: got "
+                f"{type(self.run.system).__name__}."
+            )
+        for name in ("num_train", "num_held_out", "num_trials", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
+        if not 1 <= self.vocab_size <= self.run.system.text_vocab_size:
+            raise ValueError(
+                f"`vocab_size` must be 1 to the model's {self.run.system.text_vocab_size} text "
+                f"ids: got {self.vocab_size}."
+            )
+        if not self.synthesis.user_voices:
+            raise ValueError("`synthesis.user_voices` must name who speaks in trials: got none.")
 
     @property
     def name(self) -> str:
@@ -65,34 +88,39 @@ class DuplexStudy:
         return self.run.name
 
 
-def run_duplex_study(study: DuplexStudy, folder: Path, world: World, workers: int = 2) -> bool:
-    """Make, train, measure; whatever is done already is kept.
+def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
+    """Make, train, measure; what is made and trained already is kept, measuring begins anew.
 
     The folder gets ``dialogues/``, the run, ``abilities.json`` and a recording of each ability.
 
     Returns:
         False when a signal stopped the training.
+
+    Raises:
+        ValueError: Something is not installed, or the folder has a study of other dialogues.
     """
     begin = time.perf_counter()
+    _check_ready(study)
+    _check_same(study, folder)
+    tokenizer = folder / "words.model"
+    if not tokenizer.exists():
+        texts = [turn.text for s in order_scripts("train", study.num_train) for turn in s.turns]
+        train_tokenizer(texts, tokenizer, study.vocab_size)
     voices = Synthesizer(folder / "utterances")
     for split, count in zip(_SPLITS, (study.num_train, study.num_held_out), strict=True):
         synthesize(
             order_scripts(split, count),
             folder / "dialogues" / split,
             study.synthesis,
-            workers=workers,
+            workers=study.workers,
             speaker=voices,
             on_progress=_Progress(f"making {split} dialogues"),
         )
-    tokenizer = folder / "words.model"
-    if not tokenizer.exists():
-        texts = [turn.text for s in order_scripts("train", study.num_train) for turn in s.turns]
-        train_tokenizer(texts, tokenizer, study.vocab_size)
     result = train_run(_with_data(study, folder), folder, world)
     if not result.finished:
         return False
     measure = partial(_measure, study, result.checkpoint, folder)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
         rows = list(pool.map(measure, ABILITIES))
     found = {"abilities": rows, "seconds_of_last_call": round(time.perf_counter() - begin)}
     (folder / "abilities.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -100,13 +128,49 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World, workers: in
     return True
 
 
+def _check_ready(study: DuplexStudy) -> None:
+    """Find what is missing or does not fit before an hour is spent."""
+    with torch.device("meta"):
+        model = Moshi(study.run.system)  # type: ignore[arg-type]
+    data = study.run.speech_data
+    DialogueConfig(chunk_s=data.row_s).chunk_frames(codec_of(model, data.codec))
+    speaker = Synthesizer()
+    for voice in (*study.synthesis.agent_voices, *study.synthesis.user_voices):
+        speaker.speak("yes", voice, study.synthesis.sample_rate)
+
+
+def _check_same(study: DuplexStudy, folder: Path) -> None:
+    """Refuse a folder of other dialogues: its checkpoints have learned from those."""
+    counts = dict(zip(_SPLITS, (study.num_train, study.num_held_out), strict=True))
+    own = {
+        "dialogues": counts,
+        "vocab_size": study.vocab_size,
+        "synthesis": encode(study.synthesis),
+        "scripts": {
+            split: digest([script.to_json() for script in order_scripts(split, count)])
+            for split, count in counts.items()
+        },
+    }
+    file = folder / "study.json"
+    if file.exists():
+        changed = first_difference(json.loads(file.read_text(encoding="utf-8")), own, "study")
+        if changed is not None:
+            raise ValueError(
+                f"A study must go on with the dialogues it began with: {folder} has another "
+                f"{changed}. Take another folder, or change it back."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(".study.json.partial")
+    partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
+    partial.replace(file)
+
+
 def _with_data(study: DuplexStudy, folder: Path) -> Run:
     """The run with the study's dialogues and tokeniser."""
-    if not isinstance(study.run.data, SpeechData):
-        raise ValueError(f"A duplex study must learn from SpeechData: got {study.run.data}.")
     train, held_out = (str(folder / "dialogues" / split / LIST_NAME) for split in _SPLITS)
     tokenizer = str(folder / "words.model")
-    data = replace(study.run.data, train=train, held_out=held_out, tokenizer=tokenizer)
+    data = replace(study.run.speech_data, train=train, held_out=held_out, tokenizer=tokenizer)
     return replace(study.run, data=data)
 
 
@@ -117,12 +181,12 @@ def _measure(
     torch.set_num_threads(1)
     voices, run = Synthesizer(folder / "utterances"), _with_data(study, folder)
     system = load_system(checkpoint)
-    if not (isinstance(system, Moshi) and isinstance(run.data, SpeechData)):
-        raise AssertionError("the run trains a Moshi on speech")
+    if not isinstance(system, Moshi):
+        raise AssertionError("the run trains a Moshi")
     agent = Speaker(
-        system=system.eval(),
-        codec=codec_of(system, run.data.codec),
-        tokenizer=open_tokenizer(run.data.tokenizer),
+        system=system,
+        codec=codec_of(system, run.speech_data.codec),
+        tokenizer=open_tokenizer(run.speech_data.tokenizer),
     )
     progress = _Progress(f"measuring {ability}")
     outcomes = list[Outcome]()
@@ -144,10 +208,14 @@ def _measure(
         "trials": len(outcomes),
         "passed": asdict(wilson(sum(one.passed for one in outcomes), len(outcomes))),
         "text_right": asdict(wilson(sum(one.said_right for one in outcomes), len(outcomes))),
-        "latency_s": {share: percentile(latencies, share) for share in _SHARES},
-        "stop_s": {share: percentile(stops, share) for share in _SHARES} if stops else None,
+        "latency_s": _percentiles(latencies),
+        "stop_s": _percentiles(stops),
         "failures": [_described(one) for one in outcomes if not (one.passed and one.said_right)],
     }
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[float, float] | None:
+    return {share: percentile(seconds, share) for share in _SHARES} if seconds else None
 
 
 def _described(outcome: Outcome) -> dict[str, Any]:

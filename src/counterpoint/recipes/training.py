@@ -78,7 +78,8 @@ def _text(run: Run, system: Any, world: World) -> tuple[BatchSource, Evaluate | 
 
 def _speech(run: Run, system: Any, world: World) -> tuple[BatchSource, Evaluate | None]:
     """Batches to learn from, and losses by stream on what is held out, if anything is."""
-    corpus = prepare_speech(run.speech_data, system, recording_lines(sys.stderr))
+    lines = recording_lines(sys.stderr) if world.is_first else None
+    corpus = prepare_speech(run.speech_data, system, lines, world.rank, world.size)
     batches = corpus.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
     held_out = corpus.held_out
     if held_out is None:

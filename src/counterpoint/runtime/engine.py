@@ -17,12 +17,10 @@ from counterpoint.runtime.frames import (
     FrameSampling,
     FrameSession,
     FrameSessions,
-    Prefix,
-    read_prefix,
 )
+from counterpoint.runtime.prompts import Prefix, prompt_columns, read_prefix
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import TEXT
 
 
 class FullHouseError(RuntimeError):
@@ -163,7 +161,7 @@ class Engine:
         del self._admissions[session]
 
     def _start(self, session: int, row: int, sampling: FrameSampling, prompt: Ticks | None) -> None:
-        num_frames = 0 if prompt is None or TEXT not in prompt else prompt[TEXT].shape[1]
+        _, num_frames = prompt_columns(self.system, prompt)
         if self.pinned_frames and num_frames > self.pinned_frames:
             raise ValueError(
                 f"A prompt must be pinned whole: it has {num_frames} frames, `pinned_frames` is "

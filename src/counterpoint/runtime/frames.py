@@ -15,8 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.runtime.prompts import (
+    Prefix,
+    check_prefix,
+    holds_whole_numbers,
+    prompt_columns,
+)
 from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
-from counterpoint.streams.spec import UNSET_ID, Stream, Ticks
+from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.moshi import Moshi, MoshiState
 from counterpoint.systems.moshi_streams import TEXT
 
@@ -28,7 +34,7 @@ MOST_CANDIDATES = 256
 Codes = Tensor | Sequence[int] | int
 """Ids of one frame of a stream: one for the text, one for each codebook of an audio stream."""
 
-Frame = dict[str, Int[Tensor, " K"]]
+Frame = dict[str, Int[Tensor, " _K"]]
 """Ids of one frame by stream, for each codebook one; the text has one."""
 
 
@@ -69,42 +75,6 @@ class FrameSession:
     num_prompt: int = 0
     num_heard: int = 0
     twin: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prefix:
-    """The beginning of prompts, read once; see `read_prefix`.
-
-    Attributes:
-        columns: What was read: the initial frame and the content frames, late streams behind.
-        z: What the model makes of the newest column.
-        caches: The slots of the model's caches that they fill.
-    """
-
-    columns: Ticks
-    z: Float[Tensor, "1 D"]
-    caches: tuple[Tensor, ...]
-
-    @property
-    def num_frames(self) -> int:
-        """Content frames."""
-        return self.columns[TEXT].shape[1] - 1
-
-
-@torch.no_grad()
-def read_prefix(system: Moshi, codes: Ticks) -> Prefix:
-    """Read the beginning of prompts, such as a voice, for any number of sessions of this model.
-
-    Args:
-        system: The model.
-        codes: As a prompt of `FrameSessions.start`.
-    """
-    columns, num_frames = _begun(system, codes)
-    columns = {name: ids[:, : num_frames + 1] for name, ids in columns.items()}
-    z, state = system.read(columns, system.initial_state(1))
-    num_slots = min(num_frames + 1, system.temporal.capacity)
-    caches = tuple(cache[:, :, :, :num_slots].clone() for cache in state.caches)
-    return Prefix(columns=columns, z=z[:, -1], caches=caches)
 
 
 class _Guidance(NamedTuple):
@@ -171,6 +141,8 @@ class FrameSessions:
         self._elements = {
             s.name: slice(stop - s.depth, stop) for s, stop in zip(streams, stops, strict=True)
         }
+        sizes = (system.config.text_vocab_size, *system.config.codebook_sizes)
+        self._sizes = {name: sizes[place] for name, place in self._elements.items()}
         self._num_said = sum(stream.depth for stream in self._said)
         self._device = system.head.weight.device
         self._ids = torch.full((num_rows, self._num_slots, stops[-1]), _OPEN, device=self._device)
@@ -234,9 +206,9 @@ class FrameSessions:
         """
         sampling = sampling or FrameSampling()
         self._check_rows(row, twin, sampling)
-        columns, num_prompt = _begun(self.system, prompt)
+        columns, num_prompt = prompt_columns(self.system, prompt)
         if prefix is not None:
-            _check_prefix(prefix, columns, num_prompt)
+            check_prefix(prefix, columns, num_prompt)
         self._release(row)
         z = [self._prefill(row, columns, num_prompt, prefix)]
         self._rows[row] = session = FrameSession(
@@ -244,7 +216,7 @@ class FrameSessions:
         )
         if twin is not None:
             nothing = {name: torch.full_like(ids, UNSET_ID) for name, ids in (prompt or {}).items()}
-            unprompted, _ = _begun(self.system, nothing or None)
+            unprompted, _ = prompt_columns(self.system, nothing or None)
             z.append(self._prefill(twin, unprompted, num_prompt, None))
             self._rows[twin], self._leads[twin] = session, row
         rows = self._with_twins([row])
@@ -436,27 +408,7 @@ class FrameSessions:
                 f"Streams must be of the layout ({', '.join(sorted(known))}): got "
                 f"{', '.join(unknown)} for row {row}."
             )
-        return {name: _parsed_ids(self.system.layout[name], ids) for name, ids in codes.items()}
-
-
-def _begun(system: Moshi, prompt: Ticks | None) -> tuple[Ticks, int]:
-    """The columns of a prompt behind the initial frame, late streams at their end; its frames."""
-    if prompt is None:
-        prompt = {name: ids[:, :0] for name, ids in system.initial_frame(1).items()}
-    if TEXT in prompt and len(prompt[TEXT]) != 1:
-        raise ValueError(f"A prompt must be one row: got {len(prompt[TEXT])}.")
-    device = system.head.weight.device
-    columns = {name: ids.to(device) for name, ids in system.frames(prompt).items()}
-    return columns, prompt[TEXT].shape[1]
-
-
-def _check_prefix(prefix: Prefix, columns: Ticks, num_prompt: int) -> None:
-    read = {name: ids[:, : prefix.num_frames + 1] for name, ids in columns.items()}
-    if not all(torch.equal(ids, read[name]) for name, ids in prefix.columns.items()):
-        raise ValueError(
-            f"A prompt must begin with its prefix of {prefix.num_frames} frames: its {num_prompt} "
-            "frames do not. Give both in one prompt, or no prefix."
-        )
+        return {name: _parsed_ids(name, ids, self._sizes[name]) for name, ids in codes.items()}
 
 
 def _guided(logits: Float[Tensor, "n V"], guidance: _Guidance) -> Float[Tensor, "n V"]:
@@ -486,14 +438,19 @@ def _sampled(
     return torch.where(kind.wide, sample(logits, kind.rows, count), ids)
 
 
-def _parsed_ids(stream: Stream, codes: Codes) -> list[int]:
-    given = torch.as_tensor(codes)
-    ids: list[int] = given.reshape(-1).tolist()
-    last = (stream.vocab_size or 0) - 1
-    whole_numbers = not (given.is_floating_point() or given.dtype == torch.bool)
-    in_range = all(0 <= found <= last for found in ids)
-    if len(ids) != stream.depth or not (whole_numbers and in_range):
+def _parsed_ids(name: str, codes: Codes, sizes: Sequence[int]) -> list[int]:
+    """Ids of a frame of a stream whose codebooks have so many, or an error if they do not fit."""
+    ids: list[int]
+    try:
+        given = torch.as_tensor(codes)
+        ids, fits = given.reshape(-1).tolist(), holds_whole_numbers(given)
+    except (TypeError, ValueError, RuntimeError):  # no numbers at all
+        ids, fits = [], False
+    fits = fits and len(ids) == len(sizes)
+    if not fits or any(not 0 <= found < size for found, size in zip(ids, sizes, strict=True)):
+        last = [size - 1 for size in sizes]
         raise ValueError(
-            f"A frame of {stream.name!r} must have {stream.depth} ids of 0 to {last}: got {ids}."
+            f"A frame of {name!r} must have {len(sizes)} ids of 0 to "
+            f"{last[0] if len(set(last)) == 1 else last}: got {ids or codes}."
         )
     return ids

@@ -46,7 +46,7 @@ class Speaker:
             codec encodes them.
 
     Raises:
-        ValueError: The model cannot talk, or says ids that the codec has not.
+        ValueError: The model cannot talk; or rate, codebooks or ids of model and codec differ.
     """
 
     system: Moshi
@@ -56,17 +56,26 @@ class Speaker:
 
     def __post_init__(self) -> None:
         config, sizes = self.system.config, self.codec.codebook_sizes
-        num_codebooks = _num_agent_codebooks(config)
-        if num_codebooks != len(sizes):
+        num_said = _num_agent_codebooks(config)
+        said, heard = config.codebook_sizes[:num_said], config.codebook_sizes[num_said:]
+        if not len(said) == len(heard) == len(sizes):
             raise ValueError(
-                f"The codec must have the agent's {num_codebooks} codebooks: it has {len(sizes)}."
+                f"Agent and user must have the codec's {len(sizes)} codebooks each: got "
+                f"{len(said)} and {len(heard)}."
             )
-        most = config.audio_vocab_size
-        own = [n for s in config.audio for n in s.codebook_sizes or (most,) * s.depth]
-        if any(size > limit for size, limit in zip(own, sizes, strict=False)):
+        for who, own, fits in (
+            ("agent's codebooks must have at most", said, torch.le),
+            ("user's codebooks must have at least", heard, torch.ge),
+        ):
+            if not fits(torch.tensor(own), torch.tensor(sizes)).all():
+                raise ValueError(
+                    f"The {who} the codec's {sizes} ids: got {own}. Give its streams "
+                    "`codebook_sizes`."
+                )
+        if self.codec.frame_rate_hz != config.tick_hz:
             raise ValueError(
-                f"The agent's codebooks must have at most the codec's {sizes} ids: got "
-                f"{tuple(own[: len(sizes)])}. Give its streams `codebook_sizes`."
+                f"The codec must have the model's {config.tick_hz} frames a second: it has "
+                f"{self.codec.frame_rate_hz}."
             )
 
 

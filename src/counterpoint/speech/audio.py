@@ -5,7 +5,7 @@ high quality), one channel wanted of several is their mean, several wanted of on
 Whatever else does not fit is an error.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +102,26 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
     # soundfile wraps at full scale unless samples stay below it.
     samples = audio.detach().float().cpu().clamp(-1, 1 - 2**-15).T.contiguous()
     soundfile.write(path, samples.numpy(), sample_rate, subtype="PCM_16")
+
+
+def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> None:
+    """Write pieces as they come to a WAV file of 16 bits, whole or not at all.
+
+    Raises:
+        ValueError: A package is missing.
+        OSError: The file cannot be written.
+    """
+    soundfile = _import("soundfile")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with soundfile.SoundFile(
+            partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
+        ) as file:
+            for piece in pieces:
+                file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def inspect_audio(path: str | Path) -> AudioInfo:

@@ -6,6 +6,7 @@ unvoiced). Clear for some voices and poor for others: a codec for tests and demo
 Source: D. Rowe's libcodec2, as the package `pycodec2` brings it.
 """
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -36,7 +37,6 @@ class Codec2:
         ValueError: The package `pycodec2` is missing.
     """
 
-    name = "codec2-700c"
     sample_rate = 8000
     frame_rate_hz = 25.0
     frame_samples = 320
@@ -44,6 +44,7 @@ class Codec2:
 
     def __init__(self) -> None:
         _new_state()
+        self.name = f"codec2-700c pycodec2-{version('pycodec2')}"
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
         """Ids of whole recordings; samples beyond full scale are clipped."""

