@@ -83,6 +83,8 @@ def test_pause_is_waited_through(agent: list[tuple[float, float]], passed: bool)
         ([(3.0, 5.1), (6.5, 8.0)], False),  # stops after 1.1 s
         ([(3.0, 4.5), (5.2, 5.5), (6.5, 8.0)], False),  # speaks again
         ([(3.0, 4.9)], True),
+        ([(3.0, 3.8), (6.5, 8.0)], True),  # between two phrases
+        ([(3.0, 3.5), (6.5, 8.0)], False),  # nothing to interrupt: it had stopped before
     ],
 )
 def test_interruption_silences(agent: list[tuple[float, float]], passed: bool) -> None:

@@ -8,7 +8,7 @@ rule of `counterpoint.evaluate.conversation`. Times count from what a listener w
   user's last sound, and not more than 0.2 s before it.
 - *pause*: through an order with a pause of 0.4 to 1.6 s within, the agent stays silent.
 - *interruption*: while the agent answers, the user gives another order. The agent is silent within
-  1 s of its first sound, and until 0.2 s before its end.
+  1 s of its first sound, and until 0.2 s before its end; it must have been speaking before.
 - *backchannel*: while the agent answers, the user says "mhm" or the like. The agent says all of its
   answer. (A control: who stops at every sound fails here.)
 
@@ -43,6 +43,7 @@ _EARLY_S, _LATE_S, _STOP_S = 0.2, 2.0, 1.0
 _AFTER_S = (0.6, 1.6)  # of an answer, before the user comes in: it takes about 3 s
 _SPEAKING_S, _SPEAKING_DB = 0.12, -45.0
 _PATIENCE_S, _REST_S = 4.0, 6.0
+_BREATH_S = 0.3  # between two phrases of an answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,13 +98,14 @@ class Outcome:
     def stop_s(self) -> float | None:
         """From the first sound of the second turn until the agent falls silent; 0 if it is.
 
-        Speech from 0.2 s before the end of that turn on is an answer.
+        Speech that begins later than 1 s, or 0.2 s before the end of that turn, is another matter.
         """
         if len(self.turns) < 2:
             return None
         start_s, end_s = self.turns[1]
-        spoken = [s for s in self.agent if s.end_s > start_s and s.start_s < end_s - _EARLY_S]
-        return spoken[0].end_s - start_s if spoken else 0.0
+        latest_s = min(start_s + _STOP_S, end_s - _EARLY_S)
+        ends = [s.end_s - start_s for s in self.agent if s.start_s < latest_s]
+        return max(0.0, *ends, 0.0)
 
     @property
     def passed(self) -> bool:
@@ -123,6 +125,8 @@ class Outcome:
 
     def _yielded(self) -> bool:
         begin, end = self.turns[1]
+        if not any(s.start_s < begin <= s.end_s + _BREATH_S for s in self.agent):
+            return False
         quiet = Segment(begin + _STOP_S, max(end - _EARLY_S, begin + _STOP_S))
         return not any(s.start_s < quiet.end_s and s.end_s > quiet.start_s for s in self.agent)
 

@@ -35,9 +35,6 @@ from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 
-SAMPLING = FrameSampling(text=Sampling(temperature=0.0), audio=Sampling(temperature=0.7, top_k=50))
-"""How the small model talks when it is measured."""
-
 _SPLITS: tuple[Split, Split] = ("train", "held_out")
 _SHARES = (0.5, 0.95)
 _TELL_EVERY_S = 10.0
@@ -198,7 +195,7 @@ def _measure(
         agent.codec.sample_rate,
     )
     for number, trial in enumerate(trials, start=1):
-        outcomes.append(run_trial(agent, trial, SAMPLING))
+        outcomes.append(run_trial(agent, trial, sampling(seed=number)))
         progress(number, study.num_trials, 0.0)
     write_audio(folder / f"{ability}.wav", outcomes[0].audio, agent.codec.sample_rate)
     latencies = [found for one in outcomes if (found := one.latency_s) is not None]
@@ -255,6 +252,12 @@ def _show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 def _seconds(values: dict[float, float] | None) -> str:
     return "" if values is None else " / ".join(f"{value:.2f} s" for value in values.values())
+
+
+def sampling(seed: int) -> FrameSampling:
+    """How the model talks when it is measured."""
+    audio = Sampling(temperature=0.7, top_k=50, seed=seed)
+    return FrameSampling(text=Sampling(temperature=0.0), audio=audio)
 
 
 class _Progress:
