@@ -1,8 +1,6 @@
-"""Pictures and pages of conversations: where they show what, and that they stand alone."""
+"""Pictures of conversations: what they show, and where."""
 
-import re
 import struct
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -11,14 +9,12 @@ from counterpoint.evaluate.conversation import Segment, measure_levels, take_tur
 from counterpoint.evaluate.conversation_figure import (
     Talk,
     conversation_figure,
-    conversation_page,
     draw_conversation,
     rows_of,
 )
 from counterpoint.streams.timeline import Event, Timeline
 
 RATE = 8000
-NUMBERS = {"turns answered": "1 of 2"}
 
 
 def word(text: str, start_s: float, stream: str = "agent") -> Event:
@@ -47,30 +43,6 @@ def size(png: bytes) -> tuple[int, int]:
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
     return width, height
-
-
-class Reader(HTMLParser):
-    """Collects elements and checks that they are closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-        self.rows: list[list[str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag == "tr":
-            self.rows.append([])
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1].append(data)
 
 
 @pytest.mark.parametrize(("duration_s", "num_rows"), [
@@ -105,6 +77,22 @@ def test_picture_names_latencies_and_missing_answers() -> None:
     assert found.count("\N{MINUS SIGN}0.10 s") == 1
     assert found.count("0.50 s") == 1
     assert found.count("no answer") == 1
+
+
+def test_labels_never_cover_each_other() -> None:
+    """Quick turns in an hour: numbers without room are left to the table of the page."""
+    turns = [Segment(3.0 * i, 3.0 * i + 2.0) for i in range(50)]
+    answers = [Segment(turn.end_s + 0.4, turn.end_s + 0.6) for turn in turns]
+    levels = measure_levels([torch.zeros(2, RATE)] * 3600, RATE)
+    found = take_turns(answers, turns, levels.duration_s)
+    talk = Talk(title="", levels=levels, found=found, words=Timeline())
+    figure = conversation_figure(talk)
+    figure.canvas.draw()
+    labels = [text for text in figure.axes[0].texts if text.get_text() == "0.40 s"]
+    assert len(labels) > 10
+    boxes = [label.get_window_extent() for label in labels]
+    for box, following in zip(boxes, boxes[1:], strict=False):
+        assert box.x1 <= following.x0
 
 
 def test_words_stand_where_they_begin_unless_they_would_cover_another() -> None:
@@ -152,31 +140,3 @@ def test_picture_of_silence_is_two_lines() -> None:
         words=Timeline(),
     )
     assert texts(talk) == ["user", "agent"]
-    page = conversation_page(talk, draw_conversation(talk), "a.wav", NUMBERS, {})
-    assert "The user does not speak" in page
-
-
-def test_page_stands_alone_and_tells_the_turns() -> None:
-    hostile = word("</script><script>alert(1)</script>", 4.0)
-    words = (word("Sure.", 1.95), hostile, word("Later", 6.5), word("Where?", 3.6, "user"))
-    talk = example(words=words)
-    source = "data:audio/wav;base64,AAAA"
-    page = conversation_page(
-        talk, draw_conversation(talk), source, NUMBERS, {"prompt": "</script>"}
-    )
-    reader = Reader()
-    reader.feed(page)
-    assert not reader.open
-    assert len(reader.sources) == 2
-    assert all(found.startswith("data:") for found in reader.sources)
-    assert "a &lt;b&gt; &amp; c" in page
-    assert page.count("</script>") == 1
-    assert reader.rows[1:] == [
-        ["1", "1.00 s to 2.00 s", "answered", "\N{MINUS SIGN}0.10 s",
-         "Sure. </script><script>alert(1)</script>"],
-        ["2", "3.50 s to 6.00 s", "Where?", "answered", "0.50 s", "Later"],
-        ["3", "9.00 s to 10.00 s", "unanswered"],
-    ]  # fmt: skip
-    rows = re.search(r"const rows = (\[.*?\]),", page)
-    assert rows is not None
-    assert '"start_s": 0.0' in rows[1]

@@ -30,7 +30,8 @@ from counterpoint.evaluate.conversation import (
     speech_segments,
     take_turns,
 )
-from counterpoint.evaluate.conversation_figure import Talk, conversation_page, draw_conversation
+from counterpoint.evaluate.conversation_figure import Talk, draw_conversation
+from counterpoint.evaluate.conversation_page import conversation_page
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import (
