@@ -110,7 +110,13 @@ def test_part_waits_only_for_a_block_that_is_due(lag_blocks: int) -> None:
         for _ in range((1 + lag_blocks) * tiny.BLOCK - 1):
             _, state = simultaneous.extend(tick, state)
         assert (simultaneous.num_jobs, simultaneous.num_misses, system.begun) == (lag_blocks, 0, 1)
-        threading.Timer(0.1, system.gate.set).start()
+
+        def open_when_awaited() -> None:
+            while not simultaneous.num_misses:
+                time.sleep(0.001)
+            system.gate.set()
+
+        threading.Thread(target=open_when_awaited, daemon=True).start()
         _, state = simultaneous.extend(tick, state)
         assert (simultaneous.num_jobs, simultaneous.num_misses) == (1 + lag_blocks, 1)
         simultaneous.wait()
