@@ -22,7 +22,7 @@ _TEXT_LEADS_TICKS = 3
 def duplex_small() -> DuplexStudy:
     """A Moshi of 8M parameters on Codec2 learns from dialogues that are made here.
 
-    Needs the extras `speech` and `voices`. About an hour on two cores: half of it the voices.
+    Needs the extras `speech` and `voices`. Under two hours on two cores.
     """
     return DuplexStudy(
         run=Run(
@@ -40,7 +40,7 @@ def duplex_small() -> DuplexStudy:
                 ),
             ),
             train=TrainConfig(
-                num_steps=3600,
+                num_steps=5000,
                 batch_rows=2,
                 precision="bfloat16",
                 evaluate_every=200,
