@@ -13,6 +13,7 @@ from counterpoint.data.orders import (
     draw_order,
     draw_pause,
     interruption,
+    listening_scripts,
     order_scripts,
 )
 
@@ -42,8 +43,17 @@ def test_every_answer_is_asked_for_in_both_splits() -> None:
 
 
 def test_held_out_wordings_are_not_trained_on() -> None:
-    train, held_out = ({order.text for order in orders(split, 5000)} for split in SPLITS)
-    assert not train & held_out
+    """Also not with words around them."""
+    held_out = {order.text for order in orders("held_out", 5000)}
+    said = {order.text for order in orders("train", 5000)}
+    said |= {turn.text for script in listening_scripts(1000) for turn in script.turns}
+    for text in said:
+        assert not any(f" {other} " in f" {text} " for other in held_out), text
+
+
+def test_words_of_held_out_wordings_are_trained_on() -> None:
+    known = {word for order in orders("train", 5000) for word in order.text.split()}
+    assert {word for order in orders("held_out", 5000) for word in order.text.split()} <= known
 
 
 SPLITS: tuple[Split, Split] = ("train", "held_out")
@@ -93,8 +103,19 @@ def test_scripts_are_a_pure_function_and_use_everything() -> None:
                 assert answer.speaker == "agent"
                 assert answer.gap_s is not None
                 assert answer.gap_s >= 0.3
-            if turn.speaker == answer.speaker == "agent":
-                assert answer.gap_s == 0.2
+            if turn.speaker == "agent":
+                assert tuple(turn.phrases) in REPLIES
+
+
+REPLIES = {order.phrases for order in orders("train", 2000)}
+
+
+def test_listening_scripts_are_the_user_alone() -> None:
+    scripts = listening_scripts(40, seed=2)
+    assert scripts[:10] == listening_scripts(10, seed=2)
+    assert {turn.speaker for script in scripts for turn in script.turns} == {"user"}
+    said = {word for script in scripts for turn in script.turns for word in turn.words}
+    assert {*DIGITS, *DEVICES, *STATES} <= said
 
 
 def test_phrases_before_the_content_are_the_same_for_all() -> None:

@@ -17,7 +17,7 @@ SCRIPT = Script(
     role="You are wise.",
     turns=(
         Turn(speaker="user", text="So, hello there", pauses=((1, 0.5),)),
-        Turn(speaker="agent", text="Hello to you too", gap_s=-0.25),
+        Turn(speaker="agent", text="Hello to you too", gap_s=-0.25, breaths=(1, 3)),
         Turn(speaker="user", text="yeah", kind="backchannel", after_word=1),
         Turn(speaker="user", text="Stop", kind="interruption", after_word=2, yield_s=0.1),
     ),
@@ -41,6 +41,8 @@ def test_scripts_come_back_from_their_file(tmp_path: Path) -> None:
         ({"text": " ... "}, "must have a letter or a digit"),
         ({"pauses": ((0, 1.0),)}, r"words 1 to 1, in order: got \[0\]"),
         ({"pauses": ((2, 1.0),)}, "words 1 to 1"),
+        ({"breaths": (0,)}, r"`breaths` must be before different words 1 to 1, .* got \[0\]"),
+        ({"breaths": (1, 1)}, r"`breaths` must be before different words"),
         ({"pauses": ((1, 0.0),)}, "longer than 0 s"),
         ({"pauses": ((1, float("inf")),)}, "longer than 0 s"),
         ({"gap_s": float("nan")}, "must be finite: got nan"),
@@ -55,6 +57,11 @@ def test_turn_refuses_what_cannot_be(fields: dict[str, object], message: str) ->
     values = {"speaker": "user", "text": "two words", **fields}
     with pytest.raises(ValueError, match=message):
         Turn(**values)  # type: ignore[arg-type]
+
+
+def test_phrases_lie_between_breaths() -> None:
+    assert SCRIPT.turns[1].phrases == ["Hello", "to you", "too"]
+    assert SCRIPT.turns[0].phrases == ["So, hello there"]
 
 
 def test_script_refuses_an_interruption_of_nobody() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.data.dialogues import Example
+from counterpoint.data.dialogues import AGENT_SPEAKER, Example
 from counterpoint.data.loader import Loader, Rows
 from counterpoint.data.speech import DialogueRows, SpeechData, codec_of, open_codec, prepare_speech
 from counterpoint.data.words import ByteWords, WordTokenizer, open_tokenizer
@@ -22,7 +22,7 @@ from tests.systems.tiny_moshi import build, config, random_codes
 
 ROW = 20
 LENGTHS = (7, 12, 1, 20, 19, 2, 5, 5, 5, 5, 1)
-PACKED = ((7, 12, 1), (20,), (19,), (2, 5, 5, 5), (5, 1))
+PACKED = ((0, 1, 2), (3,), (4, 10), (5, 6, 7, 8), (9,))
 
 
 def recordings(model: Moshi) -> list[dict[str, Tensor]]:
@@ -46,17 +46,19 @@ def rows_of(model: Moshi, row_ticks: int = ROW) -> DialogueRows:
     return DialogueRows(examples, model, row_ticks)
 
 
-def test_rows_hold_every_dialogue_once_in_order() -> None:
+def test_rows_hold_every_dialogue_once() -> None:
     """Each as `Moshi.batch` lays it out by itself; what is behind the last one is nothing."""
     model = build("both_speakers")
-    rows, batches = rows_of(model), iter([model.batch(codes) for codes in recordings(model)])
+    rows, batches = rows_of(model), [model.batch(codes) for codes in recordings(model)]
     assert isinstance(rows, Rows)
     assert len(rows) == len(PACKED)
-    for index, lengths in enumerate(PACKED):
+    assert sorted(number for numbers in PACKED for number in numbers) == list(range(len(LENGTHS)))
+    for index, numbers in enumerate(PACKED):
         row, first = rows.rows(np.array([index])), 0
-        assert (row.size, row.unit) == (sum(lengths), "frame")
-        for length in lengths:
-            alone, here = next(batches), slice(first, first + length)
+        assert (row.size, row.unit) == (sum(LENGTHS[number] for number in numbers), "frame")
+        for number in numbers:
+            alone, length = batches[number], LENGTHS[number]
+            here = slice(first, first + length)
             for part in ("ticks", "targets", "elements"):
                 expected, found = getattr(alone, part), getattr(row, part)
                 assert set(found) == set(expected)
@@ -69,28 +71,42 @@ def test_rows_hold_every_dialogue_once_in_order() -> None:
                 assert ids.shape[1] == ROW
                 assert (ids[:, first:] == -1).all()
         assert (row.document_start[0, first:] == first).all()
-    assert next(batches, None) is None
 
 
-def test_no_row_could_have_taken_the_next_dialogue() -> None:
-    for lengths, following in zip(PACKED, PACKED[1:], strict=False):
-        assert sum(lengths) <= ROW < sum(lengths) + following[0]
+def test_every_dialogue_is_in_the_first_row_with_room() -> None:
+    filled = [0] * len(PACKED)
+    row_of = {number: row for row, numbers in enumerate(PACKED) for number in numbers}
+    for number, length in enumerate(LENGTHS):
+        assert row_of[number] == next(r for r, n in enumerate(filled) if n + length <= ROW)
+        filled[row_of[number]] += length
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", ["both_speakers", "agent_only", "unlike_codebooks"])
 def test_dialogues_in_a_row_equal_dialogues_alone(shape: str) -> None:
     model = build(shape)
-    rows, codes = rows_of(model), iter(recordings(model))
+    rows, codes = rows_of(model), recordings(model)
     row = rows.rows(np.arange(len(PACKED)))
     together = model(row)
-    for index, lengths in enumerate(PACKED):
+    for index, numbers in enumerate(PACKED):
         first = 0
-        for length in lengths:
-            for name, scores in model(model.batch(next(codes))).items():
-                found = together[name][index : index + 1, first : first + length]
+        for number in numbers:
+            for name, scores in model(model.batch(codes[number])).items():
+                found = together[name][index : index + 1, first : first + LENGTHS[number]]
                 torch.testing.assert_close(found, scores, rtol=0, atol=1e-5)
-            first += length
+            first += LENGTHS[number]
+
+
+def test_text_can_be_trained_alone() -> None:
+    model = build("both_speakers")
+    examples = [as_example(model, codes, i) for i, codes in enumerate(recordings(model))]
+    alone = DialogueRows(examples, model, ROW, only_text=True).rows(np.arange(5))
+    both = rows_of(model).rows(np.arange(5))
+    assert set(alone.targets) == {"text"}
+    assert torch.equal(alone.targets["text"], both.targets["text"])
+    torch.testing.assert_close(
+        model.loss(alone).terms["text_nats"], model.loss(both).terms["text_nats"]
+    )
 
 
 def test_loss_of_rows_is_that_of_the_dialogues() -> None:
@@ -164,6 +180,20 @@ def test_recordings_become_rows_with_their_words(listed: Path) -> None:
     frame = round(0.1 * 25)
     assert text[frame : frame + 4] == [*" hé".encode()]
     assert ByteWords().decode(text[:25]) == " hé"
+
+
+def test_text_can_write_down_what_the_user_says(listed: Path) -> None:
+    """Each word half a second after its end; nothing else is trained."""
+    record = {"alignments": [["so", [0.2, 0.3], "SPEAKER_OTHER"], ["é", [0.1, 0.3], AGENT_SPEAKER]]}
+    (listed.parent / "0.json").write_text(json.dumps(record))
+    rows = prepare_speech(data(listed, transcribe_after_s=0.2), build(codec2_config())).train
+    targets = rows.rows(np.array([0])).targets
+    assert set(targets) == {"text"}
+    text, frame = targets["text"][0].tolist(), round(0.5 * 25)
+    assert text[frame : frame + 3] == [*b" so"]
+    assert ByteWords().decode(text[:25]) == " so"
+    with pytest.raises(ValueError, match="`transcribe_after_s` must be >= 0 or None: got -1"):
+        data(listed, transcribe_after_s=-1)
 
 
 def test_copies_differ_in_what_the_user_says_alone(listed: Path) -> None:

@@ -78,6 +78,26 @@ def test_a_set_is_read_as_dialogues_whose_words_sound_where_they_are(tmp_path: P
     assert timeline.header["role"] == "You are wise."
 
 
+def test_phrases_are_spoken_by_themselves_and_can_be_cut_anywhere(tmp_path: Path) -> None:
+    turns = (
+        Turn(speaker="agent", text="it is a long story", breaths=(1, 3)),
+        Turn(speaker="user", text="stop", kind="interruption", after_word=0, yield_s=0.75),
+    )
+    for number, kept in ((1, 5), (2, 3)):
+        script = Script(name=f"d{number}", turns=turns[:number])
+        (dialogue,) = read_dialogues(
+            synthesize([script], tmp_path / str(number), CONFIG, speaker=tone_synthesizer())
+        )
+        assert dialogue.words is not None
+        times = [(word.start_s, word.end_s) for word in dialogue.words]
+        audio = read_audio(dialogue.audio, 16_000, 2)[0]
+        # A tone tells the place of a word in what is spoken by itself.
+        assert heard_words(audio, times) == [0, 0, 1, 0, 1][:kept]
+        assert times[1][0] - times[0][1] == pytest.approx(0.2, abs=0.03)
+        silent_from_s = times[0][1] + 0.75 if number == 2 else times[-1][1]
+        assert not audio[round((silent_from_s + 0.02) * 16_000) :].any()
+
+
 def test_processes_make_the_same_bytes_as_one(tmp_path: Path) -> None:
     many = scripts(3)
     here, there = tmp_path / "here", tmp_path / "there"

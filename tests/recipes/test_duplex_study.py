@@ -23,6 +23,8 @@ def run(study: DuplexStudy, folder: Path) -> bool:
     ("changes", "message"),
     [
         ({"num_train": 0}, "`num_train` must be >= 1: got 0"),
+        ({"num_listening": 0}, "`num_listening` must be >= 1: got 0"),
+        ({"listening": duplex_small().run}, "transcribe_after_s` must be a number .*: got None"),
         ({"num_held_out": 0}, "`num_held_out` must be >= 1: got 0"),
         ({"num_trials": -1}, "`num_trials` must be >= 1: got -1"),
         ({"workers": 0}, "`workers` must be >= 1: got 0"),
@@ -66,13 +68,14 @@ def test_rows_that_are_not_whole_frames_are_told_first(tmp_path: Path) -> None:
 
 def test_a_folder_keeps_the_dialogues_it_began_with(tmp_path: Path) -> None:
     """The list of recordings has one name, whatever is in it: checkpoints cannot tell."""
-    study = replace(duplex_small(), num_train=3, num_held_out=2)
+    study = replace(duplex_small(), num_listening=4, num_train=3, num_held_out=2)
     for _ in range(2):
         _check_same(study, tmp_path)
     _check_same(replace(study, num_trials=7, workers=1), tmp_path)
     louder = replace(study.synthesis, lead_s=1.0)
     for other, message in (
         (replace(study, num_train=4), r"dialogues.train \(3, here 4\)"),
+        (replace(study, num_listening=5), r"dialogues.listening \(4, here 5\)"),
         (replace(study, vocab_size=50), r"vocab_size \(400, here 50\)"),
         (replace(study, synthesis=louder), r"synthesis.lead_s \(0.5, here 1.0\)"),
     ):

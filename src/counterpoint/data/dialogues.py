@@ -50,7 +50,7 @@ class Dialogue:
     Attributes:
         audio: Its file: the agent left, the user right.
         duration_s: Its length as the list of recordings says.
-        words: What the agent says; ``None`` if that is not known.
+        words: What the text stream is to hold; ``None`` if that is not known.
         role: What the agent was told to be; empty for nothing.
         voice: File with a sample of the agent's voice; ``None`` without one.
     """
@@ -185,11 +185,15 @@ class DialogueExamples(Sequence[Example]):
         )
 
 
-def read_dialogues(path: str | Path) -> list[Dialogue]:
+def read_dialogues(path: str | Path, transcribe_after_s: float | None = None) -> list[Dialogue]:
     """The recordings that a .jsonl file lists, with the agent's words, role and voice.
 
-    Words of other speakers than `AGENT_SPEAKER` are left out. ``"alignments": null`` says that the
-    words are not known.
+    ``"alignments": null`` says that the words are not known.
+
+    Args:
+        path: Of the file.
+        transcribe_after_s: Take the words of all speakers but `AGENT_SPEAKER` instead of the
+            agent's, each as if it began so many seconds after its end.
 
     Raises:
         ValueError: No such file, or a line or a file of alignments is not what it must be.
@@ -213,7 +217,7 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
                 f"path={name!r}, duration={duration_s!r}."
             )
         audio = path.parent / name
-        words, role = _read_beside(audio.with_suffix(".json"))
+        words, role = _read_beside(audio.with_suffix(".json"), transcribe_after_s)
         voice = audio.with_suffix(".voice.wav")
         dialogues.append(
             Dialogue(
@@ -300,8 +304,10 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
         ) from error
 
 
-def _read_beside(path: Path) -> tuple[tuple[Word, ...] | None, str]:
-    """What the agent says, and its role."""
+def _read_beside(
+    path: Path, transcribe_after_s: float | None
+) -> tuple[tuple[Word, ...] | None, str]:
+    """What the agent says, or is to write of what it hears; and its role."""
     if not path.is_file():
         raise ValueError(
             f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
@@ -321,8 +327,12 @@ def _read_beside(path: Path) -> tuple[tuple[Word, ...] | None, str]:
     words = []
     try:
         for text, (start_s, end_s), speaker in record["alignments"]:
-            if speaker == AGENT_SPEAKER:
-                words.append(Word(str(text), float(start_s), float(end_s)))
+            word = Word(str(text), float(start_s), float(end_s))
+            if transcribe_after_s is None and speaker == AGENT_SPEAKER:
+                words.append(word)
+            elif transcribe_after_s is not None and speaker != AGENT_SPEAKER:
+                later_s = word.end_s - word.start_s + transcribe_after_s
+                words.append(Word(word.text, word.start_s + later_s, word.end_s + later_s))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: each alignment must be [word, [start, end], speaker] ({error})."

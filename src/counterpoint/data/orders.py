@@ -2,89 +2,35 @@
 
 The user says a digit or has a device switched, in one of many wordings; the agent confirms it. The
 user pauses before the order is complete, interrupts answers with another order, and says "mhm"
-while the agent talks. Some wordings are held out.
+while the agent talks. Some wordings are held out. Before that a model may learn to hear the words:
+in scripts to listen to, only the user talks.
 """
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
 
+from counterpoint.data.order_wordings import (
+    DEVICE_WORDINGS,
+    DEVICES,
+    DIGIT_WORDINGS,
+    DIGITS,
+    STATES,
+    Split,
+)
 from counterpoint.data.scripts import Script, Turn
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-DEVICES = ("lamp", "radio", "heater", "camera")
-STATES = ("on", "off")
 BACKCHANNELS = ("mhm", "okay", "right", "yes")
 OPENINGS = ("", "", "wait", "no", "stop", "sorry")
 """How an interruption begins."""
 
-Split = Literal["train", "held_out"]
-
-_PHRASE_GAP_S = 0.2  # the least that dialogues leave between two turns of one speaker
-
-_DIGIT_WORDINGS: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "{} please",
-        "remember {}",
-        "my number is {}",
-        "write down {}",
-        "the number is {}",
-        "please remember the number {}",
-        "i would like you to write down {}",
-        "can you remember {}",
-        "i have the number {}",
-        "save the number {} please",
-        "could you please note {}",
-        "{} is my number",
-        "{} is right",
-        "note {} for me",
-        "let us take the number {}",
-        "i choose {}",
-        "today i choose number {}",
-        "put down number {}",
-        "i think it was {}",
-        "the answer is {}",
-        "well the answer was {} i think",
-        "for me it is {}",
-        "write the number {} for me please",
-        "this time it is number {}",
-    ),
-    "held_out": (
-        "please write the number {}",
-        "i want number {}",
-        "can you note the number {} please",
-        "my choice is {}",
-        "{} is the answer",
-        "remember the number {} for me",
-        "i think the number was {}",
-        "could you save {}",
-    ),
-}
-_DEVICE_WORDINGS: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "turn {state} the {device}",
-        "turn the {device} {state}",
-        "please turn {state} the {device}",
-        "please turn the {device} {state} now",
-        "switch the {device} {state}",
-        "switch {state} the {device} now",
-        "can you turn the {device} {state}",
-        "can you please switch {state} the {device}",
-        "i would like the {device} {state}",
-        "could you switch {state} the {device} for me",
-        "could you turn the {device} {state} please",
-        "the {device} should be {state}",
-        "i need the {device} {state}",
-        "it is time to turn {state} the {device}",
-    ),
-    "held_out": (
-        "would you turn the {device} {state} please",
-        "please switch the {device} {state}",
-        "i want the {device} {state}",
-        "can you switch {state} the {device} for me",
-        "it is time to switch the {device} {state}",
-    ),
-}
+_ANSWER_GAP_S = (0.3, 0.6)
+# "mhm" takes 0.55 s. An agent that stopped earlier would stop before it can know at what; where it
+# is wrong to stop half of the time, a model learns to go on, and then does not stop any more.
+_YIELD_S = (0.5, 0.65)
+_NUM_WORDS = (3, 8)  # of what is said to a listener
+_CONTENT_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,11 +59,11 @@ def draw_order(split: Split, rng: random.Random) -> Order:
     """An order in one of the wordings of a split; half are digits."""
     if rng.random() < 0.5:
         digit = rng.choice(DIGITS)
-        text = rng.choice(_DIGIT_WORDINGS[split]).format(digit)
+        text = rng.choice(rng.choice(DIGIT_WORDINGS[split])).format(digit=digit)
         phrases = ("you said", digit, "and i wrote that number down for you")
         return Order(text=text, phrases=phrases, complete=text.split().index(digit) + 1)
     device, state = rng.choice(DEVICES), rng.choice(STATES)
-    text = rng.choice(_DEVICE_WORDINGS[split]).format(device=device, state=state)
+    text = rng.choice(rng.choice(DEVICE_WORDINGS[split])).format(device=device, state=state)
     words = text.split()
     return Order(
         text=text,
@@ -149,21 +95,25 @@ def _script(split: Split, number: int, seed: int) -> Script:
         pause = draw_pause(order, rng) if rng.random() < 0.5 else None
         pauses = () if pause is None else (pause,)
         if interrupted:
-            turns.append(interruption(order, rng, rng.randrange(len(turns[-1].words)), pauses))
+            # Later, the answer would be over before it can be cut.
+            after_word = rng.randrange(len(turns[-1].words) - 2)
+            turns.append(interruption(order, rng, after_word, pauses))
         else:
             gap_s = round(rng.uniform(0.5, 1.5), 2)
             turns.append(Turn(speaker="user", text=order.text, pauses=pauses, gap_s=gap_s))
+        turns.append(answer(order, gap_s=round(rng.uniform(*_ANSWER_GAP_S), 2)))
         interrupted = exchange + 1 < num_exchanges and rng.random() < 0.5
-        num_said = rng.randrange(2, len(order.phrases) + 1) if interrupted else len(order.phrases)
-        gap_s = round(rng.uniform(0.3, 0.6), 2)
-        for phrase in order.phrases[:num_said]:
-            turns.append(Turn(speaker="agent", text=phrase, gap_s=gap_s))
-            gap_s = _PHRASE_GAP_S
     if rng.random() < 0.3:
         after_word = rng.randrange(len(turns[-1].words) - 2)
         said = rng.choice(BACKCHANNELS)
         turns.append(Turn(speaker="user", text=said, kind="backchannel", after_word=after_word))
     return Script(name=name, turns=tuple(turns))
+
+
+def answer(order: Order, gap_s: float) -> Turn:
+    """All of the answer, phrase by phrase."""
+    breaths = accumulate(len(phrase.split()) for phrase in order.phrases[:-1])
+    return Turn(speaker="agent", text=order.reply, breaths=tuple(breaths), gap_s=gap_s)
 
 
 def interruption(
@@ -181,5 +131,39 @@ def interruption(
         kind="interruption",
         pauses=pauses,
         after_word=after_word,
-        yield_s=round(rng.uniform(0.2, 0.5), 2),
+        yield_s=round(rng.uniform(*_YIELD_S), 2),
     )
+
+
+def listening_scripts(num_scripts: int, seed: int = 0) -> list[Script]:
+    """The user alone, saying orders to learn from and words of them in any order."""
+    words = list(dict.fromkeys(word for text in _texts() for word in text.split()))
+    return [_monologue(number, seed, words) for number in range(num_scripts)]
+
+
+def _texts() -> Iterator[str]:
+    for families in (DIGIT_WORDINGS["train"], DEVICE_WORDINGS["train"]):
+        for family in families:
+            yield from (text.format(digit="", device="", state="") for text in family)
+    yield from (*BACKCHANNELS, *OPENINGS)
+
+
+def _monologue(number: int, seed: int, words: Sequence[str]) -> Script:
+    name = f"listening_{seed}_{number:05d}"
+    rng = random.Random(name)
+    turns = []
+    for _ in range(4):
+        if rng.random() < 0.5:
+            text = f"{rng.choice(OPENINGS)} {draw_order('train', rng).text}".strip()
+        else:
+            text = " ".join(
+                rng.choice(
+                    rng.choice((DIGITS, DIGITS, DEVICES, STATES))
+                    if rng.random() < _CONTENT_SHARE
+                    else words
+                )
+                for _ in range(rng.randint(*_NUM_WORDS))
+            )
+        gap_s = round(rng.uniform(0.3, 0.8), 2)
+        turns.append(Turn(speaker="user", text=text, gap_s=gap_s))
+    return Script(name=name, turns=tuple(turns))

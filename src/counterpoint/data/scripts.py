@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,8 @@ class Turn:
             the other speaker that has the floor: a "backchannel" leaves it there; an "interruption"
             takes it, and the other one stops.
         pauses: (word index, seconds) each: silence before that word, not before the first one.
+        breaths: Indices of words before which a breath is taken, not the first: what lies between
+            is spoken by itself, as if nothing came before and behind, 0.2 s apart.
         gap_s: Of a "turn": silence between the turn before and this one, negative where they
             overlap; ``None`` is drawn from what humans do.
         after_word: Of the other kinds: index of the word of the other's turn after whose end this
@@ -43,6 +46,7 @@ class Turn:
     text: str
     kind: Kind = "turn"
     pauses: tuple[tuple[int, float], ...] = ()
+    breaths: tuple[int, ...] = ()
     gap_s: float | None = None
     after_word: int | None = None
     yield_s: float | None = None
@@ -50,13 +54,16 @@ class Turn:
     def __post_init__(self) -> None:
         if not any(map(str.isalnum, self.text)):
             raise ValueError(f"`text` must have a letter or a digit: got {self.text!r}.")
-        places = [index for index, _ in self.pauses]
         last = len(self.text.split()) - 1
-        if places != sorted(set(places)) or any(not 0 < place <= last for place in places):
-            raise ValueError(
-                f"`pauses` must be before different words 1 to {last}, in order: got {places} in "
-                f"{self.text!r}."
-            )
+        for name, places in (
+            ("pauses", [index for index, _ in self.pauses]),
+            ("breaths", list(self.breaths)),
+        ):
+            if places != sorted(set(places)) or any(not 0 < place <= last for place in places):
+                raise ValueError(
+                    f"`{name}` must be before different words 1 to {last}, in order: got {places} "
+                    f"in {self.text!r}."
+                )
         if any(not 0 < seconds < math.inf for _, seconds in self.pauses):
             raise ValueError(f"`pauses` must be longer than 0 s: got {self.pauses}.")
         if not all(map(math.isfinite, (self.gap_s or 0.0, self.yield_s or 0.0))):
@@ -79,6 +86,12 @@ class Turn:
     def words(self) -> list[str]:
         """Blank-separated pieces of the text."""
         return self.text.split()
+
+    @property
+    def phrases(self) -> list[str]:
+        """What is spoken by itself."""
+        edges = [0, *self.breaths, len(self.words)]
+        return [" ".join(self.words[start:stop]) for start, stop in pairwise(edges)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,7 +278,8 @@ def _turn(values: Any) -> Turn:
         if converted.get(name) is not None:
             converted[name] = kind(converted[name])
     pauses = tuple((int(place), float(seconds)) for place, seconds in values.get("pauses", ()))
-    return Turn(**{**converted, "pauses": pauses})
+    breaths = tuple(map(int, values.get("breaths", ())))
+    return Turn(**{**converted, "pauses": pauses, "breaths": breaths})
 
 
 def _named(read: Any, record: dict[str, Any], place: str) -> Script:

@@ -5,6 +5,7 @@ the model and sees nothing of the others. A dialogue in which the agent has a ro
 PersonaPlex's prompt, which carries no loss.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ class SpeechData:
         copies: Times that each recording is encoded, each with another draw of the augmentation.
         seed: Decides what happens.
         cache_folder: Where codes are kept.
+        transcribe_after_s: Let the text be what the user says, each word so many seconds after its
+            end, instead of what the agent says, and train it alone; ``None`` for the agent.
         role_prompts: Let each piece of a dialogue with a role or a voice begin with a prompt.
         text: Batches of text alone between those of speech, by the same tokeniser.
     """
@@ -66,6 +69,7 @@ class SpeechData:
     copies: int = 1
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/dialogues"
+    transcribe_after_s: float | None = None
     role_prompts: bool = False
     text: TextBatches | None = None
 
@@ -73,6 +77,10 @@ class SpeechData:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
             raise ValueError(
                 f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
+            )
+        if self.transcribe_after_s is not None and not 0 <= self.transcribe_after_s < math.inf:
+            raise ValueError(
+                f"`transcribe_after_s` must be >= 0 or None: got {self.transcribe_after_s}."
             )
 
 
@@ -195,7 +203,7 @@ def prepare_speech(
         prompts = RolePrompts(model.config, codec, tokenizer, config.cache_folder)
 
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
-        dialogues = read_dialogues(path)
+        dialogues = read_dialogues(path, config.transcribe_after_s)
         files = [
             file
             for seed in seeds
@@ -213,7 +221,13 @@ def prepare_speech(
             )
         ]
         examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
-        return DialogueRows(examples, model, round(config.row_s * codec.frame_rate_hz), prompts)
+        return DialogueRows(
+            examples,
+            model,
+            round(config.row_s * codec.frame_rate_hz),
+            prompts,
+            only_text=config.transcribe_after_s is not None,
+        )
 
     seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
     return SpeechCorpus(
@@ -270,7 +284,7 @@ class RolePrompts:
 
 
 class DialogueRows:
-    """Rows of equal length, filled with whole examples in order while they fit.
+    """Rows of equal length, filled with whole examples: each goes into the first row with room.
 
     Behind the last example of a row nothing is read and nothing is trained.
 
@@ -279,6 +293,7 @@ class DialogueRows:
         model: Lays them out; only its config is used.
         row_ticks: Frames in a row; the longest prompt comes on top.
         prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
+        only_text: Train the text alone.
 
     Raises:
         ValueError: There are no examples, or one is longer than a row.
@@ -290,7 +305,9 @@ class DialogueRows:
         model: Moshi,
         row_ticks: int,
         prompts: Callable[[Example], Ticks | None] | None = None,
+        only_text: bool = False,
     ) -> None:
+        self._only_text = only_text
         self._examples = examples
         self._model = model
         self._prompts = prompts
@@ -302,14 +319,13 @@ class DialogueRows:
                 f"frames: got {len(lengths)}, the longest of {max(lengths, default=0)}."
             )
         self.row_ticks = row_ticks + max(prompt for prompt, _ in sizes)
-        self._rows: list[list[int]] = [[]]
-        filled = 0
+        self._rows: list[list[int]] = []
+        room = np.full(len(sizes), self.row_ticks)
         for number, length in enumerate(map(sum, sizes)):
-            if filled + length > self.row_ticks:
-                self._rows.append([])
-                filled = 0
-            self._rows[-1].append(number)
-            filled += length
+            row = int((room >= length).argmax())
+            self._rows += [[] for _ in range(row - len(self._rows) + 1)]
+            self._rows[row].append(number)
+            room[row] -= length
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -317,9 +333,10 @@ class DialogueRows:
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """The rows at ``indices`` as a batch; its size counts frames."""
         rows = [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
+        targets = _stacked([row.targets for row in rows])
         return Batch(
             ticks=_stacked([row.ticks for row in rows]),
-            targets=_stacked([row.targets for row in rows]),
+            targets={TEXT: targets[TEXT]} if self._only_text else targets,
             elements=_stacked([row.elements for row in rows]),
             document_start=torch.cat([row.document_start for row in rows]),
             size=sum(row.size for row in rows),

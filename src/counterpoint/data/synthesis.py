@@ -31,13 +31,14 @@ from counterpoint.data.scripts import Script
 from counterpoint.data.turn_statistics import TurnStatistics, measure
 from counterpoint.data.turn_taking import Embellishment, embellish
 from counterpoint.speech.audio import inspect_audio, write_audio
-from counterpoint.speech.engines import digest
-from counterpoint.speech.voices import Speaker, Synthesizer, Voice, available_voices
+from counterpoint.speech.engines import SpokenWord, digest
+from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice, available_voices
 from counterpoint.streams.timeline import Timeline
 
 USER_SPEAKER = "SPEAKER_OTHER"
 LIST_NAME = "dialogues.jsonl"
 _VERSION = 1
+_BREATH_S = 0.2
 _PACE_STEP = 0.05  # few paces, so that utterances are found again
 
 _Made = tuple[str, float | Exception]
@@ -135,7 +136,14 @@ class Maker:
         voices = cast_voices(script.name, config)
         full = embellish(script, config.embellishment, config.seed)
         spoken = [
-            self.speaker.speak(turn.text, voices[turn.speaker], config.sample_rate)
+            _breathing(
+                [
+                    self.speaker.speak(phrase, voices[turn.speaker], config.sample_rate)
+                    for phrase in turn.phrases
+                ],
+                round(_BREATH_S * config.sample_rate),
+                config.sample_rate,
+            )
             for turn in full.turns
         ]
         header = {
@@ -338,6 +346,20 @@ def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[
 
 def _attempt_on_ray(actor: Any, script: Script) -> Any:
     return actor.attempt.remote(script)
+
+
+def _breathing(phrases: Sequence[Spoken], breath: int, sample_rate: int) -> Spoken:
+    """One utterance of several, ``breath`` samples of silence between them."""
+    audio, words, first = list[torch.Tensor](), list[SpokenWord](), 0
+    for phrase in phrases:
+        start_s = first / sample_rate
+        words += [
+            SpokenWord(word.text, word.start_s + start_s, word.end_s + start_s)
+            for word in phrase.words
+        ]
+        audio += [phrase.audio, torch.zeros(breath)]
+        first += len(phrase.audio) + breath
+    return Spoken(audio=torch.cat(audio[:-1]), words=tuple(words))
 
 
 def _alignments(timeline: Timeline) -> list[list[Any]]:

@@ -1,5 +1,7 @@
 """A small model that talks: it answers orders, waits through pauses, and can be interrupted."""
 
+from dataclasses import replace
+
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.speech import SpeechData
@@ -25,46 +27,65 @@ def duplex_small() -> DuplexStudy:
     Needs the extras `speech` and `voices`. Under two hours on two cores.
     """
     return DuplexStudy(
+        listening=Run(
+            name="duplex_small_listening",
+            system=system(),
+            data=replace(_data(), transcribe_after_s=0.16),
+            train=_train(num_steps=2000),
+        ),
         run=Run(
             name="duplex_small",
             system=system(),
-            data=SpeechData(
-                train="",  # the study puts its own dialogues here
-                row_s=30.0,
-                augmentation=Augmentation(
-                    gain_probability=0.7,
-                    gain_db=(-8.0, 6.0),
-                    noise_db=(-40.0, -15.0),
-                    noise_s=(0.5, 8.0),
-                    echo_probability=0.0,
-                ),
-            ),
-            train=TrainConfig(
-                num_steps=5000,
-                batch_rows=2,
-                precision="bfloat16",
-                evaluate_every=200,
-                checkpoint_every=200,
-                log_every=10,
-                optimizer=OptimizerConfig(lr=2e-3, muon_lr=0.02, weight_decay=0.05),
-                schedule=ScheduleConfig(kind="wsd", warmup_steps=50, final_ratio=0.05),
-            ),
+            data=_data(),
+            train=_train(num_steps=4000),
         ),
         synthesis=SynthesisConfig(
             sample_rate=8000,
             agent_voices=(Voice(),),
-            user_voices=tuple(Voice(formant=formant) for formant in (0.88, 1.15, 1.3, 1.45)),
+            user_voices=tuple(
+                Voice(formant=formant, pace=pace)
+                for formant in (0.88, 1.15, 1.3, 1.45)
+                for pace in (0.9, 1.0, 1.1)
+            ),
             pace_spread=0.0,
             embellishment=PLAIN,
         ),
     )
 
 
+def _data() -> SpeechData:
+    return SpeechData(
+        train="",  # the study puts its own dialogues here
+        row_s=30.0,
+        augmentation=Augmentation(
+            gain_probability=0.5,
+            gain_db=(-6.0, 6.0),
+            noise_db=(-50.0, -25.0),
+            noise_s=(0.5, 8.0),
+            echo_probability=0.0,
+        ),
+        copies=2,
+    )
+
+
+def _train(num_steps: int) -> TrainConfig:
+    return TrainConfig(
+        num_steps=num_steps,
+        batch_rows=2,
+        precision="bfloat16",
+        evaluate_every=200,
+        checkpoint_every=200,
+        log_every=10,
+        optimizer=OptimizerConfig(lr=2e-3, muon_lr=0.02, weight_decay=0.05),
+        schedule=ScheduleConfig(kind="wsd", warmup_steps=50, decay_fraction=0.4, final_ratio=0.02),
+    )
+
+
 def system() -> MoshiConfig:
-    """Only the agent is predicted; 10 s of context."""
+    """Only the agent is predicted; 6 s of context."""
     return MoshiConfig(
         temporal=TowerConfig(
-            width=256, num_layers=6, num_heads=4, mlp_hidden=682, window=250, norm_epsilon=1e-8
+            width=256, num_layers=6, num_heads=4, mlp_hidden=682, window=150, norm_epsilon=1e-8
         ),
         depth=DepthConfig(
             width=128, num_layers=2, num_heads=2, mlp_hidden=341, norm_epsilon=1e-8

@@ -1,4 +1,8 @@
-"""A duplex study: dialogues are made, a Moshi learns from them, and is measured in live talk."""
+"""A duplex study: dialogues are made, a Moshi learns from them, and is measured in live talk.
+
+Before it talks it listens: its text writes down what a user says who talks alone. In a dialogue
+only the few words that decide an answer tell whether it has understood; here every word does.
+"""
 
 import json
 import sys
@@ -14,7 +18,8 @@ from typing import Any
 import torch
 
 from counterpoint.data.dialogues import DialogueConfig
-from counterpoint.data.orders import Split, order_scripts
+from counterpoint.data.orders import listening_scripts, order_scripts
+from counterpoint.data.scripts import Script
 from counterpoint.data.speech import codec_of
 from counterpoint.data.synthesis import LIST_NAME, SynthesisConfig, synthesize
 from counterpoint.data.words import open_tokenizer, train_tokenizer
@@ -31,11 +36,11 @@ from counterpoint.speech.voices import Synthesizer
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system
+from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 
-_SPLITS: tuple[Split, Split] = ("train", "held_out")
 _SHARES = (0.5, 0.95)
 _TELL_EVERY_S = 10.0
 
@@ -45,8 +50,10 @@ class DuplexStudy:
     """One model that learns to answer spoken orders.
 
     Attributes:
-        run: The model and how it learns; its data get the dialogues of the study.
+        run: The model and how it learns to talk; its data get the dialogues of the study.
+        listening: How the same model learns to listen before.
         synthesis: How dialogues sound, and who speaks in trials.
+        num_listening: Recordings of the user alone.
         num_train: Dialogues to learn from.
         num_held_out: Dialogues to measure the loss on; other wordings.
         num_trials: Live conversations for each ability.
@@ -55,7 +62,9 @@ class DuplexStudy:
     """
 
     run: Run
+    listening: Run
     synthesis: SynthesisConfig
+    num_listening: int = 1000
     num_train: int = 3500
     num_held_out: int = 100
     num_trials: int = 100
@@ -68,7 +77,13 @@ class DuplexStudy:
                 "A duplex study must train a Moshi on SpeechData: got "
                 f"{type(self.run.system).__name__}."
             )
-        for name in ("num_train", "num_held_out", "num_trials", "workers"):
+        if self.listening.system != self.run.system:
+            raise ValueError("A duplex study must listen and talk with the same `system`.")
+        if self.listening.speech_data.transcribe_after_s is None:
+            raise ValueError(
+                "`listening.data.transcribe_after_s` must be a number of seconds: got None."
+            )
+        for name in ("num_listening", "num_train", "num_held_out", "num_trials", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
         if not 1 <= self.vocab_size <= self.run.system.text_vocab_size:
@@ -88,7 +103,8 @@ class DuplexStudy:
 def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
     """Make, train, measure; what is made and trained already is kept, measuring begins anew.
 
-    The folder gets ``dialogues/``, the run, ``abilities.json`` and a recording of each ability.
+    The folder gets ``dialogues/``, the run and the one before it (``listening/``),
+    ``abilities.json`` and a recording of each ability.
 
     Returns:
         False when a signal stopped the training.
@@ -99,21 +115,28 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
     begin = time.perf_counter()
     _check_ready(study)
     _check_same(study, folder)
+    scripts = _scripts(study)
     tokenizer = folder / "words.model"
     if not tokenizer.exists():
-        texts = [turn.text for s in order_scripts("train", study.num_train) for turn in s.turns]
+        texts = [turn.text for script in scripts["train"] for turn in script.turns]
+        texts += [turn.text for script in scripts["listening"] for turn in script.turns]
         train_tokenizer(texts, tokenizer, study.vocab_size)
     voices = Synthesizer(folder / "utterances")
-    for split, count in zip(_SPLITS, (study.num_train, study.num_held_out), strict=True):
+    for name, own in scripts.items():
         synthesize(
-            order_scripts(split, count),
-            folder / "dialogues" / split,
+            own,
+            folder / "dialogues" / name,
             study.synthesis,
             workers=study.workers,
             speaker=voices,
-            on_progress=_Progress(f"making {split} dialogues"),
+            on_progress=_Progress(f"making {name} dialogues"),
         )
-    result = train_run(_with_data(study, folder), folder, world)
+    heard = train_run(_with_data(study.listening, folder, "listening"), folder / "listening", world)
+    if not heard.finished:
+        return False
+    begun = FineTuneConfig(init_from=str(folder / "listening"))
+    run = replace(study.run, train=replace(study.run.train, fine_tune=begun))
+    result = train_run(_with_data(run, folder, "train"), folder, world)
     if not result.finished:
         return False
     measure = partial(_measure, study, result.checkpoint, folder)
@@ -136,16 +159,24 @@ def _check_ready(study: DuplexStudy) -> None:
         speaker.speak("yes", voice, study.synthesis.sample_rate)
 
 
+def _scripts(study: DuplexStudy) -> dict[str, list[Script]]:
+    """What is said, by the name of its folder."""
+    return {
+        "listening": listening_scripts(study.num_listening),
+        "train": order_scripts("train", study.num_train),
+        "held_out": order_scripts("held_out", study.num_held_out),
+    }
+
+
 def _check_same(study: DuplexStudy, folder: Path) -> None:
     """Refuse a folder of other dialogues: its checkpoints have learned from those."""
-    counts = dict(zip(_SPLITS, (study.num_train, study.num_held_out), strict=True))
+    scripts = _scripts(study)
     own = {
-        "dialogues": counts,
+        "dialogues": {name: len(some) for name, some in scripts.items()},
         "vocab_size": study.vocab_size,
         "synthesis": encode(study.synthesis),
         "scripts": {
-            split: digest([script.to_json() for script in order_scripts(split, count)])
-            for split, count in counts.items()
+            name: digest([script.to_json() for script in some]) for name, some in scripts.items()
         },
     }
     file = folder / "study.json"
@@ -163,12 +194,15 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
     partial.replace(file)
 
 
-def _with_data(study: DuplexStudy, folder: Path) -> Run:
-    """The run with the study's dialogues and tokeniser."""
-    train, held_out = (str(folder / "dialogues" / split / LIST_NAME) for split in _SPLITS)
-    tokenizer = str(folder / "words.model")
-    data = replace(study.run.speech_data, train=train, held_out=held_out, tokenizer=tokenizer)
-    return replace(study.run, data=data)
+def _with_data(run: Run, folder: Path, train: str) -> Run:
+    """A run with dialogues of the study, and its tokeniser."""
+    data = replace(
+        run.speech_data,
+        train=str(folder / "dialogues" / train / LIST_NAME),
+        held_out=str(folder / "dialogues" / "held_out" / LIST_NAME),
+        tokenizer=str(folder / "words.model"),
+    )
+    return replace(run, data=data)
 
 
 def _measure(
@@ -176,7 +210,7 @@ def _measure(
 ) -> dict[str, Any]:
     """One row of the table, in a process of its own; writes the first conversation."""
     torch.set_num_threads(1)
-    voices, run = Synthesizer(folder / "utterances"), _with_data(study, folder)
+    voices, run = Synthesizer(folder / "utterances"), _with_data(study.run, folder, "train")
     system = load_system(checkpoint)
     if not isinstance(system, Moshi):
         raise AssertionError("the run trains a Moshi")
