@@ -146,6 +146,18 @@ def whole(tensor: Tensor) -> Tensor:
     return full() if callable(full) else tensor
 
 
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's piece of a tensor that all processes hold, if ``like`` is sharded."""
+    if not callable(getattr(like, "full_tensor", None)):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(like, DTensor)
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    held = DTensor.from_local(tensor, like.device_mesh, everywhere, run_check=False)
+    return held.redistribute(like.device_mesh, like.placements)
+
+
 def system_class(system: nn.Module) -> type:
     """Class of a system as it was written; sharding puts a class of its own in front."""
     return next(cls for cls in type(system).__mro__ if not cls.__name__.startswith("FSDP"))
