@@ -298,9 +298,13 @@ def _in_processes(
 
 
 def _work(maker: Maker, tasks: Any, results: Any) -> None:
-    """What a process does; the one that started it decides about interruptions."""
+    """What a process does; the one that started it decides about interruptions.
+
+    It ends with that one, also where that was killed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while (script := tasks.get()) is not None:
+    parent = multiprocessing.parent_process()
+    while (script := tasks.get()) is not None and parent is not None and parent.is_alive():
         results.put(maker.attempt(script))
 
 

@@ -31,13 +31,13 @@ def duplex_small() -> DuplexStudy:
             name="duplex_small_listening",
             system=system(),
             data=replace(_data(), transcribe_after_s=0.16),
-            train=_train(num_steps=2000),
+            train=_train(num_steps=2000, lr=2e-3, muon_lr=0.02),
         ),
         run=Run(
             name="duplex_small",
             system=system(),
             data=_data(),
-            train=_train(num_steps=4000),
+            train=_train(num_steps=4000, lr=1.5e-3, muon_lr=0.012),
         ),
         synthesis=SynthesisConfig(
             sample_rate=8000,
@@ -68,7 +68,7 @@ def _data() -> SpeechData:
     )
 
 
-def _train(num_steps: int) -> TrainConfig:
+def _train(num_steps: int, lr: float, muon_lr: float) -> TrainConfig:
     return TrainConfig(
         num_steps=num_steps,
         batch_rows=2,
@@ -76,7 +76,7 @@ def _train(num_steps: int) -> TrainConfig:
         evaluate_every=200,
         checkpoint_every=200,
         log_every=10,
-        optimizer=OptimizerConfig(lr=2e-3, muon_lr=0.02, weight_decay=0.05),
+        optimizer=OptimizerConfig(lr=lr, muon_lr=muon_lr, weight_decay=0.05),
         schedule=ScheduleConfig(kind="wsd", warmup_steps=50, decay_fraction=0.4, final_ratio=0.02),
     )
 

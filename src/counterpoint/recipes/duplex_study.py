@@ -65,7 +65,7 @@ class DuplexStudy:
     listening: Run
     synthesis: SynthesisConfig
     num_listening: int = 1000
-    num_train: int = 3500
+    num_train: int = 3000
     num_held_out: int = 100
     num_trials: int = 100
     vocab_size: int = 400
