@@ -248,9 +248,23 @@ def test_semantic_codebooks_and_padding_have_the_weights_of_the_paper() -> None:
 
 def test_unset_ids_embed_to_zero_whatever_the_tables_hold(model: Moshi) -> None:
     frames = {name: torch.full_like(ids, -1) for name, ids in frames_of(model, 1, 4).items()}
-    assert not model._embed(frames).any()
+    assert not model.embed(frames).any()
     embedding = model.depth.first_embedding
     assert not embedding(torch.full((2, 1), -1)).any()
+
+
+def test_a_share_of_what_is_heard_is_left_out_in_training_alone() -> None:
+    model = build(replace(CONFIGS["agent_only"], heard_dropout=0.5))
+    batch = model.batch(random_codes(model, 1, 400))
+    with_gaps = model.train()._with_gaps(batch.ticks)
+    for name, ids in batch.ticks.items():
+        same = with_gaps[name] == ids
+        if name.startswith("user"):
+            assert 0.4 < same.float().mean() < 0.6
+            assert (with_gaps[name][~same] == -1).all()
+        else:
+            assert same.all()
+    assert model.eval()._with_gaps(batch.ticks) is batch.ticks
 
 
 def test_text_only_batch_trains_the_text_beside_unset_audio(model: Moshi) -> None:
@@ -369,6 +383,7 @@ def test_shard_units_are_the_layers_of_both_transformers(model: Moshi) -> None:
         ({"num_predicted": 2}, r"one of \[1, 3, 4, 6\] codebooks: got 2"),
         ({"text_padding_id": TEXT_VOCAB}, f"0 to {TEXT_VOCAB - 1}: got {TEXT_VOCAB}"),
         ({"text_light_weight": 0.0}, "`text_light_weight` must be above 0"),
+        ({"heard_dropout": 1.0}, "`heard_dropout` must be >= 0 and < 1: got 1.0"),
         ({"audio_vocab_size": 3}, r"`codebook_sizes` must be 1 to `audio_vocab_size`, 3: got"),
     ],
 )

@@ -53,7 +53,7 @@ class DuplexStudy:
         run: The model and how it learns to talk; its data get the dialogues of the study.
         listening: How the same model learns to listen before.
         synthesis: How dialogues sound, and who speaks in trials.
-        num_listening: Recordings of the user alone.
+        num_listening: Recordings of the user alone; the model listens to these and all dialogues.
         num_train: Dialogues to learn from.
         num_held_out: Dialogues to measure the loss on; other wordings.
         num_trials: Live conversations for each ability.
@@ -131,7 +131,8 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
             speaker=voices,
             on_progress=_Progress(f"making {name} dialogues"),
         )
-    heard = train_run(_with_data(study.listening, folder, "listening"), folder / "listening", world)
+    _join_lists(folder / "dialogues", ("listening", "train"))
+    heard = train_run(_with_data(study.listening, folder, ""), folder / "listening", world)
     if not heard.finished:
         return False
     begun = FineTuneConfig(init_from=str(folder / "listening"))
@@ -194,8 +195,19 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
     partial.replace(file)
 
 
+def _join_lists(folder: Path, names: Sequence[str]) -> None:
+    """One list of the recordings in several folders."""
+    records = [
+        {**record, "path": f"{name}/{record['path']}"}
+        for name in names
+        for record in map(json.loads, (folder / name / LIST_NAME).read_text("utf-8").splitlines())
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / LIST_NAME).write_text(text, encoding="utf-8")
+
+
 def _with_data(run: Run, folder: Path, train: str) -> Run:
-    """A run with dialogues of the study, and its tokeniser."""
+    """A run with the study's tokeniser and the dialogues of a folder; "" for all to learn from."""
     data = replace(
         run.speech_data,
         train=str(folder / "dialogues" / train / LIST_NAME),

@@ -26,7 +26,7 @@ from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.delay import delay
-from counterpoint.streams.spec import UNSET_ID, Layout, Stream, Ticks
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import Logits, Loss, in_chunks, state_bytes
 from counterpoint.systems.moshi_names import load_reference, reference_names, to_reference
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, two_speakers
@@ -271,7 +271,7 @@ class Moshi(nn.Module):
         Each element is scored after the elements before it in ``batch.elements``. Without audio
         targets only the text is scored.
         """
-        x = self._embed(batch.ticks)
+        x = self.embed(self._with_gaps(batch.ticks))
         z = self.norm(self.temporal(x, self.temporal.reach(batch.document_start)))
         logits = {TEXT: self.head(z)}
         if all(stream.name in batch.targets for stream in self.predicted):
@@ -288,7 +288,19 @@ class Moshi(nn.Module):
             logits |= {s.name: piece for s, piece in zip(self.predicted, pieces, strict=True)}
         return logits
 
-    def _embed(self, ticks: Ticks) -> Float[Tensor, "B T D"]:
+    def _with_gaps(self, ticks: Ticks) -> Ticks:
+        """Frames, in training without some of the heard elements; see `heard_dropout`."""
+        share = self.config.heard_dropout
+        if not self.training or not share:
+            return ticks
+        heard = {s.name: ticks[s.name] for s in self.audio if s.role == Role.HEARD}
+        gaps = {
+            name: ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, UNSET_ID)
+            for name, ids in heard.items()
+        }
+        return {**ticks, **gaps}
+
+    def embed(self, ticks: Ticks) -> Float[Tensor, "B T D"]:
         """The sum of the embeddings of all elements of a frame."""
         codes = torch.cat([ticks[stream.name] for stream in self.audio], -1)
         text = self.text_embedding(ticks[TEXT][..., None])
@@ -354,10 +366,22 @@ class Moshi(nn.Module):
         z, state = in_chunks(self._read_chunk, self.temporal.chunk_steps, ticks, state, lengths)
         return z["z"], state
 
+    def read_embedded(
+        self, x: Float[Tensor, "B T D"], state: MoshiState
+    ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
+        """Read some more frames that `embed` has summed up; see `read`."""
+        z, state = in_chunks(self._read_sums, self.temporal.chunk_steps, {"x": x}, state, None)
+        return z["z"], state
+
     def _read_chunk(
         self, ticks: Ticks, state: MoshiState, lengths: Tensor | None
     ) -> tuple[Mapping[str, Tensor], MoshiState]:
-        x = self._embed(ticks)
+        return self._read_sums({"x": self.embed(ticks)}, state, lengths)
+
+    def _read_sums(
+        self, sums: Mapping[str, Tensor], state: MoshiState, lengths: Tensor | None
+    ) -> tuple[Mapping[str, Tensor], MoshiState]:
+        x = sums["x"]
         num_ticks = x.shape[1]
         reach = self.temporal.streaming_reach(state.position, num_ticks, lengths)
         z = self.norm(self.temporal(x, reach, state.caches))

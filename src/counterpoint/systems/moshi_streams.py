@@ -63,6 +63,8 @@ class MoshiConfig:
         text_light_ids: Text ids that weigh less in the loss.
         text_light_weight: Their weight.
         tick_hz: Frames a second.
+        heard_dropout: Share of the heard elements that a model in training does not get to read, so
+            that it does not learn recordings by heart.
     """
 
     temporal: TowerConfig
@@ -77,8 +79,11 @@ class MoshiConfig:
     text_light_ids: tuple[int, ...] = (3,)
     text_light_weight: float = 0.5
     tick_hz: float = 12.5
+    heard_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.heard_dropout < 1:
+            raise ValueError(f"`heard_dropout` must be >= 0 and < 1: got {self.heard_dropout}.")
         ends = [sum(s.depth for s in self.audio[: i + 1]) for i in range(len(self.audio))]
         if self.num_predicted not in ends:
             raise ValueError(

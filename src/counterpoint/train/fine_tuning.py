@@ -30,7 +30,7 @@ from counterpoint.train.distributed import system_class
 
 MAY_DIFFER = (
     *("loss_weight", "codebook_sizes", "text_light_ids", "text_light_weight"),
-    *("window", "pinned_steps"),
+    *("window", "pinned_steps", "heard_dropout"),
 )
 """Fields of configs that do not change what weights mean."""
 
