@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import torch
 
 from counterpoint.cli import talk as verb
 from counterpoint.cli.talk import main, open_speaker, outputs, read_user_words
-from counterpoint.data.dialogues import read_dialogues
+from counterpoint.data.dialogues import VOICE_LUFS, read_dialogues
+from counterpoint.data.speech import codec_fillers
 from counterpoint.speech.audio import read_audio, resample
+from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi_checkpoint import load_moshi
+from counterpoint.systems.moshi_voice import record_voice, write_voice
+from counterpoint.systems.personaplex import hybrid_prompt
 from tests.cli import examples
 from tests.cli.talkers import change_weights, write_published, write_run
 
@@ -36,6 +41,21 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def write_voices_that_do_not_fit(run: Path) -> None:
+    """Of the width, of the weights, or of the length of another model."""
+    speaker = open_speaker(run)
+    zero = {name: ids * 0 for name, ids in speaker.system.initial_frame(1).items()}
+    embedding = speaker.system.embed(zero).detach()
+    wide = torch.nn.functional.pad(embedding, (0, 1))
+    for name, found in (
+        ("other", wide.expand(3, 1, 1, -1)),
+        ("alien", embedding.expand(3, 1, 1, -1) + 1),
+        ("long", embedding.expand(290, 1, 1, -1)),
+    ):
+        cache = torch.zeros(1, 9, 4, dtype=torch.long)
+        torch.save({"embeddings": found, "cache": cache}, f"{name}.pt")
 
 
 def record(name: str, duration_s: float = 0.5, rate: int = 8000, channels: int = 1) -> np.ndarray:
@@ -176,6 +196,11 @@ def test_large_recordings_stay_beside_their_page(
         ("--output in.wav", "must not write over what is read: in.wav is both"),
         ("--words words.json --output words.wav", "words.json is both"),
         ("--voice none.wav", "must be an existing file: got 'none.wav'"),
+        ("--voice none.pt", "`--voice` must be an existing file: got 'none.pt'"),
+        ("--voice text.pt", "text.pt must be a whole file of plain tensors"),
+        ("--voice other.pt", "other.pt must have the shapes .* Use a voice made for this model"),
+        ("--voice alien.pt", "must be of the model that hears it"),
+        ("--voice long.pt", "window of 300 frames: got 314, 290 of them of the voice. Shorten"),
         ("--voice silent.wav", "louder than -70.0 LUFS"),
         ("--words none.json", "`--words` must be an existing file: got 'none.json'"),
         ("--output folder.wav", "`--output` must be a file: 'folder.wav' is a folder"),
@@ -193,8 +218,10 @@ def test_large_recordings_stay_beside_their_page(
 def test_mistakes_are_told_in_one_line(run: Path, words: str, message: str) -> None:
     record("in.wav")
     Path("folder.wav").mkdir()
-    Path("notes.txt").write_text("no sound")
-    Path("words.json").write_text("[]")
+    for name in ("notes.txt", "text.pt"):
+        Path(name).write_text("no sound")
+    if ".pt" in words:
+        write_voices_that_do_not_fit(run)
     soundfile.write("empty.wav", np.zeros(0), 8000)
     soundfile.write("short.wav", np.zeros(1), 48_000)
     soundfile.write("silent.wav", np.zeros(8000), 8000)
@@ -267,6 +294,29 @@ def test_published_folder_talks(published: Path, name: str) -> None:
     assert both.shape == (2, 9600)
     assert both[0, : 2 * 1920 - 1920].abs().max() == 0
     assert both[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["voice.pt", "voice.safetensors"])
+@pytest.mark.parametrize("role", ["", "you are a kind teacher"])
+def test_cached_voice_is_as_its_recording(published: Path, name: str, role: str) -> None:
+    record("in.wav", 1.0, 24_000)
+    record("voice.wav", 1.3, 24_000)
+    speaker = open_speaker(published)
+    heard = normalise_loudness(read_audio("voice.wav", 24_000, 1), 24_000, VOICE_LUFS)
+    fillers = replace(codec_fillers(speaker.codec), pause_s=0)
+    prompt = hybrid_prompt(speaker.system.config, (), speaker.codec.encode(heard)[0], fillers)
+    voice = record_voice(speaker.system, prompt)
+    if name.endswith(".pt"):
+        torch.save({"embeddings": voice.embeddings, "cache": voice.cache}, name)
+    else:
+        write_voice(voice, speaker.system.config, Path(name))
+    said = []
+    for given in (name, "voice.wav"):
+        talk(published, "--greedy", "--voice", given, "--prompt", role)
+        said.append(read_audio("out.wav", 24_000, 2))
+    assert torch.equal(*said)
+    talk(published, "--greedy", "--prompt", role)
+    assert not torch.equal(read_audio("out.wav", 24_000, 2), said[0])
 
 
 @pytest.mark.parametrize(

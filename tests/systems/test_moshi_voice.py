@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from counterpoint.systems.moshi_checkpoint import moshi_config
 from counterpoint.systems.moshi_config import ReferenceConfig
 from counterpoint.systems.moshi_voice import Voice, read_voice, write_voice
 from tests.systems.tiny_moshi_weights import tiny_keys
 
-CONFIG = ReferenceConfig.from_json(tiny_keys(16))
+CONFIG = moshi_config(ReferenceConfig.from_json(tiny_keys(16)))
 
 
 def tensors(frames: int = 5) -> dict[str, Tensor]:

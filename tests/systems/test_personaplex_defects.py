@@ -20,6 +20,7 @@ from counterpoint.runtime.sampler import Sampling
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_checkpoint import moshi_config
 from counterpoint.systems.moshi_config import ReferenceConfig
 from counterpoint.systems.moshi_voice import read_voice
 from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
@@ -151,7 +152,7 @@ def test_4_voices_are_codes_or_plain_tensors_never_code_or_paths(
     monkeypatch.chdir(tmp_path)
     torch.save({"embeddings": Hostile(), "cache": torch.zeros(1)}, tmp_path / "voice.pt")
     with pytest.raises(ValueError, match="could run code and is refused"):
-        read_voice(tmp_path / "voice.pt", ReferenceConfig.from_json(tiny_keys(16)))
+        read_voice(tmp_path / "voice.pt", moshi_config(ReferenceConfig.from_json(tiny_keys(16))))
     assert not (tmp_path / "owned").exists()
 
     def refuse(*_: Any, **__: Any) -> Any:

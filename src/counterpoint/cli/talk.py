@@ -33,6 +33,7 @@ from counterpoint.evaluate.conversation import (
 from counterpoint.evaluate.conversation_figure import Talk, draw_conversation
 from counterpoint.evaluate.conversation_page import conversation_page
 from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.prompts import Prefix
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import (
     AGENT,
@@ -42,11 +43,15 @@ from counterpoint.runtime.talk import (
     agent_alone,
     converse,
     opening,
+    opening_in_voice,
 )
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio, write_stereo
+from counterpoint.streams.spec import Ticks
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_checkpoint import load_moshi
+from counterpoint.systems.moshi_voice import FILES as VOICE_FILES
+from counterpoint.systems.moshi_voice import read_voice
 from counterpoint.systems.moshi_weights import CONFIG, WEIGHTS, WEIGHTS_INT8
 from counterpoint.systems.personaplex import Fillers
 from counterpoint.train.checkpoint import MANIFEST, load_system
@@ -80,7 +85,7 @@ class Options:
         input: The recording: WAV, FLAC, Ogg; of any rate.
         output: The WAV file to write; names the others.
         prompt: Role of the agent, as PersonaPlex reads it.
-        voice: A recording of the voice the agent shall have.
+        voice: A recording of the voice the agent shall have, or a voice of PersonaPlex (.pt).
         words: What is said in the recording (JSON with alignments or chunks), for the picture.
         channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
         tail: Seconds of silence that are heard behind the recording.
@@ -119,8 +124,8 @@ def main(arguments: Sequence[str]) -> int:
     speaker = open_speaker(options.checkpoint, options.device)
     rate = speaker.codec.sample_rate
     blocks = _heard(options, rate)
-    voice = read_audio(options.voice, rate, 1)[0] if options.voice else None
-    conversation = Conversation(speaker, sampling, prompt=opening(speaker, options.prompt, voice))
+    prompt, prefix = _opening(options, speaker)
+    conversation = Conversation(speaker, sampling, prompt=prompt, prefix=prefix)
     pieces = converse(conversation, blocks, options.tail)
     duration_s = inspect_audio(options.input).duration_s + options.tail
     write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
@@ -236,9 +241,13 @@ def _check(options: Options) -> None:
     for written in outputs(output).values():
         if written.resolve() in read:
             raise ValueError(f"`--output` must not write over what is read: {written} is both.")
-    for path in (options.input, options.voice):
-        if path is not None:
-            inspect_audio(path)
+    inspect_audio(options.input)
+    if options.voice is None:
+        return
+    if options.voice.suffix not in VOICE_FILES:
+        inspect_audio(options.voice)
+    elif not options.voice.is_file():
+        raise ValueError(f"`--voice` must be an existing file: got {str(options.voice)!r}.")
 
 
 def outputs(path: Path) -> dict[str, Path]:
@@ -295,6 +304,16 @@ def read_user_words(path: Path) -> Timeline:
 
 
 # ---------------------------------------------------------------------------------------- running
+
+
+def _opening(options: Options, speaker: Speaker) -> tuple[Ticks | None, Prefix | None]:
+    """What was before the conversation, and what of it has been read."""
+    if options.voice is not None and options.voice.suffix in VOICE_FILES:
+        voice = read_voice(options.voice, speaker.system.config)
+        return opening_in_voice(speaker, voice, options.prompt)
+    rate = speaker.codec.sample_rate
+    sample = read_audio(options.voice, rate, 1)[0] if options.voice else None
+    return opening(speaker, options.prompt, sample), None
 
 
 def _heard(options: Options, rate: int) -> Iterator[Tensor]:

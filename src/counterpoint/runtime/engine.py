@@ -8,6 +8,7 @@ however many rows are busy. Use an engine from one thread.
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -18,9 +19,16 @@ from counterpoint.runtime.frames import (
     FrameSession,
     FrameSessions,
 )
-from counterpoint.runtime.prompts import Prefix, prompt_columns, read_prefix
+from counterpoint.runtime.prompts import (
+    Prefix,
+    behind_voice,
+    prompt_columns,
+    read_prefix,
+    read_voice_prefix,
+)
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_voice import Voice
 
 
 class FullHouseError(RuntimeError):
@@ -34,7 +42,16 @@ class _Admission:
     row: int
     sampling: FrameSampling
     prompt: Ticks | None
-    opening: Frame | None
+    voice: Prefix | None
+    opening: Frame | None = None
+
+
+class _Shared(NamedTuple):
+    """The beginning of prompts: its codes, and what the model has made of them."""
+
+    codes: Ticks
+    prefix: Prefix
+    is_voice: bool
 
 
 class Engine:
@@ -61,7 +78,7 @@ class Engine:
         self._sessions = FrameSessions(self.system, num_rows)
         self._admissions: dict[int, _Admission] = {}
         self._num_admitted = 0
-        self._prefixes: dict[str, tuple[Ticks, Prefix]] = {}
+        self._shared: dict[str, _Shared] = {}
 
     def __getitem__(self, session: int) -> FrameSession:
         return self._sessions[self._admission(session).row]
@@ -76,47 +93,66 @@ class Engine:
         """Rows that are free."""
         return len(self._sessions.free)
 
-    def share(self, name: str, codes: Ticks) -> None:
-        """Read the beginning of prompts once; each prompt that begins so goes on behind it.
+    def share(self, name: str, codes: Ticks | Voice) -> None:
+        """Read the beginning of prompts once, for all that begin with it.
 
         Args:
             name: Of the prefix, such as that of a voice; an earlier one of this name is dropped.
-            codes: Its frames, as a prompt of `admit`.
+            codes: Its frames, as a prompt of `admit`: each prompt that begins so goes on behind it.
+                Or a voice from a file, which sessions have that are admitted with its name.
+
+        Raises:
+            ValueError: They do not fit the model.
         """
+        if isinstance(codes, Voice):
+            self._shared[name] = _Shared(*read_voice_prefix(self.system, codes), is_voice=True)
+            return
         prefix = read_prefix(self.system, codes)
-        self._prefixes[name] = ({key: ids.cpu() for key, ids in codes.items()}, prefix)
+        own = {key: ids.cpu() for key, ids in codes.items()}
+        self._shared[name] = _Shared(own, prefix, is_voice=False)
 
     def unshare(self, name: str) -> None:
         """Drop a shared prefix; sessions that began with it go on."""
-        if name not in self._prefixes:
-            known = ", ".join(sorted(self._prefixes)) or "none"
+        if name not in self._shared:
+            known = ", ".join(sorted(self._shared)) or "none"
             raise ValueError(f"A prefix must be shared to be dropped: got {name!r}, have {known}.")
-        del self._prefixes[name]
+        del self._shared[name]
 
-    def admit(self, sampling: FrameSampling | None = None, *, prompt: Ticks | None = None) -> int:
+    def admit(
+        self,
+        sampling: FrameSampling | None = None,
+        *,
+        prompt: Ticks | None = None,
+        voice: str | None = None,
+    ) -> int:
         """Begin a session.
 
         Args:
             sampling: How its ids are chosen; by default `FrameSampling()`.
             prompt: What all streams said before, one row in content order; see
                 `FrameSessions.start`.
+            voice: Name of a shared `Voice` that the agent has; the prompt follows behind it.
 
         Returns:
             Its number, which no other session ever has.
 
         Raises:
             FullHouseError: There is no row for it.
-            ValueError: The prompt does not fit.
+            ValueError: The prompt does not fit, or there is no such voice.
         """
-        sampling = sampling or FrameSampling()
+        sampling, prefix = sampling or FrameSampling(), None
         prompt = prompt and {name: ids.clone() for name, ids in prompt.items()}
+        if voice is not None:
+            codes, prefix = self._voice(voice)
+            prompt = behind_voice(codes, prompt)
         free, needed = self._sessions.free, 1 if sampling.guidance == 1 else 2
         if len(free) < needed:
             raise FullHouseError(
                 f"A session of this sampling must have {needed} free rows: {len(free)} of "
                 f"{len(self._sessions)} are free. Try again when one has ended."
             )
-        self._start(self._num_admitted, free[0], sampling, prompt)
+        begun = _Admission(row=free[0], sampling=sampling, prompt=prompt, voice=prefix)
+        self._start(self._num_admitted, begun)
         self._num_admitted += 1
         return self._num_admitted - 1
 
@@ -152,15 +188,15 @@ class Engine:
 
     def reset(self, session: int) -> None:
         """Let a session begin again, with its sampling and its prompt."""
-        begun = self._admission(session)
-        self._start(session, begun.row, begun.sampling, begun.prompt)
+        self._start(session, self._admission(session))
 
     def end(self, session: int) -> None:
         """End a session; its row is free then."""
         self._sessions.stop(self._admission(session).row)
         del self._admissions[session]
 
-    def _start(self, session: int, row: int, sampling: FrameSampling, prompt: Ticks | None) -> None:
+    def _start(self, session: int, begun: _Admission) -> None:
+        row, sampling, prompt = begun.row, begun.sampling, begun.prompt
         _, num_frames = prompt_columns(self.system, prompt)
         if self.pinned_frames and num_frames > self.pinned_frames:
             raise ValueError(
@@ -171,19 +207,17 @@ class Engine:
         twin = self._sessions[row].twin if running else None
         if twin is None and sampling.guidance != 1:
             twin = next(other for other in self._sessions.free if other != row)
-        opening = self._sessions.start(
-            row, sampling, prompt=prompt, prefix=self._prefix_of(prompt), twin=twin
-        )
-        self._admissions[session] = _Admission(
-            row=row, sampling=sampling, prompt=prompt, opening=opening
-        )
+        prefix = begun.voice or self._prefix_of(prompt)
+        opening = self._sessions.start(row, sampling, prompt=prompt, prefix=prefix, twin=twin)
+        self._admissions[session] = replace(begun, opening=opening)
 
     def _prefix_of(self, prompt: Ticks | None) -> Prefix | None:
         """The longest shared prefix with which a prompt begins."""
         found = None
-        for codes, prefix in self._prefixes.values():
+        for codes, prefix, is_voice in self._shared.values():
             fits = (
                 prompt is not None
+                and not is_voice  # two of them may have the same codes where they are known
                 and set(prompt) == set(codes)
                 and all(
                     torch.equal(ids, prompt[name][:, : prefix.num_frames].cpu())
@@ -193,6 +227,13 @@ class Engine:
             if fits and (found is None or prefix.num_frames > found.num_frames):
                 found = prefix
         return found
+
+    def _voice(self, name: str) -> tuple[Ticks, Prefix]:
+        voices = {key: shared for key, shared in self._shared.items() if shared.is_voice}
+        if name not in voices:
+            known = ", ".join(sorted(voices)) or "none"
+            raise ValueError(f"A voice must be shared first: got {name!r}, have {known}.")
+        return voices[name].codes, voices[name].prefix
 
     def _admission(self, session: int) -> _Admission:
         if session not in self._admissions:

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi import Moshi, MoshiState
 from counterpoint.systems.moshi_streams import TEXT
+from counterpoint.systems.moshi_voice import Voice, voice_codes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +50,51 @@ def read_prefix(system: Moshi, codes: Ticks) -> Prefix:
     columns, num_frames = prompt_columns(system, codes)
     columns = {name: ids[:, : num_frames + 1] for name, ids in columns.items()}
     z, state = system.read(columns, system.initial_state(1))
-    num_slots = min(num_frames + 1, system.temporal.capacity)
+    return _kept(system, columns, z, state)
+
+
+@torch.no_grad()
+def read_voice_prefix(system: Moshi, voice: Voice) -> tuple[Ticks, Prefix]:
+    """Read a voice for any number of sessions of this model, as PersonaPlex's own code does.
+
+    Args:
+        system: The model.
+        voice: From its file.
+
+    Returns:
+        The codes of the voice's frames, to be put before a prompt (`behind_voice`), and the prefix
+        with which such a prompt begins.
+
+    Raises:
+        ValueError: The voice is another model's.
+    """
+    codes = voice_codes(voice, system)
+    columns, num_frames = prompt_columns(system, codes)
+    x = voice.embeddings[:, 0].to(system.head.weight).transpose(0, 1)
+    z, state = system.read_embedded(x, system.initial_state(1))
+    return codes, _kept(system, {n: ids[:, :num_frames] for n, ids in columns.items()}, z, state)
+
+
+def _kept(system: Moshi, columns: Ticks, z: Float[Tensor, "1 T D"], state: MoshiState) -> Prefix:
+    num_slots = min(z.shape[1], system.temporal.capacity)
     caches = tuple(cache[:, :, :, :num_slots].clone() for cache in state.caches)
     return Prefix(columns=columns, z=z[:, -1], caches=caches)
+
+
+def behind_voice(codes: Ticks, prompt: Ticks | None) -> Ticks:
+    """A prompt that begins with the frames of a voice.
+
+    Raises:
+        ValueError: The prompt has other streams.
+    """
+    if prompt is None:
+        return codes
+    if set(prompt) != set(codes):
+        raise ValueError(
+            f"A prompt behind a voice must be of all streams ({', '.join(codes)}): got "
+            f"{', '.join(prompt) or 'none'}."
+        )
+    return {name: torch.cat((ids, prompt[name].to(ids.device)), 1) for name, ids in codes.items()}
 
 
 def prompt_columns(system: Moshi, prompt: Ticks | None) -> tuple[Ticks, int]:

@@ -22,12 +22,14 @@ from counterpoint.data.monologue import read_monologue
 from counterpoint.data.speech import codec_fillers
 from counterpoint.data.words import WordTokenizer
 from counterpoint.runtime.frames import FrameSampling, FrameSessions
+from counterpoint.runtime.prompts import Prefix, behind_voice, read_voice_prefix
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
+from counterpoint.systems.moshi_voice import Voice
 from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
 
 AGENT, USER = "agent", "user"
@@ -88,6 +90,7 @@ class Conversation:
         speaker: Who talks; a model that predicts both speakers says its own part.
         sampling: How it chooses; by default as the published Moshi does.
         prompt: What was before, of `opening`.
+        prefix: What of the prompt has been read, of `opening_in_voice`.
         clock: Gives seconds, to time the steps.
 
     Attributes:
@@ -101,6 +104,7 @@ class Conversation:
         sampling: FrameSampling | None = None,
         *,
         prompt: Ticks | None = None,
+        prefix: Prefix | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.speaker = speaker
@@ -113,7 +117,8 @@ class Conversation:
         self._encoder, self._decoder = speaker.codec.encoder(), speaker.codec.decoder()
         self._sessions = FrameSessions(system, 1)
         # What sounds in the frame that is being heard, and how much of that has come.
-        self._sound = self._decoded(self._sessions.start(0, sampling, prompt=prompt))
+        opening = self._sessions.start(0, sampling, prompt=prompt, prefix=prefix)
+        self._sound = self._decoded(opening)
         self._num_heard = 0
 
     @property
@@ -235,17 +240,47 @@ def opening(
     Raises:
         ValueError: The voice is silent, or the prompt is longer than the model's window.
     """
-    tagged, codec = tagged_role(role), speaker.codec
-    if not tagged and voice is None:
+    codec = speaker.codec
+    if not tagged_role(role) and voice is None:
         return None
     codes = None
     if voice is not None:
         codes = codec.encode(normalise_loudness(voice[None], codec.sample_rate, VOICE_LUFS))[0]
+    return _prompt(speaker, role, codes)
+
+
+def opening_in_voice(speaker: Speaker, voice: Voice, role: str = "") -> tuple[Ticks, Prefix]:
+    """The prompt that gives a conversation a voice of PersonaPlex, and a role.
+
+    Args:
+        speaker: Who shall have them.
+        voice: From its file.
+        role: As in `opening`.
+
+    Returns:
+        The prompt, and what of it has been read; a `Conversation` needs both.
+
+    Raises:
+        ValueError: The voice is another model's, or the prompt is longer than the model's window.
+    """
+    codes, prefix = read_voice_prefix(speaker.system, voice)
+    prompt = behind_voice(codes, _prompt(speaker, role, None))
+    num_frames, window = prompt[TEXT].shape[1], speaker.system.config.temporal.window
+    if num_frames >= window:
+        raise ValueError(
+            f"A prompt must be shorter than the model's window of {window} frames: got "
+            f"{num_frames}, {codes[TEXT].shape[1]} of them of the voice. Shorten the role."
+        )
+    return prompt, prefix
+
+
+def _prompt(speaker: Speaker, role: str, voice: Int[Tensor, "T K"] | None) -> Ticks:
+    tagged = tagged_role(role)
     return hybrid_prompt(
         speaker.system.config,
         speaker.tokenizer.encode_word(tagged) if tagged else (),
-        codes,
-        speaker.fillers or codec_fillers(codec),
+        voice,
+        speaker.fillers or codec_fillers(speaker.codec),
     )
 
 

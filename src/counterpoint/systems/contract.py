@@ -100,9 +100,9 @@ def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> 
 
 
 def in_chunks(
-    extend_chunk: Callable[[Ticks, State, Tensor | None], tuple[Logits, State]],
+    extend_chunk: Callable[[Mapping[str, Tensor], State, Tensor | None], tuple[Logits, State]],
     chunk_ticks: int,
-    ticks: Ticks,
+    ticks: Mapping[str, Tensor],
     state: State,
     lengths: Int[Tensor, " B"] | None,
 ) -> tuple[Logits, State]:
