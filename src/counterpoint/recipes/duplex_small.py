@@ -118,4 +118,5 @@ def system() -> MoshiConfig:
         audio_vocab_size=512,
         text_light_weight=0.02,  # nearly all frames are padding, and few words are news
         tick_hz=25.0,
+        heard_dropout=0.1,
     )  # fmt: skip
