@@ -5,9 +5,10 @@ the model and sees nothing of the others. A dialogue in which the agent has a ro
 PersonaPlex's prompt, which carries no loss.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.data.dialogues import (
+    Dialogue,
     DialogueConfig,
     DialogueExamples,
     Example,
@@ -93,12 +95,14 @@ class SpeechCorpus:
         held_out: To measure on; ``None`` where there are none.
         text: Of text alone, to learn from; ``None`` where there are none.
         text_share: Share of their batches.
+        recordings: By list, place and name: digests of what is learned from each recording.
     """
 
     train: "DialogueRows"
     held_out: "DialogueRows | None"
     text: TextRows | None = None
     text_share: float = 0.0
+    recordings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def batches(
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
@@ -201,33 +205,23 @@ def prepare_speech(
     prompts = None
     if config.role_prompts:
         prompts = RolePrompts(model.config, codec, tokenizer, config.cache_folder)
+    recordings: dict[str, dict[str, str]] = {}
 
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
         dialogues = read_dialogues(path, config.transcribe_after_s)
-        files = [
-            file
-            for seed in seeds
-            for file in encode_dialogues(
-                dialogues,
-                codec,
-                DialogueConfig(
-                    chunk_s=config.row_s,
-                    augmentation=augmentation,
-                    seed=seed,
-                    cache_folder=config.cache_folder,
-                ),
-                on_progress,
-                rank * len(dialogues) // world_size,
-            )
-        ]
-        examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
-        return DialogueRows(
-            examples,
-            model,
-            round(config.row_s * codec.frame_rate_hz),
-            prompts,
-            only_text=config.transcribe_after_s is not None,
+        base = DialogueConfig(
+            chunk_s=config.row_s, augmentation=augmentation, cache_folder=config.cache_folder
         )
+        first = rank * len(dialogues) // world_size
+        files = list[Path]()
+        for seed in seeds:
+            how = replace(base, seed=seed)
+            files += encode_dialogues(dialogues, codec, how, on_progress, first)
+        recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
+        examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
+        num_frames = round(config.row_s * codec.frame_rate_hz)
+        only_text = config.transcribe_after_s is not None
+        return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
 
     seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
     return SpeechCorpus(
@@ -235,7 +229,26 @@ def prepare_speech(
         held_out=rows(config.held_out, [0], None) if config.held_out else None,
         text=None if config.text is None else prepare_text(config.text, config.tokenizer, model),
         text_share=0.0 if config.text is None else config.text.share,
+        recordings=recordings,
     )
+
+
+def _digests(
+    dialogues: Sequence[Dialogue], files: Sequence[Path], *, with_prompts: bool
+) -> dict[str, str]:
+    """Digest of what is learned from each recording, by its place in the list and its name.
+
+    Files of codes are named by the sound and by how it was encoded.
+    """
+    digests = {}
+    for number, (dialogue, file) in enumerate(zip(dialogues, files, strict=False), 1):
+        content: list[object] = [file.name, dialogue.words]
+        if with_prompts:
+            voice = dialogue.voice.read_bytes() if dialogue.voice else b""
+            content += [dialogue.role, hashlib.sha256(voice).hexdigest()]
+        digest = hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
+        digests[f"{number} {dialogue.audio}"] = digest[:16]
+    return digests
 
 
 def codec_fillers(codec: Codec) -> Fillers:

@@ -1,5 +1,6 @@
 """One run: its data prepared, its model built, trained and measured while it learns."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +18,16 @@ from counterpoint.evaluate.speech_model import measures, score_rows
 from counterpoint.systems import build_system
 from counterpoint.systems.moshi import Moshi
 from counterpoint.train.allocator import keep_large_buffers
-from counterpoint.train.config_json import encode
+from counterpoint.train.checkpoint import CheckpointError
+from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begin_from
 from counterpoint.train.loop import BatchSource, Evaluate, TrainResult, train
 from counterpoint.train.metrics import TensorBoardLogger
 from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops, recording_lines
 from counterpoint.train.run import Run
+
+Recordings = Mapping[str, Mapping[str, str]]
 
 _EVALUATION_UNITS = 64  # of text, or rows of speech: a few seconds on a laptop's models
 
@@ -45,8 +49,11 @@ def train_run(run: Run, folder: Path, world: World) -> TrainResult:
     system = build_system(run.system, run.train.seed).to(world.device)
     if run.train.fine_tune is not None:
         begin_from(system, run.train.fine_tune, run.train.seed)
-    prepared = _speech if isinstance(system, Moshi) else _text
-    batches, evaluate = prepared(run, system, world)
+    if isinstance(system, Moshi):
+        batches, evaluate, recordings = _speech(run, system, world)
+        _check_same(recordings, folder, world)
+    else:
+        batches, evaluate = _text(run, system, world)
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
     return train(
         shard(system, world),
@@ -76,18 +83,43 @@ def _text(run: Run, system: Any, world: World) -> tuple[BatchSource, Evaluate | 
     return batches, evaluate if units else None
 
 
-def _speech(run: Run, system: Any, world: World) -> tuple[BatchSource, Evaluate | None]:
-    """Batches to learn from, and losses by stream on what is held out, if anything is."""
+def _speech(
+    run: Run, system: Moshi, world: World
+) -> tuple[BatchSource, Evaluate | None, Recordings]:
+    """Batches to learn from, losses by stream on what is held out, and digests of both."""
     lines = recording_lines(sys.stderr) if world.is_first else None
     corpus = prepare_speech(run.speech_data, system, lines, world.rank, world.size)
     batches = corpus.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
     held_out = corpus.held_out
     if held_out is None:
-        return batches, None
+        return batches, None, corpus.recordings
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         if not isinstance(model, Moshi):
             raise AssertionError("the loop measures the system it trains")
         return measures(score_rows(model, held_out, _EVALUATION_UNITS))
 
-    return batches, evaluate
+    return batches, evaluate, corpus.recordings
+
+
+def _check_same(recordings: Recordings, folder: Path, world: World) -> None:
+    """Refuse other recordings than those that the checkpoints of a folder have learned from."""
+    problem, file = None, folder / "recordings.json"
+    if world.is_first:
+        has_begun = file.exists() and any((folder / "checkpoints").glob("*"))
+        if has_begun:
+            begun = json.loads(file.read_text(encoding="utf-8"))
+            changed = first_difference(begun, recordings, "recordings")
+            if changed is not None:
+                problem = (
+                    f"A run must go on with the recordings it began with: {folder} has another "
+                    f"{changed}. Train in another folder, or change them back."
+                )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(".recordings.json.partial")
+            partial.write_text(json.dumps(recordings, indent=1), encoding="utf-8")
+            partial.replace(file)
+    problem = world.from_first(problem)
+    if problem is not None:
+        raise CheckpointError(problem)

@@ -1,0 +1,116 @@
+"""A run goes on with the recordings that it began with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from counterpoint.cli.overrides import load_recipe
+from counterpoint.recipes.training import train_run
+from counterpoint.train.checkpoint import CheckpointError
+from counterpoint.train.config_json import decode, encode
+from counterpoint.train.distributed import World
+from counterpoint.train.run import Run
+from tests.cli import examples
+
+pytest.importorskip("soundfile")
+pytest.importorskip("pycodec2")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two steps of a run are done, in ``run``."""
+    folder = tmp_path_factory.mktemp("begun")
+    examples.write(folder)
+    examples.write_speech(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train_run(with_steps(recipe(), 2), Path("run"), World()).counters.step == 2
+    return folder
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The run, in a copy of the folder."""
+    shutil.copytree(begun, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return recipe()
+
+
+def recipe() -> Run:
+    found = load_recipe("small.py:speaking")
+    assert isinstance(found, Run)
+    return found
+
+
+def with_steps(run: Run, num_steps: int, **data: object) -> Run:
+    fields = encode(run)
+    fields["train"]["num_steps"] = num_steps
+    fields["data"] |= data
+    changed = decode(Run, fields)
+    assert isinstance(changed, Run)
+    return changed
+
+
+def change_words(name: str) -> None:
+    file = Path("spoken") / f"{name}.json"
+    record = json.loads(file.read_text())
+    record["alignments"][0][0] = "other"
+    file.write_text(json.dumps(record))
+
+
+def drop_last() -> None:
+    file = Path("spoken/train.jsonl")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
+def swap() -> None:
+    file = Path("spoken/train.jsonl")
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda: change_words("1"), r"spoken/train.jsonl.\d spoken/1.wav .'\w{16}', here '\w{16}'"),
+        (lambda: shutil.copy("spoken/0.wav", "spoken/2.wav"), "spoken/train.jsonl.. spoken/2.wav"),
+        (lambda: change_words("3"), "spoken/held_out.jsonl.1 spoken/3.wav"),
+        (drop_last, r"spoken/train.jsonl.3 spoken/2.wav .'\w{16}', here None"),
+        (swap, "spoken/train.jsonl.1 spoken/0.wav"),
+    ],
+)
+def test_changed_recordings_are_refused_by_name(run: Run, change: object, named: str) -> None:
+    kept = sorted(Path("run/checkpoints").iterdir())
+    assert callable(change)
+    change()
+    with pytest.raises(CheckpointError, match=f"must go on with the recordings.*{named}") as error:
+        train_run(with_steps(run, 3), Path("run"), World())
+    assert "\n" not in str(error.value)
+    assert sorted(Path("run/checkpoints").iterdir()) == kept
+
+
+def test_what_is_not_learned_may_change(run: Run) -> None:
+    """A role without prompts; another place of the cache, all codes of which are made again."""
+    file = Path("spoken/1.json")
+    role = {"text_conditions": {"description": "You sell tea."}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | role))
+    again = with_steps(run, 3, cache_folder="elsewhere")
+    assert train_run(again, Path("run"), World()).counters.step == 3
+
+
+def test_a_folder_without_checkpoints_has_learned_nothing(run: Run) -> None:
+    shutil.rmtree("run/checkpoints")
+    change_words("1")
+    assert train_run(with_steps(run, 1), Path("run"), World()).finished
+    change_words("0")
+    with pytest.raises(CheckpointError, match="spoken/0.wav"):
+        train_run(with_steps(run, 2), Path("run"), World())
+
+
+def test_roles_and_voices_count_where_prompts_are_made_of_them(run: Run) -> None:
+    prompted = with_steps(run, 1, role_prompts=True)
+    train_run(prompted, Path("prompted"), World())
+    shutil.copy("spoken/1.wav", "spoken/1.voice.wav")
+    with pytest.raises(CheckpointError, match="spoken/1.wav"):
+        train_run(with_steps(run, 2, role_prompts=True), Path("prompted"), World())
