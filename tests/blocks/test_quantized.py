@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from counterpoint.blocks.quantized import (
     to_int8,
 )
 from counterpoint.runtime.frames import FrameSessions
+from counterpoint.systems import single_stream, two_stream
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
 from tests.systems.tiny_moshi import build, random_codes
 
 
@@ -55,6 +60,42 @@ def test_steps_have_their_own_weights(schedule: tuple[int, ...]) -> None:
             assert ours(vector, first, count).shape == spread.shape
             assert closeness(ours(vector, first, count), spread) < 1e-2
     assert ours.flops() == linear.flops()
+
+
+def test_scales_are_numbers_of_the_kernel() -> None:
+    _, scale = to_int8(torch.randn(50, 16))
+    assert torch.equal(scale, scale.bfloat16().float())
+    stored = Int8Linear(nn.Linear(16, 50, bias=False))
+    assert torch.equal(stored.weight, stored.codes * stored.scale.float()[:, None])
+
+
+def test_map_with_a_bias_stays() -> None:
+    model = nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 16, bias=False))
+    store_int8(model)
+    assert [type(part) for part in model] == [nn.Linear, Int8Linear]
+
+
+@pytest.mark.parametrize("name", ["single_stream", "two_stream"])
+def test_text_model_of_8_bits_scores_nearly_as_before(name: str) -> None:
+    """And a session of it scores what whole rows do, to the float tolerance of the kernel."""
+    model, ids = tiny_system(name), torch.randint(0, 256, (1, 40))
+    with torch.no_grad():
+        before, _ = model.extend({"part": ids}, model.initial_state(1))
+        store_int8(model)
+        after, _ = model.extend({"part": ids}, model.initial_state(1))
+        state, ticks = model.initial_state(1), []
+        for i in range(ids.shape[1]):
+            logits, state = model.extend({"part": ids[:, i : i + 1]}, state)
+            ticks.append(logits["part"])
+    assert 0 < closeness(after["part"], before["part"]) < 0.05
+    assert closeness(torch.cat(ticks, 1), after["part"]) < 0.05
+
+
+def tiny_system(name: str) -> Any:
+    two = name == "two_stream"
+    model: Any = TwoStream(two_stream.tiny()) if two else SingleStream(single_stream.tiny())
+    nn.init.normal_(model.head.weight, std=0.1)  # it starts at zero
+    return model.eval()
 
 
 def test_biases_are_refused() -> None:

@@ -70,6 +70,7 @@ def test_generate_is_a_function_of_its_options(
     assert out(capsys, *words) == first
     assert out(capsys, *words, "--seed", "1") != first
     assert out(capsys, *words, "--simultaneous") == first
+    assert out(capsys, *words, "--weights", "int8").startswith("The fox jumps")
     Path("prompt.txt").write_text("The fox jumps")
     assert out(capsys, *words[:2], "--prompt-file", "prompt.txt", *words[4:]) == first
     other = out(capsys, *words, "--whole-from", "Quite another text", "--temperature", "0.5")

@@ -24,9 +24,14 @@ KERNEL_WIDTH = 16
 def to_int8(
     weight: Float[Tensor, "_F _D"],
 ) -> tuple[Int8[Tensor, "_F _D"], Float[Tensor, " _F"]]:
-    """Whole numbers -127 to 127, and for each row what to multiply them with."""
-    scale = weight.detach().float().abs().amax(1).clamp(min=1e-12) / 127
-    return (weight.detach().float() / scale[:, None]).round().to(torch.int8), scale
+    """Whole numbers -127 to 127, and for each row what to multiply them with.
+
+    That is a number of bfloat16, because the kernel takes no other: whole numbers made for the
+    exact one would all be off by its rounding.
+    """
+    weight = weight.detach().float()
+    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16().float()
+    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def int8_linear(
@@ -56,12 +61,12 @@ class Int8Linear(nn.Module):
         self.codes: Tensor
         self.scale: Tensor
         self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.bfloat16())
 
     @property
     def weight(self) -> Float[Tensor, "_F _D"]:
         """The weights that it stands for."""
-        return self.codes * self.scale[:, None]
+        return self.codes * self.scale.float()[:, None]
 
     def forward(self, x: Float[Tensor, "*B _D"]) -> Float[Tensor, "*B _F"]:
         """Apply to the last axis."""
@@ -79,12 +84,12 @@ class Int8StepLinear(nn.Module):
         self.codes: Tensor
         self.scale: Tensor
         self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.bfloat16())
 
     @property
     def weight(self) -> Float[Tensor, "_F _D"]:
         """The weights that it stands for."""
-        return self.codes * self.scale[:, None]
+        return self.codes * self.scale.float()[:, None]
 
     def forward(
         self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None
@@ -106,12 +111,13 @@ class Int8StepLinear(nn.Module):
 
 
 def store_int8(model: nn.Module) -> None:
-    """Store the matrices of a model in 8 bits, in place; embeddings and norms stay.
+    """Store the matrices of a model in 8 bits, in place.
 
-    Do it last: what is trimmed, pinned or loaded is so before.
+    Embeddings and norms stay, and so do maps with a bias, which are small gates. Do it last: what
+    is trimmed, pinned or loaded is so before.
     """
     for name, part in model.named_children():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and part._parameters.get("bias") is None:
             setattr(model, name, Int8Linear(part))
         elif isinstance(part, StepLinear):
             setattr(model, name, Int8StepLinear(part))

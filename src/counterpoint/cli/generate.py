@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import tyro
 
+from counterpoint.blocks.quantized import store_int8
 from counterpoint.cli.checkpoint import load_trained, tokenizer_of
 from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.tokenizer import Tokenizer
@@ -40,7 +42,8 @@ class Options:
         whole_from: Go on under the whole of this text, at least as long as the prompt (two_stream).
         simultaneous: Run the whole tower in a thread beside the part tower (a lag of 1 or more).
         sliding: Accept a prompt that is longer than the model's window.
-        compile: Compile the ticks first: half a minute, then a tiny model is 1.4 times as fast.
+        compile: Compile the ticks first: half a minute, then a tiny model is 1.6 times as fast.
+        weights: ``"int8"`` stores the matrices in 8 bits: faster where reading them takes the time.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -51,6 +54,7 @@ class Options:
     simultaneous: bool = False
     sliding: bool = False
     compile: bool = False
+    weights: Literal["float32", "int8"] = "float32"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     tokenizer = tokenizer_of(trained.run)
     print(prompt, end="", flush=True)
     with ExitStack() as stack:
+        if options.weights == "int8":
+            store_int8(system)
         if options.compile:
             compile_ticks(system)
         beside = None
