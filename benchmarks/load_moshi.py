@@ -2,25 +2,39 @@
 
 The tiny model with random weights and 12.5 frames a second. The sessions pause now and then; on two
 rows beside them others come, with prompts, and go; frames that do not fit and sessions for which
-there is no room are refused all the while. Afterwards sessions run again, alone in an engine of the
-same size (bars: the same ids, bit for bit) and alone in an engine of one row (bar: the same ids of
-greedy sessions; those of sampled ones are reported). Bar: memory grows by less than 1 % behind the
-first minute.
+there is no room are refused all the while. Afterwards every session runs again, all its frames,
+alone in an engine of the same size (bar: the same ids, bit for bit) and alone in an engine of one
+row (bar: the same ids of greedy sessions; those of sampled ones are reported). Bar: memory grows by
+less than 1 % behind the first minute.
 
-    OMP_NUM_THREADS=1 python benchmarks/load_moshi.py --out benchmarks/results/load_moshi.json
+What was said live is kept in a folder, and so is every comparison that is done: whoever is stopped
+goes on there. Other code than the live run's is refused, for it may round otherwise. Behind the ten
+minutes it needs half an hour of a free core, or less with more workers.
+
+Ticks are late where their step ends behind the next frame. "late_on_a_free_core" counts those that
+would be late if the process had not waited for a processor: each tick takes its own CPU time then.
+
+    OMP_NUM_THREADS=1 python benchmarks/load_moshi.py runs/load --workers 2 --out load_moshi.json
 """
 
 import argparse
+import hashlib
+import json
 import random
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import finish, quantile
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import counterpoint
 from counterpoint.runtime.engine import Engine, FullHouseError
 from counterpoint.runtime.frames import Frame, FrameSampling
 from counterpoint.runtime.sampler import Sampling
@@ -104,46 +118,100 @@ class Guests:
         return {session: frame_of(model, heard) for session in self.leaves_at}
 
 
-def live(engine: Engine, args: argparse.Namespace) -> tuple[list[Tensor], dict[str, Any]]:
+class Clock:
+    """What each tick took: by the wall, and of the processor for its parts."""
+
+    def __init__(self, period_s: float, num_ticks: int) -> None:
+        self.period_s, self.began = period_s, time.perf_counter()
+        parts = ("guests", "refused", "step")
+        # All memory is taken now: what grows afterwards is the engine's.
+        self._cpu_s = {part: torch.zeros(num_ticks, dtype=torch.float64) for part in parts}
+        self._step_s, self._ended_s = torch.zeros(2, num_ticks, dtype=torch.float64)
+        self._tick, self._cpu, self._wall = 0, 0.0, 0.0
+
+    def wait(self, tick: int) -> None:
+        """Until the frame of a tick has come."""
+        ahead = self.began + tick * self.period_s - time.perf_counter()
+        if ahead > 0:
+            time.sleep(ahead)
+
+    def begin(self, tick: int) -> None:
+        """The first part of a tick begins."""
+        self._tick, self._cpu, self._wall = tick, time.process_time(), time.perf_counter()
+
+    def end(self, part: str) -> None:
+        """It is over, and the next one begins."""
+        tick, now = self._tick, time.perf_counter()
+        self._cpu_s[part][tick] = time.process_time() - self._cpu
+        if part == "step":
+            self._step_s[tick], self._ended_s[tick] = now - self._wall, now - self.began
+        self.begin(tick)
+
+    def report(self) -> dict[str, Any]:
+        """Late ticks so far, and what the parts of a tick took."""
+        until = slice(self._tick + 1)
+        parts_s = {part: times[until].tolist() for part, times in self._cpu_s.items()}
+        parts_s["tick"] = [sum(parts) for parts in zip(*parts_s.values(), strict=True)]
+        step_s, ended_s = self._step_s[until].tolist(), self._ended_s[until].tolist()
+        free_s, late_free = 0.0, 0
+        for tick, cpu_s in enumerate(parts_s["tick"]):
+            free_s = max(free_s, tick * self.period_s) + cpu_s
+            late_free += free_s > (tick + 1) * self.period_s
+        return {
+            "late_ticks": sum(s > (t + 1) * self.period_s for t, s in enumerate(ended_s)),
+            "late_on_a_free_core": late_free,
+            **{f"step_p{p}_ms": _ms(step_s, p) for p in (50, 95, 99)},
+            "cpu_ms": {
+                part: {f"p{p}": _ms(values, p) for p in (50, 99, 100)}
+                for part, values in parts_s.items()
+            },
+        }
+
+
+def _ms(values: list[float], percent: int) -> float:
+    return round(quantile(values, percent / 100) * 1e3, 2)
+
+
+def live(engine: Engine, seconds: float, real_time: bool) -> tuple[Tensor, dict[str, Any]]:
     """The load: what each of the sessions said, and what was measured."""
     model, numbers = engine.system, random.Random(1)
-    num_ticks = int(args.seconds * model.config.tick_hz)
+    num_ticks = int(seconds * model.config.tick_hz)
     heard = [heard_by(model, session, num_ticks) for session in range(NUM_SESSIONS)]
     sessions = [engine.admit(sampling_of(session)) for session in range(NUM_SESSIONS)]
     depth = 1 + sum(stream.depth for stream in model.predicted)
-    said = [torch.full((num_ticks, depth), -1, dtype=torch.int16) for _ in sessions]
-    guests = Guests(engine, numbers)
-    step_s, memory, late, refused = [], [], 0, 0
-    began = time.perf_counter()
+    said = torch.full((NUM_SESSIONS, num_ticks, depth), -1, dtype=torch.int16)
+    guests, memory, refused = Guests(engine, numbers), [], 0
+    clock = Clock(1 / model.config.tick_hz, num_ticks)
     for tick in range(num_ticks):
-        due = began + tick / model.config.tick_hz
-        if (ahead := due - time.perf_counter()) > 0 and not args.no_wait:
-            time.sleep(ahead)
+        if real_time:
+            clock.wait(tick)
+        clock.begin(tick)
         given = guests.at(tick)
         for session in sessions:
             if numbers.random() > 0.02:
                 frame = engine[session].num_heard
                 given[session] = frame_of(model, heard[session][frame])
+        clock.end("guests")
         if tick % 12 == 0:
             try:
                 engine.step(given | {sessions[tick % NUM_SESSIONS]: {"user_semantic": [10_000]}})
             except ValueError:
                 refused += 1
-        begin = time.perf_counter()
+        clock.end("refused")
         frames = engine.step(given)
-        step_s.append(time.perf_counter() - begin)
-        late += time.perf_counter() > due + 1 / model.config.tick_hz
+        clock.end("step")
         for session in sessions:
             if session in frames:
-                said[session][engine[session].num_heard - 1] = joined(frames[session])
+                said[session, engine[session].num_heard - 1] = joined(frames[session])
         if tick % 125 == 0:
             memory.append(round(resident_bytes() / 2**20, 2))
+            _tell(f"live: {tick} of {num_ticks} ticks, {clock.report()['late_ticks']} late")
     return said, {
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - clock.began, 1),
         "num_ticks": num_ticks,
+        "real_time": real_time,
         "frames_heard": [engine[session].num_heard for session in sessions],
-        "late_ticks": late,
-        **{f"step_p{p}_ms": round(quantile(step_s, p / 100) * 1e3, 2) for p in (50, 95, 99)},
+        **clock.report(),
         "refused_frames": refused,
         "guests_admitted": guests.num_admitted,
         "guests_refused": guests.num_refused,
@@ -151,70 +219,116 @@ def live(engine: Engine, args: argparse.Namespace) -> tuple[list[Tensor], dict[s
     }
 
 
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def joined(frame: Frame) -> Tensor:
     """Ids of all streams of a frame."""
     return torch.cat(list(frame.values())).to(torch.int16)
 
 
-def again(model: Moshi, num_rows: int, session: int, num_frames: int) -> Iterator[Tensor]:
+def again(model: Moshi, num_rows: int, session: int, heard: Tensor) -> Iterator[Tensor]:
     """What a session says that is alone in an engine."""
     engine = Engine(model, num_rows)
     alone = engine.admit(sampling_of(session))
-    for codes in heard_by(model, session, num_frames):
+    for codes in heard:
         frame = engine.step({alone: frame_of(model, codes)}).get(alone)
         yield torch.full((1,), -1, dtype=torch.int16) if frame is None else joined(frame)
 
 
-def compared(model: Moshi, said: list[Tensor], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each session against its runs alone: frames compared, and the first that differs."""
-    rows = []
-    for session, ids in enumerate(said):
-        heard = int((ids[:, 0] >= 0).nonzero().max()) + 1
-        count = heard if session < args.whole else min(heard, args.first)
-        row: dict[str, Any] = {"session": session, "greedy": session % 2 == 0, "frames": count}
-        row["distinct_frames"] = len(ids[:count].unique(dim=0))
-        for name, num_rows in (("same_size", NUM_SESSIONS + NUM_GUESTS), ("one_row", 1)):
-            alone = again(model, num_rows, session, count)
-            pairs = zip(ids, alone, strict=False)
-            apart = (i for i, (a, b) in enumerate(pairs) if not bool((a == b).all()))
-            row[f"first_difference_{name}"] = next(apart, None)
-        print(row, flush=True)
-        rows.append(row)
+def compare(folder: Path, session: int, num_rows: int) -> dict[str, Any]:
+    """A session against its run alone: frames compared, and the first that differs."""
+    torch.set_num_threads(1)
+    model, ids = random_model(), load_file(folder / "live.safetensors")["said"][session]
+    num_frames = int((ids[:, 0] >= 0).nonzero().max()) + 1
+    heard = heard_by(model, session, len(ids))[:num_frames]
+    pairs = zip(ids, again(model, num_rows, session, heard), strict=False)
+    apart = (i for i, (a, b) in enumerate(pairs) if not bool((a == b).all()))
+    return {
+        "session": session,
+        "rows": num_rows,
+        "greedy": session % 2 == 0,
+        "frames": num_frames,
+        "distinct_frames": len(ids[:num_frames].unique(dim=0)),
+        "first_difference": next(apart, None),
+    }
+
+
+def compare_all(folder: Path, num_workers: int) -> list[dict[str, Any]]:
+    """Every session against its runs alone; those that a file has are not done again."""
+    file = folder / "compared.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = [json.loads(line) for line in lines]
+    done = {(row["session"], row["rows"]) for row in rows}
+    # What the bars ask for comes first.
+    greedy_first = sorted(range(NUM_SESSIONS), key=lambda session: session % 2)
+    runs = [(s, n) for n in (NUM_SESSIONS + NUM_GUESTS, 1) for s in greedy_first]
+    to_do = [run for run in runs if run not in done]
+    began = time.perf_counter()
+    with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
+        running = [pool.submit(compare, folder, *run) for run in to_do]
+        for number, future in enumerate(as_completed(running), 1):
+            rows.append(future.result())
+            with file.open("a") as stream:
+                stream.write(json.dumps(rows[-1]) + "\n")
+            left_s = (time.perf_counter() - began) / number * (len(to_do) - number)
+            _tell(f"{rows[-1]}; {len(rows)} of {len(runs)}, about {left_s / 60:.0f} min left")
     return rows
+
+
+def code_digest() -> str:
+    """Of all code that the sessions run on."""
+    files = sorted(Path(counterpoint.__path__[0]).rglob("*.py"))
+    content = [file.read_bytes() for file in files]
+    return hashlib.sha256(b"\0".join([torch.__version__.encode(), *content])).hexdigest()
+
+
+def live_or_kept(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What was measured in the live run that a folder has, or in a new one."""
+    file, code = folder / "live.json", code_digest()
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text())
+        if kept.pop("code") != code:
+            raise SystemExit(f"{folder} must be of this code and torch: it is not. Delete it.")
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = Engine(random_model(), NUM_SESSIONS + NUM_GUESTS)
+    said, results = live(engine, args.seconds, not args.no_wait)
+    save_file({"said": said}, folder / "live.safetensors")
+    file.write_text(json.dumps({**results, "code": code}))
+    return results
 
 
 def main() -> None:
     """Run the load, compare, and end with one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="what was said live, and what is compared")
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--whole", type=int, default=4, help="sessions compared to their end")
-    parser.add_argument("--first", type=int, default=1000, help="frames compared of the others")
-    parser.add_argument("--no-wait", action="store_true", help="as fast as it goes")
+    parser.add_argument("--no-wait", action="store_true", help="live, but as fast as it goes")
+    parser.add_argument("--workers", type=int, default=1, help="processes that compare")
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = random_model()
-    engine = Engine(model, NUM_SESSIONS + NUM_GUESTS)
-    said, results = live(engine, args)
+    results = live_or_kept(args.folder, args)
     print(results, flush=True)
-    rows = compared(model, said, args)
+    rows = compare_all(args.folder, args.workers)
     memory = results["memory_mib_every_10_s"]
     later = memory[min(6, len(memory) - 1) :]
     growth = max(later) / later[0] - 1
+    same = [row for row in rows if row["first_difference"] is None]
+    full = [row for row in same if row["rows"] > 1]
+    greedy = [row for row in same if row["rows"] == 1 and row["greedy"]]
     results |= {
         "sessions": NUM_SESSIONS,
         "rows": NUM_SESSIONS + NUM_GUESTS,
         "memory_growth_behind_first_minute": round(growth, 5),
-        "undisturbed": sum(row["first_difference_same_size"] is None for row in rows),
-        "greedy_as_in_one_row": sum(
-            row["first_difference_one_row"] is None for row in rows if row["greedy"]
-        ),
-        "sampled_as_in_one_row": sum(
-            row["first_difference_one_row"] is None for row in rows if not row["greedy"]
-        ),
+        "undisturbed": len(full),
+        "greedy_as_in_one_row": len(greedy),
+        "sampled_as_in_one_row": len(same) - len(full) - len(greedy),
         "bars_met": growth < MOST_GROWTH
-        and all(row["first_difference_same_size"] is None for row in rows)
-        and all(row["first_difference_one_row"] is None for row in rows if row["greedy"]),
+        and len(full) == NUM_SESSIONS
+        and 2 * len(greedy) == NUM_SESSIONS,
         "compared": rows,
     }
     finish("load_moshi", results, args.out)
