@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from counterpoint.blocks.quantized import store_int8
 from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_checkpoint import (
@@ -16,7 +17,7 @@ from counterpoint.systems.moshi_checkpoint import (
 from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
 from counterpoint.systems.moshi_streams import MoshiConfig
 from tests.systems.tiny_models import randomised
-from tests.systems.tiny_moshi_weights import fused, random_state, save, tiny_keys
+from tests.systems.tiny_moshi_weights import fused, quantised, random_state, save, tiny_keys
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
@@ -55,6 +56,31 @@ def test_written_models_are_read_back_exactly(tmp_path: Path) -> None:
     assert again.config == model.config
     for name, expected in scores(model).items():
         assert torch.equal(scores(again)[name], expected)
+
+
+@pytest.mark.parametrize(("dtype", "most_apart"), [(torch.float32, 0), (torch.bfloat16, 1)])
+def test_int8_of_a_published_file_can_stay_int8(
+    tmp_path: Path, dtype: torch.dtype, most_apart: int
+) -> None:
+    """Read and stored in 8 bits again, weights are the whole numbers of the file."""
+    torch.manual_seed(0)
+    config = ReferenceConfig.from_json(tiny_keys())
+    file: dict[str, torch.Tensor] = {}
+    for name, weight in fused(calm_state(config)).items():
+        file[name] = weight
+        if weight.ndim == 2 and "emb" not in name:
+            file[name], file[name + "_scb"] = quantised(weight)
+    save(tmp_path / "q8", file, tiny_keys() | {"quantize": True})
+    model = load_moshi(tmp_path / "q8", dtype=dtype)
+    store_int8(model)
+    ours = torch.cat([codes.flatten() for name, codes in model.named_buffers() if "codes" in name])
+    theirs = torch.cat([w.flatten() for w in file.values() if w.dtype == torch.int8])
+    apart = ours.sort().values.int() - theirs.sort().values.int()
+    assert int(apart.abs().max()) <= most_apart
+    head = model.get_buffer("head.codes").int() - file["text_linear.weight"].int()
+    assert int(head.abs().max()) <= most_apart
+    scale = model.get_buffer("head.scale").float() * 127
+    assert torch.allclose(scale, file["text_linear.weight_scb"], rtol=2**-7)
 
 
 @pytest.mark.parametrize("hidden", [172, 171, 336, 337])
