@@ -4,12 +4,9 @@ import random
 
 import pytest
 
+from counterpoint.data.order_wordings import DEVICES, DIGITS, STATES, Split
 from counterpoint.data.orders import (
-    DEVICES,
-    DIGITS,
-    STATES,
     Order,
-    Split,
     draw_order,
     draw_pause,
     interruption,

@@ -24,7 +24,7 @@ def run(study: DuplexStudy, folder: Path) -> bool:
     [
         ({"num_train": 0}, "`num_train` must be >= 1: got 0"),
         ({"num_listening": 0}, "`num_listening` must be >= 1: got 0"),
-        ({"listening": duplex_small().run}, "transcribe_after_s` must be a number .*: got None"),
+        ({"listening": (duplex_small().run,)}, "`data.hearing` of 'duplex_small' must say when"),
         ({"num_held_out": 0}, "`num_held_out` must be >= 1: got 0"),
         ({"num_trials": -1}, "`num_trials` must be >= 1: got -1"),
         ({"workers": 0}, "`workers` must be >= 1: got 0"),

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterpoint.data.documents import read_utf8
+from counterpoint.data.hearing import Hearing
 from counterpoint.data.monologue import EPAD_ID, PAD_ID, Word, write_monologue
 from counterpoint.data.shards import sync_folder
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
@@ -185,15 +186,15 @@ class DialogueExamples(Sequence[Example]):
         )
 
 
-def read_dialogues(path: str | Path, transcribe_after_s: float | None = None) -> list[Dialogue]:
+def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dialogue]:
     """The recordings that a .jsonl file lists, with the agent's words, role and voice.
 
     ``"alignments": null`` says that the words are not known.
 
     Args:
         path: Of the file.
-        transcribe_after_s: Take the words of all speakers but `AGENT_SPEAKER` instead of the
-            agent's, each as if it began so many seconds after its end.
+        hearing: Take the words of all speakers but `AGENT_SPEAKER` instead of the agent's, where
+            this places them.
 
     Raises:
         ValueError: No such file, or a line or a file of alignments is not what it must be.
@@ -217,7 +218,7 @@ def read_dialogues(path: str | Path, transcribe_after_s: float | None = None) ->
                 f"path={name!r}, duration={duration_s!r}."
             )
         audio = path.parent / name
-        words, role = _read_beside(audio.with_suffix(".json"), transcribe_after_s)
+        words, role = _read_beside(audio.with_suffix(".json"), hearing)
         voice = audio.with_suffix(".voice.wav")
         dialogues.append(
             Dialogue(
@@ -304,9 +305,7 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
         ) from error
 
 
-def _read_beside(
-    path: Path, transcribe_after_s: float | None
-) -> tuple[tuple[Word, ...] | None, str]:
+def _read_beside(path: Path, hearing: Hearing | None) -> tuple[tuple[Word, ...] | None, str]:
     """What the agent says, or is to write of what it hears; and its role."""
     if not path.is_file():
         raise ValueError(
@@ -327,19 +326,15 @@ def _read_beside(
     words = []
     try:
         for text, (start_s, end_s), speaker in record["alignments"]:
-            word = Word(str(text), float(start_s), float(end_s))
-            if transcribe_after_s is None and speaker == AGENT_SPEAKER:
-                words.append(word)
-            elif transcribe_after_s is not None and speaker != AGENT_SPEAKER:
-                later_s = word.end_s - word.start_s + transcribe_after_s
-                words.append(Word(word.text, word.start_s + later_s, word.end_s + later_s))
+            if (speaker == AGENT_SPEAKER) == (hearing is None):
+                words.append(Word(str(text), float(start_s), float(end_s)))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: each alignment must be [word, [start, end], speaker] ({error})."
         ) from error
     if wrong := [word for word in words if not math.isfinite(word.start_s + word.end_s)]:
         raise ValueError(f"{path}: times must be finite: got {tuple(wrong[0])}.")
-    return tuple(words), role
+    return tuple(words) if hearing is None else hearing.place(words), role
 
 
 def _json_object(text: str, place: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ PersonaPlex's prompt, which carries no loss.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from counterpoint.data.dialogues import (
     encode_voice,
     read_dialogues,
 )
+from counterpoint.data.hearing import Hearing
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
 from counterpoint.data.words import WordTokenizer, open_tokenizer
@@ -56,8 +56,7 @@ class SpeechData:
         copies: Times that each recording is encoded, each with another draw of the augmentation.
         seed: Decides what happens.
         cache_folder: Where codes are kept.
-        transcribe_after_s: Let the text be what the user says, each word so many seconds after its
-            end, instead of what the agent says, and train it alone; ``None`` for the agent.
+        hearing: Let the text be what the user says, and train it alone; ``None`` for the agent.
         role_prompts: Let each piece of a dialogue with a role or a voice begin with a prompt.
         text: Batches of text alone between those of speech, by the same tokeniser.
     """
@@ -71,7 +70,7 @@ class SpeechData:
     copies: int = 1
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/dialogues"
-    transcribe_after_s: float | None = None
+    hearing: Hearing | None = None
     role_prompts: bool = False
     text: TextBatches | None = None
 
@@ -79,10 +78,6 @@ class SpeechData:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
             raise ValueError(
                 f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
-            )
-        if self.transcribe_after_s is not None and not 0 <= self.transcribe_after_s < math.inf:
-            raise ValueError(
-                f"`transcribe_after_s` must be >= 0 or None: got {self.transcribe_after_s}."
             )
 
 
@@ -208,7 +203,7 @@ def prepare_speech(
     recordings: dict[str, dict[str, str]] = {}
 
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
-        dialogues = read_dialogues(path, config.transcribe_after_s)
+        dialogues = read_dialogues(path, config.hearing)
         base = DialogueConfig(
             chunk_s=config.row_s, augmentation=augmentation, cache_folder=config.cache_folder
         )
@@ -220,7 +215,7 @@ def prepare_speech(
         recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
         examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
         num_frames = round(config.row_s * codec.frame_rate_hz)
-        only_text = config.transcribe_after_s is not None
+        only_text = config.hearing is not None
         return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
 
     seeds = [config.seed * config.copies + copy for copy in range(config.copies)]

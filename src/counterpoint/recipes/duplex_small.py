@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.hearing import Hearing
 from counterpoint.data.speech import SpeechData
 from counterpoint.data.synthesis import SynthesisConfig
 from counterpoint.data.turn_taking import PLAIN
@@ -27,17 +28,25 @@ def duplex_small() -> DuplexStudy:
     Needs the extras `speech` and `voices`. Under two hours on two cores.
     """
     return DuplexStudy(
-        listening=Run(
-            name="duplex_small_listening",
-            system=system(),
-            data=replace(_data(), transcribe_after_s=0.16),
-            train=_train(num_steps=2000, lr=2e-3, muon_lr=0.02),
+        listening=(
+            Run(
+                name="listening",
+                system=system(),
+                data=replace(_data(), hearing=Hearing(after_s=0.16)),
+                train=_train(num_steps=2000, lr=2e-3, muon_lr=0.02),
+            ),
+            Run(
+                name="recalling",
+                system=system(),
+                data=replace(_data(), hearing=Hearing(after_s=0.4, stretch_gap_s=0.25)),
+                train=_train(num_steps=2600, lr=1.5e-3, muon_lr=0.012),
+            ),
         ),
         run=Run(
             name="duplex_small",
             system=system(),
             data=_data(),
-            train=_train(num_steps=4000, lr=1.5e-3, muon_lr=0.012),
+            train=_train(num_steps=2000, lr=1.5e-3, muon_lr=0.012),
         ),
         synthesis=SynthesisConfig(
             sample_rate=8000,

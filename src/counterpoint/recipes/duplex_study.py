@@ -1,7 +1,8 @@
 """A duplex study: dialogues are made, a Moshi learns from them, and is measured in live talk.
 
-Before it talks it listens: its text writes down what a user says who talks alone. In a dialogue
-only the few words that decide an answer tell whether it has understood; here every word does.
+Before it talks it listens: its text writes down what the user says, word by word, then sentence by
+sentence, which it has to keep in mind. In a dialogue only the few words that decide an answer tell
+whether it has understood; here every word does.
 """
 
 import json
@@ -51,7 +52,7 @@ class DuplexStudy:
 
     Attributes:
         run: The model and how it learns to talk; its data get the dialogues of the study.
-        listening: How the same model learns to listen before.
+        listening: How the same model learns to listen before; each goes on from the one before it.
         synthesis: How dialogues sound, and who speaks in trials.
         num_listening: Recordings of the user alone; the model listens to these and all dialogues.
         num_train: Dialogues to learn from.
@@ -62,7 +63,7 @@ class DuplexStudy:
     """
 
     run: Run
-    listening: Run
+    listening: tuple[Run, ...]
     synthesis: SynthesisConfig
     num_listening: int = 1000
     num_train: int = 3000
@@ -77,12 +78,11 @@ class DuplexStudy:
                 "A duplex study must train a Moshi on SpeechData: got "
                 f"{type(self.run.system).__name__}."
             )
-        if self.listening.system != self.run.system:
-            raise ValueError("A duplex study must listen and talk with the same `system`.")
-        if self.listening.speech_data.transcribe_after_s is None:
-            raise ValueError(
-                "`listening.data.transcribe_after_s` must be a number of seconds: got None."
-            )
+        for run in self.listening:
+            if run.system != self.run.system:
+                raise ValueError(f"{run.name!r} must have the `system` of {self.run.name!r}.")
+            if run.speech_data.hearing is None:
+                raise ValueError(f"`data.hearing` of {run.name!r} must say when: got None.")
         for name in ("num_listening", "num_train", "num_held_out", "num_trials", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
@@ -103,8 +103,8 @@ class DuplexStudy:
 def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
     """Make, train, measure; what is made and trained already is kept, measuring begins anew.
 
-    The folder gets ``dialogues/``, the run and the one before it (``listening/``),
-    ``abilities.json`` and a recording of each ability.
+    The folder gets ``dialogues/``, the run, a folder for each run before it, ``abilities.json`` and
+    a recording of each ability.
 
     Returns:
         False when a signal stopped the training.
@@ -132,14 +132,13 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
             on_progress=_Progress(f"making {name} dialogues"),
         )
     _join_lists(folder / "dialogues", ("listening", "train"))
-    heard = train_run(_with_data(study.listening, folder, ""), folder / "listening", world)
-    if not heard.finished:
-        return False
-    begun = FineTuneConfig(init_from=str(folder / "listening"))
-    run = replace(study.run, train=replace(study.run.train, fine_tune=begun))
-    result = train_run(_with_data(run, folder, "train"), folder, world)
-    if not result.finished:
-        return False
+    before: Path | None = None
+    for run in (*study.listening, study.run):
+        run_folder = folder if run is study.run else folder / run.name
+        result = train_run(_with_data(_begun(run, before), folder), run_folder, world)
+        if not result.finished:
+            return False
+        before = run_folder
     measure = partial(_measure, study, result.checkpoint, folder)
     with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
         rows = list(pool.map(measure, ABILITIES))
@@ -206,12 +205,22 @@ def _join_lists(folder: Path, names: Sequence[str]) -> None:
     (folder / LIST_NAME).write_text(text, encoding="utf-8")
 
 
-def _with_data(run: Run, folder: Path, train: str) -> Run:
-    """A run with the study's tokeniser and the dialogues of a folder; "" for all to learn from."""
+def _begun(run: Run, before: Path | None) -> Run:
+    """A run that goes on from the one before it, if there is one."""
+    if before is None:
+        return run
+    fine_tune = FineTuneConfig(init_from=str(before))
+    return replace(run, train=replace(run.train, fine_tune=fine_tune))
+
+
+def _with_data(run: Run, folder: Path) -> Run:
+    """A run with dialogues of the study, and its tokeniser; to listen to are all recordings."""
+    dialogues = folder / "dialogues"
+    heard = run.speech_data.hearing is not None
     data = replace(
         run.speech_data,
-        train=str(folder / "dialogues" / train / LIST_NAME),
-        held_out=str(folder / "dialogues" / "held_out" / LIST_NAME),
+        train=str((dialogues if heard else dialogues / "train") / LIST_NAME),
+        held_out=str(dialogues / "held_out" / LIST_NAME),
         tokenizer=str(folder / "words.model"),
     )
     return replace(run, data=data)
@@ -222,7 +231,7 @@ def _measure(
 ) -> dict[str, Any]:
     """One row of the table, in a process of its own; writes the first conversation."""
     torch.set_num_threads(1)
-    voices, run = Synthesizer(folder / "utterances"), _with_data(study.run, folder, "train")
+    voices, run = Synthesizer(folder / "utterances"), _with_data(study.run, folder)
     system = load_system(checkpoint)
     if not isinstance(system, Moshi):
         raise AssertionError("the run trains a Moshi")
