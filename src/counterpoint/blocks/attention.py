@@ -129,6 +129,12 @@ def write_ring(
 ) -> None:
     """Write keys and values of steps into their slots, in place."""
     rows, steps = slot.shape
+    if torch.compiler.is_compiling():
+        # Of all ways to scatter, this is the one that inductor does in place: it copies the ring
+        # twice a layer otherwise. It is the slower one where nothing is compiled.
+        row = torch.arange(rows, device=slot.device)[:, None]
+        ring[row, :, :, slot] = key_value.permute(0, 3, 1, 2, 4).to(ring.dtype)
+        return
     index = slot.view(rows, 1, 1, steps, 1).expand_as(key_value)
     ring.scatter_(3, index, key_value.to(ring.dtype))
 
@@ -217,20 +223,18 @@ def attend_in_groups(
     bias: Float[Tensor, "B G 1 w w2"],
 ) -> Float[Tensor, "B H T E"]:
     """Windowed attention in O(T * window): groups of one window read themselves and the last."""
-    num_rows, num_heads, num_steps, head_width = q.shape
+    num_heads, num_steps = q.shape[1:3]
     num_groups, window = bias.shape[1], bias.shape[3]
     padding = num_groups * window - num_steps
 
-    def grouped(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B, G, H, w, E)
-        return F.pad(x, (0, 0, 0, padding)).unflatten(2, (num_groups, window)).transpose(1, 2)
+    def with_previous(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B, H, G, 2w, E)
+        groups = F.pad(x, (0, 0, window, padding)).unflatten(2, (num_groups + 1, window))
+        return torch.cat((groups[:, :, :-1], groups[:, :, 1:]), 3)
 
-    def with_previous(x: Tensor) -> Tensor:  # (B, G, H, w, E) -> (B, G, H, 2w, E)
-        return torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)), x), 3)
-
-    k, v = with_previous(grouped(k)), with_previous(grouped(v))
-    y = attend(*(x.flatten(0, 1) for x in (grouped(q), k, v, bias)))
-    y = y.unflatten(0, (num_rows, num_groups)).transpose(1, 2)  # (B, H, G, w, E)
-    return y.reshape(num_rows, num_heads, -1, head_width)[:, :, :num_steps]
+    groups = F.pad(q, (0, 0, 0, padding)).unflatten(2, (num_groups, window))
+    bias = bias.to(q.dtype).transpose(1, 2).expand(-1, num_heads, -1, -1, -1)
+    y = attend(*(x.flatten(0, 1) for x in (groups, with_previous(k), with_previous(v), bias)))
+    return y.view(len(q), num_heads, -1, q.shape[3])[:, :, :num_steps]
 
 
 class SelfAttention(nn.Module):
@@ -268,13 +272,15 @@ class SelfAttention(nn.Module):
             cache: Past steps; the chunk is written into it.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(qkv[:2], reach.cos, reach.sin).unbind(0)
-        v, bias = qkv[2], reach.bias
+        # One copy here instead of one in each product, and no gradient that is mostly zeros.
+        qk, v = qkv.contiguous().split((2, 1))
+        q, k = rotate(qk, reach.cos, reach.sin).unbind(0)
+        v, bias = v[0], reach.bias
         if cache is not None and reach.slot is not None:
             write_ring(cache, reach.slot, torch.stack((k, v), 1))
             k, v = cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
         if reach.pinned is not None and bias is not None:
-            q_near = rotate(qkv[0], reach.pinned.cos, reach.pinned.sin)
+            q_near = rotate(qk[0], reach.pinned.cos, reach.pinned.sin)
             bias = nearer_bias(bias, q, q_near, k[:, :, : reach.pinned.num_steps])
         if bias is not None and bias.ndim == 5:
             y = attend_in_groups(q, k, v, bias)

@@ -1,9 +1,12 @@
 """Root mean square normalisation."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -19,5 +22,36 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Normalise the last axis; statistics in float32, result in the input's dtype."""
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.epsilon)
+        """Normalise the last axis; statistics in float32, result in the input's dtype.
+
+        On CPU training takes the gradient from a formula: torch's own is put together from that of
+        each operation, and forward and backward then need 1.8 times as long (2,048 x 144).
+        """
+        weight = self.weight.to(x.dtype)
+        if x.is_cuda or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.rms_norm(x, x.shape[-1:], weight, self.epsilon)
+        normalised: Tensor = _RMSNorm.apply(x, weight, self.epsilon)  # type: ignore[no-untyped-call]
+        return normalised
+
+
+class _RMSNorm(torch.autograd.Function):
+    """`F.rms_norm` with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return F.rms_norm(x, x.shape[-1:], weight, epsilon)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        saved: tuple[Tensor, Tensor] = ctx.saved_tensors
+        dtype, width = saved[0].dtype, saved[0].shape[-1]
+        x, weight, grad = (tensor.float() for tensor in (*saved, grad))
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / width
+        scale = (square + ctx.epsilon).rsqrt()
+        to_weight = (grad * x).mul_(scale)
+        along = (to_weight @ weight)[..., None] * scale.square() / -width
+        to_x = (grad * weight).mul_(scale).addcmul_(x, along)
+        return to_x.to(dtype), to_weight.reshape(-1, width).sum(0).to(dtype), None

@@ -19,7 +19,7 @@ class Muon(Optimizer):
     """Momentum, made orthogonal: the arithmetic of `torch.optim.Muon`, in batched products.
 
     Torch takes one matrix after the other, in products too small to be fast and never shared by
-    threads; at the first run's 2,048 bytes a step that was 20 and 27 % of the time of a step on
+    threads; at the first run's 2,048 bytes a step that was 20 and 26 % of the time of a step on
     two cores. Here all matrices of one shape are stacked. Each update is that of torch but for the
     last bits of bfloat16 (`tests/train/test_muon.py`).
 
