@@ -42,7 +42,7 @@ class Options:
         whole_from: Go on under the whole of this text, at least as long as the prompt (two_stream).
         simultaneous: Run the whole tower in a thread beside the part tower (a lag of 1 or more).
         sliding: Accept a prompt that is longer than the model's window.
-        compile: Compile the ticks first: half a minute, then a tiny model is 1.6 times as fast.
+        compile: Compile the ticks first: half a minute, then a tiny model is 1.4 times as fast.
         weights: ``"int8"`` stores the matrices in 8 bits: faster where reading them takes the time.
     """
 

@@ -33,15 +33,20 @@ def compile_ticks(system: nn.Module) -> None:
             stages = ("read", "write")
         case _:
             stages = ("extend",)
+    # Text on CPUs: a tick of a tiny model is made of calls, and with those from C++ instead of
+    # Python it is 1.1 to 1.2 times as fast.
+    from_cpp = next(system.parameters()).is_cpu and not isinstance(system, Moshi)
     for name in stages:
-        setattr(system, name, _at_single_ticks(getattr(system, name)))
+        setattr(system, name, _at_single_ticks(getattr(system, name), from_cpp))
 
 
-def _at_single_ticks(stage: Callable[..., Any]) -> Callable[..., Any]:
+def _at_single_ticks(stage: Callable[..., Any], from_cpp: bool) -> Callable[..., Any]:
     """A stage that is compiled where its chunk is one tick."""
     # How sessions choose what is written has more forms than torch compiles: others stay as they
     # are, which is no error without `fullgraph`.
-    compiled = torch.compile(stage, fullgraph=stage.__name__ != "write", dynamic=False)
+    options: dict[str, Any] = {"cpp_wrapper": from_cpp}
+    whole = stage.__name__ != "write"
+    compiled = torch.compile(stage, fullgraph=whole, dynamic=False, options=options)
     sizes = set[int]()
 
     @wraps(stage)
