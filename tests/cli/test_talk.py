@@ -220,6 +220,7 @@ def test_mistakes_are_told_in_one_line(run: Path, words: str, message: str) -> N
     Path("folder.wav").mkdir()
     for name in ("notes.txt", "text.pt"):
         Path(name).write_text("no sound")
+    Path("words.json").write_text("[]")
     if ".pt" in words:
         write_voices_that_do_not_fit(run)
     soundfile.write("empty.wav", np.zeros(0), 8000)

@@ -51,7 +51,7 @@ def train_run(run: Run, folder: Path, world: World) -> TrainResult:
         begin_from(system, run.train.fine_tune, run.train.seed)
     if isinstance(system, Moshi):
         batches, evaluate, recordings = _speech(run, system, world)
-        _check_same(recordings, folder, world)
+        _check_same(run, recordings, folder, world)
     else:
         batches, evaluate = _text(run, system, world)
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
@@ -102,15 +102,19 @@ def _speech(
     return batches, evaluate, corpus.recordings
 
 
-def _check_same(recordings: Recordings, folder: Path, world: World) -> None:
-    """Refuse other recordings than those that the checkpoints of a folder have learned from."""
+def _check_same(run: Run, recordings: Recordings, folder: Path, world: World) -> None:
+    """Refuse other recordings than those that the checkpoints of a folder have learned from.
+
+    Where the config reads them in another way, the loop names that.
+    """
     problem, file = None, folder / "recordings.json"
+    own = {"data": json.loads(json.dumps(encode(run.data))), "recordings": recordings}
     if world.is_first:
         has_begun = file.exists() and any((folder / "checkpoints").glob("*"))
         if has_begun:
             begun = json.loads(file.read_text(encoding="utf-8"))
-            changed = first_difference(begun, recordings, "recordings")
-            if changed is not None:
+            changed = first_difference(begun["recordings"], recordings, "recordings")
+            if changed is not None and begun["data"] == own["data"]:
                 problem = (
                     f"A run must go on with the recordings it began with: {folder} has another "
                     f"{changed}. Train in another folder, or change them back."
@@ -118,7 +122,7 @@ def _check_same(recordings: Recordings, folder: Path, world: World) -> None:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(".recordings.json.partial")
-            partial.write_text(json.dumps(recordings, indent=1), encoding="utf-8")
+            partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
             partial.replace(file)
     problem = world.from_first(problem)
     if problem is not None:
