@@ -46,7 +46,7 @@ def duplex_small() -> DuplexStudy:
             name="duplex_small",
             system=system(),
             data=_data(),
-            train=_train(num_steps=2000, lr=1.5e-3, muon_lr=0.012),
+            train=_train(num_steps=3600, lr=1.5e-3, muon_lr=0.012),
         ),
         synthesis=SynthesisConfig(
             sample_rate=8000,
