@@ -35,7 +35,7 @@ def test_each_word_is_written_when_it_is_over() -> None:
 def test_words_of_a_stretch_are_written_when_that_is_over() -> None:
     hearing = Hearing(after_s=0.4, stretch_gap_s=0.25, word_s=0.1)
     assert starts(hearing) == [("turn", 2.1), ("it", 2.2), ("on", 2.3), ("please", 2.9)]
-    longer = Hearing(after_s=0.4, stretch_gap_s=0.4, word_s=0.1)
+    longer = Hearing(after_s=0.4, stretch_gap_s=0.35, word_s=0.1)
     assert starts(longer) == [("turn", 2.9), ("it", 3.0), ("on", 3.1), ("please", 3.2)]
 
 
@@ -53,3 +53,8 @@ def test_nothing_heard_is_nothing_written() -> None:
 def test_times_must_be_seconds(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be seconds >= 0: got {value}"):
         Hearing(**{"after_s": 0.1, name: value})
+
+
+def test_a_stretch_must_be_known_to_be_over() -> None:
+    with pytest.raises(ValueError, match="at least `stretch_gap_s`.* got 0.1 and 0.5"):
+        Hearing(after_s=0.1, stretch_gap_s=0.5)

@@ -25,6 +25,7 @@ def run(study: DuplexStudy, folder: Path) -> bool:
         ({"num_train": 0}, "`num_train` must be >= 1: got 0"),
         ({"num_listening": 0}, "`num_listening` must be >= 1: got 0"),
         ({"listening": (duplex_small().run,)}, "`data.hearing` of 'duplex_small' must say when"),
+        ({"listening": duplex_small().listening[:1] * 2}, "must have folders of their own"),
         ({"num_held_out": 0}, "`num_held_out` must be >= 1: got 0"),
         ({"num_trials": -1}, "`num_trials` must be >= 1: got -1"),
         ({"workers": 0}, "`workers` must be >= 1: got 0"),
@@ -76,6 +77,7 @@ def test_a_folder_keeps_the_dialogues_it_began_with(tmp_path: Path) -> None:
     for other, message in (
         (replace(study, num_train=4), r"dialogues.train \(3, here 4\)"),
         (replace(study, num_listening=5), r"dialogues.listening \(4, here 5\)"),
+        (replace(study, listening=study.listening[:1]), "listening.1 "),
         (replace(study, vocab_size=50), r"vocab_size \(400, here 50\)"),
         (replace(study, synthesis=louder), r"synthesis.lead_s \(0.5, here 1.0\)"),
     ):

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import unwrap
 from typing import Any
 
@@ -199,6 +200,29 @@ def test_seeds_decide_and_text_and_audio_are_sampled_apart() -> None:
         assert not torch.equal(one, other)
     assert torch.equal(said["text"][3, :2], said["text"][4, :2])  # before audio differs
     assert not torch.equal(said["agent_acoustic"][3], said["agent_acoustic"][4])
+
+
+def test_bias_of_padding_is_that_of_its_row_alone() -> None:
+    model = build("agent_only")
+    heard = heard_of(model, random_codes(model, 1, NUM_FRAMES))
+    both = {name: ids.expand(2, *ids.shape[1:]) for name, ids in heard.items()}
+    plain = stacked(talk_alone(model, GREEDY, heard))
+    padding = model.config.text_padding_id
+    assert (plain["text"] != padding).any()
+    for bias, share in ((1e4, 1.0), (-1e4, 0.0)):
+        biased = replace(GREEDY, padding_bias=bias)
+        found = run(model, [GREEDY, biased], both)
+        assert torch.equal(found["text"][:1], plain["text"])
+        assert (found["text"][1] == padding).float().mean() == share
+    for bad in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="`padding_bias` must be finite"):
+            replace(GREEDY, padding_bias=bad)
+
+
+def talk_alone(model: Moshi, sampling: FrameSampling, heard: Ticks) -> list[Frame]:
+    sessions = FrameSessions(model, 1)
+    sessions.start(0, sampling)
+    return talk(sessions, heard)
 
 
 def test_no_random_number_is_used_twice() -> None:

@@ -234,7 +234,7 @@ def attend_in_groups(
     groups = F.pad(q, (0, 0, 0, padding)).unflatten(2, (num_groups, window))
     bias = bias.to(q.dtype).transpose(1, 2).expand(-1, num_heads, -1, -1, -1)
     y = attend(*(x.flatten(0, 1) for x in (groups, with_previous(k), with_previous(v), bias)))
-    return y.view(len(q), num_heads, -1, q.shape[3])[:, :, :num_steps]
+    return y.reshape(len(q), num_heads, -1, q.shape[3])[:, :, :num_steps]
 
 
 class SelfAttention(nn.Module):

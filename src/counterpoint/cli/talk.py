@@ -93,6 +93,7 @@ class Options:
         greedy: Always take the likeliest id.
         text_temperature: Divides the scores of the text.
         text_top_k: Likeliest text ids to choose among; 0 keeps all.
+        padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
         audio_temperature: Divides the scores of the audio.
         audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
         device: Where the model computes.
@@ -110,6 +111,7 @@ class Options:
     greedy: bool = False
     text_temperature: float = 0.7
     text_top_k: int = 25
+    padding_bias: float = 0.0
     audio_temperature: float = 0.8
     audio_top_k: int = 250
     device: str = "cpu"
@@ -263,6 +265,7 @@ def _sampling(options: Options) -> FrameSampling:
     return FrameSampling(
         text=own(options.text_temperature, options.text_top_k),
         audio=own(options.audio_temperature, options.audio_top_k),
+        padding_bias=options.padding_bias,
     )
 
 

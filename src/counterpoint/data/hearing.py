@@ -31,6 +31,11 @@ class Hearing:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"`{name}` must be seconds >= 0: got {value}.")
+        if self.after_s < (self.stretch_gap_s or 0.0):
+            raise ValueError(
+                "`after_s` must be at least `stretch_gap_s`, the silence by which the end of a "
+                f"stretch is known: got {self.after_s} and {self.stretch_gap_s}."
+            )
 
     def place(self, words: Iterable[Word]) -> tuple[Word, ...]:
         """The words where they are to be written, each as long as it was heard.

@@ -1,7 +1,7 @@
 """The wordings of spoken orders, in families of like ones; some wordings are held out.
 
-A wording to learn from is put together of parts. None holds a wording of the other split, also
-not with words around it.
+A wording to learn from is put together of parts. None holds a wording that is held out. Those may
+hold, and are near, wordings to learn from: they are other orders of the same words.
 """
 
 from collections.abc import Iterable

@@ -95,7 +95,7 @@ def _script(split: Split, number: int, seed: int) -> Script:
         pause = draw_pause(order, rng) if rng.random() < 0.5 else None
         pauses = () if pause is None else (pause,)
         if interrupted:
-            # Later, the answer would be over before it can be cut.
+            # Later, the answer is over before it can be cut; late ones are over sometimes.
             after_word = rng.randrange(len(turns[-1].words) - 2)
             turns.append(interruption(order, rng, after_word, pauses))
         else:

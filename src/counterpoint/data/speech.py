@@ -56,7 +56,8 @@ class SpeechData:
         copies: Times that each recording is encoded, each with another draw of the augmentation.
         seed: Decides what happens.
         cache_folder: Where codes are kept.
-        hearing: Let the text be what the user says, and train it alone; ``None`` for the agent.
+        hearing: Let the text be what the user says, where this places it, and train it alone;
+            ``None`` for what the agent says.
         role_prompts: Let each piece of a dialogue with a role or a voice begin with a prompt.
         text: Batches of text alone between those of speech, by the same tokeniser.
     """

@@ -21,7 +21,7 @@ from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.checkpoint import CheckpointError
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, shard
-from counterpoint.train.fine_tuning import begin_from
+from counterpoint.train.fine_tuning import begin_from, without
 from counterpoint.train.loop import BatchSource, Evaluate, TrainResult, train
 from counterpoint.train.metrics import TensorBoardLogger
 from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops, recording_lines
@@ -108,7 +108,8 @@ def _check_same(run: Run, recordings: Recordings, folder: Path, world: World) ->
     Where the config reads them in another way, the loop names that.
     """
     problem, file = None, folder / "recordings.json"
-    own = {"data": json.loads(json.dumps(encode(run.data))), "recordings": recordings}
+    data = without(json.loads(json.dumps(encode(run.data))), ("cache_folder",))
+    own = {"data": data, "recordings": recordings}
     if world.is_first:
         has_begun = file.exists() and any((folder / "checkpoints").glob("*"))
         if has_begun:

@@ -6,6 +6,7 @@ frame f of a stream stands in column f + 1 + its delay. A step reads one column 
 the next one.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -49,15 +50,22 @@ class FrameSampling:
         audio: For every codebook.
         guidance: Scale of classifier-free guidance: scores become those without the prompt, plus
             so many times what the prompt adds. 1 is none; any other needs a second row.
+        padding_bias: What is added to the score of the text's padding: above 0 the model is slower
+            to speak, below 0 it speaks more.
+
+    Source of the bias: `pad_mult` of Kyutai's server.
     """
 
     text: Sampling = Sampling(temperature=0.7, top_k=25)
     audio: Sampling = Sampling(temperature=0.8, top_k=250)
     guidance: float = 1.0
+    padding_bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < float("inf"):
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"`guidance` must be >= 0 (1 is none): got {self.guidance}.")
+        if not math.isfinite(self.padding_bias):
+            raise ValueError(f"`padding_bias` must be finite: got {self.padding_bias}.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,6 +106,7 @@ class _Settings(NamedTuple):
     text: _Kind
     audio: _Kind
     guidance: _Guidance | None
+    padding_bias: Float[Tensor, "n V"] | None
 
 
 class FrameSessions:
@@ -297,6 +306,8 @@ class FrameSessions:
             at, guidance = self._elements[name].start + codebook, settings.guidance
             if guidance is not None:
                 logits = _guided(logits, guidance)
+            if name == TEXT and settings.padding_bias is not None:
+                logits = logits + settings.padding_bias
             kind = settings.text if name == TEXT else settings.audio
             sampled = _sampled(logits, kind, count[:, at])
             ids = torch.where(is_open[:, at], sampled, given[:, at])
@@ -387,7 +398,16 @@ class FrameSessions:
             scale = torch.tensor([[sampling.guidance] for sampling in own], device=self._device)
             guidance = _Guidance(who[0], who[1], scale)
         text, audio = (self._kind([getattr(s, name) for s in own]) for name in ("text", "audio"))
-        return _Settings(text, audio, guidance)
+        return _Settings(text, audio, guidance, self._padding_bias(own))
+
+    def _padding_bias(self, own: Sequence[FrameSampling]) -> Float[Tensor, "n V"] | None:
+        """What rows add to the scores of the text; ``None`` where none adds anything."""
+        config, biases = self.system.config, [sampling.padding_bias for sampling in own]
+        if not any(biases):
+            return None
+        added = torch.zeros(len(own), config.text_vocab_size, device=self._device)
+        added[:, config.text_padding_id] = torch.tensor(biases, device=self._device)
+        return added
 
     def _kind(self, samplings: Sequence[Sampling]) -> _Kind:
         each = [s.temperature > 0 and not 0 < s.top_k <= MOST_CANDIDATES for s in samplings]

@@ -70,7 +70,7 @@ def read_voice_prefix(system: Moshi, voice: Voice) -> tuple[Ticks, Prefix]:
     """
     codes = voice_codes(voice, system)
     columns, num_frames = prompt_columns(system, codes)
-    x = voice.embeddings[:, 0].to(system.head.weight).transpose(0, 1)
+    x = voice.embeddings[:, 0].to(system.text_embedding.table.weight).transpose(0, 1)
     z, state = system.read_embedded(x, system.initial_state(1))
     return codes, _kept(system, {n: ids[:, :num_frames] for n, ids in columns.items()}, z, state)
 
@@ -112,7 +112,7 @@ def prompt_columns(system: Moshi, prompt: Ticks | None) -> tuple[Ticks, int]:
         raise ValueError(
             f"A prompt must be one row, of text (1, P): got text {tuple(prompt[TEXT].shape)}."
         )
-    device = system.head.weight.device
+    device = system.text_embedding.table.weight.device
     columns = {name: ids.to(device) for name, ids in system.frames(prompt).items()}
     return columns, prompt[TEXT].shape[1]
 

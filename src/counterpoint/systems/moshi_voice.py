@@ -112,7 +112,7 @@ def _check_embedding(
     """Refuse an embedding that is not what the model makes of the ids of its column."""
     frame: dict[str, Tensor] = {}
     for stream, ids in zip(system.layout.streams, _by_stream(column, system), strict=True):
-        ids = ids.to(system.head.weight.device)
+        ids = ids.to(system.text_embedding.table.weight.device)
         frame[stream.name] = ids if stream.name == TEXT else ids.T[None]
     own = system.embed(frame).float()
     if (given.to(own) - own).norm() > _FARTHEST * own.norm():

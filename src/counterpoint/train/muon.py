@@ -48,13 +48,13 @@ class Muon(Optimizer):
                 update = self._momentum(parameter, parameter.grad, group["momentum"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-                stacks[parameter.shape].append((parameter, whole(update), lr))
+                stacks[parameter.shape].append((parameter, update, lr))
         for shape, stack in stacks.items():
             updates = torch.empty(
                 len(stack), *shape, dtype=torch.bfloat16, device=stack[0][1].device
             )
             for place, (_, update, _) in zip(updates, stack, strict=True):
-                place.copy_(update)
+                place.copy_(whole(update))
             for update, (parameter, _, lr) in zip(orthogonal(updates), stack, strict=True):
                 parameter.add_(shard_like(update, parameter), alpha=-lr)
 
