@@ -309,7 +309,10 @@ def _show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     console.print(table)
     for name in ("abilities.json", *(f"{row['ability']}.wav" for row in rows)):
         console.print(str(folder / name), highlight=False, soft_wrap=True)
-    console.print(f"try: counterpoint talk {folder} --input question.wav --output answer.wav")
+    console.print(
+        f"try: counterpoint talk {folder} --input question.wav --output answer.wav "
+        "--text-temperature 0 --padding-bias 3 --audio-temperature 0.7 --audio-top-k 50"
+    )
 
 
 def _seconds(values: dict[float, float] | None) -> str:
