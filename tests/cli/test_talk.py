@@ -24,6 +24,8 @@ from counterpoint.systems.personaplex import hybrid_prompt
 from tests.cli import examples
 from tests.cli.talkers import change_weights, write_published, write_run
 
+GREEDY = ("--text-temperature", "0", "--audio-temperature", "0")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -111,7 +113,7 @@ def test_answer_is_a_dialogue_to_train_on(run: Path) -> None:
 def test_recordings_are_converted(run: Path, rate: int, channels: int) -> None:
     """The user's channel is what the model heard: the mean of all channels, at its own rate."""
     samples = record("in.wav", 0.5, rate, channels)
-    talk(run, "--greedy")
+    talk(run, *GREEDY)
     heard = torch.from_numpy(samples.mean(1)).float()[None]
     both = read_audio("out.wav", 8000, 2)
     expected = resample(heard, rate, 8000)[0]
@@ -166,7 +168,7 @@ def test_answer_is_a_function_of_its_options(run: Path) -> None:
     usual = said()
     assert usual == said("--seed", "0", "--prompt", " ")
     assert usual != said("--seed", "1")
-    assert said("--greedy") == said("--greedy", "--seed", "1") != usual
+    assert said(*GREEDY) == said(*GREEDY, "--seed", "1") != usual
     assert usual != said("--prompt", "You sell tea.")
     record("voice.wav", 1.0, 16_000)
     assert usual != said("--voice", "voice.wav")
@@ -313,10 +315,10 @@ def test_cached_voice_is_as_its_recording(published: Path, name: str, role: str)
         write_voice(voice, speaker.system.config, Path(name))
     said = []
     for given in (name, "voice.wav"):
-        talk(published, "--greedy", "--voice", given, "--prompt", role)
+        talk(published, *GREEDY, "--voice", given, "--prompt", role)
         said.append(read_audio("out.wav", 24_000, 2))
     assert torch.equal(*said)
-    talk(published, "--greedy", "--prompt", role)
+    talk(published, *GREEDY, "--prompt", role)
     assert not torch.equal(read_audio("out.wav", 24_000, 2), said[0])
 
 

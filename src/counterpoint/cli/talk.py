@@ -90,11 +90,10 @@ class Options:
         channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
         tail: Seconds of silence that are heard behind the recording.
         seed: Of the agent's choices.
-        greedy: Always take the likeliest id.
-        text_temperature: Divides the scores of the text.
+        text_temperature: Divides the scores of the text; 0 takes the likeliest id.
         text_top_k: Likeliest text ids to choose among; 0 keeps all.
         padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
-        audio_temperature: Divides the scores of the audio.
+        audio_temperature: Divides the scores of the audio; likewise.
         audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
         device: Where the model computes.
     """
@@ -108,7 +107,6 @@ class Options:
     channel: int | None = None
     tail: float = 0.0
     seed: int = 0
-    greedy: bool = False
     text_temperature: float = 0.7
     text_top_k: int = 25
     padding_bias: float = 0.0
@@ -259,8 +257,7 @@ def outputs(path: Path) -> dict[str, Path]:
 
 def _sampling(options: Options) -> FrameSampling:
     def own(temperature: float, top_k: int) -> Sampling:
-        chosen = Sampling(temperature=temperature, top_k=top_k, seed=options.seed)
-        return replace(chosen, temperature=0.0) if options.greedy else chosen
+        return Sampling(temperature=temperature, top_k=top_k, seed=options.seed)
 
     return FrameSampling(
         text=own(options.text_temperature, options.text_top_k),
