@@ -43,6 +43,7 @@ from counterpoint.systems.moshi import Moshi, tiny
 
 NUM_SESSIONS, NUM_GUESTS = 16, 2
 MOST_GROWTH = 0.01
+COMPARED = "compared.jsonl"
 GREEDY = Sampling(temperature=0)
 
 
@@ -257,9 +258,12 @@ def compare(folder: Path, session: int, num_rows: int) -> dict[str, Any]:
 
 def compare_all(folder: Path, num_workers: int) -> list[dict[str, Any]]:
     """Every session against its runs alone; those that a file has are not done again."""
-    file = folder / "compared.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines]
+    file = folder / COMPARED
+    text = file.read_text() if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+    if whole != text:
+        file.write_text(whole)
+    rows = [json.loads(line) for line in whole.splitlines()]
     done = {(row["session"], row["rows"]) for row in rows}
     # What the bars ask for comes first.
     greedy_first = sorted(range(NUM_SESSIONS), key=lambda session: session % 2)
@@ -277,26 +281,30 @@ def compare_all(folder: Path, num_workers: int) -> list[dict[str, Any]]:
     return rows
 
 
-def code_digest() -> str:
-    """Of all code that the sessions run on."""
+def live_digest(args: argparse.Namespace) -> str:
+    """Of the settings of the live run, and of all code that the sessions run on."""
     files = sorted(Path(counterpoint.__path__[0]).rglob("*.py"))
-    content = [file.read_bytes() for file in files]
-    return hashlib.sha256(b"\0".join([torch.__version__.encode(), *content])).hexdigest()
+    settings = f"{torch.__version__} {args.seconds} {args.no_wait}".encode()
+    content = [settings, *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 def live_or_kept(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What was measured in the live run that a folder has, or in a new one."""
-    file, code = folder / "live.json", code_digest()
+    file, digest = folder / "live.json", live_digest(args)
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
-        if kept.pop("code") != code:
-            raise SystemExit(f"{folder} must be of this code and torch: it is not. Delete it.")
+        if kept.pop("digest") != digest:
+            raise SystemExit(
+                f"{folder} must be of this code, torch and settings: it is not. Delete it."
+            )
         return kept
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMPARED).unlink(missing_ok=True)
     engine = Engine(random_model(), NUM_SESSIONS + NUM_GUESTS)
     said, results = live(engine, args.seconds, not args.no_wait)
     save_file({"said": said}, folder / "live.safetensors")
-    file.write_text(json.dumps({**results, "code": code}))
+    file.write_text(json.dumps({**results, "digest": digest}))
     return results
 
 

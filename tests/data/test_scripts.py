@@ -43,6 +43,10 @@ def test_scripts_come_back_from_their_file(tmp_path: Path) -> None:
         ({"pauses": ((2, 1.0),)}, "words 1 to 1"),
         ({"breaths": (0,)}, r"`breaths` must be before different words 1 to 1, .* got \[0\]"),
         ({"breaths": (1, 1)}, r"`breaths` must be before different words"),
+        (
+            {"text": "so - yes", "breaths": (1, 2)},
+            r"a letter or a digit .* got \['-'\] in 'so - yes",
+        ),
         ({"pauses": ((1, 0.0),)}, "longer than 0 s"),
         ({"pauses": ((1, float("inf")),)}, "longer than 0 s"),
         ({"gap_s": float("nan")}, "must be finite: got nan"),

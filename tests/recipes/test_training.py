@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.overrides import load_recipe
+from counterpoint.recipes.duplex_study import encode_share
 from counterpoint.recipes.training import train_run
+from counterpoint.speech.augment import Augmentation
 from counterpoint.train.checkpoint import CheckpointError
 from counterpoint.train.config_json import decode, encode
 from counterpoint.train.distributed import World
@@ -88,6 +90,28 @@ def test_changed_recordings_are_refused_by_name(run: Run, change: object, named:
         train_run(with_steps(run, 3), Path("run"), World())
     assert "\n" not in str(error.value)
     assert sorted(Path("run/checkpoints").iterdir()) == kept
+
+
+def test_a_damaged_record_is_refused(run: Run) -> None:
+    file = Path("run/recordings.json")
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(
+        CheckpointError, match=r"run/recordings.json' must say .* Take another"
+    ) as e:
+        train_run(with_steps(run, 3), Path("run"), World())
+    assert "\n" not in str(e.value)
+
+
+def test_codes_that_processes_have_made_are_found(run: Run) -> None:
+    """Of both copies and of what is held out; each process makes only what it does not find."""
+    louder = encode(Augmentation(echo_probability=0.0))
+    run = with_steps(run, 1, cache_folder="elsewhere", copies=2, augmentation=louder)
+    for rank in (1, 0):
+        encode_share(run, 2, rank)
+    made = {file: file.stat().st_mtime_ns for file in Path("elsewhere").iterdir()}
+    assert len(made) == 2 * 3 + 1
+    train_run(run, Path("another"), World())
+    assert {file: file.stat().st_mtime_ns for file in Path("elsewhere").iterdir()} == made
 
 
 def test_what_is_not_learned_may_change(run: Run) -> None:

@@ -111,9 +111,9 @@ def _speech(model: Moshi, trained: Trained, options: Options) -> Table:
         interval = bootstrap_ratio(np.array(paid, np.float64), np.array(frames, np.float64))
         _add(table, name, interval)
 
-    add(
-        "held-out bits/frame, all streams", [s.bits for s in scores], [s.num_frames for s in scores]
-    )
+    scored = "text" if data.hearing else "all streams"
+    frames = [float(score.num_frames) for score in scores]
+    add(f"held-out bits/frame, {scored}", [score.bits for score in scores], frames)
     for name in scores[0].losses:
         losses = [score.losses[name] for score in scores]
         add(

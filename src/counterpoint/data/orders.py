@@ -25,10 +25,12 @@ BACKCHANNELS = ("mhm", "okay", "right", "yes")
 OPENINGS = ("", "", "wait", "no", "stop", "sorry")
 """How an interruption begins."""
 
-_ANSWER_GAP_S = (0.3, 0.6)
-# "mhm" takes 0.55 s. An agent that stopped earlier would stop before it can know at what; where it
-# is wrong to stop half of the time, a model learns to go on, and then does not stop any more.
-_YIELD_S = (0.5, 0.65)
+# Both are narrow, so that there is one moment at which to begin, or to stop. When it may happen at
+# any of many frames it is unlikely at each of them, even for a model that knows what it heard.
+_ANSWER_GAP_S = (0.45, 0.55)
+# "mhm" takes 0.55 s. An agent that stopped much earlier would stop before it can know at what;
+# where it is wrong to stop half of the time, a model learns to go on, and then does not stop.
+_YIELD_S = (0.4, 0.5)
 _NUM_WORDS = (3, 8)  # of what is said to a listener
 _CONTENT_SHARE = 0.5
 
@@ -95,8 +97,8 @@ def _script(split: Split, number: int, seed: int) -> Script:
         pause = draw_pause(order, rng) if rng.random() < 0.5 else None
         pauses = () if pause is None else (pause,)
         if interrupted:
-            # Later, the answer is over before it can be cut; late ones are over sometimes.
-            after_word = rng.randrange(len(turns[-1].words) - 2)
+            # In the first half; later, the answer would be over before it can be cut.
+            after_word = rng.randrange(len(turns[-1].words) - 2) // 2
             turns.append(interruption(order, rng, after_word, pauses))
         else:
             gap_s = round(rng.uniform(0.5, 1.5), 2)

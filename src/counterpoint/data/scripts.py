@@ -64,6 +64,11 @@ class Turn:
                     f"`{name}` must be before different words 1 to {last}, in order: got {places} "
                     f"in {self.text!r}."
                 )
+        if mute := [said for said in self.phrases if not any(map(str.isalnum, said))]:
+            raise ValueError(
+                f"`breaths` must leave a letter or a digit between two of them: got {mute} in "
+                f"{self.text!r}."
+            )
         if any(not 0 < seconds < math.inf for _, seconds in self.pauses):
             raise ValueError(f"`pauses` must be longer than 0 s: got {self.pauses}.")
         if not all(map(math.isfinite, (self.gap_s or 0.0, self.yield_s or 0.0))):

@@ -21,12 +21,13 @@ import torch
 from counterpoint.data.dialogues import DialogueConfig
 from counterpoint.data.orders import listening_scripts, order_scripts
 from counterpoint.data.scripts import Script
-from counterpoint.data.speech import codec_of
+from counterpoint.data.speech import codec_of, prepare_speech
 from counterpoint.data.synthesis import LIST_NAME, SynthesisConfig, synthesize
 from counterpoint.data.words import open_tokenizer, train_tokenizer
 from counterpoint.evaluate.conversation import percentile
 from counterpoint.evaluate.duplex import ABILITIES, Ability, Outcome, order_trials, run_trial
 from counterpoint.evaluate.statistics import wilson
+from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
@@ -40,6 +41,7 @@ from counterpoint.train.checkpoint import load_system
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World
+from counterpoint.train.progress import recording_lines
 from counterpoint.train.run import Run
 
 _SHARES = (0.5, 0.95)
@@ -65,8 +67,8 @@ class DuplexStudy:
     run: Run
     listening: tuple[Run, ...]
     synthesis: SynthesisConfig
-    num_listening: int = 1000
-    num_train: int = 3000
+    num_listening: int = 2500
+    num_train: int = 4000
     num_held_out: int = 100
     num_trials: int = 100
     vocab_size: int = 400
@@ -135,6 +137,8 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
             on_progress=_Progress(f"making {name} dialogues"),
         )
     _join_lists(folder / "dialogues", ("listening", "train"))
+    for run in (*study.listening, study.run):
+        _encode(_with_data(run, folder), study.workers)
     before: Path | None = None
     for run in (*study.listening, study.run):
         run_folder = folder if run is study.run else folder / run.name
@@ -188,17 +192,14 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
     }
     file = folder / "study.json"
     if file.exists():
-        changed = first_difference(json.loads(file.read_text(encoding="utf-8")), own, "study")
+        changed = first_difference(read_begun(file), own, "study")
         if changed is not None:
             raise ValueError(
                 f"A study must go on with the dialogues it began with: {folder} has another "
                 f"{changed}. Take another folder, or change it back."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(".study.json.partial")
-    partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
-    partial.replace(file)
+    keep_begun(file, own)
 
 
 def _join_lists(folder: Path, names: Sequence[str]) -> None:
@@ -210,6 +211,21 @@ def _join_lists(folder: Path, names: Sequence[str]) -> None:
     ]
     text = "".join(json.dumps(record) + "\n" for record in records)
     (folder / LIST_NAME).write_text(text, encoding="utf-8")
+
+
+def _encode(run: Run, workers: int) -> None:
+    """Encode the recordings of a run, in several processes; what is encoded already is kept."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        list(pool.map(partial(encode_share, run, workers), range(workers)))
+
+
+def encode_share(run: Run, workers: int, rank: int) -> None:
+    """What one of them does; each begins at another recording, and finds what others have made."""
+    torch.set_num_threads(1)
+    with torch.device("meta"):
+        model = Moshi(run.system)  # type: ignore[arg-type]
+    lines = recording_lines(sys.stderr) if rank == 0 else None
+    prepare_speech(run.speech_data, model, lines, rank, workers)
 
 
 def _begun(run: Run, before: Path | None) -> Run:

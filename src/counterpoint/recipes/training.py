@@ -15,10 +15,11 @@ from counterpoint.data.speech import prepare_speech
 from counterpoint.evaluate.language_model import bits_per_byte, score
 from counterpoint.evaluate.results import spread
 from counterpoint.evaluate.speech_model import measures, score_rows
+from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.systems import build_system
 from counterpoint.systems.moshi import Moshi
 from counterpoint.train.allocator import keep_large_buffers
-from counterpoint.train.checkpoint import CheckpointError
+from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths
 from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begin_from, without
@@ -107,24 +108,25 @@ def _check_same(run: Run, recordings: Recordings, folder: Path, world: World) ->
 
     Where the config reads them in another way, the loop names that.
     """
-    problem, file = None, folder / "recordings.json"
-    data = without(json.loads(json.dumps(encode(run.data))), ("cache_folder",))
-    own = {"data": data, "recordings": recordings}
-    if world.is_first:
-        has_begun = file.exists() and any((folder / "checkpoints").glob("*"))
-        if has_begun:
-            begun = json.loads(file.read_text(encoding="utf-8"))
-            changed = first_difference(begun["recordings"], recordings, "recordings")
-            if changed is not None and begun["data"] == own["data"]:
-                problem = (
-                    f"A run must go on with the recordings it began with: {folder} has another "
-                    f"{changed}. Train in another folder, or change them back."
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(".recordings.json.partial")
-            partial.write_text(json.dumps(own, indent=1), encoding="utf-8")
-            partial.replace(file)
-    problem = world.from_first(problem)
+    problem = world.from_first(_problem(run, recordings, folder) if world.is_first else None)
     if problem is not None:
         raise CheckpointError(problem)
+
+
+def _problem(run: Run, recordings: Recordings, folder: Path) -> str | None:
+    file = folder / "recordings.json"
+    data = without(json.loads(json.dumps(encode(run.data))), ("cache_folder",))
+    try:
+        if not (file.exists() and checkpoint_paths(folder)):
+            keep_begun(file, {"data": data, "recordings": recordings})
+            return None
+        begun = read_begun(file)
+    except (ValueError, OSError) as error:  # told to all processes, which wait
+        return str(error)
+    changed = first_difference(begun["recordings"], recordings, "recordings")
+    if changed is None or begun["data"] != data:
+        return None
+    return (
+        f"A run must go on with the recordings it began with: {folder} has another {changed}. "
+        "Train in another folder, or change them back."
+    )

@@ -269,7 +269,8 @@ def opening_in_voice(speaker: Speaker, voice: Voice, role: str = "") -> tuple[Ti
     if num_frames >= window:
         raise ValueError(
             f"A prompt must be shorter than the model's window of {window} frames: got "
-            f"{num_frames}, {codes[TEXT].shape[1]} of them of the voice. Shorten the role."
+            f"{num_frames}, {codes[TEXT].shape[1]} of them of the voice. "
+            + ("Shorten the role." if role else "Take a shorter voice.")
         )
     return prompt, prefix
 
