@@ -294,7 +294,7 @@ def live_or_kept(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     file, digest = folder / "live.json", live_digest(args)
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
-        if kept.pop("digest") != digest:
+        if kept.pop("digest", None) != digest:
             raise SystemExit(
                 f"{folder} must be of this code, torch and settings: it is not. Delete it."
             )
@@ -304,7 +304,9 @@ def live_or_kept(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     engine = Engine(random_model(), NUM_SESSIONS + NUM_GUESTS)
     said, results = live(engine, args.seconds, not args.no_wait)
     save_file({"said": said}, folder / "live.safetensors")
-    file.write_text(json.dumps({**results, "digest": digest}))
+    partial = file.with_name(".live.json.partial")
+    partial.write_text(json.dumps({**results, "digest": digest}))
+    partial.replace(file)
     return results
 
 

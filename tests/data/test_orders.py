@@ -1,6 +1,7 @@
 """Orders: exact answers, pauses before the order is complete, wordings that are held out."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -99,9 +100,22 @@ def test_scripts_are_a_pure_function_and_use_everything() -> None:
             if turn.speaker == "user" and turn.kind != "backchannel":
                 assert answer.speaker == "agent"
                 assert answer.gap_s is not None
-                assert answer.gap_s >= 0.3
+                assert 0.45 <= answer.gap_s <= 0.55
             if turn.speaker == "agent":
                 assert tuple(turn.phrases) in REPLIES
+
+
+def test_interruptions_come_early_enough_to_be_cut() -> None:
+    places = set()
+    for script in order_scripts("train", 300):
+        for answer, turn in pairwise(script.turns):
+            if turn.kind == "interruption":
+                assert turn.after_word is not None
+                assert turn.after_word < len(answer.words) / 2
+                assert turn.yield_s is not None
+                assert 0.4 <= turn.yield_s <= 0.5
+                places.add(turn.after_word)
+    assert places == set(range(5))
 
 
 REPLIES = {order.phrases for order in orders("train", 2000)}

@@ -45,7 +45,7 @@ def test_scripts_come_back_from_their_file(tmp_path: Path) -> None:
         ({"breaths": (1, 1)}, r"`breaths` must be before different words"),
         (
             {"text": "so - yes", "breaths": (1, 2)},
-            r"a letter or a digit .* got \['-'\] in 'so - yes",
+            r"a letter or a digit in every phrase: got \['-'\] in 'so - yes",
         ),
         ({"pauses": ((1, 0.0),)}, "longer than 0 s"),
         ({"pauses": ((1, float("inf")),)}, "longer than 0 s"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.overrides import load_recipe
-from counterpoint.recipes.duplex_study import encode_share
+from counterpoint.recipes.duplex_study import _encode, encode_share
 from counterpoint.recipes.training import train_run
 from counterpoint.speech.augment import Augmentation
 from counterpoint.train.checkpoint import CheckpointError
@@ -72,6 +72,13 @@ def swap() -> None:
     file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
 
 
+@pytest.mark.parametrize("content", ["[]", "{}"])
+def test_a_foreign_record_is_refused(run: Run, content: str) -> None:
+    Path("run/recordings.json").write_text(content)
+    with pytest.raises(CheckpointError, match="must say .*: it needs data, recordings"):
+        train_run(with_steps(run, 3), Path("run"), World())
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -104,12 +111,12 @@ def test_a_damaged_record_is_refused(run: Run) -> None:
 
 def test_codes_that_processes_have_made_are_found(run: Run) -> None:
     """Of both copies and of what is held out; each process makes only what it does not find."""
-    louder = encode(Augmentation(echo_probability=0.0))
-    run = with_steps(run, 1, cache_folder="elsewhere", copies=2, augmentation=louder)
-    for rank in (1, 0):
-        encode_share(run, 2, rank)
+    augmentation = encode(Augmentation(echo_probability=0.0))
+    run = with_steps(run, 1, cache_folder="elsewhere", copies=2, augmentation=augmentation)
+    _encode(run, 2)
     made = {file: file.stat().st_mtime_ns for file in Path("elsewhere").iterdir()}
     assert len(made) == 2 * 3 + 1
+    encode_share(run, 2, 1)
     train_run(run, Path("another"), World())
     assert {file: file.stat().st_mtime_ns for file in Path("elsewhere").iterdir()} == made
 

@@ -66,7 +66,7 @@ class Turn:
                 )
         if mute := [said for said in self.phrases if not any(map(str.isalnum, said))]:
             raise ValueError(
-                f"`breaths` must leave a letter or a digit between two of them: got {mute} in "
+                f"`breaths` must leave a letter or a digit in every phrase: got {mute} in "
                 f"{self.text!r}."
             )
         if any(not 0 < seconds < math.inf for _, seconds in self.pauses):

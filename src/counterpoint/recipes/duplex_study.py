@@ -6,14 +6,16 @@ whether it has understood; here every word does.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -137,8 +139,8 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
             on_progress=_Progress(f"making {name} dialogues"),
         )
     _join_lists(folder / "dialogues", ("listening", "train"))
-    for run in (*study.listening, study.run):
-        _encode(_with_data(run, folder), study.workers)
+    # The first run has all recordings, and others the same or some of them.
+    _encode(_with_data((*study.listening, study.run)[0], folder), study.workers)
     before: Path | None = None
     for run in (*study.listening, study.run):
         run_folder = folder if run is study.run else folder / run.name
@@ -147,7 +149,7 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
             return False
         before = run_folder
     measure = partial(_measure, study, result.checkpoint, folder)
-    with ProcessPoolExecutor(study.workers, get_context("spawn")) as pool:
+    with _processes(study.workers) as pool:
         rows = list(pool.map(measure, ABILITIES))
     found = {"abilities": rows, "seconds_of_last_call": round(time.perf_counter() - begin)}
     (folder / "abilities.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -192,7 +194,7 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
     }
     file = folder / "study.json"
     if file.exists():
-        changed = first_difference(read_begun(file), own, "study")
+        changed = first_difference(read_begun(file, own), own, "study")
         if changed is not None:
             raise ValueError(
                 f"A study must go on with the dialogues it began with: {folder} has another "
@@ -213,9 +215,23 @@ def _join_lists(folder: Path, names: Sequence[str]) -> None:
     (folder / LIST_NAME).write_text(text, encoding="utf-8")
 
 
+def _processes(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one, also where it is killed."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    def watch() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 def _encode(run: Run, workers: int) -> None:
     """Encode the recordings of a run, in several processes; what is encoded already is kept."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with _processes(workers) as pool:
         list(pool.map(partial(encode_share, run, workers), range(workers)))
 
 

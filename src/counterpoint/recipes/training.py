@@ -120,7 +120,7 @@ def _problem(run: Run, recordings: Recordings, folder: Path) -> str | None:
         if not (file.exists() and checkpoint_paths(folder)):
             keep_begun(file, {"data": data, "recordings": recordings})
             return None
-        begun = read_begun(file)
+        begun = read_begun(file, ("data", "recordings"))
     except (ValueError, OSError) as error:  # told to all processes, which wait
         return str(error)
     changed = first_difference(begun["recordings"], recordings, "recordings")

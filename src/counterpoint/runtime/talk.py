@@ -270,7 +270,7 @@ def opening_in_voice(speaker: Speaker, voice: Voice, role: str = "") -> tuple[Ti
         raise ValueError(
             f"A prompt must be shorter than the model's window of {window} frames: got "
             f"{num_frames}, {codes[TEXT].shape[1]} of them of the voice. "
-            + ("Shorten the role." if role else "Take a shorter voice.")
+            + ("Shorten the role." if tagged_role(role) else "Take a shorter voice.")
         )
     return prompt, prefix
 
