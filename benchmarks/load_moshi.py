@@ -7,6 +7,10 @@ alone in an engine of the same size (bar: the same ids, bit for bit) and alone i
 row (bar: the same ids of greedy sessions; those of sampled ones are reported). Bar: memory grows by
 less than 1 % behind the first minute.
 
+One row and many round differently (F.linear does), and a greedy session differs for good where the
+two best scores of an id are nearer than that. "margin" is their distance in the frame that differs
+first, in one row. In float64 no margin comes near the rounding: what differs there is an error.
+
 What was said live is kept in a folder, and so is every comparison that is done: whoever is stopped
 goes on there. Other code than the live run's is refused, for it may round otherwise. Behind the ten
 minutes it needs half an hour of a free core, or less with more workers.
@@ -15,6 +19,8 @@ Ticks are late where their step ends behind the next frame. "late_on_a_free_core
 would be late if the process had not waited for a processor: each tick takes its own CPU time then.
 
     OMP_NUM_THREADS=1 python benchmarks/load_moshi.py runs/load --workers 2 --out load_moshi.json
+    OMP_NUM_THREADS=1 python benchmarks/load_moshi.py runs/load64 --dtype float64 --workers 2 \\
+        --out load_moshi_float64.json
 """
 
 import argparse
@@ -32,7 +38,7 @@ from typing import Any
 import torch
 from record import finish, quantile
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import counterpoint
 from counterpoint.runtime.engine import Engine, FullHouseError
@@ -47,14 +53,14 @@ COMPARED = "compared.jsonl"
 GREEDY = Sampling(temperature=0)
 
 
-def random_model() -> Moshi:
+def random_model(dtype: str) -> Moshi:
     """The agent of the tiny model, with heads that prefer some ids."""
     torch.manual_seed(0)
     model = Moshi(tiny()).eval()
     with torch.no_grad():
         for head in (model.head, model.depth.head):
             head.weight.normal_(std=2.0 * head.weight.shape[1] ** -0.5)
-    return model.trimmed(model.config.num_predicted // 2)
+    return model.trimmed(model.config.num_predicted // 2).to(getattr(torch, dtype))
 
 
 def sampling_of(session: int) -> FrameSampling:
@@ -238,25 +244,46 @@ def again(model: Moshi, num_rows: int, session: int, heard: Tensor) -> Iterator[
         yield torch.full((1,), -1, dtype=torch.int16) if frame is None else joined(frame)
 
 
-def compare(folder: Path, session: int, num_rows: int) -> dict[str, Any]:
+class Margins:
+    """Distances of the two best scores of all ids since they were cleared, in one row."""
+
+    def __init__(self, model: Moshi) -> None:
+        self.found: list[float] = []
+        for head in (model.head, model.depth.head):
+            head.register_forward_hook(self._add)
+
+    def _add(self, _module: nn.Module, _given: object, scores: Tensor) -> None:
+        best = scores.flatten(0, -2).topk(2).values
+        self.found += (best[:, 0] - best[:, 1]).tolist()
+
+
+def compare(folder: Path, dtype: str, session: int, num_rows: int) -> dict[str, Any]:
     """A session against its run alone: frames compared, and the first that differs."""
     torch.set_num_threads(1)
-    model, ids = random_model(), load_file(folder / "live.safetensors")["said"][session]
+    model, ids = random_model(dtype), load_file(folder / "live.safetensors")["said"][session]
+    margins = Margins(model) if num_rows == 1 else None
     num_frames = int((ids[:, 0] >= 0).nonzero().max()) + 1
     heard = heard_by(model, session, len(ids))[:num_frames]
     pairs = zip(ids, again(model, num_rows, session, heard), strict=False)
-    apart = (i for i, (a, b) in enumerate(pairs) if not bool((a == b).all()))
+    first_difference = None
+    for frame, (a, b) in enumerate(pairs):
+        if not bool((a == b).all()):
+            first_difference = frame
+            break
+        if margins is not None:
+            margins.found.clear()
     return {
         "session": session,
         "rows": num_rows,
         "greedy": session % 2 == 0,
         "frames": num_frames,
         "distinct_frames": len(ids[:num_frames].unique(dim=0)),
-        "first_difference": next(apart, None),
+        "first_difference": first_difference,
+        "margin": None if margins is None or first_difference is None else min(margins.found),
     }
 
 
-def compare_all(folder: Path, num_workers: int) -> list[dict[str, Any]]:
+def compare_all(folder: Path, dtype: str, num_workers: int) -> list[dict[str, Any]]:
     """Every session against its runs alone; those that a file has are not done again."""
     file = folder / COMPARED
     text = file.read_text() if file.exists() else ""
@@ -271,7 +298,7 @@ def compare_all(folder: Path, num_workers: int) -> list[dict[str, Any]]:
     to_do = [run for run in runs if run not in done]
     began = time.perf_counter()
     with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
-        running = [pool.submit(compare, folder, *run) for run in to_do]
+        running = [pool.submit(compare, folder, dtype, *run) for run in to_do]
         for number, future in enumerate(as_completed(running), 1):
             rows.append(future.result())
             with file.open("a") as stream:
@@ -284,7 +311,7 @@ def compare_all(folder: Path, num_workers: int) -> list[dict[str, Any]]:
 def live_digest(args: argparse.Namespace) -> str:
     """Of the settings of the live run, and of all code that the sessions run on."""
     files = sorted(Path(counterpoint.__path__[0]).rglob("*.py"))
-    settings = f"{torch.__version__} {args.seconds} {args.no_wait}".encode()
+    settings = f"{torch.__version__} {args.seconds} {args.no_wait} {args.dtype}".encode()
     content = [settings, *(file.read_bytes() for file in files)]
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
@@ -301,7 +328,7 @@ def live_or_kept(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     (folder / COMPARED).unlink(missing_ok=True)
-    engine = Engine(random_model(), NUM_SESSIONS + NUM_GUESTS)
+    engine = Engine(random_model(args.dtype), NUM_SESSIONS + NUM_GUESTS)
     said, results = live(engine, args.seconds, not args.no_wait)
     save_file({"said": said}, folder / "live.safetensors")
     partial = file.with_name(".live.json.partial")
@@ -316,13 +343,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what was said live, and what is compared")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--no-wait", action="store_true", help="live, but as fast as it goes")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--workers", type=int, default=1, help="processes that compare")
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = live_or_kept(args.folder, args)
     print(results, flush=True)
-    rows = compare_all(args.folder, args.workers)
+    rows = compare_all(args.folder, args.dtype, args.workers)
     memory = results["memory_mib_every_10_s"]
     later = memory[min(6, len(memory) - 1) :]
     growth = max(later) / later[0] - 1
@@ -330,6 +358,7 @@ def main() -> None:
     full = [row for row in same if row["rows"] > 1]
     greedy = [row for row in same if row["rows"] == 1 and row["greedy"]]
     results |= {
+        "dtype": args.dtype,
         "sessions": NUM_SESSIONS,
         "rows": NUM_SESSIONS + NUM_GUESTS,
         "memory_growth_behind_first_minute": round(growth, 5),
