@@ -183,6 +183,12 @@ def test_recordings_become_rows_with_their_words(listed: Path) -> None:
     assert ByteWords().decode(text[:25]) == " hé"
 
 
+def test_where_nothing_is_said_stands_the_padding_of_the_model(listed: Path) -> None:
+    rows = prepare_speech(data(listed), build(codec2_config(text_padding_id=7))).train
+    text = rows.rows(np.array([0])).targets["text"][0, :25]
+    assert set(text.tolist()) == {7, 0, *b" h\xc3\xa9"}
+
+
 def test_text_can_write_down_what_the_user_says(listed: Path) -> None:
     """Each word half a second after its end; nothing else is trained."""
     record = {"alignments": [["so", [0.2, 0.3], "SPEAKER_OTHER"], ["é", [0.1, 0.3], AGENT_SPEAKER]]}

@@ -1,11 +1,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.data.speech import SpeechData, prepare_speech
 from counterpoint.data.token_parquet import read_token_parquet
+from counterpoint.speech.augment import Augmentation
+from counterpoint.systems.moshi_streams import two_speakers
+from tests.systems.tiny_moshi import build, config
 
 
 @pytest.fixture
@@ -54,3 +59,47 @@ def test_wrong_token_parquet_is_named(tmp_path: Path, columns: Any, fault: str) 
 def test_agent_is_one_of_two(tokens: tuple[Path, Tensor]) -> None:
     with pytest.raises(ValueError, match="`agent` must be A or B: got 'C'"):
         list(read_token_parquet(tokens[0], 10, "C"))
+
+
+SIZES = {"text_vocab_size": 900, "audio_vocab_size": 900}
+
+
+def test_a_model_trains_on_token_parquet(tokens: tuple[Path, Tensor]) -> None:
+    """Its ids as they are, cut into rows; no codec is opened."""
+    folder, ids = tokens
+    data = SpeechData(train=str(folder), codec="no such codec", row_s=1.0, held_out=str(folder))
+    model = build(config(two_speakers(7), 16, **SIZES, tick_hz=10.0, text_padding_id=3))
+    corpus = prepare_speech(data, model)
+    assert corpus.held_out is not None
+    for rows in (corpus.train, corpus.held_out):
+        assert (len(rows), rows.row_ticks) == (5, 10)  # the two halves share a row
+        first = rows.rows(np.array([0]))
+        assert torch.equal(first.targets["text"][0], ids[0, 0, 0, :10])
+        assert torch.equal(first.targets["agent_semantic"][0, :, 0], ids[0, 0, 1, :10])
+        assert torch.equal(first.targets["user_acoustic"][0, 1:], ids[0, 1, 2:, :9].T)
+    assert model.loss(corpus.train.rows(np.arange(5))).total.isfinite()
+    (digest,) = corpus.recordings[str(folder)].values()
+    assert len(digest) == 16
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        (build(config(two_speakers(6), 14, **SIZES)), "the model's 7 codebooks: got 8"),
+        (
+            build(config(two_speakers(7), 16, **SIZES | {"audio_vocab_size": 899})),
+            "ids of the user must be",
+        ),
+        (build(config(two_speakers(7), 16, **SIZES | {"text_vocab_size": 400})), "ids of the text"),
+    ],
+)
+def test_ids_that_the_model_has_not_are_named(
+    tokens: tuple[Path, Tensor], model: Any, fault: str
+) -> None:
+    with pytest.raises(ValueError, match=fault):
+        prepare_speech(SpeechData(train=str(tokens[0])), model)
+
+
+def test_tokens_have_no_sound_to_change() -> None:
+    with pytest.raises(ValueError, match="must be left out for codes of a .parquet file"):
+        SpeechData(train="a.parquet", augmentation=Augmentation())

@@ -75,6 +75,13 @@ def same(ours: Sequence[Frame], theirs: Sequence[Frame]) -> bool:
     )
 
 
+def test_1_and_2_a_model_that_makes_up_the_user_is_refused() -> None:
+    """Its given ids would be those of the next frame, and missing ones would be invented."""
+    message = "must not predict what it hears: it predicts user_semantic, user_acoustic"
+    with pytest.raises(ValueError, match=message):
+        Engine(both_speakers(), 1)
+
+
 def test_1_what_the_user_says_acts_in_the_same_call() -> None:
     """There it acts a call later, and the first frame comes a call later."""
     model, num_sessions, changed = agent(), 8, 6

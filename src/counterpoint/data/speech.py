@@ -29,6 +29,7 @@ from counterpoint.data.dialogues import (
 from counterpoint.data.hearing import Hearing
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
+from counterpoint.data.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.words import WordTokenizer, open_tokenizer
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
@@ -46,7 +47,9 @@ class SpeechData:
     """Recordings of dialogues, and what they are turned into.
 
     Attributes:
-        train: List of recordings (see `counterpoint.data.dialogues`) to learn from.
+        train: List of recordings (see `counterpoint.data.dialogues`) to learn from, or a .parquet
+            file of codes and text ids (see `counterpoint.data.token_parquet`), which is read as
+            it is: whatever is said below of recordings does not apply, and the codec is not used.
         held_out: List of recordings that are only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
         tokenizer: Of the text: "bytes", or the path of a SentencePiece .model.
@@ -79,6 +82,12 @@ class SpeechData:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
             raise ValueError(
                 f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
+            )
+        of_sound = (self.augmentation, self.hearing, self.role_prompts or None)
+        if is_token_parquet(self.train) and any(option is not None for option in of_sound):
+            raise ValueError(
+                "`augmentation`, `hearing` and `role_prompts` must be left out for codes of a "
+                f".parquet file, which has no sound, words or roles: got {self.train}."
             )
 
 
@@ -188,7 +197,8 @@ def prepare_speech(
         world_size: Number of processes.
 
     Raises:
-        ValueError: A list, the codec or the tokeniser cannot be used, or does not fit the model.
+        ValueError: A list, a .parquet file, the codec or the tokeniser cannot be used, or does not
+            fit the model.
         OSError: The cache cannot be written.
     """
     tokenizer = open_tokenizer(config.tokenizer)
@@ -197,13 +207,18 @@ def prepare_speech(
             f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
             f"{model.config.text_vocab_size}."
         )
-    codec = codec_of(model, config.codec)
-    prompts = None
-    if config.role_prompts:
-        prompts = RolePrompts(model.config, codec, tokenizer, config.cache_folder)
     recordings: dict[str, dict[str, str]] = {}
+    num_frames = round(config.row_s * model.config.tick_hz)
 
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
+        if is_token_parquet(path):
+            coded = TokenExamples(path, num_frames, model.config)
+            recordings[path] = {path: coded.digest}
+            return DialogueRows(coded, model, num_frames)
+        codec = codec_of(model, config.codec)
+        prompts = None
+        if config.role_prompts:
+            prompts = RolePrompts(model.config, codec, tokenizer, config.cache_folder)
         dialogues = read_dialogues(path, config.hearing)
         base = DialogueConfig(
             chunk_s=config.row_s, augmentation=augmentation, cache_folder=config.cache_folder
@@ -214,8 +229,9 @@ def prepare_speech(
             how = replace(base, seed=seed)
             files += encode_dialogues(dialogues, codec, how, on_progress, first)
         recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
-        examples = DialogueExamples(dialogues * len(seeds), files, tokenizer.encode_word)
-        num_frames = round(config.row_s * codec.frame_rate_hz)
+        pad_id = model.config.text_padding_id
+        encode = tokenizer.encode_word
+        examples = DialogueExamples(dialogues * len(seeds), files, encode, pad_id=pad_id)
         only_text = config.hearing is not None
         return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
 

@@ -1,8 +1,10 @@
 """Dialogues that are tokenised already: ids of both speakers in .parquet files."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Int
@@ -10,6 +12,76 @@ from torch import Tensor
 
 from counterpoint.data.dialogues import Example
 from counterpoint.data.documents import parquet_files
+from counterpoint.streams.spec import UNSET_ID, Role
+from counterpoint.systems.moshi_streams import MoshiConfig
+
+
+def is_token_parquet(path: str | Path) -> bool:
+    """Whether a path names .parquet files (one, or a folder of them)."""
+    return Path(path).suffix == ".parquet" or Path(path).is_dir()
+
+
+class TokenExamples(Sequence[Example]):
+    """The examples of `read_token_parquet`, in memory: four bytes an id.
+
+    Args:
+        path: A .parquet file, or a folder of them; speaker A is the agent.
+        chunk_frames: Frames in an example.
+        config: Of the model that reads them.
+
+    Attributes:
+        digest: Of the files.
+
+    Raises:
+        ValueError: A row is not what it must be, or an id is none of the model's.
+    """
+
+    def __init__(self, path: str | Path, chunk_frames: int, config: MoshiConfig) -> None:
+        self._examples = list[Example]()
+        for example in read_token_parquet(path, chunk_frames):
+            _check_ids(example, config)
+            small = {name: ids.int() for name, ids in example.streams.items()}
+            self._examples.append(replace(example, streams=small))
+        digest = hashlib.sha256()
+        for file in parquet_files(path):
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        self.digest = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Example ``index``, or the list of examples of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = self._examples[index]
+        return replace(example, streams={name: ids.long() for name, ids in example.streams.items()})
+
+
+def _check_ids(example: Example, config: MoshiConfig) -> None:
+    sizes = {"text": torch.tensor(config.text_vocab_size)}
+    for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
+        roles = [stream.role for stream in config.audio for _ in range(stream.depth)]
+        own = [n for n, r in zip(config.codebook_sizes, roles, strict=True) if r == role]
+        sizes[name] = torch.tensor(own)
+        if (found := example.streams[name].shape[1]) != len(own):
+            raise ValueError(
+                f"{example.source}: the {name} must have the model's {len(own)} codebooks: got "
+                f"{found}."
+            )
+    for name, ids in example.streams.items():
+        if ((ids < UNSET_ID) | (ids >= sizes[name])).any():
+            raise ValueError(
+                f"{example.source}: ids of the {name} must be {UNSET_ID} (unset) to "
+                f"{int(sizes[name].max()) - 1}: got {int(ids.min())} to {int(ids.max())}."
+            )
 
 
 def read_token_parquet(path: str | Path, chunk_frames: int, agent: str = "A") -> Iterator[Example]:

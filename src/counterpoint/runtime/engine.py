@@ -26,7 +26,7 @@ from counterpoint.runtime.prompts import (
     read_prefix,
     read_voice_prefix,
 )
-from counterpoint.streams.spec import Ticks
+from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_voice import Voice
 
@@ -62,7 +62,7 @@ class Engine:
     refused. Whoever is not in a `step` pauses.
 
     Args:
-        system: The model.
+        system: The model; of one that predicts the user as well, its `trimmed` form.
         num_rows: Sessions at a time; a guided session counts as two.
         pinned_frames: Frames at the beginning of every session, at least those of the longest
             prompt, that stay visible when the model's window has moved on; 0 pins nothing. The
@@ -73,6 +73,13 @@ class Engine:
     """
 
     def __init__(self, system: Moshi, num_rows: int, *, pinned_frames: int = 0) -> None:
+        if invented := [s.name for s in system.predicted if s.role == Role.HEARD]:
+            # Given ids of a predicted stream are the next frame's: the user would be heard late,
+            # and made up where nothing is given (defects 1 and 2 of PersonaPlex's server).
+            raise ValueError(
+                f"A model that listens must not predict what it hears: it predicts "
+                f"{', '.join(invented)}. Give `model.trimmed(n)`, n being the agent's codebooks."
+            )
         self.pinned_frames = pinned_frames
         self.system = pinned(system, pinned_frames) if pinned_frames else system
         self._sessions = FrameSessions(self.system, num_rows)
@@ -112,7 +119,11 @@ class Engine:
         self._shared[name] = _Shared(own, prefix, is_voice=False)
 
     def unshare(self, name: str) -> None:
-        """Drop a shared prefix; sessions that began with it go on."""
+        """Drop a shared prefix; sessions that began with it go on.
+
+        Raises:
+            ValueError: There is none of this name.
+        """
         if name not in self._shared:
             known = ", ".join(sorted(self._shared)) or "none"
             raise ValueError(f"A prefix must be shared to be dropped: got {name!r}, have {known}.")
@@ -130,7 +141,8 @@ class Engine:
         Args:
             sampling: How its ids are chosen; by default `FrameSampling()`.
             prompt: What all streams said before, one row in content order; see
-                `FrameSessions.start`.
+                `FrameSessions.start`. As of a conversation, the model sees of it what its window
+                reaches: of a longer one the end, unless `pinned_frames` refuses it.
             voice: Name of a shared `Voice` that the agent has; the prompt follows behind it.
 
         Returns:
@@ -157,7 +169,11 @@ class Engine:
         return self._num_admitted - 1
 
     def opening(self, session: int) -> Frame | None:
-        """What a session said before it heard anything; only models without delay have it."""
+        """What a session said before it heard anything; only models without delay have it.
+
+        Raises:
+            ValueError: It is not running; so do `reset` and `end`.
+        """
         return self._admission(session).opening
 
     def step(self, heard: Mapping[int, Mapping[str, Codes]]) -> dict[int, Frame]:

@@ -415,7 +415,11 @@ class FrameSessions:
         return _Kind(row_samplings(samplings, self._device), wide)
 
     def check(self, row: int, codes: Mapping[str, Codes]) -> dict[str, list[int]]:
-        """The ids that a row is given for `step`, or an error if they do not fit."""
+        """The ids that a row is given for `step`.
+
+        Raises:
+            ValueError: No session has the row, or they do not fit.
+        """
         self[row]
         needed, known = {s.name for s in self._heard}, set(self._elements)
         if missing := sorted(needed - set(codes)):
