@@ -77,9 +77,9 @@ def frame_of(codes: Tensor) -> dict[str, Codes]:
     return {"user_semantic": codes[:1], "user_acoustic": codes[1:]}
 
 
-def ours(model: Moshi, num_rows: int = 1) -> Step:
+def ours(model: Moshi, num_rows: int = 1, pinned_frames: int = 0) -> Step:
     """Steps of as many sessions as there are rows."""
-    engine = Engine(model, num_rows)
+    engine = Engine(model, num_rows, pinned_frames=pinned_frames)
     sessions = [engine.admit() for _ in range(num_rows)]
 
     def step(codes: Tensor) -> float:

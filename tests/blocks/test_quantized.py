@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from counterpoint.blocks.depth import StepLinear
 from counterpoint.blocks.quantized import (
@@ -18,7 +19,7 @@ from counterpoint.runtime.frames import FrameSessions
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
-from tests.systems.tiny_moshi import build, random_codes
+from tests.systems.tiny_moshi import build, frames_of, random_codes
 
 
 def closeness(ours: Tensor, theirs: Tensor) -> float:
@@ -89,6 +90,47 @@ def test_text_model_of_8_bits_scores_nearly_as_before(name: str) -> None:
             ticks.append(logits["part"])
     assert 0 < closeness(after["part"], before["part"]) < 0.05
     assert closeness(torch.cat(ticks, 1), after["part"]) < 0.05
+
+
+@pytest.mark.parametrize("name", ["moshi", "single_stream", "two_stream"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_keep_the_dtype_of_the_model(name: str, dtype: torch.dtype) -> None:
+    model = (build("agent_only") if name == "moshi" else tiny_system(name)).to(dtype)
+    before = [(leaf.shape, leaf.dtype) for leaf in tree_leaves(model.initial_state(2))]
+    store_int8(model)
+    state = model.initial_state(2)
+    assert [(leaf.shape, leaf.dtype) for leaf in tree_leaves(state)] == before
+    ticks = frames_of(model, 2, 5) if name == "moshi" else {"part": torch.ones(2, 5).long()}
+    with torch.no_grad():
+        logits, _ = model.extend(ticks, state)
+    assert {scores.dtype for scores in logits.values()} == {dtype}
+
+
+def test_weights_have_the_dtype_that_they_had() -> None:
+    for linear in (nn.Linear(16, 5, bias=False), StepLinear(16, 5, (0, 1))):
+        model = nn.Sequential(linear.bfloat16())
+        store_int8(model)
+        stored: Any = model[0]
+        assert stored.weight.dtype == torch.bfloat16
+        assert closeness(stored.weight.float(), linear.weight.detach().float()) < 1e-2
+        assert list(model.state_dict()) == ["0.codes", "0.scale"]
+
+
+def test_sessions_begin_without_expanding_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("agent_only")
+    flops = model.flops_per_tick(5) - model.temporal.flops_per_step(5)
+    flops -= model.depth.flops_per_frame()
+    assert flops == 2 * model.head.weight.numel()
+    store_int8(model)
+
+    def expanded(_: Any) -> Tensor:
+        raise AssertionError("a weight was expanded")
+
+    for kind in (Int8Linear, Int8StepLinear):
+        monkeypatch.setattr(kind, "weight", property(expanded))
+    model.initial_frame(1)
+    model.initial_state(1)
+    model.flops_per_tick(5)
 
 
 def tiny_system(name: str) -> Any:

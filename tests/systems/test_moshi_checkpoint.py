@@ -1,11 +1,15 @@
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from counterpoint.blocks.quantized import store_int8
+from counterpoint.recipes import duplex_small
+from counterpoint.streams.spec import Role
 from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_checkpoint import (
@@ -15,8 +19,10 @@ from counterpoint.systems.moshi_checkpoint import (
     save_moshi,
 )
 from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems.moshi_streams import MoshiConfig, two_speakers
+from counterpoint.systems.personaplex import personaplex_7b
 from tests.systems.tiny_models import randomised
+from tests.systems.tiny_moshi import CONFIGS, build, config, random_codes
 from tests.systems.tiny_moshi_weights import fused, quantised, random_state, save, tiny_keys
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
@@ -56,6 +62,118 @@ def test_written_models_are_read_back_exactly(tmp_path: Path) -> None:
     assert again.config == model.config
     for name, expected in scores(model).items():
         assert torch.equal(scores(again)[name], expected)
+
+
+# The recipe but for one feature: the reference has no MLP of 341 at the width 128.
+DUPLEX = duplex_small.system()
+DUPLEX = replace(DUPLEX, depth=replace(DUPLEX.depth, mlp_hidden=342))
+OTHERS = replace(
+    config(two_speakers(2), 6),
+    temporal=replace(CONFIGS["both_speakers"].temporal, pinned_steps=2, norm_epsilon=1e-6),
+    text_role=Role.THOUGHT,
+    text_light_ids=(3, 5),
+)
+SAVED = CONFIGS | {
+    "tiny": moshi.tiny(),
+    "duplex_small": DUPLEX,
+    "personaplex": replace(
+        moshi.tiny(), audio=two_speakers(3, semantic_weight=50.0), text_light_weight=0.3
+    ),
+    "others": OTHERS,
+}
+
+
+@pytest.mark.parametrize("name", list(SAVED))
+def test_a_saved_model_has_its_config_again(tmp_path: Path, name: str) -> None:
+    """Clock, codebook sizes and the others, which published files have no keys for."""
+    model = Moshi(SAVED[name])
+    save_moshi(model, tmp_path / "written")
+    again = load_moshi(tmp_path / "written", dtype=torch.float32)
+    assert again.config == model.config
+    assert type(again.config.text_role) is Role
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_a_model_that_the_reference_cannot_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot express `mlp_hidden` = 341 at `width` = 128"):
+        save_moshi(Moshi(duplex_small.system()), tmp_path / "written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_stored_in_8_bits_is_not_written(tmp_path: Path) -> None:
+    model = build("agent_only")
+    store_int8(model)
+    with pytest.raises(ValueError, match="must be saved with weights in floats: save before"):
+        save_moshi(model, tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+
+
+def test_only_what_differs_is_kept_beside_the_published_keys() -> None:
+    def kept(config: MoshiConfig) -> Any:
+        keys = json.loads(json.dumps(reference_config(config).to_json()))
+        assert moshi_config(ReferenceConfig.from_json(keys)) == config
+        return keys.get("model_id")
+
+    assert kept(moshi.tiny()) is None
+    own = kept(personaplex_7b())["counterpoint"]
+    assert own.keys() == {"audio", "text_light_weight"}
+    assert kept(OTHERS)["counterpoint"]["temporal"] == {"norm_epsilon": 1e-6, "pinned_steps": 2}
+
+
+def test_fields_of_ours_follow_when_codebooks_are_cut(tmp_path: Path) -> None:
+    shape = replace(SAVED["personaplex"], tick_hz=25.0)
+    save_moshi(Moshi(shape), tmp_path / "both")
+    agent = load_moshi(tmp_path / "both", num_predicted=4).config
+    assert agent == replace(shape, num_predicted=4)
+
+
+def test_the_reference_loads_a_model_with_fields_of_ours(tmp_path: Path) -> None:
+    loaders = pytest.importorskip("moshi.models.loaders")
+    torch.manual_seed(0)
+    model, folder = build(DUPLEX), tmp_path / "written"
+    save_moshi(model, folder)
+    info = loaders.CheckpointInfo.from_hf_repo(
+        "no/repository",
+        moshi_weights=folder / "model.safetensors",
+        mimi_weights=folder / "absent",
+        tokenizer=folder / "absent",
+        config_path=folder / "config.json",
+    )
+    assert info.raw_config["model_id"]["counterpoint"]["tick_hz"] == 25.0
+    given = random_codes(model, 2, 9)
+    rows = torch.cat([given["text"][:, None], *(given[s.name].mT for s in model.audio)], 1)
+    with torch.no_grad():
+        expected = info.get_moshi(dtype=torch.float32)(rows)
+        ours = dict(model(model.batch(given)))
+    text = expected.text_logits[:, 0]
+    # Theirs stand at the content's time.
+    semantic = expected.logits[:, :1, : 9 - 3].transpose(1, 2)
+    for found, wanted in ((ours["text"], text), (ours["agent_semantic"][:, 3:], semantic)):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"tick_herz": 25.0}, "must hold fields of a MoshiConfig: .*'tick_herz'"),
+        ({"tick_hz": "fast"}, "must hold fields of a MoshiConfig: .*'fast'"),
+        ([25.0], "must hold fields of a MoshiConfig: "),
+        ({"heard_dropout": 1.0}, "must hold fields of a MoshiConfig: `heard_dropout` must be"),
+        ({"text_delay_ticks": 1}, r"streams with the `delays` \[0, 0, .*\]: got \[1, 0, .*\]"),
+    ],
+)
+def test_fields_of_ours_that_do_not_fit_are_refused(own: object, message: str) -> None:
+    keys = tiny_keys(model_id={"sig": "a1b2", "counterpoint": own})
+    with pytest.raises(ValueError, match=message) as problem:
+        moshi_config(ReferenceConfig.from_json(keys))
+    assert "\n" not in str(problem.value)
+
+
+def test_an_origin_of_the_reference_is_no_field_of_ours() -> None:
+    plain = moshi_config(ReferenceConfig.from_json(tiny_keys()))
+    for origin in ({"sig": "a1b2", "epoch": 3}, "a1b2", None):
+        assert moshi_config(ReferenceConfig.from_json(tiny_keys(model_id=origin))) == plain
 
 
 @pytest.mark.parametrize(("dtype", "most_apart"), [(torch.float32, 0), (torch.bfloat16, 1)])

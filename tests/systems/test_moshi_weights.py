@@ -322,6 +322,24 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, change: Any, messag
     assert "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize("with_config", [True, False])
+@pytest.mark.parametrize("names", [dict, fused], ids=["split", "fused"])
+@pytest.mark.parametrize("step", [3, 15])
+def test_a_missing_head_is_named(tmp_path: Path, with_config: bool, names: Any, step: int) -> None:
+    """And is not taken for a model of fewer depth steps, to which the other tensors do not fit."""
+    keys, state = tiny(16)
+    tensors = names(without(f"linears.{step}.weight")(state))
+    folder = save(tmp_path / "a", tensors, keys if with_config else None)
+    with pytest.raises(ValueError, match=rf"must hold linears\.{step}\.weight: missing"):
+        read_checkpoint(folder, dtype=F32)
+
+
+def test_a_number_of_layers_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    state = tiny()[1] | {"transformer.layers.999999999999.norm1.alpha": torch.ones(1, 1, 16)}
+    with pytest.raises(ValueError, match=r"must hold transformer\.layers\..* more: missing"):
+        read_checkpoint(save(tmp_path / "a", state, None), dtype=F32)
+
+
 @pytest.mark.parametrize(
     ("setting", "columns", "message"),
     [

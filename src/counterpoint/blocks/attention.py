@@ -5,6 +5,7 @@ slots (absolute step modulo capacity) plus one slot that swallows steps that are
 steps of a session may be pinned: they keep the first slots, and the ring is what is left.
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -257,9 +258,9 @@ class SelfAttention(nn.Module):
     def initial_state(self, batch_size: int, capacity: int) -> Cache:
         """Empty cache for ``capacity`` steps."""
         width = self.out.in_features
-        return self.out.weight.new_zeros(
-            batch_size, 2, self.num_heads, capacity + 1, width // self.num_heads
-        )
+        # Stored in 8 bits a map has no parameter; its first buffer is of the model's dtype.
+        like = next(chain(self.out.parameters(), self.out.buffers()))
+        return like.new_zeros(batch_size, 2, self.num_heads, capacity + 1, width // self.num_heads)
 
     def forward(
         self, x: Float[Tensor, "B T D"], reach: Reach, cache: Cache | None = None

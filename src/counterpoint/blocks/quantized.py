@@ -48,48 +48,49 @@ def int8_linear(
     return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
 
 
-class Int8Linear(nn.Module):
-    """A linear map without bias with weights of 8 bits; not for training."""
+class _Int8Rows(nn.Module):
+    """A matrix of 8 bits, and what it was before."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Take the weights of ``linear``."""
+    codes: Tensor
+    scale: Tensor
+    like: Tensor
+    """Holds no numbers: it has the dtype and the device of the model."""
+
+    def __init__(self, weight: Float[Tensor, "_F _D"]) -> None:
         super().__init__()
-        if linear._parameters.get("bias") is not None:
-            raise ValueError("A linear map must have no bias to be stored in 8 bits: it has one.")
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        codes, scale = to_int8(linear.weight)
-        self.codes: Tensor
-        self.scale: Tensor
+        codes, scale = to_int8(weight)
+        self.register_buffer("like", weight.detach().new_empty(0), persistent=False)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.bfloat16())
 
     @property
     def weight(self) -> Float[Tensor, "_F _D"]:
-        """The weights that it stands for."""
-        return self.codes * self.scale.float()[:, None]
+        """The weights that it stands for, computed anew: do not read a dtype or device from it."""
+        return (self.codes * self.scale.float()[:, None]).to(self.like.dtype)
+
+
+class Int8Linear(_Int8Rows):
+    """A linear map without bias with weights of 8 bits; not for training."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take the weights of ``linear``."""
+        super().__init__(linear.weight)
+        if linear._parameters.get("bias") is not None:
+            raise ValueError("A linear map must have no bias to be stored in 8 bits: it has one.")
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x: Float[Tensor, "*B _D"]) -> Float[Tensor, "*B _F"]:
         """Apply to the last axis."""
         return int8_linear(x, self.codes, self.scale)
 
 
-class Int8StepLinear(nn.Module):
+class Int8StepLinear(_Int8Rows):
     """A `StepLinear` with weights of 8 bits; not for training."""
 
     def __init__(self, linear: StepLinear) -> None:
         """Take the weights of ``linear``."""
-        super().__init__()
+        super().__init__(linear.weight)
         self.out_features, self.schedule = linear.out_features, linear.schedule
-        codes, scale = to_int8(linear.weight)
-        self.codes: Tensor
-        self.scale: Tensor
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale.bfloat16())
-
-    @property
-    def weight(self) -> Float[Tensor, "_F _D"]:
-        """The weights that it stands for."""
-        return self.codes * self.scale.float()[:, None]
 
     def forward(
         self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None

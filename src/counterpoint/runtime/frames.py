@@ -153,7 +153,7 @@ class FrameSessions:
         sizes = (system.config.text_vocab_size, *system.config.codebook_sizes)
         self._sizes = {name: sizes[place] for name, place in self._elements.items()}
         self._num_said = sum(stream.depth for stream in self._said)
-        self._device = system.head.weight.device
+        self._device = system.text_embedding.table.weight.device
         self._ids = torch.full((num_rows, self._num_slots, stops[-1]), _OPEN, device=self._device)
         delays = [s.delay_ticks for s in self._said for _ in range(s.depth)]
         self._said_delays = torch.tensor(delays, device=self._device)

@@ -190,7 +190,7 @@ class Moshi(nn.Module):
 
     def initial_frame(self, batch_size: int) -> Ticks:
         """The frame that every session reads first: a tick of initial ids."""
-        device = self.head.weight.device
+        device = self.text_embedding.table.weight.device  # the head may be stored in 8 bits
         return {
             stream.name: torch.full(
                 (batch_size, 1) if stream.name == TEXT else (batch_size, 1, stream.depth),
@@ -345,7 +345,8 @@ class Moshi(nn.Module):
 
     def initial_state(self, batch_size: int) -> MoshiState:
         """State before the first frame; see `System.initial_state`."""
-        none = torch.zeros(batch_size, dtype=torch.long, device=self.head.weight.device)
+        device = self.text_embedding.table.weight.device
+        none = torch.zeros(batch_size, dtype=torch.long, device=device)
         return MoshiState(none, self.temporal.initial_state(batch_size))
 
     def extend(
@@ -417,7 +418,8 @@ class Moshi(nn.Module):
 
     def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
-        forward = self.temporal.flops_per_step(num_ticks) + 2 * self.head.weight.numel()
+        head = 2 * self.config.temporal.width * self.config.text_vocab_size
+        forward = self.temporal.flops_per_step(num_ticks) + head
         return (forward + self.depth.flops_per_frame()) * (3 if training else 1)
 
     def state_bytes_per_tick(self, num_ticks: int) -> float:

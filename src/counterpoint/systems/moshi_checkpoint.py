@@ -4,9 +4,12 @@ Source: Moshi (arXiv:2410.00037); files as the `moshi` package 0.2.13 reads and 
 against it in `tests/systems/test_moshi_checkpoint.py`.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +43,11 @@ NEEDED = {
     "demux_second_text_stream": False,
     "text_card_out": None,
 }
+MODEL_ID, OWN = "model_id", "counterpoint"
+"""Keys of config.json, one within the other, for fields of `MoshiConfig` that it has no key for.
+
+Kyutai's loader passes unknown keys on to its layers, which refuse them; this one it only keeps.
+"""
 
 
 def load_moshi(
@@ -80,8 +88,19 @@ def load_moshi(
 def save_moshi(model: Moshi, folder: Path) -> None:
     """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
 
-    Adapters are not in it: merge them first, or see `save_adapters`.
+    `load_moshi` gives the same `MoshiConfig` again. Adapters are not in it: merge them first, or
+    see `save_adapters`.
+
+    Args:
+        model: With weights in floats.
+        folder: A new or empty folder.
+
+    Raises:
+        ValueError: The reference has no such model, the folder holds something, or it cannot be
+            written.
     """
+    if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
+        raise ValueError("A model must be saved with weights in floats: save before `store_int8`.")
     config = reference_config(model.config)
     write_checkpoint(model.reference_state_dict(), config, folder)
 
@@ -97,7 +116,8 @@ def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
         low_rank: The adapters.
 
     Raises:
-        ValueError: The model has none, or the folder cannot be written.
+        ValueError: The model has none, the reference has no such model, the folder holds
+            something, or it cannot be written.
     """
     config, state = model.config, model.state_dict()
     heads = config.temporal.num_heads
@@ -125,8 +145,46 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
     """The shape of a `Moshi` with the tensors of a reference configuration.
 
     Raises:
-        ValueError: It has options that `Moshi` lacks.
+        ValueError: It has options that `Moshi` lacks, or fields of ours that do not fit it.
     """
+    config, model_id = _published_config(reference), reference.other.get(MODEL_ID)
+    if not isinstance(model_id, dict) or OWN not in model_id:
+        return config
+    where = f"`{MODEL_ID}.{OWN}` in config.json"
+    try:
+        config = _replaced(config, model_id[OWN])
+    except (AttributeError, TypeError, ValueError) as problem:
+        raise ValueError(f"{where} must hold fields of a MoshiConfig: {problem}") from None
+    delays = reference.streams.delays
+    if _delays(config) != delays:
+        raise ValueError(
+            f"{where} must have streams with the `delays` {list(delays)}: got "
+            f"{list(_delays(config))}. Correct one of them."
+        )
+    return config
+
+
+def _replaced(value: Any, changes: Any) -> Any:
+    """A value that was read from JSON as the type of another; of a dataclass, with some fields."""
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {name: _replaced(getattr(value, name), new) for name, new in changes.items()}
+        return replace(value, **fields)
+    if isinstance(value, tuple):
+        return tuple(_replaced(value[0] if value else 0, new) for new in changes)
+    return type(value)(changes)
+
+
+def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What has another value than in ``other``, which has the same names."""
+    return {
+        name: _difference(own, other[name]) if isinstance(own, dict) else own
+        for name, own in value.items()
+        if own != other[name]
+    }
+
+
+def _published_config(reference: ReferenceConfig) -> MoshiConfig:
+    """What the published keys say."""
     keys = reference.to_json()
     for key, needed in NEEDED.items():
         if keys.get(key, needed) != needed:
@@ -199,11 +257,28 @@ def _audio_streams(delays: tuple[int, ...], num_predicted: int) -> Iterator[Audi
 def reference_config(config: MoshiConfig) -> ReferenceConfig:
     """The configuration with which the reference implementation builds the same model.
 
+    What it has no key for is under `MODEL_ID`, where `moshi_config` finds it.
+
     Raises:
         ValueError: It cannot express the size of an MLP.
     """
+    reference = _published_reference(config)
+    plain = _published_config(reference)
+    # As the values will be when they are read: lists, and strings for roles.
+    ours, theirs = (json.loads(json.dumps(asdict(value))) for value in (config, plain))
+    own = _difference(ours, theirs)
+    return replace(reference, other={MODEL_ID: {OWN: own}}) if own else reference
+
+
+def _delays(config: MoshiConfig) -> tuple[int, ...]:
+    """Delay of the text, then of every codebook, in frames."""
+    audio = (stream.delay_ticks for stream in config.audio for _ in range(stream.depth))
+    return (config.text_delay_ticks, *audio)
+
+
+def _published_reference(config: MoshiConfig) -> ReferenceConfig:
+    """What the published keys can say."""
     temporal, depth = config.temporal, config.depth
-    delays = [stream.delay_ticks for stream in config.audio for _ in range(stream.depth)]
     feedforward = _feedforward(depth.width, depth.mlp_hidden)
     wanted = _feedforward(temporal.width, temporal.mlp_hidden)
     scale = wanted / temporal.width
@@ -221,7 +296,7 @@ def reference_config(config: MoshiConfig) -> ReferenceConfig:
         "existing_text_padding_id": config.text_padding_id,
         "n_q": config.num_codebooks,
         "dep_q": config.num_predicted,
-        "delays": (config.text_delay_ticks, *delays),
+        "delays": _delays(config),
         "depformer_dim": depth.width,
         "depformer_num_layers": depth.num_layers,
         "depformer_num_heads": depth.num_heads,

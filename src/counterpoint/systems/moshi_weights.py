@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +170,8 @@ def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceCon
             "emb.0.weight. Name another file."
         )
     told = {"dep_q": _count(names, r"linears\.(\d+)\..+")}
+    if told["dep_q"]:  # one missing is no step less: `check_shapes` names it
+        told["dep_q"] = _count(names, r"(?:linears|depformer_in)\.(\d+)\..+")
     if "dim" not in keys:
         told["num_layers"] = _count(names, r"transformer\.layers\.(\d+)\..+")
         told["depformer_num_layers"] = _count(names, r"depformer\.layers\.(\d+)\..+")
@@ -185,8 +187,10 @@ def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceCon
     return ReferenceConfig.from_json({**keys, **told})
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
-    return len({match[1] for name in names if (match := re.fullmatch(pattern, name))})
+def _count(names: Collection[str], pattern: str) -> int:
+    """One more than the largest number that the pattern finds, but no more than there are names."""
+    numbers = (int(match[1]) for name in names if (match := re.fullmatch(pattern, name)))
+    return min(max(numbers, default=-1) + 1, len(names))
 
 
 @dataclass(frozen=True, slots=True)
