@@ -12,17 +12,19 @@ import soundfile
 import torch
 
 from counterpoint.cli import talk as verb
+from counterpoint.cli.main import main as counterpoint
 from counterpoint.cli.talk import main, open_speaker, outputs, read_user_words
 from counterpoint.data.dialogues import VOICE_LUFS, read_dialogues
 from counterpoint.data.speech import codec_fillers
+from counterpoint.runtime.talk import Conversation, converse
 from counterpoint.speech.audio import read_audio, resample
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi_checkpoint import load_moshi
 from counterpoint.systems.moshi_voice import record_voice, write_voice
 from counterpoint.systems.personaplex import hybrid_prompt
-from tests.cli import examples
-from tests.cli.talkers import change_weights, write_published, write_run
+from tests.cli import examples, talkers
+from tests.cli.talkers import change_weights, codec2_config, write_published, write_run
 
 GREEDY = ("--text-temperature", "0", "--audio-temperature", "0")
 
@@ -192,7 +194,11 @@ def test_large_recordings_stay_beside_their_page(
         ("--input notes.txt", "must be an audio file"),
         ("--input empty.wav", "must last at least one sample of the codec"),
         ("--input short.wav", "must last at least one sample of the codec, 0.000125 s: got 0.0000"),
-        ("--input nan.wav", "finite numbers: got 1 that are NaN"),
+        ("--input nan.wav", "'nan.wav': Audio must hold finite numbers: got 1 that are NaN"),
+        ("--voice nan.wav", "'nan.wav': Audio must hold finite numbers"),
+        ("--input cut.flac", "'cut.flac' must be an audio file, and whole"),
+        ("--voice cut.flac", "'cut.flac' must be an audio file, and whole"),
+        ("--pin", "`--pin` must have what it keeps: got none. Give `--prompt` or `--voice`"),
         ("--output out.mp3", "must end in .wav: got 'out.mp3'"),
         ("--output none/out.wav", "The folder of `--output` must exist: 'none'"),
         ("--output in.wav", "must not write over what is read: in.wav is both"),
@@ -225,6 +231,9 @@ def test_mistakes_are_told_in_one_line(run: Path, words: str, message: str) -> N
     Path("words.json").write_text("[]")
     if ".pt" in words:
         write_voices_that_do_not_fit(run)
+    soundfile.write("cut.flac", record("cut.wav", 3.0), 8000)
+    whole = Path("cut.flac").read_bytes()
+    Path("cut.flac").write_bytes(whole[: len(whole) // 2])
     soundfile.write("empty.wav", np.zeros(0), 8000)
     soundfile.write("short.wav", np.zeros(1), 48_000)
     soundfile.write("silent.wav", np.zeros(8000), 8000)
@@ -236,6 +245,46 @@ def test_mistakes_are_told_in_one_line(run: Path, words: str, message: str) -> N
         main([str(run), "--input", "in.wav", "--output", "out.wav", *words.split()])
     assert "\n" not in str(caught.value)
     assert set(Path().iterdir()) == before  # nothing half written
+
+
+def test_voice_beyond_the_window_is_refused_before_it_is_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record("in.wav")
+    soundfile.write("hour.wav", np.zeros(3_600_000), 1000)
+    monkeypatch.setattr(verb, "read_audio", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="window of 300 frames: got a voice of 90000"):
+        talk(run, "--voice", "hour.wav")
+
+
+def test_place_that_cannot_be_written_is_told_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("in.wav")
+    assert counterpoint(["talk", str(run), "--input", "in.wav", "--output", "/proc/o.wav"]) == 2
+    complaint = capsys.readouterr().err
+    assert "'/proc/o.wav' must be writable" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_prompt_may_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes until the prompt of 46 frames would leave the window of 60."""
+    monkeypatch.setattr(talkers, "codec2_config", lambda: codec2_config(window=60))
+    write_run(Path("short"))
+    record("in.wav", 1.2)
+    held: list[Conversation] = []
+
+    def keep(conversation: Conversation, *more: Any) -> Any:
+        held.append(conversation)
+        return converse(conversation, *more)
+
+    monkeypatch.setattr(verb, "converse", keep)
+    for pin in ((), ("--pin",)):
+        talk(Path("short"), "--prompt", "tea", "--text-temperature", "2", *pin)
+    assert Timeline.read(Path("out.timeline.jsonl")).header["options"]["pin"] is True
+    said = [conversation.text_ids for conversation in held]
+    assert said[0][: 60 - 46 - 1] == said[1][: 60 - 46 - 1]
+    assert said[0] != said[1]
 
 
 def test_input_and_output_must_be_given(run: Path) -> None:

@@ -28,7 +28,7 @@ from counterpoint.speech.codec2 import Codec2
 from counterpoint.streams.spec import Role
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
-from counterpoint.systems.personaplex import TAG
+from counterpoint.systems.personaplex import TAG, Fillers
 from tests.runtime.talking import LevelCodec, echo, echo_config, echo_speaker
 from tests.systems.tiny_moshi import build, config
 
@@ -177,6 +177,19 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
         conversation.hear(torch.tensor([0.0, torch.nan]))
 
 
+def test_refused_samples_do_not_move_the_conversation() -> None:
+    conversation, audio = Conversation(echo_speaker(), GREEDY), steps([1, 4, 2, 3, 1, 2])
+    sound = [conversation.hear(audio[:3])]
+    broken = audio[3:].clone()
+    broken[4 * FRAME] = torch.nan  # frames before it are whole
+    with pytest.raises(ValueError, match="finite numbers"):
+        conversation.hear(broken)
+    assert conversation.text_ids == conversation.step_s == []
+    sound.append(conversation.hear(audio[3:]))
+    whole, _ = talk(echo_speaker(), audio, GREEDY)
+    assert torch.equal(torch.cat(sound), whole[0])
+
+
 def test_opening_is_voice_and_role() -> None:
     speaker = codec2_speaker()
     speaker = replace(speaker, system=build(replace(
@@ -199,6 +212,54 @@ def test_opening_is_voice_and_role() -> None:
         opening(speaker, "word " * 100)
     with pytest.raises(ValueError, match="got silence"):
         opening(speaker, voice=torch.zeros(8000))
+    with pytest.raises(ValueError, match="window of 400 frames: got a voice of 400. Take"):
+        opening(speaker, voice=torch.zeros(400 * 320))
+
+
+def pinning_speaker(window: int) -> Speaker:
+    shape = echo_config()
+    shape = replace(shape, temporal=replace(shape.temporal, window=window))
+    torch.manual_seed(0)
+    fillers = Fillers(agent=(0,), user=(0,), pause_s=0)
+    return Speaker(system=build(shape), codec=LevelCodec(), tokenizer=ByteWords(), fillers=fillers)
+
+
+def test_pinned_prompt_changes_nothing_within_the_window() -> None:
+    window, speaker = 30, pinning_speaker(30)
+    prompt = opening(speaker, "tea")
+    assert prompt is not None
+    said = []
+    for pin in (False, True):
+        conversation = Conversation(speaker, prompt=prompt, pin=pin)
+        conversation.hear(torch.rand(FRAME * 40, generator=torch.Generator().manual_seed(0)))
+        said.append(conversation.text_ids)
+    num_within = window - prompt["text"].shape[1] - 1
+    assert 5 < num_within < 15
+    assert said[0][:num_within] == said[1][:num_within]
+    assert said[0] != said[1]
+    with pytest.raises(ValueError, match="Pinned frames must be 0 to 28, .* got 29"):
+        Conversation(speaker, prompt=opening(speaker, "ten letters"[:10]), pin=True)
+
+
+@torch.no_grad()
+def test_pinned_role_acts_behind_the_window() -> None:
+    """Only two letters of the role are seen at all, and never said: nothing else tells of it."""
+    speaker, letters = pinning_speaker(30), [ord("a"), ord("b")]
+    text, audio = speaker.system.text_embedding.table, speaker.system.audio_embedding.table
+    kept = text.weight[letters].clone()
+    for weight in (text.weight, audio.weight):
+        weight.zero_()
+    text.weight[letters] = kept
+    speaker.system.head.weight[letters] = 0
+    far: dict[bool, list[list[int]]] = {False: [], True: []}
+    for pin, said in far.items():
+        for role in ("a a a", "b b b"):
+            conversation = Conversation(speaker, GREEDY, prompt=opening(speaker, role), pin=pin)
+            conversation.hear(torch.zeros(FRAME * 36))
+            assert not set(letters) & set(conversation.text_ids)
+            said.append(conversation.text_ids[-10:])
+    assert far[False][0] == far[False][1]
+    assert far[True][0] != far[True][1]
 
 
 def test_prompt_does_not_move_what_sounds() -> None:

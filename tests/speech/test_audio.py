@@ -1,4 +1,6 @@
+import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from counterpoint.speech.audio import (
     resample,
     with_channels,
     write_audio,
+    write_stereo,
 )
 
 soundfile = pytest.importorskip("soundfile")
@@ -109,8 +112,12 @@ def test_mistakes_are_named_in_a_line(tmp_path: Path) -> None:
     soundfile.write(path, torch.zeros(0).numpy(), 8000)
     for rate in (8000, 24000):
         assert "at least one sample" in error(lambda rate=rate: read_audio(path, rate, 1))
-    soundfile.write(path, torch.tensor([0.0, float("nan")]).numpy(), 8000, subtype="FLOAT")
-    assert "got 1 that are NaN" in error(lambda: read_audio(path, 8000, 1))
+    stereo = torch.tensor([[0.0, float("nan")], [0.0, 0.0]]).numpy()
+    soundfile.write(path, stereo, 8000, subtype="FLOAT")
+    assert f"{str(path)!r}: Audio must hold finite numbers: got 1 that" in error(
+        lambda: read_audio(path, 8000, 2)
+    )
+    assert f"{str(path)!r}: Audio must have 3 channels" in error(lambda: read_audio(path, 8000, 3))
     assert "at least one sample" in error(lambda: write_audio(path, torch.zeros(1, 0), 8000))
     nan = torch.tensor([[float("inf")]])
     assert "finite" in error(lambda: write_audio(path, nan, 8000))
@@ -118,6 +125,47 @@ def test_mistakes_are_named_in_a_line(tmp_path: Path) -> None:
     assert "positive" in error(lambda: resample(torch.zeros(1, 1), 0, 8000))
     with pytest.raises(FileNotFoundError, match="must exist"):
         write_audio(tmp_path / "no" / "a.wav", torch.zeros(1, 1), 8000)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def blank(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:2000].ljust(len(content), b"\0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [("a.flac", cut), ("a.flac", blank), ("a.mp3", blank), ("a.RAW", cut)]
+)
+def test_damage_is_an_error_that_names_the_file(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    """Also where only the reading finds it, behind a head that is whole."""
+    path = tmp_path / name
+    subtype = "PCM_16" if name == "a.RAW" else None
+    soundfile.write(path, 0.1 * torch.randn(80_000).numpy(), 8000, subtype=subtype)
+    damage(path)
+    with pytest.raises(ValueError, match=rf"{name}' must be an audio file") as caught:
+        read_audio(path, 8000, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    audio = torch.zeros(2, 50_000)
+    with pytest.raises(OSError, match="'/proc/o.wav' must be writable"):
+        write_audio("/proc/o.wav", audio, 8000)
+    with pytest.raises(OSError, match="'/proc/o.wav' must be writable"):
+        write_stereo(Path("/proc/o.wav"), [audio], 8000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a disk that is full
+    try:
+        with pytest.raises(OSError, match=r"full.wav' must be writable"):
+            write_stereo(tmp_path / "full.wav", [audio], 8000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("package", ["soundfile", "soxr"])

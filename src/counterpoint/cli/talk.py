@@ -41,6 +41,7 @@ from counterpoint.runtime.talk import (
     Conversation,
     Speaker,
     agent_alone,
+    check_voice,
     converse,
     opening,
     opening_in_voice,
@@ -52,7 +53,7 @@ from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_checkpoint import load_moshi
 from counterpoint.systems.moshi_voice import FILES as VOICE_FILES
 from counterpoint.systems.moshi_voice import read_voice
-from counterpoint.systems.moshi_weights import CONFIG, WEIGHTS, WEIGHTS_INT8
+from counterpoint.systems.moshi_weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
 from counterpoint.systems.personaplex import Fillers
 from counterpoint.train.checkpoint import MANIFEST, load_system
 
@@ -86,15 +87,10 @@ class Options:
         output: The WAV file to write; names the others.
         prompt: Role of the agent, as PersonaPlex reads it.
         voice: A recording of the voice the agent shall have, or a voice of PersonaPlex (.pt).
+        pin: Let prompt and voice stay when the model's window has moved on.
         words: What is said in the recording (JSON with alignments or chunks), for the picture.
         channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
         tail: Seconds of silence that are heard behind the recording.
-        seed: Of the agent's choices.
-        text_temperature: Divides the scores of the text; 0 takes the likeliest id.
-        text_top_k: Likeliest text ids to choose among; 0 keeps all.
-        padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
-        audio_temperature: Divides the scores of the audio; likewise.
-        audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
         device: Where the model computes.
     """
 
@@ -103,35 +99,53 @@ class Options:
     output: Path
     prompt: str = ""
     voice: Path | None = None
+    pin: bool = False
     words: Path | None = None
     channel: int | None = None
     tail: float = 0.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """How the agent chooses what it says.
+
+    Attributes:
+        seed: Of its choices.
+        text_temperature: Divides the scores of the text; 0 takes the likeliest id.
+        text_top_k: Likeliest text ids to choose among; 0 keeps all.
+        padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
+        audio_temperature: Divides the scores of the audio; likewise.
+        audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
+    """
+
     seed: int = 0
     text_temperature: float = 0.7
     text_top_k: int = 25
     padding_bias: float = 0.0
     audio_temperature: float = 0.8
     audio_top_k: int = 250
-    device: str = "cpu"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    options: Options = parse([("options", Options, REQUIRED)], arguments, "talk", _HELP).options
+    fields = [("options", Options, REQUIRED), ("choices", Choices, Choices())]
+    chosen = parse(fields, arguments, "talk", _HELP)
+    options: Options = chosen.options
     _check(options)
-    sampling = _sampling(options)
+    sampling = _sampling(chosen.choices)
     user_words = read_user_words(options.words) if options.words else Timeline()
     speaker = open_speaker(options.checkpoint, options.device)
     rate = speaker.codec.sample_rate
     blocks = _heard(options, rate)
     prompt, prefix = _opening(options, speaker)
-    conversation = Conversation(speaker, sampling, prompt=prompt, prefix=prefix)
+    conversation = Conversation(speaker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
     duration_s = inspect_audio(options.input).duration_s + options.tail
     write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
     talk = _observed(options, conversation, user_words)
     numbers = measured(talk.found, conversation.step_s, speaker.codec.frame_rate_hz)
-    _write_outputs(options, talk, numbers)
+    _write_outputs(options.output, talk, numbers, asdict(options) | asdict(chosen.choices))
     _print(options, talk, numbers)
     return 0
 
@@ -176,7 +190,7 @@ def _published_speaker(path: Path, device: torch.device) -> Speaker:
     folder = path if path.is_dir() else path.parent
     names = {"mimi_name": MIMI_FILE, "tokenizer_name": TEXT_FILE}
     if (folder / CONFIG).is_file():
-        named = _json_object(folder / CONFIG)
+        named = read_json(folder / CONFIG)
         names = {key: str(named.get(key) or name) for key, name in names.items()}
     for name in names.values():
         if not (folder / name).is_file():
@@ -191,16 +205,6 @@ def _published_speaker(path: Path, device: torch.device) -> Speaker:
     is_known = codec.codebook_sizes == _KNOWN_FILLERS
     fillers = Fillers() if is_known else None
     return Speaker(system=system, codec=codec, tokenizer=tokenizer, fillers=fillers)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be readable JSON: {error}. Correct it.") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold an object: got {type(record).__name__}. Correct it.")
-    return record
 
 
 def _is_published(path: Path) -> bool:
@@ -242,6 +246,12 @@ def _check(options: Options) -> None:
         if written.resolve() in read:
             raise ValueError(f"`--output` must not write over what is read: {written} is both.")
     inspect_audio(options.input)
+    _check_opening(options)
+
+
+def _check_opening(options: Options) -> None:
+    if options.pin and options.voice is None and not options.prompt.strip():
+        raise ValueError("`--pin` must have what it keeps: got none. Give `--prompt` or `--voice`.")
     if options.voice is None:
         return
     if options.voice.suffix not in VOICE_FILES:
@@ -255,14 +265,14 @@ def outputs(path: Path) -> dict[str, Path]:
     return {ending: path.with_name(path.stem + ending) for ending in ENDINGS[1:]} | {".wav": path}
 
 
-def _sampling(options: Options) -> FrameSampling:
+def _sampling(choices: Choices) -> FrameSampling:
     def own(temperature: float, top_k: int) -> Sampling:
-        return Sampling(temperature=temperature, top_k=top_k, seed=options.seed)
+        return Sampling(temperature=temperature, top_k=top_k, seed=choices.seed)
 
     return FrameSampling(
-        text=own(options.text_temperature, options.text_top_k),
-        audio=own(options.audio_temperature, options.audio_top_k),
-        padding_bias=options.padding_bias,
+        text=own(choices.text_temperature, choices.text_top_k),
+        audio=own(choices.audio_temperature, choices.audio_top_k),
+        padding_bias=choices.padding_bias,
     )
 
 
@@ -311,8 +321,10 @@ def _opening(options: Options, speaker: Speaker) -> tuple[Ticks | None, Prefix |
     if options.voice is not None and options.voice.suffix in VOICE_FILES:
         voice = read_voice(options.voice, speaker.system.config)
         return opening_in_voice(speaker, voice, options.prompt)
-    rate = speaker.codec.sample_rate
-    sample = read_audio(options.voice, rate, 1)[0] if options.voice else None
+    sample = None
+    if options.voice is not None:
+        check_voice(speaker, inspect_audio(options.voice).duration_s)  # reading an hour takes long
+        sample = read_audio(options.voice, speaker.codec.sample_rate, 1)[0]
     return opening(speaker, options.prompt, sample), None
 
 
@@ -389,27 +401,28 @@ def _spelled(value: float, pattern: str) -> str:
 # ---------------------------------------------------------------------------------------- writing
 
 
-def _write_outputs(options: Options, talk: Talk, numbers: Mapping[str, str]) -> None:
-    paths = outputs(options.output)
+def _write_outputs(
+    output: Path, talk: Talk, numbers: Mapping[str, str], options: Mapping[str, Any]
+) -> None:
+    paths = outputs(output)
     said = spoken_words(talk.words)
     paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")
     paths[".json"].write_text(
         json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(options).items()
+        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
     }
     events = talk.words.merge(as_timeline(talk.found))
-    header = {"audio": options.output.name, "left": AGENT, "right": USER, "options": settings}
+    header = {"audio": output.name, "left": AGENT, "right": USER, "options": settings}
     replace(events, header=header).write(paths[".timeline.jsonl"])
     picture = draw_conversation(talk)
     paths[".png"].write_bytes(picture)
-    recording = options.output.read_bytes() if _is_embedded(options.output) else b""
+    recording = output.read_bytes() if _is_embedded(output) else b""
     source = (
         f"data:audio/wav;base64,{base64.b64encode(recording).decode()}"
         if recording
-        else quote(options.output.name)
+        else quote(output.name)
     )
     page = conversation_page(talk, picture, source, numbers, settings)
     paths[".html"].write_text(page, encoding="utf-8")

@@ -201,12 +201,7 @@ def prepare_speech(
             fit the model.
         OSError: The cache cannot be written.
     """
-    tokenizer = open_tokenizer(config.tokenizer)
-    if tokenizer.vocab_size > model.config.text_vocab_size:
-        raise ValueError(
-            f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
-            f"{model.config.text_vocab_size}."
-        )
+    tokenizer = _tokenizer_of(config, model)
     recordings: dict[str, dict[str, str]] = {}
     num_frames = round(config.row_s * model.config.tick_hz)
 
@@ -243,6 +238,16 @@ def prepare_speech(
         text_share=0.0 if config.text is None else config.text.share,
         recordings=recordings,
     )
+
+
+def _tokenizer_of(config: SpeechData, model: Moshi) -> WordTokenizer:
+    tokenizer = open_tokenizer(config.tokenizer)
+    if tokenizer.vocab_size > model.config.text_vocab_size:
+        raise ValueError(
+            f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
+            f"{model.config.text_vocab_size}."
+        )
+    return tokenizer
 
 
 def _digests(

@@ -21,9 +21,10 @@ from counterpoint.data.dialogues import VOICE_LUFS
 from counterpoint.data.monologue import read_monologue
 from counterpoint.data.speech import codec_fillers
 from counterpoint.data.words import WordTokenizer
+from counterpoint.runtime.engine import pinned
 from counterpoint.runtime.frames import FrameSampling, FrameSessions
 from counterpoint.runtime.prompts import Prefix, behind_voice, read_voice_prefix
-from counterpoint.speech.codec import Codec
+from counterpoint.speech.codec import Codec, check_finite
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.streams.timeline import Timeline
@@ -91,11 +92,16 @@ class Conversation:
         sampling: How it chooses; by default as the published Moshi does.
         prompt: What was before, of `opening`.
         prefix: What of the prompt has been read, of `opening_in_voice`.
+        pin: Whether the prompt stays when the model's window has moved on; the rest of the window
+            is for the newest frames.
         clock: Gives seconds, to time the steps.
 
     Attributes:
         text_ids: The text of each frame said so far.
         step_s: Seconds that each frame took: encode, read, write, decode.
+
+    Raises:
+        ValueError: The prompt does not fit the model, or leaves a pinned window no room.
     """
 
     def __init__(
@@ -105,12 +111,15 @@ class Conversation:
         *,
         prompt: Ticks | None = None,
         prefix: Prefix | None = None,
+        pin: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.speaker = speaker
         self.text_ids: list[int] = []
         self.step_s: list[float] = []
         system = agent_alone(speaker.system)
+        if pin and prompt is not None:
+            system = pinned(system, prompt[TEXT].shape[1])
         said = {TEXT, *(stream.name for stream in system.predicted)}
         self._delay = max(s.delay_ticks for s in system.layout.streams if s.name in said)
         self._clock = clock
@@ -130,8 +139,9 @@ class Conversation:
         """Hear further samples, any number, at the codec's rate; give what sounds meanwhile.
 
         Raises:
-            ValueError: A sample is not a finite number.
+            ValueError: A sample is not a finite number. Nothing was heard.
         """
+        check_finite(samples)  # of all frames: the sound of those before would be lost
         sound, frame_samples = [self._sound[:0]], self.speaker.codec.frame_samples
         while len(samples):
             stop = min(self._num_heard + len(samples), frame_samples)
@@ -245,8 +255,24 @@ def opening(
         return None
     codes = None
     if voice is not None:
+        check_voice(speaker, len(voice) / codec.sample_rate)
         codes = codec.encode(normalise_loudness(voice[None], codec.sample_rate, VOICE_LUFS))[0]
     return _prompt(speaker, role, codes)
+
+
+def check_voice(speaker: Speaker, duration_s: float) -> None:
+    """Refuse a recording of a voice that no prompt can hold, before the work of encoding it.
+
+    Raises:
+        ValueError: It is not shorter than the model's window.
+    """
+    window = speaker.system.config.temporal.window
+    num_frames = duration_s * speaker.codec.frame_rate_hz
+    if num_frames >= window:
+        raise ValueError(
+            f"A prompt must be shorter than the model's window of {window} frames: got a voice of "
+            f"{num_frames:.0f}. Take a shorter voice."
+        )
 
 
 def opening_in_voice(speaker: Speaker, voice: Voice, role: str = "") -> tuple[Ticks, Prefix]:

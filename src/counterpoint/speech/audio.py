@@ -6,6 +6,7 @@ Whatever else does not fit is an error.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ def read_audio(path: str | Path, sample_rate: int, num_channels: int) -> Float[T
 
     Raises:
         ValueError: A package is missing; the file is missing, broken or empty; it holds NaN or
-            infinite samples, or its channels cannot be converted.
+            infinite samples, or its channels cannot be converted. All but the first name the file.
     """
     return torch.cat(list(audio_blocks(path, sample_rate, num_channels)), 1)
 
@@ -64,8 +65,11 @@ def audio_blocks(
         for block in file.blocks(
             max(1, round(block_s * file.samplerate)), dtype="float32", always_2d=True
         ):
-            audio = with_channels(torch.from_numpy(block.copy()).T, num_channels)
-            check_finite(audio)
+            try:
+                audio = with_channels(torch.from_numpy(block.copy()).T, num_channels)
+                check_finite(audio)
+            except ValueError as error:
+                raise ValueError(f"{str(path)!r}: {error}") from None
             if resampler is not None:
                 audio = torch.from_numpy(resampler.resample_chunk(audio.T.contiguous().numpy())).T
             num_samples += audio.shape[1]
@@ -101,7 +105,8 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
         raise FileNotFoundError(f"The folder {str(path.parent)!r} must exist. Make it first.")
     # soundfile wraps at full scale unless samples stay below it.
     samples = audio.detach().float().cpu().clamp(-1, 1 - 2**-15).T.contiguous()
-    soundfile.write(path, samples.numpy(), sample_rate, subtype="PCM_16")
+    with _written(path):
+        soundfile.write(path, samples.numpy(), sample_rate, subtype="PCM_16")
 
 
 def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> None:
@@ -114,9 +119,12 @@ def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rat
     soundfile = _import("soundfile")
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with soundfile.SoundFile(
-            partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
-        ) as file:
+        with (
+            _written(path),
+            soundfile.SoundFile(
+                partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
+            ) as file,
+        ):
             for piece in pieces:
                 file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
         partial.replace(path)
@@ -169,15 +177,40 @@ def with_channels(audio: Float[Tensor, "C N"], num_channels: int) -> Float[Tenso
     )
 
 
-def _opened(path: str | Path) -> Any:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A file to read; what soundfile says against it names the file."""
     soundfile = _import("soundfile")
     if not Path(path).is_file():
         raise ValueError(f"The recording must be an existing file: got {str(path)!r}.")
+    if Path(path).suffix.lower() == ".raw":  # soundfile would want rate and channels from us
+        raise ValueError(
+            f"{str(path)!r} must be an audio file that tells its rate, such as .wav. Convert it."
+        )
     try:
-        return soundfile.SoundFile(path)
+        with soundfile.SoundFile(path) as file:
+            yield file
     except soundfile.SoundFileError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{str(path)!r} must be an audio file: {reason}") from error
+        raise ValueError(
+            f"{str(path)!r} must be an audio file, and whole: {_reason(error)}. Get another copy, "
+            "or convert it."
+        ) from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Writing a file; what soundfile says against it is an OSError, as of any other file."""
+    soundfile = _import("soundfile")
+    try:
+        yield
+    except soundfile.SoundFileError as error:
+        raise OSError(
+            f"{str(path)!r} must be writable: {_reason(error)}. Choose another place, or make room."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def _import(package: str) -> Any:

@@ -111,7 +111,7 @@ def read_checkpoint(
         if lora_path is None:
             return _read(parts, config, keys, dtype)
         beside = lora_path.with_name(CONFIG)
-        settings = keys | (_read_json(beside) if beside.is_file() else {})
+        settings = keys | (read_json(beside) if beside.is_file() else {})
         with _opened(lora_path) as adapters:
             return _read(parts | _parts(adapters, config), config, settings, dtype)
 
@@ -121,7 +121,7 @@ def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]
     beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
     if config_path is None and beside.is_file():
         config_path = beside
-    keys = {} if config_path is None else _read_json(config_path)
+    keys = {} if config_path is None else read_json(config_path)
     if not path.is_dir():
         return path, keys
     names = [str(keys["moshi_name"])] if keys.get("moshi_name") else [WEIGHTS, WEIGHTS_INT8]
@@ -133,9 +133,14 @@ def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: It cannot be read, or is something else.
+    """
     try:
-        keys = json.loads(path.read_text())
+        keys = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise ValueError(f"{path} must be readable JSON: {problem}. Correct it.") from None
     if not isinstance(keys, dict):
