@@ -32,18 +32,24 @@ _HELD_OUT_DEVICES = (
     "it is time to switch the {device} {state}",
 )
 
+# Short orders are common, so the empty parts are repeated.
 _ASKING = (
-    *("", "", "please", "now", "well", "can you", "could you", "would you", "can you please"),
-    *("could you please", "i would like you to", "i want you to", "it is time to"),
+    *("", "", "", "please", "now", "well", "so", "just", "can you", "could you", "would you"),
+    *("can you please", "could you please", "will you please", "i would like you to"),
+    *("i want you to", "i need you to", "it is time to", "let us"),
 )
-_DIGIT = ("{digit}", "number {digit}", "the number {digit}")
+_DIGIT = ("{digit}", "{digit}", "number {digit}", "the number {digit}", "the digit {digit}")
 _SWITCHED = ("{state} the {device}", "the {device} {state}")
-_TAIL = ("", "", "", "please", "for me", "now", "for me please", "today", "this time")
+_TAIL = (
+    *("", "", "", "", "please", "for me", "now", "for me please", "today", "this time"),
+    *("thank you", "again", "if you can", "will you"),
+)
+_FIRST = ("", "", "", "well", "so", "maybe", "i think", "this time", "for me", "today")
 
 
 def _wordings(held_out: Iterable[str], *parts: Iterable[str]) -> tuple[str, ...]:
     """All that can be put together of parts, without what holds a wording that is held out."""
-    texts = dict.fromkeys(" ".join(" ".join(chosen).split()) for chosen in product(*parts))
+    texts = (" ".join(" ".join(chosen).split()) for chosen in product(*parts))
     kept = (text for text in texts if not any(f" {out} " in f" {text} " for out in held_out))
     return tuple(kept)
 
@@ -53,30 +59,46 @@ DIGIT_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
         _wordings(
             _HELD_OUT_DIGITS,
             _ASKING,
-            ("remember", "write", "write down", "note", "note down", "save", "keep", "put down"),
+            (
+                *("remember", "write", "write down", "note", "note down", "save", "keep"),
+                *("put down", "store", "type", "enter", "record", "mark", "take"),
+            ),
             _DIGIT,
             _TAIL,
         ),
         _wordings(
             _HELD_OUT_DIGITS,
-            ("", "well", "i think", "this time", "for me", "today"),
-            ("my number", "the number", "the answer", "my answer", "my choice", "it"),
-            ("is", "was"),
-            ("{digit}", "number {digit}"),
-            ("", "", "i think", "please", "for me"),
+            _FIRST,
+            (
+                *("it", "my number", "the number", "your number", "the next number", "the answer"),
+                *("my answer", "my choice", "the choice", "the code", "my code", "the total"),
+                *("the result", "the score", "my favourite", "my wish", "mine", "this"),
+            ),
+            ("is", "is", "was", "will be", "should be", "must be"),
+            ("{digit}", "{digit}", "number {digit}"),
+            ("", "", "", "", "i think", "please", "for me", "now", "thank you"),
         ),
         _wordings(
             _HELD_OUT_DIGITS,
-            ("", "well", "this time", "for me", "today", "please"),
-            ("i choose", "i want", "i have", "i need", "i take", "let us take", "i would like"),
+            _FIRST,
+            (
+                *("i choose", "i want", "i have", "i need", "i take", "i would like", "i pick"),
+                *("i mean", "i said", "i see", "i got", "we need", "we have", "let us take"),
+                *("give me", "make it", "let it be"),
+            ),
             _DIGIT,
             _TAIL,
         ),
         _wordings(
             _HELD_OUT_DIGITS,
-            ("", "", "well", "i think", "today", "number"),
+            ("", "", "", "", "", "well", "so", "maybe", "i think", "number"),
             ("{digit}",),
-            ("please", "is my number", "is my choice", "is right", "was the number", "for me"),
+            (
+                *("please", "for me", "it is", "i think", "thank you", "was it", "is right"),
+                *("is my number", "is the number", "was the number", "is the code", "was my code"),
+                *("is my choice", "is my answer", "was my answer", "is the result"),
+                *("is what i want", "is what i need", "is my favourite", "is good", "is mine"),
+            ),
         ),
     ),
     "held_out": (_HELD_OUT_DIGITS,),
@@ -88,14 +110,14 @@ DEVICE_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
         _wordings(_HELD_OUT_DEVICES, _ASKING, ("turn", "switch"), _SWITCHED, _TAIL),
         _wordings(
             _HELD_OUT_DEVICES,
-            ("", "", "well", "please", "now", "today", "this time"),
+            (*_FIRST, "please", "now"),
             ("i would like", "i need", "i want", "i have to have", "let us have"),
             ("the {device} {state}",),
             _TAIL,
         ),
         _wordings(
             _HELD_OUT_DEVICES,
-            ("", "", "well", "i think", "now", "today", "this time"),
+            (*_FIRST, "now"),
             ("the {device}",),
             ("should be", "must be", "should go", "has to be"),
             ("{state}",),

@@ -97,8 +97,8 @@ def _script(split: Split, number: int, seed: int) -> Script:
         pause = draw_pause(order, rng) if rng.random() < 0.5 else None
         pauses = () if pause is None else (pause,)
         if interrupted:
-            # In the first half; later, the answer would be over before it can be cut.
-            after_word = rng.randrange(len(turns[-1].words) - 2) // 2
+            # Behind one of the first seven words; later, little would be left to cut.
+            after_word = rng.randrange(len(turns[-1].words) - 2) * 3 // 4
             turns.append(interruption(order, rng, after_word, pauses))
         else:
             gap_s = round(rng.uniform(0.5, 1.5), 2)

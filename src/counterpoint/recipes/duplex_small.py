@@ -33,20 +33,20 @@ def duplex_small() -> DuplexStudy:
                 name="listening",
                 system=system(),
                 data=replace(_data(), hearing=Hearing(after_s=0.16)),
-                train=_train(num_steps=2400, lr=2e-3, muon_lr=0.02),
+                train=_train(num_steps=2800, lr=2e-3, muon_lr=0.02),
             ),
             Run(
                 name="recalling",
                 system=system(),
                 data=replace(_data(), hearing=Hearing(after_s=0.4, stretch_gap_s=0.25)),
-                train=_train(num_steps=2800, lr=1.5e-3, muon_lr=0.012),
+                train=_train(num_steps=3200, lr=1.5e-3, muon_lr=0.012),
             ),
         ),
         run=Run(
             name="duplex_small",
             system=system(),
             data=_data(),
-            train=_train(num_steps=4000, lr=1.5e-3, muon_lr=0.012),
+            train=_train(num_steps=4800, lr=1.5e-3, muon_lr=0.012),
         ),
         synthesis=SynthesisConfig(
             sample_rate=8000,
