@@ -235,6 +235,16 @@ def test_voice_comes_first_and_needs_no_role(listed: Path) -> None:
         prompts(long)
 
 
+def test_a_voice_that_is_too_long_is_not_encoded(tmp_path: Path) -> None:
+    path, cache = tmp_path / "hour.wav", tmp_path / "cache"
+    write_audio(path, torch.zeros(1, 8000 * 3600), 8000)
+    prompts = RolePrompts(CONFIG, Codec2(), ByteWords(), str(cache))
+    streams = {"text": torch.zeros(3, dtype=torch.long)}
+    with pytest.raises(ValueError, match="window of 200 frames: got a voice of 90000"):
+        prompts(Example(source="x", first_frame=0, streams=streams, voice=path))
+    assert not cache.exists()
+
+
 def test_a_prompt_gets_no_gradient_through_its_targets(listed: Path, model: Moshi) -> None:
     """Other ids in the prompt's targets change nothing; other ids behind it do."""
     batch = rows_of(listed, model).rows(torch.tensor([0]).numpy())

@@ -41,7 +41,6 @@ from counterpoint.runtime.talk import (
     Conversation,
     Speaker,
     agent_alone,
-    check_voice,
     converse,
     opening,
     opening_in_voice,
@@ -54,7 +53,7 @@ from counterpoint.systems.moshi_checkpoint import load_moshi
 from counterpoint.systems.moshi_voice import FILES as VOICE_FILES
 from counterpoint.systems.moshi_voice import read_voice
 from counterpoint.systems.moshi_weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
-from counterpoint.systems.personaplex import Fillers
+from counterpoint.systems.personaplex import Fillers, check_voice
 from counterpoint.train.checkpoint import MANIFEST, load_system
 
 _HELP = """Answer a recording as if it were heard live.
@@ -323,7 +322,8 @@ def _opening(options: Options, speaker: Speaker) -> tuple[Ticks | None, Prefix |
         return opening_in_voice(speaker, voice, options.prompt)
     sample = None
     if options.voice is not None:
-        check_voice(speaker, inspect_audio(options.voice).duration_s)  # reading an hour takes long
+        duration_s = inspect_audio(options.voice).duration_s  # reading an hour takes long
+        check_voice(speaker.system.config, duration_s * speaker.codec.frame_rate_hz)
         sample = read_audio(options.voice, speaker.codec.sample_rate, 1)[0]
     return opening(speaker, options.prompt, sample), None
 

@@ -31,6 +31,7 @@ from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
 from counterpoint.data.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.words import WordTokenizer, open_tokenizer
+from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.codec2 import Codec2
@@ -39,7 +40,7 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
-from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
+from counterpoint.systems.personaplex import Fillers, check_voice, hybrid_prompt, tagged_role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,6 +307,8 @@ class RolePrompts:
             return None
         if example.voice is not None:
             if example.voice not in self._voices:
+                duration_s = inspect_audio(example.voice).duration_s
+                check_voice(self._config, duration_s * self._codec.frame_rate_hz)
                 codes = encode_voice(example.voice, self._codec, self._cache_folder)
                 self._voices[example.voice] = codes.to(torch.int32)
             voice = self._voices[example.voice].long()

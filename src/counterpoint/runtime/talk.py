@@ -31,7 +31,7 @@ from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
 from counterpoint.systems.moshi_voice import Voice
-from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
+from counterpoint.systems.personaplex import Fillers, check_voice, hybrid_prompt, tagged_role
 
 AGENT, USER = "agent", "user"
 """Names of the two speakers in timelines."""
@@ -255,24 +255,9 @@ def opening(
         return None
     codes = None
     if voice is not None:
-        check_voice(speaker, len(voice) / codec.sample_rate)
+        check_voice(speaker.system.config, len(voice) / codec.frame_samples)
         codes = codec.encode(normalise_loudness(voice[None], codec.sample_rate, VOICE_LUFS))[0]
     return _prompt(speaker, role, codes)
-
-
-def check_voice(speaker: Speaker, duration_s: float) -> None:
-    """Refuse a recording of a voice that no prompt can hold, before the work of encoding it.
-
-    Raises:
-        ValueError: It is not shorter than the model's window.
-    """
-    window = speaker.system.config.temporal.window
-    num_frames = duration_s * speaker.codec.frame_rate_hz
-    if num_frames >= window:
-        raise ValueError(
-            f"A prompt must be shorter than the model's window of {window} frames: got a voice of "
-            f"{num_frames:.0f}. Take a shorter voice."
-        )
 
 
 def opening_in_voice(speaker: Speaker, voice: Voice, role: str = "") -> tuple[Ticks, Prefix]:

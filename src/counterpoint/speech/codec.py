@@ -52,11 +52,19 @@ class Codec(Protocol):
         ...
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
-        """Ids of whole recordings; silence completes the last frame."""
+        """Ids of whole recordings; silence completes the last frame.
+
+        Raises:
+            ValueError: There are no samples, or a sample is not a finite number.
+        """
         ...
 
     def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
-        """Waveforms of whole recordings, N = T * frame_samples."""
+        """Waveforms of whole recordings, N = T * frame_samples.
+
+        Raises:
+            ValueError: There are no rows, or an id is not in its codebook.
+        """
         ...
 
     def encoder(self, num_rows: int = 1) -> "Encoder":

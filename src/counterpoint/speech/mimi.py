@@ -106,11 +106,11 @@ class Mimi:
         return sum(name.endswith(".block1.weight") for name in self.weights) // 2
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
-        """Ids of whole recordings; silence completes the last frame."""
+        """Ids of whole recordings; see `Codec.encode`."""
         return encode_whole(self, audio, _PIECE_FRAMES)
 
     def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
-        """Waveforms of whole recordings, N = T * 1920."""
+        """Waveforms of whole recordings, N = T * 1920; see `Codec.decode`."""
         return decode_whole(self, codes, _PIECE_FRAMES)
 
     def encoder(self, num_rows: int = 1) -> Encoder:

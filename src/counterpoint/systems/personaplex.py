@@ -60,6 +60,19 @@ def tagged_role(role: str) -> str:
     return f"{TAG} {role} {TAG}"
 
 
+def check_voice(config: MoshiConfig, num_frames: float) -> None:
+    """Refuse a sample of a voice that no prompt can hold, before the work of encoding it.
+
+    Raises:
+        ValueError: It is not shorter than the model's window.
+    """
+    if num_frames >= config.temporal.window:
+        raise ValueError(
+            f"A prompt must be shorter than the model's window of {config.temporal.window} frames: "
+            f"got a voice of {num_frames:.0f}. Take a shorter voice."
+        )
+
+
 def hybrid_prompt(
     config: MoshiConfig,
     role_ids: Sequence[int],
