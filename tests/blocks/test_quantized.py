@@ -133,6 +133,14 @@ def test_sessions_begin_without_expanding_a_weight(monkeypatch: pytest.MonkeyPat
     model.flops_per_tick(5)
 
 
+@pytest.mark.parametrize("name", ["moshi", "single_stream", "two_stream"])
+def test_a_tick_costs_as_many_flops_in_8_bits(name: str) -> None:
+    model = build("agent_only") if name == "moshi" else tiny_system(name)
+    before = model.flops_per_tick(5)
+    store_int8(model)
+    assert model.flops_per_tick(5) == before
+
+
 def tiny_system(name: str) -> Any:
     two = name == "two_stream"
     model: Any = TwoStream(two_stream.tiny()) if two else SingleStream(single_stream.tiny())

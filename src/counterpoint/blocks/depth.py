@@ -9,7 +9,7 @@ Source: the depth transformer of Moshi (arXiv:2410.00037), section 3.4.1; RQ-Tra
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,13 @@ from counterpoint.streams.spec import UNSET_ID
 
 Past = Float[Tensor, "N 2 H _P E"]
 """Keys and values of the steps of a frame that are done."""
+
+
+@runtime_checkable
+class _Costed(Protocol):
+    """A `StepLinear`, also one stored in 8 bits."""
+
+    def flops(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,5 +284,5 @@ class DepthDecoder(nn.Module):
 
     def flops_per_frame(self) -> float:
         """Forward FLOPs of all steps of a frame, masked attention entries included."""
-        linear = sum(part.flops() for part in self.modules() if isinstance(part, StepLinear))
+        linear = sum(part.flops() for part in self.modules() if isinstance(part, _Costed))
         return linear + 4 * self.config.width * self.num_steps**2 * self.config.num_layers

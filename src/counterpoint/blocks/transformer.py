@@ -140,7 +140,8 @@ class Tower(nn.Module):
     def flops_per_step(self, num_steps: int) -> float:
         """Forward FLOPs a step over rows of ``num_steps``, masked attention entries included."""
         config = self.config
-        linear = 2 * sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
+        weights = (*self.parameters(), *self.buffers())  # those of 8 bits are buffers
+        linear = 2 * sum(weight.numel() for weight in weights if weight.ndim == 2)
         grouped = num_steps > 2 * config.window
         steps_run = -(-num_steps // config.window) * config.window if grouped else num_steps
         keys = 2 * config.window if grouped else num_steps
