@@ -68,7 +68,7 @@ def main() -> None:
     """Measure, print a table, and end with one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
-    parser.add_argument("--frames", type=int, default=1000, help="a quarter more than the window")
+    parser.add_argument("--frames", type=int, default=1000, help="more than the window's 750")
     parser.add_argument("--most", type=int, default=128)
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -76,6 +76,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for size in args.sizes:
         model = random_model(size)
+        if args.frames <= (window := model.config.temporal.window):
+            parser.error(f"--frames must be more than the window's {window}: got {args.frames}")
         results[size] = {"one_session": one_session(model, args.frames)}
         print(size, results[size], flush=True)
         results[size]["ours"] = batches(model, args.frames, args.most)

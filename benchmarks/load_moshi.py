@@ -8,8 +8,9 @@ row (bar: the same ids of greedy sessions; those of sampled ones are reported). 
 less than 1 % behind the first minute.
 
 One row and many round differently (F.linear does), and a greedy session differs for good where the
-two best scores of an id are nearer than that. "margin" is their distance in the frame that differs
-first, in one row. In float64 no margin comes near the rounding: what differs there is an error.
+two best scores of an id are nearer than that. "margin" is their least distance, in one row, in the
+two steps that choose the ids of the frame that differs first (late streams in the second). In
+float64 no margin comes near the rounding: what differs there is an error.
 
 What was said live is kept in a folder, and so is every comparison that is done: whoever is stopped
 goes on there. Other code than the live run's is refused, for it may round otherwise. Behind the ten
@@ -29,6 +30,7 @@ import json
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -245,16 +247,20 @@ def again(model: Moshi, num_rows: int, session: int, heard: Tensor) -> Iterator[
 
 
 class Margins:
-    """Distances of the two best scores of all ids since they were cleared, in one row."""
+    """Distances of the two best scores of all ids of the newest two steps, in one row."""
 
     def __init__(self, model: Moshi) -> None:
-        self.found: list[float] = []
+        self.steps: deque[list[float]] = deque([[]], maxlen=2)
         for head in (model.head, model.depth.head):
             head.register_forward_hook(self._add)
 
     def _add(self, _module: nn.Module, _given: object, scores: Tensor) -> None:
         best = scores.flatten(0, -2).topk(2).values
-        self.found += (best[:, 0] - best[:, 1]).tolist()
+        self.steps[-1].extend((best[:, 0] - best[:, 1]).tolist())
+
+    def least(self) -> float:
+        """The least of them."""
+        return min(distance for step in self.steps for distance in step)
 
 
 def compare(folder: Path, dtype: str, session: int, num_rows: int) -> dict[str, Any]:
@@ -271,7 +277,7 @@ def compare(folder: Path, dtype: str, session: int, num_rows: int) -> dict[str, 
             first_difference = frame
             break
         if margins is not None:
-            margins.found.clear()
+            margins.steps.append([])
     return {
         "session": session,
         "rows": num_rows,
@@ -279,7 +285,7 @@ def compare(folder: Path, dtype: str, session: int, num_rows: int) -> dict[str, 
         "frames": num_frames,
         "distinct_frames": len(ids[:num_frames].unique(dim=0)),
         "first_difference": first_difference,
-        "margin": None if margins is None or first_difference is None else min(margins.found),
+        "margin": None if margins is None or first_difference is None else margins.least(),
     }
 
 

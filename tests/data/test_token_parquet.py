@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.data.hearing import Hearing
 from counterpoint.data.speech import SpeechData, prepare_speech
 from counterpoint.data.token_parquet import read_token_parquet
 from counterpoint.speech.augment import Augmentation
@@ -100,6 +101,15 @@ def test_ids_that_the_model_has_not_are_named(
         prepare_speech(SpeechData(train=str(tokens[0])), model)
 
 
-def test_tokens_have_no_sound_to_change() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train": "a.parquet", "augmentation": Augmentation()},
+        {"train": "a.parquet", "role_prompts": True},
+        {"train": "a.jsonl", "held_out": "a.parquet", "hearing": Hearing(after_s=0.1)},
+    ],
+)
+def test_tokens_have_no_sound_to_change(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be left out for codes of a .parquet file"):
-        SpeechData(train="a.parquet", augmentation=Augmentation())
+        SpeechData(**fields)
+    SpeechData(train="", held_out="", augmentation=Augmentation())  # a study names its own

@@ -65,7 +65,7 @@ class _Int8Rows(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "_F _D"]:
-        """The weights that it stands for, computed anew: do not read a dtype or device from it."""
+        """The weights that it stands for, computed anew each time: ask `like` for their dtype."""
         return (self.codes * self.scale.float()[:, None]).to(self.like.dtype)
 
 

@@ -8,6 +8,7 @@ PersonaPlex's prompt, which carries no loss.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,9 @@ class SpeechData:
 
     Attributes:
         train: List of recordings (see `counterpoint.data.dialogues`) to learn from, or a .parquet
-            file of codes and text ids (see `counterpoint.data.token_parquet`), which is read as
-            it is: whatever is said below of recordings does not apply, and the codec is not used.
-        held_out: List of recordings that are only measured on; empty for none.
+            file or folder of codes and text ids (see `counterpoint.data.token_parquet`), read as
+            they are: what is said below of recordings does not apply, and no codec is opened.
+        held_out: Likewise, only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
         tokenizer: Of the text: "bytes", or the path of a SentencePiece .model.
         row_s: Length of a row, and the longest piece of a recording that is read as one. With
@@ -84,12 +85,16 @@ class SpeechData:
             raise ValueError(
                 f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
             )
-        of_sound = (self.augmentation, self.hearing, self.role_prompts or None)
-        if is_token_parquet(self.train) and any(option is not None for option in of_sound):
-            raise ValueError(
-                "`augmentation`, `hearing` and `role_prompts` must be left out for codes of a "
-                f".parquet file, which has no sound, words or roles: got {self.train}."
-            )
+        changed = self.hearing is not None or self.role_prompts
+        for path, needs_sound in (
+            (self.train, changed or self.augmentation is not None),
+            (self.held_out, changed),
+        ):
+            if needs_sound and is_token_parquet(path):
+                raise ValueError(
+                    "`augmentation`, `hearing` and `role_prompts` must be left out for codes of a "
+                    f".parquet file, which has no sound, words or roles: got {path}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,15 +211,14 @@ def prepare_speech(
     recordings: dict[str, dict[str, str]] = {}
     num_frames = round(config.row_s * model.config.tick_hz)
 
+    sound = cache(partial(_sound, config, model, tokenizer))  # opened once, or never
+
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
         if is_token_parquet(path):
             coded = TokenExamples(path, num_frames, model.config)
             recordings[path] = {path: coded.digest}
             return DialogueRows(coded, model, num_frames)
-        codec = codec_of(model, config.codec)
-        prompts = None
-        if config.role_prompts:
-            prompts = RolePrompts(model.config, codec, tokenizer, config.cache_folder)
+        codec, prompts = sound()
         dialogues = read_dialogues(path, config.hearing)
         base = DialogueConfig(
             chunk_s=config.row_s, augmentation=augmentation, cache_folder=config.cache_folder
@@ -225,8 +229,7 @@ def prepare_speech(
             how = replace(base, seed=seed)
             files += encode_dialogues(dialogues, codec, how, on_progress, first)
         recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
-        pad_id = model.config.text_padding_id
-        encode = tokenizer.encode_word
+        encode, pad_id = tokenizer.encode_word, model.config.text_padding_id
         examples = DialogueExamples(dialogues * len(seeds), files, encode, pad_id=pad_id)
         only_text = config.hearing is not None
         return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
@@ -239,6 +242,16 @@ def prepare_speech(
         text_share=0.0 if config.text is None else config.text.share,
         recordings=recordings,
     )
+
+
+def _sound(
+    config: SpeechData, model: Moshi, tokenizer: WordTokenizer
+) -> tuple[Codec, "RolePrompts | None"]:
+    """What encodes recordings, and what their prompts are made by."""
+    codec = codec_of(model, config.codec)
+    if not config.role_prompts:
+        return codec, None
+    return codec, RolePrompts(model.config, codec, tokenizer, config.cache_folder)
 
 
 def _tokenizer_of(config: SpeechData, model: Moshi) -> WordTokenizer:

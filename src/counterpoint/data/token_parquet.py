@@ -17,8 +17,8 @@ from counterpoint.systems.moshi_streams import MoshiConfig
 
 
 def is_token_parquet(path: str | Path) -> bool:
-    """Whether a path names .parquet files (one, or a folder of them)."""
-    return Path(path).suffix == ".parquet" or Path(path).is_dir()
+    """Whether a path names .parquet files (one, or a folder of them); an empty one does not."""
+    return Path(path).suffix == ".parquet" or (bool(str(path)) and Path(path).is_dir())
 
 
 class TokenExamples(Sequence[Example]):

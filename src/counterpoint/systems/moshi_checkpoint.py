@@ -88,8 +88,9 @@ def load_moshi(
 def save_moshi(model: Moshi, folder: Path) -> None:
     """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
 
-    `load_moshi` gives the same `MoshiConfig` again. Adapters are not in it: merge them first, or
-    see `save_adapters`.
+    `load_moshi` gives the same `MoshiConfig` again. The reference computes with a `norm_epsilon`
+    of 1e-8 and without pinned steps, whatever ours are. Adapters are not in it: merge them first,
+    or see `save_adapters`.
 
     Args:
         model: With weights in floats.
@@ -154,7 +155,9 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
     try:
         config = _replaced(config, model_id[OWN])
     except (AttributeError, TypeError, ValueError) as problem:
-        raise ValueError(f"{where} must hold fields of a MoshiConfig: {problem}") from None
+        raise ValueError(
+            f"{where} must hold fields of a MoshiConfig, and fit `num_predicted`: {problem}"
+        ) from None
     delays = reference.streams.delays
     if _delays(config) != delays:
         raise ValueError(
