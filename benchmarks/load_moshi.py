@@ -267,7 +267,8 @@ def compare(folder: Path, dtype: str, session: int, num_rows: int) -> dict[str, 
     """A session against its run alone: frames compared, and the first that differs."""
     torch.set_num_threads(1)
     model, ids = random_model(dtype), load_file(folder / "live.safetensors")["said"][session]
-    margins = Margins(model) if num_rows == 1 else None
+    is_greedy = session % 2 == 0
+    margins = Margins(model) if num_rows == 1 and is_greedy else None
     num_frames = int((ids[:, 0] >= 0).nonzero().max()) + 1
     heard = heard_by(model, session, len(ids))[:num_frames]
     pairs = zip(ids, again(model, num_rows, session, heard), strict=False)
@@ -281,7 +282,7 @@ def compare(folder: Path, dtype: str, session: int, num_rows: int) -> dict[str, 
     return {
         "session": session,
         "rows": num_rows,
-        "greedy": session % 2 == 0,
+        "greedy": is_greedy,
         "frames": num_frames,
         "distinct_frames": len(ids[:num_frames].unique(dim=0)),
         "first_difference": first_difference,
