@@ -244,7 +244,7 @@ def test_shared_prefix_is_pinned_like_the_rest_of_a_prompt() -> None:
 
 
 def test_pinned_model_shares_weights_and_leaves_the_other_alone() -> None:
-    model = build("both_speakers")
+    model = build("agent_only")
     other = pinned(model, 2)
     assert (model.config.temporal.pinned_steps, other.config.temporal.pinned_steps) == (0, 3)
     mine = dict(model.named_parameters())
