@@ -17,9 +17,9 @@ import torch
 from record import finish
 from torch.utils.flop_counter import FlopCounterMode
 
-from counterpoint.data.config import prepare
 from counterpoint.data.loader import Loader
-from counterpoint.evaluate.language_model import bits_per_byte, score
+from counterpoint.data.text.corpus import prepare
+from counterpoint.evaluate.score import bits_per_byte, score
 from counterpoint.recipes.first_run import control_system, first_run
 from counterpoint.systems import build_system
 from counterpoint.train.checkpoint import load_weights

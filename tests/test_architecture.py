@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "counterpoint"
 LADDER = (
-    "streams", "blocks", "systems", "speech", "data", "train", "runtime", "evaluate", "serve",
+    "streams", "blocks", "systems", "speech", "formats", "data", "train", "runtime", "evaluate", "serve",
     "recipes", "cli",
 )  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

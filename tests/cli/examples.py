@@ -10,8 +10,8 @@ from counterpoint.speech.audio import write_audio
 RECIPES = """
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.config import DataConfig, Folder
-from counterpoint.data.speech import SpeechData
+from counterpoint.data.text.corpus import DataConfig, Folder
+from counterpoint.data.speech.rows import SpeechData
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.recipes.study import Study
 from counterpoint.streams.spec import Role

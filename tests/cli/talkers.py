@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import MimiConfig, MimiModel
 
 from counterpoint.cli.talk import MIMI_FILE, TEXT_FILE
-from counterpoint.data.speech import SpeechData
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.formats.moshi.checkpoint import save_moshi
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi_checkpoint import save_moshi
 from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
 from counterpoint.train.checkpoint import Counters, save_checkpoint
 from counterpoint.train.config import OptimizerConfig, TrainConfig

@@ -1,5 +1,5 @@
 from counterpoint.cli.generate import text_pieces
-from counterpoint.data.tokenizer import ByteTokenizer
+from counterpoint.data.text.tokenizer import ByteTokenizer
 
 
 def pieces(ids: list[int], before: str = "") -> list[str]:

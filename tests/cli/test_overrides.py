@@ -10,7 +10,7 @@ from counterpoint.cli.overrides import (
     to_every_arm,
     write_source,
 )
-from counterpoint.data.config import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
+from counterpoint.data.text.corpus import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
 from counterpoint.recipes.duplex_study import DuplexStudy
 from counterpoint.recipes.study import Study
 from counterpoint.systems.two_stream import TwoStreamConfig

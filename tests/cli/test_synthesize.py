@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.synthesize import main
-from counterpoint.data.dialogues import read_dialogues
-from counterpoint.data.scripts import Script, Turn, write_scripts
+from counterpoint.data.making.scripts import Script, Turn, write_scripts
+from counterpoint.data.speech.dialogues import read_dialogues
 from counterpoint.speech.voices import available_voices
 
 

@@ -14,14 +14,14 @@ import torch
 from counterpoint.cli import talk as verb
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.cli.talk import main, open_speaker, outputs, read_user_words
-from counterpoint.data.dialogues import VOICE_LUFS, read_dialogues
-from counterpoint.data.speech import codec_fillers
+from counterpoint.data.speech.dialogues import VOICE_LUFS, read_dialogues
+from counterpoint.data.speech.rows import codec_fillers
+from counterpoint.formats.moshi.checkpoint import load_moshi
+from counterpoint.formats.moshi.voice import record_voice, write_voice
 from counterpoint.runtime.talk import Conversation, converse
 from counterpoint.speech.audio import read_audio, resample
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.timeline import Timeline
-from counterpoint.systems.moshi_checkpoint import load_moshi
-from counterpoint.systems.moshi_voice import record_voice, write_voice
 from counterpoint.systems.personaplex import hybrid_prompt
 from tests.cli import examples, talkers
 from tests.cli.talkers import change_weights, codec2_config, write_published, write_run

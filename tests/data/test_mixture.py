@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from counterpoint.data.config import Folder
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import (
     END_ID,
@@ -15,9 +14,10 @@ from counterpoint.data.mixture import (
     TextRows,
     prepare_text,
 )
-from counterpoint.data.packing import PackedRows
-from counterpoint.data.shards import ShardWriter, TokenShards
-from counterpoint.data.tokenizer import ByteTokenizer
+from counterpoint.data.text.corpus import Folder
+from counterpoint.data.text.packing import PackedRows
+from counterpoint.data.text.shards import ShardWriter, TokenShards
+from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.moshi import Moshi, tiny

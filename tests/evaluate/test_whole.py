@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterpoint.evaluate.language_model import rows_batch, target_nats
+from counterpoint.evaluate.score import rows_batch, target_nats
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.evaluate.whole import donors, effective_rank, measure_whole, without_whole
 from counterpoint.systems.two_stream import TwoStream

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.shards import Unit
-from counterpoint.data.tokenizer import ByteTokenizer
+from counterpoint.data.text.shards import Unit
+from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 

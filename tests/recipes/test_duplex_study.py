@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from counterpoint.data.synthesis import SynthesisConfig
+from counterpoint.data.making.synthesis import SynthesisConfig
 from counterpoint.recipes.duplex_small import duplex_small
 from counterpoint.recipes.duplex_study import DuplexStudy, _check_same, run_duplex_study
 from counterpoint.recipes.first_run import first_run

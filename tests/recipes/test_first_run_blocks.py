@@ -1,6 +1,6 @@
 from counterpoint.blocks.block_grid import lay_blocks
-from counterpoint.data.config import prepare
 from counterpoint.data.loader import Loader
+from counterpoint.data.text.corpus import prepare
 from counterpoint.recipes.first_run import first_run, two_stream_system
 from counterpoint.systems.two_stream import TwoStream
 

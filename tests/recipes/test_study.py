@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from counterpoint.data.config import DataConfig, Folder
-from counterpoint.evaluate.report import write_report
+from counterpoint.data.text.corpus import DataConfig, Folder
+from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.monologue import PAD_ID
-from counterpoint.data.words import ByteWords
+from counterpoint.data.speech.monologue import PAD_ID
+from counterpoint.data.speech.words import ByteWords
 from counterpoint.runtime.talk import Speaker
 from counterpoint.speech.codec import Decoder, Encoder, decode_whole, encode_whole
 from counterpoint.streams.spec import Role

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.data.speech import codec_fillers
-from counterpoint.data.words import ByteWords
+from counterpoint.data.speech.rows import codec_fillers
+from counterpoint.data.speech.words import ByteWords
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import (

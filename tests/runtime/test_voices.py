@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.formats.moshi.voice import Voice, read_voice, record_voice
 from counterpoint.runtime.engine import Engine
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.prompts import behind_voice, read_voice_prefix
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import two_speakers
-from counterpoint.systems.moshi_voice import Voice, read_voice, record_voice
 from counterpoint.systems.personaplex import Fillers, hybrid_prompt
 from tests.systems.personaplex_loop import PublishedLoop
 from tests.systems.tiny_moshi import AUDIO_VOCAB, TEXT_VOCAB, build, config, random_codes

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from counterpoint.formats.mimi import mimi_weights
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.mimi import Mimi
-from counterpoint.speech.mimi_weights import mimi_weights
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,7 +7,7 @@ import torch
 from counterpoint.speech.engines import Said
 from counterpoint.speech.loudness import loudness_lufs
 from counterpoint.speech.voices import Spoken, Synthesizer, Voice, available_voices
-from tests.data.tones import RATE, Tones, loudest_hz
+from tests.data.speech.tones import RATE, Tones, loudest_hz
 
 TEXT = "one two three"
 

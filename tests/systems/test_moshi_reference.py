@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.formats.moshi.names import halves_from_pairs, pairs_from_halves
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi, moshi_7b
-from counterpoint.systems.moshi_names import halves_from_pairs, pairs_from_halves
 from counterpoint.systems.moshi_streams import two_speakers
 from tests.systems.reference_moshi import reference_codes, reference_of, reference_shape
 from tests.systems.tiny_moshi import CONFIGS, build, config, random_codes

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.data.words import ByteWords
+from counterpoint.data.speech.words import ByteWords
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import Conversation, Speaker, converse

@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.formats.moshi.checkpoint import moshi_config
+from counterpoint.formats.moshi.config import ReferenceConfig
+from counterpoint.formats.moshi.voice import read_voice
 from counterpoint.runtime.engine import Engine
 from counterpoint.runtime.frames import Codes, Frame, FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_checkpoint import moshi_config
-from counterpoint.systems.moshi_config import ReferenceConfig
-from counterpoint.systems.moshi_voice import read_voice
 from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi_weights import tiny_keys

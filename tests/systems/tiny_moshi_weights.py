@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from counterpoint.systems.moshi_config import MOSHI_7B, ReferenceConfig
-from counterpoint.systems.moshi_tensors import tensor_shapes
+from counterpoint.formats.moshi.config import MOSHI_7B, ReferenceConfig
+from counterpoint.formats.moshi.tensors import tensor_shapes
 
 
 def tiny_keys(dep_q: int = 8, **changes: Any) -> dict[str, Any]:

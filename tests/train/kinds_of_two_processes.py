@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from counterpoint.formats.moshi.checkpoint import save_moshi
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_checkpoint import save_moshi
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World, joined, shard
 from counterpoint.train.loop import train

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.formats.moshi.checkpoint import load_moshi, save_moshi
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_checkpoint import load_moshi, save_moshi
 from counterpoint.systems.personaplex import personaplex_7b
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import checkpoint_paths, load_system, load_weights

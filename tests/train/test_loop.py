@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.config import DataConfig, Folder
+from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.config import DataConfig, Folder
-from counterpoint.data.speech import SpeechData
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.speech.augment import Augmentation
 from counterpoint.systems import SystemConfig, moshi
 from counterpoint.systems.single_stream import SingleStreamConfig

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from counterpoint.data.tokenizer import Tokenizer, load_tokenizer
+from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.systems import SYSTEMS, AnySystem
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system, read_manifest, resolve

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from counterpoint.cli.checkpoint import Trained, load_trained, tokenizer_of
 from counterpoint.cli.overrides import REQUIRED, parse
-from counterpoint.data.config import prepare
-from counterpoint.data.speech import prepare_speech
+from counterpoint.data.speech.rows import prepare_speech
+from counterpoint.data.text.corpus import prepare
+from counterpoint.evaluate.duplex.speech_model import score_rows
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
-from counterpoint.evaluate.speech_model import score_rows
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream

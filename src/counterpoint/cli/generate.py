@@ -14,7 +14,7 @@ import tyro
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.cli.checkpoint import load_trained, tokenizer_of
 from counterpoint.cli.overrides import REQUIRED, parse
-from counterpoint.data.tokenizer import Tokenizer
+from counterpoint.data.text.tokenizer import Tokenizer
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import generate

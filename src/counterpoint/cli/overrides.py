@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 import counterpoint.recipes
-from counterpoint.data.config import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
+from counterpoint.data.text.corpus import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
 
 REQUIRED = tyro.MISSING
 """Default of a field of `parse` that has none."""

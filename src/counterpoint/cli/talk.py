@@ -19,10 +19,10 @@ from torch import Tensor
 
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
 from counterpoint.cli.overrides import REQUIRED, parse
-from counterpoint.data.dialogues import AGENT_SPEAKER
-from counterpoint.data.speech import SpeechData, codec_of
-from counterpoint.data.words import open_tokenizer
-from counterpoint.evaluate.conversation import (
+from counterpoint.data.speech.dialogues import AGENT_SPEAKER
+from counterpoint.data.speech.rows import SpeechData, codec_of
+from counterpoint.data.speech.words import open_tokenizer
+from counterpoint.evaluate.duplex.turns import (
     TurnTaking,
     as_timeline,
     measure_levels,
@@ -30,8 +30,12 @@ from counterpoint.evaluate.conversation import (
     speech_segments,
     take_turns,
 )
-from counterpoint.evaluate.conversation_figure import Talk, draw_conversation
-from counterpoint.evaluate.conversation_page import conversation_page
+from counterpoint.evaluate.report.conversation_figure import Talk, draw_conversation
+from counterpoint.evaluate.report.conversation_page import conversation_page
+from counterpoint.formats.moshi.checkpoint import load_moshi
+from counterpoint.formats.moshi.voice import FILES as VOICE_FILES
+from counterpoint.formats.moshi.voice import read_voice
+from counterpoint.formats.moshi.weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.prompts import Prefix
 from counterpoint.runtime.sampler import Sampling
@@ -49,10 +53,6 @@ from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio, w
 from counterpoint.streams.spec import Ticks
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_checkpoint import load_moshi
-from counterpoint.systems.moshi_voice import FILES as VOICE_FILES
-from counterpoint.systems.moshi_voice import read_voice
-from counterpoint.systems.moshi_weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
 from counterpoint.systems.personaplex import Fillers, check_voice
 from counterpoint.train.checkpoint import MANIFEST, load_system
 

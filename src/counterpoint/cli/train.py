@@ -6,8 +6,8 @@ from pathlib import Path
 
 from counterpoint.cli.checkpoint import tokenizer_of
 from counterpoint.cli.overrides import load_recipe, parse, recipe_names, to_every_arm
-from counterpoint.data.config import DataConfig
-from counterpoint.data.speech import SpeechData
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.corpus import DataConfig
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
 from counterpoint.recipes.study import Study, run_study
 from counterpoint.recipes.training import train_run

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from counterpoint.data.config import DataConfig, Kjv, Source, prepare
-from counterpoint.data.packing import PackedRows
+from counterpoint.data.text.corpus import DataConfig, Kjv, Source, prepare
+from counterpoint.data.text.packing import PackedRows
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.moshi import Moshi
@@ -156,7 +156,7 @@ def prepare_text(
         config: What to read.
         tokenizer: That of the speech run, as in `SpeechData.tokenizer`.
         model: Reads them.
-        on_progress: See `counterpoint.data.config.prepare`.
+        on_progress: See `counterpoint.data.text.corpus.prepare`.
 
     Raises:
         ValueError: The source or the tokeniser cannot be used, or does not fit the model.

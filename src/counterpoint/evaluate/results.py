@@ -13,10 +13,15 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from counterpoint.data.config import Corpus
-from counterpoint.data.shards import Unit
-from counterpoint.evaluate.language_model import Progress, by_position, position_edges, score
-from counterpoint.evaluate.passage import Continuation, Passage, continue_prompts, read_passage
+from counterpoint.data.text.corpus import Corpus
+from counterpoint.data.text.shards import Unit
+from counterpoint.evaluate.report.passage import (
+    Continuation,
+    Passage,
+    continue_prompts,
+    read_passage,
+)
+from counterpoint.evaluate.score import Progress, by_position, position_edges, score
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
 from counterpoint.runtime.session import Streaming
 from counterpoint.train.config_json import decode, encode

@@ -1,6 +1,6 @@
 """A small two-stream model on a folder of text."""
 
-from counterpoint.data.config import DataConfig, Folder
+from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.systems import two_stream
 from counterpoint.train.config import OptimizerConfig, TrainConfig
 from counterpoint.train.run import Run

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.hearing import Hearing
-from counterpoint.data.speech import SpeechData
-from counterpoint.data.synthesis import SynthesisConfig
-from counterpoint.data.turn_taking import PLAIN
+from counterpoint.data.making.synthesis import SynthesisConfig
+from counterpoint.data.making.turn_taking import PLAIN
+from counterpoint.data.speech.hearing import Hearing
+from counterpoint.data.speech.rows import SpeechData
 from counterpoint.recipes.duplex_study import DuplexStudy
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.voices import Voice

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from counterpoint.data.dialogues import DialogueConfig
-from counterpoint.data.orders import listening_scripts, order_scripts
-from counterpoint.data.scripts import Script
-from counterpoint.data.speech import codec_of, prepare_speech
-from counterpoint.data.synthesis import LIST_NAME, SynthesisConfig, synthesize
-from counterpoint.data.words import open_tokenizer, train_tokenizer
-from counterpoint.evaluate.conversation import percentile
-from counterpoint.evaluate.duplex import ABILITIES, Ability, Outcome, order_trials, run_trial
+from counterpoint.data.making.orders import listening_scripts, order_scripts
+from counterpoint.data.making.scripts import Script
+from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
+from counterpoint.data.speech.dialogues import DialogueConfig
+from counterpoint.data.speech.rows import codec_of, prepare_speech
+from counterpoint.data.speech.words import open_tokenizer, train_tokenizer
+from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, Outcome, order_trials, run_trial
+from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.evaluate.statistics import wilson
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.training import train_run

@@ -1,6 +1,6 @@
 """The first run: does an explicit whole pay at equal training FLOPs, on real text, on a laptop?"""
 
-from counterpoint.data.config import DataConfig
+from counterpoint.data.text.corpus import DataConfig
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.recipes.study import Study
 from counterpoint.systems import single_stream, two_stream

@@ -13,17 +13,17 @@ from typing import Any, TextIO
 
 import torch
 
-from counterpoint.data.config import Corpus, prepare
 from counterpoint.data.loader import Loader
-from counterpoint.data.speech import SpeechData
-from counterpoint.evaluate.report import STUDY, write_report
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.corpus import Corpus, prepare
+from counterpoint.evaluate.report.report import STUDY, write_report
+from counterpoint.evaluate.report.summary import Summary, rich_table
 from counterpoint.evaluate.results import (
     EvaluationConfig,
     evaluate,
     load_evaluation,
     save_evaluation,
 )
-from counterpoint.evaluate.summary import Summary, rich_table
 from counterpoint.systems import AnySystem, SystemConfig, build_system
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.checkpoint import WEIGHTS, load_weights, read_manifest
@@ -118,7 +118,7 @@ def run_study(
 
     Args:
         study: What to do.
-        folder: Study folder (see `counterpoint.evaluate.report`).
+        folder: Study folder (see `counterpoint.evaluate.report.report`).
         command: How a person would start this again; kept in the report.
         device: Where the systems live.
         progress: Where progress is shown; stderr by default.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoint.data.config import prepare
 from counterpoint.data.loader import Loader
-from counterpoint.data.speech import prepare_speech
-from counterpoint.evaluate.language_model import bits_per_byte, score
+from counterpoint.data.speech.rows import prepare_speech
+from counterpoint.data.text.corpus import prepare
+from counterpoint.evaluate.duplex.speech_model import measures, score_rows
 from counterpoint.evaluate.results import spread
-from counterpoint.evaluate.speech_model import measures, score_rows
+from counterpoint.evaluate.score import bits_per_byte, score
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.systems import build_system
 from counterpoint.systems.moshi import Moshi

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from counterpoint.formats.moshi.voice import Voice
 from counterpoint.runtime.frames import (
     Codes,
     Frame,
@@ -28,7 +29,6 @@ from counterpoint.runtime.prompts import (
 )
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_voice import Voice
 
 
 class FullHouseError(RuntimeError):

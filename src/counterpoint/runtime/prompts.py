@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.formats.moshi.voice import Voice, voice_codes
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi, MoshiState
 from counterpoint.systems.moshi_streams import TEXT
-from counterpoint.systems.moshi_voice import Voice, voice_codes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

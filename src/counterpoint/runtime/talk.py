@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.data.dialogues import VOICE_LUFS
-from counterpoint.data.monologue import read_monologue
-from counterpoint.data.speech import codec_fillers
-from counterpoint.data.words import WordTokenizer
+from counterpoint.data.speech.dialogues import VOICE_LUFS
+from counterpoint.data.speech.monologue import read_monologue
+from counterpoint.data.speech.rows import codec_fillers
+from counterpoint.data.speech.words import WordTokenizer
+from counterpoint.formats.moshi.voice import Voice
 from counterpoint.runtime.engine import pinned
 from counterpoint.runtime.frames import FrameSampling, FrameSessions
 from counterpoint.runtime.prompts import Prefix, behind_voice, read_voice_prefix
@@ -30,7 +31,6 @@ from counterpoint.streams.spec import Role, Ticks
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
-from counterpoint.systems.moshi_voice import Voice
 from counterpoint.systems.personaplex import Fillers, check_voice, hybrid_prompt, tagged_role
 
 AGENT, USER = "agent", "user"

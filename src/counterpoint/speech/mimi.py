@@ -23,13 +23,13 @@ from torch import Tensor
 
 from counterpoint.blocks.attention import attend, streaming_reach, write_ring
 from counterpoint.blocks.rope import rotate
-from counterpoint.speech.codec import Decoder, Encoder, check_num_rows, decode_whole, encode_whole
-from counterpoint.speech.mimi_weights import (
+from counterpoint.formats.mimi import (
     HEAD_WIDTH,
     LAYER_PARTS,
     mimi_weights,
     read_mimi_weights,
 )
+from counterpoint.speech.codec import Decoder, Encoder, check_num_rows, decode_whole, encode_whole
 
 _PIECE_FRAMES = 64  # at once: bounds memory, and the slots that attention needs beside its window
 

@@ -24,11 +24,11 @@ from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.depth import CodebookEmbedding, DepthConfig, DepthDecoder, Past
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.formats.moshi.names import load_reference, reference_names, to_reference
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.delay import delay
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import Logits, Loss, in_chunks, state_bytes
-from counterpoint.systems.moshi_names import load_reference, reference_names, to_reference
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, two_speakers
 
 Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
+from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_checkpoint import load_moshi, save_adapters
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import (
     MANIFEST,

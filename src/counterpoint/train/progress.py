@@ -228,7 +228,7 @@ def make_reporter(
 def corpus_lines(
     stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[int, int], None]:
-    """A follower of `counterpoint.data.config.prepare`: a line at once, then every few seconds."""
+    """Follow `counterpoint.data.text.corpus.prepare`: a line at once, then every few seconds."""
     write = few_lines(stream, every_seconds, clock)
 
     def show(num_documents: int, num_bytes: int) -> None:
@@ -240,7 +240,7 @@ def corpus_lines(
 def recording_lines(
     stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[float, float], None]:
-    """A follower of `counterpoint.data.speech.prepare_speech`, as `corpus_lines` is of text."""
+    """Follow `counterpoint.data.speech.rows.prepare_speech`, as `corpus_lines` does text."""
     write = few_lines(stream, every_seconds, clock)
 
     def show(done_s: float, total_s: float) -> None:

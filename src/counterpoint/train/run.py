@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass, field
 
-from counterpoint.data.config import DataConfig
-from counterpoint.data.speech import SpeechData
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.corpus import DataConfig
 from counterpoint.systems import SystemConfig
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.config import TrainConfig

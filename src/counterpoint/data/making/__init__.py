@@ -1,0 +1,1 @@
+"""Dialogues made on this machine: scripts, timing, layout, synthesis."""

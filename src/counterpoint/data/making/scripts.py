@@ -1,0 +1,315 @@
+"""Scripts: what two speakers say, in text, before there is sound.
+
+A file is JSONL, one script a line: ``{"name", "role", "turns": [{"speaker", "text", ...}]}``, the
+further fields of a turn as in `Turn`, each left out where it has its default.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from counterpoint.data.text.documents import read_utf8
+
+SpeakerName = Literal["agent", "user"]
+Kind = Literal["turn", "backchannel", "interruption"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One utterance.
+
+    Attributes:
+        speaker: Who.
+        text: What is said; words are its blank-separated pieces.
+        kind: A "turn" takes the floor after the turn before it. The other two come into the turn of
+            the other speaker that has the floor: a "backchannel" leaves it there; an "interruption"
+            takes it, and the other one stops.
+        pauses: (word index, seconds) each: silence before that word, not before the first one.
+        breaths: Indices of words before which a breath is taken, not the first: what lies between
+            is spoken by itself, as if nothing came before and behind, 0.2 s apart.
+        gap_s: Of a "turn": silence between the turn before and this one, negative where they
+            overlap; ``None`` is drawn from what humans do.
+        after_word: Of the other kinds: index of the word of the other's turn after whose end this
+            one starts; ``None`` is drawn.
+        yield_s: Of an "interruption": how long the other one goes on; ``None`` is drawn.
+    """
+
+    speaker: SpeakerName
+    text: str
+    kind: Kind = "turn"
+    pauses: tuple[tuple[int, float], ...] = ()
+    breaths: tuple[int, ...] = ()
+    gap_s: float | None = None
+    after_word: int | None = None
+    yield_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not any(map(str.isalnum, self.text)):
+            raise ValueError(f"`text` must have a letter or a digit: got {self.text!r}.")
+        last = len(self.text.split()) - 1
+        for name, places in (
+            ("pauses", [index for index, _ in self.pauses]),
+            ("breaths", list(self.breaths)),
+        ):
+            if places != sorted(set(places)) or any(not 0 < place <= last for place in places):
+                raise ValueError(
+                    f"`{name}` must be before different words 1 to {last}, in order: got {places} "
+                    f"in {self.text!r}."
+                )
+        if mute := [said for said in self.phrases if not any(map(str.isalnum, said))]:
+            raise ValueError(
+                f"`breaths` must leave a letter or a digit in every phrase: got {mute} in "
+                f"{self.text!r}."
+            )
+        if any(not 0 < seconds < math.inf for _, seconds in self.pauses):
+            raise ValueError(f"`pauses` must be longer than 0 s: got {self.pauses}.")
+        if not all(map(math.isfinite, (self.gap_s or 0.0, self.yield_s or 0.0))):
+            raise ValueError(
+                f"`gap_s` and `yield_s` must be finite: got {self.gap_s}, {self.yield_s}."
+            )
+        for name, kinds in (
+            ("gap_s", ("turn",)),
+            ("after_word", ("backchannel", "interruption")),
+            ("yield_s", ("interruption",)),
+        ):
+            if getattr(self, name) is not None and self.kind not in kinds:
+                raise ValueError(f"`{name}` belongs to {' or '.join(kinds)}: got {self.kind!r}.")
+        if (self.after_word or 0) < 0 or (self.yield_s or 0) < 0:
+            raise ValueError(
+                f"`after_word` and `yield_s` must be >= 0: got {self.after_word}, {self.yield_s}."
+            )
+
+    @property
+    def words(self) -> list[str]:
+        """Blank-separated pieces of the text."""
+        return self.text.split()
+
+    @property
+    def phrases(self) -> list[str]:
+        """What is spoken by itself."""
+        edges = [0, *self.breaths, len(self.words)]
+        return [" ".join(self.words[start:stop]) for start, stop in pairwise(edges)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Script:
+    """A dialogue in text.
+
+    Attributes:
+        name: Of its files: letters, digits, and ``. _ -`` behind the first.
+        role: What the agent is told before the conversation.
+        turns: In the order in which they start.
+    """
+
+    name: str
+    turns: tuple[Turn, ...]
+    role: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                "`name` of a script must be letters, digits, and . _ - behind the first: got "
+                f"{self.name!r}."
+            )
+        if not self.turns:
+            raise ValueError(f"Script {self.name!r} must have at least one turn.")
+        floor: Turn | None = None
+        for index, turn in enumerate(self.turns):
+            if turn.kind != "turn":
+                if floor is None or floor.speaker == turn.speaker:
+                    raise ValueError(
+                        f"Turn {index} of script {self.name!r} is of kind {turn.kind!r}: it must "
+                        "come into a turn of the other speaker."
+                    )
+                if turn.after_word is not None and turn.after_word >= len(floor.words):
+                    raise ValueError(
+                        f"Turn {index} of script {self.name!r} must come after a word 0 to "
+                        f"{len(floor.words) - 1} of {floor.text!r}: got {turn.after_word}."
+                    )
+            if turn.kind != "backchannel":
+                floor = turn
+
+    def to_json(self) -> dict[str, Any]:
+        """An object of a .jsonl file; `from_json` gives back an equal script."""
+        turns = [
+            {
+                field.name: value
+                for field, value in zip(fields(turn), asdict(turn).values(), strict=True)
+                if field.default is MISSING or value != field.default
+            }
+            for turn in self.turns
+        ]
+        role = {} if self.role is None else {"role": self.role}
+        return {"name": self.name, **role, "turns": turns}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Script":
+        """Read an object of a .jsonl file.
+
+        Raises:
+            ValueError: It is not what it must be.
+        """
+        try:
+            turns = tuple(_turn(values) for values in record["turns"])
+            name, role = record["name"], record.get("role")
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                'A script must be {"name", "role", "turns": [{"speaker", "text", ...}]}: got '
+                f"{sorted(record)} ({error})."
+            ) from error
+        if not isinstance(name, str) or not isinstance(role, str | None):
+            raise ValueError(f"`name` and `role` must be text: got {name!r}, {role!r}.")
+        return cls(name=name, role=role, turns=turns)
+
+
+def read_scripts(path: str | Path) -> list[Script]:
+    """The scripts of a .jsonl file.
+
+    Raises:
+        ValueError: No such file, a line is not what it must be, or a name comes twice.
+    """
+    scripts = [_named(Script.from_json, record, place) for place, record in _records(Path(path))]
+    counts = Counter(script.name for script in scripts)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"{path}: names of scripts must differ: {twice[0]!r} comes twice.")
+    return scripts
+
+
+def write_scripts(path: str | Path, scripts: Iterable[Script]) -> None:
+    """Write a .jsonl file that `read_scripts` reads."""
+    lines = [json.dumps(script.to_json(), ensure_ascii=False) + "\n" for script in scripts]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_sgd(path: str | Path) -> list[Script]:
+    """Task dialogues of the Schema-Guided Dialogue corpus as scripts; the system is the agent.
+
+    The role names the services and what they do, and gives as information what the agent tells: the
+    values of slots that it says before the user does.
+
+    Args:
+        path: A .jsonl file with a line ``{"id", "services", "turns": [{"speaker", "text", "frames":
+            [{"service", "intent", "slots"}]}]}`` a dialogue, or a folder with such files, which are
+            read in the order of their names and lend them to the scripts ("train-3_00075").
+
+    Raises:
+        ValueError: No such file, or a line is not what it must be.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"A folder of dialogues must have .jsonl files: {str(path)!r} has none.")
+    return [
+        _named(lambda record, stem=file.stem: _sgd_script(record, stem), record, place)
+        for file in files
+        for place, record in _records(file)
+    ]
+
+
+def is_sgd(path: str | Path) -> bool:
+    """Whether the first line of a file, or of a folder's first file, is a dialogue of SGD."""
+    path = Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    return bool(files) and "services" in _records(files[0])[0][1]
+
+
+def _sgd_script(record: dict[str, Any], stem: str) -> Script:
+    try:
+        turns = record["turns"]
+        said = tuple(
+            Turn(
+                speaker="user" if turn["speaker"].lower() == "user" else "agent", text=turn["text"]
+            )
+            for turn in turns
+        )
+        name = f"{stem}-{record['id']}"
+        return Script(name=name, role=_sgd_role(record["services"], turns), turns=said)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"A dialogue of SGD must have id, services and turns ({error})."
+        ) from error
+
+
+def _sgd_role(services: list[str], turns: list[dict[str, Any]]) -> str:
+    """In the words of PersonaPlex's published roles."""
+    frames = [frame for turn in turns for frame in turn["frames"]]
+    intents = dict.fromkeys(
+        " ".join(re.findall(r"[A-Z][a-z]*", frame["intent"])).lower()
+        for frame in frames
+        if frame["intent"] not in (None, "NONE")
+    )
+    slots = {(slot, value) for frame in frames for slot, value in frame["slots"].items()}
+    known = [
+        f"{slot.replace('_', ' ')}: {value}"
+        for slot, value in sorted(slots)
+        if _first_speaker(value, turns) != "user"
+    ]
+    names = " and ".join(re.sub(r"_\d+$", "", service) for service in services)
+    role = f"You work for {names} which is a service to {_listed(list(intents) or ['help'])}."
+    return f"{role} Information: {', '.join(known)}." if known else role
+
+
+def _first_speaker(value: str, turns: list[dict[str, Any]]) -> str:
+    """Who says a value first; nobody ("user") may."""
+    said = (turn["speaker"].lower() for turn in turns if value.lower() in turn["text"].lower())
+    return next(said, "user")
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _turn(values: Any) -> Turn:
+    if not isinstance(values, dict):
+        raise ValueError(f"A turn must be an object: got {values!r}.")
+    known = {field.name for field in fields(Turn)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"A turn has only {', '.join(sorted(known))}: got {sorted(unknown)[0]!r}.")
+    for name, choices in (("speaker", get_args(SpeakerName)), ("kind", get_args(Kind))):
+        if name in values and values[name] not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}: got {values[name]!r}.")
+    if not isinstance(values["text"], str):
+        raise ValueError(f"`text` must be text: got {values['text']!r}.")
+    converted = {**values}
+    for name, kind in (("gap_s", float), ("after_word", int), ("yield_s", float)):
+        if converted.get(name) is not None:
+            converted[name] = kind(converted[name])
+    pauses = tuple((int(place), float(seconds)) for place, seconds in values.get("pauses", ()))
+    breaths = tuple(map(int, values.get("breaths", ())))
+    return Turn(**{**converted, "pauses": pauses, "breaths": breaths})
+
+
+def _named(read: Any, record: dict[str, Any], place: str) -> Script:
+    try:
+        script: Script = read(record)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return script
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Place and object of each line."""
+    if not path.is_file():
+        raise ValueError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
+    records = []
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{place} must be a JSON object: {error}.") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{place} must be a JSON object: got {type(record).__name__}.")
+            records.append((place, record))
+    if not records:
+        raise ValueError(f"Dialogues must have at least one line: {str(path)!r} is empty.")
+    return records

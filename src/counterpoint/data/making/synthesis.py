@@ -1,0 +1,404 @@
+"""Spoken dialogues made from scripts: a training set in the form that `read_dialogues` reads.
+
+Beside ``NAME.wav`` (the agent left, the user right) lie ``NAME.json`` with the words of both and
+the role (``{"alignments", "text_conditions": {"description"}}``), and ``NAME.timeline.jsonl`` with
+every turn, pause, backchannel and interruption. ``dialogues.jsonl`` lists them all.
+
+Equal scripts, config and engines give equal bytes, whoever makes them: here, in several processes
+or on Ray. A dialogue whose files are there is not made again unless its script or the config has
+changed.
+"""
+
+import json
+import math
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from counterpoint.data.making.dialogue_layout import lay_out
+from counterpoint.data.making.scripts import Script
+from counterpoint.data.making.turn_statistics import TurnStatistics, measure
+from counterpoint.data.making.turn_taking import Embellishment, embellish
+from counterpoint.data.speech.dialogues import AGENT_SPEAKER
+from counterpoint.speech.audio import inspect_audio, write_audio
+from counterpoint.speech.engines import SpokenWord, digest
+from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice, available_voices
+from counterpoint.streams.timeline import Timeline
+
+USER_SPEAKER = "SPEAKER_OTHER"
+LIST_NAME = "dialogues.jsonl"
+_VERSION = 1
+_BREATH_S = 0.2
+_PACE_STEP = 0.05  # few paces, so that utterances are found again
+
+_Made = tuple[str, float | Exception]
+
+Progress = Callable[[int, int, float], None]
+"""Called with the dialogues done so far, those of all, and the seconds of audio of those done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynthesisConfig:
+    """How scripts become dialogues.
+
+    Attributes:
+        sample_rate: Of the recordings.
+        seed: Decides voices, paces and all that a script leaves open.
+        agent_voices: The agent's voice is drawn from these; empty stands for all installed ones.
+        user_voices: The same for the user, who never has the agent's voice if there is another.
+        pace_spread: Each speaker is up to this share slower or faster, in steps of 0.05.
+        lead_s: Silence before the first turn.
+        tail_s: Silence after the last one.
+        embellishment: What is added to scripts.
+    """
+
+    sample_rate: int = 16_000
+    seed: int = 0
+    agent_voices: tuple[Voice, ...] = ()
+    user_voices: tuple[Voice, ...] = ()
+    pace_spread: float = 0.1
+    lead_s: float = 0.5
+    tail_s: float = 1.5
+    embellishment: Embellishment = field(default_factory=Embellishment)
+
+    def __post_init__(self) -> None:
+        if self.sample_rate < 8_000:
+            raise ValueError(f"`sample_rate` must be >= 8000: got {self.sample_rate}.")
+        if not 0 <= self.pace_spread <= 0.5:
+            raise ValueError(f"`pace_spread` must be 0 to 0.5: got {self.pace_spread}.")
+        if not (0 <= self.lead_s < math.inf and 0 <= self.tail_s < math.inf):
+            raise ValueError(
+                f"`lead_s` and `tail_s` must be >= 0: got {self.lead_s} and {self.tail_s}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes one dialogue after the other.
+
+    Attributes:
+        folder: An existing folder.
+        config: How; with voices.
+        speaker: Who speaks.
+    """
+
+    folder: Path
+    config: SynthesisConfig
+    speaker: Speaker
+
+    def attempt(self, script: Script) -> tuple[str, float | Exception]:
+        """The dialogue's name, and its seconds or why there is none."""
+        try:
+            return script.name, self.make(script)
+        except (ValueError, OSError) as error:
+            return script.name, error
+
+    def make(self, script: Script) -> float:
+        """Write the files of one dialogue, if they are not there; its seconds.
+
+        Raises:
+            ValueError: Something in it cannot be said.
+            OSError: A file cannot be written.
+        """
+        source = digest(_VERSION, script.to_json(), asdict(self.config))
+        audio_file = self.folder / f"{script.name}.wav"
+        words_file = audio_file.with_suffix(".json")
+        timeline_file = audio_file.with_suffix(".timeline.jsonl")
+        if _source(words_file) == source and audio_file.exists() and timeline_file.exists():
+            return inspect_audio(audio_file).duration_s
+        words_file.unlink(missing_ok=True)
+        with _one_thread():
+            audio, timeline = self._lay_out(script)
+        with _written(audio_file) as partial:
+            write_audio(partial, audio, self.config.sample_rate)
+        with _written(timeline_file) as partial:
+            timeline.write(partial)
+        record: dict[str, Any] = {"alignments": _alignments(timeline)}
+        if script.role is not None:
+            record["text_conditions"] = {"description": script.role}
+        record["source"] = source
+        with _written(words_file) as partial:
+            partial.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        return audio.shape[1] / self.config.sample_rate
+
+    def _lay_out(self, script: Script) -> tuple[torch.Tensor, Timeline]:
+        config = self.config
+        voices = cast_voices(script.name, config)
+        full = embellish(script, config.embellishment, config.seed)
+        spoken = [
+            _breathing(
+                [
+                    self.speaker.speak(phrase, voices[turn.speaker], config.sample_rate)
+                    for phrase in turn.phrases
+                ],
+                round(_BREATH_S * config.sample_rate),
+                config.sample_rate,
+            )
+            for turn in full.turns
+        ]
+        header = {
+            "name": script.name,
+            "role": script.role,
+            "seed": config.seed,
+            "sample_rate": config.sample_rate,
+            "voices": {speaker: asdict(voice) for speaker, voice in voices.items()},
+        }
+        return lay_out(
+            full,
+            spoken,
+            sample_rate=config.sample_rate,
+            seed=config.seed,
+            lead_s=config.lead_s,
+            tail_s=config.tail_s,
+            header=header,
+        )
+
+
+def cast_voices(name: str, config: SynthesisConfig) -> dict[str, Voice]:
+    """The voices of "agent" and "user" in the dialogue of that name."""
+    rng = Random(f"{config.seed}/{name}/voices")
+    agent = rng.choice(config.agent_voices)
+    others = [voice for voice in config.user_voices if voice != agent]
+    voices = {"agent": agent, "user": rng.choice(others or config.user_voices)}
+    steps = int(config.pace_spread / _PACE_STEP + 1e-9)
+    return {
+        speaker: replace(voice, pace=round(voice.pace + rng.randint(-steps, steps) * _PACE_STEP, 6))
+        for speaker, voice in voices.items()
+    }
+
+
+def synthesize(
+    scripts: Sequence[Script],
+    folder: str | Path,
+    config: SynthesisConfig | None = None,
+    *,
+    workers: int = 1,
+    on_ray: bool = False,
+    speaker: Speaker | None = None,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Make spoken dialogues of scripts.
+
+    Args:
+        scripts: Of different names.
+        folder: Where to; on Ray, all machines must see it.
+        config: How.
+        workers: Processes that speak at the same time; 1 is this one.
+        on_ray: Whether they are actors on Ray, started or found by ``ray.init()``; no more than it
+            has cores.
+        speaker: Who speaks; by default what is installed, with utterances kept below `folder`.
+        on_progress: Called after each dialogue.
+
+    Returns:
+        The list of all, for `read_dialogues`; it appears when all of them are there.
+
+    Raises:
+        ValueError: No engine is installed, names are not different, or a script cannot be said.
+        OSError: A file cannot be written.
+    """
+    names = [script.name for script in scripts]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"Scripts must have different names, at least one: got {len(set(names))} names in "
+            f"{len(names)} scripts."
+        )
+    if workers < 1:
+        raise ValueError(f"`workers` must be >= 1: got {workers}.")
+    config = _with_voices(config or SynthesisConfig())
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    speaker = speaker or Synthesizer(folder / "utterances")
+    maker = Maker(folder=folder.absolute(), config=config, speaker=speaker)
+    run = _on_ray if on_ray else _in_processes if workers > 1 else _here
+    durations, total_s = dict[str, float](), 0.0
+    # Closed, so that processes end with an error or an interruption, and not later.
+    with closing(run(maker, scripts, min(workers, len(scripts)))) as results:
+        for name, made in results:
+            if isinstance(made, Exception):
+                raise made
+            durations[name] = made
+            total_s += made
+            if on_progress is not None:
+                on_progress(len(durations), len(scripts), total_s)
+    lines = [
+        json.dumps({"path": f"{name}.wav", "duration": durations[name]}) + "\n" for name in names
+    ]
+    with _written(folder / LIST_NAME) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+    return folder / LIST_NAME
+
+
+def measure_set(list_file: str | Path) -> TurnStatistics:
+    """Statistics of a set that `synthesize` made."""
+    list_file = Path(list_file)
+    records = [json.loads(line) for line in list_file.read_text(encoding="utf-8").splitlines()]
+    return measure(
+        (
+            record["duration"],
+            Timeline.read((list_file.parent / record["path"]).with_suffix(".timeline.jsonl")),
+        )
+        for record in records
+    )
+
+
+def _with_voices(config: SynthesisConfig) -> SynthesisConfig:
+    if config.agent_voices and config.user_voices:
+        return config
+    installed = available_voices()
+    if not installed:
+        raise ValueError(
+            "Speech needs an engine: pip install 'counterpoint[voices]', or apt-get install flite."
+        )
+    return replace(
+        config,
+        agent_voices=config.agent_voices or installed,
+        user_voices=config.user_voices or installed,
+    )
+
+
+def _here(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_Made, None, None]:
+    yield from map(maker.attempt, scripts)
+
+
+def _in_processes(
+    maker: Maker, scripts: Sequence[Script], workers: int
+) -> Generator[_Made, None, None]:
+    context = multiprocessing.get_context("spawn")
+    tasks: Any = context.Queue()
+    results: Any = context.Queue()
+    for script in [*scripts, *[None] * workers]:
+        tasks.put(script)
+    processes = [
+        context.Process(target=_work, args=(maker, tasks, results), daemon=True)
+        for _ in range(workers)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        for _ in scripts:
+            yield _result(results, processes)
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+        tasks.cancel_join_thread()
+
+
+def _work(maker: Maker, tasks: Any, results: Any) -> None:
+    """What a process does; the one that started it decides about interruptions.
+
+    It ends with that one, also where that was killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    while (script := tasks.get()) is not None and parent is not None and parent.is_alive():
+        results.put(maker.attempt(script))
+
+
+def _result(results: Any, processes: Sequence[Any]) -> _Made:
+    while True:
+        try:
+            made: _Made = results.get(timeout=1.0)
+        except queue.Empty:
+            codes = [process.exitcode for process in processes]
+            if any(codes):
+                raise OSError(
+                    f"A process that speaks ended with status {next(filter(None, codes))}. Run "
+                    "again: what was made is kept."
+                ) from None
+        else:
+            return made
+
+
+def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_Made, None, None]:
+    try:
+        ray: Any = import_module("ray")
+        pools: Any = import_module("ray.util")
+    except ImportError as error:
+        raise ValueError("This needs Ray: pip install 'counterpoint[ray]'.") from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False)
+    kind = ray.remote(num_cpus=1)(Maker)
+    # An actor without a core would wait for one, and its dialogues with it.
+    workers = max(1, min(workers, int(ray.cluster_resources().get("CPU", 1))))
+    actors = [
+        kind.remote(folder=maker.folder, config=maker.config, speaker=maker.speaker)
+        for _ in range(workers)
+    ]
+    try:
+        yield from pools.ActorPool(actors).map_unordered(_attempt_on_ray, scripts)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if started:
+            ray.shutdown()
+
+
+def _attempt_on_ray(actor: Any, script: Script) -> Any:
+    return actor.attempt.remote(script)
+
+
+def _breathing(phrases: Sequence[Spoken], breath: int, sample_rate: int) -> Spoken:
+    """One utterance of several, ``breath`` samples of silence between them."""
+    audio, words, first = list[torch.Tensor](), list[SpokenWord](), 0
+    for phrase in phrases:
+        start_s = first / sample_rate
+        words += [
+            SpokenWord(word.text, word.start_s + start_s, word.end_s + start_s)
+            for word in phrase.words
+        ]
+        audio += [phrase.audio, torch.zeros(breath)]
+        first += len(phrase.audio) + breath
+    return Spoken(audio=torch.cat(audio[:-1]), words=tuple(words))
+
+
+def _alignments(timeline: Timeline) -> list[list[Any]]:
+    speakers = {"agent": AGENT_SPEAKER, "user": USER_SPEAKER}
+    return [
+        [word.text, [word.start_s, word.end_s], speakers[word.stream]]
+        for word in timeline.where(kind="word")
+    ]
+
+
+def _source(file: Path) -> str | None:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record.get("source") if isinstance(record, dict) else None
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[Path]:
+    """A name to write to; the file has its own when it is whole."""
+    partial = file.with_name(f".partial.{uuid4().hex}.{file.name}")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums may depend on how many threads share them, and processes share cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Speech: recordings of dialogues as rows of frames."""

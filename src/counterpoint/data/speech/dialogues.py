@@ -1,0 +1,432 @@
+"""Spoken dialogues: recordings of two speakers with timed words, as streams of ids.
+
+The form on disk is that of `moshi-finetune`: a .jsonl file with a line ``{"path", "duration"}`` for
+each recording, the path relative to the file. A recording has two channels, the agent left and the
+user right; beside ``x.wav`` lies ``x.json`` with ``{"alignments": [[word, [start, end], speaker],
+...]}``, and there the agent may have a role: ``"text_conditions": {"description": text}``. A sample
+of the agent's voice may lie beside them: ``x.voice.wav``. Encoding audio is slow, so that ids are
+kept on disk, found again by the audio's content.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, overload
+from uuid import uuid4
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from counterpoint.data.speech.hearing import Hearing
+from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID, Word, write_monologue
+from counterpoint.data.text.documents import read_utf8
+from counterpoint.data.text.shards import sync_folder
+from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
+from counterpoint.speech.augment import Augmentation, augment_user
+from counterpoint.speech.codec import Codec
+from counterpoint.speech.loudness import normalise_loudness
+from counterpoint.streams.spec import UNSET_ID
+
+AGENT_SPEAKER = "SPEAKER_MAIN"
+VOICE_LUFS = -24.0
+"""Loudness of a sample of a voice, that of PersonaPlex's own."""
+
+_FORMAT = {"format": "counterpoint-dialogue-codes", "version": "1"}
+
+Progress = Callable[[float, float], None]
+"""Called with the seconds of audio that are encoded so far, and with those of all recordings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialogue:
+    """A recording of two speakers.
+
+    Attributes:
+        audio: Its file: the agent left, the user right.
+        duration_s: Its length as the list of recordings says.
+        words: What the text stream is to hold; ``None`` if that is not known.
+        role: What the agent was told to be; empty for nothing.
+        voice: File with a sample of the agent's voice; ``None`` without one.
+    """
+
+    audio: Path
+    duration_s: float
+    words: tuple[Word, ...] | None
+    role: str = ""
+    voice: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Example:
+    """Frames of one dialogue in a row.
+
+    Attributes:
+        source: Where they come from.
+        first_frame: Where in the source they begin.
+        streams: "text" Int[T], "agent" Int[T, K], "user" Int[T, K]: every id on the frame whose
+            content it is, no stream delayed. Text is `UNSET_ID` where words are not known.
+        role: That of its dialogue.
+        voice: Likewise.
+    """
+
+    source: str
+    first_frame: int
+    streams: dict[str, Int[Tensor, "..."]]
+    role: str = ""
+    voice: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DialogueConfig:
+    """How recordings become examples.
+
+    Attributes:
+        chunk_s: Length of an example; a whole number of frames. The last one of a recording is
+            what remains. Each is encoded by itself, as if nothing had come before.
+        augmentation: What happens to the user's audio before it is encoded.
+        seed: Decides what happens; another seed makes another set of codes.
+        cache_folder: Where codes are kept.
+    """
+
+    chunk_s: float = 100.0
+    augmentation: Augmentation | None = None
+    seed: int = 0
+    cache_folder: str = "~/.cache/counterpoint/dialogues"
+
+    def chunk_frames(self, codec: Codec) -> int:
+        """Frames in an example.
+
+        Raises:
+            ValueError: They are not whole.
+        """
+        frames = self.chunk_s * codec.frame_rate_hz
+        if not 1 <= frames < math.inf or abs(frames - round(frames)) > 1e-6:
+            raise ValueError(
+                f"`chunk_s` must be a whole number of frames of {1 / codec.frame_rate_hz} s: got "
+                f"{self.chunk_s}, that is {frames} frames."
+            )
+        return round(frames)
+
+
+class DialogueExamples(Sequence[Example]):
+    """The examples of some dialogues, read from the files of their codes when asked for.
+
+    Args:
+        dialogues: The recordings.
+        files: Their codes, as written by `encode_dialogues`.
+        encode: Ids of one word.
+        pad_id: See `write_monologue`.
+        epad_id: See `write_monologue`.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+
+    def __init__(
+        self,
+        dialogues: Sequence[Dialogue],
+        files: Sequence[Path],
+        encode: Callable[[str], Sequence[int]],
+        *,
+        pad_id: int = PAD_ID,
+        epad_id: int = EPAD_ID,
+    ) -> None:
+        self._files = list(zip(dialogues, files, strict=True))
+        self._encode = encode
+        self._padding = {"pad_id": pad_id, "epad_id": epad_id}
+        self._places: list[tuple[int, int, int]] = []  # file, first frame, frame to stop before
+        for number, file in enumerate(files):
+            with _opened(file) as codes:
+                num_frames = codes.get_slice("agent").get_shape()[0]
+                chunk = int(codes.metadata()["chunk_frames"])
+            edges = [*range(0, num_frames, chunk), num_frames]
+            self._places += [(number, first, stop) for first, stop in pairwise(edges)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Example ``index``, or the list of examples of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number, first, stop = self._places[index]
+        dialogue, file = self._files[number]
+        with _opened(file) as codes:
+            frame_rate_hz = float(codes.metadata()["frame_rate_hz"])
+            streams = {name: codes.get_slice(name)[first:stop].long() for name in ("agent", "user")}
+        text = torch.full((stop - first,), UNSET_ID)
+        if dialogue.words is not None:
+            text = write_monologue(
+                dialogue.words,
+                self._encode,
+                frame_rate_hz,
+                stop - first,
+                first_frame=first,
+                **self._padding,
+            )
+        return Example(
+            source=str(dialogue.audio),
+            first_frame=first,
+            streams={"text": text, **streams},
+            role=dialogue.role,
+            voice=dialogue.voice,
+        )
+
+
+def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dialogue]:
+    """The recordings that a .jsonl file lists, with the agent's words, role and voice.
+
+    ``"alignments": null`` says that the words are not known.
+
+    Args:
+        path: Of the file.
+        hearing: Take the words of all speakers but `AGENT_SPEAKER` instead of the agent's, where
+            this places them.
+
+    Raises:
+        ValueError: No such file, or a line or a file of alignments is not what it must be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"The list of recordings must be an existing file: got {str(path)!r}.")
+    dialogues = []
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        record = _json_object(line, f"{path}, line {number}")
+        name, duration_s = record.get("path"), record.get("duration")
+        if (
+            not isinstance(name, str)
+            or not isinstance(duration_s, int | float)
+            or not 0 <= duration_s < math.inf
+        ):
+            raise ValueError(
+                f"{path}, line {number} must have a text `path` and a number `duration`: got "
+                f"path={name!r}, duration={duration_s!r}."
+            )
+        audio = path.parent / name
+        words, role = _read_beside(audio.with_suffix(".json"), hearing)
+        voice = audio.with_suffix(".voice.wav")
+        dialogues.append(
+            Dialogue(
+                audio=audio,
+                duration_s=float(duration_s),
+                words=words,
+                role=role,
+                voice=voice if voice.is_file() else None,
+            )
+        )
+    if not dialogues:
+        raise ValueError(f"The list of recordings must name at least one: {str(path)!r} is empty.")
+    return dialogues
+
+
+def encode_dialogues(
+    dialogues: Sequence[Dialogue],
+    codec: Codec,
+    config: DialogueConfig,
+    on_progress: Progress | None = None,
+    first: int = 0,
+) -> list[Path]:
+    """The files with the codes of recordings; those that are not there yet are written.
+
+    A file is found by the content of its audio, the codec's name, and all of the config that codes
+    depend on; it appears whole or not at all. So a run that was stopped goes on where it was, and
+    processes that begin at different recordings share the work: each finds what others have
+    written. Every call reads all audio files once to know their content.
+
+    Args:
+        dialogues: The recordings.
+        codec: Encodes both speakers.
+        config: How.
+        on_progress: Called after each recording.
+        first: Index of the recording to begin with; those before it are the last.
+
+    Raises:
+        ValueError: A recording cannot be read or has not two channels, or the config does not fit.
+        OSError: The cache cannot be written.
+    """
+    config.chunk_frames(codec)
+    folder = Path(config.cache_folder).expanduser()
+    total_s = sum(dialogue.duration_s for dialogue in dialogues)
+    files, done_s = list[Path](), 0.0
+    for dialogue in [*dialogues[first:], *dialogues[:first]]:
+        digest = _audio_digest(dialogue.audio)
+        file = folder / f"{_key(digest, codec, config)}.safetensors"
+        if not file.exists():
+            codes = _encode(dialogue.audio, digest, codec, config)
+            metadata = {
+                **_FORMAT,
+                "frame_rate_hz": repr(codec.frame_rate_hz),
+                "chunk_frames": str(config.chunk_frames(codec)),
+            }
+            _write(file, codes, metadata)
+        files.append(file)
+        done_s += dialogue.duration_s
+        if on_progress is not None:
+            on_progress(done_s, total_s)
+    begin = len(files) - first
+    return [*files[begin:], *files[:begin]]
+
+
+def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T K"]:
+    """Codes of a sample of a voice, brought to `VOICE_LUFS`; read from the cache if they are there.
+
+    Raises:
+        ValueError: The sample cannot be read or is silent, or its file in the cache is damaged.
+        OSError: The cache cannot be written.
+    """
+    content = [_FORMAT, _audio_digest(path), codec.name, len(codec.codebook_sizes), VOICE_LUFS]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    file = Path(cache_folder).expanduser() / f"voice-{key}.safetensors"
+    if not file.exists():
+        audio = normalise_loudness(
+            read_audio(path, codec.sample_rate, 1), codec.sample_rate, VOICE_LUFS
+        )
+        _write(file, {"voice": codec.encode(audio)[0].cpu().contiguous()}, _FORMAT)
+    try:
+        return load_file(file)["voice"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{str(file)!r} must hold the codes of a voice: {error}. Delete it and encode again."
+        ) from error
+
+
+def _read_beside(path: Path, hearing: Hearing | None) -> tuple[tuple[Word, ...] | None, str]:
+    """What the agent says, or is to write of what it hears; and its role."""
+    if not path.is_file():
+        raise ValueError(
+            f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
+            '{"alignments": null} if the words are not known.'
+        )
+    record = _json_object(read_utf8(path), str(path))
+    if "alignments" not in record:
+        raise ValueError(f"{path} must have the field `alignments`: it has {sorted(record)}.")
+    conditions = record.get("text_conditions") or {}
+    role = conditions.get("description") or "" if isinstance(conditions, dict) else None
+    if not isinstance(role, str):
+        raise ValueError(
+            f'{path}: `text_conditions` must be {{"description": text}}: got {conditions!r}.'
+        )
+    if record["alignments"] is None:
+        return None, role
+    words = []
+    try:
+        for text, (start_s, end_s), speaker in record["alignments"]:
+            if (speaker == AGENT_SPEAKER) == (hearing is None):
+                words.append(Word(str(text), float(start_s), float(end_s)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: each alignment must be [word, [start, end], speaker] ({error})."
+        ) from error
+    if wrong := [word for word in words if not math.isfinite(word.start_s + word.end_s)]:
+        raise ValueError(f"{path}: times must be finite: got {tuple(wrong[0])}.")
+    return tuple(words) if hearing is None else hearing.place(words), role
+
+
+def _json_object(text: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} must be a JSON object: it is not JSON ({error}).") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{place} must be a JSON object: got {type(record).__name__}.")
+    return record
+
+
+def _audio_digest(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"The recording must be an existing file: got {str(path)!r}.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(digest: str, codec: Codec, config: DialogueConfig) -> str:
+    """Name of the file: everything that the codes depend on."""
+    augmentation = None
+    if config.augmentation is not None:
+        augmentation = [asdict(config.augmentation), config.seed]
+    content = [_FORMAT, digest, codec.name, config.chunk_frames(codec), augmentation]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _encode(
+    path: Path, digest: str, codec: Codec, config: DialogueConfig
+) -> dict[str, Int[Tensor, "T K"]]:
+    """Codes of both channels, chunk by chunk."""
+    if (num_channels := inspect_audio(path).num_channels) != 2:
+        raise ValueError(
+            "A recording must have two channels, the agent left and the user right: "
+            f"{str(path)!r} has {num_channels}."
+        )
+    sides: list[Tensor] = []
+    chunk_samples = config.chunk_frames(codec) * codec.frame_samples
+    for number, audio in enumerate(_chunks(path, codec.sample_rate, chunk_samples)):
+        agent, user = audio
+        if config.augmentation is not None:
+            name = f"{config.seed}/{digest}/{number}".encode()
+            seed = int.from_bytes(hashlib.sha256(name).digest()[:7])
+            user = augment_user(user, agent, codec.sample_rate, config.augmentation, seed)
+        sides.append(codec.encode(torch.stack((agent, user))).cpu())
+    dtype = torch.int16 if max(codec.codebook_sizes) <= 1 << 15 else torch.int32
+    agent, user = torch.cat(sides, 1).to(dtype)
+    return {"agent": agent.contiguous(), "user": user.contiguous()}
+
+
+def _chunks(path: Path, sample_rate: int, chunk_samples: int) -> Iterator[Float[Tensor, "2 N"]]:
+    """A recording in pieces of equal length, only the last one shorter; one in memory at a time."""
+    pending, num_pending = list[Tensor](), 0
+    for block in audio_blocks(path, sample_rate, 2):
+        pending.append(block)
+        num_pending += block.shape[1]
+        if num_pending >= chunk_samples:
+            *full, rest = torch.cat(pending, 1).split(chunk_samples, 1)
+            if rest.shape[1] == chunk_samples:
+                full, rest = [*full, rest], rest[:, :0]
+            yield from full
+            pending, num_pending = [rest], rest.shape[1]
+    if num_pending:
+        yield torch.cat(pending, 1)
+
+
+def _write(file: Path, codes: dict[str, Int[Tensor, "T K"]], metadata: dict[str, str]) -> None:
+    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(codes, partial, metadata)
+        partial.replace(file)
+        sync_folder(file.parent)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"Codes must be written to {str(file.parent)!r}, which failed: {error}. Free space or "
+            "set `cache_folder`; what was encoded before is kept."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        codes: Any = safe_open(file, "pt")
+        metadata = codes.metadata() or {}
+        if metadata.items() >= _FORMAT.items() and set(codes.keys()) == {"agent", "user"}:
+            return codes
+        found = f"has {metadata}"
+    except (OSError, SafetensorError) as error:
+        found = str(error)
+    raise ValueError(
+        f"{str(file)!r} must hold the codes of a dialogue: {found}. Delete it and encode again."
+    )

@@ -1,0 +1,151 @@
+"""Dialogues that are tokenised already: ids of both speakers in .parquet files."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.data.speech.dialogues import Example
+from counterpoint.data.text.documents import parquet_files
+from counterpoint.streams.spec import UNSET_ID, Role
+from counterpoint.systems.moshi_streams import MoshiConfig
+
+
+def is_token_parquet(path: str | Path) -> bool:
+    """Whether a path names .parquet files (one, or a folder of them); an empty one does not."""
+    return Path(path).suffix == ".parquet" or (bool(str(path)) and Path(path).is_dir())
+
+
+class TokenExamples(Sequence[Example]):
+    """The examples of `read_token_parquet`, in memory: four bytes an id.
+
+    Args:
+        path: A .parquet file, or a folder of them; speaker A is the agent.
+        chunk_frames: Frames in an example.
+        config: Of the model that reads them.
+
+    Attributes:
+        digest: Of the files.
+
+    Raises:
+        ValueError: A row is not what it must be, or an id is none of the model's.
+    """
+
+    def __init__(self, path: str | Path, chunk_frames: int, config: MoshiConfig) -> None:
+        self._examples = list[Example]()
+        for example in read_token_parquet(path, chunk_frames):
+            _check_ids(example, config)
+            small = {name: ids.int() for name, ids in example.streams.items()}
+            self._examples.append(replace(example, streams=small))
+        digest = hashlib.sha256()
+        for file in parquet_files(path):
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        self.digest = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Example ``index``, or the list of examples of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = self._examples[index]
+        return replace(example, streams={name: ids.long() for name, ids in example.streams.items()})
+
+
+def _check_ids(example: Example, config: MoshiConfig) -> None:
+    sizes = {"text": torch.tensor(config.text_vocab_size)}
+    for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
+        roles = [stream.role for stream in config.audio for _ in range(stream.depth)]
+        own = [n for n, r in zip(config.codebook_sizes, roles, strict=True) if r == role]
+        sizes[name] = torch.tensor(own)
+        if (found := example.streams[name].shape[1]) != len(own):
+            raise ValueError(
+                f"{example.source}: the {name} must have the model's {len(own)} codebooks: got "
+                f"{found}."
+            )
+    for name, ids in example.streams.items():
+        if ((ids < UNSET_ID) | (ids >= sizes[name])).any():
+            raise ValueError(
+                f"{example.source}: ids of the {name} must be {UNSET_ID} (unset) to "
+                f"{int(sizes[name].max()) - 1}: got {int(ids.min())} to {int(ids.max())}."
+            )
+
+
+def read_token_parquet(path: str | Path, chunk_frames: int, agent: str = "A") -> Iterator[Example]:
+    """Examples of tokenised dialogues in the form of `nu-dialogue/moshi-finetune`.
+
+    A row has ``dialogue_id`` and, for the speakers ``A`` and ``B``, a list of K + 1 lists of T ids:
+    text, then each codebook. Either can be the agent; the other one's text is left out.
+
+    Args:
+        path: A .parquet file, or a folder of them.
+        chunk_frames: Frames in an example; the last one of a dialogue has what remains.
+        agent: Which speaker, "A" or "B".
+
+    Raises:
+        ValueError: `pyarrow` is missing, no such file or speaker, or a row is not what it must be.
+    """
+    if agent not in ("A", "B"):
+        raise ValueError(f"`agent` must be A or B: got {agent!r}.")
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(
+            "This corpus needs the package `pyarrow`: pip install 'counterpoint[train]'."
+        ) from error
+    if chunk_frames < 1:
+        raise ValueError(f"`chunk_frames` must be >= 1, got {chunk_frames}.")
+    user = "B" if agent == "A" else "A"
+    for file in parquet_files(path):
+        with parquet.ParquetFile(file) as source:
+            if missing := {"dialogue_id", "A", "B"} - set(source.schema_arrow.names):
+                raise ValueError(f"{file} must have the columns {sorted(missing)}: it has not.")
+            for batch in source.iter_batches(batch_size=16, columns=["dialogue_id", "A", "B"]):
+                for row in batch.to_pylist():
+                    name = str(row["dialogue_id"])
+                    sides = {side: _token_rows(row[side], f"{file}, {name!r}") for side in "AB"}
+                    if sides["A"].shape != sides["B"].shape:
+                        shapes = [tuple(side.shape) for side in sides.values()]
+                        raise ValueError(
+                            f"{file}, {name!r}: A and B must have equal shapes: got {shapes}."
+                        )
+                    streams = {
+                        "text": sides[agent][0],
+                        "agent": sides[agent][1:].T,
+                        "user": sides[user][1:].T,
+                    }
+                    yield from _cut(name, streams, chunk_frames)
+
+
+def _cut(
+    source: str, streams: Mapping[str, Int[Tensor, "T ..."]], chunk_frames: int
+) -> Iterator[Example]:
+    for first in range(0, len(streams["text"]), chunk_frames):
+        part = {name: ids[first : first + chunk_frames] for name, ids in streams.items()}
+        yield Example(source=source, first_frame=first, streams=part)
+
+
+def _token_rows(rows: Any, place: str) -> Int[Tensor, "K T"]:
+    try:
+        ids = torch.tensor(rows)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place} must be lists of equally many ids ({error}).") from error
+    if ids.ndim != 2 or len(ids) < 2 or ids.dtype != torch.long:
+        raise ValueError(
+            f"{place} must have lists of ids, text and at least one codebook: got shape "
+            f"{tuple(ids.shape)}."
+        )
+    return ids

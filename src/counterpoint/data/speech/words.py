@@ -1,0 +1,144 @@
+"""Words as text ids, on which Moshi's text leaves those of padding free."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID
+
+
+@runtime_checkable
+class WordTokenizer(Protocol):
+    """Turns single words into text ids that leave those of padding free."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    def encode_word(self, word: str) -> list[int]:
+        """Ids of one word."""
+        ...
+
+    def starts_word(self, token: int) -> bool:
+        """Whether an id begins a word."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        ...
+
+
+class ByteWords:
+    """A word is a blank and its UTF-8 bytes; control characters, padding among them, are free."""
+
+    vocab_size = 256
+
+    def encode_word(self, word: str) -> list[int]:
+        """A blank, and the bytes of a word without control characters."""
+        return [byte for byte in f" {word}".encode() if byte >= ord(" ")]
+
+    def starts_word(self, token: int) -> bool:
+        """Whether it is a blank."""
+        return token == ord(" ")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of bytes; broken UTF-8 gives U+FFFD."""
+        return bytes(token for token in ids if token >= ord(" ")).decode("utf-8", "replace")
+
+
+class SentencePieceWords:
+    """The published models' text: a SentencePiece .model file.
+
+    Raises:
+        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise ValueError(
+                "This tokenizer needs the package `sentencepiece`: "
+                "pip install 'counterpoint[speech]'."
+            ) from error
+        try:
+            self._pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"The tokenizer must be 'bytes' or a SentencePiece .model file: got {str(path)!r} "
+                f"({' '.join(str(error).split())[:100]})."
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces of the file."""
+        return int(self._pieces.get_piece_size())
+
+    def encode_word(self, word: str) -> list[int]:
+        """Pieces of one word; the first begins with U+2581."""
+        return list(self._pieces.encode(word))
+
+    def starts_word(self, token: int) -> bool:
+        """Whether a piece begins with U+2581."""
+        return str(self._pieces.id_to_piece(token)).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of pieces."""
+        return str(self._pieces.decode(list(ids)))
+
+
+def open_tokenizer(name: str) -> WordTokenizer:
+    """The tokeniser "bytes", or that of a SentencePiece .model file.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    return ByteWords() if name == "bytes" else SentencePieceWords(name)
+
+
+def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
+    """Learn pieces by byte-pair encoding and write them as a .model file.
+
+    Id 0 is the unknown piece and the end of padding, 3 is padding, as in Moshi's own tokeniser.
+
+    Args:
+        texts: What it learns from.
+        path: The file to write; ends in .model.
+        vocab_size: Most pieces; fewer where the texts have no more.
+
+    Raises:
+        ValueError: The package `sentencepiece` is missing, or there is no text.
+    """
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise ValueError(
+            "Training a tokenizer needs the package `sentencepiece`: "
+            "pip install 'counterpoint[speech]'."
+        ) from error
+    partial = path.with_name(f".{path.stem}.partial")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(partial),
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            model_type="bpe",
+            character_coverage=1.0,
+            unk_id=EPAD_ID,
+            bos_id=1,
+            eos_id=2,
+            pad_id=PAD_ID,
+            num_threads=1,
+            minloglevel=2,
+        )
+        Path(f"{partial}.model").replace(path)
+    except RuntimeError as error:
+        raise ValueError(
+            f"A tokenizer must have text to learn from: got none that gives {vocab_size} pieces "
+            f"({' '.join(str(error).split())[:100]})."
+        ) from error
+    finally:
+        for ending in ("model", "vocab"):
+            Path(f"{partial}.{ending}").unlink(missing_ok=True)

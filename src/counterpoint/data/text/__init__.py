@@ -1,0 +1,1 @@
+"""Text: documents, tokenisers, shards, packed rows, corpora."""

@@ -1,0 +1,90 @@
+"""Packing: all units one after another on aligned ticks, cut into rows of equal length."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from counterpoint.data.text.shards import TokenShards
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
+
+
+class PackedRows:
+    """Rows of equal length over a virtual stream of all units, each padded to whole blocks.
+
+    A unit that reaches the end of a row goes on in the next one, where its ``document_start`` is 0.
+    Padding reads ``end_id`` and trains nothing; the last row is filled up with it. Only one number
+    a unit is held in memory.
+
+    Args:
+        shards: The units.
+        row_ticks: Ticks in a row; a multiple of ``block_ticks``.
+        block_ticks: Every unit starts at a multiple of this.
+        stream: Name of the stream that the ids are for.
+
+    Raises:
+        ValueError: ``row_ticks`` is not a multiple of ``block_ticks``.
+    """
+
+    def __init__(
+        self, shards: TokenShards, row_ticks: int, block_ticks: int, stream: str = "part"
+    ) -> None:
+        if block_ticks < 1 or row_ticks < 1 or row_ticks % block_ticks:
+            raise ValueError(
+                f"`row_ticks` must be a multiple of `block_ticks`: got row_ticks={row_ticks}, "
+                f"block_ticks={block_ticks}."
+            )
+        self.shards = shards
+        self.row_ticks = row_ticks
+        self.block_ticks = block_ticks
+        self.stream = stream
+        self._token_stops = np.asarray(shards.token_stops)
+        num_blocks = -(-np.diff(self._token_stops, prepend=0) // block_ticks)
+        self._stops = np.cumsum(num_blocks) * block_ticks  # tick at which each unit stops
+        self._num_rows = -(-int(self._stops[-1]) // row_ticks)
+        self._stops[-1] = self._num_rows * row_ticks
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The rows at ``indices`` as a batch.
+
+        ``size`` counts the bytes of text that the targets stand for.
+
+        Raises:
+            ValueError: An index is out of range.
+        """
+        units = self.units(indices)
+        row_start = np.asarray(indices)[:, None] * self.row_ticks
+        tick = row_start + np.arange(self.row_ticks)
+        unit_start = np.where(units > 0, self._stops[units - 1], 0)
+        token_start = np.where(units > 0, self._token_stops[units - 1], 0)
+        last = self._token_stops[units] - 1  # where each unit keeps its end_id
+        position = token_start + (tick - unit_start)
+        ticks = self.shards.tokens(np.minimum(position, last))
+        following = self.shards.tokens(np.minimum(position + 1, last))
+        targets = np.where(position < last, following, UNSET_ID)
+        trained = targets[position < last]
+        return Batch(
+            ticks={self.stream: torch.from_numpy(ticks)},
+            targets={self.stream: torch.from_numpy(targets)},
+            document_start=torch.from_numpy(np.maximum(unit_start - row_start, 0)),
+            size=int(self.shards.byte_lengths[trained].sum()),
+        )
+
+    def units(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T"]:
+        """Number of the unit that each tick of the rows belongs to."""
+        indices = np.asarray(indices)
+        if ((indices < 0) | (indices >= self._num_rows)).any():
+            raise ValueError(f"Rows must be 0 to {self._num_rows - 1}: got {indices.tolist()}.")
+        start = indices * self.row_ticks
+        first = np.searchsorted(self._stops, start, side="right")
+        last = np.searchsorted(self._stops, start + self.row_ticks - 1, side="right")
+        counts = last - first + 1
+        row = np.repeat(np.arange(len(indices)), counts)
+        # Number of each unit within its row, added to the row's first unit.
+        units = first[row] + np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        stop = np.minimum(self._stops[units], start[row] + self.row_ticks)
+        begin = np.maximum(np.where(units > 0, self._stops[units - 1], 0), start[row])
+        return np.repeat(units, stop - begin).reshape(len(indices), self.row_ticks)

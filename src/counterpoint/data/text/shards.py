@@ -1,0 +1,336 @@
+"""Token shards: a tokenised corpus on disk, written as a stream and read through memory maps.
+
+A folder of shards holds
+
+- ``manifest.json``: format, version, tokeniser, counts; written last,
+- ``tokens-00000.bin`` ...: the ids of all units one after another, each unit as
+  ``start_id, tokens, end_id``; little-endian uint16 or uint32, cut every ``shard_tokens`` ids,
+- ``units.bin``: for each unit, int64: where its ids stop, its bytes, where its names stop,
+- ``names.bin``: for each unit, the UTF-8 JSON list of its title and heading,
+- ``byte_lengths.bin``: for each id, int64: the bytes of text it stands for.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+from jaxtyping import Int, UInt
+
+from counterpoint.data.text.documents import Document, UnitKind
+from counterpoint.data.text.tokenizer import Tokenizer
+
+FORMAT = "counterpoint-token-shards"
+VERSION = 1
+SHARD_TOKENS = 1 << 26
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Unit:
+    """One unit of a corpus.
+
+    Attributes:
+        title: Title of its document.
+        heading: Heading of its section; empty for a whole document.
+        ids: ``start_id, tokens, end_id``.
+        num_bytes: UTF-8 bytes of its text.
+    """
+
+    title: str
+    heading: str
+    ids: Int[np.ndarray, " n"]
+    num_bytes: int
+
+
+class ShardWriter:
+    """Writes a folder of shards; it appears whole when the ``with`` block ends, or not at all.
+
+    Args:
+        folder: The folder to make; must not exist. One process may write to it at a time.
+        tokenizer: Turns text into ids.
+        shard_tokens: Ids in one file.
+
+    Raises:
+        ValueError: The folder exists, or nothing was added.
+        OSError: The disk is full or cannot be written.
+    """
+
+    def __init__(
+        self, folder: str | Path, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists():
+            raise ValueError(f"Shards must go into a new folder: {str(folder)!r} exists.")
+        if shard_tokens < 1:
+            raise ValueError(f"`shard_tokens` must be >= 1, got {shard_tokens}.")
+        self.num_units = self.num_tokens = self.num_bytes = 0
+        self._tokenizer = tokenizer
+        self._shard_tokens = shard_tokens
+        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._partial = self.folder.with_name(f".{self.folder.name}.partial")
+        self._names_stop = 0
+        self._files = dict[str, BinaryIO]()
+
+    def __enter__(self) -> "ShardWriter":
+        shutil.rmtree(self._partial, ignore_errors=True)  # left by a writer that was killed
+        try:
+            self._partial.mkdir(parents=True)
+        except OSError as error:
+            raise self._failure(error) from error
+        return self
+
+    def add(self, text: str, title: str = "", heading: str = "") -> None:
+        """Append a unit.
+
+        Raises:
+            ValueError: The text cannot be encoded as UTF-8.
+        """
+        try:
+            num_bytes = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Text must be valid Unicode: the document {title!r} has a lone surrogate at "
+                f"character {error.start}. Repair it or take it out of the corpus."
+            ) from error
+        tokens = self._tokenizer.encode(text)
+        ids = np.concatenate(([self._tokenizer.start_id], tokens, [self._tokenizer.end_id]))
+        names = json.dumps([title, heading]).encode()
+        try:
+            self._write_tokens(ids.astype(self._dtype))
+            self._names_stop += len(names)
+            row = np.array([self.num_tokens, num_bytes, self._names_stop], "<i8")
+            self._file("units.bin").write(row.tobytes())
+            self._file("names.bin").write(names)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.num_units += 1
+        self.num_bytes += num_bytes
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+        except OSError as failure:
+            raise self._failure(failure) from failure
+        finally:
+            for file in self._files.values():
+                with suppress(OSError):  # closing flushes, which fails again on a full disk
+                    file.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _write_tokens(self, ids: UInt[np.ndarray, " n"]) -> None:
+        while len(ids):
+            number, used = divmod(self.num_tokens, self._shard_tokens)
+            part, ids = np.split(ids, [self._shard_tokens - used])
+            self._file(f"tokens-{number:05d}.bin").write(part.tobytes())
+            self.num_tokens += len(part)
+            if used + len(part) == self._shard_tokens:
+                self._close(f"tokens-{number:05d}.bin")
+
+    def _file(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            self._files[name] = (self._partial / name).open("wb", buffering=1 << 20)
+        return self._files[name]
+
+    def _close(self, name: str) -> None:
+        file = self._files[name]
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        del self._files[name]
+
+    def _commit(self) -> None:
+        if not self.num_units:
+            raise ValueError(
+                "The corpus is empty: it must hold at least one document with text and holds none."
+            )
+        tokenizer = self._tokenizer
+        self._file("byte_lengths.bin").write(tokenizer.byte_lengths.astype("<i8").tobytes())
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tokenizer": tokenizer.identity,
+            "vocab_size": tokenizer.vocab_size,
+            "start_id": tokenizer.start_id,
+            "end_id": tokenizer.end_id,
+            "dtype": self._dtype.str,
+            "shard_tokens": self._shard_tokens,
+            "num_tokens": self.num_tokens,
+            "num_units": self.num_units,
+            "num_bytes": self.num_bytes,
+            "names_size": self._names_stop,
+        }
+        self._file("manifest.json").write(json.dumps(manifest, indent=1).encode())
+        for name in tuple(self._files):
+            self._close(name)
+        sync_folder(self._partial)
+        self._partial.rename(self.folder)
+        sync_folder(self.folder.parent)
+
+    def _failure(self, error: OSError) -> OSError:
+        return OSError(
+            error.errno,
+            f"Writing the corpus to {str(self.folder)!r} stopped after {self.num_tokens} tokens: "
+            f"{error.strerror}. Nothing is kept; free space or choose another folder",
+        )
+
+
+def write_shards(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    shard_tokens: int = SHARD_TOKENS,
+    unit: UnitKind = "section",
+) -> "TokenShards":
+    """Write the units of all documents into a new folder, one document in memory at a time.
+
+    Raises:
+        ValueError: The folder exists, or the corpus is empty.
+        OSError: The disk is full or cannot be written; the folder does not appear then.
+    """
+    with ShardWriter(folder, tokenizer, shard_tokens) as writer:
+        for document in documents:
+            for heading, text in document.units(unit):
+                writer.add(text, document.title, heading)
+    return TokenShards(folder)
+
+
+class TokenShards(Sequence[Unit]):
+    """A folder of shards, as a sequence of units. Files are mapped into memory, not read.
+
+    Args:
+        folder: As written by `ShardWriter`.
+
+    Attributes:
+        token_stops: Where the ids of each unit stop in the whole of all ids.
+        unit_bytes: UTF-8 bytes of the text of each unit.
+        byte_lengths: UTF-8 bytes of text that each id stands for.
+
+    Raises:
+        ValueError: The folder holds no shards of this version, or they are damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = _read_manifest(self.folder)
+        try:
+            self.tokenizer_identity: str = manifest["tokenizer"]
+            self.vocab_size: int = manifest["vocab_size"]
+            self.start_id: int = manifest["start_id"]
+            self.end_id: int = manifest["end_id"]
+            self.num_tokens: int = manifest["num_tokens"]
+            self.num_bytes: int = manifest["num_bytes"]
+            self.shard_tokens: int = manifest["shard_tokens"]
+            num_units, names_size = manifest["num_units"], manifest["names_size"]
+            dtype = np.dtype(manifest["dtype"])
+        except (KeyError, TypeError) as error:
+            raise _damaged(self.folder, f"its manifest.json lacks {error}") from error
+        units = self._map("units.bin", np.dtype("<i8"), 3 * num_units).reshape(num_units, 3)
+        self.token_stops, self.unit_bytes, self._names_stops = units.T
+        self.byte_lengths = self._map("byte_lengths.bin", np.dtype("<i8"), self.vocab_size)
+        self._names = self._map("names.bin", np.dtype("u1"), names_size)
+        starts = range(0, self.num_tokens, self.shard_tokens)
+        self._shards = [
+            self._map(
+                f"tokens-{number:05d}.bin", dtype, min(self.shard_tokens, self.num_tokens - start)
+            )
+            for number, start in enumerate(starts)
+        ]
+        if self.token_stops[-1] != self.num_tokens or self._names_stops[-1] != names_size:
+            raise _damaged(self.folder, "units.bin does not match manifest.json")
+        if self.tokens(np.array([0, self.num_tokens - 1])).tolist() != [self.start_id, self.end_id]:
+            raise _damaged(self.folder, "the ids do not begin and end as units do")
+
+    def __len__(self) -> int:
+        return len(self.token_stops)
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Unit]: ...
+
+    def __getitem__(self, index: int | slice) -> Unit | list[Unit]:
+        """Unit ``index``, or the list of units of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = int(self.token_stops[index - 1]) if index else 0
+        names_start = int(self._names_stops[index - 1]) if index else 0
+        title, heading = json.loads(bytes(self._names[names_start : self._names_stops[index]]))
+        return Unit(
+            title=title,
+            heading=heading,
+            ids=self.tokens(np.arange(start, int(self.token_stops[index]))),
+            num_bytes=int(self.unit_bytes[index]),
+        )
+
+    def tokens(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """Ids at positions of the whole of all ids."""
+        if len(self._shards) == 1:
+            return self._shards[0].view(np.ndarray)[positions].astype(np.int64)
+        shards, offsets = np.divmod(positions, self.shard_tokens)
+        ids = np.empty(positions.shape, np.int64)
+        for shard in np.unique(shards):
+            here = shards == shard
+            ids[here] = self._shards[shard].view(np.ndarray)[offsets[here]]
+        return ids
+
+    def _map(self, name: str, dtype: np.dtype[Any], size: int) -> np.memmap[Any, Any]:
+        """A file as an array; its size must be exact."""
+        path = self.folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size * dtype.itemsize:
+            came = "is missing" if found is None else f"has {found} bytes"
+            raise _damaged(
+                self.folder, f"{name} must have {size * dtype.itemsize} bytes and {came}"
+            )
+        return np.memmap(path, dtype, "r", shape=(size,))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{str(folder)!r} must hold token shards: it has no manifest.json."
+        ) from error
+    except ValueError as error:
+        raise _damaged(folder, "its manifest.json is not JSON") from error
+    found = (
+        (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
+    )
+    if found != (FORMAT, VERSION):
+        raise ValueError(
+            f"{str(folder)!r} must hold token shards of format {(FORMAT, VERSION)}: got {found}. "
+            "Write them again with this version."
+        )
+    return dict(manifest)
+
+
+def _damaged(folder: Path, what: str) -> ValueError:
+    return ValueError(
+        f"The token shards in {str(folder)!r} are damaged: {what}. "
+        "Delete the folder and make it again."
+    )

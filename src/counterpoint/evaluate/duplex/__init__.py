@@ -1,0 +1,1 @@
+"""Who spoke when, and live trials of turn-taking."""

@@ -1,0 +1,327 @@
+"""A conversation as a picture: both waveforms, words, overlaps and latencies.
+
+Long recordings go on in the next row, like a score: user above, agent below.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from counterpoint.evaluate.duplex.turns import Answer, Levels, Segment, TurnTaking
+from counterpoint.evaluate.report.figures import INK, PALETTE, STYLE, new_figure, to_png
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.streams.timeline import Event, Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS: Mapping[str, str] = {USER: PALETTE[2], AGENT: PALETTE[1]}
+BOTH, SOFT = PALETTE[5], PALETTE[0]
+
+_ROW_S, _MOST_ROWS, _LONGEST_SPELLED_S = 15.0, 24, 30.0
+_DOTS_PER_INCH = 160
+# Inches.
+_WIDTH, _LEFT, _RIGHT, _HEAD, _FOOT, _GAP = 12.0, 0.75, 0.2, 0.6, 0.42, 0.42
+_WAVE, _WORD, _BAND, _WORD_LINES = 0.62, 0.18, 0.34, 3
+_FONT = 9.0
+
+
+class Row(NamedTuple):
+    """A stretch of time and where the picture shows it, in shares of its width and height."""
+
+    start_s: float
+    stop_s: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Talk:
+    """What a picture of a conversation shows.
+
+    Attributes:
+        title: Above it.
+        levels: Of the agent and the user, in this order.
+        found: Who spoke when.
+        words: Events of kind "word" on the streams "agent" and "user".
+    """
+
+    title: str
+    levels: Levels
+    found: TurnTaking
+    words: Timeline
+
+
+def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
+    """Rows of equal length: of up to 15 s, and longer ones where there would be more than 24.
+
+    Args:
+        duration_s: Of the recording.
+        lines: Speakers whose words are shown, 0 to 2.
+    """
+    num_rows = min(max(math.ceil(duration_s / _ROW_S), 1), _MOST_ROWS)
+    row_s, row, height = duration_s / num_rows, _row_height(lines), _height(num_rows, lines)
+    tops = [_HEAD + number * (row + _GAP) for number in range(num_rows)]
+    return tuple(
+        Row(
+            start_s=number * row_s,
+            stop_s=(number + 1) * row_s,
+            left=_LEFT / _WIDTH,
+            right=1 - _RIGHT / _WIDTH,
+            top=top / height,
+            bottom=(top + row) / height,
+        )
+        for number, top in enumerate(tops)
+    )
+
+
+def _row_height(lines: int) -> float:
+    return 2 * _WAVE + _BAND + lines * _WORD * _WORD_LINES
+
+
+def _height(num_rows: int, lines: int) -> float:
+    return _HEAD + num_rows * (_row_height(lines) + _GAP) + _FOOT
+
+
+def shown_rows(talk: Talk) -> tuple[Row, ...]:
+    """Where the picture of a conversation shows which time."""
+    return rows_of(talk.found.duration_s, len(_speakers_with_words(talk)))
+
+
+def draw_conversation(talk: Talk) -> bytes:
+    """The picture as PNG bytes.
+
+    Raises:
+        ValueError: The package ``matplotlib`` is missing.
+    """
+    new_figure(1, 1)  # says what to install before anything else needs it
+    from matplotlib import rc_context
+
+    style = {**STYLE, "savefig.dpi": _DOTS_PER_INCH, "axes.grid": False}
+    with rc_context(style), warnings.catch_warnings():
+        # Words of scripts that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+        return to_png(conversation_figure(talk))
+
+
+def conversation_figure(talk: Talk) -> "Figure":
+    """Draw all rows of a conversation."""
+    rows, with_words = shown_rows(talk), _speakers_with_words(talk)
+    height = _height(len(rows), len(with_words))
+    figure = new_figure(_WIDTH, height)
+    figure.set_layout_engine("none")  # a page must know where the rows are
+    figure.text(_LEFT / _WIDTH, 1 - 0.14 / height, talk.title, fontsize=12, weight="bold", va="top")
+    left_out = 0 if with_words else len(talk.words)
+    for row in rows:
+        axis = figure.add_axes(
+            (row.left, 1 - row.bottom, row.right - row.left, row.bottom - row.top)
+        )
+        left_out += _draw_row(axis, talk, row, with_words)
+    _draw_legend(figure, height, left_out)
+    return figure
+
+
+def _speakers_with_words(talk: Talk) -> tuple[str, ...]:
+    """Speakers whose words are known; none where rows are so long that a few words would stay."""
+    if talk.found.duration_s > _MOST_ROWS * _LONGEST_SPELLED_S:
+        return ()
+    return tuple(name for name in (USER, AGENT) if len(talk.words.where(stream=name)))
+
+
+def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> int:
+    """One row; gives the number of words for which there was no room."""
+    height = _row_height(len(with_words))
+    words_height = _WORD * _WORD_LINES
+    centre = {USER: height - _WAVE / 2}
+    middle = height - _WAVE - (words_height if USER in with_words else 0) - _BAND / 2
+    centre[AGENT] = middle - _BAND / 2 - _WAVE / 2
+    axis.set_xlim(row.start_s, max(row.stop_s, row.start_s + 1e-3))
+    axis.set_ylim(0, height)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.tick_params(length=3, labelsize=8.5)
+    _set_ticks(axis, row)
+    for overlap in talk.found.overlaps:
+        axis.axvspan(overlap.start_s, overlap.end_s, color=BOTH, alpha=0.2, linewidth=0)
+    left_out = 0
+    for name, segments in ((USER, talk.found.user), (AGENT, talk.found.agent)):
+        _draw_wave(axis, talk.levels, (AGENT, USER).index(name), row, centre[name], segments)
+        axis.text(
+            -0.008, centre[name], name, transform=axis.get_yaxis_transform(),
+            color=COLOURS[name], weight="bold", ha="right", va="center",
+        )  # fmt: skip
+        if name in with_words:
+            events = talk.words.where(stream=name).events
+            left_out += _draw_words(axis, events, row, centre[name] - _WAVE / 2, COLOURS[name])
+    taken = list[tuple[float, float]]()  # where labels stand
+    for answer in talk.found.answers:
+        _draw_answer(axis, answer, row, middle, (centre[USER], centre[AGENT]), taken)
+    return left_out
+
+
+def _set_ticks(axis: "Axes", row: Row) -> None:
+    length = row.stop_s - row.start_s
+    step = next((s for s in (0.1, 0.5, 1, 2, 5, 10, 30, 60) if length / s <= 16), 300)
+    first, last = math.ceil(row.start_s / step - 1e-9), math.floor(row.stop_s / step + 1e-9)
+    ticks = [number * step for number in range(first, last + 1)]
+    axis.set_xticks(ticks, [moment(tick, int(step < 1)) for tick in ticks])
+
+
+def moment(seconds: float, decimals: int) -> str:
+    """Seconds; from two minutes on, minutes and seconds."""
+    if seconds < 120:
+        return f"{seconds:.{decimals}f} s"
+    return f"{int(seconds) // 60}:{seconds % 60:0{2 + decimals + (decimals > 0)}.{decimals}f}"
+
+
+def _draw_wave(
+    axis: "Axes",
+    levels: Levels,
+    channel: int,
+    row: Row,
+    centre: float,
+    segments: Sequence[Segment],
+) -> None:
+    """Extremes of a channel, strong where it is speech and faint elsewhere."""
+    hop_s = 0.01
+    first, stop = int(row.start_s / hop_s), math.ceil(row.stop_s / hop_s) + 1
+    low, high = levels.low[channel, first:stop], levels.high[channel, first:stop]
+    if not len(low):
+        return
+    largest = max(float(levels.high[channel].max()), -float(levels.low[channel].min()), 0.01)
+    scale = 0.46 * _WAVE / largest
+    pool = max(1, math.ceil(len(low) / (_WIDTH * _DOTS_PER_INCH)))
+    low = -F.max_pool1d(-low[None], pool, ceil_mode=True)[0]
+    high = F.max_pool1d(high[None], pool, ceil_mode=True)[0]
+    time_s = (first + pool * (np.arange(len(low)) + 0.5)) * hop_s
+    colour = COLOURS[(AGENT, USER)[channel]]
+    spoken = np.zeros(len(low), dtype=bool)
+    for segment in segments:
+        spoken |= (time_s >= segment.start_s) & (time_s <= segment.end_s)
+    below, above = (centre + scale * torch.stack((low, high))).numpy()
+    thin = 0.006  # a line where there is silence
+    for shown, alpha in ((np.ones_like(spoken), 0.28), (spoken, 1.0)):
+        axis.fill_between(
+            time_s, below - thin, above + thin, where=shown.tolist(), color=colour, alpha=alpha,
+            linewidth=0, step="mid",
+        )  # fmt: skip
+
+
+def _draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, colour: str) -> int:
+    """Words under their waveform, each where it begins, in lines so that none covers another."""
+    inches = _WIDTH - _LEFT - _RIGHT
+    second = inches / (row.stop_s - row.start_s)  # inches of a second
+    ends, left_out = [-math.inf] * _WORD_LINES, 0
+    for event in events:
+        if not row.start_s <= event.start_s < row.stop_s:
+            continue
+        width = _text_width(event.text)
+        x = min((event.start_s - row.start_s) * second, inches + _RIGHT - width)
+        line = next((i for i, end in enumerate(ends) if x >= end), None)
+        if line is None or x < 0:
+            left_out += 1
+            continue
+        ends[line] = x + width + 0.05
+        y = top - (line + 0.5) * _WORD
+        axis.plot((event.start_s,) * 2, (top - 0.01, top + 0.05), color=colour, linewidth=0.8)
+        axis.text(
+            row.start_s + x / second, y, event.text, fontsize=_FONT, color=INK, va="center",
+            parse_math=False,
+        )  # fmt: skip
+    return left_out
+
+
+def _text_width(text: str) -> float:
+    """Inches of a word."""
+    from matplotlib.textpath import TextPath
+
+    shown = text.replace("$", r"\$")
+    return float(TextPath((0, 0), shown, size=_FONT).get_extents().x1) / 72 if text.strip() else 0.0
+
+
+def _draw_answer(
+    axis: "Axes",
+    answer: Answer,
+    row: Row,
+    y: float,
+    centres: tuple[float, float],
+    taken: list[tuple[float, float]],
+) -> None:
+    """An arrow from the end of a turn to its answer, with its seconds; or what else happened."""
+    end_s, start_s = answer.turn.end_s, answer.start_s
+    user, agent = centres
+    if answer.outcome == "backchannel":
+        return
+    here = row.start_s <= end_s <= row.stop_s
+    if here:
+        axis.plot((end_s, end_s), (y, user), color=COLOURS[USER], linewidth=1)
+    if start_s is None:
+        if here:
+            missing = "no answer" if answer.outcome == "unanswered" else answer.outcome
+            _label(axis, missing, row, (end_s, end_s), y, taken, color=SOFT, style="italic")
+        return
+    if min(end_s, start_s) > row.stop_s or max(end_s, start_s) < row.start_s:
+        return
+    clipped = [min(max(time_s, row.start_s), row.stop_s) for time_s in (end_s, start_s)]
+    arrives = row.start_s <= start_s <= row.stop_s
+    axis.annotate(
+        "", (clipped[1], y), xytext=(clipped[0], y),
+        arrowprops={
+            "arrowstyle": "-|>" if arrives else "-", "color": INK, "linewidth": 1.1,
+            "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9,
+        },
+    )  # fmt: skip
+    if arrives:
+        axis.plot((start_s, start_s), (y, agent), color=COLOURS[AGENT], linewidth=1)
+        said = f"{start_s - end_s:.2f} s".replace("-", "\N{MINUS SIGN}")
+        _label(axis, said, row, (min(clipped), max(clipped)), y, taken, color=INK, weight="bold")
+
+
+def _label(
+    axis: "Axes",
+    text: str,
+    row: Row,
+    edges: tuple[float, float],
+    y: float,
+    taken: list[tuple[float, float]],
+    **style: Any,
+) -> None:
+    """Write behind two times, or before them at the end of a row; not over another label."""
+    second = (_WIDTH - _LEFT - _RIGHT) / (row.stop_s - row.start_s)  # inches of a second
+    width = (1.15 * _text_width(text) + 0.1) / second  # bold letters are wider
+    right = edges[1] + width > row.stop_s + _RIGHT / second
+    start_s = edges[0] - width if right else edges[1]
+    if any(start_s < stop and start_s + width > start for start, stop in taken):
+        return
+    taken.append((start_s, start_s + width))
+    axis.annotate(
+        text, (edges[0] if right else edges[1], y), xytext=(-5 if right else 5, 0),
+        textcoords="offset points", fontsize=9, va="center", ha="right" if right else "left",
+        **style,
+    )  # fmt: skip
+
+
+def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
+    """What the marks mean, below everything."""
+    from matplotlib.patches import Rectangle
+
+    y, x = 0.2 / height, _LEFT / _WIDTH
+    figure.add_artist(
+        Rectangle((x, y - 0.06 / height), 0.02, 0.12 / height, color=BOTH, alpha=0.3, linewidth=0)
+    )
+    text = (
+        "both speak        \N{RIGHTWARDS ARROW}  latency: from the end of the user's turn to the "
+        "agent's first sound        faint: no speech"
+    )
+    if left_out:
+        text += f"        words left out for want of room: {left_out}"
+    figure.text(x + 0.026, y, text, fontsize=8.5, color="#555555", va="center")

@@ -1,0 +1,183 @@
+"""A conversation as a page that stands alone: its sound, its picture, its turns and its words."""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from counterpoint.evaluate.report.conversation_figure import Talk, moment, shown_rows
+from counterpoint.evaluate.report.report import STYLE as PAGE_STYLE
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.streams.timeline import Timeline
+
+_PAGE_STYLE = """
+.numbers { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.numbers div { background: var(--card); border-radius: 6px; padding: .55rem 1rem; }
+.numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.numbers span { color: var(--soft); font-size: .82rem; }
+.player { position: sticky; top: 0; z-index: 2; background: var(--paper); padding: .5rem 0; }
+.player audio { width: 100%; }
+.score { position: relative; cursor: pointer; line-height: 0; }
+.score img { width: 100%; }
+figcaption { font-size: .85rem; margin-top: .6rem; }
+#head { position: absolute; width: 2px; margin-left: -1px; background: #111; display: none;
+  pointer-events: none; box-shadow: 0 0 0 1px #ffffffb0; }
+tr[data-at] { cursor: pointer; } tr[data-at]:hover { background: var(--card); }
+td.text, th.text { white-space: normal; text-align: left; min-width: 12rem; }
+.agent { color: #c8481f; } .user { color: #2a6f97; }
+@media (prefers-color-scheme: dark) { .agent { color: #f08a63; } .user { color: #7fb6d9; } }
+.said { background: var(--card); border-radius: 6px; padding: .8rem 1rem; }
+.said span { cursor: pointer; border-radius: 3px; } .said span.on { background: #f0b27a88; }
+"""
+
+_SCRIPT = """
+const rows = ROWS, audio = document.querySelector("audio"), head = document.getElementById("head");
+const score = document.querySelector(".score");
+const words = [...document.querySelectorAll(".said span")];
+function seek(time) { audio.currentTime = time; show(); }
+function show() {
+  const time = audio.currentTime;
+  const row = rows.find(row => time < row.stop_s) || rows[rows.length - 1];
+  const share = Math.min((time - row.start_s) / (row.stop_s - row.start_s), 1);
+  head.style.left = 100 * (row.left + share * (row.right - row.left)) + "%";
+  head.style.top = 100 * row.top + "%";
+  head.style.height = 100 * (row.bottom - row.top) + "%";
+  head.style.display = "block";
+  for (const word of words)
+    word.classList.toggle("on", word.dataset.at <= time && time < word.dataset.end);
+}
+function play() { show(); if (!audio.paused) requestAnimationFrame(play); }
+audio.addEventListener("play", play);
+audio.addEventListener("seeked", show);
+score.addEventListener("click", event => {
+  const box = score.getBoundingClientRect();
+  const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+  const row = rows.find(row => y <= row.bottom) || rows[rows.length - 1];
+  const share = Math.min(Math.max((x - row.left) / (row.right - row.left), 0), 1);
+  seek(row.start_s + share * (row.stop_s - row.start_s));
+});
+for (const one of document.querySelectorAll("[data-at]"))
+  one.addEventListener("click", () => seek(+one.dataset.at));
+show();
+"""
+
+_NOTE = (
+    "Left the agent, right the user as the model heard it. The agent sounds when a live system "
+    "without computing time could first play it. Speech is found by its energy: gaps of up to "
+    "0.2 s are bridged, a turn of the user may pause for 0.6 s. Latency: from the end of a turn to "
+    "the agent's first sound from 0.3 s before that end on. Click the picture, a turn or a word to "
+    "listen from there."
+)
+
+
+def conversation_page(
+    talk: Talk,
+    png: bytes,
+    audio_source: str,
+    numbers: Mapping[str, str],
+    about: Mapping[str, Any],
+) -> str:
+    """The page of a conversation as HTML text.
+
+    Args:
+        talk: The conversation.
+        png: Its picture, of `draw_conversation`.
+        audio_source: Address of the recording: a data URL, or a file beside the page.
+        numbers: What was measured, by its name.
+        about: How it was made; JSON values.
+    """
+    title, picture = html.escape(talk.title), base64.b64encode(png).decode()
+    rows = _script_json([row._asdict() for row in shown_rows(talk)])
+    cards = "".join(
+        f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
+        for name, value in numbers.items()
+    )
+    details = html.escape(json.dumps(about, indent=1, ensure_ascii=False))
+    body = [
+        f"<h1>{title}</h1>",
+        f'<div class="numbers">{cards}</div>',
+        f'<div class="player"><audio controls src="{html.escape(audio_source)}"></audio></div>',
+        _score(title, picture),
+        _turns_table(talk),
+        _said(talk),
+        f"<h2>How this was made</h2><pre>{details}</pre>",
+        f"<script>{_SCRIPT.replace('ROWS', rows)}</script>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{PAGE_STYLE}{_PAGE_STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _score(title: str, picture: str) -> str:
+    """The picture, with a playhead over it."""
+    return (
+        f'<figure><div class="score"><img alt="Waveforms and words: {title}" '
+        f'src="data:image/png;base64,{picture}"><div id="head"></div></div>'
+        f"<figcaption>{html.escape(_NOTE)}</figcaption></figure>"
+    )
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end a script element."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _turns_table(talk: Talk) -> str:
+    """The user's turns, and what the agent made of each."""
+    answers = talk.found.answers
+    if not answers:
+        return "<h2>Turns</h2><p>The user does not speak.</p>"
+    # A word of the user belongs to the turn that ends next; one of the agent to the turn before.
+    ends = [answer.turn.end_s for answer in answers]
+    asked = _by_turn(talk.words, USER, [0.0, *ends[:-1], math.inf])
+    opens = [min(end_s, a.start_s or end_s) for end_s, a in zip(ends, answers, strict=True)]
+    replied = _by_turn(talk.words, AGENT, [*opens, math.inf])
+    rows = []
+    for number, (answer, question, reply) in enumerate(
+        zip(answers, asked, replied, strict=True), 1
+    ):
+        turn, latency = answer.turn, answer.latency_s
+        shown = "" if latency is None else f"{latency:.2f} s".replace("-", "\N{MINUS SIGN}")
+        rows.append(
+            f'<tr data-at="{turn.start_s:.2f}"><td>{number}</td>'
+            f"<td>{moment(turn.start_s, 2)} to {moment(turn.end_s, 2)}</td>"
+            f'<td class="text">{html.escape(question)}</td>'
+            f"<td>{answer.outcome}</td><td>{shown}</td>"
+            f'<td class="text">{html.escape(reply)}</td></tr>'
+        )
+    return (
+        '<h2>Turns</h2><div class="wide"><table><thead><tr><th>#</th><th>turn of the user</th>'
+        '<th class="text">user</th><th>outcome</th><th>latency</th><th class="text">agent</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _by_turn(words: Timeline, speaker: str, edges: Sequence[float]) -> list[str]:
+    """What a speaker begins to say between each edge and the next."""
+    events = words.where(stream=speaker)
+    return [
+        " ".join(event.text for event in events if first <= event.start_s < stop)
+        for first, stop in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def _said(talk: Talk) -> str:
+    """All words of both, which light up as they are spoken."""
+    parts = []
+    for speaker in (USER, AGENT):
+        events = talk.words.where(stream=speaker)
+        if not len(events):
+            continue
+        spans = " ".join(
+            f'<span data-at="{event.start_s:.3f}" data-end="{event.end_s:.3f}">'
+            f"{html.escape(event.text)}</span>"
+            for event in events
+        )
+        parts.append(f'<p class="said"><b class="{speaker}">{speaker}</b> {spans}</p>')
+    return f"<h2>Words</h2>{''.join(parts)}" if parts else ""

@@ -1,0 +1,186 @@
+"""Pictures of a study, as PNG bytes. Needs matplotlib; draws without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from counterpoint.evaluate.report.summary import Arm
+from counterpoint.evaluate.results import Evaluation
+from counterpoint.evaluate.statistics import bootstrap_ratio
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#6b7280", "#c8481f", "#2a6f97", "#5a8f3c", "#8a5a9e", "#b58a00")
+"""By arm: the control is grey, ours is red. The whole is drawn in `WHOLE`, on its own."""
+WHOLE = "#1f5f8b"
+INK, FAINT = "#222222", "#d8d8d8"
+
+STYLE: Mapping[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#ececec",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.dpi": 100,
+}
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure that needs no display.
+
+    Raises:
+        ValueError: The package ``matplotlib`` is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError(
+            "Figures need the package 'matplotlib', which is missing. "
+            "Install it: pip install 'counterpoint[train]'"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def to_png(figure: "Figure") -> bytes:
+    """The picture as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
+    """All pictures of a study, PNG bytes by file name."""
+    new_figure(1, 1)  # says what to install before anything else needs it
+    from matplotlib import rc_context
+
+    from counterpoint.evaluate.report.passage_figure import passage_figure
+
+    with rc_context({**STYLE}):
+        figures = {"curves.png": curves_figure(arms), "positions.png": positions_figure(arms)}
+        read = [arm for arm in arms if arm.evaluation.passage and arm.evaluation.passage.blocks]
+        if read:
+            control = next((arm for arm in arms if arm is not read[0]), None)
+            figures["streams.png"] = passage_figure(read[0], control)
+        return {name: to_png(figure) for name, figure in figures.items()}
+
+
+def curves_figure(arms: Sequence[Arm]) -> "Figure":
+    """Training loss against FLOPs and against seconds, with the held-out result at the end."""
+    figure = new_figure(10, 4)
+    axes = figure.subplots(1, 2, sharey=True)
+    lowest, highest = np.inf, 0.0
+    finals = [sum(arm.evaluation.bits) / sum(arm.evaluation.num_bytes) for arm in arms]
+    for axis, (key, label, scale) in zip(
+        axes,
+        (("flops", "training FLOPs (10¹²)", 1e12), ("seconds", "training seconds", 1.0)),
+        strict=True,
+    ):
+        for colour, arm, final in zip(_colours(arms), arms, finals, strict=True):
+            rows = [row for row in arm.metrics if "loss" in row]
+            x = np.array([row[key] for row in rows]) / scale
+            y = np.array([row["loss"] for row in rows])
+            smooth = _smooth(y, max(len(y) // 40, 1))
+            axis.plot(x, y, color=colour, alpha=0.15, linewidth=0.6)
+            axis.plot(x, smooth, color=colour, linewidth=1.8)
+            axis.plot(x[-1], final, "o", color=colour, markersize=7, markeredgecolor="white")
+            if key == "flops":  # colours say the rest
+                above = final >= max(finals)
+                _label(axis, x[-1], final, f"{arm.name}\nheld-out {final:.3f}", colour, above)
+            lowest = min(lowest, float(smooth.min()), final)
+            highest = max(highest, float(smooth[len(smooth) // 10 :].max()))
+        axis.set_xlabel(label)
+        axis.margins(x=0.02)
+        axis.set_xlim(left=0, right=axis.get_xlim()[1] * (1.32 if key == "flops" else 1.03))
+    axes[0].set_ylabel("bits/byte")
+    height = highest - lowest + 0.02  # leaves room for a name below the lowest end
+    axes[0].set_ylim(lowest - 0.25 * height, highest + 0.1 * height)
+    axes[0].set_title("Loss at equal compute")
+    axes[1].set_title("The same runs on the clock")
+    return figure
+
+
+def positions_figure(arms: Sequence[Arm]) -> "Figure":
+    """Bits/byte by position since the start of a unit, with 95 % intervals over units."""
+    figure = new_figure(7.5, 4.2)
+    axis = figure.subplots()
+    ends = [position_curve(arm.evaluation)[1][0][-1] for arm in arms]
+    for colour, arm in zip(_colours(arms), arms, strict=True):
+        centres, values = position_curve(arm.evaluation)
+        axis.fill_between(centres, values[1], values[2], color=colour, alpha=0.16, linewidth=0)
+        axis.plot(centres, values[0], "o-", color=colour, linewidth=1.8, markersize=4.5)
+        axis.annotate(
+            arm.name,
+            (centres[-1], values[0][-1]),
+            xytext=(8, 6 if values[0][-1] >= max(ends) else -6),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            weight="bold",
+        )
+    edges = arms[0].evaluation.position_edges
+    axis.set_xscale("log", base=2)
+    ticks = [edge for edge in edges[1:] if edge <= edges[-1]]
+    axis.set_xticks(ticks, [f"{edge:,}" for edge in ticks])
+    axis.minorticks_off()
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.9)
+    axis.set_xlabel("bytes since the start of the chapter")
+    axis.set_ylabel("held-out bits/byte")
+    axis.set_title("What the past is worth (bands: 95 % over chapters)")
+    return figure
+
+
+def position_curve(
+    evaluation: Evaluation,
+) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "3 K"]]:
+    """Centres of the bins that hold text, and value, low and high end of each."""
+    bits = np.array(evaluation.position_bits)
+    num_bytes = np.array(evaluation.position_bytes, float)
+    edges = np.array(evaluation.position_edges, float)
+    # Where few chapters reach, an interval over chapters says nothing.
+    kept = np.flatnonzero((num_bytes > 0).sum(0) >= min(5, len(bits)))
+    centres = np.sqrt(np.maximum(edges[kept], edges[1] / 2) * edges[kept + 1])
+    intervals = [bootstrap_ratio(bits[:, k], num_bytes[:, k]) for k in kept]
+    return centres, np.array([(i.value, i.low, i.high) for i in intervals]).reshape(-1, 3).T
+
+
+def _colours(arms: Sequence[Arm]) -> list[str]:
+    if len(arms) == 1:
+        return [PALETTE[1]]
+    return [PALETTE[i % len(PALETTE)] for i in range(len(arms))]
+
+
+def _smooth(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, " N"]:
+    """Mean of the last ``width`` values, of all when there are fewer."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    stop = np.arange(1, len(values) + 1)
+    start = np.maximum(stop - width, 0)
+    smooth: Float[np.ndarray, " N"] = (sums[stop] - sums[start]) / (stop - start)
+    return smooth
+
+
+def _label(axis: "Axes", x: float, y: float, text: str, colour: str, above: bool) -> None:
+    """A name beside the end of a curve, so that no legend is needed."""
+    axis.annotate(
+        text,
+        (x, y),
+        xytext=(8, 9 if above else -9),
+        textcoords="offset points",
+        color=colour,
+        weight="bold",
+        va="bottom" if above else "top",
+        fontsize=9,
+    )

@@ -1,0 +1,200 @@
+"""A passage to look at: what each byte read of the whole, and continuations of a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from counterpoint.data.text.shards import Unit
+from counterpoint.data.text.tokenizer import Tokenizer
+from counterpoint.evaluate.score import rows_batch, target_nats
+from counterpoint.evaluate.whole import has_whole
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Sessions, Streaming
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+    """Some ticks in a row of a unit.
+
+    Attributes:
+        source: Title and heading of the unit.
+        first_tick: Tick of the first id; where the model has a whole, the first of a block.
+        symbols: One short text for each id.
+        bits: What the model paid for each id.
+        edges: Where blocks start and end, counted in ids; empty when the model has no whole.
+        null: Attention on the null key when each id was produced.
+        earlier: Attention on all blocks before the passage.
+        blocks: Attention on each block of the passage, by id.
+    """
+
+    source: str
+    first_tick: int
+    symbols: tuple[str, ...]
+    bits: tuple[float, ...]
+    edges: tuple[int, ...] = ()
+    null: tuple[float, ...] = ()
+    earlier: tuple[float, ...] = ()
+    blocks: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Continuation:
+    """How a model went on.
+
+    Attributes:
+        source: Where the prompt is from.
+        prompt: Its text.
+        whole_of: Where the whole is from; empty when the model has none.
+        text: What the model wrote.
+    """
+
+    source: str
+    prompt: str
+    whole_of: str
+    text: str
+
+
+def unit_name(unit: Unit) -> str:
+    """Heading of a unit, or the title of its document where it has none."""
+    return unit.heading or unit.title
+
+
+def read_passage(
+    system: nn.Module, unit: Unit, tokenizer: Tokenizer, first_tick: int, num_ticks: int
+) -> Passage:
+    """Read a unit up to the end of a passage and keep what happened in it.
+
+    Args:
+        system: Any system; one with a whole also shows what was read of it.
+        unit: Longer than ``first_tick``.
+        tokenizer: Spells ids.
+        first_tick: Where the passage starts; moved back to the start of a block, at least to the
+            second one.
+        num_ticks: Its length; cut at the end of a block and of the unit.
+    """
+    model: Any = system
+    reading = None
+    batch = rows_batch([unit.ids], 1).to(next(system.parameters()).device)
+    with torch.no_grad():
+        logits = system(batch)["part"]
+        if has_whole(system):
+            reading = model.read(batch)
+    ends = range(len(unit.ids)) if reading is None else _block_ends(reading.finished[0])
+    starts = [end + 1 for end in ends if end + 1 <= max(first_tick, ends[0] + 1)]
+    first = starts[-1] if starts else 0
+    edges = [end + 1 for end in ends if first <= end + 1 <= min(first + num_ticks, len(unit.ids))]
+    if len(edges) < 2:
+        raise ValueError(
+            f"A passage must lie within its unit: {unit_name(unit)!r} has {len(unit.ids)} ticks, "
+            f"the passage starts at {first_tick}. Take a longer unit."
+        )
+    stop = edges[-1]
+    # The state at tick t produces the id of tick t + 1.
+    producing = slice(first - 1, stop - 1)
+    bits = target_nats(logits, batch.targets["part"])[0, producing].double() / np.log(2)
+    passage = Passage(
+        source=unit_name(unit),
+        first_tick=first,
+        symbols=tuple(_symbol(tokenizer, number) for number in unit.ids[first:stop].tolist()),
+        bits=tuple(bits.tolist()),
+    )
+    if reading is None:
+        return passage
+    attention = reading.attention[0, producing].double().cpu()
+    own = 1 + len(starts)  # the null key, then the blocks before the passage
+    return replace(
+        passage,
+        edges=tuple(edge - first for edge in edges),
+        null=tuple(attention[:, 0].tolist()),
+        earlier=tuple(attention[:, 1:own].sum(1).tolist()),
+        blocks=tuple(map(tuple, attention[:, own : own + len(edges) - 1].tolist())),
+    )
+
+
+def _block_ends(finished: Int[Tensor, " T"]) -> list[int]:
+    """Ticks at which blocks end."""
+    return torch.diff(finished, prepend=finished.new_zeros(1)).nonzero()[:, 0].tolist()
+
+
+def continue_prompts(
+    system: Streaming,
+    pairs: Sequence[tuple[Unit, Unit]],
+    tokenizer: Tokenizer,
+    *,
+    prompt_ticks: int = 256,
+    num_ticks: int = 240,
+    sampling: Sampling | None = None,
+) -> tuple[Continuation, ...]:
+    """Continue the beginnings of units, under their own whole and under another unit's.
+
+    All continuations of a prompt draw the same random numbers. The whole is exchanged once, between
+    prompt and continuation; after that it goes on to grow from what is written.
+
+    Args:
+        system: A system; one without a whole gives one continuation a prompt.
+        pairs: Units for prompts, each with the unit that lends its whole.
+        tokenizer: Spells ids.
+        prompt_ticks: Ticks of a prompt; fewer when a unit is shorter.
+        num_ticks: Most ids that are written.
+        sampling: How ids are chosen.
+    """
+    sampling = sampling or Sampling(temperature=0.7, seed=1)
+    found = []
+    for unit, donor in pairs:
+        # The donor's text may divide into fewer blocks, so it has to be longer.
+        length = min(prompt_ticks, len(unit.ids) - 1, len(donor.ids) * 3 // 4)
+        own, other = unit.ids[:length].tolist(), donor.ids.tolist()
+        swaps = has_whole(system)
+        wholes = [unit_name(unit), unit_name(donor)] if swaps else [""]
+        sessions = Sessions(system, len(wholes), sliding=True)
+        for row in range(len(wholes)):
+            sessions.start(row, sampling, end_id=tokenizer.end_id, max_sampled=num_ticks)
+        sessions.feed(dict.fromkeys(range(len(wholes)), own))
+        if swaps:
+            exchange_whole(sessions, [own, other])
+        while sessions.running:
+            sessions.step()
+        for row, whole_of in enumerate(wholes):
+            found.append(
+                Continuation(
+                    source=unit_name(unit),
+                    prompt=tokenizer.decode(np.array(own)),
+                    whole_of=whole_of,
+                    text=tokenizer.decode(np.array(sessions[row].sampled)),
+                )
+            )
+    return tuple(found)
+
+
+def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
+    """Let every row go on with the whole of another text, with as many blocks as it has itself.
+
+    Raises:
+        ValueError: A text has fewer blocks.
+    """
+    system: Any = sessions.system
+    lenders = Sessions(sessions.system, len(sessions), sliding=True)
+    for row in range(len(sessions)):
+        lenders.start(row)
+    rest = [list(text) for text in texts]
+    # Id by id, because the texts may divide into blocks differently.
+    while True:
+        short = (lenders.state.finished < sessions.state.finished).tolist()
+        wanting = {row: [rest[row].pop(0)] for row, want in enumerate(short) if want and rest[row]}
+        if not wanting:
+            break
+        lenders.feed(wanting)
+    sessions.state = system.swap(sessions.state, lenders.state)
+
+
+def _symbol(tokenizer: Tokenizer, number: int) -> str:
+    """Text of one id that takes the room of its characters; bytes of longer characters are dots."""
+    if number == tokenizer.end_id:
+        return "■"
+    text = tokenizer.decode(np.array([number])).replace("\n", "↵")
+    return "".join(c if c.isprintable() and c != "\ufffd" else "·" for c in text)

@@ -1,0 +1,243 @@
+"""The report of a study: one HTML file that needs nothing else, and the numbers as JSON.
+
+A study folder holds
+
+- ``study.json``: names of the arms, command, versions, machine, durations,
+- a run folder for each arm: ``metrics.jsonl``, ``checkpoints/``, ``evaluation.json``,
+- ``report.html``, ``summary.json`` and the pictures: all of them are made from the files above.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from counterpoint.evaluate.report.figures import draw_figures
+from counterpoint.evaluate.report.summary import Arm, Summary, columns, spell, summarize
+from counterpoint.evaluate.results import load_evaluation
+from counterpoint.train.checkpoint import read_manifest, resolve
+from counterpoint.train.metrics import read_metrics
+
+STUDY = "study.json"
+
+TITLES: Mapping[str, str] = {
+    "curves.png": "Learning",
+    "streams.png": "The two streams over one passage",
+    "positions.png": "What the past is worth",
+}
+CAPTIONS: Mapping[str, str] = {
+    "curves.png": "Training loss of every step (faint) and its running mean, against training "
+    "FLOPs and against seconds. The dots are the final bits/byte on the held-out text.",
+    "streams.png": "Below, the bytes of a held-out passage; above, the blocks of the whole that "
+    "were finished while it was read. Lines show which blocks were read to predict each byte (mean "
+    "over links and heads; weights below 2 % are left out); each byte is also written under the "
+    "plan of the newest finished block, which is not drawn. Bars show the attention that went to "
+    "the null key, which means to nothing, and to older blocks, and what each byte cost.",
+    "positions.png": "Held-out bits/byte by the number of bytes since the start of the chapter. A "
+    "model that uses a longer past keeps falling to the right.",
+}
+NOTE = (
+    "Each byte is scored from its real past. Brackets: 95 % bootstrap interval over units; "
+    "differences are paired. Swap-Δ: bits/byte lost when the whole is replaced by that of a "
+    "chapter of another book. Seconds are those of training steps."
+)
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --soft: #667; --line: #ddd; --paper: #fff;
+  --card: #f6f6f4; --accent: #c8481f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a0a4ad; --line: #3a3d44;
+  --paper: #17181b; --card: #212327; --accent: #f08a63; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 1180px; margin: 2rem auto 5rem; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
+p.soft, figcaption, small { color: var(--soft); }
+p.verdict { border-left: 4px solid var(--accent); padding-left: 1rem; font-size: 1.1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .82rem; }
+th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0 0; } figure img { max-width: 100%; background: #fff; border-radius: 6px; }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }
+.texts div, pre { background: var(--card); border-radius: 6px; padding: .8rem 1rem; }
+.texts div { white-space: pre-wrap; font-family: Georgia, serif; }
+.texts b { display: block; font-family: system-ui, sans-serif; font-size: .85rem; }
+pre { overflow-x: auto; font-size: .85rem; }
+"""
+
+
+def load_arm(folder: Path) -> Arm:
+    """A trained and evaluated arm.
+
+    Raises:
+        ValueError: The folder holds no evaluation or no checkpoint.
+    """
+    evaluation = load_evaluation(folder)
+    if evaluation is None:
+        raise ValueError(
+            f"{folder} must hold an evaluation: it has none. Run `counterpoint train` on its "
+            "recipe again, which goes on from where it stopped."
+        )
+    manifest = read_manifest(resolve(folder))
+    return Arm(
+        name=folder.name,
+        run=manifest.get("run") or {},
+        metrics=read_metrics(folder / "metrics.jsonl"),
+        counters=manifest["counters"],
+        evaluation=evaluation,
+    )
+
+
+def write_report(folder: Path) -> Summary:
+    """Make report, pictures and ``summary.json`` anew from what a study folder holds.
+
+    Returns:
+        What the study found.
+
+    Raises:
+        ValueError: The folder holds no study, or an arm is not finished.
+    """
+    try:
+        about = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        names = about["arms"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder} must hold a study: its {STUDY} is missing or damaged. "
+            "Name a folder that `counterpoint train` wrote for a study, such as runs/first_run."
+        ) from None
+    arms = [load_arm(folder / name) for name in names]
+    summary = summarize(about["name"], arms, about)
+    pictures = draw_figures(arms)
+    for name, content in pictures.items():
+        (folder / name).write_bytes(content)
+    page = report_html(summary, arms, pictures)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    text = json.dumps(_without_nan(asdict(summary)), indent=1, allow_nan=False, ensure_ascii=False)
+    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def report_html(summary: Summary, arms: Sequence[Arm], pictures: Mapping[str, bytes]) -> str:
+    """The report as one HTML text without any outside reference."""
+    heads, cells = columns(summary)
+    about = summary.about
+    body = [
+        f"<h1>{html.escape(summary.name)}</h1>",
+        f'<p class="soft">{html.escape(str(about.get("purpose", "")))}</p>',
+        f'<p class="verdict">{html.escape(summary.verdict)}</p>',
+        _table(heads, cells),
+        f"<p><small>Held out: {html.escape(summary.held_out)}. {NOTE}</small></p>",
+        *(_figure(name, pictures[name]) for name in TITLES if name in pictures),
+        _use_of_whole(summary, arms),
+        _continuations(arms),
+        _details(about, arms),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(summary.name)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in cells
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _figure(name: str, png: bytes) -> str:
+    title, data = html.escape(TITLES[name]), base64.b64encode(png).decode()
+    return (
+        f'<h2>{title}</h2><figure><img alt="{title}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"
+    )
+
+
+def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
+    """Numbers that show whether the whole is used or has collapsed."""
+    cells = []
+    for row, arm in zip(summary.rows, arms, strict=True):
+        use = arm.evaluation.whole
+        if use is None or row.null_share is None or row.effective_rank is None:
+            continue
+        own = sum(use.own_bits) / sum(use.num_bytes)
+        cells.append(
+            (
+                row.name,
+                f"{own:.3f}",
+                spell(row.swap_delta, "{:+.3f}"),
+                spell(row.none_delta, "{:+.3f}"),
+                f"{row.null_share:.0%}",
+                f"{row.effective_rank:.0f} of {use.width}",
+            )
+        )
+    if not cells:
+        return ""
+    config = arms[0].evaluation.config
+    heads = (
+        "arm",
+        "own whole",
+        "another's (swap-Δ)",
+        "none",
+        "attention on null",
+        "rank of whole",
+    )
+    return (
+        "<h2>Is the whole used?</h2>"
+        + _table(heads, cells)
+        + "<p><small>Bits/byte, and bits/byte lost, on the first "
+        f"{config.whole_ticks:,} bytes of {config.whole_units} held-out chapters at most, "
+        "each beside a chapter of nearest length of another book. Rank: exponential of the entropy "
+        "of the normalised singular values of the whole states; 1 means that all are alike."
+        "</small></p>"
+    )
+
+
+def _continuations(arms: Sequence[Arm]) -> str:
+    """The same prompts, continued by every arm and under every whole."""
+    found = [(arm.name, one) for arm in arms for one in arm.evaluation.continuations]
+    if not found:
+        return ""
+    body = ["<h2>Continuations</h2><p><small>Same prompt and same random numbers.</small></p>"]
+    order = list(dict.fromkeys(one.source for _, one in found))
+    found.sort(key=lambda pair: order.index(pair[1].source))
+    for source, group in groupby(found, key=lambda pair: pair[1].source):
+        members = list(group)
+        prompt = members[0][1].prompt
+        body.append(f"<h3>{html.escape(source)}</h3><p>… {html.escape(prompt[-160:].strip())}</p>")
+        body.append('<div class="texts">')
+        for name, one in members:
+            whole = f", whole of {one.whole_of}" if one.whole_of else ""
+            title = html.escape(name + whole)
+            body.append(f"<div><b>{title}</b>{html.escape(one.text.strip())}</div>")
+        body.append("</div>")
+    return "".join(body)
+
+
+def _details(about: Mapping[str, Any], arms: Sequence[Arm]) -> str:
+    """Command, versions and the full configs."""
+    settings = {arm.name: arm.run for arm in arms}
+    return (
+        "<h2>How this was made</h2>"
+        f"<pre>{html.escape(json.dumps(about, indent=1, ensure_ascii=False))}</pre>"
+        "<details><summary>Full configs</summary>"
+        f"<pre>{html.escape(json.dumps(settings, indent=1, ensure_ascii=False))}</pre></details>"
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no ``nan``: what was not measured is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

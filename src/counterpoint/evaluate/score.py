@@ -1,0 +1,177 @@
+"""Bits/byte of a system on units of text, in full and by position since their start.
+
+A unit is scored in one row as long as itself: every id is predicted from its real past, as far as
+the windows of the model reach. Offline rows are streaming to float tolerance (the contract of every
+system), so this is what a session would see, and it is the same for all systems. Only units longer
+than ``batch_ticks`` are cut, and each piece then starts without a past, as rows do in training.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.data.text.shards import Unit
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
+
+BATCH_TICKS = 8192
+"""Ticks of a batch: the largest attention matrices stay below 300 MB in the first run."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of ticks done and of all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Score:
+    """What a system paid for one unit.
+
+    Attributes:
+        title: Title of its document.
+        nats: Of every id of the unit but the first.
+        byte_lengths: Bytes of text that each of these ids stands for (0 for the end id).
+    """
+
+    title: str
+    nats: Float[np.ndarray, " n"]
+    byte_lengths: Int[np.ndarray, " n"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the unit's text."""
+        return int(self.byte_lengths.sum())
+
+    @property
+    def bits(self) -> float:
+        """Bits of the whole unit, its end included."""
+        return float(self.nats.sum()) / math.log(2)
+
+
+def target_nats(
+    logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """Nats of each target in float32; 0 where there is none."""
+    scores = logits.float().transpose(1, 2)
+    return F.cross_entropy(scores, targets, ignore_index=UNSET_ID, reduction="none")
+
+
+def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batch:
+    """One batch of rows of ids, each a document of its own that predicts all ids but its first.
+
+    Shorter rows are filled up with their last id, which trains and scores nothing.
+    """
+    longest = max(len(row) - 1 for row in rows)
+    num_ticks = -(-longest // block_ticks) * block_ticks
+    ticks = np.stack([np.pad(row[:-1], (0, num_ticks - len(row) + 1), "edge") for row in rows])
+    targets = np.full(ticks.shape, UNSET_ID, np.int64)
+    for i, row in enumerate(rows):
+        targets[i, : len(row) - 1] = row[1:]
+    ids = torch.from_numpy(ticks.astype(np.int64))
+    return Batch(
+        ticks={"part": ids},
+        targets={"part": torch.from_numpy(targets)},
+        document_start=torch.zeros_like(ids),
+        size=int((targets != UNSET_ID).sum()),
+    )
+
+
+def score(
+    system: nn.Module,
+    units: Sequence[Unit],
+    byte_lengths: Int[np.ndarray, " V"],
+    *,
+    block_ticks: int = 1,
+    batch_ticks: int = BATCH_TICKS,
+    on_progress: Progress | None = None,
+) -> list[Score]:
+    """Nats of every id of every unit.
+
+    Precision is the caller's: wrap the call in `torch.autocast` to score as in training.
+
+    Args:
+        system: Scores the stream ``part``; evaluation mode.
+        units: What is scored.
+        byte_lengths: Bytes of text of each id of the vocabulary (`Tokenizer.byte_lengths`).
+        block_ticks: Rows are filled up to a multiple of this (`Layout.block_ticks`).
+        batch_ticks: Most ticks of a batch, filling included, and of a row.
+        on_progress: Called after each batch.
+
+    Raises:
+        ValueError: There are no units.
+    """
+    if not units:
+        raise ValueError(
+            "At least one unit must be held out to be scored: got none. Set `held_out`."
+        )
+    pieces = [
+        (index, start, unit.ids[start : start + batch_ticks + 1])
+        for index, unit in enumerate(units)
+        for start in range(0, len(unit.ids) - 1, batch_ticks)
+    ]
+    device = next(system.parameters()).device
+    nats = [np.zeros(len(unit.ids) - 1) for unit in units]
+    total, done = sum(len(row) for row in nats), 0
+    for group in _groups(pieces, batch_ticks):
+        batch = rows_batch([ids for _, _, ids in group], block_ticks).to(device)
+        with torch.no_grad():
+            paid = target_nats(system(batch)["part"], batch.targets["part"]).double().cpu().numpy()
+        for row, (index, start, ids) in zip(paid, group, strict=True):
+            nats[index][start : start + len(ids) - 1] = row[: len(ids) - 1]
+            done += len(ids) - 1
+        if on_progress is not None:
+            on_progress(done, total)
+    return [
+        Score(title=unit.title, nats=paid, byte_lengths=byte_lengths[unit.ids[1:]])
+        for unit, paid in zip(units, nats, strict=True)
+    ]
+
+
+def bits_per_byte(scores: Sequence[Score]) -> float:
+    """Bits of all units over bytes of all units."""
+    return sum(score.bits for score in scores) / sum(score.num_bytes for score in scores)
+
+
+def position_edges(num_bytes: int, first: int = 64, per_doubling: int = 1) -> tuple[int, ...]:
+    """Log-spaced edges ``0, first, 2 first ...`` of bins that cover ``num_bytes`` positions."""
+    count = max(math.ceil(math.log2(max(num_bytes, first) / first) * per_doubling), 0)
+    return (0, *(round(first * 2 ** (i / per_doubling)) for i in range(count + 1)))
+
+
+def by_position(
+    scores: Sequence[Score], edges: Sequence[int]
+) -> tuple[Float[np.ndarray, "N K"], Int[np.ndarray, "N K"]]:
+    """Bits and bytes of each unit in bins of the position since its start.
+
+    Args:
+        scores: N units.
+        edges: K + 1 edges in bytes; an id belongs to the bin in which its text starts. What lies
+            outside all bins is left out.
+    """
+    bits = np.zeros((len(scores), len(edges) - 1))
+    num_bytes = np.zeros(bits.shape, np.int64)
+    for row, unit in enumerate(scores):
+        position = np.cumsum(unit.byte_lengths) - unit.byte_lengths
+        inside = (position >= edges[0]) & (position < edges[-1])
+        place = np.searchsorted(edges, position[inside], side="right") - 1
+        np.add.at(bits[row], place, unit.nats[inside] / math.log(2))
+        np.add.at(num_bytes[row], place, unit.byte_lengths[inside])
+    return bits, num_bytes
+
+
+def _groups(
+    pieces: Sequence[tuple[int, int, Int[np.ndarray, " _n"]]], batch_ticks: int
+) -> Iterator[list[tuple[int, int, Int[np.ndarray, " _n"]]]]:
+    """Pieces of similar lengths, longest first, so that little is filled up."""
+    group: list[tuple[int, int, Int[np.ndarray, " _n"]]] = []
+    for piece in sorted(pieces, key=lambda piece: -len(piece[2])):
+        if group and (len(group) + 1) * (len(group[0][2]) - 1) > batch_ticks:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group

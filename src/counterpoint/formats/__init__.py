@@ -1,0 +1,1 @@
+"""Foreign files: weights, configs and voices of published models, read and written."""

@@ -1,0 +1,1 @@
+"""Files of the Moshi family: Kyutai's and NVIDIA's weights, configs, adapters and voices."""

@@ -1,0 +1,322 @@
+"""A `Moshi` from a checkpoint of the Moshi family, and back.
+
+Source: Moshi (arXiv:2410.00037); files as the `moshi` package 0.2.13 reads and writes them. Checked
+against it in `tests/formats/moshi/test_checkpoint.py`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoint.blocks.depth import DepthConfig
+from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.formats.moshi.config import MOSHI_7B, ReferenceConfig
+from counterpoint.formats.moshi.names import pairs_from_halves, reference_names
+from counterpoint.formats.moshi.tensors import extend_depth, mlp_hidden, trim_depth
+from counterpoint.formats.moshi.weights import read_checkpoint, write_adapters, write_checkpoint
+from counterpoint.streams.spec import Role
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+
+EPSILON = 1e-8  # of the reference's root mean square norms
+SEMANTIC_WEIGHT = 100.0
+# What `Moshi` is built for; other values of these keys are other models of the family.
+NEEDED = {
+    key: MOSHI_7B[key]
+    for key in (
+        *("gating", "norm", "positional_embedding", "causal", "layer_scale", "max_period"),
+        *("depformer_gating", "depformer_pos_emb", "depformer_layer_scale"),
+        *("depformer_multi_linear", "depformer_weights_per_step"),
+    )
+} | {
+    "cross_attention": False,
+    "kv_repeat": 1,
+    "depformer_kv_repeat": 1,
+    "depformer_norm": None,
+    "bias_proj": False,
+    "demux_second_text_stream": False,
+    "text_card_out": None,
+}
+MODEL_ID, OWN = "model_id", "counterpoint"
+"""Keys of config.json, one within the other, for fields of `MoshiConfig` that it has no key for.
+
+Kyutai's loader passes unknown keys on to its layers, which refuse them; this one it only keeps.
+"""
+
+
+def load_moshi(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    num_predicted: int | None = None,
+    lora_path: Path | None = None,
+) -> Moshi:
+    """Build the model of a checkpoint and take its weights.
+
+    Args:
+        path: A folder, or a file of weights; see `read_checkpoint`.
+        dtype: Of the weights.
+        num_predicted: Codebooks to predict: fewer than the file's (exact), or more (copies, to be
+            trained); by default the file's.
+        lora_path: Adapters to merge into the weights.
+
+    Raises:
+        ValueError: The file is not one of the family, or of a model that `Moshi` is not.
+    """
+    config, state, extra = read_checkpoint(path, dtype=dtype, lora_path=lora_path)
+    if extra:
+        raise ValueError(
+            f"{path} must be a plain Moshi: it has tensors of conditioners or extra heads, such as "
+            f"{min(extra)}."
+        )
+    if num_predicted is not None and num_predicted != config.streams.dep_q:
+        change = trim_depth if num_predicted < config.streams.dep_q else extend_depth
+        state, config = change(state, config, num_predicted)
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        model = Moshi(moshi_config(config)).to(dtype)
+    model.to_empty(device="cpu")
+    model.load_reference(state)
+    return model.eval()
+
+
+def save_moshi(model: Moshi, folder: Path) -> None:
+    """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
+
+    `load_moshi` gives the same `MoshiConfig` again. The reference computes with a `norm_epsilon`
+    of 1e-8 and without pinned steps, whatever ours are. Adapters are not in it: merge them first,
+    or see `save_adapters`.
+
+    Args:
+        model: With weights in floats.
+        folder: A new or empty folder.
+
+    Raises:
+        ValueError: The reference has no such model, the folder holds something, or it cannot be
+            written.
+    """
+    if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
+        raise ValueError("A model must be saved with weights in floats: save before `store_int8`.")
+    config = reference_config(model.config)
+    write_checkpoint(model.reference_state_dict(), config, folder)
+
+
+def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
+    """Write the adapters of a model, and its embeddings if they are trained; see `write_adapters`.
+
+    The reference implementation and `load_moshi` read them beside the weights that they change.
+
+    Args:
+        model: With all adapters of `counterpoint.blocks.low_rank.add_low_rank`.
+        folder: A new or empty folder.
+        low_rank: The adapters.
+
+    Raises:
+        ValueError: The model has none, the reference has no such model, the folder holds
+            something, or it cannot be written.
+    """
+    config, state = model.config, model.state_dict()
+    heads = config.temporal.num_heads
+    tensors: dict[str, torch.Tensor] = {}
+    for ours, theirs in reference_names(
+        config.temporal.num_layers, config.depth, config.num_codebooks, config.num_predicted
+    ).items():
+        module = ours.removesuffix("weight")
+        is_table = ours.endswith("table.weight")
+        for end in ("weight",) if is_table and low_rank.train_embeddings else (FACTOR_A, FACTOR_B):
+            weight = state.get(module + end)
+            if weight is None or not theirs:
+                continue
+            if ours.endswith("attention.qkv.weight") and end == FACTOR_B:
+                weight = pairs_from_halves(weight, heads)
+            names = [name.removesuffix("weight") + end for name in theirs]
+            tensors |= dict(zip(names, weight.chunk(len(names)), strict=True))
+    if not any(name.endswith(FACTOR_A) for name in tensors):
+        raise ValueError("The model must have adapters to save them: it has none. Add them first.")
+    reference = reference_config(config)
+    write_adapters(tensors, reference, folder, rank=low_rank.rank, scaling=low_rank.scaling)
+
+
+def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
+    """The shape of a `Moshi` with the tensors of a reference configuration.
+
+    Raises:
+        ValueError: It has options that `Moshi` lacks, or fields of ours that do not fit it.
+    """
+    config, model_id = _published_config(reference), reference.other.get(MODEL_ID)
+    if not isinstance(model_id, dict) or OWN not in model_id:
+        return config
+    where = f"`{MODEL_ID}.{OWN}` in config.json"
+    try:
+        config = _replaced(config, model_id[OWN])
+    except (AttributeError, TypeError, ValueError) as problem:
+        raise ValueError(
+            f"{where} must hold fields of a MoshiConfig, and fit `num_predicted`: {problem}"
+        ) from None
+    delays = reference.streams.delays
+    if _delays(config) != delays:
+        raise ValueError(
+            f"{where} must have streams with the `delays` {list(delays)}: got "
+            f"{list(_delays(config))}. Correct one of them."
+        )
+    return config
+
+
+def _replaced(value: Any, changes: Any) -> Any:
+    """A value that was read from JSON as the type of another; of a dataclass, with some fields."""
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {name: _replaced(getattr(value, name), new) for name, new in changes.items()}
+        return replace(value, **fields)
+    if isinstance(value, tuple):
+        return tuple(_replaced(value[0] if value else 0, new) for new in changes)
+    return type(value)(changes)
+
+
+def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What has another value than in ``other``, which has the same names."""
+    return {
+        name: _difference(own, other[name]) if isinstance(own, dict) else own
+        for name, own in value.items()
+        if own != other[name]
+    }
+
+
+def _published_config(reference: ReferenceConfig) -> MoshiConfig:
+    """What the published keys say."""
+    keys = reference.to_json()
+    for key, needed in NEEDED.items():
+        if keys.get(key, needed) != needed:
+            raise ValueError(
+                f"`Moshi` needs `{key}` = {needed!r} in config.json: got {keys[key]!r}. Other "
+                "models of the family cannot be loaded."
+            )
+    streams, tower, depth = reference.streams, reference.tower, reference.depth
+    if tower.context is None or depth.dim_feedforward is None:
+        raise ValueError("config.json must hold `context` and `depformer_dim_feedforward`.")
+    if isinstance(depth.dim_feedforward, tuple):
+        raise ValueError(
+            f"`depformer_dim_feedforward` must be one width: got {depth.dim_feedforward}."
+        )
+    return MoshiConfig(
+        temporal=TowerConfig(
+            width=tower.dim,
+            num_layers=tower.num_layers,
+            num_heads=tower.num_heads,
+            mlp_hidden=mlp_hidden(tower.dim, int(tower.hidden_scale * tower.dim)),
+            window=tower.context,
+            norm_epsilon=EPSILON,
+        ),
+        depth=DepthConfig(
+            width=depth.dim,
+            num_layers=depth.num_layers,
+            num_heads=depth.num_heads,
+            mlp_hidden=mlp_hidden(depth.dim, depth.dim_feedforward),
+            schedule=depth.weights_per_step_schedule or (),
+            embedding_rank=depth.low_rank_embeddings,
+            norm_epsilon=EPSILON,
+        ),
+        audio=tuple(_audio_streams(streams.delays[1:], streams.dep_q)),
+        num_predicted=streams.dep_q,
+        text_vocab_size=streams.text_card,
+        audio_vocab_size=streams.card,
+        text_delay_ticks=streams.delays[0],
+        text_padding_id=streams.existing_text_padding_id,
+        text_light_ids=(streams.existing_text_padding_id,),
+    )
+
+
+def _audio_streams(delays: tuple[int, ...], num_predicted: int) -> Iterator[AudioStream]:
+    """Streams of the agent and the user, who have half of the codebooks each.
+
+    A model that predicts another number of codebooks than half or all has one speaker, who says
+    them, and hears the rest. A speaker's first codebook is the semantic one; neighbours with one
+    delay are one stream.
+    """
+    num_codebooks = len(delays)
+    paired = num_codebooks % 2 == 0 and num_predicted in (num_codebooks // 2, num_codebooks)
+    cut = num_codebooks // 2 if paired else num_predicted
+    speakers = (("agent", Role.SPOKEN, delays[:cut]), ("user", Role.HEARD, delays[cut:]))
+    for speaker, role, (*own,) in speakers:
+        if not own:
+            continue
+        yield AudioStream(
+            name=f"{speaker}_semantic",
+            role=role,
+            depth=1,
+            delay_ticks=own[0],
+            loss_weight=SEMANTIC_WEIGHT,
+        )
+        runs = [(delay, len(list(run))) for delay, run in groupby(own[1:])]
+        for number, (delay, depth) in enumerate(runs, 1):
+            name = f"{speaker}_acoustic" + (f"_{number}" if len(runs) > 1 else "")
+            yield AudioStream(name=name, role=role, depth=depth, delay_ticks=delay)
+
+
+def reference_config(config: MoshiConfig) -> ReferenceConfig:
+    """The configuration with which the reference implementation builds the same model.
+
+    What it has no key for is under `MODEL_ID`, where `moshi_config` finds it.
+
+    Raises:
+        ValueError: It cannot express the size of an MLP.
+    """
+    reference = _published_reference(config)
+    plain = _published_config(reference)
+    # As the values will be when they are read: lists, and strings for roles.
+    ours, theirs = (json.loads(json.dumps(asdict(value))) for value in (config, plain))
+    own = _difference(ours, theirs)
+    return replace(reference, other={MODEL_ID: {OWN: own}}) if own else reference
+
+
+def _delays(config: MoshiConfig) -> tuple[int, ...]:
+    """Delay of the text, then of every codebook, in frames."""
+    audio = (stream.delay_ticks for stream in config.audio for _ in range(stream.depth))
+    return (config.text_delay_ticks, *audio)
+
+
+def _published_reference(config: MoshiConfig) -> ReferenceConfig:
+    """What the published keys can say."""
+    temporal, depth = config.temporal, config.depth
+    feedforward = _feedforward(depth.width, depth.mlp_hidden)
+    wanted = _feedforward(temporal.width, temporal.mlp_hidden)
+    scale = wanted / temporal.width
+    if int(scale * temporal.width) != wanted:  # the reference rounds the product down
+        scale = (wanted + 0.5) / temporal.width
+    keys = {
+        **MOSHI_7B,
+        "dim": temporal.width,
+        "num_layers": temporal.num_layers,
+        "num_heads": temporal.num_heads,
+        "hidden_scale": scale,
+        "context": temporal.window,
+        "text_card": config.text_vocab_size,
+        "card": config.audio_vocab_size,
+        "existing_text_padding_id": config.text_padding_id,
+        "n_q": config.num_codebooks,
+        "dep_q": config.num_predicted,
+        "delays": _delays(config),
+        "depformer_dim": depth.width,
+        "depformer_num_layers": depth.num_layers,
+        "depformer_num_heads": depth.num_heads,
+        "depformer_dim_feedforward": feedforward,
+        "depformer_weights_per_step_schedule": depth.schedule or None,
+        "depformer_low_rank_embeddings": depth.embedding_rank,
+    }
+    return ReferenceConfig.from_json(keys)
+
+
+def _feedforward(width: int, hidden: int) -> int:
+    """A ``dim_feedforward`` for which the reference's MLP has so many hidden features."""
+    for found in (-(-3 * hidden // 2), -(-3 * hidden // 2) + 1):
+        if mlp_hidden(width, found) == hidden:
+            return found
+    if mlp_hidden(width, 4 * width) == hidden:
+        return 4 * width
+    raise ValueError(
+        f"The reference cannot express `mlp_hidden` = {hidden} at `width` = {width}. Take another."
+    )

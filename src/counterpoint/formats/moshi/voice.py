@@ -1,0 +1,209 @@
+"""Voices: the frames of a speaker's sample that PersonaPlex hears before a conversation.
+
+NVIDIA ships a voice as a pickle ``{"embeddings", "cache"}``, which is read with nothing but tensors
+allowed, and kept as safetensors with the same two names. For T frames of a sample it holds the
+summed embeddings of the columns 0 to T - 1, as `Moshi.frames` counts them, and the newest ids of
+every stream in a ring, those of column c in slot c modulo its size. A session reads the embeddings
+and goes on with column T, which is in the ring.
+
+Source: PersonaPlex (arXiv:2602.06053), voice prompt; the format is that of NVIDIA's loader. Its
+code never hears the first frame of a recording, so that T is one less than the frames it has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from counterpoint.formats.moshi.weights import flush
+from counterpoint.streams.spec import UNSET_ID, Ticks
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import TEXT, MoshiConfig
+
+UNGENERATED = -2  # the lowest id in a ring: an entry that is yet to be predicted
+FILES = (".pt", ".safetensors")
+"""How names of files of voices end."""
+
+_FARTHEST = 0.5  # rounding to bfloat16 moves a sum by 0.003 of its length, other weights by 1.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Voice:
+    """A voice prompt that a model has embedded already.
+
+    Attributes:
+        embeddings: Input of the temporal transformer at each frame, summed over the streams.
+        cache: Ring of the last tokens, of text and audio: 1 + ``n_q`` streams, and
+            ``max_delay + 3`` frames.
+    """
+
+    embeddings: Float[Tensor, "T 1 1 D"]
+    cache: Int[Tensor, "1 S R"]
+
+
+@torch.no_grad()
+def record_voice(system: Moshi, codes: Ticks) -> Voice:
+    """The voice that is kept of a sample.
+
+    Args:
+        system: The model that hears it.
+        codes: What all streams say meanwhile, one row in content order, such as
+            `hybrid_prompt(config, (), sample, Fillers(pause_s=0))`.
+
+    Raises:
+        ValueError: They do not fit the model.
+    """
+    columns, num_frames = system.frames(codes), codes[TEXT].shape[1]
+    embeddings = system.embed({name: ids[:, :num_frames] for name, ids in columns.items()})[0]
+    audio = [columns[stream.name] for stream in system.audio]
+    ids = torch.cat((columns[TEXT][..., None], *audio), 2)[0].T
+    delays = _delays(system.config)
+    newest = num_frames + delays[:, None]
+    slot = torch.arange(_ring_size(system.config))
+    column = (newest - (newest - slot) % len(slot)).to(ids.device)
+    cache = ids.gather(1, column.clamp(min=0)).masked_fill(column < 0, UNGENERATED)
+    return Voice(embeddings=embeddings[:, None, None], cache=cache[None])
+
+
+@torch.no_grad()
+def voice_codes(voice: Voice, system: Moshi) -> Ticks:
+    """Codes of the frames of a voice, one row in content order, as far as its ring has them.
+
+    Returns:
+        Of all streams; `UNSET_ID` for what only the embeddings tell of.
+
+    Raises:
+        ValueError: The ring has not the newest frames, or embeddings and ids are not the model's.
+    """
+    num_frames, ring = len(voice.embeddings), voice.cache[0].cpu()
+    delays = _delays(system.config)
+    column = num_frames + torch.arange(-1, int(delays.max()) + 1)
+    held = ring[:, column % ring.shape[1]]
+    if (held[column <= num_frames + delays[:, None]] < 0).any():
+        raise ValueError(
+            "'cache' of a voice must hold the ids of its newest frames: some are missing. Make the "
+            "voice again."
+        )
+    _check_embedding(voice.embeddings[-1], held[:, :1], system)
+    codes: dict[str, Tensor] = {}
+    for stream, own in zip(system.layout.streams, _by_stream(held, system), strict=True):
+        # Content frame f is in column f + 1 + delay; before frame 0 there are initial ids.
+        kept = min(num_frames, 1 + stream.delay_ticks)
+        stop = 2 + stream.delay_ticks
+        ids = own.new_full((1, num_frames, stream.depth), UNSET_ID)
+        ids[0, num_frames - kept :] = own[:, stop - kept : stop].T
+        codes[stream.name] = ids[..., 0] if stream.name == TEXT else ids
+    return codes
+
+
+def _by_stream(ids: Int[Tensor, "S n"], system: Moshi) -> tuple[Int[Tensor, "K n"], ...]:
+    return ids.split([stream.depth for stream in system.layout.streams])
+
+
+def _check_embedding(
+    given: Float[Tensor, "1 1 D"], column: Int[Tensor, "S 1"], system: Moshi
+) -> None:
+    """Refuse an embedding that is not what the model makes of the ids of its column."""
+    frame: dict[str, Tensor] = {}
+    for stream, ids in zip(system.layout.streams, _by_stream(column, system), strict=True):
+        ids = ids.to(system.text_embedding.table.weight.device)
+        frame[stream.name] = ids if stream.name == TEXT else ids.T[None]
+    own = system.embed(frame).float()
+    if (given.to(own) - own).norm() > _FARTHEST * own.norm():
+        raise ValueError(
+            "A voice must be of the model that hears it: its last embedding is not what this model "
+            "makes of the ids beside it. Use a voice made for this model."
+        )
+
+
+def read_voice(path: Path, config: MoshiConfig) -> Voice:
+    """Read a voice, `.pt` (tensors only) or `.safetensors`.
+
+    Args:
+        path: File.
+        config: Of the model that shall hear it, which must be the one that made it.
+
+    Returns:
+        The voice, on the CPU, embeddings of the type that they were stored with.
+
+    Raises:
+        ValueError: The file holds anything else, or does not fit the model.
+    """
+    try:
+        held = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except OSError as problem:
+        raise ValueError(f"{path} must be readable: {problem}. Check the path.") from None
+    except Exception as problem:  # a hostile file can make a reader fail in any way
+        raise ValueError(
+            f"{path} must be a whole file of plain tensors: reading it ended in "
+            f"{type(problem).__name__}. What is no tensor could run code and is refused."
+        ) from None
+    if not isinstance(held, dict) or held.keys() != {"embeddings", "cache"}:
+        names = sorted(map(str, held)) if isinstance(held, dict) else type(held).__name__
+        raise ValueError(
+            f"{path} must hold 'embeddings' and 'cache': got {names}. Name the file of a voice."
+        )
+    _check(held, config, str(path))
+    return Voice(embeddings=held["embeddings"], cache=held["cache"])
+
+
+def write_voice(voice: Voice, config: MoshiConfig, path: Path) -> None:
+    """Write a voice as safetensors, whole or not at all.
+
+    Raises:
+        ValueError: It does not fit ``config``, or cannot be written.
+    """
+    tensors = {"embeddings": voice.embeddings.cpu(), "cache": voice.cache.cpu()}
+    _check(tensors, config, "the voice")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        flush(partial)
+        partial.rename(path)
+        flush(path.parent)
+    except (OSError, SafetensorError) as problem:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path} must be writable: {problem}. Choose another.") from None
+
+
+def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:
+    """Check types, shapes and ranges: an id out of range would be looked up beyond its table."""
+    embeddings, cache = tensors["embeddings"], tensors["cache"]
+    got = {
+        key: tuple(tensor.shape)
+        for key, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    }
+    expected = {
+        "embeddings": (*got.get("embeddings", ())[:1], 1, 1, config.temporal.width),
+        "cache": (1, config.num_codebooks + 1, _ring_size(config)),
+    }
+    hint = "Use a voice made for this model."
+    if got != expected or got["embeddings"][0] == 0:
+        raise ValueError(f"{name} must have the shapes {expected}: got {got}. {hint}")
+    if not embeddings.is_floating_point() or not embeddings.isfinite().all():
+        raise ValueError(f"'embeddings' of {name} must be finite floats: they are not. {hint}")
+    initial = [config.text_vocab_size, *[config.audio_vocab_size] * config.num_codebooks]
+    highest = torch.tensor(initial)[:, None]
+    if cache.dtype != torch.int64 or not ((cache >= UNGENERATED) & (cache <= highest)).all():
+        raise ValueError(f"'cache' of {name} must hold int64 ids of the model: not so. {hint}")
+
+
+def _delays(config: MoshiConfig) -> Int[Tensor, " S"]:
+    """Delay of the text and of every codebook, in the order of a frame."""
+    audio = [stream.delay_ticks for stream in config.audio for _ in range(stream.depth)]
+    return torch.tensor([config.text_delay_ticks, *audio])
+
+
+def _ring_size(config: MoshiConfig) -> int:
+    return int(_delays(config).max()) + 3

@@ -1,0 +1,433 @@
+"""Checkpoints of the Moshi family, read and written: names and tensors only, never a pickle.
+
+In memory a checkpoint has *canonical* names: one tensor a step of depth (``in_projs.{k}.weight``),
+as in `LMModel.state_dict()` of the `moshi` package. In files there are also
+
+* *fused* names: ``in_proj_weight`` and ``out_proj.weight`` hold all steps, one below the other.
+  Published files are so, and both Kyutai's and NVIDIA's loaders read it: so it is what is written;
+* *int8*: ``X.weight`` int8 and ``X.weight_scb`` float32, the largest magnitude of every row;
+* *LoRA*: ``X.lora_A.weight`` and ``X.lora_B.weight``, fused or not, often in a file of their own;
+  the weight that they change is ``X.weight`` or ``X.frozen_W.weight``.
+
+Source: Moshi (arXiv:2410.00037) and PersonaPlex (arXiv:2602.06053); the formats are those of the
+`moshi` package 0.2.13, of moshi-finetune and of NVIDIA's loader. Not read: Rust and MLX layouts.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from counterpoint.formats.moshi.config import ReferenceConfig
+from counterpoint.formats.moshi.tensors import check_shapes, check_state, listed
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INT8 = "model.q8.safetensors"
+LORA = "lora.safetensors"
+STORAGE_KEYS = ("moshi_name", "lora", "lora_rank", "lora_scaling", "lora_name", "quantize")
+"""Keys of config.json that say how the weights are stored, not what they are."""
+
+EXTRA = {
+    "condition_provider.": "conditioners",
+    "fuser.": "fuser",
+    "extra_heads.": "extra_heads_num_heads",
+}
+"""Beginnings of names that a Moshi has no place for, and the keys of config.json for them."""
+KEPT_FLOAT32 = ("condition_provider.", "fuser.")
+
+SCALE, LORA_A, LORA_B = ".weight_scb", ".lora_A.weight", ".lora_B.weight"
+INT8_MAX = 127
+LORA_SCALING = 2.0  # where config.json says ``lora`` but not how much
+
+_LAYER = r"(?:transformer|depformer)\.layers\.\d+\.\w+"
+_FUSED = re.compile(rf"({_LAYER}\.(?:in|out)_proj)[._](.+)")
+_SPLIT = re.compile(rf"({_LAYER}\.(?:in|out)_proj)s\.(\d+)\.weight")
+
+
+class ReferenceCheckpoint(NamedTuple):
+    """A checkpoint in memory.
+
+    Attributes:
+        config: What config.json says, completed by the shapes in the file.
+        state: The tensors of `tensor_shapes`, by canonical name.
+        extra: Tensors of conditioners and extra heads, by the names in the file.
+    """
+
+    config: ReferenceConfig
+    state: dict[str, Tensor]
+    extra: dict[str, Tensor]
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def read_checkpoint(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    config_path: Path | None = None,
+    lora_path: Path | None = None,
+) -> ReferenceCheckpoint:
+    """Read a checkpoint, one tensor after the other; adapters are merged, int8 is expanded.
+
+    Args:
+        path: A file of weights, or a folder with the ``moshi_name`` of its config.json, else with
+            `model.safetensors` or `model.q8.safetensors`.
+        dtype: Of the result. What has it already is mapped, not copied: keep the file as it is.
+        config_path: Instead of the config.json beside the weights. Where none gives ``dim``, Moshi
+            7B is taken, with as many layers and vocabulary entries as the file has. The number of
+            depth steps is that of the file always.
+        lora_path: Adapters, scaled as says the config.json beside them, else that of the weights.
+            Default: the ``lora_name`` of config.json, or `lora.safetensors` beside the weights.
+
+    Returns:
+        Config, state, and the extra tensors (conditioners in float32 always).
+
+    Raises:
+        ValueError: A tensor is missing, unknown or of a wrong shape, a file is cut short, or a
+            value of config.json is unknown.
+    """
+    weights, keys = _locate(path, config_path)
+    if lora_path is None and keys.get("lora"):
+        named = weights.parent / str(keys.get("lora_name") or LORA)
+        if named.is_file() or keys.get("lora_name"):
+            lora_path = named
+    with _opened(weights) as file:
+        config = _fit_to_file(keys, file, weights)
+        parts = _parts(file, config)
+        if lora_path is None:
+            return _read(parts, config, keys, dtype)
+        beside = lora_path.with_name(CONFIG)
+        settings = keys | (read_json(beside) if beside.is_file() else {})
+        with _opened(lora_path) as adapters:
+            return _read(parts | _parts(adapters, config), config, settings, dtype)
+
+
+def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]:
+    """File of the weights, and the keys of config.json."""
+    beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
+    if config_path is None and beside.is_file():
+        config_path = beside
+    keys = {} if config_path is None else read_json(config_path)
+    if not path.is_dir():
+        return path, keys
+    names = [str(keys["moshi_name"])] if keys.get("moshi_name") else [WEIGHTS, WEIGHTS_INT8]
+    for name in names:
+        if (path / name).is_file():
+            return path / name, keys
+    raise ValueError(
+        f"{path} must hold {' or '.join(names)}: it does not. Name the file of the weights."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: It cannot be read, or is something else.
+    """
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"{path} must be readable JSON: {problem}. Correct it.") from None
+    if not isinstance(keys, dict):
+        raise ValueError(f"{path} must hold an object: got {type(keys).__name__}. Correct it.")
+    return keys
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tensors, of which only the header is read."""
+    if path.suffix not in (".safetensors", ".sft", ".sfts"):
+        raise ValueError(
+            f"Weights must be a safetensors file: got {path}. Pickles can run code and are not "
+            "read; convert it where you trust it."
+        )
+    try:
+        opened = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as problem:
+        raise ValueError(
+            f"{path} must be a whole safetensors file: {problem}. Fetch it again."
+        ) from None
+    with opened as file:
+        yield file
+
+
+def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceConfig:
+    """Config of a file: where it can tell a number, it decides."""
+    names = set(file.keys())
+    if not {"text_emb.weight", "emb.0.weight"} <= names:
+        raise ValueError(
+            f"{path} must be weights of the Moshi family: it has no text_emb.weight or no "
+            "emb.0.weight. Name another file."
+        )
+    told = {"dep_q": _count(names, r"linears\.(\d+)\..+")}
+    if told["dep_q"]:  # one missing is no step less: `check_shapes` names it
+        told["dep_q"] = _count(names, r"(?:linears|depformer_in)\.(\d+)\..+")
+    if "dim" not in keys:
+        told["num_layers"] = _count(names, r"transformer\.layers\.(\d+)\..+")
+        told["depformer_num_layers"] = _count(names, r"depformer\.layers\.(\d+)\..+")
+        for key, name in (("card", "emb.0.weight"), ("text_card", "text_emb.weight")):
+            # The last row is the initial token.
+            told[key] = math.prod(file.get_slice(name).get_shape()[:1]) - 1
+    for name, value in told.items():
+        if keys.get(name, value) != value:
+            warnings.warn(
+                f"{CONFIG} says `{name}` = {keys[name]}, {path} holds {value}: taking {value}.",
+                stacklevel=3,
+            )
+    return ReferenceConfig.from_json({**keys, **told})
+
+
+def _count(names: Collection[str], pattern: str) -> int:
+    """One more than the largest number that the pattern finds, but no more than there are names."""
+    numbers = (int(match[1]) for name in names if (match := re.fullmatch(pattern, name)))
+    return min(max(numbers, default=-1) + 1, len(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tensor in a file, or one of ``count`` equal parts of its rows."""
+
+    file: Any
+    name: str
+    index: int = 0
+    count: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = tuple(self.file.get_slice(self.name).get_shape())
+        return shape if self.count == 1 else (shape[0] // self.count, *shape[1:])
+
+    def read(self) -> Tensor:
+        if self.count == 1:
+            return self.file.get_tensor(self.name)
+        rows = self.shape[0]
+        return self.file.get_slice(self.name)[self.index * rows : (self.index + 1) * rows]
+
+
+def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
+    """What a file holds, by canonical name."""
+    parts: dict[str, _Part] = {}
+    for name in file.keys():  # noqa: SIM118 (it is not a dict)
+        plain = name.replace(".frozen_W.", ".")
+        found = {plain: _Part(file, name)}
+        if fused := _FUSED.fullmatch(plain):
+            count = max(config.num_depth_weights, 1) if name.startswith("depformer.") else 1
+            shape = file.get_slice(name).get_shape()
+            if not shape or shape[0] % count:
+                raise ValueError(
+                    f"{name} must hold equal rows for {count} depth steps: its shape is {shape}. "
+                    f"Give the {CONFIG} that belongs to the weights."
+                )
+            found = {
+                f"{fused[1]}s.{k}.{fused[2]}": _Part(file, name, k, count) for k in range(count)
+            }
+        for canonical, part in found.items():
+            if canonical in parts:
+                raise ValueError(
+                    f"A tensor must be in a file once: {parts[canonical].name} and {name} are the "
+                    "same. Remove one."
+                )
+            parts[canonical] = part
+    return parts
+
+
+def _read(
+    parts: Mapping[str, _Part], config: ReferenceConfig, keys: Mapping[str, Any], dtype: torch.dtype
+) -> ReferenceCheckpoint:
+    """Check all names and shapes, then read."""
+    tensors: dict[str, dict[str, _Part]] = {}
+    for name, part in parts.items():
+        role = next((role for role in (SCALE, LORA_A, LORA_B) if name.endswith(role)), "")
+        target = f"{name.removesuffix(role)}.weight" if role else name
+        tensors.setdefault(target, {})[role] = part
+    for name, roles in tensors.items():
+        _check_roles(name, roles, keys)
+    own = {name: roles for name, roles in tensors.items() if not name.startswith(tuple(EXTRA))}
+    check_shapes({name: roles[""].shape for name, roles in own.items()}, config)
+
+    if keys.get("lora") and not any(LORA_A in roles for roles in tensors.values()):
+        warnings.warn(
+            f"{CONFIG} says `lora`, but there are no adapters: taking the weights as merged.",
+            stacklevel=3,
+        )
+    scaling = keys.get("lora_scaling", LORA_SCALING)
+    if type(scaling) not in (int, float):
+        raise ValueError(f"`lora_scaling` must be a number: got {scaling!r}. Correct {CONFIG}.")
+    state = {name: _tensor(roles, scaling).to(dtype) for name, roles in own.items()}
+    extra = {
+        name: _tensor(roles, scaling).to(torch.float32 if name.startswith(KEPT_FLOAT32) else dtype)
+        for name, roles in tensors.items()
+        if name not in own
+    }
+    return ReferenceCheckpoint(config, state, extra)
+
+
+def _tensor(roles: Mapping[str, _Part], scaling: float) -> Tensor:
+    """A weight with all that changes it, computed in float32."""
+    tensor = roles[""].read()
+    if SCALE in roles:
+        tensor = tensor.float() * (roles[SCALE].read().float() / INT8_MAX)[:, None]
+    if LORA_A in roles:
+        change = roles[LORA_B].read().float() @ roles[LORA_A].read().float()
+        tensor = tensor.float() + scaling * change
+    return tensor
+
+
+def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any]) -> None:
+    """Check what changes a weight."""
+    if "" not in roles or (LORA_A in roles) != (LORA_B in roles):
+        names = listed(part.name for part in roles.values())
+        what = "both LoRA factors" if "" in roles else "the weight that they change"
+        raise ValueError(f"{names} must come with {what}: missing. Give files that match.")
+    stored = roles[""].file.get_slice(roles[""].name).get_dtype()
+    if (stored == "I8") != (SCALE in roles) or not stored.startswith(("F", "BF", "I8")):
+        raise ValueError(
+            f"{name} must be of floats, or int8 with its {SCALE[1:]}: it is {stored}. Convert it."
+        )
+    if LORA_A in roles and not keys.get("lora"):
+        raise ValueError(
+            f"{CONFIG} must say `lora` and its scaling, for {name} has adapters: it does not. "
+            f"Name the {CONFIG} of the adapters."
+        )
+    got = {role: part.shape for role, part in roles.items()}
+    expected = dict.fromkeys(got, got[""])
+    if SCALE in roles:
+        expected[SCALE] = got[""][:1]
+    if LORA_A in roles:
+        rank = keys.get("lora_rank", math.prod(got[LORA_A][:1]))
+        expected[LORA_A], expected[LORA_B] = (rank, *got[""][1:]), (*got[""][:1], rank)
+    if got != expected:
+        raise ValueError(
+            f"What changes {name} must fit its shape and `lora_rank`: expected {expected}, "
+            f"got {got}. Give files that match."
+        )
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def write_checkpoint(
+    state: Mapping[str, Tensor],
+    config: ReferenceConfig,
+    folder: Path,
+    *,
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write `model.safetensors` with fused names, and config.json: Kyutai's and NVIDIA's layout.
+
+    The folder appears with both files, or not at all.
+
+    Args:
+        state: Canonical state; types are kept.
+        config: Its config. Keys that say how weights were stored are left out.
+        folder: A new or empty folder.
+        extra: Tensors of conditioners and extra heads, which ``config.other`` must ask for.
+
+    Raises:
+        ValueError: ``state`` or ``extra`` does not fit ``config``, the folder holds something, or
+            it cannot be written.
+    """
+    check_state(state, config)
+    extra = extra or {}
+    for beginning, key in EXTRA.items():
+        held = any(name.startswith(beginning) for name in extra)
+        if held != bool(config.other.get(key)) and beginning != "fuser.":
+            raise ValueError(
+                f"`extra` must hold {beginning}* just when the config has `{key}`: one of them is "
+                "missing. Give both or none."
+            )
+    _write_folder(
+        folder, WEIGHTS, {**_fused(state), **extra}, _stored(config) | {"moshi_name": WEIGHTS}
+    )
+
+
+def write_adapters(
+    tensors: Mapping[str, Tensor],
+    config: ReferenceConfig,
+    folder: Path,
+    *,
+    rank: int,
+    scaling: float,
+) -> None:
+    """Write `lora.safetensors`, and a config.json with which a loader takes it beside the weights.
+
+    Args:
+        tensors: Factors, and weights that replace those of the model, by canonical name.
+        config: Of the model.
+        folder: A new or empty folder; it appears with both files, or not at all.
+        rank: Features between the factors.
+        scaling: Factor of every change.
+
+    Raises:
+        ValueError: The folder holds something, or it cannot be written.
+    """
+    lora = {"lora": True, "lora_rank": rank, "lora_scaling": scaling, "lora_name": LORA}
+    _write_folder(folder, LORA, tensors, _stored(config) | lora)
+
+
+def _stored(config: ReferenceConfig) -> dict[str, Any]:
+    """Keys of config.json without those that say how weights were stored."""
+    return {name: v for name, v in config.to_json().items() if name not in STORAGE_KEYS}
+
+
+def _write_folder(
+    folder: Path, name: str, tensors: Mapping[str, Tensor], keys: Mapping[str, Any]
+) -> None:
+    """Write a folder of tensors and config.json; it appears whole, or not at all."""
+    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise OSError("it is there and not empty")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(own, partial / name, metadata={"format": "pt"})
+        (partial / CONFIG).write_text(json.dumps(keys, indent=1))
+        for entry in (partial / name, partial / CONFIG, partial):
+            flush(entry)
+        partial.rename(folder)
+        flush(folder.parent)
+    except (OSError, SafetensorError) as problem:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(
+            f"{folder} must be a new folder on a disk with room: {problem}. Choose another."
+        ) from None
+
+
+def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Canonical to fused names."""
+    fused: dict[str, Tensor] = {}
+    steps: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        if match := _SPLIT.fullmatch(name):
+            joined = match[1] + ("_weight" if match[1].endswith("in_proj") else ".weight")
+            steps.setdefault(joined, {})[int(match[2])] = tensor
+        else:
+            fused[name] = tensor
+    for name, parts in steps.items():
+        fused[name] = parts[0] if len(parts) == 1 else torch.cat([parts[k] for k in sorted(parts)])
+    return fused
+
+
+def flush(entry: Path) -> None:
+    """Wait until a file, or the list of files of a folder, is on the disk."""
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from counterpoint.evaluate.duplex.speech_model import measures, score_rows
+from counterpoint.streams.batch import Batch
+from counterpoint.systems.moshi import Moshi
+from tests.systems.tiny_moshi import build, random_codes
+
+
+class FewRows:
+    """Rows of one length; in the second one no words are known."""
+
+    def __init__(self, model: Moshi) -> None:
+        codes = random_codes(model, 5, 9)
+        codes["text"][1] = -1
+        self.model, self.codes = model, codes
+
+    def __len__(self) -> int:
+        return 5
+
+    def rows(self, indices: np.ndarray) -> Batch:
+        rows = torch.from_numpy(indices)
+        return self.model.batch({name: ids[rows] for name, ids in self.codes.items()})
+
+
+@pytest.fixture
+def model() -> Moshi:
+    torch.manual_seed(3)
+    return build("unlike_codebooks")
+
+
+@torch.no_grad()
+def test_rows_one_by_one_measure_as_one_batch(model: Moshi) -> None:
+    """The published loss of all rows, not the mean of the rows' losses."""
+    rows = FewRows(model)
+    found = measures(score_rows(model, rows))
+    loss = model.loss(rows.rows(np.arange(5)))
+    assert found["loss"] == pytest.approx(float(loss.total), rel=1e-5)
+    for name, value in loss.terms.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-5)
+    assert found["bits_per_frame"] == pytest.approx(float(loss.nats) / math.log(2) / 45, rel=1e-5)
+    each = [float(model.loss(rows.rows(np.array([i]))).total) for i in range(5)]
+    assert abs(sum(each) / 5 - found["loss"]) > 1e-3
+
+
+def test_streams_pay_by_the_frame(model: Moshi) -> None:
+    scores = score_rows(model, FewRows(model))
+    assert [score.num_frames for score in scores] == [9] * 5
+    # The first acoustic codes are of no content, and the second row has no words.
+    assert [float(s.losses["text"].num_frames) for s in scores] == [9, 0, 9, 9, 9]
+    assert {float(s.losses["agent_semantic"].num_frames) for s in scores} == {9}
+    assert {float(s.losses["agent_acoustic"].num_frames) for s in scores} == {8}
+    for score in scores:
+        nats = sum(float(loss.nats) for loss in score.losses.values())
+        assert score.bits == pytest.approx(nats / math.log(2))
+
+
+def test_some_rows_lie_at_equal_distances(model: Moshi) -> None:
+    rows, seen = FewRows(model), list[tuple[int, int]]()
+    some = score_rows(model, rows, 3, lambda *progress: seen.append(progress))
+    every: Sequence[float] = [score.bits for score in score_rows(model, rows)]
+    assert [score.bits for score in some] == [every[0], every[2], every[4]]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert len(score_rows(model, rows, 9)) == 5
