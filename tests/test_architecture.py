@@ -9,9 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "counterpoint"
 LADDER = (
-    "streams", "blocks", "systems", "speech", "formats", "data", "train", "runtime", "evaluate", "serve",
-    "recipes", "cli",
+    "streams", "blocks", "systems", "speech", "formats", "data",
+    "train", "runtime", "evaluate", "serve", "recipes", "cli",
 )  # fmt: skip
+# Modules beside the folders: every folder may import them, and they import only each other.
+ROOT_MODULES = ("errors",)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FIELDS, MAX_README = 500, 60, 8, 15, 150
 
@@ -34,8 +36,13 @@ def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"{node.module}.{alias.name}"
 
 
+def rung(name: str) -> int:
+    """Place of a folder or of a root module in the ladder; -1 is above all folders."""
+    return -1 if name in ROOT_MODULES else LADDER.index(name)
+
+
 def ladder_faults(folder: str, source: str) -> list[str]:
-    """Imports that a file in ``folder`` of the package must not have."""
+    """Imports that a file in ``folder`` of the package, or a root module, must not have."""
     faults = []
     for line, name in imported_modules(ast.parse(source)):
         parts = name.split(".")
@@ -43,9 +50,9 @@ def ladder_faults(folder: str, source: str) -> list[str]:
             faults.append(f"line {line}: relative import {name}; write the full name")
         elif parts[0] == "counterpoint":
             target = parts[1] if len(parts) > 1 else ""
-            if target not in LADDER:
+            if target not in (*LADDER, *ROOT_MODULES):
                 faults.append(f"line {line}: {name}; import from the module that defines it")
-            elif LADDER.index(target) > LADDER.index(folder):
+            elif rung(target) > rung(folder):
                 faults.append(f"line {line}: {folder}/ must not import {target}/, below it")
     return faults
 
@@ -95,15 +102,15 @@ def system_faults(name: str, root: Path) -> list[str]:
 def test_folders_import_only_themselves_and_those_above() -> None:
     faults = {}
     for path in python_files("src"):
-        folder, *rest = path.relative_to(SOURCE).parts
-        if rest and (found := ladder_faults(folder, path.read_text())):
+        folder = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if folder != "__init__" and (found := ladder_faults(folder, path.read_text())):
             faults[str(path.relative_to(ROOT))] = found
     assert not faults
 
 
 def test_package_has_only_the_folders_of_the_ladder() -> None:
     folders = {path.relative_to(SOURCE).parts[0] for path in python_files("src")}
-    assert folders - set(LADDER) == {"__init__.py"}
+    assert folders - set(LADDER) == {"__init__.py", *(f"{name}.py" for name in ROOT_MODULES)}
 
 
 def test_every_folder_is_a_package() -> None:
@@ -126,6 +133,12 @@ def test_every_folder_is_a_package() -> None:
 def test_ladder_check_finds_a_forbidden_import(source: str, fault: str) -> None:
     assert fault in ladder_faults("blocks", source)[0]
     assert ladder_faults("blocks", "import torch\nfrom counterpoint.streams.spec import Role") == []
+    assert ladder_faults("blocks", "from counterpoint.errors import UserError") == []
+
+
+def test_ladder_check_keeps_root_modules_above_the_folders() -> None:
+    (fault,) = ladder_faults("errors", "from counterpoint.streams.spec import Role")
+    assert "errors/ must not import streams/" in fault
 
 
 def test_sizes_are_within_the_budget() -> None:

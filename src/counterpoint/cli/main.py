@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from counterpoint.errors import UserError
+
 _VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
 
 _HELP = """usage: counterpoint VERB ...
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"Install it: pip install 'counterpoint[{extra}]'"
         )
     except (ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not _is_ours(error):
+        known = isinstance(error, UserError | OSError) or _is_ours(error)
+        if not known:
             raise  # a fault of the program: the traceback is what helps
         return _complain(_message(error))
 
@@ -75,7 +78,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if verb not in _VERBS:
         near = get_close_matches(verb, _VERBS, n=1, cutoff=0)
-        raise ValueError(
+        raise UserError(
             f"The first word must be one of {', '.join(_VERBS)}: got {verb!r}. "
             f"The nearest is {near[0]!r}."
         )

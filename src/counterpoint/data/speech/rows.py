@@ -51,7 +51,8 @@ class SpeechData:
     Attributes:
         train: List of recordings (see `counterpoint.data.speech.dialogues`) to learn from, or a
             .parquet file or folder of codes and text ids (see
-            `counterpoint.data.speech.token_parquet`), read as they are: what is said below of recordings does not apply, and no codec is opened.
+            `counterpoint.data.speech.token_parquet`), read as they are: what is said below of
+            recordings does not apply, and no codec is opened.
         held_out: Likewise, only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
         tokenizer: Of the text: "bytes", or the path of a SentencePiece .model.
