@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.streams.clock import (
+    SEQUENCE,
     Span,
     available_at,
     causal_span,
+    span,
     span_mask,
     visible,
     visible_finished,
@@ -132,9 +136,84 @@ def test_irregular_streams_have_no_moments_by_number(query: str, key: str) -> No
         lambda: visible(layout, (query, 5), (key, 0)),
         lambda: visible_stop(layout, query, torch.arange(3), key),
     ):
-        with pytest.raises(ValueError, match="'whole' is irregular.*`visible_finished`"):
+        with pytest.raises(ValueError, match="'whole' is irregular.*`span`"):
             ask()
     assert available_at(layout, "part", 3) == (3, 0)
+
+
+@given(layouts(), st.none() | st.integers(1, 5), st.integers(0, 3))
+def test_span_holds_exactly_the_visible_steps(
+    layout: Layout, window: int | None, first: int
+) -> None:
+    """All pairs of streams, all phases: the interval is the dense rule."""
+    step = torch.arange(NUM_STEPS)[None]
+    for query in layout.streams:
+        for key in layout.streams:
+            limit = (NUM_STEPS * query.period_ticks + query.delay_ticks) // key.period_ticks + 2
+            found = span_mask(
+                span(layout, query.name, key.name, step, first=first, window=window),
+                torch.arange(limit)[None],
+            )[0]
+            for number in range(NUM_STEPS):
+                dense = [
+                    visible(layout, (query.name, number), (key.name, key_step))
+                    for key_step in range(limit)
+                ]
+                newest = dense.count(True) if window is None else min(dense.count(True), window)
+                oldest = max(first, dense.count(True) - newest)
+                expected = [seen and i >= oldest for i, seen in enumerate(dense)]
+                assert found[number].tolist() == expected
+
+
+@given(
+    ends=st.sets(st.integers(0, NUM_STEPS - 1)),
+    lag_steps=st.integers(0, 3),
+    whole_first=st.booleans(),
+)
+def test_span_of_an_irregular_stream_is_the_rule_for_steps_that_end_where_the_content_says(
+    ends: set[int], lag_steps: int, whole_first: bool
+) -> None:
+    """A step is available at the moment at which the step a lag behind it has ended."""
+    part = Stream(name="part", role=Role.PART, vocab_size=2)
+    whole = Stream(
+        name="whole",
+        role=Role.WHOLE,
+        width=2,
+        period_ticks=4,
+        delay_ticks=4 * lag_steps,
+        irregular=True,
+    )
+    layout = Layout(streams=(whole, part) if whole_first else (part, whole))
+    moments = [(end, layout.place("whole")) for end in sorted(ends)]
+    queries = [(tick, layout.place("part")) for tick in range(NUM_STEPS)]
+    finished = torch.tensor([[sum(end < query for end in moments) for query in queries]])
+    found = span(layout, "part", "whole", torch.arange(NUM_STEPS)[None], finished=finished)
+    for tick, query in enumerate(queries):
+        readable = sum(end < query for end in moments[lag_steps:])
+        assert (int(found.start[0, tick]), int(found.stop[0, tick])) == (0, readable)
+
+
+@given(layouts(), st.integers(0, 2))
+def test_span_of_finished_steps_is_that_of_a_regular_stream(layout: Layout, lag: int) -> None:
+    """Where steps end at their period, counting them gives what their numbers give."""
+    key = replace(layout.streams[0], delay_ticks=lag * layout.streams[0].period_ticks)
+    layout = Layout(streams=(key, *layout.streams[1:]))
+    for query in layout.streams[1:]:
+        step = torch.arange(NUM_STEPS)
+        tick = (step + 1) * query.period_ticks - 1 + query.delay_ticks
+        finished = (tick + 1) // key.period_ticks  # the key comes earlier in the frame
+        by_count = span(layout, query.name, key.name, step, finished=finished)
+        assert torch.equal(by_count.stop, span(layout, query.name, key.name, step).stop)
+
+
+def test_span_counts_finished_steps_of_whole_delays_only() -> None:
+    part = Stream(name="part", role=Role.PART, vocab_size=2)
+    whole = Stream(
+        name="whole", role=Role.WHOLE, width=2, period_ticks=4, delay_ticks=3, irregular=True
+    )
+    layout = Layout(streams=(part, whole))
+    with pytest.raises(ValueError, match="whole number of steps of 4 ticks: got 3 ticks"):
+        span(layout, "part", "whole", torch.arange(3), finished=torch.arange(3))
 
 
 @given(
@@ -149,8 +228,9 @@ def test_causal_span_stays_in_document_and_window(
     first = [document_of.index(number) for number in document_of]
     num_steps = len(document_of)
     position = torch.arange(num_steps)[None] + offset
-    span = causal_span(position, torch.tensor([first]) + offset, window)
-    mask = span_mask(span, position)[0]
+    start = torch.tensor([first]) + offset
+    reach = span(SEQUENCE, "sequence", "sequence", position + 1, first=start, window=window)
+    mask = span_mask(reach, position)[0]
     for query in range(num_steps):
         for key in range(num_steps):
             expected = document_of[key] == document_of[query] and key <= query

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from counterpoint.streams.spec import Layout, Stream
+from counterpoint.streams.spec import Layout, Role, Stream
 
 
 class Moment(NamedTuple):
@@ -30,6 +30,10 @@ class Span(NamedTuple):
 
     start: Int[Tensor, "B Q"]
     stop: Int[Tensor, "B Q"]
+
+
+SEQUENCE = Layout(streams=(Stream(name="sequence", role=Role.PART, width=1),))
+"""The layout of a tower's own sequence, whatever stands in it: one step a tick."""
 
 
 def available_at(layout: Layout, stream: str, step: int) -> Moment:
@@ -88,13 +92,74 @@ def visible_finished(finished: Int[Tensor, "..."], lag_steps: int) -> Int[Tensor
     return (finished - lag_steps).clamp(min=0)
 
 
+def span(
+    layout: Layout,
+    query: str,
+    key: str,
+    step: Int[Tensor, "*B Q"],
+    *,
+    first: Int[Tensor, "*#B #Q"] | int = 0,
+    window: int | None = None,
+    finished: Int[Tensor, "*B Q"] | None = None,
+) -> Span:
+    """Key steps that may be read to produce each query step: the block form of `visible`.
+
+    A state that has read a stream up to step ``p`` produces step ``p + 1``, so this is the function
+    for every mask: of a tower over its own sequence (`SEQUENCE`), of one stream that reads another
+    of any rate and lag, and of one that reads steps which end where the content says.
+
+    Args:
+        layout: Streams on the clock.
+        query: Stream of the elements that are produced.
+        key: Stream that is read.
+        step: Steps that are produced.
+        first: First key step of each one's document.
+        window: Number of the newest visible key steps that are kept; ``None`` keeps all.
+        finished: For an irregular key: how many of its steps' contents ended before each element
+            is produced, those that end at its own tick included where the key comes earlier in the
+            frame. The key's delay, in whole steps of its period, takes the newest away.
+
+    Raises:
+        ValueError: A stream is irregular and its finished steps are not given, or the delay of a
+            stream whose steps are counted is not a whole number of them.
+    """
+    if finished is None:
+        ticks = _ticks_passed(layout, query, key, step)
+        spec = _regular(layout, key)
+        stop = torch.div(ticks - spec.delay_ticks, spec.period_ticks, rounding_mode="floor")
+    else:
+        stop = finished - _whole_delay(layout[key])
+    stop = stop.clamp(min=0)
+    start = torch.zeros_like(stop) + first
+    return Span(start if window is None else torch.maximum(start, stop - window), stop)
+
+
+def _ticks_passed(
+    layout: Layout, query: str, key: str, step: Int[Tensor, "*B Q"]
+) -> Int[Tensor, "*B Q"]:
+    """Ticks whose elements of the key's place in the frame are readable by each query step."""
+    spec = _regular(layout, query)
+    tick = (step + 1) * spec.period_ticks - 1 + spec.delay_ticks
+    return tick + 1 if layout.place(key) < layout.place(query) else tick
+
+
+def _whole_delay(stream: Stream) -> int:
+    """The delay of a stream in its own steps."""
+    if stream.delay_ticks % stream.period_ticks:
+        raise ValueError(
+            f"Finished steps of {stream.name!r} can be counted only where its delay is a whole "
+            f"number of steps of {stream.period_ticks} ticks: got {stream.delay_ticks} ticks."
+        )
+    return stream.delay_ticks // stream.period_ticks
+
+
 def _regular(layout: Layout, name: str) -> Stream:
     """The stream of that name, whose moments must follow from the numbers of its steps."""
     stream = layout[name]
     if stream.irregular:
         raise ValueError(
             f"Only regular streams have moments by number: {name!r} is irregular. Count its "
-            "finished steps and use `visible_finished`."
+            "finished steps and give them to `span`."
         )
     return stream
 
