@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.overrides import load_recipe
+from counterpoint.config_json import decode, encode
 from counterpoint.recipes.duplex_study import _encode, encode_share
 from counterpoint.recipes.training import train_run
 from counterpoint.speech.augment import Augmentation
 from counterpoint.train.checkpoint import CheckpointError
-from counterpoint.train.config_json import decode, encode
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 from tests.cli import examples

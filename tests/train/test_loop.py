@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.config_json import encode
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, load_weights
 from counterpoint.train.config import ScheduleConfig, TrainConfig
-from counterpoint.train.config_json import encode
 from counterpoint.train.loop import DivergedError, split_batch, train
 from counterpoint.train.metrics import TensorBoardLogger, read_metrics
 from counterpoint.train.run import Run

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterpoint.config_json import decode
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream
 from counterpoint.systems.contract import Loss
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from counterpoint.train.config_json import decode
 from counterpoint.train.distributed import joined, shard
 from counterpoint.train.loop import TrainResult, train
 

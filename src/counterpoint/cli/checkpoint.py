@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from counterpoint.config_json import decode
 from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.systems import SYSTEMS, AnySystem
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system, read_manifest, resolve
-from counterpoint.train.config_json import decode
 from counterpoint.train.run import Run
 
 

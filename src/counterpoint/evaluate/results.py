@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from counterpoint.config_json import decode, encode
 from counterpoint.data.text.corpus import Corpus
 from counterpoint.data.text.shards import Unit
 from counterpoint.evaluate.report.passage import (
@@ -24,7 +25,6 @@ from counterpoint.evaluate.report.passage import (
 from counterpoint.evaluate.score import Progress, by_position, position_edges, score
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
 from counterpoint.runtime.session import Streaming
-from counterpoint.train.config_json import decode, encode
 
 FILE = "evaluation.json"
 

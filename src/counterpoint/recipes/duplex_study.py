@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from counterpoint.config_json import encode, first_difference
 from counterpoint.data.making.orders import listening_scripts, order_scripts
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
@@ -41,7 +42,6 @@ from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system
 from counterpoint.train.config import FineTuneConfig
-from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World
 from counterpoint.train.progress import recording_lines
 from counterpoint.train.run import Run

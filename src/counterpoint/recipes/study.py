@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
+from counterpoint.config_json import encode
 from counterpoint.data.loader import Loader
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import Corpus, prepare
@@ -27,7 +28,6 @@ from counterpoint.evaluate.results import (
 from counterpoint.systems import AnySystem, SystemConfig, build_system
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.checkpoint import WEIGHTS, load_weights, read_manifest
-from counterpoint.train.config_json import encode
 from counterpoint.train.loop import train
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops

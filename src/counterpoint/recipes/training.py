@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from counterpoint.config_json import encode, first_difference
 from counterpoint.data.loader import Loader
 from counterpoint.data.speech.rows import prepare_speech
 from counterpoint.data.text.corpus import prepare
@@ -20,7 +21,6 @@ from counterpoint.systems import build_system
 from counterpoint.systems.moshi import Moshi
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths
-from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begin_from, without
 from counterpoint.train.loop import BatchSource, Evaluate, TrainResult, train

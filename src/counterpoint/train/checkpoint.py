@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import LowRankConfig, merged_weights
-from counterpoint.train.config_json import decode, encode, first_difference
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.train.distributed import World, system_class, whole
 from counterpoint.train.optimizer import KindOptimizers
 

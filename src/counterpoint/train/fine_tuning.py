@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import MoshiConfig
@@ -25,7 +26,6 @@ from counterpoint.train.checkpoint import (
     resolve,
 )
 from counterpoint.train.config import FineTuneConfig
-from counterpoint.train.config_json import decode, encode, first_difference
 from counterpoint.train.distributed import system_class
 
 MAY_DIFFER = (

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from counterpoint.config_json import encode, first_difference
 from counterpoint.streams.batch import Batch, Unit
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -27,7 +28,6 @@ from counterpoint.train.checkpoint import (
     save_checkpoint,
 )
 from counterpoint.train.config import TrainConfig
-from counterpoint.train.config_json import encode, first_difference
 from counterpoint.train.distributed import World, current_world, sync_gradients, whole
 from counterpoint.train.fine_tuning import check_begun, without
 from counterpoint.train.metrics import MetricLogger, MetricsFile
@@ -245,7 +245,7 @@ def train(
         reporter: Shows the run to a person (first process only).
         loggers: Follow the numbers (first process only).
         run: JSON that every checkpoint carries, such as
-            `counterpoint.train.config_json.encode(run)`. Its "data" must stay what it was.
+            `counterpoint.config_json.encode(run)`. Its "data" must stay what it was.
 
     Raises:
         DivergedError: The loss or the gradient is not finite. Nothing of that step was learned.

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass, field
 
+from counterpoint.config_json import decode, encode
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.systems import SystemConfig
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.config import TrainConfig
-from counterpoint.train.config_json import decode, encode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

