@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.main import main
-from counterpoint.cli.overrides import load_recipe, parse
+from counterpoint.recipes.loading import load_recipe
+from counterpoint.recipes.overrides import parse
 from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
 from tests.cli import examples

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.cli.overrides import load_recipe
 from counterpoint.config_json import decode, encode
 from counterpoint.recipes.duplex_study import _encode, encode_share
+from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.training import train_run
 from counterpoint.speech.augment import Augmentation
 from counterpoint.train.checkpoint import CheckpointError

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from counterpoint.cli.checkpoint import Trained, load_trained, tokenizer_of
-from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.speech.rows import prepare_speech
 from counterpoint.data.text.corpus import prepare
 from counterpoint.evaluate.duplex.speech_model import score_rows
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
+from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream

@@ -13,8 +13,8 @@ import tyro
 
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.cli.checkpoint import load_trained, tokenizer_of
-from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.text.tokenizer import Tokenizer
+from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import generate

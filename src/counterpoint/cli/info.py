@@ -16,7 +16,8 @@ from rich.text import Text
 from torch import nn
 
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
-from counterpoint.cli.overrides import load_recipe, parse, to_every_arm
+from counterpoint.recipes.loading import load_recipe
+from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study
 from counterpoint.streams.clock import visible_stop
 from counterpoint.streams.spec import Layout

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.evaluate.report.report import write_report
+from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.recipes.study import show
 
 _HELP = """Write report, pictures and summary of a study again.

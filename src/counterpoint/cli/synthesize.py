@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.making.scripts import Script, is_sgd, read_scripts, read_sgd
 from counterpoint.data.making.synthesis import SynthesisConfig, measure_set, synthesize
 from counterpoint.data.making.turn_statistics import HUMAN, TurnStatistics
 from counterpoint.data.making.turn_taking import Embellishment
+from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.speech.voices import Synthesizer, Voice, available_voices
 
 _HELP = """Make spoken dialogues, two voices on two channels, of written ones.

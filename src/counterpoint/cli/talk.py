@@ -18,7 +18,6 @@ from rich.table import Table
 from torch import Tensor
 
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
-from counterpoint.cli.overrides import REQUIRED, parse
 from counterpoint.data.speech.dialogues import AGENT_SPEAKER
 from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import open_tokenizer
@@ -36,6 +35,7 @@ from counterpoint.formats.moshi.checkpoint import load_moshi
 from counterpoint.formats.moshi.voice import FILES as VOICE_FILES
 from counterpoint.formats.moshi.voice import read_voice
 from counterpoint.formats.moshi.weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
+from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.frames import FrameSampling
 from counterpoint.runtime.prompts import Prefix
 from counterpoint.runtime.sampler import Sampling

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoint.cli.checkpoint import tokenizer_of
-from counterpoint.cli.overrides import load_recipe, parse, recipe_names, to_every_arm
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
+from counterpoint.recipes.loading import load_recipe, recipe_names
+from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study, run_study
 from counterpoint.recipes.training import train_run
 from counterpoint.train.distributed import World, joined

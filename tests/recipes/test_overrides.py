@@ -1,51 +1,13 @@
 from pathlib import Path
 
-import pytest
-
-from counterpoint.cli.overrides import (
-    load_recipe,
-    parse,
-    parse_source,
-    recipe_names,
-    to_every_arm,
-    write_source,
-)
-from counterpoint.data.text.corpus import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
+from counterpoint.data.text.corpus import Folder
 from counterpoint.recipes.duplex_study import DuplexStudy
+from counterpoint.recipes.loading import load_recipe, recipe_names
+from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.run import Run
 from tests.cli import examples
-
-
-@pytest.mark.parametrize(
-    ("text", "source"),
-    [
-        ("kjv", Kjv()),
-        ("folder:a/b:c", Folder(path="a/b:c")),
-        ("jsonl:a,b.jsonl,text_field=body", Jsonl(path="a,b.jsonl", text_field="body")),
-        ("parquet:x", Parquet(path="x")),
-        ("hub:me/it,split=test,subset=en", HubDataset(name="me/it", split="test", subset="en")),
-    ],
-)
-def test_source_is_one_word(text: str, source: Source) -> None:
-    assert parse_source(text) == source
-    assert parse_source(write_source(source)) == source
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("kvj", "got 'kvj'. The nearest is 'kjv'."),
-        ("folder", "needs its path: write folder:PATH."),
-        ("folder:", "needs its path"),
-        ("jsonl:a,txt=b", "has the fields path, text_field, title_field: got 'txt'"),
-        ("kjv:x", "has the fields none"),
-    ],
-)
-def test_wrong_source_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_source(text)
 
 
 def test_every_recipe_of_the_library_loads() -> None:

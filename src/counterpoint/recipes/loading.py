@@ -1,0 +1,90 @@
+"""Recipes by name: those of the library, and functions in files of the user."""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import counterpoint.recipes
+from counterpoint.errors import UserError
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the library: modules with a function of the same name."""
+    modules = [module.name for module in pkgutil.iter_modules(counterpoint.recipes.__path__)]
+    return [
+        name
+        for name in modules
+        if callable(getattr(importlib.import_module(f"counterpoint.recipes.{name}"), name, None))
+    ]
+
+
+def load_recipe(name: str) -> Any:
+    """What a recipe returns: a dataclass that says everything about one run or several.
+
+    Args:
+        name: A recipe of the library, or ``path/to/file.py:function``; the function has the file's
+            name when none is given.
+
+    Raises:
+        UserError: There is no such recipe, or it does not return a dataclass.
+    """
+    if ".py" in name:
+        function = _function_of_file(name)
+    else:
+        names = recipe_names()
+        module_name = name.replace("-", "_")
+        if module_name not in names:
+            near = get_close_matches(module_name, names, n=1, cutoff=0)
+            raise UserError(
+                f"A recipe must be one of {', '.join(names)}, or path/to/file.py:function: got "
+                f"{name!r}. The nearest is {near[0] if near else 'none'!r}."
+            )
+        module = importlib.import_module(f"counterpoint.recipes.{module_name}")
+        function = getattr(module, module_name)
+    value = function()
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise UserError(
+            f"A recipe must return a dataclass such as `Run`: {name!r} returned "
+            f"{type(value).__name__}."
+        )
+    return value
+
+
+def _function_of_file(name: str) -> Callable[[], Any]:
+    place, _, function_name = name.partition(".py")
+    path, function_name = Path(f"{place}.py"), function_name.removeprefix(":") or Path(place).name
+    if not path.is_file():
+        raise UserError(f"The file of a recipe must exist: {str(path)!r} does not.")
+    module = _module_of_file(path)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        near = get_close_matches(function_name, known, n=1, cutoff=0)
+        raise UserError(
+            f"{path} must have a function {function_name!r}: it has none. "
+            f"The nearest is {near[0] if near else 'none'!r}."
+        )
+    return function
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    name = f"counterpoint_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"The file of a recipe must be Python: got {str(path)!r}.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # types that the file defines are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(
+            f"{path} must be valid Python: {error.msg} in line {error.lineno}."
+        ) from error
+    return module
