@@ -6,11 +6,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from counterpoint.cli.info import draw, load_preset, show
 from counterpoint.cli.main import main
+from counterpoint.evaluate.report.system_tables import draw_layout, show_system
 from counterpoint.streams.spec import Layout, Role, Stream
 from counterpoint.systems import build_system, moshi, two_stream
 from counterpoint.systems.personaplex import personaplex_7b
+from counterpoint.systems.presets import load_preset
 
 
 def layout(delay_ticks: int) -> Layout:
@@ -28,7 +29,7 @@ def layout(delay_ticks: int) -> Layout:
 def test_drawing_shows_blocks_above_ticks_and_what_may_be_read(
     delay_ticks: int, newest: str
 ) -> None:
-    assert draw(layout(delay_ticks)).splitlines()[:3] == [
+    assert draw_layout(layout(delay_ticks)).splitlines()[:3] == [
         " whole  |0----|1----|2----",
         f"newest  {newest}",
         "  tick  012345678901234567",
@@ -38,7 +39,7 @@ def test_drawing_shows_blocks_above_ticks_and_what_may_be_read(
 def test_irregular_stream_shows_its_longest_steps(capsys: pytest.CaptureFixture[str]) -> None:
     def shown_with(boundary_ids: tuple[int, ...]) -> str:
         config = replace(two_stream.tiny(), boundary_ids=boundary_ids, lag_blocks=1)
-        show(Console(file=sys.stdout, width=140), "early", build_system(config, seed=0), 64)
+        show_system(Console(file=sys.stdout, width=140), "early", build_system(config, seed=0), 64)
         return capsys.readouterr().out
 
     regular, shown = shown_with(()), shown_with((32,))

@@ -1,0 +1,111 @@
+"""What a system is made of and what it costs, as tables for a terminal."""
+
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from counterpoint.streams.clock import visible_stop
+from counterpoint.streams.spec import Layout, Stream
+from counterpoint.systems import AnySystem
+
+_FEWEST_TICKS = 16
+_MOST_TICKS = 72
+"""Ticks of a drawing."""
+
+
+def show_system(console: Console, name: str, system: AnySystem, num_ticks: int) -> None:
+    """Print the streams of a system, its parameters and its costs.
+
+    Args:
+        console: Where to print.
+        name: Heading.
+        system: May be on the device "meta": nothing is computed.
+        num_ticks: Ticks of the context over which costs are averaged.
+    """
+    layout = system.layout
+    rate = "" if layout.tick_hz is None else f", {layout.tick_hz:g} ticks a second"
+    console.print(Text(f"\n{name}: {type(system).__name__}{rate}", style="bold"))
+    console.print(_streams(layout))
+    if layout.block_ticks > 1:
+        console.print(Text(draw_layout(layout)))
+    console.print(_parameters(system))
+    console.print(_costs(system, num_ticks))
+
+
+def _streams(layout: Layout) -> Table:
+    table = Table("stream", "role", "a step covers", "delay", "elements")
+    for stream in layout.streams:
+        most = "<= " if stream.irregular else ""
+        covers = f"{most}{stream.period_ticks} tick{'s' * (stream.period_ticks > 1)}"
+        # The delay of a stream that is not late is exact, however its steps end.
+        most = most if stream.delay_ticks else ""
+        delay = f"{most}{stream.delay_ticks} ticks"
+        table.add_row(stream.name, stream.role.value, covers, delay, _elements(stream))
+    return table
+
+
+def _elements(stream: Stream) -> str:
+    kind = f"{stream.vocab_size} ids" if stream.is_discrete else f"vectors of {stream.width}"
+    return f"{stream.depth} x {kind}" if stream.depth > 1 else kind
+
+
+def _parameters(system: nn.Module) -> Table:
+    """Parameters by the first part of their names, the largest part first."""
+    counts: dict[str, int] = {}
+    for name, parameter in system.named_parameters():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    total = sum(counts.values())
+    table = Table("part of the model", "parameters", "share")
+    for part, count in sorted(counts.items(), key=lambda item: -item[1]):
+        table.add_row(part, f"{count:,}", f"{count / total:.1%}")
+    table.add_section()
+    table.add_row("all", f"{total:,}", "")
+    return table
+
+
+def _costs(system: AnySystem, num_ticks: int) -> Table:
+    state_bytes = system.state_bytes_per_tick(num_ticks)
+    table = Table("cost a tick", f"over {num_ticks:,} ticks")
+    table.add_row("FLOPs, forward", f"{system.flops_per_tick(num_ticks):,.0f}")
+    table.add_row("FLOPs, training", f"{system.flops_per_tick(num_ticks, training=True):,.0f}")
+    table.add_row("state bytes", f"{state_bytes:,.0f}")
+    table.add_row("state bytes of a session, in all", f"{state_bytes * num_ticks:,.0f}")
+    return table
+
+
+def draw_layout(layout: Layout) -> str:
+    """The clock: coarse steps above the ticks they cover, and what is read when a tick is written.
+
+    One column is a tick. ``newest`` is the last step of a coarse stream that producing the element
+    at this tick may read, by the rule of visibility. An irregular stream is drawn with its longest
+    steps, as on content that ends none early.
+    """
+    irregular = [stream.name for stream in layout.streams if stream.irregular]
+    longest = tuple(replace(stream, irregular=False) for stream in layout.streams)
+    layout = replace(layout, streams=longest)
+    fine = min(layout.streams, key=lambda stream: stream.period_ticks)
+    num_ticks = min(max(3 * layout.block_ticks, _FEWEST_TICKS), _MOST_TICKS)
+    labels, rows = ["tick"], [[str(tick % 10) for tick in range(num_ticks)]]
+    for stream in layout.streams:
+        if stream is fine:
+            continue
+        period = stream.period_ticks
+        steps = [f"|{step}".ljust(period, "-")[:period] for step in range(num_ticks // period + 1)]
+        labels.append(stream.name)
+        rows.append(list("".join(steps)[:num_ticks]))
+        stop = visible_stop(layout, fine.name, torch.arange(num_ticks), stream.name)
+        labels.append("newest")
+        rows.append([str((n - 1) % 10) if n else "." for n in stop.tolist()])
+    width = max(map(len, labels))
+    order = [*range(1, len(rows)), 0]  # blocks above ticks
+    lines = [f"{labels[i]:>{width}}  {''.join(rows[i])}" for i in order]
+    if len(rows) > 1:
+        lines.append("newest: the last step above that may be read when a tick is written")
+    for name in irregular:
+        lines.append(f"{name}: drawn with its longest steps; the content may end them early")
+    return "\n".join(lines)

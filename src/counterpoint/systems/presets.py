@@ -1,0 +1,49 @@
+"""Presets of systems by name, such as ``two_stream.small``."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import get_args
+
+import counterpoint.systems
+from counterpoint.errors import UserError
+from counterpoint.systems import SYSTEMS, SystemConfig
+
+
+def module_names() -> list[str]:
+    """Modules of `counterpoint.systems`: systems and their variants, which have presets, and more."""
+    return [module.name for module in pkgutil.iter_modules(counterpoint.systems.__path__)]
+
+
+def load_preset(name: str) -> SystemConfig:
+    """The config of ``system.preset``, such as ``two_stream.small``.
+
+    Raises:
+        UserError: There is no such system, or it has no such preset.
+    """
+    system, _, preset = name.partition(".")
+    if system not in module_names():
+        raise UserError(f"A preset must be of one of {', '.join(SYSTEMS)}: got {name!r}.")
+    known = _presets(system)
+    if preset not in known:
+        near = get_close_matches(preset, known, n=1, cutoff=0)
+        raise UserError(
+            f"A preset of {system} must be one of {', '.join(known)}: got {preset!r}. "
+            f"The nearest is {near[0] if near else 'none'!r}."
+        )
+    return known[preset]()
+
+
+def _presets(system: str) -> dict[str, Callable[[], SystemConfig]]:
+    """The functions of a system's module that return a config when called without arguments."""
+    module = importlib.import_module(f"counterpoint.systems.{system}")
+    found: dict[str, Callable[[], SystemConfig]] = {}
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        signature = inspect.signature(function)
+        needed = [p for p in signature.parameters.values() if p.default is p.empty]
+        is_here = function.__module__ == module.__name__ and not name.startswith("_")
+        if is_here and not needed and signature.return_annotation in get_args(SystemConfig):
+            found[name] = function
+    return found
