@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -12,10 +12,11 @@ from rich.table import Table
 
 from counterpoint.data.making.scripts import Script, is_sgd, read_scripts, read_sgd
 from counterpoint.data.making.synthesis import SynthesisConfig, measure_set, synthesize
-from counterpoint.data.making.turn_statistics import HUMAN, TurnStatistics
+from counterpoint.data.making.turn_statistics import HUMAN, MEASURES, TurnStatistics
 from counterpoint.data.making.turn_taking import Embellishment
+from counterpoint.errors import UserError
 from counterpoint.recipes.overrides import REQUIRED, parse
-from counterpoint.speech.voices import Synthesizer, Voice, available_voices
+from counterpoint.speech.voices import Synthesizer, find_voices
 
 _HELP = """Make spoken dialogues, two voices on two channels, of written ones.
 
@@ -82,8 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     config = SynthesisConfig(
         sample_rate=form.sample_rate,
         seed=form.seed,
-        agent_voices=_voices(options.agent),
-        user_voices=_voices(options.user),
+        agent_voices=find_voices(options.agent),
+        user_voices=find_voices(options.user),
         pace_spread=form.pace_spread,
         lead_s=form.lead_s,
         tail_s=form.tail_s,
@@ -117,50 +118,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _scripts(options: Options) -> list[Script]:
     if options.limit < 0:
-        raise ValueError(f"`--limit` must be >= 0: got {options.limit}.")
+        raise UserError(f"`--limit` must be >= 0: got {options.limit}.")
     sgd = options.scripts.is_dir() or is_sgd(options.scripts)
     scripts = read_sgd(options.scripts) if sgd else read_scripts(options.scripts)
     return scripts[: options.limit or None]
-
-
-def _voices(names: Sequence[str]) -> tuple[Voice, ...]:
-    """Voices by name, checked against those that are installed."""
-    installed = available_voices()
-    known = {(voice.engine, voice.name): voice for voice in installed}
-    voices = []
-    for text in names:
-        engine, _, rest = text.partition(":")
-        name, _, formant = rest.partition(":")
-        voice = next((one for key, one in known.items() if key == (engine, name)), None)
-        if voice is None:
-            choices = ", ".join(":".join(key) for key in known) or "none is installed"
-            raise ValueError(
-                f"A voice must be engine:name or engine:name:formant: got {text!r}. "
-                f"Here: {choices}."
-            )
-        try:
-            factor = float(formant or 1.0)
-        except ValueError:
-            raise ValueError(f"The formant of a voice must be a number: got {text!r}.") from None
-        voices.append(replace(voice, formant=factor))
-    return tuple(voices)
 
 
 def _table(found: TurnStatistics) -> Table:
     """What was measured beside what is known of people."""
     title = f"{found.dialogues} dialogues, {found.hours:.2f} hours"
     table = Table("measure", "here", "people", title=title)
-    rows = (
-        ("floor transfer, median", "transfer_median_s", "{:.2f} s"),
-        ("transfers that overlap", "overlapping_share", "{:.1%}"),
-        ("gap, median", "gap_median_s", "{:.2f} s"),
-        ("pause, median", "pause_median_s", "{:.2f} s"),
-        ("pauses a minute", "pauses_per_minute", "{:.1f}"),
-        ("time in which both speak", "overlap_share", "{:.1%}"),
-        ("backchannels of the user a minute", "backchannels_per_minute", "{:.1f}"),
-        ("yields to an interruption after, median", "yield_median_s", "{:.2f} s"),
-    )
-    for title, name, form in rows:
-        table.add_row(title, form.format(getattr(found, name)), form.format(HUMAN[name]))
+    for measure in MEASURES:
+        here = measure.form.format(getattr(found, measure.name))
+        table.add_row(measure.title, here, measure.form.format(HUMAN[measure.name]))
     table.add_row("interruptions", str(found.interruptions), "")
     return table

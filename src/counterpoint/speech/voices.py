@@ -6,8 +6,8 @@ fast has its old length, and pitch and formants k times as high (`Voice.formant`
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.speech.audio import resample
 from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, digest
 from counterpoint.speech.loudness import normalise_loudness
@@ -162,6 +163,35 @@ def available_voices() -> tuple[Voice, ...]:
         for name in kind.names()
         for formant in (JOE_FORMANTS if engine == "piper" else (1.0,))
     )
+
+
+def find_voices(names: Sequence[str]) -> tuple[Voice, ...]:
+    """Voices that are installed, by name.
+
+    Args:
+        names: Such as "piper:joe" or "piper:joe:1.15": engine, name and formant.
+
+    Raises:
+        UserError: There is no such voice here, or the formant is no number.
+    """
+    known = {(voice.engine, voice.name): voice for voice in available_voices()}
+    voices = []
+    for text in names:
+        engine, _, rest = text.partition(":")
+        name, _, formant = rest.partition(":")
+        voice = next((one for key, one in known.items() if key == (engine, name)), None)
+        if voice is None:
+            choices = ", ".join(":".join(key) for key in known) or "none is installed"
+            raise UserError(
+                f"A voice must be engine:name or engine:name:formant: got {text!r}. "
+                f"Here: {choices}."
+            )
+        try:
+            factor = float(formant or 1.0)
+        except ValueError:
+            raise UserError(f"The formant of a voice must be a number: got {text!r}.") from None
+        voices.append(replace(voice, formant=factor))
+    return tuple(voices)
 
 
 def _voiced(

@@ -13,7 +13,7 @@ from counterpoint.systems import SYSTEMS, SystemConfig
 
 
 def module_names() -> list[str]:
-    """Modules of `counterpoint.systems`: systems and their variants, which have presets, and more."""
+    """The modules of `counterpoint.systems`; systems and their variants have presets."""
     return [module.name for module in pkgutil.iter_modules(counterpoint.systems.__path__)]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from types import MappingProxyType
+from typing import NamedTuple
 
 from counterpoint.streams.timeline import Timeline
 
@@ -20,6 +21,27 @@ HUMAN: Mapping[str, float] = MappingProxyType(
     }
 )
 """The same of the 2438 Switchboard conversations of `turn_taking`."""
+
+
+class TurnMeasure(NamedTuple):
+    """How a number of `TurnStatistics` is shown: its title, its field and its format."""
+
+    title: str
+    name: str
+    form: str
+
+
+MEASURES = (
+    TurnMeasure("floor transfer, median", "transfer_median_s", "{:.2f} s"),
+    TurnMeasure("transfers that overlap", "overlapping_share", "{:.1%}"),
+    TurnMeasure("gap, median", "gap_median_s", "{:.2f} s"),
+    TurnMeasure("pause, median", "pause_median_s", "{:.2f} s"),
+    TurnMeasure("pauses a minute", "pauses_per_minute", "{:.1f}"),
+    TurnMeasure("time in which both speak", "overlap_share", "{:.1%}"),
+    TurnMeasure("backchannels of the user a minute", "backchannels_per_minute", "{:.1f}"),
+    TurnMeasure("yields to an interruption after, median", "yield_median_s", "{:.2f} s"),
+)
+"""The numbers that are known of people, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
