@@ -1,174 +1,290 @@
 """Interleaving: chunks of several streams as one sequence in the order in which they exist.
 
-A chunk (`Segment`) is a run of consecutive elements of one stream that becomes available as a
-whole, at a tick. The sequence is ordered by moment, so a plain causal model over it obeys the rule
-of visibility. Only the order is decided here; what is laid out (ids, embeddings, losses) is up to
-the caller: `Interleaving.merge` takes any tensors and `Interleaving.split` gives them back.
+A tick of an interleaved layout is a chunk of time, and each stream puts up to ``depth`` elements
+into it; `UNSET_ID` is nothing. The elements of a row are laid one behind the other, tick by tick
+and within a tick in the order of the layout, without the gaps. That is the order of their moments,
+so a plain causal tower over the sequence obeys the rule of visibility. Only the order is decided
+here; what is laid out (ids, embeddings, losses) is up to the caller.
+
+The same function lays out whole rows and what comes next in a session: all that a session carries
+is the number of elements that each row has read.
 
 Example: SHANKS (arXiv:2510.06917) hears chunk i, thinks about it while chunk i + 1 is spoken, and
 so reads heard 1, thought 1, heard 2, thought 2, ...: the thought stream stands before the heard
-stream in the layout and lags by one chunk.
+stream in the layout and is delayed by one tick.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from counterpoint.streams.clock import available_at
-from counterpoint.streams.spec import Layout
+from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
+
+Content = Mapping[str, Shaped[Tensor, "B T _K ..."]]
+"""By stream, something of one shape for every element of its ticks, nothing or not."""
 
 
-class Segment(NamedTuple):
-    """A run of elements of one stream that is read as a whole.
+class Interleaving(NamedTuple):
+    """The order of the sequences of a batch: N places a row, of which the first ones are real.
 
-    Attributes:
-        stream: Name in the layout.
-        tick: Tick, within the document, at which the whole run is available.
-        length: Elements in the run; 0 is a chunk in which nothing came.
-        document: Number of the document; documents follow each other and never mix.
-    """
-
-    stream: str
-    tick: int
-    length: int
-    document: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Interleaving:
-    """The order of one sequence of N elements.
+    A frame has E elements: those that are read, and those that may be written behind the end of a
+    document. ``source`` and ``at`` count them through the ticks of a row: tick * E + element.
 
     Attributes:
-        layout: Streams of the sequence.
-        segments: In the order of the sequence.
-        place: Place in the layout of each element's stream.
-        step: Step of each element within all that its stream puts into the sequence.
-        tick: Tick at which each element's segment is available.
-        document_start: Position at which the document of each element starts, as attention spans
-            need it.
+        depths: Elements of a frame that are read, by stream, in their order.
+        behind_depths: Elements of a frame that may stand behind the end of a document.
+        source: The element that stands at each place of the sequence.
+        at: The place of each element in the sequence; -1 where it is nothing.
+        lengths: Real places of each row, from the left.
+        position: Elements that the row has read before each place, in all calls.
+        document_start: Position at which the document of each place starts, as spans need it.
+        first: Place at which the document of each tick starts.
+        last: Place of the newest element that is read with each tick or before it, which is less
+            than ``first`` where its document has none yet.
     """
 
-    layout: Layout
-    segments: tuple[Segment, ...]
-    place: Int[Tensor, " N"]
-    step: Int[Tensor, " N"]
-    tick: Int[Tensor, " N"]
-    document_start: Int[Tensor, " N"]
+    depths: Mapping[str, int]
+    behind_depths: Mapping[str, int]
+    source: Int[Tensor, "B N"]
+    at: Int[Tensor, "B M"]
+    lengths: Int[Tensor, " B"]
+    position: Int[Tensor, "B N"]
+    document_start: Int[Tensor, "B N"]
+    first: Int[Tensor, "B T"]
+    last: Int[Tensor, "B T"]
 
-    def mask(self, *streams: str) -> Bool[Tensor, " N"]:
+    @property
+    def real(self) -> Bool[Tensor, "B N"]:
+        """Places that hold an element."""
+        place = torch.arange(self.source.shape[1], device=self.source.device)
+        return place < self.lengths[:, None]
+
+    @property
+    def tick(self) -> Int[Tensor, "B N"]:
+        """The tick of each place, within this call."""
+        return self.source // len(self._streams())
+
+    def mask(self, *streams: str) -> Bool[Tensor, "B N"]:
         """True at the elements of the given streams: where their loss is, for example."""
-        places = self.place.new_tensor([self.layout.place(name) for name in streams])
-        return torch.isin(self.place, places)
+        chosen = [name in streams for name in self._streams()]
+        device = self.source.device
+        return torch.tensor(chosen, device=device)[self.source % len(chosen)] & self.real
 
-    def merge(self, content: Mapping[str, Shaped[Tensor, "_n ..."]]) -> Shaped[Tensor, "_N ..."]:
-        """Lay the elements of every stream out as one sequence. Differentiable.
+    def merge(self, content: Content, behind: Content | None = None) -> Shaped[Tensor, "B _N ..."]:
+        """Lay what belongs to the elements of every stream out as sequences. Differentiable.
 
         Args:
-            content: All elements of each stream of the segments, in order: ids or vectors, one
-                shape an element.
+            content: Ids or vectors of the elements that are read.
+            behind: Those of the elements behind the documents.
+
+        Returns:
+            The sequences; beyond a row's length stands anything.
 
         Raises:
-            ValueError: A stream is missing or has another number of elements than its segments.
+            ValueError: A stream is missing, or has another number of elements.
         """
-        lengths = self._lengths()
-        given = {name: len(elements) for name, elements in content.items()}
-        if given != lengths:
+        frames = [
+            *_in_order(content, self.depths, self.last.shape),
+            *_in_order(behind or {}, self.behind_depths, self.last.shape),
+        ]
+        return _take(torch.cat(frames, 2).flatten(1, 2), self.source)
+
+    def split(
+        self, sequence: Shaped[Tensor, "B _N ..."]
+    ) -> dict[str, Shaped[Tensor, "B _T _K ..."]]:
+        """What stands at the elements of each stream that are read: the inverse of `merge`.
+
+        Zeros stand where an element is nothing.
+        """
+        if sequence.shape[:2] != self.source.shape:
             raise ValueError(
-                f"`content` must hold as many elements of each stream as its segments: expected "
-                f"{lengths}, got {given}."
+                f"`sequence` must hold one element a place: expected {tuple(self.source.shape)}, "
+                f"got {tuple(sequence.shape[:2])}."
             )
-        if not content:
-            raise ValueError("An interleaving without segments has nothing to merge.")
-        ordered = [content[s.name] for s in self.layout.streams if s.name in lengths]
-        # Elements sorted by (place, step); `order` inverts that sort.
-        order = torch.argsort(torch.argsort(self.place, stable=True))
-        return torch.cat(ordered)[order.to(ordered[0].device)]
+        nothing = sequence.new_zeros(len(sequence), 1, *sequence.shape[2:])
+        frames = _take(torch.cat((nothing, sequence), 1), self.at + 1)
+        frames = frames.unflatten(1, (self.last.shape[1], -1))
+        depths = {**self.depths, "": sum(self.behind_depths.values())}
+        pieces = frames.split(list(depths.values()), 2)
+        return {name: piece for name, piece in zip(depths, pieces, strict=True) if name}
 
-    def split(self, sequence: Shaped[Tensor, "_N ..."]) -> dict[str, Shaped[Tensor, "_n ..."]]:
-        """Elements of each stream, in order: the inverse of `merge`."""
-        if len(sequence) != len(self.place):
-            raise ValueError(
-                f"`sequence` must hold one element a position: expected {len(self.place)}, "
-                f"got {len(sequence)}."
-            )
-        return {name: sequence[self.mask(name).to(sequence.device)] for name in self._lengths()}
+    def states_at_ticks(
+        self, states: Shaped[Tensor, "B N D"], before: Shaped[Tensor, "B D"] | None = None
+    ) -> Shaped[Tensor, "B T D"]:
+        """The state behind the newest element that is read with each tick or before it.
 
-    def _lengths(self) -> dict[str, int]:
-        lengths: dict[str, int] = {}
-        for segment in self.segments:
-            lengths[segment.stream] = lengths.get(segment.stream, 0) + segment.length
-        return lengths
+        Args:
+            states: The state of each place, which has read it.
+            before: The newest state of the calls before; ``None`` at the start, which is zero.
+        """
+        return _take(_with_first(states, before), self._within(self.last) + 1)
+
+    def states_before(
+        self, states: Shaped[Tensor, "B N D"], written: Ticks
+    ) -> dict[str, Shaped[Tensor, "B _T _K D"]]:
+        """The states that produce what is written behind every tick, element by element.
+
+        Each is the state behind the element before, be it read with the tick or written behind it.
+        So what is written behind a tick must be what is read first with the next one, or have been
+        given as ``behind`` where a document ends.
+
+        Args:
+            states: The state of each place, which has read it.
+            written: The elements written behind each tick, by stream, in the order of the layout.
+        """
+        there = [_present(ids) for ids in written.values()]
+        count = _count_before(torch.cat(there, 2))
+        place = self._within(self.last[..., None] + count)
+        before = _take(_with_first(states, None), place.flatten(1) + 1)
+        pieces = before.unflatten(1, count.shape[1:]).split([here.shape[2] for here in there], 2)
+        return dict(zip(written, pieces, strict=True))
+
+    def _within(self, place: Int[Tensor, "B T ..."]) -> Int[Tensor, "B T ..."]:
+        """Places in the sequence, -1 where they are before the document of the tick."""
+        first = self.first.view(*self.first.shape, *[1] * (place.ndim - 2))
+        return torch.where(place < first, -1, place)
+
+    def _streams(self) -> list[str]:
+        """The stream of each element of a frame; none of those behind a document."""
+        read = [name for name, depth in self.depths.items() for _ in range(depth)]
+        return read + [""] * sum(self.behind_depths.values())
 
 
-def interleave(segments: Iterable[Segment], layout: Layout) -> Interleaving:
-    """Order segments by document, then by moment (tick, place in the layout).
+def interleave(
+    layout: Layout,
+    ticks: Ticks,
+    *,
+    num_read: Int[Tensor, " B"] | None = None,
+    lengths: Int[Tensor, " B"] | None = None,
+    document_start: Int[Tensor, "B T"] | None = None,
+    behind: Ticks | None = None,
+) -> Interleaving:
+    """Order the elements of some ticks of every row by their moments.
 
-    Segments of one stream keep the order in which they are given.
+    Args:
+        layout: Streams, each of one tick a step.
+        ticks: Elements in order of arrival: ids, `UNSET_ID` where nothing stands; a continuous
+            stream has an element at every tick.
+        num_read: Elements that each row has read before; ``None`` for whole rows. The sequences of
+            whole rows are cut to the longest one, others keep one shape.
+        lengths: Ticks of each row that are real, from the left; ``None`` means all.
+        document_start: First tick of each tick's document, of whole rows; ``None`` where a row is
+            one document.
+        behind: What is written behind each tick, by predicted stream. Where a document ends, it is
+            laid out too; elsewhere the next tick holds it.
 
     Raises:
-        ValueError: A length or tick is negative, or the segments of a stream go back in time.
+        ValueError: A step of a stream covers several ticks, the streams do not cover the same
+            ticks, or a stream of ``behind`` comes later in a frame than one that is only read.
+        KeyError: The layout does not have a stream.
     """
-    segments = tuple(segments)
-    _check_segments(segments)
-    ordered = sorted(segments, key=lambda s: (s.document, s.tick, layout.place(s.stream)))
-    next_step: dict[str, int] = {}
-    document_start: dict[int, int] = {}
-    rows: list[tuple[int, int, int, int]] = []
-    for segment in ordered:
-        first = next_step.get(segment.stream, 0)
-        next_step[segment.stream] = first + segment.length
-        start = document_start.setdefault(segment.document, len(rows))
-        place = layout.place(segment.stream)
-        rows += [(place, first + i, segment.tick, start) for i in range(segment.length)]
-    place_, step, tick, starts = torch.tensor(rows, dtype=torch.long).reshape(-1, 4).unbind(1)
+    behind = {} if behind is None else behind
+    _check(layout, ticks, behind)
+    read = {s.name: _present(ticks[s.name]) for s in layout.streams if s.name in ticks}
+    written = {s.name: _present(behind[s.name]) for s in layout.streams if s.name in behind}
+    stands = torch.cat(list(read.values()), 2)
+    rows, num_ticks = stands.shape[:2]
+    if lengths is not None:
+        tick = torch.arange(num_ticks, device=stands.device)
+        stands = stands & (tick < lengths[:, None])[..., None]
+    if document_start is None:
+        document_start = torch.zeros(rows, num_ticks, dtype=torch.long, device=stands.device)
+    ends = F.pad(document_start[:, 1:] != document_start[:, :-1], (0, 1), value=True)
+    behind_ends = [there & ends[..., None] for there in written.values()]
+    frames = torch.cat([stands, *behind_ends], 2)
+    source, at = _sequences(frames, cut=num_read is None)
+    first_of_tick = _count_before(frames.sum(2))
+    first = first_of_tick.gather(1, document_start)
+    place = torch.arange(source.shape[1], device=source.device)
     return Interleaving(
-        layout=layout,
-        segments=tuple(ordered),
-        place=place_,
-        step=step,
-        tick=tick,
-        document_start=starts,
+        depths={name: there.shape[2] for name, there in read.items()},
+        behind_depths={name: there.shape[2] for name, there in written.items()},
+        source=source,
+        at=at,
+        lengths=frames.flatten(1).sum(1),
+        position=place.expand_as(source) if num_read is None else num_read[:, None] + place,
+        document_start=first.gather(1, source // frames.shape[2]),
+        first=first,
+        last=first_of_tick + stands.sum(2) - 1,
     )
 
 
-def chunk(
-    layout: Layout, stream: str, num_steps: int, chunk_steps: int, document: int = 0
-) -> tuple[Segment, ...]:
-    """Cut a stream on the clock into equal segments, the last one possibly shorter.
-
-    Args:
-        layout: Gives the tick at which the last step of each segment is available.
-        stream: The stream to cut.
-        num_steps: Its length.
-        chunk_steps: Steps in a segment.
-        document: Document of all segments.
-    """
-    if chunk_steps < 1:
-        raise ValueError(f"`chunk_steps` must be >= 1, got {chunk_steps}.")
-    segments = []
-    for start in range(0, num_steps, chunk_steps):
-        stop = min(start + chunk_steps, num_steps)
-        tick = available_at(layout, stream, stop - 1).tick
-        segments.append(Segment(stream, tick, stop - start, document))
-    return tuple(segments)
+def _sequences(
+    frames: Bool[Tensor, "B T E"], *, cut: bool
+) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B M"]]:
+    """`Interleaving.source` and `Interleaving.at`, from where something stands in the frames."""
+    there = frames.flatten(1)
+    num_places = there.shape[1]
+    if cut and num_places and not torch.compiler.is_compiling():
+        num_places = int(there.sum(1).max())
+    # Every element writes its number into its place; what is nothing shares one that is cut off.
+    place = torch.where(there, _count_before(there), num_places)
+    element = torch.arange(there.shape[1], device=there.device).expand_as(place)
+    source = place.new_zeros(len(place), num_places + 1).scatter(1, place, element)
+    return source[:, :num_places], torch.where(there, place, -1)
 
 
-def _check_segments(segments: tuple[Segment, ...]) -> None:
-    latest: dict[str, tuple[int, int]] = {}
-    for number, segment in enumerate(segments):
-        if segment.length < 0 or segment.tick < 0:
-            raise ValueError(
-                f"Segment {number} must have `length` >= 0 and `tick` >= 0: got {segment}."
-            )
-        when = (segment.document, segment.tick)
-        if when < latest.get(segment.stream, when):
-            raise ValueError(
-                f"Segments of a stream must be given in order of (document, tick): segment "
-                f"{number} of {segment.stream!r} is at {when}, the one before at "
-                f"{latest[segment.stream]}."
-            )
-        latest[segment.stream] = when
+def _present(elements: Shaped[Tensor, "B T ..."]) -> Bool[Tensor, "B T _K"]:
+    """Where something stands; a vector of floats always does."""
+    if elements.is_floating_point():
+        return torch.ones_like(elements[..., :1], dtype=torch.bool)
+    return (elements if elements.ndim == 3 else elements[..., None]) != UNSET_ID
+
+
+def _count_before(count: Shaped[Tensor, "B ... n"]) -> Int[Tensor, "B ... n"]:
+    """The sum of what comes earlier in the last dimension."""
+    count = count.long()
+    return count.cumsum(-1) - count
+
+
+def _take(
+    values: Shaped[Tensor, "B _M ..."], index: Int[Tensor, "B _N"]
+) -> Shaped[Tensor, "B _N ..."]:
+    """Some of the values of every row."""
+    index = index.view(*index.shape, *[1] * (values.ndim - 2))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+def _with_first(
+    states: Shaped[Tensor, "B N D"], first: Shaped[Tensor, "B D"] | None
+) -> Shaped[Tensor, "B _M D"]:
+    """States behind one that comes before them: zero if there is none."""
+    if first is None:
+        first = states.new_zeros(len(states), states.shape[2])
+    return torch.cat((first[:, None].to(states.dtype), states), 1)
+
+
+def _in_order(
+    content: Content, depths: Mapping[str, int], shape: torch.Size
+) -> list[Shaped[Tensor, "B T _K ..."]]:
+    """The content of the given streams, in their order."""
+    given = {name: tuple(values.shape[:3]) for name, values in content.items()}
+    expected = {name: (*shape, depth) for name, depth in depths.items()}
+    if given != expected:
+        raise ValueError(
+            f"`content` must hold something for every element of each stream: expected {expected}, "
+            f"got {given}."
+        )
+    return [content[name] for name in depths]
+
+
+def _check(layout: Layout, ticks: Ticks, behind: Ticks) -> None:
+    slow = [name for name in ticks if layout[name].period_ticks > 1]
+    if slow:
+        raise ValueError(
+            f"Interleaved streams must have a period of one tick: got {', '.join(slow)}. Put the "
+            "elements of a slow stream into the tick in which they come, and nothing elsewhere."
+        )
+    lengths = {name: tuple(ids.shape[:2]) for name, ids in (*ticks.items(), *behind.items())}
+    if not ticks or len(set(lengths.values())) > 1:
+        raise ValueError(f"All streams must cover the same ticks of the same rows: got {lengths}.")
+    first = {stream.name for stream in layout.streams[: len(behind)]}
+    if not set(behind) <= first:
+        raise ValueError(
+            f"What is written must come first in the layout, which begins with "
+            f"{', '.join(sorted(first))}: got {', '.join(behind)}."
+        )
