@@ -104,6 +104,12 @@ def concrete_modules() -> frozenset[str]:
 
 
 @cache
+def concrete_formats() -> frozenset[str]:
+    """Modules and packages in `counterpoint.formats`."""
+    return frozenset(path.stem for path in (SOURCE / "formats").iterdir())
+
+
+@cache
 def concrete_classes() -> frozenset[str]:
     """Classes of those modules."""
     found: set[str] = set()
@@ -124,12 +130,12 @@ def knowledge_faults(source: str) -> list[str]:
 
 def import_faults(tree: ast.Module) -> Iterator[str]:
     for line, name in imported_modules(tree):
-        parts = name.split(".")
-        if parts[:2] == ["counterpoint", "systems"] and parts[2:3]:
-            if parts[2] in concrete_modules():
+        package, folder, module, *_ = [*name.split("."), "", ""]
+        if package == "counterpoint" and module:
+            if folder == "systems" and module in concrete_modules():
                 yield f"line {line}: {name} is one system; ask the contract"
-        elif parts[:2] == ["counterpoint", "formats"] and not parts[-1].isupper():
-            yield f"line {line}: {name} is one format; ask the table `counterpoint.formats`"
+            if folder == "formats" and module in concrete_formats():
+                yield f"line {line}: {name} is one format; ask `counterpoint.formats` itself"
 
 
 def branch_faults(tree: ast.Module) -> Iterator[str]:
@@ -146,7 +152,7 @@ def branch_faults(tree: ast.Module) -> Iterator[str]:
             if isinstance(name, ast.Name | ast.Attribute):
                 text = ast.unparse(name).split(".")[-1]
                 if text in classes:
-                    yield f"line {node.lineno}: asks whether something is a {text}"
+                    yield f"{line_of(node)}: asks whether something is a {text}"
 
 
 # --------------------------------------------------------------------------- places and delays
@@ -157,10 +163,14 @@ def place_faults(source: str) -> list[str]:
     faults = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Subscript) and is_streams(node.value) and is_place(node.slice):
-            faults.append(f"line {node.lineno}: {ast.unparse(node)} is a stream by its number")
+            faults.append(f"{line_of(node)}: {ast.unparse(node)} is a stream by its number")
         elif is_unpacked(node):
-            faults.append(f"line {node.lineno}: {ast.unparse(node)} takes streams by their order")
+            faults.append(f"{line_of(node)}: {ast.unparse(node)} takes streams by their order")
     return faults
+
+
+def line_of(node: ast.AST) -> str:
+    return f"line {getattr(node, 'lineno', 0)}"
 
 
 def is_streams(node: ast.expr) -> bool:
@@ -204,7 +214,7 @@ def delay_faults(source: str) -> list[str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in REDUCTIONS:
                 parts = node.args
             if any(is_late(part, late) for part in parts):
-                faults.append(f"line {node.lineno}: {ast.unparse(node)} computes with a delay")
+                faults.append(f"{line_of(node)}: {ast.unparse(node)} computes with a delay")
     return sorted(set(faults))
 
 
@@ -358,7 +368,7 @@ def test_rule_finds_its_fault(check: Callable[[str], list[str]], source: str, fa
     [
         (knowledge_faults, "from counterpoint.systems import SYSTEMS, build_system"),
         (knowledge_faults, "from counterpoint.systems.contract import System"),
-        (knowledge_faults, "from counterpoint.formats import FORMATS"),
+        (knowledge_faults, "from counterpoint.formats import open_codec"),
         (knowledge_faults, "isinstance(value, int)"),
         (place_faults, "layout.streams['text']; layout['text']"),
         (delay_faults, "Stream(delay_ticks=config.delay_ticks); config.lag_blocks >= 1"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from counterpoint.formats.mimi import mimi_weights
+from counterpoint.formats.mimi import mimi_weights, open_mimi
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.mimi import Mimi
 
@@ -52,7 +52,7 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def mimi(reference: Any) -> Mimi:
-    return Mimi(reference.state_dict(), CODEBOOKS, window=WINDOW)
+    return Mimi(mimi_weights(reference.state_dict()), CODEBOOKS, window=WINDOW)
 
 
 def talk(num_rows: int, num_frames: int, seed: int = 0) -> Tensor:
@@ -73,10 +73,10 @@ def test_size_and_rates_are_those_that_were_published() -> None:
     weights = mimi_weights(tensors)
     assert len(weights) == 318
     assert sum(tensor.numel() for tensor in weights.values()) == 96_151_393
-    mimi = Mimi(tensors)
+    mimi = Mimi(weights)
     assert (mimi.sample_rate, mimi.frame_samples, mimi.frame_rate_hz) == (24000, 1920, 12.5)
     assert mimi.codebook_sizes == (2048,) * 8
-    assert len(Mimi(tensors, 32).codebook_sizes) == 32
+    assert len(Mimi(weights, 32).codebook_sizes) == 32
 
 
 def test_ids_are_those_of_transformers(mimi: Mimi, reference: Any) -> None:
@@ -97,14 +97,14 @@ def test_samples_are_those_of_transformers(mimi: Mimi, reference: Any) -> None:
 def test_fewer_codebooks_are_the_first_ones(mimi: Mimi, reference: Any) -> None:
     audio, codes = talk(1, 20), mimi.encode(talk(1, 20))
     for number in (1, 2, 3):
-        fewer = Mimi(reference.state_dict(), number, window=WINDOW)
+        fewer = Mimi(mimi_weights(reference.state_dict()), number, window=WINDOW)
         assert torch.equal(fewer.encode(audio), codes[..., :number])
         expected = reference.decode(codes[..., :number].transpose(1, 2)).audio_values[:, 0]
         found = fewer.decode(codes[..., :number])
         assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
     for number in (0, CODEBOOKS + 1):
         with pytest.raises(ValueError, match=f"must be 1 to 4: got {number}"):
-            Mimi(reference.state_dict(), number)
+            Mimi(mimi_weights(reference.state_dict()), number)
 
 
 @settings(max_examples=20)
@@ -222,8 +222,9 @@ def old_spelling(name: str) -> str:
 def test_kyutais_names_and_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomised(kyutai_model(monkeypatch))
     tensors = model.state_dict()
-    mimi = Mimi(tensors, CODEBOOKS, window=WINDOW)
-    published = Mimi({old_spelling(k): v for k, v in tensors.items()}, CODEBOOKS, window=WINDOW)
+    mimi = Mimi(mimi_weights(tensors), CODEBOOKS, window=WINDOW)
+    old = mimi_weights({old_spelling(name): tensor for name, tensor in tensors.items()})
+    published = Mimi(old, CODEBOOKS, window=WINDOW)
     assert published.name == mimi.name
     audio, codes = talk(2, 30), torch.randint(0, 32, (2, 30, CODEBOOKS))
     expected = model.encode(audio[:, None]).transpose(1, 2)
@@ -253,27 +254,27 @@ def test_files_are_read_in_every_spelling(reference: Any, mimi: Mimi, tmp_path: 
     assert old.keys() != tensors.keys()
     for number, spelling in enumerate((tensors, old)):
         save_file(spelling, tmp_path / f"{number}.safetensors")
-        loaded = Mimi.load(tmp_path / f"{number}.safetensors", CODEBOOKS)
-        assert loaded.name == Mimi(tensors, CODEBOOKS).name != mimi.name
+        loaded = open_mimi(tmp_path / f"{number}.safetensors", CODEBOOKS)
+        assert loaded.name == Mimi(mimi_weights(tensors), CODEBOOKS).name != mimi.name
 
 
 def test_names_tell_codecs_apart(reference: Any, mimi: Mimi) -> None:
     tensors = reference.state_dict()
-    assert Mimi(tensors, 2).name != mimi.name
+    assert Mimi(mimi_weights(tensors), 2).name != mimi.name
     other = {name: tensor + 1e-3 for name, tensor in tensors.items()}
-    assert Mimi(other, CODEBOOKS).name != mimi.name
+    assert Mimi(mimi_weights(other), CODEBOOKS).name != mimi.name
 
 
 def test_wrong_files_are_named(reference: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(ValueError, match="must be an existing file"):
-        Mimi.load(path)
+        open_mimi(path)
     path.write_text("nothing")
     with pytest.raises(ValueError, match="must be a safetensors file"):
-        Mimi.load(path)
+        open_mimi(path)
     save_file({"transformer.layers.0.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="must be those of Mimi"):
-        Mimi.load(path)
+        open_mimi(path)
     more = {**reference.state_dict(), "lora.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match="'lora.weight' is not among them"):
         mimi_weights(more)
@@ -287,4 +288,4 @@ def test_wrong_files_are_named(reference: Any, tmp_path: Path) -> None:
         some = {k: v.clone() for k, v in reference.state_dict().items() if k != lost}
         save_file(some, path)
         with pytest.raises(ValueError, match="is missing"):
-            Mimi.load(path)
+            open_mimi(path)

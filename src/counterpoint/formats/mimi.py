@@ -15,11 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-HEAD_WIDTH = 64
-LAYER_PARTS = (
-    "qkv.weight", "out.weight", "linear1.weight", "linear2.weight", "norm1.weight", "norm1.bias",
-    "norm2.weight", "norm2.bias", "scale1", "scale2",
-)  # fmt: skip
+from counterpoint.errors import UserError
+from counterpoint.speech.mimi import HEAD_WIDTH, LAYER_PARTS, Mimi
+
 _CODEBOOK_PARTS = ("initialized", "cluster_usage", "embedding_sum")
 _SIDES = ("encoder", "decoder")
 
@@ -58,11 +56,26 @@ _RENAMINGS = (
 )
 
 
+def open_mimi(path: str | Path, num_codebooks: int = 8, device: str | torch.device = "cpu") -> Mimi:
+    """Mimi with the weights of a .safetensors file.
+
+    Args:
+        path: Kyutai's file, or that of `transformers`.
+        num_codebooks: 1 to 32; Moshi uses 8.
+        device: Where it computes.
+
+    Raises:
+        UserError: There is no such file, or it does not hold Mimi.
+    """
+    tensors = read_mimi_weights(path)
+    return Mimi({name: tensor.to(device) for name, tensor in tensors.items()}, num_codebooks)
+
+
 def mimi_weights(tensors: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float[Tensor, "..."]]:
     """The same tensors under our names; queries, keys and values in one, rotated by halves.
 
     Raises:
-        ValueError: A name is not one of Mimi's, or one is missing.
+        UserError: A name is not one of Mimi's, or one is missing.
     """
     weights = {_our_name(name): tensor for name, tensor in tensors.items()}
     for name in list(weights):
@@ -76,9 +89,9 @@ def mimi_weights(tensors: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float
                 weights[name.replace(".q.", ".qkv.")] = qkv
     expected = _expected_names(weights)
     if missing := sorted(expected - weights.keys()):
-        raise ValueError(f"Weights must be those of Mimi: {missing[0]!r} is missing.")
+        raise UserError(f"Weights must be those of Mimi: {missing[0]!r} is missing.")
     if strange := sorted(weights.keys() - expected):
-        raise ValueError(f"Weights must be those of Mimi: {strange[0]!r} is not among them.")
+        raise UserError(f"Weights must be those of Mimi: {strange[0]!r} is not among them.")
     return weights
 
 
@@ -86,18 +99,18 @@ def read_mimi_weights(path: str | Path) -> dict[str, Float[Tensor, "..."]]:
     """The weights of a .safetensors file.
 
     Raises:
-        ValueError: There is no such file, or it does not hold Mimi.
+        UserError: There is no such file, or it does not hold Mimi.
     """
     if not Path(path).is_file():
-        raise ValueError(f"Mimi's weights must be an existing file: got {str(path)!r}.")
+        raise UserError(f"Mimi's weights must be an existing file: got {str(path)!r}.")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} must be a safetensors file: {error}.") from error
+        raise UserError(f"{str(path)!r} must be a safetensors file: {error}.") from error
     try:
         return mimi_weights(tensors)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error
+        raise UserError(f"{str(path)!r}: {error}") from error
 
 
 def _our_name(name: str) -> str:

@@ -14,7 +14,6 @@ once the window of 250 steps is full. Here offline is the stream from a fresh st
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +22,22 @@ from torch import Tensor
 
 from counterpoint.blocks.attention import attend, streaming_reach, write_ring
 from counterpoint.blocks.rope import rotate
-from counterpoint.formats.mimi import (
-    HEAD_WIDTH,
-    LAYER_PARTS,
-    mimi_weights,
-    read_mimi_weights,
-)
 from counterpoint.speech.codec import Decoder, Encoder, check_num_rows, decode_whole, encode_whole
+
+HEAD_WIDTH = 64
+LAYER_PARTS = (
+    "qkv.weight",
+    "out.weight",
+    "linear1.weight",
+    "linear2.weight",
+    "norm1.weight",
+    "norm1.bias",
+    "norm2.weight",
+    "norm2.bias",
+    "scale1",
+    "scale2",
+)
+"""Names of the weights in a layer of a transformer."""
 
 _PIECE_FRAMES = 64  # at once: bounds memory, and the slots that attention needs beside its window
 
@@ -42,22 +50,21 @@ class Mimi:
     them.
 
     Args:
-        tensors: Weights, as in Kyutai's file or that of `transformers`; they decide the device.
+        weights: By the names that `counterpoint.formats` gives them; they decide the device.
         num_codebooks: 1 to 32; Moshi uses 8.
         window: Steps of 40 ms that attention reads, its own included.
 
     Raises:
-        ValueError: The weights are not Mimi's, or have fewer codebooks.
+        ValueError: The weights have fewer codebooks.
     """
 
     def __init__(
         self,
-        tensors: Mapping[str, Float[Tensor, "..."]],
+        weights: Mapping[str, Float[Tensor, "..."]],
         num_codebooks: int = 8,
         *,
         window: int = 250,
     ) -> None:
-        weights = mimi_weights(tensors)
         total = sum(name.endswith(".embedding_sum") for name in weights)
         if not 1 <= num_codebooks <= total:
             raise ValueError(f"`num_codebooks` must be 1 to {total}: got {num_codebooks}.")
@@ -74,18 +81,6 @@ class Mimi:
         for k in range(self.num_stages):
             self.frame_samples *= self.weights[f"encoder.{3 * k + 3}.weight"].shape[2] // 2
         self.codebook_sizes = tuple(len(codebook) for codebook in self.codebooks)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, num_codebooks: int = 8, device: str | torch.device = "cpu"
-    ) -> "Mimi":
-        """Mimi with the weights of a .safetensors file.
-
-        Raises:
-            ValueError: There is no such file, or it does not hold Mimi.
-        """
-        tensors = read_mimi_weights(path)
-        return cls({name: tensor.to(device) for name, tensor in tensors.items()}, num_codebooks)
 
     @cached_property
     def name(self) -> str:

@@ -32,11 +32,10 @@ from counterpoint.data.speech.dialogues import (
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
+from counterpoint.formats import open_codec
 from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
-from counterpoint.speech.codec2 import Codec2
-from counterpoint.speech.mimi import Mimi
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.moshi import Moshi
@@ -125,28 +124,6 @@ class SpeechCorpus:
             return speech
         text = Loader(self.text, batch_rows, seed, rank, world_size)
         return Mixture(speech, text, self.text_share)
-
-
-def open_codec(name: str, num_codebooks: int, device: torch.device | str = "cpu") -> Codec:
-    """The codec "codec2", or Mimi with the weights of a file.
-
-    Args:
-        name: Of the codec, or the path of Mimi's weights.
-        num_codebooks: Of a frame of one speaker.
-        device: Where Mimi computes.
-
-    Raises:
-        ValueError: It cannot be used, or has other codebooks.
-    """
-    if name != "codec2":
-        return Mimi.load(name, num_codebooks, device=device)
-    codec = Codec2()
-    if len(codec.codebook_sizes) != num_codebooks:
-        raise ValueError(
-            f"Codec2 has {len(codec.codebook_sizes)} codebooks: the model has {num_codebooks} for "
-            "a speaker. Change the model's `audio`, or take another codec."
-        )
-    return codec
 
 
 def codec_of(model: Moshi, name: str, device: torch.device | str = "cpu") -> Codec:
