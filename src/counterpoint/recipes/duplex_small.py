@@ -20,6 +20,9 @@ _CODEBOOK_SIZES = (512, 512, 16, 64)  # of Codec2 700C
 # The agent's sound comes 120 ms behind its text. With equal times the first sounds of a word are
 # said before the text has decided on the word, and the text then follows the sound.
 _TEXT_LEADS_TICKS = 3
+USER_FORMANTS, USER_PACES = (0.88, 1.08, 1.3, 1.45), (0.9, 1.0, 1.1)
+HELD_OUT_FORMANT = 1.18
+"""Of users who are heard in trials alone."""
 
 
 def duplex_small() -> DuplexStudy:
@@ -53,8 +56,8 @@ def duplex_small() -> DuplexStudy:
             agent_voices=(Voice(),),
             user_voices=tuple(
                 Voice(formant=formant, pace=pace)
-                for formant in (0.88, 1.15, 1.3, 1.45)
-                for pace in (0.9, 1.0, 1.1)
+                for formant in USER_FORMANTS
+                for pace in USER_PACES
             ),
             pace_spread=0.0,
             embellishment=PLAIN,

@@ -2,12 +2,25 @@
 
 import random
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 
-from counterpoint.data.making.order_wordings import DEVICES, DIGITS, STATES, Split
+from counterpoint.data.making.order_wordings import (
+    DEVICES,
+    DIGITS,
+    HELD_OUT_PAIRS,
+    STATES,
+    Split,
+    differ_by_a_word,
+    families,
+)
 from counterpoint.data.making.orders import (
+    LONG_PAUSE_S,
     Order,
+    Pairs,
+    answers,
+    bare_digit,
     draw_order,
     draw_pause,
     interruption,
@@ -16,9 +29,9 @@ from counterpoint.data.making.orders import (
 )
 
 
-def orders(split: Split, count: int) -> list[Order]:
+def orders(split: Split, count: int, pairs: Pairs = "trained") -> list[Order]:
     rng = random.Random(1)
-    return [draw_order(split, rng) for _ in range(count)]
+    return [draw_order(split, rng, pairs) for _ in range(count)]
 
 
 def content(order: Order) -> set[str]:
@@ -26,7 +39,7 @@ def content(order: Order) -> set[str]:
     return set(order.text.split()) & {*DIGITS, *DEVICES, *STATES}
 
 
-@pytest.mark.parametrize("split", ["train", "held_out"])
+@pytest.mark.parametrize("split", ["train", "tuning", "held_out"])
 def test_answer_repeats_what_was_ordered_and_nothing_else(split: Split) -> None:
     for order in orders(split, 500):
         assert len(content(order)) in (1, 2)
@@ -34,15 +47,61 @@ def test_answer_repeats_what_was_ordered_and_nothing_else(split: Split) -> None:
         assert said == content(order)
 
 
-def test_every_answer_is_asked_for_in_both_splits() -> None:
-    expected = len(DIGITS) + len(DEVICES) * len(STATES)
-    for split in ("train", "held_out"):
-        assert len({order.reply for order in orders(split, 2000)}) == expected
+def test_every_answer_is_asked_for_in_all_splits() -> None:
+    trained = len(DIGITS) + len(DEVICES) * len(STATES) - len(HELD_OUT_PAIRS)
+    for split in SPLITS:
+        assert len({order.reply for order in orders(split, 2000)}) == trained
+        new = {order.reply for order in orders(split, 200, "held_out")}
+        assert len(new) == len(HELD_OUT_PAIRS)
+    assert len(set(answers())) == trained + len(HELD_OUT_PAIRS)
+    assert {order.phrases for order in orders("train", 2000)} <= set(answers())
+
+
+def test_pairs_that_are_held_out_are_never_said_in_training() -> None:
+    """Every device and every state of them is, and nothing tells them from each other."""
+    assert {device for device, _ in HELD_OUT_PAIRS} == set(DEVICES)
+    assert {state for _, state in HELD_OUT_PAIRS} == set(STATES)
+    said = [turn.text for script in order_scripts("train", 500) for turn in script.turns]
+    said += [turn.text for script in listening_scripts(500) for turn in script.turns]
+    for text in said:
+        assert not any(set(pair) <= set(text.split()) for pair in HELD_OUT_PAIRS), text
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("a b c", True),
+        ("a x c", True),
+        ("a b c d", True),
+        ("b c", True),
+        ("a c", True),
+        ("x b c", True),
+        ("a c b", False),
+        ("a b c d e", False),
+        ("x b y", False),
+        ("b c d", False),
+        ("a", False),
+    ],
+)
+def test_texts_that_differ_by_a_word(text: str, near: bool) -> None:
+    assert differ_by_a_word(text, "a b c") is near
+    assert differ_by_a_word("a b c", text) is near
+
+
+@pytest.mark.parametrize("kind", ["digit", "device"])
+def test_held_out_wordings_differ_by_two_words_at_least(kind: Literal["digit", "device"]) -> None:
+    train = {text for family in families(kind, "train") for text in family}
+    tuning, held_out = (set(families(kind, split)[0]) for split in ("tuning", "held_out"))
+    for out in tuning | held_out:
+        assert not any(differ_by_a_word(text, out) for text in train), out
+    for out in held_out:
+        assert not any(differ_by_a_word(text, out) for text in tuning), out
 
 
 def test_held_out_wordings_are_not_trained_on() -> None:
     """Also not with words around them."""
-    held_out = {order.text for order in orders("held_out", 5000)}
+    held_out = {order.text for split in SPLITS[1:] for order in orders(split, 5000)}
+    held_out -= {bare_digit(digit).text for digit in DIGITS}
     said = {order.text for order in orders("train", 5000)}
     said |= {turn.text for script in listening_scripts(1000) for turn in script.turns}
     for text in said:
@@ -54,7 +113,7 @@ def test_words_of_held_out_wordings_are_trained_on() -> None:
     assert {word for order in orders("held_out", 5000) for word in order.text.split()} <= known
 
 
-SPLITS: tuple[Split, Split] = ("train", "held_out")
+SPLITS: tuple[Split, Split, Split] = ("train", "tuning", "held_out")
 
 
 def test_an_order_is_complete_with_its_last_content_word() -> None:
@@ -76,6 +135,29 @@ def test_pauses_come_before_the_order_is_complete() -> None:
         assert 0.4 <= seconds <= 1.6
         places.add(order.complete - word)
     assert {1, 2, 3} <= places
+
+
+def test_late_pauses_come_behind_the_last_content_word() -> None:
+    rng = random.Random(2)
+    for order in orders("held_out", 300):
+        words = order.text.split()
+        pause = draw_pause(order, rng, LONG_PAUSE_S, late=True)
+        if pause is None:
+            assert order.complete == len(words)
+            continue
+        assert order.complete <= pause[0] < len(words)
+        assert 1.6 <= pause[1] <= 3.5
+
+
+def test_scripts_have_pauses_of_every_kind() -> None:
+    kinds = set()
+    for script in order_scripts("train", 400):
+        for turn in script.turns:
+            content_words = [w for w in turn.words if w in {*DIGITS, *DEVICES, *STATES}]
+            for word, seconds in turn.pauses:
+                late = not set(content_words) & set(turn.words[word:])
+                kinds.add((late, seconds > 1.6))
+    assert kinds == {(late, long) for late in (False, True) for long in (False, True)}
 
 
 def test_interruption_keeps_its_pause_at_the_same_word() -> None:

@@ -1,35 +1,61 @@
-"""The wordings of spoken orders, in families of like ones; some wordings are held out.
+"""The wordings of spoken orders, in families of like ones; some wordings and orders are held out.
 
-A wording to learn from is put together of parts. None holds a wording that is held out. Those may
-hold, and are near, wordings to learn from: they are other orders of the same words.
+A wording to learn from is put together of parts. None holds a wording that is held out, and none
+differs from one by a single word. The words themselves are all trained on, in other wordings.
+
+Three splits: "train" to learn from, "tuning" to choose settings by, "held_out" to report on. Some
+pairs of device and state are held out from all wordings to learn from, too.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from itertools import product
 from typing import Literal
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DEVICES = ("lamp", "radio", "heater", "camera")
-STATES = ("on", "off")
+STATES = ("on", "off", "high", "low")
+HELD_OUT_PAIRS = (("lamp", "high"), ("radio", "off"), ("heater", "on"), ("camera", "low"))
+"""Never ordered in training: each device is, in other states, and each state of other devices."""
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "tuning", "held_out"]
 
 _HELD_OUT_DIGITS = (
-    "please write the number {digit}",
-    "i want number {digit}",
-    "can you note the number {digit} please",
-    "my choice is {digit}",
-    "{digit} is the answer",
-    "remember the number {digit} for me",
-    "i think the number was {digit}",
-    "could you save {digit}",
+    "{digit} is the number i would like",
+    "the number i want is {digit}",
+    "what i need is number {digit}",
+    "if you can write {digit} for me",
+    "my code will be {digit} this time",
+    "number {digit} is what we have",
+    "take down {digit} for me today",
+    "is {digit} my number",
+    "i would like the code to be {digit}",
+    "you can put {digit} down for me",
+    "was my answer {digit}",
+    "please it is {digit} i said",
 )
 _HELD_OUT_DEVICES = (
-    "would you turn the {device} {state} please",
-    "please switch the {device} {state}",
-    "i want the {device} {state}",
-    "can you switch {state} the {device} for me",
-    "it is time to switch the {device} {state}",
+    "it is the {device} i want {state}",
+    "let the {device} go {state} please",
+    "{state} is what the {device} should be",
+    "can the {device} be {state} for me",
+    "i would like to have the {device} {state}",
+    "please make the {device} go {state}",
+    "the {device} i think must be {state}",
+    "we need the {device} to be {state} now",
+)
+_TUNING_DIGITS = (
+    "the code i have is {digit}",
+    "put {digit} down now please",
+    "was the total {digit}",
+    "number {digit} it is i think",
+    "i need it to be {digit} this time",
+)
+_TUNING_DEVICES = (
+    "should the {device} be {state}",
+    "i think it is time for the {device} to go {state}",
+    "have the {device} {state} for me please",
+    "the {device} must go {state} will you",
 )
 
 # Short orders are common, so the empty parts are repeated.
@@ -47,17 +73,42 @@ _TAIL = (
 _FIRST = ("", "", "", "well", "so", "maybe", "i think", "this time", "for me", "today")
 
 
-def _wordings(held_out: Iterable[str], *parts: Iterable[str]) -> tuple[str, ...]:
-    """All that can be put together of parts, without what holds a wording that is held out."""
+def families(what: Literal["digit", "device"], split: Split) -> tuple[tuple[str, ...], ...]:
+    """Wordings of one kind of order in families; every family is equally likely."""
+    made = _digit_families() if what == "digit" else _device_families()
+    return made[split]
+
+
+def differ_by_a_word(text: str, other: str) -> bool:
+    """Whether two texts are equal, or one word was put in, left out or replaced."""
+    words, others = text.split(), other.split()
+    shorter, longer = sorted((words, others), key=len)
+    if len(longer) - len(shorter) > 1:
+        return False
+    same = 0
+    while same < len(shorter) and shorter[same] == longer[same]:
+        same += 1
+    rest = len(longer) - same - 1
+    return rest <= 0 or shorter[len(shorter) - rest :] == longer[-rest:]
+
+
+def _wordings(not_these: Iterable[str], *parts: Iterable[str]) -> tuple[str, ...]:
+    """All that can be put together of parts, without what holds or is near one of others."""
+    others = tuple(not_these)
     texts = (" ".join(" ".join(chosen).split()) for chosen in product(*parts))
-    kept = (text for text in texts if not any(f" {out} " in f" {text} " for out in held_out))
-    return tuple(kept)
+    return tuple(
+        text
+        for text in texts
+        if not any(f" {other} " in f" {text} " or differ_by_a_word(text, other) for other in others)
+    )
 
 
-DIGIT_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
-    "train": (
+@cache
+def _digit_families() -> dict[Split, tuple[tuple[str, ...], ...]]:
+    others = (*_HELD_OUT_DIGITS, *_TUNING_DIGITS)
+    train = (
         _wordings(
-            _HELD_OUT_DIGITS,
+            others,
             _ASKING,
             (
                 *("remember", "write", "write down", "note", "note down", "save", "keep"),
@@ -67,7 +118,7 @@ DIGIT_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
             _TAIL,
         ),
         _wordings(
-            _HELD_OUT_DIGITS,
+            others,
             _FIRST,
             (
                 *("it", "my number", "the number", "your number", "the next number", "the answer"),
@@ -79,7 +130,7 @@ DIGIT_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
             ("", "", "", "", "i think", "please", "for me", "now", "thank you"),
         ),
         _wordings(
-            _HELD_OUT_DIGITS,
+            others,
             _FIRST,
             (
                 *("i choose", "i want", "i have", "i need", "i take", "i would like", "i pick"),
@@ -90,7 +141,7 @@ DIGIT_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
             _TAIL,
         ),
         _wordings(
-            _HELD_OUT_DIGITS,
+            others,
             ("", "", "", "", "", "well", "so", "maybe", "i think", "number"),
             ("{digit}",),
             (
@@ -100,30 +151,30 @@ DIGIT_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
                 *("is what i want", "is what i need", "is my favourite", "is good", "is mine"),
             ),
         ),
-    ),
-    "held_out": (_HELD_OUT_DIGITS,),
-}
-"""Families of wordings; every family is equally likely."""
+        _wordings(others, _DIGIT, ("", "", "please", "now")),
+    )
+    return {"train": train, "tuning": (_TUNING_DIGITS,), "held_out": (_HELD_OUT_DIGITS,)}
 
-DEVICE_WORDINGS: dict[Split, tuple[tuple[str, ...], ...]] = {
-    "train": (
-        _wordings(_HELD_OUT_DEVICES, _ASKING, ("turn", "switch"), _SWITCHED, _TAIL),
+
+@cache
+def _device_families() -> dict[Split, tuple[tuple[str, ...], ...]]:
+    others = (*_HELD_OUT_DEVICES, *_TUNING_DEVICES)
+    train = (
+        _wordings(others, _ASKING, ("turn", "switch"), _SWITCHED, _TAIL),
         _wordings(
-            _HELD_OUT_DEVICES,
+            others,
             (*_FIRST, "please", "now"),
             ("i would like", "i need", "i want", "i have to have", "let us have"),
             ("the {device} {state}",),
             _TAIL,
         ),
         _wordings(
-            _HELD_OUT_DEVICES,
+            others,
             (*_FIRST, "now"),
             ("the {device}",),
             ("should be", "must be", "should go", "has to be"),
             ("{state}",),
             _TAIL,
         ),
-    ),
-    "held_out": (_HELD_OUT_DEVICES,),
-}
-"""The same for devices."""
+    )
+    return {"train": train, "tuning": (_TUNING_DEVICES,), "held_out": (_HELD_OUT_DEVICES,)}

@@ -1,29 +1,35 @@
 """Spoken orders: short dialogues with an exact answer to every order.
 
 The user says a digit or has a device switched, in one of many wordings; the agent confirms it. The
-user pauses before the order is complete, interrupts answers with another order, and says "mhm"
-while the agent talks. Some wordings are held out. Before that a model may learn to hear the words:
-in scripts to listen to, only the user talks.
+user pauses, mostly before the order is complete and sometimes behind its last content word,
+interrupts answers with another order, and says "mhm" while the agent talks. Some wordings and some
+pairs of device and state are held out. Before that a model may learn to hear the words: in scripts
+to listen to, only the user talks.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from counterpoint.data.making.order_wordings import (
-    DEVICE_WORDINGS,
     DEVICES,
-    DIGIT_WORDINGS,
     DIGITS,
+    HELD_OUT_PAIRS,
     STATES,
     Split,
+    families,
 )
 from counterpoint.data.making.scripts import Script, Turn
 
 BACKCHANNELS = ("mhm", "okay", "right", "yes")
 OPENINGS = ("", "", "wait", "no", "stop", "sorry")
 """How an interruption begins."""
+
+PAUSE_S = (0.4, 1.6)
+LONG_PAUSE_S = (1.6, 3.5)
+"""Some pauses take longer than an answer may."""
 
 # Both are narrow, so that there is one moment at which to begin, or to stop. When it may happen at
 # any of many frames it is unlikely at each of them, even for a model that knows what it heard.
@@ -33,6 +39,10 @@ _ANSWER_GAP_S = (0.45, 0.55)
 _YIELD_S = (0.4, 0.5)
 _NUM_WORDS = (3, 8)  # of what is said to a listener
 _CONTENT_SHARE = 0.5
+_PAUSE_SHARE, _LONG_SHARE, _LATE_SHARE = 0.5, 0.2, 0.25
+
+Pairs = Literal["trained", "held_out"]
+"""Of device and state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +54,7 @@ class Order:
         phrases: What the agent must answer, in pieces that are spoken one by one. Speech engines
             give a word another sound in every sentence: spoken as one, the first sounds of an
             answer would tell how it goes on, and a model would listen to itself, not to the user.
-        complete: Number of words after which nothing is missing; a pause comes before.
+        complete: Number of words after which nothing is missing.
     """
 
     text: str
@@ -57,28 +67,79 @@ class Order:
         return " ".join(self.phrases)
 
 
-def draw_order(split: Split, rng: random.Random) -> Order:
-    """An order in one of the wordings of a split; half are digits."""
-    if rng.random() < 0.5:
-        digit = rng.choice(DIGITS)
-        text = rng.choice(rng.choice(DIGIT_WORDINGS[split])).format(digit=digit)
-        phrases = ("you said", digit, "and i wrote that number down for you")
-        return Order(text=text, phrases=phrases, complete=text.split().index(digit) + 1)
-    device, state = rng.choice(DEVICES), rng.choice(STATES)
-    text = rng.choice(rng.choice(DEVICE_WORDINGS[split])).format(device=device, state=state)
+def draw_order(split: Split, rng: random.Random, pairs: Pairs = "trained") -> Order:
+    """An order in one of the wordings of a split.
+
+    Args:
+        split: Of the wordings.
+        rng: Draws.
+        pairs: "trained" draws a digit half of the time, and else a pair of device and state that
+            is trained on; "held_out" draws one of `HELD_OUT_PAIRS`.
+    """
+    if pairs == "trained" and rng.random() < 0.5:
+        return digit_order(rng.choice(DIGITS), split, rng)
+    device, state = rng.choice(order_pairs(pairs))
+    text = rng.choice(rng.choice(families("device", split))).format(device=device, state=state)
     words = text.split()
     return Order(
         text=text,
-        phrases=("all right", device, state, "and it will stay that way for you"),
+        phrases=_device_phrases(device, state),
         complete=max(words.index(device), words.index(state)) + 1,
     )
 
 
-def draw_pause(order: Order, rng: random.Random) -> tuple[int, float] | None:
-    """Word before which the user hesitates, and for how many seconds; some orders have no place."""
-    if order.complete < 2:
+def digit_order(digit: str, split: Split, rng: random.Random) -> Order:
+    """An order of one digit in one of the wordings of a split."""
+    text = rng.choice(rng.choice(families("digit", split))).format(digit=digit)
+    return Order(text=text, phrases=_digit_phrases(digit), complete=text.split().index(digit) + 1)
+
+
+def bare_digit(digit: str) -> Order:
+    """The digit and no word more."""
+    return Order(text=digit, phrases=_digit_phrases(digit), complete=1)
+
+
+def order_pairs(pairs: Pairs) -> tuple[tuple[str, str], ...]:
+    """Pairs of device and state, trained on or held out."""
+    if pairs == "held_out":
+        return HELD_OUT_PAIRS
+    every = ((device, state) for device in DEVICES for state in STATES)
+    return tuple(pair for pair in every if pair not in HELD_OUT_PAIRS)
+
+
+def answers() -> tuple[tuple[str, ...], ...]:
+    """The phrases of every answer that an order can ask for."""
+    pairs = (*order_pairs("trained"), *order_pairs("held_out"))
+    return (*map(_digit_phrases, DIGITS), *(_device_phrases(*pair) for pair in pairs))
+
+
+def _digit_phrases(digit: str) -> tuple[str, ...]:
+    return ("you said", digit, "and i wrote that number down for you")
+
+
+def _device_phrases(device: str, state: str) -> tuple[str, ...]:
+    return ("all right", device, state, "and it will stay that way for you")
+
+
+def draw_pause(
+    order: Order,
+    rng: random.Random,
+    seconds: tuple[float, float] = PAUSE_S,
+    *,
+    late: bool = False,
+) -> tuple[int, float] | None:
+    """Word before which the user hesitates, and for how many seconds; some orders have no place.
+
+    Args:
+        order: What is said.
+        rng: Draws.
+        seconds: Shortest and longest.
+        late: Whether the pause comes behind the last content word, not before.
+    """
+    first, stop = (order.complete, len(order.text.split())) if late else (1, order.complete)
+    if first >= stop:
         return None
-    return rng.randrange(1, order.complete), round(rng.uniform(0.4, 1.6), 2)
+    return rng.randrange(first, stop), round(rng.uniform(*seconds), 2)
 
 
 def order_scripts(split: Split, num_scripts: int, seed: int = 0) -> list[Script]:
@@ -94,8 +155,7 @@ def _script(split: Split, number: int, seed: int) -> Script:
     interrupted = False
     for exchange in range(num_exchanges):
         order = draw_order(split, rng)
-        pause = draw_pause(order, rng) if rng.random() < 0.5 else None
-        pauses = () if pause is None else (pause,)
+        pauses = _drawn_pauses(order, rng)
         if interrupted:
             # Behind one of the first seven words; later, little would be left to cut.
             after_word = rng.randrange(len(turns[-1].words) - 2) * 3 // 4
@@ -110,6 +170,14 @@ def _script(split: Split, number: int, seed: int) -> Script:
         said = rng.choice(BACKCHANNELS)
         turns.append(Turn(speaker="user", text=said, kind="backchannel", after_word=after_word))
     return Script(name=name, turns=tuple(turns))
+
+
+def _drawn_pauses(order: Order, rng: random.Random) -> tuple[tuple[int, float], ...]:
+    if rng.random() >= _PAUSE_SHARE:
+        return ()
+    seconds = LONG_PAUSE_S if rng.random() < _LONG_SHARE else PAUSE_S
+    pause = draw_pause(order, rng, seconds, late=rng.random() < _LATE_SHARE)
+    return () if pause is None else (pause,)
 
 
 def answer(order: Order, gap_s: float) -> Turn:
@@ -144,9 +212,8 @@ def listening_scripts(num_scripts: int, seed: int = 0) -> list[Script]:
 
 
 def _texts() -> Iterator[str]:
-    for families in (DIGIT_WORDINGS["train"], DEVICE_WORDINGS["train"]):
-        for family in families:
-            yield from (text.format(digit="", device="", state="") for text in family)
+    for family in (*families("digit", "train"), *families("device", "train")):
+        yield from (text.format(digit="", device="", state="") for text in family)
     yield from (*BACKCHANNELS, *OPENINGS)
 
 
@@ -158,14 +225,22 @@ def _monologue(number: int, seed: int, words: Sequence[str]) -> Script:
         if rng.random() < 0.5:
             text = f"{rng.choice(OPENINGS)} {draw_order('train', rng).text}".strip()
         else:
-            text = " ".join(
-                rng.choice(
-                    rng.choice((DIGITS, DIGITS, DEVICES, STATES))
-                    if rng.random() < _CONTENT_SHARE
-                    else words
-                )
-                for _ in range(rng.randint(*_NUM_WORDS))
-            )
+            text = _any_words(rng, words)
         gap_s = round(rng.uniform(0.3, 0.8), 2)
         turns.append(Turn(speaker="user", text=text, gap_s=gap_s))
     return Script(name=name, turns=tuple(turns))
+
+
+def _any_words(rng: random.Random, words: Sequence[str]) -> str:
+    """Words in any order, never both of a pair that is held out."""
+    while True:
+        said = [
+            rng.choice(
+                rng.choice((DIGITS, DIGITS, DEVICES, STATES))
+                if rng.random() < _CONTENT_SHARE
+                else words
+            )
+            for _ in range(rng.randint(*_NUM_WORDS))
+        ]
+        if not any(set(pair) <= set(said) for pair in HELD_OUT_PAIRS):
+            return " ".join(said)
