@@ -108,7 +108,7 @@ def test_split_inverts_merge(drawn: Chunks) -> None:
 def test_sequence_respects_availability_and_documents(drawn: Chunks) -> None:
     """Each position follows exactly what was available before it in its document."""
     order = interleave(layout_of(), ticks_of(drawn.counts), document_start=drawn.starts)
-    assert order.source.shape[1] == int(order.lengths.max())
+    assert order.source.shape[1] == TICKS * sum(DEPTHS.values())
     reach = span(SEQUENCE, "sequence", "sequence", order.position + 1, first=order.document_start)
     mask = span_mask(reach, order.position)
     for row, counts in enumerate(drawn.counts):
@@ -153,7 +153,7 @@ def test_chunks_on_the_clock_never_read_the_future(
     step = order.merge({name: ids[..., None] for name, ids in ticks.items()})[0].tolist()
     elements = [
         (NAMES[source % len(NAMES)], step[place])
-        for place, source in enumerate(order.source[0].tolist())
+        for place, source in enumerate(order.source[order.real].tolist())
     ]
     for i, query in enumerate(elements):
         assert all(visible(layout, query, key) == (j < i) for j, key in enumerate(elements))
@@ -233,13 +233,25 @@ def test_states_at_ticks_go_on_with_the_newest_of_the_calls_before() -> None:
     assert states.flatten().tolist() == [4.5, 6.0]
 
 
+def test_sequences_take_what_documents_end_with_even_if_all_chunks_are_full() -> None:
+    ticks = ticks_of(torch.tensor([[list(DEPTHS.values())] * 4]))
+    behind = {"thought": torch.arange(12).view(1, 4, 3)}
+    order = interleave(
+        layout_of(), ticks, document_start=torch.tensor([[0, 0, 2, 2]]), behind=behind
+    )
+    assert int(order.lengths[0]) == order.source.shape[1] == 4 * 9 + 2 * 3
+    sequence = order.merge(ticks, behind)[0].tolist()
+    assert sequence[18:21] == [3, 4, 5]
+    assert sequence[39:] == [9, 10, 11]
+
+
 def test_elements_behind_a_document_are_merged_and_not_split() -> None:
     ticks = {name: ids[:1, :1] for name, ids in ticks_of(torch.ones(1, 1, 3)).items()}
     behind = {"thought": torch.tensor([[[70, 71, UNSET_ID]]])}
     order = interleave(layout_of(), ticks, behind=behind)
     sequence = order.merge({name: ids + 10 for name, ids in ticks.items()}, behind)
-    assert sequence.tolist() == [[10, 10, 10, 70, 71]]
-    assert order.tick.tolist() == [[0] * 5]
+    assert sequence[0, : order.lengths[0]].tolist() == [10, 10, 10, 70, 71]
+    assert order.tick.tolist() == [[0] * 9]
     assert int(order.mask(*NAMES).sum()) == 3
     for ids in order.split(sequence).values():
         assert int(ids.sum()) == 10
@@ -254,7 +266,7 @@ def test_a_continuous_stream_has_an_element_at_every_tick() -> None:
     )
     ticks = {"spoken": torch.tensor([[3, UNSET_ID, 4]]), "heard": torch.zeros(1, 3, 2)}
     order = interleave(layout, ticks)
-    assert order.mask("heard").tolist() == [[False, True, True, False, True]]
+    assert order.mask("heard")[order.real].tolist() == [False, True, True, False, True]
 
 
 def shanks() -> tuple[dict[str, Tensor], Interleaving]:
@@ -266,7 +278,7 @@ def shanks() -> tuple[dict[str, Tensor], Interleaving]:
 
 def test_interleave_gives_heard_thought_heard_thought_spoken() -> None:
     ticks, order = shanks()
-    streams = order.merge(vectors_of(ticks))[0, :, 0].tolist()
+    streams = order.merge(vectors_of(ticks))[order.real][:, 0].tolist()
     heard, thought, spoken = 3, 1, 2
     assert streams == [
         *[heard] * 4, *[thought] * 3, *[heard] * 4, *[thought] * 2, *[heard] * 2, thought,
@@ -277,15 +289,16 @@ def test_interleave_gives_heard_thought_heard_thought_spoken() -> None:
 def test_mask_selects_what_is_trained() -> None:
     _, order = shanks()
     trained = order.mask("thought", "spoken")
-    assert trained[0].int().tolist() == [0] * 4 + [1] * 3 + [0] * 4 + [1] * 2 + [0] * 2 + [1] * 3
-    assert torch.equal(trained, ~order.mask("heard"))
+    expected = [0] * 4 + [1] * 3 + [0] * 4 + [1] * 2 + [0] * 2 + [1] * 3
+    assert trained[order.real].int().tolist() == expected
+    assert torch.equal(trained, order.real & ~order.mask("heard"))
 
 
 def test_merge_passes_gradients() -> None:
     ticks, order = shanks()
     content = {name: torch.randn(*ids.shape, 3, requires_grad=True) for name, ids in ticks.items()}
     weight = torch.randn(1, order.source.shape[1], 3)
-    (order.merge(content) * weight).sum().backward()
+    (order.merge(content) * weight)[order.real].sum().backward()
     for name, values in content.items():
         assert values.grad is not None
         assert torch.equal(values.grad, order.split(weight)[name])
@@ -294,9 +307,9 @@ def test_merge_passes_gradients() -> None:
 def test_interleave_of_nothing_is_empty() -> None:
     ticks = ticks_of(torch.zeros(2, 3, 3))
     order = interleave(layout_of(), ticks)
-    assert order.source.shape == (2, 0)
+    assert order.lengths.tolist() == [0, 0]
+    assert not order.real.any()
     assert order.last.tolist() == [[-1] * 3] * 2
-    assert order.merge(vectors_of(ticks)).shape == (2, 0, 2)
     with pytest.raises(ValueError, match="the same ticks of the same rows: got {}"):
         interleave(layout_of(), {})
 
@@ -325,5 +338,5 @@ def test_merge_and_split_refuse_other_lengths() -> None:
     ticks, order = shanks()
     with pytest.raises(ValueError, match=r"expected {'thought': \(1, 4, 3\).*got {'thought': \(1,"):
         order.merge({**ticks, "thought": ticks["thought"][:, :, :2]})
-    with pytest.raises(ValueError, match=r"expected \(1, 18\), got \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"expected \(1, 36\), got \(1, 3\)"):
         order.split(torch.zeros(1, 3))

@@ -165,12 +165,13 @@ def interleave(
 ) -> Interleaving:
     """Order the elements of some ticks of every row by their moments.
 
+    Sequences have room for full chunks, so that their shape does not depend on what stands where.
+
     Args:
         layout: Streams, each of one tick a step.
         ticks: Elements in order of arrival: ids, `UNSET_ID` where nothing stands; a continuous
             stream has an element at every tick.
-        num_read: Elements that each row has read before; ``None`` for whole rows. The sequences of
-            whole rows are cut to the longest one, others keep one shape.
+        num_read: Elements that each row has read before; ``None`` for whole rows.
         lengths: Ticks of each row that are real, from the left; ``None`` means all.
         document_start: First tick of each tick's document, of whole rows; ``None`` where a row is
             one document.
@@ -196,7 +197,10 @@ def interleave(
     ends = F.pad(document_start[:, 1:] != document_start[:, :-1], (0, 1), value=True)
     behind_ends = [there & ends[..., None] for there in written.values()]
     frames = torch.cat([stands, *behind_ends], 2)
-    source, at = _sequences(frames, cut=num_read is None)
+    num_places = num_ticks * stands.shape[2]
+    if behind:
+        num_places = _room(frames, num_places)
+    source, at = _sequences(frames, num_places)
     first_of_tick = _count_before(frames.sum(2))
     first = first_of_tick.gather(1, document_start)
     place = torch.arange(source.shape[1], device=source.device)
@@ -213,14 +217,18 @@ def interleave(
     )
 
 
+def _room(frames: Bool[Tensor, "B T E"], num_places: int) -> int:
+    """Places for everything: more than those of what is read if documents end with more."""
+    if torch.compiler.is_compiling():
+        return frames.shape[1] * frames.shape[2]
+    return max(num_places, int(frames.flatten(1).sum(1).max()))
+
+
 def _sequences(
-    frames: Bool[Tensor, "B T E"], *, cut: bool
+    frames: Bool[Tensor, "B T E"], num_places: int
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B M"]]:
     """`Interleaving.source` and `Interleaving.at`, from where something stands in the frames."""
     there = frames.flatten(1)
-    num_places = there.shape[1]
-    if cut and num_places and not torch.compiler.is_compiling():
-        num_places = int(there.sum(1).max())
     # Every element writes its number into its place; what is nothing shares one that is cut off.
     place = torch.where(there, _count_before(there), num_places)
     element = torch.arange(there.shape[1], device=there.device).expand_as(place)
