@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from counterpoint.data.text.held_out import rows_batch
 from counterpoint.evaluate.score import (
     Score,
     bits_per_byte,
     by_position,
     position_edges,
-    rows_batch,
     score,
 )
 from tests.evaluate.tiny import LENGTHS, single, two, unit, units

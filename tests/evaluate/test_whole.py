@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from counterpoint.evaluate.score import rows_batch, target_nats
+from counterpoint.data.text.held_out import rows_batch
+from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.evaluate.whole import donors, effective_rank, measure_whole, without_whole
 from counterpoint.systems.two_stream import TwoStream

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
-from counterpoint.train.config import TrainConfig
+from counterpoint.train.config import FineTuneConfig, TrainConfig
+from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
 from tests.evaluate.tiny import single_config, two_config
 
@@ -226,3 +228,40 @@ def test_first_run_compares_equals() -> None:
     assert math.isclose(control, ours, rel_tol=0.02)
     assert [run.name for run in study.arms] == ["single_stream", "two_stream"]
     assert study.arms[0].data == study.arms[1].data
+
+
+def test_arms_begin_with_the_weights_that_they_name(tmp_path: Path) -> None:
+    """Also with adapters, which are merged where the arm is measured."""
+    study = tiny_study(tmp_path, num_steps=2)
+    control = study.arms[0]
+    run_study(
+        replace(study, arms=(control,)), tmp_path / "base", progress=Screen(), output=Screen()
+    )
+    base = tmp_path / "base" / control.name
+    begins = (
+        FineTuneConfig(init_from=str(base)),
+        FineTuneConfig(init_from=str(base), low_rank=LowRankConfig(rank=2)),
+    )
+    arms = tuple(
+        replace(control, name=f"begun{i}", train=replace(control.train, fine_tune=begin))
+        for i, begin in enumerate(begins)
+    )
+    more = replace(study, arms=(control, *arms))
+    assert run_study(more, tmp_path / "more", progress=Screen(), output=Screen()) is not None
+    first, *begun = (
+        [row["loss"] for row in read_metrics(tmp_path / "more" / arm.name / "metrics.jsonl")]
+        for arm in more.arms
+    )
+    for losses in begun:
+        assert losses[0] < first[0]
+    scores = [load_evaluation(tmp_path / "more" / arm.name) for arm in more.arms]
+    assert all(score is not None for score in scores)
+
+
+def test_arm_that_begins_with_nothing_is_refused(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    control, ours = study.arms
+    begun = replace(control.train, fine_tune=FineTuneConfig(init_from=str(tmp_path / "none")))
+    study = replace(study, arms=(replace(control, train=begun), ours))
+    with pytest.raises(ValueError, match="`init_from` must be a checkpoint or a run folder"):
+        run_study(study, tmp_path / "run", progress=Screen())

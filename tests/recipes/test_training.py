@@ -74,7 +74,7 @@ def swap() -> None:
 
 @pytest.mark.parametrize("content", ["[]", "{}"])
 def test_a_foreign_record_is_refused(run: Run, content: str) -> None:
-    Path("run/recordings.json").write_text(content)
+    Path("run/learned.json").write_text(content)
     with pytest.raises(CheckpointError, match="must say .*: it needs data, recordings"):
         train_run(with_steps(run, 3), Path("run"), World())
 
@@ -100,11 +100,9 @@ def test_changed_recordings_are_refused_by_name(run: Run, change: object, named:
 
 
 def test_a_damaged_record_is_refused(run: Run) -> None:
-    file = Path("run/recordings.json")
+    file = Path("run/learned.json")
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(
-        CheckpointError, match=r"run/recordings.json' must say .* Take another"
-    ) as e:
+    with pytest.raises(CheckpointError, match=r"run/learned.json' must say .* Take another") as e:
         train_run(with_steps(run, 3), Path("run"), World())
     assert "\n" not in str(e.value)
 
@@ -145,3 +143,10 @@ def test_roles_and_voices_count_where_prompts_are_made_of_them(run: Run) -> None
     shutil.copy("spoken/1.wav", "spoken/1.voice.wav")
     with pytest.raises(CheckpointError, match="spoken/1.wav"):
         train_run(with_steps(run, 2, role_prompts=True), Path("prompted"), World())
+
+
+def test_the_record_of_an_older_version_is_read(run: Run) -> None:
+    Path("run/learned.json").rename("run/recordings.json")
+    change_words("1")
+    with pytest.raises(CheckpointError, match="must go on with the recordings.*spoken/1.wav"):
+        train_run(with_steps(run, 3), Path("run"), World())

@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from counterpoint.data.progress import corpus_lines, recording_lines
 from counterpoint.train.progress import (
     LineReporter,
     RichReporter,
     StepReport,
-    corpus_lines,
     make_reporter,
     peak_flops,
-    recording_lines,
 )
 
 

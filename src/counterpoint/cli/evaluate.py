@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from counterpoint.cli.checkpoint import Trained, load_trained, tokenizer_of
+from counterpoint.data.progress import few_lines, recording_lines
 from counterpoint.data.speech.rows import prepare_speech
 from counterpoint.data.text.corpus import prepare
 from counterpoint.evaluate.duplex.speech_model import score_rows
@@ -22,7 +23,6 @@ from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
-from counterpoint.train.progress import few_lines, recording_lines
 
 _HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
 

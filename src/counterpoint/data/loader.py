@@ -1,5 +1,6 @@
 """Order: which rows every step reads, as a pure function of the seed and the step."""
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +20,33 @@ class Rows(Protocol):
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """The rows at ``indices``."""
         ...
+
+
+@runtime_checkable
+class TitledRows(Rows, Protocol):
+    """Rows that can say where they come from."""
+
+    def title(self, index: int) -> str:
+        """Where a row comes from, in words."""
+        ...
+
+
+class HeldOutRows:
+    """Rows that are scored one by one; it follows `counterpoint.data.source.HeldOutUnits`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def title(self, index: int) -> str:
+        """Where a row comes from, or its number."""
+        return self.rows.title(index) if isinstance(self.rows, TitledRows) else f"row {index}"
+
+    def batches(self, index: int) -> Iterator[Batch]:
+        """A row, as a batch of its own."""
+        yield self.rows.rows(np.array([index]))
 
 
 class Loader:

@@ -11,13 +11,13 @@ diarisation. How documents are packed is not said there; here none sees another.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from counterpoint.data.source import BatchSource, attach
 from counterpoint.data.text.corpus import DataConfig, Kjv, Source, prepare
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.streams.batch import Batch
@@ -53,15 +53,6 @@ class TextBatches:
             raise ValueError(f"`share` must be between 0 and 1: got {self.share}.")
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """Batches by step, such as `counterpoint.data.loader.Loader`."""
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, a pure function of it."""
-        ...
-
-
 class Mixture:
     """Batches of speech, and of text at a share of the steps, evenly spread.
 
@@ -75,9 +66,14 @@ class Mixture:
         share: Share of the steps.
     """
 
-    def __init__(self, speech: Batches, text: Batches, share: float) -> None:
+    def __init__(self, speech: BatchSource, text: BatchSource, share: float) -> None:
         self.speech, self.text = speech, text
         self._share = Fraction(share).limit_denominator(1_000_000)
+
+    def attach(self, model: nn.Module) -> None:
+        """Give the model to the sources that ask for it."""
+        attach(self.speech, model)
+        attach(self.text, model)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, 0 first; its kind says what it is."""

@@ -16,12 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.data.text.held_out import BATCH_TICKS, rows_batch
 from counterpoint.data.text.shards import Unit
-from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-
-BATCH_TICKS = 8192
-"""Ticks of a batch: the largest attention matrices stay below 300 MB in the first run."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of ticks done and of all."""
@@ -58,26 +55,6 @@ def target_nats(
     """Nats of each target in float32; 0 where there is none."""
     scores = logits.float().transpose(1, 2)
     return F.cross_entropy(scores, targets, ignore_index=UNSET_ID, reduction="none")
-
-
-def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batch:
-    """One batch of rows of ids, each a document of its own that predicts all ids but its first.
-
-    Shorter rows are filled up with their last id, which trains and scores nothing.
-    """
-    longest = max(len(row) - 1 for row in rows)
-    num_ticks = -(-longest // block_ticks) * block_ticks
-    ticks = np.stack([np.pad(row[:-1], (0, num_ticks - len(row) + 1), "edge") for row in rows])
-    targets = np.full(ticks.shape, UNSET_ID, np.int64)
-    for i, row in enumerate(rows):
-        targets[i, : len(row) - 1] = row[1:]
-    ids = torch.from_numpy(ticks.astype(np.int64))
-    return Batch(
-        ticks={"part": ids},
-        targets={"part": torch.from_numpy(targets)},
-        document_start=torch.zeros_like(ids),
-        size=int((targets != UNSET_ID).sum()),
-    )
 
 
 def score(

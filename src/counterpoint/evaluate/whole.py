@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
-from counterpoint.evaluate.score import Progress, rows_batch, target_nats
+from counterpoint.evaluate.score import Progress, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import visible_finished
 from counterpoint.streams.spec import Layout

@@ -25,7 +25,7 @@ from counterpoint.data.making.orders import listening_scripts, order_scripts
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
 from counterpoint.data.speech.dialogues import DialogueConfig
-from counterpoint.data.speech.rows import codec_of, prepare_speech
+from counterpoint.data.speech.rows import codec_of
 from counterpoint.data.speech.words import open_tokenizer, train_tokenizer
 from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, Outcome, order_trials, run_trial
 from counterpoint.evaluate.duplex.turns import percentile
@@ -38,12 +38,12 @@ from counterpoint.runtime.talk import Speaker
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import Synthesizer
+from counterpoint.systems import sketch
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.train.checkpoint import load_system
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World
-from counterpoint.train.progress import recording_lines
 from counterpoint.train.run import Run
 
 PADDING_BIAS = 3.75
@@ -240,10 +240,8 @@ def _encode(run: Run, workers: int) -> None:
 def encode_share(run: Run, workers: int, rank: int) -> None:
     """What one of them does; each begins at another recording, and finds what others have made."""
     torch.set_num_threads(1)
-    with torch.device("meta"):
-        model = Moshi(run.system)  # type: ignore[arg-type]
-    lines = recording_lines(sys.stderr) if rank == 0 else None
-    prepare_speech(run.speech_data, model, lines, rank, workers)
+    system = sketch(run.system)
+    run.data.prepare(system, progress=sys.stderr, rank=rank, world_size=workers)
 
 
 def _begun(run: Run, before: Path | None) -> Run:

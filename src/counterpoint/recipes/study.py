@@ -14,9 +14,8 @@ from typing import Any, TextIO
 import torch
 
 from counterpoint.config_json import encode
-from counterpoint.data.loader import Loader
 from counterpoint.data.speech.rows import SpeechData
-from counterpoint.data.text.corpus import Corpus, prepare
+from counterpoint.data.text.corpus import Corpus
 from counterpoint.evaluate.report.report import STUDY, write_report
 from counterpoint.evaluate.report.summary import Summary, rich_table
 from counterpoint.evaluate.results import (
@@ -25,12 +24,12 @@ from counterpoint.evaluate.results import (
     load_evaluation,
     save_evaluation,
 )
-from counterpoint.systems import AnySystem, SystemConfig, build_system
-from counterpoint.train.allocator import keep_large_buffers
-from counterpoint.train.checkpoint import WEIGHTS, load_weights, read_manifest
-from counterpoint.train.loop import train
+from counterpoint.recipes.training import train_run
+from counterpoint.systems import sketch
+from counterpoint.train.checkpoint import WEIGHTS, load_system, read_manifest
+from counterpoint.train.distributed import World
+from counterpoint.train.loop import TrainResult
 from counterpoint.train.metrics import MetricLogger
-from counterpoint.train.progress import corpus_lines, make_reporter, peak_flops
 from counterpoint.train.run import Run
 
 
@@ -77,7 +76,7 @@ class Study:
     @property
     def block_ticks(self) -> int:
         """Alignment of the rows that all arms share."""
-        return math.lcm(*(_sketch(run.system).layout.block_ticks for run in self.arms))
+        return math.lcm(*(sketch(run.system).layout.block_ticks for run in self.arms))
 
 
 def training_flops(study: Study) -> dict[str, float]:
@@ -87,7 +86,7 @@ def training_flops(study: Study) -> dict[str, float]:
         ValueError: They differ by more than the study allows.
     """
     flops = {
-        run.name: _sketch(run.system).flops_per_tick(run.text_data.row_ticks, training=True)
+        run.name: sketch(run.system).flops_per_tick(run.text_data.row_ticks, training=True)
         for run in study.arms
     }
     first = flops[study.arms[0].name]
@@ -133,21 +132,35 @@ def run_study(
     """
     begin = time.perf_counter()
     progress = sys.stderr if progress is None else progress
-    keep_large_buffers()
     flops = training_flops(study)
     note = _Notes(progress)
     note(f"{study.name}: preparing the text")
-    corpus = prepare(study.arms[0].text_data, study.block_ticks, corpus_lines(progress))
+    first = study.arms[0]
+    corpus = first.text_data.prepare(
+        sketch(first.system), block_ticks=study.block_ticks, progress=progress
+    )
     note(
         f"{len(corpus.train)} rows of {corpus.train.row_ticks} ticks to learn from, "
         f"{len(corpus.held_out)} held-out units; {len(study.arms)} arms"
     )
     folder.mkdir(parents=True, exist_ok=True)
+    world = World(device=torch.device(device))
     for run in study.arms:
-        if not _run_arm(study, run, corpus, folder / run.name, device, progress, loggers):
+        arm = folder / run.name
+        result = train_run(
+            run,
+            arm,
+            world,
+            block_ticks=study.block_ticks,
+            measure_end=False,
+            progress=progress,
+            loggers=loggers(arm),
+        )
+        if not result.finished:
             return None
+        _evaluate_arm(study, run, corpus, result, world.device, note)
     note("drawing the report")
-    about = _facts(study, folder, device) | {
+    about = _facts(study, folder, world.device) | {
         "command": command,
         "training_flops_per_tick": flops,
         "seconds_of_last_call": round(time.perf_counter() - begin, 1),
@@ -174,48 +187,32 @@ def show(summary: Summary, folder: Path, output: TextIO) -> None:
         console.print(str(folder / name), highlight=False, soft_wrap=True)
 
 
-def _run_arm(
+def _evaluate_arm(
     study: Study,
     run: Run,
     corpus: Corpus,
-    folder: Path,
-    device: torch.device | str,
-    progress: TextIO,
-    loggers: Callable[[Path], Sequence[MetricLogger]],
-) -> bool:
-    """Train and measure one arm as far as that is not done; False when a signal stopped it."""
-    system = build_system(run.system, run.train.seed).to(device)
-    dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
-    peak = peak_flops(next(system.parameters()).device, dtype)
-    result = train(
-        system,
-        Loader(corpus.train, run.train.batch_rows, run.train.seed),
-        run.train,
-        folder,
-        reporter=make_reporter(run.name, progress, peak),
-        loggers=loggers(folder),
-        run=encode(run),
-    )
-    if not result.finished:
-        return False
-    weights = read_manifest(result.checkpoint)["files"][WEIGHTS]["sha256"]
+    result: TrainResult,
+    device: torch.device,
+    note: "_Notes",
+) -> None:
+    """Measure an arm, unless that is done already for these very weights."""
+    checkpoint = result.checkpoint
+    folder = checkpoint.parents[1]
+    weights = read_manifest(checkpoint)["files"][WEIGHTS]["sha256"]
     known = load_evaluation(folder)
     if known is not None and (known.weights, known.config) == (weights, study.evaluation):
-        return True
-    # The checkpoint may be older than this call, so what is measured is read from the disk.
-    system.load_state_dict(load_weights(result.checkpoint))
-    notes = _Notes(progress)
+        return
     found = evaluate(
-        system.eval(),
+        # What is measured is read from the disk: the checkpoint may be older than this call.
+        load_system(checkpoint).to(device),
         corpus,
         study.evaluation,
         block_ticks=study.block_ticks,
         precision=run.train.precision,
         weights=weights,
-        note=lambda line: notes(f"{run.name}: {line}"),
+        note=lambda line: note(f"{run.name}: {line}"),
     )
     save_evaluation(found, folder)
-    return True
 
 
 def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, Any]:
@@ -248,12 +245,6 @@ class _Notes:
     def __call__(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
-
-
-def _sketch(config: SystemConfig) -> AnySystem:
-    """A system without memory for its weights: enough to ask for its layout and its costs."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return build_system(config, 0)
 
 
 def _field(run: Run, place: str) -> Any:

@@ -31,3 +31,9 @@ def build_system(config: SystemConfig, seed: int) -> AnySystem:
             return cls(cast("Any", config))
     known = ", ".join(cls.Config.__name__ for cls in SYSTEMS.values())
     raise ValueError(f"`system` must be one of {known}: got {type(config).__name__}.")
+
+
+def sketch(config: SystemConfig) -> AnySystem:
+    """A system without memory for its weights: enough to ask for its layout and its costs."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return build_system(config, 0)

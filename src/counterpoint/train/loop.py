@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from counterpoint.config_json import encode, first_difference
+from counterpoint.data.source import BatchSource, attach
 from counterpoint.streams.batch import Batch, Unit
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -40,15 +41,6 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 class DivergedError(ValueError):
     """The loss or the gradient is not a number; the message is one line."""
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Where batches come from; `counterpoint.data.loader.Loader` is one."""
-
-    def batch(self, step: int) -> Batch:
-        """This process's rows of step ``step`` (0 first), a pure function of the step."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +110,7 @@ class _Trainer:
         self.system = system
         self.contract = cast("System", system)
         self.loader = loader
+        attach(loader, system)
         self.config = config
         self.device = next(system.parameters()).device
         self.world = current_world(self.device)

@@ -7,6 +7,7 @@ from typing import IO, Any, Protocol, cast, runtime_checkable
 
 import torch
 
+from counterpoint.data.progress import Output, spell_count, spell_duration
 from counterpoint.streams.batch import Unit
 
 # Dense bf16 FLOP/s on tensor cores, float32 FLOP/s: vendors' data sheets. The first match counts.
@@ -75,23 +76,6 @@ class StepReport:
 
 
 @runtime_checkable
-class Output(Protocol):
-    """Where text goes: a terminal, a file, `sys.stderr`."""
-
-    def write(self, text: str, /) -> object:
-        """Take some text."""
-        ...
-
-    def flush(self) -> object:
-        """Pass on what was taken."""
-        ...
-
-    def isatty(self) -> bool:
-        """Whether a person watches."""
-        ...
-
-
-@runtime_checkable
 class Reporter(Protocol):
     """Shows a run to a person."""
 
@@ -125,13 +109,13 @@ class _Speed:
     def text(self, report: StepReport) -> str:
         seconds, size, flops, loss = self.sums
         seconds = max(seconds, 1e-9)
-        speed = _count(size / seconds)
+        speed = spell_count(size / seconds)
         speed = f"{speed}B/s" if report.unit == "byte" else f"{speed.rstrip()} frames/s"
         parts = [f"{loss / self.weight:.4f} bits/{report.unit}", speed]
         if self.peak:
             parts.append(f"{flops / seconds / (self.peak * report.num_processes):.0%} of peak")
         left = (report.num_steps - report.step) * seconds / self.weight
-        parts.append(f"{_duration(left)} left")
+        parts.append(f"{spell_duration(left)} left")
         return "  ".join(parts)
 
 
@@ -223,58 +207,3 @@ def make_reporter(
     if stream.isatty():
         return RichReporter(title, stream, peak)
     return LineReporter(stream, peak=peak)
-
-
-def corpus_lines(
-    stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
-) -> Callable[[int, int], None]:
-    """Follow `counterpoint.data.text.corpus.prepare`: a line at once, then every few seconds."""
-    write = few_lines(stream, every_seconds, clock)
-
-    def show(num_documents: int, num_bytes: int) -> None:
-        write(f"tokenised so far: {num_documents:,} documents, {_count(num_bytes)}B")
-
-    return show
-
-
-def recording_lines(
-    stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
-) -> Callable[[float, float], None]:
-    """Follow `counterpoint.data.speech.rows.prepare_speech`, as `corpus_lines` does text."""
-    write = few_lines(stream, every_seconds, clock)
-
-    def show(done_s: float, total_s: float) -> None:
-        write(f"encoded so far: {_duration(done_s)} of {_duration(total_s)} of recordings")
-
-    return show
-
-
-def few_lines(
-    stream: Output, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
-) -> Callable[[str], None]:
-    """A function that writes the first line it is given, then one every few seconds."""
-    last: float | None = None
-
-    def write(line: str) -> None:
-        nonlocal last
-        now = clock()
-        if last is None or now - last >= every_seconds:
-            last = now
-            stream.write(line + "\n")
-            stream.flush()
-
-    return write
-
-
-def _count(value: float) -> str:
-    for prefix in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.3g} {prefix}"
-        value /= 1000
-    return f"{value:.3g} T"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

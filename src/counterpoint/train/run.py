@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from counterpoint.config_json import decode, encode
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
-from counterpoint.systems import SystemConfig
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
 
 
@@ -18,7 +17,8 @@ class Run:
     Attributes:
         name: Names its folder and its curves.
         system: Config of the model.
-        data: What it learns from: `SpeechData` for a Moshi, `DataConfig` for the others.
+        data: What it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
+            those of text.
         train: How it learns.
     """
 
@@ -33,11 +33,12 @@ class Run:
                 f"`name` must serve as a folder name: got {self.name!r}. "
                 "Use letters, digits, '-' and '_'."
             )
-        if isinstance(self.system, MoshiConfig) != isinstance(self.data, SpeechData):
-            needed = "SpeechData" if isinstance(self.system, MoshiConfig) else "DataConfig"
+        layout = sketch(self.system).layout
+        if not self.data.fits(layout):
+            fitting = [kind.__name__ for kind in (DataConfig, SpeechData) if kind.fits(layout)]
             raise ValueError(
-                f"`data` must be {needed} where `system` is {type(self.system).__name__}: got "
-                f"{type(self.data).__name__}. Change one of them."
+                f"`data` must be {' or '.join(fitting) or 'a source of its own'} where `system` is "
+                f"{type(self.system).__name__}: got {type(self.data).__name__}. Change one of them."
             )
 
     @property

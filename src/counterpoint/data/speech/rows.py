@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from counterpoint.data.loader import Loader
+from counterpoint.data.loader import HeldOutRows, Loader
 from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
+from counterpoint.data.progress import Output, recording_lines
 from counterpoint.data.speech.dialogues import (
     Dialogue,
     DialogueConfig,
@@ -37,7 +39,7 @@ from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID, Role, Ticks
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
 from counterpoint.systems.personaplex import Fillers, check_voice, hybrid_prompt, tagged_role
@@ -96,6 +98,32 @@ class SpeechData:
                     f".parquet file, which has no sound, words or roles: got {path}."
                 )
 
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Whether a system hears or speaks; see `DataSource.fits`."""
+        return any(stream.role in (Role.HEARD, Role.SPOKEN) for stream in layout.streams)
+
+    def prepare(
+        self,
+        system: Any,
+        *,
+        block_ticks: int | None = None,
+        progress: Output | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> "SpeechCorpus":
+        """The rows of this config; see `DataSource.prepare` and `prepare_speech`.
+
+        All processes make what is not in the cache; the first one tells about it.
+        """
+        if (block_ticks or 1) != 1:
+            raise ValueError(
+                "Dialogues must be read by systems without blocks: got `block_ticks` "
+                f"{block_ticks}. Compare systems of one period."
+            )
+        lines = recording_lines(progress) if progress is not None and rank == 0 else None
+        return prepare_speech(self, system, lines, rank, world_size)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechCorpus:
@@ -124,6 +152,15 @@ class SpeechCorpus:
             return speech
         text = Loader(self.text, batch_rows, seed, rank, world_size)
         return Mixture(speech, text, self.text_share)
+
+    def held_out_units(self) -> HeldOutRows | None:
+        """Rows that are only measured on, in frames; ``None`` where nothing is held out."""
+        return None if self.held_out is None else HeldOutRows(self.held_out)
+
+    @property
+    def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
+        """Digests of the recordings, and of the text beside them."""
+        return {"recordings": self.recordings}
 
 
 def codec_of(model: Moshi, name: str, device: torch.device | str = "cpu") -> Codec:
@@ -353,6 +390,10 @@ class DialogueRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def title(self, index: int) -> str:
+        """Recordings in a row, in words."""
+        return ", ".join(dict.fromkeys(self._examples[n].source for n in self._rows[index]))
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """The rows at ``indices`` as a batch; its size counts frames."""

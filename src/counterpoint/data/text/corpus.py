@@ -3,13 +3,15 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from counterpoint.data.loader import Loader
+from counterpoint.data.progress import Output, corpus_lines
 from counterpoint.data.text.documents import (
     Document,
     UnitKind,
@@ -21,9 +23,11 @@ from counterpoint.data.text.documents import (
     read_jsonl,
     read_parquet,
 )
+from counterpoint.data.text.held_out import HeldOutText
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.data.text.shards import VERSION, ShardWriter, TokenShards, Unit, sync_folder
 from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
+from counterpoint.streams.spec import Layout, Role
 
 KJV_HELD_OUT = (
     "Ruth",
@@ -134,6 +138,27 @@ class DataConfig:
             return self.held_out
         return KJV_HELD_OUT if isinstance(self.source, Kjv) else 0.05
 
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Whether a system reads text: it has a part; see `DataSource.fits`."""
+        return any(stream.role == Role.PART for stream in layout.streams)
+
+    def prepare(
+        self,
+        system: Any,
+        *,
+        block_ticks: int | None = None,
+        progress: Output | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> "Corpus":
+        """The corpus of this config; see `DataSource.prepare` and `prepare`.
+
+        The process that comes first makes what is not in the cache, and tells about it.
+        """
+        lines = None if progress is None else corpus_lines(progress)
+        return prepare(self, block_ticks or system.layout.block_ticks, lines)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
@@ -143,11 +168,27 @@ class Corpus:
         train: Rows to train on.
         held_out: Units of the documents that are kept from training; may be empty.
         tokenizer: What made the ids.
+        fingerprint: Of what is learned from; see `counterpoint.data.source.PreparedSource`.
     """
 
     train: PackedRows
     held_out: Sequence[Unit]
     tokenizer: Tokenizer
+    fingerprint: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+        """What a run learns from, step by step; arguments as for `Loader`."""
+        return Loader(self.train, batch_rows, seed, rank, world_size)
+
+    def held_out_units(self) -> HeldOutText | None:
+        """What is only measured on, in bytes; ``None`` where nothing is held out."""
+        if not self.held_out:
+            return None
+        return HeldOutText(
+            units=self.held_out,
+            byte_lengths=self.tokenizer.byte_lengths,
+            block_ticks=self.train.block_ticks,
+        )
 
 
 Progress = Callable[[int, int], None]

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
 from counterpoint.data.text.tokenizer import Tokenizer
-from counterpoint.evaluate.score import rows_batch, target_nats
+from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.whole import has_whole
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Sessions, Streaming

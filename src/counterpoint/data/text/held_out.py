@@ -1,0 +1,71 @@
+"""Units of text that are kept from training, as batches that are scored."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from counterpoint.data.text.shards import Unit
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
+
+BATCH_TICKS = 8192
+"""Ticks of a batch: the largest attention matrices stay below 300 MB in the first run."""
+
+
+def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batch:
+    """One batch of rows of ids, each a document of its own that predicts all ids but its first.
+
+    Shorter rows are filled up with their last id, which trains and scores nothing. The size of the
+    batch counts targets.
+    """
+    longest = max(len(row) - 1 for row in rows)
+    num_ticks = -(-longest // block_ticks) * block_ticks
+    ticks = np.stack([np.pad(row[:-1], (0, num_ticks - len(row) + 1), "edge") for row in rows])
+    targets = np.full(ticks.shape, UNSET_ID, np.int64)
+    for i, row in enumerate(rows):
+        targets[i, : len(row) - 1] = row[1:]
+    ids = torch.from_numpy(ticks.astype(np.int64))
+    return Batch(
+        ticks={"part": ids},
+        targets={"part": torch.from_numpy(targets)},
+        document_start=torch.zeros_like(ids),
+        size=int((targets != UNSET_ID).sum()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeldOutText:
+    """Units of text; it follows `counterpoint.data.source.HeldOutUnits`.
+
+    A unit longer than ``batch_ticks`` is cut, and each piece starts without a past, as rows do in
+    training.
+
+    Attributes:
+        units: What is scored.
+        byte_lengths: Bytes of text of each id of the vocabulary (`Tokenizer.byte_lengths`).
+        block_ticks: Rows are filled up to a multiple of this.
+        batch_ticks: Most ticks of a batch.
+    """
+
+    units: Sequence[Unit]
+    byte_lengths: Int[np.ndarray, " V"]
+    block_ticks: int = 1
+    batch_ticks: int = BATCH_TICKS
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def title(self, index: int) -> str:
+        """Title of the document of a unit."""
+        return self.units[index].title
+
+    def batches(self, index: int) -> Iterator[Batch]:
+        """A unit in one row, or in several batches of one; sizes count bytes."""
+        ids = self.units[index].ids
+        for start in range(0, len(ids) - 1, self.batch_ticks):
+            piece = ids[start : start + self.batch_ticks + 1]
+            num_bytes = int(self.byte_lengths[piece[1:]].sum())
+            yield replace(rows_batch([piece], self.block_ticks), size=num_bytes)

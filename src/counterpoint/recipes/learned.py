@@ -1,0 +1,93 @@
+"""What a run folder has learned from: kept beside its checkpoints, and checked by who goes on.
+
+The config of the data is in every checkpoint. What that config leads to may change all the same: a
+recording is replaced, a text is added. Then what was held out might be trained on unseen.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from counterpoint.config_json import encode, first_difference
+from counterpoint.data.source import Fingerprint
+from counterpoint.recipes.begun import keep_begun, read_begun
+from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths
+from counterpoint.train.distributed import World
+from counterpoint.train.fine_tuning import without
+
+FILE = "learned.json"
+"""Name of the record in a run folder."""
+
+_OLD_FILE = "recordings.json"  # of speech runs before records of text were kept
+
+
+def keep_or_check_learned(data: Any, fingerprint: Fingerprint, folder: Path, world: World) -> None:
+    """Keep what a run begins to learn from; refuse other content where it has checkpoints.
+
+    Where the config of the data differs the training loop names that.
+
+    Args:
+        data: Config of the data.
+        fingerprint: Of its content; see `counterpoint.data.source.PreparedSource`.
+        folder: Of the run.
+        world: The processes; every one must call this.
+
+    Raises:
+        CheckpointError: The content is another, or the record cannot be read or written.
+    """
+    problem = None
+    if world.is_first:
+        try:
+            if checkpoint_paths(folder) and _record(folder).exists():
+                problem = _difference(data, fingerprint, folder)
+            elif fingerprint:
+                keep_begun(folder / FILE, {"data": _content(data), **_content(fingerprint)})
+        except (ValueError, OSError) as error:  # told to all processes, which wait
+            problem = str(error)
+    problem = world.from_first(problem)
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
+def check_learned(data: Any, fingerprint: Fingerprint, folder: Path) -> None:
+    """Refuse data whose content is not what a run has learned from.
+
+    Raises:
+        CheckpointError: It is not, or the record cannot be read.
+    """
+    if not _record(folder).exists():
+        return
+    try:
+        problem = _difference(data, fingerprint, folder)
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
+def _record(folder: Path) -> Path:
+    old = folder / _OLD_FILE
+    return old if old.exists() and not (folder / FILE).exists() else folder / FILE
+
+
+def _difference(data: Any, fingerprint: Fingerprint, folder: Path) -> str | None:
+    """What is said where the content differs from the record under an equal config."""
+    file = _record(folder)
+    nouns = [*fingerprint] if file.name == FILE else ["recordings"]
+    begun = read_begun(file, ("data", *nouns))
+    if begun["data"] != _content(data):
+        return None
+    for noun in nouns:
+        changed = first_difference(begun[noun], _content(fingerprint).get(noun), noun)
+        if changed is not None:
+            return (
+                f"A run must go on with the {noun} it began with: {folder} has another {changed}. "
+                "Train in another folder, or change them back."
+            )
+    return None
+
+
+def _content(value: Any) -> Mapping[str, Any]:
+    """As JSON gives it back, without where the cache lies, which changes nothing."""
+    return without(json.loads(json.dumps(encode(value))), ("cache_folder",))
