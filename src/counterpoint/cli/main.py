@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from counterpoint.errors import UserError
+from counterpoint.packages import missing_package
 
 _VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
 
@@ -26,11 +27,6 @@ Multi-stream language models.
 
 `counterpoint VERB --help` tells more. A CKPT is a checkpoint or a run folder.
 """
-
-_EXTRAS = {
-    "train": {"tyro", "rich", "tensorboard", "matplotlib", "tokenizers", "pyarrow", "pythonbible"},
-    "speech": {"soundfile", "soxr", "pycodec2", "sentencepiece"},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,17 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
-        if extra is None:
+        missing = missing_package(error.name or "")
+        if missing is None:
             raise
-        return _complain(
-            f"This command needs the package {error.name!r}, which is missing. "
-            f"Install it: pip install 'counterpoint[{extra}]'"
-        )
+        return _complain(str(missing))
     except (ValueError, OSError) as error:
-        known = isinstance(error, UserError | OSError) or _is_ours(error)
-        if not known:
+        if not isinstance(error, UserError | OSError) and not _is_ours(error):
             raise  # a fault of the program: the traceback is what helps
         return _complain(_message(error))
 

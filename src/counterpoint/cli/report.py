@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from counterpoint.evaluate.report.report import write_report
-from counterpoint.recipes.overrides import REQUIRED, parse
+from counterpoint.recipes.overrides import parse_options
 from counterpoint.recipes.study import show
 
 _HELP = """Write report, pictures and summary of a study again.
@@ -18,7 +18,7 @@ Example: counterpoint report runs/first_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class ReportOptions:
     """What ``report`` does.
 
     Attributes:
@@ -30,7 +30,7 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    options: Options = parse([("options", Options, REQUIRED)], arguments, "report", _HELP).options
+    options = parse_options(ReportOptions, arguments, "report", _HELP)
     if not options.run.is_dir():
         raise ValueError(f"The folder of a study must exist: {str(options.run)!r} does not.")
     summary = write_report(options.run)

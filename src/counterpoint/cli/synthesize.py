@@ -25,7 +25,7 @@ Example: counterpoint synthesize scripts.jsonl --out dialogues --limit 20 --work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class SynthesizeOptions:
     """What ``synthesize`` does.
 
     Attributes:
@@ -72,12 +72,12 @@ class Form:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     fields = [
-        ("options", Options, REQUIRED),
+        ("options", SynthesizeOptions, REQUIRED),
         ("form", Form, Form()),
         ("embellishment", Embellishment, Embellishment()),
     ]
     chosen = parse(fields, arguments, "synthesize", _HELP)
-    options: Options = chosen.options
+    options: SynthesizeOptions = chosen.options
     form: Form = chosen.form
     scripts = _scripts(options)
     config = SynthesisConfig(
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _scripts(options: Options) -> list[Script]:
+def _scripts(options: SynthesizeOptions) -> list[Script]:
     if options.limit < 0:
         raise UserError(f"`--limit` must be >= 0: got {options.limit}.")
     sgd = options.scripts.is_dir() or is_sgd(options.scripts)

@@ -77,7 +77,7 @@ _SOON_S = 2.0  # a turn that ends so near the end has hardly been given time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class TalkOptions:
     """What ``talk`` does.
 
     Attributes:
@@ -128,9 +128,9 @@ class Choices:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    fields = [("options", Options, REQUIRED), ("choices", Choices, Choices())]
+    fields = [("options", TalkOptions, REQUIRED), ("choices", Choices, Choices())]
     chosen = parse(fields, arguments, "talk", _HELP)
-    options: Options = chosen.options
+    options: TalkOptions = chosen.options
     _check(options)
     sampling = _sampling(chosen.choices)
     user_words = read_user_words(options.words) if options.words else Timeline()
@@ -229,7 +229,7 @@ def _device(name: torch.device | str) -> torch.device:
 # ---------------------------------------------------------------------------------------- options
 
 
-def _check(options: Options) -> None:
+def _check(options: TalkOptions) -> None:
     """Refuse what would fail late, or write over what is read."""
     output, tail = options.output, options.tail
     if output.suffix.lower() != ".wav":
@@ -248,7 +248,7 @@ def _check(options: Options) -> None:
     _check_opening(options)
 
 
-def _check_opening(options: Options) -> None:
+def _check_opening(options: TalkOptions) -> None:
     if options.pin and options.voice is None and not options.prompt.strip():
         raise ValueError("`--pin` must have what it keeps: got none. Give `--prompt` or `--voice`.")
     if options.voice is None:
@@ -315,7 +315,7 @@ def read_user_words(path: Path) -> Timeline:
 # ---------------------------------------------------------------------------------------- running
 
 
-def _opening(options: Options, speaker: Speaker) -> tuple[Ticks | None, Prefix | None]:
+def _opening(options: TalkOptions, speaker: Speaker) -> tuple[Ticks | None, Prefix | None]:
     """What was before the conversation, and what of it has been read."""
     if options.voice is not None and options.voice.suffix in VOICE_FILES:
         voice = read_voice(options.voice, speaker.system.config)
@@ -328,7 +328,7 @@ def _opening(options: Options, speaker: Speaker) -> tuple[Ticks | None, Prefix |
     return opening(speaker, options.prompt, sample), None
 
 
-def _heard(options: Options, rate: int) -> Iterator[Tensor]:
+def _heard(options: TalkOptions, rate: int) -> Iterator[Tensor]:
     """The recording at the codec's rate, one channel of it or their mean."""
     info = inspect_audio(options.input)
     if round(info.duration_s * rate) < 1:
@@ -360,7 +360,7 @@ def _shown(pieces: Iterable[Tensor], duration_s: float, rate: int) -> Iterator[T
             yield piece
 
 
-def _observed(options: Options, conversation: Conversation, user_words: Timeline) -> Talk:
+def _observed(options: TalkOptions, conversation: Conversation, user_words: Timeline) -> Talk:
     """What happened, by the recording that was written."""
     rate = conversation.speaker.codec.sample_rate
     levels = measure_levels(audio_blocks(options.output, rate, 2), rate)
@@ -445,7 +445,7 @@ def spoken_words(words: Timeline) -> dict[str, Any]:
     }
 
 
-def _print(options: Options, talk: Talk, numbers: Mapping[str, str]) -> None:
+def _print(options: TalkOptions, talk: Talk, numbers: Mapping[str, str]) -> None:
     table = Table("measure", "value", title=talk.title)
     for name, value in numbers.items():
         table.add_row(name, value)

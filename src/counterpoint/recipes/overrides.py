@@ -5,13 +5,15 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
 from counterpoint.data.text.corpus import Source
 from counterpoint.data.text.source_text import parse_source, write_source
 from counterpoint.errors import UserError
+
+_Options = TypeVar("_Options")
 
 REQUIRED = tyro.MISSING
 """Default of a field of `parse` that has none."""
@@ -63,6 +65,15 @@ def parse(
         if not end.code:
             raise  # after the help
         raise UserError(_one_line(complaint.getvalue(), command)) from None
+
+
+def parse_options(
+    kind: type[_Options], arguments: Sequence[str], command: str, description: str
+) -> _Options:
+    """Parse arguments into one dataclass, whose fields are the options; see `parse`."""
+    fields = [("options", kind, REQUIRED)]
+    options: _Options = parse(fields, arguments, command, description).options
+    return options
 
 
 def _check_options(

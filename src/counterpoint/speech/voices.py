@@ -174,12 +174,14 @@ def find_voices(names: Sequence[str]) -> tuple[Voice, ...]:
     Raises:
         UserError: There is no such voice here, or the formant is no number.
     """
-    known = {(voice.engine, voice.name): voice for voice in available_voices()}
+    known: dict[tuple[str, str], Voice] = {
+        (voice.engine, voice.name): voice for voice in available_voices()
+    }
     voices = []
     for text in names:
         engine, _, rest = text.partition(":")
         name, _, formant = rest.partition(":")
-        voice = next((one for key, one in known.items() if key == (engine, name)), None)
+        voice = known.get((engine, name))
         if voice is None:
             choices = ", ".join(":".join(key) for key in known) or "none is installed"
             raise UserError(

@@ -4,11 +4,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from counterpoint.blocks.low_rank import LowRankConfig
+from counterpoint.errors import UserError
 
 
 def _require(holds: bool, what: str, got: object, hint: str) -> None:
     if not holds:
-        raise ValueError(f"{what}, got {got}. {hint}")
+        raise UserError(f"{what}, got {got}. {hint}")
+
+
+def _require_at_least(least: int, value: int, name: str) -> None:
+    _require(value >= least, f"`{name}` must be >= {least}", value, "Give a larger number.")
+
+
+def _require_share(value: float, name: str) -> None:
+    _require(0 <= value <= 1, f"`{name}` must lie in [0, 1]", value, "It is a share.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +99,8 @@ class ScheduleConfig:
         _require(
             self.warmup_steps >= 0, "`warmup_steps` must be >= 0", self.warmup_steps, "0 is off."
         )
-        for name in ("decay_fraction", "final_ratio"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"`{name}` must lie in [0, 1]", value, "It is a share.")
+        _require_share(self.decay_fraction, "decay_fraction")
+        _require_share(self.final_ratio, "final_ratio")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,12 +155,14 @@ class TrainConfig:
     fine_tune: FineTuneConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_rows", "accumulation", "keep_checkpoints", "log_every"):
-            value = getattr(self, name)
-            _require(value >= 1, f"`{name}` must be >= 1", value, "Give a larger number.")
-        for name in ("evaluate_every", "checkpoint_every", "seed"):
-            value = getattr(self, name)
-            _require(value >= 0, f"`{name}` must be >= 0", value, "0 is the smallest.")
+        _require_at_least(1, self.num_steps, "num_steps")
+        _require_at_least(1, self.batch_rows, "batch_rows")
+        _require_at_least(1, self.accumulation, "accumulation")
+        _require_at_least(1, self.keep_checkpoints, "keep_checkpoints")
+        _require_at_least(1, self.log_every, "log_every")
+        _require_at_least(0, self.evaluate_every, "evaluate_every")
+        _require_at_least(0, self.checkpoint_every, "checkpoint_every")
+        _require_at_least(0, self.seed, "seed")
         _require(
             self.clip_norm is None or self.clip_norm > 0,
             "`clip_norm` must be > 0 or None",

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from counterpoint.data.progress import Output, spell_count, spell_duration
+from counterpoint.packages import optional_module
 from counterpoint.streams.batch import Unit
 
 # Dense bf16 FLOP/s on tensor cores, float32 FLOP/s: vendors' data sheets. The first match counts.
@@ -161,21 +162,14 @@ class RichReporter:
         """Show ``title`` beside the bar.
 
         Raises:
-            ValueError: The package ``rich`` is missing.
+            UserError: The package ``rich`` is missing.
         """
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
-        except ImportError:
-            raise ValueError(
-                "The progress bar needs the package 'rich', which is missing. "
-                "Install it: pip install 'counterpoint[train]'"
-            ) from None
-        self._progress: Any = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[speed]}"),
-            console=Console(file=cast("IO[str]", stream)),
+        rich = optional_module("rich.progress")
+        self._progress: Any = rich.Progress(
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(bar_width=24),
+            rich.TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[speed]}"),
+            console=optional_module("rich.console").Console(file=stream),
         )
         self._task = self._progress.add_task(title, total=1, speed="")
         self._speed = _Speed(peak)

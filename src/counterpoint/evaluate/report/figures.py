@@ -10,6 +10,7 @@ from jaxtyping import Float
 from counterpoint.evaluate.report.summary import Arm
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import bootstrap_ratio
+from counterpoint.packages import optional_module
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 PALETTE = ("#6b7280", "#c8481f", "#2a6f97", "#5a8f3c", "#8a5a9e", "#b58a00")
 """By arm: the control is grey, ours is red. The whole is drawn in `WHOLE`, on its own."""
 WHOLE = "#1f5f8b"
-INK, FAINT = "#222222", "#d8d8d8"
+INK = "#222222"
+FAINT = "#d8d8d8"
 
 STYLE: Mapping[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -43,16 +45,12 @@ def new_figure(width: float, height: float) -> "Figure":
     """An empty figure that needs no display.
 
     Raises:
-        ValueError: The package ``matplotlib`` is missing.
+        UserError: The package ``matplotlib`` is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            "Figures need the package 'matplotlib', which is missing. "
-            "Install it: pip install 'counterpoint[train]'"
-        ) from None
-    return Figure(figsize=(width, height), layout="constrained")
+    figure: Figure = optional_module("matplotlib.figure").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    return figure
 
 
 def to_png(figure: "Figure") -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 from counterpoint.evaluate.report.figures import draw_figures
 from counterpoint.evaluate.report.summary import Arm, Summary, columns, spell, summarize
 from counterpoint.evaluate.results import load_evaluation
+from counterpoint.files import read_json, write_bytes, write_json, write_text
 from counterpoint.train.checkpoint import read_manifest, resolve
 from counterpoint.train.metrics import read_metrics
 
@@ -102,7 +103,7 @@ def write_report(folder: Path) -> Summary:
         ValueError: The folder holds no study, or an arm is not finished.
     """
     try:
-        about = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        about = read_json(folder / STUDY)
         names = about["arms"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
@@ -113,11 +114,9 @@ def write_report(folder: Path) -> Summary:
     summary = summarize(about["name"], arms, about)
     pictures = draw_figures(arms)
     for name, content in pictures.items():
-        (folder / name).write_bytes(content)
-    page = report_html(summary, arms, pictures)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    text = json.dumps(_without_nan(asdict(summary)), indent=1, allow_nan=False, ensure_ascii=False)
-    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        write_bytes(folder / name, content)
+    write_text(folder / "report.html", report_html(summary, arms, pictures))
+    write_json(folder / "summary.json", _without_nan(asdict(summary)))
     return summary
 
 

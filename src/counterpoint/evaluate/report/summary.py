@@ -10,6 +10,7 @@ import numpy as np
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.evaluate.whole import WholeUse
+from counterpoint.packages import optional_module
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -219,17 +220,12 @@ def rich_table(summary: Summary) -> "Table":
     """The table for a terminal.
 
     Raises:
-        ValueError: The package ``rich`` is missing.
+        UserError: The package ``rich`` is missing.
     """
-    try:
-        from rich.table import Table
-    except ImportError:
-        raise ValueError(
-            "The summary table needs the package 'rich', which is missing. "
-            "Install it: pip install 'counterpoint[train]'"
-        ) from None
     heads, cells = columns(summary)
-    table = Table(title=f"{summary.name}: held-out text is {summary.held_out}")
+    table: Table = optional_module("rich.table").Table(
+        title=f"{summary.name}: held-out text is {summary.held_out}"
+    )
     for head in heads:
         table.add_column(head, justify="left" if head == "arm" else "right")
     for row in cells:
