@@ -25,7 +25,7 @@ from counterpoint.formats.moshi.voice import Voice
 from counterpoint.runtime.engine import pinned
 from counterpoint.runtime.frames import FrameSampling, FrameSessions
 from counterpoint.runtime.prompts import Prefix, behind_voice, read_voice_prefix
-from counterpoint.speech.codec import Codec, check_finite
+from counterpoint.speech.codec import Codec, check_channel
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.streams.timeline import Timeline
@@ -139,9 +139,9 @@ class Conversation:
         """Hear further samples, any number, at the codec's rate; give what sounds meanwhile.
 
         Raises:
-            ValueError: A sample is not a finite number. Nothing was heard.
+            UserError: They are no samples of one channel (see `check_channel`). Nothing was heard.
         """
-        check_finite(samples)  # of all frames: the sound of those before would be lost
+        check_channel(samples)  # of all frames: the sound of those before would be lost
         sound, frame_samples = [self._sound[:0]], self.speaker.codec.frame_samples
         while len(samples):
             stop = min(self._num_heard + len(samples), frame_samples)

@@ -2,12 +2,13 @@
 
 Reading converts on request, and only as said here: another sample rate is resampled (soxr, its
 high quality), one channel wanted of several is their mean, several wanted of one are its copies.
-Whatever else does not fit is an error.
+Whatever else does not fit is an error, and so is a file that was cut: see
+`counterpoint.speech.containers`.
 """
 
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.speech.codec import check_finite
+from counterpoint.errors import UserError
+from counterpoint.packages import optional_module
+from counterpoint.speech.codec import check_samples
+from counterpoint.speech.containers import DamagedError, Whole, check_whole
 
 _BLOCK_S = 10.0
+_BLOCK_VALUES = 1 << 22  # most samples of all channels in memory, whatever the head says
+_LOWEST_RATE, _HIGHEST_RATE = 100, 1_000_000
+_UNKNOWN = 1 << 62  # libsndfile's number of samples from here on: the head does not tell
+
+
+class AudioError(UserError):
+    """A file of sound, or sound itself, that cannot be used."""
 
 
 class AudioInfo(NamedTuple):
@@ -32,13 +43,15 @@ def read_audio(path: str | Path, sample_rate: int, num_channels: int) -> Float[T
     """A whole recording in memory: 4 bytes a sample and channel, 691 MB for an hour of 2 x 24 kHz.
 
     Args:
-        path: WAV, FLAC, Ogg or what else libsndfile reads.
+        path: WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg or MP3. Where its head does not tell
+            the length, as of a recorder that was killed, the sound goes to the end of the file.
         sample_rate: Samples a second to convert to.
         num_channels: Channels to convert to.
 
     Raises:
-        ValueError: A package is missing; the file is missing, broken or empty; it holds NaN or
-            infinite samples, or its channels cannot be converted. All but the first name the file.
+        UserError: A package is missing; the file is missing, broken, cut or empty; it holds samples
+            that are no sound (see `check_samples`), or its channels cannot be converted. All but
+            the first name the file.
     """
     return torch.cat(list(audio_blocks(path, sample_rate, num_channels)), 1)
 
@@ -55,21 +68,21 @@ def audio_blocks(
         block_s: Seconds of the file to hold in memory.
 
     Raises:
-        ValueError: See `read_audio`.
+        UserError: See `read_audio`.
     """
-    with _opened(path) as file:
-        resampler = None
+    with _opened(path) as recording:
+        file, resampler = recording.file, None
         if file.samplerate != sample_rate:
-            resampler = _import("soxr").ResampleStream(file.samplerate, sample_rate, num_channels)
+            resampler = optional_module("soxr").ResampleStream(
+                file.samplerate, sample_rate, num_channels
+            )
         num_samples = 0
-        for block in file.blocks(
-            max(1, round(block_s * file.samplerate)), dtype="float32", always_2d=True
-        ):
+        for block in recording.blocks(block_s):
             try:
-                audio = with_channels(torch.from_numpy(block.copy()).T, num_channels)
-                check_finite(audio)
-            except ValueError as error:
-                raise ValueError(f"{str(path)!r}: {error}") from None
+                audio = with_channels(block, num_channels)
+                check_samples(block)  # the mean of opposite ones would hide them
+            except UserError as error:
+                raise AudioError(f"{str(path)!r}: {error}") from None
             if resampler is not None:
                 audio = torch.from_numpy(resampler.resample_chunk(audio.T.contiguous().numpy())).T
             num_samples += audio.shape[1]
@@ -80,7 +93,7 @@ def audio_blocks(
             num_samples += rest.shape[1]
             yield rest
         if not num_samples:
-            raise ValueError(
+            raise AudioError(
                 f"The recording must hold at least one sample: {str(path)!r} is empty."
             )
 
@@ -89,16 +102,16 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
     """Write a file of 16-bit samples in the format of the name's ending; beyond 1 they are clipped.
 
     Raises:
-        ValueError: A package is missing; the audio is empty or not finite; the ending is unknown.
+        UserError: A package is missing; the audio is empty or not finite; the ending is unknown.
         OSError: The file cannot be written.
     """
     if not audio.numel():
-        raise ValueError(f"Audio must hold at least one sample: got shape {tuple(audio.shape)}.")
-    check_finite(audio)
-    soundfile = _import("soundfile")
+        raise AudioError(f"Audio must hold at least one sample: got shape {tuple(audio.shape)}.")
+    check_samples(audio)
+    soundfile = optional_module("soundfile")
     path = Path(path)
     if path.suffix[1:].upper() not in soundfile.available_formats():
-        raise ValueError(
+        raise AudioError(
             f"A file must have the ending of an audio format, such as .wav: got {str(path)!r}."
         )
     if not path.parent.is_dir():
@@ -113,10 +126,10 @@ def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rat
     """Write pieces as they come to a WAV file of 16 bits, whole or not at all.
 
     Raises:
-        ValueError: A package is missing.
+        UserError: A package is missing.
         OSError: The file cannot be written.
     """
-    soundfile = _import("soundfile")
+    soundfile = optional_module("soundfile")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with (
@@ -133,27 +146,31 @@ def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rat
 
 
 def inspect_audio(path: str | Path) -> AudioInfo:
-    """What the head of a file says.
+    """Rate, channels and length of a file; where its head does not tell the length, it is read.
 
     Raises:
-        ValueError: See `read_audio`.
+        UserError: See `read_audio`.
     """
-    with _opened(path) as file:
-        return AudioInfo(file.samplerate, file.channels, file.frames / file.samplerate)
+    with _opened(path) as recording:
+        count = recording.num_frames
+        if count is None:
+            count = sum(block.shape[1] for block in recording.blocks(_BLOCK_S))
+        file = recording.file
+        return AudioInfo(file.samplerate, file.channels, count / file.samplerate)
 
 
 def resample(audio: Float[Tensor, "C N"], from_rate: int, to_rate: int) -> Float[Tensor, "C M"]:
     """Change the sample rate of a whole recording; M is N * to_rate / from_rate, rounded.
 
     Raises:
-        ValueError: A package is missing, or a rate is not positive.
+        UserError: A package is missing, or a rate is not positive.
     """
     if min(from_rate, to_rate) < 1:
-        raise ValueError(f"Sample rates must be positive: got {from_rate} and {to_rate}.")
+        raise AudioError(f"Sample rates must be positive: got {from_rate} and {to_rate}.")
     if from_rate == to_rate or not audio.numel():
         return audio
     samples = audio.T.contiguous().cpu().numpy()
-    resampled = torch.from_numpy(_import("soxr").resample(samples, from_rate, to_rate))
+    resampled = torch.from_numpy(optional_module("soxr").resample(samples, from_rate, to_rate))
     return resampled.T.to(audio.device)
 
 
@@ -161,37 +178,131 @@ def with_channels(audio: Float[Tensor, "C N"], num_channels: int) -> Float[Tenso
     """As it is, the mean of all channels, or copies of the only one.
 
     Raises:
-        ValueError: Neither count is 1, and they differ.
+        UserError: Neither count is 1, and they differ.
     """
     if num_channels < 1:
-        raise ValueError(f"`num_channels` must be >= 1, got {num_channels}.")
+        raise AudioError(f"`num_channels` must be >= 1, got {num_channels}.")
     if len(audio) == num_channels:
         return audio
     if num_channels == 1:
         return audio.mean(0, keepdim=True)
     if len(audio) == 1:
         return audio.expand(num_channels, -1)
-    raise ValueError(
+    raise AudioError(
         f"Audio must have {num_channels} channels, or one to copy: got {len(audio)}. "
         "Choose the channels to keep."
     )
 
 
+class _Recording(NamedTuple):
+    """A file that is open to be read.
+
+    Attributes:
+        file: Of soundfile.
+        num_frames: Samples of each channel that it must have; ``None`` where nothing tells.
+        padding_frames: How many may come behind these; they are left out.
+    """
+
+    file: Any
+    num_frames: int | None
+    padding_frames: int
+
+    def blocks(self, block_s: float) -> Iterator[Float[Tensor, "C N"]]:
+        """The samples to the end of the file.
+
+        Raises:
+            DamagedError: There are other samples than there must be.
+        """
+        file, count = self.file, 0
+        size = min(round(block_s * file.samplerate), _BLOCK_VALUES // file.channels)
+        while True:
+            samples = torch.empty(max(size, 1), file.channels)
+            read = len(file.read(out=samples.numpy()))
+            if not read:
+                break
+            count += read
+            if self.num_frames is not None:
+                read = max(read - max(count - self.num_frames, 0), 0)
+            yield samples[:read].T
+        told = count if self.num_frames is None else self.num_frames
+        if not told <= count <= told + self.padding_frames:
+            raise DamagedError(f"its head tells {self.num_frames} samples, and {count} came")
+
+
+class _Patched(io.RawIOBase):
+    """A file as libsndfile is to see it."""
+
+    def __init__(self, path: Path, whole: Whole) -> None:
+        super().__init__()
+        self._file = path.open("rb")
+        self._prefix, self._patches = whole.prefix, whole.patches
+        self._shift = len(whole.prefix) - whole.first
+        self._size = path.stat().st_size + self._shift
+        self._place = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a place."""
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(begin + offset, 0)
+        return self._place
+
+    def tell(self) -> int:
+        """The place."""
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; fewer bytes at the end."""
+        view = memoryview(buffer).cast("B")
+        head = self._prefix[self._place : self._place + len(view)]
+        view[: len(head)] = head
+        count = len(head)
+        if count < len(view):
+            self._file.seek(self._place + count - self._shift)
+            count += self._file.readinto(view[count:])
+        for offset, content in self._patches.items():
+            for place, byte in enumerate(content, start=offset + self._shift - self._place):
+                if 0 <= place < count:
+                    view[place] = byte
+        self._place += count
+        return count
+
+    def write(self, content: Any) -> int:
+        """Nothing is written; soundfile wants it to be there."""
+        raise io.UnsupportedOperation("write")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def _forward(soundfile: Any, content: _Patched) -> Any:
+    """An open file that never seeks: soundfile does behind every read, and some kinds cannot."""
+
+    class Forward(soundfile.SoundFile):  # type: ignore[misc]
+        def seekable(self) -> bool:
+            return False
+
+    return Forward(content)
+
+
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    """A file to read; what soundfile says against it names the file."""
-    soundfile = _import("soundfile")
+def _opened(path: str | Path) -> Iterator[_Recording]:
+    """A file to read; what is said against it names the file."""
+    soundfile = optional_module("soundfile")
     if not Path(path).is_file():
-        raise ValueError(f"The recording must be an existing file: got {str(path)!r}.")
-    if Path(path).suffix.lower() == ".raw":  # soundfile would want rate and channels from us
-        raise ValueError(
-            f"{str(path)!r} must be an audio file that tells its rate, such as .wav. Convert it."
-        )
+        raise AudioError(f"The recording must be an existing file: got {str(path)!r}.")
     try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except soundfile.SoundFileError as error:
-        raise ValueError(
+        whole = check_whole(Path(path))
+        with _Patched(Path(path), whole) as content, _forward(soundfile, content) as file:
+            if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
+                raise DamagedError(f"its head tells {file.samplerate} samples a second")
+            known = whole.num_frames
+            if known is None and file.frames < _UNKNOWN:
+                known = file.frames
+            yield _Recording(file, known, whole.padding_frames)
+    except (soundfile.SoundFileError, DamagedError) as error:
+        raise AudioError(
             f"{str(path)!r} must be an audio file, and whole: {_reason(error)}. Get another copy, "
             "or convert it."
         ) from error
@@ -200,7 +311,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
     """Writing a file; what soundfile says against it is an OSError, as of any other file."""
-    soundfile = _import("soundfile")
+    soundfile = optional_module("soundfile")
     try:
         yield
     except soundfile.SoundFileError as error:
@@ -211,12 +322,3 @@ def _written(path: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".")
-
-
-def _import(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(
-            f"Audio needs the package `{package}`: pip install 'counterpoint[speech]'."
-        ) from error

@@ -8,6 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
+
+LOUDEST = 16.0
+"""Full scale is 1. What is louder than this, 24 dB beyond it, has another scale or is damaged."""
+
 
 @runtime_checkable
 class FrameCoder(Protocol):
@@ -55,7 +60,7 @@ class Codec(Protocol):
         """Ids of whole recordings; silence completes the last frame.
 
         Raises:
-            ValueError: There are no samples, or a sample is not a finite number.
+            ValueError: There are no samples, or samples are none (see `check_samples`).
         """
         ...
 
@@ -104,11 +109,12 @@ class Encoder:
             For each of these rows the ids of all frames that are now complete, oldest first.
 
         Raises:
-            ValueError: There is no such row, or a sample is not a finite number. Nothing was heard.
+            ValueError: There is no such row, or its samples are none (see `check_channel`).
+                Nothing was heard.
         """
         for row, new in samples.items():
             self._check(row)
-            check_finite(new)
+            check_channel(new)
         pending = {row: torch.cat((self._rest[row].to(new), new)) for row, new in samples.items()}
         frames = {}
         for row, heard in pending.items():
@@ -177,7 +183,7 @@ def encode_whole(
     """`Codec.encode` by the codec's stream, in pieces that bound the memory.
 
     Raises:
-        ValueError: There are no samples, or a sample is not a finite number.
+        ValueError: There are no samples, or samples are none (see `check_samples`).
     """
     if not audio.numel():
         raise ValueError(
@@ -214,12 +220,33 @@ def check_row(row: int, num_rows: int) -> None:
         raise ValueError(f"`row` must be 0 to {num_rows - 1}: got {row}.")
 
 
-def check_finite(audio: Float[Tensor, "..."]) -> None:
-    """Raise ValueError where a sample is not a finite number."""
+def check_channel(samples: object) -> None:
+    """Raise UserError unless these are samples of one channel; see `check_samples`."""
+    if not isinstance(samples, Tensor) or samples.ndim != 1:
+        found = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise UserError(
+            f"Samples of a channel must be a tensor of one dimension: got {found}. Give each "
+            "channel by itself."
+        )
+    check_samples(samples)
+
+
+def check_samples(audio: Float[Tensor, "..."]) -> None:
+    """Raise UserError unless samples are finite floats, none of them beyond `LOUDEST`."""
+    if not audio.is_floating_point():
+        raise UserError(
+            f"Samples must be floats with full scale at 1: got {audio.dtype}. Divide integers by "
+            "their full scale, 32768 where they have 16 bits."
+        )
     if not (finite := audio.isfinite()).all():
-        raise ValueError(
+        raise UserError(
             f"Audio must hold finite numbers: got {int((~finite).sum())} that are NaN or infinite. "
             "Repair the recording."
+        )
+    if audio.numel() and (peak := float(audio.abs().max())) > LOUDEST:
+        raise UserError(
+            f"Samples must have full scale at 1, and none be beyond {LOUDEST:g}: got {peak:g}. "
+            "Divide them by their full scale, 32768 where they come from 16 bits."
         )
 
 
