@@ -231,7 +231,7 @@ def check_channel(samples: object) -> None:
     check_samples(samples)
 
 
-def check_samples(audio: Float[Tensor, "..."]) -> None:
+def check_samples(audio: Tensor) -> None:
     """Raise UserError unless samples are finite floats, none of them beyond `LOUDEST`."""
     if not audio.is_floating_point():
         raise UserError(
