@@ -91,6 +91,11 @@ PENDING: dict[str, frozenset[str]] = {
 }
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def folder_of(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
@@ -123,7 +128,7 @@ def concrete_classes() -> frozenset[str]:
 
 def knowledge_faults(source: str) -> list[str]:
     """Imports of a concrete system or format, and branches on the class of a system."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     return [*import_faults(tree), *branch_faults(tree)]
 
 
@@ -160,7 +165,7 @@ def branch_faults(tree: ast.Module) -> Iterator[str]:
 def place_faults(source: str) -> list[str]:
     """Streams that are found by their number instead of their name."""
     faults = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Subscript) and is_streams(node.value) and is_place(node.slice):
             faults.append(f"{line_of(node)}: {ast.unparse(node)} is a stream by its number")
         elif is_unpacked(node):
@@ -200,7 +205,7 @@ def is_place(node: ast.expr) -> bool:
 def delay_faults(source: str) -> list[str]:
     """Arithmetic with a delay or a lag, also through names that are assigned from one."""
     faults = []
-    tree = ast.parse(source)
+    tree = parsed(source)
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda)]
     for scope in [*functions, tree]:
         late = late_names(scope)
@@ -252,7 +257,7 @@ def wing_faults(path: Path) -> list[str]:
     own = rest[0] if rest and rest[0] in wings else None
     allowed = wings[: wings.index(own) + 1] if own is not None else ()
     faults = []
-    for line, name in imported_modules(ast.parse(path.read_text())):
+    for line, name in imported_modules(parsed(path.read_text())):
         parts = name.split(".")
         wing = parts[2] if parts[:2] == ["counterpoint", folder] and len(parts) > 2 else None
         if wing in wings and wing not in allowed:
@@ -264,7 +269,7 @@ def public_classes() -> dict[str, list[str]]:
     """Modules in which each public class, or name of a type, is defined."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in python_files("src"):
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path.read_text()).body:
             name = ""
             if isinstance(node, ast.ClassDef):
                 name = node.name
@@ -285,14 +290,19 @@ def import_graph() -> dict[str, set[str]]:
         names[dotted.removesuffix(".__init__")] = path
     graph = {}
     for name, path in names.items():
-        tree = ast.parse(path.read_text())
-        for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                function.body = [ast.Pass()]
-        imports = [dotted for _, dotted in imported_modules(tree)]
+        imports = [dotted for _, dotted in imported_modules(without_functions(path.read_text()))]
         found = {n if n in names else n.rpartition(".")[0] for n in imports}
         graph[name] = {n for n in found if n in names} - {name}
     return graph
+
+
+def without_functions(source: str) -> ast.Module:
+    """What runs when a module is imported."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [ast.Pass()]
+    return tree
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:

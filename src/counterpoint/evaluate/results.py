@@ -16,7 +16,7 @@ from torch import nn
 from counterpoint.config_json import decode, encode
 from counterpoint.data.text.corpus import Corpus
 from counterpoint.data.text.shards import Unit
-from counterpoint.evaluate.report.passage import (
+from counterpoint.evaluate.passage import (
     Continuation,
     Passage,
     continue_prompts,

@@ -1,9 +1,10 @@
 """What a folder has begun with: kept beside what was made of it, for whoever goes on there."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from counterpoint.files import read_json, write_json
 
 
 def read_begun(file: Path, names: Collection[str]) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def read_begun(file: Path, names: Collection[str]) -> dict[str, Any]:
         ValueError: It cannot be read, or something is missing.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if not (isinstance(content, dict) and content.keys() >= set(names)):
             raise ValueError(f"it needs {', '.join(names)}")
     except (OSError, ValueError) as error:
@@ -33,11 +34,9 @@ def keep_begun(file: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        partial.replace(file)
+        write_json(file, content)
     except OSError as error:
         raise OSError(
             f"{str(file)!r} must be written: {error}. Make room, or take another folder."

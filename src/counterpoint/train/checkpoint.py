@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import LowRankConfig, merged_weights
 from counterpoint.config_json import decode, encode, first_difference
-from counterpoint.train.distributed import World, system_class, whole
+from counterpoint.train.distributed import World, gathered, system_class
 from counterpoint.train.optimizer import KindOptimizers
 
 FORMAT = 1
@@ -161,7 +161,7 @@ def _write_tensors(
     """Write weights and optimiser state; give back what went wrong in this process."""
     weights: dict[str, Tensor] = {}
     for name, tensor in system.state_dict().items():
-        full = whole(tensor.detach())
+        full = gathered(tensor.detach())
         if world.is_first:
             weights[name] = _own_copy(full)
     state = optimizers.named_state()

@@ -140,7 +140,7 @@ def sync_gradients(system: nn.Module, sync: bool) -> None:
         setter(sync)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; every process must call it."""
     full = getattr(tensor, "full_tensor", None)
     return full() if callable(full) else tensor

@@ -29,7 +29,7 @@ from counterpoint.train.checkpoint import (
     save_checkpoint,
 )
 from counterpoint.train.config import TrainConfig
-from counterpoint.train.distributed import World, current_world, sync_gradients, whole
+from counterpoint.train.distributed import World, current_world, gathered, sync_gradients
 from counterpoint.train.fine_tuning import check_begun, without
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers, lr_ratio
@@ -137,7 +137,7 @@ class _Trainer:
         nats, terms = self._gradients(batch.to(self.device))
         parameters = [p for p in self.system.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        norm = gathered(torch.nn.utils.get_total_norm(gradients, foreach=True))
         # One reduction and one transfer a step carry all that the loop decides on.
         local = torch.stack(
             (nats, torch.tensor(float(stop.requested)).to(nats), *terms.values())

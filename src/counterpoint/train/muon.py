@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from counterpoint.train.distributed import shard_like, whole
+from counterpoint.train.distributed import gathered, shard_like
 
 _STEPS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -54,7 +54,7 @@ class Muon(Optimizer):
                 len(stack), *shape, dtype=torch.bfloat16, device=stack[0][1].device
             )
             for place, (_, update, _) in zip(updates, stack, strict=True):
-                place.copy_(whole(update))
+                place.copy_(gathered(update))
             for update, (parameter, _, lr) in zip(orthogonal(updates), stack, strict=True):
                 parameter.add_(shard_like(update, parameter), alpha=-lr)
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from counterpoint.evaluate.passage import Passage
 from counterpoint.evaluate.report.figures import FAINT, INK, PALETTE, WHOLE, new_figure
-from counterpoint.evaluate.report.passage import Passage
 from counterpoint.evaluate.report.summary import Arm
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from counterpoint.data.text.tokenizer import ByteTokenizer
-from counterpoint.evaluate.report.passage import continue_prompts, read_passage
+from counterpoint.evaluate.passage import continue_prompts, read_passage
 from counterpoint.evaluate.score import score
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import generate
