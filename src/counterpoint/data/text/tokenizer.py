@@ -1,13 +1,27 @@
-"""Text to ids and back, with the exact number of bytes that ids stand for."""
+"""Text to ids and back, with the exact bytes that every id stands for.
 
+A tokeniser gives back every text that it is given, or refuses it: nothing that a model learns from
+is lost on the way. Decoding is the same for all of them, and the same in one piece as id by id: the
+bytes of the ids one behind the other, read as UTF-8, with U+FFFD for what is none.
+"""
+
+import codecs
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+
+from counterpoint.errors import UserError
+
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How vocabularies in the style of SentencePiece spell a space: a text cannot have it."""
+
+_MOST_IDS = 1 << 22  # vocabularies of published models have up to about a million
+_SHOWN = 40  # characters of a text in an error
 
 
 @runtime_checkable
@@ -35,12 +49,26 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def token_bytes(self) -> Sequence[bytes]:
+        """UTF-8 bytes of text that each id stands for; none for special ids."""
+        ...
+
+    @property
+    def prefix(self) -> bytes:
+        """What `encode` puts before every text and `decode` takes away: a space, or nothing."""
+        ...
+
+    @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]:
-        """UTF-8 bytes of text that each id stands for; 0 for special ids."""
+        """Lengths of `token_bytes`."""
         ...
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids of a text, without start and end."""
+        """Ids of a text, without start and end.
+
+        Raises:
+            UserError: The ids would not give the text back.
+        """
         ...
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
@@ -52,186 +80,348 @@ class Tokenizer(Protocol):
         ...
 
 
-class ByteTokenizer:
+class _Vocabulary:
+    """Decoding by a table of bytes; a start id and an end id follow the given ones.
+
+    Args:
+        token_bytes: Bytes of every id but those two.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self.token_bytes: Sequence[bytes] = (*token_bytes, b"", b"")
+        self.byte_lengths: Int[np.ndarray, " V"] = np.array(
+            [len(content) for content in self.token_bytes], np.int64
+        )
+        self.prefix = b""
+        self.vocab_size = len(self.token_bytes)
+        self.start_id = self.vocab_size - 2
+        self.end_id = self.vocab_size - 1
+
+    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
+        """Text of ids; special ids give nothing, broken UTF-8 gives U+FFFD."""
+        return self._content(ids).removeprefix(self.prefix).decode("utf-8", "replace")
+
+    def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
+        """UTF-8 bytes of the text that the ids stand for; special ids count 0."""
+        return int(self.byte_lengths[ids].sum())
+
+    def _content(self, ids: Int[np.ndarray, " n"]) -> bytes:
+        return b"".join(map(self.token_bytes.__getitem__, ids.tolist()))
+
+
+class ByteTokenizer(_Vocabulary):
     """Every UTF-8 byte is its own id; 256 starts a unit and 257 ends it."""
 
     identity = "bytes"
-    vocab_size = 258
-    start_id = 256
-    end_id = 257
 
-    @property
-    def byte_lengths(self) -> Int[np.ndarray, " V"]:
-        """1 for every byte, 0 for start and end."""
-        return (np.arange(self.vocab_size) < 256).astype(np.int64)
+    def __init__(self) -> None:
+        super().__init__([bytes([value]) for value in range(256)])
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """UTF-8 bytes of a text."""
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
-
-    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Text of the bytes; special ids give nothing, broken UTF-8 gives U+FFFD."""
-        return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
-
-    def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
-        """Number of ids that are bytes."""
-        return int((ids < 256).sum())
+        return np.frombuffer(_utf8(text), np.uint8).astype(np.int64)
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(_Vocabulary):
     """A `tokenizer.json` of the Hugging Face `tokenizers` package, with start and end ids added.
 
-    Byte counts are exact for byte-level BPE (GPT-2, Llama 3, Qwen ...). With SentencePiece-style
-    BPE (Llama 2, Mistral) they include the space that such a tokeniser puts before a text. Others
-    lose text and are refused. Special tokens that a text spells out are encoded as plain text.
+    Byte counts are exact for byte-level BPE (GPT-2, Llama 3 ...). With SentencePiece-style BPE
+    (Llama 2, Gemma) they include the space that some put before a text, and a text with U+2581,
+    which stands for a space there, is refused. A tokeniser that cannot give back every other text
+    is refused as a whole. Special tokens that a text spells out are encoded as plain text.
 
     Args:
         path: The `tokenizer.json` file.
 
     Raises:
-        ValueError: The file is missing, broken or of a kind that loses text.
+        UserError: The file is missing, broken or of a kind that loses text.
     """
 
     def __init__(self, path: str | Path) -> None:
         try:
             import tokenizers
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"Reading {path} needs the package `tokenizers`: pip install 'counterpoint[train]'."
             ) from error
+        self._path = str(path)
         try:
             content = Path(path).read_bytes()
+            spec = json.loads(content)
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # `tokenizers` raises bare Exception
+        except (Exception, RecursionError) as error:  # `tokenizers` raises bare Exception
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise UserError(
                 f"The tokenizer must be 'bytes' or the path of a Hugging Face tokenizer.json: "
-                f"got {str(path)!r} ({reason})."
+                f"got {self._path!r} ({reason})."
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.identity = f"huggingface:{hashlib.sha256(content).hexdigest()}"
-        self._byte_lengths = _token_byte_lengths(json.loads(content), self._tokenizer, path)
-        self.vocab_size = len(self._byte_lengths)
-        self.start_id = self.vocab_size - 2
-        self.end_id = self.vocab_size - 1
-
-    @property
-    def byte_lengths(self) -> Int[np.ndarray, " V"]:
-        """UTF-8 bytes of each token; 0 for special ids."""
-        return self._byte_lengths
+        _check_same_ids_again(spec, self._path)
+        super().__init__(_huggingface_bytes(spec, self._tokenizer, self._path))
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        self.prefix = _prefix(self._content(self._ids("a")))
+        _check_lossless(self, [f"a{token}b {token} c" for token in added], self._path)
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids of a text, without start and end."""
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        """Ids of a text, without start and end.
 
-    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Text of ids; special ids give nothing, broken UTF-8 gives U+FFFD."""
-        return self._tokenizer.decode(ids[ids < self.start_id].tolist(), skip_special_tokens=True)
+        Raises:
+            UserError: The ids would not give the text back.
+        """
+        ids = self._ids(text)
+        _check_given_back(text, self._content(ids), self.prefix + _utf8(text), self._path)
+        return ids
 
-    def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
-        """UTF-8 bytes of the text that the ids stand for; special ids count 0."""
-        return int(self._byte_lengths[ids].sum())
+    def _ids(self, text: str) -> Int[np.ndarray, " n"]:
+        _utf8(text)
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:  # a panic of Rust is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"The tokenizer {self._path!r} must be able to encode any text: on "
+                f"{_excerpt(text)} it ends in {reason}. Use another, or 'bytes'."
+            ) from None
+        return np.array(ids, np.int64)
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(_Vocabulary):
     """A SentencePiece .model file, as models of the Moshi family have; start and end ids are added.
 
-    Such a file normalises text (blanks in a row become one): byte counts are those of what is left.
+    Most such files normalise text (blanks in a row become one, ligatures are resolved). That loses
+    text, so they are refused where it counts.
 
     Args:
         path: The .model file.
+        normalising: Accept a file that normalises: what is encoded, counted and given back is the
+            normalised text then.
 
     Raises:
-        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
+        UserError: The package `sentencepiece` is missing, the file cannot be read, or it loses
+            text.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, normalising: bool = False) -> None:
         try:
             import sentencepiece
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"Reading {path} needs the package `sentencepiece`: "
                 "pip install 'counterpoint[speech]'."
             ) from error
+        self._path = str(path)
         try:
             content = Path(path).read_bytes()
             self._pieces: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"The tokenizer must be a SentencePiece .model file: got {str(path)!r} "
+            raise UserError(
+                f"The tokenizer must be a SentencePiece .model file: got {self._path!r} "
                 f"({' '.join(str(error).split())[:100]})."
             ) from error
         self.identity = f"sentencepiece:{hashlib.sha256(content).hexdigest()}"
-        self.start_id = int(self._pieces.get_piece_size())
-        self.end_id = self.start_id + 1
-        self.vocab_size = self.start_id + 2
-        lengths = [self._bytes_of(token) for token in range(self.start_id)]
-        self._byte_lengths = np.array([*lengths, 0, 0], np.int64)
-
-    def _bytes_of(self, token: int) -> int:
-        pieces = self._pieces
-        if pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_unused(token):
-            return 0
-        if pieces.is_byte(token):
-            return 1
-        piece = pieces.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
-        return len(piece.encode("utf-8"))
-
-    @property
-    def byte_lengths(self) -> Int[np.ndarray, " V"]:
-        """UTF-8 bytes of each piece; 0 for special ids."""
-        return self._byte_lengths
+        super().__init__([self._bytes_of(token) for token in range(self._pieces.get_piece_size())])
+        self._normalising = normalising
+        self.prefix = _prefix(self._content(self._ids("a")))
+        if not normalising:
+            _check_lossless(self, [], self._path)
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids of a text, without start and end."""
+        """Ids of a text, without start and end.
+
+        Raises:
+            UserError: The ids would not give the text back.
+        """
+        ids, expected = self._ids(text), self.prefix + _utf8(text)
+        if self._normalising:
+            expected = str(self._pieces.normalize(text)).replace(SPACE_MARK, " ").encode()
+        _check_given_back(text, self._content(ids), expected, self._path)
+        return ids
+
+    def _ids(self, text: str) -> Int[np.ndarray, " n"]:
+        _utf8(text)
         return np.array(self._pieces.encode(text), np.int64)
 
-    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Text of the pieces; special ids give nothing."""
-        return str(self._pieces.decode(ids[ids < self.start_id].tolist()))
+    def _bytes_of(self, token: int) -> bytes:
+        pieces = self._pieces
+        if pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_unused(token):
+            return b""
+        piece = str(pieces.id_to_piece(token))
+        if pieces.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE_MARK, " ").encode()
 
-    def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
-        """UTF-8 bytes of the text that the ids stand for; special ids count 0."""
-        return int(self._byte_lengths[ids].sum())
 
-
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, *, normalising: bool = False) -> Tokenizer:
     """The tokeniser ``"bytes"``, or the one of a `tokenizer.json` or SentencePiece .model file.
 
+    Args:
+        name: Which.
+        normalising: Accept a SentencePiece file that normalises text.
+
     Raises:
-        ValueError: There is no such file, or it cannot be used.
+        UserError: There is no such file, or it cannot be used, or it loses text.
     """
     if name.endswith(".model"):
-        return SentencePieceTokenizer(name)
+        return SentencePieceTokenizer(name, normalising)
     return ByteTokenizer() if name == "bytes" else HuggingFaceTokenizer(name)
 
 
-def _token_byte_lengths(spec: Any, tokenizer: Any, path: str | Path) -> Int[np.ndarray, " V"]:
-    """Table of bytes by id, with two more entries for start and end."""
+def text_pieces(
+    tokenizer: Tokenizer, ids: Iterable[int], before: Sequence[int] = ()
+) -> Iterator[str]:
+    """Text of ids as they come; a character waits for its last byte.
+
+    The pieces, joined behind ``decode(before)``, are ``decode`` of all the ids.
+
+    Args:
+        tokenizer: Made the ids.
+        ids: What is decoded.
+        before: Ids of the text before them, which is whole.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    at_start = not any(tokenizer.token_bytes[one] for one in before)
+    for one in ids:
+        content = tokenizer.token_bytes[one]
+        if at_start and content:
+            content, at_start = content.removeprefix(tokenizer.prefix), False
+        if piece := decoder.decode(content):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+# --------------------------------------------------------------- what a tokeniser must hold
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"Text must be valid Unicode: it has a lone surrogate at character {error.start}. "
+            "Repair it, or leave it out."
+        ) from error
+
+
+def _prefix(content: bytes) -> bytes:
+    """What stands before the text "a" in the bytes of its ids."""
+    return b" " if content == b" a" else b""
+
+
+def _check_given_back(text: str, content: bytes, expected: bytes, path: str) -> None:
+    if content != expected:
+        mark = f" ({SPACE_MARK!r} stands for a space there)" if SPACE_MARK in text else ""
+        raise UserError(
+            f"The tokenizer {path!r} must give back every text: {_difference(expected, content)}"
+            f"{mark}. Change the text, or use a tokenizer that keeps every byte, such as 'bytes'."
+        )
+
+
+def _check_lossless(tokenizer: Tokenizer, more: Sequence[str], path: str) -> None:
+    """Refuse a tokeniser that changes or loses a text of any kind."""
+    for text in (*_texts_of_all_kinds(), *more):
+        try:
+            tokenizer.encode(text)
+        except UserError as error:
+            raise UserError(
+                f"The tokenizer must keep every byte of a text, and {path!r} does not: {error} Is "
+                "there a normaliser, an unknown token or a missing character in it?"
+            ) from None
+
+
+def _texts_of_all_kinds() -> Iterator[str]:
+    """Texts on which the known ways to lose text show."""
+    yield ""
+    yield "a "
+    yield " a"
+    yield "  two  blanks\t\ttabs \n\n lines\r\nof \r all kinds\x0b\x0c\x85\u2028.  "
+    yield "The DOG, the dog's 'best' friend, isn't \u201cHERE\u201d . Is it ? No ! n't 's"
+    yield "".join(map(chr, range(128)))
+    # All continuation bytes, then all first bytes of two, three and four.
+    yield "".join(map(chr, range(0x80, 0xC0)))
+    yield "".join(map(chr, range(0x80, 0x800, 0x40)))
+    yield "".join(map(chr, (*range(0x800, 0xD800, 0x400), *range(0xE000, 0x10000, 0x400))))
+    yield "".join(map(chr, (*range(0x10000, 0x110000, 0x8000), 0x10FFFF)))
+    # What normal forms, lower case and stripping of accents or of invisible characters change.
+    yield "e\u0301 \u00e9 \u1e9b\u0323 \u212b \ufb01 \u2460 \uff21 \u2126 \u00bd"
+    yield "\u0130 \u00df \u03a3\u03c2 \ud55c \u4e00\u4e8c\u0e01\u0e33 \U0001f469\u200d\U0001f52c"
+    yield "\ufeffa\u200b\u200d\u00ad\u00a0\u3000\ufffd"
+    yield "1234567890 3.14 1,000 x2 _a_ #hash @at http://a.b/c?d=e <s></s> [UNK] <unk> </w> ##a @@"
+    for character in "a0 .\n-\u00e9":  # where a pattern, or a longest word, comes to its end
+        yield character * 300 + "!"
+
+
+def _difference(expected: bytes, content: bytes) -> str:
+    """The first place where a text is not given back."""
+    ends = zip(expected, content, strict=False)
+    first = next((i for i, (a, b) in enumerate(ends) if a != b), min(len(expected), len(content)))
+    start = max(first - _SHOWN // 2, 0)
+    was, came = (
+        part[start : start + _SHOWN].decode("utf-8", "replace") for part in (expected, content)
+    )
+    return f"{was!r} comes back as {came!r}"
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
+
+
+def _check_same_ids_again(spec: Any, path: str) -> None:
+    dropout = (spec.get("model") or {}).get("dropout")
+    if dropout:
+        raise UserError(
+            f"The tokenizer must give equal ids for equal text: {path!r} has a dropout of "
+            f"{dropout}. Set `dropout` to null in it."
+        )
+
+
+def _huggingface_bytes(spec: Any, tokenizer: Any, path: str) -> list[bytes]:
+    """Bytes of each id."""
     kinds = set(_component_types([spec.get("pre_tokenizer"), spec.get("decoder")]))
     is_byte_level = "ByteLevel" in kinds
     if not is_byte_level and not kinds & {"Metaspace", "ByteFallback"}:
-        raise ValueError(
-            f"The tokenizer must keep every byte of a text: {str(path)!r} is not a byte-level or "
+        raise UserError(
+            f"The tokenizer must keep every byte of a text: {path!r} is not a byte-level or "
             f"SentencePiece-style tokenizer (it has {sorted(kinds)}). Use such a one, or 'bytes'."
         )
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if (most := max(vocabulary.values(), default=0)) >= _MOST_IDS:
+        raise UserError(
+            f"The ids of a tokenizer must be below {_MOST_IDS:,}: {path!r} has the id {most:,}. "
+            "Number its tokens one after the other."
+        )
     added = tokenizer.get_added_tokens_decoder()
-    lengths = np.zeros(max(vocabulary.values()) + 3, np.int64)
+    byte_of = _bytes_of_characters()
+    found = [b""] * (most + 1)
     for token, token_id in vocabulary.items():
         if token_id in added:
-            lengths[token_id] = 0 if added[token_id].special else len(token.encode("utf-8"))
+            found[token_id] = b"" if added[token_id].special else token.encode()
         elif is_byte_level:
-            lengths[token_id] = len(token)  # a byte-level vocabulary spells one byte a character
+            spelled = [byte_of.get(character) for character in token]
+            plain = [value for value in spelled if value is not None]
+            found[token_id] = bytes(plain) if len(plain) == len(token) else token.encode()
         elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            lengths[token_id] = 1
+            found[token_id] = bytes([int(token[3:5], 16)])
         else:
-            lengths[token_id] = len(
-                token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode("utf-8")
-            )
-    return lengths
+            found[token_id] = token.replace(SPACE_MARK, " ").encode()
+    return found
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary spells.
+
+    Source: GPT-2. Printable characters of Latin-1 spell themselves, the characters from U+0100 on
+    spell the other bytes in turn.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    spelled = {chr(value): value for value in printable}
+    return spelled | {chr(0x100 + place): value for place, value in enumerate(others)}
 
 
 def _component_types(part: Any) -> Iterator[str]:
