@@ -1,19 +1,18 @@
 """The verb ``generate``: continue a prompt, and write the text as it comes."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import tyro
 
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.cli.checkpoint import load_trained, tokenizer_of
-from counterpoint.data.text.tokenizer import Tokenizer
+from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.sampler import Sampling
@@ -26,8 +25,6 @@ _HELP = """Continue a prompt.
 
 Example: counterpoint generate runs/first_run/two_stream --prompt "And God said" --temperature 0.8
 """
-_LONGEST_CHARACTER = 4  # bytes of UTF-8
-_CONTEXT_IDS = 8  # enough for a decoder that looks at the id before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             whole_from=None if options.whole_from is None else _ids(tokenizer, options.whole_from),
             sliding=options.sliding,
         )
-        before = tokenizer.encode(prompt)[-_CONTEXT_IDS:].tolist()
-        for piece in text_pieces(tokenizer, ids, before):
+        for piece in text_pieces(tokenizer, ids, tokenizer.encode(prompt).tolist()):
             print(piece, end="", flush=True)
         print()
         if beside is not None:
@@ -130,29 +126,3 @@ def _simultaneous(system: torch.nn.Module) -> Simultaneous:
     # One core for the whole tower, the others for the part tower.
     torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
     return Simultaneous(system)
-
-
-def text_pieces(
-    tokenizer: Tokenizer, ids: Iterable[int], before: Sequence[int] = ()
-) -> Iterator[str]:
-    """Text of ids as they come; a character waits for its last byte.
-
-    Args:
-        tokenizer: Made the ids.
-        ids: What is decoded.
-        before: Ids before them, which some decoders look at.
-    """
-    shown, waiting = list(before), list[int]()
-
-    def text(more: Sequence[int]) -> str:
-        return tokenizer.decode(np.array([*shown, *more], dtype=np.int64))
-
-    for one in ids:
-        waiting.append(one)
-        decoded = text(waiting)
-        if decoded.endswith("\N{REPLACEMENT CHARACTER}") and len(waiting) < _LONGEST_CHARACTER:
-            continue
-        yield decoded[len(text(())) :]
-        shown, waiting = (waiting if len(waiting) > 1 else [*shown[1 - _CONTEXT_IDS :], one]), []
-    if waiting:
-        yield text(waiting)[len(text(())) :]

@@ -165,4 +165,6 @@ def prepare_text(
         held_out=(),
         cache_folder=config.cache_folder,
     )
-    return TextRows(prepare(data, model.layout.block_ticks, on_progress).train, model)
+    # The text of a speech run is never counted in bytes, so its tokeniser may normalise.
+    corpus = prepare(data, model.layout.block_ticks, on_progress, normalising=True)
+    return TextRows(corpus.train, model)

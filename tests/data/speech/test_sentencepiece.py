@@ -35,7 +35,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("text", [TEXT, "the earth", "Zürich \N{SNOWMAN}"])
 def test_pieces_keep_a_text_and_its_bytes(path: Path, text: str) -> None:
-    tokenizer = load_tokenizer(str(path))
+    tokenizer = load_tokenizer(str(path), normalising=True)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     # A blank comes before the first word.
@@ -49,7 +49,7 @@ def test_pieces_keep_a_text_and_its_bytes(path: Path, text: str) -> None:
 def test_text_of_a_speech_run_has_its_pieces(path: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text(TEXT)
-    tokenizer = load_tokenizer(str(path))
+    tokenizer = load_tokenizer(str(path), normalising=True)
     ids = tokenizer.encode(TEXT).tolist()
     batches = TextBatches(
         source=Folder(path=str(tmp_path / "texts")),

@@ -42,7 +42,7 @@ def test_token_parquet_is_read(tokens: tuple[Path, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("columns", "fault"),
     [
-        ({"dialogue_id": ["x"], "A": [[[1]]]}, r"must have the columns \['B'\]"),
+        ({"dialogue_id": ["x"], "A": [[[1]]]}, r"must have the column 'B'"),
         ({"dialogue_id": ["x"], "A": [[[1], [1]]], "B": [[[1, 2], [1, 2]]]}, "equal shapes"),
         ({"dialogue_id": ["x"], "A": [[[1]]], "B": [[[1]]]}, "text and at least one codebook"),
         ({"dialogue_id": ["x"], "A": [[[1], [1, 2]]], "B": [[[1], [1]]]}, "equally many ids"),

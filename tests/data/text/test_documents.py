@@ -121,9 +121,14 @@ def test_readers_are_lazy(tmp_path: Path) -> None:
 
 BAD_FILES: list[tuple[Reader, str, bytes, str]] = [
     (read_folder, "x.txt", b"ok \xff", r"x\.txt has the byte 0xff at offset 3"),
-    (read_jsonl, "x.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"line 2, has the byte 0xff"),
-    (read_jsonl, "x.jsonl", b'{"text": "a"}\n{"text"', "line 2 is not"),
-    (read_jsonl, "x.jsonl", b"[1]", "line 1 is a list"),
+    (read_jsonl, "x.jsonl", b'{"text": "a"}\n{"text": "\xff"}', "line 2 has the byte 0xff"),
+    (
+        read_jsonl,
+        "x.jsonl",
+        b'{"text": "a"}\n{"text"',
+        "line 2 must be a JSON object: it is not JSON",
+    ),
+    (read_jsonl, "x.jsonl", b"[1]", "line 1 must be a JSON object: it is a list"),
     (read_jsonl, "x.jsonl", b'{"txt": "a"}', r"must have the field 'text': it has \['txt'\]"),
     (read_jsonl, "x.jsonl", b'{"text": 3}', "field 'text' must be text, got int"),
     (read_jsonl, "x.jsonl", b'{"text": "a", "title": 3}', "field 'title' must be text, got int"),

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from counterpoint.data.text.documents import read_utf8
+from counterpoint.files import read_text
 
 SpeakerName = Literal["agent", "user"]
 Kind = Literal["turn", "backchannel", "interruption"]
@@ -300,7 +300,7 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
     records = []
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             try:

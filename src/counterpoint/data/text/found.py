@@ -1,0 +1,68 @@
+"""The files of a corpus: found below a folder, links followed, none left out in silence."""
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from counterpoint.errors import UserError
+
+
+def existing_file(path: str | Path) -> Path:
+    """The file.
+
+    Raises:
+        UserError: There is none.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"The corpus must be an existing file: got {str(file)!r}.")
+    return file
+
+
+def files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files below a folder whose names have one of the endings, in any case, sorted.
+
+    Links are followed. A folder that can be reached in several ways is read once, so links that
+    lead in a circle do no harm.
+
+    Raises:
+        UserError: No such folder or no such file, or a link leads nowhere.
+        OSError: A folder must not be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"The corpus must be an existing folder: got {str(folder)!r}.")
+    found: list[Path] = []
+    seen = {_identity(folder)}
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        new = {name: _identity(Path(place, name)) for name in sorted(folders)}
+        # Links come last, so that a folder has its own name where it has one here.
+        order = sorted(new, key=lambda name: (Path(place, name).is_symlink(), name))
+        folders[:] = []
+        for name in order:
+            if new[name] not in seen:
+                seen.add(new[name])
+                folders.append(name)
+        found += [Path(place, name) for name in names if Path(name).suffix.lower() in endings]
+    for file in found:
+        if not file.exists():
+            raise UserError(
+                f"A file of the corpus must exist: the link {str(file)!r} leads nowhere. Mend it, "
+                "or remove it."
+            )
+    found = sorted(file for file in found if file.is_file())
+    if not found:
+        raise UserError(
+            f"The corpus is empty: the folder {str(folder)!r} must hold a "
+            f"{' or '.join(endings)} file and holds none."
+        )
+    return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
