@@ -1,5 +1,4 @@
-from counterpoint.cli.generate import text_pieces
-from counterpoint.data.text.tokenizer import ByteTokenizer
+from counterpoint.data.text.tokenizer import ByteTokenizer, text_pieces
 
 
 def pieces(ids: list[int], before: str = "") -> list[str]:

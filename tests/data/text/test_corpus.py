@@ -1,10 +1,13 @@
 import json
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from counterpoint.data.text.corpus import (
     prepare,
 )
 from counterpoint.data.text.shards import TokenShards
+from counterpoint.errors import UserError
 
 
 @pytest.fixture
@@ -185,6 +189,69 @@ def test_damaged_cache_is_refused(config: DataConfig) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged: tokens-00000.bin.*Delete the folder"):
         prepare(config, 8)
+
+
+def test_every_flipped_bit_of_a_cache_is_found(config: DataConfig) -> None:
+    folder = prepare(config, 8).train.shards.folder
+    draw = random.Random(0)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for place in draw.sample(range(len(content)), 8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(flipped)
+            same = file.suffix == ".json" and _same_json(content, bytes(flipped))
+            with nullcontext() if same else pytest.raises(UserError, match="must|damaged"):
+                prepare(config, 8)
+        file.write_bytes(content)
+    prepare(config, 8)
+
+
+def _same_json(a: bytes, b: bytes) -> bool:
+    try:
+        return bool(json.loads(a) == json.loads(b))
+    except ValueError:
+        return False
+
+
+def test_other_content_with_equal_size_and_time_is_noticed(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    before = prepare(config, 8)
+    file = tmp_path / "books" / "b03.md"
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_text(file.read_text().replace("word", "wird"))
+    os.utime(file, ns=times)
+    after = prepare(config, 8)
+    assert after.fingerprint != before.fingerprint
+    assert "wird" in "".join(after.tokenizer.decode(unit.ids) for unit in shards(after)[0])
+
+
+def test_fingerprint_is_that_of_the_content_alone(config: DataConfig, tmp_path: Path) -> None:
+    first = prepare(config, 8)
+    shutil.copytree(tmp_path / "books", tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "b03.md").touch()
+    moved = replace(config, source=Folder(path=str(tmp_path / "elsewhere")))
+    assert prepare(moved, 8).fingerprint == first.fingerprint
+    again = prepare(replace(config, cache_folder=str(tmp_path / "other_cache")), 8)
+    assert again.fingerprint == first.fingerprint
+    (tmp_path / "elsewhere" / "b99.md").write_text("# Book 99\n\nmore")
+    more = prepare(moved, 8).fingerprint
+    assert more["text"]["train"]["units"] == first.fingerprint["text"]["train"]["units"] + 1
+    assert more["text"]["held_out"] == first.fingerprint["text"]["held_out"]
+
+
+def test_source_that_changes_while_it_is_read_is_refused(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    def write(documents: int, _: int) -> None:
+        if documents == 20:
+            (tmp_path / "books" / "b01.md").write_text("# Book 1\n\nwritten meanwhile")
+
+    with pytest.raises(UserError, match="must stay as it is while it is read"):
+        prepare(config, 8, write)
+    assert not list(Path(config.cache_folder).iterdir())  # nor the file of the lock
+    prepare(config, 8)
 
 
 def test_bad_held_out_is_refused(config: DataConfig) -> None:

@@ -18,6 +18,7 @@ from counterpoint.data.text.documents import (
     read_jsonl,
     read_parquet,
 )
+from counterpoint.errors import UserError
 
 Reader = Callable[[Path], Iterator[Document]]
 
@@ -132,6 +133,8 @@ BAD_FILES: list[tuple[Reader, str, bytes, str]] = [
     (read_jsonl, "x.jsonl", b'{"txt": "a"}', r"must have the field 'text': it has \['txt'\]"),
     (read_jsonl, "x.jsonl", b'{"text": 3}', "field 'text' must be text, got int"),
     (read_jsonl, "x.jsonl", b'{"text": "a", "title": 3}', "field 'title' must be text, got int"),
+    (read_jsonl, "x.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 must be .*nested too deeply"),
+    (read_jsonl, "x.jsonl", b'{"n": ' + b"7" * 5000 + b"}", "line 1 must be a JSON object"),
     (read_parquet, "x.parquet", b"not parquet at all", "must be a parquet file"),
 ]
 
@@ -167,6 +170,27 @@ def test_empty_folder_is_an_error(tmp_path: Path) -> None:
 def test_parquet_without_the_column_is_an_error(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"body": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"must have the column 'text': it has \['body'\]"):
+        list(read_parquet(tmp_path / "a.parquet"))
+
+
+def test_damaged_rows_of_parquet_name_the_file(tmp_path: Path) -> None:
+    path, damaged = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    texts = [f"text {i} é" for i in range(2000)]
+    pa.parquet.write_table(
+        pa.table({"text": texts}), path, compression="none", use_dictionary=False
+    )
+    content = path.read_bytes()
+    for place in (len(content) // 3, content.index(b"text 1500") - 4):
+        damaged.write_bytes(content[:place] + b"\xff" * 20 + content[place + 20 :])
+        with pytest.raises(UserError, match=r"b\.parquet") as caught:
+            list(read_parquet(damaged))
+        assert "\n" not in str(caught.value)
+
+
+def test_parquet_that_is_not_utf8_names_the_file(tmp_path: Path) -> None:
+    content = pa.array([b"fine", b"caf\xe9"], pa.binary()).view(pa.string())
+    pa.parquet.write_table(pa.table({"text": content}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has the byte 0xe9 in one of the rows from 1"):
         list(read_parquet(tmp_path / "a.parquet"))
 
 

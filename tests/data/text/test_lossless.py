@@ -11,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from counterpoint.cli.generate import text_pieces
 from counterpoint.data.text.documents import plain_document
 from counterpoint.data.text.shards import write_shards
-from counterpoint.data.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from counterpoint.data.text.tokenizer import (
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    text_pieces,
+)
 from counterpoint.errors import UserError
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -237,21 +237,24 @@ def prepare(
         with _locked(folder):
             if not folder.exists():
                 _build(config, tokenizer, folder, on_progress)
-    train = TokenShards(folder / "train")
-    held_out = TokenShards(folder / "held_out") if config.held_out_rule else ()
+    train = _verified(folder / "train")
+    held_out = _verified(folder / "held_out") if config.held_out_rule else None
     return Corpus(
         train=PackedRows(train, config.row_ticks, block_ticks),
-        held_out=held_out,
+        held_out=held_out or (),
         tokenizer=tokenizer,
-        fingerprint={"text": {"train": _facts(train), "held_out": _facts(held_out)}},
+        fingerprint={"text": {"train": _facts(train), "held_out": held_out and _facts(held_out)}},
     )
 
 
-def _facts(shards: TokenShards | Sequence[Unit]) -> Mapping[str, Any] | None:
-    """What tells shards from others, told by counts where those differ; their bytes are checked."""
-    if not isinstance(shards, TokenShards):
-        return None
+def _verified(folder: Path) -> TokenShards:
+    shards = TokenShards(folder)
     shards.verify()
+    return shards
+
+
+def _facts(shards: TokenShards) -> Mapping[str, Any]:
+    """What tells shards from others, with counts before digests for whoever reads it."""
     return {"units": len(shards), "bytes": shards.num_bytes, "digest": shards.digest}
 
 
