@@ -1,6 +1,10 @@
 """The verbs one after the other, on files in a folder, as a user runs them."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +79,57 @@ def test_generate_is_a_function_of_its_options(
     assert out(capsys, *words[:2], "--prompt-file", "prompt.txt", *words[4:]) == first
     other = out(capsys, *words, "--whole-from", "Quite another text", "--temperature", "0.5")
     assert other.startswith("The fox jumps")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "caf\udce9"], "--prompt must be text .* it has the byte 0xe9"),
+        (["--whole-from", "caf\udce9"], "--whole-from must be text .* it has the byte 0xe9"),
+        (["--prompt-file", "latin.txt"], "Text must be UTF-8: latin.txt has the byte 0xe9"),
+        (["--prompt-file", "none.txt"], "none.txt: No such file"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_any_output(
+    trained: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    assert main(["generate", "runs/small", *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.search(said, shown.err)
+    assert shown.err.count("\n") == 1
+
+
+def test_output_that_cannot_take_all_text_is_refused(trained: Path) -> None:
+    environment = os.environ | {
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-m", "counterpoint.cli.main", "generate", "runs/small"]
+    done = subprocess.run(
+        [*command, "--prompt", "café"], env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"must be able to take any text: its encoding is 'ascii'" in done.stderr
+
+
+def test_byte_order_mark_is_no_part_of_a_prompt(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bom.txt").write_bytes(b"\xef\xbb\xbfThe fox")
+    words = ["generate", "runs/small", "--num-ticks", "5"]
+    assert out(capsys, *words, "--prompt-file", "bom.txt") == out(
+        capsys, *words, "--prompt", "The fox"
+    )
+
+
+def test_evaluate_refuses_another_text(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("runs/small", "changed")
+    record = Path("changed/learned.json")
+    record.write_text(record.read_text().replace('"units": ', '"units": 1'))
+    assert main(["evaluate", "changed", "--max-units", "1"]) == 2
+    assert "text.train.units" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

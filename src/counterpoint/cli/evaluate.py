@@ -19,6 +19,7 @@ from counterpoint.data.text.corpus import prepare
 from counterpoint.evaluate.duplex.speech_model import score_rows
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
+from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
@@ -62,9 +63,11 @@ def main(arguments: Sequence[str]) -> int:
 def _text(system: SingleStream | TwoStream, trained: Trained, options: EvaluateOptions) -> Table:
     tokenizer_of(trained.run)
     block_ticks = system.layout.block_ticks
+    corpus = prepare(trained.run.text_data, block_ticks)
+    check_learned(trained.run.data, corpus.fingerprint, trained.path.parents[1])
     found = evaluate(
         system,
-        prepare(trained.run.text_data, block_ticks),
+        corpus,
         EvaluationConfig(
             max_units=options.max_units,
             whole_units=options.whole_units,

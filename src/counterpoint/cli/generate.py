@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,8 @@ import tyro
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.cli.checkpoint import load_trained, tokenizer_of
 from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
+from counterpoint.errors import UserError
+from counterpoint.files import read_text
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.sampler import Sampling
@@ -63,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parse(defaults, arguments, "generate", _HELP)
     options: GenerateOptions = chosen.options
     prompt = _prompt(options)
+    _check_output()
     trained = load_trained(options.checkpoint)
     system = trained.system
     if isinstance(system, Moshi):
@@ -71,7 +75,6 @@ def main(arguments: Sequence[str]) -> int:
             "`counterpoint talk`."
         )
     tokenizer = tokenizer_of(trained.run)
-    print(prompt, end="", flush=True)
     with ExitStack() as stack:
         if options.weights == "int8":
             store_int8(system)
@@ -89,7 +92,9 @@ def main(arguments: Sequence[str]) -> int:
             whole_from=None if options.whole_from is None else _ids(tokenizer, options.whole_from),
             sliding=options.sliding,
         )
-        for piece in text_pieces(tokenizer, ids, tokenizer.encode(prompt).tolist()):
+        pieces = text_pieces(tokenizer, ids, tokenizer.encode(prompt).tolist())
+        first = next(pieces, "")  # whatever is refused is refused before there is any output
+        for piece in chain((prompt, first), pieces):
             print(piece, end="", flush=True)
         print()
         if beside is not None:
@@ -105,12 +110,19 @@ def _prompt(options: GenerateOptions) -> str:
     if options.prompt_file is None:
         return options.prompt
     if options.prompt:
-        raise ValueError("Give either `--prompt` or `--prompt-file`: got both.")
+        raise UserError("Give either `--prompt` or `--prompt-file`: got both.")
+    return read_text(options.prompt_file)
+
+
+def _check_output() -> None:
+    """Refuse an output that cannot take any text, before there is half of it."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        return options.prompt_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{options.prompt_file} must be UTF-8 text: {error.reason} at byte {error.start}."
+        "\N{REPLACEMENT CHARACTER}\N{GRINNING FACE}".encode(encoding)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The output must be able to take any text: its encoding is {encoding!r}. Set "
+            "PYTHONIOENCODING=utf-8 and run the same command again."
         ) from error
 
 

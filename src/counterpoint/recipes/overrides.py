@@ -53,7 +53,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            chosen: Any = tyro.cli(
                 dataclasses.make_dataclass("Arguments", specs, frozen=True),
                 args=list(arguments),
                 prog=f"counterpoint {command}",
@@ -65,6 +65,23 @@ def parse(
         if not end.code:
             raise  # after the help
         raise UserError(_one_line(complaint.getvalue(), command)) from None
+    for name, _, _ in fields:
+        _check_text(getattr(chosen, name))
+    return chosen
+
+
+def _check_text(options: Any) -> None:
+    """Refuse text that was no text in the terminal's encoding; paths may be such."""
+    for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
+        value = getattr(options, field.name)
+        # Python keeps a byte that is no text as a lone surrogate.
+        wrong = [c for c in value if "\ud800" <= c <= "\udfff"] if isinstance(value, str) else []
+        if wrong:
+            raise UserError(
+                f"--{field.name.replace('_', '-')} must be text in the encoding of the terminal, "
+                f"such as UTF-8: it has the byte 0x{ord(wrong[0]) & 0xFF:02x}. Convert it, or give "
+                "a file where the command takes one."
+            )
 
 
 def parse_options(
