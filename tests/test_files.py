@@ -76,7 +76,7 @@ def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     (path.parent / f".{path.name}.partial").mkdir()  # left by a process that was killed
     fill("a")
     assert [entry.name for entry in path.parent.rglob("*")] == ["folder", "a"]
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(OSError, match="must be empty"):
         fill("b")
     assert [entry.name for entry in path.parent.rglob("*")] == ["folder", "a"]
 

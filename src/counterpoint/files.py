@@ -4,6 +4,7 @@ A reader never sees half of what is written here, not even after a power cut, an
 the permissions that the user's umask asks for.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -64,6 +65,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be written, or ``path`` is not empty.
     """
+    if path.is_dir() and any(path.iterdir()):
+        raise OSError(errno.ENOTEMPTY, "it must be empty, and is not", str(path))
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

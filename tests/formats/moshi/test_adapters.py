@@ -141,7 +141,7 @@ def test_files_say_what_they_are(tmp_path: Path) -> None:
     assert moshi_config(ReferenceConfig.from_json(keys)) == model.config
     names = load_file(lora).keys()
     assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
-    with pytest.raises(ValueError, match="it is there and not empty"):
+    with pytest.raises(ValueError, match="it must be empty, and is not"):
         save_adapters(model, lora.parent, PLAIN)
 
 

@@ -273,6 +273,5 @@ def test_other_delays_become_other_streams() -> None:
     ("key", "value"), [("norm", "layer_norm"), ("kv_repeat", 2), ("bias_proj", True)]
 )
 def test_other_models_of_the_family_are_refused(key: str, value: object) -> None:
-    config = ReferenceConfig.from_json(tiny_keys(8, **{key: value}))
     with pytest.raises(ValueError, match=f"needs `{key}` = .*got {value!r}"):
-        moshi_config(config)
+        ReferenceConfig.from_json(tiny_keys(8, **{key: value}))

@@ -27,7 +27,7 @@ def test_the_published_models_have_their_size(dep_q: int, parameters: int) -> No
 
 
 def test_json_round_trip_keeps_every_key() -> None:
-    keys = tiny_keys(depformer_low_rank_embeddings=4, bias_proj=True, kv_repeat=2)
+    keys = tiny_keys(depformer_low_rank_embeddings=4)
     keys |= {"mimi_name": "m", "tts_config": {"a": [1, {"b": None}]}, "x": 1.5, "lora": True}
     config = ReferenceConfig.from_json(keys)
     assert config.to_json() == keys
@@ -35,57 +35,58 @@ def test_json_round_trip_keeps_every_key() -> None:
 
 
 def test_keys_of_the_temporal_tower_are_inherited_by_depth() -> None:
-    keys = tiny_keys(kv_repeat=2, layer_scale=0.1)
+    keys = tiny_keys(num_layers=3)
     for name in ("depformer_layer_scale", "depformer_num_layers", "depformer_gating"):
         del keys[name]
-    depth = ReferenceConfig.from_json(keys).depth
-    assert (depth.kv_repeat, depth.layer_scale, depth.num_layers, depth.gating) == (
-        2,
-        0.1,
-        2,
-        "silu",
-    )
+    assert ReferenceConfig.from_json(keys).depth.num_layers == 3
 
 
 def test_old_keys_are_read() -> None:
-    old = tiny_keys(demux_second_stream=True, depformer_causal=True)
+    old = tiny_keys(demux_second_stream=False, depformer_causal=True)
     config = ReferenceConfig.from_json(old)
-    assert config == tiny_config(demux_second_text_stream=True)
+    assert config == tiny_config(demux_second_text_stream=False)
     assert "depformer_causal" not in config.to_json()
+    with pytest.raises(ValueError, match="needs `demux_second_text_stream` = False: got True"):
+        ReferenceConfig.from_json(old | {"demux_second_stream": True})
 
 
 def test_missing_keys_are_those_of_the_constructor_or_of_moshi_7b() -> None:
     keys = tiny_keys()
-    for name in ("existing_text_padding_id", "norm", "positional_embedding"):
-        del keys[name]
-    tower = ReferenceConfig.from_json(keys).tower
-    assert (tower.norm, tower.positional_embedding) == ("layer_norm", "sin")
+    del keys["existing_text_padding_id"]
+    assert ReferenceConfig.from_json(keys).streams.existing_text_padding_id == 3
+    for name, value in (("norm", "layer_norm"), ("positional_embedding", "sin")):
+        missing = {key: found for key, found in keys.items() if key != name}
+        with pytest.raises(ValueError, match=f"needs `{name}` = .*: got {value!r}"):
+            ReferenceConfig.from_json(missing)
     config = ReferenceConfig.from_json({"n_q": 16})
-    assert (config.tower.norm, config.max_delay) == ("rms_norm_f32", 1)
+    assert max(config.streams.delays) == 1
     assert config.to_json() == {name: config.to_json()[name] for name in MOSHI_7B}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "batch_norm"}, "`norm` must be one of 'layer_norm', .* got 'batch_norm'"),
-        ({"norm": None}, "`norm` must be one of"),
-        ({"gating": "swish"}, "`gating` must be one of"),
-        ({"depformer_pos_emb": "alibi"}, "`depformer_pos_emb` must be one of"),
+        ({"norm": "batch_norm"}, "needs `norm` = 'rms_norm_f32': got 'batch_norm'"),
+        ({"norm": None}, "needs `norm` = 'rms_norm_f32': got None"),
+        ({"gating": "swish"}, "needs `gating` = 'silu': got 'swish'"),
+        ({"depformer_pos_emb": "alibi"}, "needs `depformer_pos_emb` = 'none': got 'alibi'"),
+        ({"kv_repeat": 2}, "needs `kv_repeat` = 1: got 2. Other models of the family"),
+        ({"bias_proj": True}, "needs `bias_proj` = False: got True"),
         ({"n_q": "16"}, "`n_q` must be int .* got '16'"),
         ({"dim": True}, "`dim` must be int"),
         ({"dim": 0}, "`dim` must be int .* got 0"),
-        ({"context": 1.5}, "`context` must be int or NoneType"),
-        ({"causal": 1}, "`causal` must be bool"),
+        ({"context": 1.5}, "`context` must be int"),
+        ({"causal": False}, "needs `causal` = True: got False"),
         ({"delays": [0, 1]}, "`delays` must hold 17 frames"),
         ({"delays": [-1] * 17}, "`delays` must hold 17 frames >= 0"),
         ({"delays": [0.5] * 17}, "`delays` must be tuple"),
-        ({"dep_q": 17}, "`dep_q` must be from 0 to `n_q` = 16: got 17"),
+        ({"dep_q": 17}, "`dep_q` must be from 1 to `n_q` = 16: got 17"),
+        ({"dep_q": 0}, "`dep_q` must be int and in range: got 0"),
         ({"num_heads": 3}, "`num_heads` must divide `dim` = 16"),
-        ({"depformer_num_heads": 2, "depformer_kv_repeat": 4}, "`depformer_num_heads` must"),
-        ({"depformer_gating": "none"}, "must not be 'none'"),
+        ({"depformer_num_heads": 3}, "`depformer_num_heads` must divide `depformer_dim` = 8"),
+        ({"depformer_gating": "none"}, "needs `depformer_gating` = 'silu': got 'none'"),
         ({"depformer_weights_per_step_schedule": [0, 1]}, "an index for each of 8 steps"),
-        ({"depformer_dim_feedforward": [33, 33]}, "must be one width or 8"),
+        ({"depformer_dim_feedforward": [33, 33]}, "`depformer_dim_feedforward` must be int"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -94,7 +95,9 @@ def test_a_wrong_value_is_refused_in_one_line(changes: dict[str, Any], message: 
     assert "\n" not in str(problem.value)
 
 
-@pytest.mark.parametrize("name", ["num_layers", "depformer_num_heads"])
+@pytest.mark.parametrize(
+    "name", ["num_layers", "context", "depformer_num_heads", "depformer_dim_feedforward"]
+)
 def test_a_needed_key_must_be_there(name: str) -> None:
     keys = tiny_keys()
     del keys[name]
@@ -139,21 +142,17 @@ def test_trimming_undoes_extending() -> None:
     assert equal(trimmed, state)
 
 
-def test_trimming_keeps_shared_and_uneven_weights() -> None:
-    config = tiny_config(
-        depformer_weights_per_step_schedule=[0, 1, 2, 2, 2, 3, 3, 3],
-        depformer_dim_feedforward=[33, 30, 27, 24],
-    )
+def test_trimming_keeps_shared_weights() -> None:
+    config = tiny_config(depformer_weights_per_step_schedule=[0, 1, 2, 2, 2, 3, 3, 3])
     trimmed, narrow = trim_depth(random_state(config), config, 4)
     assert narrow.depth.weights_per_step_schedule == (0, 1, 2, 2)
-    assert narrow.depth.dim_feedforward == (33, 30, 27)
     assert {name: tuple(tensor.shape) for name, tensor in trimmed.items()} == tensor_shapes(narrow)
 
 
-@pytest.mark.parametrize(("num_steps", "causal"), [(0, True), (9, True), (4, False)])
-def test_depth_cannot_be_trimmed_to_nothing_or_more(num_steps: int, causal: bool) -> None:
-    config = tiny_config(causal=causal)
-    with pytest.raises(ValueError, match=f"to 1 up to its 8 steps, .* got {num_steps}, .*{causal}"):
+@pytest.mark.parametrize("num_steps", [0, 9])
+def test_depth_cannot_be_trimmed_to_nothing_or_more(num_steps: int) -> None:
+    config = tiny_config()
+    with pytest.raises(ValueError, match=f"to 1 up to its 8 steps: got {num_steps}"):
         trim_depth(random_state(config), config, num_steps)
 
 

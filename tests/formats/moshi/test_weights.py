@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from counterpoint.formats.moshi import weights as moshi_weights
+from counterpoint import files
 from counterpoint.formats.moshi.config import ReferenceConfig
 from counterpoint.formats.moshi.tensors import tensor_shapes
 from counterpoint.formats.moshi.weights import read_checkpoint, write_checkpoint
@@ -42,10 +42,9 @@ def tiny(dep_q: int = 8, **changes: Any) -> tuple[dict[str, Any], dict[str, Tens
 @pytest.mark.parametrize("names", [dict, fused], ids=["split", "fused"])
 def test_names_of_both_kinds_give_the_same_state(tmp_path: Path, dep_q: int, names: Any) -> None:
     keys, state = tiny(dep_q)
-    config, found, extra = read_checkpoint(save(tmp_path / "a", names(state), keys), dtype=F32)
+    config, found = read_checkpoint(save(tmp_path / "a", names(state), keys), dtype=F32)
     assert equal(found, state)
     assert config == ReferenceConfig.from_json(keys)
-    assert not extra
 
 
 def test_old_module_names_are_read(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_types_are_chosen_by_the_caller_and_kept_by_the_writer(tmp_path: Path) -
     keys, state = tiny()
     half = {name: tensor.bfloat16() for name, tensor in state.items()}
     folder = save(tmp_path / "a", fused(state), keys)
-    config, found, _ = read_checkpoint(folder, dtype=torch.bfloat16)
+    config, found = read_checkpoint(folder, dtype=torch.bfloat16)
     assert equal(found, half)
     write_checkpoint(found, config, tmp_path / "b")
     assert equal(load_file(tmp_path / "b" / "model.safetensors"), fused(half))
@@ -219,7 +218,7 @@ def test_without_config_moshi_7b_is_taken_and_the_file_counts(tmp_path: Path) ->
     shapes = tensor_shapes(ReferenceConfig.from_json(small))
     path = tmp_path / "model.safetensors"
     sparse_file(path, shapes)
-    config, state, _ = read_checkpoint(path, dtype=torch.bfloat16)
+    config, state = read_checkpoint(path, dtype=torch.bfloat16)
     assert config == ReferenceConfig.from_json(small)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
     # Keys that say nothing about the model leave it a Moshi 7B.
@@ -239,7 +238,7 @@ def test_the_file_decides_the_number_of_depth_steps(tmp_path: Path) -> None:
     keys, state = tiny(16)
     folder = save(tmp_path / "a", fused(state), keys | {"dep_q": 8})
     with pytest.warns(UserWarning, match="says `dep_q` = 8, .* holds 16: taking 16"):
-        config, found, _ = read_checkpoint(folder, dtype=F32)
+        config, found = read_checkpoint(folder, dtype=F32)
     assert config.streams.dep_q == 16
     assert equal(found, state)
     config_path = tmp_path / "right.json"
@@ -251,23 +250,14 @@ def test_the_file_decides_the_number_of_depth_steps(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- extra
 
 
-def test_extra_tensors_are_kept_apart_and_written_back(tmp_path: Path) -> None:
-    keys, state = tiny(
-        extra_heads_num_heads=1, conditioners={"style": {}}, fuser={"sum": ["style"]}
-    )
-    extra = {
-        "condition_provider.conditioners.style.embed.weight": torch.randn(3, 4),
-        "extra_heads.0.weight": torch.randn(6, 16),
-    }
-    folder = save(tmp_path / "a", {**fused(state), **extra}, keys)
-    config, found, apart = read_checkpoint(folder, dtype=torch.bfloat16)
-    assert equal(found, {name: tensor.bfloat16() for name, tensor in state.items()})
-    assert equal(apart, extra | {"extra_heads.0.weight": extra["extra_heads.0.weight"].bfloat16()})
-    write_checkpoint(found, config, tmp_path / "b", extra=apart)
-    assert equal(read_checkpoint(tmp_path / "b", dtype=torch.bfloat16).extra, apart)
-    with pytest.raises(ValueError, match=r"`extra` must hold condition_provider\.\* just when"):
-        write_checkpoint(found, config, tmp_path / "c")
-    assert not (tmp_path / "c").exists()
+@pytest.mark.parametrize(
+    "name", ["condition_provider.conditioners.style.embed.weight", "extra_heads.0.weight"]
+)
+def test_tensors_that_a_moshi_has_no_place_for_are_refused(tmp_path: Path, name: str) -> None:
+    keys, state = tiny()
+    folder = save(tmp_path / "a", {**fused(state), name: torch.randn(3, 4)}, keys)
+    with pytest.raises(ValueError, match=f"must hold what their config asks for, not {name}"):
+        read_checkpoint(folder, dtype=F32)
 
 
 # ------------------------------------------------------------------------------------------ errors
@@ -374,7 +364,7 @@ def test_damaged_and_absent_files_are_refused_in_one_line(tmp_path: Path) -> Non
         ("absent.safetensors", None, "must be a whole safetensors file: No such file"),
         ("weights.pt", None, "must be a safetensors file: .* Pickles can run code"),
         ("model.safetensors", "list.json", "must hold an object: got list"),
-        ("model.safetensors", "bad.json", "must be readable JSON"),
+        ("model.safetensors", "bad.json", "must be JSON: it is not JSON"),
         ("model.safetensors", "absent.json", "must be readable JSON: .*No such file"),
         (".", "hub.json", "must hold hf://a/b/c.safetensors: it does not"),
     ):
@@ -400,7 +390,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(
     config = ReferenceConfig.from_json(keys)
     (tmp_path / "empty").mkdir()
     write_checkpoint(state, config, tmp_path / "empty")
-    with pytest.raises(ValueError, match="must be a new folder .*: it is there and not empty"):
+    with pytest.raises(ValueError, match="must be a new folder .*: it must be empty, and is not"):
         write_checkpoint(state, config, tmp_path / "empty")
     with pytest.raises(ValueError, match=r"must hold text_linear\.weight: missing"):
         write_checkpoint(without(HEAD)(state), config, tmp_path / "b")
@@ -409,7 +399,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(moshi_weights, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(ValueError, match="on a disk with room: No space left"):
         write_checkpoint(state, config, tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -26,24 +26,8 @@ from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
 
 EPSILON = 1e-8  # of the reference's root mean square norms
 SEMANTIC_WEIGHT = 100.0
-# What `Moshi` is built for; other values of these keys are other models of the family.
-NEEDED = {
-    key: MOSHI_7B[key]
-    for key in (
-        *("gating", "norm", "positional_embedding", "causal", "layer_scale", "max_period"),
-        *("depformer_gating", "depformer_pos_emb", "depformer_layer_scale"),
-        *("depformer_multi_linear", "depformer_weights_per_step"),
-    )
-} | {
-    "cross_attention": False,
-    "kv_repeat": 1,
-    "depformer_kv_repeat": 1,
-    "depformer_norm": None,
-    "bias_proj": False,
-    "demux_second_text_stream": False,
-    "text_card_out": None,
-}
-MODEL_ID, OWN = "model_id", "counterpoint"
+MODEL_ID = "model_id"
+OWN = "counterpoint"
 """Keys of config.json, one within the other, for fields of `MoshiConfig` that it has no key for.
 
 Kyutai's loader passes unknown keys on to its layers, which refuse them; this one it only keeps.
@@ -69,12 +53,7 @@ def load_moshi(
     Raises:
         ValueError: The file is not one of the family, or of a model that `Moshi` is not.
     """
-    config, state, extra = read_checkpoint(path, dtype=dtype, lora_path=lora_path)
-    if extra:
-        raise ValueError(
-            f"{path} must be a plain Moshi: it has tensors of conditioners or extra heads, such as "
-            f"{min(extra)}."
-        )
+    config, state = read_checkpoint(path, dtype=dtype, lora_path=lora_path)
     if num_predicted is not None and num_predicted != config.streams.dep_q:
         change = trim_depth if num_predicted < config.streams.dep_q else extend_depth
         state, config = change(state, config, num_predicted)
@@ -146,7 +125,7 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
     """The shape of a `Moshi` with the tensors of a reference configuration.
 
     Raises:
-        ValueError: It has options that `Moshi` lacks, or fields of ours that do not fit it.
+        ValueError: Fields of ours do not fit it.
     """
     config, model_id = _published_config(reference), reference.other.get(MODEL_ID)
     if not isinstance(model_id, dict) or OWN not in model_id:
@@ -188,20 +167,7 @@ def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
 
 def _published_config(reference: ReferenceConfig) -> MoshiConfig:
     """What the published keys say."""
-    keys = reference.to_json()
-    for key, needed in NEEDED.items():
-        if keys.get(key, needed) != needed:
-            raise ValueError(
-                f"`Moshi` needs `{key}` = {needed!r} in config.json: got {keys[key]!r}. Other "
-                "models of the family cannot be loaded."
-            )
     streams, tower, depth = reference.streams, reference.tower, reference.depth
-    if tower.context is None or depth.dim_feedforward is None:
-        raise ValueError("config.json must hold `context` and `depformer_dim_feedforward`.")
-    if isinstance(depth.dim_feedforward, tuple):
-        raise ValueError(
-            f"`depformer_dim_feedforward` must be one width: got {depth.dim_feedforward}."
-        )
     return MoshiConfig(
         temporal=TowerConfig(
             width=tower.dim,

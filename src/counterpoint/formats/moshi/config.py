@@ -1,13 +1,16 @@
-"""`config.json` of a checkpoint of the Moshi family.
+"""`config.json` of a checkpoint that a `Moshi` can be built from.
 
 Source: Moshi (arXiv:2410.00037); keys, their defaults and Moshi 7B as in the `moshi` package
-0.2.13, whose `LMModel` takes them (also for Hibiki, speech to text and text to speech).
+0.2.13, whose `LMModel` takes them. Its other models (Hibiki, speech to text, text to speech) use
+keys that a `Moshi` has no place for: such a file is refused and the key is named.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from counterpoint.errors import UserError
 
 MOSHI_7B: Mapping[str, Any] = {
     "dim": 4096,
@@ -42,17 +45,39 @@ MOSHI_7B: Mapping[str, Any] = {
 """The `config.json` that a checkpoint without one stands for."""
 
 DEPTH_PREFIX = "depformer_"
-INHERITED_BY_DEPTH = ("num_layers", "gating", "layer_scale", "max_period", "kv_repeat")
-KNOWN: Mapping[str, tuple[str, ...]] = {
-    "norm": ("layer_norm", "layer_norm_f32", "rms_norm", "rms_norm_f32"),
-    "gating": (
-        *("none", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "mish"),
-        *("softsign", "identity"),
-    ),
-    "positional_embedding": ("none", "sin", "rope", "sin_rope", "rope_concat"),
-    "pos_emb": ("none", "sin", "rope", "sin_rope", "rope_concat"),
+
+
+class Needed(NamedTuple):
+    """The only value of a key that a `Moshi` can have, and what a loader takes without the key."""
+
+    value: Any
+    default: Any
+
+
+NEEDED: Mapping[str, Needed] = {
+    "gating": Needed("silu", "none"),
+    "norm": Needed("rms_norm_f32", "layer_norm"),
+    "positional_embedding": Needed("rope", "sin"),
+    "causal": Needed(True, True),
+    "layer_scale": Needed(None, None),
+    "max_period": Needed(10000, 10000),
+    "kv_repeat": Needed(1, 1),
+    "cross_attention": Needed(False, False),
+    "bias_proj": Needed(False, False),
+    "demux_second_text_stream": Needed(False, False),
+    "text_card_out": Needed(None, None),
+    # Those of depth are inherited from the temporal tower.
+    "depformer_gating": Needed("silu", "silu"),
+    "depformer_layer_scale": Needed(None, None),
+    "depformer_kv_repeat": Needed(1, 1),
+    "depformer_norm": Needed(None, None),
+    "depformer_pos_emb": Needed("none", "sin"),
+    "depformer_multi_linear": Needed(True, False),
+    "depformer_weights_per_step": Needed(True, False),
 }
-ZERO_IS_FINE = ("dep_q", "existing_text_padding_id", "existing_text_end_padding_id", "layer_scale")
+"""Keys that tell the models of the family apart."""
+
+_REQUIRED = ("num_layers", "context", "depformer_num_heads", "depformer_dim_feedforward")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,24 +89,16 @@ class ReferenceStreams:
         dep_q: Audio codebooks predicted: steps of the depth transformer.
         card: Size of an audio codebook; its id ``card`` is the initial token.
         text_card: Size of the text vocabulary; its id ``text_card`` is the initial token.
-        text_card_out: Text ids that can be predicted; ``None``: all.
         delays: Delay of the text, then of every audio codebook, in frames.
         existing_text_padding_id: Text id that says nothing.
-        existing_text_end_padding_id: Text id that comes before a word.
-        demux_second_text_stream: Two text streams are packed into one.
-        bias_proj: Whether the output heads have a bias.
     """
 
     n_q: int = 8
     dep_q: int = 8
     card: int = 1024
     text_card: int = 32000
-    text_card_out: int | None = None
     delays: tuple[int, ...] = (0,)
     existing_text_padding_id: int = 3
-    existing_text_end_padding_id: int = 0
-    demux_second_text_stream: bool = False
-    bias_proj: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,54 +109,34 @@ class ReferenceTower:
     num_heads: int = 8
     num_layers: int
     hidden_scale: float = 4
-    gating: str = "none"
-    norm: str = "layer_norm"
-    layer_scale: float | None = None
-    context: int | None = None
-    max_period: float = 10000
-    positional_embedding: str = "sin"
-    causal: bool = True
-    kv_repeat: int = 1
-    cross_attention: bool = False
+    context: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceDepth:
-    """Depth transformer, with the field names of `config.json` less ``depformer_``.
-
-    The loaders ignore ``context``: a depth transformer sees all its steps.
-    """
+    """Depth transformer, with the field names of `config.json` less ``depformer_``."""
 
     dim: int = 256
-    num_heads: int = 8
+    num_heads: int
     num_layers: int
-    dim_feedforward: int | tuple[int, ...] | None = None
-    gating: str = "none"
-    layer_scale: float | None = None
-    context: int | None = None
-    max_period: float = 10000
-    pos_emb: str = "sin"
-    multi_linear: bool = False
-    weights_per_step: bool = False
+    dim_feedforward: int
     weights_per_step_schedule: tuple[int, ...] | None = None
     low_rank_embeddings: int | None = None
-    norm: str | None = None
-    kv_repeat: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceConfig:
-    """A `config.json` of the Moshi family.
+    """A `config.json` that a `Moshi` can be built from.
 
     Attributes:
         streams: Tokens in and out.
         tower: Temporal transformer.
         depth: Depth transformer.
         other: Keys that say nothing about the tensors of the model, as they came: names of other
-            files, sampling, conditioners, how the weights are stored.
+            files, sampling, how the weights are stored.
 
     Raises:
-        ValueError: Two values contradict each other, or one is unknown.
+        UserError: Two values contradict each other, or one is of another type.
     """
 
     streams: ReferenceStreams
@@ -148,25 +145,24 @@ class ReferenceConfig:
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        streams, depth = self.streams, self.depth
+        streams, tower, depth = self.streams, self.tower, self.depth
         _must(
             len(streams.delays) == streams.n_q + 1 and min(streams.delays) >= 0,
             f"`delays` must hold {streams.n_q + 1} frames >= 0, for text and each of `n_q` "
             f"codebooks: got {list(streams.delays)}",
         )
         _must(
-            0 <= streams.dep_q <= streams.n_q,
-            f"`dep_q` must be from 0 to `n_q` = {streams.n_q}: got {streams.dep_q}",
+            1 <= streams.dep_q <= streams.n_q,
+            f"`dep_q` must be from 1 to `n_q` = {streams.n_q}: got {streams.dep_q}",
         )
-        for part, prefix in ((self.tower, ""), (depth, DEPTH_PREFIX)):
-            _must(
-                part.dim % part.num_heads == 0 and part.num_heads % part.kv_repeat == 0,
-                f"`{prefix}num_heads` must divide `{prefix}dim` = {part.dim}, and `kv_repeat` = "
-                f"{part.kv_repeat} must divide it: got {part.num_heads}",
-            )
         _must(
-            not (depth.weights_per_step and depth.gating == "none"),
-            "`depformer_gating` must not be 'none' with `depformer_weights_per_step`",
+            tower.dim % tower.num_heads == 0,
+            f"`num_heads` must divide `dim` = {tower.dim}: got {tower.num_heads}",
+        )
+        _must(
+            depth.dim % depth.num_heads == 0,
+            f"`depformer_num_heads` must divide `depformer_dim` = {depth.dim}: got "
+            f"{depth.num_heads}",
         )
         schedule = depth.weights_per_step_schedule
         _must(
@@ -174,43 +170,23 @@ class ReferenceConfig:
             f"`depformer_weights_per_step_schedule` must hold an index for each of {streams.dep_q} "
             f"steps: got {schedule}",
         )
-        hidden = depth.dim_feedforward
-        _must(
-            not isinstance(hidden, tuple) or len(hidden) == self.num_depth_weights,
-            f"`depformer_dim_feedforward` must be one width or {self.num_depth_weights}: "
-            f"got {hidden}",
-        )
 
     @property
     def num_depth_weights(self) -> int:
-        """Sets of weights in a layer of the depth transformer."""
-        return self._num_scheduled if self.depth.weights_per_step else 1
-
-    @property
-    def num_depth_inputs(self) -> int:
-        """Projections from the temporal to the depth transformer."""
-        return self._num_scheduled if self.depth.multi_linear else 1
-
-    @property
-    def _num_scheduled(self) -> int:
+        """Sets of weights in a layer of the depth transformer, and of projections to it."""
         schedule = self.depth.weights_per_step_schedule
         return max(schedule) + 1 if schedule else self.streams.dep_q
 
-    @property
-    def max_delay(self) -> int:
-        """Largest delay of a stream, in frames."""
-        return max(self.streams.delays)
-
     def with_depth(self, num_steps: int) -> "ReferenceConfig":
         """The same model with the first ``num_steps`` steps of depth, or more like the first."""
-        depth = self.depth
-        schedule, hidden = depth.weights_per_step_schedule, depth.dim_feedforward
+        schedule = self.depth.weights_per_step_schedule
         if schedule is not None:
             schedule = schedule[:num_steps]
-        if isinstance(hidden, tuple):
-            hidden = (hidden + hidden)[: max(schedule) + 1 if schedule else num_steps]
-        depth = replace(depth, weights_per_step_schedule=schedule, dim_feedforward=hidden)
-        return replace(self, streams=replace(self.streams, dep_q=num_steps), depth=depth)
+        return replace(
+            self,
+            streams=replace(self.streams, dep_q=num_steps),
+            depth=replace(self.depth, weights_per_step_schedule=schedule),
+        )
 
     @classmethod
     def from_json(cls, keys: Mapping[str, Any]) -> "ReferenceConfig":
@@ -220,46 +196,51 @@ class ReferenceConfig:
         are read: ``demux_second_stream``; ``depformer_causal`` is left out, as in the loaders.
 
         Raises:
-            ValueError: A key is missing, or a value unknown.
+            UserError: A key is missing, a value is of another type, or the model is one of the
+                family that a `Moshi` cannot be.
         """
         keys = dict(keys) if "dim" in keys else {**MOSHI_7B, **keys}
         keys.pop("depformer_causal", None)
         if "demux_second_stream" in keys:
             keys["demux_second_text_stream"] = keys.pop("demux_second_stream")
+        for key, needed in NEEDED.items():
+            _must(
+                keys.get(key, needed.default) == needed.value,
+                f"`Moshi` needs `{key}` = {needed.value!r}: got "
+                f"{keys.get(key, needed.default)!r}. Other models of the family cannot be loaded",
+            )
+        for key in _REQUIRED:
+            _must(key in keys, f"config.json must hold `{key}`")
         streams = _take(ReferenceStreams, keys, "")
-        _must("num_layers" in keys, "config.json must hold `num_layers`")
         tower = _take(ReferenceTower, keys, "")
-        _must(
-            streams.dep_q == 0 or "depformer_num_heads" in keys,
-            "config.json must hold `depformer_num_heads`",
-        )
-        inherited = {DEPTH_PREFIX + name: getattr(tower, name) for name in INHERITED_BY_DEPTH}
-        depth = _take(ReferenceDepth, {**inherited, **keys}, DEPTH_PREFIX)
-        known = {name for name, _, _ in _entries(streams, tower, depth)}
+        inherited = {f"{DEPTH_PREFIX}num_layers": tower.num_layers}
+        depth = _take(ReferenceDepth, inherited | keys, DEPTH_PREFIX)
+        known = {name for name, _, _ in _entries(streams, tower, depth)} | NEEDED.keys()
         other = {name: value for name, value in keys.items() if name not in known}
         return cls(streams=streams, tower=tower, depth=depth, other=other)
 
     def to_json(self) -> dict[str, Any]:
         """Keys of a `config.json`: those of Moshi 7B, and others where they are not the default."""
-        keys = {
+        own = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value, default in _entries(self.streams, self.tower, self.depth)
             if name in MOSHI_7B or value != default
         }
-        return {**keys, **self.other}
+        needed = {name: key.value for name, key in NEEDED.items() if name in MOSHI_7B}
+        return {**needed, **own, **self.other}
 
 
-Section = TypeVar("Section", ReferenceStreams, ReferenceTower, ReferenceDepth)
+_Section = TypeVar("_Section", ReferenceStreams, ReferenceTower, ReferenceDepth)
 
 
-def _take(cls: type[Section], keys: Mapping[str, Any], prefix: str) -> Section:
+def _take(cls: type[_Section], keys: Mapping[str, Any], prefix: str) -> _Section:
     """Build a section from its keys, each of which must be of its type and in its range."""
     own: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
         if prefix + name in keys:
             value = keys[prefix + name]
             own[name] = tuple(value) if isinstance(value, list) else value
-            _check_value(prefix, name, own[name], hint)
+            _check_value(prefix + name, own[name], hint)
     return cls(**own)
 
 
@@ -267,30 +248,28 @@ def _entries(
     streams: ReferenceStreams, tower: ReferenceTower, depth: ReferenceDepth
 ) -> Iterator[tuple[str, Any, Any]]:
     """Key, value, and the value that a loader takes when the key is missing."""
-    for part, prefix in ((streams, ""), (tower, ""), (depth, DEPTH_PREFIX)):
-        values = asdict(part)
-        for f in fields(part):
-            inherits = part is depth and f.name in INHERITED_BY_DEPTH
-            default = getattr(tower, f.name) if inherits else f.default
-            yield prefix + f.name, values[f.name], default
+    for part in (streams, tower):
+        for each in fields(part):
+            yield each.name, getattr(part, each.name), each.default
+    for each in fields(depth):
+        default = tower.num_layers if each.name == "num_layers" else each.default
+        yield DEPTH_PREFIX + each.name, getattr(depth, each.name), default
 
 
 def _must(holds: bool, what: str) -> None:
     if not holds:
-        raise ValueError(f"{what}. Correct config.json.")
+        raise UserError(f"{what}. Correct config.json.")
 
 
-def _check_value(prefix: str, name: str, value: Any, hint: Any) -> None:
+def _check_value(key: str, value: Any, hint: Any) -> None:
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     kinds = tuple(get_origin(kind) or kind for kind in allowed)
     # Python takes a bool for an int, and not an int for a float: here it is the other way round.
     fits = type(value) in kinds or (type(value) is int and float in kinds)
-    what = " or ".join(kind.__name__ for kind in kinds)
     if isinstance(value, tuple):
         fits = fits and all(type(item) is int for item in value)
     if fits and type(value) in (int, float):
-        fits = value >= 0 if name in ZERO_IS_FINE else value > 0
-    if name in KNOWN:
-        fits = fits and (value is None or value in KNOWN[name])
-        what = f"one of {', '.join(map(repr, KNOWN[name]))}"
-    _must(fits, f"`{prefix}{name}` must be {what} and in range: got {value!r}")
+        # 0 is an id, and no size.
+        fits = value >= 0 if key == "existing_text_padding_id" else value > 0
+    what = " or ".join(kind.__name__ for kind in kinds)
+    _must(fits, f"`{key}` must be {what} and in range: got {value!r}")

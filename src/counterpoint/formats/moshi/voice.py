@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from counterpoint.formats.moshi.weights import flush
+from counterpoint.errors import UserError
+from counterpoint.files import write_tensors
 from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig
@@ -165,15 +165,10 @@ def write_voice(voice: Voice, config: MoshiConfig, path: Path) -> None:
     """
     tensors = {"embeddings": voice.embeddings.cpu(), "cache": voice.cache.cpu()}
     _check(tensors, config, "the voice")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        flush(partial)
-        partial.rename(path)
-        flush(path.parent)
-    except (OSError, SafetensorError) as problem:
-        partial.unlink(missing_ok=True)
-        raise ValueError(f"{path} must be writable: {problem}. Choose another.") from None
+        write_tensors(path, tensors)
+    except OSError as problem:
+        raise UserError(f"{path} must be writable: {problem}. Choose another.") from None
 
 
 def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:

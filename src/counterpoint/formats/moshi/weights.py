@@ -13,11 +13,8 @@ Source: Moshi (arXiv:2410.00037) and PersonaPlex (arXiv:2602.06053); the formats
 `moshi` package 0.2.13, of moshi-finetune and of NVIDIA's loader. Not read: Rust and MLX layouts.
 """
 
-import json
 import math
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,9 +24,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from counterpoint import files
+from counterpoint.errors import UserError
+from counterpoint.files import whole_folder, write_json, write_tensors
 from counterpoint.formats.moshi.config import ReferenceConfig
 from counterpoint.formats.moshi.tensors import check_shapes, check_state, listed
 
@@ -40,15 +39,9 @@ LORA = "lora.safetensors"
 STORAGE_KEYS = ("moshi_name", "lora", "lora_rank", "lora_scaling", "lora_name", "quantize")
 """Keys of config.json that say how the weights are stored, not what they are."""
 
-EXTRA = {
-    "condition_provider.": "conditioners",
-    "fuser.": "fuser",
-    "extra_heads.": "extra_heads_num_heads",
-}
-"""Beginnings of names that a Moshi has no place for, and the keys of config.json for them."""
-KEPT_FLOAT32 = ("condition_provider.", "fuser.")
-
-SCALE, LORA_A, LORA_B = ".weight_scb", ".lora_A.weight", ".lora_B.weight"
+SCALE = ".weight_scb"
+LORA_A = ".lora_A.weight"
+LORA_B = ".lora_B.weight"
 INT8_MAX = 127
 LORA_SCALING = 2.0  # where config.json says ``lora`` but not how much
 
@@ -63,12 +56,10 @@ class ReferenceCheckpoint(NamedTuple):
     Attributes:
         config: What config.json says, completed by the shapes in the file.
         state: The tensors of `tensor_shapes`, by canonical name.
-        extra: Tensors of conditioners and extra heads, by the names in the file.
     """
 
     config: ReferenceConfig
     state: dict[str, Tensor]
-    extra: dict[str, Tensor]
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -94,10 +85,10 @@ def read_checkpoint(
             Default: the ``lora_name`` of config.json, or `lora.safetensors` beside the weights.
 
     Returns:
-        Config, state, and the extra tensors (conditioners in float32 always).
+        Config and state.
 
     Raises:
-        ValueError: A tensor is missing, unknown or of a wrong shape, a file is cut short, or a
+        UserError: A tensor is missing, unknown or of a wrong shape, a file is cut short, or a
             value of config.json is unknown.
     """
     weights, keys = _locate(path, config_path)
@@ -128,23 +119,23 @@ def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]
     for name in names:
         if (path / name).is_file():
             return path / name, keys
-    raise ValueError(
+    raise UserError(
         f"{path} must hold {' or '.join(names)}: it does not. Name the file of the weights."
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The keys of a config.json.
 
     Raises:
-        ValueError: It cannot be read, or is something else.
+        UserError: It cannot be read, or is something else.
     """
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise ValueError(f"{path} must be readable JSON: {problem}. Correct it.") from None
+        keys = files.read_json(path)
+    except OSError as problem:
+        raise UserError(f"{path} must be readable JSON: {problem}. Correct it.") from None
     if not isinstance(keys, dict):
-        raise ValueError(f"{path} must hold an object: got {type(keys).__name__}. Correct it.")
+        raise UserError(f"{path} must hold an object: got {type(keys).__name__}. Correct it.")
     return keys
 
 
@@ -152,14 +143,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[Any]:
     """A file of tensors, of which only the header is read."""
     if path.suffix not in (".safetensors", ".sft", ".sfts"):
-        raise ValueError(
+        raise UserError(
             f"Weights must be a safetensors file: got {path}. Pickles can run code and are not "
             "read; convert it where you trust it."
         )
     try:
         opened = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as problem:
-        raise ValueError(
+        raise UserError(
             f"{path} must be a whole safetensors file: {problem}. Fetch it again."
         ) from None
     with opened as file:
@@ -170,7 +161,7 @@ def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceCon
     """Config of a file: where it can tell a number, it decides."""
     names = set(file.keys())
     if not {"text_emb.weight", "emb.0.weight"} <= names:
-        raise ValueError(
+        raise UserError(
             f"{path} must be weights of the Moshi family: it has no text_emb.weight or no "
             "emb.0.weight. Name another file."
         )
@@ -229,7 +220,7 @@ def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
             count = max(config.num_depth_weights, 1) if name.startswith("depformer.") else 1
             shape = file.get_slice(name).get_shape()
             if not shape or shape[0] % count:
-                raise ValueError(
+                raise UserError(
                     f"{name} must hold equal rows for {count} depth steps: its shape is {shape}. "
                     f"Give the {CONFIG} that belongs to the weights."
                 )
@@ -238,7 +229,7 @@ def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
             }
         for canonical, part in found.items():
             if canonical in parts:
-                raise ValueError(
+                raise UserError(
                     f"A tensor must be in a file once: {parts[canonical].name} and {name} are the "
                     "same. Remove one."
                 )
@@ -257,8 +248,7 @@ def _read(
         tensors.setdefault(target, {})[role] = part
     for name, roles in tensors.items():
         _check_roles(name, roles, keys)
-    own = {name: roles for name, roles in tensors.items() if not name.startswith(tuple(EXTRA))}
-    check_shapes({name: roles[""].shape for name, roles in own.items()}, config)
+    check_shapes({name: roles[""].shape for name, roles in tensors.items()}, config)
 
     if keys.get("lora") and not any(LORA_A in roles for roles in tensors.values()):
         warnings.warn(
@@ -267,14 +257,9 @@ def _read(
         )
     scaling = keys.get("lora_scaling", LORA_SCALING)
     if type(scaling) not in (int, float):
-        raise ValueError(f"`lora_scaling` must be a number: got {scaling!r}. Correct {CONFIG}.")
-    state = {name: _tensor(roles, scaling).to(dtype) for name, roles in own.items()}
-    extra = {
-        name: _tensor(roles, scaling).to(torch.float32 if name.startswith(KEPT_FLOAT32) else dtype)
-        for name, roles in tensors.items()
-        if name not in own
-    }
-    return ReferenceCheckpoint(config, state, extra)
+        raise UserError(f"`lora_scaling` must be a number: got {scaling!r}. Correct {CONFIG}.")
+    state = {name: _tensor(roles, scaling).to(dtype) for name, roles in tensors.items()}
+    return ReferenceCheckpoint(config, state)
 
 
 def _tensor(roles: Mapping[str, _Part], scaling: float) -> Tensor:
@@ -293,14 +278,14 @@ def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any])
     if "" not in roles or (LORA_A in roles) != (LORA_B in roles):
         names = listed(part.name for part in roles.values())
         what = "both LoRA factors" if "" in roles else "the weight that they change"
-        raise ValueError(f"{names} must come with {what}: missing. Give files that match.")
+        raise UserError(f"{names} must come with {what}: missing. Give files that match.")
     stored = roles[""].file.get_slice(roles[""].name).get_dtype()
     if (stored == "I8") != (SCALE in roles) or not stored.startswith(("F", "BF", "I8")):
-        raise ValueError(
+        raise UserError(
             f"{name} must be of floats, or int8 with its {SCALE[1:]}: it is {stored}. Convert it."
         )
     if LORA_A in roles and not keys.get("lora"):
-        raise ValueError(
+        raise UserError(
             f"{CONFIG} must say `lora` and its scaling, for {name} has adapters: it does not. "
             f"Name the {CONFIG} of the adapters."
         )
@@ -312,7 +297,7 @@ def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any])
         rank = keys.get("lora_rank", math.prod(got[LORA_A][:1]))
         expected[LORA_A], expected[LORA_B] = (rank, *got[""][1:]), (*got[""][:1], rank)
     if got != expected:
-        raise ValueError(
+        raise UserError(
             f"What changes {name} must fit its shape and `lora_rank`: expected {expected}, "
             f"got {got}. Give files that match."
         )
@@ -321,13 +306,7 @@ def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any])
 # ---------------------------------------------------------------------------------------- writing
 
 
-def write_checkpoint(
-    state: Mapping[str, Tensor],
-    config: ReferenceConfig,
-    folder: Path,
-    *,
-    extra: Mapping[str, Tensor] | None = None,
-) -> None:
+def write_checkpoint(state: Mapping[str, Tensor], config: ReferenceConfig, folder: Path) -> None:
     """Write `model.safetensors` with fused names, and config.json: Kyutai's and NVIDIA's layout.
 
     The folder appears with both files, or not at all.
@@ -336,24 +315,13 @@ def write_checkpoint(
         state: Canonical state; types are kept.
         config: Its config. Keys that say how weights were stored are left out.
         folder: A new or empty folder.
-        extra: Tensors of conditioners and extra heads, which ``config.other`` must ask for.
 
     Raises:
-        ValueError: ``state`` or ``extra`` does not fit ``config``, the folder holds something, or
-            it cannot be written.
+        UserError: ``state`` does not fit ``config``, the folder holds something, or it cannot be
+            written.
     """
     check_state(state, config)
-    extra = extra or {}
-    for beginning, key in EXTRA.items():
-        held = any(name.startswith(beginning) for name in extra)
-        if held != bool(config.other.get(key)) and beginning != "fuser.":
-            raise ValueError(
-                f"`extra` must hold {beginning}* just when the config has `{key}`: one of them is "
-                "missing. Give both or none."
-            )
-    _write_folder(
-        folder, WEIGHTS, {**_fused(state), **extra}, _stored(config) | {"moshi_name": WEIGHTS}
-    )
+    _write_folder(folder, WEIGHTS, _fused(state), _stored(config) | {"moshi_name": WEIGHTS})
 
 
 def write_adapters(
@@ -374,7 +342,7 @@ def write_adapters(
         scaling: Factor of every change.
 
     Raises:
-        ValueError: The folder holds something, or it cannot be written.
+        UserError: The folder holds something, or it cannot be written.
     """
     lora = {"lora": True, "lora_rank": rank, "lora_scaling": scaling, "lora_name": LORA}
     _write_folder(folder, LORA, tensors, _stored(config) | lora)
@@ -389,23 +357,14 @@ def _write_folder(
     folder: Path, name: str, tensors: Mapping[str, Tensor], keys: Mapping[str, Any]
 ) -> None:
     """Write a folder of tensors and config.json; it appears whole, or not at all."""
-    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        if folder.exists() and any(folder.iterdir()):
-            raise OSError("it is there and not empty")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(own, partial / name, metadata={"format": "pt"})
-        (partial / CONFIG).write_text(json.dumps(keys, indent=1))
-        for entry in (partial / name, partial / CONFIG, partial):
-            flush(entry)
-        partial.rename(folder)
-        flush(folder.parent)
-    except (OSError, SafetensorError) as problem:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(
-            f"{folder} must be a new folder on a disk with room: {problem}. Choose another."
+        with whole_folder(folder) as partial:
+            write_tensors(partial / name, tensors, {"format": "pt"})
+            write_json(partial / CONFIG, keys)
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise UserError(
+            f"{folder} must be a new folder on a disk with room: {reason}. Choose another."
         ) from None
 
 
@@ -422,12 +381,3 @@ def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, parts in steps.items():
         fused[name] = parts[0] if len(parts) == 1 else torch.cat([parts[k] for k in sorted(parts)])
     return fused
-
-
-def flush(entry: Path) -> None:
-    """Wait until a file, or the list of files of a folder, is on the disk."""
-    descriptor = os.open(entry, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
