@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,55 @@ def test_pinned_steps_match_dense_attention(window: int, longest: int, num_pinne
                 theirs = expected[row, at : at + real]
                 torch.testing.assert_close(y[row, :real], theirs, rtol=0, atol=1e-5)
             position += lengths
+
+
+def with_own_heads(shared: SelfAttention, *inputs: Any) -> Tensor:
+    """The same attention with keys and values copied for each head of queries."""
+    heads, sharing = shared.num_heads, shared.num_heads // shared.num_kv_heads
+    q, k, v = shared.qkv.weight.split(
+        [count * shared.head_width for count in (heads, *[shared.num_kv_heads] * 2)]
+    )
+    k, v = (y.unflatten(0, (-1, shared.head_width)).repeat_interleave(sharing, 0) for y in (k, v))
+    weights = {
+        "qkv.weight": torch.cat((q, k.flatten(0, 1), v.flatten(0, 1))),
+        "out.weight": shared.out.weight,
+    }
+    own = SelfAttention(shared.out.in_features, heads)
+    found: Tensor = torch.func.functional_call(own, weights, inputs)
+    return found
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("steps", "window"), [(1, 7), (63, 100), (63, 40), (100, 7)])
+def test_shared_heads_are_copies_of_them(num_kv_heads: int, steps: int, window: int) -> None:
+    """Plain, masked and grouped paths, with gradients."""
+    block, x = SelfAttention(24, 4, num_kv_heads), torch.randn(2, steps, 24, requires_grad=True)
+    reach = offline_reach(torch.zeros(2, steps, dtype=torch.long), 6, window)
+    agree(block(x, reach), with_own_heads(block, x, reach), [x, *block.parameters()])
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.parametrize("num_pinned", [0, 3])
+@torch.no_grad()
+def test_shared_heads_with_a_cache_are_copies_of_them(num_kv_heads: int, num_pinned: int) -> None:
+    block, window, capacity = SelfAttention(24, 4, num_kv_heads), 7, 10
+    cache, whole = block.initial_state(2, capacity), SelfAttention(24, 4).initial_state(2, capacity)
+    assert cache.numel() * 4 == whole.numel() * num_kv_heads
+    position = torch.zeros(2, dtype=torch.long)
+    for _ in range(20):
+        lengths, x = torch.randint(0, 5, (2,)), torch.randn(2, 4, 24)
+        reach = streaming_reach(position, 4, lengths, 6, window, capacity, num_pinned)
+        ours, theirs = block(x, reach, cache), with_own_heads(block, x, reach, whole)
+        for row in range(2):
+            same = ours[row, : lengths[row]], theirs[row, : lengths[row]]
+            torch.testing.assert_close(*same, rtol=0, atol=1e-5)
+        position += lengths
+
+
+@pytest.mark.parametrize("num_kv_heads", [0, 3, 8])
+def test_shared_heads_must_divide_those_of_queries(num_kv_heads: int) -> None:
+    with pytest.raises(ValueError, match=f"must divide the 4 heads .* got {num_kv_heads}"):
+        SelfAttention(24, 4, num_kv_heads)
 
 
 @pytest.mark.parametrize("num_pinned", [1, 4])

@@ -1,13 +1,24 @@
+import json
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.mlp import GatedMLP
 from counterpoint.blocks.norm import RMSNorm
-from counterpoint.blocks.rope import rope_tables, rotate
+from counterpoint.blocks.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeConfig,
+    rope_tables,
+    rotate,
+)
 from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.config_json import decode, encode
+from tests.blocks.retention import RetentionConfig
 
 
 def agree(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
@@ -91,6 +102,79 @@ def test_tower_adds_branches_to_the_residual_stream() -> None:
         expected = expected + layer.attention(layer.attention_norm(expected), reach)
         expected = expected + layer.mlp(layer.mlp_norm(expected))
     assert torch.equal(tower(x, reach), expected)
+
+
+def small_tower(**changes: Any) -> Tower:
+    shape = {"width": 12, "num_layers": 3, "num_heads": 2, "mlp_hidden": 17, "window": 5}
+    return Tower(TowerConfig(**(shape | changes)))
+
+
+def test_ranges_of_layers_are_the_tower() -> None:
+    tower, x = small_tower(), torch.randn(2, 23, 12)
+    reach = tower.reach(torch.zeros(2, 23, dtype=torch.long))
+    lower = tower(x, reach, layers=range(1))
+    assert torch.equal(lower, tower.layers[0](x, reach))
+    assert torch.equal(tower(lower, reach, layers=range(1, 3)), tower(x, reach))
+    assert torch.equal(tower(x, reach, layers=range(0)), x)
+
+
+@torch.no_grad()
+def test_ranges_of_layers_share_a_state() -> None:
+    tower, x = small_tower(), torch.randn(2, 4, 12)
+    states, apart = tower.initial_state(2), tower.initial_state(2)
+    position = torch.zeros(2, dtype=torch.long)
+    for _ in range(4):
+        reach = tower.streaming_reach(position, 4, None)
+        expected = tower(x, reach, states)
+        lower = tower(x, reach, apart, layers=range(2))
+        assert torch.equal(tower(lower, reach, apart, layers=range(2, 3)), expected)
+        position, x = position + 4, torch.randn(2, 4, 12)
+    assert all(torch.equal(a, b) for a, b in zip(states, apart, strict=True))
+
+
+def test_side_inputs_and_branches_come_before_their_layer() -> None:
+    tower, x, side = small_tower(), torch.randn(2, 9, 12), torch.randn(2, 2, 9, 12)
+    reach = tower.reach(torch.zeros(2, 9, dtype=torch.long))
+    branch = torch.nn.Linear(12, 12)
+    expected = tower.layers[1](x + side[0], reach)
+    expected = expected + side[1]
+    expected = tower.layers[2](expected + branch(expected), reach)
+    layers, before = range(1, 3), {0: branch, 2: branch}
+    ours = tower(x, reach, layers=layers, side_inputs=list(side), before=before)
+    assert torch.equal(ours, expected)
+
+
+def test_mixer_of_the_config_is_built_in_every_layer() -> None:
+    rope = RopeConfig(base=50.0)
+    tower = small_tower(mixer=AttentionConfig(num_kv_heads=1, rope=rope))
+    assert [cache.shape for cache in tower.initial_state(2)] == [(2, 2, 1, 5 + 4 + 1, 6)] * 3
+    reach = tower.reach(torch.zeros(2, 9, dtype=torch.long))
+    assert torch.equal(reach.cos, rope_tables(torch.arange(9)[None], 6, rope)[0])
+    streamed = tower.streaming_reach(torch.tensor([4]), 3, None)
+    assert torch.equal(streamed.cos, rope_tables(torch.tensor([[4, 5, 6]]), 6, rope)[0])
+    other = small_tower(mixer=RetentionConfig())
+    assert [state.shape for state in other.initial_state(2)] == [(2, 2, 6, 6)] * 3
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small_tower().config,
+        small_tower(mixer=AttentionConfig(num_kv_heads=1)).config,
+        small_tower(
+            mixer=AttentionConfig(rope=RopeConfig(base=5.0, scaling=LinearScaling(factor=2.0)))
+        ).config,
+        small_tower(mixer=AttentionConfig(rope=RopeConfig(scaling=Llama3Scaling()))).config,
+    ],
+)
+def test_shape_of_a_tower_survives_json(config: TowerConfig) -> None:
+    assert decode(TowerConfig, json.loads(json.dumps(encode(config)))) == config
+
+
+def test_shape_of_a_tower_from_before_it_had_a_mixer_is_read() -> None:
+    data = encode(small_tower().config)
+    del data["mixer"]
+    assert decode(TowerConfig, data) == small_tower().config
 
 
 def test_tower_keeps_the_scale_of_its_input_at_the_start() -> None:

@@ -1,16 +1,22 @@
 """The tiny models that every system is tested with, and batches for them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.mixer import MixerConfig
+from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
+from tests.blocks.retention import RetentionConfig
 
 VOCAB = 13
+STRETCHED = RopeConfig(base=50.0, scaling=Llama3Scaling(factor=4.0, original_steps=30))
 
 
 def tower(width: int, layers: int, heads: int, window: int) -> TowerConfig:
@@ -23,6 +29,11 @@ def single(window: int, heads: int = 3, taps: int = 4) -> SingleStreamConfig:
     return SingleStreamConfig(
         tower=tower(6 * heads, 2, heads, window), vocab_size=VOCAB, conv_taps=taps
     )
+
+
+def mixed(window: int, mixer: MixerConfig) -> SingleStreamConfig:
+    """Four heads and a mixer."""
+    return replace(single(1), tower=replace(tower(24, 2, 4, window), mixer=mixer))
 
 
 def two(compressor: str, lag: int, **changes: Any) -> TwoStreamConfig:
@@ -46,6 +57,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "full": single(200),
         "windowed": single(7),
         "wide_ring": single(45, heads=1, taps=1),  # more than the 64 slots that are looked at first
+        "shared_heads": mixed(7, AttentionConfig(num_kv_heads=2, rope=STRETCHED)),
+        "one_shared_head": mixed(200, AttentionConfig(num_kv_heads=1)),
+        "retention": mixed(7, RetentionConfig()),
     },
     "two_stream": {
         **{

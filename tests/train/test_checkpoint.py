@@ -12,6 +12,7 @@ from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import (
     CheckpointError,
+    check_origin,
     checkpoint_paths,
     load_system,
     load_weights,
@@ -172,6 +173,17 @@ def test_checkpoint_of_another_system_is_refused(
         newest_checkpoint(folder, system)
     assert "\n" not in str(error.value)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_checkpoint_from_before_a_config_had_a_field_goes_on(folder: Path) -> None:
+    """Then it had the default."""
+    newest = checkpoint_paths(folder)[0]
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["config"]["dropout"]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    check_origin(newest, build())
+    with pytest.raises(CheckpointError, match=r"config\.dropout \(0\.2, here 0\.3\)"):
+        check_origin(newest, Noisy(NoisyConfig(dropout=0.3)))
 
 
 def test_unknown_system_is_refused(folder: Path) -> None:

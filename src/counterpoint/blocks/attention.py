@@ -5,6 +5,7 @@ slots (absolute step modulo capacity) plus one slot that swallows steps that are
 steps of a session may be pinned: they keep the first slots, and the ring is what is left.
 """
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.rope import rope_tables, rotate
+from counterpoint.blocks.mixer import MixerShape
+from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.streams.clock import Span, causal_span, span_mask
 
-Cache = Float[Tensor, "B 2 H C E"]
+Cache = Float[Tensor, "B 2 G C E"]
 """Keys and values of past steps; the last slot of C is the one that is never read."""
 
 
@@ -61,17 +63,23 @@ class Reach(NamedTuple):
     pinned: Pinned | None = None
 
 
-def offline_reach(document_start: Int[Tensor, "B T"], head_width: int, window: int) -> Reach:
+def offline_reach(
+    document_start: Int[Tensor, "B T"],
+    head_width: int,
+    window: int,
+    rope: RopeConfig = PLAIN_ROPE,
+) -> Reach:
     """Reach of whole rows.
 
     Args:
         document_start: First step of each step's document.
         head_width: Width of a head.
         window: Most recent steps that a query reads, its own included.
+        rope: How fast features turn with the position.
     """
     num_steps = document_start.shape[1]
     position = torch.arange(num_steps, device=document_start.device)[None]
-    cos, sin = rope_tables(position, head_width)
+    cos, sin = rope_tables(position, head_width, rope)
     span = causal_span(position.expand_as(document_start), document_start, window)
     if num_steps <= 2 * window:
         # Looking at the documents would break a compiled graph.
@@ -126,7 +134,7 @@ def filled_slots(end: Int[Tensor, " B"], capacity: int) -> int:
 
 
 def write_ring(
-    ring: Cache, slot: Int[Tensor, "B T"], key_value: Float[Tensor, "B 2 H T E"]
+    ring: Cache, slot: Int[Tensor, "B T"], key_value: Float[Tensor, "B 2 G T E"]
 ) -> None:
     """Write keys and values of steps into their slots, in place."""
     rows, steps = slot.shape
@@ -148,6 +156,7 @@ def streaming_reach(
     window: int,
     capacity: int,
     num_pinned: int = 0,
+    rope: RopeConfig = PLAIN_ROPE,
 ) -> Reach:
     """Reach of a chunk that follows cached steps.
 
@@ -159,10 +168,11 @@ def streaming_reach(
         window: Most recent steps that a query reads, its own included.
         capacity: Slots of the cache that are read.
         num_pinned: First steps of a row that are always read; part of the window.
+        rope: How fast features turn with the position.
     """
     offset = torch.arange(num_steps, device=position.device)
     step = position[:, None] + offset
-    cos, sin = rope_tables(step, head_width)
+    cos, sin = rope_tables(step, head_width, rope)
     slot = step % capacity
     if num_pinned:
         around = num_pinned + (step - num_pinned) % (capacity - num_pinned)
@@ -178,7 +188,7 @@ def streaming_reach(
     if not num_pinned:
         return Reach(cos, sin, score_bias(mask), slot, limit)
     first = Span(torch.zeros_like(step), span.stop.clamp(max=num_pinned))
-    near = rope_tables(step.clamp(max=window - 1), head_width)
+    near = rope_tables(step.clamp(max=window - 1), head_width, rope)
     bias = score_bias(mask | span_mask(first, key_step))
     return Reach(cos, sin, bias, slot, limit, Pinned(num_pinned, *near))
 
@@ -238,29 +248,98 @@ def attend_in_groups(
     return y.reshape(len(q), num_heads, -1, q.shape[3])[:, :, :num_steps]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionConfig:
+    """Shape of `SelfAttention` beyond that of its tower; a `MixerConfig`.
+
+    Attributes:
+        num_kv_heads: Heads of keys and values, each shared by as many heads of queries; ``None``:
+            one for every head. Must divide the number of heads.
+        rope: How fast features turn with the position.
+    """
+
+    num_kv_heads: int | None = None
+    rope: RopeConfig = PLAIN_ROPE
+
+    def build(self, shape: MixerShape) -> "SelfAttention":
+        """The attention of one layer."""
+        return SelfAttention(
+            shape.width, shape.num_heads, self.num_kv_heads, capacity=shape.capacity
+        )
+
+    def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> Reach:
+        """What each step of whole rows may read; see `offline_reach`."""
+        num_steps = document_start.shape[1]
+        if shape.num_pinned and num_steps > shape.window:
+            raise ValueError(
+                f"With pinned steps whole rows must fit the window of {shape.window}: got "
+                f"{num_steps} steps. Read them with a cache."
+            )
+        head_width = shape.width // shape.num_heads
+        return offline_reach(document_start, head_width, shape.window, self.rope)
+
+    def streaming_reach(
+        self,
+        shape: MixerShape,
+        position: Int[Tensor, " B"],
+        num_steps: int,
+        lengths: Int[Tensor, " B"] | None,
+    ) -> Reach:
+        """What each step of a chunk may read; see the function of this name."""
+        return streaming_reach(
+            position,
+            num_steps,
+            lengths,
+            shape.width // shape.num_heads,
+            shape.window,
+            shape.capacity,
+            shape.num_pinned,
+            self.rope,
+        )
+
+    def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
+        """Forward FLOPs of scores and sums a step, masked entries included."""
+        grouped = num_steps > 2 * shape.window
+        steps_run = -(-num_steps // shape.window) * shape.window if grouped else num_steps
+        keys = 2 * shape.window if grouped else num_steps
+        return 4 * shape.width * keys * steps_run / num_steps
+
+
 class SelfAttention(nn.Module):
     """Multi-head causal self-attention with rotary positions.
 
-    Source: arXiv:1706.03762 and arXiv:2104.09864; no biases.
+    Source: arXiv:1706.03762 and arXiv:2104.09864; no biases. Heads of queries that share keys and
+    values are those of arXiv:2305.13245.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
-        """``num_heads`` must divide ``width``."""
+    def __init__(
+        self, width: int, num_heads: int, num_kv_heads: int | None = None, capacity: int = 0
+    ) -> None:
+        """A cache holds ``capacity`` steps; see `AttentionConfig` for the heads."""
         super().__init__()
         if width % num_heads or (width // num_heads) % 2:
             raise ValueError(
                 f"`width` / `num_heads` must be an even whole number: got {width} / {num_heads}."
             )
+        if num_kv_heads is None:
+            num_kv_heads = num_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"`num_kv_heads` must divide the {num_heads} heads of queries: got {num_kv_heads}."
+            )
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.num_kv_heads = num_kv_heads
+        self.head_width = width // num_heads
+        self.capacity = capacity
+        self.qkv = nn.Linear(width, width + 2 * num_kv_heads * self.head_width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def initial_state(self, batch_size: int, capacity: int) -> Cache:
-        """Empty cache for ``capacity`` steps."""
-        width = self.out.in_features
+    def initial_state(self, batch_size: int, capacity: int | None = None) -> Cache:
+        """Empty cache for ``capacity`` steps; ``None``: as many as the tower needs."""
+        num_slots = (self.capacity if capacity is None else capacity) + 1
         # Stored in 8 bits a map has no parameter; its first buffer is of the model's dtype.
         like = next(chain(self.out.parameters(), self.out.buffers()))
-        return like.new_zeros(batch_size, 2, self.num_heads, capacity + 1, width // self.num_heads)
+        return like.new_zeros(batch_size, 2, self.num_kv_heads, num_slots, self.head_width)
 
     def forward(
         self, x: Float[Tensor, "B T D"], reach: Reach, cache: Cache | None = None
@@ -272,19 +351,45 @@ class SelfAttention(nn.Module):
             reach: From `offline_reach`, or `streaming_reach` with a cache.
             cache: Past steps; the chunk is written into it.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        # One copy here instead of one in each product, and no gradient that is mostly zeros.
-        qk, v = qkv.contiguous().split((2, 1))
-        q, k = rotate(qk, reach.cos, reach.sin).unbind(0)
-        v, bias = v[0], reach.bias
+        q, k, v, q_near = self._rotated_heads(x, reach)
         if cache is not None and reach.slot is not None:
             write_ring(cache, reach.slot, torch.stack((k, v), 1))
             k, v = cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
+        bias, num_sharing = reach.bias, self.num_heads // self.num_kv_heads
+        folded = num_sharing > 1 and bias is not None and bias.ndim == 4
+        if folded and bias is not None:
+            # Heads that share keys become further queries of them, so that no key is copied.
+            bias = bias.repeat(1, 1, num_sharing, 1)
+            q = q.reshape(len(q), self.num_kv_heads, -1, self.head_width)
+            q_near = q_near.reshape(q.shape)
+        elif num_sharing > 1:
+            k, v = k.repeat_interleave(num_sharing, 1), v.repeat_interleave(num_sharing, 1)
         if reach.pinned is not None and bias is not None:
-            q_near = rotate(qk[0], reach.pinned.cos, reach.pinned.sin)
             bias = nearer_bias(bias, q, q_near, k[:, :, : reach.pinned.num_steps])
         if bias is not None and bias.ndim == 5:
             y = attend_in_groups(q, k, v, bias)
         else:
             y = attend(q, k, v, bias)
+        if folded:
+            y = y.reshape(len(x), self.num_heads, -1, self.head_width)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def _rotated_heads(self, x: Tensor, reach: Reach) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values, and queries as they read pinned steps: (B, heads, T, E)."""
+        qkv = self.qkv(x)
+        if self.num_kv_heads == self.num_heads:
+            qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            # One copy here instead of one in each product, and no gradient that is mostly zeros.
+            qk, v = qkv.contiguous().split((2, 1))
+            q, k = rotate(qk, reach.cos, reach.sin).unbind(0)
+            plain, v = qk[0], v[0]
+        else:
+            shared = self.num_kv_heads * self.head_width
+            plain, k, v = (
+                part.unflatten(-1, (-1, self.head_width)).transpose(1, 2).contiguous()
+                for part in qkv.split((qkv.shape[-1] - 2 * shared, shared, shared), -1)
+            )
+            q, k = rotate(plain, reach.cos, reach.sin), rotate(k, reach.cos, reach.sin)
+        if reach.pinned is None:
+            return q, k, v, q
+        return q, k, v, rotate(plain, reach.pinned.cos, reach.pinned.sin)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import score_bias
 from counterpoint.blocks.norm import RMSNorm
-from counterpoint.blocks.rope import rope_tables, rotate
+from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.streams.clock import Span, span_mask
 
 Memory = Float[Tensor, "B 2 H W E"]
@@ -50,9 +50,12 @@ class CrossAttention(nn.Module):
     Source: gates a head as in arXiv:2505.06708 (G1, headwise).
     """
 
-    def __init__(self, width: int, memory_width: int, num_heads: int) -> None:
-        """Fine steps of ``width`` read coarse steps of ``memory_width``."""
+    def __init__(
+        self, width: int, memory_width: int, num_heads: int, rope: RopeConfig = PLAIN_ROPE
+    ) -> None:
+        """Fine steps of ``width``, rotated as in ``rope``, read those of ``memory_width``."""
         super().__init__()
+        self.rope = rope
         self.num_heads = num_heads
         self.norm = RMSNorm(width)
         self.query = nn.Linear(width, width, bias=False)
@@ -69,7 +72,7 @@ class CrossAttention(nn.Module):
         """Keys and values of coarse steps that stand at the given ticks."""
         kv = self.key_value(coarse).unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
         k, v = kv.unbind(1)
-        return torch.stack((rotate(k, *rope_tables(tick, k.shape[-1])), v), 1)
+        return torch.stack((rotate(k, *rope_tables(tick, k.shape[-1], self.rope)), v), 1)
 
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import Reach, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
+from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.streams.clock import Span
 
 
@@ -53,15 +54,24 @@ class Steering(nn.Module):
     """The plan and the links between a coarse tower and a fine one."""
 
     def __init__(
-        self, width: int, coarse_width: int, num_heads: int, num_links: int, block_ticks: int
+        self,
+        width: int,
+        coarse_width: int,
+        num_heads: int,
+        num_links: int,
+        block_ticks: int,
+        rope: RopeConfig = PLAIN_ROPE,
     ) -> None:
-        """Plans start small: the fine tower learns to write first, then to be led."""
+        """Plans start small: the fine tower learns to write first, then to be led.
+
+        ``rope`` is the rotation of the fine tower, whose heads the links have.
+        """
         super().__init__()
         self.block_ticks = block_ticks
         self.plan = nn.Linear(coarse_width, block_ticks * width, bias=False)
         nn.init.normal_(self.plan.weight, std=0.1 * coarse_width**-0.5)
         self.no_plan = nn.Parameter(torch.zeros(width))
-        links = [CrossAttention(width, coarse_width, num_heads) for _ in range(num_links)]
+        links = [CrossAttention(width, coarse_width, num_heads, rope) for _ in range(num_links)]
         self.links = cast("Sequence[CrossAttention]", nn.ModuleList(links))
 
     def add_plan(self, x: Float[Tensor, "B T D"], guidance: Guidance) -> Float[Tensor, "B T D"]:

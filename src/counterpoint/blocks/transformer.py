@@ -1,21 +1,20 @@
 """Transformer layers and towers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import (
-    Cache,
-    Reach,
-    SelfAttention,
-    offline_reach,
-    streaming_reach,
-)
+from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.mixer import MixerConfig, MixerShape, MixerState, Reach
 from counterpoint.blocks.mlp import GatedMLP
 from counterpoint.blocks.norm import RMSNorm
+
+Branch = Callable[[Tensor], Tensor]
+"""What is added to the steps of a chunk before a layer, computed from them: (B, T, D) to the same,
+such as cross-attention to another stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +24,13 @@ class TowerConfig:
     Attributes:
         width: Features of a step.
         num_layers: Layers.
-        num_heads: Attention heads; must divide ``width``.
+        num_heads: Heads; must divide ``width``.
         mlp_hidden: Hidden features of the gated MLP; about 8/3 of the width is usual.
         window: Most recent steps that a step reads, its own included.
         norm_epsilon: Added to the mean square of what is normalised.
         pinned_steps: First steps of a session that are read for ever; part of the window. Only
             for streaming: whole rows may then not be longer than the window.
+        mixer: How layers let a step read earlier ones.
     """
 
     width: int
@@ -40,6 +40,7 @@ class TowerConfig:
     window: int
     norm_epsilon: float = 1e-6
     pinned_steps: int = 0
+    mixer: AttentionConfig | MixerConfig = AttentionConfig()
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden", "window"):
@@ -51,23 +52,42 @@ class TowerConfig:
                 f"got {self.pinned_steps}."
             )
 
+    @property
+    def chunk_steps(self) -> int:
+        """Most steps of one streaming call."""
+        return min(self.window, 128)
+
+    @property
+    def mixer_shape(self) -> MixerShape:
+        """What a mixer sees of the tower."""
+        return MixerShape(
+            width=self.width,
+            num_heads=self.num_heads,
+            window=self.window,
+            capacity=self.window + self.chunk_steps - 1,
+            num_pinned=self.pinned_steps,
+        )
+
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer: self-attention, then gated MLP."""
+    """Pre-norm transformer layer: the mixer, then a gated MLP.
+
+    The mixer's weights are called ``attention`` whatever it is, as in the first checkpoints.
+    """
 
     def __init__(self, config: TowerConfig) -> None:
         """One layer of the tower's shape."""
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.attention = SelfAttention(config.width, config.num_heads)
+        self.attention = config.mixer.build(config.mixer_shape)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = GatedMLP(config.width, config.mlp_hidden)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], reach: Reach, cache: Cache | None = None
+        self, x: Float[Tensor, "B T D"], reach: Reach, state: MixerState | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Apply the layer to a chunk; see `SelfAttention.forward`."""
-        x = x + self.attention(self.attention_norm(x), reach, cache)
+        """Apply the layer to a chunk; see `Mixer`."""
+        x = x + self.attention(self.attention_norm(x), reach, state)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -78,6 +98,7 @@ class Tower(nn.Module):
         """Matrices start at ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth."""
         super().__init__()
         self.config = config
+        self.mixer_shape = config.mixer_shape
         layers = [Layer(config) for _ in range(config.num_layers)]
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         out_scale = (2 * config.num_layers) ** -0.5
@@ -91,58 +112,62 @@ class Tower(nn.Module):
     @property
     def chunk_steps(self) -> int:
         """Most steps of one streaming call."""
-        return min(self.config.window, 128)
+        return self.config.chunk_steps
 
     @property
     def capacity(self) -> int:
-        """Cache slots: a window for the first query of the longest chunk."""
-        return self.config.window + self.chunk_steps - 1
+        """Steps that a state holds: a window for the first query of the longest chunk."""
+        return self.mixer_shape.capacity
 
-    def initial_state(self, batch_size: int) -> tuple[Cache, ...]:
-        """Empty caches, one a layer."""
-        return tuple(
-            layer.attention.initial_state(batch_size, self.capacity) for layer in self.layers
-        )
+    def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
+        """States of the mixers before the first step, one a layer."""
+        return tuple(layer.attention.initial_state(batch_size) for layer in self.layers)
 
     def reach(self, document_start: Int[Tensor, "B T"]) -> Reach:
         """What each step of whole rows may read."""
-        if self.config.pinned_steps and document_start.shape[1] > self.config.window:
-            raise ValueError(
-                f"With pinned steps whole rows must fit the window of {self.config.window}: got "
-                f"{document_start.shape[1]} steps. Read them with a cache."
-            )
-        head_width = self.config.width // self.config.num_heads
-        return offline_reach(document_start, head_width, self.config.window)
+        return self.config.mixer.reach(self.mixer_shape, document_start)
 
     def streaming_reach(
         self, position: Int[Tensor, " B"], num_steps: int, lengths: Int[Tensor, " B"] | None
     ) -> Reach:
-        """What each step of a chunk may read, after ``position`` cached steps."""
-        config = self.config
-        return streaming_reach(
-            position,
-            num_steps,
-            lengths,
-            config.width // config.num_heads,
-            config.window,
-            self.capacity,
-            config.pinned_steps,
-        )
+        """What each step of a chunk may read, after ``position`` steps."""
+        return self.config.mixer.streaming_reach(self.mixer_shape, position, num_steps, lengths)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], reach: Reach, caches: tuple[Cache, ...] | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        reach: Reach,
+        states: tuple[MixerState, ...] | None = None,
+        *,
+        layers: range | None = None,
+        side_inputs: Sequence[Float[Tensor, "B T D"]] | None = None,
+        before: Mapping[int, Branch] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Apply all layers to a chunk."""
-        for i, layer in enumerate(self.layers):
-            x = layer(x, reach, None if caches is None else caches[i])
+        """Apply layers to a chunk.
+
+        Args:
+            x: Steps of the chunk.
+            reach: From `reach`, or from `streaming_reach` with ``states``.
+            states: Of all layers, also where only some are applied; written in place.
+            layers: Numbers of the layers that are applied; ``None`` means all.
+            side_inputs: What is added to the steps before each of these layers, in their order.
+            before: By number of a layer, what comes before it (and behind its side input): a branch
+                whose result is added.
+        """
+        first = 0 if layers is None else layers.start
+        for number, layer in enumerate(self.layers):  # an item of a `ModuleList` costs more
+            if layers is not None and number not in layers:
+                continue
+            if side_inputs is not None:
+                x = x + side_inputs[number - first]
+            if before is not None and number in before:
+                x = x + before[number](x)
+            x = layer(x, reach, None if states is None else states[number])
         return x
 
     def flops_per_step(self, num_steps: int) -> float:
         """Forward FLOPs a step over rows of ``num_steps``, masked attention entries included."""
-        config = self.config
         weights = (*self.parameters(), *self.buffers())  # those of 8 bits are buffers
         linear = 2 * sum(weight.numel() for weight in weights if weight.ndim == 2)
-        grouped = num_steps > 2 * config.window
-        steps_run = -(-num_steps // config.window) * config.window if grouped else num_steps
-        keys = 2 * config.window if grouped else num_steps
-        return linear + 4 * config.width * keys * config.num_layers * steps_run / num_steps
+        mixing = self.config.mixer.flops_per_step(self.mixer_shape, num_steps)
+        return linear + mixing * self.config.num_layers

@@ -12,6 +12,7 @@ Random state needs no file: noise is a function of (seed, step, part of the batc
 written under a hidden name, flushed to the disk, then renamed: a reader sees all of it or none.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -312,8 +313,12 @@ def check_origin(path: Path, system: nn.Module) -> None:
         raise CheckpointError(
             f"{path} must be a checkpoint of {name}: it is one of {manifest['system']}. {hint}"
         )
-    config = encode(getattr(system, "config", None))
-    difference = first_difference(manifest["config"], config)
+    config = getattr(system, "config", None)
+    written = manifest["config"]
+    with contextlib.suppress(ValueError):  # the difference is then that of what was written
+        # Fields that a config has got since then have their defaults.
+        written = encode(decode(type(config), written))
+    difference = first_difference(written, encode(config))
     if difference is not None:
         raise CheckpointError(
             f"{path} must have the config of this {name}: it differs in {difference}. {hint}"
