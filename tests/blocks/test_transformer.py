@@ -196,7 +196,9 @@ def test_tower_normalises_with_its_epsilon() -> None:
 
 
 def test_pinned_steps_are_part_of_the_window_and_for_streaming() -> None:
-    shape = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_hidden": 8, "window": 5}
+    shape: dict[str, Any] = {
+        "width": 8, "num_layers": 1, "num_heads": 2, "mlp_hidden": 8, "window": 5,
+    }  # fmt: skip
     for pinned_steps in (-1, 5):
         with pytest.raises(ValueError, match=f"must be 0 to 4, less than .*got {pinned_steps}"):
             TowerConfig(**shape, pinned_steps=pinned_steps)
