@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(recipe, Study):
             rest = to_every_arm(rest, len(recipe.arms))
         chosen = parse([*fields, ("recipe", type(recipe), recipe)], rest, command, _HELP)
-        value, num_ticks = chosen.recipe, chosen.num_ticks
+        value = chosen.recipe
+        num_ticks = chosen.num_ticks
     if num_ticks is not None and num_ticks < 1:
         raise UserError(f"`--num-ticks` must be >= 1, got {num_ticks}.")
     console = Console(file=sys.stdout)

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     text = _RECIPE_HELP.format(name=name)
     if isinstance(recipe, Study):
-        text, rest = text + _ARMS_HELP, to_every_arm(rest, len(recipe.arms))
+        text = text + _ARMS_HELP
+        rest = to_every_arm(rest, len(recipe.arms))
     chosen = parse(
         [
             ("recipe", type(recipe), recipe),

@@ -51,7 +51,8 @@ def bootstrap_ratio(
             f"Numerators and denominators must be as many documents (and seeds), at least one: got "
             f"shapes {numerators.shape} and {denominators.shape}."
         )
-    above, below = np.atleast_2d(numerators), np.atleast_2d(denominators)
+    above = np.atleast_2d(numerators)
+    below = np.atleast_2d(denominators)
     generator = np.random.default_rng(seed)
     documents = _draws(generator, num_resamples, above.shape[1])
     seeds = _draws(generator, num_resamples, above.shape[0])
@@ -89,7 +90,8 @@ def wilson(successes: int, trials: int) -> Interval:
         raise ValueError(f"`successes` must be 0 to {trials} trials: got {successes}.")
     if not trials:
         return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
-    z, share = 1.959964, successes / trials
+    z = 1.959964
+    share = successes / trials
     scale = 1 + z * z / trials
     middle = (share + z * z / (2 * trials)) / scale
     half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale

@@ -59,7 +59,8 @@ def load_recipe(name: str) -> Any:
 
 def _function_of_file(name: str) -> Callable[[], Any]:
     place, _, function_name = name.partition(".py")
-    path, function_name = Path(f"{place}.py"), function_name.removeprefix(":") or Path(place).name
+    path = Path(f"{place}.py")
+    function_name = function_name.removeprefix(":") or Path(place).name
     if not path.is_file():
         raise UserError(f"The file of a recipe must exist: {str(path)!r} does not.")
     module = _module_of_file(path)

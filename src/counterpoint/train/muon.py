@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 from counterpoint.train.distributed import gathered, shard_like
 
 _STEPS = 5
-_A, _B, _C = 3.4445, -4.7750, 2.0315
+_A = 3.4445
+_B = -4.7750
+_C = 2.0315
 _EPSILON = 1e-7
 
 

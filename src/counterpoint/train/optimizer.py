@@ -58,7 +58,8 @@ class KindOptimizers:
 
     def __init__(self, system: nn.Module, config: OptimizerConfig) -> None:
         """See `build_optimizer`."""
-        self._system, self._config = system, config
+        self._system = system
+        self._config = config
         self._by_kind = {"": build_optimizer(system, config)}
 
     def for_kind(self, kind: str) -> JointOptimizer:

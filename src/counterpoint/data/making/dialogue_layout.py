@@ -23,7 +23,9 @@ from counterpoint.streams.timeline import Event, Timeline
 
 _JOINED_S = 0.2
 _SILENCE_S = 0.08  # less than this between words is the sound of going from one to the other
-_FADE_S, _CUT_FADE_S, _SEARCH_S = 0.005, 0.02, 0.02
+_FADE_S = 0.005
+_CUT_FADE_S = 0.02
+_SEARCH_S = 0.02
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,7 +117,8 @@ def _start(turn: Turn, floor: _Placed | None, rng: Random, sample_rate: int, lea
         gap_s = drawn_s if turn.gap_s is None else turn.gap_s
         return max(floor.stop + round(gap_s * sample_rate), floor.start + len(floor.audio) // 2)
     words = floor.turn.words
-    after, offset_s = turn.after_word, 0.0
+    after = turn.after_word
+    offset_s = 0.0
     if turn.kind == "backchannel":
         offset_s = BACKCHANNEL.at(0.25 + 0.5 * rng.random())
         if after is None:
@@ -158,18 +161,25 @@ def _spliced(
             f"An utterance must have a word for each of the {len(turn.words)} pieces of "
             f"{turn.text!r}: got {len(spoken.words)}."
         )
-    fade, wanted = round(_FADE_S * sample_rate), dict(turn.pauses)
-    pieces, words, first, added = list[Tensor](), list[tuple[str, int, int]](), 0, 0
+    fade = round(_FADE_S * sample_rate)
+    wanted = dict(turn.pauses)
+    pieces = list[Tensor]()
+    words = list[tuple[str, int, int]]()
+    first = 0
+    added = 0
     asked = set[int]()
     for index, word in enumerate(spoken.words):
-        start, stop = round(word.start_s * sample_rate), round(word.end_s * sample_rate)
+        start = round(word.start_s * sample_rate)
+        stop = round(word.end_s * sample_rate)
         if index in wanted:
             before = spoken.words[index - 1]
             place = max(_quietest(spoken.audio, before, word, sample_rate), first)
             text, word_start, word_stop = words[-1]
             if start + added - word_stop < round(_SILENCE_S * sample_rate):
                 no_sound = word_start == word_stop
-                word_stop, start, stop = place + added, place, max(stop, place)
+                word_stop = place + added
+                start = place
+                stop = max(stop, place)
                 word_start = word_stop if no_sound else min(word_start, word_stop)
             words[-1] = (text, word_start, word_stop)
             there = start + added - words[-1][2]
@@ -177,7 +187,8 @@ def _spliced(
             if silence:
                 piece = _faded(spoken.audio[first:place], fade if first else 0, fade)
                 pieces += [piece, torch.zeros(silence)]
-                first, added = place, added + silence
+                first = place
+                added += silence
             asked.add(index)
         words.append((word.text, start + added, stop + added))
     pieces.append(_faded(spoken.audio[first:], fade if first else 0, 0))
@@ -188,7 +199,8 @@ def _silences(
     words: Sequence[tuple[str, int, int]], asked: set[int], shortest: int
 ) -> list[tuple[int, int]]:
     """Spans between words that are long enough, or asked for before a word."""
-    spans, last = list[tuple[int, int]](), None
+    spans = list[tuple[int, int]]()
+    last = None
     pending = False
     for index, (_, start, stop) in enumerate(words):
         pending |= index in asked
@@ -196,7 +208,8 @@ def _silences(
             continue
         if last is not None and start > last and (pending or start - last >= shortest):
             spans.append((last, start))
-        last, pending = max(stop, last or 0), False
+        last = max(stop, last or 0)
+        pending = False
     return spans
 
 
@@ -204,10 +217,13 @@ def _quietest(
     audio: Float[Tensor, " N"], before: SpokenWord, after: SpokenWord, sample_rate: int
 ) -> int:
     """The middle of the quietest 5 ms between two words or just around their boundary."""
-    search, size = round(_SEARCH_S * sample_rate), round(_FADE_S * sample_rate)
-    low, high = round(before.end_s * sample_rate), round(after.start_s * sample_rate)
+    search = round(_SEARCH_S * sample_rate)
+    size = round(_FADE_S * sample_rate)
+    low = round(before.end_s * sample_rate)
+    high = round(after.start_s * sample_rate)
     if high - low < size:
-        low, high = low - search, high + search
+        low = low - search
+        high = high + search
     low, high = max(low, 0), min(max(high, low + size), len(audio))
     if high - low < size:
         return high
@@ -217,7 +233,8 @@ def _quietest(
 
 def _faded(audio: Float[Tensor, " N"], fade_in: int, fade_out: int) -> Float[Tensor, " N"]:
     faded = audio.clone()
-    fade_in, fade_out = min(fade_in, len(audio)), min(fade_out, len(audio))
+    fade_in = min(fade_in, len(audio))
+    fade_out = min(fade_out, len(audio))
     if fade_in:
         faded[:fade_in] *= torch.linspace(0, 1, fade_in)
     if fade_out:
@@ -238,7 +255,8 @@ def _events(one: _Placed, sample_rate: int) -> list[Event]:
             payload=payload,
         )
 
-    index, length = one.index, len(one.audio)
+    index = one.index
+    length = len(one.audio)
     sounding = [word for word in one.words if word[1] < word[2]]
     said = " ".join(text for text, _, _ in one.words)
     edges = [0, *(edge for pause in one.pauses for edge in pause), length]

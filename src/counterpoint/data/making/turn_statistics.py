@@ -77,11 +77,16 @@ class TurnStatistics:
 
 def measure(dialogues: Iterable[tuple[float, Timeline]]) -> TurnStatistics:
     """Statistics of dialogues from `lay_out`, each with its seconds."""
-    count, total_s, overlap_s = 0, 0.0, 0.0
-    transfers, pauses, yields = list[float](), list[float](), list[float]()
+    count = 0
+    total_s = 0.0
+    overlap_s = 0.0
+    transfers = list[float]()
+    pauses = list[float]()
+    yields = list[float]()
     backchannels = interruptions = 0
     for duration_s, timeline in dialogues:
-        count, total_s = count + 1, total_s + duration_s
+        count += 1
+        total_s += duration_s
         overlap_s += _overlap_s(timeline)
         floor = [event for event in timeline if event.kind in ("turn", "interruption")]
         for before, after in zip(floor, floor[1:], strict=False):

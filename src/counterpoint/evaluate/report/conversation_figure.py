@@ -23,13 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Mapping[str, str] = {USER: PALETTE[2], AGENT: PALETTE[1]}
-BOTH, SOFT = PALETTE[5], PALETTE[0]
+BOTH = PALETTE[5]
+SOFT = PALETTE[0]
 
-_ROW_S, _MOST_ROWS, _LONGEST_SPELLED_S = 15.0, 24, 30.0
+_ROW_S = 15.0
+_MOST_ROWS = 24
+_LONGEST_SPELLED_S = 30.0
 _DOTS_PER_INCH = 160
 # Inches.
-_WIDTH, _LEFT, _RIGHT, _HEAD, _FOOT, _GAP = 12.0, 0.75, 0.2, 0.6, 0.42, 0.42
-_WAVE, _WORD, _BAND, _WORD_LINES = 0.62, 0.18, 0.34, 3
+_WIDTH = 12.0
+_LEFT = 0.75
+_RIGHT = 0.2
+_HEAD = 0.6
+_FOOT = 0.42
+_GAP = 0.42
+_WAVE = 0.62
+_WORD = 0.18
+_BAND = 0.34
+_WORD_LINES = 3
 _FONT = 9.0
 
 
@@ -69,7 +80,9 @@ def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
         lines: Speakers whose words are shown, 0 to 2.
     """
     num_rows = min(max(math.ceil(duration_s / _ROW_S), 1), _MOST_ROWS)
-    row_s, row, height = duration_s / num_rows, _row_height(lines), _height(num_rows, lines)
+    row_s = duration_s / num_rows
+    row = _row_height(lines)
+    height = _height(num_rows, lines)
     tops = [_HEAD + number * (row + _GAP) for number in range(num_rows)]
     return tuple(
         Row(
@@ -115,7 +128,8 @@ def draw_conversation(talk: Talk) -> bytes:
 
 def conversation_figure(talk: Talk) -> "Figure":
     """Draw all rows of a conversation."""
-    rows, with_words = shown_rows(talk), _speakers_with_words(talk)
+    rows = shown_rows(talk)
+    with_words = _speakers_with_words(talk)
     height = _height(len(rows), len(with_words))
     figure = new_figure(_WIDTH, height)
     figure.set_layout_engine("none")  # a page must know where the rows are
@@ -171,7 +185,8 @@ def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> 
 def _set_ticks(axis: "Axes", row: Row) -> None:
     length = row.stop_s - row.start_s
     step = next((s for s in (0.1, 0.5, 1, 2, 5, 10, 30, 60) if length / s <= 16), 300)
-    first, last = math.ceil(row.start_s / step - 1e-9), math.floor(row.stop_s / step + 1e-9)
+    first = math.ceil(row.start_s / step - 1e-9)
+    last = math.floor(row.stop_s / step + 1e-9)
     ticks = [number * step for number in range(first, last + 1)]
     axis.set_xticks(ticks, [moment(tick, int(step < 1)) for tick in ticks])
 
@@ -193,8 +208,10 @@ def _draw_wave(
 ) -> None:
     """Extremes of a channel, strong where it is speech and faint elsewhere."""
     hop_s = 0.01
-    first, stop = int(row.start_s / hop_s), math.ceil(row.stop_s / hop_s) + 1
-    low, high = levels.low[channel, first:stop], levels.high[channel, first:stop]
+    first = int(row.start_s / hop_s)
+    stop = math.ceil(row.stop_s / hop_s) + 1
+    low = levels.low[channel, first:stop]
+    high = levels.high[channel, first:stop]
     if not len(low):
         return
     largest = max(float(levels.high[channel].max()), -float(levels.low[channel].min()), 0.01)
@@ -220,7 +237,8 @@ def _draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, col
     """Words under their waveform, each where it begins, in lines so that none covers another."""
     inches = _WIDTH - _LEFT - _RIGHT
     second = inches / (row.stop_s - row.start_s)  # inches of a second
-    ends, left_out = [-math.inf] * _WORD_LINES, 0
+    ends = [-math.inf] * _WORD_LINES
+    left_out = 0
     for event in events:
         if not row.start_s <= event.start_s < row.stop_s:
             continue
@@ -257,7 +275,8 @@ def _draw_answer(
     taken: list[tuple[float, float]],
 ) -> None:
     """An arrow from the end of a turn to its answer, with its seconds; or what else happened."""
-    end_s, start_s = answer.turn.end_s, answer.start_s
+    end_s = answer.turn.end_s
+    start_s = answer.start_s
     user, agent = centres
     if answer.outcome == "backchannel":
         return
@@ -314,7 +333,8 @@ def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
     """What the marks mean, below everything."""
     from matplotlib.patches import Rectangle
 
-    y, x = 0.2 / height, _LEFT / _WIDTH
+    y = 0.2 / height
+    x = _LEFT / _WIDTH
     figure.add_artist(
         Rectangle((x, y - 0.06 / height), 0.02, 0.12 / height, color=BOTH, alpha=0.3, linewidth=0)
     )

@@ -88,7 +88,8 @@ def conversation_page(
         numbers: What was measured, by its name.
         about: How it was made; JSON values.
     """
-    title, picture = html.escape(talk.title), base64.b64encode(png).decode()
+    title = html.escape(talk.title)
+    picture = base64.b64encode(png).decode()
     rows = _script_json([row._asdict() for row in shown_rows(talk)])
     cards = "".join(
         f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
@@ -142,7 +143,8 @@ def _turns_table(talk: Talk) -> str:
     for number, (answer, question, reply) in enumerate(
         zip(answers, asked, replied, strict=True), 1
     ):
-        turn, latency = answer.turn, answer.latency_s
+        turn = answer.turn
+        latency = answer.latency_s
         shown = "" if latency is None else f"{latency:.2f} s".replace("-", "\N{MINUS SIGN}")
         rows.append(
             f'<tr data-at="{turn.start_s:.2f}"><td>{number}</td>'

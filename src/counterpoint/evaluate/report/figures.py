@@ -80,7 +80,8 @@ def curves_figure(arms: Sequence[Arm]) -> "Figure":
     """Training loss against FLOPs and against seconds, with the held-out result at the end."""
     figure = new_figure(10, 4)
     axes = figure.subplots(1, 2, sharey=True)
-    lowest, highest = np.inf, 0.0
+    lowest = np.inf
+    highest = 0.0
     finals = [sum(arm.evaluation.bits) / sum(arm.evaluation.num_bytes) for arm in arms]
     for axis, (key, label, scale) in zip(
         axes,

@@ -154,7 +154,8 @@ def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(name: str, png: bytes) -> str:
-    title, data = html.escape(TITLES[name]), base64.b64encode(png).decode()
+    title = html.escape(TITLES[name])
+    data = base64.b64encode(png).decode()
     return (
         f'<h2>{title}</h2><figure><img alt="{title}" src="data:image/png;base64,{data}">'
         f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"

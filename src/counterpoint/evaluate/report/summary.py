@@ -129,7 +129,8 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
 def _use_of_whole(whole: WholeUse | None) -> dict[str, Any]:
     if whole is None:
         return {}
-    num_bytes, own = np.array(whole.num_bytes, float), np.array(whole.own_bits)
+    num_bytes = np.array(whole.num_bytes, float)
+    own = np.array(whole.own_bits)
     none = np.array(whole.none_bits)
     return {
         "swap_delta": bootstrap_ratio(np.array(whole.other_bits) - own, num_bytes),

@@ -90,7 +90,8 @@ def draw_layout(layout: Layout) -> str:
     layout = replace(layout, streams=longest)
     fine = min(layout.streams, key=lambda stream: stream.period_ticks)
     num_ticks = min(max(3 * layout.block_ticks, _FEWEST_TICKS), _MOST_TICKS)
-    labels, rows = ["tick"], [[str(tick % 10) for tick in range(num_ticks)]]
+    labels = ["tick"]
+    rows = [[str(tick % 10) for tick in range(num_ticks)]]
     for stream in layout.streams:
         if stream is fine:
             continue
