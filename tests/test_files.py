@@ -129,3 +129,9 @@ def test_bad_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"{]")
     with pytest.raises(UserError, match=r"a\.json must be JSON: it is not JSON"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    assert files.parse_json(r'"\ud83d\ude00 \\ud800"', "here") == "\N{GRINNING FACE} \\ud800"
+    with pytest.raises(UserError, match=r"here must be JSON of text: it has half of a surrogate"):
+        files.parse_json(r'{"a": ["\uD83D!"]}', "here")

@@ -234,11 +234,19 @@ def parse_json(text: str, place: str) -> Any:
 
 def _parse(text: str, place: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair passes here, and nothing could write it
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise UserError(f"{place} must be {what}: it is nested too deeply. {_ADVICE}") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{place} must be {what} of text: it has half of a surrogate pair (\\ud800 to "
+            f"\\udfff), which is no letter. {_ADVICE}"
+        ) from None
     except ValueError as error:
         raise UserError(f"{place} must be {what}: it is not JSON ({error}). {_ADVICE}") from error
+    return value
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> UserError:

@@ -18,8 +18,9 @@ from rich.table import Table
 from torch import Tensor
 
 from counterpoint.cli.checkpoint import find_checkpoint, load_run
-from counterpoint.data.speech.dialogues import AGENT_SPEAKER
+from counterpoint.data.speech.alignments import AGENT_SPEAKER
 from counterpoint.data.speech.rows import SpeechData, codec_of
+from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.data.speech.words import open_tokenizer
 from counterpoint.evaluate.duplex.turns import (
     TurnTaking,
@@ -51,7 +52,7 @@ from counterpoint.runtime.talk import (
 )
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio, write_stereo
 from counterpoint.streams.spec import Ticks
-from counterpoint.streams.timeline import Event, Timeline
+from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.personaplex import Fillers, check_voice
 from counterpoint.train.checkpoint import MANIFEST, load_system
@@ -273,43 +274,6 @@ def _sampling(choices: Choices) -> FrameSampling:
         audio=own(choices.audio_temperature, choices.audio_top_k),
         padding_bias=choices.padding_bias,
     )
-
-
-def read_user_words(path: Path) -> Timeline:
-    """What the user says: events of kind "word" from a file of alignments or of chunks.
-
-    Args:
-        path: JSON with ``{"alignments": [[word, [start, end], speaker], ...]}`` of any speakers, or
-            ``{"chunks": [{"text": word, "timestamp": [start, end]}, ...]}``.
-
-    Raises:
-        ValueError: There is no such file, or it holds anything else.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if "chunks" in record:
-            words = [(chunk["text"], chunk["timestamp"]) for chunk in record["chunks"]]
-        else:
-            words = [(text, times) for text, times, _ in record["alignments"]]
-        return Timeline(
-            events=tuple(
-                Event(
-                    start_s=start_s,
-                    end_s=max(start_s, end_s or 0),
-                    stream=USER,
-                    kind="word",
-                    text=str(text).strip(),
-                )
-                for text, (start_s, end_s) in words
-            )
-        )
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"`--words` must be an existing file: got {str(path)!r}.") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} must hold words and times as `alignments` or `chunks`: reading it ended in "
-            f"{type(error).__name__} ({error})."
-        ) from None
 
 
 # ---------------------------------------------------------------------------------------- running

@@ -5,7 +5,6 @@ fast has its old length, and pitch and formants k times as high (`Voice.formant`
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int16
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from counterpoint.errors import UserError
+from counterpoint.files import write_tensors
 from counterpoint.speech.audio import resample
 from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, digest
 from counterpoint.speech.loudness import normalise_loudness
@@ -229,12 +228,5 @@ def _read(file: Path) -> Spoken | None:
 
 
 def _write(file: Path, samples: Int16[Tensor, " N"], words: list[SpokenWord]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"samples": samples}, partial, {**_FORMAT, "words": json.dumps(words)})
-        partial.replace(file)
-    except SafetensorError as error:
-        raise OSError(f"Utterances must be written to {str(file.parent)!r}: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(file, {"samples": samples}, {**_FORMAT, "words": json.dumps(words)})

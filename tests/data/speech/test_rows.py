@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.loader import Loader, Rows
-from counterpoint.data.speech.dialogues import AGENT_SPEAKER, Example
+from counterpoint.data.speech.alignments import AGENT_SPEAKER
+from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.rows import (
     DialogueRows,

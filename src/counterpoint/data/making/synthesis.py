@@ -29,13 +29,12 @@ from counterpoint.data.making.dialogue_layout import lay_out
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.turn_statistics import TurnStatistics, measure
 from counterpoint.data.making.turn_taking import Embellishment, embellish
-from counterpoint.data.speech.dialogues import AGENT_SPEAKER
+from counterpoint.data.speech.alignments import AGENT_SPEAKER, USER_SPEAKER
 from counterpoint.speech.audio import inspect_audio, write_audio
 from counterpoint.speech.engines import SpokenWord, digest
 from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice, available_voices
 from counterpoint.streams.timeline import Timeline
 
-USER_SPEAKER = "SPEAKER_OTHER"
 LIST_NAME = "dialogues.jsonl"
 _VERSION = 1
 _BREATH_S = 0.2

@@ -16,24 +16,24 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
-from uuid import uuid4
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from counterpoint.data.speech.alignments import read_transcript
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID, Word, write_monologue
-from counterpoint.files import flush, read_text
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines, write_tensors
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
 from counterpoint.speech.augment import Augmentation, augment_user
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.spec import UNSET_ID
 
-AGENT_SPEAKER = "SPEAKER_MAIN"
 VOICE_LUFS = -24.0
 """Loudness of a sample of a voice, that of PersonaPlex's own."""
 
@@ -103,11 +103,11 @@ class DialogueConfig:
         """Frames in an example.
 
         Raises:
-            ValueError: They are not whole.
+            UserError: They are not whole.
         """
         frames = self.chunk_s * codec.frame_rate_hz
         if not 1 <= frames < math.inf or abs(frames - round(frames)) > 1e-6:
-            raise ValueError(
+            raise UserError(
                 f"`chunk_s` must be a whole number of frames of {1 / codec.frame_rate_hz} s: got "
                 f"{self.chunk_s}, that is {frames} frames."
             )
@@ -125,7 +125,7 @@ class DialogueExamples(Sequence[Example]):
         epad_id: See `write_monologue`.
 
     Raises:
-        ValueError: A file is damaged.
+        UserError: A file is damaged.
     """
 
     def __init__(
@@ -196,24 +196,22 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
             this places them.
 
     Raises:
-        ValueError: No such file, or a line or a file of alignments is not what it must be.
+        UserError: No such file, or a line or a file of alignments is not what it must be.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"The list of recordings must be an existing file: got {str(path)!r}.")
+        raise UserError(f"The list of recordings must be an existing file: got {str(path)!r}.")
     dialogues = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = _json_object(line, f"{path}, line {number}")
+    for place, record in read_json_lines(path):
         name, duration_s = record.get("path"), record.get("duration")
         if (
             not isinstance(name, str)
             or not isinstance(duration_s, int | float)
+            or isinstance(duration_s, bool)
             or not 0 <= duration_s < math.inf
         ):
-            raise ValueError(
-                f"{path}, line {number} must have a text `path` and a number `duration`: got "
+            raise UserError(
+                f"{place} must have a text `path` and a number `duration`: got "
                 f"path={name!r}, duration={duration_s!r}."
             )
         audio = path.parent / name
@@ -229,7 +227,7 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
             )
         )
     if not dialogues:
-        raise ValueError(f"The list of recordings must name at least one: {str(path)!r} is empty.")
+        raise UserError(f"The list of recordings must name at least one: {str(path)!r} is empty.")
     return dialogues
 
 
@@ -255,7 +253,7 @@ def encode_dialogues(
         first: Index of the recording to begin with; those before it are the last.
 
     Raises:
-        ValueError: A recording cannot be read or has not two channels, or the config does not fit.
+        UserError: A recording cannot be read or has not two channels, or the config does not fit.
         OSError: The cache cannot be written.
     """
     config.chunk_frames(codec)
@@ -285,7 +283,7 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
     """Codes of a sample of a voice, brought to `VOICE_LUFS`; read from the cache if they are there.
 
     Raises:
-        ValueError: The sample cannot be read or is silent, or its file in the cache is damaged.
+        UserError: The sample cannot be read or is silent, or its file in the cache is damaged.
         OSError: The cache cannot be written.
     """
     content = [_FORMAT, _audio_digest(path), codec.name, len(codec.codebook_sizes), VOICE_LUFS]
@@ -299,7 +297,7 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
     try:
         return load_file(file)["voice"]
     except (SafetensorError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{str(file)!r} must hold the codes of a voice: {error}. Delete it and encode again."
         ) from error
 
@@ -307,48 +305,20 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
 def _read_beside(path: Path, hearing: Hearing | None) -> tuple[tuple[Word, ...] | None, str]:
     """What the agent says, or is to write of what it hears; and its role."""
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
             '{"alignments": null} if the words are not known.'
         )
-    record = _json_object(read_text(path), str(path))
-    if "alignments" not in record:
-        raise ValueError(f"{path} must have the field `alignments`: it has {sorted(record)}.")
-    conditions = record.get("text_conditions") or {}
-    role = conditions.get("description") or "" if isinstance(conditions, dict) else None
-    if not isinstance(role, str):
-        raise ValueError(
-            f'{path}: `text_conditions` must be {{"description": text}}: got {conditions!r}.'
-        )
-    if record["alignments"] is None:
-        return None, role
-    words = []
-    try:
-        for text, (start_s, end_s), speaker in record["alignments"]:
-            if (speaker == AGENT_SPEAKER) == (hearing is None):
-                words.append(Word(str(text), float(start_s), float(end_s)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: each alignment must be [word, [start, end], speaker] ({error})."
-        ) from error
-    if wrong := [word for word in words if not math.isfinite(word.start_s + word.end_s)]:
-        raise ValueError(f"{path}: times must be finite: got {tuple(wrong[0])}.")
-    return tuple(words) if hearing is None else hearing.place(words), role
-
-
-def _json_object(text: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} must be a JSON object: it is not JSON ({error}).") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{place} must be a JSON object: got {type(record).__name__}.")
-    return record
+    transcript = read_transcript(path)
+    if transcript.words is None:
+        return None, transcript.role
+    words = transcript.by_agent() if hearing is None else hearing.place(transcript.by_others())
+    return words, transcript.role
 
 
 def _audio_digest(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"The recording must be an existing file: got {str(path)!r}.")
+        raise UserError(f"The recording must be an existing file: got {str(path)!r}.")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -367,7 +337,7 @@ def _encode(
 ) -> dict[str, Int[Tensor, "T K"]]:
     """Codes of both channels, chunk by chunk."""
     if (num_channels := inspect_audio(path).num_channels) != 2:
-        raise ValueError(
+        raise UserError(
             "A recording must have two channels, the agent left and the user right: "
             f"{str(path)!r} has {num_channels}."
         )
@@ -402,19 +372,14 @@ def _chunks(path: Path, sample_rate: int, chunk_samples: int) -> Iterator[Float[
 
 
 def _write(file: Path, codes: dict[str, Int[Tensor, "T K"]], metadata: dict[str, str]) -> None:
-    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(codes, partial, metadata)
-        partial.replace(file)
-        flush(file.parent)
-    except (OSError, SafetensorError) as error:
+        write_tensors(file, codes, metadata)
+    except OSError as error:
         raise OSError(
             f"Codes must be written to {str(file.parent)!r}, which failed: {error}. Free space or "
             "set `cache_folder`; what was encoded before is kept."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _opened(file: Path) -> Any:
@@ -426,6 +391,6 @@ def _opened(file: Path) -> Any:
         found = f"has {metadata}"
     except (OSError, SafetensorError) as error:
         found = str(error)
-    raise ValueError(
+    raise UserError(
         f"{str(file)!r} must hold the codes of a dialogue: {found}. Delete it and encode again."
     )

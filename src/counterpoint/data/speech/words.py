@@ -35,8 +35,9 @@ class ByteWords:
     vocab_size = 256
 
     def encode_word(self, word: str) -> list[int]:
-        """A blank, and the bytes of a word without control characters."""
-        return [byte for byte in f" {word}".encode() if byte >= ord(" ")]
+        """A blank, and the bytes of a word without control characters; nothing of no word."""
+        letters = [byte for byte in word.encode() if byte >= ord(" ")]
+        return [ord(" "), *letters] if bytes(letters).strip() else []
 
     def starts_word(self, token: int) -> bool:
         """Whether it is a blank."""
@@ -76,8 +77,13 @@ class SentencePieceWords:
         return int(self._pieces.get_piece_size())
 
     def encode_word(self, word: str) -> list[int]:
-        """Pieces of one word; the first begins with U+2581."""
-        return list(self._pieces.encode(word))
+        """Pieces of one word; the first begins with U+2581.
+
+        Letters that the file does not know are left out: the id of "unknown" says nothing, and in
+        Moshi's text it is that of the end of padding.
+        """
+        unknown = self._pieces.unk_id()
+        return [token for token in self._pieces.encode(word) if token != unknown]
 
     def starts_word(self, token: int) -> bool:
         """Whether a piece begins with U+2581."""

@@ -1,0 +1,45 @@
+"""Words that somebody else has timed: what the user says in a recording."""
+
+from pathlib import Path
+
+from counterpoint.data.speech.alignments import AGENT_SPEAKER, read_transcript
+from counterpoint.errors import UserError
+from counterpoint.streams.timeline import Event, Timeline
+
+USER = "user"
+"""Name of the user in timelines."""
+
+
+def read_user_words(path: Path) -> Timeline:
+    """What the user says: events of kind "word" from a file of alignments or of chunks.
+
+    Args:
+        path: See `read_transcript`. The words of `AGENT_SPEAKER` are left out; those of chunks,
+            which name no speaker, are the user's.
+
+    Raises:
+        UserError: See `read_transcript`; or there are words, and all are the agent's.
+    """
+    if not path.is_file():
+        raise UserError(f"`--words` must be an existing file: got {str(path)!r}.")
+    transcript = read_transcript(path)
+    if transcript.words is None:
+        raise UserError(f"{path} must hold words: its `alignments` are null.")
+    words = transcript.by_others()
+    if transcript.words and not words:
+        raise UserError(
+            f"{path} must hold words of the user: all are of {AGENT_SPEAKER!r}, the agent. Give "
+            "the user another name."
+        )
+    # A time before the recording is a matter of rounding.
+    events = [
+        Event(
+            start_s=max(word.start_s, 0.0),
+            end_s=max(word.start_s, word.end_s, 0.0),
+            stream=USER,
+            kind="word",
+            text=word.text,
+        )
+        for word in words
+    ]
+    return Timeline(events=tuple(events))
