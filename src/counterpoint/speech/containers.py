@@ -30,7 +30,7 @@ _PLAIN = (1, 3, 6, 7, 0xFFFE)
 
 _MOST_PADDING = 4096  # samples of two blocks of any format
 
-Content = bytes | mmap.mmap
+_Bytes = bytes | mmap.mmap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ def check_whole(path: Path) -> Whole:
             return _check(content)
 
 
-def _check(content: Content) -> Whole:
+def _check(content: _Bytes) -> Whole:
     for letters, check in _KINDS:
         if content[: len(letters)] == letters:
             return check(content)
@@ -106,7 +106,7 @@ def _check(content: Content) -> Whole:
 # ------------------------------------------------------------------------------ files of chunks
 
 
-def _riff(content: Content) -> Whole:
+def _riff(content: _Bytes) -> Whole:
     """A WAV file; in an RF64 one the size stands in the chunk ds64."""
     sizes: int | None = None
     if content[:4] == b"RF64":
@@ -116,25 +116,25 @@ def _riff(content: Content) -> Whole:
     return _chunks(content, _RIFF, sizes)
 
 
-def _rifx(content: Content) -> Whole:
+def _rifx(content: _Bytes) -> Whole:
     return _chunks(content, _RIFF._replace(size=">I"))
 
 
-def _aiff(content: Content) -> Whole:
+def _aiff(content: _Bytes) -> Whole:
     if content[8:12] not in (b"AIFF", b"AIFC"):
         raise DamagedError(f"it is none of {KINDS}")
     return _chunks(content, _AIFF)
 
 
-def _caf(content: Content) -> Whole:
+def _caf(content: _Bytes) -> Whole:
     return _chunks(content, _CAF)
 
 
-def _w64(content: Content) -> Whole:
+def _w64(content: _Bytes) -> Whole:
     return _chunks(content, _W64)
 
 
-def _chunks(content: Content, form: _Form, long_size: int | None = None) -> Whole:
+def _chunks(content: _Bytes, form: _Form, long_size: int | None = None) -> Whole:
     """Walk the chunks; ``long_size`` is where 64 bits tell the size of the sound."""
     place, head = form.first, form.id_bytes + struct.calcsize(form.size)
     found = dict[bytes, int]()
@@ -165,7 +165,7 @@ class _Format(NamedTuple):
     num_frames: int | None = None
 
 
-def _format(content: Content, form: _Form, found: Mapping[bytes, int]) -> _Format:
+def _format(content: _Bytes, form: _Form, found: Mapping[bytes, int]) -> _Format:
     """What the chunks before the sound say; ``found`` tells where the content of each begins."""
     if form.sound == b"SSND" and b"COMM" in found:
         channels, _, bits = struct.unpack_from(">hIh", content, found[b"COMM"])
@@ -186,7 +186,7 @@ def _format(content: Content, form: _Form, found: Mapping[bytes, int]) -> _Forma
 
 
 def _sound(
-    content: Content, form: _Form, place: int, long_size: int | None, frame_bytes: int
+    content: _Bytes, form: _Form, place: int, long_size: int | None, frame_bytes: int
 ) -> Whole:
     """Compare the size of the sound with what is there, and with what comes behind it."""
     head = form.id_bytes + struct.calcsize(form.size)
@@ -220,7 +220,7 @@ def _sound(
     return Whole()
 
 
-def _ends_in_chunks(content: Content, form: _Form, place: int) -> bool:
+def _ends_in_chunks(content: _Bytes, form: _Form, place: int) -> bool:
     """Whether nothing is behind a place but whole chunks with names of letters, and padding."""
     head = form.id_bytes + struct.calcsize(form.size)
     while place < len(content):
@@ -236,7 +236,7 @@ def _ends_in_chunks(content: Content, form: _Form, place: int) -> bool:
     return True
 
 
-def _size_at(content: Content, form: _Form, place: int) -> int:
+def _size_at(content: _Bytes, form: _Form, place: int) -> int:
     """Size of the content of the chunk at a place."""
     size = int(struct.unpack_from(form.size, content, place + form.id_bytes)[0])
     if not form.counts_head:
@@ -244,7 +244,7 @@ def _size_at(content: Content, form: _Form, place: int) -> int:
     return max(size - form.id_bytes - struct.calcsize(form.size), 0)
 
 
-def _au(content: Content) -> Whole:
+def _au(content: _Bytes) -> Whole:
     order = ">" if content[:4] == b".snd" else "<"
     if len(content) < 24:
         raise DamagedError("its head was cut")
@@ -257,7 +257,7 @@ def _au(content: Content) -> Whole:
     return Whole()
 
 
-def _nist(content: Content) -> Whole:
+def _nist(content: _Bytes) -> Whole:
     """A head of lines such as ``sample_count -i 80000``."""
     try:
         head = int(content[8:16])
@@ -277,7 +277,7 @@ def _nist(content: Content) -> Whole:
 # ------------------------------------------------------------------------------ files of frames
 
 
-def _flac(content: Content, start: int) -> Whole:
+def _flac(content: _Bytes, start: int) -> Whole:
     """Its reader counts to the end where the head's 36 bits of the length are 0."""
     place = start + 21
     if len(content) < start + 42:
@@ -287,7 +287,7 @@ def _flac(content: Content, start: int) -> Whole:
     return Whole(num_frames=count or None, patches={place: patch})
 
 
-def _ogg(content: Content) -> Whole:
+def _ogg(content: _Bytes) -> Whole:
     """One stream of pages, from the one that begins it to the one that ends it."""
     place, number, serial, flags = 0, 0, b"", 0
     while place < len(content):
@@ -323,7 +323,7 @@ _MPEG_1_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 32
 _MPEG_2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
-def _mpeg_frame(content: Content, place: int) -> _Frame | None:
+def _mpeg_frame(content: _Bytes, place: int) -> _Frame | None:
     """The frame at a place; ``None`` where there is none."""
     if place + 4 > len(content):
         return None
@@ -340,7 +340,7 @@ def _mpeg_frame(content: Content, place: int) -> _Frame | None:
     return _Frame(num_bytes, num_samples, bit_rate, 4 + side_bytes)
 
 
-def _mpeg_frames(content: Content, place: int) -> Iterator[tuple[int, _Frame]]:
+def _mpeg_frames(content: _Bytes, place: int) -> Iterator[tuple[int, _Frame]]:
     """Place and frame of all frames; raises where something else is between or behind them."""
     while (frame := _mpeg_frame(content, place)) is not None:
         if place + frame.num_bytes > len(content):
@@ -353,7 +353,7 @@ def _mpeg_frames(content: Content, place: int) -> Iterator[tuple[int, _Frame]]:
         raise DamagedError(f"at byte {place} is no frame of MP3: it is damaged")
 
 
-def _mp3(content: Content, start: int) -> Whole:
+def _mp3(content: _Bytes, start: int) -> Whole:
     """All frames, counted; where no tag tells their number, one is read before them."""
     frames = _mpeg_frames(content, start)
     place, first = next(frames)
@@ -377,7 +377,7 @@ def _mp3(content: Content, start: int) -> Whole:
     return Whole(prefix=bytes(tag), first=place)
 
 
-def _tagged_frames(content: Content, place: int, first: _Frame) -> int | None:
+def _tagged_frames(content: _Bytes, place: int, first: _Frame) -> int | None:
     """The number of frames that a tag in the first one tells."""
     tag = place + first.tag
     if content[tag : tag + 4] in (b"Xing", b"Info"):
@@ -388,7 +388,7 @@ def _tagged_frames(content: Content, place: int, first: _Frame) -> int | None:
     return None
 
 
-def _behind_id3(content: Content) -> int:
+def _behind_id3(content: _Bytes) -> int:
     """Where the first byte behind tags of ID3v2, and zeros behind these, is."""
     place = 0
     while content[place : place + 3] == b"ID3" and place + 10 <= len(content):
@@ -402,7 +402,7 @@ def _behind_id3(content: Content) -> int:
     return place
 
 
-_KINDS: tuple[tuple[bytes, Callable[[Content], Whole]], ...] = (
+_KINDS: tuple[tuple[bytes, Callable[[_Bytes], Whole]], ...] = (
     (b"RIFF", _riff),
     (b"RF64", _riff),
     (b"RIFX", _rifx),
