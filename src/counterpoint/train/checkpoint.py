@@ -2,7 +2,8 @@
 
 A checkpoint is the folder ``<run>/checkpoints/step_00000100``:
 
-* ``manifest.json``: format, system and its config, step, counters, size and SHA-256 of each file;
+* ``manifest.json``: format, system and its config, step, counters, size and SHA-256 of each file,
+  and a digest of all that (`counterpoint.train.manifest`);
 * ``weights.safetensors``: all weights, whole, whatever the number of processes; adapters beside the
   weights that they change, so that a checkpoint needs no other file;
 * ``optimizer/*.safetensors``: moments by `KindOptimizers.named_state`: one file, or one of each
@@ -13,52 +14,30 @@ written under a hidden name, flushed to the disk, then renamed: a reader sees al
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import LowRankConfig, merged_weights
 from counterpoint.config_json import decode, encode, first_difference
-from counterpoint.train.distributed import World, gathered, system_class
+from counterpoint.files import flush, settle, write_json
+from counterpoint.train.distributed import World, system_class
+from counterpoint.train.manifest import FORMAT as FORMAT
+from counterpoint.train.manifest import MANIFEST as MANIFEST
+from counterpoint.train.manifest import OPTIMIZER, make_manifest
+from counterpoint.train.manifest import WEIGHTS as WEIGHTS
+from counterpoint.train.manifest import CheckpointError as CheckpointError
+from counterpoint.train.manifest import Counters as Counters
+from counterpoint.train.manifest import check_files as check_files
+from counterpoint.train.manifest import read_manifest as read_manifest
 from counterpoint.train.optimizer import KindOptimizers
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
-OPTIMIZER = "optimizer"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, or must not be used; the message is one line."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Counters:
-    """What a run has done so far, over all processes.
-
-    Attributes:
-        step: Optimiser steps done; the next step reads batch ``step``.
-        size: Bytes of text, or frames of speech, learned from.
-        flops: Training FLOPs (three times the forward pass).
-        seconds: Time in training steps, without evaluation, saving and loading.
-    """
-
-    step: int = 0
-    size: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
+from counterpoint.train.tensor_files import not_finite, read_tensors, tensor_names, write_tensors
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -96,8 +75,10 @@ def save_checkpoint(
         Folder of the checkpoint.
 
     Raises:
-        CheckpointError: It could not be written (disk full...). Older ones are untouched.
+        CheckpointError: It could not be written (disk full...), or is not finite. Older ones are
+            untouched.
     """
+    _check_finite(folder, system, optimizers, counters, world)
     path = checkpoint_path(folder, counters.step)
     partial = path.with_name(f".{path.name}.partial")
     error = None
@@ -109,10 +90,12 @@ def save_checkpoint(
             error = str(problem)
     error = world.any_error(error)
     if error is None:
-        error = world.any_error(_write_tensors(partial, system, optimizers, world))
+        error = world.any_error(write_tensors(partial, system, optimizers, world))
     if error is None and world.is_first:
         try:
-            _finish(partial, path, _manifest(system, counters, world, extra, partial))
+            name, config = system_class(system).__name__, encode(getattr(system, "config", None))
+            manifest = make_manifest(partial, name, config, counters, world.size, extra)
+            _finish(partial, path, manifest)
         except OSError as problem:
             error = str(problem)
     error = world.any_error(error)
@@ -156,148 +139,32 @@ def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
             ) from None
 
 
-def _write_tensors(
-    partial: Path, system: nn.Module, optimizers: KindOptimizers, world: World
-) -> str | None:
-    """Write weights and optimiser state; give back what went wrong in this process."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in system.state_dict().items():
-        full = gathered(tensor.detach())
-        if world.is_first:
-            weights[name] = _own_copy(full)
-    state = optimizers.named_state()
-    error = None
-    try:
-        if world.is_first:
-            save_file(weights, partial / WEIGHTS)
-        if world.size == 1:
-            own = {name: _own_copy(tensor) for name, tensor in state.items()}
-            save_file(own, partial / OPTIMIZER / "state.safetensors")
-    except (OSError, SafetensorError) as problem:
-        error = str(problem)
-    if world.size == 1:
-        return error
-    # All processes take part in the collective write, or none does.
-    return world.any_error(error) or _write_shards(state, partial / OPTIMIZER)
-
-
-def _own_copy(tensor: Tensor) -> Tensor:
-    """A CPU tensor that fills its own memory: safetensors refuses memory that two names share."""
-    copy = tensor.detach().cpu().contiguous()
-    return copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
-
-
-def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    try:
-        save(dict(state), storage_writer=writer)
-    except CheckpointException as problem:
-        return "; ".join(f"process {rank}: {e[0]}" for rank, e in problem.failures.items())
-    return None
-
-
-def _manifest(
-    system: nn.Module,
-    counters: Counters,
-    world: World,
-    extra: Mapping[str, Any],
-    partial: Path,
-) -> dict[str, Any]:
-    try:
-        release = version("counterpoint")
-    except PackageNotFoundError:  # run from a source tree
-        release = "unknown"
-    files = sorted(partial.rglob("*.safetensors"))
-    return {
-        "format": FORMAT,
-        "system": system_class(system).__name__,
-        "config": encode(getattr(system, "config", None)),
-        "counters": asdict(counters),
-        "num_processes": world.size,
-        "versions": {"counterpoint": release, "torch": torch.__version__},
-        **extra,
-        "files": {
-            str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in files
-        },
-    }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _check_finite(
+    folder: Path, system: nn.Module, optimizers: KindOptimizers, counters: Counters, world: World
+) -> None:
+    """Refuse to call a state good that has an infinite number, or none, in it."""
+    tensors = {**system.state_dict(), **optimizers.named_state()}
+    name = world.any_error(not_finite(tensors.items()))
+    if name is not None:
+        older = next(iter(checkpoint_paths(folder)), None)
+        raise CheckpointError(
+            f"Weights and moments must be finite to be saved: {name!r} is not after step "
+            f"{counters.step}. The last good checkpoint is {older or 'none'}. Lower the learning "
+            "rate or `clip_norm`, and run again."
+        )
 
 
 def _finish(partial: Path, path: Path, manifest: Mapping[str, Any]) -> None:
     """Flush everything to the disk, then let it appear under its name."""
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for entry in (*partial.rglob("*"), partial):
-        _flush(entry)
+    write_json(partial / MANIFEST, manifest)
+    settle(partial)
     if path.exists():  # a refused checkpoint of the same step
         shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
     partial.rename(path)
-    _flush(path.parent)
-
-
-def _flush(entry: Path) -> None:
-    descriptor = os.open(entry, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)
 
 
 # ---------------------------------------------------------------------------------------- reading
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Manifest of a checkpoint.
-
-    Raises:
-        CheckpointError: There is none, or another version of the format wrote it.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(
-            f"A checkpoint must hold a readable {MANIFEST}: {path} does not "
-            f"({type(problem).__name__}). Name a checkpoint or a run folder."
-        ) from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"A checkpoint must have format {FORMAT}: {path} has {found!r}. "
-            "Use the version of counterpoint that wrote it."
-        )
-    return manifest
-
-
-def check_files(path: Path, names: Callable[[str], bool] = lambda name: True) -> None:
-    """Check that files are as they were written.
-
-    Raises:
-        CheckpointError: A file is missing, cut short or changed.
-    """
-    for name, written in read_manifest(path)["files"].items():
-        if not names(name):
-            continue
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != written["bytes"]:
-            what = "is missing" if size is None else f"has {size}"
-            raise CheckpointError(
-                f"{file} must have {written['bytes']} bytes: it {what}. "
-                "The checkpoint is damaged; use an older one."
-            )
-        if _sha256(file) != written["sha256"]:
-            raise CheckpointError(
-                f"{file} must have the SHA-256 of its manifest: it differs. "
-                "The checkpoint is damaged; use an older one."
-            )
 
 
 def check_origin(path: Path, system: nn.Module) -> None:
@@ -357,11 +224,7 @@ def newest_checkpoint(
     problem: CheckpointError | None = None
     for path in checkpoint_paths(folder):
         try:
-            if system is None:
-                check_files(path, lambda name: name == WEIGHTS)
-            else:
-                check_files(path)
-                check_origin(path, system)
+            _check_usable(path, system)
         except CheckpointError as error:
             problem = problem or error
             if note is not None:
@@ -376,40 +239,30 @@ def newest_checkpoint(
     return None
 
 
+def _check_usable(path: Path, system: nn.Module | None) -> None:
+    try:
+        if system is None:
+            check_files(path, lambda name: name == WEIGHTS)
+            return
+        check_files(path)
+        if not any(name.startswith(f"{OPTIMIZER}/") for name in read_manifest(path)["files"]):
+            raise CheckpointError(
+                f"{path} must hold the state of its optimiser to go on: it has none. Use another."
+            )
+        check_origin(path, system)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} must be readable: {' '.join(str(error).split())}. Use an older one."
+        ) from None
+
+
 def restore(path: Path, system: nn.Module, optimizers: KindOptimizers, world: World) -> Counters:
     """Load a checked checkpoint into a system and its optimisers, whatever their sharding."""
     with torch.no_grad():
-        _read(path, dict(system.state_dict()), world)
-    _read(path / OPTIMIZER, optimizers.empty_state(_keys(path / OPTIMIZER)), world)
+        read_tensors(path, dict(system.state_dict()), world)
+    folder = path / OPTIMIZER
+    read_tensors(folder, optimizers.empty_state(tensor_names(folder)), world)
     return Counters(**read_manifest(path)["counters"])
-
-
-def _keys(folder: Path) -> list[str]:
-    keys: dict[str, None] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            keys.update(dict.fromkeys(tensors.keys()))
-    return list(keys)
-
-
-def _read(folder: Path, targets: dict[str, Tensor], world: World) -> None:
-    """Fill tensors, sharded or not, from the safetensors files of a folder, sharded or not."""
-    files = sorted(folder.glob("*.safetensors"))
-    if world.size == 1 and len(files) == 1:
-        with safe_open(files[0], "pt") as tensors:
-            for name, target in targets.items():
-                target.copy_(tensors.get_tensor(name))
-        return
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # meant so
-        load(
-            targets,
-            storage_reader=HuggingFaceStorageReader(str(folder)),
-            no_dist=world.size == 1,
-        )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -421,6 +274,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     path = resolve(path)
     check_files(path, lambda name: name == WEIGHTS)
     weights, low_rank = load_file(path / WEIGHTS), adapters_of(path)
+    name = not_finite(weights.items())
+    if name is not None:
+        raise CheckpointError(
+            f"{path / WEIGHTS} must hold finite numbers: {name!r} has others. The training had "
+            "failed; use an older checkpoint."
+        )
     return weights if low_rank is None else merged_weights(weights, low_rank.scaling)
 
 

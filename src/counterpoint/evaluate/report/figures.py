@@ -91,7 +91,7 @@ def curves_figure(arms: Sequence[Arm]) -> "Figure":
         for colour, arm, final in zip(_colours(arms), arms, finals, strict=True):
             rows = [row for row in arm.metrics if "loss" in row]
             x = np.array([row[key] for row in rows]) / scale
-            y = np.array([row["loss"] for row in rows])
+            y = np.array([row["loss"] for row in rows], float)  # None gives nan: a gap
             smooth = _smooth(y, max(len(y) // 40, 1))
             axis.plot(x, y, color=colour, alpha=0.15, linewidth=0.6)
             axis.plot(x, smooth, color=colour, linewidth=1.8)

@@ -1,0 +1,102 @@
+"""Tensors of a checkpoint, sharded over processes or not, in safetensors files and back."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from counterpoint.train.distributed import World, gathered
+from counterpoint.train.manifest import OPTIMIZER, WEIGHTS
+from counterpoint.train.optimizer import KindOptimizers
+
+
+def write_tensors(
+    partial: Path, system: nn.Module, optimizers: KindOptimizers, world: World
+) -> str | None:
+    """Write weights and optimiser state; give back what went wrong in this process."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in system.state_dict().items():
+        full = gathered(tensor.detach())
+        if world.is_first:
+            weights[name] = _own_copy(full)
+    state = optimizers.named_state()
+    error = None
+    try:
+        if world.is_first:
+            save_file(weights, partial / WEIGHTS)
+        if world.size == 1:
+            own = {name: _own_copy(tensor) for name, tensor in state.items()}
+            save_file(own, partial / OPTIMIZER / "state.safetensors")
+    except (OSError, SafetensorError) as problem:
+        error = str(problem)
+    if world.size == 1:
+        return error
+    # All processes take part in the collective write, or none does.
+    return world.any_error(error) or _write_shards(state, partial / OPTIMIZER)
+
+
+def read_tensors(folder: Path, targets: dict[str, Tensor], world: World) -> None:
+    """Fill tensors, sharded or not, from the safetensors files of a folder, sharded or not."""
+    files = sorted(folder.glob("*.safetensors"))
+    if world.size == 1 and len(files) == 1:
+        with safe_open(files[0], "pt") as tensors:
+            for name, target in targets.items():
+                target.copy_(tensors.get_tensor(name))
+        return
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # meant so
+        load(
+            targets,
+            storage_reader=HuggingFaceStorageReader(str(folder)),
+            no_dist=world.size == 1,
+        )
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """Names of the tensors in the safetensors files of a folder."""
+    keys: dict[str, None] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            keys.update(dict.fromkeys(tensors.keys()))
+    return list(keys)
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """First tensor with a number that is not finite; of sharded ones the own part is read."""
+    names: list[str] = []
+    flags: list[Tensor] = []
+    for name, tensor in tensors:
+        local = getattr(tensor, "to_local", lambda tensor=tensor: tensor)().detach()
+        if local.is_floating_point() and local.numel():
+            names.append(name)
+            flags.append(local.isfinite().all())
+    if not flags:
+        return None
+    finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
+    return next((name for name, good in zip(names, finite, strict=True) if not good), None)
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    """A CPU tensor that fills its own memory: safetensors refuses memory that two names share."""
+    copy = tensor.detach().cpu().contiguous()
+    return copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
+
+
+def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        save(dict(state), storage_writer=writer)
+    except CheckpointException as problem:
+        return "; ".join(f"process {rank}: {e[0]}" for rank, e in problem.failures.items())
+    return None
