@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.digests import sealed
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import (
     CheckpointError,
@@ -180,7 +181,7 @@ def test_checkpoint_from_before_a_config_had_a_field_goes_on(folder: Path) -> No
     newest = checkpoint_paths(folder)[0]
     manifest = json.loads((newest / "manifest.json").read_text())
     del manifest["config"]["dropout"]
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    (newest / "manifest.json").write_text(json.dumps(sealed(manifest)))
     check_origin(newest, build())
     with pytest.raises(CheckpointError, match=r"config\.dropout \(0\.2, here 0\.3\)"):
         check_origin(newest, Noisy(NoisyConfig(dropout=0.3)))
