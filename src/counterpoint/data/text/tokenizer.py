@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from counterpoint.errors import UserError
+from counterpoint.packages import optional_module
 
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 """How vocabularies in the style of SentencePiece spell a space: a text cannot have it."""
@@ -138,12 +139,7 @@ class HuggingFaceTokenizer(_Vocabulary):
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise UserError(
-                f"Reading {path} needs the package `tokenizers`: pip install 'counterpoint[train]'."
-            ) from error
+        tokenizers = optional_module("tokenizers")
         self._path = str(path)
         try:
             content = Path(path).read_bytes()
@@ -208,13 +204,7 @@ class SentencePieceTokenizer(_Vocabulary):
     """
 
     def __init__(self, path: str | Path, normalising: bool = False) -> None:
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise UserError(
-                f"Reading {path} needs the package `sentencepiece`: "
-                "pip install 'counterpoint[speech]'."
-            ) from error
+        sentencepiece = optional_module("sentencepiece")
         self._path = str(path)
         try:
             content = Path(path).read_bytes()
