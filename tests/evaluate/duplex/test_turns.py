@@ -57,6 +57,33 @@ def test_levels_are_those_of_parts_of_10_ms_however_the_recording_is_cut() -> No
     assert full.loudness_db[0].tolist() == [0, -100]
 
 
+def offsets() -> dict[str, Tensor]:
+    time_s = torch.arange(10 * RATE) / RATE
+    return {
+        "none": torch.zeros(10 * RATE),
+        "constant": torch.full((10 * RATE,), 0.03),
+        "negative": torch.full((10 * RATE,), -0.09),
+        "drifting": 0.015 * time_s - 0.08,
+        "begins": 0.05 * (time_s > 1),
+        "ends amid speech": 0.05 * (time_s < 4.52),
+    }
+
+
+@pytest.mark.parametrize("name", offsets())
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_an_offset_of_the_channel_is_no_sound(name: str, noise: float) -> None:
+    audio = voice(10, (3.0, 6.0), noise=noise) + offsets()[name]
+    assert speech(audio) == [(3.0, 6.0)]
+    pieces = audio[None].split((1, 79, 40_003, 39_917), 1)
+    whole, cut = measure_levels([audio[None]], RATE), measure_levels(pieces, RATE)
+    assert torch.equal(whole.loudness_db, cut.loudness_db)
+
+
+def test_silence_amid_an_offset_is_digital_silence() -> None:
+    audio = 0.03 * torch.ones(1, 5 * RATE)
+    assert set(measure_levels([audio], RATE).loudness_db[0].tolist()) == {-100.0}
+
+
 @pytest.mark.parametrize("rate", [0, 8050, 11025])
 def test_levels_need_whole_parts(rate: int) -> None:
     with pytest.raises(ValueError, match="multiple of 100 Hz"):

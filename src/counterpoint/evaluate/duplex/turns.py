@@ -2,7 +2,7 @@
 
 The rule, of which every number is in `ConversationRule`:
 
-- *Speech*: parts of 10 ms that are louder than a floor and stand out from the channel's own quiet.
+- *Speech*: parts of 10 ms that are louder than a floor, about the channel's offset, and stand out from the channel's own quiet.
   Gaps of up to 0.2 s are bridged; what is shorter than 0.1 s is no speech. It is an energy
   detector: for one voice a channel, close to the microphone.
 - A *turn* of the user is speech with pauses of up to 0.6 s. One that begins while the agent speaks
@@ -32,6 +32,9 @@ from counterpoint.streams.timeline import Event, Timeline
 
 _SILENT_DB = -100.0
 _PARTS_HZ = 100
+_OFFSET_PARTS = 50  # half a second
+_MOST_OFFSET = 0.1  # of full scale; no microphone and no sound card has more
+_CHUNK_PARTS = 4096  # bounds the memory of windows
 _ROUNDING_S = 1e-6  # times are multiples of 10 ms as floats: 0.3 - 0.1 must be 0.2
 
 Outcome = Literal["answered", "talked over", "unanswered", "backchannel"]
@@ -69,7 +72,8 @@ class Levels(NamedTuple):
     """Channels in parts of 10 ms.
 
     Attributes:
-        loudness_db: Root mean square, dB of full scale; -100 at the least.
+        loudness_db: Root mean square about the channel's offset, dB of full scale; -100 at the
+            least.
         low: Lowest sample.
         high: Highest sample.
         duration_s: Of the recording; its last part may be incomplete.
@@ -164,26 +168,52 @@ def measure_levels(blocks: Iterable[Float[Tensor, "C _N"]], sample_rate: int) ->
             "Resample the recording."
         )
     part = sample_rate // _PARTS_HZ
-    pieces = list[tuple[Tensor, Tensor, Tensor]]()
+    pieces = list[_Parts]()
     rest, num_samples = None, 0
     for block in blocks:
         num_samples += block.shape[1]
         pending = block if rest is None else torch.cat((rest, block), 1)
         stop = pending.shape[1] // part * part
-        pieces.append(_levels(pending[:, :stop].unflatten(1, (-1, part))))
+        pieces.append(_measured(pending[:, :stop].unflatten(1, (-1, part))))
         rest = pending[:, stop:].clone()
     if rest is None:
         raise ValueError("A recording must have at least one block of samples: got none.")
     if rest.shape[1]:
-        pieces.append(_levels(F.pad(rest, (0, part - rest.shape[1]))[:, None]))
-    loudness, low, high = (torch.cat(kind, 1) for kind in zip(*pieces, strict=True))
-    return Levels(loudness, low, high, num_samples / sample_rate)
+        pieces.append(_measured(rest[:, None], share=rest.shape[1] / part))
+    parts = _Parts(*(torch.cat(kind, 1) for kind in zip(*pieces, strict=True)))
+    loudness = 10 * _power(parts).clamp(min=10 ** (_SILENT_DB / 10)).log10()
+    return Levels(loudness.float(), parts.low, parts.high, num_samples / sample_rate)
 
 
-def _levels(parts: Float[Tensor, "C n P"]) -> tuple[Tensor, Tensor, Tensor]:
-    power = parts.double().square().mean(2)
-    loudness = 10 * power.clamp(min=10 ** (_SILENT_DB / 10)).log10()
-    return loudness.float(), parts.amin(2), parts.amax(2)
+class _Parts(NamedTuple):
+    """Channels in parts of 10 ms; what is missing of the last one counts as zeros."""
+
+    mean: Float[Tensor, "C T"]
+    power: Float[Tensor, "C T"]
+    share: Float[Tensor, "C T"]
+    low: Float[Tensor, "C T"]
+    high: Float[Tensor, "C T"]
+
+
+def _measured(parts: Float[Tensor, "C n P"], share: float = 1.0) -> _Parts:
+    samples = parts.double()
+    mean, power = samples.mean(2) * share, samples.square().mean(2) * share
+    low, high = (parts.amin(2), parts.amax(2)) if parts.shape[1] else (mean.float(),) * 2
+    return _Parts(mean, power, torch.full_like(mean, share), low, high)
+
+
+def _power(parts: _Parts) -> Float[Tensor, "C T"]:
+    """Mean squares about the offset of the channel: microphones and sound cards add a constant.
+
+    The offset is the median of the means of the parts within half a second, so that it may drift
+    or jump. Digital silence amid a constant stays silence.
+    """
+    around = F.pad(parts.mean, (_OFFSET_PARTS, _OFFSET_PARTS), "replicate")
+    windows = around.unfold(1, 2 * _OFFSET_PARTS + 1, 1)
+    offset = torch.cat([some.median(2).values for some in windows.split(_CHUNK_PARTS, 1)], 1)
+    offset = offset.where(offset.abs() <= _MOST_OFFSET, 0)
+    about = parts.power - 2 * offset * parts.mean + offset.square() * parts.share
+    return torch.minimum(parts.power, about)
 
 
 def speech_segments(
