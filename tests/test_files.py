@@ -135,3 +135,10 @@ def test_half_of_a_surrogate_pair_is_no_text() -> None:
     assert files.parse_json(r'"\ud83d\ude00 \\ud800"', "here") == "\N{GRINNING FACE} \\ud800"
     with pytest.raises(UserError, match=r"here must be JSON of text: it has half of a surrogate"):
         files.parse_json(r'{"a": ["\uD83D!"]}', "here")
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", ".."])
+def test_names_in_a_config_stay_in_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must name files of its own folder"):
+        files.inside(tmp_path, name)
+    assert files.inside(tmp_path, "a/b.c") == tmp_path / "a" / "b.c"

@@ -11,7 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import uuid4
 
@@ -155,6 +155,21 @@ def write_tensors(
             save_file(own, partial, None if metadata is None else dict(metadata))
         except SafetensorError as error:
             raise OSError(f"{path} must be writable: {error}.") from error
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file that some config names, which must lie in the folder of that config.
+
+    Raises:
+        UserError: The name leads out of the folder.
+    """
+    place = PurePath(name)
+    if not name or place.is_absolute() or ".." in place.parts:
+        raise UserError(
+            f"A config must name files of its own folder, {folder}: got {name!r}. Put the file "
+            "there, and name it."
+        )
+    return folder / place
 
 
 def read_text(path: Path) -> str:
