@@ -13,7 +13,7 @@ MixerState = Any
 """What a mixer carries between chunks: a tensor or nested tuples of them, batch first, zeros at
 first. A mixer writes into it in place."""
 
-Reach = Any
+MixerReach = Any
 """What the steps of a chunk may read, as the mixer's own config computes it."""
 
 
@@ -45,7 +45,7 @@ class Mixer(Protocol):
         ...
 
     def __call__(
-        self, x: Float[Tensor, "B T D"], reach: Reach, state: MixerState | None = None
+        self, x: Float[Tensor, "B T D"], reach: MixerReach, state: MixerState | None = None
     ) -> Float[Tensor, "B T D"]:
         """Mix a chunk of steps with what each may read.
 
@@ -65,7 +65,7 @@ class MixerConfig(Protocol):
         """A mixer for one layer, with random weights."""
         ...
 
-    def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> Reach:
+    def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> MixerReach:
         """What each step of whole rows may read, whose documents start at ``document_start``."""
         ...
 
@@ -75,7 +75,7 @@ class MixerConfig(Protocol):
         position: Int[Tensor, " B"],
         num_steps: int,
         lengths: Int[Tensor, " B"] | None,
-    ) -> Reach:
+    ) -> MixerReach:
         """What each step of a chunk may read.
 
         Args:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.mixer import MixerConfig, MixerShape, MixerState, Reach
+from counterpoint.blocks.mixer import MixerConfig, MixerReach, MixerShape, MixerState
 from counterpoint.blocks.mlp import GatedMLP
 from counterpoint.blocks.norm import RMSNorm
 
@@ -84,7 +84,7 @@ class Layer(nn.Module):
         self.mlp = GatedMLP(config.width, config.mlp_hidden)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], reach: Reach, state: MixerState | None = None
+        self, x: Float[Tensor, "B T D"], reach: MixerReach, state: MixerState | None = None
     ) -> Float[Tensor, "B T D"]:
         """Apply the layer to a chunk; see `Mixer`."""
         x = x + self.attention(self.attention_norm(x), reach, state)
@@ -123,20 +123,20 @@ class Tower(nn.Module):
         """States of the mixers before the first step, one a layer."""
         return tuple(layer.attention.initial_state(batch_size) for layer in self.layers)
 
-    def reach(self, document_start: Int[Tensor, "B T"]) -> Reach:
+    def reach(self, document_start: Int[Tensor, "B T"]) -> MixerReach:
         """What each step of whole rows may read."""
         return self.config.mixer.reach(self.mixer_shape, document_start)
 
     def streaming_reach(
         self, position: Int[Tensor, " B"], num_steps: int, lengths: Int[Tensor, " B"] | None
-    ) -> Reach:
+    ) -> MixerReach:
         """What each step of a chunk may read, after ``position`` steps."""
         return self.config.mixer.streaming_reach(self.mixer_shape, position, num_steps, lengths)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        reach: Reach,
+        reach: MixerReach,
         states: tuple[MixerState, ...] | None = None,
         *,
         layers: range | None = None,
