@@ -2,9 +2,9 @@
 
 The rule, of which every number is in `ConversationRule`:
 
-- *Speech*: parts of 10 ms that are louder than a floor, about the channel's offset, and stand out from the channel's own quiet.
-  Gaps of up to 0.2 s are bridged; what is shorter than 0.1 s is no speech. It is an energy
-  detector: for one voice a channel, close to the microphone.
+- *Speech*: parts of 10 ms that are louder than a floor, about the channel's offset, and stand out
+  from the channel's own quiet. Gaps of up to 0.2 s are bridged; what is shorter than 0.1 s is no
+  speech. It is an energy detector: for one voice a channel, close to the microphone.
 - A *turn* of the user is speech with pauses of up to 0.6 s. One that begins while the agent speaks
   and takes less than 1 s is a backchannel and asks for no answer.
 - The *answer* to a turn is the agent's first speech that begins from 0.3 s before the turn's end on
