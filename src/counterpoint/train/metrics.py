@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from counterpoint.files import write_text
+from counterpoint.packages import optional_module
 
 
 class MetricsFile:
@@ -110,15 +111,9 @@ class TensorBoardLogger:
         """Write below ``folder``.
 
         Raises:
-            ValueError: The package ``tensorboard`` is missing.
+            UserError: The package ``tensorboard`` is missing.
         """
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError:
-            raise ValueError(
-                "TensorBoard logging needs the package 'tensorboard', which is missing. "
-                "Install it: pip install 'counterpoint[train]'"
-            ) from None
+        optional_module("tensorboard")
         self._folder = folder
         self._writer: Any = None
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from counterpoint import files
 from counterpoint.train.distributed import World, gathered
 from counterpoint.train.manifest import OPTIMIZER, WEIGHTS
 from counterpoint.train.optimizer import KindOptimizers
@@ -22,16 +22,15 @@ def write_tensors(
     for name, tensor in system.state_dict().items():
         full = gathered(tensor.detach())
         if world.is_first:
-            weights[name] = _own_copy(full)
+            weights[name] = full.cpu()  # the device has no room for all of them
     state = optimizers.named_state()
     error = None
     try:
         if world.is_first:
-            save_file(weights, partial / WEIGHTS)
+            files.write_tensors(partial / WEIGHTS, weights)
         if world.size == 1:
-            own = {name: _own_copy(tensor) for name, tensor in state.items()}
-            save_file(own, partial / OPTIMIZER / "state.safetensors")
-    except (OSError, SafetensorError) as problem:
+            files.write_tensors(partial / OPTIMIZER / "state.safetensors", state)
+    except OSError as problem:
         error = str(problem)
     if world.size == 1:
         return error
@@ -81,12 +80,6 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         return None
     finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
     return next((name for name, good in zip(names, finite, strict=True) if not good), None)
-
-
-def _own_copy(tensor: Tensor) -> Tensor:
-    """A CPU tensor that fills its own memory: safetensors refuses memory that two names share."""
-    copy = tensor.detach().cpu().contiguous()
-    return copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
 
 
 def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from counterpoint.data.text.shards import VERSION, ShardWriter, TokenShards, Uni
 from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.digests import file_digest
 from counterpoint.errors import UserError
-from counterpoint.files import flush
+from counterpoint.files import whole_folder
 from counterpoint.locks import locked
 from counterpoint.streams.spec import Layout, Role
 
@@ -333,9 +332,7 @@ def _build(
     config: DataConfig, tokenizer: Tokenizer, folder: Path, on_progress: Progress | None
 ) -> None:
     """Write both parts of the corpus; the folder appears whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    try:
+    with whole_folder(folder) as partial:
         with ShardWriter(partial / "train", tokenizer) as train:
             if config.held_out_rule:
                 with ShardWriter(partial / "held_out", tokenizer) as held_out:
@@ -347,10 +344,6 @@ def _build(
                 f"The source must stay as it is while it is read: {config.source} has changed. Run "
                 "the same command again when nothing writes to it."
             )
-        partial.rename(folder)
-        flush(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _split(
