@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def main() -> None:
             ),
         )
         start = time.perf_counter()
-        assert end(apart(lambda: begin(root / "straight", run))) == 0
+        assert end(apart(partial(begin, root / "straight", run))) == 0
         seconds = time.perf_counter() - start
         expected = content(root / "straight")
         counts: Counter[str] = Counter()
@@ -132,7 +133,7 @@ def main() -> None:
                 status = disturb(kind, folder, run, draw, seconds)
                 counts[f"{kind}: ended"] += status != 0
                 counts[f"{kind}: with more than a line"] += status == FAILED
-            ended = end(apart(lambda folder=folder: begin(folder, run)))
+            ended = end(apart(partial(begin, folder, run)))
             same = ended == 0 and content(folder) == expected
             counts[f"{kind}: trials"] += 1
             counts[f"{kind}: lost or changed"] += not same

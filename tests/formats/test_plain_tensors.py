@@ -54,6 +54,11 @@ def stretched(path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(10_000_000, 4096)}, path)
 
 
+def half(path: Path) -> None:
+    torch.save({"a": ROWS}, path)
+    os.truncate(path, 700)
+
+
 HOSTILE: dict[str, Callable[[Path], object]] = {
     "code": lambda path: torch.save({"a": Runs()}, path),
     "plain pickle": lambda path: path.write_bytes(pickle.dumps(Runs())),
@@ -73,7 +78,7 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "number names": lambda path: torch.save({1: ROWS}, path),
     "nothing": lambda path: path.write_bytes(b""),
     "noise": lambda path: path.write_bytes(bytes(range(256)) * 40),
-    "half": lambda path: (torch.save({"a": ROWS}, path), os.truncate(path, 700)),
+    "half": half,
     "missing": lambda path: None,
 }
 

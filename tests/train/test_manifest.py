@@ -120,6 +120,13 @@ def test_checkpoint_of_the_first_format_still_loads(folder: Path) -> None:
     assert read_manifest(checkpoint_paths(folder)[0])["format"] == 2
 
 
+def test_load_of_an_older_checkpoint_is_told(folder: Path) -> None:
+    newest, older = checkpoint_paths(folder)
+    (newest / "manifest.json").write_text("{}")
+    with pytest.warns(UserWarning, match="Checkpoint refused: .*step_00000005"):
+        assert states_equal(load_weights(folder), load_weights(older))
+
+
 def test_checkpoint_may_be_kept_under_another_name(folder: Path) -> None:
     kept = checkpoint_paths(folder)[1].rename(folder / "best")
     assert states_equal(load_system(kept, {"Noisy": Noisy}).state_dict(), load_weights(kept))

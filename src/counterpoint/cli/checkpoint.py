@@ -1,5 +1,6 @@
 """What the verbs that take a CKPT read from it."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def find_checkpoint(path: Path) -> Path:
     arms = [str(arm.parent) for arm in sorted(path.glob("*/checkpoints"))]
     if arms and not (path / "checkpoints").exists():
         raise ValueError(f"{path} must be one run: it is a study. Name one of {', '.join(arms)}.")
-    return resolve(path)
+    return resolve(path, lambda line: print(line, file=sys.stderr))
 
 
 def load_run(path: Path) -> Run:

@@ -15,6 +15,7 @@ written under a hidden name, flushed to the disk, then renamed: a reader sees al
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -324,11 +325,19 @@ def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Modu
     return system.eval()
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint itself when ``path`` is one, else the newest good one of the run folder."""
+def resolve(path: Path, note: Callable[[str], None] | None = None) -> Path:
+    """The checkpoint itself when ``path`` is one, else the newest good one of the run folder.
+
+    Args:
+        path: A checkpoint or a run folder.
+        note: Told, in one line, about each newer checkpoint that is refused; a warning by default.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     if (path / MANIFEST).exists():
         return path
-    newest = newest_checkpoint(path)
+    newest = newest_checkpoint(path, note=note or (lambda line: warnings.warn(line, stacklevel=3)))
     if newest is None:
         raise CheckpointError(
             f"{path} must be a checkpoint or a run folder with one: none found. Check the path."
