@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
-from counterpoint.streams.clock import Span, causal_span, span_mask
+from counterpoint.streams.clock import SEQUENCE, Span, span, span_mask
 
 Cache = Float[Tensor, "B 2 G C E"]
 """Keys and values of past steps; the last slot of C is the one that is never read."""
@@ -80,15 +80,16 @@ def offline_reach(
     num_steps = document_start.shape[1]
     position = torch.arange(num_steps, device=document_start.device)[None]
     cos, sin = rope_tables(position, head_width, rope)
-    span = causal_span(position.expand_as(document_start), document_start, window)
+    ahead = position.expand_as(document_start) + 1
+    seen = span(SEQUENCE, "sequence", "sequence", ahead, first=document_start, window=window)
     if num_steps <= 2 * window:
         # Looking at the documents would break a compiled graph.
         traced = torch.compiler.is_compiling()
         plain = num_steps <= window and not traced and not document_start.any()
-        return Reach(cos, sin, None if plain else score_bias(span_mask(span, position)))
+        return Reach(cos, sin, None if plain else score_bias(span_mask(seen, position)))
     # Queries in groups of one window: each group reads its own steps and the group before.
     padding = -num_steps % window
-    start, stop = (F.pad(edge, (0, padding)).view(-1, 1, window) for edge in span)
+    start, stop = (F.pad(edge, (0, padding)).view(-1, 1, window) for edge in seen)
     num_groups = (num_steps + padding) // window
     group_start = torch.arange(num_groups, device=position.device) * window
     key = group_start[:, None] + torch.arange(-window, window, device=position.device)
@@ -183,11 +184,11 @@ def streaming_reach(
         slot = torch.where(offset < lengths[:, None], slot, capacity)
         end = position + lengths
     key_step = ring_steps(end, capacity, limit, num_pinned)
-    span = causal_span(step, torch.zeros_like(step), window - num_pinned)
-    mask = span_mask(span, key_step)
+    seen = span(SEQUENCE, "sequence", "sequence", step + 1, window=window - num_pinned)
+    mask = span_mask(seen, key_step)
     if not num_pinned:
         return Reach(cos, sin, score_bias(mask), slot, limit)
-    first = Span(torch.zeros_like(step), span.stop.clamp(max=num_pinned))
+    first = Span(torch.zeros_like(step), seen.stop.clamp(max=num_pinned))
     near = rope_tables(step.clamp(max=window - 1), head_width, rope)
     bias = score_bias(mask | span_mask(first, key_step))
     return Reach(cos, sin, bias, slot, limit, Pinned(num_pinned, *near))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import attend, score_bias
 from counterpoint.blocks.norm import RMSNorm
-from counterpoint.streams.clock import causal_span, span_mask
+from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.streams.spec import UNSET_ID
 
 Past = Float[Tensor, "N 2 H _P E"]
@@ -266,8 +266,8 @@ class DepthDecoder(nn.Module):
         bias = None
         if past is None or num_steps > 1:
             step = torch.arange(first + num_steps, device=x.device)[None]
-            span = causal_span(step[:, first:], torch.zeros_like(step[:, first:]))
-            bias = score_bias(span_mask(span, step)).expand(len(x), -1, -1, -1)
+            readable = span(SEQUENCE, "sequence", "sequence", step[:, first:] + 1)
+            bias = score_bias(span_mask(readable, step)).expand(len(x), -1, -1, -1)
         done = []
         for i, layer in enumerate(self.layers):
             x, key_value = layer(x, bias, first, None if past is None else past[i])

@@ -124,23 +124,33 @@ def span(
             stream whose steps are counted is not a whole number of them.
     """
     if finished is None:
-        ticks = _ticks_passed(layout, query, key, step)
-        spec = _regular(layout, key)
-        stop = torch.div(ticks - spec.delay_ticks, spec.period_ticks, rounding_mode="floor")
+        stop = _visible_steps(layout, query, key, step)
     else:
-        stop = finished - _whole_delay(layout[key])
-    stop = stop.clamp(min=0)
-    start = torch.zeros_like(stop) + first
-    return Span(start if window is None else torch.maximum(start, stop - window), stop)
+        stop = (finished - _whole_delay(layout[key])).clamp(min=0)
+    if isinstance(first, int):
+        start = torch.full_like(stop, first) if window is None else (stop - window).clamp(min=first)
+    else:
+        start = first.expand_as(stop) if window is None else torch.maximum(first, stop - window)
+    return Span(start, stop)
 
 
-def _ticks_passed(
-    layout: Layout, query: str, key: str, step: Int[Tensor, "*B Q"]
+def _visible_steps(
+    layout: Layout, query_stream: str, key_stream: str, step: Int[Tensor, "*B Q"]
 ) -> Int[Tensor, "*B Q"]:
-    """Ticks whose elements of the key's place in the frame are readable by each query step."""
-    spec = _regular(layout, query)
-    tick = (step + 1) * spec.period_ticks - 1 + spec.delay_ticks
-    return tick + 1 if layout.place(key) < layout.place(query) else tick
+    """Number of key steps with an earlier moment than each query step; steps are not negative."""
+    query, key = _regular(layout, query_stream), _regular(layout, key_stream)
+    # Ticks whose key elements are readable, those of the key's delay taken away.
+    earlier_in_frame = layout.place(key_stream) < layout.place(query_stream)
+    shift = query.period_ticks - 1 + query.delay_ticks + earlier_in_frame - key.delay_ticks
+    # Every attention of every tick asks: what changes nothing is left out.
+    ticks = step if query.period_ticks == 1 else step * query.period_ticks
+    if shift:
+        ticks = ticks + shift
+    if shift < 0:
+        ticks = ticks.clamp(min=0)
+    if key.period_ticks == 1:
+        return ticks
+    return torch.div(ticks, key.period_ticks, rounding_mode="floor")
 
 
 def _whole_delay(stream: Stream) -> int:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from counterpoint.streams.clock import visible_stop
+from counterpoint.streams.clock import span
 from counterpoint.streams.spec import Layout, Stream
 from counterpoint.systems import AnySystem
 
@@ -99,7 +99,7 @@ def draw_layout(layout: Layout) -> str:
         steps = [f"|{step}".ljust(period, "-")[:period] for step in range(num_ticks // period + 1)]
         labels.append(stream.name)
         rows.append(list("".join(steps)[:num_ticks]))
-        stop = visible_stop(layout, fine.name, torch.arange(num_ticks), stream.name)
+        stop = span(layout, fine.name, stream.name, torch.arange(num_ticks)).stop
         labels.append("newest")
         rows.append([str((n - 1) % 10) if n else "." for n in stop.tolist()])
     width = max(map(len, labels))
