@@ -46,7 +46,7 @@ $(VENV_PYTHON):
 
 # The torch that is installed is pinned to itself, so that no resolution ever replaces it.
 $(STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
-	@$(VENV_PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || { echo "Installing $(TORCH)"; $(INSTALL) "$(TORCH)"; }
+	@$(VENV_PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || { echo "Installing $(TORCH)"; $(INSTALL) -c constraints.txt "$(TORCH)"; }
 	@echo "Installing counterpoint and its pinned dependencies into .venv"
 	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[train,dev]'
 	@touch $@

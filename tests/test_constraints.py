@@ -1,0 +1,47 @@
+"""Every package that an installation brings is pinned, in all extras that the tests use."""
+
+import re
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = {"train", "speech", "voices", "ray", "dev"}
+# Torch chooses its own setuptools, and what it needs for a GPU.
+LEFT_TO_TORCH = re.compile(r"setuptools|nvidia-.*|cuda-.*|triton|pytorch-triton.*")
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def needed(name: str, extras: set[str], found: set[str]) -> None:
+    """Add what an installed package needs, and what that needs."""
+    try:
+        lines = requires(name) or []
+    except PackageNotFoundError:  # needed on another system only, or not installed here
+        return
+    for requirement in map(Requirement, lines):
+        marker = requirement.marker
+        applies = marker is None or any(marker.evaluate({"extra": e}) for e in extras | {""})
+        if applies and (child := plain(requirement.name)) not in found:
+            found.add(child)
+            needed(child, set(requirement.extras), found)
+
+
+def test_constraints_are_complete() -> None:
+    found: set[str] = set()
+    needed("counterpoint", EXTRAS, found)
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {plain(re.split("[=><]", line)[0]) for line in lines if not line.startswith("#")}
+    missing = found - pinned - {"counterpoint"}
+    assert {name for name in missing if not LEFT_TO_TORCH.fullmatch(name)} == set()
+    assert {"torch", "numpy", "ray", "attrs", "urllib3"} <= found
+
+
+def test_everything_is_installed_under_the_constraints() -> None:
+    rules = re.sub(r"\\\n", " ", (ROOT / "Makefile").read_text()).splitlines()
+    installs = [line for line in rules if "$(INSTALL)" in line and ":=" not in line]
+    assert installs
+    assert all("-c constraints.txt" in line for line in installs)
