@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from counterpoint.errors import UserError
+
 TYPE_KEY = "type"
 """Key that holds the class of an encoded dataclass; it decides between members of a union."""
 
@@ -27,7 +29,7 @@ def encode(value: Any) -> Any:
         return {key: encode(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(
+    raise UserError(
         "A config must hold dataclasses, tuples, mappings, enums, paths, numbers, texts or None: "
         f"got {type(value).__name__}. Use one of these."
     )
@@ -42,7 +44,7 @@ def decode(annotation: Any, data: Any, where: str = "config") -> Any:
         where: Place of the value, named in errors.
 
     Raises:
-        ValueError: An unknown or missing field, or a value of another type.
+        UserError: An unknown or missing field, or a value of another type.
     """
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _decode_dataclass(annotation, data, where)
@@ -95,7 +97,7 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
         if key == TYPE_KEY:
             continue
         if key not in fields:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {cls.__qualname__} has no field {key!r}. {_nearest(key, fields)}"
             )
         values[key] = decode(hints[key], value, f"{where}.{key}")
@@ -105,7 +107,7 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
             or spec.default_factory is not dataclasses.MISSING
         )
         if name not in values and not optional:
-            raise ValueError(f"{where}: {cls.__qualname__} needs the field {name!r}. Add it.")
+            raise UserError(f"{where}: {cls.__qualname__} needs the field {name!r}. Add it.")
     return cls(**values)
 
 
@@ -114,7 +116,7 @@ def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
     classes = {m.__qualname__: m for m in members if _is_config(m)}
     if tag is not None and classes:
         if tag not in classes:
-            raise ValueError(f"{where}: no type is called {tag!r}. {_nearest(tag, classes)}")
+            raise UserError(f"{where}: no type is called {tag!r}. {_nearest(tag, classes)}")
         return decode(classes[tag], data, where)
     problem: ValueError | None = None
     # An int must stay an int in `float | int`, whatever the order: exact types come first.
@@ -162,5 +164,5 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"Did you mean {near[0]!r}?" if near else f"It knows: {', '.join(known)}."
 
 
-def _mismatch(where: str, expected: str, data: Any) -> ValueError:
-    return ValueError(f"{where} must be {expected}: got {data!r}. Correct the value.")
+def _mismatch(where: str, expected: str, data: Any) -> UserError:
+    return UserError(f"{where} must be {expected}: got {data!r}. Correct the value.")

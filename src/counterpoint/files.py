@@ -134,7 +134,7 @@ def write_tensors(
 
     Args:
         path: The file.
-        tensors: By name, on any device, also such as share memory or are views of others.
+        tensors: Tensors by name, on any device; they may share memory and be views of others.
         metadata: Text that goes into the file's header.
 
     Raises:

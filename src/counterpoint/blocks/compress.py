@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from counterpoint.errors import UserError
+
 Kind = Literal["mean", "last", "convolution", "attention", "wavelet"]
 
 
@@ -131,7 +133,7 @@ class Wavelet(Compressor):
         super().__init__()
         num_levels = block_ticks.bit_length() - 1
         if block_ticks != 2**num_levels:
-            raise ValueError(
+            raise UserError(
                 f"The wavelet halves a block until one step is left, so `block_ticks` must be a "
                 f"power of two: got {block_ticks}. Take another block or compressor."
             )
@@ -143,9 +145,11 @@ class Wavelet(Compressor):
         self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
     ) -> Float[Tensor, "*B R D"]:
         """Split each block into its approximation and details."""
-        approximation, bands = blocks, []
+        approximation = blocks
+        bands = []
         for predict, update in zip(self.predict, self.update, strict=True):
-            even, odd = approximation[..., ::2, :], approximation[..., 1::2, :]
+            even = approximation[..., ::2, :]
+            odd = approximation[..., 1::2, :]
             detail = odd - predict.to(blocks.dtype) * even
             approximation = even + update.to(blocks.dtype) * detail
             bands.append(detail)
@@ -174,7 +178,7 @@ def build_compressor(kind: Kind, width: int, block_ticks: int, num_slots: int) -
     if kind == "wavelet":
         return Wavelet(width, block_ticks)
     if num_slots < 1 or block_ticks % num_slots:
-        raise ValueError(
+        raise UserError(
             f"`num_slots` must divide `block_ticks`: got {num_slots} and {block_ticks}."
         )
     if kind == "convolution":

@@ -41,7 +41,8 @@ class CausalConvolution(nn.Module):
         Returns:
             The chunk, and the state for the next one.
         """
-        taps, num_steps = len(self.weight), x.shape[1]
+        taps = len(self.weight)
+        num_steps = x.shape[1]
         if state is None:
             state = x.new_zeros(x.shape[0], taps - 1, x.shape[2])
         padded = torch.cat((state.to(x.dtype), x), 1)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint.blocks.depth import StepLinear
+from counterpoint.errors import UserError
 
-FACTOR_A, FACTOR_B = "lora_A.weight", "lora_B.weight"
+FACTOR_A = "lora_A.weight"
+FACTOR_B = "lora_B.weight"
 """Ends of the names of a map's factors, where that of the map itself is ``weight``."""
 
 
@@ -35,9 +37,9 @@ class LowRankConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"`rank` must be >= 1: got {self.rank}. 128 is usual.")
+            raise UserError(f"`rank` must be >= 1: got {self.rank}. 128 is usual.")
         if not self.scaling > 0:
-            raise ValueError(f"`scaling` must be above 0: got {self.scaling}. 2 is usual.")
+            raise UserError(f"`scaling` must be above 0: got {self.scaling}. 2 is usual.")
 
 
 def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
@@ -51,10 +53,10 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
         seed: Decides A.
 
     Raises:
-        ValueError: The model has adapters.
+        UserError: The model has adapters.
     """
     if any(name.endswith(FACTOR_A) for name, _ in model.named_parameters()):
-        raise ValueError("A model must have no adapters to be given some: merge those that it has.")
+        raise UserError("A model must have no adapters to be given some: merge those that it has.")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for module in list(model.modules()):
@@ -65,7 +67,9 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
 
 
 def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> None:
-    width_in, width_out, rank = module.weight.shape[1], module.out_features, config.rank
+    width_in = module.weight.shape[1]
+    width_out = module.out_features
+    rank = config.rank
     down: nn.Linear | StepLinear
     up: nn.Linear | StepLinear
     with torch.device("meta"):
@@ -82,7 +86,8 @@ def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> No
         start = torch.randn(down.weight.shape, generator=generator) * width_in**-0.5
         down.weight.copy_(start)
         up.weight.zero_()
-    module.lora_A, module.lora_B = down, up
+    module.lora_A = down
+    module.lora_B = up
     module.lora_scaling = config.scaling
     # A hook, so that the map stays the module it was, under the names it had.
     module.register_forward_hook(_add_change)
@@ -112,7 +117,8 @@ def merged_weights(weights: Mapping[str, Tensor], scaling: float) -> dict[str, T
         merged[name] = weight
         module = name.removesuffix("weight")
         if module + FACTOR_A in weights:
-            down, up = weights[module + FACTOR_A], weights[module + FACTOR_B]
+            down = weights[module + FACTOR_A]
+            up = weights[module + FACTOR_B]
             exact = torch.promote_types(weight.dtype, torch.float32)
             num_sets = len(down) // up.shape[1]  # stacked weights of a `StepLinear`
             change = torch.bmm(

@@ -51,7 +51,7 @@ class Mixer(Protocol):
 
         Args:
             x: Steps of the chunk, normalised.
-            reach: From `MixerConfig.reach`, or `MixerConfig.streaming_reach` with a state.
+            reach: What `MixerConfig.reach` gives, or `MixerConfig.streaming_reach` with a state.
             state: Carries what was before the chunk; the chunk is written into it.
         """
         ...
@@ -79,7 +79,7 @@ class MixerConfig(Protocol):
         """What each step of a chunk may read.
 
         Args:
-            shape: Of the tower.
+            shape: Shape of the tower.
             position: Steps that each row has read before.
             num_steps: Steps of the chunk.
             lengths: Real steps of each row; ``None`` means all.

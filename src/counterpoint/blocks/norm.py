@@ -47,7 +47,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         saved: tuple[Tensor, Tensor] = ctx.saved_tensors
-        dtype, width = saved[0].dtype, saved[0].shape[-1]
+        dtype = saved[0].dtype
+        width = saved[0].shape[-1]
         x, weight, grad = (tensor.float() for tensor in (*saved, grad))
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / width
         scale = (square + ctx.epsilon).rsqrt()

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearScaling:
@@ -22,7 +24,7 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         if not self.factor >= 1:
-            raise ValueError(f"`factor` of a scaling must be >= 1: got {self.factor}.")
+            raise UserError(f"`factor` of a scaling must be >= 1: got {self.factor}.")
 
     def apply(self, frequency: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
         """The frequencies after scaling, in radians a step."""
@@ -50,19 +52,20 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         if not self.factor >= 1:
-            raise ValueError(f"`factor` of a scaling must be >= 1: got {self.factor}.")
+            raise UserError(f"`factor` of a scaling must be >= 1: got {self.factor}.")
         if not 0 < self.low_frequency_factor < self.high_frequency_factor:
-            raise ValueError(
+            raise UserError(
                 "`low_frequency_factor` must be above 0 and below `high_frequency_factor`: got "
                 f"{self.low_frequency_factor} and {self.high_frequency_factor}."
             )
         if self.original_steps < 1:
-            raise ValueError(f"`original_steps` must be >= 1: got {self.original_steps}.")
+            raise UserError(f"`original_steps` must be >= 1: got {self.original_steps}.")
 
     def apply(self, frequency: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
         """The frequencies after scaling, in radians a step."""
         turns = self.original_steps * frequency / (2 * math.pi)
-        low, high = self.low_frequency_factor, self.high_frequency_factor
+        low = self.low_frequency_factor
+        high = self.high_frequency_factor
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         return frequency * (kept + (1 - kept) / self.factor)
 
@@ -81,7 +84,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         if not self.base > 1:
-            raise ValueError(f"`base` of rotary positions must be above 1: got {self.base}.")
+            raise UserError(f"`base` of rotary positions must be above 1: got {self.base}.")
 
     def frequencies(self, head_width: int, device: torch.device) -> Float[Tensor, " E"]:
         """Radians a step of each pair of features, in float64, fastest first."""

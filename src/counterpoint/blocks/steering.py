@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from counterpoint.blocks.attention import Reach, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
+from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span
 
 
@@ -110,7 +111,9 @@ class Steering(nn.Module):
 
     def initial_state(self, batch_size: int, num_blocks: int, num_plans: int) -> Published:
         """Empty rings of ``num_blocks`` coarse states and ``num_plans`` plans."""
-        width, coarse_width, new = len(self.no_plan), self.plan.in_features, self.no_plan.new_zeros
+        width = len(self.no_plan)
+        coarse_width = self.plan.in_features
+        new = self.no_plan.new_zeros
         return Published(
             new(batch_size, num_blocks + 1, coarse_width),
             new(batch_size, num_blocks + 1, dtype=torch.long),
@@ -187,12 +190,12 @@ class Steering(nn.Module):
         """Replace one coarse state a row, and what is read of it.
 
         Raises:
-            ValueError: A block is not finished, or no longer kept.
+            UserError: A block is not finished, or no longer kept.
         """
         capacity = state.coarse.shape[1] - 1
         oldest = (finished - capacity).clamp(min=0)
         if ((block < oldest) | (block >= finished)).any():
-            raise ValueError(
+            raise UserError(
                 f"Only finished blocks that are still kept can be edited: expected blocks "
                 f"{oldest.tolist()} to below {finished.tolist()}, got {block.tolist()}."
             )
@@ -222,11 +225,11 @@ class Steering(nn.Module):
             most: Coarse states that the donor's tower still keeps whatever comes after them.
 
         Raises:
-            ValueError: A row has finished fewer, or so many, above ``most``, that older ones may
+            UserError: A row has finished fewer, or so many, above ``most``, that older ones may
                 be overwritten.
         """
         if ((finished < wanted) | ((finished > most) & (finished != wanted))).any():
-            raise ValueError(
+            raise UserError(
                 f"A session can go on with a whole of at least as many blocks, at most {most} "
                 f"unless equally many: it has {wanted.tolist()}, the donor {finished.tolist()}."
             )

@@ -11,6 +11,7 @@ from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.mixer import MixerConfig, MixerReach, MixerShape, MixerState
 from counterpoint.blocks.mlp import GatedMLP
 from counterpoint.blocks.norm import RMSNorm
+from counterpoint.errors import UserError
 
 Branch = Callable[[Tensor], Tensor]
 """What is added to the steps of a chunk before a layer, computed from them: (B, T, D) to the same,
@@ -45,9 +46,9 @@ class TowerConfig:
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden", "window"):
             if getattr(self, name) < 1:
-                raise ValueError(f"A tower's `{name}` must be >= 1: got {getattr(self, name)}.")
+                raise UserError(f"A tower's `{name}` must be >= 1: got {getattr(self, name)}.")
         if not 0 <= self.pinned_steps < self.window:
-            raise ValueError(
+            raise UserError(
                 f"A tower's `pinned_steps` must be 0 to {self.window - 1}, less than its window: "
                 f"got {self.pinned_steps}."
             )
@@ -148,7 +149,7 @@ class Tower(nn.Module):
         Args:
             x: Steps of the chunk.
             reach: From `reach`, or from `streaming_reach` with ``states``.
-            states: Of all layers, also where only some are applied; written in place.
+            states: States of all layers, also where only some are applied; written in place.
             layers: Numbers of the layers that are applied; ``None`` means all.
             side_inputs: What is added to the steps before each of these layers, in their order.
             before: By number of a layer, what comes before it (and behind its side input): a branch

@@ -36,7 +36,7 @@ class SynthesizeOptions:
         ray: Let them run on Ray.
         agent: The agent's voices, such as "piper:joe:1.0" (engine, name, formant); by default all
             that are installed.
-        user: The same for the user.
+        user: The user's voices, named likewise.
         cache: Folder that keeps every utterance; by default in the folder of the recordings.
     """
 
@@ -55,7 +55,7 @@ class Form:
     """How scripts become dialogues.
 
     Attributes:
-        sample_rate: Of the recordings.
+        sample_rate: Sample rate of the recordings.
         seed: Decides voices, paces and all that a script leaves open.
         pace_spread: Each speaker is up to this share slower or faster, in steps of 0.05.
         lead_s: Silence before the first turn.

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 
 
@@ -64,25 +65,25 @@ class Loader:
         world_size: Number of processes.
 
     Raises:
-        ValueError: There are no rows, or the batch cannot be shared out evenly.
+        UserError: There are no rows, or the batch cannot be shared out evenly.
     """
 
     def __init__(
         self, rows: Rows, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if not len(rows):
-            raise ValueError("The corpus is empty: a loader must have at least one row.")
+            raise UserError("The corpus is empty: a loader must have at least one row.")
         if not 0 <= rank < world_size:
-            raise ValueError(
+            raise UserError(
                 f"`rank` must be 0 to world_size - 1: got rank={rank}, world_size={world_size}."
             )
         if batch_rows < 1 or batch_rows % world_size:
-            raise ValueError(
+            raise UserError(
                 f"`batch_rows` must be a multiple of the number of processes: got "
                 f"batch_rows={batch_rows}, world_size={world_size}."
             )
         if seed < 0:
-            raise ValueError(f"`seed` must be >= 0, got {seed}.")
+            raise UserError(f"`seed` must be >= 0, got {seed}.")
         self.rows = rows
         self.batch_rows = batch_rows
         self.seed = seed
@@ -98,7 +99,7 @@ class Loader:
     def indices(self, step: int) -> Int[np.ndarray, " B"]:
         """Rows that this rank reads at a step, 0 first."""
         if step < 0:
-            raise ValueError(f"`step` must be >= 0, got {step}.")
+            raise UserError(f"`step` must be >= 0, got {step}.")
         share = self.batch_rows // self.world_size
         slots = step * self.batch_rows + self.rank * share + np.arange(share)
         epochs, places = np.divmod(slots, len(self.rows))

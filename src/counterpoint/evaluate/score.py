@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from counterpoint.data.text.held_out import BATCH_TICKS, rows_batch
 from counterpoint.data.text.shards import Unit
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
 
 Progress = Callable[[int, int], None]
@@ -30,7 +31,7 @@ class Score:
 
     Attributes:
         title: Title of its document.
-        nats: Of every id of the unit but the first.
+        nats: What every id of the unit but the first costs.
         byte_lengths: Bytes of text that each of these ids stands for (0 for the end id).
     """
 
@@ -79,10 +80,10 @@ def score(
         on_progress: Called after each batch.
 
     Raises:
-        ValueError: There are no units.
+        UserError: There are no units.
     """
     if not units:
-        raise ValueError(
+        raise UserError(
             "At least one unit must be held out to be scored: got none. Set `held_out`."
         )
     pieces = [
@@ -92,7 +93,8 @@ def score(
     ]
     device = next(system.parameters()).device
     nats = [np.zeros(len(unit.ids) - 1) for unit in units]
-    total, done = sum(len(row) for row in nats), 0
+    total = sum(len(row) for row in nats)
+    done = 0
     for group in _groups(pieces, batch_ticks):
         batch = rows_batch([ids for _, _, ids in group], block_ticks).to(device)
         with torch.no_grad():

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from counterpoint.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
@@ -41,13 +43,13 @@ def bootstrap_ratio(
             all seeds are measured on the same documents.
         denominators: Likewise.
         num_resamples: Bootstrap samples.
-        seed: Of the resampling.
+        seed: Decides the resampling.
 
     Raises:
-        ValueError: The shapes differ or there is nothing to resample.
+        UserError: The shapes differ or there is nothing to resample.
     """
     if numerators.shape != denominators.shape or not numerators.size or numerators.ndim > 2:
-        raise ValueError(
+        raise UserError(
             f"Numerators and denominators must be as many documents (and seeds), at least one: got "
             f"shapes {numerators.shape} and {denominators.shape}."
         )
@@ -87,7 +89,7 @@ def wilson(successes: int, trials: int) -> Interval:
     Source: Wilson, J. Amer. Statist. Assoc. 22 (1927); holds near 0 and 1 too.
     """
     if not 0 <= successes <= trials:
-        raise ValueError(f"`successes` must be 0 to {trials} trials: got {successes}.")
+        raise UserError(f"`successes` must be 0 to {trials} trials: got {successes}.")
     if not trials:
         return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
     z = 1.959964

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from counterpoint.errors import UserError
 from counterpoint.files import read_json, write_json
 
 
@@ -15,14 +16,14 @@ def read_begun(file: Path, names: Collection[str]) -> dict[str, Any]:
         names: What must be in it.
 
     Raises:
-        ValueError: It cannot be read, or something is missing.
+        UserError: It cannot be read, or something is missing.
     """
     try:
         content = read_json(file)
         if not (isinstance(content, dict) and content.keys() >= set(names)):
-            raise ValueError(f"it needs {', '.join(names)}")
+            raise UserError(f"it needs {', '.join(names)}")
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{str(file)!r} must say what its folder has begun with: {error}. Take another folder."
         ) from error
     return content

@@ -23,7 +23,8 @@ from counterpoint.speech.containers import DamagedError, Whole, check_whole
 
 _BLOCK_S = 10.0
 _BLOCK_VALUES = 1 << 22  # most samples of all channels in memory, whatever the head says
-_LOWEST_RATE, _HIGHEST_RATE = 100, 1_000_000
+_LOWEST_RATE = 100
+_HIGHEST_RATE = 1_000_000
 _UNKNOWN = 1 << 62  # libsndfile's number of samples from here on: the head does not tell
 
 
@@ -71,7 +72,8 @@ def audio_blocks(
         UserError: See `read_audio`.
     """
     with _opened(path) as recording:
-        file, resampler = recording.file, None
+        file = recording.file
+        resampler = None
         if file.samplerate != sample_rate:
             resampler = optional_module("soxr").ResampleStream(
                 file.samplerate, sample_rate, num_channels
@@ -198,7 +200,7 @@ class _Recording(NamedTuple):
     """A file that is open to be read.
 
     Attributes:
-        file: Of soundfile.
+        file: An open file of soundfile.
         num_frames: Samples of each channel that it must have; ``None`` where nothing tells.
         padding_frames: How many may come behind these; they are left out.
     """
@@ -213,7 +215,8 @@ class _Recording(NamedTuple):
         Raises:
             DamagedError: There are other samples than there must be.
         """
-        file, count = self.file, 0
+        file = self.file
+        count = 0
         size = min(round(block_s * file.samplerate), _BLOCK_VALUES // file.channels)
         while True:
             samples = torch.empty(max(size, 1), file.channels)
@@ -235,7 +238,8 @@ class _Patched(io.RawIOBase):
     def __init__(self, path: Path, whole: Whole) -> None:
         super().__init__()
         self._file = path.open("rb")
-        self._prefix, self._patches = whole.prefix, whole.patches
+        self._prefix = whole.prefix
+        self._patches = whole.patches
         self._shift = len(whole.prefix) - whole.first
         self._size = path.stat().st_size + self._shift
         self._place = 0

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.errors import UserError
+
 Range = tuple[float, float]
 
 
@@ -18,7 +20,7 @@ class Augmentation:
 
     Attributes:
         gain_probability: How often the level changes.
-        gain_db: By how much.
+        gain_db: Decibels by which it becomes louder.
         noise_probability: How often there is noise.
         noise_db: Its level relative to the user's, both as root mean squares.
         noise_s: Lengths of noise and of silences between, in turn.
@@ -42,13 +44,13 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("gain_probability", "noise_probability", "echo_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be 0 to 1, got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be 0 to 1, got {getattr(self, name)}.")
         for name in ("gain_db", "noise_db", "noise_s", "echo_gain", "echo_delay_s"):
             low, high = getattr(self, name)
             if not low <= high:
-                raise ValueError(f"`{name}` must be (low, high), got {(low, high)}.")
+                raise UserError(f"`{name}` must be (low, high), got {(low, high)}.")
         if self.noise_s[1] <= 0 or self.noise_s[0] < 0 or self.echo_delay_s[0] < 0:
-            raise ValueError(
+            raise UserError(
                 "`noise_s` and `echo_delay_s` must not be negative, nor `noise_s` all zero: got "
                 f"noise_s={self.noise_s}, echo_delay_s={self.echo_delay_s}."
             )
@@ -116,16 +118,17 @@ def noise_sections(
             pink noise.
 
     Raises:
-        ValueError: ``noise`` is empty or silent.
+        UserError: ``noise`` is empty or silent.
     """
     generator = torch.Generator().manual_seed(seed)
     if noise is None:
         noise = pink_noise(num_samples, _seed(generator))
     elif not len(noise) or not noise.any():
-        raise ValueError("`noise` must hold samples that are not all zero. Choose a recording.")
+        raise UserError("`noise` must hold samples that are not all zero. Choose a recording.")
     unit = noise / noise.square().mean().sqrt()
     sections = torch.zeros(num_samples)
-    sounds, start = _uniform(generator, (0.0, 1.0)) < 0.5, 0
+    sounds = _uniform(generator, (0.0, 1.0)) < 0.5
+    start = 0
     while start < num_samples:
         length = max(1, round(_uniform(generator, section_s) * sample_rate))
         stop = min(start + length, num_samples)
@@ -133,7 +136,8 @@ def noise_sections(
         if sounds:
             place = (offset + torch.arange(stop - start)) % len(unit)
             sections[start:stop] = unit[place]
-        sounds, start = not sounds, stop
+        sounds = not sounds
+        start = stop
     return sections
 
 

@@ -60,7 +60,7 @@ class Codec(Protocol):
         """Ids of whole recordings; silence completes the last frame.
 
         Raises:
-            ValueError: There are no samples, or samples are none (see `check_samples`).
+            UserError: There are no samples, or samples are none (see `check_samples`).
         """
         ...
 
@@ -68,7 +68,7 @@ class Codec(Protocol):
         """Waveforms of whole recordings, N = T * frame_samples.
 
         Raises:
-            ValueError: There are no rows, or an id is not in its codebook.
+            UserError: There are no rows, or an id is not in its codebook.
         """
         ...
 
@@ -109,7 +109,7 @@ class Encoder:
             For each of these rows the ids of all frames that are now complete, oldest first.
 
         Raises:
-            ValueError: There is no such row, or its samples are none (see `check_channel`).
+            UserError: There is no such row, or its samples are none (see `check_channel`).
                 Nothing was heard.
         """
         for row, new in samples.items():
@@ -119,7 +119,8 @@ class Encoder:
         frames = {}
         for row, heard in pending.items():
             stop = len(heard) // self._frame_samples * self._frame_samples
-            frames[row], self._rest[row] = heard[:stop], heard[stop:].clone()
+            frames[row] = heard[:stop]
+            self._rest[row] = heard[stop:].clone()
         empty = torch.zeros(0, self._num_codebooks, dtype=torch.long)
         return _code(self._coder, frames, empty)
 
@@ -164,7 +165,7 @@ class Decoder:
         """Samples of further frames of some rows, any number each.
 
         Raises:
-            ValueError: There is no such row, or an id is not in its codebook. Nothing was decoded.
+            UserError: There is no such row, or an id is not in its codebook. Nothing was decoded.
         """
         for row, new in codes.items():
             check_row(row, self._num_rows)
@@ -183,10 +184,10 @@ def encode_whole(
     """`Codec.encode` by the codec's stream, in pieces that bound the memory.
 
     Raises:
-        ValueError: There are no samples, or samples are none (see `check_samples`).
+        UserError: There are no samples, or samples are none (see `check_samples`).
     """
     if not audio.numel():
-        raise ValueError(
+        raise UserError(
             f"Audio must have at least one row and one sample: got shape {tuple(audio.shape)}."
         )
     encoder = codec.encoder(len(audio))
@@ -201,7 +202,7 @@ def decode_whole(
     """`Codec.decode` by the codec's stream, in pieces that bound the memory.
 
     Raises:
-        ValueError: There are no rows, or an id is not in its codebook.
+        UserError: There are no rows, or an id is not in its codebook.
     """
     decoder = codec.decoder(len(codes))
     pieces = [decoder.push(dict(enumerate(piece))) for piece in codes.split(piece_frames, 1)]
@@ -211,13 +212,13 @@ def decode_whole(
 def check_num_rows(num_rows: int) -> None:
     """Raise ValueError unless a stream has rows."""
     if num_rows < 1:
-        raise ValueError(f"`num_rows` must be >= 1, got {num_rows}.")
+        raise UserError(f"`num_rows` must be >= 1, got {num_rows}.")
 
 
 def check_row(row: int, num_rows: int) -> None:
     """Raise ValueError unless the row exists."""
     if not 0 <= row < num_rows:
-        raise ValueError(f"`row` must be 0 to {num_rows - 1}: got {row}.")
+        raise UserError(f"`row` must be 0 to {num_rows - 1}: got {row}.")
 
 
 def check_channel(samples: object) -> None:
@@ -253,14 +254,14 @@ def check_samples(audio: Tensor) -> None:
 def check_codes(codes: Int[Tensor, "... K"], codebook_sizes: tuple[int, ...]) -> None:
     """Raise ValueError unless there is an id of its codebook at every place."""
     if codes.shape[-1] != len(codebook_sizes):
-        raise ValueError(
+        raise UserError(
             f"Codes must have {len(codebook_sizes)} codebooks in their last dimension: got shape "
             f"{tuple(codes.shape)}."
         )
     sizes = torch.tensor(codebook_sizes, device=codes.device)
     if (wrong := (codes < 0) | (codes >= sizes)).any():
         place = wrong.nonzero()[0].tolist()
-        raise ValueError(
+        raise UserError(
             f"Codes must be 0 to {codebook_sizes[place[-1]] - 1} in codebook {place[-1]}: got "
             f"{int(codes[tuple(place)])}. Are these codes of this codec, with the delays undone?"
         )

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.packages import optional_module
 from counterpoint.speech.codec import (
     Decoder,
@@ -35,7 +36,7 @@ class Codec2:
     phases of noise from a generator of the whole process, so each decoding hisses differently.
 
     Raises:
-        ValueError: The package `pycodec2` is missing.
+        UserError: The package `pycodec2` is missing.
     """
 
     sample_rate = 8000
@@ -69,7 +70,7 @@ def pack(codes: Int[Tensor, "T K"]) -> bytes:
     """Frames as libcodec2 writes them: fields with their highest bit first, filled to 4 bytes.
 
     Raises:
-        ValueError: An id is not in its codebook.
+        UserError: An id is not in its codebook.
     """
     check_codes(codes, Codec2.codebook_sizes)
     return b"".join(_pack_frame(ids) for ids in codes.tolist())
@@ -79,10 +80,10 @@ def unpack(frames: bytes) -> Int[Tensor, "T K"]:
     """Inverse of `pack`.
 
     Raises:
-        ValueError: The bytes are not a whole number of frames.
+        UserError: The bytes are not a whole number of frames.
     """
     if len(frames) % 4:
-        raise ValueError(f"Frames must have 4 bytes each: got {len(frames)} bytes.")
+        raise UserError(f"Frames must have 4 bytes each: got {len(frames)} bytes.")
     ids = [_unpack_frame(frames[i : i + 4]) for i in range(0, len(frames), 4)]
     return torch.tensor(ids, dtype=torch.long).view(-1, len(_FIELD_BITS))
 

@@ -136,7 +136,8 @@ def _w64(content: _Bytes) -> Whole:
 
 def _chunks(content: _Bytes, form: _Form, long_size: int | None = None) -> Whole:
     """Walk the chunks; ``long_size`` is where 64 bits tell the size of the sound."""
-    place, head = form.first, form.id_bytes + struct.calcsize(form.size)
+    place = form.first
+    head = form.id_bytes + struct.calcsize(form.size)
     found = dict[bytes, int]()
     while place + head <= len(content):
         name = bytes(content[place : place + 4])
@@ -157,7 +158,7 @@ class _Format(NamedTuple):
     """How the sound of a file of chunks is written.
 
     Attributes:
-        num_bytes: Of the samples of all channels at one time; 1 where they come in blocks.
+        num_bytes: Bytes of the samples of all channels at one time; 1 where they come in blocks.
         num_frames: Samples of each channel; ``None`` where the size of the sound tells them.
     """
 
@@ -191,11 +192,14 @@ def _sound(
     """Compare the size of the sound with what is there, and with what comes behind it."""
     head = form.id_bytes + struct.calcsize(form.size)
     begin = place + head
-    size, room = _size_at(content, form, place), len(content) - begin
-    field_place, field_form = place + form.id_bytes, form.size
+    size = _size_at(content, form, place)
+    room = len(content) - begin
+    field_place = place + form.id_bytes
+    field_form = form.size
     if long_size is not None and size == 0xFFFFFFFF:
         size = int(struct.unpack_from("<Q", content, long_size)[0])
-        field_place, field_form = long_size, "<Q"
+        field_place = long_size
+        field_form = "<Q"
     limit = _UNWRITTEN_32 if field_form[1] == "I" else _UNWRITTEN_64
     is_empty = size in (0, form.extra)
     unwritten = size >= limit and size > room
@@ -289,7 +293,10 @@ def _flac(content: _Bytes, start: int) -> Whole:
 
 def _ogg(content: _Bytes) -> Whole:
     """One stream of pages, from the one that begins it to the one that ends it."""
-    place, number, serial, flags = 0, 0, b"", 0
+    place = 0
+    number = 0
+    serial = b""
+    flags = 0
     while place < len(content):
         if content[place : place + 4] != b"OggS" or place + 27 > len(content):
             raise DamagedError(f"at byte {place} is no page of Ogg: it was cut or is damaged")
@@ -328,7 +335,9 @@ def _mpeg_frame(content: _Bytes, place: int) -> _Frame | None:
     if place + 4 > len(content):
         return None
     word = int.from_bytes(content[place : place + 4])
-    version, kbits, rate = word >> 19 & 3, word >> 12 & 15, word >> 10 & 3
+    version = word >> 19 & 3
+    kbits = word >> 12 & 15
+    rate = word >> 10 & 3
     is_layer_3 = word >> 21 == 0x7FF and word >> 17 & 3 == 1
     if not is_layer_3 or version == 1 or kbits in (0, 15) or rate == 3:
         return None
@@ -358,7 +367,8 @@ def _mp3(content: _Bytes, start: int) -> Whole:
     frames = _mpeg_frames(content, start)
     place, first = next(frames)
     tagged = _tagged_frames(content, place, first)
-    count, bit_rates = 1, {first.bit_rate}
+    count = 1
+    bit_rates = {first.bit_rate}
     for _, frame in frames:
         count += 1
         bit_rates.add(frame.bit_rate)

@@ -13,7 +13,11 @@ import sys
 from typing import Any
 
 # Constants of speak_lib.h.
-_RETRIEVAL, _CHARACTERS, _RATE, _UTF8, _WORD = 1, 1, 1, 1, 1
+_RETRIEVAL = 1
+_CHARACTERS = 1
+_RATE = 1
+_UTF8 = 1
+_WORD = 1
 
 
 class _Event(ctypes.Structure):
@@ -31,8 +35,10 @@ class _Event(ctypes.Structure):
 
 def main(path: str, voice: str, words_per_minute: int, text: str) -> None:
     """Say the text to standard output."""
-    library, content = ctypes.CDLL(path), text.encode()
-    pieces, starts = list[bytes](), list[tuple[int, int]]()
+    library = ctypes.CDLL(path)
+    content = text.encode()
+    pieces = list[bytes]()
+    starts = list[tuple[int, int]]()
 
     def take(samples: int | None, count: int, events: Any) -> int:
         if samples and count:

@@ -6,8 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_BLOCK_S, _HOP_S = 0.4, 0.1
-_ABSOLUTE_GATE_LUFS, _RELATIVE_GATE_LU = -70.0, -10.0
+from counterpoint.errors import UserError
+
+_BLOCK_S = 0.4
+_HOP_S = 0.1
+_ABSOLUTE_GATE_LUFS = -70.0
+_RELATIVE_GATE_LU = -10.0
 _OFFSET_LUFS = -0.691
 _TAIL_S = 2.0  # the slowest part of the filters has fallen by 10^-150 after it
 
@@ -18,17 +22,18 @@ def loudness_lufs(audio: Float[Tensor, "C N"], sample_rate: int) -> float:
     A recording shorter than a block of 400 ms is one block, as if it went on in silence.
 
     Raises:
-        ValueError: There are no samples, or more than two channels, which would need their places.
+        UserError: There are no samples, or more than two channels, which would need their places.
 
     Source: ITU-R BS.1770-4, annex 1; filters for other rates than 48 kHz by the bilinear transform
     of the analogue ones behind its tables.
     """
     if len(audio) not in (1, 2) or not audio.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"Loudness needs one or two channels with samples: got shape {tuple(audio.shape)}."
         )
     weighted = _weighted(audio.double(), sample_rate)
-    block, hop = round(_BLOCK_S * sample_rate), round(_HOP_S * sample_rate)
+    block = round(_BLOCK_S * sample_rate)
+    hop = round(_HOP_S * sample_rate)
     if weighted.shape[1] < block:
         weighted = torch.nn.functional.pad(weighted, (0, block - weighted.shape[1]))
     # Sums of whole hops: unfolding the samples themselves would hold each four times.
@@ -48,11 +53,11 @@ def normalise_loudness(
     """Scale a recording to a loudness; samples may then exceed 1.
 
     Raises:
-        ValueError: The recording is silent: nothing passes the gate. Or see `loudness_lufs`.
+        UserError: The recording is silent: nothing passes the gate. Or see `loudness_lufs`.
     """
     found = loudness_lufs(audio, sample_rate)
     if found == -math.inf:
-        raise ValueError(
+        raise UserError(
             f"A recording must be louder than {_ABSOLUTE_GATE_LUFS} LUFS to be normalised: "
             "got silence."
         )
@@ -62,7 +67,8 @@ def normalise_loudness(
 def weighting_filters(sample_rate: int) -> Float[Tensor, "2 2 3"]:
     """The two K-weighting filters: for each (b, a), the coefficients of z^0, z^-1, z^-2."""
     shelf = math.tan(math.pi * 1681.974450955533 / sample_rate)
-    q, high = 0.7071752369554196, 10 ** (3.999843853973347 / 20)
+    q = 0.7071752369554196
+    high = 10 ** (3.999843853973347 / 20)
     band = high**0.4996667741545416
     norm = 1 + shelf / q + shelf**2
     shelf_b = [
@@ -71,7 +77,8 @@ def weighting_filters(sample_rate: int) -> Float[Tensor, "2 2 3"]:
         (high - band * shelf / q + shelf**2) / norm,
     ]
     shelf_a = [1.0, 2 * (shelf**2 - 1) / norm, (1 - shelf / q + shelf**2) / norm]
-    cut, q = math.tan(math.pi * 38.13547087602444 / sample_rate), 0.5003270373238773
+    cut = math.tan(math.pi * 38.13547087602444 / sample_rate)
+    q = 0.5003270373238773
     norm = 1 + cut / q + cut**2
     cut_a = [1.0, 2 * (cut**2 - 1) / norm, (1 - cut / q + cut**2) / norm]
     return torch.tensor([[shelf_b, shelf_a], [[1.0, -2.0, 1.0], cut_a]], dtype=torch.float64)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from counterpoint.blocks.attention import attend, streaming_reach, write_ring
 from counterpoint.blocks.rope import rotate
+from counterpoint.errors import UserError
 from counterpoint.speech.codec import Decoder, Encoder, check_num_rows, decode_whole, encode_whole
 
 HEAD_WIDTH = 64
@@ -55,7 +56,7 @@ class Mimi:
         window: Steps of 40 ms that attention reads, its own included.
 
     Raises:
-        ValueError: The weights have fewer codebooks.
+        UserError: The weights have fewer codebooks.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Mimi:
     ) -> None:
         total = sum(name.endswith(".embedding_sum") for name in weights)
         if not 1 <= num_codebooks <= total:
-            raise ValueError(f"`num_codebooks` must be 1 to {total}: got {num_codebooks}.")
+            raise UserError(f"`num_codebooks` must be 1 to {total}: got {num_codebooks}.")
         self.weights = {name: tensor.detach().float() for name, tensor in weights.items()}
         self.window = window
         places = ["semantic.0", *(f"acoustic.{k}" for k in range(num_codebooks - 1))]

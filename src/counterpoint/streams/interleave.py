@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
 Content = Mapping[str, Shaped[Tensor, "B T _K ..."]]
@@ -85,7 +86,7 @@ class Interleaving(NamedTuple):
             The sequences; beyond a row's length stands anything.
 
         Raises:
-            ValueError: A stream is missing, or has another number of elements.
+            UserError: A stream is missing, or has another number of elements.
         """
         frames = [
             *_in_order(content, self.depths, self.last.shape),
@@ -101,7 +102,7 @@ class Interleaving(NamedTuple):
         Zeros stand where an element is nothing.
         """
         if sequence.shape[:2] != self.source.shape:
-            raise ValueError(
+            raise UserError(
                 f"`sequence` must hold one element a place: expected {tuple(self.source.shape)}, "
                 f"got {tuple(sequence.shape[:2])}."
             )
@@ -179,7 +180,7 @@ def interleave(
             laid out too; elsewhere the next tick holds it.
 
     Raises:
-        ValueError: A step of a stream covers several ticks, the streams do not cover the same
+        UserError: A step of a stream covers several ticks, the streams do not cover the same
             ticks, or a stream of ``behind`` comes later in a frame than one that is only read.
         KeyError: The layout does not have a stream.
     """
@@ -273,7 +274,7 @@ def _in_order(
     given = {name: tuple(values.shape[:3]) for name, values in content.items()}
     expected = {name: (*shape, depth) for name, depth in depths.items()}
     if given != expected:
-        raise ValueError(
+        raise UserError(
             f"`content` must hold something for every element of each stream: expected {expected}, "
             f"got {given}."
         )
@@ -283,16 +284,16 @@ def _in_order(
 def _check(layout: Layout, ticks: Ticks, behind: Ticks) -> None:
     slow = [name for name in ticks if layout[name].period_ticks > 1]
     if slow:
-        raise ValueError(
+        raise UserError(
             f"Interleaved streams must have a period of one tick: got {', '.join(slow)}. Put the "
             "elements of a slow stream into the tick in which they come, and nothing elsewhere."
         )
     lengths = {name: tuple(ids.shape[:2]) for name, ids in (*ticks.items(), *behind.items())}
     if not ticks or len(set(lengths.values())) > 1:
-        raise ValueError(f"All streams must cover the same ticks of the same rows: got {lengths}.")
+        raise UserError(f"All streams must cover the same ticks of the same rows: got {lengths}.")
     first = {stream.name for stream in layout.streams[: len(behind)]}
     if not set(behind) <= first:
-        raise ValueError(
+        raise UserError(
             f"What is written must come first in the layout, which begins with "
             f"{', '.join(sorted(first))}: got {', '.join(behind)}."
         )

@@ -95,7 +95,8 @@ class Timeline:
         for event in self.events:
             inside = event.start_s < stop_s and event.end_s > start_s
             if inside or (event.start_s == event.end_s == start_s < stop_s):
-                clipped_start, clipped_end = max(event.start_s, start_s), min(event.end_s, stop_s)
+                clipped_start = max(event.start_s, start_s)
+                clipped_end = min(event.end_s, stop_s)
                 kept.append(replace(event, start_s=clipped_start, end_s=clipped_end))
         return replace(self, events=tuple(kept))
 

@@ -126,7 +126,7 @@ class TrainConfig:
         batch_rows: Rows of a step, over all processes.
         accumulation: Equal parts of the batch, computed one after the other; several processes
             share them out, so that a recipe gives the same run on 1 to `accumulation` processes.
-        seed: Of all randomness inside the model: noise is a function of (seed, step, part).
+        seed: Decides all randomness inside the model: noise is a function of (seed, step, part).
         clip_norm: Longest gradient; ``None`` leaves it as it is.
         precision: ``"bfloat16"`` computes under autocast; weights and optimiser stay float32.
         compile: Compile the loss with `torch.compile`.

@@ -152,7 +152,8 @@ def check_files(path: Path, names: Callable[[str], bool] = lambda name: True) ->
 
 def _check_content(manifest: Mapping[str, Any], path: Path) -> None:
     """Check the parts that are used without further question."""
-    files, counters = manifest.get("files"), manifest.get("counters")
+    files = manifest.get("files")
+    counters = manifest.get("counters")
     _must(isinstance(manifest.get("system"), str), path, "names no `system`")
     _must("config" in manifest, path, "has no `config`")
     _must(_are_counters(counters), path, "has no `counters`")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from counterpoint.errors import UserError
 from counterpoint.train.distributed import gathered, shard_like
 
 _STEPS = 5
@@ -34,13 +35,13 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
-                    raise ValueError(f"Muon takes matrices only: got {tuple(parameter.shape)}.")
+                    raise UserError(f"Muon takes matrices only: got {tuple(parameter.shape)}.")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Learn from the gradients that there are."""
         if closure is not None:
-            raise ValueError("Muon computes no loss: call the closure before, not here.")
+            raise UserError("Muon computes no loss: call the closure before, not here.")
         stacks: dict[torch.Size, list[tuple[nn.Parameter, Tensor, float]]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:

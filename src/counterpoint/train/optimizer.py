@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from counterpoint.errors import UserError
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig
 from counterpoint.train.muon import Muon
 
@@ -66,10 +67,10 @@ class KindOptimizers:
         """The optimiser of a kind; at first without moments.
 
         Raises:
-            ValueError: The kind's name is not one word.
+            UserError: The kind's name is not one word.
         """
         if kind and not kind.isidentifier():
-            raise ValueError(
+            raise UserError(
                 f"A kind of batch must be one word of letters, digits and '_': got {kind!r}. "
                 "Rename it."
             )
@@ -115,7 +116,7 @@ def build_optimizer(system: nn.Module, config: OptimizerConfig) -> JointOptimize
     54 ms.
 
     Raises:
-        ValueError: A prefix of `lr_factors` matches no parameter.
+        UserError: A prefix of `lr_factors` matches no parameter.
     """
     named = {name: p for name, p in system.named_parameters() if p.requires_grad}
     _check_prefixes(list(named), config)
@@ -152,7 +153,7 @@ def _check_prefixes(names: list[str], config: OptimizerConfig) -> None:
         if not any(name.startswith(prefix) for name in names):
             prefixes = {n[: m.start()] for n in names for m in re.finditer(r"\.|$", n)}
             near = get_close_matches(prefix, sorted(prefixes), n=1, cutoff=0)
-            raise ValueError(
+            raise UserError(
                 "Each prefix in `lr_factors` must start a parameter's name: "
                 f"got {prefix!r}, which starts none. Did you mean {near[0]!r}?"
             )

@@ -58,7 +58,7 @@ class StepReport:
     Attributes:
         step: Steps done, this one included.
         num_steps: Steps of the whole run.
-        loss: In bits a unit.
+        loss: Loss in bits a unit.
         seconds: Length of the step.
         size: What it learned from, in ``unit``, over all processes.
         unit: Bytes of text, or frames of speech.

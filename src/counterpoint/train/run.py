@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from counterpoint.config_json import decode, encode
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
+from counterpoint.errors import UserError
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
 
@@ -29,14 +30,14 @@ class Run:
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
-            raise ValueError(
+            raise UserError(
                 f"`name` must serve as a folder name: got {self.name!r}. "
                 "Use letters, digits, '-' and '_'."
             )
         layout = sketch(self.system).layout
         if not self.data.fits(layout):
             fitting = [kind.__name__ for kind in (DataConfig, SpeechData) if kind.fits(layout)]
-            raise ValueError(
+            raise UserError(
                 f"`data` must be {' or '.join(fitting) or 'a source of its own'} where `system` is "
                 f"{type(self.system).__name__}: got {type(self.data).__name__}. Change one of them."
             )
@@ -46,10 +47,10 @@ class Run:
         """``data`` of a run on text.
 
         Raises:
-            ValueError: The run is on speech.
+            UserError: The run is on speech.
         """
         if not isinstance(self.data, DataConfig):
-            raise ValueError(f"The run must be on text: {self.name!r} is on speech.")
+            raise UserError(f"The run must be on text: {self.name!r} is on speech.")
         return self.data
 
     @property
@@ -57,10 +58,10 @@ class Run:
         """``data`` of a run on speech.
 
         Raises:
-            ValueError: The run is on text.
+            UserError: The run is on text.
         """
         if not isinstance(self.data, SpeechData):
-            raise ValueError(f"The run must be on speech: {self.name!r} is on text.")
+            raise UserError(f"The run must be on speech: {self.name!r} is on text.")
         return self.data
 
 
@@ -73,12 +74,12 @@ def from_json(text: str) -> Run:
     """Read back what `to_json` wrote.
 
     Raises:
-        ValueError: Not JSON, an unknown field (the nearest is named), or a value of another type.
+        UserError: Not JSON, an unknown field (the nearest is named), or a value of another type.
     """
     try:
         data = json.loads(text)
     except json.JSONDecodeError as problem:
-        raise ValueError(f"A run must be JSON: {problem}. Give a file that was saved.") from None
+        raise UserError(f"A run must be JSON: {problem}. Give a file that was saved.") from None
     run = decode(Run, data, "run")
     if not isinstance(run, Run):
         raise AssertionError("decode returns what it is asked for")

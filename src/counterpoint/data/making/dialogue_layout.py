@@ -17,6 +17,7 @@ from counterpoint.data.making.turn_taking import (
     YIELD,
     boundary_weights,
 )
+from counterpoint.errors import UserError
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.voices import Spoken
 from counterpoint.streams.timeline import Event, Timeline
@@ -67,11 +68,11 @@ def lay_out(
     Args:
         script: What is said.
         spoken: An utterance a turn.
-        sample_rate: Of the utterances.
+        sample_rate: Sample rate of the utterances.
         seed: Decides what is drawn.
         lead_s: Silence before the first turn.
         tail_s: Silence after all speech.
-        header: Of the timeline.
+        header: Header of the timeline.
 
     Returns:
         The agent's channel, then the user's; and the timeline. Its streams are "agent" and "user".
@@ -157,7 +158,7 @@ def _spliced(
 ) -> tuple[Float[Tensor, " N"], list[tuple[str, int, int]], list[tuple[int, int]]]:
     """Audio, words and pauses of an utterance with the silences that its turn asks for."""
     if len(spoken.words) != len(turn.words):
-        raise ValueError(
+        raise UserError(
             f"An utterance must have a word for each of the {len(turn.words)} pieces of "
             f"{turn.text!r}: got {len(spoken.words)}."
         )

@@ -81,7 +81,8 @@ def families(what: Literal["digit", "device"], split: Split) -> tuple[tuple[str,
 
 def differ_by_a_word(text: str, other: str) -> bool:
     """Whether two texts are equal, or one word was put in, left out or replaced."""
-    words, others = text.split(), other.split()
+    words = text.split()
+    others = other.split()
     shorter, longer = sorted((words, others), key=len)
     if len(longer) - len(shorter) > 1:
         return False

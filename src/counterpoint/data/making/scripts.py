@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from counterpoint.errors import UserError
 from counterpoint.files import read_text
 
 SpeakerName = Literal["agent", "user"]
@@ -35,11 +36,11 @@ class Turn:
         pauses: (word index, seconds) each: silence before that word, not before the first one.
         breaths: Indices of words before which a breath is taken, not the first: what lies between
             is spoken by itself, as if nothing came before and behind, 0.2 s apart.
-        gap_s: Of a "turn": silence between the turn before and this one, negative where they
+        gap_s: For a "turn", the silence between the turn before and this one, negative where they
             overlap; ``None`` is drawn from what humans do.
-        after_word: Of the other kinds: index of the word of the other's turn after whose end this
-            one starts; ``None`` is drawn.
-        yield_s: Of an "interruption": how long the other one goes on; ``None`` is drawn.
+        after_word: For the other kinds, the index of the word of the other's turn after whose end
+            this one starts; ``None`` is drawn.
+        yield_s: For an "interruption", how long the other one goes on; ``None`` is drawn.
     """
 
     speaker: SpeakerName
@@ -53,26 +54,26 @@ class Turn:
 
     def __post_init__(self) -> None:
         if not any(map(str.isalnum, self.text)):
-            raise ValueError(f"`text` must have a letter or a digit: got {self.text!r}.")
+            raise UserError(f"`text` must have a letter or a digit: got {self.text!r}.")
         last = len(self.text.split()) - 1
         for name, places in (
             ("pauses", [index for index, _ in self.pauses]),
             ("breaths", list(self.breaths)),
         ):
             if places != sorted(set(places)) or any(not 0 < place <= last for place in places):
-                raise ValueError(
+                raise UserError(
                     f"`{name}` must be before different words 1 to {last}, in order: got {places} "
                     f"in {self.text!r}."
                 )
         if mute := [said for said in self.phrases if not any(map(str.isalnum, said))]:
-            raise ValueError(
+            raise UserError(
                 f"`breaths` must leave a letter or a digit in every phrase: got {mute} in "
                 f"{self.text!r}."
             )
         if any(not 0 < seconds < math.inf for _, seconds in self.pauses):
-            raise ValueError(f"`pauses` must be longer than 0 s: got {self.pauses}.")
+            raise UserError(f"`pauses` must be longer than 0 s: got {self.pauses}.")
         if not all(map(math.isfinite, (self.gap_s or 0.0, self.yield_s or 0.0))):
-            raise ValueError(
+            raise UserError(
                 f"`gap_s` and `yield_s` must be finite: got {self.gap_s}, {self.yield_s}."
             )
         for name, kinds in (
@@ -81,9 +82,9 @@ class Turn:
             ("yield_s", ("interruption",)),
         ):
             if getattr(self, name) is not None and self.kind not in kinds:
-                raise ValueError(f"`{name}` belongs to {' or '.join(kinds)}: got {self.kind!r}.")
+                raise UserError(f"`{name}` belongs to {' or '.join(kinds)}: got {self.kind!r}.")
         if (self.after_word or 0) < 0 or (self.yield_s or 0) < 0:
-            raise ValueError(
+            raise UserError(
                 f"`after_word` and `yield_s` must be >= 0: got {self.after_word}, {self.yield_s}."
             )
 
@@ -104,9 +105,9 @@ class Script:
     """A dialogue in text.
 
     Attributes:
-        name: Of its files: letters, digits, and ``. _ -`` behind the first.
+        name: Name of its files: letters, digits, and ``. _ -`` behind the first.
         role: What the agent is told before the conversation.
-        turns: In the order in which they start.
+        turns: Turns in the order in which they start.
     """
 
     name: str
@@ -115,22 +116,22 @@ class Script:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
+            raise UserError(
                 "`name` of a script must be letters, digits, and . _ - behind the first: got "
                 f"{self.name!r}."
             )
         if not self.turns:
-            raise ValueError(f"Script {self.name!r} must have at least one turn.")
+            raise UserError(f"Script {self.name!r} must have at least one turn.")
         floor: Turn | None = None
         for index, turn in enumerate(self.turns):
             if turn.kind != "turn":
                 if floor is None or floor.speaker == turn.speaker:
-                    raise ValueError(
+                    raise UserError(
                         f"Turn {index} of script {self.name!r} is of kind {turn.kind!r}: it must "
                         "come into a turn of the other speaker."
                     )
                 if turn.after_word is not None and turn.after_word >= len(floor.words):
-                    raise ValueError(
+                    raise UserError(
                         f"Turn {index} of script {self.name!r} must come after a word 0 to "
                         f"{len(floor.words) - 1} of {floor.text!r}: got {turn.after_word}."
                     )
@@ -155,18 +156,19 @@ class Script:
         """Read an object of a .jsonl file.
 
         Raises:
-            ValueError: It is not what it must be.
+            UserError: It is not what it must be.
         """
         try:
             turns = tuple(_turn(values) for values in record["turns"])
-            name, role = record["name"], record.get("role")
+            name = record["name"]
+            role = record.get("role")
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 'A script must be {"name", "role", "turns": [{"speaker", "text", ...}]}: got '
                 f"{sorted(record)} ({error})."
             ) from error
         if not isinstance(name, str) or not isinstance(role, str | None):
-            raise ValueError(f"`name` and `role` must be text: got {name!r}, {role!r}.")
+            raise UserError(f"`name` and `role` must be text: got {name!r}, {role!r}.")
         return cls(name=name, role=role, turns=turns)
 
 
@@ -174,12 +176,12 @@ def read_scripts(path: str | Path) -> list[Script]:
     """The scripts of a .jsonl file.
 
     Raises:
-        ValueError: No such file, a line is not what it must be, or a name comes twice.
+        UserError: No such file, a line is not what it must be, or a name comes twice.
     """
     scripts = [_named(Script.from_json, record, place) for place, record in _records(Path(path))]
     counts = Counter(script.name for script in scripts)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(f"{path}: names of scripts must differ: {twice[0]!r} comes twice.")
+        raise UserError(f"{path}: names of scripts must differ: {twice[0]!r} comes twice.")
     return scripts
 
 
@@ -201,12 +203,12 @@ def read_sgd(path: str | Path) -> list[Script]:
             read in the order of their names and lend them to the scripts ("train-3_00075").
 
     Raises:
-        ValueError: No such file, or a line is not what it must be.
+        UserError: No such file, or a line is not what it must be.
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"A folder of dialogues must have .jsonl files: {str(path)!r} has none.")
+        raise UserError(f"A folder of dialogues must have .jsonl files: {str(path)!r} has none.")
     return [
         _named(lambda record, stem=file.stem: _sgd_script(record, stem), record, place)
         for file in files
@@ -233,13 +235,11 @@ def _sgd_script(record: dict[str, Any], stem: str) -> Script:
         name = f"{stem}-{record['id']}"
         return Script(name=name, role=_sgd_role(record["services"], turns), turns=said)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"A dialogue of SGD must have id, services and turns ({error})."
-        ) from error
+        raise UserError(f"A dialogue of SGD must have id, services and turns ({error}).") from error
 
 
 def _sgd_role(services: list[str], turns: list[dict[str, Any]]) -> str:
-    """In the words of PersonaPlex's published roles."""
+    """The role, in the words of PersonaPlex's published roles."""
     frames = [frame for turn in turns for frame in turn["frames"]]
     intents = dict.fromkeys(
         " ".join(re.findall(r"[A-Z][a-z]*", frame["intent"])).lower()
@@ -269,15 +269,15 @@ def _listed(parts: list[str]) -> str:
 
 def _turn(values: Any) -> Turn:
     if not isinstance(values, dict):
-        raise ValueError(f"A turn must be an object: got {values!r}.")
+        raise UserError(f"A turn must be an object: got {values!r}.")
     known = {field.name for field in fields(Turn)}
     if unknown := values.keys() - known:
-        raise ValueError(f"A turn has only {', '.join(sorted(known))}: got {sorted(unknown)[0]!r}.")
+        raise UserError(f"A turn has only {', '.join(sorted(known))}: got {sorted(unknown)[0]!r}.")
     for name, choices in (("speaker", get_args(SpeakerName)), ("kind", get_args(Kind))):
         if name in values and values[name] not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}: got {values[name]!r}.")
+            raise UserError(f"`{name}` must be one of {', '.join(choices)}: got {values[name]!r}.")
     if not isinstance(values["text"], str):
-        raise ValueError(f"`text` must be text: got {values['text']!r}.")
+        raise UserError(f"`text` must be text: got {values['text']!r}.")
     converted = {**values}
     for name, kind in (("gap_s", float), ("after_word", int), ("yield_s", float)):
         if converted.get(name) is not None:
@@ -291,14 +291,14 @@ def _named(read: Any, record: dict[str, Any], place: str) -> Script:
     try:
         script: Script = read(record)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise UserError(f"{place}: {error}") from error
     return script
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Place and object of each line."""
     if not path.is_file():
-        raise ValueError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
+        raise UserError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
     records = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -306,10 +306,10 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{place} must be a JSON object: {error}.") from error
+                raise UserError(f"{place} must be a JSON object: {error}.") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{place} must be a JSON object: got {type(record).__name__}.")
+                raise UserError(f"{place} must be a JSON object: got {type(record).__name__}.")
             records.append((place, record))
     if not records:
-        raise ValueError(f"Dialogues must have at least one line: {str(path)!r} is empty.")
+        raise UserError(f"Dialogues must have at least one line: {str(path)!r} is empty.")
     return records

@@ -49,17 +49,18 @@ class TurnStatistics:
     """What was measured in some dialogues; NaN where nothing of the kind is there.
 
     Attributes:
-        dialogues: How many.
-        hours: Of them all.
-        overlap_share: Of the time, in which both speak.
-        overlapping_share: Of the floor transfers, that overlap.
-        transfer_median_s: From the end of a turn to the start of the other's.
-        gap_median_s: Of those transfers that do not overlap.
-        pauses_per_minute: Silences within turns.
-        pause_median_s: Of them.
-        backchannels_per_minute: Of the user.
-        interruptions: How many.
-        yield_median_s: From the start of an interruption to the end of the other's speech.
+        dialogues: Number of dialogues.
+        hours: Length of them all.
+        overlap_share: Share of the time in which both speak.
+        overlapping_share: Share of the floor transfers that overlap.
+        transfer_median_s: Median time from the end of a turn to the start of the other's.
+        gap_median_s: The same of those transfers that do not overlap.
+        pauses_per_minute: Silences within turns, a minute.
+        pause_median_s: Median length of these silences.
+        backchannels_per_minute: Backchannels of the user, a minute.
+        interruptions: Number of interruptions.
+        yield_median_s: Median time from the start of an interruption to the end of the other's
+            speech.
     """
 
     dialogues: int

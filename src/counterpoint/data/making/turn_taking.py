@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from counterpoint.data.making.scripts import Script, Turn
+from counterpoint.errors import UserError
 
 _LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -33,7 +34,8 @@ class Quantiles:
         right = bisect_right(self.levels, level)
         if right in (0, len(self.levels)):
             return self.values[min(right, len(self.values) - 1)]
-        low, high = self.levels[right - 1], self.levels[right]
+        low = self.levels[right - 1]
+        high = self.levels[right]
         share = (level - low) / (high - low)
         return self.values[right - 1] * (1 - share) + self.values[right] * share
 
@@ -84,8 +86,9 @@ class Embellishment:
     Attributes:
         pauses_per_minute: Within turns, a minute of speech. Engines pause on their own at some
             punctuation; together with those, the default makes humans' 13.5 a minute of dialogue.
-        backchannels_per_minute: Of the user, a minute of the agent's speech in turns of at least 8
-            words. Humans: 2.27 a minute and side, in which the other one speaks for 25.6 s.
+        backchannels_per_minute: Backchannels of the user, a minute of the agent's speech in turns
+            of at least 8 words. Humans: 2.27 a minute and side, in which the other one speaks for
+            25.6 s.
         interruption_share: Share of the user's turns after such a turn that interrupt it.
     """
 
@@ -95,9 +98,9 @@ class Embellishment:
 
     def __post_init__(self) -> None:
         if self.pauses_per_minute < 0 or self.backchannels_per_minute < 0:
-            raise ValueError(f"Rates of an embellishment must be >= 0: got {self}.")
+            raise UserError(f"Rates of an embellishment must be >= 0: got {self}.")
         if not 0 <= self.interruption_share <= 1:
-            raise ValueError(f"`interruption_share` must be 0 to 1: got {self.interruption_share}.")
+            raise UserError(f"`interruption_share` must be 0 to 1: got {self.interruption_share}.")
 
 
 PLAIN = Embellishment(pauses_per_minute=0, backchannels_per_minute=0, interruption_share=0)

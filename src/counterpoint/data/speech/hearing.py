@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from counterpoint.data.speech.monologue import Word
+from counterpoint.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +31,9 @@ class Hearing:
         for name in ("after_s", "stretch_gap_s", "word_s"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"`{name}` must be seconds >= 0: got {value}.")
+                raise UserError(f"`{name}` must be seconds >= 0: got {value}.")
         if self.after_s < (self.stretch_gap_s or 0.0):
-            raise ValueError(
+            raise UserError(
                 "`after_s` must be at least `stretch_gap_s`, the silence by which the end of a "
                 f"stretch is known: got {self.after_s} and {self.stretch_gap_s}."
             )
@@ -42,7 +43,8 @@ class Hearing:
 
         A stretch that is over before the one before it is written waits for its turn.
         """
-        placed, free_s = list[Word](), 0.0
+        placed = list[Word]()
+        free_s = 0.0
         for stretch in self._stretches(words):
             start_s = stretch[-1].end_s + self.after_s
             for word in stretch:

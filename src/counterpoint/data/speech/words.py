@@ -56,7 +56,7 @@ class SentencePieceWords:
     """The published models' text: a SentencePiece .model file.
 
     Raises:
-        ValueError: The package `sentencepiece` is missing, or the file cannot be read.
+        UserError: The package `sentencepiece` is missing, or the file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,7 +64,7 @@ class SentencePieceWords:
         try:
             self._pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"The tokenizer must be 'bytes' or a SentencePiece .model file: got {str(path)!r} "
                 f"({' '.join(str(error).split())[:100]})."
             ) from error
@@ -96,7 +96,7 @@ def open_tokenizer(name: str) -> WordTokenizer:
     """The tokeniser "bytes", or that of a SentencePiece .model file.
 
     Raises:
-        ValueError: It cannot be used.
+        UserError: It cannot be used.
     """
     return ByteWords() if name == "bytes" else SentencePieceWords(name)
 
@@ -112,7 +112,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
         vocab_size: Most pieces; fewer where the texts have no more.
 
     Raises:
-        ValueError: The package `sentencepiece` is missing, or there is no text.
+        UserError: The package `sentencepiece` is missing, or there is no text.
     """
     model = io.BytesIO()
     try:

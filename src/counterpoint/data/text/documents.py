@@ -99,7 +99,8 @@ def _fence_behind(line: str, fence: str) -> str:
     match = _MARKDOWN_FENCE.match(line)
     if match is None:
         return fence
-    marks, info = match[1], match[2]
+    marks = match[1]
+    info = match[2]
     if fence:
         closes = marks.startswith(fence) and not info.strip(" \t")
         return "" if closes else fence
@@ -240,7 +241,8 @@ def _record_document(
     """The document of a row; none when its text is null or blank."""
     if text_field not in record:
         raise UserError(f"{place} must have the field {text_field!r}: it has {sorted(record)}.")
-    text, title = record[text_field], record.get(title_field)
+    text = record[text_field]
+    title = record.get(title_field)
     if not isinstance(text, str | None) or not isinstance(title, str | None):
         wrong, value = (title_field, title) if isinstance(text, str | None) else (text_field, text)
         raise UserError(f"{place}: the field {wrong!r} must be text, got {type(value).__name__}.")

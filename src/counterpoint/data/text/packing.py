@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Int
 
 from counterpoint.data.text.shards import TokenShards
+from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 
@@ -23,14 +24,14 @@ class PackedRows:
         stream: Name of the stream that the ids are for.
 
     Raises:
-        ValueError: ``row_ticks`` is not a multiple of ``block_ticks``.
+        UserError: ``row_ticks`` is not a multiple of ``block_ticks``.
     """
 
     def __init__(
         self, shards: TokenShards, row_ticks: int, block_ticks: int, stream: str = "part"
     ) -> None:
         if block_ticks < 1 or row_ticks < 1 or row_ticks % block_ticks:
-            raise ValueError(
+            raise UserError(
                 f"`row_ticks` must be a multiple of `block_ticks`: got row_ticks={row_ticks}, "
                 f"block_ticks={block_ticks}."
             )
@@ -53,7 +54,7 @@ class PackedRows:
         ``size`` counts the bytes of text that the targets stand for.
 
         Raises:
-            ValueError: An index is out of range.
+            UserError: An index is out of range.
         """
         units = self.units(indices)
         row_start = np.asarray(indices)[:, None] * self.row_ticks
@@ -77,7 +78,7 @@ class PackedRows:
         """Number of the unit that each tick of the rows belongs to."""
         indices = np.asarray(indices)
         if ((indices < 0) | (indices >= self._num_rows)).any():
-            raise ValueError(f"Rows must be 0 to {self._num_rows - 1}: got {indices.tolist()}.")
+            raise UserError(f"Rows must be 0 to {self._num_rows - 1}: got {indices.tolist()}.")
         start = indices * self.row_ticks
         first = np.searchsorted(self._stops, start, side="right")
         last = np.searchsorted(self._stops, start + self.row_ticks - 1, side="right")

@@ -138,7 +138,9 @@ class ShardWriter:
     def _ids(self, text: str) -> UInt[np.ndarray, " n"]:
         tokens = self._tokenizer.encode(text)
         ids = np.empty(len(tokens) + 2, self._dtype)
-        ids[0], ids[1:-1], ids[-1] = self._tokenizer.start_id, tokens, self._tokenizer.end_id
+        ids[0] = self._tokenizer.start_id
+        ids[1:-1] = tokens
+        ids[-1] = self._tokenizer.end_id
         return ids
 
     def _write_tokens(self, ids: UInt[np.ndarray, " n"]) -> None:
@@ -221,7 +223,7 @@ class TokenShards(Sequence[Unit]):
     """A folder of shards, as a sequence of units. Files are mapped into memory, not read.
 
     Args:
-        folder: As written by `ShardWriter`.
+        folder: A folder that `ShardWriter` wrote.
 
     Attributes:
         token_stops: Where the ids of each unit stop in the whole of all ids.
@@ -243,7 +245,8 @@ class TokenShards(Sequence[Unit]):
             self.num_tokens: int = manifest["num_tokens"]
             self.num_bytes: int = manifest["num_bytes"]
             self.shard_tokens: int = manifest["shard_tokens"]
-            num_units, names_size = manifest["num_units"], manifest["names_size"]
+            num_units = manifest["num_units"]
+            names_size = manifest["names_size"]
             self._files: dict[str, str] = manifest["files"]
             dtype = np.dtype(manifest["dtype"])
         except (KeyError, TypeError) as error:
@@ -271,7 +274,7 @@ class TokenShards(Sequence[Unit]):
 
     @property
     def digest(self) -> str:
-        """Of all that is learned from the units: ids, their bounds, titles and headings."""
+        """Digest of all that is learned from the units: ids, their bounds, titles and headings."""
         learned = {name: own for name, own in self._files.items() if name != "byte_lengths.bin"}
         return json_digest([self.tokenizer_identity, self.shard_tokens, learned])
 

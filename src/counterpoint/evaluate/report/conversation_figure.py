@@ -60,8 +60,8 @@ class Talk:
     """What a picture of a conversation shows.
 
     Attributes:
-        title: Above it.
-        levels: Of the agent and the user, in this order.
+        title: Stands above the picture.
+        levels: Levels of the agent and the user, in this order.
         found: Who spoke when.
         words: Events of kind "word" on the streams "agent" and "user".
     """
@@ -76,7 +76,7 @@ def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
     """Rows of equal length: of up to 15 s, and longer ones where there would be more than 24.
 
     Args:
-        duration_s: Of the recording.
+        duration_s: Length of the recording.
         lines: Speakers whose words are shown, 0 to 2.
     """
     num_rows = min(max(math.ceil(duration_s / _ROW_S), 1), _MOST_ROWS)
@@ -114,7 +114,7 @@ def draw_conversation(talk: Talk) -> bytes:
     """The picture as PNG bytes.
 
     Raises:
-        ValueError: The package ``matplotlib`` is missing.
+        UserError: The package ``matplotlib`` is missing.
     """
     new_figure(1, 1)  # says what to install before anything else needs it
     from matplotlib import rc_context

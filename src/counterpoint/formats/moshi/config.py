@@ -145,7 +145,9 @@ class ReferenceConfig:
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        streams, tower, depth = self.streams, self.tower, self.depth
+        streams = self.streams
+        tower = self.tower
+        depth = self.depth
         _must(
             len(streams.delays) == streams.n_q + 1 and min(streams.delays) >= 0,
             f"`delays` must hold {streams.n_q + 1} frames >= 0, for text and each of `n_q` "

@@ -24,7 +24,9 @@ _DEPTH_STEP = re.compile(
 
 def tensor_shapes(config: ReferenceConfig) -> Shapes:
     """Names and shapes of the tensors that a config calls for."""
-    streams, tower, depth = config.streams, config.tower, config.depth
+    streams = config.streams
+    tower = config.tower
+    depth = config.depth
     audio_rows = streams.card + 1
     text_rows = streams.text_card + 1
     shapes: Shapes = {}

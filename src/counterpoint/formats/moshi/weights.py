@@ -77,7 +77,8 @@ def read_checkpoint(
     Args:
         path: A file of weights, or a folder with the ``moshi_name`` of its config.json, else with
             `model.safetensors` or `model.q8.safetensors`.
-        dtype: Of the result. What has it already is mapped, not copied: keep the file as it is.
+        dtype: Type of the result. What has it already is mapped, not copied: keep the file as it
+            is.
         config_path: Instead of the config.json beside the weights. Where none gives ``dim``, Moshi
             7B is taken, with as many layers and vocabulary entries as the file has. The number of
             depth steps is that of the file always.
@@ -295,7 +296,8 @@ def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any])
         expected[SCALE] = got[""][:1]
     if LORA_A in roles:
         rank = keys.get("lora_rank", math.prod(got[LORA_A][:1]))
-        expected[LORA_A], expected[LORA_B] = (rank, *got[""][1:]), (*got[""][:1], rank)
+        expected[LORA_A] = (rank, *got[""][1:])
+        expected[LORA_B] = (*got[""][:1], rank)
     if got != expected:
         raise UserError(
             f"What changes {name} must fit its shape and `lora_rank`: expected {expected}, "
@@ -336,7 +338,7 @@ def write_adapters(
 
     Args:
         tensors: Factors, and weights that replace those of the model, by canonical name.
-        config: Of the model.
+        config: The model's config.
         folder: A new or empty folder; it appears with both files, or not at all.
         rank: Features between the factors.
         scaling: Factor of every change.
