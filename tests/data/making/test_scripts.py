@@ -89,7 +89,7 @@ def test_script_refuses_an_interruption_of_nobody() -> None:
     ("line", "message"),
     [
         ("{", "line 2 must be a JSON object"),
-        ("[]", "line 2 must be a JSON object: got list"),
+        ("[]", "line 2 must be a JSON object: it is a list"),
         ('{"name": "b"}', "line 2: A script must be"),
         ('{"name": 3, "turns": []}', "line 2: `name` and `role` must be text"),
         ('{"name": "b", "turns": [{"speaker": "user", "tekst": ""}]}', "got 'tekst'"),

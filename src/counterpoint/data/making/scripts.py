@@ -4,7 +4,6 @@ A file is JSONL, one script a line: ``{"name", "role", "turns": [{"speaker", "te
 further fields of a turn as in `Turn`, each left out where it has its default.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -12,14 +11,15 @@ from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from counterpoint.errors import UserError
-from counterpoint.files import read_text
+from counterpoint.files import read_json_lines, write_json_lines
 
 SpeakerName = Literal["agent", "user"]
-Kind = Literal["turn", "backchannel", "interruption"]
+TurnKind = Literal["turn", "backchannel", "interruption"]
 
+_Number = TypeVar("_Number", int, float)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -45,7 +45,7 @@ class Turn:
 
     speaker: SpeakerName
     text: str
-    kind: Kind = "turn"
+    kind: TurnKind = "turn"
     pauses: tuple[tuple[int, float], ...] = ()
     breaths: tuple[int, ...] = ()
     gap_s: float | None = None
@@ -55,16 +55,8 @@ class Turn:
     def __post_init__(self) -> None:
         if not any(map(str.isalnum, self.text)):
             raise UserError(f"`text` must have a letter or a digit: got {self.text!r}.")
-        last = len(self.text.split()) - 1
-        for name, places in (
-            ("pauses", [index for index, _ in self.pauses]),
-            ("breaths", list(self.breaths)),
-        ):
-            if places != sorted(set(places)) or any(not 0 < place <= last for place in places):
-                raise UserError(
-                    f"`{name}` must be before different words 1 to {last}, in order: got {places} "
-                    f"in {self.text!r}."
-                )
+        self._check_places("pauses", [index for index, _ in self.pauses])
+        self._check_places("breaths", list(self.breaths))
         if mute := [said for said in self.phrases if not any(map(str.isalnum, said))]:
             raise UserError(
                 f"`breaths` must leave a letter or a digit in every phrase: got {mute} in "
@@ -76,17 +68,25 @@ class Turn:
             raise UserError(
                 f"`gap_s` and `yield_s` must be finite: got {self.gap_s}, {self.yield_s}."
             )
-        for name, kinds in (
-            ("gap_s", ("turn",)),
-            ("after_word", ("backchannel", "interruption")),
-            ("yield_s", ("interruption",)),
-        ):
-            if getattr(self, name) is not None and self.kind not in kinds:
-                raise UserError(f"`{name}` belongs to {' or '.join(kinds)}: got {self.kind!r}.")
+        self._check_kind("gap_s", self.gap_s, "turn")
+        self._check_kind("after_word", self.after_word, "backchannel", "interruption")
+        self._check_kind("yield_s", self.yield_s, "interruption")
         if (self.after_word or 0) < 0 or (self.yield_s or 0) < 0:
             raise UserError(
                 f"`after_word` and `yield_s` must be >= 0: got {self.after_word}, {self.yield_s}."
             )
+
+    def _check_places(self, name: str, places: list[int]) -> None:
+        last = len(self.text.split()) - 1
+        if places != sorted(set(places)) or any(not 0 < place <= last for place in places):
+            raise UserError(
+                f"`{name}` must be before different words 1 to {last}, in order: got {places} "
+                f"in {self.text!r}."
+            )
+
+    def _check_kind(self, name: str, value: float | None, *kinds: TurnKind) -> None:
+        if value is not None and self.kind not in kinds:
+            raise UserError(f"`{name}` belongs to {' or '.join(kinds)}: got {self.kind!r}.")
 
     @property
     def words(self) -> list[str]:
@@ -187,8 +187,7 @@ def read_scripts(path: str | Path) -> list[Script]:
 
 def write_scripts(path: str | Path, scripts: Iterable[Script]) -> None:
     """Write a .jsonl file that `read_scripts` reads."""
-    lines = [json.dumps(script.to_json(), ensure_ascii=False) + "\n" for script in scripts]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_json_lines(Path(path), [script.to_json() for script in scripts])
 
 
 def read_sgd(path: str | Path) -> list[Script]:
@@ -273,18 +272,29 @@ def _turn(values: Any) -> Turn:
     known = {field.name for field in fields(Turn)}
     if unknown := values.keys() - known:
         raise UserError(f"A turn has only {', '.join(sorted(known))}: got {sorted(unknown)[0]!r}.")
-    for name, choices in (("speaker", get_args(SpeakerName)), ("kind", get_args(Kind))):
-        if name in values and values[name] not in choices:
-            raise UserError(f"`{name}` must be one of {', '.join(choices)}: got {values[name]!r}.")
+    _check_choice(values, "speaker", get_args(SpeakerName))
+    _check_choice(values, "kind", get_args(TurnKind))
     if not isinstance(values["text"], str):
         raise UserError(f"`text` must be text: got {values['text']!r}.")
-    converted = {**values}
-    for name, kind in (("gap_s", float), ("after_word", int), ("yield_s", float)):
-        if converted.get(name) is not None:
-            converted[name] = kind(converted[name])
-    pauses = tuple((int(place), float(seconds)) for place, seconds in values.get("pauses", ()))
-    breaths = tuple(map(int, values.get("breaths", ())))
-    return Turn(**{**converted, "pauses": pauses, "breaths": breaths})
+    return Turn(
+        speaker=values["speaker"],
+        text=values["text"],
+        kind=values.get("kind", "turn"),
+        pauses=tuple((int(place), float(seconds)) for place, seconds in values.get("pauses", ())),
+        breaths=tuple(map(int, values.get("breaths", ()))),
+        gap_s=_number(float, values.get("gap_s")),
+        after_word=_number(int, values.get("after_word")),
+        yield_s=_number(float, values.get("yield_s")),
+    )
+
+
+def _check_choice(values: dict[str, Any], name: str, choices: tuple[str, ...]) -> None:
+    if name in values and values[name] not in choices:
+        raise UserError(f"`{name}` must be one of {', '.join(choices)}: got {values[name]!r}.")
+
+
+def _number(kind: type[_Number], value: Any) -> _Number | None:
+    return None if value is None else kind(value)
 
 
 def _named(read: Any, record: dict[str, Any], place: str) -> Script:
@@ -299,17 +309,7 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Place and object of each line."""
     if not path.is_file():
         raise UserError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
-    records = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{place} must be a JSON object: {error}.") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{place} must be a JSON object: got {type(record).__name__}.")
-            records.append((place, record))
+    records = list(read_json_lines(path))
     if not records:
         raise UserError(f"Dialogues must have at least one line: {str(path)!r} is empty.")
     return records
