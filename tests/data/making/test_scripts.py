@@ -156,5 +156,5 @@ def test_sgd_becomes_scripts_with_roles_of_what_the_agent_tells(tmp_path: Path) 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(b"{\xf0}")
-    with pytest.raises(ValueError, match="must be UTF-8: .*s.jsonl has the byte 0xf0"):
+    with pytest.raises(ValueError, match="must be UTF-8: .*s.jsonl, line 1 has the byte 0xf0"):
         read_scripts(tmp_path / "s.jsonl")
