@@ -1,5 +1,6 @@
 """Packages that the library can live without: the extras, and one message where one is missing."""
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +23,13 @@ EXTRAS = {
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
 
+_SILENCE = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Settings by which packages neither report nor store anything that nobody asked for."""
+
 _MODULES = {
     "piper": "piper-tts",
     "onnxruntime": "piper-tts",
@@ -37,12 +45,17 @@ class MissingPackageError(UserError):
 def optional_module(name: str) -> Any:
     """Import a module of a package that comes with an extra.
 
+    Packages that report home, such as onnxruntime, are told not to, unless the environment says
+    otherwise. They read that when they are first imported, so nothing else may import them.
+
     Args:
         name: Dotted name of the module, such as "pyarrow.parquet".
 
     Raises:
         MissingPackageError: The package is not installed; the message says how to install it.
     """
+    for setting, value in _SILENCE.items():
+        os.environ.setdefault(setting, value)
     try:
         return import_module(name)
     except ImportError as error:

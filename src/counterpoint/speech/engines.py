@@ -22,12 +22,15 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.packages import optional_module
+from counterpoint.speech.sayable import Alphabet
 
 _MISSING = -1
+_BOUNDARY = -2
 
 
 class SpokenWord(NamedTuple):
@@ -53,6 +56,9 @@ class Engine(Protocol):
     version: str
     """What of the engine the samples depend on."""
 
+    alphabet: Alphabet
+    """Which letters its voices have."""
+
     def say(self, text: str, name: str, stretch: float) -> Said:
         """Say a text.
 
@@ -62,7 +68,7 @@ class Engine(Protocol):
             stretch: How many times as long everything is.
 
         Raises:
-            ValueError: There is no such voice, or the engine fails.
+            UserError: There is no such voice, or the engine fails.
         """
         ...
 
@@ -73,10 +79,11 @@ class Piper:
     Its durations are an inner tensor of the network, made an output here.
 
     Raises:
-        ValueError: A package is missing.
+        UserError: A package is missing.
     """
 
     NAMES = ("joe",)
+    alphabet: Alphabet = "latin"
     _DURATIONS = b"/Ceil_output_0"
 
     def __init__(self) -> None:
@@ -111,6 +118,8 @@ class Piper:
         units, times, pieces, samples = list[str](), list[tuple[float, float]](), [], 0
         for chunk in self._voice.synthesize(text, settings, include_alignments=True):
             pieces.append(torch.from_numpy(chunk.audio_float_array.copy()))
+            if chunk.phoneme_alignments is None:
+                raise UserError(f"Piper must know every sound of {text!r}: it has none for some.")
             for sound in chunk.phoneme_alignments:
                 start, samples = samples, samples + int(sound.num_samples)
                 units.append(sound.phoneme)
@@ -126,9 +135,11 @@ class Piper:
 class Flite:
     """The voices that are built into the executable `flite` (16 kHz; the 8 kHz one is left out)."""
 
+    alphabet: Alphabet = "ascii"
+
     def __init__(self) -> None:
         if not shutil.which("flite"):
-            raise ValueError("This voice needs the program `flite`: apt-get install flite.")
+            raise UserError("This voice needs the program `flite`: apt-get install flite.")
         self.version = _output("flite", "--version", status=1).strip()
         self._names = self.names()
         self._alone = dict[tuple[str, str], list[str]]()
@@ -172,16 +183,17 @@ class Espeak:
     """Voices of espeak-ng through its library, in a process of its own (see `espeak_process`).
 
     Raises:
-        ValueError: The library is missing.
+        UserError: The library is missing.
     """
 
     NAMES = ("en-us", "en-us+f2")
+    alphabet: Alphabet = "latin"
     _WORDS_PER_MINUTE = 175
 
     def __init__(self) -> None:
         found = find_library("espeak-ng")
         if found is None or not shutil.which("espeak-ng"):
-            raise ValueError("This voice needs espeak-ng: apt-get install espeak-ng.")
+            raise UserError("This voice needs espeak-ng: apt-get install espeak-ng.")
         self._library = found
         self.version = _output("espeak-ng", "--version").partition(" Data at")[0].strip()
 
@@ -199,7 +211,7 @@ class Espeak:
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:
             reason = " ".join(done.stderr.decode(errors="replace").split())[-200:]
-            raise ValueError(f"espeak-ng must say {text!r}, which failed: {reason}")
+            raise UserError(f"espeak-ng must say {text!r}, which failed: {reason}")
         head, _, content = done.stdout.partition(b"\n")
         rate, starts = json.loads(head)
         samples = np.frombuffer(content, "<i2").astype(np.float32) / 2**15
@@ -248,35 +260,65 @@ def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
         Index of a word for every unit; -1 for boundaries, which are no part of a word.
     """
     units = [(unit, index) for index, word in enumerate(alone) for unit in (*word, " ")]
-    units = [(" " if _is_boundary(unit) else unit, index) for unit, index in units]
-    costs = [list(range(len(said) + 1))]
-    for row, (unit, _) in enumerate(units, start=1):
-        before, line = costs[-1], [row]
-        for column, other in enumerate(said, start=1):
-            change = before[column - 1] + _cost(unit, other)
-            line.append(min(change, before[column] + 1, line[-1] + 1))
-        costs.append(line)
+    first, second = _numbered([[unit for unit, _ in units], said])
+    costs = _edit_costs(first, second)
     found, row, column = [_MISSING] * len(said), len(units), len(said)
     while column:
-        unit, index = units[row - 1] if row else ("", 0)
-        here = costs[row][column]
-        if row and here == costs[row - 1][column - 1] + _cost(unit, said[column - 1]):
+        index = units[row - 1][1] if row else 0
+        here = costs[row, column]
+        change = _changes(first[row - 1 : row], int(second[column - 1])) if row else 0
+        if row and here == costs[row - 1, column - 1] + change:
             row, column = row - 1, column - 1
             found[column] = index
-        elif row and here == costs[row - 1][column] + 1:
+        elif row and here == costs[row - 1, column] + 1:
             row -= 1
         else:
             column -= 1
-            found[column] = index if unit != " " or not row else min(index + 1, len(alone) - 1)
+            is_end = row and first[row - 1] == _BOUNDARY
+            found[column] = min(index + 1, len(alone) - 1) if is_end else index
     return [
-        _MISSING if _is_boundary(unit) else index for unit, index in zip(said, found, strict=True)
+        _MISSING if number == _BOUNDARY else index
+        for number, index in zip(second.tolist(), found, strict=True)
     ]
 
 
-def _cost(unit: str, other: str) -> int:
-    if _is_boundary(unit) or _is_boundary(other):
-        return 0 if _is_boundary(unit) and _is_boundary(other) else 3
-    return int(unit != other)
+def _numbered(texts: Sequence[Sequence[str]]) -> list[Int[np.ndarray, " N"]]:
+    """Units as numbers, all boundaries as one."""
+    numbers = dict[str, int]()
+    return [
+        np.array(
+            [
+                _BOUNDARY if _is_boundary(unit) else numbers.setdefault(unit, len(numbers))
+                for unit in text
+            ],
+            dtype=np.int32,
+        )
+        for text in texts
+    ]
+
+
+def _edit_costs(
+    first: Int[np.ndarray, " M"], second: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, "M+1 N+1"]:
+    """Least costs to make the beginnings of one of those of the other, a row at a time."""
+    steps = np.arange(len(second) + 1, dtype=np.int32)
+    costs = np.empty((len(first) + 1, len(second) + 1), np.int32)
+    costs[0] = steps
+    for row in range(1, len(costs)):
+        before, line = costs[row - 1], costs[row]
+        line[0] = row
+        changed = before[:-1] + _changes(second, int(first[row - 1]))
+        line[1:] = np.minimum(changed, before[1:] + 1)
+        # Units that are left out cost 1 each: the least of all begins of the line, and the way.
+        line[:] = np.minimum.accumulate(line - steps) + steps
+    return costs
+
+
+def _changes(units: Int[np.ndarray, " N"], other: int) -> Int[np.ndarray, " N"]:
+    """What it costs to put one unit in the place of others: boundaries are dear."""
+    if other == _BOUNDARY:
+        return np.where(units == _BOUNDARY, 0, 3).astype(np.int32)
+    return np.where(units == other, 0, np.where(units == _BOUNDARY, 3, 1)).astype(np.int32)
 
 
 def _is_boundary(unit: str) -> bool:
@@ -338,7 +380,7 @@ def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) ->
 def _check_name(name: str, names: Sequence[str]) -> None:
     """Engines say a text in another voice rather than to complain."""
     if name not in names:
-        raise ValueError(f"The voice must be one of {', '.join(names)}: got {name!r}.")
+        raise UserError(f"The voice must be one of {', '.join(names)}: got {name!r}.")
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -350,7 +392,7 @@ def _output(*command: str, status: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != status:
         reason = " ".join(done.stderr.split())[-200:]
-        raise ValueError(f"`{command[0]}` must end well: it ended with {done.returncode}. {reason}")
+        raise UserError(f"`{command[0]}` must end well: it ended with {done.returncode}. {reason}")
     return done.stdout
 
 

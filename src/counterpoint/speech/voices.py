@@ -20,12 +20,14 @@ from counterpoint.files import write_tensors
 from counterpoint.speech.audio import resample
 from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, digest
 from counterpoint.speech.loudness import normalise_loudness
+from counterpoint.speech.sayable import check_sayable, sayable_pieces
 
 JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
 """Five speakers of one voice: a listening network keeps them apart, another one understands all."""
 
 _FORMAT = {"format": "counterpoint-utterance", "version": "1"}
 _FRAME_S, _QUIET_DB, _MARGIN_S, _HISS_S = 0.005, -45.0, 0.01, 0.03
+_BREATH_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +108,8 @@ class Synthesizer:
         """Say a text, or find what was said before.
 
         Args:
-            text: With at least one letter or digit.
+            text: With at least one letter or digit; see `check_sayable`. A long one is said in
+                pieces, 0.2 s apart.
             voice: Who says it.
             sample_rate: Samples a second.
 
@@ -115,11 +118,14 @@ class Synthesizer:
             OSError: The cache cannot be written.
         """
         text = " ".join(text.split())
-        if not any(map(str.isalnum, text)):
-            raise ValueError(f"A text to say must have a letter or a digit: got {text!r}.")
         if voice.engine not in self._engines:
             self._engines[voice.engine] = self._kinds[voice.engine]()
         engine = self._engines[voice.engine]
+        check_sayable(text, engine.alphabet)
+        pieces = [" ".join(words) for words in sayable_pieces(text.split())]
+        if len(pieces) > 1:
+            spoken = [self.speak(piece, voice, sample_rate) for piece in pieces]
+            return joined(spoken, round(_BREATH_S * sample_rate), sample_rate)
         if self._cache is None:
             return _kept(*self._say(engine, text, voice, sample_rate))
         key = digest(_FORMAT, engine.version, asdict(voice), text, sample_rate, self._loudness_lufs)
@@ -152,6 +158,20 @@ class Synthesizer:
             for word in timed
         ]
         return samples, words
+
+
+def joined(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
+    """One utterance of several, so many samples of silence between them."""
+    audio, words, first = list[Tensor](), list[SpokenWord](), 0
+    for part in parts:
+        start_s = first / sample_rate
+        words += [
+            SpokenWord(word.text, word.start_s + start_s, word.end_s + start_s)
+            for word in part.words
+        ]
+        audio += [part.audio, torch.zeros(silence)]
+        first += len(part.audio) + silence
+    return Spoken(audio=torch.cat(audio[:-1]), words=tuple(words))
 
 
 def available_voices() -> tuple[Voice, ...]:

@@ -21,6 +21,7 @@ from counterpoint.data.making.synthesis import (
 from counterpoint.data.making.turn_statistics import TurnStatistics
 from counterpoint.data.making.turn_taking import PLAIN
 from counterpoint.data.speech.dialogues import read_dialogues
+from counterpoint.errors import UserError
 from counterpoint.speech.audio import inspect_audio, read_audio
 from counterpoint.speech.voices import Spoken, Synthesizer, Voice, available_voices
 from counterpoint.streams.timeline import Timeline
@@ -298,3 +299,37 @@ def test_ray_makes_the_same_bytes(tmp_path: Path) -> None:
     synthesize(scripts(3), here, CONFIG, speaker=tone_synthesizer())
     synthesize(scripts(3), there, CONFIG, workers=64, on_ray=True, speaker=tone_synthesizer())
     assert digests(here) == digests(there)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "Press [[ENTER]] now",
+            r"Script 'n', turn 1: A text to say must be words alone: got '\[\['",
+        ),
+        ("你好 you", r"Script 'n', turn 1: A text to say must have letters"),
+    ],
+)
+def test_what_cannot_be_said_is_told_with_script_and_turn(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    turns = (Turn(speaker="user", text="Hi."), Turn(speaker="agent", text=text))
+    wrong = [Script(name="n", turns=turns), *scripts(1)]
+    with pytest.raises(UserError, match=message) as caught:
+        synthesize(wrong, tmp_path, CONFIG, speaker=tone_synthesizer())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_turn_is_said_in_pieces(tmp_path: Path) -> None:
+    """Each piece begins with the first tone; every word is timed where it sounds."""
+    text = " ".join(f"word{number}{'.' * (number % 25 == 24)}" for number in range(400))
+    script = Script(name="n", turns=(Turn(speaker="agent", text=text),))
+    (dialogue,) = read_dialogues(synthesize([script], tmp_path, CONFIG, speaker=tone_synthesizer()))
+    assert dialogue.words is not None
+    assert [word.text for word in dialogue.words] == text.split()
+    starts = [word.start_s for word in dialogue.words]
+    assert starts == sorted(starts)
+    audio = read_audio(dialogue.audio, 16_000, 2)[0]
+    first = [(word.start_s, word.end_s) for word in dialogue.words[:60]]
+    assert heard_words(audio, first) == [*range(50), *range(10)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import SynthesisConfig
 from counterpoint.speech.engines import Said, SpokenWord
+from counterpoint.speech.sayable import Alphabet
 from counterpoint.speech.voices import Spoken, Synthesizer, Voice
 
 RATE = 16_000
@@ -28,6 +29,7 @@ class Tones:
     """
 
     version = "tones 1"
+    alphabet: Alphabet = "latin"
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         words, pieces, samples = list[SpokenWord](), [torch.zeros(800)], 800

@@ -17,7 +17,6 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,13 +25,22 @@ from uuid import uuid4
 import torch
 
 from counterpoint.data.making.dialogue_layout import lay_out
-from counterpoint.data.making.scripts import Script
+from counterpoint.data.making.scripts import Script, Turn
 from counterpoint.data.making.turn_statistics import TurnStatistics, measure
 from counterpoint.data.making.turn_taking import Embellishment, embellish
 from counterpoint.data.speech.alignments import AGENT_SPEAKER, USER_SPEAKER
+from counterpoint.errors import UserError
+from counterpoint.packages import optional_module
 from counterpoint.speech.audio import inspect_audio, write_audio
-from counterpoint.speech.engines import SpokenWord, digest
-from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice, available_voices
+from counterpoint.speech.engines import digest
+from counterpoint.speech.voices import (
+    Speaker,
+    Spoken,
+    Synthesizer,
+    Voice,
+    available_voices,
+    joined,
+)
 from counterpoint.streams.timeline import Timeline
 
 LIST_NAME = "dialogues.jsonl"
@@ -72,11 +80,11 @@ class SynthesisConfig:
 
     def __post_init__(self) -> None:
         if self.sample_rate < 8_000:
-            raise ValueError(f"`sample_rate` must be >= 8000: got {self.sample_rate}.")
+            raise UserError(f"`sample_rate` must be >= 8000: got {self.sample_rate}.")
         if not 0 <= self.pace_spread <= 0.5:
-            raise ValueError(f"`pace_spread` must be 0 to 0.5: got {self.pace_spread}.")
+            raise UserError(f"`pace_spread` must be 0 to 0.5: got {self.pace_spread}.")
         if not (0 <= self.lead_s < math.inf and 0 <= self.tail_s < math.inf):
-            raise ValueError(
+            raise UserError(
                 f"`lead_s` and `tail_s` must be >= 0: got {self.lead_s} and {self.tail_s}."
             )
 
@@ -106,7 +114,7 @@ class Maker:
         """Write the files of one dialogue, if they are not there; its seconds.
 
         Raises:
-            ValueError: Something in it cannot be said.
+            UserError: Something in it cannot be said.
             OSError: A file cannot be written.
         """
         source = digest(_VERSION, script.to_json(), asdict(self.config))
@@ -134,17 +142,7 @@ class Maker:
         config = self.config
         voices = cast_voices(script.name, config)
         full = embellish(script, config.embellishment, config.seed)
-        spoken = [
-            _breathing(
-                [
-                    self.speaker.speak(phrase, voices[turn.speaker], config.sample_rate)
-                    for phrase in turn.phrases
-                ],
-                round(_BREATH_S * config.sample_rate),
-                config.sample_rate,
-            )
-            for turn in full.turns
-        ]
+        spoken = [self._said(script, turn, voices[turn.speaker]) for turn in full.turns]
         header = {
             "name": script.name,
             "role": script.role,
@@ -161,6 +159,17 @@ class Maker:
             tail_s=config.tail_s,
             header=header,
         )
+
+    def _said(self, script: Script, turn: Turn, voice: Voice) -> Spoken:
+        """A turn with its breaths; an error names it."""
+        rate = self.config.sample_rate
+        try:
+            phrases = [self.speaker.speak(phrase, voice, rate) for phrase in turn.phrases]
+        except UserError as error:
+            texts = [own.text for own in script.turns]
+            number = f"turn {texts.index(turn.text)}" if turn.text in texts else "an added turn"
+            raise UserError(f"Script {script.name!r}, {number}: {error}") from error
+        return joined(phrases, round(_BREATH_S * rate), rate)
 
 
 def cast_voices(name: str, config: SynthesisConfig) -> dict[str, Voice]:
@@ -202,17 +211,17 @@ def synthesize(
         The list of all, for `read_dialogues`; it appears when all of them are there.
 
     Raises:
-        ValueError: No engine is installed, names are not different, or a script cannot be said.
+        UserError: No engine is installed, names are not different, or a script cannot be said.
         OSError: A file cannot be written.
     """
     names = [script.name for script in scripts]
     if not names or len(set(names)) < len(names):
-        raise ValueError(
+        raise UserError(
             f"Scripts must have different names, at least one: got {len(set(names))} names in "
             f"{len(names)} scripts."
         )
     if workers < 1:
-        raise ValueError(f"`workers` must be >= 1: got {workers}.")
+        raise UserError(f"`workers` must be >= 1: got {workers}.")
     config = _with_voices(config or SynthesisConfig())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +264,7 @@ def _with_voices(config: SynthesisConfig) -> SynthesisConfig:
         return config
     installed = available_voices()
     if not installed:
-        raise ValueError(
+        raise UserError(
             "Speech needs an engine: pip install 'counterpoint[voices]', or apt-get install flite."
         )
     return replace(
@@ -323,11 +332,7 @@ def _result(results: Any, processes: Sequence[Any]) -> _Made:
 
 
 def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_Made, None, None]:
-    try:
-        ray: Any = import_module("ray")
-        pools: Any = import_module("ray.util")
-    except ImportError as error:
-        raise ValueError("This needs Ray: pip install 'counterpoint[ray]'.") from error
+    ray, pools = optional_module("ray"), optional_module("ray.util")
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False)
@@ -349,20 +354,6 @@ def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[
 
 def _attempt_on_ray(actor: Any, script: Script) -> Any:
     return actor.attempt.remote(script)
-
-
-def _breathing(phrases: Sequence[Spoken], breath: int, sample_rate: int) -> Spoken:
-    """One utterance of several, ``breath`` samples of silence between them."""
-    audio, words, first = list[torch.Tensor](), list[SpokenWord](), 0
-    for phrase in phrases:
-        start_s = first / sample_rate
-        words += [
-            SpokenWord(word.text, word.start_s + start_s, word.end_s + start_s)
-            for word in phrase.words
-        ]
-        audio += [phrase.audio, torch.zeros(breath)]
-        first += len(phrase.audio) + breath
-    return Spoken(audio=torch.cat(audio[:-1]), words=tuple(words))
 
 
 def _alignments(timeline: Timeline) -> list[list[Any]]:
