@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.speech.monologue import Word, read_monologue, write_monologue
+from counterpoint.data.speech.monologue import Word, WordStarts, read_monologue, write_monologue
 from counterpoint.streams.spec import UNSET_ID
 
 P, E = 3, 0
@@ -133,6 +134,36 @@ def test_a_part_of_a_recording() -> None:
     assert ids.tolist() == [P, P, E, 10, P]
 
 
+def test_starts_on_edges_as_moshi_finetune_rounds_them() -> None:
+    """Values of its interleaver (2acc879): a float of a time decides, and where the part begins."""
+
+    def frames(start_s: float, first_frame: int) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        rules: tuple[WordStarts, ...] = ("exact", "moshi_finetune")
+        for rule in rules:
+            ids = write_monologue(
+                [Word("a", start_s, start_s + 0.1)],
+                encode,
+                HZ,
+                160,
+                first_frame=first_frame,
+                word_starts=rule,
+            )
+            found[rule] = (ids == 10).nonzero().flatten().tolist()
+        return found
+
+    assert 2.32 * HZ < 29
+    assert frames(2.32, 0) == {"exact": [29], "moshi_finetune": [28]}
+    assert frames(2.32, 3) == {"exact": [26], "moshi_finetune": [26]}
+    assert frames(2.33, 0) == {"exact": [29], "moshi_finetune": [29]}
+    # Its reader says that the part that begins with frame 160 begins at 12.8000002 s: a word that
+    # starts with it belongs to the part before, which has no frame for it.
+    assert frames(12.8, 160) == {"exact": [0], "moshi_finetune": []}
+    assert frames(12.8, 0) == {"exact": [], "moshi_finetune": []}
+    # The next part begins at 25.6000004 s, so that the part before still has a word at 25.6 s.
+    assert frames(25.6, 160) == {"exact": [], "moshi_finetune": [159]}
+
+
 def test_no_frames() -> None:
     assert write_monologue([Word("a", 0.0, 1.0)], encode, HZ, 0).shape == (0,)
 
@@ -168,6 +199,40 @@ def test_ids_are_those_of_a_frame_by_frame_writer(words: list[Word]) -> None:
             ids[-1] = E
         ids.append(queue.pop(0) if queue else P)
     assert write_monologue(words, encode, HZ, 40).tolist() == ids
+
+
+words_to_the_hundredth = st.lists(
+    st.builds(
+        lambda text, start, duration: Word(text, start / 100, (start + duration) / 100),
+        st.sampled_from(sorted(WORDS)),
+        st.integers(0, 3000),
+        st.sampled_from([-10, 0, 10]),
+    ),
+    max_size=12,
+)
+
+
+@given(words_to_the_hundredth, st.sampled_from([0, 125, 160]))
+def test_starts_of_moshi_finetune_are_those_of_a_frame_by_frame_writer(
+    words: list[Word], first_frame: int
+) -> None:
+    """As its interleaver goes: words of a part, times within it, then a queue of ids."""
+    begin_s = float(np.float32(first_frame / HZ))
+    part = [word for word in words if begin_s <= word.start_s < begin_s + 160 / HZ]
+    within = [Word(w.text, w.start_s - begin_s, w.end_s - begin_s) for w in part]
+    kept = sorted((w for w in within if w.start_s < w.end_s), key=lambda word: word.start_s)
+    ids = list[int]()
+    queue = list[int]()
+    for frame in range(160):
+        while kept and kept[0].start_s * HZ < frame + 1:
+            queue = list(encode(kept.pop(0).text))
+        if queue and frame and ids[-1] == P:
+            ids[-1] = E
+        ids.append(queue.pop(0) if queue else P)
+    ours = write_monologue(
+        words, encode, HZ, 160, first_frame=first_frame, word_starts="moshi_finetune"
+    )
+    assert ours.tolist() == ids
 
 
 @given(

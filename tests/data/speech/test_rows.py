@@ -12,6 +12,7 @@ from counterpoint.data.loader import Loader, Rows
 from counterpoint.data.speech.alignments import AGENT_SPEAKER
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.speech.hearing import Hearing
+from counterpoint.data.speech.monologue import WordStarts
 from counterpoint.data.speech.rows import (
     DialogueRows,
     SpeechData,
@@ -188,6 +189,20 @@ def test_recordings_become_rows_with_their_words(listed: Path) -> None:
     frame = round(0.1 * 25)
     assert text[frame : frame + 4] == [*" hé".encode()]
     assert ByteWords().decode(text[:25]) == " hé"
+
+
+def test_words_on_the_edge_of_a_frame_start_as_the_config_says(listed: Path) -> None:
+    """A start of 1.16 s is frame 29 of 40 ms, and less than 29 of them in floats."""
+    assert 1.16 * 25 < 29
+    record = {"alignments": [["so", [1.16, 1.5], AGENT_SPEAKER]]}
+    (listed.parent / "1.json").write_text(json.dumps(record))
+    model, starts = build(codec2_config()), []
+    rules: tuple[WordStarts, ...] = ("exact", "moshi_finetune")
+    for rule in rules:
+        rows = prepare_speech(data(listed, word_starts=rule), model).train
+        text = rows.rows(np.array([1])).targets["text"][0]
+        starts.append(int((text == ord(" ")).nonzero()[0, 0]))
+    assert starts == [29, 28]
 
 
 def test_where_nothing_is_said_stands_the_padding_of_the_model(listed: Path) -> None:

@@ -25,7 +25,13 @@ from torch import Tensor
 
 from counterpoint.data.speech.alignments import read_transcript
 from counterpoint.data.speech.hearing import Hearing
-from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID, Word, write_monologue
+from counterpoint.data.speech.monologue import (
+    EPAD_ID,
+    PAD_ID,
+    Word,
+    WordStarts,
+    write_monologue,
+)
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_tensors
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
@@ -123,6 +129,7 @@ class DialogueExamples(Sequence[Example]):
         encode: Ids of one word.
         pad_id: See `write_monologue`.
         epad_id: See `write_monologue`.
+        word_starts: See `write_monologue`.
 
     Raises:
         UserError: A file is damaged.
@@ -136,10 +143,12 @@ class DialogueExamples(Sequence[Example]):
         *,
         pad_id: int = PAD_ID,
         epad_id: int = EPAD_ID,
+        word_starts: WordStarts = "exact",
     ) -> None:
         self._files = list(zip(dialogues, files, strict=True))
         self._encode = encode
         self._padding = {"pad_id": pad_id, "epad_id": epad_id}
+        self._word_starts: WordStarts = word_starts
         self._places: list[tuple[int, int, int]] = []  # file, first frame, frame to stop before
         for number, file in enumerate(files):
             with _opened(file) as codes:
@@ -174,6 +183,7 @@ class DialogueExamples(Sequence[Example]):
                 frame_rate_hz,
                 stop - first,
                 first_frame=first,
+                word_starts=self._word_starts,
                 **self._padding,
             )
         return Example(

@@ -6,7 +6,7 @@ id ("end of padding").
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -18,6 +18,19 @@ from counterpoint.streams.timeline import Event, Timeline
 PAD_ID = 3
 EPAD_ID = 0
 """Moshi's ids; they are rows of its text embedding."""
+
+WordStarts = Literal["exact", "moshi_finetune"]
+"""Which frame a word starts on when its start lies on the edge of two frames.
+
+- ``"exact"`` takes the product of time and frame rate as the decimal numbers mean it, so that
+  2.32 s at 12.5 Hz is frame 29, wherever the part of the recording begins.
+- ``"moshi_finetune"`` rounds as `moshi-finetune` does: it subtracts the time at which the part
+  begins, which its reader rounds to float32, and multiplies in float64. There 2.32 s is 28.999...
+  and so frame 28, and a word that starts with a part may be before its first frame.
+"""
+
+_EDGE_FRAMES = 1e-6
+"""How far below the edge of a frame a float may be that stands for the edge itself."""
 
 
 class Word(NamedTuple):
@@ -37,12 +50,12 @@ def write_monologue(
     first_frame: int = 0,
     pad_id: int = PAD_ID,
     epad_id: int = EPAD_ID,
+    word_starts: WordStarts = "exact",
 ) -> Int[Tensor, " T"]:
     """Put the ids of words on the frames where the words are spoken.
 
     - A word starts on the frame that holds its start, ``floor(start_s * frame_rate_hz)``, and takes
-      one frame for each of its ids. (The reference rounds the product as a float: one start in 20
-      that lies on the edge of a frame falls into the frame before. Here it does not.)
+      one frame for each of its ids.
     - A word that starts before the one before it is written replaces the rest of that one. Of
       several that start on one frame, the last in order of time is written. So it is with words
       without ids, too.
@@ -59,17 +72,19 @@ def write_monologue(
         first_frame: Frame of the recording that comes first, where only a part of it is wanted.
         pad_id: Stands where nothing is said.
         epad_id: Stands before a word.
+        word_starts: What holds for starts on the edge of two frames.
 
     Raises:
         ValueError: A time is not a finite number.
 
     Source: Moshi (arXiv:2410.00037), section 3.4.4, as the interleaver of `moshi-finetune` does it
     (``keep_and_shift=False``). Deviation from the paper, shared with that: the paper moves a word
-    on the first frame one frame later and puts epad before it. Deviation from both: the frame of
-    a word does not depend on ``first_frame``, because no times are subtracted and rounded.
+    on the first frame one frame later and puts epad before it. Deviation from both, unless
+    ``word_starts`` is ``"moshi_finetune"``: starts on the edge of two frames are not rounded down.
     """
     ids = [pad_id] * num_frames
-    for start, stop, encoded in _placed(words, encode, frame_rate_hz, first_frame, num_frames):
+    starts = _starts(words, frame_rate_hz, first_frame, num_frames, word_starts)
+    for start, stop, encoded in _placed(starts, encode, num_frames):
         if encoded and start and ids[start - 1] == pad_id:
             ids[start - 1] = epad_id
         ids[start:stop] = encoded[: stop - start]
@@ -117,27 +132,41 @@ def read_monologue(
     return Timeline(events=tuple(events))
 
 
-def _placed(
-    words: Iterable[Word],
-    encode: Callable[[str], Sequence[int]],
-    frame_rate_hz: float,
-    first_frame: int,
-    num_frames: int,
-) -> list[tuple[int, int, list[int]]]:
-    """First frame, frame to stop before, and ids of each word that is not replaced at once."""
-    placed: list[tuple[int, list[int]]] = []
+def _starts(
+    words: Iterable[Word], frame_rate_hz: float, first_frame: int, num_frames: int, rule: WordStarts
+) -> list[tuple[int, str]]:
+    """Frame and text of each word that lasts, in order of time; others than the part's may come."""
+    starts: list[tuple[int, str]] = []
+    part_s = torch.tensor(first_frame / frame_rate_hz, dtype=torch.float32).item()
+    part_end_s = part_s + num_frames / frame_rate_hz
     for word in sorted(words, key=lambda word: word.start_s):
         if not (math.isfinite(word.start_s) and math.isfinite(word.end_s)):
             raise ValueError(
                 f"Words must have finite times: got {word.start_s} to {word.end_s} s for "
                 f"{word.text!r}. Align the recording again."
             )
-        # 2.32 s at 12.5 Hz is frame 29, and 28.999... as a float.
-        start = math.floor(word.start_s * frame_rate_hz + 1e-6) - first_frame
-        if word.start_s < word.end_s and 0 <= start < num_frames:
+        if rule == "exact":
+            lasts = word.start_s < word.end_s
+            frame = math.floor(word.start_s * frame_rate_hz + _EDGE_FRAMES) - first_frame
+        else:
+            since_s = word.start_s - part_s
+            lasts = since_s < word.end_s - part_s and word.start_s < part_end_s
+            frame = math.floor(since_s * frame_rate_hz)
+        if lasts:
+            starts.append((frame, word.text))
+    return starts
+
+
+def _placed(
+    starts: Iterable[tuple[int, str]], encode: Callable[[str], Sequence[int]], num_frames: int
+) -> list[tuple[int, int, list[int]]]:
+    """First frame, frame to stop before, and ids of each word that is not replaced at once."""
+    placed: list[tuple[int, list[int]]] = []
+    for start, text in starts:
+        if 0 <= start < num_frames:
             if placed and placed[-1][0] == start:
                 placed.pop()
-            placed.append((start, list(encode(word.text.strip()))))
+            placed.append((start, list(encode(text.strip()))))
     next_starts = [*(start for start, _ in placed), num_frames][1:]
     return [
         (start, min(start + len(encoded), next_start), encoded)

@@ -32,6 +32,7 @@ from counterpoint.data.speech.dialogues import (
     read_dialogues,
 )
 from counterpoint.data.speech.hearing import Hearing
+from counterpoint.data.speech.monologue import WordStarts
 from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.formats import open_codec
@@ -65,6 +66,7 @@ class SpeechData:
         cache_folder: Where codes are kept.
         hearing: Let the text be what the user says, where this places it, and train it alone;
             ``None`` for what the agent says.
+        word_starts: Frame of words that start on the edge of two (see `WordStarts`).
         role_prompts: Let each piece of a dialogue with a role or a voice begin with a prompt.
         text: Batches of text alone between those of speech, by the same tokeniser.
     """
@@ -79,6 +81,7 @@ class SpeechData:
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/dialogues"
     hearing: Hearing | None = None
+    word_starts: WordStarts = "exact"
     role_prompts: bool = False
     text: TextBatches | None = None
 
@@ -245,7 +248,9 @@ def prepare_speech(
             files += encode_dialogues(dialogues, codec, how, on_progress, first)
         recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
         encode, pad_id = tokenizer.encode_word, model.config.text_padding_id
-        examples = DialogueExamples(dialogues * len(seeds), files, encode, pad_id=pad_id)
+        examples = DialogueExamples(
+            dialogues * len(seeds), files, encode, pad_id=pad_id, word_starts=config.word_starts
+        )
         only_text = config.hearing is not None
         return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
 
