@@ -63,11 +63,19 @@ def test_steps_have_their_own_weights(schedule: tuple[int, ...]) -> None:
     assert ours.flops() == linear.flops()
 
 
-def test_scales_are_numbers_of_the_kernel() -> None:
-    _, scale = to_int8(torch.randn(50, 16))
-    assert torch.equal(scale, scale.bfloat16().float())
-    stored = Int8Linear(nn.Linear(16, 50, bias=False))
-    assert torch.equal(stored.weight, stored.codes * stored.scale.float()[:, None])
+def test_weights_of_8_bits_are_stored_as_they_are() -> None:
+    """What was expanded from whole numbers and scales gives them again, and nothing is added."""
+    codes, scale = to_int8(torch.randn(50, 64) * torch.logspace(-3, 3, 50)[:, None])
+    linear = nn.Linear(64, 50, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(codes * scale[:, None])
+    stored = Int8Linear(linear)
+    assert torch.equal(stored.codes, codes)
+    torch.testing.assert_close(stored.scale, scale, rtol=2e-7, atol=0)
+    for num_rows, limit in ((MOST_ROWS, 5e-3), (MOST_ROWS + 1, 1e-6)):
+        x = torch.randn(num_rows, 64)
+        with torch.no_grad():
+            assert closeness(stored(x), linear(x)) < limit
 
 
 def test_map_with_a_bias_stays() -> None:

@@ -39,7 +39,10 @@ def test_without_voice_and_role_only_the_pauses_are_left() -> None:
     [
         (" You are wise. ", "<system> You are wise. <system>"),
         ("<system> You are wise. <system>", "<system> You are wise. <system>"),
-        ("<system>", "<system> <system> <system>"),
+        ("<system> You are wise.", "<system> You are wise. <system>"),
+        ("You are wise. <system>", "<system> You are wise. <system>"),
+        (" <system>You are wise.<system> ", "<system>You are wise.<system>"),
+        ("<system>", "<system>"),
         ("  ", ""),
     ],
 )

@@ -3,6 +3,11 @@
 A tick of one session reads every weight once and computes little with it, so that its time is that
 of reading; int8 reads a quarter of float32. Activations stay as they are.
 
+Scales are float32. Whole numbers are then made only once: a file that holds rows of 8 bits already,
+such as Kyutai's q8, is expanded when it is read as float32 and gives the same numbers again. With
+scales rounded to bfloat16 every weight was rounded a second time, which moved the hidden states of a
+model by as much as the 8 bits themselves.
+
 Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weights, without its
 outlier columns.
 """
@@ -24,28 +29,40 @@ KERNEL_WIDTH = 16
 def to_int8(
     weight: Float[Tensor, "_F _D"],
 ) -> tuple[Int8[Tensor, "_F _D"], Float[Tensor, " _F"]]:
-    """Whole numbers -127 to 127, and for each row what to multiply them with.
-
-    That is a number of bfloat16, because the kernel takes no other: whole numbers made for the
-    exact one would all be off by its rounding.
-    """
+    """Whole numbers -127 to 127, and for each row the float32 number to multiply them with."""
     weight = weight.detach().float()
-    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).bfloat16().float()
+    scale = weight.abs().amax(1).clamp(min=1e-12) / 127
     return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def int8_linear(
-    x: Float[Tensor, "*B _D"], codes: Int8[Tensor, "_F _D"], scale: Float[Tensor, " _F"]
+    x: Float[Tensor, "*B _D"],
+    codes: Int8[Tensor, "_F _D"],
+    scale: Float[Tensor, " _F"],
+    ones: Float[Tensor, " _F"] | None = None,
 ) -> Float[Tensor, "*B _F"]:
-    """Multiply vectors by a weight of `to_int8`; a few at a time in bfloat16 on a CPU."""
+    """Multiply vectors by a weight of `to_int8`.
+
+    On a CPU up to `MOST_ROWS` vectors go through a kernel that rounds them and the products to
+    bfloat16 (0.25 % of a product's length) and reads the weights as they are stored.
+
+    Args:
+        x: Vectors.
+        codes: Whole numbers.
+        scale: What each row of them is multiplied with.
+        ones: As many ones of bfloat16, which saves making them.
+    """
     rows = x.flatten(0, -2)
     fits = len(rows) <= MOST_ROWS and rows.shape[1] % KERNEL_WIDTH == 0
     if fits and x.device.type == "cpu":
-        y = torch.ops.aten._weight_int8pack_mm(
-            rows.bfloat16().contiguous(), codes, scale.bfloat16()
-        )
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
-    return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
+        # The kernel takes scales of bfloat16 only: it gets ones, and the exact scales come after.
+        if ones is None:
+            ones = torch.ones_like(scale, dtype=torch.bfloat16)
+        y = torch.ops.aten._weight_int8pack_mm(rows.bfloat16().contiguous(), codes, ones)
+        y = y.view(*x.shape[:-1], -1)
+    else:
+        y = F.linear(x, codes.to(x.dtype))
+    return (y * scale).to(x.dtype)
 
 
 class _Int8Rows(nn.Module):
@@ -53,6 +70,7 @@ class _Int8Rows(nn.Module):
 
     codes: Tensor
     scale: Tensor
+    ones: Tensor
     like: Tensor
     """Holds no numbers: it has the dtype and the device of the model."""
 
@@ -61,12 +79,14 @@ class _Int8Rows(nn.Module):
         codes, scale = to_int8(weight)
         self.register_buffer("like", weight.detach().new_empty(0), persistent=False)
         self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale.bfloat16())
+        self.register_buffer("scale", scale)
+        ones = torch.ones_like(scale, dtype=torch.bfloat16)
+        self.register_buffer("ones", ones, persistent=False)
 
     @property
     def weight(self) -> Float[Tensor, "_F _D"]:
         """The weights that it stands for, computed anew each time: ask `like` for their dtype."""
-        return (self.codes * self.scale.float()[:, None]).to(self.like.dtype)
+        return (self.codes * self.scale[:, None]).to(self.like.dtype)
 
 
 class Int8Linear(_Int8Rows):
@@ -81,7 +101,7 @@ class Int8Linear(_Int8Rows):
 
     def forward(self, x: Float[Tensor, "*B _D"]) -> Float[Tensor, "*B _F"]:
         """Apply to the last axis."""
-        return int8_linear(x, self.codes, self.scale)
+        return int8_linear(x, self.codes, self.scale, self.ones)
 
 
 class Int8StepLinear(_Int8Rows):
@@ -103,7 +123,8 @@ class Int8StepLinear(_Int8Rows):
                 self.schedule[first + step] * size, (self.schedule[first + step] + 1) * size
             )
             vector = x if num_steps is not None else x[:, step]
-            pieces.append(int8_linear(vector, self.codes[place], self.scale[place]))
+            codes, scale, ones = self.codes[place], self.scale[place], self.ones[place]
+            pieces.append(int8_linear(vector, codes, scale, ones))
         return pieces[0][:, None] if count == 1 else torch.stack(pieces, 1)
 
     def flops(self) -> int:
@@ -114,8 +135,9 @@ class Int8StepLinear(_Int8Rows):
 def store_int8(model: nn.Module) -> None:
     """Store the matrices of a model in 8 bits, in place.
 
-    Embeddings and norms stay, and so do maps with a bias, which are small gates. Do it last: what
-    is trimmed, pinned or loaded is so before.
+    Embeddings and norms stay, and so do maps with a bias, which are small gates. Do it last: a
+    model is trimmed, pinned, loaded and given its dtype before, because what converts a stored
+    model rounds its scales.
     """
     for name, part in model.named_children():
         if isinstance(part, nn.Linear) and part._parameters.get("bias") is None:

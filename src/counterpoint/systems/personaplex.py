@@ -53,11 +53,22 @@ class Fillers:
 
 
 def tagged_role(role: str) -> str:
-    """A role between tags, as the model was trained to read it; one with tags stays."""
+    """A role between tags, as the model was trained to read it.
+
+    Tags that the role brings stay and are never doubled: where only one end has a tag, the other
+    end gets one. A role that is blank, or a tag and nothing else, stays as it is.
+
+    Source: the published code, which puts both tags around a role that has one of them. Deviation:
+    no tag is written twice.
+    """
     role = role.strip()
-    if not role or (role.startswith(TAG) and role.endswith(TAG) and len(role) > len(TAG)):
+    if not role or role == TAG:
         return role
-    return f"{TAG} {role} {TAG}"
+    if not role.startswith(TAG):
+        role = f"{TAG} {role}"
+    if not role.endswith(TAG):
+        role = f"{role} {TAG}"
+    return role
 
 
 def check_voice(config: MoshiConfig, num_frames: float) -> None:
