@@ -16,6 +16,7 @@ from torch import Tensor
 
 from counterpoint.formats.moshi.checkpoint import moshi_config
 from counterpoint.formats.moshi.config import ReferenceConfig
+from counterpoint.formats.moshi.parity import personaplex_window
 from counterpoint.formats.moshi.voice import read_voice
 from counterpoint.runtime.engine import Engine
 from counterpoint.runtime.frames import Codes, Frame, FrameSampling
@@ -23,6 +24,7 @@ from counterpoint.runtime.sampler import Sampling
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.moshi_streams import MoshiConfig
 from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi_weights import tiny_keys
@@ -244,3 +246,47 @@ def test_8_the_role_is_still_read_when_the_window_has_passed_it() -> None:
         far[pinned_frames] = max(float((a - b).abs().max()) for a, b in pairs)
     assert far[0] == 0
     assert far[10] > 1e-3
+
+
+def hidden_changes(config: MoshiConfig, num_frames: int) -> list[bool]:
+    """Whether another id in each frame changes what a model of one layer makes of the last."""
+    model = randomised(Moshi(replace(config, temporal=replace(config.temporal, num_layers=1))))
+    assert isinstance(model, Moshi)
+    frames = {
+        stream.name: torch.randint(0, CODES, (1, num_frames, stream.depth))
+        for stream in model.layout.streams
+    }
+    frames["text"] = frames["text"][..., 0]
+
+    def last(text: Tensor) -> Tensor:
+        state, z = model.initial_state(1), torch.zeros(())
+        for tick in range(num_frames):
+            frame = {name: ids[:, tick : tick + 1] for name, ids in frames.items()}
+            z, state = model.read({**frame, "text": text[:, tick : tick + 1]}, state)
+        return z
+
+    changes = []
+    for frame in range(num_frames):
+        other = frames["text"].clone()
+        other[:, frame] = (other[:, frame] + 1) % CODES
+        changes.append(not torch.equal(last(frames["text"]), last(other)))
+    return changes
+
+
+@torch.no_grad()
+def test_9_the_window_has_all_its_frames() -> None:
+    """There the ring takes its oldest entry for one that is yet to come, and the mask hides it."""
+    window, num_written = 4, 6
+    # Their positions of the four entries, which hold the frames 4, 5, 2 and 3.
+    delta = torch.arange(window) - num_written % window
+    positions = num_written + delta - window * (delta > 0)
+    assert positions.tolist() == [4, 5, 6, 3]
+    newest = num_written - 1
+    seen = [int(frame) for frame in positions if frame <= newest]
+    assert sorted(seen) == [3, 4, 5]
+
+    config = moshi.tiny()
+    config = replace(config, temporal=replace(config.temporal, window=window))
+    assert hidden_changes(config, num_written) == [False, False, True, True, True, True]
+    theirs = hidden_changes(personaplex_window(config), num_written)
+    assert theirs == [frame in seen for frame in range(num_written)]

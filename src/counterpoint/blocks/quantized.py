@@ -3,10 +3,9 @@
 A tick of one session reads every weight once and computes little with it, so that its time is that
 of reading; int8 reads a quarter of float32. Activations stay as they are.
 
-Scales are float32. Whole numbers are then made only once: a file that holds rows of 8 bits already,
-such as Kyutai's q8, is expanded when it is read as float32 and gives the same numbers again. With
-scales rounded to bfloat16 every weight was rounded a second time, which moved the hidden states of a
-model by as much as the 8 bits themselves.
+Scales are float32, so that whole numbers are made only once: rows of 8 bits that a file held, such
+as Kyutai's q8, are expanded to float32 when they are read, and give the same numbers and scales
+here. With scales of bfloat16 every weight was rounded a second time.
 
 Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weights, without its
 outlier columns.

@@ -15,6 +15,7 @@ from counterpoint.formats.moshi.checkpoint import (
     save_moshi,
 )
 from counterpoint.formats.moshi.config import MOSHI_7B, ReferenceConfig
+from counterpoint.formats.moshi.parity import personaplex_window
 from counterpoint.recipes import duplex_small
 from counterpoint.streams.spec import Role
 from counterpoint.systems import moshi
@@ -256,6 +257,17 @@ def test_fewer_codebooks_are_exact_and_more_are_copies(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
     save_moshi(agent, tmp_path / "agent")
     assert load_moshi(tmp_path / "agent", num_predicted=16).config.num_predicted == 16
+
+
+def test_a_config_can_be_adapted_to_another_program(tmp_path: Path) -> None:
+    state = calm_state(ReferenceConfig.from_json(tiny_keys(16)))
+    folder = save(tmp_path / "both", fused(state), tiny_keys(16))
+    plain = load_moshi(folder, dtype=torch.float32)
+    adapted = load_moshi(folder, dtype=torch.float32, adapt=personaplex_window)
+    assert adapted.config == personaplex_window(plain.config)
+    assert adapted.config.temporal.window == plain.config.temporal.window - 1
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(adapted.state_dict()[name], weight)
 
 
 def test_other_delays_become_other_streams() -> None:

@@ -5,7 +5,7 @@ against it in `tests/formats/moshi/test_checkpoint.py`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -40,6 +40,7 @@ def load_moshi(
     dtype: torch.dtype = torch.bfloat16,
     num_predicted: int | None = None,
     lora_path: Path | None = None,
+    adapt: Callable[[MoshiConfig], MoshiConfig] | None = None,
 ) -> Moshi:
     """Build the model of a checkpoint and take its weights.
 
@@ -49,6 +50,8 @@ def load_moshi(
         num_predicted: Codebooks to predict: fewer than the file's (exact), or more (copies, to be
             trained); by default the file's.
         lora_path: Adapters to merge into the weights.
+        adapt: Gives the config of the model for that of the file, with weights of the same shapes:
+            `counterpoint.formats.moshi.parity.personaplex_window`, for instance.
 
     Raises:
         ValueError: The file is not one of the family, or of a model that `Moshi` is not.
@@ -57,8 +60,11 @@ def load_moshi(
     if num_predicted is not None and num_predicted != config.streams.dep_q:
         change = trim_depth if num_predicted < config.streams.dep_q else extend_depth
         state, config = change(state, config, num_predicted)
+    shape = moshi_config(config)
+    if adapt is not None:
+        shape = adapt(shape)
     with torch.device("meta"):  # no memory for weights that are replaced at once
-        model = Moshi(moshi_config(config)).to(dtype)
+        model = Moshi(shape).to(dtype)
     model.to_empty(device="cpu")
     model.load_reference(state)
     return model.eval()

@@ -1,7 +1,7 @@
-"""What published programs of the Moshi family do otherwise than this library, as changes of a config.
+"""What published programs of the Moshi family do in another way, as changes of a config.
 
-They are for comparisons with these programs, and for going on with what they trained. Word starts,
-which are no part of a config, are `counterpoint.data.speech.monologue.WordStarts`.
+They are for comparisons with these programs, and for going on with what they trained. What they do
+with the starts of words is no part of a config: see `SpeechData.word_starts`.
 
 Source: kyutai-labs/moshi-finetune (commit 2acc879) and NVIDIA/personaplex (commit 3428dfd).
 """
@@ -15,17 +15,21 @@ EPAD_ID = 0
 """Text id that stands before a word, in the published vocabulary."""
 
 
-def moshi_finetune_losses(config: MoshiConfig, *, epad_id: int = EPAD_ID) -> MoshiConfig:
+def moshi_finetune_losses(
+    config: MoshiConfig, *, epad_id: int = EPAD_ID, first_codebook: float = 100.0
+) -> MoshiConfig:
     """The same model with the loss weights of `moshi-finetune`.
 
     - Both paddings of the text weigh 0.5: the id that says nothing, and the one before a word. Here
       the one before a word weighs 1 by default.
-    - The first predicted codebook weighs 100 and all others 1. That includes the user's semantic
-      codebook of a model that predicts both speakers, which weighs 100 here, as in the paper.
+    - The first predicted codebook weighs ``first_codebook`` and all others 1. That includes the
+      user's semantic codebook of a model that predicts both speakers, 16 codebooks, which weighs
+      100 here, as in the paper.
 
     Args:
         config: A model whose first audio stream has one codebook.
         epad_id: Text id that stands before a word.
+        first_codebook: Its ``first_codebook_weight_multiplier``; by default that of its example.
 
     Raises:
         UserError: The first audio stream has several codebooks, which share one weight here.
@@ -39,7 +43,7 @@ def moshi_finetune_losses(config: MoshiConfig, *, epad_id: int = EPAD_ID) -> Mos
     return replace(
         config,
         audio=(
-            replace(first, loss_weight=100.0),
+            replace(first, loss_weight=first_codebook),
             *(replace(stream, loss_weight=1.0) for stream in others),
         ),
         text_light_ids=(config.text_padding_id, epad_id),
@@ -52,12 +56,14 @@ def personaplex_window(config: MoshiConfig) -> MoshiConfig:
 
     Its ring of keys gives the oldest entry the position behind the newest, so that the causal mask
     hides it: of ``window`` frames the model reads all but the oldest. Offline, as in training, its
-    window is whole. The window of 2 frames is the smallest that can be shortened.
+    window is whole.
 
     Raises:
         UserError: The window is a single frame.
     """
     window = config.temporal.window
     if window < 2:
-        raise UserError(f"`temporal.window` must be at least 2 frames to be shortened: got {window}.")
+        raise UserError(
+            f"`temporal.window` must be at least 2 frames to be shortened: got {window}."
+        )
     return replace(config, temporal=replace(config.temporal, window=window - 1))
