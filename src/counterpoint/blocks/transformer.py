@@ -99,7 +99,6 @@ class Tower(nn.Module):
         """Matrices start at ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth."""
         super().__init__()
         self.config = config
-        self.mixer_shape = config.mixer_shape
         layers = [Layer(config) for _ in range(config.num_layers)]
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         out_scale = (2 * config.num_layers) ** -0.5
@@ -109,6 +108,16 @@ class Tower(nn.Module):
                 nn.init.normal_(
                     weight, std=weight.shape[1] ** -0.5 * (out_scale if ends_branch else 1)
                 )
+
+    @property
+    def config(self) -> TowerConfig:
+        """The shape of the tower. Another one, such as with pinned steps, may be set later."""
+        return self._config
+
+    @config.setter
+    def config(self, config: TowerConfig) -> None:
+        self._config = config
+        self.mixer_shape = config.mixer_shape
 
     @property
     def chunk_steps(self) -> int:
