@@ -1,31 +1,95 @@
-"""Pools of processes."""
+"""Work in several processes."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from counterpoint.processes import process_pool
+from counterpoint.errors import UserError
+from counterpoint.processes import work_in_processes
 
 SCRIPT = """
-import os, sys, time
-from counterpoint.processes import process_pool
+import os, time
+from counterpoint.processes import work_in_processes
+
+def work(item):
+    if item:
+        time.sleep(600)
+    return os.getpid()
 
 if __name__ == "__main__":
-    with process_pool(1) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        pool.submit(time.sleep, 600).result()
+    for process in work_in_processes(work, [0, 1], 1):
+        print(process, flush=True)
 """
 
 
-def test_work_is_done_elsewhere_with_one_thread() -> None:
-    with process_pool(1) as pool:
-        assert pool.submit(os.getpid).result() != os.getpid()
-        assert pool.submit(torch.get_num_threads).result() == 1
+class Worker:
+    """Remembers what it has done, as an engine remembers that it is started."""
+
+    def __init__(self) -> None:
+        self.done = list[int]()
+
+    def __call__(self, item: int) -> tuple[int, int, int, int]:
+        self.done.append(item)
+        return item, len(self.done), os.getpid(), torch.get_num_threads()
+
+
+class Picky(Exception):  # noqa: N818
+    def __reduce__(self) -> str:
+        raise TypeError("not to be sent")
+
+
+def fail(item: int) -> int:
+    if item == 1:
+        raise UserError("one is refused")
+    if item == 2:
+        raise Picky("two")
+    if item == 3:
+        os._exit(7)
+    return item
+
+
+def test_all_is_done_elsewhere_by_workers_that_stay_ready() -> None:
+    results = list(work_in_processes(Worker(), range(6), 2))
+    assert sorted(item for item, *_ in results) == list(range(6))
+    processes = {process for _, _, process, _ in results}
+    assert os.getpid() not in processes
+    assert max(count for _, count, _, _ in results) >= 6 // len(processes)
+    assert {threads for *_, threads in results} == {1}
+    assert not multiprocessing.active_children()
+
+
+def test_no_more_processes_than_items_are_started() -> None:
+    assert len(list(work_in_processes(Worker(), range(1), 64))) == 1
+    assert list(work_in_processes(Worker(), (), 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "kind", "message"),
+    [
+        (1, UserError, "one is refused"),
+        (2, RuntimeError, "Picky: two"),
+        (3, OSError, "ended with status 7"),
+    ],
+)
+def test_what_goes_wrong_there_is_raised_here(
+    item: int, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        list(work_in_processes(fail, [0, item], 1))
+    assert not multiprocessing.active_children()
+
+
+def test_closing_ends_the_processes() -> None:
+    with closing(work_in_processes(time.sleep, [0.0, 600.0], 1)) as results:
+        next(results)
+    assert not multiprocessing.active_children()
 
 
 def is_running(process: int) -> bool:
