@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         table = _speech(trained.system, trained, options)
     else:
         table = _text(trained.system, trained, options)
-    Console(file=sys.stdout).print(table)
+    Console(file=sys.stdout, markup=False, emoji=False).print(table)
     return 0
 
 

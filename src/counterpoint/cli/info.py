@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         num_ticks = chosen.num_ticks
     if num_ticks is not None and num_ticks < 1:
         raise UserError(f"`--num-ticks` must be >= 1, got {num_ticks}.")
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
     for name, config, run in _systems(value, target):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without memory
             system = build_system(config, seed=0)

@@ -96,7 +96,9 @@ def main(arguments: Sequence[str]) -> int:
         TextColumn("{task.fields[minutes]:.0f} min of speech, left:"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(
+        *columns, console=Console(file=sys.stderr, markup=False, emoji=False), transient=True
+    ) as progress:
         task = progress.add_task("", total=len(scripts), minutes=0.0)
 
         def show(done: int, of: int, seconds: float) -> None:
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
             speaker=None if options.cache is None else Synthesizer(options.cache),
             on_progress=show,
         )
-    Console(file=sys.stdout).print(_table(measure_set(listed)))
+    Console(file=sys.stdout, markup=False, emoji=False).print(_table(measure_set(listed)))
     print(listed)
     return 0
 

@@ -317,7 +317,9 @@ def _shown(pieces: Iterable[Tensor], duration_s: float, rate: int) -> Iterator[T
         TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(
+        *columns, console=Console(file=sys.stderr, markup=False, emoji=False), transient=True
+    ) as progress:
         task = progress.add_task("", total=duration_s)
         for piece in pieces:
             progress.advance(task, piece.shape[1] / rate)
@@ -413,7 +415,7 @@ def _print(options: TalkOptions, talk: Talk, numbers: Mapping[str, str]) -> None
     table = Table("measure", "value", title=talk.title)
     for name, value in numbers.items():
         table.add_row(name, value)
-    Console(file=sys.stdout).print(table)
+    Console(file=sys.stdout, markup=False, emoji=False).print(table)
     for ending in ENDINGS:
         print(outputs(options.output)[ending])
     if _is_cut_short(talk.found):

@@ -337,7 +337,9 @@ def _show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
             ),
             *(_seconds(row[name]) for name in ("latency_s", "stop_s")),
         )
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console = Console(
+        file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False
+    )
     console.print(table)
     for name in ("abilities.json", *(f"{row['ability']}.wav" for row in rows)):
         console.print(str(folder / name), highlight=False, soft_wrap=True)

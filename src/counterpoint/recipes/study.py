@@ -180,7 +180,9 @@ def show(summary: Summary, folder: Path, output: TextIO) -> None:
     table = rich_table(summary)
     from rich.console import Console
 
-    console = Console(file=output, width=None if output.isatty() else 140)
+    console = Console(
+        file=output, width=None if output.isatty() else 140, markup=False, emoji=False
+    )
     console.print(table)
     console.print(summary.verdict, highlight=False)
     for name in ("report.html", "summary.json", *sorted(p.name for p in folder.glob("*.png"))):

@@ -166,10 +166,10 @@ class RichReporter:
         """
         rich = optional_module("rich.progress")
         self._progress: Any = rich.Progress(
-            rich.TextColumn("{task.description}"),
+            rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(bar_width=24),
             rich.TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[speed]}"),
-            console=optional_module("rich.console").Console(file=stream),
+            console=optional_module("rich.console").Console(file=stream, markup=False, emoji=False),
         )
         self._task = self._progress.add_task(title, total=1, speed="")
         self._speed = _Speed(peak)
@@ -187,7 +187,7 @@ class RichReporter:
 
     def note(self, text: str) -> None:
         """See `Reporter.note`."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text, highlight=False)
 
     def close(self) -> None:
         """See `Reporter.close`."""

@@ -7,7 +7,7 @@ further fields of a turn as in `Turn`, each left out where it has its default.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ SpeakerName = Literal["agent", "user"]
 TurnKind = Literal["turn", "backchannel", "interruption"]
 
 _Number = TypeVar("_Number", int, float)
+_MOST_S = 1e6
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -280,11 +281,14 @@ def _turn(values: Any) -> Turn:
         speaker=values["speaker"],
         text=values["text"],
         kind=values.get("kind", "turn"),
-        pauses=tuple((int(place), float(seconds)) for place, seconds in values.get("pauses", ())),
-        breaths=tuple(map(int, values.get("breaths", ()))),
-        gap_s=_number(float, values.get("gap_s")),
-        after_word=_number(int, values.get("after_word")),
-        yield_s=_number(float, values.get("yield_s")),
+        pauses=tuple(
+            (_index("pauses", place), _seconds("pauses", seconds))
+            for place, seconds in values.get("pauses", ())
+        ),
+        breaths=tuple(_index("breaths", place) for place in values.get("breaths", ())),
+        gap_s=_given(_seconds, values, "gap_s"),
+        after_word=_given(_index, values, "after_word"),
+        yield_s=_given(_seconds, values, "yield_s"),
     )
 
 
@@ -293,8 +297,22 @@ def _check_choice(values: dict[str, Any], name: str, choices: tuple[str, ...]) -
         raise UserError(f"`{name}` must be one of {', '.join(choices)}: got {values[name]!r}.")
 
 
-def _number(kind: type[_Number], value: Any) -> _Number | None:
-    return None if value is None else kind(value)
+def _given(
+    read: Callable[[str, Any], _Number], values: dict[str, Any], name: str
+) -> _Number | None:
+    return None if values.get(name) is None else read(name, values[name])
+
+
+def _index(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"`{name}` must name words by whole numbers: got {value!r}.")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _MOST_S:
+        raise UserError(f"`{name}` must be seconds, at most {_MOST_S:g}: got {value!r}.")
+    return float(value)
 
 
 def _named(read: Any, record: dict[str, Any], place: str) -> Script:

@@ -253,7 +253,6 @@ def _draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, col
         axis.plot((event.start_s,) * 2, (top - 0.01, top + 0.05), color=colour, linewidth=0.8)
         axis.text(
             row.start_s + x / second, y, event.text, fontsize=_FONT, color=INK, va="center",
-            parse_math=False,
         )  # fmt: skip
     return left_out
 

@@ -1,6 +1,7 @@
 """Pictures of a study, as PNG bytes. Needs matplotlib; draws without a display."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ STYLE: Mapping[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
     "savefig.dpi": 100,
+    "text.parse_math": False,  # names and passages are not ours: a $ is a $
 }
 
 
@@ -56,7 +58,10 @@ def new_figure(width: float, height: float) -> "Figure":
 def to_png(figure: "Figure") -> bytes:
     """The picture as the bytes of a PNG file."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    with warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+        figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
