@@ -1,0 +1,56 @@
+"""A guard for what only one thread of one process may use at a time."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Guard:
+    """Refuses calls that overlap, and calls in a process that was forked off.
+
+    Threads may use what is guarded one after the other. A fork copies one thread of several, so
+    whatever waits for the others (the threads of torch, for a start) would wait forever there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __enter__(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"An engine must be used in the process that made it: {self._process} made it and "
+                f"{os.getpid()} was forked off. Start processes with 'spawn', and load the model "
+                "in each."
+            )
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "An engine must be used by one thread at a time: another one is in it. Let one "
+                "thread step, and the others hand it what they have."
+            )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+def guarded(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A method of an object with a `Guard` named ``guard``, which it holds while it runs."""
+
+    @wraps(method)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        owner: Any = args[0]
+        with owner.guard:
+            return method(*args, **kwargs)
+
+    return call
