@@ -90,8 +90,11 @@ def with_id(row: int, value: int) -> Tensor:
         ({"embeddings": torch.zeros(0, 1, 1, 16)}, "must have the shapes"),
         ({"embeddings": torch.full((5, 1, 1, 16), torch.nan)}, "must be finite floats"),
         ({"embeddings": torch.zeros(5, 1, 1, 16, dtype=torch.int64)}, "must be finite floats"),
-        ({"embeddings": torch.zeros(5, 1, 1, 16).to_sparse()}, "must have the shapes"),
-        ({"embeddings": "text"}, "must have the shapes"),
+        (
+            {"embeddings": torch.zeros(5, 1, 1, 16).to_sparse()},
+            "must hold plain tensors: .embeddings. is not dense",
+        ),
+        ({"embeddings": "text"}, "must hold plain tensors: .embeddings. is a str"),
         ({"cache": torch.zeros(1, 9, 4, dtype=torch.int64)}, r"must have the shapes"),
         ({"cache": torch.zeros(1, 17, 3, dtype=torch.int64)}, r"must have the shapes"),
         ({"cache": torch.zeros(1, 17, 4)}, "must hold int64 ids"),

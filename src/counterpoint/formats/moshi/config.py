@@ -80,6 +80,22 @@ NEEDED: Mapping[str, Needed] = {
 _REQUIRED = ("num_layers", "context", "depformer_num_heads", "depformer_dim_feedforward")
 
 
+# Far above any model of the family: larger numbers would only fill the memory, or take forever.
+_MOST = 1 << 20
+_FEW = (
+    "num_layers",
+    "num_heads",
+    "kv_repeat",
+    "n_q",
+    "dep_q",
+    "hidden_scale",
+    "delays",
+    "schedule",
+)
+_MOST_OF_FEW = 1024
+_LONGEST_SHOWN = 80  # characters of a value in an error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceStreams:
     """Tokens in and out, with the field names of `config.json`.
@@ -270,8 +286,19 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
     fits = type(value) in kinds or (type(value) is int and float in kinds)
     if isinstance(value, tuple):
         fits = fits and all(type(item) is int for item in value)
+    most = _MOST_OF_FEW if key.endswith(_FEW) else _MOST
     if fits and type(value) in (int, float):
         # 0 is an id, and no size.
-        fits = value >= 0 if key == "existing_text_padding_id" else value > 0
+        fits = 0 <= value <= most if key == "existing_text_padding_id" else 0 < value <= most
+    if fits and isinstance(value, tuple):
+        fits = all(item <= most for item in value) and len(value) <= _MOST_OF_FEW
     what = " or ".join(kind.__name__ for kind in kinds)
-    _must(fits, f"`{key}` must be {what} and in range: got {value!r}")
+    _must(
+        fits,
+        f"`{key}` must be {what} and in range: got {_shown(value)}. At most {most:,} is possible",
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."

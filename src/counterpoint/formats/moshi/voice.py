@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
+from counterpoint.formats.plain_tensors import read_plain_tensors
 from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.moshi_streams import TEXT, MoshiConfig
@@ -135,23 +135,11 @@ def read_voice(path: Path, config: MoshiConfig) -> Voice:
     Raises:
         ValueError: The file holds anything else, or does not fit the model.
     """
-    try:
-        held = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except OSError as problem:
-        raise ValueError(f"{path} must be readable: {problem}. Check the path.") from None
-    except Exception as problem:  # a hostile file can make a reader fail in any way
-        raise ValueError(
-            f"{path} must be a whole file of plain tensors: reading it ended in "
-            f"{type(problem).__name__}. What is no tensor could run code and is refused."
-        ) from None
-    if not isinstance(held, dict) or held.keys() != {"embeddings", "cache"}:
-        names = sorted(map(str, held)) if isinstance(held, dict) else type(held).__name__
-        raise ValueError(
-            f"{path} must hold 'embeddings' and 'cache': got {names}. Name the file of a voice."
+    held = read_plain_tensors(path)
+    if held.keys() != {"embeddings", "cache"}:
+        raise UserError(
+            f"{path} must hold 'embeddings' and 'cache': got {sorted(held)[:8]}. Name the file of "
+            "a voice."
         )
     _check(held, config, str(path))
     return Voice(embeddings=held["embeddings"], cache=held["cache"])

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from counterpoint import files
 from counterpoint.errors import UserError
-from counterpoint.files import whole_folder, write_json, write_tensors
+from counterpoint.files import inside, whole_folder, write_json, write_tensors
 from counterpoint.formats.moshi.config import ReferenceConfig
 from counterpoint.formats.moshi.tensors import check_shapes, check_state, listed
 
@@ -94,7 +94,7 @@ def read_checkpoint(
     """
     weights, keys = _locate(path, config_path)
     if lora_path is None and keys.get("lora"):
-        named = weights.parent / str(keys.get("lora_name") or LORA)
+        named = inside(weights.parent, str(keys.get("lora_name") or LORA))
         if named.is_file() or keys.get("lora_name"):
             lora_path = named
     with _opened(weights) as file:
@@ -118,7 +118,7 @@ def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]
         return path, keys
     names = [str(keys["moshi_name"])] if keys.get("moshi_name") else [WEIGHTS, WEIGHTS_INT8]
     for name in names:
-        if (path / name).is_file():
+        if inside(path, name).is_file():
             return path / name, keys
     raise UserError(
         f"{path} must hold {' or '.join(names)}: it does not. Name the file of the weights."
