@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.errors import UserError
+from counterpoint.files import whole_file
 from counterpoint.packages import optional_module
 from counterpoint.speech.codec import check_samples
 from counterpoint.speech.containers import DamagedError, Whole, check_whole
@@ -103,6 +104,8 @@ def audio_blocks(
 def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int) -> None:
     """Write a file of 16-bit samples in the format of the name's ending; beyond 1 they are clipped.
 
+    It appears whole or not at all.
+
     Raises:
         UserError: A package is missing; the audio is empty or not finite; the ending is unknown.
         OSError: The file cannot be written.
@@ -120,8 +123,10 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
         raise FileNotFoundError(f"The folder {str(path.parent)!r} must exist. Make it first.")
     # soundfile wraps at full scale unless samples stay below it.
     samples = audio.detach().float().cpu().clamp(-1, 1 - 2**-15).T.contiguous()
-    with _written(path):
-        soundfile.write(path, samples.numpy(), sample_rate, subtype="PCM_16")
+    with _written(path) as partial:
+        soundfile.write(
+            partial, samples.numpy(), sample_rate, subtype="PCM_16", format=path.suffix[1:].upper()
+        )
 
 
 def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> None:
@@ -132,19 +137,14 @@ def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rat
         OSError: The file cannot be written.
     """
     soundfile = optional_module("soundfile")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with (
-            _written(path),
-            soundfile.SoundFile(
-                partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
-            ) as file,
-        ):
-            for piece in pieces:
-                file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        _written(path) as partial,
+        soundfile.SoundFile(
+            partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
+        ) as file,
+    ):
+        for piece in pieces:
+            file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
 
 
 def inspect_audio(path: str | Path) -> AudioInfo:
@@ -313,14 +313,16 @@ def _opened(path: str | Path) -> Iterator[_Recording]:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Writing a file; what soundfile says against it is an OSError, as of any other file."""
+def _written(path: Path) -> Iterator[Path]:
+    """A file to write whole; what soundfile says against it is an OSError, as of any other file."""
     soundfile = optional_module("soundfile")
     try:
-        yield
-    except soundfile.SoundFileError as error:
+        with whole_file(path) as partial:
+            yield partial
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = getattr(error, "strerror", None) or _reason(error)
         raise OSError(
-            f"{str(path)!r} must be writable: {_reason(error)}. Choose another place, or make room."
+            f"{str(path)!r} must be writable: {reason}. Choose another place, or make room."
         ) from error
 
 

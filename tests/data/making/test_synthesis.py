@@ -1,7 +1,6 @@
 import hashlib
 import json
 import multiprocessing
-import queue
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 
 from counterpoint.data.making.scripts import Script, Turn
 from counterpoint.data.making.synthesis import (
-    Maker,
     SynthesisConfig,
-    _work,
     cast_voices,
     measure_set,
     synthesize,
@@ -109,27 +106,6 @@ def test_processes_make_the_same_bytes_as_one(tmp_path: Path) -> None:
     synthesize(many, there, CONFIG, workers=2, speaker=tone_synthesizer())
     assert digests(here) == digests(there)
     assert len(digests(here)) == 3 * 3 + 1
-
-
-def test_a_process_makes_nothing_when_the_one_that_started_it_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Parent:
-        alive = True
-
-        def is_alive(self) -> bool:
-            return self.alive
-
-    parent = Parent()
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
-    maker = Maker(folder=tmp_path, config=CONFIG, speaker=tone_synthesizer())
-    results = queue.Queue[object]()
-    for parent.alive, made in ((True, 2), (False, 2)):
-        tasks = queue.Queue[Script | None]()
-        for script in [*scripts(2), None]:
-            tasks.put(script)
-        _work(maker, tasks, results)
-        assert results.qsize() == made
 
 
 def test_embellishments_and_seeds_make_other_sets(tmp_path: Path) -> None:

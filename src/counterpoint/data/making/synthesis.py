@@ -9,18 +9,13 @@ or on Ray. A dialogue whose files are there is not made again unless its script 
 changed.
 """
 
-import json
 import math
-import multiprocessing
-import queue
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import uuid4
 
 import torch
 
@@ -30,7 +25,9 @@ from counterpoint.data.making.turn_statistics import TurnStatistics, measure
 from counterpoint.data.making.turn_taking import Embellishment, embellish
 from counterpoint.data.speech.alignments import AGENT_SPEAKER, USER_SPEAKER
 from counterpoint.errors import UserError
+from counterpoint.files import read_json, read_json_lines, write_json_lines
 from counterpoint.packages import optional_module
+from counterpoint.processes import work_in_processes
 from counterpoint.speech.audio import inspect_audio, write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import (
@@ -126,16 +123,13 @@ class Maker:
         words_file.unlink(missing_ok=True)
         with _one_thread():
             audio, timeline = self._lay_out(script)
-        with _written(audio_file) as partial:
-            write_audio(partial, audio, self.config.sample_rate)
-        with _written(timeline_file) as partial:
-            timeline.write(partial)
+        write_audio(audio_file, audio, self.config.sample_rate)
+        timeline.write(timeline_file)
         record: dict[str, Any] = {"alignments": _alignments(timeline)}
         if script.role is not None:
             record["text_conditions"] = {"description": script.role}
         record["source"] = source
-        with _written(words_file) as partial:
-            partial.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json_lines(words_file, [record])
         return audio.shape[1] / self.config.sample_rate
 
     def _lay_out(self, script: Script) -> tuple[torch.Tensor, Timeline]:
@@ -238,24 +232,22 @@ def synthesize(
             total_s += made
             if on_progress is not None:
                 on_progress(len(durations), len(scripts), total_s)
-    lines = [
-        json.dumps({"path": f"{name}.wav", "duration": durations[name]}) + "\n" for name in names
-    ]
-    with _written(folder / LIST_NAME) as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
+    write_json_lines(
+        folder / LIST_NAME,
+        [{"path": f"{name}.wav", "duration": durations[name]} for name in names],
+    )
     return folder / LIST_NAME
 
 
 def measure_set(list_file: str | Path) -> TurnStatistics:
     """Statistics of a set that `synthesize` made."""
     list_file = Path(list_file)
-    records = [json.loads(line) for line in list_file.read_text(encoding="utf-8").splitlines()]
     return measure(
         (
             record["duration"],
             Timeline.read((list_file.parent / record["path"]).with_suffix(".timeline.jsonl")),
         )
-        for record in records
+        for _, record in read_json_lines(list_file)
     )
 
 
@@ -281,58 +273,12 @@ def _here(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_M
 def _in_processes(
     maker: Maker, scripts: Sequence[Script], workers: int
 ) -> Generator[_Made, None, None]:
-    context = multiprocessing.get_context("spawn")
-    tasks: Any = context.Queue()
-    results: Any = context.Queue()
-    for script in [*scripts, *[None] * workers]:
-        tasks.put(script)
-    processes = [
-        context.Process(target=_work, args=(maker, tasks, results), daemon=True)
-        for _ in range(workers)
-    ]
-    try:
-        for process in processes:
-            process.start()
-        for _ in scripts:
-            yield _result(results, processes)
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
-                process.join()
-        tasks.cancel_join_thread()
-
-
-def _work(maker: Maker, tasks: Any, results: Any) -> None:
-    """What a process does; the one that started it decides about interruptions.
-
-    It ends with that one, also where that was killed.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    while (script := tasks.get()) is not None and parent is not None and parent.is_alive():
-        results.put(maker.attempt(script))
-
-
-def _result(results: Any, processes: Sequence[Any]) -> _Made:
-    while True:
-        try:
-            made: _Made = results.get(timeout=1.0)
-        except queue.Empty:
-            codes = [process.exitcode for process in processes]
-            if any(codes):
-                raise OSError(
-                    f"A process that speaks ended with status {next(filter(None, codes))}. Run "
-                    "again: what was made is kept."
-                ) from None
-        else:
-            return made
+    yield from work_in_processes(maker.attempt, scripts, workers)
 
 
 def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_Made, None, None]:
-    ray, pools = optional_module("ray"), optional_module("ray.util")
+    ray = optional_module("ray")
+    pools = optional_module("ray.util")
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False)
@@ -366,21 +312,10 @@ def _alignments(timeline: Timeline) -> list[list[Any]]:
 
 def _source(file: Path) -> str | None:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
     except (OSError, ValueError):
         return None
     return record.get("source") if isinstance(record, dict) else None
-
-
-@contextmanager
-def _written(file: Path) -> Iterator[Path]:
-    """A name to write to; the file has its own when it is whole."""
-    partial = file.with_name(f".partial.{uuid4().hex}.{file.name}")
-    try:
-        yield partial
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
