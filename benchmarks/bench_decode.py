@@ -48,10 +48,14 @@ def ours(
     """A function that feeds one id and returns its seconds."""
     state: Any = model.initial_state(1)
 
+    def keep(stream: str, codebook: int, scores: Tensor) -> Tensor:
+        return scores[:, 0]
+
     def tick(ids: Tensor) -> float:
         nonlocal state
         begin = now()
-        _, state = model.extend({"part": ids}, state)
+        hidden, state = model.read({"part": ids}, state)
+        model.write(hidden[:, -1], keep)
         return now() - begin
 
     return tick

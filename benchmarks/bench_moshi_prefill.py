@@ -18,10 +18,10 @@ from bench_moshi_step import random_model, reference
 from record import finish, quantile
 from torch import Tensor
 
+from counterpoint.data.speech.opening import hybrid_prompt
 from counterpoint.runtime.engine import Engine
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.personaplex import hybrid_prompt
 
 NUM_VOICE, NUM_TEXT = 125, 200
 AIM_FASTER, AIM_FEWER = 5.0, 20.0
@@ -32,7 +32,7 @@ def prompt_of(model: Moshi) -> Ticks:
     numbers = torch.Generator().manual_seed(2)
     voice = torch.randint(0, 2048, (NUM_VOICE, 8), generator=numbers)
     role = torch.randint(4, 32_000, (NUM_TEXT,), generator=numbers).tolist()
-    return hybrid_prompt(model.config, role, voice)
+    return hybrid_prompt(model, role, voice)
 
 
 def forced(model: Moshi, prompt: Ticks) -> tuple[float, int]:

@@ -24,9 +24,8 @@ from counterpoint.blocks.quantized import store_int8
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.engine import Engine
-from counterpoint.runtime.frames import Codes
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig, two_speakers
+from counterpoint.runtime.given import Codes
+from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 
 AIM_RATIO = 0.8
 MOST_RATIO = 1.0

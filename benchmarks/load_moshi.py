@@ -43,9 +43,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import counterpoint
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.engine import Engine, FullHouseError
-from counterpoint.runtime.frames import Frame, FrameSampling
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Frame
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi, tiny
 
@@ -111,7 +112,7 @@ class Guests:
 
     def at(self, tick: int) -> dict[int, dict[str, Tensor]]:
         """Who is there at a tick, and what they hear."""
-        model = self.engine.system
+        model = model_of(self.engine)
         for session in [s for s, end in self.leaves_at.items() if end <= tick]:
             self.engine.end(session)
             del self.leaves_at[session]
@@ -181,9 +182,14 @@ def _ms(values: list[float], percent: int) -> float:
     return round(quantile(values, percent / 100) * 1e3, 2)
 
 
+def model_of(engine: Engine) -> Moshi:
+    assert isinstance(engine.system, Moshi)
+    return engine.system
+
+
 def live(engine: Engine, seconds: float, real_time: bool) -> tuple[Tensor, dict[str, Any]]:
     """The load: what each of the sessions said, and what was measured."""
-    model, numbers = engine.system, random.Random(1)
+    model, numbers = model_of(engine), random.Random(1)
     num_ticks = int(seconds * model.config.tick_hz)
     heard = [heard_by(model, session, num_ticks) for session in range(NUM_SESSIONS)]
     sessions = [engine.admit(sampling_of(session)) for session in range(NUM_SESSIONS)]
@@ -198,7 +204,7 @@ def live(engine: Engine, seconds: float, real_time: bool) -> tuple[Tensor, dict[
         given = guests.at(tick)
         for session in sessions:
             if numbers.random() > 0.02:
-                frame = engine[session].num_heard
+                frame = engine[session].num_ticks
                 given[session] = frame_of(model, heard[session][frame])
         clock.end("guests")
         if tick % 12 == 0:
@@ -211,7 +217,7 @@ def live(engine: Engine, seconds: float, real_time: bool) -> tuple[Tensor, dict[
         clock.end("step")
         for session in sessions:
             if session in frames:
-                said[session, engine[session].num_heard - 1] = joined(frames[session])
+                said[session, engine[session].num_ticks - 1] = joined(frames[session])
         if tick % 125 == 0:
             memory.append(round(resident_bytes() / 2**20, 2))
             _tell(f"live: {tick} of {num_ticks} ticks, {clock.report()['late_ticks']} late")
@@ -219,7 +225,7 @@ def live(engine: Engine, seconds: float, real_time: bool) -> tuple[Tensor, dict[
         "seconds": round(time.perf_counter() - clock.began, 1),
         "num_ticks": num_ticks,
         "real_time": real_time,
-        "frames_heard": [engine[session].num_heard for session in sessions],
+        "frames_heard": [engine[session].num_ticks for session in sessions],
         **clock.report(),
         "refused_frames": refused,
         "guests_admitted": guests.num_admitted,

@@ -26,7 +26,6 @@ REDUCTIONS = {"max", "min", "sum"}
 PENDING: dict[str, frozenset[str]] = {
     "knowledge": frozenset(
         [
-            "cli/checkpoint.py",
             "cli/evaluate.py",
             "cli/generate.py",
             "cli/talk.py",

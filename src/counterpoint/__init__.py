@@ -1,7 +1,7 @@
 """Multi-stream language models: several time-aligned streams, read and written at once."""
 
+from counterpoint.runtime.generate import generate as generate
 from counterpoint.runtime.sampler import Sampling as Sampling
-from counterpoint.runtime.session import generate as generate
 from counterpoint.streams.batch import Batch as Batch
 from counterpoint.streams.clock import available_at as available_at
 from counterpoint.streams.clock import visible as visible

@@ -25,7 +25,7 @@ def with_change(model: nn.Module, config: LowRankConfig = CONFIG) -> Any:
 
 def scores(model: Moshi, codes: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
-        return dict(model(model.batch(codes)))
+        return dict(model(model.lay_out(codes)))
 
 
 def test_linear_map_gives_base_plus_scaled_change() -> None:
@@ -87,7 +87,7 @@ def test_only_adapters_are_trained_and_embeddings_if_asked(train_embeddings: boo
     model = with_change(
         build("both_speakers"), LowRankConfig(rank=2, train_embeddings=train_embeddings)
     )
-    model.loss(model.batch(random_codes(model, 2, 8))).total.backward()
+    model.loss(model.lay_out(random_codes(model, 2, 8))).total.backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == moved

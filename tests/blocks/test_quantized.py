@@ -15,10 +15,12 @@ from counterpoint.blocks.quantized import (
     store_int8,
     to_int8,
 )
-from counterpoint.runtime.frames import FrameSessions
+from counterpoint.runtime.sessions import Sessions
+from counterpoint.streams import schedule
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
+from tests.systems.scoring import extend
 from tests.systems.tiny_moshi import build, frames_of, random_codes
 
 
@@ -89,12 +91,12 @@ def test_text_model_of_8_bits_scores_nearly_as_before(name: str) -> None:
     """And a session of it scores what whole rows do, to the float tolerance of the kernel."""
     model, ids = tiny_system(name), torch.randint(0, 256, (1, 40))
     with torch.no_grad():
-        before, _ = model.extend({"part": ids}, model.initial_state(1))
+        before, _ = extend(model, {"part": ids}, model.initial_state(1))
         store_int8(model)
-        after, _ = model.extend({"part": ids}, model.initial_state(1))
+        after, _ = extend(model, {"part": ids}, model.initial_state(1))
         state, ticks = model.initial_state(1), []
         for i in range(ids.shape[1]):
-            logits, state = model.extend({"part": ids[:, i : i + 1]}, state)
+            logits, state = extend(model, {"part": ids[:, i : i + 1]}, state)
             ticks.append(logits["part"])
     assert 0 < closeness(after["part"], before["part"]) < 0.05
     assert closeness(torch.cat(ticks, 1), after["part"]) < 0.05
@@ -110,7 +112,7 @@ def test_states_keep_the_dtype_of_the_model(name: str, dtype: torch.dtype) -> No
     assert [(leaf.shape, leaf.dtype) for leaf in tree_leaves(state)] == before
     ticks = frames_of(model, 2, 5) if name == "moshi" else {"part": torch.ones(2, 5).long()}
     with torch.no_grad():
-        logits, _ = model.extend(ticks, state)
+        logits, _ = extend(model, ticks, state)
     assert {scores.dtype for scores in logits.values()} == {dtype}
 
 
@@ -136,7 +138,7 @@ def test_sessions_begin_without_expanding_a_weight(monkeypatch: pytest.MonkeyPat
 
     for kind in (Int8Linear, Int8StepLinear):
         monkeypatch.setattr(kind, "weight", property(expanded))
-    model.initial_frame(1)
+    schedule.initial_frame(model.layout, 1)
     model.initial_state(1)
     model.flops_per_tick(5)
 
@@ -163,7 +165,7 @@ def test_biases_are_refused() -> None:
 
 def test_model_of_8_bits_scores_nearly_as_before_and_holds_sessions() -> None:
     model = build("agent_only")
-    batch = model.batch(random_codes(model, 3, 20))
+    batch = model.lay_out(random_codes(model, 3, 20))
     num_bytes = sum(t.nbytes for t in model.state_dict().values())
     with torch.no_grad():
         before = model(batch)
@@ -173,7 +175,7 @@ def test_model_of_8_bits_scores_nearly_as_before_and_holds_sessions() -> None:
         assert 0 < closeness(after[name], logits) < 0.05
     assert not any(isinstance(part, nn.Linear | StepLinear) for part in model.modules())
     assert sum(t.nbytes for t in model.state_dict().values()) < 0.6 * num_bytes
-    sessions = FrameSessions(model, 2)
+    sessions = Sessions(model, 2)
     assert all(cache.is_floating_point() for cache in sessions.state.caches)
     sessions.start(0, prompt=random_codes(model, 1, 5))
     heard = {name: ids[0, 0] for name, ids in random_codes(model, 1, 1).items() if "user" in name}

@@ -15,7 +15,7 @@ from counterpoint.data.speech.rows import SpeechData
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.recipes.study import Study
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+from counterpoint.systems.moshi import AudioStream, MoshiConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import TrainConfig

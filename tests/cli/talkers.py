@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MimiConfig, MimiModel
 
-from counterpoint.cli.talk import MIMI_FILE, TEXT_FILE
 from counterpoint.config_json import encode
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.formats.moshi.checkpoint import save_moshi
+from counterpoint.formats.moshi.published import MIMI_FILE, TEXT_FILE
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
+from counterpoint.systems.moshi import AudioStream, MoshiConfig, two_speakers
 from counterpoint.train.checkpoint import Counters, save_checkpoint
 from counterpoint.train.config import OptimizerConfig, TrainConfig
 from counterpoint.train.distributed import World

@@ -13,18 +13,21 @@ import torch
 
 from counterpoint.cli import talk as verb
 from counterpoint.cli.main import main as counterpoint
-from counterpoint.cli.talk import main, open_speaker, outputs
+from counterpoint.cli.talk import main
 from counterpoint.data.speech.dialogues import VOICE_LUFS, read_dialogues
-from counterpoint.data.speech.rows import codec_fillers
+from counterpoint.data.speech.opening import codec_fillers, hybrid_prompt
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.formats.moshi.checkpoint import load_moshi
 from counterpoint.formats.moshi.voice import record_voice, write_voice
-from counterpoint.runtime.talk import Conversation, converse
+from counterpoint.runtime.load import load
+from counterpoint.runtime.talk import Conversation, Talker, converse
 from counterpoint.speech.audio import read_audio, resample
 from counterpoint.speech.loudness import normalise_loudness
+from counterpoint.streams import schedule
 from counterpoint.streams.timeline import Timeline
-from counterpoint.systems.personaplex import hybrid_prompt
+from counterpoint.systems.moshi import Moshi
 from tests.cli import examples, talkers
 from tests.cli.talkers import change_weights, codec2_config, write_published, write_run
 
@@ -49,11 +52,20 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def talker_of(path: str) -> Talker:
+    return load(Path(path)).talker
+
+
+def moshi_of(talker: Talker) -> Moshi:
+    assert isinstance(talker.system, Moshi)
+    return talker.system
+
+
 def write_voices_that_do_not_fit(run: Path) -> None:
     """Of the width, of the weights, or of the length of another model."""
-    speaker = open_speaker(run)
-    zero = {name: ids * 0 for name, ids in speaker.system.initial_frame(1).items()}
-    embedding = speaker.system.embed(zero).detach()
+    speaker = load(run).talker
+    zero = {name: ids * 0 for name, ids in schedule.initial_frame(speaker.system.layout, 1).items()}
+    embedding = moshi_of(speaker).embed(zero).detach()
     wide = torch.nn.functional.pad(embedding, (0, 1))
     for name, found in (
         ("other", wide.expand(3, 1, 1, -1)),
@@ -84,7 +96,7 @@ def test_all_files_are_written_and_fit_together(
     Path("user.json").write_text(json.dumps({"alignments": [["hello", [0.1, 0.4], "A"]]}))
     talk(run, "--words", "user.json", "--text-temperature", "2")
     shown = capsys.readouterr().out
-    for path in outputs(Path("out.wav")).values():
+    for path in answer_files(Path("out.wav")).values():
         assert path.stat().st_size > 0
         assert path.name in shown
     assert "turns answered" in shown
@@ -350,8 +362,10 @@ def test_system_for_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     examples.write(tmp_path)
     assert train(["small.py"]) == 0
-    with pytest.raises(ValueError, match="a Moshi trained on speech: got TwoStream, trained on te"):
-        open_speaker(Path("runs/small"))
+    with pytest.raises(
+        ValueError, match="that talks, trained on speech: got TwoStream, trained on te"
+    ):
+        talker_of("runs/small")
 
 
 @pytest.mark.parametrize(
@@ -368,9 +382,9 @@ def test_checkpoint_with_other_weights_is_refused(
     (checkpoint,) = Path("copy/checkpoints").iterdir()
     change_weights(checkpoint, **change)
     with pytest.raises(ValueError, match=message.replace(" ", r".*")):
-        open_speaker(Path("copy"))
+        talker_of("copy")
     with pytest.raises(ValueError, match="a checkpoint or a run folder"):
-        open_speaker(Path("nowhere"))
+        talker_of("nowhere")
 
 
 @pytest.mark.parametrize("name", ["", "model.safetensors"])
@@ -388,11 +402,11 @@ def test_published_folder_talks(published: Path, name: str) -> None:
 def test_cached_voice_is_as_its_recording(published: Path, name: str, role: str) -> None:
     record("in.wav", 1.0, 24_000)
     record("voice.wav", 1.3, 24_000)
-    speaker = open_speaker(published)
+    speaker = load(published).talker
     heard = normalise_loudness(read_audio("voice.wav", 24_000, 1), 24_000, VOICE_LUFS)
     fillers = replace(codec_fillers(speaker.codec), pause_s=0)
-    prompt = hybrid_prompt(speaker.system.config, (), speaker.codec.encode(heard)[0], fillers)
-    voice = record_voice(speaker.system, prompt)
+    prompt = hybrid_prompt(speaker.system, (), speaker.codec.encode(heard)[0], fillers)
+    voice = record_voice(moshi_of(speaker), prompt)
     if name.endswith(".pt"):
         torch.save({"embeddings": voice.embeddings, "cache": voice.cache}, name)
     else:
@@ -413,10 +427,10 @@ def test_published_folder_must_be_whole(published: Path, name: str) -> None:
     shutil.copytree(published, "copy")
     (Path("copy") / name).unlink()
     with pytest.raises(ValueError, match=f"{name} is missing"):
-        open_speaker(Path("copy"))
+        talker_of("copy")
     (Path("copy") / name).write_bytes(b"neither")
     with pytest.raises(ValueError, match="must be|must hold"):
-        open_speaker(Path("copy"))
+        talker_of("copy")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"mimi_name": "other"}'])
@@ -424,12 +438,12 @@ def test_config_of_a_published_folder_is_read(published: Path, content: str) -> 
     shutil.copytree(published, "copy")
     Path("copy/config.json").write_text(content)
     with pytest.raises(ValueError, match="must be readable JSON|an object: got list|other is miss"):
-        open_speaker(Path("copy"))
+        talker_of("copy")
 
 
 def test_published_model_of_both_speakers_is_trimmed_to_its_own(published: Path) -> None:
     assert load_moshi(published).config.num_predicted == 16
-    speaker = open_speaker(published)
+    speaker = load(published).talker
     assert speaker.system.config.num_predicted == 8
     assert speaker.codec.codebook_sizes == (32,) * 8
     assert speaker.fillers is None  # those of PersonaPlex are of another Mimi

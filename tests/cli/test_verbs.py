@@ -138,7 +138,10 @@ def test_evaluate_refuses_another_text(trained: Path, capsys: pytest.CaptureFixt
         ("runs/small --prompt " + 300 * "x", "window of 260 ticks: got 301"),
         ("runs/small --prompt abc --whole-from abcdef", "must finish 2 blocks or more"),
         ("runs/small --prompt abcdefghijkl --whole-from abc", "as the prompt, 3: got 1"),
-        ("runs/pair/single --prompt abcdefghijkl --whole-from abcdefghijkl", "Only a TwoStream"),
+        (
+            "runs/pair/single --prompt abcdefghijkl --whole-from abcdefghijkl",
+            "Only a system with a whole",
+        ),
         ("runs/pair/single --simultaneous", "`--simultaneous` needs a TwoStream"),
         ("runs/pair", "it is a study. Name one of runs/pair/single, runs/pair/two."),
     ],

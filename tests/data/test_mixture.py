@@ -18,6 +18,7 @@ from counterpoint.data.text.corpus import Folder
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.data.text.shards import ShardWriter, TokenShards
 from counterpoint.data.text.tokenizer import ByteTokenizer
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.moshi import Moshi, tiny
@@ -92,7 +93,7 @@ def test_a_document_is_read_as_text_alone_always_is(
     model = build(config(codebooks_of(delays), len(delays), text_vocab_size=num_ids))
     text = "heaven"
     row = text_rows(tmp_path, model, len(text) + 1, (text,)).rows(np.array([0]))
-    expected = model.batch({"text": torch.tensor([[*text.encode(), END_ID]])})
+    expected = model.lay_out({"text": torch.tensor([[*text.encode(), END_ID]])})
     for part in ("ticks", "targets", "elements"):
         found, other = getattr(row, part), getattr(expected, part)
         assert found.keys() == other.keys()
@@ -105,7 +106,7 @@ def test_a_document_is_read_as_text_alone_always_is(
 def test_documents_follow_each_other_without_padding(tmp_path: Path, model: Moshi) -> None:
     rows = text_rows(tmp_path, model, 24)
     batch = rows.rows(np.arange(len(rows)))
-    begin = model.initial_ids["text"]
+    begin = schedule.initial_ids(model.layout)["text"]
     joined = [i for text in TEXTS for i in (begin, *text.encode(), END_ID)]
     ticks = batch.ticks["text"].flatten().tolist()
     assert ticks[: len(joined)] == joined

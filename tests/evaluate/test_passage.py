@@ -6,8 +6,8 @@ import pytest
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.evaluate.passage import continue_prompts, read_passage
 from counterpoint.evaluate.score import score
+from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import generate
 from tests.evaluate.tiny import LENGTHS, deaf, single, two, units
 
 TOKENIZER = ByteTokenizer()

@@ -15,6 +15,7 @@ from counterpoint.evaluate.score import (
     score,
 )
 from tests.evaluate.tiny import LENGTHS, single, two, unit, units
+from tests.systems.scoring import extend
 
 
 def by_streaming(system: Any, ids: np.ndarray) -> np.ndarray:
@@ -23,7 +24,7 @@ def by_streaming(system: Any, ids: np.ndarray) -> np.ndarray:
     nats = []
     for now, following in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
         with torch.no_grad():
-            logits, state = system.extend({"part": torch.tensor([[now]])}, state)
+            logits, state = extend(system, {"part": torch.tensor([[now]])}, state)
         nats.append(-torch.log_softmax(logits["part"][0, 0].double(), -1)[following].item())
     return np.array(nats)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from counterpoint.blocks.attention import SelfAttention
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.statistics import bootstrap_ratio
@@ -33,7 +34,9 @@ def test_swap_costs_bits_when_the_part_depends_on_the_whole() -> None:
     optimizer = torch.optim.Adam(system.parameters(), 1e-2)
     batch = rows_batch([one.ids for one in letters], 4)
     # What the part sees of its own is hidden, so that nothing but the whole can tell.
-    system.part.layers[1].attention.out.weight.requires_grad_(False).zero_()
+    attention = system.part.layers[1].attention
+    assert isinstance(attention, SelfAttention)
+    attention.out.weight.requires_grad_(False).zero_()
     for _ in range(60):
         optimizer.zero_grad()
         system.loss(batch).total.backward()

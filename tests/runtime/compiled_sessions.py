@@ -3,10 +3,11 @@
 import torch
 from torch._dynamo.utils import counters
 
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.engine import Engine
-from counterpoint.runtime.frames import Frame, FrameSampling
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Frame
 from tests.systems.tiny_moshi import build, random_codes
 
 NUM_FRAMES = 15  # several windows

@@ -7,11 +7,10 @@ from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.speech.monologue import PAD_ID
 from counterpoint.data.speech.words import ByteWords
-from counterpoint.runtime.talk import Speaker
+from counterpoint.runtime.talk import Talker
 from counterpoint.speech.codec import Decoder, Encoder, decode_whole, encode_whole
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
 
 LEVELS = 5
 
@@ -88,6 +87,6 @@ def echo(config: MoshiConfig, letters: str = "") -> Moshi:
     return model.eval()
 
 
-def echo_speaker(agent_delay: int = 1, user_delay: int = 0, letters: str = "") -> Speaker:
+def echo_speaker(agent_delay: int = 1, user_delay: int = 0, letters: str = "") -> Talker:
     model = echo(echo_config(agent_delay, user_delay), letters)
-    return Speaker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
+    return Talker(system=model, codec=LevelCodec(), tokenizer=ByteWords())

@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.runtime.engine import Engine, FullHouseError, pinned
-from counterpoint.runtime.frames import Codes, Frame, FrameSampling, FrameSessions
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.engine import Engine, FullHouseError
+from counterpoint.runtime.given import Codes
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Frame
+from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
 from tests.systems.tiny_moshi import AUDIO_VOCAB, WINDOW, build, random_codes
@@ -118,7 +121,7 @@ def test_numbers_are_never_used_again_and_late_calls_touch_nobody() -> None:
         with pytest.raises(ValueError, match="Session 7 must be running: it was never admitted"):
             engine.step({7: heard, session: heard})
         said.append(engine.step({session: heard}).get(session))
-    sessions = FrameSessions(model, 1)
+    sessions = Sessions(model, 1)
     sessions.start(0, sampling_of(3))
     steps = [sessions.step({0: heard_of(model, codes, f)}) for f in range(NUM_FRAMES)]
     assert same([frame for frame in said if frame], [frame[0] for frame in steps if frame])
@@ -137,7 +140,7 @@ def test_reset_begins_again_with_prompt_and_sampling() -> None:
         frames = [engine.step({session: heard_of(model, codes, f)}) for f in range(NUM_FRAMES)]
         runs.append([frame[session] for frame in frames if frame])
         engine.reset(session)
-        assert engine[session].num_heard == engine[session].num_prompt == 4
+        assert engine[session].num_ticks == engine[session].num_prompt == 4
     assert same(*runs)
 
 
@@ -181,13 +184,14 @@ def test_engine_finds_the_longest_shared_prefix(monkeypatch: pytest.MonkeyPatch)
 @torch.no_grad()
 def columns_read(engine: Engine, prompt: Ticks, count: int) -> list[Tensor]:
     """What the model makes of every frame behind a prompt; all of it is forced."""
-    model, made = engine.system, []
+    model, made = engine.system, list[Tensor]()
+    assert isinstance(model, Moshi)
     torch.manual_seed(5)
     codes = random_codes(model, 1, count)
     session = engine.admit(GREEDY, prompt=prompt)
     whole: Callable[..., Any] = model.write
 
-    def kept(z: Tensor, choose: Any) -> Any:
+    def kept(z: Tensor, choose: Any, state: Any = None) -> Any:
         made.append(z)
         return whole(z, choose)
 
@@ -245,13 +249,13 @@ def test_shared_prefix_is_pinned_like_the_rest_of_a_prompt() -> None:
 
 def test_pinned_model_shares_weights_and_leaves_the_other_alone() -> None:
     model = build("agent_only")
-    other = pinned(model, 2)
+    other = model.pinned(2)
     assert (model.config.temporal.pinned_steps, other.config.temporal.pinned_steps) == (0, 3)
     mine = dict(model.named_parameters())
     assert all(weight is mine[name] for name, weight in other.named_parameters())
     for num_frames in (-1, WINDOW - 1):
         with pytest.raises(ValueError, match=f"must be 0 to {WINDOW - 2}, .*got {num_frames}"):
-            pinned(model, num_frames)
+            model.pinned(num_frames)
     engine = Engine(model, 1, pinned_frames=2)
     with pytest.raises(ValueError, match="pinned whole: it has 3 frames, `pinned_frames` is 2"):
         engine.admit(prompt=random_codes(model, 1, 3))
@@ -280,7 +284,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes() -> None:
         with pytest.raises(ValueError, match="Session 0 is refused. "):
             engine.step({session: bad})
     assert engine.step({}) == {}
-    assert engine[session].num_heard == 0
+    assert engine[session].num_ticks == 0
     assert engine.num_free == 1
     for ours, theirs in zip(engine._sessions.state.caches, before, strict=True):
         assert torch.equal(ours, theirs)
@@ -384,7 +388,7 @@ def test_guidance_of_one_session_leaves_the_others_alone_and_itself_restartable(
 
 def test_guidance_needs_a_row_of_its_own() -> None:
     model = build("agent_only")
-    sessions = FrameSessions(model, 3)
+    sessions = Sessions(model, 3)
     guided = FrameSampling(guidance=2.0)
     with pytest.raises(ValueError, match="`guidance` must be >= 0 .1 is none.: got -1"):
         FrameSampling(guidance=-1.0)

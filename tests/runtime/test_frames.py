@@ -7,19 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.runtime.frames import (
-    MOST_CANDIDATES,
-    Frame,
-    FrameSampling,
-    FrameSessions,
-    _Kind,
-    _parsed_ids,
-    _sampled,
-)
+from counterpoint.runtime.choices import MOST_CANDIDATES, FrameSampling, _Kind, _sampled
+from counterpoint.runtime.given import _parse_ids
 from counterpoint.runtime.sampler import Sampling, row_samplings, sample, uniform
+from counterpoint.runtime.session import Frame
+from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import two_speakers
+from counterpoint.systems.moshi import Moshi, two_speakers
 from tests.systems.tiny_moshi import (
     AUDIO_VOCAB,
     CONFIGS,
@@ -48,7 +42,7 @@ def heard_of(model: Moshi, codes: Ticks) -> dict[str, Tensor]:
 
 
 def talk(
-    sessions: FrameSessions, heard: Ticks, row: int = 0, frames: Sequence[int] = range(NUM_FRAMES)
+    sessions: Sessions, heard: Ticks, row: int = 0, frames: Sequence[int] = range(NUM_FRAMES)
 ) -> list[Frame]:
     """What a row says while it hears some frames."""
     said = [sessions.step({row: one_frame(heard, frame)}) for frame in frames]
@@ -63,10 +57,10 @@ def stacked(frames: list[Frame]) -> dict[str, Tensor]:
 
 def run(model: Moshi, samplings: Sequence[FrameSampling], heard: Ticks) -> dict[str, Tensor]:
     """Codes that the rows of a batch say, in content order; row i hears row i."""
-    sessions = FrameSessions(model, len(samplings))
+    sessions = Sessions(model, len(samplings))
     said: dict[int, list[Frame]] = {}
     for row, sampling in enumerate(samplings):
-        first = sessions.start(row, sampling)
+        first = sessions.start(row, sampling).opening
         said[row] = [first] if first else []
     for frame in range(NUM_FRAMES):
         new = sessions.step({row: one_frame(heard, frame, row) for row in said})
@@ -89,7 +83,7 @@ def test_session_says_what_training_predicts(name: str) -> None:
     if heard:  # without a delay what is said is one frame ahead
         num_frames = min(num_frames, NUM_FRAMES)
     codes = {name: ids[:, :num_frames] for name, ids in (heard | said).items()}
-    logits = model(model.batch(codes))
+    logits = model(model.lay_out(codes))
     for name, ids in said.items():
         late = model.layout[name].delay_ticks
         likeliest = logits[name].argmax(-1)[:, late:]
@@ -147,7 +141,7 @@ def test_rows_start_pause_and_end_without_touching_each_other(name: str) -> None
     heard = heard_of(model, random_codes(model, 4, NUM_FRAMES))
 
     def said(busy: bool) -> list[Frame]:
-        sessions = FrameSessions(model, 3)
+        sessions = Sessions(model, 3)
         if busy:
             sessions.start(0, sampling_of(8))
             talk(sessions, heard, 0, range(9))
@@ -168,7 +162,7 @@ def test_rows_start_pause_and_end_without_touching_each_other(name: str) -> None
             if busy and frame % 4 == 0:  # row 1 pauses
                 sessions.step({row: one_frame(heard, 2) for row in sessions.running if row != 1})
         assert sessions.running == ([1, 2] if busy else [1])
-        assert sessions[1].num_heard == NUM_FRAMES
+        assert sessions[1].num_ticks == NUM_FRAMES
         return frames
 
     for quiet, busy in zip(said(False), said(True), strict=True):
@@ -178,7 +172,7 @@ def test_rows_start_pause_and_end_without_touching_each_other(name: str) -> None
 def test_row_starts_again_as_new() -> None:
     model = build("agent_only")
     heard = heard_of(model, random_codes(model, 1, NUM_FRAMES))
-    sessions = FrameSessions(model, 2)
+    sessions = Sessions(model, 2)
     talks = []
     for frames in (range(13), range(NUM_FRAMES)):
         sessions.start(1, sampling_of(5))
@@ -220,7 +214,7 @@ def test_bias_of_padding_is_that_of_its_row_alone() -> None:
 
 
 def talk_alone(model: Moshi, sampling: FrameSampling, heard: Ticks) -> list[Frame]:
-    sessions = FrameSessions(model, 1)
+    sessions = Sessions(model, 1)
     sessions.start(0, sampling)
     return talk(sessions, heard)
 
@@ -245,9 +239,9 @@ def test_prompt_is_what_was_heard_and_said_before(name: str) -> None:
     whole = run(model, [GREEDY], heard)
     for num_prompt in (1, 2, 8):
         prompt = {name: ids[:, :num_prompt] for name, ids in (heard | whole).items()}
-        sessions = FrameSessions(model, 1)
-        first = sessions.start(0, GREEDY, prompt=prompt)
-        assert sessions[0].num_prompt == sessions[0].num_heard == num_prompt
+        sessions = Sessions(model, 1)
+        first = sessions.start(0, GREEDY, prompt=prompt).opening
+        assert sessions[0].num_prompt == sessions[0].num_ticks == num_prompt
         rest = talk(sessions, heard, 0, range(num_prompt, NUM_FRAMES))
         said = stacked([*([first] if first else []), *rest])
         for key, ids in said.items():
@@ -261,14 +255,14 @@ def test_unset_ids_of_a_prompt_stay_nothing(name: str) -> None:
     heard = heard_of(model, random_codes(model, 1, NUM_FRAMES))
     prompt = random_codes(model, 1, num_prompt)
     prompt = {name: ids if name == "text" else ids * 0 - 1 for name, ids in prompt.items()}
-    sessions = FrameSessions(model, 1)
-    first = sessions.start(0, GREEDY, prompt=prompt)
+    sessions = Sessions(model, 1)
+    first = sessions.start(0, GREEDY, prompt=prompt).opening
     rest = talk(sessions, heard, 0, range(num_prompt, NUM_FRAMES))
     said = stacked([*([first] if first else []), *rest])
     behind = {name: ids[:, num_prompt:] for name, ids in heard.items()} | said
     num_said = said["text"].shape[1]
     codes = {name: torch.cat((ids, behind[name][:, :num_said]), 1) for name, ids in prompt.items()}
-    logits = model(model.batch(codes))
+    logits = model(model.lay_out(codes))
     for name, ids in said.items():
         late = model.layout[name].delay_ticks
         expected = logits[name].argmax(-1)[:, num_prompt + late :]
@@ -282,7 +276,7 @@ def test_forced_streams_say_what_they_are_given(name: str) -> None:
     heard = heard_of(model, random_codes(model, 1, NUM_FRAMES))
     wanted = random_codes(model, 1, NUM_FRAMES)
     forced = ["text", model.predicted[0].name]
-    sessions = FrameSessions(model, 1)
+    sessions = Sessions(model, 1)
     sessions.start(0, GREEDY)
     said = []
     for frame in range(NUM_FRAMES - 1):
@@ -293,7 +287,7 @@ def test_forced_streams_say_what_they_are_given(name: str) -> None:
     num_frames = codes["text"].shape[1]
     for name in forced:
         assert torch.equal(codes[name][:, 5:], wanted[name][:, 5:num_frames])
-    logits = model(model.batch({n: ids[:, :num_frames] for n, ids in (heard | codes).items()}))
+    logits = model(model.lay_out({n: ids[:, :num_frames] for n, ids in (heard | codes).items()}))
     free = [stream.name for stream in model.predicted[1:]]
     for name in free:
         late = model.layout[name].delay_ticks
@@ -315,17 +309,17 @@ def test_forced_streams_say_what_they_are_given(name: str) -> None:
 )
 def test_frames_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     model = build("agent_only")
-    sessions = FrameSessions(model, 1)
+    sessions = Sessions(model, 1)
     sessions.start(0)
     frame = one_frame(heard_of(model, random_codes(model, 1, 1)), 0) | change
     with pytest.raises(ValueError, match=message):
         sessions.step({0: {name: ids for name, ids in frame.items() if ids is not None}})
-    assert sessions[0].num_heard == 0
+    assert sessions[0].num_ticks == 0
 
 
 def test_ids_that_a_codebook_has_not_are_refused() -> None:
     """Also where the largest codebook has them."""
-    sessions = FrameSessions(build("unlike_codebooks"), 1)
+    sessions = Sessions(build("unlike_codebooks"), 1)
     sessions.start(0)
     heard = {"user_semantic": [3], "user_acoustic": [6, 1]}
     for more in ({"user_acoustic": [6, 2]}, {"agent_acoustic": [0, 2]}):
@@ -333,22 +327,22 @@ def test_ids_that_a_codebook_has_not_are_refused() -> None:
             sessions.step({0: heard | more})
     with pytest.raises(ValueError, match="must have 1 ids of 0 to 3: got .4."):
         sessions.step({0: heard | {"user_semantic": [4]}})
-    assert sessions[0].num_heard == 0
+    assert sessions[0].num_ticks == 0
     sessions.step({0: heard | {"agent_acoustic": [6, 1]}})
 
 
 def test_what_is_no_id_is_refused_also_without_type_checks() -> None:
     for codes in (None, "3", [None], [[1], [2, 3]], 1j, [2**70], [True]):
         with pytest.raises(ValueError, match="'user' must have 1 ids of 0 to 6: got"):
-            unwrap(_parsed_ids)("user", codes, (7,))
-    assert _parsed_ids("user", [6], (7,)) == [6]
+            unwrap(_parse_ids)("user", codes, (7,))
+    assert _parse_ids("user", [6], (7,)) == [6]
 
 
 def test_rows_must_have_been_started() -> None:
     model = build("agent_only")
     with pytest.raises(ValueError, match="`num_rows` must be >= 1, got 0"):
-        FrameSessions(model, 0)
-    sessions = FrameSessions(model, 2)
+        Sessions(model, 0)
+    sessions = Sessions(model, 2)
     with pytest.raises(ValueError, match="`row` must be 0 to 1: got 2"):
         sessions.start(2)
     with pytest.raises(ValueError, match="Row 1 must have been started"):

@@ -4,14 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.runtime.frames import FrameSampling, FrameSessions
-from counterpoint.runtime.prompts import prompt_columns, read_prefix
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.given import check_prompt
+from counterpoint.runtime.prefix import read_prefix
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.moshi import Moshi
 from tests.systems.tiny_moshi import CONFIGS, build, random_codes
 
 NUM_FRAMES = 5
+CPU = torch.device("cpu")
 
 
 def sampling_of(seed: int) -> FrameSampling:
@@ -38,11 +41,11 @@ def test_prefix_is_as_if_read_with_the_prompt(name: str, num_prefix: int, num_pr
     prefix = read_prefix(model, first(prompt, num_prefix))
     runs = []
     for shared in (None, prefix):
-        sessions, said = FrameSessions(model, 2), list[Tensor]()
+        sessions, said = Sessions(model, 2), list[Tensor]()
         sessions.start(1, sampling_of(7), prompt=random_codes(model, 1, 5))  # leftovers
         for row, begin in ((0, prompt), (1, other)):
-            opening = sessions.start(row, sampling_of(row), prompt=begin, prefix=shared)
-            said += (opening or {}).values()
+            started = sessions.start(row, sampling_of(row), prompt=begin, prefix=shared)
+            said += (started.opening or {}).values()
         for cache in sessions.state.caches:
             assert cache.isfinite().all()
         for frame in range(NUM_FRAMES):
@@ -60,8 +63,8 @@ def test_prompt_must_begin_with_its_prefix() -> None:
     model = build("agent_only")
     prompt = random_codes(model, 1, 4)
     prefix = read_prefix(model, first(prompt, 2))
-    assert prefix.num_frames == 2
-    sessions = FrameSessions(model, 1)
+    assert prefix.num_ticks == 2
+    sessions = Sessions(model, 1)
     late = {name: ids.roll(1, 1) for name, ids in prompt.items()}
     for codes in (first(prompt, 1), late):
         with pytest.raises(ValueError, match="must begin with its prefix of 2 frames: its . fram"):
@@ -71,13 +74,13 @@ def test_prompt_must_begin_with_its_prefix() -> None:
 
 def test_columns_are_frames_in_order_of_arrival() -> None:
     model = build("agent_only")
-    columns, num_frames = prompt_columns(model, {"text": torch.tensor([[5, 6]])})
+    columns, num_frames = check_prompt(model.layout, {"text": torch.tensor([[5, 6]])}, CPU)
     assert num_frames == 2
     text, audio = model.config.text_vocab_size, model.config.audio_vocab_size
     assert columns["text"].tolist() == [[text, 5, 6, UNSET_ID]]
     late = columns["agent_acoustic"][0, :, 0].tolist()
     assert late == [audio, audio, UNSET_ID, UNSET_ID]
-    empty, num_frames = prompt_columns(model, None)
+    empty, num_frames = check_prompt(model.layout, None, CPU)
     assert (num_frames, empty["text"].tolist()) == (0, [[text, UNSET_ID]])
 
 
@@ -87,7 +90,7 @@ def test_what_is_no_prompt_is_refused_also_without_type_checks() -> None:
     prompt = random_codes(model, 1, 3)
     for ids in (prompt["text"].double(), prompt["text"] > 0):
         with pytest.raises(ValueError, match=r"whole numbers: got torch\.\w+ for text"):
-            unwrap(prompt_columns)(model, prompt | {"text": ids})
+            unwrap(check_prompt)(model.layout, prompt | {"text": ids}, CPU)
     for ids in (prompt["text"][0], prompt["text"][0, :1], torch.tensor(3)):
         with pytest.raises(ValueError, match="must be one row, of text .1, P.: got text"):
-            unwrap(prompt_columns)(model, prompt | {"text": ids})
+            unwrap(check_prompt)(model.layout, prompt | {"text": ids}, CPU)

@@ -5,10 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import Ended, Sessions, generate, window_ticks
+from counterpoint.runtime.session import Ended
+from counterpoint.runtime.sessions import Sessions
 from counterpoint.systems.contract import System
 from tests.runtime import tiny
+from tests.systems.scoring import extend
 
 SYSTEMS: dict[str, Callable[[], System]] = {
     "single_stream": tiny.single_stream,
@@ -16,6 +19,17 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "two_stream_lag_1": lambda: tiny.two_stream(1),
 }
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+
+
+def step(sessions: Sessions) -> int:
+    """The id that row 0 samples."""
+    return int(sessions.step()[0]["part"])
+
+
+def hidden_of(sessions: Sessions) -> torch.Tensor:
+    """What every row writes from."""
+    assert sessions._hidden is not None
+    return sessions._hidden
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -34,7 +48,7 @@ def greedy_by_definition(system: System, prompt: Sequence[int], number: int) -> 
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(number):
-            logits, _ = system.extend({"part": torch.tensor([ids])}, system.initial_state(1))
+            logits, _ = extend(system, {"part": torch.tensor([ids])}, system.initial_state(1))
             ids.append(int(logits["part"][0, -1].argmax()))
     return ids[len(prompt) :]
 
@@ -54,7 +68,7 @@ def test_prefill_may_be_cut_anywhere(cuts: list[int], kind: str) -> None:
     edges = [0, *sorted(cuts), len(PROMPT)]
     for first, stop in zip(edges, edges[1:], strict=False):
         sessions.feed({0: PROMPT[first:stop]})
-    pieces = [sessions.step()[0] for _ in range(12)]
+    pieces = [step(sessions) for _ in range(12)]
     assert pieces == continuation(system, PROMPT, 12, Sampling(seed=5))
 
 
@@ -77,7 +91,7 @@ def test_rows_are_the_same_bit_for_bit_whatever_the_others_do(system: System) ->
                 sessions.start(0)
                 sessions.feed({0: [2]})
             sessions.step([1, 2] if busy and 6 <= tick < 9 else None)
-            found.append(sessions._logits[1].clone())
+            found.append(hidden_of(sessions)[1].clone())
         return [*found, torch.tensor(sessions[1].sampled)]
 
     for quiet, busy in zip(scores(False), scores(True), strict=True):
@@ -124,15 +138,15 @@ def test_a_session_goes_on_after_it_is_fed_between_steps(system: System) -> None
     sessions = Sessions(system, 1, sliding=True)
     sessions.start(0, Sampling(temperature=0))
     sessions.feed({0: PROMPT})
-    first = [sessions.step()[0] for _ in range(3)]
+    first = [step(sessions) for _ in range(3)]
     sessions.feed({0: [4, 4]})
-    second = [sessions.step()[0] for _ in range(3)]
+    second = [step(sessions) for _ in range(3)]
     assert second == greedy_by_definition(system, [*PROMPT, *first, 4, 4], 3)
 
 
 def test_window_counts_the_stream_that_reaches_furthest() -> None:
-    assert window_ticks(tiny.single_stream(window=16)) == 16
-    assert window_ticks(tiny.two_stream(1)) == (6 + 1) * tiny.BLOCK
+    assert tiny.single_stream(window=16).window_ticks == 16
+    assert tiny.two_stream(1).window_ticks == (6 + 1) * tiny.BLOCK
 
 
 def test_prompt_longer_than_the_window_is_refused_unless_it_may_slide() -> None:
@@ -187,7 +201,7 @@ def test_generate_under_its_own_whole_changes_nothing_and_another_does() -> None
 @pytest.mark.parametrize(
     ("kind", "prompt", "other", "message"),
     [
-        ("single_stream", PROMPT, PROMPT, "Only a TwoStream"),
+        ("single_stream", PROMPT, PROMPT, "Only a system with a whole"),
         ("two_stream_lag_1", PROMPT[:8], PROMPT, "must finish 2 blocks or more.*got 1"),
         ("two_stream_lag_1", PROMPT, PROMPT[:7], "as the prompt, 2: got 1"),
     ],

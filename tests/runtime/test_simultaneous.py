@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import Sessions, generate
+from counterpoint.runtime.sessions import Sessions
 from counterpoint.runtime.simultaneous import Simultaneous
 from counterpoint.systems.two_stream import TwoStream
 from tests.runtime import tiny
@@ -28,10 +29,10 @@ class SlowWhole(TwoStream):
     gate: threading.Event
     begun: int = 0
 
-    def extend_whole(self, *arguments: Any) -> None:
+    def read_whole_tower(self, *arguments: Any) -> None:
         self.begun += 1
         self.gate.wait(5)
-        super().extend_whole(*arguments)
+        super().read_whole_tower(*arguments)
 
 
 def slow_whole(lag_blocks: int) -> SlowWhole:
@@ -44,10 +45,10 @@ def slow_whole(lag_blocks: int) -> SlowWhole:
 class LateWhole(TwoStream):
     """The same model with a whole tower that takes its time in a thread of its own."""
 
-    def extend_whole(self, *arguments: Any) -> None:
+    def read_whole_tower(self, *arguments: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
             time.sleep(0.03)
-        super().extend_whole(*arguments)
+        super().read_whole_tower(*arguments)
 
 
 def late_whole(lag_blocks: int, **changes: Any) -> LateWhole:
@@ -57,7 +58,7 @@ def late_whole(lag_blocks: int, **changes: Any) -> LateWhole:
 
 
 @torch.no_grad()
-def assert_equals_extend(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -> int:
+def assert_equals_read(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -> int:
     """Both ways through the same chunks, each given by the lengths of its rows; jobs of one."""
     rows, read = torch.arange(len(ids)), torch.zeros(len(ids), dtype=torch.long)
     expected_state = system.initial_state(len(ids))
@@ -66,10 +67,10 @@ def assert_equals_extend(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -
         for lengths in chunks:
             offset = torch.arange(int(lengths.max()))
             ticks = {"part": ids[rows[:, None], read[:, None] + offset]}
-            logits, state = simultaneous.extend(ticks, state, lengths)
-            expected, expected_state = system.extend(ticks, expected_state, lengths)
+            hidden, state = simultaneous.read(ticks, state, lengths)
+            expected, expected_state = system.read(ticks, expected_state, lengths)
             real = offset < lengths[:, None]
-            assert torch.equal(logits["part"][real], expected["part"][real])
+            assert torch.equal(hidden[real], expected[real])
             read += lengths
         return simultaneous.num_jobs
 
@@ -80,7 +81,7 @@ def assert_equals_extend(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -
     lag_blocks=st.integers(1, 3),
 )
 @torch.no_grad()
-def test_simultaneous_equals_extend_bit_for_bit(
+def test_simultaneous_equals_read_bit_for_bit(
     chunks: list[tuple[int, ...]], lag_blocks: int
 ) -> None:
     system = tiny.two_stream(lag_blocks)
@@ -91,9 +92,9 @@ def test_simultaneous_equals_extend_bit_for_bit(
         for counts in chunks:
             lengths = torch.tensor(counts)
             ids = torch.randint(tiny.VOCAB, (ROWS, max(*counts, 1)), generator=generator)
-            logits, state = simultaneous.extend({"part": ids}, state, lengths)
-            expected, expected_state = system.extend({"part": ids}, expected_state, lengths)
-            assert torch.equal(logits["part"], expected["part"])
+            hidden, state = simultaneous.read({"part": ids}, state, lengths)
+            expected, expected_state = system.read({"part": ids}, expected_state, lengths)
+            assert torch.equal(hidden, expected)
         simultaneous.wait()
         for found, wanted in zip(tensors(state), tensors(expected_state), strict=True):
             assert torch.equal(found, wanted)
@@ -108,7 +109,7 @@ def test_part_waits_only_for_a_block_that_is_due(lag_blocks: int) -> None:
         state = simultaneous.initial_state(1)
         # Block 0 is finished at the last of 4 ticks, and due when block `lag_blocks` is.
         for _ in range((1 + lag_blocks) * tiny.BLOCK - 1):
-            _, state = simultaneous.extend(tick, state)
+            _, state = simultaneous.read(tick, state)
         assert (simultaneous.num_jobs, simultaneous.num_misses, system.begun) == (lag_blocks, 0, 1)
 
         def open_when_awaited() -> None:
@@ -117,11 +118,11 @@ def test_part_waits_only_for_a_block_that_is_due(lag_blocks: int) -> None:
             system.gate.set()
 
         threading.Thread(target=open_when_awaited, daemon=True).start()
-        _, state = simultaneous.extend(tick, state)
+        _, state = simultaneous.read(tick, state)
         assert (simultaneous.num_jobs, simultaneous.num_misses) == (1 + lag_blocks, 1)
         simultaneous.wait()
         for _ in range(tiny.BLOCK - 1):
-            _, state = simultaneous.extend(tick, state)
+            _, state = simultaneous.read(tick, state)
         assert simultaneous.num_misses == 1
 
 
@@ -135,7 +136,7 @@ def test_due_blocks_are_awaited_behind_a_row_that_paused(
     ids = torch.randint(tiny.VOCAB, (2, 40), generator=torch.Generator().manual_seed(3))
     ids[0, : tiny.BLOCK] = 0
     chunks = [torch.tensor([int(t < tiny.BLOCK), int(t >= 2)]) for t in range(30)]
-    assert assert_equals_extend(system, ids, chunks) >= 7
+    assert assert_equals_read(system, ids, chunks) >= 7
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_chunks_longer_than_the_rings_allow_run_in_turn(
     assert system.chunk_ticks == chunk_ticks
     ids = torch.randint(tiny.VOCAB, (1, 64), generator=torch.Generator().manual_seed(3))
     lengths = [8, 1, 2, 5, 1, 1, 2, 8, 3, 1, 1, 4, 1, 8, 1, 1]
-    assert assert_equals_extend(system, ids, [torch.tensor([n]) for n in lengths]) > 0
+    assert assert_equals_read(system, ids, [torch.tensor([n]) for n in lengths]) > 0
 
 
 @pytest.mark.parametrize(
@@ -161,18 +162,18 @@ def test_chunks_longer_than_the_rings_allow_run_in_turn(
 def test_worker_computes_in_the_mode_of_the_caller(mode: AbstractContextManager[Any]) -> None:
     ids = torch.randint(tiny.VOCAB, (1, 24), generator=torch.Generator().manual_seed(3))
     with mode:
-        assert assert_equals_extend(tiny.two_stream(1), ids, [torch.tensor([1])] * 24) == 6
+        assert assert_equals_read(tiny.two_stream(1), ids, [torch.tensor([1])] * 24) == 6
 
 
 @torch.no_grad()
 def test_new_batch_may_begin_while_the_last_one_has_work_left() -> None:
     tick = {"part": torch.ones(2, tiny.BLOCK, dtype=torch.long)}
     with Simultaneous(late_whole(1)) as simultaneous:
-        simultaneous.extend(tick, simultaneous.initial_state(2))
+        simultaneous.read(tick, simultaneous.initial_state(2))
         three = {"part": torch.ones(3, tiny.BLOCK, dtype=torch.long)}
         state = simultaneous.initial_state(3)
         for _ in range(3):
-            _, state = simultaneous.extend(three, state)
+            _, state = simultaneous.read(three, state)
         assert state.finished.tolist() == [3] * 3
 
 

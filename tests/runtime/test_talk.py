@@ -11,24 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.data.speech.rows import codec_fillers
+from counterpoint.data.speech.opening import TAG, Fillers, codec_fillers
 from counterpoint.data.speech.words import ByteWords
-from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.talk import (
-    Conversation,
-    Speaker,
-    agent_alone,
-    converse,
-    opening,
-    talk,
-)
+from counterpoint.runtime.talk import Conversation, Talker, converse, opening, talk
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
-from counterpoint.systems.personaplex import TAG, Fillers
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
 from tests.runtime.talking import LevelCodec, echo, echo_config, echo_speaker
 from tests.systems.tiny_moshi import build, config
 
@@ -48,13 +39,18 @@ def codec2_config(*, both: bool = False) -> MoshiConfig:
                   tick_hz=25.0)  # fmt: skip
 
 
-def codec2_speaker(*, both: bool = False) -> Speaker:
+def codec2_speaker(*, both: bool = False) -> Talker:
     torch.manual_seed(0)
-    return Speaker(system=build(codec2_config(both=both)), codec=Codec2(), tokenizer=ByteWords())
+    return Talker(system=build(codec2_config(both=both)), codec=Codec2(), tokenizer=ByteWords())
 
 
 def steps(levels: list[int]) -> Tensor:
     return torch.tensor(levels).repeat_interleave(FRAME) / 4
+
+
+def moshi_of(talker: Talker) -> Moshi:
+    assert isinstance(talker.system, Moshi)
+    return talker.system
 
 
 def test_test_codec_is_a_codec() -> None:
@@ -122,7 +118,7 @@ def test_words_are_where_their_frames_sound(agent_delay: int) -> None:
 
 def test_ids_that_the_tokenizer_has_not_are_no_words() -> None:
     model = echo(replace(echo_config(), text_vocab_size=300), letters="\x03\u0120h")
-    speaker = Speaker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
+    speaker = Talker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
     _, words = talk(speaker, steps([0, 1, 2, 1, 0, 0, 0, 0]), GREEDY)
     assert [word.text for word in words] == ["h"]
 
@@ -161,14 +157,14 @@ def test_seed_decides() -> None:
 
 def test_model_of_both_speakers_says_its_own_part() -> None:
     both, audio = codec2_speaker(both=True), 0.2 * torch.randn(4000)
-    alone = replace(both, system=both.system.trimmed(4))
+    alone = replace(both, system=moshi_of(both).trimmed(4))
     found = []
     for speaker in (both, alone):
         conversation = Conversation(speaker, GREEDY)
         conversation.hear(audio)
         found.append(conversation.text_ids)
     assert found[0] == found[1]
-    assert agent_alone(alone.system) is alone.system
+    assert alone.system.agent_alone() is alone.system
 
 
 def test_samples_that_are_no_numbers_are_refused() -> None:
@@ -216,12 +212,12 @@ def test_opening_is_voice_and_role() -> None:
         opening(speaker, voice=torch.zeros(400 * 320))
 
 
-def pinning_speaker(window: int) -> Speaker:
+def pinning_speaker(window: int) -> Talker:
     shape = echo_config()
     shape = replace(shape, temporal=replace(shape.temporal, window=window))
     torch.manual_seed(0)
     fillers = Fillers(agent=(0,), user=(0,), pause_s=0)
-    return Speaker(system=build(shape), codec=LevelCodec(), tokenizer=ByteWords(), fillers=fillers)
+    return Talker(system=build(shape), codec=LevelCodec(), tokenizer=ByteWords(), fillers=fillers)
 
 
 def test_pinned_prompt_changes_nothing_within_the_window() -> None:
@@ -245,12 +241,13 @@ def test_pinned_prompt_changes_nothing_within_the_window() -> None:
 def test_pinned_role_acts_behind_the_window() -> None:
     """Only two letters of the role are seen at all, and never said: nothing else tells of it."""
     speaker, letters = pinning_speaker(30), [ord("a"), ord("b")]
-    text, audio = speaker.system.text_embedding.table, speaker.system.audio_embedding.table
+    model = moshi_of(speaker)
+    text, audio = model.text_embedding.table, model.audio_embedding.table
     kept = text.weight[letters].clone()
     for weight in (text.weight, audio.weight):
         weight.zero_()
     text.weight[letters] = kept
-    speaker.system.head.weight[letters] = 0
+    model.head.weight[letters] = 0
     far: dict[bool, list[list[int]]] = {False: [], True: []}
     for pin, said in far.items():
         for role in ("a a a", "b b b"):
@@ -288,7 +285,7 @@ def test_models_that_cannot_talk_are_refused(
     streams = tuple(AudioStream(name=name, role=role, depth=depth) for name, role, depth in audio)
     model = Moshi(replace(echo_config(), audio=streams, num_predicted=num_predicted))
     with pytest.raises(ValueError, match=message):
-        Speaker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
+        Talker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
 
 
 @pytest.mark.parametrize(
@@ -303,13 +300,13 @@ def test_model_of_another_codec_is_refused(changes: dict[str, Any], message: str
     """Before it hears anything."""
     model = Moshi(replace(echo_config(), **changes))
     with pytest.raises(ValueError, match=message):
-        Speaker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
+        Talker(system=model, codec=LevelCodec(), tokenizer=ByteWords())
 
 
 def test_an_hour_is_answered_as_it_comes_in_the_memory_of_a_minute() -> None:
     """Frames of half a minute, so that an hour is quick; the input exists a block at a time."""
     model = echo(echo_config(tick_hz=1 / 30))
-    speaker = Speaker(system=model, codec=LevelCodec(6000), tokenizer=ByteWords())
+    speaker = Talker(system=model, codec=LevelCodec(6000), tokenizer=ByteWords())
     conversation, pulled, held = Conversation(speaker, GREEDY), 0, list[int]()
 
     def hour() -> Iterator[Tensor]:

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.formats.moshi.voice import Voice, read_voice, record_voice
+from counterpoint.data.speech.opening import Fillers, hybrid_prompt
+from counterpoint.formats.moshi.voice import VoicePrompt, read_voice, record_voice, voice_prefix
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.engine import Engine
-from counterpoint.runtime.frames import FrameSampling
-from counterpoint.runtime.prompts import behind_voice, read_voice_prefix
+from counterpoint.runtime.prefix import behind
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import two_speakers
-from counterpoint.systems.personaplex import Fillers, hybrid_prompt
+from counterpoint.systems.moshi import Moshi, two_speakers
 from tests.systems.personaplex_loop import PublishedLoop
 from tests.systems.tiny_moshi import AUDIO_VOCAB, TEXT_VOCAB, build, config, random_codes
 
@@ -39,9 +38,9 @@ def sample(num_frames: int) -> Tensor:
     return torch.randint(0, AUDIO_VOCAB, (num_frames, 3))
 
 
-def voice_of(model: Moshi, codes: Tensor) -> Voice:
+def voice_of(model: Moshi, codes: Tensor) -> VoicePrompt:
     still = Fillers(agent=FILLERS.agent, user=FILLERS.user, pause_s=0)
-    return record_voice(model, hybrid_prompt(model.config, (), codes, still))
+    return record_voice(model, hybrid_prompt(model, (), codes, still))
 
 
 def said_by(engine: Engine, session: int, user: Tensor) -> list[list[int]]:
@@ -74,9 +73,9 @@ def test_a_saved_voice_goes_on_as_the_published_loop_does(
     torch.save(saved, tmp_path / "voice.pt")
     agent = both.trimmed(3)
     engine = Engine(agent, 2)
-    engine.share("voice", read_voice(tmp_path / "voice.pt", agent.config))
-    behind = hybrid_prompt(agent.config, ROLE, None, FILLERS)
-    whole = hybrid_prompt(agent.config, ROLE, codes[1:], FILLERS)
+    engine.share("voice", *voice_prefix(read_voice(tmp_path / "voice.pt", agent.config), agent))
+    behind = hybrid_prompt(agent, ROLE, None, FILLERS)
+    whole = hybrid_prompt(agent, ROLE, codes[1:], FILLERS)
     runs += [
         said_by(engine, session, user)[:-1]
         for session in (
@@ -96,10 +95,12 @@ def test_a_saved_voice_goes_on_as_the_published_loop_does(
 def test_a_voice_is_as_the_recording_that_it_was_made_of(num_frames: int, pin: int) -> None:
     model, codes, user = model_of(3), sample(num_frames), sample(NUM_FRAMES)
     engine = Engine(model, 2, pinned_frames=pin)
-    engine.share("voice", voice_of(model, codes))
-    prompt = hybrid_prompt(model.config, ROLE, None, FILLERS)
+    pinned = engine.system
+    assert isinstance(pinned, Moshi)
+    engine.share("voice", *voice_prefix(voice_of(model, codes), pinned))
+    prompt = hybrid_prompt(model, ROLE, None, FILLERS)
     ours = engine.admit(GREEDY, prompt=prompt, voice="voice")
-    theirs = engine.admit(GREEDY, prompt=hybrid_prompt(model.config, ROLE, codes, FILLERS))
+    theirs = engine.admit(GREEDY, prompt=hybrid_prompt(model, ROLE, codes, FILLERS))
     assert engine[ours] == engine[theirs]
     assert said_by(engine, ours, user) == said_by(engine, theirs, user)
     for ring in caches(engine):
@@ -117,15 +118,15 @@ def test_voices_alike_in_what_their_ring_holds_are_not_mixed_up() -> None:
     early = codes.clone()
     early[2] = (early[2] + 1) % AUDIO_VOCAB
     voices = {"one": voice_of(model, codes), "other": voice_of(model, early)}
-    known = [read_voice_prefix(model, voice)[0] for voice in voices.values()]
+    known = [voice_prefix(voice, model)[0] for voice in voices.values()]
     assert all(torch.equal(ids, known[1][name]) for name, ids in known[0].items())
     engine = Engine(model, 4)
     for name, voice in voices.items():
-        engine.share(name, voice)
-    prompt = hybrid_prompt(model.config, ROLE, None, FILLERS)
+        engine.share(name, *voice_prefix(voice, model))
+    prompt = hybrid_prompt(model, ROLE, None, FILLERS)
     for name in ("one", "other", "other"):
         engine.admit(GREEDY, prompt=prompt, voice=name)
-    engine.admit(GREEDY, prompt=behind_voice(known[0], prompt))
+    engine.admit(GREEDY, prompt=behind(known[0], prompt))
     for ring in caches(engine):
         assert torch.equal(ring[1], ring[2])
         assert float((ring[0] - ring[1]).abs().max()) > 1e-3
@@ -137,7 +138,7 @@ def test_a_voice_can_be_dropped_while_its_sessions_go_on() -> None:
     codes, user = random_codes(model, 1, 4), sample(4)
     engine = Engine(model, 3)
     voice = voice_of(model, sample(5))
-    engine.share("anna", voice)
+    engine.share("anna", *voice_prefix(voice, model))
     session = engine.admit(GREEDY, voice="anna")  # nothing behind the voice
     before = said_by(engine, session, user)
     engine.unshare("anna")
@@ -148,7 +149,7 @@ def test_a_voice_can_be_dropped_while_its_sessions_go_on() -> None:
     engine.share("anna", codes)
     with pytest.raises(ValueError, match="A voice must be shared first: got 'anna', have none"):
         engine.admit(voice="anna")
-    engine.share("anna", voice)
+    engine.share("anna", *voice_prefix(voice, model))
     with pytest.raises(ValueError, match="must be of all streams .text, agent_semantic.*got text"):
         engine.admit(prompt={"text": codes["text"]}, voice="anna")
     guided = FrameSampling(text=GREEDY.text, audio=GREEDY.audio, guidance=2.0)
@@ -162,14 +163,16 @@ def test_voices_that_do_not_fit_are_refused_and_touch_nobody() -> None:
     voice = voice_of(model, sample(5))
     engine = Engine(other, 1)
     with pytest.raises(ValueError, match="must be of the model that hears it: .* Use a voice"):
-        engine.share("anna", voice)
+        engine.share("anna", *voice_prefix(voice, other))
     for element, slot in ((0, 5), (2, 6), (6, 6), (1, 4)):
         cache = voice.cache.clone()
         cache[0, element, slot % 4] = -2
+        damaged = VoicePrompt(embeddings=voice.embeddings, cache=cache)
         with pytest.raises(ValueError, match="must hold the ids of its newest frames: some are"):
-            Engine(model, 1).share("anna", Voice(embeddings=voice.embeddings, cache=cache))
+            voice_prefix(damaged, model)
     cache = voice.cache.clone()
     cache[0, 0, 5 % 4] = TEXT_VOCAB  # the initial id where the text has begun long ago
+    damaged = VoicePrompt(embeddings=voice.embeddings, cache=cache)
     with pytest.raises(ValueError, match=r"Ids of 'text' must be -1 .unset. to 10: got -1 to 11"):
-        Engine(model, 1).share("anna", Voice(embeddings=voice.embeddings, cache=cache))
+        voice_prefix(damaged, model)
     assert engine.num_free == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import Conversation, talk
 from counterpoint.speech.codec import LOUDEST, Encoder, check_channel, check_samples

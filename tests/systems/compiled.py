@@ -8,6 +8,7 @@ import torch
 
 from counterpoint.runtime.compiled import compile_ticks
 from tests.systems.contract_models import batch_of, build, close, joined, piece, random_ticks
+from tests.systems.scoring import extend, first_scores
 
 System = Any  # each has a state type of its own
 
@@ -28,15 +29,15 @@ def forward_and_loss(model: System) -> None:
         torch.testing.assert_close(loss(batch).total, model.loss(batch).total)
 
 
-def extend(model: System) -> None:
+def read(model: System) -> None:
     """Pairs of ticks of two rows, so that blocks end within a chunk and rings wrap."""
     ticks = random_ticks(model, 2, 60)
-    step = compiled(model.extend)
+    step = compiled(model.read)
     pieces, state = [], model.initial_state(2)
     with torch.no_grad():
         for first in range(0, 60, 2):
-            logits, state = step(piece(ticks, first, first + 2), state)
-            pieces.append(logits)
+            hidden, state = step(piece(ticks, first, first + 2), state)
+            pieces.append(first_scores(model, hidden))
         close(joined(pieces), model(batch_of(model, ticks)))
 
 
@@ -57,17 +58,17 @@ def ticks(model: System) -> None:
     with torch.no_grad():
         expected = model(batch_of(model, row))
         compile_ticks(model)
-        logits, state = model.extend(piece(row, 0, 9), model.initial_state(1))
+        logits, state = extend(model, piece(row, 0, 9), model.initial_state(1))
         pieces = [logits]
         for tick in range(9, 50):
-            logits, state = model.extend(piece(row, tick, tick + 1), state)
+            logits, state = extend(model, piece(row, tick, tick + 1), state)
             pieces.append(logits)
     close(joined(pieces), expected)
 
 
 CHECKS: dict[str, Callable[[System], None]] = {
     "forward_and_loss": forward_and_loss,
-    "extend": extend,
+    "read": read,
     "training_step": training_step,
     "ticks": ticks,
 }

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.formats.moshi.names import reference_state_dict
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems.moshi import Moshi, MoshiConfig
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("NO_TORCH_COMPILE", "1")  # read when the package is imported
@@ -18,7 +18,7 @@ with pytest.MonkeyPatch.context() as patch:
 def reference_of(model: Moshi) -> Any:
     """The reference with the same weights."""
     theirs = reference_shape(model.config)
-    theirs.load_state_dict(model.reference_state_dict())
+    theirs.load_state_dict(reference_state_dict(model))
     return theirs.eval()
 
 

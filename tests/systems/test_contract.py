@@ -254,7 +254,7 @@ def test_keys_of_the_weights_are_stable() -> None:
 def test_flops_agree_with_counted_ones(model: AnySystem, num_ticks: int) -> None:
     batch = batch_of(model, random_ticks(model, 4, num_ticks))
     if isinstance(model, TwoStream) and model.config.boundary_ids:
-        num_blocks = model.read(batch).whole.shape[1]  # what this text has
+        num_blocks = model.read_whole(batch).whole.shape[1]  # what this text has
         config = replace(model.config, usual_block_ticks=num_ticks / max(num_blocks, 0.9))
         model = TwoStream(config)
     trained = copy.deepcopy(model).train()

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import Moshi, add_losses, joint_loss, moshi_7b, tiny
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
+from counterpoint.systems.contract import add_losses
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, moshi_7b, tiny, two_speakers
 from counterpoint.train.loop import split_batch
 from tests.systems.test_streaming_contract import random_chunks
 from tests.systems.tiny_moshi import (
@@ -61,7 +62,7 @@ def test_batch_delays_streams_behind_a_frame_of_initial_ids() -> None:
         "text": torch.tensor([[1, 2, 3, 4, 5, 6]]),
         **{f"codebook_{i}": torch.tensor([[[6], [1], [2], [3], [4], [5]]]) for i in range(3)},
     }
-    batch = model.batch(codes)
+    batch = model.lay_out(codes)
     assert batch.ticks["text"].tolist() == [[11, 1, 2, 3, 4, 5]]
     assert batch.targets["text"].tolist() == [[1, 2, 3, 4, 5, 6]]
     assert batch.ticks["codebook_0"][0, :, 0].tolist() == [7, 7, 6, 1, 2, 3]
@@ -71,7 +72,7 @@ def test_batch_delays_streams_behind_a_frame_of_initial_ids() -> None:
 
 
 def test_batch_is_causal_and_leaves_the_heard_streams_unpredicted() -> None:
-    batch = build("agent_only").batch(random_codes(build("agent_only"), 2, 5))
+    batch = build("agent_only").lay_out(random_codes(build("agent_only"), 2, 5))
     assert set(batch.targets) == {"text", "agent_semantic", "agent_acoustic"}
     assert set(batch.ticks) == {*batch.targets, "user_semantic", "user_acoustic"}
 
@@ -90,7 +91,7 @@ def test_batch_refuses_codes_that_do_not_fit(change: dict[str, Any], message: st
     model = build("agent_only")
     codes = random_codes(model, 1, 5) | change
     with pytest.raises(ValueError, match=message):
-        model.batch({name: ids for name, ids in codes.items() if ids is not None})
+        model.lay_out({name: ids for name, ids in codes.items() if ids is not None})
 
 
 def test_batch_refuses_ids_that_a_codebook_has_not() -> None:
@@ -98,7 +99,7 @@ def test_batch_refuses_ids_that_a_codebook_has_not() -> None:
     codes = random_codes(model, 1, 5)
     codes["agent_acoustic"][0, 2, 1] = 2
     with pytest.raises(ValueError, match=r"'agent_acoustic' must be -1 \(unset\) to \[6, 1\]"):
-        model.batch(codes)
+        model.lay_out(codes)
 
 
 # Losses
@@ -129,7 +130,7 @@ def test_loss_weighs_every_element(model: Moshi) -> None:
     codes["text"][0, :5] = 3  # padding
     codes["text"][1, 2] = -1
     codes[model.predicted[0].name][2, 3:6, 0] = -1
-    batch = model.batch(codes)
+    batch = model.lay_out(codes)
     text, audio, nats = expected_loss(model, batch)
     with torch.no_grad():
         loss = model.loss(batch)
@@ -138,7 +139,8 @@ def test_loss_weighs_every_element(model: Moshi) -> None:
     assert math.isclose(float(loss.total), text + audio, rel_tol=1e-5)
     assert math.isclose(float(loss.nats), nats, rel_tol=1e-5)
     frames = {
-        name: ((ids >= 0) & (ids < model.initial_ids[name])).sum() / ids[0, 0].numel()
+        name: ((ids >= 0) & (ids < schedule.initial_ids(model.layout)[name])).sum()
+        / ids[0, 0].numel()
         for name, ids in batch.targets.items()
     }
     parts = [loss.terms[f"{name}_nats"] * count for name, count in frames.items()]
@@ -152,19 +154,19 @@ def test_losses_of_parts_add_up_to_that_of_the_batch(model: Moshi) -> None:
     """
     codes = random_codes(model, 4, 8)
     codes["text"][:] = torch.tensor([1, 3, 2, 1, 3, 3, 4, 5])  # as much padding in every row
-    alike = model.batch(codes)
+    alike = model.lay_out(codes)
     codes["text"][:2] = 3
     codes[model.predicted[0].name][0, 3:] = -1
-    unlike = model.batch(codes)
+    unlike = model.lay_out(codes)
 
     @torch.no_grad()
     def totals(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of the batch, as the mean of its parts, and from the sums of its parts."""
         parts = split_batch(batch, 2)
         losses = [model.stream_losses(part, model(part)) for part in parts]
-        sums = {name: add_losses([loss[name] for loss in losses]) for name in losses[0]}
+        sums = add_losses(losses)
         mean = torch.stack([model.loss(part).total for part in parts]).mean()
-        return model.loss(batch).total, mean, joint_loss(sums).total
+        return model.loss(batch).total, mean, model.combine(sums).total
 
     whole, mean, added = totals(alike)
     close(mean, whole)
@@ -176,7 +178,7 @@ def test_losses_of_parts_add_up_to_that_of_the_batch(model: Moshi) -> None:
 
 def test_codebooks_of_fewer_ids_give_the_others_no_chance() -> None:
     model = build("unlike_codebooks")
-    batch = model.batch(random_codes(model, 2, 12))
+    batch = model.lay_out(random_codes(model, 2, 12))
     for name, logits in scores(model, batch).items():
         absent = torch.arange(logits.shape[-1]) >= sizes(model)[name][..., None]
         assert (logits == -torch.inf).equal(absent.expand_as(logits))
@@ -211,7 +213,7 @@ def test_trimmed_model_keeps_the_sizes_of_its_codebooks() -> None:
 def test_prompt_is_read_and_carries_no_loss(model: Moshi, num_prompt: int) -> None:
     """Content of tick c comes to stand c + delay ticks behind the first target."""
     codes = random_codes(model, 2, 8)
-    whole, batch = model.batch(codes), model.batch(codes, num_prompt=num_prompt)
+    whole, batch = model.lay_out(codes), model.lay_out(codes, num_prompt=num_prompt)
     nats = torch.zeros(())
     found = scores(model, batch)
     assert set(found) == set(batch.targets) == set(whole.targets)
@@ -220,7 +222,7 @@ def test_prompt_is_read_and_carries_no_loss(model: Moshi, num_prompt: int) -> No
         for tick in range(8):
             content = tick - model.layout[name].delay_ticks
             if content < num_prompt:  # the prompt, or before any content
-                begun = whole.targets[name][:, tick] < model.initial_ids[name]
+                begun = whole.targets[name][:, tick] < schedule.initial_ids(model.layout)[name]
                 assert begun.all() == (content >= 0)
                 assert (targets[:, tick][begun] == -1).all()
             else:
@@ -255,7 +257,7 @@ def test_unset_ids_embed_to_zero_whatever_the_tables_hold(model: Moshi) -> None:
 
 def test_a_share_of_what_is_heard_is_left_out_in_training_alone() -> None:
     model = build(replace(CONFIGS["agent_only"], heard_dropout=0.5))
-    batch = model.batch(random_codes(model, 1, 400))
+    batch = model.lay_out(random_codes(model, 1, 400))
     with_gaps = model.train()._with_gaps(batch.ticks)
     for name, ids in batch.ticks.items():
         same = with_gaps[name] == ids
@@ -270,7 +272,7 @@ def test_a_share_of_what_is_heard_is_left_out_in_training_alone() -> None:
 def test_text_only_batch_trains_the_text_beside_unset_audio(model: Moshi) -> None:
     text = torch.randint(0, TEXT_VOCAB, (2, 9))
     codes = {name: torch.full_like(ids, -1) for name, ids in random_codes(model, 2, 9).items()}
-    alone, beside = model.batch({"text": text}), model.batch(codes | {"text": text})
+    alone, beside = model.lay_out({"text": text}), model.lay_out(codes | {"text": text})
     assert set(scores(model, alone)) == {"text"}
     close(scores(model, alone)["text"], scores(model, beside)["text"])
     with torch.no_grad():
@@ -298,7 +300,7 @@ def stream(model: Moshi, frames: Ticks, chunks: list[int], state: Any = None) ->
 
 
 def test_writing_element_by_element_is_offline(model: Moshi) -> None:
-    batch = model.batch(random_codes(model, 2, 15))
+    batch = model.lay_out(random_codes(model, 2, 15))
     with torch.no_grad():
         z = stream(model, batch.ticks, random_chunks(15, 4))
         all_close(write_logits(model, z, batch.targets), scores(model, batch))
@@ -329,7 +331,7 @@ def test_rows_do_not_touch_when_they_write(model: Moshi) -> None:
 def test_trimmed_model_writes_the_same(model: Moshi) -> None:
     kept = model.predicted[:1]
     small = model.trimmed(sum(stream.depth for stream in kept))
-    batch = model.batch(random_codes(model, 2, 12))
+    batch = model.lay_out(random_codes(model, 2, 12))
     whole, trimmed = scores(model, batch), scores(small, batch)
     assert set(trimmed) == {"text", kept[0].name}
     all_close(trimmed, {name: whole[name] for name in trimmed})
@@ -343,7 +345,7 @@ def test_trimming_keeps_shared_weight_sets() -> None:
     model = build("own_delays")
     small = model.trimmed(2)
     assert small.config.depth.schedule == (0, 1)
-    batch = model.batch(random_codes(model, 2, 12))
+    batch = model.lay_out(random_codes(model, 2, 12))
     whole, trimmed = scores(model, batch), scores(small, batch)
     all_close(trimmed, {name: whole[name] for name in trimmed})
     with pytest.raises(ValueError, match="at most 3: got 4"):
@@ -366,7 +368,7 @@ def test_published_sizes(preset: MoshiConfig, count: int) -> None:
 def test_tiny_preset_is_tiny_and_trains() -> None:
     model = Moshi(tiny())
     assert sum(p.numel() for p in model.parameters()) < 3_000_000
-    model.loss(model.batch(random_codes(model, 1, 5))).total.backward()
+    model.loss(model.lay_out(random_codes(model, 1, 5))).total.backward()
 
 
 def test_shard_units_are_the_layers_of_both_transformers(model: Moshi) -> None:

@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.formats.moshi.names import halves_from_pairs, pairs_from_halves
+from counterpoint.formats.moshi.names import (
+    halves_from_pairs,
+    load_reference,
+    pairs_from_halves,
+    reference_state_dict,
+)
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi, moshi_7b
-from counterpoint.systems.moshi_streams import two_speakers
+from counterpoint.systems.moshi import Moshi, moshi_7b, two_speakers
 from tests.systems.reference_moshi import reference_codes, reference_of, reference_shape
 from tests.systems.tiny_moshi import CONFIGS, build, config, random_codes
 
@@ -26,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> Moshi:
 @torch.no_grad()
 def agree(model: Moshi, codes: Ticks, trained: Ticks) -> None:
     """Logits of everything that carries loss are the reference's, and no other has loss there."""
-    batch = model.batch(trained)
+    batch = model.lay_out(trained)
     ours, theirs = model(batch), reference_of(model)(reference_codes(codes))
     logits = {"text": theirs.text_logits.transpose(1, 2)[:, :, 0]}
     counted = {"text": theirs.text_mask.transpose(1, 2)[:, :, 0]}
@@ -70,8 +74,8 @@ def test_text_alone_is_the_reference_with_audio_unset() -> None:
 
 def test_weights_go_to_the_reference_and_back(model: Moshi) -> None:
     again = Moshi(model.config)
-    reference = {name: weight.clone() for name, weight in model.reference_state_dict().items()}
-    again.load_reference(reference)
+    reference = {name: weight.clone() for name, weight in reference_state_dict(model).items()}
+    load_reference(again, reference)
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
 
@@ -80,7 +84,7 @@ def test_weights_go_to_the_reference_and_back(model: Moshi) -> None:
 def test_published_model_has_the_names_and_shapes_of_the_reference(count: int, size: int) -> None:
     with torch.device("meta"):
         model = Moshi(moshi_7b(count))
-    ours = model.reference_state_dict()
+    ours = reference_state_dict(model)
     theirs = reference_shape(moshi_7b(count), device="meta").state_dict()
     assert {name: w.shape for name, w in ours.items()} == {n: w.shape for n, w in theirs.items()}
     assert sum(weight.numel() for weight in ours.values()) == size
@@ -115,7 +119,7 @@ def test_other_weights_are_refused_and_nothing_is_written(change: str, message: 
     model, other = build("both_speakers"), build("both_speakers")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
-        model.load_reference(broken(other.reference_state_dict(), change))
+        load_reference(model, broken(reference_state_dict(other), change))
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.formats.moshi.names import load_reference
+from counterpoint.streams import schedule
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import two_speakers
+from counterpoint.systems.moshi import Moshi, two_speakers
 from tests.systems.tiny_moshi import AUDIO_VOCAB, TEXT_VOCAB, WINDOW, config, random_codes
 
 transformers = pytest.importorskip("transformers")
@@ -111,7 +112,7 @@ def layer_weights(layer: Any, name: str, *, has_steps: bool) -> dict[str, Tensor
 def both(num_predicted: int) -> tuple[Moshi, Any]:
     theirs = witness(num_predicted)
     ours = Moshi(config(two_speakers(NUM_ACOUSTIC), num_predicted)).eval()
-    ours.load_reference(kyutai_weights(theirs))
+    load_reference(ours, kyutai_weights(theirs))
     return ours, theirs
 
 
@@ -140,7 +141,7 @@ def agree(found: Tensor, expected: Tensor) -> None:
 def test_hidden_states_and_scores_are_those_of_transformers(num_predicted: int) -> None:
     """Within the window."""
     ours, theirs = both(num_predicted)
-    batch = ours.batch(random_codes(ours, NUM_ROWS, WINDOW))
+    batch = ours.lay_out(random_codes(ours, NUM_ROWS, WINDOW))
     scores, out = ours(batch), theirs(**as_arguments(batch.ticks))
     reach = ours.temporal.reach(batch.document_start)
     agree(ours.norm(ours.temporal(ours.embed(batch.ticks), reach)), out.last_hidden_state)
@@ -163,7 +164,7 @@ def test_hidden_states_and_scores_are_those_of_transformers(num_predicted: int) 
 @torch.no_grad()
 def test_frames_with_a_cache_are_those_of_transformers_beyond_the_window() -> None:
     ours, theirs = both(NUM_EACH)
-    batch = ours.batch(random_codes(ours, NUM_ROWS, 3 * WINDOW + 1))
+    batch = ours.lay_out(random_codes(ours, NUM_ROWS, 3 * WINDOW + 1))
     pieces, cache = [], None
     for tick in range(3 * WINDOW + 1):
         frame = {name: ids[:, tick : tick + 1] for name, ids in batch.ticks.items()}
@@ -176,7 +177,7 @@ def test_frames_with_a_cache_are_those_of_transformers_beyond_the_window() -> No
 def test_codebooks_are_delayed_as_in_transformers() -> None:
     ours, theirs = both(NUM_EACH)
     codes, num_ticks = random_codes(ours, NUM_ROWS, 9), 9
-    frames = {name: ids[:, 1:] for name, ids in ours.frames(codes).items()}
+    frames = {name: ids[:, 1:] for name, ids in schedule.columns(ours.layout, codes).items()}
     for who in ("moshi_audio_codes", "user_audio_codes"):
         _, expected = theirs.build_delay_pattern_mask(
             as_arguments(codes)[who], AUDIO_VOCAB, AUDIO_VOCAB, num_ticks + 1

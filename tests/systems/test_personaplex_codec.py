@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.speech.words import ByteWords
-from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.talk import Conversation, Speaker, converse
+from counterpoint.runtime.talk import Conversation, Talker, converse
 from counterpoint.speech.codec import Decoder, Encoder, FrameCoder
 from tests.runtime.talking import LevelCodec, echo, echo_config
 
@@ -55,7 +55,7 @@ class CountedCodec(LevelCodec):
 @pytest.mark.parametrize("delay", [0, 1, 3])
 def test_7_every_frame_of_a_talk_is_encoded_and_decoded_once(delay: int) -> None:
     codec = CountedCodec()
-    speaker = Speaker(system=echo(echo_config(delay)), codec=codec, tokenizer=ByteWords())
+    speaker = Talker(system=echo(echo_config(delay)), codec=codec, tokenizer=ByteWords())
     user = torch.rand(1, NUM_FRAMES * FRAME)
     blocks = user.split([1, FRAME - 1, 3 * FRAME, 5, FRAME, 7 * FRAME - 5], 1)
     both = torch.cat(list(converse(Conversation(speaker, GREEDY), blocks)), 1)

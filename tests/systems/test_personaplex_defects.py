@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.data.speech.opening import Fillers, hybrid_prompt, tagged_role
 from counterpoint.formats.moshi.checkpoint import moshi_config
 from counterpoint.formats.moshi.config import ReferenceConfig
 from counterpoint.formats.moshi.parity import personaplex_window
 from counterpoint.formats.moshi.voice import read_voice
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.engine import Engine
-from counterpoint.runtime.frames import Codes, Frame, FrameSampling
+from counterpoint.runtime.given import Codes
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Frame
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems import moshi
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig
-from counterpoint.systems.personaplex import Fillers, hybrid_prompt, tagged_role
+from counterpoint.systems.moshi import Moshi, MoshiConfig
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi_weights import tiny_keys
 
@@ -63,7 +64,7 @@ def one(codes: Tensor) -> dict[str, Tensor]:
 
 
 def role(ids: Sequence[int], voice: Tensor | None = None) -> Ticks:
-    return hybrid_prompt(agent().config, ids, voice, FILLERS)
+    return hybrid_prompt(agent(), ids, voice, FILLERS)
 
 
 def talk(engine: Engine, session: int, heard: Tensor) -> list[Frame]:
@@ -124,7 +125,7 @@ def test_2_steps_for_the_users_codebooks_are_left_out_and_nothing_else_changes()
     codes["text"] = codes["text"][..., 0]
     codes |= {"user_semantic": heard[None, :, :1], "user_acoustic": heard[None, :, 1:]}
     with torch.no_grad():
-        logits = whole(whole.batch(codes))
+        logits = whole(whole.lay_out(codes))
     for name in said[0]:
         late = whole.layout[name].delay_ticks
         likeliest = logits[name].argmax(-1)[:, late:]
@@ -212,7 +213,7 @@ def test_7_the_first_frames_behind_a_prompt_are_heard() -> None:
         engine = Engine(model, 1)
         session = engine.admit(seeded(1, 1), prompt=role([20, 21], user(1) * 0))
         runs.append(talk(engine, session, codes))
-        assert engine[session].num_heard - engine[session].num_prompt == NUM_FRAMES
+        assert engine[session].num_ticks - engine[session].num_prompt == NUM_FRAMES
         assert len(runs[-1]) == NUM_FRAMES
     assert not same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
@@ -235,7 +236,9 @@ def test_8_the_role_is_still_read_when_the_window_has_passed_it() -> None:
         for ids in ([20, 21, 22, 23], [30, 31, 32, 33]):
             engine = Engine(model, 1, pinned_frames=pinned_frames)
             made.append([])
-            hook = engine.system.norm.register_forward_hook(keep)
+            pinned = engine.system
+            assert isinstance(pinned, Moshi)
+            hook = pinned.norm.register_forward_hook(keep)
             session = engine.admit(GREEDY, prompt=role(ids, user(2) * 0))
             for call in range(num_frames):
                 forced: dict[str, Codes] = {"text": 9, "agent_semantic": said[call, :1]}

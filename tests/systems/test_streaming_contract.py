@@ -19,6 +19,7 @@ from tests.systems.contract_models import (
     random_ticks,
     rows_of,
 )
+from tests.systems.scoring import extend
 
 System = Any  # each has a state type of its own
 
@@ -56,7 +57,7 @@ def stream(model: System, ticks: Ticks, chunks: list[int], state: Any = None) ->
         state = model.initial_state(num_rows)
     pieces, first = [], 0
     for length in chunks:
-        logits, state = model.extend(piece(ticks, first, first + length), state)
+        logits, state = extend(model, piece(ticks, first, first + length), state)
         pieces.append(logits)
         first += length
     return joined(pieces)
@@ -116,7 +117,7 @@ def test_rows_of_different_lengths_equal_rows_alone(model: System) -> None:
             for row in range(num_rows):
                 ids[row, : real[row]] = ticks[name][row, read[row] : read[row] + real[row]]
         with torch.no_grad():
-            logits, state = model.extend(chunk, state, real)
+            logits, state = extend(model, chunk, state, real)
         for row in range(num_rows):
             first, length = int(read[row]), int(real[row])
             ours = piece(rows_of(logits, slice(row, row + 1)), 0, length)
@@ -135,7 +136,7 @@ def test_rows_are_isolated_bit_for_bit(model: System) -> None:
         state = model.initial_state(3)
         if head_start:
             lengths = torch.tensor([0, head_start, head_start // 2])
-            _, state = model.extend(random_ticks(model, 3, head_start), state, lengths)
+            _, state = extend(model, random_ticks(model, 3, head_start), state, lengths)
         pieces, first = [], 0
         for length in chunks:
             ticks = random_ticks(model, 2, length)
@@ -146,7 +147,7 @@ def test_rows_are_isolated_bit_for_bit(model: System) -> None:
                 if torch.rand(()) < 0.2:
                     for tensor in tensors(state):
                         tensor[2] = 0
-            logits, state = model.extend(ticks, state, lengths)
+            logits, state = extend(model, ticks, state, lengths)
             pieces.append(rows_of(logits, slice(0, 1)))
             first += length
         return joined(pieces)
@@ -160,7 +161,7 @@ def test_zeroed_row_is_a_new_session(model: System) -> None:
     first, second = random_ticks(model, 3, 43), random_ticks(model, 3, 39)
     expected = piece(offline(model, joined([first, second])), 43, 43 + 39)
     with torch.no_grad():
-        _, state = model.extend(first, model.initial_state(3))
+        _, state = extend(model, first, model.initial_state(3))
     for tensor in tensors(state):
         tensor[1] = 0
     logits = stream(model, second, random_chunks(39, 7), state)
@@ -174,5 +175,5 @@ def test_state_bytes_agree_with_real_ones(model: System) -> None:
     for num_ticks in (1, 50, 333):
         assert model.state_bytes_per_tick(num_ticks) * num_ticks == pytest.approx(real, rel=0.02)
     with torch.no_grad():
-        _, state = model.extend(random_ticks(model, 1, 50), state)
+        _, state = extend(model, random_ticks(model, 1, 50), state)
     assert sum(tensor.nbytes for tensor in tensors(state)) == real

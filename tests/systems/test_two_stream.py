@@ -7,6 +7,7 @@ from torch import Tensor
 from counterpoint.streams.clock import available_at, visible
 from counterpoint.systems.contract import cross_entropy
 from counterpoint.systems.two_stream import TwoStream, TwoStreamState
+from tests.systems.scoring import extend
 from tests.systems.tiny_models import VOCAB, batch_of, randomised, tower, two
 
 END = VOCAB - 1
@@ -42,7 +43,7 @@ def readable_blocks(model: TwoStream, tick: int, start: int = 0) -> list[int]:
 @torch.no_grad()
 def test_read_shows_attention_on_readable_blocks_only(lag: int) -> None:
     model, starts = build(lag), documents((12, 29))
-    reading = model.read(batch_of(random_ids(1, 41), starts))
+    reading = model.read_whole(batch_of(random_ids(1, 41), starts))
     assert reading.whole.shape == (1, 10, 20)
     same(reading.attention.sum(-1), torch.ones(1, 41))
     for tick in range(41):
@@ -57,7 +58,7 @@ def test_whole_reaches_exactly_the_visible_ticks(lag: int) -> None:
     """A changed block moves its readers, and what the part window carries on, nothing else."""
     model = build(lag, part=tower(18, 2, 3, 1), num_links=1)  # the part remembers nothing itself
     batch = batch_of(random_ids(1, 41), documents((12, 29)))
-    whole = model.read(batch).whole
+    whole = model.read_whole(batch).whole
     before = model(batch)["part"]
     for block in range(whole.shape[1]):
         changed = whole.clone()
@@ -73,9 +74,11 @@ def test_whole_reaches_exactly_the_visible_ticks(lag: int) -> None:
 @torch.no_grad()
 def test_forward_takes_the_whole_of_another() -> None:
     model, batch, other = build(1), batch_of(random_ids(2, 41)), batch_of(random_ids(2, 41))
-    reading = model.read(batch)
+    reading = model.read_whole(batch)
     assert torch.equal(model(batch, whole=reading.whole)["part"], model(batch)["part"])
-    moved = (model(batch, whole=model.read(other).whole)["part"] != model(batch)["part"]).any(-1)
+    moved = (model(batch, whole=model.read_whole(other).whole)["part"] != model(batch)["part"]).any(
+        -1
+    )
     first = available_at(model.layout, "whole", 0).tick
     assert not moved[:, :first].any()
     assert moved[:, first:].all()
@@ -93,7 +96,7 @@ def test_whole_carries_further_than_the_part_windows() -> None:
 
 @torch.no_grad()
 def feed(model: TwoStream, ids: Tensor, state: TwoStreamState) -> tuple[Tensor, TwoStreamState]:
-    logits, state = model.extend({"part": ids}, state)
+    logits, state = extend(model, {"part": ids}, state)
     return logits["part"], state
 
 
@@ -111,7 +114,7 @@ def kept(model: TwoStream, state: TwoStreamState, num_blocks: int) -> Tensor:
 def test_kept_whole_is_the_offline_whole() -> None:
     model, ids = build(1), random_ids(2, 61)
     _, state = feed(model, ids, model.initial_state(2))
-    offline = model.read(batch_of(ids)).whole
+    offline = model.read_whole(batch_of(ids)).whole
     states, blocks = model.kept_whole(state)
     capacity = states.shape[1]
     assert sorted(blocks[0].tolist()) == list(range(15 - capacity, 15))
@@ -141,8 +144,8 @@ def test_swapped_session_equals_offline_with_the_other_whole(
     _, donor = feed(model, other, model.initial_state(2))
     second, state = feed(model, ids[:, 6:], model.swap(mine, donor))
     whole = kept(model, state, 6)
-    same(whole[:, :1], model.read(batch_of(other)).whole[:, :1])
-    assert not torch.allclose(whole, model.read(batch_of(ids)).whole, atol=1e-2)
+    same(whole[:, :1], model.read_whole(batch_of(other)).whole[:, :1])
+    assert not torch.allclose(whole, model.read_whole(batch_of(ids)).whole, atol=1e-2)
     offline = model(batch_of(ids), whole=whole)["part"]
     same(torch.cat((first, second), 1), offline)
 
@@ -192,7 +195,7 @@ def test_edited_block_equals_offline_with_the_edited_whole(lag: int) -> None:
     first, state = feed(model, ids[:, :6], model.initial_state(2))
     model.edit(state, torch.tensor([0, 0]), edited)
     second, state = feed(model, ids[:, 6:], state)
-    whole = model.read(batch_of(ids)).whole
+    whole = model.read_whole(batch_of(ids)).whole
     whole[:, 0] = edited
     same(torch.cat((first, second), 1), model(batch_of(ids), whole=whole)["part"])
     same(kept(model, state, 6), whole)
@@ -211,7 +214,7 @@ def test_edit_of_any_kept_block_changes_later_ticks_only(lag: int, block: int) -
         with pytest.raises(ValueError, match="still kept"):
             model.edit(state, torch.tensor([block]), torch.randn(1, 20))
         return
-    whole = model.read(batch_of(ids)).whole
+    whole = model.read_whole(batch_of(ids)).whole
     whole[:, block] = torch.randn(20)
     model.edit(state, torch.tensor([block]), whole[:, block])
     logits, _ = feed(model, ids[:, 50:], state)
@@ -247,10 +250,10 @@ def test_upper_part_need_not_wait_for_the_whole(lag: int, chunk: int) -> None:
     model, ids = build(lag), random_ids(3, 60)
     state, late = model.initial_state(3), []
     for first in range(0, 60, chunk):
-        lower = model.extend_lower({"part": ids[:, first : first + chunk]}, state)
-        logits, after = model.extend_upper(lower, state)
-        model.extend_whole(lower, state)  # may run meanwhile, on another device or thread
-        late.append(logits["part"])
+        lower = model.read_lower({"part": ids[:, first : first + chunk]}, state)
+        hidden, after = model.read_upper(lower, state)
+        model.read_whole_tower(lower, state)  # may run meanwhile, on another device or thread
+        late.append(model.head(hidden))
         state = after
     in_order, _ = feed(model, ids, model.initial_state(3))
     same(torch.cat(late, 1), in_order)
@@ -330,7 +333,7 @@ def test_rows_shorter_than_a_block_run() -> None:
     logits, _ = feed(model, batch.ticks["part"], model.initial_state(2))
     same(logits, model(batch)["part"])
     assert model.loss(batch).total.isfinite()
-    assert model.read(batch).whole.shape == (2, 0, 20)
+    assert model.read_whole(batch).whole.shape == (2, 0, 20)
 
 
 @pytest.mark.parametrize("lower_layers", [0, 3])
@@ -348,7 +351,7 @@ def test_compressor_that_does_not_fit_is_refused() -> None:
 
 def test_read_needs_links() -> None:
     with pytest.raises(ValueError, match="`num_links`"):
-        build(0, num_links=0).read(batch_of(random_ids(1, 9)))
+        build(0, num_links=0).read_whole(batch_of(random_ids(1, 9)))
 
 
 def test_whole_of_another_length_is_refused() -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, two_speakers
 from tests.systems.tiny_models import randomised
 
 TEXT_VOCAB, AUDIO_VOCAB, WINDOW = 11, 7, 6
@@ -87,7 +86,7 @@ def random_codes(model: Moshi, rows: int, ticks: int) -> dict[str, Tensor]:
 
 def frames_of(model: Moshi, rows: int, ticks: int) -> Ticks:
     """Frames in order of arrival, the initial one first."""
-    return model.batch(random_codes(model, rows, ticks)).ticks
+    return model.lay_out(random_codes(model, rows, ticks)).ticks
 
 
 def write_logits(model: Moshi, z: Tensor, targets: Ticks) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def run(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(system: Moshi) -> dict[str, Tensor]:
     torch.manual_seed(3)
     with torch.no_grad():
-        return dict(system(system.batch(random_codes(system, 2, 7))))
+        return dict(system(system.lay_out(random_codes(system, 2, 7))))
 
 
 def assert_close(found: Moshi, expected: Moshi, atol: float = 5e-6) -> None:

@@ -39,8 +39,8 @@ class Frames:
             codes = random_codes(self.layout, ROWS, TICKS)
         own = {name: ids.chunk(self.world_size)[self.rank] for name, ids in codes.items()}
         if self.text is None or step % 3 != 1:
-            return self.layout.batch(own)
-        return replace(self.layout.batch({"text": own["text"]}), kind=self.text)
+            return self.layout.lay_out(own)
+        return replace(self.layout.lay_out({"text": own["text"]}), kind=self.text)
 
 
 def plan(num_steps: int, **changes: Any) -> TrainConfig:

@@ -10,8 +10,7 @@ from torch import nn
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig, two_speakers
+from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
@@ -82,7 +81,7 @@ class Frames:
             for shape in [(ROWS, 10) if stream.name == "text" else (ROWS, 10, stream.depth)]
         }
         mine = {name: ids.chunk(self.world_size)[self.rank] for name, ids in codes.items()}
-        return self.model.batch(mine)
+        return self.model.lay_out(mine)
 
 
 def run(folder: Path, system: nn.Module, config: TrainConfig, world: World | None = None) -> None:

@@ -12,7 +12,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from counterpoint.cli.checkpoint import Trained, load_trained, tokenizer_of
 from counterpoint.data.progress import few_lines, recording_lines
 from counterpoint.data.speech.rows import prepare_speech
 from counterpoint.data.text.corpus import prepare
@@ -21,9 +20,8 @@ from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.overrides import parse_options
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.single_stream import SingleStream
-from counterpoint.systems.two_stream import TwoStream
+from counterpoint.runtime.load import Loaded, load
+from counterpoint.systems.contract import HasWhole
 
 _HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
 
@@ -51,20 +49,18 @@ class EvaluateOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     options = parse_options(EvaluateOptions, arguments, "evaluate", _HELP)
-    trained = load_trained(options.checkpoint)
-    if isinstance(trained.system, Moshi):
-        table = _speech(trained.system, trained, options)
-    else:
-        table = _text(trained.system, trained, options)
+    loaded = load(options.checkpoint)
+    table = _speech(loaded, options) if loaded.is_speech else _text(loaded, options)
     Console(file=sys.stdout, markup=False, emoji=False).print(table)
     return 0
 
 
-def _text(system: SingleStream | TwoStream, trained: Trained, options: EvaluateOptions) -> Table:
-    tokenizer_of(trained.run)
+def _text(loaded: Loaded, options: EvaluateOptions) -> Table:
+    _ = loaded.tokenizer  # it must be the model's
+    system, run = loaded.system, loaded.trained_by
     block_ticks = system.layout.block_ticks
-    corpus = prepare(trained.run.text_data, block_ticks)
-    check_learned(trained.run.data, corpus.fingerprint, trained.path.parents[1])
+    corpus = prepare(run.text_data, block_ticks)
+    check_learned(run.data, corpus.fingerprint, loaded.path.parents[1])
     found = evaluate(
         system,
         corpus,
@@ -78,20 +74,21 @@ def _text(system: SingleStream | TwoStream, trained: Trained, options: EvaluateO
         precision=options.precision,
         note=lambda line: print(line, file=sys.stderr),
     )
-    table = _table(found, trained.path)
-    if found.whole is None and isinstance(system, TwoStream):
+    table = _table(found, loaded.path)
+    if found.whole is None and isinstance(system, HasWhole):
         table.caption = (
             "swap-delta: not measured, it needs held-out units of at least two documents"
         )
     return table
 
 
-def _speech(model: Moshi, trained: Trained, options: EvaluateOptions) -> Table:
+def _speech(loaded: Loaded, options: EvaluateOptions) -> Table:
     """Nats of every stream on the held-out recordings, with 95 % intervals over rows."""
-    data = trained.run.speech_data
+    model, run = loaded.system, loaded.trained_by
+    data = run.speech_data
     if not data.held_out:
         raise ValueError(
-            f"The run must have recordings that are held out: {trained.run.name!r} has none. Train "
+            f"The run must have recordings that are held out: {run.name!r} has none. Train "
             "with `data.held_out`."
         )
     held_out = replace(
@@ -107,7 +104,7 @@ def _speech(model: Moshi, trained: Trained, options: EvaluateOptions) -> Table:
             lambda done, total: say(f"scored {done} of {total} rows"),
         )
     num_frames = sum(score.num_frames for score in scores)
-    title = f"{trained.path}, {len(scores)} rows, {num_frames:,} frames"
+    title = f"{loaded.path}, {len(scores)} rows, {num_frames:,} frames"
     table = Table("measure", "value", "95 % interval", title=title)
 
     def add(name: str, paid: Sequence[float], frames: Sequence[float]) -> None:
@@ -122,7 +119,7 @@ def _speech(model: Moshi, trained: Trained, options: EvaluateOptions) -> Table:
         add(
             f"nats/frame of {name}",
             [float(loss.nats) for loss in losses],
-            [float(loss.num_frames) for loss in losses],
+            [float(loss.num_ticks) for loss in losses],
         )
     return table
 

@@ -12,17 +12,16 @@ import torch
 import tyro
 
 from counterpoint.blocks.quantized import store_int8
-from counterpoint.cli.checkpoint import load_trained, tokenizer_of
 from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
 from counterpoint.errors import UserError
 from counterpoint.files import read_text
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.compiled import compile_ticks
+from counterpoint.runtime.generate import generate
+from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import generate
-from counterpoint.runtime.simultaneous import Simultaneous
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.two_stream import TwoStream
+from counterpoint.runtime.simultaneous import Simultaneous, Staged
+from counterpoint.systems.contract import System
 
 _HELP = """Continue a prompt.
 
@@ -39,7 +38,7 @@ class GenerateOptions:
         prompt: Text to continue; empty starts a new text.
         prompt_file: File with the text to continue.
         num_ticks: Most ids to write.
-        whole_from: Go on under the whole of this text, at least as long as the prompt (two_stream).
+        whole_from: Go on under the whole of this text, at least as long as the prompt.
         simultaneous: Run the whole tower in a thread beside the part tower (a lag of 1 or more).
         sliding: Accept a prompt that is longer than the model's window.
         compile: Compile the ticks first: half a minute, then a tiny model is 1.4 times as fast.
@@ -67,14 +66,8 @@ def main(arguments: Sequence[str]) -> int:
     options: GenerateOptions = chosen.options
     prompt = _prompt(options)
     _check_output()
-    trained = load_trained(options.checkpoint)
-    system = trained.system
-    if isinstance(system, Moshi):
-        raise ValueError(
-            f"{trained.path} must be a model of text: it is a Moshi, which hears and speaks. Use "
-            "`counterpoint talk`."
-        )
-    tokenizer = tokenizer_of(trained.run)
+    loaded = load(options.checkpoint)
+    system, tokenizer = loaded.system, loaded.tokenizer
     with ExitStack() as stack:
         if options.weights == "int8":
             store_int8(system)
@@ -130,10 +123,11 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [tokenizer.start_id, *tokenizer.encode(text).tolist()]
 
 
-def _simultaneous(system: torch.nn.Module) -> Simultaneous:
-    if not isinstance(system, TwoStream):
-        raise ValueError(
-            f"`--simultaneous` needs a TwoStream: this checkpoint is a {type(system).__name__}."
+def _simultaneous(system: System) -> Simultaneous:
+    if not isinstance(system, Staged):
+        raise UserError(
+            "`--simultaneous` needs a system with a whole tower, such as a TwoStream: this "
+            f"checkpoint is a {type(system).__name__}."
         )
     # One core for the whole tower, the others for the part tower.
     torch.set_num_threads(max(torch.get_num_threads() - 1, 1))

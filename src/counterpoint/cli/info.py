@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from counterpoint.cli.checkpoint import find_checkpoint, load_run
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.system_tables import show_system
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study
+from counterpoint.runtime.load import find_checkpoint, load_run
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint.cli.checkpoint import tokenizer_of
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
@@ -12,6 +11,8 @@ from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study, run_study
 from counterpoint.recipes.training import train_run
+from counterpoint.runtime.load import check_vocabulary
+from counterpoint.systems import sketch
 from counterpoint.train.distributed import World, joined
 from counterpoint.train.loop import TrainResult
 from counterpoint.train.metrics import TensorBoardLogger
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check_vocabulary(run: Run) -> None:
     if isinstance(run.data, DataConfig):
-        tokenizer_of(run)
+        check_vocabulary(sketch(run.system).layout, run.data.tokenizer)
 
 
 def _train_run(run: Run, folder: Path, world: World) -> bool:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from counterpoint.data.source import BatchSource, attach
 from counterpoint.data.text.corpus import DataConfig, Kjv, Source, prepare
 from counterpoint.data.text.packing import PackedRows
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import TEXT
+from counterpoint.systems.contract import System
 
 TEXT_KIND = "text"
 """Kind of the batches without audio."""
@@ -84,22 +84,24 @@ class Mixture:
 
 
 class TextRows:
-    """Rows of text as a `Moshi` reads text alone; each document begins with the initial frame.
+    """Rows of text as a model of speech reads it; documents begin with the initial frame.
 
     The size of a batch counts ticks that carry loss, as in speech.
 
     Args:
         rows: The text, packed; ids of its tokeniser less the last two, start and end, are those of
             the model.
-        model: Lays them out; only its config is used.
+        model: Lays them out; only its layout is used.
 
     Raises:
         ValueError: The model has fewer text ids.
     """
 
-    def __init__(self, rows: PackedRows, model: Moshi) -> None:
-        self._rows, self._model = rows, model
-        found, most = rows.shards.vocab_size - 2, model.config.text_vocab_size
+    def __init__(self, rows: PackedRows, model: System) -> None:
+        self._rows, self._layout = rows, model.layout
+        self._text = model.layout.text.name
+        self._initial_id = schedule.initial_ids(model.layout)[self._text]
+        found, most = rows.shards.vocab_size - 2, model.layout.text.vocab_size or 0
         if found > most or (rows.shards.start_id, rows.shards.end_id) != (found, found + 1):
             raise ValueError(
                 f"`text_vocab_size` must be at least the {found} ids of the text, which start and "
@@ -111,23 +113,14 @@ class TextRows:
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """The rows at ``indices``."""
-        batch, model = self._rows.rows(indices), self._model
-        initial = model.initial_ids
-        text, targets = (
-            self._model_ids(part[self._rows.stream]) for part in (batch.ticks, batch.targets)
-        )
-        begins = text == initial[TEXT]
-        ticks = {TEXT: text}
-        for stream in model.audio:
-            begun = begins.clone()
-            for late in range(1, stream.delay_ticks + 1):
-                begun[:, late:] |= begins[:, :-late]
-            ids = torch.where(begun, initial[stream.name], UNSET_ID)
-            ticks[stream.name] = ids[..., None].expand(-1, -1, stream.depth)
+        batch = self._rows.rows(indices)
+        text = self._model_ids(batch.ticks[self._rows.stream])
+        targets = self._model_ids(batch.targets[self._rows.stream])
+        nothing = schedule.unset_columns(self._layout, text == self._initial_id)
         return Batch(
-            ticks=ticks,
-            targets={TEXT: targets},
-            elements={TEXT: targets},
+            ticks={**nothing, self._text: text},
+            targets={self._text: targets},
+            elements={self._text: targets},
             document_start=batch.document_start,
             size=int((targets != UNSET_ID).sum()),
             unit="frame",
@@ -137,13 +130,13 @@ class TextRows:
         # The end first: the model's initial id may be as high as the text's end.
         shards = self._rows.shards
         ids = torch.where(ids == shards.end_id, END_ID, ids)
-        return torch.where(ids == shards.start_id, self._model.initial_ids[TEXT], ids)
+        return torch.where(ids == shards.start_id, self._initial_id, ids)
 
 
 def prepare_text(
     config: TextBatches,
     tokenizer: str,
-    model: Moshi,
+    model: System,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TextRows:
     """The rows of a config, tokenised into the cache where they are not yet.

@@ -15,7 +15,8 @@ from counterpoint.data.text.tokenizer import Tokenizer
 from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.whole import has_whole
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import Sessions, Streaming
+from counterpoint.runtime.session import Streaming
+from counterpoint.runtime.sessions import Sessions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,7 @@ def read_passage(
     with torch.no_grad():
         logits = system(batch)["part"]
         if has_whole(system):
-            reading = model.read(batch)
+            reading = model.read_whole(batch)
     ends = range(len(unit.ids)) if reading is None else _block_ends(reading.finished[0])
     starts = [end + 1 for end in ends if end + 1 <= max(first_tick, ends[0] + 1)]
     first = starts[-1] if starts else 0

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,29 +15,12 @@ from counterpoint.data.text.shards import Unit
 from counterpoint.evaluate.score import Progress, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import visible_finished
-from counterpoint.streams.spec import Layout
-from counterpoint.systems.contract import Logits
-
-
-@runtime_checkable
-class ReadsWhole(Protocol):
-    """A system whose whole can be read and replaced; `TwoStream` is one."""
-
-    config: Any
-    layout: Layout
-
-    def forward(self, batch: Batch, whole: Float[Tensor, "B W D"] | None = None) -> Logits:
-        """Scores under the model's own whole, or under another."""
-        ...
-
-    def read(self, batch: Batch) -> Any:
-        """``whole`` states, ``attention`` on null key and blocks, blocks ``finished`` by tick."""
-        ...
+from counterpoint.systems.contract import HasWhole
 
 
 def has_whole(system: object) -> bool:
     """Whether a system has a whole that shows how it is read (`num_links` >= 1)."""
-    return isinstance(system, ReadsWhole) and getattr(system.config, "num_links", 1) > 0
+    return isinstance(system, HasWhole) and getattr(system.config, "num_links", 1) > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +77,7 @@ def measure_whole(
     Unit and donor are cut to equally many whole blocks, so that states are swapped one for one.
 
     Args:
-        system: Follows `ReadsWhole`; evaluation mode.
+        system: Follows `HasWhole`; evaluation mode.
         units: Of at least two documents.
         byte_lengths: Bytes of text of each id of the vocabulary.
         max_ticks: Ticks of a unit that are scored.
@@ -107,7 +90,7 @@ def measure_whole(
         raise ValueError(
             f"The system must have a whole to be read: {type(system).__name__} lacks it."
         )
-    reader = cast("ReadsWhole", system)
+    reader = cast("HasWhole", system)
     alone = without_whole(system)
     bits: dict[str, list[float]] = {"own": [], "other": [], "none": []}
     num_bytes, states, null_shares = [], [], []
@@ -142,23 +125,23 @@ def measure_whole(
 
 
 def _matched(
-    reader: ReadsWhole, unit: Unit, donor: Unit, max_ticks: int, device: torch.device
+    reader: HasWhole, unit: Unit, donor: Unit, max_ticks: int, device: torch.device
 ) -> tuple[Batch, Any, Tensor] | None:
     """A unit cut to the blocks that its donor has: its row, its reading, the donor's whole."""
     own, other = (rows_batch([u.ids[: max_ticks + 1]], 1).to(device) for u in (unit, donor))
     with torch.no_grad():
-        foreign = reader.read(other).whole
-        finished = reader.read(own).finished[0]
+        foreign = reader.read_whole(other).whole
+        finished = reader.read_whole(own).finished[0]
         num_ticks = int((finished <= foreign.shape[1]).sum())
         if not foreign.shape[1] or not int(finished[num_ticks - 1]):
             return None
         own = rows_batch([unit.ids[: num_ticks + 1]], 1).to(device)
-        reading = reader.read(own)
+        reading = reader.read_whole(own)
     return own, reading, foreign[:, : reading.whole.shape[1]]
 
 
 def _bits(
-    reader: ReadsWhole, alone: Any | None, row: Batch, wholes: tuple[Tensor, Tensor]
+    reader: HasWhole, alone: Any | None, row: Batch, wholes: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     """Bits of a row under its own whole, under another and, where the system can, without."""
     targets = row.targets["part"]

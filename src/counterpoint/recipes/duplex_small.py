@@ -12,7 +12,7 @@ from counterpoint.recipes.duplex_study import DuplexStudy
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.voices import Voice
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+from counterpoint.systems.moshi import AudioStream, MoshiConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.run import Run
 

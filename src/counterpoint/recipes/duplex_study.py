@@ -26,22 +26,20 @@ from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
 from counterpoint.data.speech.dialogues import DialogueConfig
 from counterpoint.data.speech.rows import codec_of
-from counterpoint.data.speech.words import open_tokenizer, train_tokenizer
+from counterpoint.data.speech.words import train_tokenizer
 from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, Outcome, order_trials, run_trial
 from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.evaluate.statistics import wilson
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.training import train_run
-from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.talk import Speaker
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import Synthesizer
 from counterpoint.systems import sketch
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig
-from counterpoint.train.checkpoint import load_system
+from counterpoint.systems.moshi import MoshiConfig
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
@@ -162,7 +160,7 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
 def _check_ready(study: DuplexStudy) -> None:
     """Find what is missing or does not fit before an hour is spent."""
     with torch.device("meta"):
-        model = Moshi(study.run.system)  # type: ignore[arg-type]
+        model = sketch(study.run.system)
     data = study.run.speech_data
     DialogueConfig(chunk_s=data.row_s).chunk_frames(codec_of(model, data.codec))
     speaker = Synthesizer()
@@ -270,15 +268,8 @@ def _measure(
 ) -> dict[str, Any]:
     """One row of the table, in a process of its own; writes the first conversation."""
     torch.set_num_threads(1)
-    voices, run = Synthesizer(folder / "utterances"), _with_data(study.run, folder)
-    system = load_system(checkpoint)
-    if not isinstance(system, Moshi):
-        raise AssertionError("the run trains a Moshi")
-    agent = Speaker(
-        system=system,
-        codec=codec_of(system, run.speech_data.codec),
-        tokenizer=open_tokenizer(run.speech_data.tokenizer),
-    )
+    voices = Synthesizer(folder / "utterances")
+    agent = load(checkpoint).talker
     progress = _Progress(f"measuring {ability}")
     outcomes = list[Outcome]()
     trials = order_trials(

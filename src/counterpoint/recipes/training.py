@@ -17,7 +17,7 @@ from counterpoint.evaluate.results import spread
 from counterpoint.evaluate.score import bits_per_byte, score
 from counterpoint.recipes.learned import keep_or_check_learned
 from counterpoint.systems import build_system
-from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.contract import System
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begin_from
@@ -94,7 +94,7 @@ def _evaluate(data: PreparedSource) -> Evaluate | None:
     rows = data.held_out
 
     def evaluate_speech(model: nn.Module) -> Mapping[str, float]:
-        assert isinstance(model, Moshi)
-        return measures(score_rows(model, rows, _EVALUATION_UNITS))
+        assert isinstance(model, System)
+        return measures(model, score_rows(model, rows, _EVALUATION_UNITS))
 
     return evaluate_speech

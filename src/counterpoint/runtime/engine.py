@@ -1,34 +1,23 @@
 """The batch engine: many live sessions of one model, all in one step.
 
-`FrameSessions` with admission: sessions have numbers that are never used again, a full house
+`Sessions` with admission: sessions have numbers that are never used again, a full house
 refuses, and the beginning of prompts (a voice) is read once for all. A step costs about the same
 however many rows are busy. Use an engine from one thread.
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from counterpoint.formats.moshi.voice import Voice
-from counterpoint.runtime.frames import (
-    Codes,
-    Frame,
-    FrameSampling,
-    FrameSession,
-    FrameSessions,
-)
-from counterpoint.runtime.prompts import (
-    Prefix,
-    behind_voice,
-    prompt_columns,
-    read_prefix,
-    read_voice_prefix,
-)
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.given import Codes, check_prompt
+from counterpoint.runtime.prefix import behind, read_prefix
+from counterpoint.runtime.session import Frame, Session
+from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.contract import Prefix, System
 
 
 class FullHouseError(RuntimeError):
@@ -72,8 +61,8 @@ class Engine:
         ValueError: The numbers do not fit the model.
     """
 
-    def __init__(self, system: Moshi, num_rows: int, *, pinned_frames: int = 0) -> None:
-        if invented := [s.name for s in system.predicted if s.role == Role.HEARD]:
+    def __init__(self, system: System, num_rows: int, *, pinned_frames: int = 0) -> None:
+        if invented := [s.name for s in system.layout.predicted if s.role == Role.HEARD]:
             # Given ids of a predicted stream are the next frame's: the user would be heard late,
             # and made up where nothing is given (defects 1 and 2 of PersonaPlex's server).
             raise ValueError(
@@ -81,13 +70,13 @@ class Engine:
                 f"{', '.join(invented)}. Give `model.trimmed(n)`, n being the agent's codebooks."
             )
         self.pinned_frames = pinned_frames
-        self.system = pinned(system, pinned_frames) if pinned_frames else system
-        self._sessions = FrameSessions(self.system, num_rows)
+        self.system = system.pinned(pinned_frames) if pinned_frames else system
+        self._sessions = Sessions(self.system, num_rows)
         self._admissions: dict[int, _Admission] = {}
         self._num_admitted = 0
         self._shared: dict[str, _Shared] = {}
 
-    def __getitem__(self, session: int) -> FrameSession:
+    def __getitem__(self, session: int) -> Session:
         return self._sessions[self._admission(session).row]
 
     @property
@@ -100,23 +89,22 @@ class Engine:
         """Rows that are free."""
         return len(self._sessions.free)
 
-    def share(self, name: str, codes: Ticks | Voice) -> None:
+    def share(self, name: str, codes: Ticks, prefix: Prefix | None = None) -> None:
         """Read the beginning of prompts once, for all that begin with it.
 
         Args:
             name: Of the prefix, such as that of a voice; an earlier one of this name is dropped.
             codes: Its frames, as a prompt of `admit`: each prompt that begins so goes on behind it.
-                Or a voice from a file, which sessions have that are admitted with its name.
+            prefix: What the model has made of them already, as of a voice that comes as a file
+                (`counterpoint.formats.open_voice`). Sessions have it that are admitted with its
+                name as their voice.
 
         Raises:
             ValueError: They do not fit the model.
         """
-        if isinstance(codes, Voice):
-            self._shared[name] = _Shared(*read_voice_prefix(self.system, codes), is_voice=True)
-            return
-        prefix = read_prefix(self.system, codes)
         own = {key: ids.cpu() for key, ids in codes.items()}
-        self._shared[name] = _Shared(own, prefix, is_voice=False)
+        read = prefix or read_prefix(self.system, codes)
+        self._shared[name] = _Shared(own, read, is_voice=prefix is not None)
 
     def unshare(self, name: str) -> None:
         """Drop a shared prefix; sessions that began with it go on.
@@ -141,9 +129,9 @@ class Engine:
         Args:
             sampling: How its ids are chosen; by default `FrameSampling()`.
             prompt: What all streams said before, one row in content order; see
-                `FrameSessions.start`. As of a conversation, the model sees of it what its window
+                `Sessions.start`. As of a conversation, the model sees of it what its window
                 reaches: of a longer one the end, unless `pinned_frames` refuses it.
-            voice: Name of a shared `Voice` that the agent has; the prompt follows behind it.
+            voice: Name of a shared voice that the agent has; the prompt follows behind it.
 
         Returns:
             Its number, which no other session ever has.
@@ -156,7 +144,7 @@ class Engine:
         prompt = prompt and {name: ids.clone() for name, ids in prompt.items()}
         if voice is not None:
             codes, prefix = self._voice(voice)
-            prompt = behind_voice(codes, prompt)
+            prompt = behind(codes, prompt)
         free, needed = self._sessions.free, 1 if sampling.guidance == 1 else 2
         if len(free) < needed:
             raise FullHouseError(
@@ -180,7 +168,7 @@ class Engine:
         """Let some sessions hear a frame and say the next one; the others pause.
 
         Args:
-            heard: What each hears, by session; see `FrameSessions.step`.
+            heard: What each hears, by session; see `Sessions.step`.
 
         Returns:
             The frames that are complete, by session.
@@ -213,7 +201,7 @@ class Engine:
 
     def _start(self, session: int, begun: _Admission) -> None:
         row, sampling, prompt = begun.row, begun.sampling, begun.prompt
-        _, num_frames = prompt_columns(self.system, prompt)
+        _, num_frames = check_prompt(self.system.layout, prompt, self.system.device)
         if self.pinned_frames and num_frames > self.pinned_frames:
             raise ValueError(
                 f"A prompt must be pinned whole: it has {num_frames} frames, `pinned_frames` is "
@@ -224,8 +212,8 @@ class Engine:
         if twin is None and sampling.guidance != 1:
             twin = next(other for other in self._sessions.free if other != row)
         prefix = begun.voice or self._prefix_of(prompt)
-        opening = self._sessions.start(row, sampling, prompt=prompt, prefix=prefix, twin=twin)
-        self._admissions[session] = replace(begun, opening=opening)
+        started = self._sessions.start(row, sampling, prompt=prompt, prefix=prefix, twin=twin)
+        self._admissions[session] = replace(begun, opening=started.opening)
 
     def _prefix_of(self, prompt: Ticks | None) -> Prefix | None:
         """The longest shared prefix with which a prompt begins."""
@@ -236,11 +224,11 @@ class Engine:
                 and not is_voice  # two of them may have the same codes where they are known
                 and set(prompt) == set(codes)
                 and all(
-                    torch.equal(ids, prompt[name][:, : prefix.num_frames].cpu())
+                    torch.equal(ids, prompt[name][:, : prefix.num_ticks].cpu())
                     for name, ids in codes.items()
                 )
             )
-            if fits and (found is None or prefix.num_frames > found.num_frames):
+            if fits and (found is None or prefix.num_ticks > found.num_ticks):
                 found = prefix
         return found
 
@@ -256,24 +244,3 @@ class Engine:
             was = "has ended" if 0 <= session < self._num_admitted else "was never admitted"
             raise ValueError(f"Session {session} must be running: it {was}. Admit a new one.")
         return self._admissions[session]
-
-
-def pinned(system: Moshi, num_frames: int) -> Moshi:
-    """The same model, whose sessions keep their initial frame and this many more in the window.
-
-    The two share their weights. Compile the new one, not the old one.
-
-    Raises:
-        ValueError: The model's window is not longer.
-    """
-    window = system.config.temporal.window
-    if not 0 <= num_frames < window - 1:
-        raise ValueError(
-            f"Pinned frames must be 0 to {window - 2}, for a window of {window} frames: got "
-            f"{num_frames}."
-        )
-    weights = (*system.parameters(), *system.buffers())
-    model = deepcopy(system, {id(weight): weight for weight in weights})
-    model.temporal.config = replace(system.config.temporal, pinned_steps=num_frames + 1)
-    model.config = replace(system.config, temporal=model.temporal.config)
-    return model

@@ -3,15 +3,89 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.streams.spec import Ticks
-from counterpoint.systems.contract import Logits
-from counterpoint.systems.two_stream import LowerStates, TwoStream, TwoStreamState
+from counterpoint.streams.spec import Layout, Ticks
+from counterpoint.systems.contract import Choose, State, System
+
+
+@runtime_checkable
+class LowerStates(Protocol):
+    """A chunk between the stages of a system: what its part tower has read, before it writes."""
+
+    x: Float[Tensor, "B T D"]
+    before: Int[Tensor, " B"]
+    finished: Int[Tensor, " B"]
+    after: Any
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A system whose `read` is three stages, the middle one of which may come later.
+
+    `counterpoint.systems.two_stream.TwoStream` is one; see there.
+    """
+
+    layout: Layout
+    writes_with_tower: ClassVar[bool]
+
+    @property
+    def device(self) -> torch.device:
+        """See `System.device`."""
+        ...
+
+    @property
+    def window_ticks(self) -> int:
+        """See `System.window_ticks`."""
+        ...
+
+    def initial_state(self, batch_size: int) -> State:
+        """See `System.initial_state`."""
+        ...
+
+    def read(
+        self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """All three stages."""
+        ...
+
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, "B ..."]]:
+        """See `System.write`."""
+        ...
+
+    def plain(self) -> System:
+        """See `System.plain`."""
+        ...
+
+    @property
+    def chunk_ticks(self) -> int:
+        """Most ticks of a chunk."""
+        ...
+
+    @property
+    def usable_blocks(self) -> int:
+        """See `HasWhole.usable_blocks`."""
+        ...
+
+    def read_lower(
+        self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
+    ) -> Any:
+        """The part tower below the whole, and the blocks that it finishes."""
+        ...
+
+    def read_whole_tower(self, lower: Any, state: State) -> None:
+        """The whole tower takes the blocks."""
+        ...
+
+    def read_upper(self, lower: Any, state: State) -> tuple[Float[Tensor, "B T D"], State]:
+        """The part tower above, under the whole that is published."""
+        ...
 
 
 class _Job(NamedTuple):
@@ -27,7 +101,7 @@ class Simultaneous:
     A block that is finished at one tick is used ``lag_blocks`` blocks later. Until then the whole
     tower has time, and the part tower waits only for chunks up to the latest one with a block that
     is due in some row. Those that are not ready then are *misses*. What comes out equals
-    `TwoStream.extend` of the same chunks bit for bit, without gradients, with and without misses:
+    `TwoStream.read` of the same chunks bit for bit, without gradients, with and without misses:
     the worker takes the caller's inference mode and autocast over.
 
     It serves the sessions of one batch, one state after the other; a new initial state ends the
@@ -51,15 +125,15 @@ class Simultaneous:
         ValueError: The model has no lag, so the part tower always needs the newest block at once.
     """
 
-    def __init__(self, system: TwoStream, num_threads: int = 1) -> None:
-        if system.config.lag_blocks < 1:
+    def __init__(self, system: Staged, num_threads: int = 1) -> None:
+        if system.usable_blocks < 2:
             raise ValueError(
                 "The whole tower can only run beside the part tower with `lag_blocks` >= 1: this "
-                f"model has {system.config.lag_blocks}. Train one with a lag, or run them in turn."
+                f"model has {system.usable_blocks - 1}. Train one with a lag, or run them in turn."
             )
         self.system = system
-        self.config = system.config
         self.layout = system.layout
+        self.writes_with_tower = system.writes_with_tower
         self.num_jobs = 0
         self.num_misses = 0
         self._jobs: deque[_Job] = deque()
@@ -69,50 +143,70 @@ class Simultaneous:
         self._worker.submit(torch.get_num_threads).result()
         torch.set_num_threads(callers_threads)
 
-    def initial_state(self, batch_size: int) -> TwoStreamState:
+    def initial_state(self, batch_size: int) -> State:
         """State before the first tick; see `System.initial_state`."""
         self.wait()
         return self.system.initial_state(batch_size)
 
     @torch.no_grad()
-    def extend(
-        self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[Logits, TwoStreamState]:
-        """Read some more ticks; see `System.extend`.
+    def read(
+        self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """Read some more ticks; see `System.read`.
 
         Chunks longer than a block, or than the model takes at once, run in turn.
         """
-        if ticks["part"].shape[1] > min(self.config.block_ticks, self.system.chunk_ticks):
+        if ticks["part"].shape[1] > min(self.layout.block_ticks, self.system.chunk_ticks):
             self.wait()
-            return self.system.extend(ticks, state, lengths)
-        lower = self.system.extend_lower(ticks, state, lengths)
+            return self.system.read(ticks, state, lengths)
+        lower = self.system.read_lower(ticks, state, lengths)
         if lower.finished.any():
             self._submit(lower, state)
-        usable = lower.after.finished - self.config.lag_blocks
+        usable = lower.after.finished - (self.system.usable_blocks - 1)
         # All of them: the first may belong to a row that has stopped, and never be due.
         while any(_is_due(job.lower, usable) for job in self._jobs):
             future = self._jobs.popleft().future
             self.num_misses += not future.done()
             future.result()
-        return self.system.extend_upper(lower, state)
+        return self.system.read_upper(lower, state)
+
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, "B ..."]]:
+        """Write the next tick; see `System.write`."""
+        return self.system.write(hidden, choose, state)
+
+    @property
+    def device(self) -> torch.device:
+        """See `System.device`."""
+        return self.system.device
+
+    @property
+    def window_ticks(self) -> int:
+        """See `System.window_ticks`."""
+        return self.system.window_ticks
+
+    def plain(self) -> System:
+        """The model itself; see `System.plain`."""
+        return self.system.plain()
 
     def wait(self) -> None:
         """Come back when the whole tower has nothing left to do."""
         while self._jobs:
             self._jobs.popleft().future.result()
 
-    def _submit(self, lower: LowerStates, state: TwoStreamState) -> None:
+    def _submit(self, lower: LowerStates, state: State) -> None:
         """Give the whole tower a chunk."""
         # Torch keeps all of these modes for every thread by itself.
         inference, device = torch.is_inference_mode_enabled(), lower.x.device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
-        def extend_whole() -> None:
+        def read_whole_tower() -> None:
             autocast = torch.autocast(device, dtype, enabled)
             with torch.inference_mode(inference), torch.no_grad(), autocast:
-                self.system.extend_whole(lower, state)
+                self.system.read_whole_tower(lower, state)
 
-        self._jobs.append(_Job(lower, self._worker.submit(extend_whole)))
+        self._jobs.append(_Job(lower, self._worker.submit(read_whole_tower)))
         self.num_jobs += 1
 
     def __enter__(self) -> "Simultaneous":

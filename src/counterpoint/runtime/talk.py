@@ -1,6 +1,6 @@
 """A live conversation: samples of the user in, the samples that sound meanwhile out.
 
-Source: the schedule of Moshi (arXiv:2410.00037), section 3.4, as `FrameSessions` keeps it.
+Source: the schedule of Moshi (arXiv:2410.00037), section 3.4, as `Sessions` keeps it.
 
 When things sound. A frame of the user is heard when its last sample has come. What a model of delay
 m (of the latest stream that it says) then completes is frame f + 1 - m of its own, and can be
@@ -12,6 +12,7 @@ frame m there is silence. What sounds in a frame depends on no sample of that fr
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -19,30 +20,36 @@ from torch import Tensor
 
 from counterpoint.data.speech.dialogues import VOICE_LUFS
 from counterpoint.data.speech.monologue import read_monologue
-from counterpoint.data.speech.rows import codec_fillers
+from counterpoint.data.speech.opening import (
+    Fillers,
+    check_voice,
+    codec_fillers,
+    hybrid_prompt,
+    tagged_role,
+)
 from counterpoint.data.speech.words import WordTokenizer
-from counterpoint.formats.moshi.voice import Voice
-from counterpoint.runtime.engine import pinned
-from counterpoint.runtime.frames import FrameSampling, FrameSessions
-from counterpoint.runtime.prompts import Prefix, behind_voice, read_voice_prefix
+from counterpoint.formats import is_voice, open_voice
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.prefix import behind
+from counterpoint.runtime.sessions import Sessions
+from counterpoint.speech.audio import inspect_audio, read_audio
 from counterpoint.speech.codec import Codec, check_channel
 from counterpoint.speech.loudness import normalise_loudness
-from counterpoint.streams.spec import Role, Ticks
+from counterpoint.streams import schedule
+from counterpoint.streams.spec import Layout, Role, Ticks
 from counterpoint.streams.timeline import Timeline
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
-from counterpoint.systems.personaplex import Fillers, check_voice, hybrid_prompt, tagged_role
+from counterpoint.systems.contract import Prefix, System
 
 AGENT, USER = "agent", "user"
 """Names of the two speakers in timelines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speaker:
+class Talker:
     """A model that talks, with what turns sound and words into its ids.
 
     Attributes:
-        system: A Moshi with streams that are spoken, before those that are heard.
+        system: A model with streams that are spoken, before those that are heard.
         codec: Of both speakers.
         tokenizer: Of the text.
         fillers: What a prompt carries where nothing is said; ``None`` for silence and a hum as the
@@ -52,34 +59,40 @@ class Speaker:
         ValueError: The model cannot talk; or rate, codebooks or ids of model and codec differ.
     """
 
-    system: Moshi
+    system: System
     codec: Codec
     tokenizer: WordTokenizer
     fillers: Fillers | None = None
 
     def __post_init__(self) -> None:
-        config, sizes = self.system.config, self.codec.codebook_sizes
-        num_said = _num_agent_codebooks(config)
-        said, heard = config.codebook_sizes[:num_said], config.codebook_sizes[num_said:]
+        layout, sizes = self.system.agent_alone().layout, self.codec.codebook_sizes
+        said, heard = _sizes(layout, Role.SPOKEN), _sizes(layout, Role.HEARD)
         if not len(said) == len(heard) == len(sizes):
             raise ValueError(
                 f"Agent and user must have the codec's {len(sizes)} codebooks each: got "
                 f"{len(said)} and {len(heard)}."
             )
-        for who, own, fits in (
-            ("agent's codebooks must have at most", said, torch.le),
-            ("user's codebooks must have at least", heard, torch.ge),
-        ):
-            if not fits(torch.tensor(own), torch.tensor(sizes)).all():
-                raise ValueError(
-                    f"The {who} the codec's {sizes} ids: got {own}. Give its streams "
-                    "`codebook_sizes`."
-                )
-        if self.codec.frame_rate_hz != config.tick_hz:
+        hint = "Give its streams `codebook_sizes`."
+        if any(own > size for own, size in zip(said, sizes, strict=True)):
             raise ValueError(
-                f"The codec must have the model's {config.tick_hz} frames a second: it has "
+                f"The agent's codebooks must have at most the codec's {sizes} ids: got {said}. "
+                f"{hint}"
+            )
+        if any(own < size for own, size in zip(heard, sizes, strict=True)):
+            raise ValueError(
+                f"The user's codebooks must have at least the codec's {sizes} ids: got {heard}. "
+                f"{hint}"
+            )
+        if self.codec.frame_rate_hz != layout.tick_hz:
+            raise ValueError(
+                f"The codec must have the model's {layout.tick_hz} frames a second: it has "
                 f"{self.codec.frame_rate_hz}."
             )
+
+
+def _sizes(layout: Layout, role: Role) -> tuple[int, ...]:
+    """Ids of each codebook of a speaker."""
+    return tuple(size for stream in layout.by_role(role) for size in stream.sizes)
 
 
 class Conversation:
@@ -88,7 +101,7 @@ class Conversation:
     Memory does not grow but for a text id and a time of each frame.
 
     Args:
-        speaker: Who talks; a model that predicts both speakers says its own part.
+        talker: Who talks; a model that predicts both speakers says its own part.
         sampling: How it chooses; by default as the published Moshi does.
         prompt: What was before, of `opening`.
         prefix: What of the prompt has been read, of `opening_in_voice`.
@@ -106,7 +119,7 @@ class Conversation:
 
     def __init__(
         self,
-        speaker: Speaker,
+        talker: Talker,
         sampling: FrameSampling | None = None,
         *,
         prompt: Ticks | None = None,
@@ -114,26 +127,25 @@ class Conversation:
         pin: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.speaker = speaker
+        self.talker = talker
         self.text_ids: list[int] = []
         self.step_s: list[float] = []
-        system = agent_alone(speaker.system)
+        system = talker.system.agent_alone()
         if pin and prompt is not None:
-            system = pinned(system, prompt[TEXT].shape[1])
-        said = {TEXT, *(stream.name for stream in system.predicted)}
-        self._delay = max(s.delay_ticks for s in system.layout.streams if s.name in said)
+            system = system.pinned(prompt[system.layout.text.name].shape[1])
+        self._layout = system.layout
         self._clock = clock
-        self._encoder, self._decoder = speaker.codec.encoder(), speaker.codec.decoder()
-        self._sessions = FrameSessions(system, 1)
+        self._encoder, self._decoder = talker.codec.encoder(), talker.codec.decoder()
+        self._sessions = Sessions(system, 1)
         # What sounds in the frame that is being heard, and how much of that has come.
-        opening = self._sessions.start(0, sampling, prompt=prompt, prefix=prefix)
-        self._sound = self._decoded(opening)
+        started = self._sessions.start(0, sampling, prompt=prompt, prefix=prefix)
+        self._sound = self._decoded(started.opening)
         self._num_heard = 0
 
     @property
     def delay_s(self) -> float:
         """Seconds by which the model's own frames sound later than their content."""
-        return self._delay / self.speaker.codec.frame_rate_hz
+        return schedule.latest_delay(self._layout) / self.talker.codec.frame_rate_hz
 
     def hear(self, samples: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """Hear further samples, any number, at the codec's rate; give what sounds meanwhile.
@@ -142,7 +154,7 @@ class Conversation:
             UserError: They are no samples of one channel (see `check_channel`). Nothing was heard.
         """
         check_channel(samples)  # of all frames: the sound of those before would be lost
-        sound, frame_samples = [self._sound[:0]], self.speaker.codec.frame_samples
+        sound, frame_samples = [self._sound[:0]], self.talker.codec.frame_samples
         while len(samples):
             stop = min(self._num_heard + len(samples), frame_samples)
             sound.append(self._sound[self._num_heard : stop])
@@ -161,33 +173,33 @@ class Conversation:
         A word begins with the frame of its first id and ends with that of its last, as in
         `read_monologue`; how long it sounds is not in the text.
         """
-        config, tokenizer = self.speaker.system.config, self.speaker.tokenizer
+        padding_id, tokenizer = self._layout.text.padding_id or 0, self.talker.tokenizer
         ids = torch.tensor(self.text_ids, dtype=torch.long)
-        known = ids.where(ids < tokenizer.vocab_size, config.text_padding_id)
+        known = ids.where(ids < tokenizer.vocab_size, padding_id)
         said = read_monologue(
             known,
             tokenizer.decode,
-            self.speaker.codec.frame_rate_hz,
+            self.talker.codec.frame_rate_hz,
             starts_word=tokenizer.starts_word,
             stream=AGENT,
-            pad_id=config.text_padding_id,
+            pad_id=padding_id,
         )
         said = replace(said, events=tuple(event for event in said if event.text))
         return said.shift(self.delay_s)
 
     def _answer(self, codes: Int[Tensor, "1 K"]) -> Mapping[str, Tensor] | None:
         """Hear one frame, and say what is complete then."""
-        heard = speaker_streams(self.speaker.system.config, Role.HEARD, codes)
+        heard = self._layout.with_role(Role.HEARD, codes)
         return self._sessions.step({0: {name: ids[0] for name, ids in heard.items()}}).get(0)
 
     def _decoded(self, frame: Mapping[str, Tensor] | None) -> Float[Tensor, " N"]:
         """The sound of a frame; silence where the model's first is not complete yet."""
-        codec = self.speaker.codec
+        codec = self.talker.codec
         if frame is None:
             return torch.zeros(codec.frame_samples)
-        self.text_ids.append(int(frame[TEXT]))
-        spoken = [s.name for s in self.speaker.system.config.audio if s.role == Role.SPOKEN]
-        codes = torch.cat([frame[name] for name in spoken])
+        self.text_ids.append(int(frame[self._layout.text.name]))
+        spoken = self._layout.by_role(Role.SPOKEN)
+        codes = torch.cat([frame[stream.name] for stream in spoken])
         return self._decoder.push({0: codes[None]})[0].float().cpu()
 
 
@@ -204,7 +216,7 @@ def converse(
     Yields:
         For each block the agent (left) and the user as the model heard it (right).
     """
-    rate = conversation.speaker.codec.sample_rate
+    rate = conversation.talker.codec.sample_rate
     for block in blocks:
         yield torch.stack((conversation.hear(block[0]), block[0]))
     num_left = round(tail_s * rate)
@@ -215,7 +227,7 @@ def converse(
 
 
 def talk(
-    speaker: Speaker,
+    talker: Talker,
     audio: Float[Tensor, " N"],
     sampling: FrameSampling | None = None,
     *,
@@ -224,7 +236,7 @@ def talk(
     """Answer a whole recording in memory.
 
     Args:
-        speaker: Who answers.
+        talker: Who answers.
         audio: The user, at the codec's rate.
         sampling: See `Conversation`.
         prompt: See `Conversation`.
@@ -232,94 +244,87 @@ def talk(
     Returns:
         Agent (left) and user (right), and the words of the agent.
     """
-    conversation = Conversation(speaker, sampling, prompt=prompt)
+    conversation = Conversation(talker, sampling, prompt=prompt)
     both = torch.cat(list(converse(conversation, [audio[None]])), 1)
     return both, conversation.words()
 
 
 def opening(
-    speaker: Speaker, role: str = "", voice: Float[Tensor, " N"] | None = None
+    talker: Talker, role: str = "", voice: Float[Tensor, " N"] | None = None
 ) -> Ticks | None:
     """The prompt that gives a conversation its role and voice; ``None`` without either.
 
     Args:
-        speaker: Who shall have them.
+        talker: Who shall have them.
         role: Text; put between tags as PersonaPlex reads it. Empty or blank for none.
         voice: A recording of the voice at the codec's rate; brought to -24 LUFS.
 
     Raises:
         ValueError: The voice is silent, or the prompt is longer than the model's window.
     """
-    codec = speaker.codec
+    codec = talker.codec
     if not tagged_role(role) and voice is None:
         return None
     codes = None
     if voice is not None:
-        check_voice(speaker.system.config, len(voice) / codec.frame_samples)
+        check_voice(talker.system.window_ticks, len(voice) / codec.frame_samples)
         codes = codec.encode(normalise_loudness(voice[None], codec.sample_rate, VOICE_LUFS))[0]
-    return _prompt(speaker, role, codes)
+    return _prompt(talker, role, codes)
 
 
-def opening_in_voice(speaker: Speaker, voice: Voice, role: str = "") -> tuple[Ticks, Prefix]:
-    """The prompt that gives a conversation a voice of PersonaPlex, and a role.
+def opening_behind(talker: Talker, codes: Ticks, role: str = "") -> Ticks:
+    """The prompt that gives a conversation a role behind the frames of a voice that was read.
 
     Args:
-        speaker: Who shall have them.
-        voice: From its file.
+        talker: Who shall have them.
+        codes: Of the voice, such as `counterpoint.formats.open_voice` gives.
         role: As in `opening`.
 
-    Returns:
-        The prompt, and what of it has been read; a `Conversation` needs both.
-
     Raises:
-        ValueError: The voice is another model's, or the prompt is longer than the model's window.
+        ValueError: The prompt is longer than the model's window.
     """
-    codes, prefix = read_voice_prefix(speaker.system, voice)
-    prompt = behind_voice(codes, _prompt(speaker, role, None))
-    num_frames, window = prompt[TEXT].shape[1], speaker.system.config.temporal.window
+    text = talker.system.layout.text.name
+    prompt = behind(codes, _prompt(talker, role, None))
+    num_frames, window = prompt[text].shape[1], talker.system.window_ticks
     if num_frames >= window:
         raise ValueError(
             f"A prompt must be shorter than the model's window of {window} frames: got "
-            f"{num_frames}, {codes[TEXT].shape[1]} of them of the voice. "
+            f"{num_frames}, {codes[text].shape[1]} of them of the voice. "
             + ("Shorten the role." if tagged_role(role) else "Take a shorter voice.")
         )
-    return prompt, prefix
+    return prompt
 
 
-def _prompt(speaker: Speaker, role: str, voice: Int[Tensor, "T K"] | None) -> Ticks:
-    tagged = tagged_role(role)
-    return hybrid_prompt(
-        speaker.system.config,
-        speaker.tokenizer.encode_word(tagged) if tagged else (),
-        voice,
-        speaker.fillers or codec_fillers(speaker.codec),
-    )
+def begin(
+    talker: Talker, role: str = "", voice: Path | None = None
+) -> tuple[Ticks | None, Prefix | None]:
+    """The prompt of a role and of the voice of a file, and what of it has been read.
 
-
-def agent_alone(system: Moshi) -> Moshi:
-    """The model that predicts the agent and hears everyone else.
+    Args:
+        talker: Who shall have them.
+        role: As in `opening`.
+        voice: A recording of the voice, or a voice that a model has embedded already
+            (`counterpoint.formats.is_voice`); ``None`` leaves it to the model.
 
     Raises:
-        ValueError: It does not speak first and hear then, or does not predict what is spoken.
+        UserError: The voice cannot be used, or the prompt is longer than the model's window.
     """
-    num_codebooks = _num_agent_codebooks(system.config)
-    if system.config.num_predicted == num_codebooks:
-        return system
-    return system.trimmed(num_codebooks)
+    if voice is not None and is_voice(voice):
+        codes, prefix = open_voice(voice, talker.system)
+        return opening_behind(talker, codes, role), prefix
+    sample = None
+    if voice is not None:
+        duration_s = inspect_audio(voice).duration_s  # reading an hour takes long
+        check_voice(talker.system.window_ticks, duration_s * talker.codec.frame_rate_hz)
+        sample = read_audio(voice, talker.codec.sample_rate, 1)[0]
+    return opening(talker, role, sample), None
 
 
-def _num_agent_codebooks(config: MoshiConfig) -> int:
-    spoken = [stream for stream in config.audio if stream.role == Role.SPOKEN]
-    depth = sum(stream.depth for stream in spoken)
-    others = config.audio[len(spoken) :]
-    if not spoken or not others or any(stream.role == Role.SPOKEN for stream in others):
-        raise ValueError(
-            "A model that talks must have audio streams that it speaks, then ones that it hears: "
-            f"got {', '.join(f'{s.name} ({s.role.value})' for s in config.audio)}."
-        )
-    if depth > config.num_predicted:
-        raise ValueError(
-            f"A model that talks must predict the {depth} codebooks that it speaks: this one "
-            f"predicts {config.num_predicted}."
-        )
-    return depth
+def _prompt(talker: Talker, role: str, voice: Int[Tensor, "T K"] | None) -> Ticks:
+    tagged = tagged_role(role)
+    return hybrid_prompt(
+        talker.system,
+        talker.tokenizer.encode_word(tagged) if tagged else (),
+        voice,
+        talker.fillers or codec_fillers(talker.codec),
+    )

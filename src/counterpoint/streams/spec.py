@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf, lcm
 
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 UNSET_ID = -1
 """Id of an element that does not exist or carries no loss. Never a valid token."""
 
-Ticks = Mapping[str, Int[Tensor, "B _T ..."]]
+Ticks = Mapping[str, Shaped[Tensor, "B _T ..."]]
 """Elements by stream name, each tensor on the stream's own steps, oldest first.
 
+Ids are (B, T), or (B, T, K) of a stream with codebooks; a continuous stream is floats
+(B, T, width).
 `_T` is not bound by jaxtyping: streams of different periods have different numbers of steps.
 """
 
@@ -46,6 +48,13 @@ class Stream:
         delay_ticks: Ticks by which every step comes later than the content it covers.
         irregular: Steps may end early, where the content says; ``period_ticks`` is then the longest
             step, and ``delay_ticks`` the longest delay.
+        predicted: The model writes this stream; it only reads the others.
+        has_codebooks: Steps have a codebook axis, also when ``depth`` is 1: ids are (B, T, K).
+        initial_id: Id that stands before the first element. A layout in which a stream has one
+            begins with an initial frame: one tick of initial ids before the content.
+        padding_id: Id of a step in which nothing is due, such as the text of a silent frame.
+        codebook_sizes: Ids of each codebook where some have fewer than ``vocab_size``; empty if all
+            have as many. The others are never written.
     """
 
     name: str
@@ -56,6 +65,11 @@ class Stream:
     period_ticks: int = 1
     delay_ticks: int = 0
     irregular: bool = False
+    predicted: bool = False
+    has_codebooks: bool = False
+    initial_id: int | None = None
+    padding_id: int | None = None
+    codebook_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.vocab_size is None) == (self.width is None):
@@ -77,6 +91,25 @@ class Stream:
                 f"Stream {self.name!r}: `delay_ticks` must be >= 0, got {self.delay_ticks}. "
                 "To let a stream lead, delay the others."
             )
+        if self.depth > 1 and not self.has_codebooks:
+            object.__setattr__(self, "has_codebooks", True)
+        if self.codebook_sizes and len(self.codebook_sizes) != self.depth:
+            raise ValueError(
+                f"Stream {self.name!r}: `codebook_sizes` must be one for each of its {self.depth} "
+                f"codebooks: got {self.codebook_sizes}."
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Ids of each codebook of a discrete stream."""
+        return self.codebook_sizes or (self.vocab_size or 0,) * self.depth
+
+    @property
+    def element_shape(self) -> tuple[int, ...]:
+        """Shape of one step: () of single ids, (K,) of codebooks, (width,) of floats."""
+        if self.width is not None:
+            return (self.width,)
+        return (self.depth,) if self.has_codebooks else ()
 
     @property
     def is_discrete(self) -> bool:
@@ -115,6 +148,54 @@ class Layout:
     def place(self, name: str) -> int:
         """Position of the stream within a frame, 0 first."""
         return [stream.name for stream in self.streams].index(self[name].name)
+
+    @property
+    def predicted(self) -> tuple[Stream, ...]:
+        """The streams that the model writes, in the order in which it writes a frame."""
+        return tuple(stream for stream in self.streams if stream.predicted)
+
+    @property
+    def heard(self) -> tuple[Stream, ...]:
+        """The streams that a session is given at every tick: neither predicted nor the model's own.
+
+        A whole is the model's own: it is computed from what is read.
+        """
+        return tuple(s for s in self.streams if not s.predicted and s.role != Role.WHOLE)
+
+    @property
+    def text(self) -> Stream:
+        """The stream of text of a layout of speech: what is said, or thought.
+
+        Raises:
+            ValueError: There is none, or it has no padding.
+        """
+        for stream in self.streams:
+            if stream.role in (Role.TEXT, Role.THOUGHT) and stream.padding_id is not None:
+                return stream
+        raise ValueError(
+            "A model of speech must have a text stream with padding: this one has "
+            f"{', '.join(stream.name for stream in self.streams)}."
+        )
+
+    def by_role(self, role: Role) -> tuple[Stream, ...]:
+        """All streams of a role, in their order."""
+        return tuple(stream for stream in self.streams if stream.role == role)
+
+    def with_role(self, role: Role, codes: Int[Tensor, "*B K"]) -> dict[str, Int[Tensor, "*B _k"]]:
+        """The codebooks of a speaker's codec as the streams of that speaker.
+
+        Raises:
+            ValueError: The speaker has another number of codebooks.
+        """
+        own = self.by_role(role)
+        depths = [stream.depth for stream in own]
+        if sum(depths) != codes.shape[-1]:
+            raise ValueError(
+                f"A speaker has {sum(depths)} codebooks in this model: got {codes.shape[-1]} codes "
+                "a frame. Encode with as many codebooks."
+            )
+        pieces = codes.split(depths, -1)
+        return {stream.name: piece for stream, piece in zip(own, pieces, strict=True)}
 
     @property
     def block_ticks(self) -> int:

@@ -4,8 +4,7 @@ from typing import Any, cast
 
 import torch
 
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems.moshi import Moshi, MoshiConfig
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 

@@ -1,14 +1,21 @@
-"""What every system offers to training, runtime and evaluation."""
+"""What every system offers to training, runtime and evaluation.
 
-from collections.abc import Callable, Iterator, Mapping
+A system is a subclass of `System`: a model over a layout of streams. Offline it scores whole rows
+(`forward`, `losses`); live it reads ticks into a state (`read`) and writes the next one element by
+element (`write`). Whatever else needs a system asks it through this class and its `layout`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
@@ -18,8 +25,45 @@ Logits = Mapping[str, Float[Tensor, "B T ... _V"]]
 State = Any
 """What a model carries between ticks: nested tuples of tensors, batch first, all zeros at first.
 
-It is consumed by `extend`: buffers are written in place, so keep only the state that is returned.
+It is consumed by `System.read`: buffers are written in place, so keep only the state that is
+returned.
 """
+
+Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
+"""Gives the ids of an element of a frame: of a stream, a codebook of it, and its scores."""
+
+
+class LossSums(NamedTuple):
+    """What some targets cost, as sums that add up over rows, parts of a batch and processes.
+
+    Attributes:
+        num_ticks: Ticks with targets; of a stream with codebooks a tick counts by the share of its
+            codebooks that carry loss.
+        nats: Negative log likelihood, without weights.
+        weighted_nats: The same with the weights of the loss.
+        weight: What the weighted nats are divided by.
+    """
+
+    num_ticks: Float[Tensor, ""]
+    nats: Float[Tensor, ""]
+    weighted_nats: Float[Tensor, ""]
+    weight: Float[Tensor, ""]
+
+
+Losses = Mapping[str, LossSums]
+"""Sums by name: of every predicted stream that has targets, and of auxiliary terms."""
+
+
+def add_losses(losses: Iterable[Losses]) -> dict[str, LossSums]:
+    """The sums of several batches, by name; a batch may lack some of the names."""
+    added: dict[str, LossSums] = {}
+    for one in losses:
+        for name, sums in one.items():
+            before = added.get(name)
+            if before is not None:
+                sums = LossSums(*(a + b for a, b in zip(before, sums, strict=True)))
+            added[name] = sums
+    return added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +71,7 @@ class Loss:
     """A training loss and what it is made of.
 
     Attributes:
-        total: What is minimised. Of a text system: nats a tick (sum over targets / (B * T)) plus
-            weighted terms, so that the mean over equal parts of a batch is the whole's. `Moshi`
-            divides by the sum of its targets' weights, as published: its parts' mean is the whole's
-            where their weights are equal.
+        total: What is minimised; see `System.combine`.
         nats: Summed negative log likelihood of all targets, without weights and auxiliary terms.
         terms: Auxiliary terms and measurements to log, by name; scalars.
     """
@@ -40,56 +81,288 @@ class Loss:
     terms: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
-class System(Protocol):
-    """A model over a layout of streams."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prefix:
+    """The beginning of prompts, read once for any number of sessions that begin with it.
+
+    Attributes:
+        columns: What was read, in order of arrival: the initial frame and the content.
+        num_ticks: Ticks of content in it.
+        hidden: What the model can write from behind the newest column.
+        state: The model's state behind it, one row; see `System.beginning`.
+    """
+
+    columns: Ticks
+    num_ticks: int
+    hidden: Float[Tensor, "1 D"]
+    state: State
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that were read."""
+        return next(iter(self.columns.values())).shape[1]
+
+
+class System(nn.Module, ABC):
+    """A model over a layout of streams.
+
+    Attributes:
+        Config: Class of `config`; ``X(config)`` builds a system ``X``.
+        config: Its shape; a frozen dataclass.
+        layout: Its streams.
+        tick_stages: Methods that `counterpoint.runtime.compiled` compiles for single ticks.
+        writes_with_tower: Whether `write` needs the state.
+    """
+
+    Config: ClassVar[type]
+    tick_stages: ClassVar[tuple[str, ...]] = ("read", "write")
+    writes_with_tower: ClassVar[bool] = False
+    config: Any
+    layout: Layout
+
+    # Offline
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Logits:
+        """Score the next element at every tick of whole rows.
+
+        Where a frame is written element by element, each is scored after those before it in
+        ``batch.elements``.
+        """
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
+        """What the targets of a batch cost, by predicted stream, and auxiliary terms by name."""
+
+    def loss_group(self, name: str) -> str:
+        """The group of a loss: the weighted sums of a group are divided by its common weight."""
+        return name
+
+    def loss_factor(self, group: str) -> float:
+        """Weight of a group's mean in the training loss."""
+        return 1.0
+
+    def combine(self, losses: Losses) -> Loss:
+        """The training loss of sums: the means of all groups, each with its factor, added up.
+
+        Terms are the means of auxiliary losses; where several streams are predicted also those of
+        the groups, and the nats of every stream for each of its frames.
+        """
+        predicted = [stream.name for stream in self.layout.predicted]
+        nothing = next(iter(losses.values())).nats.new_zeros(())
+        means: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        groups = dict.fromkeys(self.loss_group(name) for name in (*predicted, *losses))
+        for group in groups:
+            own = [sums for name, sums in losses.items() if self.loss_group(name) == group]
+            if not own:
+                terms[group] = nothing
+                continue
+            weighted = sum((sums.weighted_nats for sums in own), nothing)
+            weight = sum((sums.weight for sums in own), nothing)
+            # Where nothing carries loss both sums are zero.
+            mean = weighted / weight.clamp(min=1e-9)
+            factor = self.loss_factor(group)
+            # A product by one is left out: it would be a step of the graph for nothing.
+            means.append(mean if factor == 1 else factor * mean)
+            terms[group] = mean.detach()
+        if len(predicted) == 1:
+            del terms[self.loss_group(predicted[0])]
+        else:
+            for name in predicted:
+                if name in losses:
+                    sums = losses[name]
+                    terms[f"{name}_nats"] = (sums.nats / sums.num_ticks.clamp(min=1e-9)).detach()
+        nats = sum((sums.nats for name, sums in losses.items() if name in predicted), nothing)
+        return Loss(total=sum(means[1:], means[0]), nats=nats, terms=terms)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Training loss of a batch; see `combine`."""
+        return self.combine(self.losses(batch))
+
+    def lay_out(self, content: Ticks, num_prompt: int = 0) -> Batch:
+        """A batch of content; see `counterpoint.streams.schedule.lay_out`."""
+        return schedule.lay_out(self.layout, content, num_prompt)
+
+    # Live
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the ids that are read must be."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """State of ``batch_size`` sessions before their first tick."""
+
+    @abstractmethod
+    def read(
+        self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """Read some more ticks of every session; call it without gradients.
+
+        Args:
+            ticks: The next T ticks of every row.
+            state: As returned by `initial_state` or the previous call.
+            lengths: Ticks of each row that are real, from the left; the rest of the row is
+                ignored and leaves no trace. 0 pauses a row. ``None`` means all T.
+
+        Returns:
+            What `write` needs to write the tick behind each (meaningless beyond a row's length),
+            and the new state.
+        """
+
+    @abstractmethod
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, "B ..."]]:
+        """Write the next tick of every row, element by element.
+
+        Args:
+            hidden: One tick of what `read` returned.
+            choose: Gives the ids of each element; what it gives is what later elements see.
+            state: What `read` returned with it, for a system that writes with its own tower: it may
+                use what lies behind the ticks that have been read, and changes nothing before.
+
+        Returns:
+            The tick by predicted stream: ids (B,), or (B, K) of codebooks.
+        """
+
+    @property
+    @abstractmethod
+    def window_ticks(self) -> int:
+        """Most recent ticks that are read at once, through whichever stream reaches furthest.
+
+        An upper bound where blocks may end early.
+        """
+
+    def beginning(self, state: State, num_ticks: int) -> State:
+        """A copy of a state of one row that has read so many ticks, to begin other sessions with.
+
+        Its tensors may be shorter than the state's: they fill the first places of an empty one.
+        """
+        return map_state(torch.Tensor.clone, state)
+
+    def prefix(
+        self, columns: Ticks, num_ticks: int, hidden: Float[Tensor, "1 T D"], state: State
+    ) -> Prefix:
+        """The prefix of columns with so many ticks of content that one row has just read."""
+        num_columns = next(iter(columns.values())).shape[1]
+        return Prefix(
+            columns=columns,
+            num_ticks=num_ticks,
+            hidden=hidden[:, -1],
+            state=self.beginning(state, num_columns),
+        )
+
+    def plain(self) -> "System":
+        """The model itself, where it is wrapped; see `Simultaneous`."""
+        return self
+
+    def wait(self) -> None:
+        """Come back when nothing is being computed beside the caller; see `Simultaneous`."""
+
+    def agent_alone(self) -> "System":
+        """The model that predicts what the agent says, and hears everyone else."""
+        return self
+
+    def pinned(self, num_ticks: int) -> "System":
+        """The same model, whose sessions keep their first ticks in the window.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        raise ValueError(
+            f"Only models that pin their prompts can be given one to keep: {type(self).__name__} "
+            "does not. Leave the pin out."
+        )
+
+    # Costs
+
+    @abstractmethod
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
+        """FLOPs a tick of `forward`, averaged over one row of ``num_ticks`` (multiply-add = 2).
+
+        Matrix products as executed, masked entries included.
+
+        Args:
+            num_ticks: Ticks of the row.
+            training: Of `loss` with its auxiliary terms, forward and backward (three times the
+                forward).
+            predicted: Streams that have targets, as in ``batch.targets``; ``None`` means all.
+        """
+
+    def state_bytes_per_tick(self, num_ticks: int) -> float:
+        """State bytes of one session after ``num_ticks``, divided by ``num_ticks``."""
+        return state_bytes(self.initial_state(1)) / num_ticks
+
+    def shard_units(self) -> list[nn.Module]:
+        """Modules that distributed training shards one by one."""
+        return []
+
+
+@runtime_checkable
+class HasWhole(Protocol):
+    """A system whose whole can be read, replaced and lent; `TwoStream` is one."""
 
     config: Any
     layout: Layout
 
-    def forward(self, batch: Batch) -> Logits:
-        """Score the next element at every tick of whole rows (offline)."""
+    def forward(self, batch: Batch, whole: Float[Tensor, "B W D"] | None = None) -> Logits:
+        """Scores under the model's own whole, or under another."""
         ...
 
-    def loss(self, batch: Batch) -> Loss:
-        """Training loss of a batch."""
+    def read_whole(self, batch: Batch) -> Any:
+        """``whole`` states, ``attention`` on null key and blocks, blocks ``finished`` by tick."""
         ...
 
-    def initial_state(self, batch_size: int) -> State:
-        """State of ``batch_size`` sessions before their first tick."""
+    def finished_blocks(self, state: State) -> Int[Tensor, " B"]:
+        """Blocks that each session has finished."""
         ...
 
-    def extend(
-        self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[Logits, State]:
-        """Read some more ticks of every session (streaming); call it without gradients.
-
-        Args:
-            ticks: The next n ticks of every row.
-            state: As returned by `initial_state` or the previous call.
-            lengths: Ticks of each row that are real, from the left; the rest of the row is
-                ignored and leaves no trace. 0 pauses a row. ``None`` means all n.
-
-        Returns:
-            Logits at the n ticks (meaningless beyond a row's length) and the new state. A system
-            that writes a frame element by element scores the first one; its page says who goes on.
-        """
+    @property
+    def usable_blocks(self) -> int:
+        """Blocks that must be finished before a session reads any whole."""
         ...
 
-    def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
-        """FLOPs a tick of `forward`, averaged over one row of ``num_ticks`` (multiply-add = 2).
-
-        Matrix products as executed, masked entries included. With ``training``, of `loss` with its
-        auxiliary terms, forward and backward (three times the forward).
-        """
+    def swap(self, state: State, donor: State) -> State:
+        """The session of ``state`` going on with a copy of the whole of ``donor``."""
         ...
 
-    def state_bytes_per_tick(self, num_ticks: int) -> float:
-        """State bytes of one session after ``num_ticks``, divided by ``num_ticks``."""
-        ...
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As `torch.nn.Module.parameters`."""
-        ...
+def stream_loss(
+    logits: Float[Tensor, "*B V"],
+    targets: Int[Tensor, "*B"],
+    counted: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> LossSums:
+    """Sums of one stream.
+
+    Args:
+        logits: Scores of every target.
+        targets: Ids.
+        counted: Targets that carry loss; all but `UNSET_ID` by default.
+        weight: Weight of each; by default each target counts one and the weighted nats are divided
+            by the number of *all* places, so that the mean over equal parts of a batch is the
+            whole's, however many targets each part has.
+    """
+    if counted is None:
+        counted = targets != UNSET_ID
+    depth = targets.shape[2] if targets.ndim == 3 else 1
+    count = counted.sum() / depth
+    if weight is None:
+        nats = cross_entropy(logits, targets)
+        return LossSums(count, nats, nats, torch.full_like(nats, float(targets.numel())))
+    each = F.cross_entropy(
+        logits.float().flatten(0, -2),
+        targets.masked_fill(~counted, UNSET_ID).flatten(),
+        ignore_index=UNSET_ID,
+        reduction="none",
+    ).view_as(targets)
+    weight = counted * weight
+    return LossSums(count, each.sum(), (each * weight).sum(), weight.sum())
 
 
 def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
@@ -100,27 +373,40 @@ def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> 
 
 
 def in_chunks(
-    extend_chunk: Callable[[Mapping[str, Tensor], State, Tensor | None], tuple[Logits, State]],
+    read_chunk: Callable[[Ticks, State, Tensor | None], tuple[Tensor, State]],
     chunk_ticks: int,
-    ticks: Mapping[str, Tensor],
+    ticks: Ticks,
     state: State,
     lengths: Int[Tensor, " B"] | None,
-) -> tuple[Logits, State]:
-    """Run `System.extend` as calls of at most ``chunk_ticks`` ticks, joining their logits."""
+) -> tuple[Float[Tensor, "B T D"], State]:
+    """Run `System.read` as calls of at most ``chunk_ticks`` ticks, joining what they return."""
     num_ticks = next(iter(ticks.values())).shape[1]
     if num_ticks <= chunk_ticks:
-        return extend_chunk(ticks, state, lengths)
-    pieces: list[Logits] = []
+        return read_chunk(ticks, state, lengths)
+    pieces: list[Tensor] = []
     for first in range(0, num_ticks, chunk_ticks):
         chunk = {name: ids[:, first : first + chunk_ticks] for name, ids in ticks.items()}
         real = None if lengths is None else (lengths - first).clamp(0, chunk_ticks)
-        logits, state = extend_chunk(chunk, state, real)
-        pieces.append(logits)
-    return {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}, state
+        hidden, state = read_chunk(chunk, state, real)
+        pieces.append(hidden)
+    return torch.cat(pieces, 1), state
+
+
+def state_tensors(state: State) -> list[Tensor]:
+    """All tensors of a state."""
+    if isinstance(state, Tensor):
+        return [state]
+    return [tensor for part in state for tensor in state_tensors(part)]
+
+
+def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
+    """A state with every tensor changed."""
+    if isinstance(state, Tensor):
+        return change(state)
+    parts = [map_state(change, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def state_bytes(state: State) -> int:
     """Bytes of all tensors of a state."""
-    if isinstance(state, Tensor):
-        return state.nbytes
-    return sum(state_bytes(part) for part in state)
+    return sum(tensor.nbytes for tensor in state_tensors(state))

@@ -10,13 +10,13 @@ Checked against: the `moshi` package with the same weights, training logits and 
 (`tests/systems/test_moshi_reference.py`); names and parameter counts of the published 7B model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -24,15 +24,137 @@ from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.depth import CodebookEmbedding, DepthConfig, DepthDecoder, Past
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
-from counterpoint.formats.moshi.names import load_reference, reference_names, to_reference
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.delay import delay
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Logits, Loss, in_chunks, state_bytes
-from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, two_speakers
+from counterpoint.systems.contract import (
+    Choose,
+    Logits,
+    LossSums,
+    State,
+    System,
+    in_chunks,
+    stream_loss,
+)
 
-Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
-"""Gives the ids of an element of a frame: of a stream, a codebook of it, and its scores."""
+TEXT = "text"
+"""Name of the text stream, the first of every frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AudioStream:
+    """Codebooks of one speaker that share a delay.
+
+    Attributes:
+        name: Unique within the model.
+        role: `Role.SPOKEN` for the agent, `Role.HEARD` for the others.
+        depth: Codebooks.
+        delay_ticks: Frames by which they come later than their content.
+        loss_weight: Weight of each of its codebooks in the audio loss.
+        codebook_sizes: Ids of each codebook where some have fewer than the model's; empty if all
+            have as many. The others are never said.
+    """
+
+    name: str
+    role: Role
+    depth: int
+    delay_ticks: int = 0
+    loss_weight: float = 1.0
+    codebook_sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.codebook_sizes and len(self.codebook_sizes) != self.depth:
+            raise ValueError(
+                f"`codebook_sizes` of {self.name!r} must be one for each of its {self.depth} "
+                f"codebooks: got {self.codebook_sizes}."
+            )
+        if not self.loss_weight > 0:
+            raise ValueError(
+                f"`loss_weight` of {self.name!r} must be above 0: got {self.loss_weight}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoshiConfig:
+    """Shape of a `Moshi`.
+
+    Attributes:
+        temporal: The transformer over frames; its window is the context in frames.
+        depth: The transformer over the elements of a frame.
+        audio: Audio streams in the order of a frame, behind the text.
+        num_predicted: Codebooks that the model predicts, in the same order; whole streams.
+        text_vocab_size: Ids of the text; the initial id, one more, is only read.
+        audio_vocab_size: Ids of a codebook; likewise.
+        text_role: `Role.TEXT`, or `Role.THOUGHT` when it is not the transcript of what is said.
+        text_delay_ticks: Frames by which the text comes later than its content.
+        text_padding_id: Id of a frame in which no text is due.
+        text_light_ids: Text ids that weigh less in the loss.
+        text_light_weight: Their weight.
+        tick_hz: Frames a second.
+        heard_dropout: Share of the heard elements that a model in training does not get to read, so
+            that it does not learn recordings by heart.
+    """
+
+    temporal: TowerConfig
+    depth: DepthConfig
+    audio: tuple[AudioStream, ...]
+    num_predicted: int
+    text_vocab_size: int = 32_000
+    audio_vocab_size: int = 2048
+    text_role: Role = Role.TEXT
+    text_delay_ticks: int = 0
+    text_padding_id: int = 3
+    text_light_ids: tuple[int, ...] = (3,)
+    text_light_weight: float = 0.5
+    tick_hz: float = 12.5
+    heard_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heard_dropout < 1:
+            raise ValueError(f"`heard_dropout` must be >= 0 and < 1: got {self.heard_dropout}.")
+        ends = [sum(s.depth for s in self.audio[: i + 1]) for i in range(len(self.audio))]
+        if self.num_predicted not in ends:
+            raise ValueError(
+                f"`num_predicted` must end with a stream, after one of {ends} codebooks: got "
+                f"{self.num_predicted}. Split a stream, or predict all of it."
+            )
+        for found in (self.text_padding_id, *self.text_light_ids):
+            if not 0 <= found < self.text_vocab_size:
+                raise ValueError(
+                    f"Text ids must be 0 to {self.text_vocab_size - 1}: got {found} for padding."
+                )
+        if not 1 <= min(self.codebook_sizes) <= max(self.codebook_sizes) <= self.audio_vocab_size:
+            raise ValueError(
+                f"`codebook_sizes` must be 1 to `audio_vocab_size`, {self.audio_vocab_size}: got "
+                f"{self.codebook_sizes}."
+            )
+        if not self.text_light_weight > 0:
+            raise ValueError(f"`text_light_weight` must be above 0: got {self.text_light_weight}.")
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebooks of all audio streams."""
+        return sum(stream.depth for stream in self.audio)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Ids of each codebook, in the order of a frame."""
+        most = self.audio_vocab_size
+        return tuple(n for s in self.audio for n in s.codebook_sizes or (most,) * s.depth)
+
+
+def two_speakers(num_acoustic: int, semantic_weight: float = 100.0) -> tuple[AudioStream, ...]:
+    """Streams of an agent and a user: a semantic codebook, and acoustic ones a frame later."""
+    return tuple(
+        stream
+        for speaker, role in (("agent", Role.SPOKEN), ("user", Role.HEARD))
+        for stream in (
+            AudioStream(
+                name=f"{speaker}_semantic", role=role, depth=1, loss_weight=semantic_weight
+            ),
+            AudioStream(name=f"{speaker}_acoustic", role=role, depth=num_acoustic, delay_ticks=1),
+        )
+    )
 
 
 def tiny() -> MoshiConfig:
@@ -77,46 +199,7 @@ class MoshiState(NamedTuple):
     caches: tuple[Cache, ...]
 
 
-class StreamLoss(NamedTuple):
-    """What the targets of a stream cost, as sums that add up over batches.
-
-    ``num_frames`` counts a frame by the share of its codebooks that carry loss.
-    """
-
-    num_frames: Float[Tensor, ""]
-    nats: Float[Tensor, ""]
-    weighted_nats: Float[Tensor, ""]
-    weight: Float[Tensor, ""]
-
-
-def add_losses(losses: Sequence[StreamLoss]) -> StreamLoss:
-    """The sums of a stream over several batches."""
-    return StreamLoss(*(torch.stack(values).sum(0) for values in zip(*losses, strict=True)))
-
-
-def joint_loss(losses: Mapping[str, StreamLoss]) -> Loss:
-    """The loss of a batch, or of many whose sums are added up; see `Moshi.loss`."""
-    nothing = losses[TEXT].nats.new_zeros(())
-    # A kind without streams is left out: a total that equals a term would, compiled, share its
-    # memory and lose its gradient (torch 2.13).
-    terms, means = dict.fromkeys((TEXT, "audio"), nothing), []
-    for kind in terms:
-        own = [loss for name, loss in losses.items() if (name == TEXT) == (kind == TEXT)]
-        if not own:
-            continue
-        weighted_nats = sum((loss.weighted_nats for loss in own), nothing)
-        weight = sum((loss.weight for loss in own), nothing)
-        # Where nothing carries loss both sums are zero.
-        mean = weighted_nats / weight.clamp(min=1e-9)
-        means.append(mean)
-        terms[kind] = mean.detach()
-    for name, loss in losses.items():
-        terms[f"{name}_nats"] = (loss.nats / loss.num_frames.clamp(min=1e-9)).detach()
-    nats = sum((loss.nats for loss in losses.values()), nothing)
-    return Loss(total=sum(means[1:], means[0]), nats=nats, terms=terms)
-
-
-class Moshi(nn.Module):
+class Moshi(System):
     """A model over a text stream and audio streams.
 
     Ids of the text are (B, T), of an audio stream (B, T, K) with a codebook axis also for K = 1.
@@ -130,29 +213,9 @@ class Moshi(nn.Module):
         """Random weights; the heads start at zero, so the first loss is that of fair dice."""
         super().__init__()
         self.config = config
-        text = Stream(
-            name=TEXT,
-            role=config.text_role,
-            vocab_size=config.text_vocab_size,
-            delay_ticks=config.text_delay_ticks,
-        )
-        self.audio = tuple(
-            Stream(
-                name=stream.name,
-                role=stream.role,
-                vocab_size=config.audio_vocab_size,
-                depth=stream.depth,
-                delay_ticks=stream.delay_ticks,
-            )
-            for stream in config.audio
-        )
-        self.layout = Layout(streams=(text, *self.audio), tick_hz=config.tick_hz)
-        ends = accumulate(stream.depth for stream in self.audio)
-        self.predicted = tuple(
-            stream
-            for stream, end in zip(self.audio, ends, strict=True)
-            if end <= config.num_predicted
-        )
+        self.layout = _layout(config)
+        self.audio = self.layout.streams[1:]
+        self.predicted = tuple(stream for stream in self.audio if stream.predicted)
         width = config.temporal.width
         text_ids, audio_ids = config.text_vocab_size + 1, config.audio_vocab_size + 1
         self.text_embedding = CodebookEmbedding(1, text_ids, width)
@@ -183,93 +246,10 @@ class Moshi(nn.Module):
 
     # Offline
 
-    @property
-    def initial_ids(self) -> dict[str, int]:
-        """Id that stands before a stream's first element, by stream."""
-        return {stream.name: stream.vocab_size or 0 for stream in self.layout.streams}
-
-    def initial_frame(self, batch_size: int) -> Ticks:
-        """The frame that every session reads first: a tick of initial ids."""
-        device = self.text_embedding.table.weight.device  # the head may be stored in 8 bits
-        return {
-            stream.name: torch.full(
-                (batch_size, 1) if stream.name == TEXT else (batch_size, 1, stream.depth),
-                self.initial_ids[stream.name],
-                device=device,
-            )
-            for stream in self.layout.streams
-        }
-
-    def frames(self, codes: Ticks) -> Ticks:
-        """Frames in order of arrival: streams delayed behind a frame of initial ids.
-
-        Args:
-            codes: Elements in content order, of all streams; or of the text alone, beside which
-                the audio is then unset.
-
-        Returns:
-            For T ticks of codes and delays of up to D, 1 + T + D frames. The last D of them are of
-            the late streams alone, and `UNSET_ID` elsewhere.
-
-        Raises:
-            ValueError: Streams are missing, or an id or a shape does not fit.
-        """
-        self._check(codes)
-        text = codes[TEXT]
-        for stream in self.audio:
-            codes = {stream.name: text.new_full((*text.shape, stream.depth), UNSET_ID), **codes}
-        late, first = delay(codes, self.layout, self.initial_ids), self.initial_frame(len(text))
-        return {name: torch.cat((first[name].to(ids.device), ids), 1) for name, ids in late.items()}
-
-    def batch(self, codes: Ticks, num_prompt: int = 0) -> Batch:
-        """One document a row, as `forward` and `loss` read it; codes as for `frames`.
-
-        ``targets`` are the frames behind those of ``ticks``. Where only the late streams go on the
-        document is cut, as in the reference. Text alone trains the text alone. The first
-        ``num_prompt`` ticks of content carry no loss. The size of the batch counts the others.
-        """
-        written = [TEXT, *(stream.name for stream in self.predicted if stream.name in codes)]
-        frames, num_ticks = self.frames(codes), codes[TEXT].shape[1]
-        unset = {name: ids.clone() for name, ids in codes.items()}
-        for ids in unset.values():
-            ids[:, :num_prompt] = UNSET_ID
-        trained = self.frames(unset)
-        return Batch(
-            ticks={name: ids[:, :num_ticks] for name, ids in frames.items()},
-            targets={name: trained[name][:, 1 : num_ticks + 1] for name in written},
-            elements={name: frames[name][:, 1 : num_ticks + 1] for name in written},
-            document_start=torch.zeros_like(codes[TEXT]),
-            size=len(codes[TEXT]) * (num_ticks - num_prompt),
-            unit="frame",
-        )
-
-    def _check(self, codes: Ticks) -> None:
-        names = [stream.name for stream in self.layout.streams]
-        if set(codes) not in ({TEXT}, set(names)):
-            raise ValueError(
-                f"Codes must be given for all streams ({', '.join(names)}) or for {TEXT!r} alone: "
-                f"got {', '.join(codes)}."
-            )
-        sizes = {stream.name: stream.codebook_sizes for stream in self.config.audio}
-        for name, ids in codes.items():
-            stream, most = self.layout[name], self.initial_ids[name]
-            shape = codes[TEXT].shape if name == TEXT else (*codes[TEXT].shape, stream.depth)
-            if ids.shape != shape:
-                raise ValueError(
-                    f"Codes of {name!r} must have the shape {tuple(shape)}: got {tuple(ids.shape)}."
-                )
-            stop = torch.tensor(sizes.get(name) or most, device=ids.device)
-            if ((ids < UNSET_ID) | (ids >= stop)).any():
-                raise ValueError(
-                    f"Ids of {name!r} must be {UNSET_ID} (unset) to {(stop - 1).tolist()}: got "
-                    f"{int(ids.min())} to {int(ids.max())}."
-                )
-
     def forward(self, batch: Batch) -> Logits:
         """Score the next frame at every tick; see `System.forward`.
 
-        Each element is scored after the elements before it in ``batch.elements``. Without audio
-        targets only the text is scored.
+        Without audio targets only the text is scored.
         """
         x = self.embed(self._with_gaps(batch.ticks))
         z = self.norm(self.temporal(x, self.temporal.reach(batch.document_start)))
@@ -306,107 +286,93 @@ class Moshi(nn.Module):
         text = self.text_embedding(ticks[TEXT][..., None])
         return text.sum(-2) + self.audio_embedding(codes).sum(-2)
 
-    def loss(self, batch: Batch) -> Loss:
-        """Text and audio cross-entropies, each divided by the sum of its targets' weights.
-
-        ``terms`` hold the two, and the nats a frame of every stream.
-        """
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
+        """Cross-entropies by stream; see `System.losses`."""
         # Not `self(batch)`: distributed training has prepared the weights for this call already,
         # and warns of outputs that are views.
-        return joint_loss(self.stream_losses(batch, self.forward(batch)))
+        return self.stream_losses(batch, self.forward(batch))
 
-    def stream_losses(self, batch: Batch, scores: Logits) -> dict[str, StreamLoss]:
-        """What `loss` is made of, by stream. Initial ids and `UNSET_ID` carry no loss.
-
-        Args:
-            batch: With the targets.
-            scores: What `forward` gave for it.
-        """
-        weights = {stream.name: stream.loss_weight for stream in self.config.audio}
+    def stream_losses(self, batch: Batch, scores: Logits) -> dict[str, LossSums]:
+        """What `losses` gives for scores of `forward`. Initial ids and `UNSET_ID` carry no loss."""
+        config = self.config
+        weights = {stream.name: stream.loss_weight for stream in config.audio}
         losses = {}
         for name, logits in scores.items():
             targets = batch.targets[name]
-            counted = (targets >= 0) & (targets < logits.shape[-1])
-            nats = _nats(logits, targets.masked_fill(~counted, UNSET_ID))
-            weight = counted * weights.get(name, 1.0)
+            counted = schedule.trained(self.layout[name], targets)
+            weight = torch.full(targets.shape, weights.get(name, 1.0), device=targets.device)
             if name == TEXT:
-                light = torch.tensor(self.config.text_light_ids, device=targets.device)
-                is_light = torch.isin(targets, light)
-                weight = torch.where(is_light, self.config.text_light_weight * weight, weight)
-            losses[name] = StreamLoss(
-                num_frames=counted.sum() / (logits.shape[2] if logits.ndim == 4 else 1),
-                nats=nats.sum(),
-                weighted_nats=(nats * weight).sum(),
-                weight=weight.sum(),
-            )
+                light = torch.tensor(config.text_light_ids, device=targets.device)
+                weight = weight.masked_fill(torch.isin(targets, light), config.text_light_weight)
+            losses[name] = stream_loss(logits, targets, counted, weight)
         return losses
 
-    # Streaming
+    def loss_group(self, name: str) -> str:
+        """All audio streams share one mean (section 4.4); see `System.loss_group`."""
+        return TEXT if name == TEXT else "audio"
+
+    # Live
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids must be; see `System.device`."""
+        return self.text_embedding.table.weight.device  # the head may be stored in 8 bits
+
+    @property
+    def window_ticks(self) -> int:
+        """The context in frames; see `System.window_ticks`."""
+        return self.config.temporal.window
 
     def initial_state(self, batch_size: int) -> MoshiState:
         """State before the first frame; see `System.initial_state`."""
-        device = self.text_embedding.table.weight.device
-        none = torch.zeros(batch_size, dtype=torch.long, device=device)
+        none = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         return MoshiState(none, self.temporal.initial_state(batch_size))
-
-    def extend(
-        self, ticks: Ticks, state: MoshiState, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[Logits, MoshiState]:
-        """Read some more frames and score the next text; see `System.extend`."""
-        z, state = self.read(ticks, state, lengths)
-        return {TEXT: self.head(z)}, state
 
     def read(
         self, ticks: Ticks, state: MoshiState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
-        """Read some more frames, as `extend` does; `initial_frame` is the first of a session.
-
-        Returns:
-            What `write` needs to write the frame behind each, and the new state.
-        """
-        z, state = in_chunks(self._read_chunk, self.temporal.chunk_steps, ticks, state, lengths)
-        return z["z"], state
+        """Read some more frames, the initial frame first; see `System.read`."""
+        return in_chunks(self._read_chunk, self.temporal.chunk_steps, ticks, state, lengths)
 
     def read_embedded(
         self, x: Float[Tensor, "B T D"], state: MoshiState
     ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
         """Read some more frames that `embed` has summed up; see `read`."""
-        z, state = in_chunks(self._read_sums, self.temporal.chunk_steps, {"x": x}, state, None)
-        return z["z"], state
+        return in_chunks(self._read_sums, self.temporal.chunk_steps, {"x": x}, state, None)
 
     def _read_chunk(
         self, ticks: Ticks, state: MoshiState, lengths: Tensor | None
-    ) -> tuple[Mapping[str, Tensor], MoshiState]:
+    ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
         return self._read_sums({"x": self.embed(ticks)}, state, lengths)
 
     def _read_sums(
-        self, sums: Mapping[str, Tensor], state: MoshiState, lengths: Tensor | None
-    ) -> tuple[Mapping[str, Tensor], MoshiState]:
+        self, sums: Ticks, state: MoshiState, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
         x = sums["x"]
         num_ticks = x.shape[1]
         reach = self.temporal.streaming_reach(state.position, num_ticks, lengths)
         z = self.norm(self.temporal(x, reach, state.caches))
         position = state.position + (num_ticks if lengths is None else lengths)
-        return {"z": z}, MoshiState(position, state.caches)
+        return z, MoshiState(position, state.caches)
 
-    def write(self, z: Float[Tensor, "B D"], choose: Choose) -> dict[str, Int[Tensor, "B ..."]]:
-        """Write the next frame of every row, element by element: the text, then the codebooks.
+    def beginning(self, state: MoshiState, num_ticks: int) -> MoshiState:
+        """The slots of the caches that the first ticks fill; see `System.beginning`."""
+        num_slots = min(num_ticks, self.temporal.capacity)
+        caches = tuple(cache[:, :, :, :num_slots].clone() for cache in state.caches)
+        return MoshiState(state.position.clone(), caches)
 
-        Args:
-            z: One tick of what `read` returned.
-            choose: Gives the ids of each element; what it gives is what later elements see.
-
-        Returns:
-            The frame by stream: text (B,), audio (B, K).
-        """
-        previous = choose(TEXT, 0, self.head(z))
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, "B ..."]]:
+        """Write the next frame: the text (B,), then the codebooks (B, K); see `System.write`."""
+        previous = choose(TEXT, 0, self.head(hidden))
         frame = {TEXT: previous}
         past: tuple[Past, ...] | None = None
         num_done = 0
         for stream in self.predicted:
             codes = []
             for codebook in range(stream.depth):
-                logits, past = self.depth(z, previous[:, None], past)
+                logits, past = self.depth(hidden, previous[:, None], past)
                 scores = self._limited(logits, num_done)[:, 0]
                 previous = choose(stream.name, codebook, scores)
                 num_done += 1
@@ -416,41 +382,21 @@ class Moshi(nn.Module):
 
     # Costs
 
-    def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
-        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
+        """FLOPs a tick, without the depth transformer where only the text has targets."""
         head = 2 * self.config.temporal.width * self.config.text_vocab_size
         forward = self.temporal.flops_per_step(num_ticks) + head
-        return (forward + self.depth.flops_per_frame()) * (3 if training else 1)
-
-    def state_bytes_per_tick(self, num_ticks: int) -> float:
-        """State bytes a tick; see `System.state_bytes_per_tick`."""
-        return state_bytes(self.initial_state(1)) / num_ticks
+        if predicted is None or any(stream.name in predicted for stream in self.predicted):
+            forward += self.depth.flops_per_frame()
+        return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""
         return [*self.temporal.layers, *self.depth.layers]
 
-    # Weights
-
-    def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Take the weights of the reference implementation, by its names with split steps.
-
-        Raises:
-            ValueError: A weight is missing, unknown or of another shape.
-        """
-        heads = self.config.temporal.num_heads
-        load_reference(self.state_dict(), state_dict, self._reference_names(), heads)
-
-    def reference_state_dict(self) -> dict[str, Tensor]:
-        """The weights by the names of the reference implementation."""
-        heads = self.config.temporal.num_heads
-        return to_reference(self.state_dict(), self._reference_names(), heads)
-
-    def _reference_names(self) -> dict[str, tuple[str, ...]]:
-        config = self.config
-        return reference_names(
-            config.temporal.num_layers, config.depth, config.num_codebooks, config.num_predicted
-        )
+    # Other forms of the same model
 
     def trimmed(self, num_predicted: int) -> "Moshi":
         """The same model without the depth steps of its last codebooks.
@@ -476,10 +422,72 @@ class Moshi(nn.Module):
         model.load_state_dict(weights, assign=True)
         return model.train(self.training)
 
+    def agent_alone(self) -> "Moshi":
+        """The model that predicts the agent and hears everyone else.
 
-def _nats(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Nats of each target, in float32; 0 at `UNSET_ID`."""
-    nats = F.cross_entropy(
-        logits.float().flatten(0, -2), targets.flatten(), ignore_index=UNSET_ID, reduction="none"
+        Raises:
+            ValueError: It does not speak first and hear then, or does not predict what is spoken.
+        """
+        spoken = [stream for stream in self.audio if stream.role == Role.SPOKEN]
+        others = self.audio[len(spoken) :]
+        if not spoken or not others or any(stream.role == Role.SPOKEN for stream in others):
+            raise ValueError(
+                "A model that talks must have audio streams that it speaks, then ones that it "
+                f"hears: got {', '.join(f'{s.name} ({s.role.value})' for s in self.audio)}."
+            )
+        depth, predicted = sum(stream.depth for stream in spoken), self.config.num_predicted
+        if depth > predicted:
+            raise ValueError(
+                f"A model that talks must predict the {depth} codebooks that it speaks: this one "
+                f"predicts {predicted}."
+            )
+        return self if depth == predicted else self.trimmed(depth)
+
+    def pinned(self, num_ticks: int) -> "Moshi":
+        """The same model, whose sessions keep their initial frame and this many more in the window.
+
+        The two share their weights. Compile the new one, not the old one.
+
+        Raises:
+            ValueError: The model's window is not longer.
+        """
+        window = self.config.temporal.window
+        if not 0 <= num_ticks < window - 1:
+            raise ValueError(
+                f"Pinned frames must be 0 to {window - 2}, for a window of {window} frames: got "
+                f"{num_ticks}."
+            )
+        weights = (*self.parameters(), *self.buffers())
+        model = deepcopy(self, {id(weight): weight for weight in weights})
+        model.temporal.config = replace(self.config.temporal, pinned_steps=num_ticks + 1)
+        model.config = replace(self.config, temporal=model.temporal.config)
+        return model
+
+
+def _layout(config: MoshiConfig) -> Layout:
+    """Text, then the audio; initial ids are one above the vocabularies."""
+    text = Stream(
+        name=TEXT,
+        role=config.text_role,
+        vocab_size=config.text_vocab_size,
+        delay_ticks=config.text_delay_ticks,
+        predicted=True,
+        initial_id=config.text_vocab_size,
+        padding_id=config.text_padding_id,
     )
-    return nats.view_as(targets)
+    ends = accumulate(stream.depth for stream in config.audio)
+    audio = [
+        Stream(
+            name=stream.name,
+            role=stream.role,
+            vocab_size=config.audio_vocab_size,
+            depth=stream.depth,
+            delay_ticks=stream.delay_ticks,
+            predicted=end <= config.num_predicted,
+            has_codebooks=True,
+            initial_id=config.audio_vocab_size,
+            codebook_sizes=stream.codebook_sizes,
+        )
+        for stream, end in zip(config.audio, ends, strict=True)
+    ]
+    return Layout(streams=(text, *audio), tick_hz=config.tick_hz)

@@ -6,8 +6,9 @@ Checked against: Hugging Face `LlamaForCausalLM` with the same weights and the c
 (`tests/systems/test_single_stream.py`).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,15 @@ from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Logits, Loss, cross_entropy, in_chunks, state_bytes
+from counterpoint.systems.contract import (
+    Choose,
+    Logits,
+    LossSums,
+    State,
+    System,
+    in_chunks,
+    stream_loss,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,16 +75,17 @@ class SingleStreamState(NamedTuple):
     caches: tuple[Cache, ...]
 
 
-class SingleStream(nn.Module):
+class SingleStream(System):
     """A causal language model over one stream named ``part``."""
 
     Config = SingleStreamConfig
+    tick_stages: ClassVar[tuple[str, ...]] = ("read",)
 
     def __init__(self, config: SingleStreamConfig) -> None:
         """Random weights; the head starts at zero, so the first loss is that of a fair die."""
         super().__init__()
         self.config = config
-        part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size)
+        part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
         self.layout = Layout(streams=(part,))
         width = config.tower.width
         self.embedding = nn.Embedding(config.vocab_size, width)
@@ -93,10 +103,20 @@ class SingleStream(nn.Module):
         x = self.tower(x, self.tower.reach(start))
         return {"part": self.head(self.norm(x))}
 
-    def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the targets; see `System.loss`."""
-        nats = cross_entropy(self(batch)["part"], batch.targets["part"])
-        return Loss(total=nats / batch.targets["part"].numel(), nats=nats)
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
+        """Cross-entropy of the targets; see `System.losses`."""
+        # Not `self(batch)`: distributed training has prepared the weights for this call already.
+        return {"part": stream_loss(self.forward(batch)["part"], batch.targets["part"])}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids must be; see `System.device`."""
+        return self.embedding.weight.device
+
+    @property
+    def window_ticks(self) -> int:
+        """The context; see `System.window_ticks`."""
+        return self.config.tower.window
 
     def initial_state(self, batch_size: int) -> SingleStreamState:
         """State before the first tick; see `System.initial_state`."""
@@ -106,32 +126,35 @@ class SingleStream(nn.Module):
             self.tower.initial_state(batch_size),
         )
 
-    def extend(
+    def read(
         self, ticks: Ticks, state: SingleStreamState, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[Logits, SingleStreamState]:
-        """Read some more ticks; see `System.extend`."""
-        return in_chunks(self._extend_chunk, self.tower.chunk_steps, ticks, state, lengths)
+    ) -> tuple[Float[Tensor, "B T D"], SingleStreamState]:
+        """Read some more ticks; see `System.read`."""
+        return in_chunks(self._read_chunk, self.tower.chunk_steps, ticks, state, lengths)
 
-    def _extend_chunk(
+    def _read_chunk(
         self, ticks: Ticks, state: SingleStreamState, lengths: Tensor | None
-    ) -> tuple[Logits, SingleStreamState]:
+    ) -> tuple[Float[Tensor, "B T D"], SingleStreamState]:
         ids = ticks["part"]
         num_ticks = ids.shape[1]
         x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
         reach = self.tower.streaming_reach(state.position, num_ticks, lengths)
         x = self.tower(x, reach, state.caches)
         position = state.position + (num_ticks if lengths is None else lengths)
-        logits = {"part": self.head(self.norm(x))}
-        return logits, SingleStreamState(position, conv, state.caches)
+        return self.norm(x), SingleStreamState(position, conv, state.caches)
 
-    def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, " B"]]:
+        """Write the next tick; see `System.write`."""
+        return {"part": choose("part", 0, self.head(hidden))}
+
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         forward = self.tower.flops_per_step(num_ticks) + 2 * self.head.weight.numel()
         return forward * (3 if training else 1)
-
-    def state_bytes_per_tick(self, num_ticks: int) -> float:
-        """State bytes a tick; see `System.state_bytes_per_tick`."""
-        return state_bytes(self.initial_state(1)) / num_ticks
 
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""

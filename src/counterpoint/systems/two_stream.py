@@ -15,8 +15,9 @@ concepts. Checked against the rule of visibility (`tests/systems/test_contract.p
 published reference.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,15 @@ from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import Span, visible_finished
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Logits, Loss, cross_entropy, in_chunks, state_bytes
+from counterpoint.systems.contract import (
+    Choose,
+    Logits,
+    LossSums,
+    State,
+    System,
+    in_chunks,
+    stream_loss,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +162,7 @@ class TwoStreamState(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What `TwoStream.read` shows.
+    """What `TwoStream.read_whole` shows.
 
     Attributes:
         whole: Whole states.
@@ -202,17 +211,18 @@ class LowerStates(NamedTuple):
     after: TwoStreamState
 
 
-class TwoStream(nn.Module):
+class TwoStream(System):
     """A part tower and a whole tower that run at two rates and steer each other."""
 
     Config = TwoStreamConfig
+    tick_stages: ClassVar[tuple[str, ...]] = ("read_lower", "read_whole_tower", "read_upper")
 
     def __init__(self, config: TwoStreamConfig) -> None:
         """Random weights; the head starts at zero, so the first loss is that of a fair die."""
         super().__init__()
         self.config = config
         width, whole_width, ticks = config.part.width, config.whole.width, config.block_ticks
-        part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size)
+        part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
         whole = Stream(
             name="whole",
             role=Role.WHOLE,
@@ -257,9 +267,10 @@ class TwoStream(nn.Module):
             if expected != got:
                 raise ValueError(f"`whole` must hold all blocks: expected {expected}, got {got}.")
             lower = lower._replace(whole=whole)
-        return {"part": self._write_part(lower.x, lower.reach, self._guidance(lower))}
+        hidden = self._write_part(lower.x, lower.reach, self._guidance(lower))
+        return {"part": self.head(hidden)}
 
-    def read(self, batch: Batch) -> Reading:
+    def read_whole(self, batch: Batch) -> Reading:
         """The whole states and how the part stream used them; needs a link."""
         if not self.steering.links:
             raise ValueError("Only links show attention: expected `num_links` >= 1, got 0.")
@@ -269,27 +280,34 @@ class TwoStream(nn.Module):
         attention = torch.stack(weights).mean((0, 2))
         return Reading(lower.whole, attention, lower.grid.finished)
 
-    def loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of the targets plus the whole's own losses; see `System.loss`."""
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
+        """Cross-entropy of the targets and the whole's own losses; see `System.losses`."""
         ids, targets, config = batch.ticks["part"], batch.targets["part"], self.config
         lower = self._read_part(batch)
         keep = torch.rand(len(ids), 1, device=ids.device) >= config.whole_dropout
         guidance = self._guidance(lower, keep if self.training else None)
-        nats = cross_entropy(self._write_part(lower.x, lower.reach, guidance), targets)
-        total, terms = nats / targets.numel(), {}
+        hidden = self._write_part(lower.x, lower.reach, guidance)
+        losses = {"part": stream_loss(self.head(hidden), targets)}
+        weight = losses["part"].weight
         if config.predict_weight:
             planned = targets.masked_fill(~guidance.has_plan, UNSET_ID)
-            predict = cross_entropy(self.head(self.norm(guidance.plan)), planned) / targets.numel()
-            total, terms["predict"] = total + config.predict_weight * predict, predict.detach()
+            predicted = stream_loss(self.head(self.norm(guidance.plan)), planned)
+            losses["predict"] = predicted._replace(weight=weight)
         if config.reconstruct_weight:
             grid = lower.grid
             written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
             written = written.masked_fill(~grid.real, UNSET_ID)
             rebuilt = self.head(self.norm(self.reconstructor(lower.compressed)))
-            rebuild = cross_entropy(rebuilt, written) / targets.numel()
-            total = total + config.reconstruct_weight * rebuild
-            terms["reconstruct"] = rebuild.detach()
-        return Loss(total=total, nats=nats, terms=terms)
+            losses["reconstruct"] = stream_loss(rebuilt, written)._replace(weight=weight)
+        return losses
+
+    def loss_factor(self, group: str) -> float:
+        """Weights of the whole's own losses; see `System.loss_factor`."""
+        factors = {
+            "predict": self.config.predict_weight,
+            "reconstruct": self.config.reconstruct_weight,
+        }
+        return factors.get(group, 1.0)
 
     def _read_part(self, batch: Batch) -> _LowerRows:
         """Whole rows through the lower part layers and the whole tower."""
@@ -335,8 +353,8 @@ class TwoStream(nn.Module):
         guidance: Guidance,
         caches: tuple[Cache, ...] | None = None,
         weights: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """Upper part layers and head; appends each link's attention to ``weights`` if given."""
+    ) -> Float[Tensor, "B T D"]:
+        """Upper part layers and norm; appends each link's attention to ``weights`` if given."""
         x = self.steering.add_plan(x, guidance)
         for i in range(self.config.lower_layers, self.config.part.num_layers):
             number = i - self.config.lower_layers
@@ -346,9 +364,29 @@ class TwoStream(nn.Module):
                     weights.append(link.weights(x, memory, guidance.reach))
                 x = x + link(x, memory, guidance.reach)
             x = self.part.layers[i](x, reach, None if caches is None else caches[i])
-        return self.head(self.norm(x))
+        return self.norm(x)
 
     # Streaming
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids must be; see `System.device`."""
+        return self.embedding.weight.device
+
+    @property
+    def window_ticks(self) -> int:
+        """What the part tower or the whole reaches; see `System.window_ticks`."""
+        blocks = self.config.whole.window + self.config.lag_blocks
+        return max(self.config.part.window, blocks * self.config.block_ticks)
+
+    @property
+    def usable_blocks(self) -> int:
+        """Blocks that must be finished before any is read; see `HasWhole.usable_blocks`."""
+        return self.config.lag_blocks + 1
+
+    def finished_blocks(self, state: TwoStreamState) -> Int[Tensor, " B"]:
+        """Blocks that each session has finished; see `HasWhole.finished_blocks`."""
+        return state.finished
 
     def initial_state(self, batch_size: int) -> TwoStreamState:
         """State before the first tick; see `System.initial_state`."""
@@ -371,33 +409,39 @@ class TwoStream(nn.Module):
 
     @property
     def chunk_ticks(self) -> int:
-        """Most ticks that the rings can take at once; `extend` cuts what is longer."""
+        """Most ticks that the rings can take at once; `read` cuts what is longer."""
         shortest = 1 if self.config.boundary_ids else self.config.block_ticks
         return min(self.part.chunk_steps, self.whole.chunk_steps * shortest)
 
-    def extend(
+    def read(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[Logits, TwoStreamState]:
-        """Read some more ticks; see `System.extend`."""
-        return in_chunks(self._extend_chunk, self.chunk_ticks, ticks, state, lengths)
+    ) -> tuple[Float[Tensor, "B T D"], TwoStreamState]:
+        """Read some more ticks; see `System.read`."""
+        return in_chunks(self._read_chunk, self.chunk_ticks, ticks, state, lengths)
 
-    def _extend_chunk(
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, " B"]]:
+        """Write the next tick; see `System.write`."""
+        return {"part": choose("part", 0, self.head(hidden))}
+
+    def _read_chunk(
         self, ticks: Ticks, state: TwoStreamState, lengths: Tensor | None
-    ) -> tuple[Logits, TwoStreamState]:
-        lower = self.extend_lower(ticks, state, lengths)
+    ) -> tuple[Float[Tensor, "B T D"], TwoStreamState]:
+        lower = self.read_lower(ticks, state, lengths)
         on_host = lower.finished.device.type == "cpu" and not torch.compiler.is_compiling()
         if not on_host or lower.finished.any():
-            self.extend_whole(lower, state)
-        return self.extend_upper(lower, state)
+            self.read_whole_tower(lower, state)
+        return self.read_upper(lower, state)
 
-    def extend_lower(
+    def read_lower(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> LowerStates:
-        """First third of `extend`: the lower part layers, and the blocks that they finish.
+        """First third of `read`: the lower part layers, and the blocks that they finish.
 
-        At most `chunk_ticks`. With a lag, `extend_whole` may come after `extend_upper`, or run
+        At most `chunk_ticks`. With a lag, `read_whole_tower` may come after `read_upper`, or run
         beside it and beside later chunks, in order: only the blocks of each row below
-        ``after.finished - lag_blocks`` must be published before `extend_upper`.
+        ``after.finished - lag_blocks`` must be published before `read_upper`.
         """
         ids = ticks["part"]
         num_ticks = ids.shape[1]
@@ -428,24 +472,23 @@ class TwoStream(nn.Module):
         end_tick = state.position[:, None] + grid.end
         return LowerStates(x, reach, grid, blocks, end_tick, state.finished, finished, after)
 
-    def extend_whole(self, lower: LowerStates, state: TwoStreamState) -> None:
-        """Second third of `extend`, if blocks are finished: the whole tower takes them."""
+    def read_whole_tower(self, lower: LowerStates, state: TwoStreamState) -> None:
+        """Second third of `read`, if blocks are finished: the whole tower takes them."""
         num_blocks = lower.blocks.shape[1]
         reach = self.whole.streaming_reach(lower.before, num_blocks, lower.finished)
         compressed = self.compressor(self.block_norm(lower.blocks), lower.grid.real).flatten(-2)
         whole = self.whole_norm(self.whole(self.merge(compressed), reach, state.tower))
         self.steering.publish(whole, lower.end_tick, lower.before, lower.finished, state.published)
 
-    def extend_upper(
+    def read_upper(
         self, lower: LowerStates, state: TwoStreamState
-    ) -> tuple[Logits, TwoStreamState]:
-        """Last third of `extend`: the upper part layers write under the published whole."""
+    ) -> tuple[Float[Tensor, "B T D"], TwoStreamState]:
+        """Last third of `read`: the upper part layers write under the published whole."""
         span = self._whole_span(lower.before[:, None] + lower.grid.finished, 0)
         guidance = self.steering.streaming(
             state.published, lower.after.finished, lower.grid.place, span, lower.reach
         )
-        logits = self._write_part(lower.x, lower.reach, guidance, state.part)
-        return {"part": logits}, lower.after
+        return self._write_part(lower.x, lower.reach, guidance, state.part), lower.after
 
     def kept_whole(self, state: TwoStreamState) -> tuple[Tensor, Tensor]:
         """Kept whole states (B, C, D2) and the block of each (B, C), negative in empty slots."""
@@ -472,7 +515,9 @@ class TwoStream(nn.Module):
 
     # Costs
 
-    def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config, ticks = self.config, self.config.block_ticks
         usual = config.usual_block_ticks
@@ -489,10 +534,6 @@ class TwoStream(nn.Module):
             a_block += self.reconstructor.unfold.weight.numel() + ticks * self.head.weight.numel()
         forward += 2 * (a_tick + share * a_block)
         return forward * (3 if training else 1)
-
-    def state_bytes_per_tick(self, num_ticks: int) -> float:
-        """State bytes a tick; see `System.state_bytes_per_tick`."""
-        return state_bytes(self.initial_state(1)) / num_ticks
 
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""

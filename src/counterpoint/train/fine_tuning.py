@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
 from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems.moshi import Moshi, MoshiConfig
 from counterpoint.train.checkpoint import (
     MANIFEST,
     WEIGHTS,

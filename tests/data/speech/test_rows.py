@@ -17,16 +17,15 @@ from counterpoint.data.speech.rows import (
     DialogueRows,
     SpeechData,
     codec_of,
-    open_codec,
     prepare_speech,
 )
 from counterpoint.data.speech.words import ByteWords, WordTokenizer, open_tokenizer
+from counterpoint.formats import open_codec
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
 from tests.systems.tiny_moshi import build, config, random_codes
 
 ROW = 20
@@ -58,7 +57,7 @@ def rows_of(model: Moshi, row_ticks: int = ROW) -> DialogueRows:
 def test_rows_hold_every_dialogue_once() -> None:
     """Each as `Moshi.batch` lays it out by itself; what is behind the last one is nothing."""
     model = build("both_speakers")
-    rows, batches = rows_of(model), [model.batch(codes) for codes in recordings(model)]
+    rows, batches = rows_of(model), [model.lay_out(codes) for codes in recordings(model)]
     assert isinstance(rows, Rows)
     assert len(rows) == len(PACKED)
     assert sorted(number for numbers in PACKED for number in numbers) == list(range(len(LENGTHS)))
@@ -100,7 +99,7 @@ def test_dialogues_in_a_row_equal_dialogues_alone(shape: str) -> None:
     for index, numbers in enumerate(PACKED):
         first = 0
         for number in numbers:
-            for name, scores in model(model.batch(codes[number])).items():
+            for name, scores in model(model.lay_out(codes[number])).items():
                 found = together[name][index : index + 1, first : first + LENGTHS[number]]
                 torch.testing.assert_close(found, scores, rtol=0, atol=1e-5)
             first += LENGTHS[number]
@@ -122,7 +121,7 @@ def test_loss_of_rows_is_that_of_the_dialogues() -> None:
     model = build("agent_only")
     with torch.no_grad():
         row = model.loss(rows_of(model).rows(np.arange(len(PACKED))))
-        alone = [model.loss(model.batch(codes)).nats for codes in recordings(model)]
+        alone = [model.loss(model.lay_out(codes)).nats for codes in recordings(model)]
     torch.testing.assert_close(row.nats, torch.stack(alone).sum())
     assert row.total.isfinite()
 

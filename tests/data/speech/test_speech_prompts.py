@@ -12,16 +12,16 @@ from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import TextBatches
 from counterpoint.data.speech.dialogues import Example, encode_voice, read_dialogues
-from counterpoint.data.speech.rows import RolePrompts, SpeechData, codec_fillers, prepare_speech
+from counterpoint.data.speech.opening import Fillers, codec_fillers
+from counterpoint.data.speech.rows import RolePrompts, SpeechData, prepare_speech
 from counterpoint.data.speech.words import ByteWords
 from counterpoint.data.text.corpus import Folder
 from counterpoint.speech.audio import read_audio, write_audio
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.speech.loudness import loudness_lufs, normalise_loudness
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig, two_speakers
-from counterpoint.systems.personaplex import Fillers
+from counterpoint.systems import sketch
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, two_speakers
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
@@ -220,7 +220,7 @@ def test_voice_is_brought_to_one_loudness_and_kept(listed: Path) -> None:
 
 def test_voice_comes_first_and_needs_no_role(listed: Path) -> None:
     cache = str(listed.parent / "cache")
-    prompts = RolePrompts(CONFIG, Codec2(), ByteWords(), cache)
+    prompts = RolePrompts(sketch(CONFIG), Codec2(), ByteWords(), cache)
     path = listed.parent / "voice.voice.wav"
     voice = encode_voice(path, Codec2(), cache)
     streams = {"text": torch.zeros(3, dtype=torch.long)}
@@ -238,7 +238,7 @@ def test_voice_comes_first_and_needs_no_role(listed: Path) -> None:
 def test_a_voice_that_is_too_long_is_not_encoded(tmp_path: Path) -> None:
     path, cache = tmp_path / "hour.wav", tmp_path / "cache"
     write_audio(path, torch.zeros(1, 8000 * 3600), 8000)
-    prompts = RolePrompts(CONFIG, Codec2(), ByteWords(), str(cache))
+    prompts = RolePrompts(sketch(CONFIG), Codec2(), ByteWords(), str(cache))
     streams = {"text": torch.zeros(3, dtype=torch.long)}
     with pytest.raises(ValueError, match="window of 200 frames: got a voice of 90000"):
         prompts(Example(source="x", first_frame=0, streams=streams, voice=path))

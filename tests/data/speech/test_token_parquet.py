@@ -10,7 +10,7 @@ from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.rows import SpeechData, prepare_speech
 from counterpoint.data.speech.token_parquet import read_token_parquet
 from counterpoint.speech.augment import Augmentation
-from counterpoint.systems.moshi_streams import two_speakers
+from counterpoint.systems.moshi import two_speakers
 from tests.systems.tiny_moshi import build, config
 
 

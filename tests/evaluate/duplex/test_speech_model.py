@@ -24,7 +24,7 @@ class FewRows:
 
     def rows(self, indices: np.ndarray) -> Batch:
         rows = torch.from_numpy(indices)
-        return self.model.batch({name: ids[rows] for name, ids in self.codes.items()})
+        return self.model.lay_out({name: ids[rows] for name, ids in self.codes.items()})
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def model() -> Moshi:
 def test_rows_one_by_one_measure_as_one_batch(model: Moshi) -> None:
     """The published loss of all rows, not the mean of the rows' losses."""
     rows = FewRows(model)
-    found = measures(score_rows(model, rows))
+    found = measures(model, score_rows(model, rows))
     loss = model.loss(rows.rows(np.arange(5)))
     assert found["loss"] == pytest.approx(float(loss.total), rel=1e-5)
     for name, value in loss.terms.items():
@@ -51,9 +51,9 @@ def test_streams_pay_by_the_frame(model: Moshi) -> None:
     scores = score_rows(model, FewRows(model))
     assert [score.num_frames for score in scores] == [9] * 5
     # The first acoustic codes are of no content, and the second row has no words.
-    assert [float(s.losses["text"].num_frames) for s in scores] == [9, 0, 9, 9, 9]
-    assert {float(s.losses["agent_semantic"].num_frames) for s in scores} == {9}
-    assert {float(s.losses["agent_acoustic"].num_frames) for s in scores} == {8}
+    assert [float(s.losses["text"].num_ticks) for s in scores] == [9, 0, 9, 9, 9]
+    assert {float(s.losses["agent_semantic"].num_ticks) for s in scores} == {9}
+    assert {float(s.losses["agent_acoustic"].num_ticks) for s in scores} == {8}
     for score in scores:
         nats = sum(float(loss.nats) for loss in score.losses.values())
         assert score.bits == pytest.approx(nats / math.log(2))

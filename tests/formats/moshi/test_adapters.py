@@ -31,7 +31,7 @@ SHAPES = {"agent": tiny_keys(8), "both": tiny_keys(16)}
 
 def scores(model: Moshi, given: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
-        return dict(model(model.batch(given)))
+        return dict(model(model.lay_out(given)))
 
 
 def adapted(tmp_path: Path, shape: str, low_rank: LowRankConfig) -> tuple[Moshi, Path, Path]:

@@ -19,8 +19,7 @@ from counterpoint.formats.moshi.parity import personaplex_window
 from counterpoint.recipes import duplex_small
 from counterpoint.streams.spec import Role
 from counterpoint.systems import moshi
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import MoshiConfig, two_speakers
+from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 from counterpoint.systems.personaplex import personaplex_7b
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi import CONFIGS, build, config, random_codes
@@ -44,7 +43,7 @@ def codes(config: MoshiConfig) -> dict[str, torch.Tensor]:
 def scores(model: Moshi) -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
     with torch.no_grad():
-        return dict(model(model.batch(codes(model.config))))
+        return dict(model(model.lay_out(codes(model.config))))
 
 
 @pytest.mark.parametrize("dep_q", [8, 16])
@@ -146,7 +145,7 @@ def test_the_reference_loads_a_model_with_fields_of_ours(tmp_path: Path) -> None
     rows = torch.cat([given["text"][:, None], *(given[s.name].mT for s in model.audio)], 1)
     with torch.no_grad():
         expected = info.get_moshi(dtype=torch.float32)(rows)
-        ours = dict(model(model.batch(given)))
+        ours = dict(model(model.lay_out(given)))
     text = expected.text_logits[:, 0]
     # Theirs stand at the content's time.
     semantic = expected.logits[:, :1, : 9 - 3].transpose(1, 2)
@@ -236,7 +235,7 @@ def test_logits_of_a_published_layout_equal_the_reference(tmp_path: Path) -> Non
     given = codes(model.config)
     rows = torch.cat([given["text"][:, None], *(given[s.name].mT for s in model.audio)], 1)
     with torch.no_grad():
-        expected, ours = theirs(rows), dict(model(model.batch(given)))
+        expected, ours = theirs(rows), dict(model(model.lay_out(given)))
     text = expected.text_logits[:, 0]
     torch.testing.assert_close(ours["text"], text, rtol=1e-5, atol=1e-5)
     # Theirs stand at the content's time: the acoustic ones a frame before they come.

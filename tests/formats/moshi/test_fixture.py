@@ -72,7 +72,7 @@ def test_delays_leave_the_recorded_targets() -> None:
     ids, masks = recorded("codes")["codes"], recorded("out")
     model, num_ticks = Moshi(shape), ids.shape[2]
     content = {f"codebook_{k}": ids[:, 1 + k, :, None] for k in range(3)}
-    targets = model.batch({"text": ids[:, 0], **content}).targets
+    targets = model.lay_out({"text": ids[:, 0], **content}).targets
     assert torch.equal(targets["text"] >= 0, masks["text_mask"][:, 0])
     for k, late in enumerate(given.delays[1:]):
         found, mask = targets[f"codebook_{k}"][:, late:, 0], masks["mask"][:, k]

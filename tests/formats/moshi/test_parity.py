@@ -11,7 +11,7 @@ from counterpoint.errors import UserError
 from counterpoint.formats.moshi.parity import moshi_finetune_losses, personaplex_window
 from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import two_speakers
+from counterpoint.systems.moshi import two_speakers
 from counterpoint.systems.personaplex import personaplex_7b
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi import random_codes

@@ -22,6 +22,7 @@ from torch import Tensor
 from counterpoint.formats.moshi import weights as moshi_weights
 from counterpoint.formats.moshi.checkpoint import load_moshi, moshi_config, save_moshi
 from counterpoint.formats.moshi.config import ReferenceConfig
+from counterpoint.formats.moshi.names import reference_state_dict
 from counterpoint.systems.moshi import Moshi, moshi_7b
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi_weights import equal, tiny_keys
@@ -132,7 +133,7 @@ def test_a_model_of_both_speakers_is_read_whole_and_as_it_is(tmp_path: Path) -> 
     file = saved(model, tmp_path / "both")
     assert shapes_of(file) == shapes
     assert equal(as_nvidia_loads(file, shapes), {n: t.bfloat16() for n, t in file.items()})
-    split = model.reference_state_dict()
+    split = reference_state_dict(model)
     for i, step in product(range(2), range(16)):  # the rows that its `multi_linear` takes
         attention = f"depformer.layers.{i}.self_attn."
         for fused, own in (("in_proj_weight", "in_projs"), ("out_proj.weight", "out_projs")):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from counterpoint.formats.moshi.checkpoint import moshi_config
 from counterpoint.formats.moshi.config import ReferenceConfig
-from counterpoint.formats.moshi.voice import Voice, read_voice, write_voice
+from counterpoint.formats.moshi.voice import VoicePrompt, read_voice, write_voice
 from tests.systems.tiny_moshi_weights import tiny_keys
 
 CONFIG = moshi_config(ReferenceConfig.from_json(tiny_keys(16)))
@@ -24,7 +24,7 @@ def tensors(frames: int = 5) -> dict[str, Tensor]:
     return {"embeddings": torch.randn(frames, 1, 1, 16).bfloat16(), "cache": cache}
 
 
-def same(voice: Voice, expected: dict[str, Tensor]) -> bool:
+def same(voice: VoicePrompt, expected: dict[str, Tensor]) -> bool:
     return (
         torch.equal(voice.embeddings, expected["embeddings"])
         and torch.equal(voice.cache, expected["cache"])
@@ -114,9 +114,9 @@ def test_a_voice_of_another_model_is_refused(
 
 
 def test_only_fitting_voices_are_written(tmp_path: Path) -> None:
-    voice = Voice(embeddings=torch.zeros(5, 1, 1, 8), cache=tensors()["cache"])
+    voice = VoicePrompt(embeddings=torch.zeros(5, 1, 1, 8), cache=tensors()["cache"])
     with pytest.raises(ValueError, match="the voice must have the shapes"):
         write_voice(voice, CONFIG, tmp_path / "v.safetensors")
     with pytest.raises(ValueError, match="must be writable"):
-        write_voice(Voice(**tensors()), CONFIG, tmp_path / "absent" / "v.safetensors")
+        write_voice(VoicePrompt(**tensors()), CONFIG, tmp_path / "absent" / "v.safetensors")
     assert not list(tmp_path.iterdir())

@@ -33,6 +33,12 @@ from counterpoint.data.speech.dialogues import (
 )
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.monologue import WordStarts
+from counterpoint.data.speech.opening import (
+    check_voice,
+    codec_fillers,
+    hybrid_prompt,
+    tagged_role,
+)
 from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.formats import open_codec
@@ -41,9 +47,7 @@ from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import TEXT, MoshiConfig, speaker_streams
-from counterpoint.systems.personaplex import Fillers, check_voice, hybrid_prompt, tagged_role
+from counterpoint.systems.contract import System
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,30 +170,32 @@ class SpeechCorpus:
         return {"recordings": self.recordings}
 
 
-def codec_of(model: Moshi, name: str, device: torch.device | str = "cpu") -> Codec:
+def codec_of(model: System, name: str, device: torch.device | str = "cpu") -> Codec:
     """The codec of both speakers of a model.
 
     Raises:
         ValueError: Rates or codebooks differ.
     """
     depths = {
-        sum(stream.depth for stream in model.config.audio if stream.role == role)
+        sum(stream.depth for stream in model.layout.by_role(role))
         for role in (Role.SPOKEN, Role.HEARD)
     }
     if len(depths) != 1:
         raise ValueError(f"Both speakers must have equally many codebooks: got {sorted(depths)}.")
     codec = open_codec(name, depths.pop(), device)
-    if codec.frame_rate_hz != model.config.tick_hz:
+    if codec.frame_rate_hz != model.layout.tick_hz:
         raise ValueError(
             f"The model's `tick_hz` must be the codec's {codec.frame_rate_hz}: got "
-            f"{model.config.tick_hz}."
+            f"{model.layout.tick_hz}."
         )
-    if max(codec.codebook_sizes) > model.config.audio_vocab_size:
+    audio = (*model.layout.by_role(Role.SPOKEN), *model.layout.by_role(Role.HEARD))
+    smallest = min(stream.vocab_size or 0 for stream in audio)
+    if max(codec.codebook_sizes) > smallest:
         raise ValueError(
             f"`audio_vocab_size` must be at least the codec's {max(codec.codebook_sizes)}: got "
-            f"{model.config.audio_vocab_size}."
+            f"{smallest}."
         )
-    sizes = _sizes_of(model.config, Role.SPOKEN) + _sizes_of(model.config, Role.HEARD)
+    sizes = tuple(size for stream in audio for size in stream.sizes)
     if sizes != codec.codebook_sizes * 2:
         raise ValueError(
             f"Each speaker's codebooks must have the codec's sizes {codec.codebook_sizes}: got "
@@ -198,15 +204,9 @@ def codec_of(model: Moshi, name: str, device: torch.device | str = "cpu") -> Cod
     return codec
 
 
-def _sizes_of(config: MoshiConfig, role: Role) -> tuple[int, ...]:
-    """Ids of each codebook of a speaker."""
-    roles = [stream.role for stream in config.audio for _ in range(stream.depth)]
-    return tuple(n for n, own in zip(config.codebook_sizes, roles, strict=True) if own == role)
-
-
 def prepare_speech(
     config: SpeechData,
-    model: Moshi,
+    model: System,
     on_progress: Progress | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -227,13 +227,13 @@ def prepare_speech(
     """
     tokenizer = _tokenizer_of(config, model)
     recordings: dict[str, dict[str, str]] = {}
-    num_frames = round(config.row_s * model.config.tick_hz)
+    num_frames = round(config.row_s * (model.layout.tick_hz or 0))
 
     sound = cache(partial(_sound, config, model, tokenizer))  # opened once, or never
 
     def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
         if is_token_parquet(path):
-            coded = TokenExamples(path, num_frames, model.config)
+            coded = TokenExamples(path, num_frames, model.layout)
             recordings[path] = {path: coded.digest}
             return DialogueRows(coded, model, num_frames)
         codec, prompts = sound()
@@ -247,7 +247,7 @@ def prepare_speech(
             how = replace(base, seed=seed)
             files += encode_dialogues(dialogues, codec, how, on_progress, first)
         recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
-        encode, pad_id = tokenizer.encode_word, model.config.text_padding_id
+        encode, pad_id = tokenizer.encode_word, model.layout.text.padding_id or 0
         examples = DialogueExamples(
             dialogues * len(seeds), files, encode, pad_id=pad_id, word_starts=config.word_starts
         )
@@ -265,21 +265,22 @@ def prepare_speech(
 
 
 def _sound(
-    config: SpeechData, model: Moshi, tokenizer: WordTokenizer
+    config: SpeechData, model: System, tokenizer: WordTokenizer
 ) -> tuple[Codec, "RolePrompts | None"]:
     """What encodes recordings, and what their prompts are made by."""
     codec = codec_of(model, config.codec)
     if not config.role_prompts:
         return codec, None
-    return codec, RolePrompts(model.config, codec, tokenizer, config.cache_folder)
+    return codec, RolePrompts(model, codec, tokenizer, config.cache_folder)
 
 
-def _tokenizer_of(config: SpeechData, model: Moshi) -> WordTokenizer:
+def _tokenizer_of(config: SpeechData, model: System) -> WordTokenizer:
     tokenizer = open_tokenizer(config.tokenizer)
-    if tokenizer.vocab_size > model.config.text_vocab_size:
+    text_vocab_size = model.layout.text.vocab_size or 0
+    if tokenizer.vocab_size > text_vocab_size:
         raise ValueError(
             f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
-            f"{model.config.text_vocab_size}."
+            f"{text_vocab_size}."
         )
     return tokenizer
 
@@ -302,35 +303,26 @@ def _digests(
     return digests
 
 
-def codec_fillers(codec: Codec) -> Fillers:
-    """Silence and the hum of PersonaPlex in the ids of any codec: a frame amid a second of it."""
-    time_s = torch.arange(codec.sample_rate) / codec.sample_rate
-    hum = 0.5 * torch.sin(2 * torch.pi * 440.0 * time_s)
-    codes = codec.encode(torch.stack((torch.zeros_like(hum), hum)))
-    agent, user = codes[:, codes.shape[1] // 2].tolist()
-    return Fillers(agent=tuple(agent), user=tuple(user))
-
-
 class RolePrompts:
     """What stands before a dialogue in which the agent has a role, a voice or both.
 
     Args:
-        config: Of the model.
+        model: Hears the prompts.
         codec: Of both speakers.
         tokenizer: Of the text.
         cache_folder: Where codes of voices are kept.
     """
 
     def __init__(
-        self, config: MoshiConfig, codec: Codec, tokenizer: WordTokenizer, cache_folder: str
+        self, model: System, codec: Codec, tokenizer: WordTokenizer, cache_folder: str
     ) -> None:
-        self._config, self._codec, self._tokenizer = config, codec, tokenizer
+        self._model, self._codec, self._tokenizer = model, codec, tokenizer
         self._cache_folder = cache_folder
         self._fillers = codec_fillers(codec)
         self._voices: dict[Path, Tensor] = {}
 
     def __call__(self, example: Example) -> Ticks | None:
-        """The prompt of an example, as `Moshi.batch` takes it; ``None`` without role and voice.
+        """The prompt of an example, as `System.lay_out` takes it; ``None`` without role and voice.
 
         Raises:
             ValueError: It is not shorter than the model's window, or the voice cannot be used.
@@ -341,12 +333,12 @@ class RolePrompts:
         if example.voice is not None:
             if example.voice not in self._voices:
                 duration_s = inspect_audio(example.voice).duration_s
-                check_voice(self._config, duration_s * self._codec.frame_rate_hz)
+                check_voice(self._model.window_ticks, duration_s * self._codec.frame_rate_hz)
                 codes = encode_voice(example.voice, self._codec, self._cache_folder)
                 self._voices[example.voice] = codes.to(torch.int32)
             voice = self._voices[example.voice].long()
         ids = self._tokenizer.encode_word(tagged) if tagged else ()
-        return hybrid_prompt(self._config, ids, voice, self._fillers)
+        return hybrid_prompt(self._model, ids, voice, self._fillers)
 
 
 class DialogueRows:
@@ -356,7 +348,7 @@ class DialogueRows:
 
     Args:
         examples: Dialogues, none longer than a row.
-        model: Lays them out; only its config is used.
+        model: Lays them out; only its layout is used.
         row_ticks: Frames in a row; the longest prompt comes on top.
         prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
         only_text: Train the text alone.
@@ -368,7 +360,7 @@ class DialogueRows:
     def __init__(
         self,
         examples: Sequence[Example],
-        model: Moshi,
+        model: System,
         row_ticks: int,
         prompts: Callable[[Example], Ticks | None] | None = None,
         only_text: bool = False,
@@ -376,8 +368,11 @@ class DialogueRows:
         self._only_text = only_text
         self._examples = examples
         self._model = model
+        self._text = model.layout.text.name
         self._prompts = prompts
-        sizes = [(self._prompt_ticks(example), len(example.streams[TEXT])) for example in examples]
+        sizes = [
+            (self._prompt_ticks(example), len(example.streams["text"])) for example in examples
+        ]
         lengths = [length for _, length in sizes]
         if not lengths or max(lengths) > row_ticks:
             raise ValueError(
@@ -406,7 +401,7 @@ class DialogueRows:
         targets = _stacked([row.targets for row in rows])
         return Batch(
             ticks=_stacked([row.ticks for row in rows]),
-            targets={TEXT: targets[TEXT]} if self._only_text else targets,
+            targets={self._text: targets[self._text]} if self._only_text else targets,
             elements=_stacked([row.elements for row in rows]),
             document_start=torch.cat([row.document_start for row in rows]),
             size=sum(row.size for row in rows),
@@ -421,22 +416,24 @@ class DialogueRows:
 
     def _prompt_ticks(self, example: Example) -> int:
         prompt = self._prompt(example)
-        return 0 if prompt is None else prompt[TEXT].shape[1]
+        return 0 if prompt is None else prompt[self._text].shape[1]
 
     def _row(self, numbers: Sequence[int]) -> Batch:
-        config = self._model.config
+        layout = self._model.layout
         parts, starts, filled = list[Batch](), list[Tensor](), 0
         for number in numbers:
             example = self._examples[number]
             streams, prompt = example.streams, self._prompt(example)
-            codes: Ticks = {TEXT: streams[TEXT][None]}
+            codes: Ticks = {self._text: streams["text"][None]}
             for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
-                codes = {**codes, **speaker_streams(config, role, streams[name][None])}
+                codes = {**codes, **layout.with_role(role, streams[name][None])}
             if prompt is not None:
                 codes = {name: torch.cat((prompt[name], ids), 1) for name, ids in codes.items()}
-            parts.append(self._model.batch(codes, 0 if prompt is None else prompt[TEXT].shape[1]))
+            parts.append(
+                self._model.lay_out(codes, 0 if prompt is None else prompt[self._text].shape[1])
+            )
             starts.append(parts[-1].document_start + filled)
-            filled += codes[TEXT].shape[1]
+            filled += codes[self._text].shape[1]
         rest = self.row_ticks - filled
         starts.append(torch.full((1, rest), filled))
         return Batch(

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.text.parquet import parquet_files, parquet_rows
-from counterpoint.streams.spec import UNSET_ID, Role
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 
 def is_token_parquet(path: str | Path) -> bool:
@@ -27,7 +26,7 @@ class TokenExamples(Sequence[Example]):
     Args:
         path: A .parquet file, or a folder of them; speaker A is the agent.
         chunk_frames: Frames in an example.
-        config: Of the model that reads them.
+        layout: Of the model that reads them.
 
     Attributes:
         digest: Of the files.
@@ -36,10 +35,10 @@ class TokenExamples(Sequence[Example]):
         ValueError: A row is not what it must be, or an id is none of the model's.
     """
 
-    def __init__(self, path: str | Path, chunk_frames: int, config: MoshiConfig) -> None:
+    def __init__(self, path: str | Path, chunk_frames: int, layout: Layout) -> None:
         self._examples = list[Example]()
         for example in read_token_parquet(path, chunk_frames):
-            _check_ids(example, config)
+            _check_ids(example, layout)
             small = {name: ids.int() for name, ids in example.streams.items()}
             self._examples.append(replace(example, streams=small))
         digest = hashlib.sha256()
@@ -65,11 +64,10 @@ class TokenExamples(Sequence[Example]):
         return replace(example, streams={name: ids.long() for name, ids in example.streams.items()})
 
 
-def _check_ids(example: Example, config: MoshiConfig) -> None:
-    sizes = {"text": torch.tensor(config.text_vocab_size)}
+def _check_ids(example: Example, layout: Layout) -> None:
+    sizes = {"text": torch.tensor(layout.text.vocab_size or 0)}
     for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
-        roles = [stream.role for stream in config.audio for _ in range(stream.depth)]
-        own = [n for n, r in zip(config.codebook_sizes, roles, strict=True) if r == role]
+        own = [size for stream in layout.by_role(role) for size in stream.sizes]
         sizes[name] = torch.tensor(own)
         if (found := example.streams[name].shape[1]) != len(own):
             raise ValueError(

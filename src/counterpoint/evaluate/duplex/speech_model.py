@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from counterpoint.data.loader import Rows
-from counterpoint.systems.moshi import Moshi, StreamLoss, add_losses, joint_loss
+from counterpoint.systems.contract import LossSums, System, add_losses
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and of all."""
@@ -24,16 +24,16 @@ class RowScore:
     """
 
     num_frames: int
-    losses: Mapping[str, StreamLoss]
+    losses: Mapping[str, LossSums]
 
     @property
     def bits(self) -> float:
         """Bits of all predicted streams, unweighted."""
-        return float(joint_loss(self.losses).nats) / math.log(2)
+        return float(sum(loss.nats for loss in self.losses.values())) / math.log(2)
 
 
 def score_rows(
-    model: Moshi, rows: Rows, max_rows: int = 0, on_progress: Progress | None = None
+    model: System, rows: Rows, max_rows: int = 0, on_progress: Progress | None = None
 ) -> list[RowScore]:
     """Score rows one by one, every document in them by itself.
 
@@ -53,9 +53,9 @@ def score_rows(
     for index in indices:
         batch = rows.rows(np.array([index])).to(device)
         with torch.no_grad():
-            losses = model.stream_losses(batch, model(batch))
+            losses = model.losses(batch)
         on_host = {
-            name: StreamLoss(*(value.double().cpu() for value in loss))
+            name: LossSums(*(value.double().cpu() for value in loss))
             for name, loss in losses.items()
         }
         scores.append(RowScore(num_frames=batch.size, losses=on_host))
@@ -64,11 +64,9 @@ def score_rows(
     return scores
 
 
-def measures(scores: Sequence[RowScore]) -> dict[str, float]:
+def measures(model: System, scores: Sequence[RowScore]) -> dict[str, float]:
     """Bits a frame of all predicted streams, the training loss over all rows, and its terms."""
-    loss = joint_loss(
-        {name: add_losses([s.losses[name] for s in scores]) for name in scores[0].losses}
-    )
+    loss = model.combine(add_losses(score.losses for score in scores))
     return {
         "bits_per_frame": sum(s.bits for s in scores) / sum(s.num_frames for s in scores),
         "loss": float(loss.total),

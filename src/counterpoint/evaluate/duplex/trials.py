@@ -34,9 +34,9 @@ from counterpoint.data.making.orders import (
 )
 from counterpoint.data.making.scripts import Script, Turn
 from counterpoint.evaluate.duplex.turns import Segment, measure_levels, speech_segments
-from counterpoint.runtime.frames import FrameSampling
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.talk import Conversation
-from counterpoint.runtime.talk import Speaker as Agent
+from counterpoint.runtime.talk import Talker as Agent
 from counterpoint.speech.voices import Speaker, Voice
 from counterpoint.streams.timeline import Timeline
 

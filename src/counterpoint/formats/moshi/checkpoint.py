@@ -17,12 +17,16 @@ from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.formats.moshi.config import MOSHI_7B, ReferenceConfig
-from counterpoint.formats.moshi.names import pairs_from_halves, reference_names
+from counterpoint.formats.moshi.names import (
+    load_reference,
+    pairs_from_halves,
+    reference_names,
+    reference_state_dict,
+)
 from counterpoint.formats.moshi.tensors import extend_depth, mlp_hidden, trim_depth
 from counterpoint.formats.moshi.weights import read_checkpoint, write_adapters, write_checkpoint
 from counterpoint.streams.spec import Role
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import AudioStream, MoshiConfig
+from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
 
 EPSILON = 1e-8  # of the reference's root mean square norms
 SEMANTIC_WEIGHT = 100.0
@@ -66,7 +70,7 @@ def load_moshi(
     with torch.device("meta"):  # no memory for weights that are replaced at once
         model = Moshi(shape).to(dtype)
     model.to_empty(device="cpu")
-    model.load_reference(state)
+    load_reference(model, state)
     return model.eval()
 
 
@@ -88,7 +92,7 @@ def save_moshi(model: Moshi, folder: Path) -> None:
     if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
         raise ValueError("A model must be saved with weights in floats: save before `store_int8`.")
     config = reference_config(model.config)
-    write_checkpoint(model.reference_state_dict(), config, folder)
+    write_checkpoint(reference_state_dict(model), config, folder)
 
 
 def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.blocks.depth import DepthConfig
+from counterpoint.systems.moshi import Moshi
 
 Names = Mapping[str, tuple[str, ...]]
 """For each of our weights the names of those that, stacked, hold the same."""
@@ -69,8 +70,32 @@ def reference_names(
     return names
 
 
+def load_reference(model: Moshi, reference: Mapping[str, Tensor]) -> None:
+    """Give a model the weights of the reference implementation, by its names with split steps.
+
+    Raises:
+        ValueError: A weight is missing, unknown or of another shape.
+    """
+    heads = model.config.temporal.num_heads
+    load_weights(model.state_dict(), reference, names_of(model), heads)
+
+
+def reference_state_dict(model: Moshi) -> dict[str, Tensor]:
+    """The weights of a model by the names of the reference implementation."""
+    heads = model.config.temporal.num_heads
+    return to_reference(model.state_dict(), names_of(model), heads)
+
+
+def names_of(model: Moshi) -> dict[str, tuple[str, ...]]:
+    """For each weight of a model the reference's names; see `reference_names`."""
+    config = model.config
+    return reference_names(
+        config.temporal.num_layers, config.depth, config.num_codebooks, config.num_predicted
+    )
+
+
 @torch.no_grad()
-def load_reference(
+def load_weights(
     weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], names: Names, num_heads: int
 ) -> None:
     """Copy the reference's weights into ours.
@@ -113,7 +138,7 @@ def load_reference(
 
 @torch.no_grad()
 def to_reference(weights: Mapping[str, Tensor], names: Names, num_heads: int) -> dict[str, Tensor]:
-    """Our weights by the reference's names; mostly views. Arguments as in `load_reference`."""
+    """Our weights by the reference's names; mostly views. Arguments as in `load_weights`."""
     reference: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         weight = weights[ours]

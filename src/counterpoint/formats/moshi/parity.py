@@ -9,7 +9,7 @@ Source: kyutai-labs/moshi-finetune (commit 2acc879) and NVIDIA/personaplex (comm
 from dataclasses import replace
 
 from counterpoint.errors import UserError
-from counterpoint.systems.moshi_streams import MoshiConfig
+from counterpoint.systems.moshi import MoshiConfig
 
 EPAD_ID = 0
 """Text id that stands before a word, in the published vocabulary."""

@@ -2,9 +2,9 @@
 
 NVIDIA ships a voice as a pickle ``{"embeddings", "cache"}``, which is read with nothing but tensors
 allowed, and kept as safetensors with the same two names. For T frames of a sample it holds the
-summed embeddings of the columns 0 to T - 1, as `Moshi.frames` counts them, and the newest ids of
-every stream in a ring, those of column c in slot c modulo its size. A session reads the embeddings
-and goes on with column T, which is in the ring.
+summed embeddings of the columns 0 to T - 1, as `counterpoint.streams.schedule` counts them, and
+the newest ids of every stream in a ring, those of column c in slot c modulo its size. A session
+reads the embeddings and goes on with column T, which is in the ring.
 
 Source: PersonaPlex (arXiv:2602.06053), voice prompt; the format is that of NVIDIA's loader. Its
 code never hears the first frame of a recording, so that T is one less than the frames it has.
@@ -22,9 +22,10 @@ from torch import Tensor
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.formats.plain_tensors import read_plain_tensors
+from counterpoint.streams import schedule
 from counterpoint.streams.spec import UNSET_ID, Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi_streams import TEXT, MoshiConfig
+from counterpoint.systems.contract import Prefix
+from counterpoint.systems.moshi import TEXT, Moshi, MoshiConfig
 
 UNGENERATED = -2  # the lowest id in a ring: an entry that is yet to be predicted
 FILES = (".pt", ".safetensors")
@@ -34,7 +35,7 @@ _FARTHEST = 0.5  # rounding to bfloat16 moves a sum by 0.003 of its length, othe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Voice:
+class VoicePrompt:
     """A voice prompt that a model has embedded already.
 
     Attributes:
@@ -48,18 +49,18 @@ class Voice:
 
 
 @torch.no_grad()
-def record_voice(system: Moshi, codes: Ticks) -> Voice:
+def record_voice(system: Moshi, codes: Ticks) -> VoicePrompt:
     """The voice that is kept of a sample.
 
     Args:
         system: The model that hears it.
         codes: What all streams say meanwhile, one row in content order, such as
-            `hybrid_prompt(config, (), sample, Fillers(pause_s=0))`.
+            `hybrid_prompt(system, (), sample, Fillers(pause_s=0))`.
 
     Raises:
         ValueError: They do not fit the model.
     """
-    columns, num_frames = system.frames(codes), codes[TEXT].shape[1]
+    columns, num_frames = schedule.columns(system.layout, codes), codes[TEXT].shape[1]
     embeddings = system.embed({name: ids[:, :num_frames] for name, ids in columns.items()})[0]
     audio = [columns[stream.name] for stream in system.audio]
     ids = torch.cat((columns[TEXT][..., None], *audio), 2)[0].T
@@ -68,11 +69,37 @@ def record_voice(system: Moshi, codes: Ticks) -> Voice:
     slot = torch.arange(_ring_size(system.config))
     column = (newest - (newest - slot) % len(slot)).to(ids.device)
     cache = ids.gather(1, column.clamp(min=0)).masked_fill(column < 0, UNGENERATED)
-    return Voice(embeddings=embeddings[:, None, None], cache=cache[None])
+    return VoicePrompt(embeddings=embeddings[:, None, None], cache=cache[None])
 
 
 @torch.no_grad()
-def voice_codes(voice: Voice, system: Moshi) -> Ticks:
+def voice_prefix(voice: VoicePrompt, system: Moshi) -> tuple[Ticks, Prefix]:
+    """Read a voice for any number of sessions of this model, as PersonaPlex's own code does.
+
+    Returns:
+        The codes of the voice's frames, to be put before a prompt
+        (`counterpoint.runtime.prefix.behind`), and the prefix with which such a prompt begins.
+
+    Raises:
+        ValueError: The voice is another model's.
+    """
+    codes = voice_codes(voice, system)
+    num_ticks = codes[TEXT].shape[1]
+    # The embeddings are those of the columns before the newest, which the session reads itself.
+    columns = {name: ids[:, :num_ticks] for name, ids in _columns(system, codes).items()}
+    x = voice.embeddings[:, 0].to(system.text_embedding.table.weight).transpose(0, 1)
+    hidden, state = system.read_embedded(x, system.initial_state(1))
+    return codes, system.prefix(columns, num_ticks, hidden, state)
+
+
+def _columns(system: Moshi, codes: Ticks) -> Ticks:
+    """Codes in order of arrival, where the model reads them."""
+    arrived = schedule.columns(system.layout, codes)
+    return {name: ids.to(system.device) for name, ids in arrived.items()}
+
+
+@torch.no_grad()
+def voice_codes(voice: VoicePrompt, system: Moshi) -> Ticks:
     """Codes of the frames of a voice, one row in content order, as far as its ring has them.
 
     Returns:
@@ -122,7 +149,7 @@ def _check_embedding(
         )
 
 
-def read_voice(path: Path, config: MoshiConfig) -> Voice:
+def read_voice(path: Path, config: MoshiConfig) -> VoicePrompt:
     """Read a voice, `.pt` (tensors only) or `.safetensors`.
 
     Args:
@@ -142,10 +169,10 @@ def read_voice(path: Path, config: MoshiConfig) -> Voice:
             "a voice."
         )
     _check(held, config, str(path))
-    return Voice(embeddings=held["embeddings"], cache=held["cache"])
+    return VoicePrompt(embeddings=held["embeddings"], cache=held["cache"])
 
 
-def write_voice(voice: Voice, config: MoshiConfig, path: Path) -> None:
+def write_voice(voice: VoicePrompt, config: MoshiConfig, path: Path) -> None:
     """Write a voice as safetensors, whole or not at all.
 
     Raises:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.streams.clock import available_at
-from counterpoint.streams.delay import delay, delay_padding, delay_steps, undelay
+from counterpoint.streams.schedule import delay, delay_padding, delay_steps, undelay
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
 

@@ -1,0 +1,129 @@
+"""What is written of an answer to a recording: words, timeline, picture, page and numbers."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from counterpoint.data.speech.alignments import AGENT_SPEAKER
+from counterpoint.evaluate.duplex.turns import (
+    TurnTaking,
+    as_timeline,
+    measure_levels,
+    percentile,
+    speech_segments,
+    take_turns,
+)
+from counterpoint.evaluate.report.conversation_figure import Talk, draw_conversation
+from counterpoint.evaluate.report.conversation_page import conversation_page
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.speech.audio import audio_blocks
+from counterpoint.streams.timeline import Timeline
+
+ENDINGS = (".wav", ".txt", ".json", ".timeline.jsonl", ".png", ".html")
+"""Endings of the files of an answer, the recording first."""
+
+_EMBEDDED_BYTES = 8_000_000  # a larger recording stays beside its page
+_SOON_S = 2.0  # a turn that ends so near the end has hardly been given time
+
+
+def answer_files(path: Path) -> dict[str, Path]:
+    """The files of an answer, by ending."""
+    return {ending: path.with_name(path.stem + ending) for ending in ENDINGS[1:]} | {".wav": path}
+
+
+def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> Talk:
+    """What happened, by the recording that was written.
+
+    Args:
+        title: Names it.
+        recording: Agent left, user right.
+        rate: Its samples a second.
+        words: Of both speakers.
+    """
+    levels = measure_levels(audio_blocks(recording, rate, 2), rate)
+    agent, user = (speech_segments(channel, levels.duration_s) for channel in levels.loudness_db)
+    return Talk(
+        title=title,
+        levels=levels,
+        found=take_turns(agent, user, levels.duration_s),
+        words=words.cut(0, levels.duration_s),
+    )
+
+
+def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -> dict[str, str]:
+    """The numbers of an answer, spelled out; a dash where nothing could be measured."""
+    latencies, overlaps = found.latencies_s, found.overlaps
+    num_answered = sum(answer.outcome == "answered" for answer in found.answers)
+    p50, p95 = (1000 * percentile(step_s, share) for share in (0.5, 0.95))
+    factor = sum(step_s) * frame_rate_hz / len(step_s) if step_s else math.nan
+    total_s = sum(overlap.end_s - overlap.start_s for overlap in overlaps)
+    return {
+        "turns answered": f"{num_answered} of {found.num_due}",
+        "latency, median": _spelled(percentile(latencies, 0.5), "{:.2f} s"),
+        "overlaps": f"{len(overlaps)} ({total_s:.1f} s)" if overlaps else "0",
+        "the agent yielded": str(sum(o.yields and o.second == USER for o in overlaps)),
+        "real-time factor": _spelled(factor, "{:.3f}"),
+        f"step p50 / p95, of {1000 / frame_rate_hz:g} ms": _spelled(
+            p50, f"{{:.1f}} / {p95:.1f} ms"
+        ),
+    }
+
+
+def _spelled(value: float, pattern: str) -> str:
+    return "\N{EN DASH}" if math.isnan(value) else pattern.format(value)
+
+
+def write_answer(
+    output: Path, talk: Talk, numbers: Mapping[str, str], options: Mapping[str, Any]
+) -> None:
+    """Write the files of an answer beside its recording."""
+    paths = answer_files(output)
+    said = spoken_words(talk.words)
+    paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")
+    paths[".json"].write_text(
+        json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    settings = {
+        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+    }
+    events = talk.words.merge(as_timeline(talk.found))
+    header = {"audio": output.name, "left": AGENT, "right": USER, "options": settings}
+    replace(events, header=header).write(paths[".timeline.jsonl"])
+    picture = draw_conversation(talk)
+    paths[".png"].write_bytes(picture)
+    is_embedded = output.stat().st_size < _EMBEDDED_BYTES
+    recording = output.read_bytes() if is_embedded else b""
+    source = (
+        f"data:audio/wav;base64,{base64.b64encode(recording).decode()}"
+        if recording
+        else quote(output.name)
+    )
+    page = conversation_page(talk, picture, source, numbers, settings)
+    paths[".html"].write_text(page, encoding="utf-8")
+
+
+def spoken_words(words: Timeline) -> dict[str, Any]:
+    """The agent's words as alignments and as chunks, both of them forms that others read."""
+    spoken = [
+        (event.text, [round(event.start_s, 3), round(event.end_s, 3)])
+        for event in words.where(stream=AGENT)
+    ]
+    return {
+        "text": " ".join(text for text, _ in spoken),
+        "chunks": [{"text": text, "timestamp": times} for text, times in spoken],
+        "alignments": [[text, times, AGENT_SPEAKER] for text, times in spoken],
+    }
+
+
+def is_cut_short(found: TurnTaking) -> bool:
+    """Whether the agent still speaks at the end, or had little time to answer."""
+    end_s = found.duration_s
+    late = [
+        a for a in found.answers if a.outcome == "unanswered" and end_s - a.turn.end_s < _SOON_S
+    ]
+    return bool(late) or any(segment.end_s > end_s - 0.1 for segment in found.agent)

@@ -1,0 +1,73 @@
+"""Folders of the Moshi family as they are published: the model, Mimi and the text tokeniser."""
+
+from pathlib import Path
+
+from counterpoint.blocks.low_rank import LowRankConfig
+from counterpoint.errors import UserError
+from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
+from counterpoint.formats.moshi.voice import read_voice, voice_prefix
+from counterpoint.formats.moshi.weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
+from counterpoint.formats.published import Published
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.contract import Prefix, System
+from counterpoint.systems.moshi import Moshi
+
+MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+TEXT_FILE = "tokenizer_spm_32k_3.model"
+"""Names of Mimi's weights and of the text tokeniser beside the published models."""
+
+
+def matches(path: Path) -> bool:
+    """Whether a path is a folder of the family, or a file of weights."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in (CONFIG, WEIGHTS, WEIGHTS_INT8))
+    return path.suffix == ".safetensors"
+
+
+def open_folder(path: Path) -> Published:
+    """What a folder, or the folder of a file of weights, holds.
+
+    Raises:
+        UserError: Mimi or the tokeniser is missing.
+    """
+    folder = path if path.is_dir() else path.parent
+    names = {"mimi_name": MIMI_FILE, "tokenizer_name": TEXT_FILE}
+    if (folder / CONFIG).is_file():
+        named = read_json(folder / CONFIG)
+        names = {key: str(named.get(key) or name) for key, name in names.items()}
+    for name in names.values():
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} must hold the model, Mimi and the text tokeniser: {name} is missing. "
+                "Fetch it from where the model came."
+            )
+    return Published(
+        load=lambda: load_moshi(path),
+        tokenizer=folder / names["tokenizer_name"],
+        codec=folder / names["mimi_name"],
+    )
+
+
+def load(path: Path, like: System | None = None) -> Moshi:
+    """The model of a path, with weights and predicted codebooks as another one has them."""
+    if not isinstance(like, Moshi):
+        return load_moshi(path)
+    dtype, num_predicted = like.head.weight.dtype, like.config.num_predicted
+    return load_moshi(path, dtype=dtype, num_predicted=num_predicted)
+
+
+def save(system: System, folder: Path, low_rank: LowRankConfig) -> None:
+    """Write adapters as Kyutai's loaders read them; see `save_adapters`."""
+    save_adapters(_moshi(system), folder, low_rank)
+
+
+def open_voice(path: Path, system: System) -> tuple[Ticks, Prefix]:
+    """The frames of a voice of PersonaPlex, and what the model makes of them."""
+    model = _moshi(system)
+    return voice_prefix(read_voice(path, model.config), model)
+
+
+def _moshi(system: System) -> Moshi:
+    if not isinstance(system, Moshi):
+        raise AssertionError("the table of formats asks for the systems of this format")
+    return system

@@ -1,0 +1,157 @@
+"""Choosing the elements of a frame: every row by its own settings, all rows in one call."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
+from counterpoint.streams.spec import Layout, Role, Stream
+
+MOST_CANDIDATES = 256
+"""Sessions that keep at most so many ids (`top_k`) are sampled without sorting a vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameSampling:
+    """How one session chooses text and audio; by default as the published Moshi does.
+
+    The two may have the same seed: no random number is used twice.
+
+    Attributes:
+        text: For every stream that is not spoken.
+        audio: For every codebook of the streams that are spoken or heard.
+        guidance: Scale of classifier-free guidance: scores become those without the prompt, plus
+            so many times what the prompt adds. 1 is none; any other needs a second row.
+        padding_bias: What is added to the score of the text's padding: above 0 the model is slower
+            to speak, below 0 it speaks more.
+
+    Source of the bias: `pad_mult` of Kyutai's server.
+    """
+
+    text: Sampling = Sampling(temperature=0.7, top_k=25)
+    audio: Sampling = Sampling(temperature=0.8, top_k=250)
+    guidance: float = 1.0
+    padding_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"`guidance` must be >= 0 (1 is none): got {self.guidance}.")
+        if not math.isfinite(self.padding_bias):
+            raise ValueError(f"`padding_bias` must be finite: got {self.padding_bias}.")
+
+    @classmethod
+    def of(cls, sampling: "Sampling | FrameSampling | None") -> "FrameSampling":
+        """One setting for all streams, or these, or the default."""
+        if isinstance(sampling, Sampling):
+            return cls(text=sampling, audio=sampling)
+        return sampling or cls()
+
+
+class Guidance(NamedTuple):
+    """Whose ids each row takes, whose scores are those without its prompt, and its scale."""
+
+    lead: Int[Tensor, " n"]
+    null: Int[Tensor, " n"]
+    scale: Float[Tensor, "n 1"]
+
+
+class _Kind(NamedTuple):
+    """How one kind of elements is chosen, and which rows may keep over `MOST_CANDIDATES`."""
+
+    rows: RowSamplings
+    wide: Bool[Tensor, " n"] | None
+
+
+class Choices(NamedTuple):
+    """How the elements of some rows are chosen; see `choices_of`."""
+
+    text: _Kind
+    audio: _Kind
+    audio_streams: frozenset[str]
+    guidance: Guidance | None
+    biases: Mapping[str, Float[Tensor, "n V"]]
+
+    def choose(
+        self, stream: str, logits: Float[Tensor, "n V"], count: Int[Tensor, " n"]
+    ) -> Int[Tensor, " n"]:
+        """An id of a stream for every row; ``count`` is its place in the row's random numbers."""
+        if self.guidance is not None:
+            logits = _guided(logits, self.guidance)
+        if stream in self.biases:
+            logits = logits + self.biases[stream]
+        kind = self.audio if stream in self.audio_streams else self.text
+        return _sampled(logits, kind, count)
+
+
+def choices_of(
+    layout: Layout,
+    samplings: Sequence[FrameSampling],
+    guidance: Guidance | None,
+    device: torch.device,
+) -> Choices:
+    """How some rows choose.
+
+    Args:
+        layout: What is chosen.
+        samplings: Of every row.
+        guidance: Who guides whom; ``None`` where no row is guided.
+        device: Where the scores are.
+    """
+    audio = [s.name for s in layout.predicted if s.role in (Role.SPOKEN, Role.HEARD)]
+    biases = {
+        stream.name: _padding_bias(stream, samplings, device)
+        for stream in layout.predicted
+        if stream.padding_id is not None and any(s.padding_bias for s in samplings)
+    }
+    return Choices(
+        text=_kind([sampling.text for sampling in samplings], device),
+        audio=_kind([sampling.audio for sampling in samplings], device),
+        audio_streams=frozenset(audio),
+        guidance=guidance,
+        biases=biases,
+    )
+
+
+def _padding_bias(
+    stream: Stream, samplings: Sequence[FrameSampling], device: torch.device
+) -> Float[Tensor, "n V"]:
+    """What rows add to the scores of a stream that has padding."""
+    added = torch.zeros(len(samplings), stream.vocab_size or 0, device=device)
+    added[:, stream.padding_id] = torch.tensor([s.padding_bias for s in samplings], device=device)
+    return added
+
+
+def _kind(samplings: Sequence[Sampling], device: torch.device) -> _Kind:
+    each = [s.temperature > 0 and not 0 < s.top_k <= MOST_CANDIDATES for s in samplings]
+    wide = torch.tensor(each, device=device) if any(each) else None
+    return _Kind(row_samplings(samplings, device), wide)
+
+
+def _guided(logits: Float[Tensor, "n V"], guidance: Guidance) -> Float[Tensor, "n V"]:
+    """Scores moved away from those without the prompt; equal ones, also of -inf, stay."""
+    null = logits[guidance.null]
+    moved = null + guidance.scale.to(logits.dtype) * (logits - null)
+    return torch.where(logits == null, logits, moved)
+
+
+def _sampled(
+    logits: Float[Tensor, "n V"], kind: _Kind, count: Int[Tensor, " n"]
+) -> Int[Tensor, " n"]:
+    """Choose as `sample` does; rows that keep few ids choose among their likeliest.
+
+    The number of candidates is fixed, so that a row never feels how many others keep.
+    """
+    if logits.shape[1] < 2 * MOST_CANDIDATES:  # sorting them all costs no more
+        return sample(logits, kind.rows, count)
+    # In the order of their ids, so that the first of equal ones stays the first.
+    likeliest = logits.topk(MOST_CANDIDATES).indices.sort().values
+    place = sample(logits.gather(1, likeliest), kind.rows, count)
+    ids = likeliest.gather(1, place[:, None])[:, 0]
+    if kind.wide is None:
+        return ids
+    return torch.where(kind.wide, sample(logits, kind.rows, count), ids)

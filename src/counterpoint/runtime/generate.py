@@ -1,0 +1,80 @@
+"""Continue a text, id by id."""
+
+from collections.abc import Iterator, Sequence
+
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Streaming
+from counterpoint.runtime.sessions import Sessions
+from counterpoint.systems.contract import HasWhole
+
+
+def generate(
+    system: Streaming,
+    prompt: Sequence[int],
+    sampling: Sampling | None = None,
+    num_ticks: int = 256,
+    *,
+    end_id: int | None = None,
+    whole_from: Sequence[int] | None = None,
+    sliding: bool = False,
+) -> Iterator[int]:
+    """Continue a prompt, id by id.
+
+    Args:
+        system: The model.
+        prompt: At least one id, such as the start id of the tokeniser.
+        sampling: How ids are chosen.
+        num_ticks: Most ids to give.
+        end_id: Id after which it ends; it is given too.
+        whole_from: Ids of another text, at least as many as the prompt has: the prompt goes on
+            under the whole of these (systems with a whole only).
+        sliding: Accept a prompt longer than the model's window.
+
+    Raises:
+        ValueError: The prompt is empty, too long, or not of the model's vocabulary; or it cannot go
+            on under another whole.
+    """
+    sessions = Sessions(system, 1, sliding=sliding)
+    session = sessions.start(0, sampling, end_id=end_id, max_sampled=num_ticks)
+    if whole_from is not None:
+        prompt = _feed_under(sessions, prompt, whole_from)
+    sessions.feed({0: prompt})
+    while not session.ended:
+        sessions.step()
+        yield session.sampled[-1]
+
+
+def _feed_under(
+    sessions: Sessions, prompt: Sequence[int], whole_from: Sequence[int]
+) -> Sequence[int]:
+    """Feed all of a prompt but its last id, change its whole, and give back that last id."""
+    model = sessions.system.plain()
+    if not isinstance(model, HasWhole):
+        raise ValueError(
+            "Only a system with a whole can go on under another: "
+            f"{type(model).__name__} has none. Leave `whole_from` out."
+        )
+    fed = len(prompt) - 1
+    if fed > 0:
+        sessions.feed({0: prompt[:fed]})
+    needed, usable = int(model.finished_blocks(sessions.state)[0]), model.usable_blocks
+    if needed < usable:
+        raise ValueError(
+            f"To go on under another whole, a prompt must finish {usable} blocks or more before "
+            f"its last id: got {needed}. Give a longer prompt."
+        )
+    sessions.system.wait()
+    donor = Sessions(model, 1, sliding=True)
+    donor.start(0)
+    rest = list(whole_from)
+    # Id by id where blocks end early: the donor should stop close to as many blocks as there are.
+    while rest and int(model.finished_blocks(donor.state)[0]) < needed:
+        donor.feed({0: [rest.pop(0)]})
+    have = int(model.finished_blocks(donor.state)[0])
+    if have < needed:
+        raise ValueError(
+            f"The text that gives its whole must finish as many blocks as the prompt, {needed}: "
+            f"got {have}. Give a longer text."
+        )
+    sessions.state = model.swap(sessions.state, donor.state)
+    return prompt[fed:]

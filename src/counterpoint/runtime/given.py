@@ -1,0 +1,117 @@
+"""What sessions are given: the ids of a frame and prompts, checked before anything changes."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.streams import schedule
+from counterpoint.streams.spec import Layout, Stream, Ticks
+
+Codes = Tensor | Sequence[int] | int
+"""One tick of a stream: an id for a text stream, one for each codebook, or floats (width,)."""
+
+
+class Given(NamedTuple):
+    """What a row is given in a tick, by stream."""
+
+    ids: Mapping[str, list[int]]
+    floats: Mapping[str, Float[Tensor, " D"]]
+
+
+def parse_frame(layout: Layout, row: int, codes: Mapping[str, Codes]) -> Given:
+    """What a row is given for a step.
+
+    Raises:
+        ValueError: A stream that is heard is missing, one is unknown, or something does not fit.
+    """
+    needed = {stream.name for stream in layout.heard}
+    known = needed | {stream.name for stream in layout.predicted}
+    if missing := sorted(needed - set(codes)):
+        raise ValueError(
+            f"Row {row} must hear all of {', '.join(sorted(needed))}: got no "
+            f"{', '.join(missing)}. Leave the row out to pause it."
+        )
+    if unknown := sorted(set(codes) - known):
+        raise ValueError(
+            f"Streams must be of the layout ({', '.join(sorted(known))}): got "
+            f"{', '.join(unknown)} for row {row}."
+        )
+    ids, floats = {}, {}
+    for name, given in codes.items():
+        stream = layout[name]
+        if stream.is_discrete:
+            ids[name] = _parse_ids(name, given, stream.sizes)
+        else:
+            floats[name] = _parse_floats(stream, given)
+    return Given(ids, floats)
+
+
+def check_prompt(layout: Layout, prompt: Ticks | None, device: torch.device) -> tuple[Ticks, int]:
+    """The columns of a prompt behind the initial frame, late streams at their end; its ticks.
+
+    Raises:
+        ValueError: The prompt does not fit the layout.
+    """
+    given = [*layout.predicted, *layout.heard]
+    if prompt is None:
+        prompt = {s.name: _nothing(s) for s in given}
+    for name, elements in prompt.items():
+        if name in [s.name for s in given if s.is_discrete] and not holds_whole_numbers(elements):
+            raise ValueError(
+                f"Ids of a prompt must be whole numbers: got {elements.dtype} for {name}."
+            )
+    first = given[0].name
+    if first in prompt and (
+        prompt[first].ndim != 2 + given[0].has_codebooks or len(prompt[first]) != 1
+    ):
+        raise ValueError(
+            f"A prompt must be one row, of {first} (1, P): got {first} "
+            f"{tuple(prompt[first].shape)}."
+        )
+    asked = Layout(streams=tuple(given), tick_hz=layout.tick_hz)
+    columns = {name: ids.to(device) for name, ids in schedule.columns(asked, prompt).items()}
+    return columns, prompt[first].shape[1]
+
+
+def _nothing(stream: Stream) -> Tensor:
+    """No ticks of a stream."""
+    dtype = torch.long if stream.is_discrete else torch.float32
+    return torch.zeros(1, 0, *stream.element_shape, dtype=dtype)
+
+
+def _parse_ids(name: str, codes: Codes, sizes: Sequence[int]) -> list[int]:
+    """Ids of a tick of a stream whose codebooks have so many, or an error if they do not fit."""
+    ids: list[int]
+    try:
+        given = torch.as_tensor(codes)
+        ids, fits = given.reshape(-1).tolist(), holds_whole_numbers(given)
+    except (TypeError, ValueError, RuntimeError):  # no numbers at all
+        ids, fits = [], False
+    fits = fits and len(ids) == len(sizes)
+    if not fits or any(not 0 <= found < size for found, size in zip(ids, sizes, strict=True)):
+        last = [size - 1 for size in sizes]
+        raise ValueError(
+            f"A frame of {name!r} must have {len(sizes)} ids of 0 to "
+            f"{last[0] if len(set(last)) == 1 else last}: got {ids or codes}."
+        )
+    return ids
+
+
+def _parse_floats(stream: Stream, given: Codes) -> Float[Tensor, " D"]:
+    try:
+        values = torch.as_tensor(given, dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0)
+    if len(values) != stream.width or not values.isfinite().all():
+        raise ValueError(
+            f"A tick of {stream.name!r} must be {stream.width} finite numbers: got {len(values)}."
+        )
+    return values
+
+
+def holds_whole_numbers(ids: Tensor) -> bool:
+    """Whether a tensor may hold ids; truth values may not."""
+    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)

@@ -1,0 +1,214 @@
+"""Load a model with what belongs to it: one function for every verb, example and notebook."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from counterpoint.config_json import decode
+from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
+from counterpoint.data.speech.rows import codec_of
+from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
+from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
+from counterpoint.errors import UserError
+from counterpoint.formats import find_format
+from counterpoint.formats.published import Published
+from counterpoint.runtime.talk import Talker
+from counterpoint.streams.spec import Layout
+from counterpoint.systems.contract import System
+from counterpoint.train.checkpoint import MANIFEST, load_system, read_manifest, resolve
+from counterpoint.train.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model, ready for inference, and what turns text and sound into its ids.
+
+    Attributes:
+        path: Its checkpoint, or its folder of published files.
+        system: The model, in evaluation mode.
+        run: What it was trained by; ``None`` for a published model.
+        published: What came with a published model.
+    """
+
+    path: Path
+    system: System
+    run: Run | None = None
+    published: Published | None = None
+
+    @property
+    def is_speech(self) -> bool:
+        """Whether the model hears and speaks."""
+        return self.system.layout.tick_hz is not None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokeniser of a model of text.
+
+        Raises:
+            UserError: The model is one of speech, or has not as many ids as its tokeniser.
+        """
+        if self.is_speech:
+            raise UserError(
+                f"{self.path} must be a model of text: it is a {type(self.system).__name__}, which "
+                "hears and speaks. Use `counterpoint talk`."
+            )
+        if self.published is not None:
+            name = str(self.published.tokenizer)
+        else:
+            name = self.trained_by.text_data.tokenizer
+        return check_vocabulary(self.system.layout, name)
+
+    @cached_property
+    def talker(self) -> Talker:
+        """The model trimmed to the agent, with its codec and its tokeniser.
+
+        Raises:
+            UserError: The model does not talk, or its codec or tokeniser cannot be used.
+        """
+        if not self.is_speech:
+            raise UserError(
+                f"{self.path} must hold a system that talks, trained on speech: got "
+                f"{type(self.system).__name__}, trained on text. For text there is "
+                "`counterpoint generate`."
+            )
+        system = self.system.agent_alone()
+        if self.published is not None:
+            name = str(self.published.codec)
+            tokenizer: WordTokenizer = open_tokenizer(str(self.published.tokenizer))
+        else:
+            data = self.trained_by.speech_data
+            name, tokenizer = data.codec, open_tokenizer(data.tokenizer)
+        codec = codec_of(system, name, system.device)
+        # The published codes of silence and of a hum are those of the published Mimi.
+        known = self.published is not None and codec.codebook_sizes == PUBLISHED_SIZES
+        fillers = Fillers() if known else None
+        return Talker(system=system, codec=codec, tokenizer=tokenizer, fillers=fillers)
+
+    @property
+    def trained_by(self) -> Run:
+        """The run of a checkpoint.
+
+        Raises:
+            UserError: The model is a published one.
+        """
+        if self.run is None:
+            raise UserError(f"{self.path} must be a checkpoint of a run: it is a published model.")
+        return self.run
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
+    """Load a checkpoint, a run folder's newest good one, or a folder of a published model.
+
+    Args:
+        path: The checkpoint or folder, or a file of published weights.
+        device: Where the model computes.
+
+    Raises:
+        UserError: There is none, it cannot be used, or torch cannot use the device.
+    """
+    path, device = Path(path), usable_device(device)
+    found = None if is_ours(path) else find_format(path)
+    if found is not None:
+        published = found.open(path)
+        # What can be wrong quickly comes before the gigabytes.
+        check_tokenizer(published)
+        system = published.load()
+        return Loaded(path=path, system=system.to(device).eval(), published=published)
+    path = find_checkpoint(path)
+    run = load_run(path)
+    trained = load_system(path)
+    if not isinstance(trained, System):
+        raise AssertionError("load_system gives systems")
+    return Loaded(path=path, system=trained.to(device), run=run)
+
+
+def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
+    """The tokeniser of a model of text, which must have as many ids.
+
+    Raises:
+        UserError: It cannot be used, or has not.
+    """
+    tokenizer = load_tokenizer(name)
+    (stream,) = layout.predicted
+    if stream.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"`system.vocab_size` must be that of the tokeniser {name!r}, "
+            f"{tokenizer.vocab_size}: got {stream.vocab_size}. Change one of them."
+        )
+    return tokenizer
+
+
+def check_tokenizer(published: Published) -> None:
+    """Refuse a published model whose tokeniser cannot be opened.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if published.codec is None:
+        load_tokenizer(str(published.tokenizer))
+    else:
+        open_tokenizer(str(published.tokenizer))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a path is a checkpoint of this library, or a folder with some."""
+    return (path / MANIFEST).exists() or (path / "checkpoints").exists()
+
+
+def find_checkpoint(path: Path, note: Callable[[str], None] | None = None) -> Path:
+    """The checkpoint that a user names: itself, or a run folder's newest good one.
+
+    Args:
+        path: What the user names.
+        note: Told of newer ones that are damaged; by default on stderr.
+
+    Raises:
+        UserError: There is none; the folder of a study has one for each arm.
+    """
+    arms = [str(arm.parent) for arm in sorted(path.glob("*/checkpoints"))]
+    if arms and not (path / "checkpoints").exists():
+        raise UserError(f"{path} must be one run: it is a study. Name one of {', '.join(arms)}.")
+    return resolve(path, note or _tell)
+
+
+def load_run(path: Path) -> Run:
+    """The run that wrote a checkpoint.
+
+    Raises:
+        UserError: The checkpoint was written without its run.
+    """
+    saved = read_manifest(path).get("run")
+    if saved is None:
+        raise UserError(
+            f"{path} must hold the run that trained it: it holds none. "
+            "Train with `counterpoint train`, or give `run` to `train`."
+        )
+    run = decode(Run, saved, "run")
+    if not isinstance(run, Run):
+        raise AssertionError("decode returns what it is asked for")
+    return run
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """A device that torch can compute on.
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()  # what cannot be read, such as "meta", is no place to compute
+        return probe.device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"`--device` must be one that torch can use: got {name} ({reason})."
+        ) from None
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,56 @@
+"""Beginnings of prompts that are read once, for any number of sessions that begin with them."""
+
+import torch
+
+from counterpoint.runtime.given import check_prompt
+from counterpoint.streams import schedule
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.contract import Prefix, System
+
+
+@torch.no_grad()
+def read_prefix(system: System, codes: Ticks) -> Prefix:
+    """Read the beginning of prompts, such as a voice, for any number of sessions of this model.
+
+    Args:
+        system: The model.
+        codes: As a prompt of `Sessions.start`.
+
+    Raises:
+        ValueError: They do not fit the model.
+    """
+    columns, num_ticks = check_prompt(system.layout, codes, system.device)
+    num_columns = schedule.next_column(system.layout, num_ticks)
+    columns = {name: ids[:, :num_columns] for name, ids in columns.items()}
+    hidden, state = system.read(columns, system.initial_state(1))
+    return system.prefix(columns, num_ticks, hidden, state)
+
+
+def check_prefix(prefix: Prefix, columns: Ticks, num_prompt: int) -> None:
+    """Refuse a prefix with which the columns of a prompt do not begin.
+
+    Raises:
+        ValueError: They begin otherwise.
+    """
+    read = {name: ids[:, : prefix.num_columns] for name, ids in columns.items()}
+    if not all(torch.equal(ids, read[name]) for name, ids in prefix.columns.items()):
+        raise ValueError(
+            f"A prompt must begin with its prefix of {prefix.num_ticks} frames: its {num_prompt} "
+            "frames do not. Give both in one prompt, or no prefix."
+        )
+
+
+def behind(codes: Ticks, prompt: Ticks | None) -> Ticks:
+    """A prompt that begins with other codes, such as those of a voice.
+
+    Raises:
+        ValueError: The prompt has other streams.
+    """
+    if prompt is None:
+        return codes
+    if set(prompt) != set(codes):
+        raise ValueError(
+            f"A prompt behind a voice must be of all streams ({', '.join(codes)}): got "
+            f"{', '.join(prompt) or 'none'}."
+        )
+    return {name: torch.cat((ids, prompt[name].to(ids.device)), 1) for name, ids in codes.items()}

@@ -1,0 +1,491 @@
+"""Sessions: the rows of one batch, each fed, stepped, stopped and started again on its own.
+
+A session is a loop at the rate of the ticks: the model *reads* a column of the row (what it wrote
+itself, and what is heard meanwhile) and *writes* the next one. A text model hears nothing and
+writes one id a tick; a speech model hears a frame while it says one. Everything is kept by column,
+the place in the order of arrival (`counterpoint.streams.schedule`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from counterpoint.runtime.choices import Choices, FrameSampling, Guidance, choices_of
+from counterpoint.runtime.given import Codes, Given, check_prompt, parse_frame
+from counterpoint.runtime.prefix import check_prefix
+from counterpoint.runtime.ring import OPEN, ColumnRing
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Ended, Frame, Session, Streaming
+from counterpoint.streams import schedule
+from counterpoint.streams.spec import UNSET_ID, Role, Ticks
+from counterpoint.systems.contract import Prefix, State, map_state, state_tensors
+
+
+class Sessions:
+    """A batch of sessions over one model.
+
+    The model says the streams that it predicts and hears the others. A model that predicts both
+    speakers talks with itself; for a live user, give it `System.agent_alone`.
+
+    A session that has gone through f ticks has written column lead + f; what it returns is the
+    newest frame of which all streams have arrived. With Moshi's one frame of delay what is said in
+    a frame is complete when that frame has been heard.
+
+    Rows share nothing but the computation. What a row gives depends on what it is given and on its
+    sampling alone. Whatever the other rows do, it is the same bit for bit as long as the model's
+    calls have the same shape, which only `feed` changes; otherwise, and however its ids are cut
+    into calls of `feed`, it is the same to float tolerance. A prompt runs by itself.
+
+    What was written last is read by the model only with the next `step` or `feed` of its row, so
+    the first id after a prompt waits for the prompt alone.
+
+    Args:
+        system: The model, or one whose towers run simultaneously.
+        num_rows: Rows; a session takes one, a guided session two.
+        sliding: Let `feed` give sessions more than the model's window: what is older is then seen
+            through states only, or not at all. What is sampled or heard always lets it slide.
+
+    Source: section 3.4 of Moshi (arXiv:2410.00037), schedule and guidance of the reference
+    implementation. Where a stream has not begun, the elements of the frame behind it see its
+    initial id as in training; in the reference they see a sampled id that is then dropped.
+    """
+
+    def __init__(self, system: Streaming, num_rows: int, *, sliding: bool = False) -> None:
+        if num_rows < 1:
+            raise ValueError(f"`num_rows` must be >= 1, got {num_rows}.")
+        self.system = system
+        self.layout = layout = system.layout
+        self.state: State = system.initial_state(num_rows)
+        self._window = None if sliding else system.window_ticks
+        self._device = system.device
+        self._said, self._heard = layout.predicted, layout.heard
+        self._has_lead = schedule.lead_ticks(layout) > 0
+        self._ring = ColumnRing(layout, num_rows, self._device)
+        # One id a tick and nothing heard: what is sampled is kept, and may be fed.
+        self._is_text = self._ring.num_said == 1 and not self._heard and not self._has_lead
+        self._every = torch.arange(num_rows, device=self._device)
+        self._hidden: Float[Tensor, "B D"] | None = None
+        self._rows: list[Session | None] = [None] * num_rows
+        self._leads: dict[int, int] = {}  # of twins
+        self._choices: Choices | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Session:
+        session = self._rows[row] if 0 <= row < len(self._rows) else None
+        if session is None or row in self._leads:
+            raise ValueError(
+                f"Row {row} must have been started: this batch has the rows 0 to "
+                f"{len(self._rows) - 1}. Call `start` first."
+            )
+        return session
+
+    @property
+    def running(self) -> list[int]:
+        """Rows that have been started and have not ended."""
+        return [
+            row
+            for row, session in enumerate(self._rows)
+            if session and not session.ended and row not in self._leads
+        ]
+
+    @property
+    def free(self) -> list[int]:
+        """Rows that nobody uses."""
+        return [
+            row
+            for row, session in enumerate(self._rows)
+            if row not in self._leads and (session is None or session.ended)
+        ]
+
+    @torch.no_grad()
+    def start(
+        self,
+        row: int,
+        sampling: Sampling | FrameSampling | None = None,
+        *,
+        prompt: Ticks | None = None,
+        prefix: Prefix | None = None,
+        twin: int | None = None,
+        end_id: int | None = None,
+        max_sampled: int | None = None,
+    ) -> Session:
+        """Begin a new session in a row, whatever was there before.
+
+        The model reads the initial frame and the prompt in one pass and writes the next column.
+        Without either, the session waits for `feed`.
+
+        Args:
+            row: Which row.
+            sampling: How its ids are chosen: one `Sampling` for all streams, or one for each kind;
+                by default `Sampling()` for a model of text and `FrameSampling()` for speech.
+            prompt: What all streams said before, one row in content order: ids (1, P), of codebooks
+                (1, P, K), floats (1, P, width). `UNSET_ID` is read as nothing.
+            prefix: The beginning of the prompt, read before.
+            twin: A free row, which guidance needs: it reads the prompt as unset.
+            end_id: Id after which the session ends; of models that write one id a tick.
+            max_sampled: Ids after which it ends; likewise.
+
+        Raises:
+            ValueError: Rows or the prompt do not fit; nothing has changed then.
+        """
+        if sampling is None and not self.layout.by_role(Role.SPOKEN):
+            sampling = Sampling()
+        own = FrameSampling.of(sampling)
+        self._check_rows(row, twin, own)
+        self._check_limits(end_id, max_sampled)
+        columns, num_prompt = check_prompt(self.layout, prompt, self._device)
+        if prefix is not None:
+            check_prefix(prefix, columns, num_prompt)
+        self._release(row)
+        self.system.wait()
+        session = Session(
+            sampling=own,
+            end_id=end_id,
+            max_sampled=max_sampled,
+            num_prompt=num_prompt,
+            num_ticks=num_prompt,
+            # With an initial frame random numbers go by the column; else by what was drawn.
+            num_drawn=schedule.next_column(self.layout, num_prompt) if self._has_lead else 0,
+            twin=twin,
+        )
+        hidden = [self._prefill(row, columns, num_prompt, prefix)]
+        self._rows[row] = session
+        if twin is not None:
+            nothing = {
+                name: torch.full_like(ids, 0 if ids.is_floating_point() else UNSET_ID)
+                for name, ids in (prompt or {}).items()
+            }
+            unprompted, _ = check_prompt(self.layout, nothing or None, self._device)
+            hidden.append(self._prefill(twin, unprompted, num_prompt, None))
+            self._rows[twin], self._leads[twin] = session, row
+        begun = [z for z in hidden if z is not None]
+        if begun:
+            self._write_rows([row], torch.cat(begun))
+            session.opening = self._complete([row]).get(row)
+        return session
+
+    def stop(self, row: int) -> None:
+        """End the session of a row, which is free then; one that has ended stays to be read."""
+        session = self[row]
+        session.ended = session.ended or Ended.STOPPED
+        self._release(row, keep=session)
+
+    def feed(self, ids: Mapping[int, Sequence[int]]) -> None:
+        """Let rows of a text model read ids, each any number of them, in one pass of the model.
+
+        Raises:
+            ValueError: A row is not running, an id is not in the vocabulary, a session is given
+                more than the model's window and may not slide, or the model is not one of text.
+        """
+        for row, new in ids.items():
+            self._check_feed(row, new)
+        unread = {row: self._unread(row) for row in ids}
+        self._read_ids({row: [*unread[row], *new] for row, new in ids.items()})
+        for row, new in ids.items():
+            session = self[row]
+            session.num_ticks += len(unread[row]) + len(new)
+            session.num_fed += len(new)
+            session.has_read = session.has_read or bool(new)
+            session.is_written = False
+            self._ring.clear(row)
+
+    @torch.no_grad()
+    def step(
+        self, given: Mapping[int, Mapping[str, Codes]] | Collection[int] | None = None
+    ) -> dict[int, Frame]:
+        """Let rows go on by a tick: read what they wrote and hear, and write the next column.
+
+        Args:
+            given: By row, what it is given in this tick: the ids (or floats) of every stream that
+                is heard. Ids of a stream that is said force it: they are those of its next tick.
+                Rows alone, or ``None`` for all that run, where nothing is heard. Rows that are not
+                named pause.
+
+        Returns:
+            The frame that is complete now, by row; nothing for a row whose first frame is not
+            complete yet. A row that ends with this frame is not in the next step.
+
+        Raises:
+            ValueError: A row is not running or was never fed, a stream is missing or unknown, or
+                ids do not fit. Nothing has changed then.
+        """
+        if given is None:
+            given = self.running
+        if not isinstance(given, Mapping):
+            given = {row: {} for row in given}
+        frames = {row: self.check(row, given[row]) for row in sorted(given)}
+        if not frames:
+            return {}
+        self._ring.keep(
+            [(self._with_twins([row]), self[row].num_ticks, what) for row, what in frames.items()]
+        )
+        self._read_columns([row for row in frames if self[row].is_written])
+        self._write_rows(list(frames), None)
+        return self._complete(list(frames))
+
+    def check(self, row: int, codes: Mapping[str, Codes]) -> Given:
+        """What a row is given for `step`, as it is kept.
+
+        Raises:
+            ValueError: No session has the row, or what it is given does not fit.
+        """
+        session = self._running(row)
+        if not session.has_read:
+            raise ValueError(
+                f"Row {row} must be fed at least one id before it is sampled: got none. "
+                "Feed a prompt, or the start id of the tokeniser."
+            )
+        return parse_frame(self.layout, row, codes)
+
+    # Reading
+
+    def _read_columns(self, rows: Sequence[int]) -> None:
+        """Let rows read the column that they have written, and what is heard with it."""
+        if not rows:
+            return
+        reading = set(self._with_twins(rows))
+        columns = [
+            schedule.next_column(self.layout, session.num_ticks) if session else 0
+            for session in self._rows
+        ]
+        lengths = [row in reading for row in range(len(self._rows))]
+        column, length = torch.tensor([columns, lengths], device=self._device).unbind()
+        is_full = all(lengths)
+        ticks = self._ring.ticks(column, None if is_full else length.bool())
+        self._read(ticks, length, is_full)
+        for row in rows:
+            self[row].num_ticks += 1
+
+    def _read_ids(self, ids: Mapping[int, Sequence[int]]) -> None:
+        """One pass of the model over the new ids of some rows."""
+        counts = [len(ids.get(row, ())) for row in range(len(self._rows))]
+        num_ticks = max(counts)
+        if not num_ticks:
+            return
+        # 0 stands where nothing is real; `lengths` makes the model ignore it.
+        padded = [[*ids.get(row, ()), *[0] * (num_ticks - n)] for row, n in enumerate(counts)]
+        ticks = self._ring.by_stream(torch.tensor(padded, device=self._device)[..., None])
+        lengths = torch.tensor(counts, device=self._device)
+        self._read(ticks, lengths, min(counts) == num_ticks)
+
+    @torch.no_grad()
+    def _read(self, ticks: Ticks, lengths: Int[Tensor, " B"], is_full: bool) -> None:
+        """Read ticks of all rows; those that read nothing keep what they can write from."""
+        hidden, self.state = self.system.read(ticks, self.state, None if is_full else lengths)
+        if hidden.shape[1] > 1:
+            hidden = hidden[self._every, (lengths - 1).clamp(min=0)]
+        else:
+            hidden = hidden[:, 0]
+        if self._hidden is not None and not is_full:
+            hidden = torch.where(lengths[:, None] > 0, hidden, self._hidden)
+        self._hidden = hidden
+
+    def _prefill(
+        self, row: int, columns: Ticks, num_prompt: int, prefix: Prefix | None
+    ) -> Float[Tensor, "1 D"] | None:
+        """Empty a row and let it read the initial frame and a prompt."""
+        self._ring.clear(row)
+        self._ring.keep_tail(row, columns, num_prompt)
+        mine = map_state(lambda tensor: tensor[row : row + 1], self.state)
+        for tensor in state_tensors(mine):
+            tensor.zero_()
+        num_read, hidden = 0, None
+        if prefix is not None:
+            num_read, hidden = prefix.num_columns, prefix.hidden
+            for tensor, kept in zip(state_tensors(mine), state_tensors(prefix.state), strict=True):
+                tensor[tuple(slice(0, size) for size in kept.shape)] = kept
+        num_columns = schedule.next_column(self.layout, num_prompt)
+        if num_read < num_columns:
+            rest = {name: ids[:, num_read:num_columns] for name, ids in columns.items()}
+            all_hidden, read = self.system.read(rest, mine)
+            self.system.wait()
+            hidden = all_hidden[:, -1]
+            for tensor, new in zip(state_tensors(mine), state_tensors(read), strict=True):
+                if tensor.data_ptr() != new.data_ptr():  # caches are written in place
+                    tensor.copy_(new)
+        return hidden
+
+    # Writing
+
+    def _write_rows(self, rows: Sequence[int], hidden: Float[Tensor, "n D"] | None) -> None:
+        """Write the next column of rows: of these alone, from ``hidden``; or beside all others."""
+        written = self._with_twins(rows)
+        if hidden is None:
+            if self._hidden is None:
+                raise AssertionError("a row that is checked has read something")
+            if self._choices is None:
+                self._choices = self._choices_of(range(len(self._rows)))
+            order, hidden, choices = [*range(len(self._rows))], self._hidden, self._choices
+        else:
+            order, choices = written, self._choices_of(written)
+            if self._hidden is None:
+                self._hidden = hidden.new_zeros(len(self._rows), hidden.shape[1])
+            self._hidden[written] = hidden
+        sessions = [self._rows[row] for row in order]
+        columns = [
+            (
+                row,
+                schedule.next_column(self.layout, session.num_ticks) if session else 0,
+                session.num_drawn if session else 0,
+                row in written,
+            )
+            for row, session in zip(order, sessions, strict=True)
+        ]
+        index, column, drawn, real = torch.tensor(columns, device=self._device).unbind(1)
+        everything = len(written) == len(columns)
+        self._write(index, column, drawn, hidden, choices, None if everything else real.bool())
+        for row in rows:
+            session = self[row]
+            session.has_read = session.is_written = True
+            session.num_drawn += 1
+
+    def _write(
+        self,
+        index: Int[Tensor, " n"],
+        column: Int[Tensor, " n"],
+        drawn: Int[Tensor, " n"],
+        hidden: Float[Tensor, "n D"],
+        choices: Choices,
+        real: Bool[Tensor, " n"] | None,
+    ) -> None:
+        """Write a column of rows; those that are not real are computed, so that shapes stay."""
+        given = self._ring.said(index, column)
+        is_open = given == OPEN
+        first_count = drawn * self._ring.num_said
+
+        def choose(name: str, codebook: int, logits: Tensor) -> Tensor:
+            at = self._ring.places[name].start + codebook
+            sampled = choices.choose(name, logits, first_count + at)
+            ids = torch.where(is_open[:, at], sampled, given[:, at])
+            return ids if choices.guidance is None else ids[choices.guidance.lead]
+
+        state = None
+        if self.system.writes_with_tower:
+            everyone = len(index) == len(self._rows)
+            state = self.state if everyone else map_state(lambda own: own[index], self.state)
+        written = self.system.write(hidden, choose, state)
+        ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
+        new = is_open if real is None else is_open & real[:, None]
+        self._ring.write(index, column, ids, new)
+
+    def _complete(self, rows: Sequence[int]) -> dict[int, Frame]:
+        """The frames that the newest columns have completed; makes room for the next columns."""
+        both = self._with_twins(rows)
+        columns = [
+            (row, schedule.next_column(self.layout, session.num_ticks))
+            for row in both
+            if (session := self._rows[row])
+        ]
+        index, newest = torch.tensor(columns, device=self._device).unbind(1)
+        said = self._ring.completed(index, newest)
+        if self._is_text:
+            self._note(rows, said[:, 0].tolist())
+        frames = {}
+        for row, ids in zip(rows, said.unbind(), strict=False):
+            session = self[row]
+            column = schedule.next_column(self.layout, session.num_ticks)
+            if schedule.complete_tick(self.layout, column) >= session.num_prompt:
+                frames[row] = {s.name: ids[self._ring.places[s.name]] for s in self._said}
+        return frames
+
+    def _note(self, rows: Sequence[int], sampled: Sequence[int]) -> None:
+        """Keep what text sessions have sampled, and end those that shall end."""
+        for row, found in zip(rows, sampled, strict=False):
+            session = self[row]
+            session.sampled.append(found)
+            if found == session.end_id:
+                session.ended = Ended.END_ID
+            elif len(session.sampled) == session.max_sampled:
+                session.ended = Ended.LIMIT
+
+    def _choices_of(self, rows: Sequence[int]) -> Choices:
+        """How the elements of some rows are chosen."""
+        sessions = [self._rows[row] for row in rows]
+        own = [session.sampling if session else FrameSampling() for session in sessions]
+        guidance = None
+        if any(row in self._leads for row in rows):
+            place = {row: i for i, row in enumerate(rows)}
+            lead = [place[self._leads.get(row, row)] for row in rows]
+            twins = [row if s is None else s.twin for row, s in zip(rows, sessions, strict=True)]
+            null = [place[row if t is None else t] for row, t in zip(rows, twins, strict=True)]
+            who = torch.tensor([lead, null], device=self._device)
+            scale = torch.tensor([[sampling.guidance] for sampling in own], device=self._device)
+            guidance = Guidance(who[0], who[1], scale)
+        return choices_of(self.layout, own, guidance, self._device)
+
+    # Rows
+
+    def _unread(self, row: int) -> list[int]:
+        """The id that a text session wrote last, if the model has not read it."""
+        session = self[row]
+        if not session.is_written:
+            return []
+        return session.sampled[-1:]
+
+    def _with_twins(self, rows: Iterable[int]) -> list[int]:
+        """Rows, and behind them those that hear the same for their guidance."""
+        own = list(rows)
+        return own + [twin for row in own if (twin := self[row].twin) is not None]
+
+    def _release(self, row: int, keep: Session | None = None) -> None:
+        session = self._rows[row]
+        self._rows[row], self._choices = keep, None
+        if session and session.twin is not None:
+            self._rows[session.twin] = None
+            del self._leads[session.twin]
+            session.twin = None
+
+    def _running(self, row: int) -> Session:
+        session = self[row]
+        if session.ended:
+            raise ValueError(
+                f"Row {row} must be running: it has ended ({session.ended}). Start it again."
+            )
+        return session
+
+    def _check_rows(self, row: int, twin: int | None, sampling: FrameSampling) -> None:
+        if not 0 <= row < len(self._rows):
+            raise ValueError(f"`row` must be 0 to {len(self._rows) - 1}: got {row}.")
+        if row in self._leads:
+            raise ValueError(f"Row {row} must not be in use: it guides row {self._leads[row]}.")
+        own = session.twin if (session := self._rows[row]) else None
+        fits = twin is None or (twin != row and twin in (own, *self.free))
+        if not fits or (twin is None) != (sampling.guidance == 1):
+            raise ValueError(
+                "`twin` must be a free row where `guidance` is not 1, and only then: got "
+                f"{twin} for row {row} and {sampling.guidance}."
+            )
+
+    def _check_limits(self, end_id: int | None, max_sampled: int | None) -> None:
+        if max_sampled is not None and max_sampled < 1:
+            raise ValueError(f"`max_sampled` must be >= 1, got {max_sampled}.")
+        if not self._is_text and (end_id is not None or max_sampled is not None):
+            raise ValueError(
+                "`end_id` and `max_sampled` are for models that write one id a tick: this one "
+                f"writes {', '.join(stream.name for stream in self._said)}. Stop it instead."
+            )
+
+    def _check_feed(self, row: int, new: Sequence[int]) -> None:
+        session = self._running(row)
+        if not self._is_text:
+            raise ValueError(
+                "Only models of one text stream can be fed ids: this one has "
+                f"{', '.join(s.name for s in self.layout.streams)}. Give `start` a prompt."
+            )
+        vocab_size = self._said[0].vocab_size or 0
+        for found in new:
+            if not 0 <= found < vocab_size:
+                raise ValueError(
+                    f"Ids must be 0 to {vocab_size - 1}: got {found} for row {row}. "
+                    "Use the tokeniser that the model was trained with."
+                )
+        num_ticks = session.num_prompt + session.num_fed + len(session.sampled) + len(new)
+        if self._window is not None and num_ticks > self._window:
+            raise ValueError(
+                f"A prompt must fit the model's window of {self._window} ticks: got {num_ticks}. "
+                "Shorten it, or allow sliding, which forgets its beginning."
+            )
