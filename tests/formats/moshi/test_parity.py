@@ -10,8 +10,7 @@ from torch import Tensor
 from counterpoint.errors import UserError
 from counterpoint.formats.moshi.parity import moshi_finetune_losses, personaplex_window
 from counterpoint.systems import moshi
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.moshi import two_speakers
+from counterpoint.systems.moshi import Moshi, two_speakers
 from counterpoint.systems.personaplex import personaplex_7b
 from tests.systems.tiny_models import randomised
 from tests.systems.tiny_moshi import random_codes
@@ -36,7 +35,7 @@ def test_losses_are_those_of_moshi_finetune(num_predicted: int) -> None:
     codes = random_codes(model, 2, 40)
     codes["text"] = torch.randint(0, 6, codes["text"].shape)
     codes["agent_acoustic"][:, 5:9] = -1
-    batch = model.batch(codes)
+    batch = model.lay_out(codes)
     logits, loss = model(batch), model.loss(batch)
 
     text = batch.targets["text"]
