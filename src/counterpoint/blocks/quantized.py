@@ -17,6 +17,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from counterpoint.blocks.depth import StepLinear
+from counterpoint.errors import UserError
 
 MOST_ROWS = 4
 """Vectors up to which torch's int8 kernel for CPUs is the faster way; measured."""
@@ -95,8 +96,9 @@ class Int8Linear(_Int8Rows):
         """Take the weights of ``linear``."""
         super().__init__(linear.weight)
         if linear._parameters.get("bias") is not None:
-            raise ValueError("A linear map must have no bias to be stored in 8 bits: it has one.")
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+            raise UserError("A linear map must have no bias to be stored in 8 bits: it has one.")
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
 
     def forward(self, x: Float[Tensor, "*B _D"]) -> Float[Tensor, "*B _F"]:
         """Apply to the last axis."""
@@ -109,20 +111,24 @@ class Int8StepLinear(_Int8Rows):
     def __init__(self, linear: StepLinear) -> None:
         """Take the weights of ``linear``."""
         super().__init__(linear.weight)
-        self.out_features, self.schedule = linear.out_features, linear.schedule
+        self.out_features = linear.out_features
+        self.schedule = linear.schedule
 
     def forward(
         self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None
     ) -> Float[Tensor, "N k _F"]:
         """Map some steps, each by its own weights; see `StepLinear.forward`."""
-        count, size = num_steps or x.shape[1], self.out_features
+        count = num_steps or x.shape[1]
+        size = self.out_features
         pieces = []
         for step in range(count):
             place = slice(
                 self.schedule[first + step] * size, (self.schedule[first + step] + 1) * size
             )
             vector = x if num_steps is not None else x[:, step]
-            codes, scale, ones = self.codes[place], self.scale[place], self.ones[place]
+            codes = self.codes[place]
+            scale = self.scale[place]
+            ones = self.ones[place]
             pieces.append(int8_linear(vector, codes, scale, ones))
         return pieces[0][:, None] if count == 1 else torch.stack(pieces, 1)
 

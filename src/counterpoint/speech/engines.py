@@ -50,7 +50,7 @@ class Said(NamedTuple):
 
 
 @runtime_checkable
-class Engine(Protocol):
+class SpeechEngine(Protocol):
     """Says a text aloud; equal arguments give equal samples."""
 
     version: str
@@ -111,17 +111,21 @@ class Piper:
             return ()
 
     def say(self, text: str, name: str, stretch: float) -> Said:
-        """See `Engine`."""
+        """See `SpeechEngine`."""
         _check_name(name, self.NAMES)
         settings = self._settings(noise_scale=0.0, noise_w_scale=0.0, length_scale=stretch)
         rate = self._voice.config.sample_rate
-        units, times, pieces, samples = list[str](), list[tuple[float, float]](), [], 0
+        units = list[str]()
+        times = list[tuple[float, float]]()
+        pieces = []
+        samples = 0
         for chunk in self._voice.synthesize(text, settings, include_alignments=True):
             pieces.append(torch.from_numpy(chunk.audio_float_array.copy()))
             if chunk.phoneme_alignments is None:
                 raise UserError(f"Piper must know every sound of {text!r}: it has none for some.")
             for sound in chunk.phoneme_alignments:
-                start, samples = samples, samples + int(sound.num_samples)
+                start = samples
+                samples = samples + int(sound.num_samples)
                 units.append(sound.phoneme)
                 times.append((start / rate, samples / rate))
             units.append(" ")
@@ -153,15 +157,18 @@ class Flite:
         return tuple(sorted(listed & {"awb", "kal16", "rms", "slt"}))
 
     def say(self, text: str, name: str, stretch: float) -> Said:
-        """See `Engine`."""
+        """See `SpeechEngine`."""
         _check_name(name, self._names)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "said.wav")
             settings = ("-voice", name, "--setf", f"duration_stretch={stretch}")
             printed = _output("flite", *settings, "-psdur", "-t", text, "-o", str(file))
             with wave.open(str(file)) as source:
-                rate, samples = source.getframerate(), source.readframes(source.getnframes())
-        units, times, start = list[str](), list[tuple[float, float]](), 0.0
+                rate = source.getframerate()
+                samples = source.readframes(source.getnframes())
+        units = list[str]()
+        times = list[tuple[float, float]]()
+        start = 0.0
         for unit, end in re.findall(r"(\S+):([\d.]+)", printed):
             units.append(unit)
             times.append((start, float(end)))
@@ -204,7 +211,7 @@ class Espeak:
         return Espeak.NAMES if installed else ()
 
     def say(self, text: str, name: str, stretch: float) -> Said:
-        """See `Engine`."""
+        """See `SpeechEngine`."""
         program = Path(__file__).with_name("espeak_process.py")
         speed = round(self._WORDS_PER_MINUTE / stretch)
         command = (sys.executable, "-I", "-S", program, self._library, name, str(speed), text)
@@ -232,7 +239,8 @@ class Espeak:
             index = next((i for i in sounding if pieces[i].end() > place), sounding[-1])
             if starts[index] is None:
                 starts[index] = position_ms / 1000
-        words, following = list[SpokenWord](), end_s
+        words = list[SpokenWord]()
+        following = end_s
         for piece, begin in zip(reversed(pieces), reversed(starts), strict=True):
             start = following if begin is None else min(begin, following)
             words.append(SpokenWord(piece.group(), start, following))
@@ -262,13 +270,16 @@ def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
     units = [(unit, index) for index, word in enumerate(alone) for unit in (*word, " ")]
     first, second = _numbered([[unit for unit, _ in units], said])
     costs = _edit_costs(first, second)
-    found, row, column = [_MISSING] * len(said), len(units), len(said)
+    found = [_MISSING] * len(said)
+    row = len(units)
+    column = len(said)
     while column:
         index = units[row - 1][1] if row else 0
         here = costs[row, column]
         change = _changes(first[row - 1 : row], int(second[column - 1])) if row else 0
         if row and here == costs[row - 1, column - 1] + change:
-            row, column = row - 1, column - 1
+            row = row - 1
+            column = column - 1
             found[column] = index
         elif row and here == costs[row - 1, column] + 1:
             row -= 1
@@ -305,7 +316,8 @@ def _edit_costs(
     costs = np.empty((len(first) + 1, len(second) + 1), np.int32)
     costs[0] = steps
     for row in range(1, len(costs)):
-        before, line = costs[row - 1], costs[row]
+        before = costs[row - 1]
+        line = costs[row]
         line[0] = row
         changed = before[:-1] + _changes(second, int(first[row - 1]))
         line[1:] = np.minimum(changed, before[1:] + 1)
@@ -338,7 +350,8 @@ def _timed(
         if owner != _MISSING:
             known = spans[owner]
             spans[owner] = (start if known is None else known[0], end)
-    timed, last = list[SpokenWord](), 0.0
+    timed = list[SpokenWord]()
+    last = 0.0
     for word, span in zip(words, spans, strict=True):
         start, last = span or (last, last)
         timed.append(SpokenWord(word, start, last))
@@ -350,15 +363,18 @@ def shared(words: Sequence[SpokenWord]) -> list[SpokenWord]:
 
     Engines may say "of the" as one word. A piece without letters and digits keeps no time.
     """
-    timed, first = list[SpokenWord](), 0
+    timed = list[SpokenWord]()
+    first = 0
     for stop in range(1, len(words) + 1):
         if stop < len(words) and words[stop].start_s == words[stop].end_s:
             continue
-        group, first = words[first:stop], stop
+        group = words[first:stop]
+        first = stop
         if len(group) == 1:
             timed += group
             continue
-        start, length = group[0].start_s, group[0].end_s - group[0].start_s
+        start = group[0].start_s
+        length = group[0].end_s - group[0].start_s
         letters = [sum(map(str.isalnum, word.text)) for word in group]
         edges = [sum(letters[:i]) / max(sum(letters), 1) for i in range(len(group) + 1)]
         timed += [
@@ -370,7 +386,8 @@ def shared(words: Sequence[SpokenWord]) -> list[SpokenWord]:
 
 def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) -> SpokenWord:
     """The word without what is 40 dB below the utterance's peak behind it."""
-    first, stop = round(word.start_s * rate), round(word.end_s * rate)
+    first = round(word.start_s * rate)
+    stop = round(word.end_s * rate)
     loud = (audio[first:stop].abs() > audio.abs().max() / 100).nonzero()
     if not len(loud):
         return word

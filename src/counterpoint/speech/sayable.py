@@ -20,7 +20,8 @@ _LONGEST_WORD = 60
 _MARKUP = ("[[", "]]")
 _PUNCTUATION = frozenset("\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00a0")
 _LATIN = frozenset("æÆœŒøØłŁ€£°½¼¾²³×±")  # beside letters with accents
-_SENTENCE_ENDS, _CLAUSE_ENDS = ".?!\u2026", ",;:\u2013\u2014"
+_SENTENCE_ENDS = ".?!\u2026"
+_CLAUSE_ENDS = ",;:\u2013\u2014"
 
 
 def check_sayable(text: str, alphabet: Alphabet = "latin") -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.speech.audio import resample
-from counterpoint.speech.engines import ENGINES, Engine, SpokenWord, digest
+from counterpoint.speech.engines import ENGINES, SpeechEngine, SpokenWord, digest
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.speech.sayable import check_sayable, sayable_pieces
 
@@ -26,7 +26,10 @@ JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
 """Five speakers of one voice: a listening network keeps them apart, another one understands all."""
 
 _FORMAT = {"format": "counterpoint-utterance", "version": "1"}
-_FRAME_S, _QUIET_DB, _MARGIN_S, _HISS_S = 0.005, -45.0, 0.01, 0.03
+_FRAME_S = 0.005
+_QUIET_DB = -45.0
+_MARGIN_S = 0.01
+_HISS_S = 0.03
 _BREATH_S = 0.2
 
 
@@ -49,7 +52,7 @@ class Voice:
     def __post_init__(self) -> None:
         for field, value in (("formant", self.formant), ("pace", self.pace)):
             if not 0.5 <= value <= 2:
-                raise ValueError(f"`{field}` of a voice must be 0.5 to 2: got {value}.")
+                raise UserError(f"`{field}` of a voice must be 0.5 to 2: got {value}.")
 
     @property
     def label(self) -> str:
@@ -85,7 +88,8 @@ class Synthesizer:
 
     Args:
         cache_folder: Where utterances are kept; ``None`` keeps none.
-        loudness_lufs: Of every utterance. The default is that of PersonaPlex's voice samples.
+        loudness_lufs: Loudness of every utterance. The default is that of PersonaPlex's voice
+            samples.
         engines: What starts each engine, by its name.
     """
 
@@ -93,12 +97,12 @@ class Synthesizer:
         self,
         cache_folder: str | Path | None = None,
         loudness_lufs: float = -24.0,
-        engines: Mapping[str, Callable[[], Engine]] = ENGINES,
+        engines: Mapping[str, Callable[[], SpeechEngine]] = ENGINES,
     ) -> None:
         self._cache = None if cache_folder is None else Path(cache_folder).expanduser()
         self._loudness_lufs = loudness_lufs
         self._kinds = dict(engines)
-        self._engines = dict[str, Engine]()
+        self._engines = dict[str, SpeechEngine]()
 
     def __getstate__(self) -> dict[str, object]:
         """Without the engines: another process starts its own."""
@@ -114,7 +118,7 @@ class Synthesizer:
             sample_rate: Samples a second.
 
         Raises:
-            ValueError: The engine is missing or cannot say it.
+            UserError: The engine is missing or cannot say it.
             OSError: The cache cannot be written.
         """
         text = " ".join(text.split())
@@ -137,13 +141,13 @@ class Synthesizer:
         return _kept(samples, words)
 
     def _say(
-        self, engine: Engine, text: str, voice: Voice, sample_rate: int
+        self, engine: SpeechEngine, text: str, voice: Voice, sample_rate: int
     ) -> tuple[Int16[Tensor, " N"], list[SpokenWord]]:
         said = engine.say(text, voice.name, voice.pace * voice.formant)
         rate = round(said.sample_rate * voice.formant)
         audio = resample(said.audio[None], rate, sample_rate)
         if not audio.any():
-            raise ValueError(f"{voice.label} must say something for {text!r}: it is silent.")
+            raise UserError(f"{voice.label} must say something for {text!r}: it is silent.")
         audio = normalise_loudness(audio, sample_rate, self._loudness_lufs)[0]
         # Times of the words if the engine spoke at this rate.
         timed = [
@@ -152,7 +156,8 @@ class Synthesizer:
         ]
         first, stop = _voiced(audio, timed, sample_rate)
         samples = (audio[first:stop] * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-        start_s, length_s = first / sample_rate, (stop - first) / sample_rate
+        start_s = first / sample_rate
+        length_s = (stop - first) / sample_rate
         words = [
             SpokenWord(word.text, *(min(max(time - start_s, 0.0), length_s) for time in word[1:]))
             for word in timed
@@ -162,7 +167,9 @@ class Synthesizer:
 
 def joined(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
     """One utterance of several, so many samples of silence between them."""
-    audio, words, first = list[Tensor](), list[SpokenWord](), 0
+    audio = list[Tensor]()
+    words = list[SpokenWord]()
+    first = 0
     for part in parts:
         start_s = first / sample_rate
         words += [
@@ -227,7 +234,8 @@ def _voiced(
     power = frames.double().square().mean(1)
     loud = (power > power.max() * 10 ** (_QUIET_DB / 10)).nonzero()[:, 0]
     margin = round(_MARGIN_S * sample_rate)
-    first, stop = int(loud[0]) * size - margin, (int(loud[-1]) + 1) * size + margin
+    first = int(loud[0]) * size - margin
+    stop = (int(loud[-1]) + 1) * size + margin
     hiss = round(_HISS_S * sample_rate)
     first = max(first, round(words[0].start_s * sample_rate) - hiss, 0)
     return first, min(stop, round(words[-1].end_s * sample_rate) + hiss, len(audio))

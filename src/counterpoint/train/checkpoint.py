@@ -94,7 +94,8 @@ def save_checkpoint(
         error = world.any_error(write_tensors(partial, system, optimizers, world))
     if error is None and world.is_first:
         try:
-            name, config = system_class(system).__name__, encode(getattr(system, "config", None))
+            name = system_class(system).__name__
+            config = encode(getattr(system, "config", None))
             manifest = make_manifest(partial, name, config, counters, world.size, extra)
             _finish(partial, path, manifest)
         except OSError as problem:
@@ -274,7 +275,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """
     path = resolve(path)
     check_files(path, lambda name: name == WEIGHTS)
-    weights, low_rank = load_file(path / WEIGHTS), adapters_of(path)
+    weights = load_file(path / WEIGHTS)
+    low_rank = adapters_of(path)
     name = not_finite(weights.items())
     if name is not None:
         raise CheckpointError(

@@ -56,10 +56,10 @@ class SynthesisConfig:
     """How scripts become dialogues.
 
     Attributes:
-        sample_rate: Of the recordings.
+        sample_rate: Sample rate of the recordings.
         seed: Decides voices, paces and all that a script leaves open.
         agent_voices: The agent's voice is drawn from these; empty stands for all installed ones.
-        user_voices: The same for the user, who never has the agent's voice if there is another.
+        user_voices: Voices of the user, who never has the agent's voice if there is another.
         pace_spread: Each speaker is up to this share slower or faster, in steps of 0.05.
         lead_s: Silence before the first turn.
         tail_s: Silence after the last one.
@@ -192,7 +192,7 @@ def synthesize(
     """Make spoken dialogues of scripts.
 
     Args:
-        scripts: Of different names.
+        scripts: Scripts with different names.
         folder: Where to; on Ray, all machines must see it.
         config: How.
         workers: Processes that speak at the same time; 1 is this one.
@@ -222,7 +222,8 @@ def synthesize(
     speaker = speaker or Synthesizer(folder / "utterances")
     maker = Maker(folder=folder.absolute(), config=config, speaker=speaker)
     run = _on_ray if on_ray else _in_processes if workers > 1 else _here
-    durations, total_s = dict[str, float](), 0.0
+    durations = dict[str, float]()
+    total_s = 0.0
     # Closed, so that processes end with an error or an interruption, and not later.
     with closing(run(maker, scripts, min(workers, len(scripts)))) as results:
         for name, made in results:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -37,7 +38,7 @@ _MOST_OFFSET = 0.1  # of full scale; no microphone and no sound card has more
 _CHUNK_PARTS = 4096  # bounds the memory of windows
 _ROUNDING_S = 1e-6  # times are multiples of 10 ms as floats: 0.3 - 0.1 must be 0.2
 
-Outcome = Literal["answered", "talked over", "unanswered", "backchannel"]
+AnswerOutcome = Literal["answered", "talked over", "unanswered", "backchannel"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,7 @@ class Levels(NamedTuple):
             least.
         low: Lowest sample.
         high: Highest sample.
-        duration_s: Of the recording; its last part may be incomplete.
+        duration_s: Length of the recording; its last part may be incomplete.
     """
 
     loudness_db: Float[Tensor, "C T"]
@@ -102,7 +103,7 @@ class Answer(NamedTuple):
     """
 
     turn: Segment
-    outcome: Outcome
+    outcome: AnswerOutcome
     start_s: float | None
 
     @property
@@ -136,7 +137,7 @@ class TurnTaking:
         user: Speech of the user.
         answers: The user's turns.
         overlaps: Where both speak.
-        duration_s: Of the recording.
+        duration_s: Length of the recording.
     """
 
     agent: tuple[Segment, ...]
@@ -160,16 +161,17 @@ def measure_levels(blocks: Iterable[Float[Tensor, "C _N"]], sample_rate: int) ->
     """Loudness and extremes of a recording that comes in blocks of any length.
 
     Raises:
-        ValueError: There are no blocks, or the rate is not a multiple of 100 Hz.
+        UserError: There are no blocks, or the rate is not a multiple of 100 Hz.
     """
     if sample_rate < 1 or sample_rate % _PARTS_HZ:
-        raise ValueError(
+        raise UserError(
             f"Levels need a sample rate that is a multiple of {_PARTS_HZ} Hz: got {sample_rate}. "
             "Resample the recording."
         )
     part = sample_rate // _PARTS_HZ
     pieces = list[_Parts]()
-    rest, num_samples = None, 0
+    rest = None
+    num_samples = 0
     for block in blocks:
         num_samples += block.shape[1]
         pending = block if rest is None else torch.cat((rest, block), 1)
@@ -177,7 +179,7 @@ def measure_levels(blocks: Iterable[Float[Tensor, "C _N"]], sample_rate: int) ->
         pieces.append(_measured(pending[:, :stop].unflatten(1, (-1, part))))
         rest = pending[:, stop:].clone()
     if rest is None:
-        raise ValueError("A recording must have at least one block of samples: got none.")
+        raise UserError("A recording must have at least one block of samples: got none.")
     if rest.shape[1]:
         pieces.append(_measured(rest[:, None], share=rest.shape[1] / part))
     parts = _Parts(*(torch.cat(kind, 1) for kind in zip(*pieces, strict=True)))
@@ -197,7 +199,8 @@ class _Parts(NamedTuple):
 
 def _measured(parts: Float[Tensor, "C n P"], share: float = 1.0) -> _Parts:
     samples = parts.double()
-    mean, power = samples.mean(2) * share, samples.square().mean(2) * share
+    mean = samples.mean(2) * share
+    power = samples.square().mean(2) * share
     low, high = (parts.amin(2), parts.amax(2)) if parts.shape[1] else (mean.float(),) * 2
     return _Parts(mean, power, torch.full_like(mean, share), low, high)
 
@@ -234,7 +237,8 @@ def speech_segments(
     quiet = float(recorded.kthvalue(max(len(recorded) // 10, 1)).values)
     threshold = max(rule.floor_db, quiet + rule.contrast_db)
     loud = F.pad((loudness_db > threshold).int(), (1, 1)).diff()
-    starts, stops = (loud == 1).nonzero()[:, 0], (loud == -1).nonzero()[:, 0]
+    starts = (loud == 1).nonzero()[:, 0]
+    stops = (loud == -1).nonzero()[:, 0]
     found = [
         Segment(start / _PARTS_HZ, min(stop / _PARTS_HZ, duration_s))
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
@@ -278,7 +282,8 @@ def find_answers(
     agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
 ) -> tuple[Answer, ...]:
     """The user's turns, and what the agent made of each."""
-    turns, answers = joined(user, rule.pause_s), list[Answer]()
+    turns = joined(user, rule.pause_s)
+    answers = list[Answer]()
     asking = [turn for turn in turns if not _is_backchannel(turn, agent, rule)]
     ends = {turn: following.start_s for turn, following in zip(asking, asking[1:], strict=False)}
     for turn in turns:
@@ -305,10 +310,13 @@ def find_overlaps(
     agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
 ) -> tuple[Overlap, ...]:
     """Where both speak, in order of time."""
-    overlaps, mine, theirs = list[Overlap](), list(agent), list(user)
+    overlaps = list[Overlap]()
+    mine = list(agent)
+    theirs = list(user)
     while mine and theirs:
         (first, _), (second, name) = sorted(((mine[0], AGENT), (theirs[0], USER)))
-        start_s, end_s = second.start_s, min(first.end_s, second.end_s)
+        start_s = second.start_s
+        end_s = min(first.end_s, second.end_s)
         if _at_least(end_s - start_s, rule.shortest_s):
             yields = (
                 first.end_s < second.end_s
