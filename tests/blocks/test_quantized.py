@@ -74,7 +74,7 @@ def test_weights_of_8_bits_are_stored_as_they_are() -> None:
     stored = Int8Linear(linear)
     assert torch.equal(stored.codes, codes)
     torch.testing.assert_close(stored.scale, scale, rtol=2e-7, atol=0)
-    for num_rows, limit in ((MOST_ROWS, 5e-3), (MOST_ROWS + 1, 1e-6)):
+    for num_rows, limit in ((MOST_ROWS, 1e-2), (MOST_ROWS + 1, 1e-6)):
         x = torch.randn(num_rows, 64)
         with torch.no_grad():
             assert closeness(stored(x), linear(x)) < limit
