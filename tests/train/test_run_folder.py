@@ -16,7 +16,7 @@ from tests.train.tiny import rows, run_here, settings
 
 def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
     config = settings(6)
-    run_here(tmp_path / "alone", config)
+    run_here(tmp_path / "alone", config, evaluate=None)
     words = [str(tmp_path / "run"), "8", "0.2", json.dumps(encode(config)), "0.4"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     first = subprocess.Popen([sys.executable, "-m", "tests.train.tiny", *words], env=environment)

@@ -25,6 +25,7 @@ from counterpoint.train.loop import Evaluate, TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
 from counterpoint.train.progress import make_reporter, peak_flops
 from counterpoint.train.run import Run
+from counterpoint.train.run_folder import only_one
 
 _EVALUATION_UNITS = 64  # a few seconds on a laptop's models
 
@@ -62,20 +63,21 @@ def train_run(
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )
-    keep_or_check_learned(run.data, data.fingerprint, folder, world)
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
-    return train(
-        shard(system, world),
-        data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
-        run.train,
-        folder,
-        evaluate=_evaluate(data) if measure_end or run.train.evaluate_every else None,
-        reporter=make_reporter(run.name, progress, peak_flops(world.device, dtype)),
-        loggers=loggers,
-        run=encode(run),
-    )
+    with only_one(folder, world, ".run.lock"):
+        keep_or_check_learned(run.data, data.fingerprint, folder, world)
+        return train(
+            shard(system, world),
+            data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
+            run.train,
+            folder,
+            evaluate=_evaluate(data) if measure_end or run.train.evaluate_every else None,
+            reporter=make_reporter(run.name, progress, peak_flops(world.device, dtype)),
+            loggers=loggers,
+            run=encode(run),
+        )
 
 
 def _evaluate(data: PreparedSource) -> Evaluate | None:

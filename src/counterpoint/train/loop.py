@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from counterpoint.train.fine_tuning import check_begun, without
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers, lr_ratio
 from counterpoint.train.progress import Reporter, StepReport
+from counterpoint.train.run_folder import only_one
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a model: called in all processes, in evaluation mode and without gradients."""
@@ -243,16 +244,14 @@ def train(
     Raises:
         DivergedError: The loss or the gradient is not finite. Nothing of that step was learned.
         CheckpointError: The disk is full, or the folder's checkpoints cannot be used, or they
-            learned from other data.
+            learned from other data, or another command is at work in the folder.
     """
     with _StopSignal().listening() as stop:
         trainer = _Trainer(system, loader, config)
         record = _Record(folder, trainer.world, reporter, loggers, run)
-        try:
+        with only_one(folder, trainer.world, ".train.lock"), closing(record):
             record.begin(trainer)
             return _run(trainer, record, evaluate, stop)
-        finally:
-            record.close()
 
 
 class _Record:
@@ -307,12 +306,17 @@ class _Record:
                 f"{accumulation}. Make it a multiple of {self.world.size} to have the same."
             )
         if self.world.is_first:
-            try:
-                self.metrics = MetricsFile(self.folder / "metrics.jsonl", trainer.counters.step)
-            except OSError as problem:
-                raise self.unwritable(problem) from None
+            self._open_metrics(trainer.counters.step)
             for logger in self.loggers:
                 logger.start(trainer.counters.step)
+
+    def _open_metrics(self, step: int) -> None:
+        try:
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+        except OSError as problem:
+            raise self.unwritable(problem) from None
+        if self.metrics.num_damaged:
+            self.note(f"Damaged lines left out of metrics.jsonl: {self.metrics.num_damaged}.")
 
     def _check_data(self, path: Path) -> None:
         """Refuse other data: what was held out might be trained on, and nobody would see it."""
