@@ -12,7 +12,9 @@ from counterpoint.data.speech.dialogues import (
     encode_dialogues,
     read_dialogues,
 )
+from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.monologue import Word
+from counterpoint.errors import UserError
 from counterpoint.speech.audio import read_audio, write_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec2 import Codec2
@@ -278,3 +280,41 @@ def test_a_missing_recording_is_named(listed: Path) -> None:
         encode_dialogues(dialogues, Codec2(), config(listed.parent))
     with pytest.raises(ValueError, match="must be an existing file"):
         read_dialogues(listed.with_name("other.jsonl"))
+
+
+def test_words_that_are_left_out_or_cut_short_are_counted(listed: Path) -> None:
+    """Of ten: three have no place, two share one, two lose ids to the next or to the chunk."""
+    alignments = [
+        ["no length", [0.05, 0.05], "SPEAKER_MAIN"],
+        ["behind", [50, 51], "SPEAKER_MAIN"],
+        ["before", [-1, 0.1], "SPEAKER_MAIN"],
+        ["I", [0.2, 0.24], "SPEAKER_MAIN"],
+        ["am", [0.21, 0.3], "SPEAKER_MAIN"],
+        ["long", [0.28, 0.4], "SPEAKER_MAIN"],
+        ["b", [0.32, 0.5], "SPEAKER_MAIN"],
+        ["longer", [0.36, 0.6], "SPEAKER_MAIN"],
+        ["c", [0.44, 0.5], "SPEAKER_MAIN"],
+        ["c", [0.6, 0.7], "SPEAKER_MAIN"],
+        ["", [0.64, 0.7], "SPEAKER_MAIN"],
+    ]
+    words = listed.parent / "wav" / "one.json"
+    words.write_text(json.dumps({"alignments": alignments}))
+    dialogues = read_dialogues(listed)
+    files = encode_dialogues(dialogues, Codec2(), config(listed.parent))
+    note = DialogueExamples(dialogues, files, encode_word).note()
+    assert note.startswith("of 10 words 4 are left out")
+    assert note.endswith("and 2 are cut short")
+    words.write_text(json.dumps({"alignments": alignments[-2:]}))
+    assert DialogueExamples(read_dialogues(listed), files, encode_word).note() == ""
+
+
+def test_a_user_who_speaks_alone_is_named(listed: Path) -> None:
+    words = listed.parent / "wav" / "one.json"
+    words.write_text(json.dumps({"alignments": [["a", [0, 1], "SPEAKER_OTHER"]]}))
+    assert read_dialogues(listed)[0].words == ()
+    words.write_text(json.dumps({"alignments": [["a", [0, 1], "SPEAKER_01"]]}))
+    with pytest.raises(UserError, match="must name the agent 'SPEAKER_MAIN'.* of 'SPEAKER_01'"):
+        read_dialogues(listed)
+    heard = read_dialogues(listed, Hearing(after_s=0.1))[0].words
+    assert heard is not None
+    assert [word.text for word in heard] == ["a"]

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.speech.monologue import Word, WordStarts, read_monologue, write_monologue
+from counterpoint.data.speech.monologue import (
+    Word,
+    WordStarts,
+    count_written,
+    read_monologue,
+    write_monologue,
+)
 from counterpoint.streams.spec import UNSET_ID
 
 P, E = 3, 0
@@ -199,6 +205,33 @@ def test_ids_are_those_of_a_frame_by_frame_writer(words: list[Word]) -> None:
             ids[-1] = E
         ids.append(queue.pop(0) if queue else P)
     assert write_monologue(words, encode, HZ, 40).tolist() == ids
+
+
+@given(words_in_time, st.sampled_from([0, 7]), st.sampled_from(["exact", "moshi_finetune"]))
+def test_words_are_counted_as_they_are_written(
+    words: list[Word], first_frame: int, rule: WordStarts
+) -> None:
+    """Each word gets ids of its own: what is found of them in the monologue was written."""
+    own = [replace_text(word, number) for number, word in enumerate(words)]
+
+    def encode_own(text: str) -> list[int]:
+        number = int(text)
+        return [100 * (number + 1) + place for place in range(len(WORDS[words[number].text]))]
+
+    ids = write_monologue(
+        own, encode_own, HZ, 20, first_frame=first_frame, word_starts=rule
+    ).tolist()
+    expected = [0, 0]
+    for number in range(len(own)):
+        encoded = encode_own(str(number))
+        if found := sum(token in ids for token in encoded):
+            expected[found < len(encoded)] += 1
+    counted = count_written(own, encode_own, HZ, 20, first_frame=first_frame, word_starts=rule)
+    assert list(counted) == expected
+
+
+def replace_text(word: Word, number: int) -> Word:
+    return word._replace(text=str(number))
 
 
 words_to_the_hundredth = st.lists(

@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,14 @@ from counterpoint.data.loader import Loader, Rows
 from counterpoint.data.speech.alignments import AGENT_SPEAKER
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.speech.hearing import Hearing
-from counterpoint.data.speech.monologue import WordStarts
+from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID, WordStarts
 from counterpoint.data.speech.rows import (
     DialogueRows,
     SpeechData,
     codec_of,
     prepare_speech,
 )
-from counterpoint.data.speech.words import ByteWords, WordTokenizer, open_tokenizer
+from counterpoint.data.speech.words import ByteWords, WordTokenizer, open_tokenizer, train_tokenizer
 from counterpoint.formats import open_codec
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.augment import Augmentation
@@ -190,6 +191,20 @@ def test_recordings_become_rows_with_their_words(listed: Path) -> None:
     assert ByteWords().decode(text[:25]) == " hé"
 
 
+def test_words_that_are_left_out_are_told_once(listed: Path) -> None:
+    words = [["so", [0.2, 0.3], AGENT_SPEAKER], ["so", [0.21, 0.2], AGENT_SPEAKER]]
+    (listed.parent / "1.json").write_text(json.dumps({"alignments": words}))
+    told = io.StringIO()
+    corpus = data(listed).prepare(build(codec2_config()), progress=told)
+    (note,) = corpus.notes
+    assert note.startswith(f"{listed}: of ")
+    assert "1 are left out" in note
+    assert told.getvalue().splitlines().count(note) == 1
+    silent = io.StringIO()
+    data(listed).prepare(build(codec2_config()), progress=silent, rank=1, world_size=2)
+    assert silent.getvalue() == ""
+
+
 def test_words_on_the_edge_of_a_frame_start_as_the_config_says(listed: Path) -> None:
     """A start of 1.16 s is frame 29 of 40 ms, and less than 29 of them in floats."""
     assert 1.16 * 25 < 29
@@ -294,6 +309,20 @@ def test_copies_need_an_augmentation() -> None:
 
 
 # Tokenisers
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "\x07", "\t \x00"])
+def test_no_word_has_no_bytes(text: str) -> None:
+    assert open_tokenizer("bytes").encode_word(text) == []
+
+
+def test_letters_that_a_tokenizer_does_not_know_are_no_padding(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    train_tokenizer(["the cat sat"] * 50, tmp_path / "words.model", 40)
+    words = open_tokenizer(str(tmp_path / "words.model"))
+    assert words.encode_word("你好") == []
+    assert words.decode(words.encode_word("c你at")) == "cat"
+    assert not {EPAD_ID, PAD_ID} & set(words.encode_word("th你e"))
 
 
 def test_bytes_leave_control_characters_free() -> None:

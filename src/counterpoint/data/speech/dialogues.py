@@ -11,7 +11,7 @@ kept on disk, found again by the audio's content.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from counterpoint.data.speech.monologue import (
     PAD_ID,
     Word,
     WordStarts,
+    count_written,
     write_monologue,
 )
 from counterpoint.errors import UserError
@@ -178,7 +179,7 @@ class DialogueExamples(Sequence[Example]):
         text = torch.full((stop - first,), UNSET_ID)
         if dialogue.words is not None:
             text = write_monologue(
-                dialogue.words,
+                _words_near(dialogue.words, first / frame_rate_hz, stop / frame_rate_hz),
                 self._encode,
                 frame_rate_hz,
                 stop - first,
@@ -193,6 +194,42 @@ class DialogueExamples(Sequence[Example]):
             role=dialogue.role,
             voice=dialogue.voice,
         )
+
+    def note(self) -> str:
+        """A line that counts the words that are not in the text as they were said; or nothing.
+
+        Words are left out that have no length, begin outside of the recording, have no ids, or
+        begin on the frame of another one; a word is cut short where the next one begins before all
+        its ids are written, or the example ends.
+        """
+        num_words = sum(len(dialogue.words or ()) for dialogue, _ in self._files)
+        whole = cut = 0
+        for number, first, stop in self._places:
+            dialogue, file = self._files[number]
+            if not dialogue.words:
+                continue
+            with _opened(file) as codes:
+                frame_rate_hz = float(codes.metadata()["frame_rate_hz"])
+            written = count_written(
+                _words_near(dialogue.words, first / frame_rate_hz, stop / frame_rate_hz),
+                self._encode,
+                frame_rate_hz,
+                stop - first,
+                first_frame=first,
+                word_starts=self._word_starts,
+            )
+            whole, cut = whole + written.whole, cut + written.cut
+        if whole == num_words:
+            return ""
+        return (
+            f"of {num_words:,} words {num_words - whole - cut:,} are left out (no length, no ids, "
+            f"outside of the recording, or on the frame of another) and {cut:,} are cut short"
+        )
+
+
+def _words_near(words: Iterable[Word], start_s: float, stop_s: float) -> list[Word]:
+    """Those that begin in a part of a recording, or so near that rounding decides."""
+    return [word for word in words if not (word.start_s < start_s - 1 or word.start_s > stop_s + 1)]
 
 
 def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dialogue]:

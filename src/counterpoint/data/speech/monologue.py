@@ -91,6 +91,36 @@ def write_monologue(
     return torch.tensor(ids, dtype=torch.long)
 
 
+class Written(NamedTuple):
+    """What became of words in a monologue.
+
+    Attributes:
+        whole: Words with all their ids.
+        cut: Words of which the next one, or the end of the part, took ids away.
+    """
+
+    whole: int
+    cut: int
+
+
+def count_written(
+    words: Iterable[Word],
+    encode: Callable[[str], Sequence[int]],
+    frame_rate_hz: float,
+    num_frames: int,
+    *,
+    first_frame: int = 0,
+    word_starts: WordStarts = "exact",
+) -> Written:
+    """How many words `write_monologue` writes, of the same arguments; all others are left out."""
+    starts = _starts(words, frame_rate_hz, first_frame, num_frames, word_starts)
+    whole = cut = 0
+    for start, stop, encoded in _placed(starts, encode, num_frames):
+        whole += 0 < len(encoded) <= stop - start
+        cut += len(encoded) > stop - start
+    return Written(whole, cut)
+
+
 def read_monologue(
     ids: Int[Tensor, " T"],
     decode: Callable[[Sequence[int]], str],

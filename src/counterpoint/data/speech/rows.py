@@ -129,7 +129,11 @@ class SpeechData:
                 f"{block_ticks}. Compare systems of one period."
             )
         lines = recording_lines(progress) if progress is not None and rank == 0 else None
-        return prepare_speech(self, system, lines, rank, world_size)
+        corpus = prepare_speech(self, system, lines, rank, world_size)
+        if progress is not None and rank == 0:
+            for note in corpus.notes:
+                progress.write(f"{note}\n")
+        return corpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +146,7 @@ class SpeechCorpus:
         text: Of text alone, to learn from; ``None`` where there are none.
         text_share: Share of their batches.
         recordings: By list, place and name: digests of what is learned from each recording.
+        notes: What a person should know about the data, each a line.
     """
 
     train: "DialogueRows"
@@ -149,6 +154,7 @@ class SpeechCorpus:
     text: TextRows | None = None
     text_share: float = 0.0
     recordings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def batches(
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
@@ -227,6 +233,7 @@ def prepare_speech(
     """
     tokenizer = _tokenizer_of(config, model)
     recordings: dict[str, dict[str, str]] = {}
+    notes: list[str] = []
     num_frames = round(config.row_s * (model.layout.tick_hz or 0))
 
     sound = cache(partial(_sound, config, model, tokenizer))  # opened once, or never
@@ -251,16 +258,21 @@ def prepare_speech(
         examples = DialogueExamples(
             dialogues * len(seeds), files, encode, pad_id=pad_id, word_starts=config.word_starts
         )
+        if note := examples.note():
+            notes.append(f"{path}: {note}")
         only_text = config.hearing is not None
         return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
 
     seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
+    train = rows(config.train, seeds, config.augmentation)
+    held_out = rows(config.held_out, [0], None) if config.held_out else None
     return SpeechCorpus(
-        train=rows(config.train, seeds, config.augmentation),
-        held_out=rows(config.held_out, [0], None) if config.held_out else None,
+        train=train,
+        held_out=held_out,
         text=None if config.text is None else prepare_text(config.text, config.tokenizer, model),
         text_share=0.0 if config.text is None else config.text.share,
         recordings=recordings,
+        notes=tuple(notes),
     )
 
 

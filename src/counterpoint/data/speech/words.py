@@ -81,7 +81,8 @@ class SentencePieceWords:
         Moshi's text it is that of the end of padding.
         """
         unknown = self._pieces.unk_id()
-        return [token for token in self._pieces.encode(word) if token != unknown]
+        known = [token for token in self._pieces.encode(word) if token != unknown]
+        return known if self._pieces.decode(known).strip() else []
 
     def starts_word(self, token: int) -> bool:
         """Whether a piece begins with U+2581."""
