@@ -13,6 +13,7 @@ from transformers import MimiConfig, MimiModel
 
 from counterpoint.config_json import encode
 from counterpoint.data.speech.rows import SpeechData
+from counterpoint.digests import sealed
 from counterpoint.formats.moshi.checkpoint import save_moshi
 from counterpoint.formats.moshi.published import MIMI_FILE, TEXT_FILE
 from counterpoint.speech.codec2 import Codec2
@@ -68,7 +69,7 @@ def change_weights(checkpoint: Path, *, drop: str = "", add: str = "") -> None:
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 def write_published(folder: Path) -> Path:

@@ -11,16 +11,17 @@ import pytest
 import soundfile
 import torch
 
-from counterpoint.cli import talk as verb
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.cli.talk import main
 from counterpoint.data.speech.dialogues import VOICE_LUFS, read_dialogues
 from counterpoint.data.speech.opening import codec_fillers, hybrid_prompt
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report import answer
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.formats.moshi.checkpoint import load_moshi
 from counterpoint.formats.moshi.voice import record_voice, write_voice
+from counterpoint.runtime import talk as conversation
 from counterpoint.runtime.load import load
 from counterpoint.runtime.talk import Conversation, Talker, converse
 from counterpoint.speech.audio import read_audio, resample
@@ -68,9 +69,9 @@ def write_voices_that_do_not_fit(run: Path) -> None:
     embedding = moshi_of(speaker).embed(zero).detach()
     wide = torch.nn.functional.pad(embedding, (0, 1))
     for name, found in (
-        ("other", wide.expand(3, 1, 1, -1)),
+        ("other", wide.repeat(3, 1, 1, 1)),
         ("alien", embedding.expand(3, 1, 1, -1) + 1),
-        ("long", embedding.expand(290, 1, 1, -1)),
+        ("long", embedding.repeat(290, 1, 1, 1)),
     ):
         cache = torch.zeros(1, 9, 4, dtype=torch.long)
         torch.save({"embeddings": found, "cache": cache}, f"{name}.pt")
@@ -194,7 +195,7 @@ def test_large_recordings_stay_beside_their_page(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record("in.wav")
-    monkeypatch.setattr(verb, "_EMBEDDED_BYTES", 100)
+    monkeypatch.setattr(answer, "_EMBEDDED_BYTES", 100)
     talk(run, output="an answer.wav")
     page = Path("an answer.html").read_text()
     assert '<audio controls src="an%20answer.wav">' in page
@@ -266,7 +267,7 @@ def test_voice_beyond_the_window_is_refused_before_it_is_read(
 ) -> None:
     record("in.wav")
     soundfile.write("hour.wav", np.zeros(3_600_000), 1000)
-    monkeypatch.setattr(verb, "read_audio", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(conversation, "read_audio", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ValueError, match="window of 300 frames: got a voice of 90000"):
         talk(run, "--voice", "hour.wav")
 
@@ -292,7 +293,7 @@ def test_prompt_may_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         held.append(conversation)
         return converse(conversation, *more)
 
-    monkeypatch.setattr(verb, "converse", keep)
+    monkeypatch.setattr(answer, "converse", keep)
     for pin in ((), ("--pin",)):
         talk(Path("short"), "--prompt", "tea", "--text-temperature", "2", *pin)
     assert Timeline.read(Path("out.timeline.jsonl")).header["options"]["pin"] is True
@@ -437,7 +438,7 @@ def test_published_folder_must_be_whole(published: Path, name: str) -> None:
 def test_config_of_a_published_folder_is_read(published: Path, content: str) -> None:
     shutil.copytree(published, "copy")
     Path("copy/config.json").write_text(content)
-    with pytest.raises(ValueError, match="must be readable JSON|an object: got list|other is miss"):
+    with pytest.raises(ValueError, match="it is not JSON|an object: got list|other is miss"):
         talker_of("copy")
 
 

@@ -142,7 +142,7 @@ def test_evaluate_refuses_another_text(trained: Path, capsys: pytest.CaptureFixt
             "runs/pair/single --prompt abcdefghijkl --whole-from abcdefghijkl",
             "Only a system with a whole",
         ),
-        ("runs/pair/single --simultaneous", "`--simultaneous` needs a TwoStream"),
+        ("runs/pair/single --simultaneous", "`--simultaneous` needs a system with a whole tower"),
         ("runs/pair", "it is a study. Name one of runs/pair/single, runs/pair/two."),
     ],
 )

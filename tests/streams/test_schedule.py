@@ -168,7 +168,8 @@ def test_content_inverts_columns_and_each_of_their_prefixes(
     prefix = {name: ids[:, :cut] for name, ids in arrived.items()}
     for name, ids in schedule.content(layout, prefix).items():
         assert torch.equal(ids, ticks[name][:, : ids.shape[1]])
-        assert ids.shape[1] == max(cut - 1 - schedule.delay_padding(layout), 0)
+        kept = min(cut, arrived[name].shape[1]) - 1 - schedule.delay_padding(layout)
+        assert ids.shape[1] == max(kept, 0)
 
 
 @given(layout=spoken_layouts, num_ticks=st.integers(1, 8), num_prompt=st.integers(0, 8))
@@ -199,39 +200,53 @@ def test_a_batch_reads_exactly_what_is_visible_to_its_targets(
                     assert (step in found) == visible(layout, (name, frame), (key.name, step))
 
 
+class SessionRing:
+    """A ring that is filled as sessions fill theirs, and never overwrites what is still needed."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.size = layout, schedule.ring_columns(layout)
+        self.slots: dict[tuple[str, int], int] = {}
+
+    def put(self, name: str, column: int, value: float) -> None:
+        assert not self.has(name, column), "a column that is still needed is overwritten"
+        self.slots[name, column % self.size] = int(value)
+
+    def has(self, name: str, column: int) -> bool:
+        return (name, column % self.size) in self.slots
+
+    def get(self, name: str, column: int) -> int:
+        return self.slots[name, column % self.size]
+
+    def expire(self, column: int) -> None:
+        expired = int(schedule.expired_column(self.layout, torch.tensor(column)))
+        for stream in self.layout.streams:
+            self.slots.pop((stream.name, expired % self.size), None)
+
+
 @given(layout=spoken_layouts, num_prompt=st.integers(0, 5), num_ticks=st.integers(1, 12))
 def test_a_session_has_every_element_when_its_column_is_read(
     layout: Layout, num_prompt: int, num_ticks: int
 ) -> None:
     """A ring that is filled as sessions fill theirs gives back the columns of the whole content."""
     whole = schedule.columns(layout, numbered(layout, num_prompt + num_ticks))
-    size, ring = schedule.ring_columns(layout), dict[tuple[str, int], int]()
-
-    def put(name: str, column: int, value: int) -> None:
-        assert (name, column % size) not in ring, "a column that is still needed is overwritten"
-        ring[name, column % size] = value
-
     prompt = schedule.columns(layout, numbered(layout, num_prompt))
+    ring = SessionRing(layout)
     for stream in layout.streams:
         for column in schedule.tail_columns(layout, stream.name, num_prompt):
-            put(stream.name, column, prompt[stream.name][0, column].item())
+            ring.put(stream.name, column, prompt[stream.name][0, column].item())
     for done in range(num_prompt, num_prompt + num_ticks):
         column = schedule.next_column(layout, done)
         for stream in layout.predicted:  # the session writes what is not given
-            if (stream.name, column % size) not in ring:
-                put(stream.name, column, whole[stream.name][0, column].item())
+            if not ring.has(stream.name, column):
+                ring.put(stream.name, column, whole[stream.name][0, column].item())
         newest = schedule.complete_tick(layout, column)
-        if newest >= num_prompt:
-            for stream in layout.predicted:
-                at = (newest + 1 + stream.delay_ticks) % size
-                assert ring[stream.name, at] == newest
-        expired = int(schedule.expired_column(layout, torch.tensor(column))) % size
-        for stream in layout.streams:
-            ring.pop((stream.name, expired), None)
+        for stream in layout.predicted if newest >= num_prompt else ():
+            assert ring.get(stream.name, newest + 1 + stream.delay_ticks) == newest
+        ring.expire(column)
         for stream in layout.heard:
-            put(stream.name, schedule.given_column(layout, stream.name, done), done)
+            ring.put(stream.name, schedule.given_column(layout, stream.name, done), done)
         for stream in layout.streams:
-            assert ring[stream.name, column % size] == whole[stream.name][0, column].item()
+            assert ring.get(stream.name, column) == whole[stream.name][0, column].item()
 
 
 def test_forced_ids_are_those_of_the_next_tick() -> None:

@@ -283,7 +283,8 @@ def test_whole_is_dropped_by_rows_at_the_given_share() -> None:
     values = []
     for keep in (False, True):
         mask = torch.full((200, 1), keep)
-        logits = model._write_part(lower.x, lower.reach, model._guidance(lower, mask))
+        hidden = model._write_part(lower.x, lower.reach, model._guidance(lower, mask))
+        logits = model.head(hidden)
         values.append(cross_entropy(logits, batch.targets["part"]))
     share = float((model.loss(batch).nats - values[1]) / (values[0] - values[1]))
     assert share == pytest.approx(round(share * 200) / 200, abs=1e-3)  # whole rows

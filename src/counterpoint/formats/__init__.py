@@ -15,7 +15,7 @@ from counterpoint.errors import UserError
 from counterpoint.formats.mimi import open_mimi
 from counterpoint.formats.moshi import published as moshi
 from counterpoint.formats.moshi.voice import FILES as VOICE_FILES
-from counterpoint.formats.published import Published
+from counterpoint.formats.published import PublishedModel as PublishedModel
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.codec2 import Codec2
 from counterpoint.streams.spec import Ticks
@@ -36,7 +36,7 @@ class Format:
 
     system: str
     matches: Callable[[Path], bool]
-    open: Callable[[Path], Published]
+    open: Callable[[Path], PublishedModel]
     load: Callable[[Path, System | None], System]
     save_adapters: Callable[[System, Path, LowRankConfig], None] | None = None
 

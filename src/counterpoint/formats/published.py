@@ -8,7 +8,7 @@ from counterpoint.systems.contract import System
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
+class PublishedModel:
     """A published model and what belongs to it.
 
     Attributes:

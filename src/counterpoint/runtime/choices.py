@@ -52,7 +52,7 @@ class FrameSampling:
         return sampling or cls()
 
 
-class Guidance(NamedTuple):
+class PromptGuidance(NamedTuple):
     """Whose ids each row takes, whose scores are those without its prompt, and its scale."""
 
     lead: Int[Tensor, " n"]
@@ -67,13 +67,13 @@ class _Kind(NamedTuple):
     wide: Bool[Tensor, " n"] | None
 
 
-class Choices(NamedTuple):
+class RowChoices(NamedTuple):
     """How the elements of some rows are chosen; see `choices_of`."""
 
     text: _Kind
     audio: _Kind
     audio_streams: frozenset[str]
-    guidance: Guidance | None
+    guidance: PromptGuidance | None
     biases: Mapping[str, Float[Tensor, "n V"]]
 
     def choose(
@@ -91,9 +91,9 @@ class Choices(NamedTuple):
 def choices_of(
     layout: Layout,
     samplings: Sequence[FrameSampling],
-    guidance: Guidance | None,
+    guidance: PromptGuidance | None,
     device: torch.device,
-) -> Choices:
+) -> RowChoices:
     """How some rows choose.
 
     Args:
@@ -108,7 +108,7 @@ def choices_of(
         for stream in layout.predicted
         if stream.padding_id is not None and any(s.padding_bias for s in samplings)
     }
-    return Choices(
+    return RowChoices(
         text=_kind([sampling.text for sampling in samplings], device),
         audio=_kind([sampling.audio for sampling in samplings], device),
         audio_streams=frozenset(audio),
@@ -132,7 +132,7 @@ def _kind(samplings: Sequence[Sampling], device: torch.device) -> _Kind:
     return _Kind(row_samplings(samplings, device), wide)
 
 
-def _guided(logits: Float[Tensor, "n V"], guidance: Guidance) -> Float[Tensor, "n V"]:
+def _guided(logits: Float[Tensor, "n V"], guidance: PromptGuidance) -> Float[Tensor, "n V"]:
     """Scores moved away from those without the prompt; equal ones, also of -inf, stay."""
     null = logits[guidance.null]
     moved = null + guidance.scale.to(logits.dtype) * (logits - null)

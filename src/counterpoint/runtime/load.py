@@ -14,8 +14,7 @@ from counterpoint.data.speech.rows import codec_of
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.errors import UserError
-from counterpoint.formats import find_format
-from counterpoint.formats.published import Published
+from counterpoint.formats import PublishedModel, find_format
 from counterpoint.runtime.talk import Talker
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -37,7 +36,7 @@ class Loaded:
     path: Path
     system: System
     run: Run | None = None
-    published: Published | None = None
+    published: PublishedModel | None = None
 
     @property
     def is_speech(self) -> bool:
@@ -133,16 +132,16 @@ def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
         UserError: It cannot be used, or has not.
     """
     tokenizer = load_tokenizer(name)
-    (stream,) = layout.predicted
-    if stream.vocab_size != tokenizer.vocab_size:
+    vocab_size = layout.text_part.vocab_size
+    if vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"`system.vocab_size` must be that of the tokeniser {name!r}, "
-            f"{tokenizer.vocab_size}: got {stream.vocab_size}. Change one of them."
+            f"{tokenizer.vocab_size}: got {vocab_size}. Change one of them."
         )
     return tokenizer
 
 
-def check_tokenizer(published: Published) -> None:
+def check_tokenizer(published: PublishedModel) -> None:
     """Refuse a published model whose tokeniser cannot be opened.
 
     Raises:

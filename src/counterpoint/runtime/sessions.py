@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.runtime.choices import Choices, FrameSampling, Guidance, choices_of
+from counterpoint.runtime.choices import FrameSampling, PromptGuidance, RowChoices, choices_of
 from counterpoint.runtime.given import Codes, Given, check_prompt, parse_frame
 from counterpoint.runtime.prefix import check_prefix
 from counterpoint.runtime.ring import OPEN, ColumnRing
@@ -69,7 +69,7 @@ class Sessions:
         self._hidden: Float[Tensor, "B D"] | None = None
         self._rows: list[Session | None] = [None] * num_rows
         self._leads: dict[int, int] = {}  # of twins
-        self._choices: Choices | None = None
+        self._choices: RowChoices | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -155,12 +155,7 @@ class Sessions:
         hidden = [self._prefill(row, columns, num_prompt, prefix)]
         self._rows[row] = session
         if twin is not None:
-            nothing = {
-                name: torch.full_like(ids, 0 if ids.is_floating_point() else UNSET_ID)
-                for name, ids in (prompt or {}).items()
-            }
-            unprompted, _ = check_prompt(self.layout, nothing or None, self._device)
-            hidden.append(self._prefill(twin, unprompted, num_prompt, None))
+            hidden.append(self._prefill(twin, self._unprompted(prompt), num_prompt, None))
             self._rows[twin], self._leads[twin] = session, row
         begun = [z for z in hidden if z is not None]
         if begun:
@@ -309,6 +304,14 @@ class Sessions:
                     tensor.copy_(new)
         return hidden
 
+    def _unprompted(self, prompt: Ticks | None) -> Ticks:
+        """The columns of a prompt of which nothing is told."""
+        nothing = {
+            name: torch.full_like(ids, 0 if ids.is_floating_point() else UNSET_ID)
+            for name, ids in (prompt or {}).items()
+        }
+        return check_prompt(self.layout, nothing or None, self._device)[0]
+
     # Writing
 
     def _write_rows(self, rows: Sequence[int], hidden: Float[Tensor, "n D"] | None) -> None:
@@ -349,7 +352,7 @@ class Sessions:
         column: Int[Tensor, " n"],
         drawn: Int[Tensor, " n"],
         hidden: Float[Tensor, "n D"],
-        choices: Choices,
+        choices: RowChoices,
         real: Bool[Tensor, " n"] | None,
     ) -> None:
         """Write a column of rows; those that are not real are computed, so that shapes stay."""
@@ -402,7 +405,7 @@ class Sessions:
             elif len(session.sampled) == session.max_sampled:
                 session.ended = Ended.LIMIT
 
-    def _choices_of(self, rows: Sequence[int]) -> Choices:
+    def _choices_of(self, rows: Sequence[int]) -> RowChoices:
         """How the elements of some rows are chosen."""
         sessions = [self._rows[row] for row in rows]
         own = [session.sampling if session else FrameSampling() for session in sessions]
@@ -414,7 +417,7 @@ class Sessions:
             null = [place[row if t is None else t] for row, t in zip(rows, twins, strict=True)]
             who = torch.tensor([lead, null], device=self._device)
             scale = torch.tensor([[sampling.guidance] for sampling in own], device=self._device)
-            guidance = Guidance(who[0], who[1], scale)
+            guidance = PromptGuidance(who[0], who[1], scale)
         return choices_of(self.layout, own, guidance, self._device)
 
     # Rows

@@ -14,7 +14,7 @@ from counterpoint.systems.contract import Choose, State, System
 
 
 @runtime_checkable
-class LowerStates(Protocol):
+class LowerChunk(Protocol):
     """A chunk between the stages of a system: what its part tower has read, before it writes."""
 
     x: Float[Tensor, "B T D"]
@@ -91,7 +91,7 @@ class Staged(Protocol):
 class _Job(NamedTuple):
     """A chunk whose blocks the whole tower has been given."""
 
-    lower: LowerStates
+    lower: LowerChunk
     future: Future[None]
 
 
@@ -195,7 +195,7 @@ class Simultaneous:
         while self._jobs:
             self._jobs.popleft().future.result()
 
-    def _submit(self, lower: LowerStates, state: State) -> None:
+    def _submit(self, lower: LowerChunk, state: State) -> None:
         """Give the whole tower a chunk."""
         # Torch keeps all of these modes for every thread by itself.
         inference, device = torch.is_inference_mode_enabled(), lower.x.device.type
@@ -225,6 +225,6 @@ class Simultaneous:
         self._worker.shutdown()
 
 
-def _is_due(lower: LowerStates, usable: Int[Tensor, " B"]) -> bool:
+def _is_due(lower: LowerChunk, usable: Int[Tensor, " B"]) -> bool:
     """Whether a row may read a block of this job: ``usable`` blocks of each row are visible."""
     return bool(((lower.finished > 0) & (lower.before < usable)).any())

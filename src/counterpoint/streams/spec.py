@@ -177,6 +177,21 @@ class Layout:
             f"{', '.join(stream.name for stream in self.streams)}."
         )
 
+    @property
+    def text_part(self) -> Stream:
+        """The one stream of a layout of text alone.
+
+        Raises:
+            ValueError: The layout has others that are read or written.
+        """
+        given = (*self.predicted, *self.heard)
+        if len(given) != 1:
+            raise ValueError(
+                "A model of text must have one stream of ids: this one has "
+                f"{', '.join(stream.name for stream in given)}."
+            )
+        return given[0]
+
     def by_role(self, role: Role) -> tuple[Stream, ...]:
         """All streams of a role, in their order."""
         return tuple(stream for stream in self.streams if stream.role == role)

@@ -214,7 +214,7 @@ class Moshi(System):
         super().__init__()
         self.config = config
         self.layout = _layout(config)
-        self.audio = self.layout.streams[1:]
+        self.audio = tuple(stream for stream in self.layout.streams if stream.name != TEXT)
         self.predicted = tuple(stream for stream in self.audio if stream.predicted)
         width = config.temporal.width
         text_ids, audio_ids = config.text_vocab_size + 1, config.audio_vocab_size + 1

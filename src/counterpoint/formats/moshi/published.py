@@ -7,7 +7,7 @@ from counterpoint.errors import UserError
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
 from counterpoint.formats.moshi.voice import read_voice, voice_prefix
 from counterpoint.formats.moshi.weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
-from counterpoint.formats.published import Published
+from counterpoint.formats.published import PublishedModel
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import Prefix, System
 from counterpoint.systems.moshi import Moshi
@@ -24,7 +24,7 @@ def matches(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def open_folder(path: Path) -> Published:
+def open_folder(path: Path) -> PublishedModel:
     """What a folder, or the folder of a file of weights, holds.
 
     Raises:
@@ -41,7 +41,7 @@ def open_folder(path: Path) -> Published:
                 f"{folder} must hold the model, Mimi and the text tokeniser: {name} is missing. "
                 "Fetch it from where the model came."
             )
-    return Published(
+    return PublishedModel(
         load=lambda: load_moshi(path),
         tokenizer=folder / names["tokenizer_name"],
         codec=folder / names["mimi_name"],
