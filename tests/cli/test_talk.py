@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from counterpoint.cli import talk as verb
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.cli.talk import main
 from counterpoint.data.speech.dialogues import VOICE_LUFS, read_dialogues
@@ -293,7 +294,7 @@ def test_prompt_may_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         held.append(conversation)
         return converse(conversation, *more)
 
-    monkeypatch.setattr(answer, "converse", keep)
+    monkeypatch.setattr(verb, "converse", keep)
     for pin in ((), ("--pin",)):
         talk(Path("short"), "--prompt", "tea", "--text-temperature", "2", *pin)
     assert Timeline.read(Path("out.timeline.jsonl")).header["options"]["pin"] is True
