@@ -1,8 +1,8 @@
 """Mimi's weights under one set of names, whichever file they come from.
 
-Read are Kyutai's file (``tokenizer-e351c8d8-checkpoint125.safetensors``, in both spellings that its
-loader knows) and those of the `transformers` package (``kyutai/mimi``, before and since encoder and
-decoder became models of their own).
+Two kinds of files are read: Kyutai's (``tokenizer-e351c8d8-checkpoint125.safetensors``, in both
+spellings that its loader knows) and that of the `transformers` package (``kyutai/mimi``, before and
+since its encoder and decoder became models of their own).
 """
 
 import re
@@ -57,12 +57,12 @@ _RENAMINGS = (
 
 
 def open_mimi(path: str | Path, num_codebooks: int = 8, device: str | torch.device = "cpu") -> Mimi:
-    """Mimi with the weights of a .safetensors file.
+    """Open Mimi with the weights of a .safetensors file.
 
     Args:
-        path: Kyutai's file, or that of `transformers`.
-        num_codebooks: 1 to 32; Moshi uses 8.
-        device: Where it computes.
+        path: The file of Kyutai or of `transformers`.
+        num_codebooks: How many of its codebooks are used, 1 to 32. Moshi uses 8.
+        device: The device on which it computes.
 
     Raises:
         UserError: There is no such file, or it does not hold Mimi.
@@ -72,7 +72,10 @@ def open_mimi(path: str | Path, num_codebooks: int = 8, device: str | torch.devi
 
 
 def mimi_weights(tensors: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float[Tensor, "..."]]:
-    """The same tensors under our names; queries, keys and values in one, rotated by halves.
+    """Give the tensors of a file their names here.
+
+    Queries, keys and values become one matrix, in which the features of a head that rotate together
+    lie half a head apart.
 
     Raises:
         UserError: A name is not one of Mimi's, or one is missing.
@@ -96,7 +99,7 @@ def mimi_weights(tensors: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float
 
 
 def read_mimi_weights(path: str | Path) -> dict[str, Float[Tensor, "..."]]:
-    """The weights of a .safetensors file.
+    """Read the weights of a .safetensors file, under their names here.
 
     Raises:
         UserError: There is no such file, or it does not hold Mimi.
@@ -129,7 +132,7 @@ def _rotated_by_halves(qkv: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
 
 
 def _expected_names(names: Iterable[str]) -> set[str]:
-    """All names of a Mimi with as many stages, layers and codebooks as these names tell of."""
+    """Name all weights of a Mimi with the stages, layers and codebooks that these names tell."""
     names = list(names)
     num_stages = max(_count(names, r"encoder\.(\d+)\.") // 3 - 1, 0)
     expected = {"upsample.weight", "downsample.weight"}
@@ -150,6 +153,6 @@ def _expected_names(names: Iterable[str]) -> set[str]:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that the pattern finds; 0 without any."""
+    """Count from the largest number that a pattern finds in the names; 0 where it finds none."""
     found = (re.match(pattern, name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)

@@ -16,20 +16,20 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """How often and how strongly the user's audio is changed; drawn uniformly within ranges.
+    """How often and how strongly the user's audio is changed. Values are drawn uniformly.
 
     Attributes:
         gain_probability: How often the level changes.
         gain_db: Decibels by which it becomes louder.
         noise_probability: How often there is noise.
         noise_db: Its level relative to the user's, both as root mean squares.
-        noise_s: Lengths of noise and of silences between, in turn.
+        noise_s: How long noise lasts, and silences between, in turn.
         echo_probability: How often the agent is heard in the user's microphone.
         echo_gain: How much of it, as a factor.
         echo_delay_s: How much later.
 
-    Source: Moshi (arXiv:2410.00037), section 4.4. Deviation: without the reverberation that it
-    applies to echo and user together.
+    Source: Moshi (arXiv:2410.00037), section 4.4. Deviation: the reverberation that it applies to
+    echo and user together is left out.
     """
 
     gain_probability: float = 0.5
@@ -64,10 +64,10 @@ def augment_user(
     seed: int,
     noise: Float[Tensor, " M"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """The user's audio as a poorer microphone hears it; equal seeds give equal audio.
+    """Give the user's audio as a poorer microphone hears it; equal seeds give equal audio.
 
     Args:
-        user: One channel.
+        user: The user's channel.
         agent: What the agent says at the same time.
         sample_rate: Samples a second.
         augmentation: What may happen.
@@ -94,7 +94,7 @@ def augment_user(
 
 
 def echo(agent: Float[Tensor, " N"], gain: float, delay_samples: int) -> Float[Tensor, " N"]:
-    """The agent's audio, weaker and later."""
+    """Give the agent's audio, weaker and later."""
     late = torch.zeros_like(agent)
     late[delay_samples:] = agent[: max(len(agent) - delay_samples, 0)]
     return gain * late
@@ -107,10 +107,10 @@ def noise_sections(
     seed: int,
     noise: Float[Tensor, " M"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """Noise and silence in turn, each for a random time; the noise has root mean square 1.
+    """Make noise and silence in turn, each for a random time. The root mean square of noise is 1.
 
     Args:
-        num_samples: N.
+        num_samples: How many samples are made (N).
         sample_rate: Samples a second.
         section_s: Range of the length of a section.
         seed: Decides the lengths, what comes first, and the noise.
@@ -142,7 +142,7 @@ def noise_sections(
 
 
 def pink_noise(num_samples: int, seed: int) -> Float[Tensor, " N"]:
-    """Noise whose power falls by half with every doubling of the frequency; no constant part."""
+    """Make noise whose power falls by half with every doubling of the frequency."""
     generator = torch.Generator().manual_seed(seed)
     spectrum = torch.fft.rfft(torch.randn(num_samples, generator=generator))
     spectrum[0] = 0

@@ -1,4 +1,4 @@
-"""Codecs: waveforms to frames of codebook ids and back, whole or as streams."""
+"""Codecs turn waveforms into frames of codebook ids and back, whole or as streams."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -16,10 +16,10 @@ LOUDEST = 16.0
 
 @runtime_checkable
 class FrameCoder(Protocol):
-    """One direction of a codec, for some rows that each go on where they stopped."""
+    """One direction of a codec for some rows, each of which goes on where it stopped."""
 
     def code(self, rows: list[int], frames: Tensor) -> Tensor:
-        """The next frames of some rows: (B, T * frame_samples) to (B, T, K), or the other way."""
+        """Code the next frames of some rows: (B, T * frame_samples) to (B, T, K), or back."""
         ...
 
     def reset(self, row: int) -> None:
@@ -33,31 +33,31 @@ class Codec(Protocol):
 
     @property
     def name(self) -> str:
-        """Equal exactly for codecs that give equal ids."""
+        """A name that is equal for two codecs exactly if they give equal ids."""
         ...
 
     @property
     def sample_rate(self) -> int:
-        """Samples a second."""
+        """How many samples there are in a second."""
         ...
 
     @property
     def frame_rate_hz(self) -> float:
-        """Frames a second."""
+        """How many frames there are in a second."""
         ...
 
     @property
     def frame_samples(self) -> int:
-        """Samples in a frame."""
+        """How many samples there are in a frame."""
         ...
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Number of ids in each codebook."""
+        """How many ids each codebook has."""
         ...
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
-        """Ids of whole recordings; silence completes the last frame.
+        """Encode whole recordings; silence completes the last frame.
 
         Raises:
             UserError: There are no samples, or samples are none (see `check_samples`).
@@ -65,7 +65,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
-        """Waveforms of whole recordings, N = T * frame_samples.
+        """Decode whole recordings; N is T * frame_samples.
 
         Raises:
             UserError: There are no rows, or an id is not in its codebook.
@@ -73,18 +73,18 @@ class Codec(Protocol):
         ...
 
     def encoder(self, num_rows: int = 1) -> "Encoder":
-        """Encode recordings as they come, each a row."""
+        """Make what encodes recordings as they come, each in a row of its own."""
         ...
 
     def decoder(self, num_rows: int = 1) -> "Decoder":
-        """Decode recordings as they come, each a row."""
+        """Make what decodes recordings as they come, each in a row of its own."""
         ...
 
 
 class Encoder:
-    """Samples in, ids of the frames that are complete out.
+    """Takes samples and gives the ids of the frames that are complete.
 
-    Rows share nothing but the computation: they are pushed, finished and reset on their own.
+    Rows share nothing but the computation. Each is pushed, finished and reset on its own.
 
     Args:
         coder: Encodes whole frames of ``num_rows`` rows.
@@ -103,10 +103,10 @@ class Encoder:
         self._rest = [torch.zeros(0)] * num_rows
 
     def push(self, samples: Mapping[int, Float[Tensor, " _N"]]) -> dict[int, Int[Tensor, "_T _K"]]:
-        """Hear further samples of some rows, any number each.
+        """Hear further samples of some rows, any number of each.
 
         Returns:
-            For each of these rows the ids of all frames that are now complete, oldest first.
+            The ids of all frames that are now complete, by row and oldest first.
 
         Raises:
             UserError: There is no such row, or its samples are none (see `check_channel`).
@@ -128,7 +128,7 @@ class Encoder:
         """Complete the last frame of a row with silence, and reset the row.
 
         Returns:
-            Ids of that frame; none if the samples so far fill their frames.
+            The ids of that frame. There are none if the samples so far fill their frames.
         """
         self._check(row)
         missing = -len(self._rest[row]) % self._frame_samples
@@ -137,7 +137,7 @@ class Encoder:
         return codes
 
     def reset(self, row: int) -> None:
-        """Let a row start anew; samples of an incomplete frame are forgotten."""
+        """Let a row start anew, without the samples of its incomplete frame."""
         self._check(row)
         self._rest[row] = torch.zeros(0)
         self._coder.reset(row)
@@ -147,7 +147,7 @@ class Encoder:
 
 
 class Decoder:
-    """Ids of frames in, their samples out; rows as in `Encoder`.
+    """Takes ids of frames and gives their samples. Rows are as in `Encoder`.
 
     Args:
         coder: Decodes frames of ``num_rows`` rows.
@@ -162,7 +162,7 @@ class Decoder:
         self._codebook_sizes = codebook_sizes
 
     def push(self, codes: Mapping[int, Int[Tensor, "_T _K"]]) -> dict[int, Float[Tensor, " _N"]]:
-        """Samples of further frames of some rows, any number each.
+        """Decode further frames of some rows, any number of each.
 
         Raises:
             UserError: There is no such row, or an id is not in its codebook. Nothing was decoded.
@@ -181,7 +181,7 @@ class Decoder:
 def encode_whole(
     codec: Codec, audio: Float[Tensor, "B N"], piece_frames: int = 128
 ) -> Int[Tensor, "B T K"]:
-    """`Codec.encode` by the codec's stream, in pieces that bound the memory.
+    """Encode whole recordings by the codec's stream, in pieces that bound the memory.
 
     Raises:
         UserError: There are no samples, or samples are none (see `check_samples`).
@@ -199,7 +199,7 @@ def encode_whole(
 def decode_whole(
     codec: Codec, codes: Int[Tensor, "B T K"], piece_frames: int = 128
 ) -> Float[Tensor, "B N"]:
-    """`Codec.decode` by the codec's stream, in pieces that bound the memory.
+    """Decode whole recordings by the codec's stream, in pieces that bound the memory.
 
     Raises:
         UserError: There are no rows, or an id is not in its codebook.
@@ -268,7 +268,7 @@ def check_codes(codes: Int[Tensor, "... K"], codebook_sizes: tuple[int, ...]) ->
 
 
 def _code(coder: FrameCoder, inputs: Mapping[int, Tensor], empty: Tensor) -> dict[int, Tensor]:
-    """Outputs by row; rows with equally many frames are coded in one pass."""
+    """Code rows; those with equally many frames are coded in one pass."""
     by_length: dict[int, list[int]] = {}
     for row, new in inputs.items():
         by_length.setdefault(len(new), []).append(row)

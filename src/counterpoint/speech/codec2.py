@@ -1,7 +1,8 @@
 """Codec2 700C: speech at 700 bit/s without weights to download.
 
-Four ids each 40 ms: two stages of a vector quantiser for the spectrum's shape, energy, pitch (0 is
-unvoiced). Clear for some voices and poor for others: a codec for tests and demonstrations.
+Every 40 ms have four ids: two stages of a vector quantiser for the shape of the spectrum, the
+energy, and the pitch (0 is unvoiced). Some voices are clear and others are poor, so that this is a
+codec for tests and demonstrations.
 
 Source: D. Rowe's libcodec2, as the package `pycodec2` brings it.
 """
@@ -49,25 +50,25 @@ class Codec2:
         self.name = f"codec2-700c pycodec2-{version('pycodec2')}"
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
-        """Ids of whole recordings; samples beyond full scale are clipped."""
+        """Encode whole recordings; samples beyond full scale are clipped."""
         return encode_whole(self, audio)
 
     def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
-        """Waveforms of whole recordings."""
+        """Decode whole recordings; see `Codec.decode`."""
         return decode_whole(self, codes)
 
     def encoder(self, num_rows: int = 1) -> Encoder:
-        """Encode recordings as they come."""
+        """Make what encodes recordings as they come; see `Codec.encoder`."""
         coder = _Analysis(num_rows)
         return Encoder(coder, num_rows, self.frame_samples, len(self.codebook_sizes))
 
     def decoder(self, num_rows: int = 1) -> Decoder:
-        """Decode recordings as they come."""
+        """Make what decodes recordings as they come; see `Codec.decoder`."""
         return Decoder(_Synthesis(num_rows), num_rows, self.codebook_sizes)
 
 
 def pack(codes: Int[Tensor, "T K"]) -> bytes:
-    """Frames as libcodec2 writes them: fields with their highest bit first, filled to 4 bytes.
+    """Write frames as libcodec2 does: fields with their highest bit first, filled to 4 bytes.
 
     Raises:
         UserError: An id is not in its codebook.
@@ -77,7 +78,7 @@ def pack(codes: Int[Tensor, "T K"]) -> bytes:
 
 
 def unpack(frames: bytes) -> Int[Tensor, "T K"]:
-    """Inverse of `pack`.
+    """Undo `pack`.
 
     Raises:
         UserError: The bytes are not a whole number of frames.

@@ -1,4 +1,4 @@
-"""Loudness as the ear weighs it: ITU-R BS.1770-4, integrated and gated."""
+"""Loudness as the ear weighs it, by ITU-R BS.1770-4: integrated and gated."""
 
 import math
 
@@ -17,7 +17,7 @@ _TAIL_S = 2.0  # the slowest part of the filters has fallen by 10^-150 after it
 
 
 def loudness_lufs(audio: Float[Tensor, "C N"], sample_rate: int) -> float:
-    """Integrated loudness of one or two channels, in LUFS; -inf where nothing passes the gate.
+    """Measure the integrated loudness in LUFS; it is -inf where nothing passes the gate.
 
     A recording shorter than a block of 400 ms is one block, as if it went on in silence.
 
@@ -53,7 +53,8 @@ def normalise_loudness(
     """Scale a recording to a loudness; samples may then exceed 1.
 
     Raises:
-        UserError: The recording is silent: nothing passes the gate. Or see `loudness_lufs`.
+        UserError: The recording is silent, so that nothing passes the gate; or see
+            `loudness_lufs`.
     """
     found = loudness_lufs(audio, sample_rate)
     if found == -math.inf:
@@ -65,7 +66,7 @@ def normalise_loudness(
 
 
 def weighting_filters(sample_rate: int) -> Float[Tensor, "2 2 3"]:
-    """The two K-weighting filters: for each (b, a), the coefficients of z^0, z^-1, z^-2."""
+    """Give the two K-weighting filters as (b, a), each the coefficients of z^0, z^-1, z^-2."""
     shelf = math.tan(math.pi * 1681.974450955533 / sample_rate)
     q = 0.7071752369554196
     high = 10 ** (3.999843853973347 / 20)
@@ -85,7 +86,7 @@ def weighting_filters(sample_rate: int) -> Float[Tensor, "2 2 3"]:
 
 
 def _weighted(audio: Float[Tensor, "C N"], sample_rate: int) -> Float[Tensor, "C N"]:
-    """The filters' output, by their exact response on a circle that is longer than their tail."""
+    """Filter by the exact response of the filters on a circle that is longer than their tail."""
     num_samples = audio.shape[1]
     size = num_samples + round(_TAIL_S * sample_rate)
     delay = torch.exp(-2j * torch.pi * torch.arange(size // 2 + 1, dtype=torch.float64) / size)

@@ -1,14 +1,15 @@
-"""Mimi: speech at 12.5 frames of 80 ms a second, the codec of Moshi.
+"""Mimi is the codec of Moshi: speech in 12.5 frames of 80 ms a second.
 
-Source: Moshi (arXiv:2410.00037), section 3.3. Implemented: encoding and decoding, for inference.
-Deviation: none known. Checked against: `transformers` (MimiModel, offline) and Kyutai's `moshi`
-package (offline, and streaming until the window is full), both with random weights; published
-weights were not at hand.
+Source: Moshi (arXiv:2410.00037), section 3.3. Encoding and decoding are here, for inference. No
+deviation is known. It was checked against `transformers` (MimiModel, offline) and against Kyutai's
+`moshi` package (offline, and streaming until the window is full), both with random weights, because
+published weights were not at hand.
 
-Written out because no package gives what sessions need: the streaming of `transformers` keeps no
-state of the decoder's convolutions, and `moshi` pins an older torch and writes both steps of a
-frame over keys that the first of them may still read, so that its stream is not its offline pass
-once the window of 250 steps is full. Here offline is the stream from a fresh start.
+It is written out because no package gives what sessions need. The streaming of `transformers`
+keeps no state of the decoder's convolutions. `moshi` pins an older torch, and writes both steps of
+a frame over keys that the first of them may still read, so that its stream leaves its offline pass
+after 10 s, when the window of 250 steps is full. Here the offline pass is the stream from a fresh
+start.
 """
 
 import hashlib
@@ -46,14 +47,14 @@ _PIECE_FRAMES = 64  # at once: bounds memory, and the slots that attention needs
 class Mimi:
     """Mimi with some of its codebooks: the first is semantic, the others refine each other.
 
-    Ids are the nearest entries of codebooks. In float32, two entries that are as near as rounding
-    may change places with another kernel, batch size or cut of the stream; and so may what refines
-    them.
+    Ids are the nearest entries of codebooks. In float32, where two entries are equally near but for
+    rounding, another kernel, batch size or cut of the stream may choose the other one, and with it
+    other ids of the codebooks that refine it.
 
     Args:
         weights: By the names that `counterpoint.formats` gives them; they decide the device.
-        num_codebooks: 1 to 32; Moshi uses 8.
-        window: Steps of 40 ms that attention reads, its own included.
+        num_codebooks: How many codebooks are used, 1 to 32. Moshi uses 8.
+        window: How many steps of 40 ms attention reads, its own included.
 
     Raises:
         UserError: The weights have fewer codebooks.
@@ -85,7 +86,7 @@ class Mimi:
 
     @cached_property
     def name(self) -> str:
-        """``mimi``, the number of codebooks, and a hash of window and weights."""
+        """The name: ``mimi``, the number of codebooks, and a hash of the window and the weights."""
         digest = hashlib.sha256(str(self.window).encode())
         for name, tensor in sorted(self.weights.items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -93,37 +94,34 @@ class Mimi:
 
     @property
     def frame_rate_hz(self) -> float:
-        """Frames a second: 12.5."""
+        """How many frames there are in a second, which is 12.5."""
         return self.sample_rate / self.frame_samples
 
     @property
     def num_stages(self) -> int:
-        """Strided convolutions of the encoder, and as many of the decoder."""
+        """How many strided convolutions the encoder has, and the decoder as well."""
         return sum(name.endswith(".block1.weight") for name in self.weights) // 2
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
-        """Ids of whole recordings; see `Codec.encode`."""
+        """Encode whole recordings; see `Codec.encode`."""
         return encode_whole(self, audio, _PIECE_FRAMES)
 
     def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
-        """Waveforms of whole recordings, N = T * 1920; see `Codec.decode`."""
+        """Decode whole recordings; N is T * 1920. See `Codec.decode`."""
         return decode_whole(self, codes, _PIECE_FRAMES)
 
     def encoder(self, num_rows: int = 1) -> Encoder:
-        """Encode recordings as they come."""
+        """Make what encodes recordings as they come; see `Codec.encoder`."""
         coder = _Analysis(self, num_rows)
         return Encoder(coder, num_rows, self.frame_samples, len(self.codebooks))
 
     def decoder(self, num_rows: int = 1) -> Decoder:
-        """Decode recordings as they come."""
+        """Make what decodes recordings as they come; see `Codec.decoder`."""
         return Decoder(_Synthesis(self, num_rows), num_rows, self.codebook_sizes)
 
 
 class _Layers:
-    """Mimi's layers, each with what it keeps of the past of every row.
-
-    All that is kept is zeros at the start.
-    """
+    """Mimi's layers, each with what it keeps of the past of every row, at first zeros."""
 
     def __init__(self, mimi: Mimi, num_rows: int) -> None:
         check_num_rows(num_rows)
@@ -153,7 +151,7 @@ class _Layers:
         raise NotImplementedError
 
     def _past(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """What a layer keeps, of the rows that are coded."""
+        """Give what a layer keeps of the rows that are coded."""
         if name not in self._kept:
             size = (self._num_rows, *shape)
             self._kept[name] = torch.zeros(size, dtype=dtype, device=self._device)
@@ -165,7 +163,7 @@ class _Layers:
     def _convolve(
         self, name: str, x: Float[Tensor, "B C T"], stride: int = 1, *, repeat_first: bool = False
     ) -> Float[Tensor, "B D U"]:
-        """Causal convolution; before the start are zeros, or the first step again and again."""
+        """Convolve causally. Before the start there are zeros, or copies of the first step."""
         weight = self._weights[f"{name}.weight"]
         num_past = weight.shape[2] - stride
         if num_past:
@@ -179,9 +177,10 @@ class _Layers:
         return F.conv1d(x, weight, self._weights.get(f"{name}.bias"), stride)
 
     def _expand(self, name: str, x: Float[Tensor, "B C T"]) -> Float[Tensor, "B D U"]:
-        """Transposed convolution: each step gives two strides of outputs, the next adds to one.
+        """Convolve transposed: a step gives two strides of outputs, and the next one adds to one.
 
-        As a matrix product: torch's own takes three times as long for one frame on CPU.
+        This is a matrix product, because torch's own takes three times as long for one frame on a
+        CPU.
         """
         weight = self._weights[f"{name}.weight"]
         if weight.shape[1] == 1:  # every channel by itself
@@ -201,7 +200,7 @@ class _Layers:
         return x + self._convolve(f"{name}.block3", F.elu(inner))
 
     def _transform(self, name: str, x: Float[Tensor, "B D T"]) -> Float[Tensor, "B D T"]:
-        """Pre-norm transformer over a window of steps."""
+        """Apply a pre-norm transformer over a window of steps."""
         capacity = self._mimi.window + 2 * _PIECE_FRAMES - 1
         age = self._past(f"{name}.age", (), torch.long)
         reach = streaming_reach(age, x.shape[2], None, HEAD_WIDTH, self._mimi.window, capacity)
@@ -247,7 +246,7 @@ class _Analysis(_Layers):
         return self._quantise(self._convolve("downsample", x, 2, repeat_first=True))
 
     def _quantise(self, latent: Float[Tensor, "B D T"]) -> Int[Tensor, "B T K"]:
-        """Nearest entries: the first codebook by itself, each of the others of what is left."""
+        """Choose the nearest entries: for the first codebook of all, for others of what is left."""
         semantic, *acoustic = self._mimi.codebooks
         codes = [_nearest(self._project("semantic", latent), semantic)]
         rest = self._project("acoustic", latent)

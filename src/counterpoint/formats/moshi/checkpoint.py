@@ -1,7 +1,7 @@
-"""A `Moshi` from a checkpoint of the Moshi family, and back.
+"""Make a `Moshi` of a checkpoint of the Moshi family, and write one.
 
-Source: Moshi (arXiv:2410.00037); files as the `moshi` package 0.2.13 reads and writes them. Checked
-against it in `tests/formats/moshi/test_checkpoint.py`.
+Source: Moshi (arXiv:2410.00037). The files are those that the `moshi` package 0.2.13 reads and
+writes; `tests/formats/moshi/test_checkpoint.py` compares with it.
 """
 
 import json
@@ -50,15 +50,15 @@ def load_moshi(
 
     Args:
         path: A folder, or a file of weights; see `read_checkpoint`.
-        dtype: Of the weights.
-        num_predicted: Codebooks to predict: fewer than the file's (exact), or more (copies, to be
-            trained); by default the file's.
+        dtype: Type of the weights.
+        num_predicted: How many codebooks the model predicts, by default as many as in the file.
+            With fewer, what it predicts stays the same. More begin as copies that must be trained.
         lora_path: Adapters to merge into the weights.
         adapt: Gives the config of the model for that of the file, with weights of the same shapes:
             `counterpoint.formats.moshi.parity.personaplex_window`, for instance.
 
     Raises:
-        ValueError: The file is not one of the family, or of a model that `Moshi` is not.
+        ValueError: The file is not one of the family, or it holds a model that is no `Moshi`.
     """
     config, state = read_checkpoint(path, dtype=dtype, lora_path=lora_path)
     if num_predicted is not None and num_predicted != config.streams.dep_q:
@@ -78,11 +78,11 @@ def save_moshi(model: Moshi, folder: Path) -> None:
     """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
 
     `load_moshi` gives the same `MoshiConfig` again. The reference computes with a `norm_epsilon`
-    of 1e-8 and without pinned steps, whatever ours are. Adapters are not in it: merge them first,
+    of 1e-8 and without pinned steps, whatever ours are. Adapters are not written: merge them first,
     or see `save_adapters`.
 
     Args:
-        model: With weights in floats.
+        model: A model whose weights are floats.
         folder: A new or empty folder.
 
     Raises:
@@ -101,9 +101,9 @@ def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
     The reference implementation and `load_moshi` read them beside the weights that they change.
 
     Args:
-        model: With all adapters of `counterpoint.blocks.low_rank.add_low_rank`.
+        model: A model with all adapters of `counterpoint.blocks.low_rank.add_low_rank`.
         folder: A new or empty folder.
-        low_rank: The adapters.
+        low_rank: What the adapters are.
 
     Raises:
         ValueError: The model has none, the reference has no such model, the folder holds
@@ -132,10 +132,10 @@ def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
 
 
 def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
-    """The shape of a `Moshi` with the tensors of a reference configuration.
+    """Give the shape of a `Moshi` that has the tensors of a reference configuration.
 
     Raises:
-        ValueError: Fields of ours do not fit it.
+        ValueError: The fields that only this library has do not fit it.
     """
     config, model_id = _published_config(reference), reference.other.get(MODEL_ID)
     if not isinstance(model_id, dict) or OWN not in model_id:
@@ -157,7 +157,7 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
 
 
 def _replaced(value: Any, changes: Any) -> Any:
-    """A value that was read from JSON as the type of another; of a dataclass, with some fields."""
+    """Give a value with changes that were read from JSON, in the types that it had before."""
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: _replaced(getattr(value, name), new) for name, new in changes.items()}
         return replace(value, **fields)
@@ -167,7 +167,7 @@ def _replaced(value: Any, changes: Any) -> Any:
 
 
 def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What has another value than in ``other``, which has the same names."""
+    """Keep what has another value than in ``other``, which has the same names."""
     return {
         name: _difference(own, other[name]) if isinstance(own, dict) else own
         for name, own in value.items()
@@ -176,7 +176,7 @@ def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
 
 
 def _published_config(reference: ReferenceConfig) -> MoshiConfig:
-    """What the published keys say."""
+    """Give the shape that the published keys describe."""
     streams, tower, depth = reference.streams, reference.tower, reference.depth
     return MoshiConfig(
         temporal=TowerConfig(
@@ -209,9 +209,9 @@ def _published_config(reference: ReferenceConfig) -> MoshiConfig:
 def _audio_streams(delays: tuple[int, ...], num_predicted: int) -> Iterator[AudioStream]:
     """Streams of the agent and the user, who have half of the codebooks each.
 
-    A model that predicts another number of codebooks than half or all has one speaker, who says
-    them, and hears the rest. A speaker's first codebook is the semantic one; neighbours with one
-    delay are one stream.
+    Where the number of predicted codebooks is neither half nor all of them, the agent has the
+    predicted ones and the user has the others. A speaker's first codebook is the semantic one.
+    Neighbouring codebooks with one delay are one stream.
     """
     num_codebooks = len(delays)
     paired = num_codebooks % 2 == 0 and num_predicted in (num_codebooks // 2, num_codebooks)
@@ -234,9 +234,9 @@ def _audio_streams(delays: tuple[int, ...], num_predicted: int) -> Iterator[Audi
 
 
 def reference_config(config: MoshiConfig) -> ReferenceConfig:
-    """The configuration with which the reference implementation builds the same model.
+    """Give the configuration with which the reference implementation builds the same model.
 
-    What it has no key for is under `MODEL_ID`, where `moshi_config` finds it.
+    What it has no key for is written under `MODEL_ID`, where `moshi_config` finds it.
 
     Raises:
         ValueError: It cannot express the size of an MLP.
@@ -250,13 +250,13 @@ def reference_config(config: MoshiConfig) -> ReferenceConfig:
 
 
 def _delays(config: MoshiConfig) -> tuple[int, ...]:
-    """Delay of the text, then of every codebook, in frames."""
+    """Give the delay of the text, then of every codebook, in frames."""
     audio = (stream.delay_ticks for stream in config.audio for _ in range(stream.depth))
     return (config.text_delay_ticks, *audio)
 
 
 def _published_reference(config: MoshiConfig) -> ReferenceConfig:
-    """What the published keys can say."""
+    """Give the part of a shape that the published keys can describe."""
     temporal, depth = config.temporal, config.depth
     feedforward = _feedforward(depth.width, depth.mlp_hidden)
     wanted = _feedforward(temporal.width, temporal.mlp_hidden)
@@ -287,7 +287,7 @@ def _published_reference(config: MoshiConfig) -> ReferenceConfig:
 
 
 def _feedforward(width: int, hidden: int) -> int:
-    """A ``dim_feedforward`` for which the reference's MLP has so many hidden features."""
+    """Find a ``dim_feedforward`` for which the reference's MLP has so many hidden features."""
     for found in (-(-3 * hidden // 2), -(-3 * hidden // 2) + 1):
         if mlp_hidden(width, found) == hidden:
             return found

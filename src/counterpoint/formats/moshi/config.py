@@ -48,7 +48,7 @@ DEPTH_PREFIX = "depformer_"
 
 
 class Needed(NamedTuple):
-    """The only value of a key that a `Moshi` can have, and what a loader takes without the key."""
+    """The only value that a key of a `Moshi` may have, and what a loader takes without the key."""
 
     value: Any
     default: Any
@@ -101,10 +101,10 @@ class ReferenceStreams:
     """Tokens in and out, with the field names of `config.json`.
 
     Attributes:
-        n_q: Audio codebooks read, of both speakers.
-        dep_q: Audio codebooks predicted: steps of the depth transformer.
-        card: Size of an audio codebook; its id ``card`` is the initial token.
-        text_card: Size of the text vocabulary; its id ``text_card`` is the initial token.
+        n_q: How many audio codebooks of both speakers are read.
+        dep_q: How many audio codebooks are predicted, each by a step of the depth transformer.
+        card: Size of an audio codebook. The id ``card`` is its initial token.
+        text_card: Size of the text vocabulary. The id ``text_card`` is its initial token.
         delays: Delay of the text, then of every audio codebook, in frames.
         existing_text_padding_id: Text id that says nothing.
     """
@@ -191,12 +191,12 @@ class ReferenceConfig:
 
     @property
     def num_depth_weights(self) -> int:
-        """Sets of weights in a layer of the depth transformer, and of projections to it."""
+        """How many sets of weights a layer of the depth transformer has, and projections to it."""
         schedule = self.depth.weights_per_step_schedule
         return max(schedule) + 1 if schedule else self.streams.dep_q
 
     def with_depth(self, num_steps: int) -> "ReferenceConfig":
-        """The same model with the first ``num_steps`` steps of depth, or more like the first."""
+        """Describe the same model with other steps of depth; further ones are as the first."""
         schedule = self.depth.weights_per_step_schedule
         if schedule is not None:
             schedule = schedule[:num_steps]
@@ -210,8 +210,8 @@ class ReferenceConfig:
     def from_json(cls, keys: Mapping[str, Any]) -> "ReferenceConfig":
         """Read the keys of a `config.json`.
 
-        One without ``dim`` says nothing about the model: it gets the values of Moshi 7B. Old names
-        are read: ``demux_second_stream``; ``depformer_causal`` is left out, as in the loaders.
+        Where they have no ``dim`` they say nothing about the model, which is then Moshi 7B. The old
+        name ``demux_second_stream`` is read. ``depformer_causal`` is ignored, as in the loaders.
 
         Raises:
             UserError: A key is missing, a value is of another type, or the model is one of the
@@ -238,7 +238,7 @@ class ReferenceConfig:
         return cls(streams=streams, tower=tower, depth=depth, other=other)
 
     def to_json(self) -> dict[str, Any]:
-        """Keys of a `config.json`: those of Moshi 7B, and others where they are not the default."""
+        """Give the keys that Moshi 7B has, and others where they are not at their default."""
         own = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value, default in _entries(self.streams, self.tower, self.depth)
@@ -265,7 +265,7 @@ def _take(cls: type[_Section], keys: Mapping[str, Any], prefix: str) -> _Section
 def _entries(
     streams: ReferenceStreams, tower: ReferenceTower, depth: ReferenceDepth
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value, and the value that a loader takes when the key is missing."""
+    """Give every key, its value, and the value that a loader takes where the key is missing."""
     for part in (streams, tower):
         for each in fields(part):
             yield each.name, getattr(part, each.name), each.default

@@ -1,7 +1,7 @@
-"""The weights of a `Moshi` by the names of the reference implementation, and back.
+"""Weights of a `Moshi` take the names of the reference implementation, and come back from them.
 
-Names as in the `moshi` package 0.2.13, with the weights of every step under a name of its own. Ours
-stack the rows of all steps, or codebooks, in one matrix.
+The names are those of the `moshi` package 0.2.13, where the weights of every step of depth have a
+name of their own. Here the rows of all steps, or of all codebooks, are stacked in one matrix.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Names = Mapping[str, tuple[str, ...]]
 def reference_names(
     num_layers: int, depth: DepthConfig, num_codebooks: int, num_steps: int
 ) -> dict[str, tuple[str, ...]]:
-    """Names of all weights.
+    """List the reference's names of each weight.
 
     Args:
         num_layers: Layers of the temporal transformer.
@@ -101,13 +101,13 @@ def load_weights(
     """Copy the reference's weights into ours.
 
     Args:
-        weights: Ours; written in place.
-        reference: The reference's, by name.
-        names: From `reference_names`.
+        weights: The weights of a `Moshi`, which are written in place.
+        reference: The weights of the reference, by name.
+        names: What `reference_names` gives.
         num_heads: Attention heads of the temporal transformer.
 
     Raises:
-        ValueError: A weight is missing, unknown or of another shape; nothing was written then.
+        ValueError: A weight is missing, unknown or of another shape. Nothing was written then.
     """
     shapes = {
         name: weight.shape for name, weight in to_reference(weights, names, num_heads).items()
@@ -138,7 +138,7 @@ def load_weights(
 
 @torch.no_grad()
 def to_reference(weights: Mapping[str, Tensor], names: Names, num_heads: int) -> dict[str, Tensor]:
-    """Our weights by the reference's names; mostly views. Arguments as in `load_weights`."""
+    """Give our weights by the reference's names, mostly as views; see `load_weights`."""
     reference: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         weight = weights[ours]
@@ -154,7 +154,8 @@ def to_reference(weights: Mapping[str, Tensor], names: Names, num_heads: int) ->
 def halves_from_pairs(qkv: Float[Tensor, "R D"], num_heads: int) -> Float[Tensor, "R D"]:
     """Reorder the rows of queries and keys for rotary positions.
 
-    The reference rotates neighbouring features of a head; `rotate` the features i and i + E/2.
+    The reference rotates neighbouring features of a head together. `rotate` takes the features i
+    and i + E/2 together.
     """
     turned, value = qkv.split((2 * len(qkv) // 3, len(qkv) // 3))
     turned = turned.unflatten(0, (2 * num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -162,7 +163,7 @@ def halves_from_pairs(qkv: Float[Tensor, "R D"], num_heads: int) -> Float[Tensor
 
 
 def pairs_from_halves(qkv: Float[Tensor, "R D"], num_heads: int) -> Float[Tensor, "R D"]:
-    """The inverse of `halves_from_pairs`."""
+    """Undo `halves_from_pairs`."""
     turned, value = qkv.split((2 * len(qkv) // 3, len(qkv) // 3))
     turned = turned.unflatten(0, (2 * num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
     return torch.cat((turned, value))

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint of Moshi: names, shapes, and the number of steps of depth.
 
-Canonical names: those of `LMModel.state_dict()` in the `moshi` package 0.2.13, with one tensor a
-step of depth (``in_projs.{k}.weight``).
+Canonical names are those of `LMModel.state_dict()` in the `moshi` package 0.2.13, where every step
+of depth has a tensor of its own (``in_projs.{k}.weight``).
 
 Source: Moshi (arXiv:2410.00037), section 3.4.
 """
@@ -23,7 +23,7 @@ _DEPTH_STEP = re.compile(
 
 
 def tensor_shapes(config: ReferenceConfig) -> Shapes:
-    """Names and shapes of the tensors that a config calls for."""
+    """Give the name and the shape of every tensor that a config calls for."""
     streams = config.streams
     tower = config.tower
     depth = config.depth
@@ -59,7 +59,7 @@ def tensor_shapes(config: ReferenceConfig) -> Shapes:
 
 
 def _attention(prefix: str, dim: int, count: int) -> Shapes:
-    """Norms and projections of a layer with ``count`` sets of weights."""
+    """Give the norms and the projections of a layer with ``count`` sets of weights."""
     shapes: Shapes = {f"{prefix}norm1.alpha": (1, 1, dim), f"{prefix}norm2.alpha": (1, 1, dim)}
     for k in range(count):
         shapes[f"{prefix}self_attn.in_projs.{k}.weight"] = (3 * dim, dim)
@@ -76,9 +76,9 @@ def _mlp(prefix: str, dim: int, width: int) -> Shapes:
 
 
 def mlp_hidden(dim: int, width: int) -> int:
-    """Hidden features of a gated MLP of ``dim`` features with ``dim_feedforward`` = ``width``.
+    """Count the hidden features of a gated MLP with ``dim_feedforward`` = ``width``.
 
-    As in the `moshi` package, whose Rust sister rounds the special case to 11/4.
+    This is the rule of the `moshi` package. Its Rust sister rounds the special case to 11/4.
     """
     return 21 * dim // 8 if width == 4 * dim else 2 * width // 3
 
@@ -90,10 +90,10 @@ def _embedding(name: str, rows: int, dim: int, rank: int | None) -> Shapes:
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], config: ReferenceConfig) -> None:
-    """Check that a state has the tensors of a config, no others, in their shapes.
+    """Check that a state has the tensors of a config in their shapes, and no others.
 
     Raises:
-        UserError: It has not.
+        UserError: A tensor is missing, unknown or of another shape.
     """
     shapes = tensor_shapes(config)
     hint = "Give the config.json that belongs to the weights."
@@ -109,12 +109,12 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], config: ReferenceConfig) 
 
 
 def check_state(state: Mapping[str, Tensor], config: ReferenceConfig) -> None:
-    """As `check_shapes`, of tensors."""
+    """Check tensors; see `check_shapes`."""
     check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, config)
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Name the first, and say how many more there are."""
     first, *rest = sorted(names)
     return f"{first} and {len(rest)} more" if rest else first
 
@@ -127,11 +127,11 @@ def trim_depth(
 ) -> tuple[dict[str, Tensor], ReferenceConfig]:
     """Keep the first steps of the depth transformer; what these predict stays the same.
 
-    It is causal over its steps, so the steps of the other speaker (16 -> 8) can be left out when
-    they are not asked for. Tensors are shared, not copied.
+    The transformer is causal over its steps, so that the steps of the other speaker (16 -> 8) can
+    be left out when they are not asked for. Tensors are shared and not copied.
 
     Returns:
-        Canonical state and config with ``num_steps`` steps.
+        The canonical state and the config with ``num_steps`` steps.
 
     Raises:
         UserError: There are fewer steps, or ``state`` does not fit ``config``.
@@ -151,14 +151,14 @@ def extend_depth(
     """Add steps to the depth transformer for the other speaker (8 -> 16), as copies of the first.
 
     Step ``dep_q + k`` starts as step ``k``. The embedding of the last codebook so far, which no
-    step has read, starts as that of the first. Old tensors are shared.
+    step has read, starts as that of the first. Old tensors are shared and not copied.
 
     Returns:
-        Canonical state and config with ``num_steps`` steps.
+        The canonical state and the config with ``num_steps`` steps.
 
     Raises:
-        UserError: More steps than can be copied or than there are codebooks, steps that share
-            weights, or ``state`` does not fit ``config``.
+        UserError: There would be more steps than can be copied or than there are codebooks, steps
+            share weights, or ``state`` does not fit ``config``.
 
     Source: the 8 -> 16 copy of NVIDIA's PersonaPlex loader, which has no rule for the embedding of
         the last codebook; that rule is the one of nu-dialogue/moshi-finetune.

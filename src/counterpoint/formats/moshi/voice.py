@@ -40,8 +40,8 @@ class VoicePrompt:
 
     Attributes:
         embeddings: Input of the temporal transformer at each frame, summed over the streams.
-        cache: Ring of the last tokens, of text and audio: 1 + ``n_q`` streams, and
-            ``max_delay + 3`` frames.
+        cache: Ring of the last ids of text and audio. It has 1 + ``n_q`` streams (S) and
+            ``max_delay + 3`` frames (R).
     """
 
     embeddings: Float[Tensor, "T 1 1 D"]
@@ -50,7 +50,7 @@ class VoicePrompt:
 
 @torch.no_grad()
 def record_voice(system: Moshi, codes: Ticks) -> VoicePrompt:
-    """The voice that is kept of a sample.
+    """Make the voice that is kept of a sample.
 
     Args:
         system: The model that hears it.
@@ -58,7 +58,7 @@ def record_voice(system: Moshi, codes: Ticks) -> VoicePrompt:
             `hybrid_prompt(system, (), sample, Fillers(pause_s=0))`.
 
     Raises:
-        ValueError: They do not fit the model.
+        ValueError: The codes do not fit the model.
     """
     columns, num_frames = schedule.columns(system.layout, codes), codes[TEXT].shape[1]
     embeddings = system.embed({name: ids[:, :num_frames] for name, ids in columns.items()})[0]
@@ -100,13 +100,13 @@ def _columns(system: Moshi, codes: Ticks) -> Ticks:
 
 @torch.no_grad()
 def voice_codes(voice: VoicePrompt, system: Moshi) -> Ticks:
-    """Codes of the frames of a voice, one row in content order, as far as its ring has them.
+    """Give the codes of the frames of a voice, one row in content order, as far as it has them.
 
     Returns:
-        Of all streams; `UNSET_ID` for what only the embeddings tell of.
+        Codes of all streams, `UNSET_ID` where the ring holds none and only the embeddings tell.
 
     Raises:
-        ValueError: The ring has not the newest frames, or embeddings and ids are not the model's.
+        ValueError: The ring lacks the newest frames, or embeddings and ids are not the model's.
     """
     num_frames, ring = len(voice.embeddings), voice.cache[0].cpu()
     delays = _delays(system.config)
@@ -153,11 +153,11 @@ def read_voice(path: Path, config: MoshiConfig) -> VoicePrompt:
     """Read a voice, `.pt` (tensors only) or `.safetensors`.
 
     Args:
-        path: File.
-        config: Of the model that shall hear it, which must be the one that made it.
+        path: The file.
+        config: Config of the model that shall hear it, which must be the one that made it.
 
     Returns:
-        The voice, on the CPU, embeddings of the type that they were stored with.
+        The voice on the CPU. Its embeddings keep the type that they were stored with.
 
     Raises:
         ValueError: The file holds anything else, or does not fit the model.
@@ -210,7 +210,7 @@ def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:
 
 
 def _delays(config: MoshiConfig) -> Int[Tensor, " S"]:
-    """Delay of the text and of every codebook, in the order of a frame."""
+    """Give the delay of the text and of every codebook, in the order of a frame."""
     audio = [stream.delay_ticks for stream in config.audio for _ in range(stream.depth)]
     return torch.tensor([config.text_delay_ticks, *audio])
 

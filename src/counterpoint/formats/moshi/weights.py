@@ -1,16 +1,19 @@
-"""Checkpoints of the Moshi family, read and written: names and tensors only, never a pickle.
+"""Checkpoints of the Moshi family are read and written here, never as a pickle.
 
-In memory a checkpoint has *canonical* names: one tensor a step of depth (``in_projs.{k}.weight``),
-as in `LMModel.state_dict()` of the `moshi` package. In files there are also
+In memory a checkpoint has *canonical* names, as in `LMModel.state_dict()` of the `moshi` package:
+every step of depth has a tensor of its own (``in_projs.{k}.weight``). In files there are also
 
 * *fused* names: ``in_proj_weight`` and ``out_proj.weight`` hold all steps, one below the other.
-  Published files are so, and both Kyutai's and NVIDIA's loaders read it: so it is what is written;
-* *int8*: ``X.weight`` int8 and ``X.weight_scb`` float32, the largest magnitude of every row;
-* *LoRA*: ``X.lora_A.weight`` and ``X.lora_B.weight``, fused or not, often in a file of their own;
-  the weight that they change is ``X.weight`` or ``X.frozen_W.weight``.
+  Published files have them, and both Kyutai's and NVIDIA's loaders read them, so that they are
+  what is written;
+* *int8*: ``X.weight`` is int8, and ``X.weight_scb`` has the largest magnitude of every row in
+  float32;
+* *LoRA*: ``X.lora_A.weight`` and ``X.lora_B.weight``, fused or not, are often in a file of their
+  own. The weight that they change is ``X.weight`` or ``X.frozen_W.weight``.
 
 Source: Moshi (arXiv:2410.00037) and PersonaPlex (arXiv:2602.06053); the formats are those of the
-`moshi` package 0.2.13, of moshi-finetune and of NVIDIA's loader. Not read: Rust and MLX layouts.
+`moshi` package 0.2.13, of moshi-finetune and of NVIDIA's loader. Layouts of Rust and MLX are not
+read.
 """
 
 import math
@@ -72,21 +75,22 @@ def read_checkpoint(
     config_path: Path | None = None,
     lora_path: Path | None = None,
 ) -> ReferenceCheckpoint:
-    """Read a checkpoint, one tensor after the other; adapters are merged, int8 is expanded.
+    """Read a checkpoint, one tensor after the other. Adapters are merged and int8 is expanded.
 
     Args:
-        path: A file of weights, or a folder with the ``moshi_name`` of its config.json, else with
-            `model.safetensors` or `model.q8.safetensors`.
-        dtype: Type of the result. What has it already is mapped, not copied: keep the file as it
-            is.
-        config_path: Instead of the config.json beside the weights. Where none gives ``dim``, Moshi
-            7B is taken, with as many layers and vocabulary entries as the file has. The number of
-            depth steps is that of the file always.
-        lora_path: Adapters, scaled as says the config.json beside them, else that of the weights.
-            Default: the ``lora_name`` of config.json, or `lora.safetensors` beside the weights.
+        path: A file of weights, or a folder that holds the ``moshi_name`` of its config.json, or
+            else `model.safetensors` or `model.q8.safetensors`.
+        dtype: Type of the result. A tensor that has it already is mapped and not copied, so that
+            the file must stay as it is.
+        config_path: Is read instead of the config.json beside the weights. Where none gives
+            ``dim``, the model is Moshi 7B with as many layers and vocabulary entries as the file
+            has. The number of depth steps is always that of the file.
+        lora_path: Adapters. They are scaled as the config.json beside them says, or else that of
+            the weights. By default they are the ``lora_name`` of config.json, or
+            `lora.safetensors` beside the weights.
 
     Returns:
-        Config and state.
+        The config and the state.
 
     Raises:
         UserError: A tensor is missing, unknown or of a wrong shape, a file is cut short, or a
@@ -109,7 +113,7 @@ def read_checkpoint(
 
 
 def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]:
-    """File of the weights, and the keys of config.json."""
+    """Find the file of the weights, and read the keys of config.json."""
     beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
     if config_path is None and beside.is_file():
         config_path = beside
@@ -126,10 +130,10 @@ def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The keys of a config.json.
+    """Read the keys of a config.json.
 
     Raises:
-        UserError: It cannot be read, or is something else.
+        UserError: It cannot be read, or it is no object.
     """
     try:
         keys = files.read_json(path)
@@ -142,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A file of tensors, of which only the header is read."""
+    """Open a file of tensors, of which only the header is read."""
     if path.suffix not in (".safetensors", ".sft", ".sfts"):
         raise UserError(
             f"Weights must be a safetensors file: got {path}. Pickles can run code and are not "
@@ -159,7 +163,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceConfig:
-    """Config of a file: where it can tell a number, it decides."""
+    """Give the config of a file. Where the tensors tell a number, it overrules config.json."""
     names = set(file.keys())
     if not {"text_emb.weight", "emb.0.weight"} <= names:
         raise UserError(
@@ -185,7 +189,7 @@ def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceCon
 
 
 def _count(names: Collection[str], pattern: str) -> int:
-    """One more than the largest number that the pattern finds, but no more than there are names."""
+    """Count from the largest number that a pattern finds, but never beyond the number of names."""
     numbers = (int(match[1]) for name in names if (match := re.fullmatch(pattern, name)))
     return min(max(numbers, default=-1) + 1, len(names))
 
@@ -212,7 +216,7 @@ class _Part:
 
 
 def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
-    """What a file holds, by canonical name."""
+    """Give what a file holds, by canonical name."""
     parts: dict[str, _Part] = {}
     for name in file.keys():  # noqa: SIM118 (it is not a dict)
         plain = name.replace(".frozen_W.", ".")
@@ -264,7 +268,7 @@ def _read(
 
 
 def _tensor(roles: Mapping[str, _Part], scaling: float) -> Tensor:
-    """A weight with all that changes it, computed in float32."""
+    """Compute a weight with all that changes it, in float32."""
     tensor = roles[""].read()
     if SCALE in roles:
         tensor = tensor.float() * (roles[SCALE].read().float() / INT8_MAX)[:, None]
@@ -314,7 +318,7 @@ def write_checkpoint(state: Mapping[str, Tensor], config: ReferenceConfig, folde
     The folder appears with both files, or not at all.
 
     Args:
-        state: Canonical state; types are kept.
+        state: The canonical state, whose types are kept.
         config: Its config. Keys that say how weights were stored are left out.
         folder: A new or empty folder.
 
@@ -339,9 +343,9 @@ def write_adapters(
     Args:
         tensors: Factors, and weights that replace those of the model, by canonical name.
         config: The model's config.
-        folder: A new or empty folder; it appears with both files, or not at all.
-        rank: Features between the factors.
-        scaling: Factor of every change.
+        folder: A new or empty folder, which appears with both files or not at all.
+        rank: How many features are between the factors.
+        scaling: What every change is multiplied with.
 
     Raises:
         UserError: The folder holds something, or it cannot be written.
@@ -351,7 +355,7 @@ def write_adapters(
 
 
 def _stored(config: ReferenceConfig) -> dict[str, Any]:
-    """Keys of config.json without those that say how weights were stored."""
+    """Give the keys of config.json without those that say how weights were stored."""
     return {name: v for name, v in config.to_json().items() if name not in STORAGE_KEYS}
 
 
@@ -371,7 +375,7 @@ def _write_folder(
 
 
 def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Canonical to fused names."""
+    """Give tensors their fused names instead of the canonical ones."""
     fused: dict[str, Tensor] = {}
     steps: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
