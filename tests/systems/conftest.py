@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.systems import SYSTEMS
-from tests.systems.contract_models import CONFIGS, build
+from tests.systems.contract_models import ALL_SYSTEMS, CONFIGS, build
 
 
 @pytest.fixture(
     scope="module",
-    params=[(system, name) for system in SYSTEMS for name in CONFIGS[system]],
+    params=[(system, name) for system in ALL_SYSTEMS for name in CONFIGS[system]],
     ids=lambda param: "-".join(param),
 )
 def model(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
-    """Every system in several shapes, with random non-zero parameters. Shared: do not change it."""
+    """Every system and probe in several shapes, with random non-zero parameters.
+
+    Tests share it: they must not change it.
+    """
     torch.manual_seed(1)
     model = build(*request.param)
     before = {key: value.clone() for key, value in model.state_dict().items()}

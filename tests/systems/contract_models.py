@@ -1,4 +1,4 @@
-"""Every system in several tiny shapes, and what the contract's tests feed it, whatever it reads."""
+"""Every system and both probes in several tiny shapes, and what the contract's tests feed them."""
 
 from typing import Any
 
@@ -7,43 +7,82 @@ from torch import Tensor
 
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems import SYSTEMS, AnySystem
-from counterpoint.systems.moshi import Moshi
+from counterpoint.systems import SYSTEMS
+from counterpoint.systems.contract import System
+from tests.probes.injected import Injected, InjectedConfig
+from tests.probes.interleaved import Interleaved, InterleavedConfig
 from tests.systems import tiny_models, tiny_moshi
 
-CONFIGS: dict[str, dict[str, Any]] = {**tiny_models.CONFIGS, "moshi": tiny_moshi.CONFIGS}
+PROBES: dict[str, type[System]] = {"injected": Injected, "interleaved": Interleaved}
+"""Systems of the tests alone, which show that a newcomer needs one file."""
+
+ALL_SYSTEMS: dict[str, type[System]] = {**SYSTEMS, **PROBES}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    **tiny_models.CONFIGS,
+    "moshi": tiny_moshi.CONFIGS,
+    "injected": {
+        "windowed": InjectedConfig(
+            tower=tiny_models.tower(12, 3, 2, 7), vocab_size=tiny_models.VOCAB, heard_width=5
+        ),
+        "full": InjectedConfig(
+            tower=tiny_models.tower(8, 2, 1, 200), vocab_size=tiny_models.VOCAB, heard_width=1
+        ),
+    },
+    "interleaved": {
+        "windowed": InterleavedConfig(
+            tower=tiny_models.tower(12, 2, 2, 20), vocab_size=tiny_models.VOCAB, depths=(3, 2, 4)
+        ),
+        "full": InterleavedConfig(
+            tower=tiny_models.tower(12, 2, 2, 500), vocab_size=tiny_models.VOCAB, depths=(2, 2, 2)
+        ),
+    },
+}
 
 
-def build(system: str, name: str) -> AnySystem:
+def build(system: str, name: str) -> System:
     """A model with random non-zero parameters."""
-    model = tiny_models.randomised(SYSTEMS[system](CONFIGS[system][name]))
-    assert isinstance(model, AnySystem)
+    model = tiny_models.randomised(ALL_SYSTEMS[system](CONFIGS[system][name]))
+    assert isinstance(model, System)
     return model
 
 
-def sizes(model: AnySystem) -> dict[str, Tensor]:
-    """Ids of every element of a tick that is read, by stream, in the order of a frame."""
-    if not isinstance(model, Moshi):
-        return {"part": torch.tensor(tiny_models.VOCAB)}
-    return tiny_moshi.sizes(model)
+def sizes(model: System) -> dict[str, Tensor]:
+    """Ids of every element of a tick that is read, by stream, in the order of a frame.
+
+    A vector is one element, of no ids.
+    """
+    streams = (*model.layout.predicted, *model.layout.heard)
+    return {
+        stream.name: torch.tensor(stream.sizes if stream.has_codebooks else stream.sizes[0])
+        if stream.is_discrete
+        else torch.tensor(0)
+        for stream in streams
+    }
 
 
-def predicted(model: AnySystem) -> list[str]:
+def predicted(model: System) -> list[str]:
     """Streams that `forward` scores."""
-    if not isinstance(model, Moshi):
-        return ["part"]
-    return ["text", *(stream.name for stream in model.predicted)]
+    return [stream.name for stream in model.layout.predicted]
 
 
-def random_ticks(model: AnySystem, rows: int, ticks: int) -> dict[str, Tensor]:
-    """Random ids of every stream that is read."""
+def random_ticks(model: System, rows: int, ticks: int) -> dict[str, Tensor]:
+    """Random elements of every stream that is read."""
     return {
         name: (torch.rand(rows, ticks, *size.shape) * size).long()
+        if model.layout[name].is_discrete
+        else torch.randn(rows, ticks, *model.layout[name].element_shape)
         for name, size in sizes(model).items()
     }
 
 
-def batch_of(model: AnySystem, ticks: Ticks, starts: Tensor | None = None) -> Batch:
+def content_decides_places(model: System) -> bool:
+    """Whether what an element is decides where later ones stand in a tower: rounding differs."""
+    irregular = any(stream.irregular for stream in model.layout.streams)
+    return irregular or isinstance(model, Interleaved)
+
+
+def batch_of(model: System, ticks: Ticks, starts: Tensor | None = None) -> Batch:
     """Rows as a batch; targets are the next elements of the same document."""
     shape = next(iter(ticks.values())).shape[:2]
     starts = torch.zeros(shape, dtype=torch.long) if starts is None else starts
@@ -71,9 +110,12 @@ def joined(pieces: list[dict[str, Tensor]], dim: int = 1) -> dict[str, Tensor]:
     return {name: torch.cat([one[name] for one in pieces], dim) for name in pieces[0]}
 
 
-def changed(model: AnySystem, ticks: Ticks) -> dict[str, Tensor]:
-    """Another id for every element."""
-    return {name: (ids + 1) % sizes(model)[name] for name, ids in ticks.items()}
+def changed(model: System, ticks: Ticks) -> dict[str, Tensor]:
+    """Another id for every element, or other numbers."""
+    return {
+        name: values + 1 if values.is_floating_point() else (values + 1) % sizes(model)[name]
+        for name, values in ticks.items()
+    }
 
 
 def close(ours: Ticks, theirs: Ticks) -> None:

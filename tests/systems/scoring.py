@@ -1,5 +1,6 @@
 """Scores of ticks that are read call by call."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -48,3 +49,22 @@ def all_scores(system: Any, hidden: Tensor, elements: dict[str, Tensor]) -> dict
         )
         for name, scores in found.items()
     }
+
+
+def write_scores(
+    system: Any, hidden: Tensor, frame: Mapping[str, Tensor], state: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Scores of every element of one frame of each row, (B, 1, ...), and the frame as written."""
+    found: dict[str, list[Tensor]] = {}
+
+    def choose(stream: str, codebook: int, scores: Tensor) -> Tensor:
+        found.setdefault(stream, []).append(scores)
+        ids = frame[stream][:, 0]
+        return ids if ids.ndim == 1 else ids[:, codebook]
+
+    written = system.write(hidden, choose, state if system.writes_with_tower else None)
+    scores = {
+        name: (own[0] if frame[name].ndim == 2 else torch.stack(own, 1))[:, None]
+        for name, own in found.items()
+    }
+    return scores, {name: ids[:, None] for name, ids in written.items()}

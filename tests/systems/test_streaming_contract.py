@@ -10,6 +10,7 @@ from torch import Tensor
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.two_stream import TwoStream
+from tests.probes.interleaved import Interleaved
 from tests.systems.contract_models import (
     batch_of,
     close,
@@ -19,7 +20,7 @@ from tests.systems.contract_models import (
     random_ticks,
     rows_of,
 )
-from tests.systems.scoring import extend
+from tests.systems.scoring import extend, write_scores
 
 System = Any  # each has a state type of its own
 
@@ -40,10 +41,18 @@ def num_ticks_of(model: System) -> int:
         slots = model.initial_state(1).published.coarse.shape[1] * model.config.block_ticks
         return 2 * max(model.part.capacity, slots) + 5
     tower = model.temporal if isinstance(model, Moshi) else model.tower
-    return min(4 * tower.capacity, 400) + 5
+    elements = model.num_elements if isinstance(model, Interleaved) else 1
+    return min(4 * tower.capacity // elements, 400) + 5
 
 
 def offline(model: System, ticks: Ticks) -> Ticks:
+    """Scores of the first element of the frame behind every tick."""
+    first = model.layout.predicted[0]
+    logits = every_element(model, ticks)[first.name]
+    return {first.name: logits[:, :, 0] if first.has_codebooks else logits}
+
+
+def every_element(model: System, ticks: Ticks) -> Ticks:
     with torch.no_grad():
         return model(batch_of(model, ticks))
 
@@ -96,6 +105,23 @@ def test_streaming_tick_by_tick_is_offline(model: System) -> None:
     num_ticks = min(num_ticks_of(model), 60)
     ticks = random_ticks(model, 1, num_ticks)
     close(stream(model, ticks, [1] * num_ticks), offline(model, ticks))
+
+
+def test_writing_after_any_chunk_is_offline_and_leaves_no_trace(model: System) -> None:
+    """Every element of a frame is scored after those before it, and reading goes on the same."""
+    num_ticks = min(num_ticks_of(model), 60)
+    ticks = random_ticks(model, 2, num_ticks)
+    expected = every_element(model, ticks)
+    written = batch_of(model, ticks).targets
+    state, read = model.initial_state(2), 0
+    for length in random_chunks(num_ticks, 9):
+        with torch.no_grad():
+            hidden, state = model.read(piece(ticks, read, read + length), state)
+            read += length
+            frame = piece(written, read - 1, read)
+            found, frame_written = write_scores(model, hidden[:, -1], frame, state)
+        close(found, piece(expected, read - 1, read))
+        assert equal(frame_written, frame)
 
 
 def test_rows_of_different_lengths_equal_rows_alone(model: System) -> None:

@@ -130,9 +130,14 @@ class System(nn.Module, ABC):
         ``batch.elements``.
         """
 
-    @abstractmethod
     def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """What the targets of a batch cost, by predicted stream, and auxiliary terms by name."""
+        """What the targets of a batch cost, by predicted stream, and auxiliary terms by name.
+
+        By default the cross-entropy of every stream's targets, without weights.
+        """
+        # Not `self(batch)`: distributed training has prepared the weights for this call already.
+        scores = self.forward(batch)
+        return {name: stream_loss(scores[name], ids) for name, ids in batch.targets.items()}
 
     def loss_group(self, name: str) -> str:
         """The group of a loss: the weighted sums of a group are divided by its common weight."""
@@ -187,9 +192,9 @@ class System(nn.Module, ABC):
     # Live
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
-        """Where the ids that are read must be."""
+        """Where the ids that are read must be: by default where the first weight is."""
+        return next(self.parameters()).device
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:

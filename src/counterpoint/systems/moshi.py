@@ -314,11 +314,6 @@ class Moshi(System):
     # Live
 
     @property
-    def device(self) -> torch.device:
-        """Where the ids must be; see `System.device`."""
-        return self.text_embedding.table.weight.device  # the head may be stored in 8 bits
-
-    @property
     def window_ticks(self) -> int:
         """The context in frames; see `System.window_ticks`."""
         return self.config.temporal.window

@@ -23,11 +23,9 @@ from counterpoint.streams.spec import Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import (
     Choose,
     Logits,
-    LossSums,
     State,
     System,
     in_chunks,
-    stream_loss,
 )
 
 
@@ -102,16 +100,6 @@ class SingleStream(System):
         x, _ = self.conv(self.embedding(ids), age=age)
         x = self.tower(x, self.tower.reach(start))
         return {"part": self.head(self.norm(x))}
-
-    def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """Cross-entropy of the targets; see `System.losses`."""
-        # Not `self(batch)`: distributed training has prepared the weights for this call already.
-        return {"part": stream_loss(self.forward(batch)["part"], batch.targets["part"])}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the ids must be; see `System.device`."""
-        return self.embedding.weight.device
 
     @property
     def window_ticks(self) -> int:

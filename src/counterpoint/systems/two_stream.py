@@ -369,11 +369,6 @@ class TwoStream(System):
     # Streaming
 
     @property
-    def device(self) -> torch.device:
-        """Where the ids must be; see `System.device`."""
-        return self.embedding.weight.device
-
-    @property
     def window_ticks(self) -> int:
         """What the part tower or the whole reaches; see `System.window_ticks`."""
         blocks = self.config.whole.window + self.config.lag_blocks

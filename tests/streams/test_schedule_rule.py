@@ -1,0 +1,216 @@
+"""The schedule is the rule of visibility: every column follows from `available_at`."""
+
+from typing import NamedTuple
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from counterpoint.streams import schedule
+from counterpoint.streams.clock import available_at
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
+
+VOCAB = 50
+NUM_TICKS = 7
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    """One to three streams that are written, up to two that are heard, with any delays."""
+    num_written, num_heard = draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    has_lead = draw(st.booleans())
+    streams = []
+    for number in range(num_written + num_heard):
+        is_heard = number >= num_written
+        is_vector = is_heard and draw(st.booleans())
+        streams.append(
+            Stream(
+                name=f"s{number}",
+                role=Role.HEARD if is_heard else Role.SPOKEN,
+                vocab_size=None if is_vector else VOCAB,
+                width=2 if is_vector else None,
+                depth=1 if is_vector else draw(st.integers(1, 2)),
+                delay_ticks=draw(st.integers(0, 3)),
+                predicted=not is_heard,
+                initial_id=VOCAB if has_lead and not is_vector else None,
+            )
+        )
+    return Layout(streams=tuple(streams))
+
+
+def content_of(layout: Layout) -> dict[str, Tensor]:
+    """Content that tells the stream and the tick."""
+    content = {}
+    for place, stream in enumerate(layout.streams):
+        told = 10 * place + torch.arange(NUM_TICKS)
+        told = told.view(1, NUM_TICKS, *[1] * len(stream.element_shape))
+        told = told.expand(1, NUM_TICKS, *stream.element_shape)
+        content[stream.name] = told if stream.is_discrete else told.float() + 1
+    return content
+
+
+class Place(NamedTuple):
+    """Where an element stands by the rule."""
+
+    stream: Stream
+    tick: int
+    column: int
+
+
+def places(layout: Layout) -> list[Place]:
+    """Column of every element: its moment, behind the initial frame."""
+    lead = int(any(stream.initial_id is not None for stream in layout.streams))
+    return [
+        Place(stream, tick, lead + available_at(layout, stream.name, tick).tick)
+        for stream in layout.streams
+        for tick in range(NUM_TICKS)
+    ]
+
+
+def before_content(stream: Stream) -> float:
+    """What stands in a stream before its content."""
+    if not stream.is_discrete:
+        return 0.0
+    return UNSET_ID if stream.initial_id is None else stream.initial_id
+
+
+@given(layouts())
+def test_columns_hold_every_element_at_its_moment(layout: Layout) -> None:
+    content = content_of(layout)
+    arrived = schedule.columns(layout, content)
+    for name, elements in arrived.items():
+        own = [place for place in places(layout) if place.stream.name == name]
+        for place in own:
+            assert torch.equal(elements[:, place.column], content[name][:, place.tick])
+        first, last = own[0].column, own[-1].column
+        assert (elements[:, :first] == before_content(own[0].stream)).all()
+        nothing = UNSET_ID if own[0].stream.is_discrete else 0
+        assert (elements[:, last + 1 :] == nothing).all()
+    again = schedule.content(layout, arrived)
+    for name, elements in content.items():
+        assert torch.equal(again[name], elements)
+
+
+@given(layouts(), st.integers(0, NUM_TICKS))
+def test_a_document_reads_columns_and_learns_the_next_ones(layout: Layout, num_prompt: int) -> None:
+    """Content of the prompt carries no loss, nor does what stands before the content."""
+    content = content_of(layout)
+    batch = schedule.lay_out(layout, content, num_prompt)
+    arrived = schedule.columns(layout, content)
+    num_read = batch.document_start.shape[1]
+    newest = (
+        max(p.column for p in places(layout) if p.stream.delay_ticks == 0)
+        if any(s.delay_ticks == 0 for s in layout.streams)
+        else None
+    )
+    if newest is not None:
+        assert num_read == newest  # the last column is a target only
+    assert not batch.document_start.any()
+    for name, elements in batch.ticks.items():
+        assert torch.equal(elements, arrived[name][:, :num_read])
+    assert set(batch.targets) == {stream.name for stream in layout.predicted}
+    trained = {(p.stream.name, p.column) for p in places(layout) if p.tick >= num_prompt}
+    for name, targets in batch.targets.items():
+        stream = layout[name]
+        assert torch.equal(batch.elements[name], arrived[name][:, 1 : num_read + 1])
+        carries_loss = schedule.trained(stream, targets)
+        for tick in range(num_read):
+            expected = (name, tick + 1) in trained
+            assert (carries_loss[:, tick] == expected).all()
+            if expected:
+                assert torch.equal(targets[:, tick], arrived[name][:, tick + 1])
+    begins = schedule.lead_ticks(layout)
+    assert batch.size == NUM_TICKS - max(num_prompt, 1 - begins)
+
+
+@given(layouts(), st.integers(0, 4))
+def test_a_prompt_ends_where_its_last_tick_arrives(layout: Layout, num_prompt: int) -> None:
+    """Behind the columns that are read at once, late streams still go on with the prompt."""
+    first = schedule.next_column(layout, num_prompt)
+    for stream in layout.streams:
+        tail = schedule.tail_columns(layout, stream.name, num_prompt)
+        for place in places(layout):
+            if place.stream is stream and place.column >= first:
+                assert (place.column in tail) == (place.tick < num_prompt)
+
+
+@given(layouts())
+def test_what_a_session_is_given_stands_where_it_arrives(layout: Layout) -> None:
+    """What is heard in a tick; of what is written, the tick behind the one that is written."""
+    for place in places(layout):
+        if place.stream.predicted:
+            if place.tick:
+                column = schedule.given_column(layout, place.stream.name, place.tick - 1)
+                assert column == place.column
+                assert column > schedule.next_column(layout, place.tick - 1)  # not written yet
+        else:
+            column = schedule.given_column(layout, place.stream.name, place.tick)
+            assert column == place.column
+            assert column >= schedule.next_column(layout, place.tick)  # not read yet
+
+
+@given(layouts())
+def test_a_tick_is_complete_when_all_that_is_written_has_arrived(layout: Layout) -> None:
+    written = [place for place in places(layout) if place.stream.predicted]
+    for num_ticks in range(NUM_TICKS):
+        column = schedule.next_column(layout, num_ticks)
+        complete = schedule.complete_tick(layout, column)
+        for tick in range(NUM_TICKS):
+            arrived = all(place.column <= column for place in written if place.tick == tick)
+            assert arrived == (tick <= complete)
+
+
+@given(layouts())
+def test_a_ring_of_columns_keeps_what_is_needed_and_no_more(layout: Layout) -> None:
+    """From the oldest column of the complete tick to the newest that can be given."""
+    size = schedule.ring_columns(layout)
+    longest = max(stream.delay_ticks for stream in layout.streams)
+    for num_ticks in range(longest, NUM_TICKS):
+        column = schedule.next_column(layout, num_ticks)
+        complete = schedule.complete_tick(layout, column)
+        oldest = min(
+            place.column
+            for place in places(layout)
+            if place.stream.predicted and place.tick == complete
+        )
+        newest = max(
+            schedule.given_column(layout, stream.name, num_ticks) for stream in layout.streams
+        )
+        assert newest - oldest < size
+        expired = int(schedule.expired_column(layout, torch.tensor(column)))
+        assert expired < oldest
+        # Room is made for the newest column that the latest stream could be given, if forced.
+        assert (expired - (column + longest + 1)) % size == 0
+        assert newest <= column + longest + 1
+
+
+@given(
+    delays=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+)
+def test_unset_columns_are_initial_until_the_first_element_could_come(
+    delays: list[int], lengths: list[int]
+) -> None:
+    layout = Layout(
+        streams=tuple(
+            Stream(
+                name=f"s{number}",
+                role=Role.SPOKEN,
+                vocab_size=VOCAB,
+                delay_ticks=delay,
+                initial_id=VOCAB,
+            )
+            for number, delay in enumerate(delays)
+        )
+    )
+    first = [sum(lengths[:number]) for number in range(len(lengths))]
+    begins = torch.zeros(1, sum(lengths), dtype=torch.bool)
+    begins[0, first] = True
+    found = schedule.unset_columns(layout, begins)
+    for name, ids in found.items():
+        moment = available_at(layout, name, 0).tick
+        for column in range(ids.shape[1]):
+            # Documents are cut as they come: a late stream may wait on into the next one.
+            waits = any(0 <= column - start <= moment for start in first)
+            assert int(ids[0, column]) == (VOCAB if waits else UNSET_ID)
