@@ -73,7 +73,7 @@ class TalkOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choices:
+class TalkChoices:
     """How the agent chooses what it says.
 
     Attributes:
@@ -95,7 +95,7 @@ class Choices:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    fields = [("options", TalkOptions, REQUIRED), ("choices", Choices, Choices())]
+    fields = [("options", TalkOptions, REQUIRED), ("choices", TalkChoices, TalkChoices())]
     chosen = parse(fields, arguments, "talk", _HELP)
     options: TalkOptions = chosen.options
     _check(options)
@@ -148,7 +148,7 @@ def _check_opening(options: TalkOptions) -> None:
         raise UserError(f"`--voice` must be an existing file: got {str(options.voice)!r}.")
 
 
-def _sampling(choices: Choices) -> FrameSampling:
+def _sampling(choices: TalkChoices) -> FrameSampling:
     def own(temperature: float, top_k: int) -> Sampling:
         return Sampling(temperature=temperature, top_k=top_k, seed=choices.seed)
 

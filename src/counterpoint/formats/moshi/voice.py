@@ -118,15 +118,13 @@ def voice_codes(voice: VoicePrompt, system: Moshi) -> Ticks:
             "voice again."
         )
     _check_embedding(voice.embeddings[-1], held[:, :1], system)
-    codes: dict[str, Tensor] = {}
+    arrived: dict[str, Tensor] = {}
     for stream, own in zip(system.layout.streams, _by_stream(held, system), strict=True):
-        # Content frame f is in column f + 1 + delay; before frame 0 there are initial ids.
-        kept = min(num_frames, 1 + stream.delay_ticks)
-        stop = 2 + stream.delay_ticks
-        ids = own.new_full((1, num_frames, stream.depth), UNSET_ID)
-        ids[0, num_frames - kept :] = own[:, stop - kept : stop].T
-        codes[stream.name] = ids[..., 0] if stream.name == TEXT else ids
-    return codes
+        ids = own.new_full((1, int(column[-1]) + 1, stream.depth), UNSET_ID)
+        # The column before is only there to be compared; what is yet to be predicted is unset.
+        ids[0, num_frames:] = own[:, 1:].T.clamp(min=UNSET_ID)
+        arrived[stream.name] = ids[..., 0] if stream.name == TEXT else ids
+    return schedule.content(system.layout, arrived)
 
 
 def _by_stream(ids: Int[Tensor, "S n"], system: Moshi) -> tuple[Int[Tensor, "K n"], ...]:
