@@ -133,11 +133,16 @@ class System(nn.Module, ABC):
     def losses(self, batch: Batch) -> dict[str, LossSums]:
         """What the targets of a batch cost, by predicted stream, and auxiliary terms by name.
 
-        By default the cross-entropy of every stream's targets, without weights.
+        By default the cross-entropy of every stream's targets, without weights; `UNSET_ID` and
+        initial ids carry none.
         """
         # Not `self(batch)`: distributed training has prepared the weights for this call already.
         scores = self.forward(batch)
-        return {name: stream_loss(scores[name], ids) for name, ids in batch.targets.items()}
+        losses = {}
+        for name, ids in batch.targets.items():
+            carries_loss = schedule.trained(self.layout[name], ids)
+            losses[name] = stream_loss(scores[name], ids.masked_fill(~carries_loss, UNSET_ID))
+        return losses
 
     def loss_group(self, name: str) -> str:
         """The group of a loss: the weighted sums of a group are divided by its common weight."""
