@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
+from counterpoint.errors import UserError
 from counterpoint.streams.clock import SEQUENCE, Span, span, span_mask
 
 Cache = Float[Tensor, "B 2 G C E"]
@@ -236,7 +237,8 @@ def attend_in_groups(
 ) -> Float[Tensor, "B H T E"]:
     """Windowed attention in O(T * window): groups of one window read themselves and the last."""
     num_heads, num_steps = q.shape[1:3]
-    num_groups, window = bias.shape[1], bias.shape[3]
+    num_groups = bias.shape[1]
+    window = bias.shape[3]
     padding = num_groups * window - num_steps
 
     def with_previous(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B, H, G, 2w, E)
@@ -272,7 +274,7 @@ class AttentionConfig:
         """What each step of whole rows may read; see `offline_reach`."""
         num_steps = document_start.shape[1]
         if shape.num_pinned and num_steps > shape.window:
-            raise ValueError(
+            raise UserError(
                 f"With pinned steps whole rows must fit the window of {shape.window}: got "
                 f"{num_steps} steps. Read them with a cache."
             )
@@ -319,13 +321,13 @@ class SelfAttention(nn.Module):
         """A cache holds ``capacity`` steps; see `AttentionConfig` for the heads."""
         super().__init__()
         if width % num_heads or (width // num_heads) % 2:
-            raise ValueError(
+            raise UserError(
                 f"`width` / `num_heads` must be an even whole number: got {width} / {num_heads}."
             )
         if num_kv_heads is None:
             num_kv_heads = num_heads
         if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"`num_kv_heads` must divide the {num_heads} heads of queries: got {num_kv_heads}."
             )
         self.num_heads = num_heads
@@ -349,14 +351,15 @@ class SelfAttention(nn.Module):
 
         Args:
             x: Steps of the chunk.
-            reach: From `offline_reach`, or `streaming_reach` with a cache.
+            reach: What `offline_reach` gives, or `streaming_reach` with a cache.
             cache: Past steps; the chunk is written into it.
         """
         q, k, v, q_near = self._rotated_heads(x, reach)
         if cache is not None and reach.slot is not None:
             write_ring(cache, reach.slot, torch.stack((k, v), 1))
             k, v = cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
-        bias, num_sharing = reach.bias, self.num_heads // self.num_kv_heads
+        bias = reach.bias
+        num_sharing = self.num_heads // self.num_kv_heads
         folded = num_sharing > 1 and bias is not None and bias.ndim == 4
         if folded and bias is not None:
             # Heads that share keys become further queries of them, so that no key is copied.
@@ -364,7 +367,8 @@ class SelfAttention(nn.Module):
             q = q.reshape(len(q), self.num_kv_heads, -1, self.head_width)
             q_near = q_near.reshape(q.shape)
         elif num_sharing > 1:
-            k, v = k.repeat_interleave(num_sharing, 1), v.repeat_interleave(num_sharing, 1)
+            k = k.repeat_interleave(num_sharing, 1)
+            v = v.repeat_interleave(num_sharing, 1)
         if reach.pinned is not None and bias is not None:
             bias = nearer_bias(bias, q, q_near, k[:, :, : reach.pinned.num_steps])
         if bias is not None and bias.ndim == 5:
@@ -383,14 +387,16 @@ class SelfAttention(nn.Module):
             # One copy here instead of one in each product, and no gradient that is mostly zeros.
             qk, v = qkv.contiguous().split((2, 1))
             q, k = rotate(qk, reach.cos, reach.sin).unbind(0)
-            plain, v = qk[0], v[0]
+            plain = qk[0]
+            v = v[0]
         else:
             shared = self.num_kv_heads * self.head_width
             plain, k, v = (
                 part.unflatten(-1, (-1, self.head_width)).transpose(1, 2).contiguous()
                 for part in qkv.split((qkv.shape[-1] - 2 * shared, shared, shared), -1)
             )
-            q, k = rotate(plain, reach.cos, reach.sin), rotate(k, reach.cos, reach.sin)
+            q = rotate(plain, reach.cos, reach.sin)
+            k = rotate(k, reach.cos, reach.sin)
         if reach.pinned is None:
             return q, k, v, q
         return q, k, v, rotate(plain, reach.pinned.cos, reach.pinned.sin)

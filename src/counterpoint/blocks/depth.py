@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import attend, score_bias
 from counterpoint.blocks.norm import RMSNorm
+from counterpoint.errors import UserError
 from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.streams.spec import UNSET_ID
 
@@ -59,18 +60,18 @@ class DepthConfig:
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden"):
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise UserError(
                     f"A depth decoder's `{name}` must be >= 1: got {getattr(self, name)}."
                 )
         if self.width % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"`num_heads` must divide `width`: got {self.num_heads} and {self.width}."
             )
         if self.embedding_rank is not None and self.embedding_rank < 1:
-            raise ValueError(f"`embedding_rank` must be >= 1: got {self.embedding_rank}.")
+            raise UserError(f"`embedding_rank` must be >= 1: got {self.embedding_rank}.")
         # So that the first steps use the first sets, and stay whole without the others.
         if list(dict.fromkeys(self.schedule)) != list(range(len(set(self.schedule)))):
-            raise ValueError(
+            raise UserError(
                 "`schedule` must number the weight sets 0, 1, ... as they are first used in order: "
                 f"got {self.schedule}."
             )
@@ -82,15 +83,16 @@ class StepLinear(nn.Module):
     The rows of all weight sets are stacked, so that the weight is one matrix.
 
     Args:
-        in_features: Of the input.
-        out_features: Of the output at a step.
+        in_features: Features of the input.
+        out_features: Features of the output at a step.
         schedule: Weight set of every step.
     """
 
     def __init__(self, in_features: int, out_features: int, schedule: tuple[int, ...]) -> None:
         """Weights of ``N(0, 1 / in_features)``."""
         super().__init__()
-        self.out_features, self.schedule = out_features, schedule
+        self.out_features = out_features
+        self.schedule = schedule
         self.num_sets = max(schedule, default=-1) + 1
         weight = torch.randn(self.num_sets * out_features, in_features) * in_features**-0.5
         self.weight = nn.Parameter(weight)
@@ -163,7 +165,8 @@ class DepthLayer(nn.Module):
     def __init__(self, config: DepthConfig, schedule: tuple[int, ...]) -> None:
         """One layer of the decoder's shape."""
         super().__init__()
-        width, hidden = config.width, config.mlp_hidden
+        width = config.width
+        hidden = config.mlp_hidden
         self.num_heads = config.num_heads
         self.attention_norm = RMSNorm(width, config.norm_epsilon)
         self.qkv = StepLinear(width, 3 * width, schedule)
@@ -229,12 +232,15 @@ class DepthDecoder(nn.Module):
         """Random weights; the heads start at zero."""
         super().__init__()
         if config.schedule and len(config.schedule) != num_steps:
-            raise ValueError(
+            raise UserError(
                 f"`schedule` must name a weight set for each of the {num_steps} steps: got "
                 f"{len(config.schedule)}."
             )
-        self.config, self.num_steps = config, num_steps
-        width, rank, own = config.width, config.embedding_rank, tuple(range(num_steps))
+        self.config = config
+        self.num_steps = num_steps
+        width = config.width
+        rank = config.embedding_rank
+        own = tuple(range(num_steps))
         schedule = config.schedule or own
         self.project = StepLinear(context_width, width, schedule)
         self.first_embedding = CodebookEmbedding(1, num_first_ids, width, rank)
@@ -261,7 +267,8 @@ class DepthDecoder(nn.Module):
         Returns:
             Scores of the k elements, and what the call for the next steps needs.
         """
-        first, num_steps = 0 if past is None else past[0].shape[3], previous.shape[1]
+        first = 0 if past is None else past[0].shape[3]
+        num_steps = previous.shape[1]
         x = self.project(context, first, num_steps) + self._embed(previous, first)
         bias = None
         if past is None or num_steps > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
+from counterpoint.errors import UserError
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     recipe = load_recipe(name)
     if not isinstance(recipe, Run | Study | DuplexStudy):
-        raise ValueError(
+        raise UserError(
             "A recipe must return a `Run`, a `Study` or a `DuplexStudy` to be trained: "
             f"{name!r} returned {type(recipe).__name__}."
         )
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(recipe, Run):
             finished = _train_run(recipe, folder, world)
         elif world.size > 1:
-            raise ValueError(
+            raise UserError(
                 f"A study must run in one process: got {world.size}. Train its runs one by one."
             )
         elif isinstance(recipe, DuplexStudy):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
 from counterpoint.data.text.tokenizer import Tokenizer
+from counterpoint.errors import UserError
 from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.whole import has_whole
 from counterpoint.runtime.sampler import Sampling
@@ -91,7 +92,7 @@ def read_passage(
     first = starts[-1] if starts else 0
     edges = [end + 1 for end in ends if first <= end + 1 <= min(first + num_ticks, len(unit.ids))]
     if len(edges) < 2:
-        raise ValueError(
+        raise UserError(
             f"A passage must lie within its unit: {unit_name(unit)!r} has {len(unit.ids)} ticks, "
             f"the passage starts at {first_tick}. Take a longer unit."
         )
@@ -150,7 +151,8 @@ def continue_prompts(
     for unit, donor in pairs:
         # The donor's text may divide into fewer blocks, so it has to be longer.
         length = min(prompt_ticks, len(unit.ids) - 1, len(donor.ids) * 3 // 4)
-        own, other = unit.ids[:length].tolist(), donor.ids.tolist()
+        own = unit.ids[:length].tolist()
+        other = donor.ids.tolist()
         swaps = has_whole(system)
         wholes = [unit_name(unit), unit_name(donor)] if swaps else [""]
         sessions = Sessions(system, len(wholes), sliding=True)
@@ -177,7 +179,7 @@ def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
     """Let every row go on with the whole of another text, with as many blocks as it has itself.
 
     Raises:
-        ValueError: A text has fewer blocks.
+        UserError: A text has fewer blocks.
     """
     system: Any = sessions.system
     lenders = Sessions(sessions.system, len(sessions), sliding=True)

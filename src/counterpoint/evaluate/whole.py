@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
+from counterpoint.errors import UserError
 from counterpoint.evaluate.score import Progress, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import visible_finished
@@ -33,7 +34,7 @@ class WholeUse:
         other_bits: Bits under the whole of a unit of another document.
         none_bits: Bits without any whole; empty where the model was never trained without.
         null_share: Mean attention on the null key at ticks that could read a block.
-        effective_rank: Of the whole states: 1 when all are multiples of one vector.
+        effective_rank: Effective rank of the whole states: 1 when all are multiples of one vector.
         width: Features of the whole states, the largest rank there can be.
     """
 
@@ -50,10 +51,10 @@ def donors(units: Sequence[Unit]) -> list[int]:
     """For each unit the unit of another document whose length is nearest.
 
     Raises:
-        ValueError: All units belong to one document.
+        UserError: All units belong to one document.
     """
     if len({unit.title for unit in units}) < 2:
-        raise ValueError(
+        raise UserError(
             "Swapping the whole needs units of at least two documents: got "
             f"{len(units)} of one. Hold out more documents."
         )
@@ -78,22 +79,24 @@ def measure_whole(
 
     Args:
         system: Follows `HasWhole`; evaluation mode.
-        units: Of at least two documents.
+        units: Units of at least two documents.
         byte_lengths: Bytes of text of each id of the vocabulary.
         max_ticks: Ticks of a unit that are scored.
         on_progress: Called after each unit.
 
     Raises:
-        ValueError: All units belong to one document.
+        UserError: All units belong to one document.
     """
     if not has_whole(system):
-        raise ValueError(
+        raise UserError(
             f"The system must have a whole to be read: {type(system).__name__} lacks it."
         )
     reader = cast("HasWhole", system)
     alone = without_whole(system)
     bits: dict[str, list[float]] = {"own": [], "other": [], "none": []}
-    num_bytes, states, null_shares = [], [], []
+    num_bytes = []
+    states = []
+    null_shares = []
     partners = donors(units)
     device = next(system.parameters()).device
     for done, (unit, partner) in enumerate(zip(units, partners, strict=True), 1):
@@ -109,7 +112,7 @@ def measure_whole(
         if on_progress is not None:
             on_progress(done, len(units))
     if not states:
-        raise ValueError(
+        raise UserError(
             "Held-out units must be longer than one block of "
             f"{reader.layout.block_ticks} ticks: none is."
         )

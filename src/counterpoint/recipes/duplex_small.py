@@ -20,9 +20,10 @@ _CODEBOOK_SIZES = (512, 512, 16, 64)  # of Codec2 700C
 # The agent's sound comes 120 ms behind its text. With equal times the first sounds of a word are
 # said before the text has decided on the word, and the text then follows the sound.
 _TEXT_LEADS_TICKS = 3
-USER_FORMANTS, USER_PACES = (0.88, 1.08, 1.3, 1.45), (0.9, 1.0, 1.1)
+USER_FORMANTS = (0.88, 1.08, 1.3, 1.45)
+USER_PACES = (0.9, 1.0, 1.1)
 HELD_OUT_FORMANT = 1.18
-"""Of users who are heard in trials alone."""
+"""Formant of the users who are heard in trials alone."""
 
 
 def duplex_small() -> DuplexStudy:

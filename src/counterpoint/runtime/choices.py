@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
 from counterpoint.streams.spec import Layout, Role, Stream
 
@@ -40,9 +41,9 @@ class FrameSampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"`guidance` must be >= 0 (1 is none): got {self.guidance}.")
+            raise UserError(f"`guidance` must be >= 0 (1 is none): got {self.guidance}.")
         if not math.isfinite(self.padding_bias):
-            raise ValueError(f"`padding_bias` must be finite: got {self.padding_bias}.")
+            raise UserError(f"`padding_bias` must be finite: got {self.padding_bias}.")
 
     @classmethod
     def of(cls, sampling: "Sampling | FrameSampling | None") -> "FrameSampling":
@@ -98,7 +99,7 @@ def choices_of(
 
     Args:
         layout: What is chosen.
-        samplings: Of every row.
+        samplings: The sampling of every row.
         guidance: Who guides whom; ``None`` where no row is guided.
         device: Where the scores are.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Streaming
 from counterpoint.runtime.sessions import Sessions
@@ -31,7 +32,7 @@ def generate(
         sliding: Accept a prompt longer than the model's window.
 
     Raises:
-        ValueError: The prompt is empty, too long, or not of the model's vocabulary; or it cannot go
+        UserError: The prompt is empty, too long, or not of the model's vocabulary; or it cannot go
             on under another whole.
     """
     sessions = Sessions(system, 1, sliding=sliding)
@@ -50,16 +51,17 @@ def _feed_under(
     """Feed all of a prompt but its last id, change its whole, and give back that last id."""
     model = sessions.system.plain()
     if not isinstance(model, HasWhole):
-        raise ValueError(
+        raise UserError(
             "Only a system with a whole can go on under another: "
             f"{type(model).__name__} has none. Leave `whole_from` out."
         )
     fed = len(prompt) - 1
     if fed > 0:
         sessions.feed({0: prompt[:fed]})
-    needed, usable = int(model.finished_blocks(sessions.state)[0]), model.usable_blocks
+    needed = int(model.finished_blocks(sessions.state)[0])
+    usable = model.usable_blocks
     if needed < usable:
-        raise ValueError(
+        raise UserError(
             f"To go on under another whole, a prompt must finish {usable} blocks or more before "
             f"its last id: got {needed}. Give a longer prompt."
         )
@@ -72,7 +74,7 @@ def _feed_under(
         donor.feed({0: [rest.pop(0)]})
     have = int(model.finished_blocks(donor.state)[0])
     if have < needed:
-        raise ValueError(
+        raise UserError(
             f"The text that gives its whole must finish as many blocks as the prompt, {needed}: "
             f"got {have}. Give a longer text."
         )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.spec import Layout, Stream, Ticks
 
@@ -115,3 +116,18 @@ def _parse_floats(stream: Stream, given: Codes) -> Float[Tensor, " D"]:
 def holds_whole_numbers(ids: Tensor) -> bool:
     """Whether a tensor may hold ids; truth values may not."""
     return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+
+
+def check_ids(stream: Stream, row: int, ids: Sequence[int]) -> None:
+    """Refuse ids that a stream does not have.
+
+    Raises:
+        UserError: One is outside the vocabulary.
+    """
+    vocab_size = stream.vocab_size or 0
+    for found in ids:
+        if not 0 <= found < vocab_size:
+            raise UserError(
+                f"Ids must be 0 to {vocab_size - 1}: got {found} for row {row}. "
+                "Use the tokeniser that the model was trained with."
+            )

@@ -2,6 +2,7 @@
 
 import torch
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.given import check_prompt
 from counterpoint.streams import schedule
 from counterpoint.streams.spec import Ticks
@@ -17,7 +18,7 @@ def read_prefix(system: System, codes: Ticks) -> Prefix:
         codes: As a prompt of `Sessions.start`.
 
     Raises:
-        ValueError: They do not fit the model.
+        UserError: They do not fit the model.
     """
     columns, num_ticks = check_prompt(system.layout, codes, system.device)
     num_columns = schedule.next_column(system.layout, num_ticks)
@@ -30,11 +31,11 @@ def check_prefix(prefix: Prefix, columns: Ticks, num_prompt: int) -> None:
     """Refuse a prefix with which the columns of a prompt do not begin.
 
     Raises:
-        ValueError: They begin otherwise.
+        UserError: They begin otherwise.
     """
     read = {name: ids[:, : prefix.num_columns] for name, ids in columns.items()}
     if not all(torch.equal(ids, read[name]) for name, ids in prefix.columns.items()):
-        raise ValueError(
+        raise UserError(
             f"A prompt must begin with its prefix of {prefix.num_ticks} frames: its {num_prompt} "
             "frames do not. Give both in one prompt, or no prefix."
         )
@@ -44,12 +45,12 @@ def behind(codes: Ticks, prompt: Ticks | None) -> Ticks:
     """A prompt that begins with other codes, such as those of a voice.
 
     Raises:
-        ValueError: The prompt has other streams.
+        UserError: The prompt has other streams.
     """
     if prompt is None:
         return codes
     if set(prompt) != set(codes):
-        raise ValueError(
+        raise UserError(
             f"A prompt behind a voice must be of all streams ({', '.join(codes)}): got "
             f"{', '.join(prompt) or 'none'}."
         )

@@ -31,7 +31,8 @@ class ColumnRing:
     def __init__(self, layout: Layout, num_rows: int, device: torch.device) -> None:
         self._layout = layout
         self._device = device
-        said, heard = layout.predicted, layout.heard
+        said = layout.predicted
+        heard = layout.heard
         given = [stream for stream in (*said, *heard) if stream.is_discrete]
         stops = list(accumulate(stream.depth for stream in given))
         self.places = {

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
+
 # Constants of SplitMix64 (Steele, Lea, Flood, doi:10.1145/2714064.2660195) as signed numbers.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -27,7 +29,7 @@ class Sampling:
         top_k: Keep the likeliest ids, this many; 0 keeps all.
         top_p: Keep the fewest likeliest ids that have this probability together; 1 keeps all.
         min_p: Keep ids at least this share as likely as the likeliest; 0 keeps all.
-        seed: Of the session's random numbers.
+        seed: Decides the session's random numbers.
     """
 
     temperature: float = 1.0
@@ -45,7 +47,7 @@ class Sampling:
             ("seed", 0 <= self.seed < 1 << 63, "0 to 2**63 - 1"),
         ):
             if not holds:
-                raise ValueError(f"`{name}` must be {needed}: got {getattr(self, name)}.")
+                raise UserError(f"`{name}` must be {needed}: got {getattr(self, name)}.")
 
 
 class RowSamplings(NamedTuple):

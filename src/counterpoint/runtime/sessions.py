@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.choices import FrameSampling, PromptGuidance, RowChoices, choices_of
-from counterpoint.runtime.given import Codes, Given, check_prompt, parse_frame
+from counterpoint.runtime.given import Codes, Given, check_ids, check_prompt, parse_frame
 from counterpoint.runtime.prefix import check_prefix
 from counterpoint.runtime.ring import OPEN, ColumnRing
 from counterpoint.runtime.sampler import Sampling
@@ -54,13 +55,14 @@ class Sessions:
 
     def __init__(self, system: Streaming, num_rows: int, *, sliding: bool = False) -> None:
         if num_rows < 1:
-            raise ValueError(f"`num_rows` must be >= 1, got {num_rows}.")
+            raise UserError(f"`num_rows` must be >= 1, got {num_rows}.")
         self.system = system
         self.layout = layout = system.layout
         self.state: State = system.initial_state(num_rows)
         self._window = None if sliding else system.window_ticks
         self._device = system.device
-        self._said, self._heard = layout.predicted, layout.heard
+        self._said = layout.predicted
+        self._heard = layout.heard
         self._has_lead = schedule.lead_ticks(layout) > 0
         self._ring = ColumnRing(layout, num_rows, self._device)
         # One id a tick and nothing heard: what is sampled is kept, and may be fed.
@@ -77,7 +79,7 @@ class Sessions:
     def __getitem__(self, row: int) -> Session:
         session = self._rows[row] if 0 <= row < len(self._rows) else None
         if session is None or row in self._leads:
-            raise ValueError(
+            raise UserError(
                 f"Row {row} must have been started: this batch has the rows 0 to "
                 f"{len(self._rows) - 1}. Call `start` first."
             )
@@ -130,11 +132,9 @@ class Sessions:
             max_sampled: Ids after which it ends; likewise.
 
         Raises:
-            ValueError: Rows or the prompt do not fit; nothing has changed then.
+            UserError: Rows or the prompt do not fit; nothing has changed then.
         """
-        if sampling is None and not self.layout.by_role(Role.SPOKEN):
-            sampling = Sampling()
-        own = FrameSampling.of(sampling)
+        own = self._sampling_of(sampling)
         self._check_rows(row, twin, own)
         self._check_limits(end_id, max_sampled)
         columns, num_prompt = check_prompt(self.layout, prompt, self._device)
@@ -156,7 +156,8 @@ class Sessions:
         self._rows[row] = session
         if twin is not None:
             hidden.append(self._prefill(twin, self._unprompted(prompt), num_prompt, None))
-            self._rows[twin], self._leads[twin] = session, row
+            self._rows[twin] = session
+            self._leads[twin] = row
         begun = [z for z in hidden if z is not None]
         if begun:
             self._write_rows([row], torch.cat(begun))
@@ -173,7 +174,7 @@ class Sessions:
         """Let rows of a text model read ids, each any number of them, in one pass of the model.
 
         Raises:
-            ValueError: A row is not running, an id is not in the vocabulary, a session is given
+            UserError: A row is not running, an id is not in the vocabulary, a session is given
                 more than the model's window and may not slide, or the model is not one of text.
         """
         for row, new in ids.items():
@@ -205,7 +206,7 @@ class Sessions:
             complete yet. A row that ends with this frame is not in the next step.
 
         Raises:
-            ValueError: A row is not running or was never fed, a stream is missing or unknown, or
+            UserError: A row is not running or was never fed, a stream is missing or unknown, or
                 ids do not fit. Nothing has changed then.
         """
         if given is None:
@@ -226,11 +227,11 @@ class Sessions:
         """What a row is given for `step`, as it is kept.
 
         Raises:
-            ValueError: No session has the row, or what it is given does not fit.
+            UserError: No session has the row, or what it is given does not fit.
         """
         session = self._running(row)
         if not session.has_read:
-            raise ValueError(
+            raise UserError(
                 f"Row {row} must be fed at least one id before it is sampled: got none. "
                 "Feed a prompt, or the start id of the tokeniser."
             )
@@ -288,9 +289,11 @@ class Sessions:
         mine = map_state(lambda tensor: tensor[row : row + 1], self.state)
         for tensor in state_tensors(mine):
             tensor.zero_()
-        num_read, hidden = 0, None
+        num_read = 0
+        hidden = None
         if prefix is not None:
-            num_read, hidden = prefix.num_columns, prefix.hidden
+            num_read = prefix.num_columns
+            hidden = prefix.hidden
             for tensor, kept in zip(state_tensors(mine), state_tensors(prefix.state), strict=True):
                 tensor[tuple(slice(0, size) for size in kept.shape)] = kept
         num_columns = schedule.next_column(self.layout, num_prompt)
@@ -322,9 +325,12 @@ class Sessions:
                 raise AssertionError("a row that is checked has read something")
             if self._choices is None:
                 self._choices = self._choices_of(range(len(self._rows)))
-            order, hidden, choices = [*range(len(self._rows))], self._hidden, self._choices
+            order = [*range(len(self._rows))]
+            hidden = self._hidden
+            choices = self._choices
         else:
-            order, choices = written, self._choices_of(written)
+            order = written
+            choices = self._choices_of(written)
             if self._hidden is None:
                 self._hidden = hidden.new_zeros(len(self._rows), hidden.shape[1])
             self._hidden[written] = hidden
@@ -425,9 +431,7 @@ class Sessions:
     def _unread(self, row: int) -> list[int]:
         """The id that a text session wrote last, if the model has not read it."""
         session = self[row]
-        if not session.is_written:
-            return []
-        return session.sampled[-1:]
+        return session.sampled[-1:] if session.is_written else []
 
     def _with_twins(self, rows: Iterable[int]) -> list[int]:
         """Rows, and behind them those that hear the same for their guidance."""
@@ -436,7 +440,8 @@ class Sessions:
 
     def _release(self, row: int, keep: Session | None = None) -> None:
         session = self._rows[row]
-        self._rows[row], self._choices = keep, None
+        self._rows[row] = keep
+        self._choices = None
         if session and session.twin is not None:
             self._rows[session.twin] = None
             del self._leads[session.twin]
@@ -445,29 +450,34 @@ class Sessions:
     def _running(self, row: int) -> Session:
         session = self[row]
         if session.ended:
-            raise ValueError(
+            raise UserError(
                 f"Row {row} must be running: it has ended ({session.ended}). Start it again."
             )
         return session
 
+    def _sampling_of(self, sampling: Sampling | FrameSampling | None) -> FrameSampling:
+        if sampling is None and not self.layout.by_role(Role.SPOKEN):
+            sampling = Sampling()
+        return FrameSampling.of(sampling)
+
     def _check_rows(self, row: int, twin: int | None, sampling: FrameSampling) -> None:
         if not 0 <= row < len(self._rows):
-            raise ValueError(f"`row` must be 0 to {len(self._rows) - 1}: got {row}.")
+            raise UserError(f"`row` must be 0 to {len(self._rows) - 1}: got {row}.")
         if row in self._leads:
-            raise ValueError(f"Row {row} must not be in use: it guides row {self._leads[row]}.")
+            raise UserError(f"Row {row} must not be in use: it guides row {self._leads[row]}.")
         own = session.twin if (session := self._rows[row]) else None
         fits = twin is None or (twin != row and twin in (own, *self.free))
         if not fits or (twin is None) != (sampling.guidance == 1):
-            raise ValueError(
+            raise UserError(
                 "`twin` must be a free row where `guidance` is not 1, and only then: got "
                 f"{twin} for row {row} and {sampling.guidance}."
             )
 
     def _check_limits(self, end_id: int | None, max_sampled: int | None) -> None:
         if max_sampled is not None and max_sampled < 1:
-            raise ValueError(f"`max_sampled` must be >= 1, got {max_sampled}.")
+            raise UserError(f"`max_sampled` must be >= 1, got {max_sampled}.")
         if not self._is_text and (end_id is not None or max_sampled is not None):
-            raise ValueError(
+            raise UserError(
                 "`end_id` and `max_sampled` are for models that write one id a tick: this one "
                 f"writes {', '.join(stream.name for stream in self._said)}. Stop it instead."
             )
@@ -475,20 +485,15 @@ class Sessions:
     def _check_feed(self, row: int, new: Sequence[int]) -> None:
         session = self._running(row)
         if not self._is_text:
-            raise ValueError(
+            raise UserError(
                 "Only models of one text stream can be fed ids: this one has "
                 f"{', '.join(s.name for s in self.layout.streams)}. Give `start` a prompt."
             )
-        vocab_size = self._said[0].vocab_size or 0
-        for found in new:
-            if not 0 <= found < vocab_size:
-                raise ValueError(
-                    f"Ids must be 0 to {vocab_size - 1}: got {found} for row {row}. "
-                    "Use the tokeniser that the model was trained with."
-                )
+        (stream,) = self._said
+        check_ids(stream, row, new)
         num_ticks = session.num_prompt + session.num_fed + len(session.sampled) + len(new)
         if self._window is not None and num_ticks > self._window:
-            raise ValueError(
+            raise UserError(
                 f"A prompt must fit the model's window of {self._window} ticks: got {num_ticks}. "
                 "Shorten it, or allow sliding, which forgets its beginning."
             )

@@ -28,6 +28,7 @@ from counterpoint.data.speech.opening import (
     tagged_role,
 )
 from counterpoint.data.speech.words import WordTokenizer
+from counterpoint.errors import UserError
 from counterpoint.formats import is_voice, open_voice
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.prefix import behind
@@ -40,7 +41,8 @@ from counterpoint.streams.spec import Layout, Role, Ticks
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.contract import Prefix, System
 
-AGENT, USER = "agent", "user"
+AGENT = "agent"
+USER = "user"
 """Names of the two speakers in timelines."""
 
 
@@ -50,13 +52,13 @@ class Talker:
 
     Attributes:
         system: A model with streams that are spoken, before those that are heard.
-        codec: Of both speakers.
-        tokenizer: Of the text.
+        codec: Turns the sound of both speakers into ids and back.
+        tokenizer: Turns the text into ids and back.
         fillers: What a prompt carries where nothing is said; ``None`` for silence and a hum as the
             codec encodes them.
 
     Raises:
-        ValueError: The model cannot talk; or rate, codebooks or ids of model and codec differ.
+        UserError: The model cannot talk; or rate, codebooks or ids of model and codec differ.
     """
 
     system: System
@@ -65,26 +67,28 @@ class Talker:
     fillers: Fillers | None = None
 
     def __post_init__(self) -> None:
-        layout, sizes = self.system.agent_alone().layout, self.codec.codebook_sizes
-        said, heard = _sizes(layout, Role.SPOKEN), _sizes(layout, Role.HEARD)
+        layout = self.system.agent_alone().layout
+        sizes = self.codec.codebook_sizes
+        said = _sizes(layout, Role.SPOKEN)
+        heard = _sizes(layout, Role.HEARD)
         if not len(said) == len(heard) == len(sizes):
-            raise ValueError(
+            raise UserError(
                 f"Agent and user must have the codec's {len(sizes)} codebooks each: got "
                 f"{len(said)} and {len(heard)}."
             )
         hint = "Give its streams `codebook_sizes`."
         if any(own > size for own, size in zip(said, sizes, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"The agent's codebooks must have at most the codec's {sizes} ids: got {said}. "
                 f"{hint}"
             )
         if any(own < size for own, size in zip(heard, sizes, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"The user's codebooks must have at least the codec's {sizes} ids: got {heard}. "
                 f"{hint}"
             )
         if self.codec.frame_rate_hz != layout.tick_hz:
-            raise ValueError(
+            raise UserError(
                 f"The codec must have the model's {layout.tick_hz} frames a second: it has "
                 f"{self.codec.frame_rate_hz}."
             )
@@ -114,7 +118,7 @@ class Conversation:
         step_s: Seconds that each frame took: encode, read, write, decode.
 
     Raises:
-        ValueError: The prompt does not fit the model, or leaves a pinned window no room.
+        UserError: The prompt does not fit the model, or leaves a pinned window no room.
     """
 
     def __init__(
@@ -135,7 +139,8 @@ class Conversation:
             system = system.pinned(prompt[system.layout.text.name].shape[1])
         self._layout = system.layout
         self._clock = clock
-        self._encoder, self._decoder = talker.codec.encoder(), talker.codec.decoder()
+        self._encoder = talker.codec.encoder()
+        self._decoder = talker.codec.decoder()
         self._sessions = Sessions(system, 1)
         # What sounds in the frame that is being heard, and how much of that has come.
         started = self._sessions.start(0, sampling, prompt=prompt, prefix=prefix)
@@ -154,11 +159,13 @@ class Conversation:
             UserError: They are no samples of one channel (see `check_channel`). Nothing was heard.
         """
         check_channel(samples)  # of all frames: the sound of those before would be lost
-        sound, frame_samples = [self._sound[:0]], self.talker.codec.frame_samples
+        sound = [self._sound[:0]]
+        frame_samples = self.talker.codec.frame_samples
         while len(samples):
             stop = min(self._num_heard + len(samples), frame_samples)
             sound.append(self._sound[self._num_heard : stop])
-            piece, samples = samples[: len(sound[-1])], samples[len(sound[-1]) :]
+            piece = samples[: len(sound[-1])]
+            samples = samples[len(sound[-1]) :]
             began = self._clock()
             codes = self._encoder.push({0: piece})[0]
             self._num_heard = stop % frame_samples
@@ -173,7 +180,8 @@ class Conversation:
         A word begins with the frame of its first id and ends with that of its last, as in
         `read_monologue`; how long it sounds is not in the text.
         """
-        padding_id, tokenizer = self._layout.text.padding_id or 0, self.talker.tokenizer
+        padding_id = self._layout.text.padding_id or 0
+        tokenizer = self.talker.tokenizer
         ids = torch.tensor(self.text_ids, dtype=torch.long)
         known = ids.where(ids < tokenizer.vocab_size, padding_id)
         said = read_monologue(
@@ -260,7 +268,7 @@ def opening(
         voice: A recording of the voice at the codec's rate; brought to -24 LUFS.
 
     Raises:
-        ValueError: The voice is silent, or the prompt is longer than the model's window.
+        UserError: The voice is silent, or the prompt is longer than the model's window.
     """
     codec = talker.codec
     if not tagged_role(role) and voice is None:
@@ -277,17 +285,18 @@ def opening_behind(talker: Talker, codes: Ticks, role: str = "") -> Ticks:
 
     Args:
         talker: Who shall have them.
-        codes: Of the voice, such as `counterpoint.formats.open_voice` gives.
+        codes: Codes of the voice, such as `counterpoint.formats.open_voice` gives.
         role: As in `opening`.
 
     Raises:
-        ValueError: The prompt is longer than the model's window.
+        UserError: The prompt is longer than the model's window.
     """
     text = talker.system.layout.text.name
     prompt = behind(codes, _prompt(talker, role, None))
-    num_frames, window = prompt[text].shape[1], talker.system.window_ticks
+    num_frames = prompt[text].shape[1]
+    window = talker.system.window_ticks
     if num_frames >= window:
-        raise ValueError(
+        raise UserError(
             f"A prompt must be shorter than the model's window of {window} frames: got "
             f"{num_frames}, {codes[text].shape[1]} of them of the voice. "
             + ("Shorten the role." if tagged_role(role) else "Take a shorter voice.")

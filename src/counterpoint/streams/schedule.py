@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Stream, Ticks
 
@@ -53,12 +54,12 @@ def delay(ticks: Ticks, layout: Layout, initial: Mapping[str, int] | None = None
         stream's last element hold `UNSET_ID`, or zeros in a continuous stream.
 
     Raises:
-        ValueError: The streams do not cover the same ticks, or ``initial`` names another stream.
+        UserError: The streams do not cover the same ticks, or ``initial`` names another stream.
     """
     _check_same_length(ticks, layout)
     initial = initial or {}
     if unknown := sorted(set(initial) - set(ticks)):
-        raise ValueError(
+        raise UserError(
             f"`initial` must name streams of `ticks` ({', '.join(ticks)}): got {unknown}."
         )
     padding = delay_padding(layout)
@@ -83,7 +84,7 @@ def undelay(ticks: Ticks, layout: Layout) -> Ticks:
         there are not that many.
 
     Raises:
-        ValueError: The streams do not cover the same ticks.
+        UserError: The streams do not cover the same ticks.
     """
     num_ticks = max(_check_same_length(ticks, layout) - delay_padding(layout), 0)
     aligned = {}
@@ -100,13 +101,13 @@ def lead_ticks(layout: Layout) -> int:
     """Columns before the first content: 1 if the layout begins with an initial frame, else 0.
 
     Raises:
-        ValueError: A layout with an initial frame has a stream that covers several ticks a step.
+        UserError: A layout with an initial frame has a stream that covers several ticks a step.
     """
     if all(stream.initial_id is None for stream in layout.streams):
         return 0
     slow = [stream.name for stream in layout.streams if stream.period_ticks > 1]
     if slow:
-        raise ValueError(
+        raise UserError(
             f"An initial frame is one step of every stream: {', '.join(slow)} must have a period "
             "of one tick. Leave `initial_id` out, or give the stream's steps tick by tick."
         )
@@ -124,7 +125,8 @@ def initial_ids(layout: Layout) -> dict[str, int]:
 
 def initial_frame(layout: Layout, batch_size: int, device: torch.device | str = "cpu") -> Ticks:
     """What every session reads first: `lead_ticks` ticks of initial ids, zeros where continuous."""
-    num_ticks, ids = lead_ticks(layout), initial_ids(layout)
+    num_ticks = lead_ticks(layout)
+    ids = initial_ids(layout)
     frame = {}
     for stream in layout.streams:
         shape = (batch_size, num_ticks, *stream.element_shape)
@@ -149,7 +151,7 @@ def columns(layout: Layout, content: Ticks) -> Ticks:
         of the late streams alone, and `UNSET_ID` elsewhere.
 
     Raises:
-        ValueError: Streams are missing, or an id or a shape does not fit.
+        UserError: Streams are missing, or an id or a shape does not fit.
     """
     _check_content(layout, content)
     first = content[layout.streams[0].name]
@@ -204,7 +206,8 @@ def lay_out(layout: Layout, content: Ticks, num_prompt: int = 0) -> Batch:
     written = [stream.name for stream in layout.predicted if stream.name in content]
     arrived = columns(layout, content)
     first = content[layout.streams[0].name]
-    num_ticks, lead = first.shape[1], lead_ticks(layout)
+    num_ticks = first.shape[1]
+    lead = lead_ticks(layout)
     num_read = max(lead - 1 + num_ticks, 0)
     untrained = {name: content[name].clone() for name in written}
     for elements in untrained.values():
@@ -231,7 +234,8 @@ def unset_columns(layout: Layout, begins: Bool[Tensor, "B T"]) -> dict[str, Tens
         Of every discrete stream initial ids as long as its first element has not come, then
         `UNSET_ID`; of a continuous one zeros.
     """
-    ids, arrived = initial_ids(layout), {}
+    ids = initial_ids(layout)
+    arrived = {}
     for stream in layout.streams:
         if not stream.is_discrete:
             shape = (*begins.shape, *stream.element_shape)
@@ -312,7 +316,7 @@ def _check_content(layout: Layout, content: Ticks) -> None:
     """Refuse content of other streams, shapes or ids."""
     names = [stream.name for stream in layout.streams]
     if set(content) not in ({names[0]}, set(names)):
-        raise ValueError(
+        raise UserError(
             f"Codes must be given for all streams ({', '.join(names)}) or for {names[0]!r} alone: "
             f"got {', '.join(content)}."
         )
@@ -321,21 +325,21 @@ def _check_content(layout: Layout, content: Ticks) -> None:
         stream = layout[name]
         shape = (*rows_and_ticks, *stream.element_shape)
         if stream.period_ticks == 1 and elements.shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"Codes of {name!r} must have the shape {tuple(shape)}: got "
                 f"{tuple(elements.shape)}."
             )
         if stream.is_discrete:
             _check_ids(stream, elements)
         elif not elements.isfinite().all():
-            raise ValueError(f"Elements of {name!r} must be finite: some are not.")
+            raise UserError(f"Elements of {name!r} must be finite: some are not.")
 
 
 def _check_ids(stream: Stream, ids: Int[Tensor, "..."]) -> None:
     stop = torch.tensor(stream.sizes, device=ids.device)
     if ((ids < UNSET_ID) | (ids >= (stop if stream.has_codebooks else stop[0]))).any():
         last = [size - 1 for size in stream.sizes] if stream.codebook_sizes else stream.sizes[0] - 1
-        raise ValueError(
+        raise UserError(
             f"Ids of {stream.name!r} must be {UNSET_ID} (unset) to {last}: got {int(ids.min())} to "
             f"{int(ids.max())}."
         )
@@ -345,7 +349,7 @@ def _check_same_length(ticks: Ticks, layout: Layout) -> int:
     """Number of ticks that all streams cover."""
     lengths = {name: ids.shape[1] * layout[name].period_ticks for name, ids in ticks.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(
+        raise UserError(
             f"All streams must cover the same ticks: got {lengths}. Pad or cut them to one length."
         )
     return max(lengths.values(), default=0)

@@ -218,7 +218,8 @@ class DialogueExamples(Sequence[Example]):
                 first_frame=first,
                 word_starts=self._word_starts,
             )
-            whole, cut = whole + written.whole, cut + written.cut
+            whole = whole + written.whole
+            cut = cut + written.cut
         if whole == num_words:
             return ""
         return (
@@ -238,7 +239,7 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
     ``"alignments": null`` says that the words are not known.
 
     Args:
-        path: Of the file.
+        path: The list.
         hearing: Take the words of all speakers but `AGENT_SPEAKER` instead of the agent's, where
             this places them.
 
@@ -250,7 +251,8 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
         raise UserError(f"The list of recordings must be an existing file: got {str(path)!r}.")
     dialogues = []
     for place, record in read_json_lines(path):
-        name, duration_s = record.get("path"), record.get("duration")
+        name = record.get("path")
+        duration_s = record.get("duration")
         if (
             not isinstance(name, str)
             or not isinstance(duration_s, int | float)
@@ -306,7 +308,8 @@ def encode_dialogues(
     config.chunk_frames(codec)
     folder = Path(config.cache_folder).expanduser()
     total_s = sum(dialogue.duration_s for dialogue in dialogues)
-    files, done_s = list[Path](), 0.0
+    files = list[Path]()
+    done_s = 0.0
     for dialogue in [*dialogues[first:], *dialogues[:first]]:
         digest = _audio_digest(dialogue.audio)
         file = folder / f"{_key(digest, codec, config)}.safetensors"
@@ -404,16 +407,19 @@ def _encode(
 
 def _chunks(path: Path, sample_rate: int, chunk_samples: int) -> Iterator[Float[Tensor, "2 N"]]:
     """A recording in pieces of equal length, only the last one shorter; one in memory at a time."""
-    pending, num_pending = list[Tensor](), 0
+    pending = list[Tensor]()
+    num_pending = 0
     for block in audio_blocks(path, sample_rate, 2):
         pending.append(block)
         num_pending += block.shape[1]
         if num_pending >= chunk_samples:
             *full, rest = torch.cat(pending, 1).split(chunk_samples, 1)
             if rest.shape[1] == chunk_samples:
-                full, rest = [*full, rest], rest[:, :0]
+                full = [*full, rest]
+                rest = rest[:, :0]
             yield from full
-            pending, num_pending = [rest], rest.shape[1]
+            pending = [rest]
+            num_pending = rest.shape[1]
     if num_pending:
         yield torch.cat(pending, 1)
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -65,7 +66,7 @@ def write_monologue(
       beyond the last frame.
 
     Args:
-        words: In any order; words that start at the same time keep theirs.
+        words: Words in any order; those that start at the same time keep theirs.
         encode: Ids of one word, stripped of blanks around it.
         frame_rate_hz: Frames a second.
         num_frames: T.
@@ -75,7 +76,7 @@ def write_monologue(
         word_starts: What holds for starts on the edge of two frames.
 
     Raises:
-        ValueError: A time is not a finite number.
+        UserError: A time is not a finite number.
 
     Source: Moshi (arXiv:2410.00037), section 3.4.4, as the interleaver of `moshi-finetune` does it
     (``keep_and_shift=False``). Deviation from the paper, shared with that: the paper moves a word
@@ -146,11 +147,14 @@ def read_monologue(
         pad_id: Stands where nothing is said.
         epad_id: Stands before a word.
     """
-    events, first, run = [], 0, list[int]()
+    events = []
+    first = 0
+    run = list[int]()
     for frame, token in enumerate([*ids.tolist(), pad_id]):
         is_padding = token in (pad_id, epad_id, UNSET_ID)
         if run and (is_padding or starts_word(token)):
-            start_s, end_s = first / frame_rate_hz, frame / frame_rate_hz
+            start_s = first / frame_rate_hz
+            end_s = frame / frame_rate_hz
             text = decode(run).strip()
             events.append(
                 Event(start_s=start_s, end_s=end_s, stream=stream, kind="word", text=text)
@@ -171,7 +175,7 @@ def _starts(
     part_end_s = part_s + num_frames / frame_rate_hz
     for word in sorted(words, key=lambda word: word.start_s):
         if not (math.isfinite(word.start_s) and math.isfinite(word.end_s)):
-            raise ValueError(
+            raise UserError(
                 f"Words must have finite times: got {word.start_s} to {word.end_s} s for "
                 f"{word.text!r}. Align the recording again."
             )

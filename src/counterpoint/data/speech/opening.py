@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.speech.codec import Codec
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.contract import System
@@ -80,10 +81,10 @@ def check_voice(window_ticks: int, num_frames: float) -> None:
     """Refuse a sample of a voice that no prompt can hold, before the work of encoding it.
 
     Raises:
-        ValueError: It is not shorter than the model's window.
+        UserError: It is not shorter than the model's window.
     """
     if num_frames >= window_ticks:
-        raise ValueError(
+        raise UserError(
             f"A prompt must be shorter than the model's window of {window_ticks} frames: "
             f"got a voice of {num_frames:.0f}. Take a shorter voice."
         )
@@ -111,17 +112,18 @@ def hybrid_prompt(
         text (1, P), audio (1, P, K).
 
     Raises:
-        ValueError: Codes do not fit the model's codebooks, or the prompt its window.
+        UserError: Codes do not fit the model's codebooks, or the prompt its window.
     """
     fillers = fillers or Fillers()
-    layout, window_ticks = system.layout, system.window_ticks
+    layout = system.layout
+    window_ticks = system.window_ticks
     agent = torch.tensor([fillers.agent])
     user = torch.tensor([fillers.user])
     said = agent[:0] if voice is None else voice.cpu()
     pause = [layout.text.padding_id] * int(fillers.pause_s * (layout.tick_hz or 0))
     text = [layout.text.padding_id] * len(said) + pause + [*role_ids] + pause
     if len(text) >= window_ticks:
-        raise ValueError(
+        raise UserError(
             f"A prompt must be shorter than the model's window of {window_ticks} frames: "
             f"got {len(text)}. Shorten the voice ({len(said)} frames) or the role "
             f"({len(role_ids)} ids)."

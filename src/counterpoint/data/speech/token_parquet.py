@@ -12,6 +12,7 @@ from torch import Tensor
 
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.text.parquet import parquet_files, parquet_rows
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 
@@ -26,13 +27,13 @@ class TokenExamples(Sequence[Example]):
     Args:
         path: A .parquet file, or a folder of them; speaker A is the agent.
         chunk_frames: Frames in an example.
-        layout: Of the model that reads them.
+        layout: Layout of the model that reads them.
 
     Attributes:
-        digest: Of the files.
+        digest: Digest of the files.
 
     Raises:
-        ValueError: A row is not what it must be, or an id is none of the model's.
+        UserError: A row is not what it must be, or an id is none of the model's.
     """
 
     def __init__(self, path: str | Path, chunk_frames: int, layout: Layout) -> None:
@@ -70,13 +71,13 @@ def _check_ids(example: Example, layout: Layout) -> None:
         own = [size for stream in layout.by_role(role) for size in stream.sizes]
         sizes[name] = torch.tensor(own)
         if (found := example.streams[name].shape[1]) != len(own):
-            raise ValueError(
+            raise UserError(
                 f"{example.source}: the {name} must have the model's {len(own)} codebooks: got "
                 f"{found}."
             )
     for name, ids in example.streams.items():
         if ((ids < UNSET_ID) | (ids >= sizes[name])).any():
-            raise ValueError(
+            raise UserError(
                 f"{example.source}: ids of the {name} must be {UNSET_ID} (unset) to "
                 f"{int(sizes[name].max()) - 1}: got {int(ids.min())} to {int(ids.max())}."
             )
@@ -94,19 +95,19 @@ def read_token_parquet(path: str | Path, chunk_frames: int, agent: str = "A") ->
         agent: Which speaker, "A" or "B".
 
     Raises:
-        ValueError: `pyarrow` is missing, no such file or speaker, or a row is not what it must be.
+        UserError: `pyarrow` is missing, no such file or speaker, or a row is not what it must be.
     """
     if agent not in ("A", "B"):
-        raise ValueError(f"`agent` must be A or B: got {agent!r}.")
+        raise UserError(f"`agent` must be A or B: got {agent!r}.")
     if chunk_frames < 1:
-        raise ValueError(f"`chunk_frames` must be >= 1, got {chunk_frames}.")
+        raise UserError(f"`chunk_frames` must be >= 1, got {chunk_frames}.")
     user = "B" if agent == "A" else "A"
     for place, row in parquet_rows(path, ("dialogue_id", "A", "B")):
         name = str(row["dialogue_id"])
         sides = {side: _token_rows(row[side], f"{place}, {name!r}") for side in "AB"}
         if sides["A"].shape != sides["B"].shape:
             shapes = [tuple(side.shape) for side in sides.values()]
-            raise ValueError(f"{place}, {name!r}: A and B must have equal shapes: got {shapes}.")
+            raise UserError(f"{place}, {name!r}: A and B must have equal shapes: got {shapes}.")
         streams = {
             "text": sides[agent][0],
             "agent": sides[agent][1:].T,
@@ -127,9 +128,9 @@ def _token_rows(rows: Any, place: str) -> Int[Tensor, "K T"]:
     try:
         ids = torch.tensor(rows)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{place} must be lists of equally many ids ({error}).") from error
+        raise UserError(f"{place} must be lists of equally many ids ({error}).") from error
     if ids.ndim != 2 or len(ids) < 2 or ids.dtype != torch.long:
-        raise ValueError(
+        raise UserError(
             f"{place} must have lists of ids, text and at least one codebook: got shape "
             f"{tuple(ids.shape)}."
         )

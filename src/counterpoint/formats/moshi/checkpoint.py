@@ -16,6 +16,7 @@ import torch
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.errors import UserError
 from counterpoint.formats.moshi.config import MOSHI_7B, ReferenceConfig
 from counterpoint.formats.moshi.names import (
     load_reference,
@@ -58,7 +59,7 @@ def load_moshi(
             `counterpoint.formats.moshi.parity.personaplex_window`, for instance.
 
     Raises:
-        ValueError: The file is not one of the family, or it holds a model that is no `Moshi`.
+        UserError: The file is not one of the family, or it holds a model that is no `Moshi`.
     """
     config, state = read_checkpoint(path, dtype=dtype, lora_path=lora_path)
     if num_predicted is not None and num_predicted != config.streams.dep_q:
@@ -86,11 +87,11 @@ def save_moshi(model: Moshi, folder: Path) -> None:
         folder: A new or empty folder.
 
     Raises:
-        ValueError: The reference has no such model, the folder holds something, or it cannot be
+        UserError: The reference has no such model, the folder holds something, or it cannot be
             written.
     """
     if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
-        raise ValueError("A model must be saved with weights in floats: save before `store_int8`.")
+        raise UserError("A model must be saved with weights in floats: save before `store_int8`.")
     config = reference_config(model.config)
     write_checkpoint(reference_state_dict(model), config, folder)
 
@@ -106,10 +107,11 @@ def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
         low_rank: What the adapters are.
 
     Raises:
-        ValueError: The model has none, the reference has no such model, the folder holds
+        UserError: The model has none, the reference has no such model, the folder holds
             something, or it cannot be written.
     """
-    config, state = model.config, model.state_dict()
+    config = model.config
+    state = model.state_dict()
     heads = config.temporal.num_heads
     tensors: dict[str, torch.Tensor] = {}
     for ours, theirs in reference_names(
@@ -126,7 +128,7 @@ def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
             names = [name.removesuffix("weight") + end for name in theirs]
             tensors |= dict(zip(names, weight.chunk(len(names)), strict=True))
     if not any(name.endswith(FACTOR_A) for name in tensors):
-        raise ValueError("The model must have adapters to save them: it has none. Add them first.")
+        raise UserError("The model must have adapters to save them: it has none. Add them first.")
     reference = reference_config(config)
     write_adapters(tensors, reference, folder, rank=low_rank.rank, scaling=low_rank.scaling)
 
@@ -135,21 +137,22 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
     """Give the shape of a `Moshi` that has the tensors of a reference configuration.
 
     Raises:
-        ValueError: The fields that only this library has do not fit it.
+        UserError: The fields that only this library has do not fit it.
     """
-    config, model_id = _published_config(reference), reference.other.get(MODEL_ID)
+    config = _published_config(reference)
+    model_id = reference.other.get(MODEL_ID)
     if not isinstance(model_id, dict) or OWN not in model_id:
         return config
     where = f"`{MODEL_ID}.{OWN}` in config.json"
     try:
         config = _replaced(config, model_id[OWN])
     except (AttributeError, TypeError, ValueError) as problem:
-        raise ValueError(
+        raise UserError(
             f"{where} must hold fields of a MoshiConfig, and fit `num_predicted`: {problem}"
         ) from None
     delays = reference.streams.delays
     if _delays(config) != delays:
-        raise ValueError(
+        raise UserError(
             f"{where} must have streams with the `delays` {list(delays)}: got "
             f"{list(_delays(config))}. Correct one of them."
         )
@@ -177,7 +180,9 @@ def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
 
 def _published_config(reference: ReferenceConfig) -> MoshiConfig:
     """Give the shape that the published keys describe."""
-    streams, tower, depth = reference.streams, reference.tower, reference.depth
+    streams = reference.streams
+    tower = reference.tower
+    depth = reference.depth
     return MoshiConfig(
         temporal=TowerConfig(
             width=tower.dim,
@@ -239,7 +244,7 @@ def reference_config(config: MoshiConfig) -> ReferenceConfig:
     What it has no key for is written under `MODEL_ID`, where `moshi_config` finds it.
 
     Raises:
-        ValueError: It cannot express the size of an MLP.
+        UserError: It cannot express the size of an MLP.
     """
     reference = _published_reference(config)
     plain = _published_config(reference)
@@ -257,7 +262,8 @@ def _delays(config: MoshiConfig) -> tuple[int, ...]:
 
 def _published_reference(config: MoshiConfig) -> ReferenceConfig:
     """Give the part of a shape that the published keys can describe."""
-    temporal, depth = config.temporal, config.depth
+    temporal = config.temporal
+    depth = config.depth
     feedforward = _feedforward(depth.width, depth.mlp_hidden)
     wanted = _feedforward(temporal.width, temporal.mlp_hidden)
     scale = wanted / temporal.width
@@ -293,6 +299,6 @@ def _feedforward(width: int, hidden: int) -> int:
             return found
     if mlp_hidden(width, 4 * width) == hidden:
         return 4 * width
-    raise ValueError(
+    raise UserError(
         f"The reference cannot express `mlp_hidden` = {hidden} at `width` = {width}. Take another."
     )

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.blocks.depth import DepthConfig
+from counterpoint.errors import UserError
 from counterpoint.systems.moshi import Moshi
 
 Names = Mapping[str, tuple[str, ...]]
@@ -48,7 +49,8 @@ def reference_names(
         names["depth.first_embedding.raise_rank.weight"] = ("depformer_text_emb.low_rank.weight",)
         names["depth.embedding.raise_rank.weight"] = each(low, num_steps - 1)
     for i in range(num_layers):
-        ours, theirs = f"temporal.layers.{i}.", f"transformer.layers.{i}."
+        ours = f"temporal.layers.{i}."
+        theirs = f"transformer.layers.{i}."
         names |= {
             ours + "attention_norm.weight": (theirs + "norm1.alpha",),
             ours + "attention.qkv.weight": (theirs + "self_attn.in_projs.0.weight",),
@@ -58,7 +60,8 @@ def reference_names(
             ours + "mlp.down.weight": (theirs + "gating.linear_out.weight",),
         }
     for i in range(depth.num_layers):
-        ours, theirs = f"depth.layers.{i}.", f"depformer.layers.{i}."
+        ours = f"depth.layers.{i}."
+        theirs = f"depformer.layers.{i}."
         names |= {
             ours + "attention_norm.weight": (theirs + "norm1.alpha",),
             ours + "qkv.weight": each(theirs + "self_attn.in_projs.{}.weight", num_sets),
@@ -74,7 +77,7 @@ def load_reference(model: Moshi, reference: Mapping[str, Tensor]) -> None:
     """Give a model the weights of the reference implementation, by its names with split steps.
 
     Raises:
-        ValueError: A weight is missing, unknown or of another shape.
+        UserError: A weight is missing, unknown or of another shape.
     """
     heads = model.config.temporal.num_heads
     load_weights(model.state_dict(), reference, names_of(model), heads)
@@ -107,21 +110,22 @@ def load_weights(
         num_heads: Attention heads of the temporal transformer.
 
     Raises:
-        ValueError: A weight is missing, unknown or of another shape. Nothing was written then.
+        UserError: A weight is missing, unknown or of another shape. Nothing was written then.
     """
     shapes = {
         name: weight.shape for name, weight in to_reference(weights, names, num_heads).items()
     }
-    missing, unknown = sorted(set(shapes) - set(reference)), sorted(set(reference) - set(shapes))
+    missing = sorted(set(shapes) - set(reference))
+    unknown = sorted(set(reference) - set(shapes))
     if missing or unknown:
-        raise ValueError(
+        raise UserError(
             f"Weights must have the {len(shapes)} names of this configuration: {len(missing)} "
             f"missing ({', '.join(missing[:3])}), {len(unknown)} unknown "
             f"({', '.join(unknown[:3])}). Build the model with the configuration of the file."
         )
     for name, shape in shapes.items():
         if reference[name].shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"Weight {name!r} must have the shape {tuple(shape)}: got "
                 f"{tuple(reference[name].shape)}. Build the model with the configuration of the "
                 "file."
