@@ -9,8 +9,7 @@ import torch
 from counterpoint.runtime.engine import Engine
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.sessions import Sessions
-from counterpoint.systems import AnySystem
-from counterpoint.systems.contract import state_tensors
+from counterpoint.systems.contract import System, state_tensors
 from tests.systems.contract_models import CONFIGS, batch_of, build, random_ticks
 from tests.systems.scoring import extend
 
@@ -22,13 +21,13 @@ MODELS = [(system, name) for system, configs in CONFIGS.items() for name in conf
 
 
 @pytest.fixture(params=MODELS, ids=lambda pair: "-".join(pair))
-def model(request: pytest.FixtureRequest) -> AnySystem:
+def model(request: pytest.FixtureRequest) -> System:
     torch.manual_seed(0)
     return build(*request.param)
 
 
 @torch.no_grad()
-def test_scores_are_those_of_the_cpu(model: AnySystem) -> None:
+def test_scores_are_those_of_the_cpu(model: System) -> None:
     batch = batch_of(model, random_ticks(model, 2, 40))
     expected = model(batch)
     found = model.cuda()(batch.to("cuda"))
@@ -37,7 +36,7 @@ def test_scores_are_those_of_the_cpu(model: AnySystem) -> None:
 
 
 @torch.no_grad()
-def test_streaming_is_offline(model: AnySystem) -> None:
+def test_streaming_is_offline(model: System) -> None:
     ticks = {name: ids.cuda() for name, ids in random_ticks(model, 2, 30).items()}
     model = model.cuda()
     expected = model(batch_of(model, {name: ids.cpu() for name, ids in ticks.items()}).to("cuda"))
@@ -53,7 +52,7 @@ def test_streaming_is_offline(model: AnySystem) -> None:
         torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=2e-3)
 
 
-def test_a_step_of_training_is_that_of_the_cpu(model: AnySystem) -> None:
+def test_a_step_of_training_is_that_of_the_cpu(model: System) -> None:
     batch = batch_of(model, random_ticks(model, 2, 32))
     twin = copy.deepcopy(model).cuda()
     model.eval(), twin.eval()
