@@ -190,9 +190,7 @@ def interleave(
     written = {s.name: _present(behind[s.name]) for s in layout.streams if s.name in behind}
     stands = torch.cat(list(read.values()), 2)
     rows, num_ticks = stands.shape[:2]
-    if lengths is not None:
-        tick = torch.arange(num_ticks, device=stands.device)
-        stands = stands & (tick < lengths[:, None])[..., None]
+    stands = _real(stands, lengths)
     if document_start is None:
         document_start = torch.zeros(rows, num_ticks, dtype=torch.long, device=stands.device)
     ends = F.pad(document_start[:, 1:] != document_start[:, :-1], (0, 1), value=True)
@@ -216,6 +214,16 @@ def interleave(
         first=first,
         last=first_of_tick + stands.sum(2) - 1,
     )
+
+
+def _real(
+    stands: Bool[Tensor, "B T E"], lengths: Int[Tensor, " B"] | None
+) -> Bool[Tensor, "B T E"]:
+    """What stands at the ticks of each row that are real."""
+    if lengths is None:
+        return stands
+    tick = torch.arange(stands.shape[1], device=stands.device)
+    return stands & (tick < lengths[:, None])[..., None]
 
 
 def _room(frames: Bool[Tensor, "B T E"], num_places: int) -> int:

@@ -47,7 +47,7 @@ _PACE_STEP = 0.05  # few paces, so that utterances are found again
 
 _Made = tuple[str, float | Exception]
 
-Progress = Callable[[int, int, float], None]
+SynthesisProgress = Callable[[int, int, float], None]
 """Called with the dialogues done so far, those of all, and the seconds of audio of those done."""
 
 
@@ -187,7 +187,7 @@ def synthesize(
     workers: int = 1,
     on_ray: bool = False,
     speaker: Speaker | None = None,
-    on_progress: Progress | None = None,
+    on_progress: SynthesisProgress | None = None,
 ) -> Path:
     """Make spoken dialogues of scripts.
 

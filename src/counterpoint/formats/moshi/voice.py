@@ -58,9 +58,10 @@ def record_voice(system: Moshi, codes: Ticks) -> VoicePrompt:
             `hybrid_prompt(system, (), sample, Fillers(pause_s=0))`.
 
     Raises:
-        ValueError: The codes do not fit the model.
+        UserError: The codes do not fit the model.
     """
-    columns, num_frames = schedule.columns(system.layout, codes), codes[TEXT].shape[1]
+    columns = schedule.columns(system.layout, codes)
+    num_frames = codes[TEXT].shape[1]
     embeddings = system.embed({name: ids[:, :num_frames] for name, ids in columns.items()})[0]
     audio = [columns[stream.name] for stream in system.audio]
     ids = torch.cat((columns[TEXT][..., None], *audio), 2)[0].T
@@ -81,7 +82,7 @@ def voice_prefix(voice: VoicePrompt, system: Moshi) -> tuple[Ticks, Prefix]:
         (`counterpoint.runtime.prefix.behind`), and the prefix with which such a prompt begins.
 
     Raises:
-        ValueError: The voice is another model's.
+        UserError: The voice is another model's.
     """
     codes = voice_codes(voice, system)
     num_ticks = codes[TEXT].shape[1]
@@ -106,14 +107,15 @@ def voice_codes(voice: VoicePrompt, system: Moshi) -> Ticks:
         Codes of all streams, `UNSET_ID` where the ring holds none and only the embeddings tell.
 
     Raises:
-        ValueError: The ring lacks the newest frames, or embeddings and ids are not the model's.
+        UserError: The ring lacks the newest frames, or embeddings and ids are not the model's.
     """
-    num_frames, ring = len(voice.embeddings), voice.cache[0].cpu()
+    num_frames = len(voice.embeddings)
+    ring = voice.cache[0].cpu()
     delays = _delays(system.config)
     column = num_frames + torch.arange(-1, int(delays.max()) + 1)
     held = ring[:, column % ring.shape[1]]
     if (held[column <= num_frames + delays[:, None]] < 0).any():
-        raise ValueError(
+        raise UserError(
             "'cache' of a voice must hold the ids of its newest frames: some are missing. Make the "
             "voice again."
         )
@@ -141,7 +143,7 @@ def _check_embedding(
         frame[stream.name] = ids if stream.name == TEXT else ids.T[None]
     own = system.embed(frame).float()
     if (given.to(own) - own).norm() > _FARTHEST * own.norm():
-        raise ValueError(
+        raise UserError(
             "A voice must be of the model that hears it: its last embedding is not what this model "
             "makes of the ids beside it. Use a voice made for this model."
         )
@@ -158,7 +160,7 @@ def read_voice(path: Path, config: MoshiConfig) -> VoicePrompt:
         The voice on the CPU. Its embeddings keep the type that they were stored with.
 
     Raises:
-        ValueError: The file holds anything else, or does not fit the model.
+        UserError: The file holds anything else, or does not fit the model.
     """
     held = read_plain_tensors(path)
     if held.keys() != {"embeddings", "cache"}:
@@ -174,7 +176,7 @@ def write_voice(voice: VoicePrompt, config: MoshiConfig, path: Path) -> None:
     """Write a voice as safetensors, whole or not at all.
 
     Raises:
-        ValueError: It does not fit ``config``, or cannot be written.
+        UserError: It does not fit ``config``, or cannot be written.
     """
     tensors = {"embeddings": voice.embeddings.cpu(), "cache": voice.cache.cpu()}
     _check(tensors, config, "the voice")
@@ -186,7 +188,8 @@ def write_voice(voice: VoicePrompt, config: MoshiConfig, path: Path) -> None:
 
 def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:
     """Check types, shapes and ranges: an id out of range would be looked up beyond its table."""
-    embeddings, cache = tensors["embeddings"], tensors["cache"]
+    embeddings = tensors["embeddings"]
+    cache = tensors["cache"]
     got = {
         key: tuple(tensor.shape)
         for key, tensor in tensors.items()
@@ -198,13 +201,13 @@ def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:
     }
     hint = "Use a voice made for this model."
     if got != expected or got["embeddings"][0] == 0:
-        raise ValueError(f"{name} must have the shapes {expected}: got {got}. {hint}")
+        raise UserError(f"{name} must have the shapes {expected}: got {got}. {hint}")
     if not embeddings.is_floating_point() or not embeddings.isfinite().all():
-        raise ValueError(f"'embeddings' of {name} must be finite floats: they are not. {hint}")
+        raise UserError(f"'embeddings' of {name} must be finite floats: they are not. {hint}")
     initial = [config.text_vocab_size, *[config.audio_vocab_size] * config.num_codebooks]
     highest = torch.tensor(initial)[:, None]
     if cache.dtype != torch.int64 or not ((cache >= UNGENERATED) & (cache <= highest)).all():
-        raise ValueError(f"'cache' of {name} must hold int64 ids of the model: not so. {hint}")
+        raise UserError(f"'cache' of {name} must hold int64 ids of the model: not so. {hint}")
 
 
 def _delays(config: MoshiConfig) -> Int[Tensor, " S"]:
