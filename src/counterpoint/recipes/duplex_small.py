@@ -19,7 +19,8 @@ from counterpoint.train.run import Run
 _CODEBOOK_SIZES = (512, 512, 16, 64)  # of Codec2 700C
 # The agent's sound comes 120 ms behind its text. With equal times the first sounds of a word are
 # said before the text has decided on the word, and the text then follows the sound.
-_TEXT_LEADS_TICKS = 3
+_SEMANTIC_TICKS = 3
+_ACOUSTIC_TICKS = 4  # one later than the semantic codebook, as in Moshi
 USER_FORMANTS = (0.88, 1.08, 1.3, 1.45)
 USER_PACES = (0.9, 1.0, 1.1)
 HELD_OUT_FORMANT = 1.18
@@ -94,37 +95,38 @@ def _train(num_steps: int, lr: float, muon_lr: float) -> TrainConfig:
     )
 
 
+def _speaker(
+    name: str, role: Role, semantic_ticks: int, acoustic_ticks: int
+) -> tuple[AudioStream, AudioStream]:
+    """The two streams of a speaker, each later than what it says by so many ticks."""
+    return (
+        AudioStream(
+            name=f"{name}_semantic",
+            role=role,
+            depth=1,
+            delay_ticks=semantic_ticks,
+            codebook_sizes=_CODEBOOK_SIZES[:1],
+        ),
+        AudioStream(
+            name=f"{name}_acoustic",
+            role=role,
+            depth=3,
+            delay_ticks=acoustic_ticks,
+            codebook_sizes=_CODEBOOK_SIZES[1:],
+        ),
+    )
+
+
 def system() -> MoshiConfig:
     """Only the agent is predicted; 6 s of context."""
     return MoshiConfig(
         temporal=TowerConfig(
             width=256, num_layers=6, num_heads=4, mlp_hidden=682, window=150, norm_epsilon=1e-8
         ),
-        depth=DepthConfig(
-            width=128, num_layers=2, num_heads=2, mlp_hidden=341, norm_epsilon=1e-8
-        ),
-        audio=tuple(
-            stream
-            for speaker, role, delay_ticks in (
-                ("agent", Role.SPOKEN, _TEXT_LEADS_TICKS),
-                ("user", Role.HEARD, 0),
-            )
-            for stream in (
-                AudioStream(
-                    name=f"{speaker}_semantic",
-                    role=role,
-                    depth=1,
-                    delay_ticks=delay_ticks,
-                    codebook_sizes=_CODEBOOK_SIZES[:1],
-                ),
-                AudioStream(
-                    name=f"{speaker}_acoustic",
-                    role=role,
-                    depth=3,
-                    delay_ticks=delay_ticks + 1,
-                    codebook_sizes=_CODEBOOK_SIZES[1:],
-                ),
-            )
+        depth=DepthConfig(width=128, num_layers=2, num_heads=2, mlp_hidden=341, norm_epsilon=1e-8),
+        audio=(
+            *_speaker("agent", Role.SPOKEN, _SEMANTIC_TICKS, _ACOUSTIC_TICKS),
+            *_speaker("user", Role.HEARD, 0, 1),
         ),
         num_predicted=4,
         text_vocab_size=512,
@@ -132,4 +134,4 @@ def system() -> MoshiConfig:
         text_light_weight=0.02,  # nearly all frames are padding, and few words are news
         tick_hz=25.0,
         heard_dropout=0.1,
-    )  # fmt: skip
+    )
