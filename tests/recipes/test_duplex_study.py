@@ -12,6 +12,7 @@ from counterpoint.data.making.synthesis import SynthesisConfig
 from counterpoint.recipes.duplex_small import duplex_small
 from counterpoint.recipes.duplex_study import DuplexStudy, _check_same, run_duplex_study
 from counterpoint.recipes.first_run import first_run
+from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import current_world
 
 
@@ -31,7 +32,10 @@ def run(study: DuplexStudy, folder: Path) -> bool:
         ({"workers": 0}, "`workers` must be >= 1: got 0"),
         ({"vocab_size": 513}, "`vocab_size` must be 1 to the model's 512 text ids: got 513"),
         ({"synthesis": SynthesisConfig()}, "`synthesis.user_voices` must name .* got none"),
-        ({"run": first_run().arms[0]}, "must train a Moshi on SpeechData: got SingleStreamConfig"),
+        (
+            {"run": first_run().arms[0]},
+            "must train a system that hears and speaks, .*SingleStreamConfig",
+        ),
     ],
 )
 def test_study_refuses_what_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -65,6 +69,20 @@ def test_rows_that_are_not_whole_frames_are_told_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a whole number of frames of 0.04 s: got nan"):
         run(replace(study, run=replace(study.run, data=data)), tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_later_stage_begins_with_the_one_before_it() -> None:
+    """And the first one may begin with any weights."""
+    study = duplex_small()
+    begin = FineTuneConfig(init_from="elsewhere")
+    first, *others = study.listening
+    begun = replace(first, train=replace(first.train, fine_tune=begin))
+    assert replace(study, listening=(begun, *others)).stages[0] == begun
+    talking = replace(study.run, train=replace(study.run.train, fine_tune=begin))
+    with pytest.raises(ValueError, match="`train.fine_tune` of 'duplex_small' must be left out"):
+        replace(study, run=talking)
+    with pytest.raises(ValueError, match="of 'listening' must be left out: .* Give it to 'first'"):
+        replace(study, listening=(replace(first, name="first"), begun))
 
 
 def test_a_folder_keeps_the_dialogues_it_began_with(tmp_path: Path) -> None:

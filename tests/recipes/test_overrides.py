@@ -33,7 +33,7 @@ def test_overrides_reach_every_depth_and_leave_the_rest(tmp_path: Path) -> None:
     )
     assert isinstance(found.system, TwoStreamConfig)
     assert (found.system.part.width, found.text_data.source) == (32, Folder(path="other"))
-    assert found.data.held_out == ("a", "b")
+    assert found.text_data.held_out == ("a", "b")
     assert (found.train.num_steps, found.system.whole) == (3, run.system.whole)
 
 

@@ -114,14 +114,13 @@ def test_summary_agrees_with_the_evaluations(finished: tuple[Study, Path, str, s
     for row in (control, ours):
         found = load_evaluation(folder / row["name"])
         assert found is not None
-        assert row["bits_per_byte"]["value"] == pytest.approx(
-            sum(found.bits) / sum(found.num_bytes)
-        )
+        assert row["bits_per_unit"]["value"] == pytest.approx(sum(found.bits) / sum(found.sizes))
         assert row["num_parameters"] == found.num_parameters
-        assert row["training_bytes"] == control["training_bytes"] > 0
-        inside = sum(map(sum, found.position_bits))
+        assert row["training_size"] == control["training_size"] > 0
+        assert found.positions is not None
+        inside = sum(sum(bits) for bits in found.positions.bits)
         assert inside == pytest.approx(sum(found.bits))
-    ratio = ours["bits_per_byte"]["value"] / control["bits_per_byte"]["value"]
+    ratio = ours["bits_per_unit"]["value"] / control["bits_per_unit"]["value"]
     change = ours["difference_percent"]
     assert change["value"] == pytest.approx(100 * ratio - 100)
     assert change["low"] <= change["value"] <= change["high"]
@@ -184,7 +183,7 @@ def test_killed_study_goes_on_and_ends_the_same(
     shutil.rmtree(max((other / ours.name / "checkpoints").glob("step_*")))
     run_study(study, other, progress=screens[1], output=screens[1])
     first, second = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
-    for key in ("bits_per_byte", "difference_percent", "swap_delta", "training_bytes"):
+    for key in ("bits_per_unit", "difference_percent", "swap_delta", "training_size"):
         assert [row[key] for row in first["rows"]] == [row[key] for row in second["rows"]]
 
 
@@ -265,3 +264,31 @@ def test_arm_that_begins_with_nothing_is_refused(tmp_path: Path) -> None:
     study = replace(study, arms=(replace(control, train=begun), ours))
     with pytest.raises(ValueError, match="`init_from` must be a checkpoint or a run folder"):
         run_study(study, tmp_path / "run", progress=Screen())
+
+
+def test_arms_are_trained_with_every_seed(tmp_path: Path) -> None:
+    """A seed of its own is what the arm with that seed is; intervals are over seeds as well."""
+    study = replace(tiny_study(tmp_path, num_steps=2), seeds=(0, 3))
+    summary = run_study(study, tmp_path / "both", progress=Screen(), output=Screen())
+    assert summary is not None
+    assert "2 training seeds: the intervals cover them" in summary.verdict
+    alone = tuple(replace(arm, train=replace(arm.train, seed=3)) for arm in study.arms)
+    other_study = replace(study, arms=alone, seeds=())
+    run_study(other_study, tmp_path / "alone", progress=Screen(), output=Screen())
+    for arm, row in zip(study.arms, summary.rows, strict=True):
+        first, second = (
+            load_evaluation(tmp_path / "both" / f"{arm.name}-seed{seed}") for seed in study.seeds
+        )
+        other = load_evaluation(tmp_path / "alone" / arm.name)
+        assert first is not None
+        assert second is not None
+        assert other is not None
+        assert second.bits == other.bits
+        assert second.bits != first.bits
+        bits = sum(first.bits) + sum(second.bits)
+        assert row.bits_per_unit.value == pytest.approx(bits / 2 / sum(first.sizes))
+
+
+def test_seeds_are_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`seeds` must name no seed twice"):
+        replace(tiny_study(tmp_path), seeds=(1, 1))

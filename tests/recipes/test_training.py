@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from counterpoint.config_json import decode, encode
-from counterpoint.recipes.duplex_study import _encode, encode_share
 from counterpoint.recipes.loading import load_recipe
-from counterpoint.recipes.training import train_run
+from counterpoint.recipes.training import prepare_share, prepare_together, train_run
 from counterpoint.speech.augment import Augmentation
 from counterpoint.train.checkpoint import CheckpointError
 from counterpoint.train.distributed import World
@@ -111,10 +110,10 @@ def test_codes_that_processes_have_made_are_found(run: Run) -> None:
     """Of both copies and of what is held out; each process makes only what it does not find."""
     augmentation = encode(Augmentation(echo_probability=0.0))
     run = with_steps(run, 1, cache_folder="elsewhere", copies=2, augmentation=augmentation)
-    _encode(run, 2)
+    prepare_together(run, 2)
     made = {file: file.stat().st_mtime_ns for file in Path("elsewhere").iterdir()}
     assert len(made) == 2 * 3 + 1
-    encode_share(run, 2, 1)
+    prepare_share(run, 2, 1)
     train_run(run, Path("another"), World())
     assert {file: file.stat().st_mtime_ns for file in Path("elsewhere").iterdir()} == made
 

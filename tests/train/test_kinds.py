@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights
 from counterpoint.train.loop import train
 from tests.train.kinds_of_two_processes import begin
 from tests.train.tiny import rows, states_equal
-from tests.train.tiny_frames import Frames, model, plan
+from tests.train.tiny_frames import ROWS, TICKS, Frames, model, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +57,31 @@ def test_kinds_without_a_name_are_one(tmp_path: Path) -> None:
 def test_kinds_have_their_factor_of_the_learning_rate(tmp_path: Path) -> None:
     train(model(), Frames(), plan(3), tmp_path)
     assert [row["lr"] for row in rows(tmp_path)] == pytest.approx([1e-2, 0.5e-2, 1e-2])
+
+
+def test_flops_are_those_of_the_kind(tmp_path: Path) -> None:
+    """Text alone needs no depth transformer: neither is it computed nor counted."""
+    system = model()
+    train(system, Frames(), plan(2), tmp_path)
+    first, second = (row["flops"] for row in rows(tmp_path))
+    both, alone = (
+        system.flops_per_tick(TICKS, training=True, predicted=predicted)
+        for predicted in (None, ("text",))
+    )
+    assert first == both * ROWS * TICKS
+    assert second - first == alone * ROWS * TICKS
+    assert alone < 0.9 * both
+
+
+def test_counted_flops_are_computed_flops() -> None:
+    """By the products that torch counts, forward and backward."""
+    system = model()
+    for step in (0, 1):
+        batch = Frames().batch(step)
+        with FlopCounterMode(display=False) as counter:
+            system.loss(batch).total.backward()
+        counted = system.flops_per_tick(TICKS, training=True, predicted=batch.targets)
+        assert counter.get_total_flops() == pytest.approx(counted * ROWS * TICKS, rel=0.1)
 
 
 @pytest.mark.slow

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.config_json import encode
+from counterpoint.data.mixture import Mixture
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream
+from counterpoint.systems.contract import LossSums
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, load_weights
 from counterpoint.train.config import ScheduleConfig, TrainConfig
@@ -34,6 +37,7 @@ from tests.train.tiny import (
     settings,
     states_equal,
 )
+from tests.train.tiny_frames import Frames, model, plan
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +210,51 @@ def test_accumulation_sums_to_the_gradient_of_the_batch() -> None:
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+def test_terms_are_made_of_sums_over_parts(tmp_path: Path) -> None:
+    """Not of means of the parts', which have unequally many targets."""
+    logged = []
+    for parts in (1, 2):
+        folder = tmp_path / str(parts)
+        config = plan(1, accumulation=parts)
+        train(model(), HalfSilent(), config, folder)
+        logged.append(rows(folder)[0])
+    assert logged[0]["terms"]
+    assert logged[1]["terms"] == pytest.approx(logged[0]["terms"], rel=1e-5)
+    assert logged[1]["loss"] == pytest.approx(logged[0]["loss"], rel=1e-5)
+
+
+class HalfSilent(Frames):
+    """In its second row most words are not known."""
+
+    def batch(self, step: int) -> Batch:
+        batch = super().batch(step)
+        text = batch.targets["text"].clone()
+        text[1, 2:] = -1
+        return replace(batch, targets={**batch.targets, "text": text})
+
+
+class Asking(Letters):
+    """Batches that come from the model, as rollouts do."""
+
+    model: nn.Module | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        self.model = model
+
+    def batch(self, step: int) -> Batch:
+        assert self.model is not None
+        return super().batch(step)
+
+
+def test_batches_may_come_from_the_model(tmp_path: Path) -> None:
+    system = build()
+    alone, mixed = Asking(), Asking()
+    train(system, alone, settings(1), tmp_path / "alone")
+    assert alone.model is system
+    train(system, Mixture(Letters(), mixed, 0.5), settings(2), tmp_path / "mixed")
+    assert mixed.model is system
+
+
 def test_uneven_accumulation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be a multiple of `accumulation`, got 4 rows in 3"):
         settings(accumulation=3)
@@ -216,19 +265,15 @@ def test_uneven_accumulation_is_refused(tmp_path: Path) -> None:
 class Poisoned(Noisy):
     """Its loss is not a number on a marked batch."""
 
-    def loss(self, batch: Batch) -> Any:
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
         broken = bool((batch.targets["part"] >= 17).any())
         targets = {"part": batch.targets["part"].clamp(max=16)}
-        loss = super().loss(
-            Batch(
-                ticks=batch.ticks,
-                targets=targets,
-                document_start=batch.document_start,
-                size=batch.size,
-            )
-        )
         scale = float("nan") if broken else 1.0
-        return type(loss)(total=loss.total * scale, nats=loss.nats * scale, terms=loss.terms)
+        found = super().losses(replace(batch, targets=targets))
+        return {
+            name: sums._replace(nats=sums.nats * scale, weighted_nats=sums.weighted_nats * scale)
+            for name, sums in found.items()
+        }
 
 
 def test_nan_stops_and_names_step_and_checkpoint(tmp_path: Path) -> None:
@@ -294,7 +339,7 @@ def test_other_data_is_refused_on_resume(
 ) -> None:
     run_here(tmp_path, settings(2), run=encode(RUN))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    other = replace(RUN, data=replace(RUN.data, **changes))
+    other = replace(RUN, data=replace(RUN.text_data, **changes))
     with pytest.raises(CheckpointError, match=message + r"\. Train in another folder") as error:
         run_here(tmp_path, settings(4), run=encode(other))
     assert "\n" not in str(error.value)
@@ -303,7 +348,7 @@ def test_other_data_is_refused_on_resume(
 
 def test_same_data_in_another_cache_goes_on(tmp_path: Path) -> None:
     run_here(tmp_path, settings(2), run=encode(RUN))
-    moved = replace(RUN, data=replace(RUN.data, cache_folder="elsewhere"))
+    moved = replace(RUN, data=replace(RUN.text_data, cache_folder="elsewhere"))
     assert run_here(tmp_path, settings(4), run=encode(moved)).counters.step == 4
 
 

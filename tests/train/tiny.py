@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from counterpoint.config_json import decode
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import Layout, Role, Stream
-from counterpoint.systems.contract import Loss
+from counterpoint.streams.spec import Layout, Role, Stream, Ticks
+from counterpoint.systems.contract import Logits, LossSums, System, stream_loss
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import joined, shard
 from counterpoint.train.loop import TrainResult, train
@@ -31,11 +32,17 @@ class NoisyConfig:
     dropout: float = 0.2
 
 
-class Noisy(nn.Module):
-    """Bigrams through residual layers with dropout: each step consumes random numbers."""
+class Noisy(System):
+    """Bigrams through residual layers with dropout: each step consumes random numbers.
+
+    It is only trained: it neither reads nor writes live.
+    """
 
     Config = NoisyConfig
-    layout = Layout(streams=(Stream(name="part", role=Role.PART, vocab_size=VOCAB),))
+    layout = Layout(
+        streams=(Stream(name="part", role=Role.PART, vocab_size=VOCAB, predicted=True),)
+    )
+    window_ticks = 1
 
     def __init__(self, config: NoisyConfig) -> None:
         super().__init__()
@@ -48,19 +55,42 @@ class Noisy(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
         self.head = nn.Linear(config.width, VOCAB, bias=False)
 
-    def loss(self, batch: Batch) -> Loss:
-        x = self.embedding(batch.ticks["part"])
+    def _hidden(self, batch: Batch) -> Tensor:
+        x: Tensor = self.embedding(batch.ticks["part"])
         for layer in self.layers:
             x = x + F.dropout(layer(x), self.config.dropout, self.training)
-        scores = self.head(x * self.scale)
-        nats = F.cross_entropy(
-            scores.flatten(0, 1), batch.targets["part"].flatten(), reduction="sum"
-        )
-        ticks = batch.document_start.numel()
-        size = x.square().mean()
-        return Loss(total=nats / ticks + 0.01 * size, nats=nats, terms={"size": size})
+        return x
 
-    def flops_per_tick(self, num_ticks: int, *, training: bool = False) -> float:
+    def forward(self, batch: Batch) -> Logits:
+        return {"part": self.head(self._hidden(batch) * self.scale)}
+
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
+        x = self._hidden(batch)
+        part = stream_loss(self.head(x * self.scale), batch.targets["part"])
+        size = x.square().mean()
+        nothing = torch.zeros_like(size)
+        ticks = part.weight
+        return {"part": part, "size": LossSums(ticks, nothing, size * ticks, ticks)}
+
+    def loss_factor(self, group: str) -> float:
+        return 0.01 if group == "size" else 1.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.scale.device
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        raise AssertionError("only trained")
+
+    def read(self, ticks: Ticks, state: Any, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
+        raise AssertionError("only trained")
+
+    def write(self, hidden: Tensor, choose: Any, state: Any = None) -> dict[str, Tensor]:
+        raise AssertionError("only trained")
+
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
         return 100.0 * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:

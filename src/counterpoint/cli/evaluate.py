@@ -2,26 +2,22 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from counterpoint.data.progress import few_lines, recording_lines
-from counterpoint.data.speech.rows import prepare_speech
-from counterpoint.data.text.corpus import prepare
-from counterpoint.evaluate.duplex.speech_model import score_rows
+from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
+from counterpoint.evaluate.whole import WholeUse, has_whole
 from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.overrides import parse_options
-from counterpoint.runtime.load import Loaded, load
-from counterpoint.systems.contract import HasWhole
+from counterpoint.runtime.load import load
 
 _HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
 
@@ -50,101 +46,73 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     options = parse_options(EvaluateOptions, arguments, "evaluate", _HELP)
     loaded = load(options.checkpoint)
-    table = _speech(loaded, options) if loaded.is_speech else _text(loaded, options)
-    Console(file=sys.stdout, markup=False, emoji=False).print(table)
-    return 0
-
-
-def _text(loaded: Loaded, options: EvaluateOptions) -> Table:
-    _ = loaded.tokenizer  # it must be the model's
-    system, run = loaded.system, loaded.trained_by
-    block_ticks = system.layout.block_ticks
-    corpus = prepare(run.text_data, block_ticks)
-    check_learned(run.data, corpus.fingerprint, loaded.path.parents[1])
+    run = loaded.trained_by
+    system = loaded.system
+    if not loaded.is_speech:
+        _ = loaded.tokenizer  # it must be the model's
+    data = run.data.prepare(system, progress=sys.stderr, held_out_only=True)
+    if data.held_out_units() is None:
+        raise UserError(
+            f"The run must have something that is held out: {run.name!r} has nothing. Train with "
+            "`data.held_out`."
+        )
+    folder = loaded.path.parent.parent  # of the run, unless the checkpoint was moved
+    check_learned(run.data, data.fingerprint, folder)
     found = evaluate(
         system,
-        corpus,
+        data,
         EvaluationConfig(
             max_units=options.max_units,
             whole_units=options.whole_units,
             passage_ticks=0,
             num_prompts=0,
         ),
-        block_ticks=block_ticks,
         precision=options.precision,
         note=lambda line: print(line, file=sys.stderr),
     )
-    table = _table(found, loaded.path)
-    if found.whole is None and isinstance(system, HasWhole):
+    predicted = {stream.name for stream in system.layout.predicted}
+    scored = "all streams" if predicted == {*found.streams} else ", ".join(found.streams)
+    table = _table(found, loaded.path, scored)
+    if found.whole is None and has_whole(system):
         table.caption = (
             "swap-delta: not measured, it needs held-out units of at least two documents"
         )
-    return table
+    Console(file=sys.stdout, markup=False, emoji=False).print(table)
+    return 0
 
 
-def _speech(loaded: Loaded, options: EvaluateOptions) -> Table:
-    """Nats of every stream on the held-out recordings, with 95 % intervals over rows."""
-    model, run = loaded.system, loaded.trained_by
-    data = run.speech_data
-    if not data.held_out:
-        raise ValueError(
-            f"The run must have recordings that are held out: {run.name!r} has none. Train "
-            "with `data.held_out`."
-        )
-    held_out = replace(
-        data, train=data.held_out, held_out="", augmentation=None, copies=1, text=None
-    )
-    rows = prepare_speech(held_out, model, recording_lines(sys.stderr)).train
-    say = few_lines(sys.stderr)
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
-        scores = score_rows(
-            model,
-            rows,
-            options.max_units,
-            lambda done, total: say(f"scored {done} of {total} rows"),
-        )
-    num_frames = sum(score.num_frames for score in scores)
-    title = f"{loaded.path}, {len(scores)} rows, {num_frames:,} frames"
-    table = Table("measure", "value", "95 % interval", title=title)
-
-    def add(name: str, paid: Sequence[float], frames: Sequence[float]) -> None:
-        interval = bootstrap_ratio(np.array(paid, np.float64), np.array(frames, np.float64))
-        _add(table, name, interval)
-
-    scored = "text" if data.hearing else "all streams"
-    frames = [float(score.num_frames) for score in scores]
-    add(f"held-out bits/frame, {scored}", [score.bits for score in scores], frames)
-    for name in scores[0].losses:
-        losses = [score.losses[name] for score in scores]
-        add(
-            f"nats/frame of {name}",
-            [float(loss.nats) for loss in losses],
-            [float(loss.num_ticks) for loss in losses],
-        )
-    return table
-
-
-def _table(found: Evaluation, path: Path) -> Table:
+def _table(found: Evaluation, path: Path, scored: str) -> Table:
     """What was measured, with 95 % intervals over units."""
-    table = Table("measure", "value", "95 % interval", title=f"{path}, {len(found.bits)} units")
-    num_bytes = np.array(found.num_bytes, dtype=np.float64)
-    _add(table, "held-out bits/byte", bootstrap_ratio(np.array(found.bits), num_bytes))
-    if found.whole is None:
-        return table
-    own, scored = np.array(found.whole.own_bits), np.array(found.whole.num_bytes, np.float64)
-    other = np.array(found.whole.other_bits)
+    noun = "rows" if found.unit == "frame" else "units"
+    title = f"{path}, {len(found.bits)} {noun}, {sum(found.sizes):,} {found.unit}s"
+    table = Table("measure", "value", "95 % interval", title=title)
+    sizes = np.array(found.sizes, dtype=np.float64)
+    name = f"held-out bits/{found.unit}"
+    if found.streams:
+        name += f", {scored}"
+    _add(table, name, bootstrap_ratio(np.array(found.bits), sizes))
+    for stream, costs in found.streams.items():
+        interval = bootstrap_ratio(np.array(costs.nats), np.array(costs.num_ticks))
+        _add(table, f"nats/{found.unit} of {stream}", interval)
+    if found.whole is not None:
+        _add_whole(table, found.whole)
+    return table
+
+
+def _add_whole(table: Table, whole: WholeUse) -> None:
+    """How the whole is used."""
+    own = np.array(whole.own_bits)
+    scored = np.array(whole.num_bytes, np.float64)
     _add(
         table,
         "swap-delta: bits/byte lost under another's whole",
-        bootstrap_ratio(other - own, scored),
+        bootstrap_ratio(np.array(whole.other_bits) - own, scored),
     )
-    if found.whole.none_bits:
-        none = np.array(found.whole.none_bits)
+    if whole.none_bits:
+        none = np.array(whole.none_bits)
         _add(table, "bits/byte lost without any whole", bootstrap_ratio(none - own, scored))
-    table.add_row("attention on the null key", f"{found.whole.null_share:.3f}", "")
-    rank = f"{found.whole.effective_rank:.1f} of {found.whole.width}"
-    table.add_row("effective rank of the whole", rank, "")
-    return table
+    table.add_row("attention on the null key", f"{whole.null_share:.3f}", "")
+    table.add_row("effective rank of the whole", f"{whole.effective_rank:.1f} of {whole.width}", "")
 
 
 def _add(table: Table, name: str, value: Interval) -> None:

@@ -17,7 +17,7 @@ from counterpoint.runtime.load import find_checkpoint, load_run
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names
-from counterpoint.train.run import Run
+from counterpoint.train.run import AnyConfig, Run
 
 _HELP = """usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]]:
+def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig | AnyConfig, Run | None]]:
     """Every system of what was named: its name, its config and the run that trains it, if any."""
     if isinstance(value, Study):
         return [system for run in value.arms for system in _systems(run, run.name)]
@@ -74,8 +74,4 @@ def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]
 
 def _row_ticks(run: Run | None, layout: Layout) -> int:
     """Ticks in a row of the run's batches."""
-    if run is None:
-        return _DEFAULT_TICKS
-    if layout.tick_hz is None:
-        return run.text_data.row_ticks
-    return round(run.speech_data.row_s * layout.tick_hz)
+    return _DEFAULT_TICKS if run is None else run.data.num_ticks(layout)

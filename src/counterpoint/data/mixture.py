@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from counterpoint.data.source import BatchSource, attach
+from counterpoint.data.source import BatchSource, Fingerprint, attach
 from counterpoint.data.text.corpus import DataConfig, Kjv, Source, prepare
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.streams import schedule
@@ -92,15 +92,23 @@ class TextRows:
         rows: The text, packed; ids of its tokeniser less the last two, start and end, are those of
             the model.
         model: Lays them out; only its layout is used.
+        fingerprint: Of the text; see `counterpoint.data.source.PreparedSource`.
 
     Raises:
         ValueError: The model has fewer text ids.
     """
 
-    def __init__(self, rows: PackedRows, model: System) -> None:
-        self._rows, self._layout = rows, model.layout
+    def __init__(
+        self,
+        rows: PackedRows,
+        model: System,
+        fingerprint: Fingerprint | None = None,
+    ) -> None:
+        self._rows = rows
+        self._layout = model.layout
         self._text = model.layout.text.name
         self._initial_id = schedule.initial_ids(model.layout)[self._text]
+        self.fingerprint = fingerprint or {}
         found, most = rows.shards.vocab_size - 2, model.layout.text.vocab_size or 0
         if found > most or (rows.shards.start_id, rows.shards.end_id) != (found, found + 1):
             raise ValueError(
@@ -160,4 +168,4 @@ def prepare_text(
     )
     # The text of a speech run is never counted in bytes, so its tokeniser may normalise.
     corpus = prepare(data, model.layout.block_ticks, on_progress, normalising=True)
-    return TextRows(corpus.train, model)
+    return TextRows(corpus.train, model, corpus.fingerprint)

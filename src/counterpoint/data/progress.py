@@ -65,6 +65,36 @@ def few_lines(
     return write
 
 
+def remaining_lines(
+    stream: Output,
+    what: str,
+    every_seconds: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[int, int], None]:
+    """A function that says how far something is and how long it will take: seldom, and at the end.
+
+    Args:
+        stream: Where lines go.
+        what: What is done, such as "making dialogues".
+        every_seconds: Time between two lines.
+        clock: Gives seconds.
+    """
+    begin = clock()
+    told = begin
+
+    def show(done: int, total: int) -> None:
+        nonlocal told
+        now = clock()
+        if now - told < every_seconds and done < total:
+            return
+        told = now
+        left = (now - begin) / max(done, 1) * (total - done)
+        stream.write(f"{what}: {done}/{total}, {left / 60:.1f} min left\n")
+        stream.flush()
+
+    return show
+
+
 def spell_count(value: float) -> str:
     """A number with three digits and a prefix, such as ``2 M``."""
     for prefix in ("", "k", "M", "G"):

@@ -67,6 +67,10 @@ class PreparedSource(Protocol):
         """What is only measured on; ``None`` where nothing is held out."""
         ...
 
+    def describe(self) -> str:
+        """How much there is, in words."""
+        ...
+
     @property
     def fingerprint(self) -> Fingerprint:
         """What is learned from; a run that goes on must find it unchanged."""
@@ -81,6 +85,10 @@ class DataSource(Protocol):
         """Whether a system with this layout can read the data at all."""
         ...
 
+    def num_ticks(self, layout: Layout) -> int:
+        """Ticks in a row to learn from, without what is put before it, such as prompts."""
+        ...
+
     def prepare(
         self,
         system: Any,
@@ -89,6 +97,7 @@ class DataSource(Protocol):
         progress: Output | None = None,
         rank: int = 0,
         world_size: int = 1,
+        held_out_only: bool = False,
     ) -> PreparedSource:
         """Read the data, or make them in the cache.
 
@@ -99,6 +108,8 @@ class DataSource(Protocol):
             progress: Told in lines how far the work is; ``None`` for silence.
             rank: This process, 0 first.
             world_size: Number of processes.
+            held_out_only: What is learned from may be left out, where that saves work: no batches
+                are asked for, and the fingerprint is that of what is read.
 
         Raises:
             ValueError: The data cannot be used, or do not fit the system.

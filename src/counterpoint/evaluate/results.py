@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +14,10 @@ from jaxtyping import Int
 from torch import nn
 
 from counterpoint.config_json import decode, encode
+from counterpoint.data.source import PreparedSource
 from counterpoint.data.text.corpus import Corpus
 from counterpoint.data.text.shards import Unit
+from counterpoint.errors import UserError
 from counterpoint.evaluate.passage import (
     Continuation,
     Passage,
@@ -23,8 +25,11 @@ from counterpoint.evaluate.passage import (
     read_passage,
 )
 from counterpoint.evaluate.score import Progress, by_position, position_edges, score
+from counterpoint.evaluate.units import UnitScore, score_units, spread_places
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
 from counterpoint.runtime.session import Streaming
+from counterpoint.streams.batch import Unit as ContentUnit
+from counterpoint.systems.contract import System
 
 FILE = "evaluation.json"
 
@@ -58,6 +63,34 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StreamCosts:
+    """What one predicted stream cost.
+
+    Attributes:
+        num_ticks: Ticks with targets in each unit; see `LossSums.num_ticks`.
+        nats: Nats of them.
+    """
+
+    num_ticks: tuple[float, ...]
+    nats: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positions:
+    """What text cost by its position in its unit.
+
+    Attributes:
+        edges: K + 1 edges in bytes since the start of a unit.
+        num_bytes: Bytes of each unit in each of K bins.
+        bits: Bits of each unit in each of K bins.
+    """
+
+    edges: tuple[int, ...]
+    num_bytes: tuple[tuple[int, ...], ...]
+    bits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """What was measured on one system.
 
@@ -65,14 +98,14 @@ class Evaluation:
         weights: SHA-256 of the weights; empty where they are not on disk.
         precision: Of the computation.
         num_parameters: Trainable numbers of the system.
-        titles: Title of the document of each scored unit.
-        num_bytes: Bytes of each.
-        bits: Bits of each.
-        position_edges: K + 1 edges in bytes since the start of a unit.
-        position_bytes: Bytes of each unit in each of K bins.
-        position_bits: Bits of each unit in each of K bins.
+        unit: What sizes count: bytes of text, or frames of speech.
+        titles: Where each scored unit comes from.
+        sizes: Size of each.
+        bits: Bits of each, over all predicted streams.
+        streams: The same by stream, where several are predicted.
+        positions: The same by position, of text.
         whole: How the whole is used; ``None`` without one.
-        passage: What happened in one passage.
+        passage: What happened in one passage of text.
         continuations: Of the same prompts.
         seconds: Time that all this took.
         config: How much was measured.
@@ -81,12 +114,12 @@ class Evaluation:
     weights: str
     precision: str
     num_parameters: int
+    unit: ContentUnit
     titles: tuple[str, ...]
-    num_bytes: tuple[int, ...]
+    sizes: tuple[int, ...]
     bits: tuple[float, ...]
-    position_edges: tuple[int, ...]
-    position_bytes: tuple[tuple[int, ...], ...]
-    position_bits: tuple[tuple[float, ...], ...]
+    streams: Mapping[str, StreamCosts]
+    positions: Positions | None
     whole: WholeUse | None
     passage: Passage | None
     continuations: tuple[Continuation, ...]
@@ -94,67 +127,132 @@ class Evaluation:
     config: EvaluationConfig
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What `evaluate` keeps of the data of one kind."""
+
+    unit: ContentUnit
+    titles: tuple[str, ...]
+    sizes: tuple[int, ...]
+    bits: tuple[float, ...]
+    streams: Mapping[str, StreamCosts] = field(default_factory=dict)
+    positions: Positions | None = None
+    whole: WholeUse | None = None
+    passage: Passage | None = None
+    continuations: tuple[Continuation, ...] = ()
+
+
 def evaluate(
-    system: nn.Module,
-    corpus: Corpus,
+    system: System,
+    data: PreparedSource,
     config: EvaluationConfig,
     *,
-    block_ticks: int,
     precision: str = "float32",
     weights: str = "",
     note: Note = lambda line: None,
 ) -> Evaluation:
-    """Measure a system on the held-out units of a corpus.
+    """Measure a system on the held-out units of its data.
 
     Args:
         system: In evaluation mode, on its device.
-        corpus: With held-out units.
+        data: With held-out units.
         config: How much is measured.
-        block_ticks: Rows are filled up to a multiple of this; equal for all that are compared.
         precision: ``"bfloat16"`` computes under autocast.
         weights: Kept with the result, to know later what it belongs to.
         note: Told about progress.
 
     Raises:
-        ValueError: Nothing is held out.
+        UserError: Nothing is held out.
     """
     begin = time.perf_counter()
-    units = spread(corpus.held_out, config.max_units)
-    lengths = corpus.tokenizer.byte_lengths
-    device = next(system.parameters()).device
-    says = _Progress(note)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        scores = score(
-            system, units, lengths, block_ticks=block_ticks, on_progress=says("held-out text")
+    units = data.held_out_units()
+    if units is None or not len(units):
+        raise UserError(
+            "At least one unit must be held out to be scored: got none. Set `held_out`."
         )
-        whole = _whole_use(system, units, lengths, config, says("exchanging the whole"))
-        passage = _passage(system, units, corpus, config, block_ticks)
-    continuations = _continuations(system, units, corpus, config, note)
-    edges = position_edges(max(one.num_bytes for one in scores) + 1)
-    bits, num_bytes = by_position(scores, edges)
+    if isinstance(data, Corpus):
+        found = _evaluate_text(system, data, config, precision, note)
+    else:
+        with _autocast(system, precision):
+            scores = score_units(system, units, config.max_units, _Progress(note)("held-out units"))
+        found = _Found(
+            unit=scores[0].unit,
+            titles=tuple(score.title for score in scores),
+            sizes=tuple(score.size for score in scores),
+            bits=tuple(score.bits for score in scores),
+            streams=_by_stream(system, scores),
+        )
     return Evaluation(
         weights=weights,
         precision=precision,
         num_parameters=sum(p.numel() for p in system.parameters()),
-        titles=tuple(one.title for one in scores),
-        num_bytes=tuple(one.num_bytes for one in scores),
-        bits=tuple(one.bits for one in scores),
-        position_edges=edges,
-        position_bytes=tuple(map(tuple, num_bytes.tolist())),
-        position_bits=tuple(map(tuple, bits.tolist())),
-        whole=whole,
-        passage=passage,
-        continuations=continuations,
+        unit=found.unit,
+        titles=found.titles,
+        sizes=found.sizes,
+        bits=found.bits,
+        streams=found.streams,
+        positions=found.positions,
+        whole=found.whole,
+        passage=found.passage,
+        continuations=found.continuations,
         seconds=time.perf_counter() - begin,
         config=config,
     )
 
 
+def _autocast(system: nn.Module, precision: str) -> torch.autocast:
+    device = next(system.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _by_stream(system: System, scores: Sequence[UnitScore]) -> dict[str, StreamCosts]:
+    """Costs of every predicted stream that has targets anywhere; a unit may lack some of them."""
+    found = {}
+    for stream in system.layout.predicted:
+        own = [score.losses.get(stream.name) for score in scores]
+        if any(sums is not None for sums in own):
+            found[stream.name] = StreamCosts(
+                num_ticks=tuple(0.0 if sums is None else float(sums.num_ticks) for sums in own),
+                nats=tuple(0.0 if sums is None else float(sums.nats) for sums in own),
+            )
+    return found
+
+
+def _evaluate_text(
+    system: nn.Module, corpus: Corpus, config: EvaluationConfig, precision: str, note: Note
+) -> _Found:
+    """Text is scored id by id, which also gives positions and a passage to be drawn."""
+    units = spread(corpus.held_out, config.max_units)
+    lengths = corpus.tokenizer.byte_lengths
+    block_ticks = corpus.train.block_ticks
+    says = _Progress(note)
+    with _autocast(system, precision):
+        scores = score(
+            system, units, lengths, block_ticks=block_ticks, on_progress=says("held-out text")
+        )
+        whole = _whole_use(system, units, lengths, config, says("exchanging the whole"))
+        passage = _passage(system, units, corpus, config, block_ticks)
+    edges = position_edges(max(one.num_bytes for one in scores) + 1)
+    bits, num_bytes = by_position(scores, edges)
+    return _Found(
+        unit="byte",
+        titles=tuple(one.title for one in scores),
+        sizes=tuple(one.num_bytes for one in scores),
+        bits=tuple(one.bits for one in scores),
+        positions=Positions(
+            edges=edges,
+            num_bytes=tuple(map(tuple, num_bytes.tolist())),
+            bits=tuple(map(tuple, bits.tolist())),
+        ),
+        whole=whole,
+        passage=passage,
+        continuations=_continuations(system, units, corpus, config, note),
+    )
+
+
 def spread(units: Sequence[Unit], count: int) -> list[Unit]:
     """``count`` units at equal distances, all when ``count`` is 0 or too large."""
-    if not count or count >= len(units):
-        return [units[i] for i in range(len(units))]
-    return [units[int(i)] for i in np.linspace(0, len(units) - 1, count)]
+    return [units[int(place)] for place in spread_places(len(units), count)]
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:

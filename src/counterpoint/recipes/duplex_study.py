@@ -1,37 +1,38 @@
-"""A duplex study: dialogues are made, a Moshi learns from them, and is measured in live talk.
+"""A duplex study: dialogues are made, a model learns from them, and is measured in live talk.
 
 Before it talks it listens: its text writes down what the user says, word by word, then sentence by
 sentence, which it has to keep in mind. In a dialogue only the few words that decide an answer tell
 whether it has understood; here every word does.
 """
 
-import json
-import os
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
-from typing import Any
-
-import torch
 
 from counterpoint.config_json import encode, first_difference
 from counterpoint.data.making.orders import listening_scripts, order_scripts
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
+from counterpoint.data.progress import remaining_lines
 from counterpoint.data.speech.dialogues import DialogueConfig
-from counterpoint.data.speech.rows import codec_of
+from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import train_tokenizer
-from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, Outcome, order_trials, run_trial
-from counterpoint.evaluate.duplex.turns import percentile
-from counterpoint.evaluate.statistics import wilson
+from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.abilities import (
+    AbilityScore,
+    abilities_table,
+    count_outcomes,
+    hold_trials,
+)
+from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, order_trials
+from counterpoint.files import read_json_lines, write_json, write_json_lines
+from counterpoint.processes import work_in_processes
 from counterpoint.recipes.begun import keep_begun, read_begun
-from counterpoint.recipes.training import train_run
+from counterpoint.recipes.training import prepare_together, train_in_turn
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
@@ -39,20 +40,16 @@ from counterpoint.speech.audio import write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import Synthesizer
 from counterpoint.systems import sketch
-from counterpoint.systems.moshi import MoshiConfig
-from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 
 PADDING_BIAS = 3.75
 """Between values at which pauses (3.5) and orders behind interruptions (4) were missed."""
-_SHARES = (0.5, 0.95)
-_TELL_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplexStudy:
-    """One model that learns to answer spoken orders.
+    """One model that learns to answer spoken orders, stage by stage.
 
     Attributes:
         run: The model and how it learns to talk; its data get the dialogues of the study.
@@ -77,34 +74,49 @@ class DuplexStudy:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.run.system, MoshiConfig):
-            raise ValueError(
-                "A duplex study must train a Moshi on SpeechData: got "
+        if not isinstance(self.run.data, SpeechData):
+            raise UserError(
+                "A duplex study must train a system that hears and speaks, on SpeechData: got "
                 f"{type(self.run.system).__name__}."
             )
-        names = [run.name for run in self.listening]
-        if len(set(names)) < len(names) or set(names) & {"dialogues", "utterances", "checkpoints"}:
-            raise ValueError(f"Runs of `listening` must have folders of their own: got {names}.")
-        for run in self.listening:
-            if run.system != self.run.system:
-                raise ValueError(f"{run.name!r} must have the `system` of {self.run.name!r}.")
-            if run.speech_data.hearing is None:
-                raise ValueError(f"`data.hearing` of {run.name!r} must say when: got None.")
+        self._check_stages()
         for name in ("num_listening", "num_train", "num_held_out", "num_trials", "workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
-        if not 1 <= self.vocab_size <= self.run.system.text_vocab_size:
-            raise ValueError(
-                f"`vocab_size` must be 1 to the model's {self.run.system.text_vocab_size} text "
-                f"ids: got {self.vocab_size}."
+                raise UserError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
+        most = sketch(self.run.system).layout["text"].vocab_size or 0
+        if not 1 <= self.vocab_size <= most:
+            raise UserError(
+                f"`vocab_size` must be 1 to the model's {most} text ids: got {self.vocab_size}."
             )
         if not self.synthesis.user_voices:
-            raise ValueError("`synthesis.user_voices` must name who speaks in trials: got none.")
+            raise UserError("`synthesis.user_voices` must name who speaks in trials: got none.")
+
+    def _check_stages(self) -> None:
+        names = [run.name for run in self.listening]
+        if len(set(names)) < len(names) or set(names) & {"dialogues", "utterances", "checkpoints"}:
+            raise UserError(f"Runs of `listening` must have folders of their own: got {names}.")
+        for run in self.listening:
+            if run.system != self.run.system:
+                raise UserError(f"{run.name!r} must have the `system` of {self.run.name!r}.")
+            if run.speech_data.hearing is None:
+                raise UserError(f"`data.hearing` of {run.name!r} must say when: got None.")
+        for run in self.stages[1:]:
+            if run.train.fine_tune is not None:
+                raise UserError(
+                    f"`train.fine_tune` of {run.name!r} must be left out: it begins with the "
+                    f"weights of the stage before it. Give it to {self.stages[0].name!r}, which is "
+                    "the first."
+                )
 
     @property
     def name(self) -> str:
         """Names its folder."""
         return self.run.name
+
+    @property
+    def stages(self) -> tuple[Run, ...]:
+        """All runs, the talking last."""
+        return (*self.listening, self.run)
 
 
 def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
@@ -117,52 +129,39 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
         False when a signal stopped the training.
 
     Raises:
-        ValueError: Something is not installed, or the folder has a study of other dialogues.
+        UserError: Something is not installed, or the folder has a study of other dialogues.
     """
     begin = time.perf_counter()
     _check_ready(study)
     _check_same(study, folder)
-    scripts = _scripts(study)
-    tokenizer = folder / "words.model"
-    if not tokenizer.exists():
-        texts = [turn.text for script in scripts["train"] for turn in script.turns]
-        texts += [turn.text for script in scripts["listening"] for turn in script.turns]
-        train_tokenizer(texts, tokenizer, study.vocab_size)
-    voices = Synthesizer(folder / "utterances")
-    for name, own in scripts.items():
-        synthesize(
-            own,
-            folder / "dialogues" / name,
-            study.synthesis,
-            workers=study.workers,
-            speaker=voices,
-            on_progress=_Progress(f"making {name} dialogues"),
-        )
-    _join_lists(folder / "dialogues", ("listening", "train"))
+    _make_dialogues(study, folder)
+    stages = [
+        (_with_data(run, folder), folder if run is study.run else folder / run.name)
+        for run in study.stages
+    ]
+    first, _ = stages[0]
     # The first run has all recordings, and others the same or some of them.
-    _encode(_with_data((*study.listening, study.run)[0], folder), study.workers)
-    before: Path | None = None
-    for run in (*study.listening, study.run):
-        run_folder = folder if run is study.run else folder / run.name
-        result = train_run(_with_data(_begun(run, before), folder), run_folder, world)
-        if not result.finished:
-            return False
-        before = run_folder
+    prepare_together(first, study.workers)
+    result = train_in_turn(stages, world)
+    if not result.finished:
+        return False
     measure = partial(_measure, study, result.checkpoint, folder)
-    with _processes(study.workers) as pool:
-        rows = list(pool.map(measure, ABILITIES))
-    found = {"abilities": rows, "seconds_of_last_call": round(time.perf_counter() - begin)}
-    (folder / "abilities.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    _show(rows, folder)
+    with closing(work_in_processes(measure, ABILITIES, study.workers)) as done:
+        scores = sorted(done, key=lambda score: ABILITIES.index(score.ability))
+    found = {
+        "abilities": [asdict(score) for score in scores],
+        "seconds_of_last_call": round(time.perf_counter() - begin),
+    }
+    write_json(folder / "abilities.json", found)
+    _show(scores, folder)
     return True
 
 
 def _check_ready(study: DuplexStudy) -> None:
     """Find what is missing or does not fit before an hour is spent."""
-    with torch.device("meta"):
-        model = sketch(study.run.system)
     data = study.run.speech_data
-    DialogueConfig(chunk_s=data.row_s).chunk_frames(codec_of(model, data.codec))
+    codec = codec_of(sketch(study.run.system), data.codec)
+    DialogueConfig(chunk_s=data.row_s).chunk_frames(codec)
     speaker = Synthesizer()
     for voice in (*study.synthesis.agent_voices, *study.synthesis.user_voices):
         speaker.speak("yes", voice, study.synthesis.sample_rate)
@@ -193,15 +192,46 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
         },
     }
     file = folder / "study.json"
-    if file.exists():
-        changed = first_difference(read_begun(file, own), own, "study")
-        if changed is not None:
-            raise ValueError(
-                f"A study must go on with the dialogues it began with: {folder} has another "
-                f"{changed}. Take another folder, or change it back."
-            )
+    if not file.exists():
+        keep_begun(file, own)
         return
-    keep_begun(file, own)
+    changed = first_difference(read_begun(file, own), own, "study")
+    if changed is not None:
+        raise UserError(
+            f"A study must go on with the dialogues it began with: {folder} has another "
+            f"{changed}. Take another folder, or change it back."
+        )
+
+
+def _make_dialogues(study: DuplexStudy, folder: Path) -> None:
+    """Tokeniser and recordings of all scripts; what is there already is kept."""
+    scripts = _scripts(study)
+    tokenizer = folder / "words.model"
+    if not tokenizer.exists():
+        learned = (*scripts["train"], *scripts["listening"])
+        texts = [turn.text for script in learned for turn in script.turns]
+        train_tokenizer(texts, tokenizer, study.vocab_size)
+    voices = Synthesizer(folder / "utterances")
+    for name, own in scripts.items():
+        synthesize(
+            own,
+            folder / "dialogues" / name,
+            study.synthesis,
+            workers=study.workers,
+            speaker=voices,
+            on_progress=_dialogue_lines(name),
+        )
+    _join_lists(folder / "dialogues", ("listening", "train"))
+
+
+def _dialogue_lines(name: str) -> Callable[[int, int, float], None]:
+    """Follow a synthesis; how many seconds of sound there are is not told."""
+    tell = remaining_lines(sys.stderr, f"making {name} dialogues")
+
+    def show(done: int, total: int, seconds_of_audio: float) -> None:
+        tell(done, total)
+
+    return show
 
 
 def _join_lists(folder: Path, names: Sequence[str]) -> None:
@@ -209,45 +239,9 @@ def _join_lists(folder: Path, names: Sequence[str]) -> None:
     records = [
         {**record, "path": f"{name}/{record['path']}"}
         for name in names
-        for record in map(json.loads, (folder / name / LIST_NAME).read_text("utf-8").splitlines())
+        for _, record in read_json_lines(folder / name / LIST_NAME)
     ]
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / LIST_NAME).write_text(text, encoding="utf-8")
-
-
-def _processes(workers: int) -> ProcessPoolExecutor:
-    """Processes that end with this one, also where it is killed."""
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    def watch() -> None:
-        if (parent := parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
-def _encode(run: Run, workers: int) -> None:
-    """Encode the recordings of a run, in several processes; what is encoded already is kept."""
-    with _processes(workers) as pool:
-        list(pool.map(partial(encode_share, run, workers), range(workers)))
-
-
-def encode_share(run: Run, workers: int, rank: int) -> None:
-    """What one of them does; each begins at another recording, and finds what others have made."""
-    torch.set_num_threads(1)
-    system = sketch(run.system)
-    run.data.prepare(system, progress=sys.stderr, rank=rank, world_size=workers)
-
-
-def _begun(run: Run, before: Path | None) -> Run:
-    """A run that goes on from the one before it, if there is one."""
-    if before is None:
-        return run
-    fine_tune = FineTuneConfig(init_from=str(before))
-    return replace(run, train=replace(run.train, fine_tune=fine_tune))
+    write_json_lines(folder / LIST_NAME, records)
 
 
 def _with_data(run: Run, folder: Path) -> Run:
@@ -263,15 +257,10 @@ def _with_data(run: Run, folder: Path) -> Run:
     return replace(run, data=data)
 
 
-def _measure(
-    study: DuplexStudy, checkpoint: Path, folder: Path, ability: Ability
-) -> dict[str, Any]:
-    """One row of the table, in a process of its own; writes the first conversation."""
-    torch.set_num_threads(1)
+def _measure(study: DuplexStudy, checkpoint: Path, folder: Path, ability: Ability) -> AbilityScore:
+    """The trials of one ability, in a process of its own; writes the first conversation."""
     voices = Synthesizer(folder / "utterances")
     agent = load(checkpoint).talker
-    progress = _Progress(f"measuring {ability}")
-    outcomes = list[Outcome]()
     trials = order_trials(
         ability,
         study.num_trials,
@@ -279,60 +268,20 @@ def _measure(
         study.synthesis.user_voices,
         agent.codec.sample_rate,
     )
-    for number, trial in enumerate(trials, start=1):
-        outcomes.append(run_trial(agent, trial, sampling(seed=number)))
-        progress(number, study.num_trials, 0.0)
+    tell = remaining_lines(sys.stderr, f"measuring {ability}")
+    outcomes = hold_trials(agent, trials, sampling, lambda done: tell(done, study.num_trials))
     write_audio(folder / f"{ability}.wav", outcomes[0].audio, agent.codec.sample_rate)
-    latencies = [found for one in outcomes if (found := one.latency_s) is not None]
-    stops = [found for one in outcomes if (found := one.stop_s) is not None]
-    return {
-        "ability": ability,
-        "trials": len(outcomes),
-        "passed": asdict(wilson(sum(one.passed for one in outcomes), len(outcomes))),
-        "text_right": asdict(wilson(sum(one.said_right for one in outcomes), len(outcomes))),
-        "latency_s": _percentiles(latencies),
-        "stop_s": _percentiles(stops),
-        "failures": [_described(one) for one in outcomes if not (one.passed and one.said_right)],
-    }
+    return count_outcomes(outcomes)
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[float, float] | None:
-    return {share: percentile(seconds, share) for share in _SHARES} if seconds else None
-
-
-def _described(outcome: Outcome) -> dict[str, Any]:
-    trial = outcome.trial
-    return {
-        "order": trial.order.text,
-        "interrupted_by": None if trial.second is None else trial.second.text,
-        "agent_said": " ".join(word.text for word in outcome.words),
-        "agent_s": [[round(edge, 2) for edge in segment] for segment in outcome.agent],
-        "user_s": [[round(edge, 2) for edge in segment] for segment in outcome.turns],
-        "passed": outcome.passed,
-        "text_right": outcome.said_right,
-    }
-
-
-def _show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+def _show(scores: Sequence[AbilityScore], folder: Path) -> None:
     """Print the table and where everything lies."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("ability", "shown", "text right", "latency p50 / p95", "stops after p50 / p95")
-    for row in rows:
-        table.add_row(
-            f"{row['ability']} ({row['trials']})",
-            *(
-                f"{row[name]['value']:.0%} [{row[name]['low']:.0%}, {row[name]['high']:.0%}]"
-                for name in ("passed", "text_right")
-            ),
-            *(_seconds(row[name]) for name in ("latency_s", "stop_s")),
-        )
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False
-    )
-    console.print(table)
-    for name in ("abilities.json", *(f"{row['ability']}.wav" for row in rows)):
+    width = None if sys.stdout.isatty() else 120
+    console = Console(file=sys.stdout, width=width, markup=False, emoji=False)
+    console.print(abilities_table(scores))
+    for name in ("abilities.json", *(f"{score.ability}.wav" for score in scores)):
         console.print(str(folder / name), highlight=False, soft_wrap=True)
     console.print(
         f"try: counterpoint talk {folder} --input question.wav --output answer.wav "
@@ -341,27 +290,7 @@ def _show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     )
 
 
-def _seconds(values: dict[float, float] | None) -> str:
-    return "" if values is None else " / ".join(f"{value:.2f} s" for value in values.values())
-
-
 def sampling(seed: int) -> FrameSampling:
     """How the model talks when it is measured; the bias was chosen on other trials."""
     audio = Sampling(temperature=0.7, top_k=50, seed=seed)
     return FrameSampling(text=Sampling(temperature=0.0), audio=audio, padding_bias=PADDING_BIAS)
-
-
-class _Progress:
-    """Says on stderr how far something is and how long it will take; every ten seconds."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._begin = self._told = time.monotonic()
-
-    def __call__(self, done: int, total: int, seconds_of_audio: float) -> None:
-        now = time.monotonic()
-        if now - self._told < _TELL_EVERY_S and done < total:
-            return
-        self._told = now
-        left = (now - self._begin) / max(done, 1) * (total - done)
-        sys.stderr.write(f"{self._what}: {done}/{total}, {left / 60:.1f} min left\n")

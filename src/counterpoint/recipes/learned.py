@@ -51,7 +51,7 @@ def keep_or_check_learned(data: Any, fingerprint: Fingerprint, folder: Path, wor
 
 
 def check_learned(data: Any, fingerprint: Fingerprint, folder: Path) -> None:
-    """Refuse data whose content is not what a run has learned from.
+    """Refuse data whose content is not what a run has learned from, as far as it is read.
 
     Raises:
         CheckpointError: It is not, or the record cannot be read.
@@ -59,8 +59,8 @@ def check_learned(data: Any, fingerprint: Fingerprint, folder: Path) -> None:
     if not _record(folder).exists():
         return
     try:
-        problem = _difference(data, fingerprint, folder)
-    except ValueError as error:
+        problem = _difference(data, fingerprint, folder, read_all=False)
+    except (ValueError, OSError) as error:
         problem = str(error)
     if problem is not None:
         raise CheckpointError(problem)
@@ -71,15 +71,24 @@ def _record(folder: Path) -> Path:
     return old if old.exists() and not (folder / FILE).exists() else folder / FILE
 
 
-def _difference(data: Any, fingerprint: Fingerprint, folder: Path) -> str | None:
-    """What is said where the content differs from the record under an equal config."""
+def _difference(
+    data: Any, fingerprint: Fingerprint, folder: Path, *, read_all: bool = True
+) -> str | None:
+    """What is said where the content differs from the record under an equal config.
+
+    Unless all of the content is read, what is in the record alone is left out.
+    """
     file = _record(folder)
     nouns = [*fingerprint] if file.name == FILE else ["recordings"]
     begun = read_begun(file, ("data", *nouns))
     if begun["data"] != _content(data):
         return None
     for noun in nouns:
-        changed = first_difference(begun[noun], _content(fingerprint).get(noun), noun)
+        old = begun[noun]
+        new = _content(fingerprint).get(noun)
+        if not read_all and isinstance(old, dict) and isinstance(new, dict):
+            old = {place: value for place, value in old.items() if place in new}
+        changed = first_difference(old, new, noun)
         if changed is not None:
             return (
                 f"A run must go on with the {noun} it began with: {folder} has another {changed}. "

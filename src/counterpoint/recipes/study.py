@@ -1,4 +1,4 @@
-"""A study: several runs on equal data with equal training FLOPs, trained, measured and reported."""
+"""A study: runs on equal data with equal training FLOPs, trained, measured and reported."""
 
 import json
 import math
@@ -6,16 +6,17 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import torch
 
 from counterpoint.config_json import encode
-from counterpoint.data.speech.rows import SpeechData
-from counterpoint.data.text.corpus import Corpus
+from counterpoint.data.progress import Output
+from counterpoint.data.source import PreparedSource
+from counterpoint.errors import UserError
 from counterpoint.evaluate.report.report import STUDY, write_report
 from counterpoint.evaluate.report.summary import Summary, rich_table
 from counterpoint.evaluate.results import (
@@ -26,9 +27,9 @@ from counterpoint.evaluate.results import (
 )
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import sketch
+from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import WEIGHTS, load_system, read_manifest
 from counterpoint.train.distributed import World
-from counterpoint.train.loop import TrainResult
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.run import Run
 
@@ -39,36 +40,36 @@ class Study:
 
     Attributes:
         name: Names its folder.
-        arms: Runs on the same rows of text in the same order; systems and optimisers may differ.
+        arms: Runs on the same rows, of text or of speech, in the same order; systems, optimisers
+            and what they begin with may differ.
         purpose: One sentence for the report.
         evaluation: How much is measured.
-        max_flops_difference: Largest share by which training FLOPs a byte may differ.
+        seeds: Training seeds; every arm is trained once with each. Empty: with the seed in its
+            config.
+        max_flops_difference: Largest share by which training FLOPs a tick may differ.
     """
 
     name: str
     arms: tuple[Run, ...]
     purpose: str = ""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seeds: tuple[int, ...] = ()
     max_flops_difference: float = 0.02
 
     def __post_init__(self) -> None:
         names = [run.name for run in self.arms]
         if not names or len(set(names)) != len(names):
-            raise ValueError(
+            raise UserError(
                 f"A study must have at least one arm and no name twice: got {names}. Rename one."
             )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"`seeds` must name no seed twice: got {self.seeds}. Leave one out.")
         first = self.arms[0]
-        for run in self.arms:
-            if isinstance(run.data, SpeechData):
-                raise ValueError(
-                    f"A study must compare systems of text: {run.name!r} is on speech. Train it "
-                    "as a `Run` of its own."
-                )
         for run in self.arms[1:]:
             for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
                 expected, got = _field(first, place), _field(run, place)
                 if expected != got:
-                    raise ValueError(
+                    raise UserError(
                         f"Arms must learn from equal data: `{place}` is {expected!r} for "
                         f"{first.name!r} and {got!r} for {run.name!r}. Make them equal."
                     )
@@ -78,21 +79,31 @@ class Study:
         """Alignment of the rows that all arms share."""
         return math.lcm(*(sketch(run.system).layout.block_ticks for run in self.arms))
 
+    def runs(self, arm: Run) -> dict[str, Run]:
+        """The runs of an arm by the names of their folders: one, or one a seed."""
+        if not self.seeds:
+            return {arm.name: arm}
+        return {
+            f"{arm.name}-seed{seed}": replace(arm, train=replace(arm.train, seed=seed))
+            for seed in self.seeds
+        }
+
 
 def training_flops(study: Study) -> dict[str, float]:
     """Training FLOPs a tick of every arm.
 
     Raises:
-        ValueError: They differ by more than the study allows.
+        UserError: They differ by more than the study allows.
     """
-    flops = {
-        run.name: sketch(run.system).flops_per_tick(run.text_data.row_ticks, training=True)
-        for run in study.arms
-    }
+    flops = {}
+    for run in study.arms:
+        system = sketch(run.system)
+        num_ticks = run.data.num_ticks(system.layout)
+        flops[run.name] = system.flops_per_tick(num_ticks, training=True)
     first = flops[study.arms[0].name]
     for name, found in flops.items():
         if abs(found / first - 1) > study.max_flops_difference:
-            raise ValueError(
+            raise UserError(
                 f"Arms must have equal training FLOPs within {study.max_flops_difference:.0%}: "
                 f"{study.arms[0].name!r} needs {first:.4g} a tick and {name!r} {found:.4g} "
                 f"({found / first - 1:+.1%}). Change widths, layers or windows."
@@ -106,7 +117,7 @@ def run_study(
     *,
     command: str = "",
     device: torch.device | str = "cpu",
-    progress: TextIO | None = None,
+    progress: Output | None = None,
     output: TextIO | None = None,
     loggers: Callable[[Path], Sequence[MetricLogger]] = lambda folder: (),
 ) -> Summary | None:
@@ -128,37 +139,22 @@ def run_study(
         What was found, or ``None`` when a signal stopped the training.
 
     Raises:
-        ValueError: The arms are not comparable, or the data or the folder cannot be used.
+        UserError: The arms are not comparable, or the data or the folder cannot be used.
     """
     begin = time.perf_counter()
     progress = sys.stderr if progress is None else progress
     flops = training_flops(study)
     note = _Notes(progress)
-    note(f"{study.name}: preparing the text")
-    first = study.arms[0]
-    corpus = first.text_data.prepare(
-        sketch(first.system), block_ticks=study.block_ticks, progress=progress
-    )
-    note(
-        f"{len(corpus.train)} rows of {corpus.train.row_ticks} ticks to learn from, "
-        f"{len(corpus.held_out)} held-out units; {len(study.arms)} arms"
-    )
+    note(f"{study.name}: preparing the data")
+    data = _prepared(study, study.arms[0], progress)
+    note(f"{data.describe()}; {len(study.arms)} arms")
     folder.mkdir(parents=True, exist_ok=True)
     world = World(device=torch.device(device))
-    for run in study.arms:
-        arm = folder / run.name
-        result = train_run(
-            run,
-            arm,
-            world,
-            block_ticks=study.block_ticks,
-            measure_end=False,
-            progress=progress,
-            loggers=loggers(arm),
-        )
-        if not result.finished:
-            return None
-        _evaluate_arm(study, run, corpus, result, world.device, note)
+    for arm in study.arms:
+        for name, run in study.runs(arm).items():
+            followers = loggers(folder / name)
+            if not _run_arm(study, run, folder / name, world, progress, followers):
+                return None
     note("drawing the report")
     about = _facts(study, folder, world.device) | {
         "command": command,
@@ -175,7 +171,7 @@ def show(summary: Summary, folder: Path, output: TextIO) -> None:
     """Print the table, the verdict and where everything lies.
 
     Raises:
-        ValueError: The package ``rich`` is missing.
+        UserError: The package ``rich`` is missing.
     """
     table = rich_table(summary)
     from rich.console import Console
@@ -189,44 +185,62 @@ def show(summary: Summary, folder: Path, output: TextIO) -> None:
         console.print(str(folder / name), highlight=False, soft_wrap=True)
 
 
-def _evaluate_arm(
+def _run_arm(
     study: Study,
     run: Run,
-    corpus: Corpus,
-    result: TrainResult,
-    device: torch.device,
-    note: "_Notes",
-) -> None:
-    """Measure an arm, unless that is done already for these very weights."""
-    checkpoint = result.checkpoint
-    folder = checkpoint.parents[1]
-    weights = read_manifest(checkpoint)["files"][WEIGHTS]["sha256"]
+    folder: Path,
+    world: World,
+    progress: Output,
+    loggers: Sequence[MetricLogger],
+) -> bool:
+    """Train and measure one arm as far as that is not done; False when a signal stopped it."""
+    result = train_run(
+        run,
+        folder,
+        world,
+        block_ticks=study.block_ticks,
+        measure_end=False,
+        progress=progress,
+        loggers=loggers,
+    )
+    if not result.finished:
+        return False
+    weights = read_manifest(result.checkpoint)["files"][WEIGHTS]["sha256"]
     known = load_evaluation(folder)
     if known is not None and (known.weights, known.config) == (weights, study.evaluation):
-        return
+        return True
+    note = _Notes(progress)
     found = evaluate(
         # What is measured is read from the disk: the checkpoint may be older than this call.
-        load_system(checkpoint).to(device),
-        corpus,
+        cast("System", load_system(result.checkpoint).to(world.device)),
+        _prepared(study, run, None),
         study.evaluation,
-        block_ticks=study.block_ticks,
         precision=run.train.precision,
         weights=weights,
-        note=lambda line: note(f"{run.name}: {line}"),
+        note=lambda line: note(f"{folder.name}: {line}"),
     )
     save_evaluation(found, folder)
+    return True
+
+
+def _prepared(study: Study, run: Run, progress: Output | None) -> PreparedSource:
+    """The data of an arm: the rows of all, laid out for its own system."""
+    return run.data.prepare(sketch(run.system), block_ticks=study.block_ticks, progress=progress)
 
 
 def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, Any]:
     """What the report keeps of a study, its evaluations and the machine."""
+    folders = {arm.name: [*study.runs(arm)] for arm in study.arms}
     return {
         "name": study.name,
         "purpose": study.purpose,
         "arms": [run.name for run in study.arms],
+        "folders": folders,
         "evaluation_seconds": {
-            run.name: round(found.seconds, 1)
-            for run in study.arms
-            if (found := load_evaluation(folder / run.name)) is not None
+            name: round(found.seconds, 1)
+            for own in folders.values()
+            for name in own
+            if (found := load_evaluation(folder / name)) is not None
         },
         "versions": {
             "counterpoint": _version("counterpoint"),
@@ -241,7 +255,7 @@ def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, 
 class _Notes:
     """Writes a line to a stream."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Output) -> None:
         self._stream = stream
 
     def __call__(self, line: str) -> None:

@@ -1,27 +1,25 @@
-"""One run: its data prepared, its model built, trained and measured while it learns."""
+"""One run, or several in turn: data prepared, model built, trained and measured while it learns."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from counterpoint.config_json import encode
 from counterpoint.data.progress import Output
-from counterpoint.data.source import PreparedSource
-from counterpoint.data.speech.rows import SpeechCorpus
-from counterpoint.data.text.corpus import Corpus
-from counterpoint.evaluate.duplex.speech_model import measures, score_rows
-from counterpoint.evaluate.results import spread
-from counterpoint.evaluate.score import bits_per_byte, score
+from counterpoint.evaluate.units import evaluator
+from counterpoint.processes import work_in_processes
 from counterpoint.recipes.learned import keep_or_check_learned
-from counterpoint.systems import build_system
-from counterpoint.systems.contract import System
+from counterpoint.systems import build_system, sketch
 from counterpoint.train.allocator import keep_large_buffers
+from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begin_from
-from counterpoint.train.loop import Evaluate, TrainResult, train
+from counterpoint.train.loop import TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
 from counterpoint.train.progress import make_reporter, peak_flops
 from counterpoint.train.run import Run
@@ -65,6 +63,7 @@ def train_run(
     )
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
+    measured = measure_end or run.train.evaluate_every > 0
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
     with only_one(folder, world, ".run.lock"):
         keep_or_check_learned(run.data, data.fingerprint, folder, world)
@@ -73,30 +72,46 @@ def train_run(
             data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
             run.train,
             folder,
-            evaluate=_evaluate(data) if measure_end or run.train.evaluate_every else None,
+            evaluate=evaluator(data.held_out_units(), _EVALUATION_UNITS) if measured else None,
             reporter=make_reporter(run.name, progress, peak_flops(world.device, dtype)),
             loggers=loggers,
             run=encode(run),
         )
 
 
-def _evaluate(data: PreparedSource) -> Evaluate | None:
-    """What held-out units cost; nothing where there are none."""
-    if isinstance(data, Corpus):
-        units = spread(data.held_out, _EVALUATION_UNITS)
-        lengths, block_ticks = data.tokenizer.byte_lengths, data.train.block_ticks
+def train_in_turn(stages: Sequence[tuple[Run, Path]], world: World) -> TrainResult:
+    """Train runs one after the other; each begins with the weights of the one before it.
 
-        def evaluate(model: nn.Module) -> Mapping[str, float]:
-            scores = score(model, units, lengths, block_ticks=block_ticks)
-            return {"bits_per_byte": bits_per_byte(scores)}
+    Args:
+        stages: Runs and their folders, at least one; those that are finished are kept.
+        world: The processes; every one must call this.
 
-        return evaluate if units else None
-    if not isinstance(data, SpeechCorpus) or data.held_out is None:
-        return None
-    rows = data.held_out
+    Returns:
+        How the last one that was trained ended; it is not finished when a signal stopped it.
 
-    def evaluate_speech(model: nn.Module) -> Mapping[str, float]:
-        assert isinstance(model, System)
-        return measures(model, score_rows(model, rows, _EVALUATION_UNITS))
+    Raises:
+        UserError: As `train_run`.
+    """
+    before: Path | None = None
+    for run, folder in stages:
+        if before is not None:
+            begin = FineTuneConfig(init_from=str(before))
+            run = replace(run, train=replace(run.train, fine_tune=begin))
+        result = train_run(run, folder, world)
+        if not result.finished:
+            break
+        before = folder
+    return result
 
-    return evaluate_speech
+
+def prepare_together(run: Run, workers: int) -> None:
+    """Prepare the data of a run in several processes; what is in the cache already is kept."""
+    share = partial(prepare_share, run, workers)
+    with closing(work_in_processes(share, range(workers), workers)) as done:
+        for _ in done:
+            pass
+
+
+def prepare_share(run: Run, workers: int, rank: int) -> None:
+    """What one of them does; each begins elsewhere, and finds what others have made."""
+    run.data.prepare(sketch(run.system), progress=sys.stderr, rank=rank, world_size=workers)

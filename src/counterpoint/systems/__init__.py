@@ -1,9 +1,11 @@
 """Published models and our own, one a file, each readable alone."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from counterpoint.errors import UserError
+from counterpoint.systems.contract import System
 from counterpoint.systems.moshi import Moshi, MoshiConfig
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
@@ -14,7 +16,7 @@ AnySystem = SingleStream | TwoStream | Moshi
 SystemConfig = SingleStreamConfig | TwoStreamConfig | MoshiConfig
 """The config of any system."""
 
-SYSTEMS: dict[str, type[AnySystem]] = {
+SYSTEMS: dict[str, type[System]] = {
     "single_stream": SingleStream,
     "two_stream": TwoStream,
     "moshi": Moshi,
@@ -22,17 +24,26 @@ SYSTEMS: dict[str, type[AnySystem]] = {
 """Every system by name. PersonaPlex is a preset of `Moshi` (`counterpoint.systems.personaplex`)."""
 
 
-def build_system(config: SystemConfig, seed: int) -> AnySystem:
-    """The system of a config, with the random weights of a seed."""
+def build_system(config: Any, seed: int) -> System:
+    """The system of a config, with the random weights of a seed.
+
+    Args:
+        config: Of a system in `SYSTEMS`.
+        seed: Of its weights.
+
+    Raises:
+        UserError: No system has such a config.
+    """
     torch.manual_seed(seed)
     for cls in SYSTEMS.values():
         if cls.Config is type(config):
-            return cls(cast("Any", config))
+            build: Any = cls
+            return build(config)
     known = ", ".join(cls.Config.__name__ for cls in SYSTEMS.values())
-    raise ValueError(f"`system` must be one of {known}: got {type(config).__name__}.")
+    raise UserError(f"`system` must be one of {known}: got {type(config).__name__}.")
 
 
-def sketch(config: SystemConfig) -> AnySystem:
+def sketch(config: Any) -> System:
     """A system without memory for its weights: enough to ask for its layout and its costs."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return build_system(config, 0)

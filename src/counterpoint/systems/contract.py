@@ -112,11 +112,14 @@ class System(nn.Module, ABC):
         layout: Its streams.
         tick_stages: Methods that `counterpoint.runtime.compiled` compiles for single ticks.
         writes_with_tower: Whether `write` needs the state.
+        free_fields: Fields of configs, on all levels, that do not change what weights mean: they
+            may differ where a run begins with the weights of another.
     """
 
     Config: ClassVar[type]
     tick_stages: ClassVar[tuple[str, ...]] = ("read", "write")
     writes_with_tower: ClassVar[bool] = False
+    free_fields: ClassVar[frozenset[str]] = frozenset({"window", "pinned_steps"})
     config: Any
     layout: Layout
 

@@ -208,6 +208,13 @@ class Moshi(System):
     """
 
     Config = MoshiConfig
+    free_fields = System.free_fields | {
+        "codebook_sizes",
+        "heard_dropout",
+        "loss_weight",
+        "text_light_ids",
+        "text_light_weight",
+    }
 
     def __init__(self, config: MoshiConfig) -> None:
         """Random weights; the heads start at zero, so the first loss is that of fair dice."""

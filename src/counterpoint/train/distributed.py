@@ -128,8 +128,8 @@ def shard(system: nn.Module, world: World) -> nn.Module:
         fully_shard(unit, mesh=mesh)
     # The root keeps its parameters between forward and backward: gathering them twice buys nothing.
     fully_shard(system, mesh=mesh, reshard_after_forward=False)
-    # Hooks sit on `forward`; training enters by `loss`.
-    register_fsdp_forward_method(system, "loss")
+    # Hooks sit on `forward`; training enters by `losses`.
+    register_fsdp_forward_method(system, "losses")
     return system
 
 

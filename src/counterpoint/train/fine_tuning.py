@@ -3,9 +3,9 @@
 Source: adapters as in Kyutai's moshi-finetune, whose files are read and written.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
 from counterpoint.config_json import decode, encode, first_difference
-from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
-from counterpoint.systems.moshi import Moshi, MoshiConfig
+from counterpoint.errors import UserError
+from counterpoint.formats import FORMATS, find_format
+from counterpoint.systems import SYSTEMS
+from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import (
     MANIFEST,
     WEIGHTS,
@@ -26,12 +28,6 @@ from counterpoint.train.checkpoint import (
 )
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import system_class
-
-MAY_DIFFER = (
-    *("loss_weight", "codebook_sizes", "text_light_ids", "text_light_weight"),
-    *("window", "pinned_steps", "heard_dropout"),
-)
-"""Fields of configs that do not change what weights mean."""
 
 
 def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
@@ -45,31 +41,15 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
         seed: Decides how adapters begin.
 
     Raises:
-        ValueError: There are no weights, or they are those of another system.
+        UserError: There are no weights, or they are those of another system.
     """
     path = Path(config.init_from).expanduser()
-    if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
-        path = resolve(path)
-        manifest, name = read_manifest(path), system_class(system).__name__
-        if manifest["system"] != name:
-            raise ValueError(
-                f"`init_from` must name weights of {name}: {path} has those of "
-                f"{manifest['system']}. Name another."
-            )
-        found, weights = manifest["config"], load_weights(path)
-    elif isinstance(system, Moshi):
-        dtype, num_predicted = system.head.weight.dtype, system.config.num_predicted
-        model = load_moshi(path, dtype=dtype, num_predicted=num_predicted)
-        found, weights = encode(model.config), model.state_dict()
-    else:
-        raise ValueError(
-            f"`init_from` must be a checkpoint or a run folder with one: {path} is neither. "
-            "Check the path."
-        )
+    found, weights = _weights_of(path, system)
+    free = getattr(system, "free_fields", ())
     own = encode(getattr(system, "config", None))
-    difference = first_difference(without(found, MAY_DIFFER), without(own, MAY_DIFFER))
+    difference = first_difference(without(found, free), without(own, free))
     if difference is not None:
-        raise ValueError(
+        raise UserError(
             f"`init_from` must name weights of a system like this: {path} differs in {difference}. "
             "Change `system`, or name another."
         )
@@ -78,16 +58,43 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
         add_low_rank(system, config.low_rank, seed)
 
 
+def _weights_of(path: Path, system: nn.Module) -> tuple[Any, Mapping[str, Tensor]]:
+    """Config and weights of what a path holds: a checkpoint of ours, or a published model."""
+    name = system_class(system).__name__
+    if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
+        path = resolve(path)
+        manifest = read_manifest(path)
+        _check_name(manifest["system"], name, path)
+        return manifest["config"], load_weights(path)
+    known = find_format(path)
+    if known is None:
+        raise UserError(
+            f"`init_from` must be a checkpoint or a run folder with one, or a published model of a "
+            f"known format ({', '.join(FORMATS)}): {path} is neither. Check the path."
+        )
+    # Before the gigabytes are read.
+    _check_name(known.system, name, path)
+    model = known.load(path, cast("System", system))
+    return encode(model.config), model.state_dict()
+
+
+def _check_name(found: str, name: str, path: Path) -> None:
+    if found != name:
+        raise UserError(
+            f"`init_from` must name weights of {name}: {path} has those of {found}. Name another."
+        )
+
+
 def check_begun(system: nn.Module, config: FineTuneConfig | None) -> None:
     """Check that a system has adapters just when a run asks for them.
 
     Raises:
-        ValueError: It is not so: `begin_from` was not called, or of another run.
+        UserError: It is not so: `begin_from` was not called, or of another run.
     """
     wanted = config is not None and config.low_rank is not None
     found = any(name.endswith(FACTOR_A) for name, _ in system.named_parameters())
     if found != wanted:
-        raise ValueError(
+        raise UserError(
             "A system must have adapters just when `fine_tune` asks for them: it "
             f"{'asks' if wanted else 'does not ask'} for them and the system has "
             f"{'some' if found else 'none'}. Call `begin_from` before `shard` and `train`."
@@ -95,28 +102,35 @@ def check_begun(system: nn.Module, config: FineTuneConfig | None) -> None:
 
 
 def export_adapters(path: Path, folder: Path) -> None:
-    """Write the adapters of a run in the form that Kyutai's loaders and `load_moshi` read.
+    """Write the adapters of a run in the format in which models of its system are published.
 
     Args:
-        path: Checkpoint or run folder of a Moshi with adapters.
+        path: Checkpoint or run folder of a system with adapters.
         folder: A new or empty folder.
 
     Raises:
-        ValueError: It has no adapters, is of another system or damaged, or nothing can be written.
+        UserError: It has no adapters, there is no format for them, it is damaged, or nothing can be
+            written.
     """
     path = resolve(path)
-    manifest, low_rank = read_manifest(path), adapters_of(path)
-    if manifest["system"] != Moshi.__name__ or low_rank is None:
-        raise ValueError(
-            f"{path} must hold a Moshi with adapters: it has a {manifest['system']} "
+    manifest = read_manifest(path)
+    name = manifest["system"]
+    low_rank = adapters_of(path)
+    savers = {
+        known.system: known.save_adapters for known in FORMATS.values() if known.save_adapters
+    }
+    if name not in savers or low_rank is None:
+        raise UserError(
+            f"{path} must hold a {' or a '.join(savers)} with adapters: it has a {name} "
             f"{'without' if low_rank is None else 'with'} adapters. Name another."
         )
-    check_files(path, lambda name: name == WEIGHTS)
+    check_files(path, lambda file: file == WEIGHTS)
+    cls: Any = next(cls for cls in SYSTEMS.values() if cls.__name__ == name)
     with torch.device("meta"):
-        model = Moshi(decode(MoshiConfig, manifest["config"]))
-    add_low_rank(model.to_empty(device="cpu"), low_rank, seed=0)
-    model.load_state_dict(load_file(path / WEIGHTS), assign=True)
-    save_adapters(model, folder, low_rank)
+        system: System = cls(decode(cls.Config, manifest["config"]))
+    add_low_rank(system.to_empty(device="cpu"), low_rank, seed=0)
+    system.load_state_dict(load_file(path / WEIGHTS), assign=True)
+    savers[name](system, folder, low_rank)
 
 
 def without(config: Any, names: Container[str]) -> Any:
@@ -126,12 +140,12 @@ def without(config: Any, names: Container[str]) -> Any:
     return [without(item, names) for item in config] if isinstance(config, list) else config
 
 
-def _take(system: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def _take(system: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     try:
         system.load_state_dict(weights)
     except RuntimeError as problem:
         reason = " ".join(str(problem).split())[:300]
-        raise ValueError(
+        raise UserError(
             f"`init_from` must name weights that fit `system`: {path} does not ({reason}). "
             "Change `system`, or name another."
         ) from None

@@ -1,12 +1,10 @@
 """The training loop, one for every system."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,33 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoint.config_json import encode, first_difference
 from counterpoint.data.source import BatchSource, attach
-from counterpoint.streams.batch import Batch, Unit
+from counterpoint.errors import UserError
+from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
-from counterpoint.systems.contract import System
-from counterpoint.train.checkpoint import (
-    CheckpointError,
-    Counters,
-    newest_checkpoint,
-    read_manifest,
-    remove_old_checkpoints,
-    restore,
-    save_checkpoint,
-)
+from counterpoint.systems.contract import Losses, LossSums, System, add_losses
+from counterpoint.train.checkpoint import Counters
 from counterpoint.train.config import TrainConfig
-from counterpoint.train.distributed import World, current_world, gathered, sync_gradients
-from counterpoint.train.fine_tuning import check_begun, without
-from counterpoint.train.metrics import MetricLogger, MetricsFile
+from counterpoint.train.distributed import current_world, gathered, sync_gradients
+from counterpoint.train.fine_tuning import check_begun
+from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.optimizer import KindOptimizers, lr_ratio
-from counterpoint.train.progress import Reporter, StepReport
+from counterpoint.train.progress import Reporter
+from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.run_folder import only_one
+from counterpoint.train.stop_signal import StopSignal
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a model: called in all processes, in evaluation mode and without gradients."""
 
 
-class DivergedError(ValueError):
+class DivergedError(UserError):
     """The loss or the gradient is not a number; the message is one line."""
 
 
@@ -64,136 +56,134 @@ class TrainResult:
     evaluation: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
-    """Numbers of one step, over all processes."""
-
-    loss: float
-    lr: float
-    grad_norm: float
-    size: int
-    unit: Unit
-    flops: float
-    seconds: float
-    terms: dict[str, float]
-    stop: bool
-
-
-class _StopSignal:
-    """Notes SIGINT and SIGTERM, to be obeyed at the end of a step."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested = True
-        # Whoever insists is obeyed at once; the last checkpoint is whole in any case.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    @contextmanager
-    def listening(self) -> Iterator["_StopSignal"]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread receives signals
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self._request) for number in numbers]
-        try:
-            yield self
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
-
-
 class _Trainer:
-    """A system, its optimiser and how far they have come."""
+    """Takes the steps of a run, one after the other."""
 
     def __init__(self, system: nn.Module, loader: BatchSource, config: TrainConfig) -> None:
-        self.system = system
+        check_begun(system, config.fine_tune)
         self.contract = cast("System", system)
         self.loader = loader
-        attach(loader, system)
         self.config = config
         self.device = next(system.parameters()).device
         self.world = current_world(self.device)
         self.num_parts = max(config.accumulation // self.world.size, 1)
-        check_begun(system, config.fine_tune)
-        self.optimizers = KindOptimizers(system, config.optimizer)
-        self.counters = Counters()
-        loss = self.contract.loss
+        self.state = TrainState(
+            system=system, optimizers=KindOptimizers(system, config.optimizer), config=config
+        )
         if config.compile:
             _check_regular(self.contract.layout)
-        self.loss = torch.compile(loss) if config.compile else loss
+        self.compute = torch.compile(self._loss) if config.compile else self._loss
+        attach(loader, system)
 
     def autocast(self) -> torch.autocast:
         bfloat16 = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
-    def step(self, stop: _StopSignal) -> _Step:
+    def step(self, stop: StopSignal) -> StepNumbers:
         """Learn from the next batch; a stop of any process is told to all."""
         begin = time.perf_counter()
-        config, counters = self.config, self.counters
+        counters = self.state.counters
         batch = self.loader.batch(counters.step)
         num_rows, num_ticks = batch.document_start.shape
         self._check_rows(num_rows)
-        nats, terms = self._gradients(batch.to(self.device))
-        parameters = [p for p in self.system.parameters() if p.grad is not None]
+        losses = self._gradients(batch.to(self.device))
+        parameters = [p for p in self.state.system.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = gathered(torch.nn.utils.get_total_norm(gradients, foreach=True))
         # One reduction and one transfer a step carry all that the loop decides on.
-        local = torch.stack(
-            (nats, torch.tensor(float(stop.requested)).to(nats), *terms.values())
-        ).double()
-        counts = torch.tensor([num_rows, batch.size], dtype=torch.float64, device=self.device)
-        sums = self.world.sum(torch.cat((local, counts))).tolist()
-        total_nats, stops, (rows, size) = sums[0], sums[1], sums[-2:]
+        losses, (rows, size, stops) = self._over_processes(
+            losses, (num_rows, batch.size, float(stop.requested))
+        )
+        loss = self.contract.combine(losses)
+        nats = float(loss.nats)
         grad_norm = float(norm)
-        if not (math.isfinite(total_nats) and math.isfinite(grad_norm)):
+        if not (math.isfinite(nats) and math.isfinite(grad_norm)):
             raise DivergedError(
                 f"Loss and gradient must be finite: step {counters.step + 1} has a loss of "
-                f"{total_nats} nats and a gradient of length {grad_norm}."
+                f"{nats} nats and a gradient of length {grad_norm}."
             )
-        if config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
-        ratio = lr_ratio(config.schedule, counters.step, config.num_steps)
-        ratio *= config.optimizer.kind_lr_factor(batch.kind)
-        optimizer = self.optimizers.for_kind(batch.kind)
-        optimizer.set_lr(ratio)
-        optimizer.step()
-        optimizer.zero_grad()
-        flops = self.contract.flops_per_tick(num_ticks, training=True) * num_ticks * rows
+        lr = self._update(parameters, norm, batch.kind)
+        flops_per_tick = self.contract.flops_per_tick(
+            num_ticks, training=True, predicted=batch.targets
+        )
+        flops = flops_per_tick * num_ticks * rows
         seconds = time.perf_counter() - begin
         counters.step += 1
         counters.size += int(size)
         counters.flops += flops
         counters.seconds += seconds
-        return _Step(
-            loss=total_nats / math.log(2) / max(size, 1),
-            lr=config.optimizer.lr * ratio,
+        return StepNumbers(
+            loss=nats / math.log(2) / max(size, 1),
+            lr=lr,
             grad_norm=grad_norm,
             size=int(size),
             unit=batch.unit,
             flops=flops,
             seconds=seconds,
-            terms=dict(zip(terms, (x / self.world.size for x in sums[2:-2]), strict=True)),
+            terms={name: float(value) for name, value in loss.terms.items()},
             stop=stops > 0,
         )
 
-    def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Accumulate the gradient of the mean loss; give back summed nats and mean terms."""
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, LossSums]]:
+        """What is minimised, and the sums that it is made of, which carry no gradient."""
+        losses = self.contract.losses(batch)
+        total = self.contract.combine(losses).total
+        return total, {
+            name: LossSums(*(value.detach() for value in sums)) for name, sums in losses.items()
+        }
+
+    def _gradients(self, batch: Batch) -> dict[str, LossSums]:
+        """Accumulate the gradient of the mean loss of the parts; give back the sums of all."""
         parts = split_batch(batch, self.num_parts)
-        nats: list[Tensor] = []
-        terms: dict[str, Tensor] = {}
+        found = list[dict[str, LossSums]]()
         for i, part in enumerate(parts):
-            sync_gradients(self.system, i == len(parts) - 1)
-            _seed(self.config.seed, self.counters.step, self.world.rank * len(parts) + i)
+            sync_gradients(self.state.system, i == len(parts) - 1)
+            part_number = self.world.rank * len(parts) + i
+            _seed(self.config.seed, self.state.counters.step, part_number)
             with self.autocast():
-                loss = self.loss(part)
-            (loss.total / len(parts)).backward()
-            nats.append(loss.nats.detach())
-            for name, value in loss.terms.items():
-                share = value.detach().float() / len(parts)
-                terms[name] = terms[name] + share if name in terms else share
-        return torch.stack(nats).double().sum(), terms
+                total, losses = self.compute(part)
+            (total / len(parts)).backward()
+            found.append(
+                {name: LossSums(*(v.double() for v in sums)) for name, sums in losses.items()}
+            )
+        return add_losses(found)
+
+    def _over_processes(
+        self, losses: Losses, numbers: tuple[float, float, float]
+    ) -> tuple[dict[str, LossSums], tuple[float, float, float]]:
+        """Sums of losses and of three numbers over all processes, on the CPU."""
+        own = [torch.stack(sums) for sums in losses.values()]
+        others = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        added = self.world.sum(torch.cat((*own, others))).cpu()
+        *sums, first, second, third = added.split([*map(len, own), 1, 1, 1])
+        together = {
+            name: LossSums(*value.unbind()) for name, value in zip(losses, sums, strict=True)
+        }
+        return together, (float(first), float(second), float(third))
+
+    def _update(self, parameters: list[nn.Parameter], norm: Tensor, kind: str) -> float:
+        """Clip the gradient and take the step; the learning rate of AdamW in it."""
+        config = self.config
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
+        ratio = lr_ratio(config.schedule, self.state.counters.step, config.num_steps)
+        ratio *= config.optimizer.kind_lr_factor(kind)
+        optimizer = self.state.optimizers.for_kind(kind)
+        optimizer.set_lr(ratio)
+        optimizer.step()
+        optimizer.zero_grad()
+        return config.optimizer.lr * ratio
+
+    def note_parts(self, record: Record) -> None:
+        """Say where the noise of a batch depends on how many processes share it."""
+        parts = self.num_parts * self.world.size
+        if parts != self.config.accumulation:
+            record.note(
+                f"Noise such as whole dropout is not that of one process: {self.world.size} "
+                f"processes compute {parts} parts of each batch and `accumulation` is "
+                f"{self.config.accumulation}. Make it a multiple of {self.world.size} to have the "
+                "same."
+            )
 
     def _check_rows(self, num_rows: int) -> None:
         expected = self.config.batch_rows
@@ -205,10 +195,11 @@ class _Trainer:
             )
 
     def evaluate(self, evaluate: Evaluate) -> dict[str, float]:
-        self.system.eval()
+        system = self.state.system
+        system.eval()
         with torch.no_grad(), self.autocast():
-            values = evaluate(self.system)
-        self.system.train()
+            values = evaluate(system)
+        system.train()
         return {name: float(value) for name, value in values.items()}
 
 
@@ -246,171 +237,24 @@ def train(
         CheckpointError: The disk is full, or the folder's checkpoints cannot be used, or they
             learned from other data, or another command is at work in the folder.
     """
-    with _StopSignal().listening() as stop:
+    with StopSignal().listening() as stop:
         trainer = _Trainer(system, loader, config)
-        record = _Record(folder, trainer.world, reporter, loggers, run)
+        record = Record(folder, trainer.world, reporter, loggers, run)
         with only_one(folder, trainer.world, ".train.lock"), closing(record):
-            record.begin(trainer)
+            record.begin(trainer.state)
+            trainer.note_parts(record)
             return _run(trainer, record, evaluate, stop)
 
 
-class _Record:
-    """The folder of a run and those who follow it; silent in all processes but the first."""
-
-    def __init__(
-        self,
-        folder: Path,
-        world: World,
-        reporter: Reporter | None,
-        loggers: Sequence[MetricLogger],
-        run: Mapping[str, Any] | None,
-    ) -> None:
-        self.folder = folder
-        self.world = world
-        self.reporter = reporter if world.is_first else None
-        self.loggers = loggers if world.is_first else ()
-        self.run = run
-        self.metrics: MetricsFile | None = None
-        self.checkpoint: Path | None = None
-
-    def note(self, text: str) -> None:
-        if self.reporter is not None:
-            self.reporter.note(text)
-
-    def begin(self, trainer: _Trainer) -> None:
-        """Restore the newest good checkpoint; cut the metrics back to it."""
-        path, error = None, None
-        if self.world.is_first:
-            try:
-                path = newest_checkpoint(self.folder, trainer.system, self.note)
-            except CheckpointError as problem:
-                error = str(problem)
-        path, error = self.world.from_first((path, error))
-        if error is not None:
-            raise CheckpointError(error)
-        if path is not None:
-            self._check_data(path)
-            trainer.counters = restore(path, trainer.system, trainer.optimizers, self.world)
-            self.checkpoint = path
-            self.note(f"Going on after step {trainer.counters.step}, from {path}.")
-            changed = first_difference(
-                read_manifest(path)["train"], encode(trainer.config), "train config"
-            )
-            if changed is not None:
-                self.note(f"The run does not go on as it began: changed {changed}.")
-        parts, accumulation = trainer.num_parts * self.world.size, trainer.config.accumulation
-        if parts != accumulation:
-            self.note(
-                f"Noise such as whole dropout is not that of one process: {self.world.size} "
-                f"processes compute {parts} parts of each batch and `accumulation` is "
-                f"{accumulation}. Make it a multiple of {self.world.size} to have the same."
-            )
-        if self.world.is_first:
-            self._open_metrics(trainer.counters.step)
-            for logger in self.loggers:
-                logger.start(trainer.counters.step)
-
-    def _open_metrics(self, step: int) -> None:
-        try:
-            self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
-        except OSError as problem:
-            raise self.unwritable(problem) from None
-        if self.metrics.num_damaged:
-            self.note(f"Damaged lines left out of metrics.jsonl: {self.metrics.num_damaged}.")
-
-    def _check_data(self, path: Path) -> None:
-        """Refuse other data: what was held out might be trained on, and nobody would see it."""
-        old, new = ((run or {}).get("data") for run in (read_manifest(path)["run"], self.run))
-        if old is None or new is None:
-            return
-        # Where the cache lies changes nothing that is learned.
-        old, new = (without(data, ["cache_folder"]) for data in (old, encode(new)))
-        changed = first_difference(old, new, "data")
-        if changed is not None:
-            raise CheckpointError(
-                f"A run must go on with the data it began with: {path} has another {changed}. "
-                "Train in another folder, or change the data back."
-            )
-
-    def evaluated(self, step: int) -> bool:
-        known = self.metrics is not None and step in self.metrics.evaluated_steps
-        return bool(self.world.from_first(known))
-
-    def step(self, counters: Counters, config: TrainConfig, step: _Step) -> None:
-        if self.reporter is not None:
-            self.reporter.step(
-                StepReport(
-                    step=counters.step,
-                    num_steps=config.num_steps,
-                    loss=step.loss,
-                    seconds=step.seconds,
-                    size=step.size,
-                    unit=step.unit,
-                    flops=step.flops,
-                    num_processes=self.world.size,
-                )
-            )
-        if _due(counters.step, config.log_every, config.num_steps):
-            values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
-            self.write({**asdict(counters), **values, "terms": step.terms})
-            self.log(counters.step, "train", {**values, **step.terms})
-
-    def evaluation(self, counters: Counters, values: dict[str, float]) -> None:
-        self.write({**asdict(counters), "evaluation": values})
-        self.log(counters.step, "evaluation", values)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self.note(f"step {counters.step}  evaluation: {shown}")
-
-    def log(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        for logger in self.loggers:
-            logger.log(step, {f"{group}/{name}": value for name, value in values.items()})
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        if self.metrics is None:
-            return
-        try:
-            self.metrics.write(row)
-        except OSError as problem:
-            raise self.unwritable(problem) from None
-
-    def unwritable(self, problem: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"metrics.jsonl must be writable in {self.folder}: {problem.strerror}. The last "
-            f"checkpoint is {self.checkpoint or 'none'}. Make room and run the same command again."
-        )
-
-    def save(self, trainer: _Trainer) -> None:
-        if self.metrics is not None:
-            try:
-                self.metrics.sync()
-            except OSError as problem:
-                raise self.unwritable(problem) from None
-        self.checkpoint = save_checkpoint(
-            self.folder,
-            trainer.system,
-            trainer.optimizers,
-            trainer.counters,
-            self.world,
-            {"train": encode(trainer.config), "run": self.run},
-        )
-        if self.world.is_first:
-            remove_old_checkpoints(self.folder, trainer.config.keep_checkpoints, self.checkpoint)
-
-    def close(self) -> None:
-        if self.reporter is not None:
-            self.reporter.close()
-        if self.metrics is not None:
-            self.metrics.close()
-        for logger in self.loggers:
-            logger.close()
-
-
 def _run(
-    trainer: _Trainer, record: _Record, evaluate: Evaluate | None, stop: _StopSignal
+    trainer: _Trainer, record: Record, evaluate: Evaluate | None, stop: StopSignal
 ) -> TrainResult:
-    config, counters = trainer.config, trainer.counters
-    trainer.system.train()
-    loss, evaluation, stopped = math.nan, dict[str, float](), False
+    config, state = trainer.config, trainer.state
+    counters = state.counters
+    state.system.train()
+    loss = math.nan
+    evaluation = dict[str, float]()
+    stopped = False
     while True:
         # A checkpoint comes before the evaluation of its step. Whoever is stopped between the two,
         # or resumes there, evaluates first.
@@ -418,7 +262,7 @@ def _run(
             evaluate is not None
             and not stopped
             and counters.step > 0
-            and _due(counters.step, config.evaluate_every, config.num_steps)
+            and is_due(counters.step, config.evaluate_every, config.num_steps)
             and not record.evaluated(counters.step)
         ):
             evaluation = trainer.evaluate(evaluate)
@@ -432,10 +276,11 @@ def _run(
                 f"{problem} The last good checkpoint is {record.checkpoint or 'none'}. "
                 "Lower the learning rate or `clip_norm`, and run again."
             ) from None
-        loss, stopped = step.loss, step.stop
-        record.step(counters, config, step)
-        if stopped or _due(counters.step, config.checkpoint_every, config.num_steps):
-            record.save(trainer)
+        loss = step.loss
+        stopped = step.stop
+        record.step(state, step)
+        if stopped or is_due(counters.step, config.checkpoint_every, config.num_steps):
+            record.save(state)
     finished = counters.step >= config.num_steps
     if not finished:
         record.note(
@@ -469,10 +314,6 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
         )
         for cut in cuts
     ]
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step >= last or (every > 0 and step % every == 0)
 
 
 def _check_regular(layout: Layout) -> None:

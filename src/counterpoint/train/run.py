@@ -2,13 +2,22 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from counterpoint.config_json import decode, encode
+from counterpoint.data.source import DataSource
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
+
+
+@runtime_checkable
+class AnyConfig(Protocol):
+    """A config of a system that `SYSTEMS` has been given beside those of the library."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,14 +28,14 @@ class Run:
         name: Names its folder and its curves.
         system: Config of the model.
         data: What it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
-            those of text.
+            those of text, or a source of one's own.
         train: How it learns.
     """
 
     name: str
-    system: SystemConfig
+    system: SystemConfig | AnyConfig
     train: TrainConfig
-    data: DataConfig | SpeechData = field(default_factory=DataConfig)
+    data: DataConfig | SpeechData | DataSource = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:

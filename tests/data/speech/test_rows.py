@@ -14,8 +14,8 @@ from counterpoint.data.speech.alignments import AGENT_SPEAKER
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.monologue import EPAD_ID, PAD_ID, WordStarts
+from counterpoint.data.speech.packing import DialogueRows
 from counterpoint.data.speech.rows import (
-    DialogueRows,
     SpeechData,
     codec_of,
     prepare_speech,

@@ -1,21 +1,17 @@
 """What a speech run trains on: recordings of dialogues as rows of frames.
 
-Dialogues are packed whole into rows, one behind the other; each begins with the initial frame of
-the model and sees nothing of the others. A dialogue in which the agent has a role may begin with
-PersonaPlex's prompt, which carries no loss.
+Dialogues are packed whole into rows (`counterpoint.data.speech.packing`). A dialogue in which the
+agent has a role may begin with PersonaPlex's prompt.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.data.loader import HeldOutRows, Loader
@@ -39,14 +35,14 @@ from counterpoint.data.speech.opening import (
     hybrid_prompt,
     tagged_role,
 )
+from counterpoint.data.speech.packing import DialogueRows
 from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.formats import open_codec
 from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
-from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID, Layout, Role, Ticks
+from counterpoint.streams.spec import Layout, Role, Ticks
 from counterpoint.systems.contract import System
 
 
@@ -110,6 +106,10 @@ class SpeechData:
         """Whether a system hears or speaks; see `DataSource.fits`."""
         return any(stream.role in (Role.HEARD, Role.SPOKEN) for stream in layout.streams)
 
+    def num_ticks(self, layout: Layout) -> int:
+        """Frames in a row without prompts; see `DataSource.num_ticks`."""
+        return round(self.row_s * (layout.tick_hz or 0.0))
+
     def prepare(
         self,
         system: Any,
@@ -118,6 +118,7 @@ class SpeechData:
         progress: Output | None = None,
         rank: int = 0,
         world_size: int = 1,
+        held_out_only: bool = False,
     ) -> "SpeechCorpus":
         """The rows of this config; see `DataSource.prepare` and `prepare_speech`.
 
@@ -129,7 +130,7 @@ class SpeechData:
                 f"{block_ticks}. Compare systems of one period."
             )
         lines = recording_lines(progress) if progress is not None and rank == 0 else None
-        corpus = prepare_speech(self, system, lines, rank, world_size)
+        corpus = prepare_speech(self, system, lines, rank, world_size, held_out_only=held_out_only)
         if progress is not None and rank == 0:
             for note in corpus.notes:
                 progress.write(f"{note}\n")
@@ -141,7 +142,7 @@ class SpeechCorpus:
     """Rows to learn from and to measure on.
 
     Attributes:
-        train: To learn from.
+        learned: To learn from; ``None`` where only held-out rows were asked for.
         held_out: To measure on; ``None`` where there are none.
         text: Of text alone, to learn from; ``None`` where there are none.
         text_share: Share of their batches.
@@ -149,12 +150,19 @@ class SpeechCorpus:
         notes: What a person should know about the data, each a line.
     """
 
-    train: "DialogueRows"
-    held_out: "DialogueRows | None"
+    learned: DialogueRows | None
+    held_out: DialogueRows | None
     text: TextRows | None = None
     text_share: float = 0.0
     recordings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> DialogueRows:
+        """The rows to learn from; whoever asked for held-out rows alone does not ask for them."""
+        if self.learned is None:
+            raise AssertionError("only held-out rows were asked for")
+        return self.learned
 
     def batches(
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
@@ -166,6 +174,16 @@ class SpeechCorpus:
         text = Loader(self.text, batch_rows, seed, rank, world_size)
         return Mixture(speech, text, self.text_share)
 
+    def describe(self) -> str:
+        """How much there is, in words."""
+        num_held_out = 0 if self.held_out is None else len(self.held_out)
+        if self.learned is None:
+            return f"{num_held_out} held-out rows"
+        return (
+            f"{len(self.train)} rows of {self.train.row_ticks} frames to learn from, "
+            f"{num_held_out} held-out rows"
+        )
+
     def held_out_units(self) -> HeldOutRows | None:
         """Rows that are only measured on, in frames; ``None`` where nothing is held out."""
         return None if self.held_out is None else HeldOutRows(self.held_out)
@@ -173,7 +191,8 @@ class SpeechCorpus:
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
         """Digests of the recordings, and of the text beside them."""
-        return {"recordings": self.recordings}
+        text = {} if self.text is None else self.text.fingerprint
+        return {"recordings": self.recordings, **text}
 
 
 def codec_of(model: System, name: str, device: torch.device | str = "cpu") -> Codec:
@@ -216,6 +235,7 @@ def prepare_speech(
     on_progress: Progress | None = None,
     rank: int = 0,
     world_size: int = 1,
+    held_out_only: bool = False,
 ) -> SpeechCorpus:
     """The rows of a config, encoded into the cache where they are not yet.
 
@@ -225,65 +245,96 @@ def prepare_speech(
         on_progress: See `encode_dialogues`.
         rank: This process, 0 first; each begins to encode elsewhere, so that they share the work.
         world_size: Number of processes.
+        held_out_only: Leave out what is learned from.
 
     Raises:
         ValueError: A list, a .parquet file, the codec or the tokeniser cannot be used, or does not
             fit the model.
         OSError: The cache cannot be written.
     """
-    tokenizer = _tokenizer_of(config, model)
-    recordings: dict[str, dict[str, str]] = {}
-    notes: list[str] = []
-    num_frames = round(config.row_s * (model.layout.tick_hz or 0))
+    reader = _Reader(config, model, on_progress, rank, world_size)
+    seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
+    learned = text = None
+    if not held_out_only:
+        learned = reader.rows(config.train, seeds, config.augmentation)
+        if config.text is not None:
+            text = prepare_text(config.text, config.tokenizer, model)
+    return SpeechCorpus(
+        learned=learned,
+        held_out=reader.rows(config.held_out, [0], None) if config.held_out else None,
+        text=text,
+        text_share=0.0 if config.text is None else config.text.share,
+        recordings=reader.recordings,
+        notes=tuple(reader.notes),
+    )
 
-    sound = cache(partial(_sound, config, model, tokenizer))  # opened once, or never
 
-    def rows(path: str, seeds: Sequence[int], augmentation: Augmentation | None) -> DialogueRows:
+class _Reader:
+    """Makes rows of lists and of .parquet files, and notes what was read.
+
+    Attributes:
+        recordings: As in `SpeechCorpus.recordings`.
+        notes: As in `SpeechCorpus.notes`.
+    """
+
+    def __init__(
+        self,
+        config: SpeechData,
+        model: System,
+        on_progress: Progress | None,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._on_progress = on_progress
+        self._rank = rank
+        self._world_size = world_size
+        self._tokenizer = _tokenizer_of(config, model)
+        self._num_frames = config.num_ticks(model.layout)
+        self.recordings: dict[str, dict[str, str]] = {}
+        self.notes: list[str] = []
+
+    @cached_property
+    def _sound(self) -> tuple[Codec, "RolePrompts | None"]:
+        """What encodes recordings, and what their prompts are made by: opened once, or never."""
+        codec = codec_of(self._model, self._config.codec)
+        if not self._config.role_prompts:
+            return codec, None
+        prompts = RolePrompts(self._model, codec, self._tokenizer, self._config.cache_folder)
+        return codec, prompts
+
+    def rows(
+        self, path: str, seeds: Sequence[int], augmentation: Augmentation | None
+    ) -> DialogueRows:
+        """Rows of a list, encoded once for each seed, or of a .parquet file."""
+        config, model = self._config, self._model
         if is_token_parquet(path):
-            coded = TokenExamples(path, num_frames, model.layout)
-            recordings[path] = {path: coded.digest}
-            return DialogueRows(coded, model, num_frames)
-        codec, prompts = sound()
+            coded = TokenExamples(path, self._num_frames, model.layout)
+            self.recordings[path] = {path: coded.digest}
+            return DialogueRows(coded, model, self._num_frames)
+        codec, prompts = self._sound
         dialogues = read_dialogues(path, config.hearing)
         base = DialogueConfig(
             chunk_s=config.row_s, augmentation=augmentation, cache_folder=config.cache_folder
         )
-        first = rank * len(dialogues) // world_size
+        first = self._rank * len(dialogues) // self._world_size
         files = list[Path]()
         for seed in seeds:
             how = replace(base, seed=seed)
-            files += encode_dialogues(dialogues, codec, how, on_progress, first)
-        recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
-        encode, pad_id = tokenizer.encode_word, model.layout.text.padding_id or 0
+            files += encode_dialogues(dialogues, codec, how, self._on_progress, first)
+        self.recordings[path] = _digests(dialogues, files, with_prompts=config.role_prompts)
         examples = DialogueExamples(
-            dialogues * len(seeds), files, encode, pad_id=pad_id, word_starts=config.word_starts
+            dialogues * len(seeds),
+            files,
+            self._tokenizer.encode_word,
+            pad_id=model.layout.text.padding_id or 0,
+            word_starts=config.word_starts,
         )
         if note := examples.note():
-            notes.append(f"{path}: {note}")
+            self.notes.append(f"{path}: {note}")
         only_text = config.hearing is not None
-        return DialogueRows(examples, model, num_frames, prompts, only_text=only_text)
-
-    seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
-    train = rows(config.train, seeds, config.augmentation)
-    held_out = rows(config.held_out, [0], None) if config.held_out else None
-    return SpeechCorpus(
-        train=train,
-        held_out=held_out,
-        text=None if config.text is None else prepare_text(config.text, config.tokenizer, model),
-        text_share=0.0 if config.text is None else config.text.share,
-        recordings=recordings,
-        notes=tuple(notes),
-    )
-
-
-def _sound(
-    config: SpeechData, model: System, tokenizer: WordTokenizer
-) -> tuple[Codec, "RolePrompts | None"]:
-    """What encodes recordings, and what their prompts are made by."""
-    codec = codec_of(model, config.codec)
-    if not config.role_prompts:
-        return codec, None
-    return codec, RolePrompts(model, codec, tokenizer, config.cache_folder)
+        return DialogueRows(examples, model, self._num_frames, prompts, only_text=only_text)
 
 
 def _tokenizer_of(config: SpeechData, model: System) -> WordTokenizer:
@@ -351,122 +402,3 @@ class RolePrompts:
             voice = self._voices[example.voice].long()
         ids = self._tokenizer.encode_word(tagged) if tagged else ()
         return hybrid_prompt(self._model, ids, voice, self._fillers)
-
-
-class DialogueRows:
-    """Rows of equal length, filled with whole examples: each goes into the first row with room.
-
-    Behind the last example of a row nothing is read and nothing is trained.
-
-    Args:
-        examples: Dialogues, none longer than a row.
-        model: Lays them out; only its layout is used.
-        row_ticks: Frames in a row; the longest prompt comes on top.
-        prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
-        only_text: Train the text alone.
-
-    Raises:
-        ValueError: There are no examples, or one is longer than a row.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        model: System,
-        row_ticks: int,
-        prompts: Callable[[Example], Ticks | None] | None = None,
-        only_text: bool = False,
-    ) -> None:
-        self._only_text = only_text
-        self._examples = examples
-        self._model = model
-        self._text = model.layout.text.name
-        self._prompts = prompts
-        sizes = [
-            (self._prompt_ticks(example), len(example.streams["text"])) for example in examples
-        ]
-        lengths = [length for _, length in sizes]
-        if not lengths or max(lengths) > row_ticks:
-            raise ValueError(
-                f"Rows must have at least one example, and none longer than a row of {row_ticks} "
-                f"frames: got {len(lengths)}, the longest of {max(lengths, default=0)}."
-            )
-        self.row_ticks = row_ticks + max(prompt for prompt, _ in sizes)
-        self._rows: list[list[int]] = []
-        room = np.full(len(sizes), self.row_ticks)
-        for number, length in enumerate(map(sum, sizes)):
-            row = int((room >= length).argmax())
-            self._rows += [[] for _ in range(row - len(self._rows) + 1)]
-            self._rows[row].append(number)
-            room[row] -= length
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def title(self, index: int) -> str:
-        """Recordings in a row, in words."""
-        return ", ".join(dict.fromkeys(self._examples[n].source for n in self._rows[index]))
-
-    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """The rows at ``indices`` as a batch; its size counts frames."""
-        rows = [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
-        targets = _stacked([row.targets for row in rows])
-        return Batch(
-            ticks=_stacked([row.ticks for row in rows]),
-            targets={self._text: targets[self._text]} if self._only_text else targets,
-            elements=_stacked([row.elements for row in rows]),
-            document_start=torch.cat([row.document_start for row in rows]),
-            size=sum(row.size for row in rows),
-            unit="frame",
-        )
-
-    def _prompt(self, example: Example) -> Ticks | None:
-        try:
-            return None if self._prompts is None else self._prompts(example)
-        except ValueError as error:
-            raise ValueError(f"{example.source}: {error}") from error
-
-    def _prompt_ticks(self, example: Example) -> int:
-        prompt = self._prompt(example)
-        return 0 if prompt is None else prompt[self._text].shape[1]
-
-    def _row(self, numbers: Sequence[int]) -> Batch:
-        layout = self._model.layout
-        parts, starts, filled = list[Batch](), list[Tensor](), 0
-        for number in numbers:
-            example = self._examples[number]
-            streams, prompt = example.streams, self._prompt(example)
-            codes: Ticks = {self._text: streams["text"][None]}
-            for role, name in ((Role.SPOKEN, "agent"), (Role.HEARD, "user")):
-                codes = {**codes, **layout.with_role(role, streams[name][None])}
-            if prompt is not None:
-                codes = {name: torch.cat((prompt[name], ids), 1) for name, ids in codes.items()}
-            parts.append(
-                self._model.lay_out(codes, 0 if prompt is None else prompt[self._text].shape[1])
-            )
-            starts.append(parts[-1].document_start + filled)
-            filled += codes[self._text].shape[1]
-        rest = self.row_ticks - filled
-        starts.append(torch.full((1, rest), filled))
-        return Batch(
-            ticks=_joined([part.ticks for part in parts], rest),
-            targets=_joined([part.targets for part in parts], rest),
-            elements=_joined([part.elements for part in parts], rest),
-            document_start=torch.cat(starts, 1),
-            size=sum(part.size for part in parts),
-            unit="frame",
-        )
-
-
-def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
-    """Parts of one row behind each other, and ``rest`` ticks of nothing."""
-    joined = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
-    return {
-        name: F.pad(ids, (0, rest) if ids.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
-        for name, ids in joined.items()
-    }
-
-
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows below each other."""
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

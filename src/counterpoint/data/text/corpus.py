@@ -147,6 +147,10 @@ class DataConfig:
         """Whether a system reads text: it has a part; see `DataSource.fits`."""
         return any(stream.role == Role.PART for stream in layout.streams)
 
+    def num_ticks(self, layout: Layout) -> int:
+        """Ticks in a row; see `DataSource.num_ticks`."""
+        return self.row_ticks
+
     def prepare(
         self,
         system: Any,
@@ -155,6 +159,7 @@ class DataConfig:
         progress: Output | None = None,
         rank: int = 0,
         world_size: int = 1,
+        held_out_only: bool = False,
     ) -> "Corpus":
         """The corpus of this config; see `DataSource.prepare` and `prepare`.
 
@@ -185,6 +190,13 @@ class Corpus:
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """What a run learns from, step by step; arguments as for `Loader`."""
         return Loader(self.train, batch_rows, seed, rank, world_size)
+
+    def describe(self) -> str:
+        """How much there is, in words."""
+        return (
+            f"{len(self.train)} rows of {self.train.row_ticks} ticks to learn from, "
+            f"{len(self.held_out)} held-out units"
+        )
 
     def held_out_units(self) -> HeldOutText | None:
         """What is only measured on, in bytes; ``None`` where nothing is held out."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from counterpoint.evaluate.report.summary import Arm
-from counterpoint.evaluate.results import Evaluation
+from counterpoint.evaluate.results import Positions
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.packages import optional_module
 
@@ -73,7 +73,9 @@ def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
     from counterpoint.evaluate.report.passage_figure import passage_figure
 
     with rc_context({**STYLE}):
-        figures = {"curves.png": curves_figure(arms), "positions.png": positions_figure(arms)}
+        figures = {"curves.png": curves_figure(arms)}
+        if all(arm.evaluation.positions for arm in arms):
+            figures["positions.png"] = positions_figure(arms)
         read = [arm for arm in arms if arm.evaluation.passage and arm.evaluation.passage.blocks]
         if read:
             control = next((arm for arm in arms if arm is not read[0]), None)
@@ -87,7 +89,7 @@ def curves_figure(arms: Sequence[Arm]) -> "Figure":
     axes = figure.subplots(1, 2, sharey=True)
     lowest = np.inf
     highest = 0.0
-    finals = [sum(arm.evaluation.bits) / sum(arm.evaluation.num_bytes) for arm in arms]
+    finals = [sum(arm.evaluation.bits) / sum(arm.evaluation.sizes) for arm in arms]
     for axis, (key, label, scale) in zip(
         axes,
         (("flops", "training FLOPs (10¹²)", 1e12), ("seconds", "training seconds", 1.0)),
@@ -109,7 +111,7 @@ def curves_figure(arms: Sequence[Arm]) -> "Figure":
         axis.set_xlabel(label)
         axis.margins(x=0.02)
         axis.set_xlim(left=0, right=axis.get_xlim()[1] * (1.32 if key == "flops" else 1.03))
-    axes[0].set_ylabel("bits/byte")
+    axes[0].set_ylabel(f"bits/{arms[0].evaluation.unit}")
     height = highest - lowest + 0.02  # leaves room for a name below the lowest end
     axes[0].set_ylim(lowest - 0.25 * height, highest + 0.1 * height)
     axes[0].set_title("Loss at equal compute")
@@ -121,9 +123,10 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
     """Bits/byte by position since the start of a unit, with 95 % intervals over units."""
     figure = new_figure(7.5, 4.2)
     axis = figure.subplots()
-    ends = [position_curve(arm.evaluation)[1][0][-1] for arm in arms]
-    for colour, arm in zip(_colours(arms), arms, strict=True):
-        centres, values = position_curve(arm.evaluation)
+    found = [arm.evaluation.positions for arm in arms if arm.evaluation.positions]
+    curves = [position_curve(positions) for positions in found]
+    ends = [values[0][-1] for _, values in curves]
+    for colour, arm, (centres, values) in zip(_colours(arms), arms, curves, strict=True):
         axis.fill_between(centres, values[1], values[2], color=colour, alpha=0.16, linewidth=0)
         axis.plot(centres, values[0], "o-", color=colour, linewidth=1.8, markersize=4.5)
         axis.annotate(
@@ -135,7 +138,7 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
             va="center",
             weight="bold",
         )
-    edges = arms[0].evaluation.position_edges
+    edges = found[0].edges
     axis.set_xscale("log", base=2)
     ticks = [edge for edge in edges[1:] if edge <= edges[-1]]
     axis.set_xticks(ticks, [f"{edge:,}" for edge in ticks])
@@ -148,12 +151,12 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
 
 
 def position_curve(
-    evaluation: Evaluation,
+    positions: Positions,
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "3 K"]]:
     """Centres of the bins that hold text, and value, low and high end of each."""
-    bits = np.array(evaluation.position_bits)
-    num_bytes = np.array(evaluation.position_bytes, float)
-    edges = np.array(evaluation.position_edges, float)
+    bits = np.array(positions.bits)
+    num_bytes = np.array(positions.num_bytes, float)
+    edges = np.array(positions.edges, float)
     # Where few chapters reach, an interval over chapters says nothing.
     kept = np.flatnonzero((num_bytes > 0).sum(0) >= min(5, len(bits)))
     centres = np.sqrt(np.maximum(edges[kept], edges[1] / 2) * edges[kept + 1])

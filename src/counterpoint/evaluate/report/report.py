@@ -16,10 +16,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from counterpoint.errors import UserError
 from counterpoint.evaluate.report.figures import draw_figures
 from counterpoint.evaluate.report.summary import Arm, Summary, columns, spell, summarize
-from counterpoint.evaluate.results import load_evaluation
+from counterpoint.evaluate.results import Evaluation, load_evaluation
 from counterpoint.files import read_json, write_bytes, write_json, write_text
+from counterpoint.streams.batch import Unit as ContentUnit
 from counterpoint.train.checkpoint import read_manifest, resolve
 from counterpoint.train.metrics import read_metrics
 
@@ -32,7 +34,7 @@ TITLES: Mapping[str, str] = {
 }
 CAPTIONS: Mapping[str, str] = {
     "curves.png": "Training loss of every step (faint) and its running mean, against training "
-    "FLOPs and against seconds. The dots are the final bits/byte on the held-out text.",
+    "FLOPs and against seconds. The dots are the final result on what is held out.",
     "streams.png": "Below, the bytes of a held-out passage; above, the blocks of the whole that "
     "were finished while it was read. Lines show which blocks were read to predict each byte (mean "
     "over links and heads; weights below 2 % are left out); each byte is also written under the "
@@ -41,11 +43,15 @@ CAPTIONS: Mapping[str, str] = {
     "positions.png": "Held-out bits/byte by the number of bytes since the start of the chapter. A "
     "model that uses a longer past keeps falling to the right.",
 }
-NOTE = (
-    "Each byte is scored from its real past. Brackets: 95 % bootstrap interval over units; "
+_ABOUT_TIMES = "Seconds are those of training steps."
+NOTES: Mapping[ContentUnit, str] = {
+    "byte": "Each byte is scored from its real past. Brackets: 95 % bootstrap interval over units; "
     "differences are paired. Swap-Δ: bits/byte lost when the whole is replaced by that of a "
-    "chapter of another book. Seconds are those of training steps."
-)
+    f"chapter of another book. {_ABOUT_TIMES}",
+    "frame": "Each frame is scored from its real past; bits a frame are those of all predicted "
+    "streams, without weights. Brackets: 95 % bootstrap interval over rows; differences "
+    f"are paired. {_ABOUT_TIMES}",
+}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #667; --line: #ddd; --paper: #fff;
@@ -71,26 +77,37 @@ pre { overflow-x: auto; font-size: .85rem; }
 """
 
 
-def load_arm(folder: Path) -> Arm:
+def load_arm(name: str, folders: Sequence[Path]) -> Arm:
     """A trained and evaluated arm.
 
+    Args:
+        name: Of the arm.
+        folders: Of its runs, one a training seed.
+
     Raises:
-        ValueError: The folder holds no evaluation or no checkpoint.
+        UserError: A folder holds no evaluation or no checkpoint.
     """
-    evaluation = load_evaluation(folder)
-    if evaluation is None:
-        raise ValueError(
-            f"{folder} must hold an evaluation: it has none. Run `counterpoint train` on its "
-            "recipe again, which goes on from where it stopped."
-        )
+    folder = folders[0]
+    evaluation, *others = (_evaluation_of(one) for one in folders)
     manifest = read_manifest(resolve(folder))
     return Arm(
-        name=folder.name,
+        name=name,
         run=manifest.get("run") or {},
         metrics=read_metrics(folder / "metrics.jsonl"),
         counters=manifest["counters"],
         evaluation=evaluation,
+        others=tuple(others),
     )
+
+
+def _evaluation_of(folder: Path) -> Evaluation:
+    found = load_evaluation(folder)
+    if found is None:
+        raise UserError(
+            f"{folder} must hold an evaluation: it has none. Run `counterpoint train` on its "
+            "recipe again, which goes on from where it stopped."
+        )
+    return found
 
 
 def write_report(folder: Path) -> Summary:
@@ -110,7 +127,8 @@ def write_report(folder: Path) -> Summary:
             f"{folder} must hold a study: its {STUDY} is missing or damaged. "
             "Name a folder that `counterpoint train` wrote for a study, such as runs/first_run."
         ) from None
-    arms = [load_arm(folder / name) for name in names]
+    folders = about.get("folders") or {name: [name] for name in names}  # older studies had one seed
+    arms = [load_arm(name, [folder / one for one in folders[name]]) for name in names]
     summary = summarize(about["name"], arms, about)
     pictures = draw_figures(arms)
     for name, content in pictures.items():
@@ -129,8 +147,9 @@ def report_html(summary: Summary, arms: Sequence[Arm], pictures: Mapping[str, by
         f'<p class="soft">{html.escape(str(about.get("purpose", "")))}</p>',
         f'<p class="verdict">{html.escape(summary.verdict)}</p>',
         _table(heads, cells),
-        f"<p><small>Held out: {html.escape(summary.held_out)}. {NOTE}</small></p>",
+        f"<p><small>Held out: {html.escape(summary.held_out)}. {NOTES[summary.unit]}</small></p>",
         *(_figure(name, pictures[name]) for name in TITLES if name in pictures),
+        _by_stream(summary),
         _use_of_whole(summary, arms),
         _continuations(arms),
         _details(about, arms),
@@ -160,6 +179,18 @@ def _figure(name: str, png: bytes) -> str:
         f'<h2>{title}</h2><figure><img alt="{title}" src="data:image/png;base64,{data}">'
         f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"
     )
+
+
+def _by_stream(summary: Summary) -> str:
+    """What every predicted stream cost, where several are predicted."""
+    names = dict.fromkeys(name for row in summary.rows for name in row.streams)
+    if not names:
+        return ""
+    cells = [
+        (row.name, *(spell(row.streams.get(name), "{:.3f}") for name in names))
+        for row in summary.rows
+    ]
+    return f"<h2>Nats a {summary.unit} by stream</h2>" + _table(("arm", *names), cells)
 
 
 def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
-from counterpoint.evaluate.whole import WholeUse
 from counterpoint.packages import optional_module
+from counterpoint.streams.batch import Unit as ContentUnit
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_MAX_TITLES = 20  # of recordings there may be thousands
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,8 @@ class Arm:
         metrics: Lines of its ``metrics.jsonl``.
         counters: What training took: step, size in bytes, flops, seconds.
         evaluation: What was measured.
+        others: The same of its other training seeds; `run`, `metrics` and `counters` are those of
+            the first one.
     """
 
     name: str
@@ -33,6 +38,12 @@ class Arm:
     metrics: Sequence[Mapping[str, Any]]
     counters: Mapping[str, float]
     evaluation: Evaluation
+    others: tuple[Evaluation, ...] = ()
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """One a training seed."""
+        return (self.evaluation, *self.others)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +54,11 @@ class ArmSummary:
         name: Of the arm.
         num_parameters: Trainable numbers.
         training_flops: Of the whole run.
-        training_bytes: Bytes of text learned from, repetitions counted.
+        training_size: Bytes or frames learned from, repetitions counted.
         training_seconds: Time in training steps.
-        bits_per_byte: On the held-out text, over units.
+        bits_per_unit: Bits a byte or a frame on what is held out, over units.
         difference_percent: To the first arm, on the same units; ``None`` for the first.
+        streams: Nats a frame of each predicted stream, where several are predicted.
         swap_delta: Bits/byte lost under the whole of another document.
         none_delta: Bits/byte lost without any whole.
         null_share: Attention on the null key.
@@ -56,10 +68,11 @@ class ArmSummary:
     name: str
     num_parameters: int
     training_flops: float
-    training_bytes: int
+    training_size: int
     training_seconds: float
-    bits_per_byte: Interval
+    bits_per_unit: Interval
     difference_percent: Interval | None = None
+    streams: Mapping[str, Interval] = field(default_factory=dict)
     swap_delta: Interval | None = None
     none_delta: Interval | None = None
     null_share: float | None = None
@@ -72,6 +85,7 @@ class Summary:
 
     Attributes:
         name: Of the study.
+        unit: What sizes count: bytes of text, or frames of speech.
         rows: One an arm.
         verdict: In one or two sentences.
         held_out: What was scored, in words.
@@ -79,6 +93,7 @@ class Summary:
     """
 
     name: str
+    unit: ContentUnit
     rows: tuple[ArmSummary, ...]
     verdict: str
     held_out: str
@@ -92,55 +107,89 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
         ValueError: The arms were not scored on the same units.
     """
     first = arms[0].evaluation
+    control = np.array([found.bits for found in arms[0].evaluations])
     rows = []
     for arm in arms:
-        found = arm.evaluation
-        if (found.titles, found.num_bytes) != (first.titles, first.num_bytes):
-            raise ValueError(
-                f"All arms must be scored on the same units: {arm.name!r} and {arms[0].name!r} "
-                "were not. Delete their evaluation.json and run the study again."
-            )
-        num_bytes = np.array(found.num_bytes, float)
-        bits = np.array(found.bits)
+        _check_comparable(arm, arms[0])
+        bits = np.array([found.bits for found in arm.evaluations])
+        sizes = np.array([found.sizes for found in arm.evaluations], float)
         difference = None
         if arm is not arms[0]:
-            difference = bootstrap_ratio(bits, np.array(first.bits)).map(100, -100)
+            difference = bootstrap_ratio(bits, control).map(100, -100)
         rows.append(
             ArmSummary(
                 name=arm.name,
-                num_parameters=found.num_parameters,
+                num_parameters=arm.evaluation.num_parameters,
                 training_flops=float(arm.counters["flops"]),
-                training_bytes=int(arm.counters["size"]),
+                training_size=int(arm.counters["size"]),
                 training_seconds=float(arm.counters["seconds"]),
-                bits_per_byte=bootstrap_ratio(bits, num_bytes),
+                bits_per_unit=bootstrap_ratio(bits, sizes),
                 difference_percent=difference,
-                **_use_of_whole(found.whole),
+                streams=_by_stream(arm.evaluations),
+                **_use_of_whole(arm.evaluations),
             )
         )
+    titles = [*dict.fromkeys(first.titles)]
+    named = titles if len(titles) <= _MAX_TITLES else [*titles[:_MAX_TITLES], "others"]
     held_out = (
-        f"{sum(first.num_bytes):,} bytes in {len(first.titles)} units of "
-        f"{', '.join(dict.fromkeys(first.titles))}"
+        f"{sum(first.sizes):,} {first.unit}s in {len(first.titles)} units of {', '.join(named)}"
     )
     return Summary(
-        name=name, rows=tuple(rows), verdict=_verdict(rows), held_out=held_out, about=about
+        name=name,
+        unit=first.unit,
+        rows=tuple(rows),
+        verdict=_verdict(rows, first.unit, len(arms[0].evaluations)),
+        held_out=held_out,
+        about=about,
     )
 
 
-def _use_of_whole(whole: WholeUse | None) -> dict[str, Any]:
-    if whole is None:
-        return {}
-    num_bytes = np.array(whole.num_bytes, float)
-    own = np.array(whole.own_bits)
-    none = np.array(whole.none_bits)
+def _check_comparable(arm: Arm, first: Arm) -> None:
+    expected = first.evaluation
+    for found in arm.evaluations:
+        if (found.titles, found.sizes) != (expected.titles, expected.sizes):
+            raise UserError(
+                f"All arms must be scored on the same units: {arm.name!r} and {first.name!r} "
+                "were not. Delete their evaluation.json and run the study again."
+            )
+    if len(arm.evaluations) != len(first.evaluations):
+        raise UserError(
+            f"All arms must be trained with as many seeds: {arm.name!r} has "
+            f"{len(arm.evaluations)} and {first.name!r} {len(first.evaluations)}. Run the study "
+            "again."
+        )
+
+
+def _by_stream(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
+    """Nats a frame of each stream, over units and seeds."""
+    costs = {
+        name: [found.streams[name] for found in evaluations] for name in evaluations[0].streams
+    }
     return {
-        "swap_delta": bootstrap_ratio(np.array(whole.other_bits) - own, num_bytes),
-        "none_delta": bootstrap_ratio(none - own, num_bytes) if len(none) else None,
-        "null_share": whole.null_share,
-        "effective_rank": whole.effective_rank,
+        name: bootstrap_ratio(
+            np.array([one.nats for one in own]), np.array([one.num_ticks for one in own])
+        )
+        for name, own in costs.items()
     }
 
 
-def _verdict(rows: Sequence[ArmSummary]) -> str:
+def _use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    wholes = [found.whole for found in evaluations if found.whole is not None]
+    if not wholes:
+        return {}
+    num_bytes = np.array([whole.num_bytes for whole in wholes], float)
+    own = np.array([whole.own_bits for whole in wholes])
+    other = np.array([whole.other_bits for whole in wholes])
+    none = np.array([whole.none_bits for whole in wholes])
+    return {
+        "swap_delta": bootstrap_ratio(other - own, num_bytes),
+        "none_delta": bootstrap_ratio(none - own, num_bytes) if none.size else None,
+        "null_share": float(np.mean([whole.null_share for whole in wholes])),
+        "effective_rank": float(np.mean([whole.effective_rank for whole in wholes])),
+    }
+
+
+def _verdict(rows: Sequence[ArmSummary], unit: ContentUnit, num_seeds: int) -> str:
     """What the intervals allow to say, whoever wins."""
     sentences = []
     for row in rows[1:]:
@@ -149,9 +198,9 @@ def _verdict(rows: Sequence[ArmSummary]) -> str:
             continue
         span = f"95 % interval {change.low:+.1f} to {change.high:+.1f} %"
         if change.high < 0:
-            what = f"needs {-change.value:.1f} % fewer bits a byte than {rows[0].name}"
+            what = f"needs {-change.value:.1f} % fewer bits a {unit} than {rows[0].name}"
         elif change.low > 0:
-            what = f"loses: it needs {change.value:.1f} % more bits a byte than {rows[0].name}"
+            what = f"loses: it needs {change.value:.1f} % more bits a {unit} than {rows[0].name}"
         else:
             what = f"and {rows[0].name} cannot be told apart ({change.value:+.1f} %)"
         sentences.append(f"{row.name} {what} {_budget(row, rows[0])} ({span}).")
@@ -167,7 +216,12 @@ def _verdict(rows: Sequence[ArmSummary]) -> str:
                 f"{row.swap_delta.value:+.3f} bits a byte "
                 f"({row.swap_delta.low:+.3f} to {row.swap_delta.high:+.3f})."
             )
-    sentences.append("One training seed: the intervals cover the choice of text only.")
+    noun = "text" if unit == "byte" else "recordings"
+    sentences.append(
+        f"One training seed: the intervals cover the choice of {noun} only."
+        if num_seeds == 1
+        else f"{num_seeds} training seeds: the intervals cover them and the choice of {noun}."
+    )
     return " ".join(sentences)
 
 
@@ -181,29 +235,33 @@ def _budget(row: ArmSummary, first: ArmSummary) -> str:
 
 def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Heads and cells of the table as texts."""
-    heads = (
+    heads: tuple[str, ...] = (
         "arm",
         "parameters",
         "training FLOPs",
-        "training bytes",
+        f"training {summary.unit}s",
         "seconds",
-        "held-out bits/byte",
+        f"held-out bits/{summary.unit}",
         f"difference to {summary.rows[0].name}",
-        "swap-Δ bits/byte",
     )
     cells: list[tuple[str, ...]] = [
         (
             row.name,
             f"{row.num_parameters / 1e6:.2f} M",
             f"{row.training_flops:.3g}",
-            f"{row.training_bytes / 1e6:.2f} M",
+            f"{row.training_size / 1e6:.2f} M",
             f"{row.training_seconds:.0f}",
-            spell(row.bits_per_byte, "{:.3f}"),
+            spell(row.bits_per_unit, "{:.3f}"),
             spell(row.difference_percent, "{:+.1f}", " %"),
-            spell(row.swap_delta, "{:+.3f}"),
         )
         for row in summary.rows
     ]
+    if summary.unit == "byte":
+        heads += ("swap-Δ bits/byte",)
+        cells = [
+            (*cell, spell(row.swap_delta, "{:+.3f}"))
+            for cell, row in zip(cells, summary.rows, strict=True)
+        ]
     return heads, cells
 
 
@@ -225,7 +283,7 @@ def rich_table(summary: Summary) -> "Table":
     """
     heads, cells = columns(summary)
     table: Table = optional_module("rich.table").Table(
-        title=f"{summary.name}: held-out text is {summary.held_out}"
+        title=f"{summary.name}: held out are {summary.held_out}"
     )
     for head in heads:
         table.add_column(head, justify="left" if head == "arm" else "right")

@@ -10,14 +10,14 @@ from torch import nn
 
 from counterpoint.streams.clock import span
 from counterpoint.streams.spec import Layout, Stream
-from counterpoint.systems import AnySystem
+from counterpoint.systems.contract import System
 
 _FEWEST_TICKS = 16
 _MOST_TICKS = 72
 """Ticks of a drawing."""
 
 
-def show_system(console: Console, name: str, system: AnySystem, num_ticks: int) -> None:
+def show_system(console: Console, name: str, system: System, num_ticks: int) -> None:
     """Print the streams of a system, its parameters and its costs.
 
     Args:
@@ -68,7 +68,7 @@ def _parameters(system: nn.Module) -> Table:
     return table
 
 
-def _costs(system: AnySystem, num_ticks: int) -> Table:
+def _costs(system: System, num_ticks: int) -> Table:
     state_bytes = system.state_bytes_per_tick(num_ticks)
     table = Table("cost a tick", f"over {num_ticks:,} ticks")
     table.add_row("FLOPs, forward", f"{system.flops_per_tick(num_ticks):,.0f}")

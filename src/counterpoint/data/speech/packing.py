@@ -1,0 +1,143 @@
+"""Packing: whole dialogues behind each other in rows of equal length.
+
+Each goes into the first row with room, begins with the initial frame of the model and sees nothing
+of the others. A dialogue in which the agent has a role may begin with a prompt, which carries no
+loss.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.data.speech.dialogues import Example
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID, Role, Ticks
+from counterpoint.systems.contract import System
+
+
+class DialogueRows:
+    """Rows of equal length, filled with whole examples: each goes into the first row with room.
+
+    Behind the last example of a row nothing is read and nothing is trained.
+
+    Args:
+        examples: Dialogues, none longer than a row.
+        model: Lays them out; only its layout is used.
+        row_ticks: Frames in a row; the longest prompt comes on top.
+        prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
+        only_text: Train the text alone.
+
+    Raises:
+        ValueError: There are no examples, or one is longer than a row.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        model: System,
+        row_ticks: int,
+        prompts: Callable[[Example], Ticks | None] | None = None,
+        only_text: bool = False,
+    ) -> None:
+        self._only_text = only_text
+        self._examples = examples
+        self._model = model
+        self._text = model.layout.text.name
+        self._prompts = prompts
+        sizes = [
+            (self._prompt_ticks(example), len(example.streams["text"])) for example in examples
+        ]
+        lengths = [length for _, length in sizes]
+        if not lengths or max(lengths) > row_ticks:
+            raise ValueError(
+                f"Rows must have at least one example, and none longer than a row of {row_ticks} "
+                f"frames: got {len(lengths)}, the longest of {max(lengths, default=0)}."
+            )
+        self.row_ticks = row_ticks + max(prompt for prompt, _ in sizes)
+        self._rows: list[list[int]] = []
+        room = np.full(len(sizes), self.row_ticks)
+        for number, length in enumerate(map(sum, sizes)):
+            row = int((room >= length).argmax())
+            self._rows += [[] for _ in range(row - len(self._rows) + 1)]
+            self._rows[row].append(number)
+            room[row] -= length
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def title(self, index: int) -> str:
+        """Recordings in a row, in words."""
+        return ", ".join(dict.fromkeys(self._examples[n].source for n in self._rows[index]))
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The rows at ``indices`` as a batch; its size counts frames."""
+        rows = [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
+        targets = _stacked([row.targets for row in rows])
+        return Batch(
+            ticks=_stacked([row.ticks for row in rows]),
+            targets={self._text: targets[self._text]} if self._only_text else targets,
+            elements=_stacked([row.elements for row in rows]),
+            document_start=torch.cat([row.document_start for row in rows]),
+            size=sum(row.size for row in rows),
+            unit="frame",
+        )
+
+    def _prompt(self, example: Example) -> Ticks | None:
+        try:
+            return None if self._prompts is None else self._prompts(example)
+        except ValueError as error:
+            raise ValueError(f"{example.source}: {error}") from error
+
+    def _prompt_ticks(self, example: Example) -> int:
+        prompt = self._prompt(example)
+        return 0 if prompt is None else prompt[self._text].shape[1]
+
+    def _row(self, numbers: Sequence[int]) -> Batch:
+        layout = self._model.layout
+        parts = list[Batch]()
+        starts = list[Tensor]()
+        filled = 0
+        for number in numbers:
+            example = self._examples[number]
+            streams = example.streams
+            codes: Ticks = {
+                self._text: streams["text"][None],
+                **layout.with_role(Role.SPOKEN, streams["agent"][None]),
+                **layout.with_role(Role.HEARD, streams["user"][None]),
+            }
+            prompt = self._prompt(example)
+            num_prompt = 0
+            if prompt is not None:
+                codes = {name: torch.cat((prompt[name], ids), 1) for name, ids in codes.items()}
+                num_prompt = prompt[self._text].shape[1]
+            parts.append(self._model.lay_out(codes, num_prompt))
+            starts.append(parts[-1].document_start + filled)
+            filled += codes[self._text].shape[1]
+        rest = self.row_ticks - filled
+        starts.append(torch.full((1, rest), filled))
+        return Batch(
+            ticks=_joined([part.ticks for part in parts], rest),
+            targets=_joined([part.targets for part in parts], rest),
+            elements=_joined([part.elements for part in parts], rest),
+            document_start=torch.cat(starts, 1),
+            size=sum(part.size for part in parts),
+            unit="frame",
+        )
+
+
+def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
+    """Parts of one row behind each other, and ``rest`` ticks of nothing."""
+    joined = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    return {
+        name: F.pad(ids, (0, rest) if ids.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
+        for name, ids in joined.items()
+    }
+
+
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows below each other."""
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,120 @@
+"""One ability of a model that talks: many live trials, counted; and the table of all abilities."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.evaluate.duplex.trials import Ability, Outcome, Trial, run_trial
+from counterpoint.evaluate.duplex.turns import percentile
+from counterpoint.evaluate.statistics import Interval, wilson
+from counterpoint.packages import optional_module
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.talk import Talker
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SHARES = (0.5, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AbilityScore:
+    """What the trials of one ability have shown.
+
+    Attributes:
+        ability: Which one.
+        trials: How many conversations were had.
+        passed: Share in which the ability was shown, with its interval.
+        text_right: Share in which the text was right.
+        latency_s: Percentiles (by share) of the time until the agent answers; ``None`` if never.
+        stop_s: The same of the time until it is silent when it is interrupted.
+        failures: What happened where either was wrong.
+    """
+
+    ability: Ability
+    trials: int
+    passed: Interval
+    text_right: Interval
+    latency_s: Mapping[float, float] | None
+    stop_s: Mapping[float, float] | None
+    failures: tuple[Mapping[str, Any], ...]
+
+
+def hold_trials(
+    agent: Talker,
+    trials: Iterable[Trial],
+    sampling: Callable[[int], FrameSampling],
+    on_progress: Callable[[int], None],
+) -> list[Outcome]:
+    """Have conversations one after the other.
+
+    Args:
+        agent: The model that talks.
+        trials: The conversations.
+        sampling: How it talks in the n-th of them, 1 first.
+        on_progress: Called with the number of conversations done.
+    """
+    outcomes = list[Outcome]()
+    for number, trial in enumerate(trials, start=1):
+        outcomes.append(run_trial(agent, trial, sampling(number)))
+        on_progress(number)
+    return outcomes
+
+
+def count_outcomes(outcomes: Sequence[Outcome]) -> AbilityScore:
+    """What conversations of one ability have shown; at least one is needed."""
+    latencies = [found for one in outcomes if (found := one.latency_s) is not None]
+    stops = [found for one in outcomes if (found := one.stop_s) is not None]
+    return AbilityScore(
+        ability=outcomes[0].trial.ability,
+        trials=len(outcomes),
+        passed=wilson(sum(one.passed for one in outcomes), len(outcomes)),
+        text_right=wilson(sum(one.said_right for one in outcomes), len(outcomes)),
+        latency_s=_percentiles(latencies),
+        stop_s=_percentiles(stops),
+        failures=tuple(_described(one) for one in outcomes if not (one.passed and one.said_right)),
+    )
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[float, float] | None:
+    return {share: percentile(seconds, share) for share in _SHARES} if seconds else None
+
+
+def _described(outcome: Outcome) -> dict[str, Any]:
+    trial = outcome.trial
+    return {
+        "order": trial.order.text,
+        "interrupted_by": None if trial.second is None else trial.second.text,
+        "agent_said": " ".join(word.text for word in outcome.words),
+        "agent_s": [[round(edge, 2) for edge in segment] for segment in outcome.agent],
+        "user_s": [[round(edge, 2) for edge in segment] for segment in outcome.turns],
+        "passed": outcome.passed,
+        "text_right": outcome.said_right,
+    }
+
+
+def abilities_table(scores: Sequence[AbilityScore]) -> "Table":
+    """The table for a terminal.
+
+    Raises:
+        UserError: The package ``rich`` is missing.
+    """
+    heads = ("ability", "shown", "text right", "latency p50 / p95", "stops after p50 / p95")
+    table: Table = optional_module("rich.table").Table(*heads)
+    for score in scores:
+        table.add_row(
+            f"{score.ability} ({score.trials})",
+            _share(score.passed),
+            _share(score.text_right),
+            _seconds(score.latency_s),
+            _seconds(score.stop_s),
+        )
+    return table
+
+
+def _share(value: Interval) -> str:
+    return f"{value.value:.0%} [{value.low:.0%}, {value.high:.0%}]"
+
+
+def _seconds(values: Mapping[float, float] | None) -> str:
+    return "" if values is None else " / ".join(f"{value:.2f} s" for value in values.values())

@@ -1,0 +1,245 @@
+"""The folder of a run, and those who follow it: checkpoints, metrics, reporters, loggers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from counterpoint.config_json import encode, first_difference
+from counterpoint.streams.batch import Unit
+from counterpoint.train.checkpoint import (
+    CheckpointError,
+    Counters,
+    newest_checkpoint,
+    read_manifest,
+    remove_old_checkpoints,
+    restore,
+    save_checkpoint,
+)
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.distributed import World
+from counterpoint.train.fine_tuning import without
+from counterpoint.train.metrics import MetricLogger, MetricsFile
+from counterpoint.train.optimizer import KindOptimizers
+from counterpoint.train.progress import Reporter, StepReport
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """A system in training: all that a checkpoint holds.
+
+    Attributes:
+        system: The model, sharded or not.
+        optimizers: Its optimisers.
+        config: How it learns.
+        counters: What the whole run has done so far.
+    """
+
+    system: nn.Module
+    optimizers: KindOptimizers
+    config: TrainConfig
+    counters: Counters = field(default_factory=Counters)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepNumbers:
+    """Numbers of one step, over all processes.
+
+    Attributes:
+        loss: In bits a unit.
+        lr: Learning rate.
+        grad_norm: Length of the gradient before it was clipped.
+        size: What was learned from, in ``unit``.
+        unit: Bytes of text, or frames of speech.
+        flops: Training FLOPs.
+        seconds: Length of the step.
+        terms: Terms of the loss, by name.
+        stop: Whether a process was told to stop.
+    """
+
+    loss: float
+    lr: float
+    grad_norm: float
+    size: int
+    unit: Unit
+    flops: float
+    seconds: float
+    terms: dict[str, float]
+    stop: bool
+
+
+class Record:
+    """The folder of a run and those who follow it; silent in all processes but the first.
+
+    Args:
+        folder: Of the run.
+        world: The processes; every one must call the methods that say so.
+        reporter: Shows the run to a person.
+        loggers: Follow the numbers.
+        run: JSON that every checkpoint carries.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        reporter: Reporter | None,
+        loggers: Sequence[MetricLogger],
+        run: Mapping[str, Any] | None,
+    ) -> None:
+        self.folder = folder
+        self.world = world
+        self.reporter = reporter if world.is_first else None
+        self.loggers = loggers if world.is_first else ()
+        self.run = run
+        self.metrics: MetricsFile | None = None
+        self.checkpoint: Path | None = None
+
+    def note(self, text: str) -> None:
+        """Tell the person something."""
+        if self.reporter is not None:
+            self.reporter.note(text)
+
+    def begin(self, state: TrainState) -> None:
+        """Restore the newest good checkpoint, in all processes; cut the metrics back to it.
+
+        Raises:
+            CheckpointError: No checkpoint can be used, or they learned from other data.
+        """
+        path, error = None, None
+        if self.world.is_first:
+            try:
+                path = newest_checkpoint(self.folder, state.system, self.note)
+            except CheckpointError as problem:
+                error = str(problem)
+        path, error = self.world.from_first((path, error))
+        if error is not None:
+            raise CheckpointError(error)
+        if path is not None:
+            self._restore(path, state)
+        if self.world.is_first:
+            self._open_metrics(state.counters.step)
+            for logger in self.loggers:
+                logger.start(state.counters.step)
+
+    def _open_metrics(self, step: int) -> None:
+        try:
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+        except OSError as problem:
+            raise self._unwritable(problem) from None
+        if self.metrics.num_damaged:
+            self.note(f"Damaged lines left out of metrics.jsonl: {self.metrics.num_damaged}.")
+
+    def _restore(self, path: Path, state: TrainState) -> None:
+        self._check_data(path)
+        state.counters = restore(path, state.system, state.optimizers, self.world)
+        self.checkpoint = path
+        self.note(f"Going on after step {state.counters.step}, from {path}.")
+        changed = first_difference(
+            read_manifest(path)["train"], encode(state.config), "train config"
+        )
+        if changed is not None:
+            self.note(f"The run does not go on as it began: changed {changed}.")
+
+    def _check_data(self, path: Path) -> None:
+        """Refuse other data: what was held out might be trained on, and nobody would see it."""
+        old, new = ((run or {}).get("data") for run in (read_manifest(path)["run"], self.run))
+        if old is None or new is None:
+            return
+        # Where the cache lies changes nothing that is learned.
+        old, new = (without(data, ["cache_folder"]) for data in (old, encode(new)))
+        changed = first_difference(old, new, "data")
+        if changed is not None:
+            raise CheckpointError(
+                f"A run must go on with the data it began with: {path} has another {changed}. "
+                "Train in another folder, or change the data back."
+            )
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluation of a step is written already; all processes must ask."""
+        known = self.metrics is not None and step in self.metrics.evaluated_steps
+        return bool(self.world.from_first(known))
+
+    def step(self, state: TrainState, step: StepNumbers) -> None:
+        """A step is done."""
+        counters, config = state.counters, state.config
+        if self.reporter is not None:
+            self.reporter.step(
+                StepReport(
+                    step=counters.step,
+                    num_steps=config.num_steps,
+                    loss=step.loss,
+                    seconds=step.seconds,
+                    size=step.size,
+                    unit=step.unit,
+                    flops=step.flops,
+                    num_processes=self.world.size,
+                )
+            )
+        if is_due(counters.step, config.log_every, config.num_steps):
+            values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+            self._write({**asdict(counters), **values, "terms": step.terms})
+            self._log(counters.step, "train", {**values, **step.terms})
+
+    def evaluation(self, counters: Counters, values: dict[str, float]) -> None:
+        """The model was measured."""
+        self._write({**asdict(counters), "evaluation": values})
+        self._log(counters.step, "evaluation", values)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.note(f"step {counters.step}  evaluation: {shown}")
+
+    def _log(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log(step, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self.metrics is None:
+            return
+        try:
+            self.metrics.write(row)
+        except OSError as problem:
+            raise self._unwritable(problem) from None
+
+    def _unwritable(self, problem: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"metrics.jsonl must be writable in {self.folder}: {problem.strerror}. The last "
+            f"checkpoint is {self.checkpoint or 'none'}. Make room and run the same command again."
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, with all processes, and delete old ones.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        if self.metrics is not None:
+            try:
+                self.metrics.sync()
+            except OSError as problem:
+                raise self._unwritable(problem) from None
+        self.checkpoint = save_checkpoint(
+            self.folder,
+            state.system,
+            state.optimizers,
+            state.counters,
+            self.world,
+            {"train": encode(state.config), "run": self.run},
+        )
+        if self.world.is_first:
+            remove_old_checkpoints(self.folder, state.config.keep_checkpoints, self.checkpoint)
+
+    def close(self) -> None:
+        """The run has ended, or failed."""
+        if self.reporter is not None:
+            self.reporter.close()
+        if self.metrics is not None:
+            self.metrics.close()
+        for logger in self.loggers:
+            logger.close()
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something happens at a step that happens at every so many steps, and at the last."""
+    return step >= last or (every > 0 and step % every == 0)

@@ -1,0 +1,32 @@
+"""SIGINT and SIGTERM while a model trains: the running step is finished first."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopSignal:
+    """Notes SIGINT and SIGTERM, to be obeyed at the end of a step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+        # Whoever insists is obeyed at once; the last checkpoint is whole in any case.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @contextmanager
+    def listening(self) -> Iterator["StopSignal"]:
+        """Listen until the block ends."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # only the main thread receives signals
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._request) for number in numbers]
+        try:
+            yield self
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
