@@ -1,12 +1,15 @@
 """What every test shares: fixed seeds, one torch thread, and a compiler that can be used."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+
+from tests.other_rounding import OtherRounding
 
 hypothesis.settings.register_profile(
     # Derandomised: a red test is red again on the next run. No deadline: shared machines stall.
@@ -19,6 +22,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("counterpoint")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--other-rounding",
+        action="store_true",
+        help="let all products round as on another processor (see tests/other_rounding.py)",
+    )
+
+
 def pytest_configure() -> None:
     # Test models are tiny: a second thread costs more than it gives, and sums stay reproducible.
     torch.set_num_threads(1)
@@ -28,6 +39,12 @@ def pytest_configure() -> None:
 def _seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _rounding(request: pytest.FixtureRequest) -> Iterator[None]:
+    with OtherRounding() if request.config.getoption("--other-rounding") else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""The rounding of another processor, for tests that must not rest on that of this one.
+
+Kernels of matrix products choose by the shapes how they sum up, so that a product of other shapes
+may have other last bits, although the numbers are the same. Which shapes round alike differs from
+processor to processor: a test of equal bits may hold on one and fail on the next. Under this mode
+all shapes round differently. What the library promises bit for bit holds here too, because it
+promises that for calls of equal shapes only.
+
+    pytest tests/systems --other-rounding
+
+Only the thread and the process that run the test are in the mode.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PRODUCTS = frozenset(
+    {
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "mv",
+        "addmv",
+        "dot",
+        "linear",
+        "convolution",
+        "_weight_int8pack_mm",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    }
+)
+
+
+class OtherRounding(TorchDispatchMode):
+    """Changes last bits of every product on a CPU, always alike for operands of equal shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, and change what a product gives."""
+        call: Callable[..., Any] = func
+        result = call(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        product = result[0] if isinstance(result, tuple) else result
+        if name in PRODUCTS and product.is_floating_point() and product.is_cpu:
+            shapes = [tuple(operand.shape) for operand in args if isinstance(operand, Tensor)]
+            product.mul_(_last_bits(f"{name} {shapes}", product))
+        return result
+
+
+def _last_bits(key: str, product: Tensor) -> Tensor:
+    """Factors of 1, or a step of the dtype beside it, for each feature of the last axis."""
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    steps = torch.randint(-1, 2, product.shape[-1:], generator=generator)
+    return 1 + torch.finfo(product.dtype).eps * steps.to(product.dtype)
