@@ -96,6 +96,11 @@ def settle(folder: Path) -> None:
     flush(folder)
 
 
+def shown(path: Path) -> str:
+    """A path as text that can be written anywhere: bytes of it that are no text are U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def flush(entry: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(entry, os.O_RDONLY)

@@ -1,5 +1,6 @@
 """The verb `talk` on real files: what it writes, and what it says about files that do not fit."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -208,7 +209,7 @@ def test_large_recordings_stay_beside_their_page(
     [
         ("--input none.wav", "must be an existing file: got 'none.wav'"),
         ("--input notes.txt", "must be an audio file"),
-        ("--input empty.wav", "must last at least one sample of the codec"),
+        ("--input empty.wav", "must hold at least one sample: 'empty.wav' is empty"),
         ("--input short.wav", "must last at least one sample of the codec, 0.000125 s: got 0.0000"),
         ("--input nan.wav", "'nan.wav': Audio must hold finite numbers: got 1 that are NaN"),
         ("--voice nan.wav", "'nan.wav': Audio must hold finite numbers"),
@@ -301,6 +302,60 @@ def test_prompt_may_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [conversation.text_ids for conversation in held]
     assert said[0][: 60 - 46 - 1] == said[1][: 60 - 46 - 1]
     assert said[0] != said[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        (r"cost $\frac{ $", "utf-8"),
+        ("[red]a :smile: %s{0}", "utf-8"),
+        ("é\N{GRINNING FACE}", "ascii"),
+        ("a\udcff", "utf-8"),
+    ],
+)
+def test_any_name_of_a_file_can_be_told(
+    run: Path, name: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is no text, on a terminal that cannot show it."""
+    record("in.wav", 0.3)
+    Path("in.wav").rename(f"{name}.wav")
+    Path("words.json").write_text(json.dumps({"alignments": [[name[:1], [0.1, 0.4], "A"]]}))
+    Path("words.json").rename(f"{name}.json")
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding=encoding))
+    names = ["--input", f"{name}.wav", "--words", f"{name}.json", "--output", f"out {name}.wav"]
+    assert counterpoint(["talk", str(run), *names]) == 0
+    assert printed.getvalue().decode(encoding).count(".html") == 1
+    for path in answer_files(Path(f"out {name}.wav")).values():
+        assert path.stat().st_size > 0
+
+
+def test_what_is_wrong_at_the_end_is_told_at_the_start(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversation would be lost: nothing is loaded before the whole input was read."""
+    monkeypatch.setattr(verb, "load", lambda *_: pytest.fail("the model was loaded"))
+    soundfile.write("in.flac", record("in.wav", 3.0), 8000)
+    content = bytearray(Path("in.flac").read_bytes())
+    content[25] += 1  # one sample more than there are
+    Path("in.flac").write_bytes(content)
+    with pytest.raises(UserError, match="its head tells 24001 samples, and 24000 came"):
+        talk(run, source="in.flac")
+
+
+def test_samples_beyond_full_scale_are_counted(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = record("in.wav", 0.5)
+    talk(run, *GREEDY)
+    assert "clipped" not in capsys.readouterr().err
+    soundfile.write("in.wav", samples * 4, 8000, subtype="FLOAT")
+    num_loud = int((np.abs(samples.astype("f4") * 4) > 1).sum())
+    talk(run, *GREEDY)
+    assert f"{num_loud:,} samples of out.wav are beyond full scale" in capsys.readouterr().err
+    soundfile.write("in.wav", samples * 14_492, 8000, subtype="FLOAT")
+    with pytest.raises(UserError, match="'in.wav': Samples must have full scale at 1"):
+        talk(run, *GREEDY)
 
 
 def test_input_and_output_must_be_given(run: Path) -> None:

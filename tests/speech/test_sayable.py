@@ -13,6 +13,7 @@ from counterpoint.speech.sayable import Alphabet, check_sayable, sayable_pieces
     [
         "Hello there, can I have 2 - please? At 1:30 pm.",
         "Costs $5.20 & 10 %; see [1] (or {2})!",
+        "1 + 1 = 2 > 0 < 3, #1 @home a/b",
         "Don\u2019t \u201csay\u201d that\u2026 or \u2013 do \u2014",
     ],
 )
@@ -33,6 +34,11 @@ def test_accents_need_a_voice_that_has_them(text: str) -> None:
     [
         ("Press [[ENTER]] now", r"words alone: got '\[\['"),
         ("a ]] b", r"words alone: got '\]\]'"),
+        ("**bold** move", r"words alone: got '\*'"),
+        ("snake_case", "words alone: got '_'"),
+        ("run `ls`", "words alone: got '`'"),
+        ("a <br/> b", "words alone: got '<br/>'"),
+        ("<b>hi</b>", "words alone: got '<b>'"),
         ("say 你好", r"U\+4F60 \(CJK UNIFIED IDEOGRAPH-4F60\)"),
         ("Привет", r"U\+041F \(CYRILLIC CAPITAL LETTER PE\)"),
         ("١٢٣", "ARABIC-INDIC DIGIT ONE"),

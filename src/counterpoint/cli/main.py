@@ -1,6 +1,7 @@
 """The command ``counterpoint``: finds the verb, and tells a user's mistake in one line."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 after a mistake of the user, 130 after an interruption.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name or a word may not be in its encoding
+            stream.reconfigure(errors="replace")
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()  # a closed pipe shows here, not while Python ends

@@ -22,13 +22,20 @@ from counterpoint.evaluate.report.answer import (
     write_answer,
 )
 from counterpoint.evaluate.report.conversation_figure import Talk
+from counterpoint.files import shown
 from counterpoint.formats import is_voice
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import Conversation, begin, converse
-from counterpoint.speech.audio import audio_blocks, inspect_audio, write_stereo
+from counterpoint.speech.audio import (
+    AudioInfo,
+    audio_blocks,
+    inspect_audio,
+    verify_audio,
+    write_stereo,
+)
 from counterpoint.streams.timeline import Timeline
 
 _HELP = """Answer a recording as if it were heard live.
@@ -98,28 +105,29 @@ def main(arguments: Sequence[str]) -> int:
     fields = [("options", TalkOptions, REQUIRED), ("choices", TalkChoices, TalkChoices())]
     chosen = parse(fields, arguments, "talk", _HELP)
     options: TalkOptions = chosen.options
-    _check(options)
+    recorded = _check(options)
     sampling = _sampling(chosen.choices)
     user_words = read_user_words(options.words) if options.words else Timeline()
     talker = load(options.checkpoint, options.device).talker
     rate = talker.codec.sample_rate
-    blocks = _heard(options, rate)
+    blocks = _heard(options, recorded, rate)
     prompt, prefix = begin(talker, options.prompt, options.voice)
     conversation = Conversation(talker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
-    duration_s = inspect_audio(options.input).duration_s + options.tail
-    write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
-    title = f"{options.checkpoint.resolve().name} answers {options.input.name}"
+    duration_s = recorded.duration_s + options.tail
+    num_clipped = write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
+    model, heard = Path(shown(options.checkpoint.resolve())), Path(shown(options.input))
+    title = f"{model.name} answers {heard.name}"
     words = conversation.words().merge(user_words)
     talk = observe_answer(title, options.output, rate, words)
     numbers = measured(talk.found, conversation.step_s, talker.codec.frame_rate_hz)
     write_answer(options.output, talk, numbers, asdict(options) | asdict(chosen.choices))
-    _print(options.output, talk, numbers)
+    _print(options.output, talk, numbers, num_clipped)
     return 0
 
 
-def _check(options: TalkOptions) -> None:
-    """Refuse what would fail late, or write over what is read."""
+def _check(options: TalkOptions) -> AudioInfo:
+    """Refuse what would fail late, or write over what is read; tell what the input is."""
     output, tail = options.output, options.tail
     if output.suffix.lower() != ".wav":
         raise UserError(f"`--output` must end in .wav: got {str(output)!r}.")
@@ -133,8 +141,9 @@ def _check(options: TalkOptions) -> None:
     for written in answer_files(output).values():
         if written.resolve() in read:
             raise UserError(f"`--output` must not write over what is read: {written} is both.")
-    inspect_audio(options.input)
+    recorded = verify_audio(options.input)  # what is wrong at its end must not cost the answer
     _check_opening(options)
+    return recorded
 
 
 def _check_opening(options: TalkOptions) -> None:
@@ -159,9 +168,8 @@ def _sampling(choices: TalkChoices) -> FrameSampling:
     )
 
 
-def _heard(options: TalkOptions, rate: int) -> Iterator[Tensor]:
+def _heard(options: TalkOptions, info: AudioInfo, rate: int) -> Iterator[Tensor]:
     """The recording at the codec's rate, one channel of it or their mean."""
-    info = inspect_audio(options.input)
     if round(info.duration_s * rate) < 1:
         raise UserError(
             f"The recording must last at least one sample of the codec, {1 / rate:.6f} s: got "
@@ -193,13 +201,19 @@ def _shown(pieces: Iterable[Tensor], duration_s: float, rate: int) -> Iterator[T
             yield piece
 
 
-def _print(output: Path, talk: Talk, numbers: dict[str, str]) -> None:
+def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:
     table = Table("measure", "value", title=talk.title)
     for name, value in numbers.items():
         table.add_row(name, value)
     Console(file=sys.stdout, markup=False, emoji=False).print(table)
     for ending in ENDINGS:
-        print(answer_files(output)[ending])
+        print(shown(answer_files(output)[ending]))
+    if num_clipped:
+        print(
+            f"{num_clipped:,} samples of {shown(output)} are beyond full scale and clipped: the "
+            "recording is too loud, or its scale is another.",
+            file=sys.stderr,
+        )
     if is_cut_short(talk.found):
         print(
             "The recording ends before the agent's answer does: `--tail 10` listens on.",

@@ -7,6 +7,7 @@ Whatever else does not fit is an error, and so is a file that was cut: see
 """
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,11 +82,9 @@ def audio_blocks(
             )
         num_samples = 0
         for block in recording.blocks(block_s):
-            try:
+            with _named(path):
                 audio = with_channels(block, num_channels)
                 check_samples(block)  # the mean of opposite ones would hide them
-            except UserError as error:
-                raise AudioError(f"{str(path)!r}: {error}") from None
             if resampler is not None:
                 audio = torch.from_numpy(resampler.resample_chunk(audio.T.contiguous().numpy())).T
             num_samples += audio.shape[1]
@@ -95,10 +94,27 @@ def audio_blocks(
             rest = torch.from_numpy(resampler.resample_chunk(silence, last=True)).T
             num_samples += rest.shape[1]
             yield rest
-        if not num_samples:
-            raise AudioError(
-                f"The recording must hold at least one sample: {str(path)!r} is empty."
-            )
+        _check_sounds(path, num_samples)
+
+
+def verify_audio(path: str | Path) -> AudioInfo:
+    """Read a file to its end, so that nothing of it can fail later.
+
+    Returns:
+        What it is, its length as counted.
+
+    Raises:
+        UserError: See `read_audio`.
+    """
+    with _opened(path) as recording:
+        count = 0
+        for block in recording.blocks(_BLOCK_S):
+            with _named(path):
+                check_samples(block)
+            count += block.shape[1]
+        _check_sounds(path, count)
+        file = recording.file
+        return AudioInfo(file.samplerate, file.channels, count / file.samplerate)
 
 
 def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int) -> None:
@@ -125,26 +141,36 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
     samples = audio.detach().float().cpu().clamp(-1, 1 - 2**-15).T.contiguous()
     with _written(path) as partial:
         soundfile.write(
-            partial, samples.numpy(), sample_rate, subtype="PCM_16", format=path.suffix[1:].upper()
+            os.fsencode(partial),
+            samples.numpy(),
+            sample_rate,
+            subtype="PCM_16",
+            format=path.suffix[1:].upper(),
         )
 
 
-def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> None:
+def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> int:
     """Write pieces as they come to a WAV file of 16 bits, whole or not at all.
+
+    Returns:
+        How many samples were beyond full scale; these are clipped.
 
     Raises:
         UserError: A package is missing.
         OSError: The file cannot be written.
     """
     soundfile = optional_module("soundfile")
+    num_clipped = 0
     with (
         _written(path) as partial,
         soundfile.SoundFile(
-            partial, "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
+            os.fsencode(partial), "w", sample_rate, channels=2, subtype="PCM_16", format="WAV"
         ) as file,
     ):
         for piece in pieces:
+            num_clipped += int((piece.abs() > 1).sum())
             file.write(piece.clamp(-1, 1 - 2**-15).T.contiguous().numpy())
+    return num_clipped
 
 
 def inspect_audio(path: str | Path) -> AudioInfo:
@@ -288,6 +314,20 @@ def _forward(soundfile: Any, content: _Patched) -> Any:
             return False
 
     return Forward(content)
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """What is said against the samples of a file names it."""
+    try:
+        yield
+    except UserError as error:
+        raise AudioError(f"{str(path)!r}: {error}") from None
+
+
+def _check_sounds(path: str | Path, num_samples: int) -> None:
+    if not num_samples:
+        raise AudioError(f"The recording must hold at least one sample: {str(path)!r} is empty.")
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """What a text must be to be said: letters that a voice has, and pieces that an engine can bear.
 
-Engines do not complain. They leave out what they do not know, or say its name ("Chinese letter"),
-and read marks of their own: Piper takes what stands in ``[[ ]]`` for phonemes.
+Engines do not complain. They leave out what they do not know, or say its name ("Chinese letter",
+"asterisk"), and read marks of their own: Piper takes what stands in ``[[ ]]`` for phonemes.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -17,7 +18,7 @@ LONGEST_PIECE = 60
 """Words that an engine says in one breath; its time and memory grow faster than they do."""
 
 _LONGEST_WORD = 60
-_MARKUP = ("[[", "]]")
+_MARKUP = re.compile(r"\[\[|\]\]|[*_`]|</?[A-Za-z][^>]*>")
 _PUNCTUATION = frozenset("\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00a0")
 _LATIN = frozenset("æÆœŒøØłŁ€£°½¼¾²³×±")  # beside letters with accents
 _SENTENCE_ENDS = ".?!\u2026"
@@ -28,10 +29,10 @@ def check_sayable(text: str, alphabet: Alphabet = "latin") -> None:
     """Raise UserError unless a voice with these letters can say a text as it is written."""
     if not any(map(str.isalnum, text)):
         raise UserError(f"A text to say must have a letter or a digit: got {_short(text)!r}.")
-    if found := next((mark for mark in _MARKUP if mark in text), None):
+    if markup := _MARKUP.search(text):
         raise UserError(
-            f"A text to say must be words alone: got {found!r} in {_short(text)!r}, which engines "
-            "take for phonemes. Leave it out."
+            f"A text to say must be words alone: got {_short(markup.group())!r} in "
+            f"{_short(text)!r}, which engines take for phonemes or say aloud. Leave it out."
         )
     if found := next((letter for letter in text if not _is_known(letter, alphabet)), None):
         name = unicodedata.name(found, "no letter at all")

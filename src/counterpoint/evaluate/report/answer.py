@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from counterpoint.evaluate.duplex.turns import (
 )
 from counterpoint.evaluate.report.conversation_figure import Talk, draw_conversation
 from counterpoint.evaluate.report.conversation_page import conversation_page
+from counterpoint.files import shown
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.audio import audio_blocks
 from counterpoint.streams.timeline import Timeline
@@ -89,10 +91,10 @@ def write_answer(
         json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+        name: shown(value) if isinstance(value, Path) else value for name, value in options.items()
     }
     events = talk.words.merge(as_timeline(talk.found))
-    header = {"audio": output.name, "left": AGENT, "right": USER, "options": settings}
+    header = {"audio": shown(Path(output.name)), "left": AGENT, "right": USER, "options": settings}
     replace(events, header=header).write(paths[".timeline.jsonl"])
     picture = draw_conversation(talk)
     paths[".png"].write_bytes(picture)
@@ -101,7 +103,7 @@ def write_answer(
     source = (
         f"data:audio/wav;base64,{base64.b64encode(recording).decode()}"
         if recording
-        else quote(output.name)
+        else quote(os.fsencode(output.name))
     )
     page = conversation_page(talk, picture, source, numbers, settings)
     paths[".html"].write_text(page, encoding="utf-8")
