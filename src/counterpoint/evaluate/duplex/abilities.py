@@ -58,7 +58,8 @@ def hold_trials(
     """
     every, outcomes = list(trials), list[Outcome]()
     for first in range(0, len(every), _AT_A_TIME):
-        rows = ModelAgent(talker=agent, sampling=lambda n, first=first: sampling(first + n))
+        samplings = [sampling(first + number) for number in range(_AT_A_TIME + 1)]
+        rows = ModelAgent(talker=agent, sampling=samplings.__getitem__)
         outcomes += run_trials(rows, every[first : first + _AT_A_TIME])
         on_progress(len(outcomes))
     return outcomes
