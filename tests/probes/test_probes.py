@@ -1,14 +1,25 @@
-"""Two systems that no other file knows talk in the sessions of all systems."""
+"""Two systems that no other file knows train by `train_run` and talk in `Sessions`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.data.source import Fingerprint
+from counterpoint.recipes.training import train_run
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Frame
 from counterpoint.runtime.sessions import Sessions
-from counterpoint.streams.spec import Ticks
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Layout, Ticks
+from counterpoint.systems import SYSTEMS
 from counterpoint.systems.contract import System
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.distributed import World
+from counterpoint.train.run import Run
 from tests.systems.contract_models import CONFIGS, PROBES, build, random_ticks
 
 GREEDY = Sampling(temperature=0.0)
@@ -112,3 +123,62 @@ def test_a_session_goes_on_with_its_own_past_as_a_prompt(model: System) -> None:
     said = talk(model, heard)
     again = talk(model, heard, content_of(model, said, heard, 5), 5)
     assert same(again, said[5:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """Every stream that is said repeats what the first heard stream begins with."""
+
+    num_ticks: int = 12
+
+    def fits(self, layout: Layout) -> bool:
+        return bool(layout.heard)
+
+    def prepare(self, system: Any, **_: Any) -> "PreparedEcho":
+        return PreparedEcho(system, self.num_ticks)
+
+
+class PreparedEcho:
+    def __init__(self, system: System, num_ticks: int) -> None:
+        self.system, self.num_ticks = system, num_ticks
+
+    def batches(
+        self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> "PreparedEcho":
+        self.batch_rows = batch_rows
+        return self
+
+    def batch(self, step: int) -> Batch:
+        seeded = torch.Generator().manual_seed(step)
+        content = {}
+        signs = torch.randint(0, 2, (self.batch_rows, self.num_ticks), generator=seeded)
+        for name, size in sizes(self.system).items():
+            stream = self.system.layout[name]
+            values = signs[(...,) + (None,) * len(stream.element_shape)]
+            values = values.expand(*signs.shape, *stream.element_shape)
+            content[name] = values + 1 if stream.is_discrete else values * 2.0 - 1
+            assert size.numel()
+        return self.system.lay_out(content)
+
+    def held_out_units(self) -> None:
+        return None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return {}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_trains_like_any_system(
+    probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SYSTEMS, probe, PROBES[probe])
+    run = Run(
+        name=probe,
+        system=CONFIGS[probe]["windowed"],
+        data=Echo(),
+        train=TrainConfig(num_steps=6, batch_rows=2),
+    )
+    result = train_run(run, tmp_path / probe, World(), loggers=())
+    assert result.finished
+    assert result.counters.step == 6
