@@ -88,8 +88,14 @@ def _decode_scalar(annotation: Any, data: Any, where: str) -> Any:
 def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _mismatch(where, cls.__qualname__, data)
-    if data.get(TYPE_KEY, cls.__qualname__) != cls.__qualname__:
-        raise _mismatch(where, cls.__qualname__, data[TYPE_KEY])
+    tag = data.get(TYPE_KEY, cls.__qualname__)
+    if tag != cls.__qualname__:
+        kinds = {kind.__qualname__: kind for kind in _kinds(cls)}
+        if not kinds:
+            raise _mismatch(where, cls.__qualname__, tag)
+        if tag not in kinds:
+            raise UserError(f"{where}: no type is called {tag!r}. {_nearest(tag, kinds)}")
+        cls = kinds[tag]
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = get_type_hints(cls)
     values = {}
@@ -153,6 +159,15 @@ def first_difference(old: Any, new: Any, where: str = "config") -> str | None:
         )
         return next((difference for difference in differences if difference), None)
     return None if old == new else f"{where} ({old!r}, here {new!r})"
+
+
+def _kinds(base: type) -> list[type]:
+    """The dataclasses that are made from a base, in the order in which they were made."""
+    found: list[type] = []
+    made: list[type] = base.__subclasses__()
+    for kind in made:
+        found += [kind, *_kinds(kind)]
+    return found
 
 
 def _is_config(member: Any) -> bool:

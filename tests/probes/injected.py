@@ -19,11 +19,11 @@ from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks
+from counterpoint.systems.contract import Choose, Logits, State, System, SystemConfig, in_chunks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InjectedConfig:
+class InjectedConfig(SystemConfig):
     """Shape of an `Injected`."""
 
     tower: TowerConfig

@@ -16,11 +16,11 @@ from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.interleave import interleave
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Choose, Logits, System, in_chunks
+from counterpoint.systems.contract import Choose, Logits, System, SystemConfig, in_chunks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InterleavedConfig:
+class InterleavedConfig(SystemConfig):
     tower: TowerConfig
     vocab_size: int
     depths: tuple[int, int, int]  # most elements of a chunk that is thought, spoken, heard

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.data.source import Fingerprint
+from counterpoint.config_json import decode, encode
+from counterpoint.data.progress import Output
+from counterpoint.data.source import Fingerprint, PreparedSource
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Frame
@@ -16,7 +18,7 @@ from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems import SYSTEMS
-from counterpoint.systems.contract import System
+from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
@@ -127,20 +129,30 @@ def test_a_session_goes_on_with_its_own_past_as_a_prompt(model: System) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
-    """Every stream that is said repeats what the first heard stream begins with."""
-
-    num_ticks: int = 12
+    """A source of data for any system: all streams tell the same random sign at every tick."""
 
     def fits(self, layout: Layout) -> bool:
         return bool(layout.heard)
 
-    def prepare(self, system: Any, **_: Any) -> "PreparedEcho":
-        return PreparedEcho(system, self.num_ticks)
+    def num_ticks(self, layout: Layout) -> int:
+        return 12
+
+    def prepare(
+        self,
+        system: Any,
+        *,
+        block_ticks: int | None = None,
+        progress: Output | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        held_out_only: bool = False,
+    ) -> PreparedSource:
+        return PreparedEcho(system, self.num_ticks(system.layout))
 
 
 class PreparedEcho:
     def __init__(self, system: System, num_ticks: int) -> None:
-        self.system, self.num_ticks = system, num_ticks
+        self.system, self.num_ticks, self.batch_rows = system, num_ticks, 0
 
     def batches(
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
@@ -150,18 +162,19 @@ class PreparedEcho:
 
     def batch(self, step: int) -> Batch:
         seeded = torch.Generator().manual_seed(step)
-        content = {}
         signs = torch.randint(0, 2, (self.batch_rows, self.num_ticks), generator=seeded)
-        for name, size in sizes(self.system).items():
-            stream = self.system.layout[name]
-            values = signs[(...,) + (None,) * len(stream.element_shape)]
+        content = {}
+        for stream in self.system.layout.streams:
+            values = signs.view(*signs.shape, *[1] * len(stream.element_shape))
             values = values.expand(*signs.shape, *stream.element_shape)
-            content[name] = values + 1 if stream.is_discrete else values * 2.0 - 1
-            assert size.numel()
+            content[stream.name] = values + 1 if stream.is_discrete else values * 2.0 - 1
         return self.system.lay_out(content)
 
     def held_out_units(self) -> None:
         return None
+
+    def describe(self) -> str:
+        return "signs without end"
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -173,12 +186,10 @@ def test_a_probe_trains_like_any_system(
     probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SYSTEMS, probe, PROBES[probe])
-    run = Run(
-        name=probe,
-        system=CONFIGS[probe]["windowed"],
-        data=Echo(),
-        train=TrainConfig(num_steps=6, batch_rows=2),
-    )
+    config = CONFIGS[probe]["windowed"]
+    run = Run(name=probe, system=config, data=Echo(), train=TrainConfig(num_steps=6, batch_rows=2))
+    assert decode(SystemConfig, encode(config)) == config
     result = train_run(run, tmp_path / probe, World(), loggers=())
     assert result.finished
     assert result.counters.step == 6
+    assert result.loss > 0

@@ -17,7 +17,7 @@ from counterpoint.runtime.load import find_checkpoint, load_run
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names
-from counterpoint.train.run import AnyConfig, Run
+from counterpoint.train.run import Run
 
 _HELP = """usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig | AnyConfig, Run | None]]:
+def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]]:
     """Every system of what was named: its name, its config and the run that trains it, if any."""
     if isinstance(value, Study):
         return [system for run in value.arms for system in _systems(run, run.name)]

@@ -6,15 +6,10 @@ import torch
 
 from counterpoint.errors import UserError
 from counterpoint.systems.contract import System
-from counterpoint.systems.moshi import Moshi, MoshiConfig
-from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
-from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
-
-AnySystem = SingleStream | TwoStream | Moshi
-"""A model of any system; all follow `counterpoint.systems.contract.System`."""
-
-SystemConfig = SingleStreamConfig | TwoStreamConfig | MoshiConfig
-"""The config of any system."""
+from counterpoint.systems.contract import SystemConfig as SystemConfig
+from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
 
 SYSTEMS: dict[str, type[System]] = {
     "single_stream": SingleStream,

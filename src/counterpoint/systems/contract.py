@@ -33,6 +33,11 @@ Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
 """Gives the ids of an element of a frame: of a stream, a codebook of it, and its scores."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemConfig:
+    """Base of the configs of all systems: what runs, presets and checkpoints hold."""
+
+
 class LossSums(NamedTuple):
     """What some targets cost, as sums that add up over rows, parts of a batch and processes.
 
@@ -116,7 +121,7 @@ class System(nn.Module, ABC):
             may differ where a run begins with the weights of another.
     """
 
-    Config: ClassVar[type]
+    Config: ClassVar[type[SystemConfig]]
     tick_stages: ClassVar[tuple[str, ...]] = ("read", "write")
     writes_with_tower: ClassVar[bool] = False
     free_fields: ClassVar[frozenset[str]] = frozenset({"window", "pinned_steps"})

@@ -33,6 +33,7 @@ from counterpoint.systems.contract import (
     LossSums,
     State,
     System,
+    SystemConfig,
     in_chunks,
     stream_loss,
 )
@@ -75,7 +76,7 @@ class AudioStream:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MoshiConfig:
+class MoshiConfig(SystemConfig):
     """Shape of a `Moshi`.
 
     Attributes:

@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import get_args
+from typing import Any
 
 import counterpoint.systems
 from counterpoint.errors import UserError
@@ -44,6 +44,10 @@ def _presets(system: str) -> dict[str, Callable[[], SystemConfig]]:
         signature = inspect.signature(function)
         needed = [p for p in signature.parameters.values() if p.default is p.empty]
         is_here = function.__module__ == module.__name__ and not name.startswith("_")
-        if is_here and not needed and signature.return_annotation in get_args(SystemConfig):
+        if is_here and not needed and _is_config(signature.return_annotation):
             found[name] = function
     return found
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, SystemConfig)

@@ -25,12 +25,13 @@ from counterpoint.systems.contract import (
     Logits,
     State,
     System,
+    SystemConfig,
     in_chunks,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SingleStreamConfig:
+class SingleStreamConfig(SystemConfig):
     """Shape of a `SingleStream`.
 
     Attributes:

@@ -40,13 +40,14 @@ from counterpoint.systems.contract import (
     LossSums,
     State,
     System,
+    SystemConfig,
     in_chunks,
     stream_loss,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TwoStreamConfig:
+class TwoStreamConfig(SystemConfig):
     """Shape of a `TwoStream`.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from counterpoint.config_json import decode, encode
 from counterpoint.data.source import DataSource
@@ -11,13 +10,6 @@ from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
-
-
-@runtime_checkable
-class AnyConfig(Protocol):
-    """A config of a system that `SYSTEMS` has been given beside those of the library."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +25,7 @@ class Run:
     """
 
     name: str
-    system: SystemConfig | AnyConfig
+    system: SystemConfig
     train: TrainConfig
     data: DataConfig | SpeechData | DataSource = field(default_factory=DataConfig)
 
