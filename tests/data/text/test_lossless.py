@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from counterpoint.data.text.documents import plain_document
-from counterpoint.data.text.shards import write_shards
 from counterpoint.data.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -20,6 +19,7 @@ from counterpoint.data.text.tokenizer import (
     text_pieces,
 )
 from counterpoint.errors import UserError
+from tests.data.text.shard_folders import write_shards
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"

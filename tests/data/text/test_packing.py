@@ -146,7 +146,7 @@ import numpy as np
 from counterpoint.data.text.documents import plain_document
 from counterpoint.data.loader import Loader
 from counterpoint.data.text.packing import PackedRows
-from counterpoint.data.text.shards import write_shards
+from tests.data.text.shard_folders import write_shards
 from counterpoint.data.text.tokenizer import ByteTokenizer
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 limit = int(status["VmData"].split()[0]) * 1024 + (16 << 20)

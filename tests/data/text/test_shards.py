@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from counterpoint.data.text.documents import Document, Section, plain_document
-from counterpoint.data.text.shards import ShardWriter, TokenShards, write_shards
+from counterpoint.data.text.shards import ShardWriter, TokenShards
 from counterpoint.data.text.tokenizer import ByteTokenizer
+from tests.data.text.shard_folders import write_shards
 
 BYTES = ByteTokenizer()
 

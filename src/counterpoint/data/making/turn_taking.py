@@ -49,20 +49,10 @@ FLOOR_TRANSFER = _quantiles(
 )  # fmt: skip
 """From the end of a turn to the start of the other speaker's; negative where they overlap."""
 
-GAP = _quantiles(
-    0.006, 0.030, 0.058, 0.111, 0.160, 0.210, 0.265, 0.332, 0.421, 0.554, 0.809, 1.097, 1.901
-)  # fmt: skip
-"""Silences between speakers."""
-
 PAUSE = _quantiles(
     0.206, 0.222, 0.249, 0.300, 0.354, 0.412, 0.476, 0.550, 0.644, 0.780, 1.022, 1.276, 1.963
 )  # fmt: skip
 """Silences of more than 200 ms within the speech of one speaker."""
-
-OVERLAP = _quantiles(
-    0.005, 0.025, 0.053, 0.118, 0.183, 0.247, 0.306, 0.363, 0.430, 0.520, 0.699, 0.901, 1.381
-)  # fmt: skip
-"""Stretches in which both speak."""
 
 YIELD = _quantiles(
     0.004, 0.017, 0.036, 0.087, 0.134, 0.192, 0.261, 0.340, 0.440, 0.573, 0.814, 1.041, 1.536

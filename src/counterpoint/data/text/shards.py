@@ -13,7 +13,7 @@ A folder of shards holds
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from jaxtyping import Int, UInt
 
-from counterpoint.data.text.documents import Document, UnitKind
 from counterpoint.data.text.tokenizer import Tokenizer
 from counterpoint.digests import file_digest, is_intact, json_digest, sealed
 from counterpoint.errors import UserError
@@ -197,26 +196,6 @@ class ShardWriter:
             f"Writing the corpus to {str(self.folder)!r} stopped after {self.num_tokens} tokens: "
             f"{error.strerror}. Nothing is kept; free space or choose another folder",
         )
-
-
-def write_shards(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    folder: str | Path,
-    shard_tokens: int = SHARD_TOKENS,
-    unit: UnitKind = "section",
-) -> "TokenShards":
-    """Write the units of all documents into a new folder, one document in memory at a time.
-
-    Raises:
-        UserError: The folder exists, or the corpus is empty.
-        OSError: The disk is full or cannot be written; the folder does not appear then.
-    """
-    with ShardWriter(folder, tokenizer, shard_tokens) as writer:
-        for document in documents:
-            for heading, text in document.units(unit):
-                writer.add(text, document.title, heading)
-    return TokenShards(folder)
 
 
 class TokenShards(Sequence[Unit]):
