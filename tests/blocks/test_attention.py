@@ -15,7 +15,7 @@ from counterpoint.blocks.attention import (
     streaming_reach,
     write_ring,
 )
-from counterpoint.streams.clock import Span, causal_span, span_mask
+from counterpoint.streams.clock import SEQUENCE, span, span_mask
 
 SIZES = (1, 63, 100)
 
@@ -290,16 +290,15 @@ def test_write_ring_writes_each_step_into_its_slot() -> None:
         assert not ring[row][:, :, untouched[row]].any()
 
 
-def test_causal_span_feeds_the_mask_of_the_reach() -> None:
+def test_span_feeds_the_mask_of_the_reach() -> None:
     """The plain path is only taken when it is the same rule."""
     start = torch.zeros(2, 9, dtype=torch.long)
     assert offline_reach(start, 4, 9).bias is None
     step = torch.arange(9)[None]
-    span = causal_span(step.expand(2, -1), start, 8)
-    assert isinstance(span, Span)
+    reach = span(SEQUENCE, "sequence", "sequence", step.expand(2, -1) + 1, first=start, window=8)
     bias = offline_reach(start, 4, 8).bias
     assert bias is not None
-    assert torch.equal(bias[:, 0] == 0, span_mask(span, step))
+    assert torch.equal(bias[:, 0] == 0, span_mask(reach, step))
 
 
 @pytest.mark.parametrize(("width", "heads"), [(10, 3), (9, 3)])

@@ -9,12 +9,10 @@ from counterpoint.streams.clock import (
     SEQUENCE,
     Span,
     available_at,
-    causal_span,
     span,
     span_mask,
     visible,
     visible_finished,
-    visible_stop,
 )
 from counterpoint.streams.spec import Layout, Role, Stream
 
@@ -42,11 +40,11 @@ def elements(layout: Layout) -> list[tuple[str, int]]:
 
 
 @given(layouts())
-def test_visible_stop_counts_exactly_the_visible_steps(layout: Layout) -> None:
+def test_span_stops_behind_exactly_the_visible_steps(layout: Layout) -> None:
     """All streams, all phases: the block form is the dense rule."""
     for query in layout.streams:
         for key in layout.streams:
-            stop = visible_stop(layout, query.name, torch.arange(NUM_STEPS), key.name)
+            stop = span(layout, query.name, key.name, torch.arange(NUM_STEPS)).stop
             for step in range(NUM_STEPS):
                 # No step beyond the last tick that the query covers can be readable.
                 limit = (step + 1) * query.period_ticks + query.delay_ticks
@@ -78,7 +76,7 @@ def test_visible_elements_hold_no_future_content(layout: Layout) -> None:
     """What an element may read ends, delay included, no later than the element itself."""
     for query in layout.streams:
         for key in layout.streams:
-            stops = visible_stop(layout, query.name, torch.arange(NUM_STEPS), key.name)
+            stops = span(layout, query.name, key.name, torch.arange(NUM_STEPS)).stop
             last_tick = stops * key.period_ticks - 1 + key.delay_ticks
             own_tick = (torch.arange(NUM_STEPS) + 1) * query.period_ticks - 1 + query.delay_ticks
             assert bool(((stops == 0) | (last_tick <= own_tick)).all())
@@ -89,7 +87,7 @@ def test_visible_elements_hold_no_future_content(layout: Layout) -> None:
 def test_stream_sees_all_its_earlier_steps_and_no_other(layout: Layout) -> None:
     steps = torch.arange(NUM_STEPS)
     for stream in layout.streams:
-        assert torch.equal(visible_stop(layout, stream.name, steps, stream.name), steps)
+        assert torch.equal(span(layout, stream.name, stream.name, steps).stop, steps)
 
 
 def test_order_in_the_frame_decides_within_a_tick() -> None:
@@ -104,14 +102,14 @@ def test_whole_is_readable_when_its_last_part_is_in_and_its_lag_is_over() -> Non
     part = Stream(name="part", role=Role.PART, vocab_size=2)
     whole = Stream(name="whole", role=Role.WHOLE, width=2, period_ticks=4, delay_ticks=4)
     layout = Layout(streams=(whole, part))
-    stop = visible_stop(layout, "part", torch.arange(17), "whole")
+    stop = span(layout, "part", "whole", torch.arange(17)).stop
     # Block 0 covers ticks 0..3 and lags one block: tick 7 is the first part that may read it.
     assert stop.tolist() == [0] * 7 + [1] * 4 + [2] * 4 + [3] * 2
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("lag", [0, 1, 2, 3])
-def test_visible_finished_is_visible_stop_on_a_regular_grid(period: int, lag: int) -> None:
+def test_counting_finished_steps_is_the_rule_on_a_regular_grid(period: int, lag: int) -> None:
     """Every phase: the steps finished at each tick say what the next tick's element may read."""
     part = Stream(name="part", role=Role.PART, vocab_size=2)
     whole = Stream(
@@ -121,7 +119,7 @@ def test_visible_finished_is_visible_stop_on_a_regular_grid(period: int, lag: in
     tick = torch.arange((lag + 3) * period)
     last_tick = torch.arange(1, lag + 5) * period - 1  # of the content of each step
     finished = (last_tick[:, None] <= tick).sum(0)
-    stop = visible_stop(layout, "part", tick + 1, "whole")
+    stop = span(layout, "part", "whole", tick + 1).stop
     assert torch.equal(visible_finished(finished, lag), stop)
     assert int(stop[-1]) == 3
 
@@ -134,7 +132,7 @@ def test_irregular_streams_have_no_moments_by_number(query: str, key: str) -> No
     for ask in (
         lambda: available_at(layout, "whole", 0),
         lambda: visible(layout, (query, 5), (key, 0)),
-        lambda: visible_stop(layout, query, torch.arange(3), key),
+        lambda: span(layout, query, key, torch.arange(3)).stop,
     ):
         with pytest.raises(ValueError, match="'whole' is irregular.*`span`"):
             ask()
@@ -221,7 +219,7 @@ def test_span_counts_finished_steps_of_whole_delays_only() -> None:
     window=st.none() | st.integers(1, 10),
     offset=st.integers(0, 20),
 )
-def test_causal_span_stays_in_document_and_window(
+def test_span_of_a_sequence_stays_in_document_and_window(
     documents: list[int], window: int | None, offset: int
 ) -> None:
     document_of = [number for number, length in enumerate(documents) for _ in range(length)]
@@ -239,21 +237,22 @@ def test_causal_span_stays_in_document_and_window(
             assert bool(mask[query, key]) == expected
 
 
-def test_causal_span_is_the_rule_for_the_next_step() -> None:
+def test_span_of_a_sequence_is_the_rule_for_the_next_step() -> None:
     """The state at step p produces step p + 1, and the rule says what that may read."""
     layout = Layout(streams=(Stream(name="part", role=Role.PART, vocab_size=2),))
     position = torch.arange(NUM_STEPS)[None]
-    span = causal_span(position, torch.zeros_like(position))
-    assert torch.equal(span.stop, visible_stop(layout, "part", position + 1, "part"))
+    reach = span(SEQUENCE, "sequence", "sequence", position + 1)
+    assert torch.equal(reach.stop, position + 1)
+    assert torch.equal(reach.stop, span(layout, "part", "part", position + 1).stop)
 
 
 @pytest.mark.usefixtures("compiler")
 def test_span_mask_compiles_without_graph_breaks() -> None:
     position = torch.arange(NUM_STEPS)[None]
-    start = torch.zeros_like(position)
 
     def mask(position: torch.Tensor) -> torch.Tensor:
-        return span_mask(causal_span(position, start, window=3), position)
+        reach = span(SEQUENCE, "sequence", "sequence", position + 1, window=3)
+        return span_mask(reach, position)
 
     compiled = torch.compile(mask, fullgraph=True, backend="eager")
     assert torch.equal(compiled(position), mask(position))

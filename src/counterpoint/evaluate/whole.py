@@ -15,7 +15,8 @@ from counterpoint.data.text.shards import Unit
 from counterpoint.errors import UserError
 from counterpoint.evaluate.score import Progress, target_nats
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.clock import visible_finished
+from counterpoint.streams.clock import span
+from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import HasWhole
 
 
@@ -182,5 +183,8 @@ def effective_rank(states: Float[Tensor, "N D"]) -> float:
 
 def _null_attention(reading: Any, system: Any) -> Float[Tensor, " _n"]:
     """Attention on the null key where a block could be read instead."""
-    readable = visible_finished(reading.finished[0], system.config.lag_blocks) > 0
+    layout, finished = system.layout, reading.finished[0]
+    part, whole = layout.predicted[0].name, layout.by_role(Role.WHOLE)[0].name
+    tick = torch.arange(len(finished), device=finished.device)
+    readable = span(layout, part, whole, tick + 1, finished=finished).stop > 0
     return reading.attention[0, readable, 0].float()

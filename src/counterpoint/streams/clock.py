@@ -5,8 +5,8 @@ the frame): the last tick that its step covers plus the stream's delay, then the
 the layout. Producing an element may read exactly the elements whose moment is strictly earlier.
 
 For one row and one key stream the visible steps therefore always form an interval that starts
-where the document starts and stops at `visible_stop`. Attention blocks know only such intervals
-(`Span`), never a rule of their own.
+where the document starts (`span`). Attention blocks know only such intervals, never a rule of
+their own.
 """
 
 from typing import NamedTuple
@@ -54,33 +54,8 @@ def visible(layout: Layout, query: tuple[str, int], key: tuple[str, int]) -> boo
     return available_at(layout, *key) < available_at(layout, *query)
 
 
-def visible_stop(
-    layout: Layout, query_stream: str, step: Int[Tensor, "..."], key_stream: str
-) -> Int[Tensor, "..."]:
-    """Number of key steps that producing each query step may read: the block form of `visible`.
-
-    Args:
-        layout: Streams on the clock.
-        query_stream: Stream of the elements that are produced.
-        step: Their steps.
-        key_stream: Stream that is read.
-
-    Returns:
-        One count for each step: key steps ``0 .. count - 1`` are visible.
-
-    Raises:
-        ValueError: One of the streams is irregular, so its moments depend on the content.
-    """
-    query, key = _regular(layout, query_stream), _regular(layout, key_stream)
-    tick = (step + 1) * query.period_ticks - 1 + query.delay_ticks
-    earlier_in_frame = layout.place(key_stream) < layout.place(query_stream)
-    ticks_passed = tick + 1 if earlier_in_frame else tick  # ticks whose key elements are readable
-    count = torch.div(ticks_passed - key.delay_ticks, key.period_ticks, rounding_mode="floor")
-    return count.clamp(min=0)
-
-
 def visible_finished(finished: Int[Tensor, "..."], lag_steps: int) -> Int[Tensor, "..."]:
-    """`visible_stop` of an irregular stream for what is produced one tick after each tick.
+    """Readable steps of an irregular stream for what is produced one tick after each tick.
 
     The steps of such a stream end where its content says. Those that ended at or before a tick have
     an earlier moment than what is produced at the next tick; a lag takes the newest away.
@@ -172,23 +147,6 @@ def _regular(layout: Layout, name: str) -> Stream:
             "finished steps and give them to `span`."
         )
     return stream
-
-
-def causal_span(
-    position: Int[Tensor, "B Q"], document_start: Int[Tensor, "B Q"], window: int | None = None
-) -> Span:
-    """Keys of a stream that a state of the same stream may read when it predicts its next step.
-
-    By the rule, the state at step ``p`` produces step ``p + 1`` and so reads steps up to ``p``.
-
-    Args:
-        position: Absolute step of each query.
-        document_start: First step of the document that each query belongs to.
-        window: Number of most recent steps kept, the query's own included; ``None`` keeps all.
-    """
-    stop = position + 1
-    start = document_start if window is None else torch.maximum(document_start, stop - window)
-    return Span(start, stop)
 
 
 def span_mask(span: Span, key_step: Int[Tensor, "#B K"]) -> Bool[Tensor, "B Q K"]:
