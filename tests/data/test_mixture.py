@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from counterpoint.data.loader import Loader
-from counterpoint.data.mixture import (
-    END_ID,
-    TEXT_KIND,
-    Mixture,
-    TextBatches,
-    TextRows,
-    prepare_text,
-)
+from counterpoint.data.mixture import TEXT_KIND, Mixture
+from counterpoint.data.speech.text_rows import END_ID, TextBatches, TextRows, prepare_text
 from counterpoint.data.text.corpus import Folder
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.data.text.shards import ShardWriter, TokenShards

@@ -33,7 +33,7 @@ class EvaluateOptions:
         checkpoint: A checkpoint or a run folder.
         max_units: Held-out units (rows, of speech) that are scored, spread evenly; 0 scores all.
         whole_units: Units on which the whole is exchanged, spread evenly; 0 takes all.
-        precision: Of the computation.
+        precision: Precision of the computation.
     """
 
     checkpoint: tyro.conf.Positional[Path]

@@ -84,7 +84,7 @@ class TalkChoices:
     """How the agent chooses what it says.
 
     Attributes:
-        seed: Of its choices.
+        seed: Decides its choices.
         text_temperature: Divides the scores of the text; 0 takes the likeliest id.
         text_top_k: Likeliest text ids to choose among; 0 keeps all.
         padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
@@ -116,7 +116,8 @@ def main(arguments: Sequence[str]) -> int:
     pieces = converse(conversation, blocks, options.tail)
     duration_s = recorded.duration_s + options.tail
     num_clipped = write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
-    model, heard = Path(shown(options.checkpoint.resolve())), Path(shown(options.input))
+    model = Path(shown(options.checkpoint.resolve()))
+    heard = Path(shown(options.input))
     title = f"{model.name} answers {heard.name}"
     words = conversation.words().merge(user_words)
     talk = observe_answer(title, options.output, rate, words)
@@ -128,7 +129,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(options: TalkOptions) -> AudioInfo:
     """Refuse what would fail late, or write over what is read; tell what the input is."""
-    output, tail = options.output, options.tail
+    output = options.output
+    tail = options.tail
     if output.suffix.lower() != ".wav":
         raise UserError(f"`--output` must end in .wav: got {str(output)!r}.")
     if output.is_dir():

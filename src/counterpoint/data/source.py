@@ -112,7 +112,7 @@ class DataSource(Protocol):
                 are asked for, and the fingerprint is that of what is read.
 
         Raises:
-            ValueError: The data cannot be used, or do not fit the system.
+            UserError: The data cannot be used, or do not fit the system.
             OSError: The cache cannot be written.
         """
         ...

@@ -28,7 +28,7 @@ from counterpoint.evaluate.score import Progress, by_position, position_edges, s
 from counterpoint.evaluate.units import UnitScore, score_units, spread_places
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
 from counterpoint.runtime.session import Streaming
-from counterpoint.streams.batch import Unit as ContentUnit
+from counterpoint.streams.batch import ContentUnit
 from counterpoint.systems.contract import System
 
 FILE = "evaluation.json"
@@ -96,7 +96,7 @@ class Evaluation:
 
     Attributes:
         weights: SHA-256 of the weights; empty where they are not on disk.
-        precision: Of the computation.
+        precision: Precision of the computation.
         num_parameters: Trainable numbers of the system.
         unit: What sizes count: bytes of text, or frames of speech.
         titles: Where each scored unit comes from.
@@ -106,7 +106,7 @@ class Evaluation:
         positions: The same by position, of text.
         whole: How the whole is used; ``None`` without one.
         passage: What happened in one passage of text.
-        continuations: Of the same prompts.
+        continuations: How the same prompts go on.
         seconds: Time that all this took.
         config: How much was measured.
     """
@@ -154,7 +154,7 @@ def evaluate(
     """Measure a system on the held-out units of its data.
 
     Args:
-        system: In evaluation mode, on its device.
+        system: The system in evaluation mode, on its device.
         data: With held-out units.
         config: How much is measured.
         precision: ``"bfloat16"`` computes under autocast.
@@ -269,7 +269,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
     """Read it back from a run folder; ``None`` when it was not evaluated.
 
     Raises:
-        ValueError: The file is damaged or of another version.
+        UserError: The file is damaged or of another version.
     """
     path = folder / FILE
     if not path.exists():
@@ -277,7 +277,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
     try:
         found: Evaluation = decode(Evaluation, json.loads(path.read_text(encoding="utf-8")))
     except ValueError as problem:
-        raise ValueError(
+        raise UserError(
             f"{path} must be an evaluation of this version: {problem} Delete it and evaluate again."
         ) from None
     return found

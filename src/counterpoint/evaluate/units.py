@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Int
 
 from counterpoint.data.source import HeldOutUnits
-from counterpoint.streams.batch import Batch, Unit
+from counterpoint.streams.batch import Batch, ContentUnit
 from counterpoint.systems.contract import LossSums, System, add_losses
 
-Progress = Callable[[int, int], None]
+UnitProgress = Callable[[int, int], None]
 """Called with the number of units done and of all."""
 
 
@@ -35,7 +35,7 @@ class UnitScore:
 
     title: str
     size: int
-    unit: Unit
+    unit: ContentUnit
     nats: float
     losses: Mapping[str, LossSums]
 
@@ -49,7 +49,7 @@ def score_units(
     system: System,
     units: HeldOutUnits,
     max_units: int = 0,
-    on_progress: Progress | None = None,
+    on_progress: UnitProgress | None = None,
 ) -> list[UnitScore]:
     """Score units one by one, every document in them by itself.
 

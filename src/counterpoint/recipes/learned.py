@@ -29,8 +29,8 @@ def keep_or_check_learned(data: Any, fingerprint: Fingerprint, folder: Path, wor
 
     Args:
         data: Config of the data.
-        fingerprint: Of its content; see `counterpoint.data.source.PreparedSource`.
-        folder: Of the run.
+        fingerprint: What its content is; see `counterpoint.data.source.PreparedSource`.
+        folder: The run's folder.
         world: The processes; every one must call this.
 
     Raises:

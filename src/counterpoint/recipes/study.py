@@ -67,7 +67,8 @@ class Study:
         first = self.arms[0]
         for run in self.arms[1:]:
             for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
-                expected, got = _field(first, place), _field(run, place)
+                expected = _field(first, place)
+                got = _field(run, place)
                 if expected != got:
                     raise UserError(
                         f"Arms must learn from equal data: `{place}` is {expected!r} for "

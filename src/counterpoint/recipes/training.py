@@ -51,7 +51,7 @@ def train_run(
         loggers: Followers of the numbers; by default TensorBoard, in ``tensorboard/``.
 
     Raises:
-        ValueError: The data, or the checkpoints of the folder, cannot be used.
+        UserError: The data, or the checkpoints of the folder, cannot be used.
     """
     progress = sys.stderr if progress is None else progress
     keep_large_buffers()

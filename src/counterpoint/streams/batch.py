@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint.streams.spec import Ticks
 
-Unit = Literal["byte", "frame"]
+ContentUnit = Literal["byte", "frame"]
 """What the size of content counts: bytes of text, or frames of speech."""
 
 
@@ -38,7 +38,7 @@ class Batch:
     document_start: Int[Tensor, "B T"]
     size: int
     elements: Ticks = field(default_factory=dict)
-    unit: Unit = "byte"
+    unit: ContentUnit = "byte"
     kind: str = ""
 
     def to(self, device: torch.device | str) -> "Batch":

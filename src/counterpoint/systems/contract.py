@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.errors import UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
@@ -221,7 +222,7 @@ class System(nn.Module, ABC):
 
         Args:
             ticks: The next T ticks of every row.
-            state: As returned by `initial_state` or the previous call.
+            state: What `initial_state` or the previous call returned.
             lengths: Ticks of each row that are real, from the left; the rest of the row is
                 ignored and leaves no trace. 0 pauses a row. ``None`` means all T.
 
@@ -288,9 +289,9 @@ class System(nn.Module, ABC):
         """The same model, whose sessions keep their first ticks in the window.
 
         Raises:
-            ValueError: It cannot.
+            UserError: It cannot.
         """
-        raise ValueError(
+        raise UserError(
             f"Only models that pin their prompts can be given one to keep: {type(self).__name__} "
             "does not. Leave the pin out."
         )
@@ -307,7 +308,7 @@ class System(nn.Module, ABC):
 
         Args:
             num_ticks: Ticks of the row.
-            training: Of `loss` with its auxiliary terms, forward and backward (three times the
+            training: Count `loss` with its auxiliary terms, forward and backward (three times the
                 forward).
             predicted: Streams that have targets, as in ``batch.targets``; ``None`` means all.
         """

@@ -24,6 +24,7 @@ from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.depth import CodebookEmbedding, DepthConfig, DepthDecoder, Past
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.errors import UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
@@ -65,12 +66,12 @@ class AudioStream:
 
     def __post_init__(self) -> None:
         if self.codebook_sizes and len(self.codebook_sizes) != self.depth:
-            raise ValueError(
+            raise UserError(
                 f"`codebook_sizes` of {self.name!r} must be one for each of its {self.depth} "
                 f"codebooks: got {self.codebook_sizes}."
             )
         if not self.loss_weight > 0:
-            raise ValueError(
+            raise UserError(
                 f"`loss_weight` of {self.name!r} must be above 0: got {self.loss_weight}."
             )
 
@@ -112,25 +113,25 @@ class MoshiConfig(SystemConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.heard_dropout < 1:
-            raise ValueError(f"`heard_dropout` must be >= 0 and < 1: got {self.heard_dropout}.")
+            raise UserError(f"`heard_dropout` must be >= 0 and < 1: got {self.heard_dropout}.")
         ends = [sum(s.depth for s in self.audio[: i + 1]) for i in range(len(self.audio))]
         if self.num_predicted not in ends:
-            raise ValueError(
+            raise UserError(
                 f"`num_predicted` must end with a stream, after one of {ends} codebooks: got "
                 f"{self.num_predicted}. Split a stream, or predict all of it."
             )
         for found in (self.text_padding_id, *self.text_light_ids):
             if not 0 <= found < self.text_vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"Text ids must be 0 to {self.text_vocab_size - 1}: got {found} for padding."
                 )
         if not 1 <= min(self.codebook_sizes) <= max(self.codebook_sizes) <= self.audio_vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"`codebook_sizes` must be 1 to `audio_vocab_size`, {self.audio_vocab_size}: got "
                 f"{self.codebook_sizes}."
             )
         if not self.text_light_weight > 0:
-            raise ValueError(f"`text_light_weight` must be above 0: got {self.text_light_weight}.")
+            raise UserError(f"`text_light_weight` must be above 0: got {self.text_light_weight}.")
 
     @property
     def num_codebooks(self) -> int:
@@ -225,7 +226,8 @@ class Moshi(System):
         self.audio = tuple(stream for stream in self.layout.streams if stream.name != TEXT)
         self.predicted = tuple(stream for stream in self.audio if stream.predicted)
         width = config.temporal.width
-        text_ids, audio_ids = config.text_vocab_size + 1, config.audio_vocab_size + 1
+        text_ids = config.text_vocab_size + 1
+        audio_ids = config.audio_vocab_size + 1
         self.text_embedding = CodebookEmbedding(1, text_ids, width)
         self.audio_embedding = CodebookEmbedding(config.num_codebooks, audio_ids, width)
         with torch.no_grad():  # their sum has unit variance
@@ -408,11 +410,11 @@ class Moshi(System):
         them. The two models share the weights that stay whole.
 
         Raises:
-            ValueError: The model does not predict that many codebooks.
+            UserError: The model does not predict that many codebooks.
         """
         config = self.config
         if num_predicted > config.num_predicted:
-            raise ValueError(
+            raise UserError(
                 f"`num_predicted` must be at most {config.num_predicted}: got {num_predicted}."
             )
         depth = replace(config.depth, schedule=config.depth.schedule[:num_predicted])
@@ -429,18 +431,19 @@ class Moshi(System):
         """The model that predicts the agent and hears everyone else.
 
         Raises:
-            ValueError: It does not speak first and hear then, or does not predict what is spoken.
+            UserError: It does not speak first and hear then, or does not predict what is spoken.
         """
         spoken = [stream for stream in self.audio if stream.role == Role.SPOKEN]
         others = self.audio[len(spoken) :]
         if not spoken or not others or any(stream.role == Role.SPOKEN for stream in others):
-            raise ValueError(
+            raise UserError(
                 "A model that talks must have audio streams that it speaks, then ones that it "
                 f"hears: got {', '.join(f'{s.name} ({s.role.value})' for s in self.audio)}."
             )
-        depth, predicted = sum(stream.depth for stream in spoken), self.config.num_predicted
+        depth = sum(stream.depth for stream in spoken)
+        predicted = self.config.num_predicted
         if depth > predicted:
-            raise ValueError(
+            raise UserError(
                 f"A model that talks must predict the {depth} codebooks that it speaks: this one "
                 f"predicts {predicted}."
             )
@@ -452,11 +455,11 @@ class Moshi(System):
         The two share their weights. Compile the new one, not the old one.
 
         Raises:
-            ValueError: The model's window is not longer.
+            UserError: The model's window is not longer.
         """
         window = self.config.temporal.window
         if not 0 <= num_ticks < window - 1:
-            raise ValueError(
+            raise UserError(
                 f"Pinned frames must be 0 to {window - 2}, for a window of {window} frames: got "
                 f"{num_ticks}."
             )

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
@@ -62,13 +64,13 @@ def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
     """The named device, else this process's GPU, else the CPU.
 
     Raises:
-        ValueError: A GPU is asked for and there is none.
+        UserError: A GPU is asked for and there is none.
     """
     if name is None:
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"Device {name!r} needs a CUDA GPU: none is visible. Use device 'cpu'.")
+        raise UserError(f"Device {name!r} needs a CUDA GPU: none is visible. Use device 'cpu'.")
     return device
 
 

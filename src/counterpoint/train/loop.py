@@ -44,8 +44,8 @@ class TrainResult:
         finished: False when a signal stopped it; the same call goes on from there.
         checkpoint: Folder of the last checkpoint.
         counters: What the whole run has done, earlier calls included.
-        loss: Of the last step in bits a byte of text, or a frame of speech; ``nan`` when this call
-            took none.
+        loss: Loss of the last step in bits a byte of text, or a frame of speech; ``nan`` when this
+            call took none.
         evaluation: Last evaluation of this call, empty when there was none.
     """
 
@@ -188,7 +188,7 @@ class _Trainer:
     def _check_rows(self, num_rows: int) -> None:
         expected = self.config.batch_rows
         if num_rows * self.world.size != expected or num_rows % self.num_parts:
-            raise ValueError(
+            raise UserError(
                 "`batch_rows` must be shared evenly by processes and accumulation: "
                 f"{expected} rows over {self.world.size} processes in {self.num_parts} parts "
                 f"each, and the loader gives {num_rows} a process. Change one of them."
@@ -249,7 +249,8 @@ def train(
 def _run(
     trainer: _Trainer, record: Record, evaluate: Evaluate | None, stop: StopSignal
 ) -> TrainResult:
-    config, state = trainer.config, trainer.state
+    config = trainer.config
+    state = trainer.state
     counters = state.counters
     state.system.train()
     loss = math.nan
@@ -319,7 +320,7 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
 def _check_regular(layout: Layout) -> None:
     for stream in layout.streams:
         if stream.irregular:
-            raise ValueError(
+            raise UserError(
                 f"`compile` needs steps of fixed length: {stream.name!r} is irregular, and a "
                 "compiled graph would compute a step of it at every tick. Train without `compile`."
             )

@@ -9,7 +9,7 @@ import torch
 
 from counterpoint.data.progress import Output, spell_count, spell_duration
 from counterpoint.packages import optional_module
-from counterpoint.streams.batch import Unit
+from counterpoint.streams.batch import ContentUnit
 
 # Dense bf16 FLOP/s on tensor cores, float32 FLOP/s: vendors' data sheets. The first match counts.
 _GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
@@ -71,7 +71,7 @@ class StepReport:
     loss: float
     seconds: float
     size: int
-    unit: Unit
+    unit: ContentUnit
     flops: float
     num_processes: int = 1
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from counterpoint.config_json import encode, first_difference
-from counterpoint.streams.batch import Unit
+from counterpoint.streams.batch import ContentUnit
 from counterpoint.train.checkpoint import (
     CheckpointError,
     Counters,
@@ -63,7 +63,7 @@ class StepNumbers:
     lr: float
     grad_norm: float
     size: int
-    unit: Unit
+    unit: ContentUnit
     flops: float
     seconds: float
     terms: dict[str, float]
@@ -108,7 +108,8 @@ class Record:
         Raises:
             CheckpointError: No checkpoint can be used, or they learned from other data.
         """
-        path, error = None, None
+        path = None
+        error = None
         if self.world.is_first:
             try:
                 path = newest_checkpoint(self.folder, state.system, self.note)
@@ -164,7 +165,8 @@ class Record:
 
     def step(self, state: TrainState, step: StepNumbers) -> None:
         """A step is done."""
-        counters, config = state.counters, state.config
+        counters = state.counters
+        config = state.config
         if self.reporter is not None:
             self.reporter.step(
                 StepReport(

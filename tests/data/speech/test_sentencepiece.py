@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterpoint.data.mixture import END_ID, TextBatches, prepare_text
+from counterpoint.data.speech.text_rows import END_ID, TextBatches, prepare_text
 from counterpoint.data.speech.words import open_tokenizer
 from counterpoint.data.text.corpus import Folder
 from counterpoint.data.text.tokenizer import SentencePieceTokenizer, load_tokenizer

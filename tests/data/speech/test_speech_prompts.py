@@ -10,10 +10,10 @@ from torch import Tensor
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.loader import Loader
-from counterpoint.data.mixture import TextBatches
 from counterpoint.data.speech.dialogues import Example, encode_voice, read_dialogues
 from counterpoint.data.speech.opening import Fillers, codec_fillers
 from counterpoint.data.speech.rows import RolePrompts, SpeechData, prepare_speech
+from counterpoint.data.speech.text_rows import TextBatches
 from counterpoint.data.speech.words import ByteWords
 from counterpoint.data.text.corpus import Folder
 from counterpoint.speech.audio import read_audio, write_audio

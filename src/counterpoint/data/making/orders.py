@@ -40,10 +40,12 @@ _ANSWER_GAP_S = (0.45, 0.55)
 _YIELD_S = (0.4, 0.5)
 _NUM_WORDS = (3, 8)  # of what is said to a listener
 _CONTENT_SHARE = 0.5
-_PAUSE_SHARE, _LONG_SHARE, _LATE_SHARE = 0.5, 0.2, 0.25
+_PAUSE_SHARE = 0.5
+_LONG_SHARE = 0.2
+_LATE_SHARE = 0.25
 
 Pairs = Literal["trained", "held_out"]
-"""Of device and state."""
+"""A device and its state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +74,7 @@ def draw_order(split: Split, rng: random.Random, pairs: Pairs = "trained") -> Or
     """An order in one of the wordings of a split.
 
     Args:
-        split: Of the wordings.
+        split: Which wordings are used.
         rng: Draws.
         pairs: "trained" draws a digit half of the time, and else a pair of device and state that
             is trained on; "held_out" draws one of `HELD_OUT_PAIRS`.
@@ -231,7 +233,8 @@ def recombined_scripts(
         for turn, reply in pairwise(script.turns):
             if turn.speaker == "user" and reply.speaker == "agent":
                 said[voice_of(script.name)].append(_as_order(turn, reply))
-    made, number = list[Script](), 0
+    made = list[Script]()
+    number = 0
     while len(made) < num_scripts:
         name = f"recombined_{seed}_{number:05d}"
         number += 1

@@ -46,7 +46,7 @@ VOICE_LUFS = -24.0
 
 _FORMAT = {"format": "counterpoint-dialogue-codes", "version": "1"}
 
-Progress = Callable[[float, float], None]
+RecordingProgress = Callable[[float, float], None]
 """Called with the seconds of audio that are encoded so far, and with those of all recordings."""
 
 
@@ -284,7 +284,7 @@ def encode_dialogues(
     dialogues: Sequence[Dialogue],
     codec: Codec,
     config: DialogueConfig,
-    on_progress: Progress | None = None,
+    on_progress: RecordingProgress | None = None,
     first: int = 0,
 ) -> list[Path]:
     """The files with the codes of recordings; those that are not there yet are written.

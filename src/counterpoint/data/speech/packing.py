@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.data.speech.dialogues import Example
+from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.contract import System
@@ -32,7 +33,7 @@ class DialogueRows:
         only_text: Train the text alone.
 
     Raises:
-        ValueError: There are no examples, or one is longer than a row.
+        UserError: There are no examples, or one is longer than a row.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class DialogueRows:
         ]
         lengths = [length for _, length in sizes]
         if not lengths or max(lengths) > row_ticks:
-            raise ValueError(
+            raise UserError(
                 f"Rows must have at least one example, and none longer than a row of {row_ticks} "
                 f"frames: got {len(lengths)}, the longest of {max(lengths, default=0)}."
             )
@@ -90,7 +91,7 @@ class DialogueRows:
         try:
             return None if self._prompts is None else self._prompts(example)
         except ValueError as error:
-            raise ValueError(f"{example.source}: {error}") from error
+            raise UserError(f"{example.source}: {error}") from error
 
     def _prompt_ticks(self, example: Example) -> int:
         prompt = self._prompt(example)

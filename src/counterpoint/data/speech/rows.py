@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.loader import HeldOutRows, Loader
-from counterpoint.data.mixture import Mixture, TextBatches, TextRows, prepare_text
+from counterpoint.data.mixture import Mixture
 from counterpoint.data.progress import Output, recording_lines
 from counterpoint.data.speech.dialogues import (
     Dialogue,
     DialogueConfig,
     DialogueExamples,
     Example,
-    Progress,
+    RecordingProgress,
     encode_dialogues,
     encode_voice,
     read_dialogues,
@@ -36,8 +36,10 @@ from counterpoint.data.speech.opening import (
     tagged_role,
 )
 from counterpoint.data.speech.packing import DialogueRows
+from counterpoint.data.speech.text_rows import TextBatches, TextRows, prepare_text
 from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parquet
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
+from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
 from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
@@ -57,7 +59,7 @@ class SpeechData:
             recordings does not apply, and no codec is opened.
         held_out: Likewise, only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
-        tokenizer: Of the text: "bytes", or the path of a SentencePiece .model.
+        tokenizer: Tokeniser of the text: "bytes", or the path of a SentencePiece .model.
         row_s: Length of a row, and the longest piece of a recording that is read as one. With
             prompts rows are longer by the longest of them.
         augmentation: What happens to the user's audio in training.
@@ -87,7 +89,7 @@ class SpeechData:
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
-            raise ValueError(
+            raise UserError(
                 f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
             )
         changed = self.hearing is not None or self.role_prompts
@@ -96,7 +98,7 @@ class SpeechData:
             (self.held_out, changed),
         ):
             if needs_sound and is_token_parquet(path):
-                raise ValueError(
+                raise UserError(
                     "`augmentation`, `hearing` and `role_prompts` must be left out for codes of a "
                     f".parquet file, which has no sound, words or roles: got {path}."
                 )
@@ -125,7 +127,7 @@ class SpeechData:
         All processes make what is not in the cache; the first one tells about it.
         """
         if (block_ticks or 1) != 1:
-            raise ValueError(
+            raise UserError(
                 "Dialogues must be read by systems without blocks: got `block_ticks` "
                 f"{block_ticks}. Compare systems of one period."
             )
@@ -143,10 +145,10 @@ class SpeechCorpus:
 
     Attributes:
         learned: To learn from; ``None`` where only held-out rows were asked for.
-        held_out: To measure on; ``None`` where there are none.
-        text: Of text alone, to learn from; ``None`` where there are none.
+        held_out: Rows to measure on; ``None`` where there are none.
+        text: Rows of text alone, to learn from; ``None`` where there are none.
         text_share: Share of their batches.
-        recordings: By list, place and name: digests of what is learned from each recording.
+        recordings: Digests of what is learned from each recording, by list, place and name.
         notes: What a person should know about the data, each a line.
     """
 
@@ -199,30 +201,30 @@ def codec_of(model: System, name: str, device: torch.device | str = "cpu") -> Co
     """The codec of both speakers of a model.
 
     Raises:
-        ValueError: Rates or codebooks differ.
+        UserError: Rates or codebooks differ.
     """
     depths = {
         sum(stream.depth for stream in model.layout.by_role(role))
         for role in (Role.SPOKEN, Role.HEARD)
     }
     if len(depths) != 1:
-        raise ValueError(f"Both speakers must have equally many codebooks: got {sorted(depths)}.")
+        raise UserError(f"Both speakers must have equally many codebooks: got {sorted(depths)}.")
     codec = open_codec(name, depths.pop(), device)
     if codec.frame_rate_hz != model.layout.tick_hz:
-        raise ValueError(
+        raise UserError(
             f"The model's `tick_hz` must be the codec's {codec.frame_rate_hz}: got "
             f"{model.layout.tick_hz}."
         )
     audio = (*model.layout.by_role(Role.SPOKEN), *model.layout.by_role(Role.HEARD))
     smallest = min(stream.vocab_size or 0 for stream in audio)
     if max(codec.codebook_sizes) > smallest:
-        raise ValueError(
+        raise UserError(
             f"`audio_vocab_size` must be at least the codec's {max(codec.codebook_sizes)}: got "
             f"{smallest}."
         )
     sizes = tuple(size for stream in audio for size in stream.sizes)
     if sizes != codec.codebook_sizes * 2:
-        raise ValueError(
+        raise UserError(
             f"Each speaker's codebooks must have the codec's sizes {codec.codebook_sizes}: got "
             f"{sizes} of both. Give the model's streams `codebook_sizes`."
         )
@@ -232,7 +234,7 @@ def codec_of(model: System, name: str, device: torch.device | str = "cpu") -> Co
 def prepare_speech(
     config: SpeechData,
     model: System,
-    on_progress: Progress | None = None,
+    on_progress: RecordingProgress | None = None,
     rank: int = 0,
     world_size: int = 1,
     held_out_only: bool = False,
@@ -248,7 +250,7 @@ def prepare_speech(
         held_out_only: Leave out what is learned from.
 
     Raises:
-        ValueError: A list, a .parquet file, the codec or the tokeniser cannot be used, or does not
+        UserError: A list, a .parquet file, the codec or the tokeniser cannot be used, or does not
             fit the model.
         OSError: The cache cannot be written.
     """
@@ -281,7 +283,7 @@ class _Reader:
         self,
         config: SpeechData,
         model: System,
-        on_progress: Progress | None,
+        on_progress: RecordingProgress | None,
         rank: int,
         world_size: int,
     ) -> None:
@@ -308,7 +310,8 @@ class _Reader:
         self, path: str, seeds: Sequence[int], augmentation: Augmentation | None
     ) -> DialogueRows:
         """Rows of a list, encoded once for each seed, or of a .parquet file."""
-        config, model = self._config, self._model
+        config = self._config
+        model = self._model
         if is_token_parquet(path):
             coded = TokenExamples(path, self._num_frames, model.layout)
             self.recordings[path] = {path: coded.digest}
@@ -341,7 +344,7 @@ def _tokenizer_of(config: SpeechData, model: System) -> WordTokenizer:
     tokenizer = open_tokenizer(config.tokenizer)
     text_vocab_size = model.layout.text.vocab_size or 0
     if tokenizer.vocab_size > text_vocab_size:
-        raise ValueError(
+        raise UserError(
             f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
             f"{text_vocab_size}."
         )
@@ -371,15 +374,17 @@ class RolePrompts:
 
     Args:
         model: Hears the prompts.
-        codec: Of both speakers.
-        tokenizer: Of the text.
+        codec: Codec of both speakers.
+        tokenizer: Tokeniser of the text.
         cache_folder: Where codes of voices are kept.
     """
 
     def __init__(
         self, model: System, codec: Codec, tokenizer: WordTokenizer, cache_folder: str
     ) -> None:
-        self._model, self._codec, self._tokenizer = model, codec, tokenizer
+        self._model = model
+        self._codec = codec
+        self._tokenizer = tokenizer
         self._cache_folder = cache_folder
         self._fillers = codec_fillers(codec)
         self._voices: dict[Path, Tensor] = {}
@@ -388,9 +393,10 @@ class RolePrompts:
         """The prompt of an example, as `System.lay_out` takes it; ``None`` without role and voice.
 
         Raises:
-            ValueError: It is not shorter than the model's window, or the voice cannot be used.
+            UserError: It is not shorter than the model's window, or the voice cannot be used.
         """
-        tagged, voice = tagged_role(example.role), None
+        tagged = tagged_role(example.role)
+        voice = None
         if not tagged and example.voice is None:
             return None
         if example.voice is not None:

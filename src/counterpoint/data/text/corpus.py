@@ -177,7 +177,7 @@ class Corpus:
         train: Rows to train on.
         held_out: Units of the documents that are kept from training; may be empty.
         tokenizer: What made the ids.
-        fingerprint: Of what is learned from, and of what is held out; see
+        fingerprint: What is learned from, and what is held out; see
             `counterpoint.data.source.PreparedSource`. It stays equal exactly as long as all ids and
             titles do.
     """
@@ -209,14 +209,14 @@ class Corpus:
         )
 
 
-Progress = Callable[[int, int], None]
+TextProgress = Callable[[int, int], None]
 """Called with the numbers of documents and of bytes that have been tokenised so far."""
 
 
 def prepare(
     config: DataConfig,
     block_ticks: int,
-    on_progress: Progress | None = None,
+    on_progress: TextProgress | None = None,
     *,
     normalising: bool = False,
 ) -> Corpus:
@@ -341,7 +341,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _build(
-    config: DataConfig, tokenizer: Tokenizer, folder: Path, on_progress: Progress | None
+    config: DataConfig, tokenizer: Tokenizer, folder: Path, on_progress: TextProgress | None
 ) -> None:
     """Write both parts of the corpus; the folder appears whole or not at all."""
     with whole_folder(folder) as partial:
@@ -359,7 +359,7 @@ def _build(
 
 
 def _split(
-    config: DataConfig, train: ShardWriter, held_out: ShardWriter, on_progress: Progress | None
+    config: DataConfig, train: ShardWriter, held_out: ShardWriter, on_progress: TextProgress | None
 ) -> None:
     """Send every document to one of the two writers.
 

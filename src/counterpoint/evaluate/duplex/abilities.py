@@ -56,7 +56,8 @@ def hold_trials(
         sampling: How it talks in the n-th of them, 1 first.
         on_progress: Called with the number of conversations done.
     """
-    every, outcomes = list(trials), list[Outcome]()
+    every = list(trials)
+    outcomes = list[Outcome]()
     for first in range(0, len(every), _AT_A_TIME):
         samplings = [sampling(first + number) for number in range(_AT_A_TIME + 1)]
         rows = ModelAgent(talker=agent, sampling=samplings.__getitem__)

@@ -23,8 +23,10 @@ from counterpoint.streams.spec import Role
 from counterpoint.streams.timeline import Timeline
 
 LEAD_S = 1.0
-_SPEAKING_S, _SPEAKING_DB = 0.12, -45.0
-_PATIENCE_S, _REST_S = 4.0, 6.0
+_SPEAKING_S = 0.12
+_SPEAKING_DB = -45.0
+_PATIENCE_S = 4.0
+_REST_S = 6.0
 _MUTED_REST_S = STOP_S + 0.5
 
 
@@ -91,11 +93,13 @@ class _Modelled:
     """Rows of a model that hear and say a frame in step, as `Conversation` does with one."""
 
     def __init__(self, talker: Talker, samplings: Sequence[FrameSampling | None]) -> None:
-        self._talker, codec = talker, talker.codec
+        self._talker = talker
+        codec = talker.codec
         system = talker.system.agent_alone()
         self._layout = system.layout
         num_rows = len(samplings)
-        self._encoder, self._decoder = codec.encoder(num_rows), codec.decoder(num_rows)
+        self._encoder = codec.encoder(num_rows)
+        self._decoder = codec.decoder(num_rows)
         self._sessions = Sessions(system, num_rows)
         self._text_ids = [list[int]() for _ in samplings]
         opening = {
@@ -117,7 +121,8 @@ class _Modelled:
     def _decoded(self, said: dict[int, dict[str, Tensor]]) -> Float[Tensor, "B N"]:
         """The sound of frames; silence where a model's first is not complete yet."""
         sound = torch.zeros(len(self._text_ids), self._talker.codec.frame_samples)
-        spoken, codes = self._layout.by_role(Role.SPOKEN), dict[int, Tensor]()
+        spoken = self._layout.by_role(Role.SPOKEN)
+        codes = dict[int, Tensor]()
         for row, frame in said.items():
             self._text_ids[row].append(int(frame[self._layout.text.name]))
             codes[row] = torch.cat([frame[stream.name] for stream in spoken])[None]
@@ -127,7 +132,8 @@ class _Modelled:
         return sound
 
     def words(self, row: int) -> Timeline:
-        padding_id, tokenizer = self._layout.text.padding_id or 0, self._talker.tokenizer
+        padding_id = self._layout.text.padding_id or 0
+        tokenizer = self._talker.tokenizer
         frame_rate_hz = self._talker.codec.frame_rate_hz
         ids = torch.tensor(self._text_ids[row], dtype=torch.long)
         said = read_monologue(
@@ -168,7 +174,8 @@ def _run(
     waited_for = range(len(trials)) if places is None else places
     users = [User(trial, agent.sample_rate) for trial in trials]
     conversations = agent.begin(trials)
-    heard, said = list[Tensor](), list[Tensor]()
+    heard = list[Tensor]()
+    said = list[Tensor]()
     ends = [0] * len(trials)
     while not all(users[place].done for place in waited_for):
         heard.append(torch.stack([user.next_frame(agent.frame_samples) for user in users]))
@@ -219,7 +226,8 @@ class User:
     def __init__(self, trial: Trial, sample_rate: int) -> None:
         self.turns = list[Segment]()
         self.done = False
-        self._trial, self._rate = trial, sample_rate
+        self._trial = trial
+        self._rate = sample_rate
         self._now = 0
         self._audio = torch.zeros(0)
         self._spoke_s = 0.0  # how long the agent has spoken since the first turn
@@ -233,13 +241,15 @@ class User:
 
     def next_frame(self, num_samples: int) -> Float[Tensor, " N"]:
         """What the user says in the next samples."""
-        frame, self._audio = self._audio[:num_samples], self._audio[num_samples:]
+        frame = self._audio[:num_samples]
+        self._audio = self._audio[num_samples:]
         self._now += num_samples
         return torch.cat((frame, torch.zeros(num_samples - len(frame))))
 
     def listen(self, is_speech: bool, num_samples: int) -> None:
         """Hear whether the agent spoke in the last samples, and decide what to do next."""
-        now_s, last = self._now / self._rate, self.turns[-1]
+        now_s = self._now / self._rate
+        last = self.turns[-1]
         if self._trial.muted and len(self.turns) == 2:
             self.done = now_s >= last.start_s + _MUTED_REST_S
         if now_s <= last.end_s:

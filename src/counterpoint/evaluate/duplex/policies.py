@@ -21,7 +21,8 @@ from counterpoint.speech.voices import Speaker, Voice
 from counterpoint.streams.timeline import Event, Timeline
 
 BREATH_S = 0.2
-_ORACLE_GAP_S, _ORACLE_STOP_S = 0.5, 0.5
+_ORACLE_GAP_S = 0.5
+_ORACLE_STOP_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +50,9 @@ def speak_answer(
         codec: What it is sent through.
         coded: False leaves the codec out.
     """
-    pieces, words, length = list[Tensor](), list[tuple[str, float]](), 0
+    pieces = list[Tensor]()
+    words = list[tuple[str, float]]()
+    length = 0
     breath = torch.zeros(round(BREATH_S * codec.sample_rate))
     for phrase in phrases:
         spoken = speaker.speak(phrase, voice, codec.sample_rate)
@@ -103,14 +106,16 @@ class _Played:
     """Rows that play answers; what sounds in a frame was decided before it."""
 
     def __init__(self, policy: Policy, rows: Sequence[_Row]) -> None:
-        self._rows, self._policy = rows, policy
+        self._rows = rows
+        self._policy = policy
         self._answers: list[SpokenAnswer | None] = [None for _ in rows]
         self._from = [0] * len(rows)  # sample at which the answer of a row began
         self._words = [list[tuple[str, float]]() for _ in rows]
         self._now = 0
 
     def hear(self, frames: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-        num_samples, rate = self._policy.frame_samples, self._policy.sample_rate
+        num_samples = self._policy.frame_samples
+        rate = self._policy.sample_rate
         sound = torch.zeros(len(self._rows), num_samples)
         for row, answer in enumerate(self._answers):
             if answer is not None:
@@ -125,7 +130,8 @@ class _Played:
                 self._answers[row] = answer = None
             decided = self._rows[row].hear(now_s, loud, answer is not None)
             if isinstance(decided, SpokenAnswer):
-                self._answers[row], self._from[row] = decided, self._now
+                self._answers[row] = decided
+                self._from[row] = self._now
                 self._words[row] += [(text, now_s + start_s) for text, start_s in decided.words]
             elif not decided and answer is not None:
                 self._answers[row] = None
@@ -206,7 +212,9 @@ class _Timeout:
         stops_after_s: float | None,
         frame_s: float,
     ) -> None:
-        self._answer, self._silence_s, self._frame_s = answer, silence_s, frame_s
+        self._answer = answer
+        self._silence_s = silence_s
+        self._frame_s = frame_s
         self._stops_after_s = stops_after_s
         self._has_heard = False
         self._silent_s = self._heard_s = 0.0
@@ -215,12 +223,14 @@ class _Timeout:
         if playing:
             return self._goes_on(loud)
         if loud:
-            self._has_heard, self._silent_s = True, 0.0
+            self._has_heard = True
+            self._silent_s = 0.0
             return False
         self._silent_s += self._frame_s
         # A silence of so many frames has lasted: sums of frames round.
         if self._has_heard and self._silent_s > self._silence_s - self._frame_s / 2:
-            self._has_heard, self._heard_s = False, 0.0
+            self._has_heard = False
+            self._heard_s = 0.0
             return self._answer
         return False
 
@@ -230,7 +240,8 @@ class _Timeout:
         self._heard_s += self._frame_s * loud
         if self._heard_s < self._stops_after_s:
             return True
-        self._has_heard, self._silent_s = True, 0.0
+        self._has_heard = True
+        self._silent_s = 0.0
         return False
 
 
@@ -238,7 +249,9 @@ class _Oracle:
     def __init__(
         self, trial: Trial, answers: Mapping[tuple[str, ...], SpokenAnswer], sample_rate: int
     ) -> None:
-        self._trial, self._answers, self._rate = trial, answers, sample_rate
+        self._trial = trial
+        self._answers = answers
+        self._rate = sample_rate
         self._due_s: float | None = LEAD_S + len(trial.audio) / sample_rate + _ORACLE_GAP_S
         self._order = trial.order
         self._stop_s: float | None = None
@@ -248,7 +261,8 @@ class _Oracle:
         if loud and playing and second is not None and self._stop_s is None:
             length_s = len(self._trial.second_audio) / self._rate
             self._stop_s = now_s + _ORACLE_STOP_S
-            self._due_s, self._order = now_s + length_s + _ORACLE_GAP_S, second
+            self._due_s = now_s + length_s + _ORACLE_GAP_S
+            self._order = second
         if playing:
             return self._stop_s is None or now_s < self._stop_s
         if self._due_s is not None and now_s >= self._due_s:

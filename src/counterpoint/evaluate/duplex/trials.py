@@ -59,7 +59,10 @@ ABILITIES: tuple[Ability, ...] = (
 )
 PAUSES: tuple[Ability, ...] = ("pause", "long pause", "late pause")
 
-EARLY_S, LATE_S, PROMPT_S, STOP_S = 0.2, 2.0, 1.0, 1.0
+EARLY_S = 0.2
+LATE_S = 2.0
+PROMPT_S = 1.0
+STOP_S = 1.0
 _TRIAL_LONG_PAUSE_S = (2.2, 3.5)
 _AFTER_S = (0.4, 1.2)  # of an answer, before the user comes in: it takes about 3 s
 _BREATH_S = 0.3  # between two phrases of an answer
@@ -218,7 +221,8 @@ def order_trials(
         voice = rng.choice(voices)
         order, pauses = _first_order(ability, split, pairs, rng)
         first = Turn(speaker="user", text=order.text, pauses=pauses)
-        second, coming = None, None
+        second = None
+        coming = None
         if ability == "interruption":
             second = draw_order(split, rng, pairs)
             while second.reply == order.reply:

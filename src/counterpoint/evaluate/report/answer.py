@@ -59,7 +59,8 @@ def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> T
 
 def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -> dict[str, str]:
     """The numbers of an answer, spelled out; a dash where nothing could be measured."""
-    latencies, overlaps = found.latencies_s, found.overlaps
+    latencies = found.latencies_s
+    overlaps = found.overlaps
     num_answered = sum(answer.outcome == "answered" for answer in found.answers)
     p50, p95 = (1000 * percentile(step_s, share) for share in (0.5, 0.95))
     factor = sum(step_s) * frame_rate_hz / len(step_s) if step_s else math.nan

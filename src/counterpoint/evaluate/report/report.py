@@ -21,7 +21,7 @@ from counterpoint.evaluate.report.figures import draw_figures
 from counterpoint.evaluate.report.summary import Arm, Summary, columns, spell, summarize
 from counterpoint.evaluate.results import Evaluation, load_evaluation
 from counterpoint.files import read_json, write_bytes, write_json, write_text
-from counterpoint.streams.batch import Unit as ContentUnit
+from counterpoint.streams.batch import ContentUnit
 from counterpoint.train.checkpoint import read_manifest, resolve
 from counterpoint.train.metrics import read_metrics
 
@@ -117,13 +117,13 @@ def write_report(folder: Path) -> Summary:
         What the study found.
 
     Raises:
-        ValueError: The folder holds no study, or an arm is not finished.
+        UserError: The folder holds no study, or an arm is not finished.
     """
     try:
         about = read_json(folder / STUDY)
         names = about["arms"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
+        raise UserError(
             f"{folder} must hold a study: its {STUDY} is missing or damaged. "
             "Name a folder that `counterpoint train` wrote for a study, such as runs/first_run."
         ) from None

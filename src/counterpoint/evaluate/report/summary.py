@@ -11,7 +11,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.packages import optional_module
-from counterpoint.streams.batch import Unit as ContentUnit
+from counterpoint.streams.batch import ContentUnit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,7 @@ class Arm:
     """One trained system of a study.
 
     Attributes:
-        name: Of its run.
+        name: The name of its run.
         run: JSON form of its run.
         metrics: Lines of its ``metrics.jsonl``.
         counters: What training took: step, size in bytes, flops, seconds.
@@ -51,18 +51,18 @@ class ArmSummary:
     """A row of the table.
 
     Attributes:
-        name: Of the arm.
+        name: The arm's name.
         num_parameters: Trainable numbers.
-        training_flops: Of the whole run.
+        training_flops: FLOPs of the whole run.
         training_size: Bytes or frames learned from, repetitions counted.
         training_seconds: Time in training steps.
         bits_per_unit: Bits a byte or a frame on what is held out, over units.
-        difference_percent: To the first arm, on the same units; ``None`` for the first.
+        difference_percent: Difference to the first arm, on the same units; ``None`` for the first.
         streams: Nats a frame of each predicted stream, where several are predicted.
         swap_delta: Bits/byte lost under the whole of another document.
         none_delta: Bits/byte lost without any whole.
         null_share: Attention on the null key.
-        effective_rank: Of the whole states.
+        effective_rank: Effective rank of the whole states.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Summary:
     """What a study found.
 
     Attributes:
-        name: Of the study.
+        name: The study's name.
         unit: What sizes count: bytes of text, or frames of speech.
         rows: One an arm.
-        verdict: In one or two sentences.
+        verdict: What the intervals allow to say, in one or two sentences.
         held_out: What was scored, in words.
         about: Command, versions, machine, durations.
     """
@@ -104,7 +104,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
     """Intervals and differences of all arms; the first arm is what the others are compared with.
 
     Raises:
-        ValueError: The arms were not scored on the same units.
+        UserError: The arms were not scored on the same units.
     """
     first = arms[0].evaluation
     control = np.array([found.bits for found in arms[0].evaluations])
