@@ -195,12 +195,12 @@ class Bench:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"{arm} {name}.wav".replace(" ", "_").replace(",", "")
             write_audio(file, outcomes[0].audio, agent.sample_rate)
-        result = scores(outcomes)
-        if self.recogniser is not None and name in SOUND_ROWS and not arm.startswith("timeout"):
-            result["sound_right"] = share(
-                [self._heard_right(one) for one in outcomes[: self.args.sound]]
-            )
-        return result
+        return scores(outcomes)
+
+    def heard(self, agent: Agent, row: Row) -> dict[str, float]:
+        """Share of the first trials of a row whose answer the recogniser hears rightly."""
+        outcomes = run_trials(agent, row[1][: self.args.sound])
+        return share([self._heard_right(one) for one in outcomes])
 
     def _heard_right(self, outcome: Outcome) -> bool:
         from_s = outcome.answer_from_s
@@ -278,6 +278,14 @@ def real_digits(manifest: str, num_trials: int, sample_rate: int) -> list[Trial]
     return recorded_trials(recordings)
 
 
+def measured_rows(bench: Bench, arm: str, agent: Agent, rows: Sequence[Row]) -> dict[str, Any]:
+    """All rows of one arm."""
+    return {
+        row[0]: bench.measured(f"{arm} | {row[0]}", partial(bench.scored, arm, agent, row))
+        for row in rows
+    }
+
+
 def main() -> None:
     """Measure everything that was not measured before, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -296,28 +304,31 @@ def main() -> None:
     bench = Bench(args)
     rows = bench.rows()
     results: dict[str, Any] = {"trials": args.trials, "policies": {}, "models": {}}
-    results["codec_floor"] = bench.measured("codec floor", bench.codec_floor)
-    for arm, agent in bench.floors().items():
-        results["policies"][arm] = {
-            row[0]: bench.measured(f"{arm} | {row[0]}", partial(bench.scored, arm, agent, row))
-            for row in rows
-        }
+    arms = bench.floors()
+    for arm, agent in arms.items():
+        results["policies"][arm] = measured_rows(bench, arm, agent, rows)
         for found in results["policies"][arm].values():
             found["failures"] = found["failures"][:1]
+    models: dict[str, Agent] = {}
     if args.checkpoints:
         bias = args.bias
         if bias is None:
             results["padding_bias"] = bench.measured("padding bias", bench.tuned)
             bias = results["padding_bias"]["chosen"]
-        for checkpoint in args.checkpoints:
-            agent = bench.model(checkpoint, bias)
-            results["models"][checkpoint.name] = {
-                row[0]: bench.measured(
-                    f"{checkpoint.name} {bias} | {row[0]}",
-                    partial(bench.scored, checkpoint.name, agent, row),
-                )
-                for row in rows
-            }
+        models = {
+            f"{path.name}, bias {bias:g}": bench.model(path, bias) for path in args.checkpoints
+        }
+    for name, agent in models.items():
+        results["models"][name] = measured_rows(bench, name, agent, rows)
+    results["sound_right"] = {
+        f"{name} | {row[0]}": bench.measured(
+            f"{name} | {row[0]} | sound", partial(bench.heard, agent, row)
+        )
+        for name, agent in {"oracle": arms["oracle"], **models}.items()
+        for row in rows
+        if bench.recogniser is not None and row[0] in SOUND_ROWS
+    }
+    results["codec_floor"] = bench.measured("codec floor", bench.codec_floor)
     finish("What does the small duplex model do in live trials?", results, args.out)
 
 
