@@ -163,6 +163,16 @@ def test_span_holds_exactly_the_visible_steps(
                 assert found[number].tolist() == expected
 
 
+@pytest.mark.parametrize("delay", [0, 1, 2, 5])
+@pytest.mark.parametrize("period", [1, 3])
+def test_span_is_empty_before_the_first_delayed_step(period: int, delay: int) -> None:
+    part = Stream(name="part", role=Role.PART, vocab_size=2)
+    late = Stream(name="late", role=Role.WHOLE, width=2, period_ticks=period, delay_ticks=delay)
+    layout = Layout(streams=(part, late))
+    found = span(layout, "part", "late", torch.arange(NUM_STEPS)).stop
+    assert found.tolist() == [max(tick - delay, 0) // period for tick in range(NUM_STEPS)]
+
+
 @given(
     ends=st.sets(st.integers(0, NUM_STEPS - 1)),
     lag_steps=st.integers(0, 3),
