@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from counterpoint.errors import UserError
+from counterpoint.files import whole_file
 from counterpoint.processes import work_in_processes
 
 SCRIPT = """
@@ -111,3 +112,23 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while is_running(child) and time.monotonic() < stop_s:
         time.sleep(0.05)
     assert not is_running(child)
+
+
+def write_until_ended(path: Path) -> None:
+    """The first file is done when the second one has been begun, which never ends."""
+    begun = path.with_name("begun")
+    if path.name == "first":
+        while not begun.exists():
+            time.sleep(0.01)
+        return
+    with whole_file(path):
+        begun.touch()
+        time.sleep(60)
+
+
+def test_processes_that_are_ended_leave_nothing_half_written(tmp_path: Path) -> None:
+    paths = [tmp_path / "first", tmp_path / "second"]
+    with closing(work_in_processes(write_until_ended, paths, 2)) as results:
+        next(results)
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]

@@ -89,8 +89,16 @@ def _serve(work: Callable[[Any], Any], tasks: Any, results: Any) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     # Processes share the cores, and sums may depend on how many threads share them.
     torch.set_num_threads(1)
-    while task := tasks.get():
-        results.put(_done(work, task[0]))
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        while task := tasks.get():
+            results.put(_done(work, task[0]))
+    except SystemExit:  # what was half written is gone; nobody waits for results
+        os._exit(1)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit
 
 
 def _done(work: Callable[[Any], Any], item: Any) -> bytes:
