@@ -33,7 +33,7 @@ class Pinned(NamedTuple):
     Attributes:
         num_steps: How many; they are in the first slots.
         cos: Rotation of the chunk's steps where they read them.
-        sin: Likewise.
+        sin: Sines of the same angles.
 
     Source: attention sinks (arXiv:2309.17453), positions within the cache.
     """
@@ -48,7 +48,7 @@ class Reach(NamedTuple):
 
     Attributes:
         cos: Rotation of the chunk's steps.
-        sin: Likewise.
+        sin: Sines of the same angles.
         bias: What to add to the scores, see `score_bias`: (B, 1, Q, K); or (B, G, 1, w, 2w) for G
             groups of w queries when windowed offline; ``None`` for plain causal attention.
         slot: Cache slot of every step of the chunk; ``None`` offline.

@@ -21,7 +21,7 @@ class CrossReach(NamedTuple):
 
     Attributes:
         cos: Rotation of the fine steps.
-        sin: Likewise.
+        sin: Sines of the same angles.
         bias: What to add to the scores, see `score_bias`; the null key comes first.
     """
 

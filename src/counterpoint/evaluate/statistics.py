@@ -41,7 +41,7 @@ def bootstrap_ratio(
         numerators: One for each document; with a further axis in front, for each training seed and
             document. Then seeds and documents are resampled independently of each other, because
             all seeds are measured on the same documents.
-        denominators: Likewise.
+        denominators: What each numerator is divided by, in the same shape.
         num_resamples: Bootstrap samples.
         seed: Decides the resampling.
 

@@ -29,7 +29,7 @@ class UnitScore:
         title: Where the unit comes from.
         size: How much it is, in ``unit``.
         unit: Bytes of text, or frames of speech.
-        nats: Of all predicted streams, unweighted.
+        nats: Cost of all predicted streams, unweighted.
         losses: Sums by predicted stream and auxiliary term; float64, on the CPU.
     """
 

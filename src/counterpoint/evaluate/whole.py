@@ -183,8 +183,10 @@ def effective_rank(states: Float[Tensor, "N D"]) -> float:
 
 def _null_attention(reading: Any, system: Any) -> Float[Tensor, " _n"]:
     """Attention on the null key where a block could be read instead."""
-    layout, finished = system.layout, reading.finished[0]
-    part, whole = layout.predicted[0].name, layout.by_role(Role.WHOLE)[0].name
+    layout = system.layout
+    finished = reading.finished[0]
+    (part,) = layout.predicted
+    (whole,) = layout.by_role(Role.WHOLE)
     tick = torch.arange(len(finished), device=finished.device)
-    readable = span(layout, part, whole, tick + 1, finished=finished).stop > 0
+    readable = span(layout, part.name, whole.name, tick + 1, finished=finished).stop > 0
     return reading.attention[0, readable, 0].float()

@@ -54,7 +54,7 @@ def _at_single_ticks(stage: Callable[..., Any], from_cpp: bool) -> Callable[...,
 
 
 def _rows_and_ticks(chunk: Any) -> tuple[int, int]:
-    """Of what a stage takes: ticks by stream, one tick of hidden states, or states of a chunk."""
+    """Rows and ticks of a chunk: ticks by stream, a tick of hidden states, or states."""
     if isinstance(chunk, Tensor):
         return len(chunk), 1
     first = next(iter(chunk.values())) if isinstance(chunk, Mapping) else chunk[0]

@@ -23,8 +23,8 @@ def build_system(config: Any, seed: int) -> System:
     """The system of a config, with the random weights of a seed.
 
     Args:
-        config: Of a system in `SYSTEMS`.
-        seed: Of its weights.
+        config: Config of a system in `SYSTEMS`.
+        seed: Decides its weights.
 
     Raises:
         UserError: No system has such a config.

@@ -74,7 +74,7 @@ class Record:
     """The folder of a run and those who follow it; silent in all processes but the first.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         world: The processes; every one must call the methods that say so.
         reporter: Shows the run to a person.
         loggers: Follow the numbers.

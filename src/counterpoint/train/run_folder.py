@@ -14,7 +14,7 @@ def only_one(folder: Path, world: World, lock: str) -> Iterator[None]:
     """Keep others out of a folder; it is made where it is missing.
 
     Args:
-        folder: Of a run or a study.
+        folder: Folder of a run or a study.
         world: The processes that work there together; every one must call this.
         lock: Name of a file in the folder, one for each thing that is done there.
 

@@ -79,7 +79,7 @@ class Example:
         streams: "text" Int[T], "agent" Int[T, K], "user" Int[T, K]: every id on the frame whose
             content it is, no stream delayed. Text is `UNSET_ID` where words are not known.
         role: That of its dialogue.
-        voice: Likewise.
+        voice: Recording of the agent's voice, if it is known.
     """
 
     source: str

@@ -57,7 +57,7 @@ class SpeechData:
             .parquet file or folder of codes and text ids (see
             `counterpoint.data.speech.token_parquet`), read as they are: what is said below of
             recordings does not apply, and no codec is opened.
-        held_out: Likewise, only measured on; empty for none.
+        held_out: A list or file like it, only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
         tokenizer: Tokeniser of the text: "bytes", or the path of a SentencePiece .model.
         row_s: Length of a row, and the longest piece of a recording that is read as one. With
@@ -93,15 +93,18 @@ class SpeechData:
                 f"`copies` must be 1, or more with an `augmentation`: got {self.copies}."
             )
         changed = self.hearing is not None or self.role_prompts
-        for path, needs_sound in (
-            (self.train, changed or self.augmentation is not None),
-            (self.held_out, changed),
-        ):
-            if needs_sound and is_token_parquet(path):
-                raise UserError(
-                    "`augmentation`, `hearing` and `role_prompts` must be left out for codes of a "
-                    f".parquet file, which has no sound, words or roles: got {path}."
-                )
+        if changed or self.augmentation is not None:
+            self._check_has_sound(self.train)
+        if changed:
+            self._check_has_sound(self.held_out)
+
+    @staticmethod
+    def _check_has_sound(path: str) -> None:
+        if is_token_parquet(path):
+            raise UserError(
+                "`augmentation`, `hearing` and `role_prompts` must be left out for codes of a "
+                f".parquet file, which has no sound, words or roles: got {path}."
+            )
 
     @staticmethod
     def fits(layout: Layout) -> bool:

@@ -58,7 +58,7 @@ class TextRows:
         rows: The text, packed; ids of its tokeniser less the last two, start and end, are those of
             the model.
         model: Lays them out; only its layout is used.
-        fingerprint: Of the text; see `counterpoint.data.source.PreparedSource`.
+        fingerprint: What the text is; see `counterpoint.data.source.PreparedSource`.
 
     Raises:
         UserError: The model has fewer text ids.

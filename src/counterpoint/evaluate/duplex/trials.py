@@ -108,7 +108,7 @@ class Outcome:
         words: What the agent said, by its text stream.
         agent: Where the agent spoke.
         turns: Where the user spoke, from first to last sound.
-        undisturbed: Of an interruption: where the agent spoke in the same conversation without it.
+        undisturbed: For an interruption, where the agent spoke in the same conversation without it.
     """
 
     trial: Trial
@@ -210,7 +210,7 @@ def order_trials(
         num_trials: How many.
         speaker: Speaks for the user.
         voices: One of these in each trial.
-        sample_rate: Of the sound.
+        sample_rate: Sample rate of the sound.
         seed: Draws.
         split: Whose wordings the user says.
         pairs: Which devices and states; see `draw_order`.

@@ -45,7 +45,7 @@ def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> T
         title: Names it.
         recording: Agent left, user right.
         rate: Its samples a second.
-        words: Of both speakers.
+        words: Words of both speakers.
     """
     levels = measure_levels(audio_blocks(recording, rate, 2), rate)
     agent, user = (speech_segments(channel, levels.duration_s) for channel in levels.loudness_db)

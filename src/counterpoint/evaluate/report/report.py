@@ -81,8 +81,8 @@ def load_arm(name: str, folders: Sequence[Path]) -> Arm:
     """A trained and evaluated arm.
 
     Args:
-        name: Of the arm.
-        folders: Of its runs, one a training seed.
+        name: The arm's name.
+        folders: Folders of its runs, one a training seed.
 
     Raises:
         UserError: A folder holds no evaluation or no checkpoint.
