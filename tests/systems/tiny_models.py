@@ -60,6 +60,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "shared_heads": mixed(7, AttentionConfig(num_kv_heads=2, rope=STRETCHED)),
         "one_shared_head": mixed(200, AttentionConfig(num_kv_heads=1)),
         "retention": mixed(7, RetentionConfig()),
+        "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
     },
     "two_stream": {
         **{

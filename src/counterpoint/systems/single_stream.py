@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -37,12 +38,20 @@ class SingleStreamConfig(SystemConfig):
     Attributes:
         tower: The transformer; its window is the context in ticks.
         vocab_size: Ids of the stream.
-        conv_taps: Taps of the convolution behind the embedding.
+        conv_taps: Taps of the convolution behind the embedding; 0 for none.
+        tied_head: Score with the embedding's own table instead of a head.
     """
 
     tower: TowerConfig
     vocab_size: int = 258
     conv_taps: int = 4
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise ValueError(f"`vocab_size` must be >= 1: got {self.vocab_size}.")
+        if self.conv_taps < 0:
+            raise ValueError(f"`conv_taps` must be >= 0: got {self.conv_taps}.")
 
 
 def tiny() -> SingleStreamConfig:
@@ -81,26 +90,37 @@ class SingleStream(System):
     tick_stages: ClassVar[tuple[str, ...]] = ("read",)
 
     def __init__(self, config: SingleStreamConfig) -> None:
-        """Random weights; the head starts at zero, so the first loss is that of a fair die."""
+        """Random weights; all scores start at zero, so the first loss is that of a fair die."""
         super().__init__()
         self.config = config
         part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
         self.layout = Layout(streams=(part,))
         width = config.tower.width
         self.embedding = nn.Embedding(config.vocab_size, width)
-        self.conv = CausalConvolution(width, config.conv_taps)
+        self.conv = CausalConvolution(width, config.conv_taps) if config.conv_taps else None
         self.tower = Tower(config.tower)
-        self.norm = RMSNorm(width)
-        self.head = nn.Linear(width, config.vocab_size, bias=False)
-        nn.init.zeros_(self.head.weight)
+        self.norm = RMSNorm(width, config.tower.norm_epsilon)
+        if config.tied_head:
+            self.head = None
+            nn.init.zeros_(self.norm.weight)
+        else:
+            self.head = nn.Linear(width, config.vocab_size, bias=False)
+            nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: Batch) -> Logits:
         """Score the next element at every tick; see `System.forward`."""
         ids, start = batch.ticks["part"], batch.document_start
-        age = torch.arange(ids.shape[1], device=ids.device) - start
-        x, _ = self.conv(self.embedding(ids), age=age)
+        x = self.embedding(ids)
+        if self.conv is not None:
+            age = torch.arange(ids.shape[1], device=ids.device) - start
+            x, _ = self.conv(x, age=age)
         x = self.tower(x, self.tower.reach(start))
-        return {"part": self.head(self.norm(x))}
+        return {"part": self._scores(self.norm(x))}
+
+    def _scores(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        if self.head is None:
+            return F.linear(hidden, self.embedding.weight)
+        return self.head(hidden)
 
     @property
     def window_ticks(self) -> int:
@@ -109,9 +129,10 @@ class SingleStream(System):
 
     def initial_state(self, batch_size: int) -> SingleStreamState:
         """State before the first tick; see `System.initial_state`."""
+        none = self.embedding.weight.new_zeros(batch_size, 0, self.config.tower.width)
         return SingleStreamState(
-            torch.zeros(batch_size, dtype=torch.long, device=self.head.weight.device),
-            self.conv.initial_state(batch_size),
+            torch.zeros(batch_size, dtype=torch.long, device=self.embedding.weight.device),
+            none if self.conv is None else self.conv.initial_state(batch_size),
             self.tower.initial_state(batch_size),
         )
 
@@ -126,7 +147,9 @@ class SingleStream(System):
     ) -> tuple[Float[Tensor, "B T D"], SingleStreamState]:
         ids = ticks["part"]
         num_ticks = ids.shape[1]
-        x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
+        x, conv = self.embedding(ids), state.conv
+        if self.conv is not None:
+            x, conv = self.conv(x, conv, lengths=lengths)
         reach = self.tower.streaming_reach(state.position, num_ticks, lengths)
         x = self.tower(x, reach, state.caches)
         position = state.position + (num_ticks if lengths is None else lengths)
@@ -136,13 +159,13 @@ class SingleStream(System):
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
     ) -> dict[str, Int[Tensor, " B"]]:
         """Write the next tick; see `System.write`."""
-        return {"part": choose("part", 0, self.head(hidden))}
+        return {"part": choose("part", 0, self._scores(hidden))}
 
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
-        forward = self.tower.flops_per_step(num_ticks) + 2 * self.head.weight.numel()
+        forward = self.tower.flops_per_step(num_ticks) + 2 * self.embedding.weight.numel()
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:

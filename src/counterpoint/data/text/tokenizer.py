@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -81,22 +81,41 @@ class Tokenizer(Protocol):
         ...
 
 
+class ModelIds(NamedTuple):
+    """Ids of a published model, which has a start and an end of its own.
+
+    Attributes:
+        start: Id before the first token of a text.
+        end: Id after the last one.
+        count: Ids that the model has; those that its tokeniser does not know give no text.
+    """
+
+    start: int
+    end: int
+    count: int
+
+
 class _Vocabulary:
     """Decoding by a table of bytes; a start id and an end id follow the given ones.
 
     Args:
         token_bytes: Bytes of every id but those two.
+        model: Ids of the model that the tokeniser belongs to: none follow then.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes]) -> None:
-        self.token_bytes: Sequence[bytes] = (*token_bytes, b"", b"")
+    def __init__(self, token_bytes: Sequence[bytes], model: ModelIds | None = None) -> None:
+        if model is None:
+            count = len(token_bytes)
+            model = ModelIds(start=count, end=count + 1, count=count + 2)
+        unknown = [b""] * (model.count - len(token_bytes))
+        self.token_bytes: Sequence[bytes] = (*token_bytes, *unknown)
         self.byte_lengths: Int[np.ndarray, " V"] = np.array(
             [len(content) for content in self.token_bytes], np.int64
         )
         self.prefix = b""
         self.vocab_size = len(self.token_bytes)
-        self.start_id = self.vocab_size - 2
-        self.end_id = self.vocab_size - 1
+        self.start_id = model.start
+        self.end_id = model.end
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
         """Text of ids; special ids give nothing, broken UTF-8 gives U+FFFD."""
@@ -133,16 +152,22 @@ class HuggingFaceTokenizer(_Vocabulary):
 
     Args:
         path: The `tokenizer.json` file.
+        model: Ids of the published model that the tokeniser belongs to, which are used instead of
+            added ones. Such a tokeniser may lose rare characters: a text that has some is refused.
+        content: What the file holds, where it lies inside another, which ``path`` names then.
 
     Raises:
-        UserError: The file is missing, broken or of a kind that loses text.
+        UserError: The file is missing, broken or of a kind that loses text, or the model has fewer
+            ids than its tokeniser.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, model: ModelIds | None = None, content: bytes | None = None
+    ) -> None:
         tokenizers = optional_module("tokenizers")
         self._path = str(path)
         try:
-            content = Path(path).read_bytes()
+            content = Path(path).read_bytes() if content is None else content
             spec = json.loads(content)
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except (Exception, RecursionError) as error:  # `tokenizers` raises bare Exception
@@ -156,10 +181,17 @@ class HuggingFaceTokenizer(_Vocabulary):
         self._tokenizer.encode_special_tokens = True
         self.identity = f"huggingface:{hashlib.sha256(content).hexdigest()}"
         _check_same_ids_again(spec, self._path)
-        super().__init__(_huggingface_bytes(spec, self._tokenizer, self._path))
+        token_bytes = _huggingface_bytes(spec, self._tokenizer, self._path)
+        if model is not None and model.count < len(token_bytes):
+            raise UserError(
+                f"A model must have an id for every token of {self._path}: it has {model.count}, "
+                f"the tokenizer {len(token_bytes)}. Use the tokenizer that came with the model."
+            )
+        super().__init__(token_bytes, model)
         added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         self.prefix = _prefix(self._content(self._ids("a")))
-        _check_lossless(self, [f"a{token}b {token} c" for token in added])
+        if model is None:
+            _check_lossless(self, [f"a{token}b {token} c" for token in added])
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """Ids of a text, without start and end.
