@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.rope import LinearScaling, Llama3Scaling, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
-from counterpoint.files import read_json, whole_folder, write_json, write_tensors
+from counterpoint.files import inside, read_json, whole_folder, write_json, write_tensors
+from counterpoint.formats.plain_tensors import read_plain_tensors
 from counterpoint.packages import optional_module
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 
@@ -356,13 +355,7 @@ def _read_folder(folder: Path) -> LlamaFiles:
         names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
-        try:
-            tensors |= load_file(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{folder / name} must be a safetensors file that can be read: {error}. "
-                "Fetch the folder again."
-            ) from None
+        tensors |= read_plain_tensors(inside(folder, name))
     return LlamaFiles(keys, tensors)
 
 
