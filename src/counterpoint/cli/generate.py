@@ -18,7 +18,7 @@ from counterpoint.files import read_text
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.generate import generate
-from counterpoint.runtime.load import load
+from counterpoint.runtime.load import Loaded, load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.simultaneous import Simultaneous, Staged
 from counterpoint.systems.contract import System
@@ -37,6 +37,7 @@ class GenerateOptions:
         checkpoint: A checkpoint or a run folder.
         prompt: Text to continue; empty starts a new text.
         prompt_file: File with the text to continue.
+        chat: The prompt is what someone says to a model that knows conversations: it answers.
         num_ticks: Most ids to write.
         whole_from: Go on under the whole of this text, at least as long as the prompt.
         simultaneous: Run the whole tower in a thread beside the part tower (a lag of 1 or more).
@@ -48,6 +49,7 @@ class GenerateOptions:
     checkpoint: tyro.conf.Positional[Path]
     prompt: str = ""
     prompt_file: Path | None = None
+    chat: bool = False
     num_ticks: int = 400
     whole_from: str | None = None
     simultaneous: bool = False
@@ -76,18 +78,19 @@ def main(arguments: Sequence[str]) -> int:
         beside = None
         if options.simultaneous:
             beside = stack.enter_context(_simultaneous(system))
+        before = _chat_ids(loaded, prompt) if options.chat else _ids(tokenizer, prompt)
         ids = generate(
             beside or system,
-            _ids(tokenizer, prompt),
+            before,
             chosen.sampling,
             options.num_ticks,
             end_id=tokenizer.end_id,
             whole_from=None if options.whole_from is None else _ids(tokenizer, options.whole_from),
             sliding=options.sliding,
         )
-        pieces = text_pieces(tokenizer, ids, tokenizer.encode(prompt).tolist())
+        pieces = text_pieces(tokenizer, ids, before)
         first = next(pieces, "")  # whatever is refused is refused before there is any output
-        for piece in chain((prompt, first), pieces):
+        for piece in chain((prompt, "\n" if options.chat else "", first), pieces):
             print(piece, end="", flush=True)
         print()
         if beside is not None:
@@ -105,6 +108,15 @@ def _prompt(options: GenerateOptions) -> str:
     if options.prompt:
         raise UserError("Give either `--prompt` or `--prompt-file`: got both.")
     return read_text(options.prompt_file)
+
+
+def _chat_ids(loaded: Loaded, prompt: str) -> list[int]:
+    if loaded.published is None or loaded.published.chat is None:
+        raise UserError(
+            f"`--chat` needs a published model that knows conversations: {loaded.path} does not. "
+            "Leave it out to continue the prompt."
+        )
+    return loaded.published.chat(prompt)
 
 
 def _check_output() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.errors import UserError
+from counterpoint.formats import llama
 from counterpoint.formats.mimi import open_mimi
 from counterpoint.formats.moshi import published as moshi
 from counterpoint.formats.moshi.voice import FILES as VOICE_FILES
@@ -42,6 +43,12 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
+    "llama": Format(
+        system="SingleStream",
+        matches=llama.matches,
+        open=llama.open_llama,
+        load=llama.load,
+    ),
     "moshi": Format(
         system="Moshi",
         matches=moshi.matches,

@@ -24,7 +24,9 @@ from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.files import inside, read_json, whole_folder, write_json, write_tensors
 from counterpoint.formats.plain_tensors import read_plain_tensors
+from counterpoint.formats.published import PublishedModel, PublishedText
 from counterpoint.packages import optional_module
+from counterpoint.systems.contract import System
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 
 CONFIG = "config.json"
@@ -55,22 +57,6 @@ class LlamaFiles(NamedTuple):
 
     keys: Mapping[str, Any]
     tensors: dict[str, Tensor]
-
-
-class PublishedText(NamedTuple):
-    """The tokeniser that came with a model of text.
-
-    Attributes:
-        content: Of its tokenizer.json.
-        start_id: Id before the first token of a text.
-        end_id: Id after the last one.
-        num_ids: Ids that the model has, which may be more than the tokeniser's.
-    """
-
-    content: bytes
-    start_id: int
-    end_id: int
-    num_ids: int
 
 
 # ------------------------------------------------------------------------------------ the shape
@@ -302,6 +288,32 @@ def matches(path: Path) -> bool:
         return False
     keys = read_json(path / CONFIG)
     return isinstance(keys, Mapping) and keys.get("model_type") in FAMILY
+
+
+def open_llama(path: Path) -> PublishedModel:
+    """What a folder or a GGUF file holds.
+
+    Raises:
+        UserError: It is no model of the family.
+    """
+    tokenizer = path
+    if path.suffix != ".gguf":
+        to_config(read_json(path / CONFIG))
+        tokenizer = path / TOKENIZER
+    return PublishedModel(
+        load=lambda: load_llama(path),
+        tokenizer=tokenizer,
+        text=lambda: open_text(path),
+        chat=lambda words: chat_ids(path, words),
+    )
+
+
+def load(path: Path, like: System | None = None) -> SingleStream:
+    """The model of a path, with the dtype and the window of another one."""
+    if not isinstance(like, SingleStream):
+        return load_llama(path)
+    window, dtype = like.config.tower.window, like.embedding.weight.dtype
+    return load_llama(path, window=window, dtype=dtype)
 
 
 def load_llama(

@@ -3,8 +3,25 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from counterpoint.systems.contract import System
+
+
+class PublishedText(NamedTuple):
+    """The tokeniser that came with a model of text, and the ids that the model uses.
+
+    Attributes:
+        content: Of its tokenizer.json.
+        start_id: Id before the first token of a text.
+        end_id: Id after the last one.
+        num_ids: Ids that the model has, which may be more than the tokeniser's.
+    """
+
+    content: bytes
+    start_id: int
+    end_id: int
+    num_ids: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,10 +30,15 @@ class PublishedModel:
 
     Attributes:
         load: Reads the weights, which may take long.
-        tokenizer: File of the text tokeniser.
+        tokenizer: File of the text tokeniser, or a file that holds it among other things.
         codec: File of the codec's weights; ``None`` of a model of text.
+        text: Reads the tokeniser of a model of text.
+        chat: Gives the ids of a conversation that begins with a user's words, up to where the model
+            answers; ``None`` of a model that knows no conversations.
     """
 
     load: Callable[[], System]
     tokenizer: Path
     codec: Path | None = None
+    text: Callable[[], PublishedText] | None = None
+    chat: Callable[[str], list[int]] | None = None

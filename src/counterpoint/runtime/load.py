@@ -12,7 +12,12 @@ from counterpoint.config_json import decode
 from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
 from counterpoint.data.speech.rows import codec_of
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
-from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
+from counterpoint.data.text.tokenizer import (
+    HuggingFaceTokenizer,
+    ModelIds,
+    Tokenizer,
+    load_tokenizer,
+)
 from counterpoint.errors import UserError
 from counterpoint.formats import PublishedModel, find_format
 from counterpoint.runtime.talk import Talker
@@ -56,10 +61,8 @@ class Loaded:
                 "hears and speaks. Use `counterpoint talk`."
             )
         if self.published is not None:
-            name = str(self.published.tokenizer)
-        else:
-            name = self.trained_by.text_data.tokenizer
-        return check_vocabulary(self.system.layout, name)
+            return open_published(self.published)
+        return check_vocabulary(self.system.layout, self.trained_by.text_data.tokenizer)
 
     @cached_property
     def talker(self) -> Talker:
@@ -141,6 +144,19 @@ def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
     return tokenizer
 
 
+def open_published(published: PublishedModel) -> Tokenizer:
+    """The tokeniser of a published model of text.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+    if published.text is None:
+        return load_tokenizer(str(published.tokenizer))
+    text = published.text()
+    ids = ModelIds(start=text.start_id, end=text.end_id, count=text.num_ids)
+    return HuggingFaceTokenizer(published.tokenizer, ids, text.content)
+
+
 def check_tokenizer(published: PublishedModel) -> None:
     """Refuse a published model whose tokeniser cannot be opened.
 
@@ -148,7 +164,7 @@ def check_tokenizer(published: PublishedModel) -> None:
         UserError: It cannot.
     """
     if published.codec is None:
-        load_tokenizer(str(published.tokenizer))
+        open_published(published)
     else:
         open_tokenizer(str(published.tokenizer))
 
