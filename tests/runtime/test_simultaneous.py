@@ -174,7 +174,7 @@ def test_new_batch_may_begin_while_the_last_one_has_work_left() -> None:
         state = simultaneous.initial_state(3)
         for _ in range(3):
             _, state = simultaneous.read(three, state)
-        assert state.finished.tolist() == [3] * 3
+        assert state.whole.finished.tolist() == [3] * 3
 
 
 def test_sessions_run_simultaneously_and_start_again() -> None:

@@ -38,7 +38,7 @@ def tensors(state: object) -> Iterator[Tensor]:
 def num_ticks_of(model: System) -> int:
     """Ticks after which every ring of the model has wrapped several times."""
     if isinstance(model, TwoStream):
-        slots = model.initial_state(1).published.coarse.shape[1] * model.config.block_ticks
+        slots = model.initial_state(1).whole.published.coarse.shape[1] * model.config.block_ticks
         return 2 * max(model.part.capacity, slots) + 5
     tower = model.temporal if isinstance(model, Moshi) else model.tower
     elements = model.num_elements if isinstance(model, Interleaved) else 1

@@ -279,11 +279,13 @@ def test_whole_is_dropped_in_training_only() -> None:
 def test_whole_is_dropped_by_rows_at_the_given_share() -> None:
     model = build(0, whole_dropout=0.3).train()
     batch = batch_of(random_ids(1, 41).expand(200, -1))
-    lower = model._read_part(batch)
+    lower = model._read_rows(batch)
+    whole = model.read_blocks(model.compress(lower.cut), lower.cut, None)
+    published = model.steering.record(whole, lower.cut.end_step)
     values = []
     for keep in (False, True):
         mask = torch.full((200, 1), keep)
-        hidden = model._write_part(lower.x, lower.reach, model._guidance(lower, mask))
+        hidden = model._write_part(lower, model._guidance(lower, published, mask))
         logits = model.head(hidden)
         values.append(cross_entropy(logits, batch.targets["part"]))
     share = float((model.loss(batch).nats - values[1]) / (values[0] - values[1]))
@@ -299,9 +301,11 @@ def test_auxiliary_losses_have_the_right_targets(lag: int, early: tuple[int, ...
     model = build(lag, predict_weight=0.5, reconstruct_weight=0.25, boundary_ids=early)
     lengths = (4, 16, 12, 11)
     batch = batch_of(random_ids(1, 43), documents(lengths))
-    lower = model._read_part(batch)
+    lower = model._read_rows(batch)
+    compressed = model.compress(lower.cut)
+    whole = model.read_blocks(compressed, lower.cut, None)
     ids, targets = batch.ticks["part"][0], batch.targets["part"][0]
-    plans = model.steering.plan(lower.whole[0]).unflatten(-1, (4, -1))
+    plans = model.steering.plan(whole[0]).unflatten(-1, (4, -1))
 
     def nats(state: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(model.head(model.norm(state))[None], target[None])
@@ -313,7 +317,7 @@ def test_auxiliary_losses_have_the_right_targets(lag: int, early: tuple[int, ...
         for tick in range(begin, begin + length):
             block.append(tick)
             if ids[tick] in early or len(block) == 4:
-                rebuilt = model.reconstructor(lower.compressed[0, number])
+                rebuilt = model.reconstructor(compressed[0, number])
                 for place, written in enumerate(reversed(block)):
                     reconstruct = reconstruct + nats(rebuilt[3 - place], ids[written])
                 number, block = number + 1, []

@@ -80,34 +80,55 @@ class Steering(nn.Module):
         plan = torch.where(guidance.has_plan[..., None], guidance.plan, self.no_plan)
         return x + plan.to(x.dtype)
 
-    def offline(
-        self,
-        coarse: Float[Tensor, "B W D2"],
-        end_tick: Int[Tensor, "B W"],
-        place: Int[Tensor, "B T"],
-        span: Span,
-        reach: Reach,
-    ) -> Guidance:
-        """Guidance of whole rows.
+    def record(self, coarse: Float[Tensor, "B W D2"], end_tick: Int[Tensor, "B W"]) -> Published:
+        """What is read of the coarse states of whole rows, all of them in order, without rings.
 
         Args:
             coarse: Coarse states.
             end_tick: Fine step at which each was finished.
-            place: Fine steps since the latest block ended, after each fine step.
-            span: Coarse states that each fine step may read.
-            reach: The fine steps' own, for their rotation.
         """
-        plans = self._plans(coarse).flatten(1, 2)
-        newest = (span.stop - 1).clamp(min=0) * self.block_ticks + place
+        memories = tuple(link.remember(coarse, end_tick) for link in self.links)
+        return Published(coarse, end_tick, self._plans(coarse), memories)
+
+    def guide(
+        self,
+        published: Published,
+        span: Span,
+        place: Int[Tensor, "B T"],
+        reach: Reach,
+        ends: Int[Tensor, " B"] | None = None,
+    ) -> Guidance:
+        """What fine steps may use of coarse ones.
+
+        Args:
+            published: From `record`, or rings that `publish` has written.
+            span: Coarse states that each fine step may read.
+            place: Fine steps since the latest block ended, after each fine step.
+            reach: The fine steps' own, for their rotation.
+            ends: Coarse states that each row has finished, where they are in rings.
+        """
+        memories, plans = published.memories, published.plan
+        newest = span.stop - 1
+        if ends is None:
+            number = torch.arange(published.coarse.shape[1], device=place.device)[None]
+        else:
+            capacity = published.coarse.shape[1] - 1
+            limit = filled_slots(ends, capacity)
+            number = ring_steps(ends, capacity, limit)
+            memories = tuple(memory[:, :, :, :limit] for memory in memories)
+            newest = newest % (plans.shape[1] - 1)
         has_plan = span.stop > span.start
-        newest = torch.where(has_plan, newest, 0)[..., None].expand(-1, -1, plans.shape[2])
-        block = torch.arange(coarse.shape[1], device=coarse.device)[None]
+        slot = torch.where(has_plan, newest * self.block_ticks + place, 0)
+        slot = slot[..., None].expand(-1, -1, plans.shape[3])
         return Guidance(
-            plans.gather(1, newest) if coarse.shape[1] else self.no_plan.expand(*place.shape, -1),
+            plans.flatten(1, 2).gather(1, slot) if plans.shape[1] else self._no_plans(place),
             has_plan,
-            tuple(link.remember(coarse, end_tick) for link in self.links),
-            cross_reach(reach.cos, reach.sin, span, block),
+            memories,
+            cross_reach(reach.cos, reach.sin, span, number),
         )
+
+    def _no_plans(self, place: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        return self.no_plan.expand(*place.shape, -1)
 
     def initial_state(self, batch_size: int, num_blocks: int, num_plans: int) -> Published:
         """Empty rings of ``num_blocks`` coarse states and ``num_plans`` plans."""
@@ -151,34 +172,6 @@ class Steering(nn.Module):
         for memory, link in zip(state.memories, self.links, strict=True):
             kv = link.remember(coarse, end_tick)
             write_ring(memory, slot(memory.shape[3]), kv)
-
-    def streaming(
-        self,
-        state: Published,
-        end: Int[Tensor, " B"],
-        place: Int[Tensor, "B T"],
-        span: Span,
-        reach: Reach,
-    ) -> Guidance:
-        """Guidance of a chunk.
-
-        Args:
-            state: The rings.
-            end: Blocks that each row has finished, the chunk's included.
-            place: Fine steps since the latest block ended, after each fine step.
-            span: Coarse states that each may read.
-            reach: The fine steps' own, for their rotation.
-        """
-        capacity = state.coarse.shape[1] - 1
-        limit = filled_slots(end, capacity)
-        row = torch.arange(len(end), device=end.device)[:, None]
-        slot = (span.stop - 1) % (state.plan.shape[1] - 1)
-        return Guidance(
-            state.plan[row, slot, place],
-            span.stop > span.start,
-            tuple(memory[:, :, :, :limit] for memory in state.memories),
-            cross_reach(reach.cos, reach.sin, span, ring_steps(end, capacity, limit)),
-        )
 
     def edit(
         self,

@@ -73,6 +73,10 @@ class Staged(Protocol):
         """See `HasWhole.usable_blocks`."""
         ...
 
+    def finished_blocks(self, state: State) -> Int[Tensor, " B"]:
+        """See `HasWhole.finished_blocks`."""
+        ...
+
     def read_lower(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> Any:
@@ -162,7 +166,7 @@ class Simultaneous:
         lower = self.system.read_lower(ticks, state, lengths)
         if lower.finished.any():
             self._submit(lower, state)
-        usable = lower.after.finished - (self.system.usable_blocks - 1)
+        usable = self.system.finished_blocks(lower.after) - (self.system.usable_blocks - 1)
         # All of them: the first may belong to a row that has stopped, and never be due.
         while any(_is_due(job.lower, usable) for job in self._jobs):
             future = self._jobs.popleft().future

@@ -138,6 +138,16 @@ def _whole_delay(stream: Stream) -> int:
     return stream.delay_ticks // stream.period_ticks
 
 
+def first_visible(lag_steps: int) -> int:
+    """Steps of an irregular stream that must be finished before any is visible."""
+    return lag_steps + 1
+
+
+def reach_ticks(stream: Stream, window: int) -> int:
+    """Ticks back to which a window of steps of a stream reaches, at most."""
+    return window * stream.period_ticks + stream.delay_ticks
+
+
 def _regular(layout: Layout, name: str) -> Stream:
     """The stream of that name, whose moments must follow from the numbers of its steps."""
     stream = layout[name]

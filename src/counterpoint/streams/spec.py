@@ -117,6 +117,20 @@ class Stream:
         return self.vocab_size is not None
 
 
+def coarse_stream(
+    name: str, *, width: int, period_ticks: int, lag_steps: int, irregular: bool = False
+) -> Stream:
+    """A whole over blocks of a finer stream, which is read ``lag_steps`` of its own steps later."""
+    return Stream(
+        name=name,
+        role=Role.WHOLE,
+        width=width,
+        period_ticks=period_ticks,
+        delay_ticks=lag_steps * period_ticks,
+        irregular=irregular,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """The ordered streams of a model. Their order is their order within a frame.

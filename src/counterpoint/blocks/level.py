@@ -1,0 +1,333 @@
+"""A coarse tower over the blocks of a finer one, and how it leads that one.
+
+The layers of the finer tower are in two: what the lower ones know of a finished block goes up, and
+the upper ones are led by what comes down. A level may itself be led by a further one above it, over
+blocks of its own steps. Whole rows and chunks of sessions go through the same functions; only where
+a row begins and where its past is kept differ.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, pending_steps
+from counterpoint.blocks.compress import Compressor, build_compressor
+from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.blocks.mixer import MixerReach, MixerState
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.steering import Guidance, Published, Steering
+from counterpoint.blocks.transformer import Branch, Tower, TowerConfig
+from counterpoint.streams.clock import Span, first_visible, visible_finished
+
+
+class LevelState(NamedTuple):
+    """What a session carries of a level.
+
+    Attributes:
+        pending: Fine states of the block that is not finished yet, oldest first.
+        place: How many of them there are.
+        finished: Blocks finished.
+        tower: States of the coarse tower's layers.
+        published: What the finer tower reads of the coarse one.
+        above: The state of the level above, if there is one.
+    """
+
+    pending: Float[Tensor, "B R D"]
+    place: Int[Tensor, " B"]
+    finished: Int[Tensor, " B"]
+    tower: tuple[MixerState, ...]
+    published: Published
+    above: tuple["LevelState", ...]
+
+
+class Cut(NamedTuple):
+    """The blocks that end within a chunk of fine steps.
+
+    Attributes:
+        grid: Where they lie, and the place of every fine step.
+        blocks: Their fine states.
+        end_step: Absolute fine step at which each ended.
+        first_block: First block of each fine step's document.
+        before: Blocks finished before the chunk.
+        finished: Blocks that the chunk finished.
+        pending: Fine states of the block that goes on behind the chunk; those before it where there
+            is no state.
+        place: How many of them there are.
+    """
+
+    grid: BlockGrid
+    blocks: Float[Tensor, "B W R D"]
+    end_step: Int[Tensor, "B W"]
+    first_block: Int[Tensor, "B T"]
+    before: Int[Tensor, " B"]
+    finished: Int[Tensor, " B"]
+    pending: Float[Tensor, "B R D"]
+    place: Int[Tensor, " B"]
+
+
+class Start(NamedTuple):
+    """Where the rows of a chunk begin, and which of its steps are real.
+
+    Attributes:
+        document: First step of each step's document; ``None`` where the chunk continues a session.
+        step: Steps that each row has read before; ``None`` for whole rows.
+        lengths: Real steps of each row; ``None`` means all.
+    """
+
+    document: Int[Tensor, "B T"] | None = None
+    step: Int[Tensor, " B"] | None = None
+    lengths: Int[Tensor, " B"] | None = None
+
+
+class Level(nn.Module):
+    """The coarse tower, what goes up to it, and what comes down from it."""
+
+    config: LevelConfig
+    above: "Level | None"
+    compressor: Compressor
+
+    def build_level(
+        self, fine: TowerConfig, config: LevelConfig, above: tuple[LevelConfig, ...]
+    ) -> None:
+        """Make the modules, with random weights.
+
+        Args:
+            fine: Shape of the finer tower.
+            config: Shape of this level.
+            above: Shapes of the levels above it, from below.
+        """
+        width, whole_width = fine.width, config.whole.width
+        self.block_norm = RMSNorm(width)
+        self.compressor = build_compressor(
+            config.compressor, width, config.block_ticks, config.num_slots
+        )
+        self.merge = nn.Linear(self.compressor.num_slots * width, whole_width, bias=False)
+        nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
+        self.whole = Tower(config.whole)
+        self.whole_norm = RMSNorm(whole_width)
+        self.steering = Steering(
+            width,
+            whole_width,
+            fine.num_heads,
+            config.num_links,
+            config.block_ticks,
+            config.rope_of(fine),
+        )
+        self.above = None
+        if above:
+            self.above = Level()
+            self.above.config = above[0]
+            self.above.build_level(config.whole, above[0], above[1:])
+
+    def initial_level(self, batch_size: int) -> LevelState:
+        """State before the first step."""
+        config = self.config
+        like = self.steering.no_plan
+        none = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+        # Plans of the blocks of a chunk and of those that the lag holds back; and whole states for
+        # a window behind the first step of such a chunk.
+        num_plans = first_visible(config.lag_blocks) + self.whole.chunk_steps
+        num_blocks = config.whole.window + num_plans
+        return LevelState(
+            pending=like.new_zeros(batch_size, config.block_ticks, len(like)),
+            place=none,
+            finished=none.clone(),
+            tower=self.whole.initial_state(batch_size),
+            published=self.steering.initial_state(batch_size, num_blocks, num_plans),
+            above=() if self.above is None else (self.above.initial_level(batch_size),),
+        )
+
+    def chunk_blocks(self) -> int:
+        """Most blocks that the rings of this level and of those above can take at once."""
+        most = self.whole.chunk_steps
+        if self.above is not None:
+            most = min(most, self.above.chunk_blocks() * self.above.config.block_ticks)
+        return most
+
+    # Up
+
+    def cut(
+        self,
+        x: Float[Tensor, "B T D"],
+        ends_early: Bool[Tensor, "B T"] | None,
+        start: Start,
+        state: LevelState | None,
+    ) -> Cut:
+        """Find the blocks that end within a chunk, and take their steps.
+
+        Args:
+            x: States of the finer tower's lower layers.
+            ends_early: Steps whose content ends a block; ``None`` where that cannot be.
+            start: Where the rows begin.
+            state: What was before the chunk; ``None`` for whole rows.
+        """
+        num_rows, num_steps = x.shape[:2]
+        x = self.block_norm(x)
+        if state is None:
+            pending = x.new_zeros(num_rows, self.config.block_ticks, x.shape[2])
+            place = torch.zeros(num_rows, dtype=torch.long, device=x.device)
+            before = place
+        else:
+            pending, place, before = state.pending, state.place, state.finished
+        document = -place[:, None].expand(-1, num_steps)
+        if start.document is not None:
+            document = start.document
+        grid = lay_blocks(
+            ends_early,
+            document,
+            self.config.block_ticks,
+            lengths=start.lengths,
+            # Sessions do not count, or a row would feel how many blocks the others finish.
+            counted=state is None or num_rows == 1,
+        )
+        blocks = gather_blocks(x, grid, pending, place)
+        finished = F.pad(grid.finished, (1, 0))
+        if state is None or start.step is None:
+            first_block = finished.gather(1, document)
+            return Cut(grid, blocks, grid.end, first_block, before, finished[:, -1], pending, place)
+        read = torch.full_like(place, num_steps) if start.lengths is None else start.lengths
+        # Where a row reads nothing, its place stays and it finishes nothing.
+        after = torch.cat((place[:, None], grid.place), 1).gather(1, read[:, None])[:, 0]
+        return Cut(
+            grid,
+            blocks,
+            start.step[:, None] + grid.end,
+            torch.zeros_like(document),
+            before,
+            finished.gather(1, read[:, None])[:, 0],
+            pending_steps(x, pending, place, read, after),
+            after,
+        )
+
+    def compress(self, cut: Cut) -> Float[Tensor, "B W D2"]:
+        """What the coarse tower reads of each block."""
+        return self.merge(self.compressor(cut.blocks, cut.grid.real).flatten(-2))
+
+    def read_blocks(
+        self, compressed: Float[Tensor, "B W D2"], cut: Cut, state: LevelState | None
+    ) -> Float[Tensor, "B W D2"]:
+        """The coarse tower's states, one a block; it is led by the level above."""
+        states = None if state is None else state.tower
+        document = None
+        if state is None:
+            document = cut.first_block.gather(1, cut.grid.end)
+            reach = self.whole.reach(document)
+        else:
+            reach = self.whole.streaming_reach(cut.before, compressed.shape[1], cut.finished)
+        if self.above is None or not compressed.shape[1]:
+            return self.whole_norm(self.whole(compressed, reach, states))
+        start = Start(document, cut.before, cut.finished)
+        over = None if state is None else state.above[0]
+        return self.whole_norm(self.above.lead(self.whole, compressed, reach, states, start, over))
+
+    def advance(self, cut: Cut, state: LevelState) -> None:
+        """Let the coarse tower of a session take finished blocks, if there are any."""
+        on_host = cut.finished.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host and not cut.finished.any():
+            return
+        whole = self.read_blocks(self.compress(cut), cut, state)
+        self.steering.publish(whole, cut.end_step, cut.before, cut.finished, state.published)
+
+    # Down
+
+    def guidance(
+        self,
+        published: Published,
+        cut: Cut,
+        reach: MixerReach,
+        *,
+        streaming: bool,
+        keep: Bool[Tensor, "B 1"] | None = None,
+    ) -> Guidance:
+        """What each fine step may use of the coarse steps; nothing in rows that do not keep."""
+        finished = cut.before[:, None] + cut.grid.finished
+        stop = visible_finished(finished, self.config.lag_blocks)
+        begin = (stop - self.config.whole.window).clamp(min=cut.first_block)
+        if keep is not None:
+            stop = stop * keep
+        ends = cut.before + cut.finished if streaming else None
+        return self.steering.guide(published, Span(begin, stop), cut.grid.place, reach, ends)
+
+    def write_upper(
+        self,
+        fine: Tower,
+        x: Float[Tensor, "B T D"],
+        reach: MixerReach,
+        guidance: Guidance,
+        states: tuple[MixerState, ...] | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The finer tower's upper layers; appends each link's attention to ``weights`` if given."""
+        x = self.steering.add_plan(x, guidance)
+        first = self.config.lower_layers
+        before: dict[int, Branch] = {
+            first + number: partial(self._follow, number, guidance, weights)
+            for number in range(len(self.steering.links))
+        }
+        return fine(x, reach, states, layers=range(first, fine.config.num_layers), before=before)
+
+    def _follow(
+        self,
+        number: int,
+        guidance: Guidance,
+        weights: list[Tensor] | None,
+        x: Float[Tensor, "B T D"],
+    ) -> Float[Tensor, "B T D"]:
+        link, memory = self.steering.links[number], guidance.memories[number]
+        if weights is not None:
+            weights.append(link.weights(x, memory, guidance.reach))
+        read: Tensor = link(x, memory, guidance.reach)
+        return read
+
+    def lead(
+        self,
+        fine: Tower,
+        x: Float[Tensor, "B T D"],
+        reach: MixerReach,
+        states: tuple[MixerState, ...] | None,
+        start: Start,
+        state: LevelState | None,
+    ) -> Float[Tensor, "B T D"]:
+        """All layers of a finer tower, led by this level; the state is written in place."""
+        x = fine(x, reach, states, layers=range(self.config.lower_layers))
+        cut = self.cut(x, None, start, state)
+        if state is None:
+            whole = self.read_blocks(self.compress(cut), cut, None)
+            published = self.steering.record(whole, cut.end_step)
+        else:
+            self.advance(cut, state)
+            published = state.published
+        guidance = self.guidance(published, cut, reach, streaming=state is not None)
+        if state is not None:
+            state.pending.copy_(cut.pending)
+            state.place.copy_(cut.place)
+            state.finished.copy_(cut.before + cut.finished)
+        return self.write_upper(fine, x, reach, guidance, states)
+
+    # Costs
+
+    def flops_per_fine_step(self, num_steps: int, num_blocks: int) -> float:
+        """Forward FLOPs a fine step of this level and those above it.
+
+        Args:
+            num_steps: Fine steps of a row.
+            num_blocks: Blocks that end in it.
+        """
+        share = num_blocks / num_steps
+        a_block, a_step = self.steering.products(num_blocks)
+        a_block += self.merge.weight.numel() + self.compressor.products_per_block()
+        flops = 2 * (a_step + share * a_block)
+        if num_blocks:
+            flops += share * self.whole.flops_per_step(num_blocks)
+        if num_blocks and self.above is not None:
+            above = num_blocks // self.above.config.block_ticks
+            flops += share * self.above.flops_per_fine_step(num_blocks, above)
+        return flops
+
+    def whole_layers(self) -> list[nn.Module]:
+        """Layers of the coarse towers, from below."""
+        return [*self.whole.layers, *([] if self.above is None else self.above.whole_layers())]
