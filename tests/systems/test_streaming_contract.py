@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.streams.spec import Ticks
+from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.two_stream import TwoStream
 from tests.probes.interleaved import Interleaved
@@ -38,8 +38,11 @@ def tensors(state: object) -> Iterator[Tensor]:
 def num_ticks_of(model: System) -> int:
     """Ticks after which every ring of the model has wrapped several times."""
     if isinstance(model, TwoStream):
-        slots = model.initial_state(1).whole.published.coarse.shape[1] * model.config.block_ticks
-        return 2 * max(model.part.capacity, slots) + 5
+        slots, state = [model.part.capacity], model.initial_state(1).whole
+        for whole in model.layout.by_role(Role.WHOLE):
+            slots.append(state.published.coarse.shape[1] * whole.period_ticks)
+            state = state.above[0] if state.above else None
+        return min(2 * max(slots) + 5, 400)
     tower = model.temporal if isinstance(model, Moshi) else model.tower
     elements = model.num_elements if isinstance(model, Interleaved) else 1
     return min(4 * tower.capacity // elements, 400) + 5

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.compress import Kind
+from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -52,6 +54,18 @@ def two(compressor: str, lag: int, **changes: Any) -> TwoStreamConfig:
     return TwoStreamConfig(**(fields | changes))
 
 
+def level(compressor: Kind, lag: int, num_links: int = 1) -> LevelConfig:
+    """A whole over pairs of steps of the one below it."""
+    return LevelConfig(
+        whole=tower(16, 2, 2, 3),
+        lower_layers=1,
+        block_ticks=2,
+        lag_blocks=lag,
+        compressor=compressor,
+        num_links=num_links,
+    )
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "single_stream": {
         "full": single(200),
@@ -80,6 +94,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
                 ("wavelet", 1),
             )
         },
+        "two_wholes": two("wavelet", 0, levels=(level("mean", 0),)),
+        "two_wholes_early_lag1": two(
+            "mean", 1, boundary_ids=(2, 5, 7), num_links=1, levels=(level("attention", 1),)
+        ),
+        "three_wholes": two("last", 0, levels=(level("wavelet", 1), level("last", 0, num_links=0))),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
