@@ -18,6 +18,7 @@ from transformers import (
 from counterpoint.errors import UserError
 from counterpoint.formats.llama import load_llama, matches, save_llama, to_config, to_keys
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from tests.systems.scoring import extend
 from tests.systems.tiny_models import batch_of, randomised, single
 
 SHAPE: dict[str, Any] = {
@@ -69,7 +70,7 @@ def streamed(model: SingleStream, ids: Tensor) -> Tensor:
     """Scores of ids that are read one by one."""
     state, scores = model.initial_state(len(ids)), []
     for tick in range(ids.shape[1]):
-        logits, state = model.extend({"part": ids[:, tick : tick + 1]}, state)
+        logits, state = extend(model, {"part": ids[:, tick : tick + 1]}, state)
         scores.append(logits["part"])
     return torch.cat(scores, 1)
 

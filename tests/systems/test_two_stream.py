@@ -1,14 +1,28 @@
+import json
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.config_json import decode, encode
+from counterpoint.errors import UserError
 from counterpoint.streams.clock import available_at, visible
+from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import cross_entropy
-from counterpoint.systems.two_stream import TwoStream, TwoStreamState
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig, TwoStreamState
+from tests.blocks.retention import RetentionConfig
 from tests.systems.scoring import extend
-from tests.systems.tiny_models import VOCAB, batch_of, randomised, tower, two
+from tests.systems.tiny_models import (
+    CONFIGS,
+    VOCAB,
+    batch_of,
+    level,
+    mixed,
+    randomised,
+    tower,
+    two,
+)
 
 END = VOCAB - 1
 
@@ -363,3 +377,63 @@ def test_whole_of_another_length_is_refused() -> None:
     model = build(0)
     with pytest.raises(ValueError, match=r"expected \(1, 10, 20\), got \(1, 9, 20\)"):
         model(batch_of(random_ids(1, 41)), whole=torch.zeros(1, 9, 20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_ticks": 0}, "`block_ticks` must be >= 1; got 0"),
+        ({"lag_blocks": -1}, "`lag_blocks` must be >= 0; got -1"),
+        ({"num_links": 3}, "`num_links` must be 0 to 2; got 3"),
+        ({"usual_block_ticks": 0.5}, "must be >= 1 or None; got 0.5"),
+        ({"boundary_ids": (VOCAB,)}, r"ids, 0 to 12; got \(13,\)"),
+        ({"whole_dropout": 1.5}, "must be 0 to 1; got 1.5"),
+        ({"levels": (level("mean", 0, num_links=2),)}, "`num_links` must be 0 to 1; got 2"),
+        (
+            {"part": mixed(7, RetentionConfig()).tower, "num_links": 1},
+            "must be attention .* got RetentionConfig",
+        ),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        two("mean", 0, **({"lower_layers": 1} | changes))
+
+
+def test_shape_with_levels_survives_json() -> None:
+    for name in ("two_wholes", "three_wholes", "plan_only"):
+        config = CONFIGS["two_stream"][name]
+        assert decode(TwoStreamConfig, json.loads(json.dumps(encode(config)))) == config
+
+
+def test_wholes_are_streams_of_their_own() -> None:
+    streams = TwoStream(CONFIGS["two_stream"]["three_wholes"]).layout.by_role(Role.WHOLE)
+    assert [stream.name for stream in streams] == ["whole", "whole_2", "whole_3"]
+    assert [stream.period_ticks for stream in streams] == [4, 8, 16]
+    assert [stream.delay_ticks for stream in streams] == [0, 8, 0]
+
+
+@torch.no_grad()
+def test_upper_whole_reaches_the_visible_blocks() -> None:
+    """What the second whole says moves the first one from where it is visible, and not before."""
+    model = randomised(TwoStream(two("mean", 0, levels=(level("mean", 1),))))
+    assert isinstance(model, TwoStream)
+    assert model.above is not None
+    batch = batch_of(random_ids(1, 40))
+    before = model.read_whole(batch).whole
+    model.above.whole_norm.weight.neg_()
+    moved = (model.read_whole(batch).whole != before).any(-1)[0]
+    # The first step of the second whole covers blocks 0 and 1 and is read 2 blocks later.
+    assert moved.tolist() == [False] * 3 + [True] * 7
+
+
+@torch.no_grad()
+def test_session_with_levels_is_swapped_with_its_equal_only() -> None:
+    model, ids = build(0, levels=(level("mean", 0),)), random_ids(2, 60)
+    states = [feed(model, ids[:, :22], model.initial_state(2))[1] for _ in range(3)]
+    plain, _ = feed(model, ids[:, 22:], states[0])
+    swapped, _ = feed(model, ids[:, 22:], model.swap(states[1], states[2]))
+    same(swapped, plain)
+    _, longer = feed(model, ids, model.initial_state(2))
+    with pytest.raises(ValueError, match=r"as many blocks .* \[5, 5\], the donor \[15, 15\]"):
+        model.swap(feed(model, ids[:, :22], model.initial_state(2))[1], longer)

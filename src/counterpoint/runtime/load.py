@@ -153,7 +153,7 @@ def open_published(published: PublishedModel) -> Tokenizer:
     if published.text is None:
         return load_tokenizer(str(published.tokenizer))
     text = published.text()
-    ids = ModelIds(start=text.start_id, end=text.end_id, count=text.num_ids)
+    ids = ModelIds(text.start_id, text.end_id, text.num_ids)
     return HuggingFaceTokenizer(published.tokenizer, ids, text.content)
 
 

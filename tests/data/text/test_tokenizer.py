@@ -7,7 +7,13 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer
+from counterpoint.data.text.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    ModelIds,
+    load_tokenizer,
+)
+from counterpoint.errors import UserError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 SPECIAL = "<|endoftext|>"
@@ -85,6 +91,19 @@ def test_bpe_cut_inside_a_character_decodes_to_replacement(bpe: HuggingFaceToken
     ids = bpe.encode("\N{CJK UNIFIED IDEOGRAPH-4E00}")
     assert len(ids) == 3
     assert set(bpe.decode(ids[:2])) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+def test_tokenizer_of_a_model_has_its_ids(bpe: HuggingFaceTokenizer, tmp_path: Path) -> None:
+    train_bpe(path := tmp_path / "tokenizer.json")
+    own = bpe.vocab_size - 2
+    theirs = HuggingFaceTokenizer(path, ModelIds(start_id=3, end_id=4, num_ids=own + 5))
+    assert (theirs.start_id, theirs.end_id, theirs.vocab_size) == (3, 4, own + 5)
+    assert theirs.encode("aab").tolist() == bpe.encode("aab").tolist()
+    assert theirs.decode(np.array([own, own + 4])) == ""
+    inside = HuggingFaceTokenizer("model.gguf", ModelIds(3, 4, own), path.read_bytes())
+    assert inside.encode("aab").tolist() == bpe.encode("aab").tolist()
+    with pytest.raises(UserError, match=f"it has {own - 1}, the tokenizer {own}"):
+        HuggingFaceTokenizer(path, ModelIds(3, 4, own - 1))
 
 
 def test_identity_names_the_file_content(bpe: HuggingFaceTokenizer, tmp_path: Path) -> None:

@@ -85,14 +85,14 @@ class ModelIds(NamedTuple):
     """Ids of a published model, which has a start and an end of its own.
 
     Attributes:
-        start: Id before the first token of a text.
-        end: Id after the last one.
-        count: Ids that the model has; those that its tokeniser does not know give no text.
+        start_id: Id before the first token of a text.
+        end_id: Id after the last one.
+        num_ids: Ids that the model has; those that its tokeniser does not know give no text.
     """
 
-    start: int
-    end: int
-    count: int
+    start_id: int
+    end_id: int
+    num_ids: int
 
 
 class _Vocabulary:
@@ -106,16 +106,16 @@ class _Vocabulary:
     def __init__(self, token_bytes: Sequence[bytes], model: ModelIds | None = None) -> None:
         if model is None:
             count = len(token_bytes)
-            model = ModelIds(start=count, end=count + 1, count=count + 2)
-        unknown = [b""] * (model.count - len(token_bytes))
+            model = ModelIds(start_id=count, end_id=count + 1, num_ids=count + 2)
+        unknown = [b""] * (model.num_ids - len(token_bytes))
         self.token_bytes: Sequence[bytes] = (*token_bytes, *unknown)
         self.byte_lengths: Int[np.ndarray, " V"] = np.array(
             [len(content) for content in self.token_bytes], np.int64
         )
         self.prefix = b""
         self.vocab_size = len(self.token_bytes)
-        self.start_id = model.start
-        self.end_id = model.end
+        self.start_id = model.start_id
+        self.end_id = model.end_id
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
         """Text of ids; special ids give nothing, broken UTF-8 gives U+FFFD."""
@@ -182,9 +182,9 @@ class HuggingFaceTokenizer(_Vocabulary):
         self.identity = f"huggingface:{hashlib.sha256(content).hexdigest()}"
         _check_same_ids_again(spec, self._path)
         token_bytes = _huggingface_bytes(spec, self._tokenizer, self._path)
-        if model is not None and model.count < len(token_bytes):
+        if model is not None and model.num_ids < len(token_bytes):
             raise UserError(
-                f"A model must have an id for every token of {self._path}: it has {model.count}, "
+                f"A model must have an id for every token of {self._path}: it has {model.num_ids}, "
                 f"the tokenizer {len(token_bytes)}. Use the tokenizer that came with the model."
             )
         super().__init__(token_bytes, model)
