@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.level import LevelState
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.two_stream import TwoStream
@@ -38,10 +39,11 @@ def tensors(state: object) -> Iterator[Tensor]:
 def num_ticks_of(model: System) -> int:
     """Ticks after which every ring of the model has wrapped several times."""
     if isinstance(model, TwoStream):
-        slots, state = [model.part.capacity], model.initial_state(1).whole
+        slots = [model.part.capacity]
+        above: tuple[LevelState, ...] = (model.initial_state(1).whole,)
         for whole in model.layout.by_role(Role.WHOLE):
-            slots.append(state.published.coarse.shape[1] * whole.period_ticks)
-            state = state.above[0] if state.above else None
+            slots.append(above[0].published.coarse.shape[1] * whole.period_ticks)
+            above = above[0].above
         return min(2 * max(slots) + 5, 400)
     tower = model.temporal if isinstance(model, Moshi) else model.tower
     elements = model.num_elements if isinstance(model, Interleaved) else 1
