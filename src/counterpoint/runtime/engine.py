@@ -46,9 +46,11 @@ class _Shared(NamedTuple):
 class Engine:
     """Up to ``num_rows`` sessions of one model, each with its own prompt, seed and pace.
 
-    What a session says depends on what it hears, its prompt and its sampling alone, bit for bit,
-    whatever the others do: they may be admitted, pause, be reset, end or send frames that are
-    refused. Whoever is not in a `step` pauses.
+    What a session says depends on what it hears, its prompt and its sampling alone, whatever the
+    others do: they may be admitted, pause, be reset, end or send frames that are refused. Its
+    scores are then the same bit for bit in the same row of an engine of this size. In another row
+    they are the same to float tolerance, because some kernels round the last rows of a product in
+    another way. Whoever is not in a `step` pauses.
 
     Args:
         system: The model; of one that predicts the user as well, its `trimmed` form.
