@@ -127,8 +127,9 @@ def _cut(
 def _token_rows(rows: Any, place: str) -> Int[Tensor, "K T"]:
     try:
         ids = torch.tensor(rows)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{place} must be lists of equally many ids ({error}).") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{place} must be lists of equally many ids ({reason}).") from error
     if ids.ndim != 2 or len(ids) < 2 or ids.dtype != torch.long:
         raise UserError(
             f"{place} must have lists of ids, text and at least one codebook: got shape "
