@@ -41,7 +41,7 @@ def _seeds() -> None:
     np.random.seed(0)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     with OtherRounding() if request.config.getoption("--other-rounding") else nullcontext():
         yield

@@ -9,7 +9,8 @@ holds here too, because it promises that for calls of equal shapes and the same 
 
     pytest tests/systems --other-rounding
 
-Only the thread and the process that run the test are in the mode.
+Only the thread and the process that run the tests are in the mode, so that tests which compare with
+another thread or process (`test_simultaneous.py`, runs that are killed) fail under it.
 """
 
 import zlib
