@@ -102,7 +102,7 @@ def main() -> None:
     """Measure, print a table, and end with one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=120)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--compiled", action="store_true", help="takes minutes of compilation")
     parser.add_argument("--no-package", action="store_true")
     parser.add_argument("--out")
@@ -122,6 +122,7 @@ def main() -> None:
             steps = {"package": on_gpu(theirs(loop)), "ours": ours(model, 1)}
             seconds = in_turn(steps, args.frames)
         results |= {name: row(values) for name, values in seconds.items()}
+        print(results, flush=True)
         del loop, steps
         torch.cuda.empty_cache()
     for num_rows in args.batches:

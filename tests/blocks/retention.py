@@ -37,10 +37,10 @@ class RetentionConfig:
         return 0.5 ** (1 / (self.half_life * 2 ** torch.arange(num_heads)))
 
     def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> Reach:
-        step = torch.arange(document_start.shape[1])
+        step = torch.arange(document_start.shape[1], device=document_start.device)
         age = step[:, None] - step
         allowed = (age >= 0) & (step >= document_start[..., None])
-        decay = self.decay(shape.num_heads)[:, None, None]
+        decay = self.decay(shape.num_heads).to(step.device)[:, None, None]
         return Reach((decay ** age.clamp(min=0)) * allowed[:, None])
 
     def streaming_reach(
@@ -52,8 +52,10 @@ class RetentionConfig:
     ) -> Reach:
         if lengths is None:
             lengths = torch.full_like(position, num_steps)
-        within = self.reach(shape, torch.zeros(len(position), num_steps, dtype=torch.long)).within
-        step, decay = torch.arange(num_steps), self.decay(shape.num_heads)
+        starts = position.new_zeros(len(position), num_steps)
+        within = self.reach(shape, starts).within
+        step = torch.arange(num_steps, device=position.device)
+        decay = self.decay(shape.num_heads).to(position.device)
         left = lengths[:, None] - 1 - step  # steps of the row that follow
         to_state = decay[:, None] ** left.clamp(min=0)[:, None] * (left >= 0)[:, None]
         before = (decay[:, None] ** (step + 1)).expand(len(position), -1, -1)
