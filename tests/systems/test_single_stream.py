@@ -52,6 +52,7 @@ def llama_of(model: SingleStream) -> LlamaForCausalLM:
 def without_convolution(window: int) -> SingleStream:
     model = randomised(SingleStream(single(window)))
     assert isinstance(model, SingleStream)
+    assert model.conv is not None
     torch.nn.init.zeros_(model.conv.weight)
     return model
 

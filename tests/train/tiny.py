@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from counterpoint.config_json import decode
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Logits, LossSums, System, stream_loss
+from counterpoint.systems.contract import Logits, LossSums, System, SystemConfig, stream_loss
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import joined, shard
 from counterpoint.train.loop import TrainResult, train
@@ -26,7 +26,7 @@ TICKS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NoisyConfig:
+class NoisyConfig(SystemConfig):
     width: int = 8
     num_layers: int = 2
     dropout: float = 0.2
