@@ -12,26 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import ROOT, SOURCE, imported_modules, python_files
+from tests.test_architecture import SOURCE, imported_modules, python_files
 
 MAY_KNOW_SYSTEMS = ("systems", "formats", "recipes", "__init__")  # the last gives public names
 NOT_CONCRETE = {"contract", "presets"}  # modules of systems/ that are about any system
 MAY_KNOW_PLACES = ("streams",)
 DELAYS = ("delay_ticks", "lag_blocks")
 WINGS = {"data": ("text", "speech", "making", "tasks"), "evaluate": ("duplex", "report")}
-MAX_DOCUMENT_LINE = 120
 REDUCTIONS = {"max", "min", "sum"}
-
-# Modules that still break a rule; the list may only become shorter.
-PENDING: dict[str, frozenset[str]] = {
-    "delays": frozenset(["systems/two_stream.py"]),
-    "lines": frozenset(
-        [
-            "CONTRIBUTING.md",
-            "docs/log.md",
-        ]
-    ),
-}
 
 
 @cache
@@ -267,29 +255,21 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return next((found for name in sorted(graph) if (found := follow(name, []))), [])
 
 
-def assert_none(rule: str, faults: dict[str, list[str]]) -> None:
-    """Fail for modules with faults, but those that are still to be mended."""
-    pending = PENDING.get(rule, frozenset())
-    assert {path: found for path, found in faults.items() if path not in pending} == {}
-
-
 @pytest.mark.parametrize(
-    ("rule", "check", "exempt"),
+    ("check", "exempt"),
     [
-        ("knowledge", knowledge_faults, MAY_KNOW_SYSTEMS),
-        ("places", place_faults, MAY_KNOW_PLACES),
-        ("delays", delay_faults, MAY_KNOW_PLACES),
+        (knowledge_faults, MAY_KNOW_SYSTEMS),
+        (place_faults, MAY_KNOW_PLACES),
+        (delay_faults, MAY_KNOW_PLACES),
     ],
 )
-def test_only_some_folders_know(
-    rule: str, check: Callable[[str], list[str]], exempt: tuple[str, ...]
-) -> None:
+def test_only_some_folders_know(check: Callable[[str], list[str]], exempt: tuple[str, ...]) -> None:
     faults = {
         str(path.relative_to(SOURCE)): found
         for path in python_files("src")
         if folder_of(path) not in exempt and (found := check(path.read_text()))
     }
-    assert_none(rule, faults)
+    assert faults == {}
 
 
 @pytest.mark.parametrize(
@@ -333,12 +313,12 @@ def test_rule_lets_the_rest_pass(check: Callable[[str], list[str]], source: str)
 
 def test_wings_import_only_those_before_them() -> None:
     faults = {str(p.relative_to(SOURCE)): f for p in python_files("src") if (f := wing_faults(p))}
-    assert_none("wings", faults)
+    assert faults == {}
 
 
 def test_public_classes_have_one_name_each() -> None:
     faults = {name: paths for name, paths in public_classes().items() if len(paths) > 1}
-    assert_none("names", faults)
+    assert faults == {}
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
@@ -347,19 +327,3 @@ def test_modules_import_each_other_in_no_circle() -> None:
 
 def test_circle_is_found() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
-
-
-def test_lines_of_documents_are_short() -> None:
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    faults = {
-        str(path.relative_to(ROOT)): long
-        for path in documents
-        if (
-            long := [
-                f"line {number}"
-                for number, line in enumerate(path.read_text().splitlines(), start=1)
-                if len(line) > MAX_DOCUMENT_LINE and not line.startswith("|")
-            ]
-        )
-    }
-    assert_none("lines", faults)

@@ -100,7 +100,8 @@ class Level(nn.Module):
             config: Shape of this level.
             above: Shapes of the levels above it, from below.
         """
-        width, whole_width = fine.width, config.whole.width
+        width = fine.width
+        whole_width = config.whole.width
         self.block_norm = RMSNorm(width)
         self.compressor = build_compressor(
             config.compressor, width, config.block_ticks, config.num_slots
@@ -172,7 +173,9 @@ class Level(nn.Module):
             place = torch.zeros(num_rows, dtype=torch.long, device=x.device)
             before = place
         else:
-            pending, place, before = state.pending, state.place, state.finished
+            pending = state.pending
+            place = state.place
+            before = state.finished
         document = -place[:, None].expand(-1, num_steps)
         if start.document is not None:
             document = start.document
@@ -277,7 +280,8 @@ class Level(nn.Module):
         weights: list[Tensor] | None,
         x: Float[Tensor, "B T D"],
     ) -> Float[Tensor, "B T D"]:
-        link, memory = self.steering.links[number], guidance.memories[number]
+        link = self.steering.links[number]
+        memory = guidance.memories[number]
         if weights is not None:
             weights.append(link.weights(x, memory, guidance.reach))
         read: Tensor = link(x, memory, guidance.reach)

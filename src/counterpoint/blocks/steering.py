@@ -107,7 +107,8 @@ class Steering(nn.Module):
             reach: The fine steps' own, for their rotation.
             ends: Coarse states that each row has finished, where they are in rings.
         """
-        memories, plans = published.memories, published.plan
+        memories = published.memories
+        plans = published.plan
         newest = span.stop - 1
         if ends is None:
             number = torch.arange(published.coarse.shape[1], device=place.device)[None]

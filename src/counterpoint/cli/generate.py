@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     prompt = _prompt(options)
     _check_output()
     loaded = load(options.checkpoint)
-    system, tokenizer = loaded.system, loaded.tokenizer
+    system = loaded.system
+    tokenizer = loaded.tokenizer
     with ExitStack() as stack:
         if options.weights == "int8":
             store_int8(system)

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 from counterpoint.errors import UserError
 from counterpoint.packages import missing_package
@@ -60,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing is None:
             raise
         return _complain(str(missing))
-    except (ValueError, OSError) as error:
-        if not isinstance(error, UserError | OSError) and not _is_ours(error):
-            raise  # a fault of the program: the traceback is what helps
+    except (UserError, OSError) as error:
+        # All else is a fault of the program: its traceback is what helps.
         return _complain(_message(error))
 
 
@@ -81,16 +79,7 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error, and so wrote it for the user."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    package = Path(__file__).parents[1]
-    return trace is not None and package in Path(trace.tb_frame.f_code.co_filename).parents
-
-
-def _message(error: ValueError | OSError) -> str:
+def _message(error: UserError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     if isinstance(error, OSError) and error.strerror is not None:

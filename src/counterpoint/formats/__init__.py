@@ -74,7 +74,7 @@ def open_voice(path: Path, system: System) -> tuple[Ticks, Prefix]:
     """The frames of a voice from its file, and what the model makes of them.
 
     Raises:
-        ValueError: The file is no voice, or not one of this model.
+        UserError: The file is no voice, or not one of this model.
     """
     if type(system).__name__ != FORMATS["moshi"].system:
         raise UserError(
@@ -88,8 +88,8 @@ def open_codec(name: str, num_codebooks: int, device: torch.device | str = "cpu"
     """The codec "codec2", or Mimi with the weights of a file.
 
     Args:
-        name: Of the codec, or the path of Mimi's weights.
-        num_codebooks: Of a frame of one speaker.
+        name: Name of the codec, or the path of Mimi's weights.
+        num_codebooks: Codebooks in a frame of one speaker.
         device: Where Mimi computes.
 
     Raises:

@@ -51,7 +51,7 @@ class LlamaFiles(NamedTuple):
     """What the files of a model hold.
 
     Attributes:
-        keys: Of config.json.
+        keys: The keys of config.json.
         tensors: By their names there.
     """
 
@@ -66,7 +66,7 @@ def to_config(keys: Mapping[str, Any], window: int | None = None) -> SingleStrea
     """The shape of a model, from the keys of its config.json.
 
     Args:
-        keys: Of config.json.
+        keys: The keys of config.json.
         window: Most recent ticks that are read; ``None``: as many as the model was trained with.
 
     Raises:
@@ -112,7 +112,8 @@ def to_keys(config: SingleStreamConfig) -> dict[str, Any]:
     Raises:
         UserError: The model has a part that the family has not.
     """
-    tower, attention = config.tower, config.tower.mixer
+    tower = config.tower
+    attention = config.tower.mixer
     if config.conv_taps or not isinstance(attention, AttentionConfig) or tower.pinned_steps:
         raise UserError(
             "A model of the Llama family has attention, and neither a convolution nor pinned "
@@ -237,7 +238,8 @@ def to_state(tensors: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[
     else:
         state["head.weight"] = take(_HEAD)
     for number in range(config.tower.num_layers):
-        ours, theirs = f"tower.layers.{number}.", f"model.layers.{number}."
+        ours = f"tower.layers.{number}."
+        theirs = f"model.layers.{number}."
         for name, name_there in _LAYER_NAMES.items():
             state[ours + name] = take(theirs + name_there)
         state[ours + "attention.qkv.weight"] = torch.cat([take(theirs + name) for name in _QKV])
@@ -265,7 +267,8 @@ def to_tensors(state: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[
     if not config.tied_head:
         tensors[_HEAD] = state["head.weight"]
     for number in range(config.tower.num_layers):
-        ours, theirs = f"tower.layers.{number}.", f"model.layers.{number}."
+        ours = f"tower.layers.{number}."
+        theirs = f"model.layers.{number}."
         for name, name_there in _LAYER_NAMES.items():
             tensors[theirs + name_there] = state[ours + name]
         qkv = state[ours + "attention.qkv.weight"]
@@ -312,7 +315,8 @@ def load(path: Path, like: System | None = None) -> SingleStream:
     """The model of a path, with the dtype and the window of another one."""
     if not isinstance(like, SingleStream):
         return load_llama(path)
-    window, dtype = like.config.tower.window, like.embedding.weight.dtype
+    window = like.config.tower.window
+    dtype = like.embedding.weight.dtype
     return load_llama(path, window=window, dtype=dtype)
 
 
@@ -324,7 +328,7 @@ def load_llama(
     Args:
         path: The folder or the file.
         window: Most recent ticks that are read; ``None``: as many as the model was trained with.
-        dtype: Of the weights.
+        dtype: Type of the weights.
 
     Raises:
         UserError: A file is missing or damaged, or the model is none of the family.

@@ -12,7 +12,7 @@ class PublishedText(NamedTuple):
     """The tokeniser that came with a model of text, and the ids that the model uses.
 
     Attributes:
-        content: Of its tokenizer.json.
+        content: What its tokenizer.json holds.
         start_id: Id before the first token of a text.
         end_id: Id after the last one.
         num_ids: Ids that the model has, which may be more than the tokeniser's.

@@ -83,7 +83,8 @@ class Loaded:
             tokenizer: WordTokenizer = open_tokenizer(str(self.published.tokenizer))
         else:
             data = self.trained_by.speech_data
-            name, tokenizer = data.codec, open_tokenizer(data.tokenizer)
+            name = data.codec
+            tokenizer = open_tokenizer(data.tokenizer)
         codec = codec_of(system, name, system.device)
         # The published codes of silence and of a hum are those of the published Mimi.
         known = self.published is not None and codec.codebook_sizes == PUBLISHED_SIZES
@@ -112,7 +113,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
     Raises:
         UserError: There is none, it cannot be used, or torch cannot use the device.
     """
-    path, device = Path(path), usable_device(device)
+    path = Path(path)
+    device = usable_device(device)
     found = None if is_ours(path) else find_format(path)
     if found is not None:
         published = found.open(path)

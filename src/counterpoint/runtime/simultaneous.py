@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems.contract import Choose, State, System
 
@@ -126,12 +127,12 @@ class Simultaneous:
         num_misses: Chunks that the part tower had to wait for.
 
     Raises:
-        ValueError: The model has no lag, so the part tower always needs the newest block at once.
+        UserError: The model has no lag, so the part tower always needs the newest block at once.
     """
 
     def __init__(self, system: Staged, num_threads: int = 1) -> None:
         if system.usable_blocks < 2:
-            raise ValueError(
+            raise UserError(
                 "The whole tower can only run beside the part tower with `lag_blocks` >= 1: this "
                 f"model has {system.usable_blocks - 1}. Train one with a lag, or run them in turn."
             )
@@ -202,8 +203,10 @@ class Simultaneous:
     def _submit(self, lower: LowerChunk, state: State) -> None:
         """Give the whole tower a chunk."""
         # Torch keeps all of these modes for every thread by itself.
-        inference, device = torch.is_inference_mode_enabled(), lower.x.device.type
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        inference = torch.is_inference_mode_enabled()
+        device = lower.x.device.type
+        enabled = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device)
 
         def read_whole_tower() -> None:
             autocast = torch.autocast(device, dtype, enabled)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import Layout, Role, Stream
 
 
@@ -40,7 +41,7 @@ def available_at(layout: Layout, stream: str, step: int) -> Moment:
     """Moment at which a step of a stream can be read.
 
     Raises:
-        ValueError: The stream is irregular, so its moments depend on the content.
+        UserError: The stream is irregular, so its moments depend on the content.
     """
     spec = _regular(layout, stream)
     return Moment((step + 1) * spec.period_ticks - 1 + spec.delay_ticks, layout.place(stream))
@@ -95,7 +96,7 @@ def span(
             frame. The key's delay, in whole steps of its period, takes the newest away.
 
     Raises:
-        ValueError: A stream is irregular and its finished steps are not given, or the delay of a
+        UserError: A stream is irregular and its finished steps are not given, or the delay of a
             stream whose steps are counted is not a whole number of them.
     """
     if finished is None:
@@ -113,7 +114,8 @@ def _visible_steps(
     layout: Layout, query_stream: str, key_stream: str, step: Int[Tensor, "*B Q"]
 ) -> Int[Tensor, "*B Q"]:
     """Number of key steps with an earlier moment than each query step; steps are not negative."""
-    query, key = _regular(layout, query_stream), _regular(layout, key_stream)
+    query = _regular(layout, query_stream)
+    key = _regular(layout, key_stream)
     # Ticks whose key elements are readable, those of the key's delay taken away.
     earlier_in_frame = layout.place(key_stream) < layout.place(query_stream)
     shift = query.period_ticks - 1 + query.delay_ticks + earlier_in_frame - key.delay_ticks
@@ -131,7 +133,7 @@ def _visible_steps(
 def _whole_delay(stream: Stream) -> int:
     """The delay of a stream in its own steps."""
     if stream.delay_ticks % stream.period_ticks:
-        raise ValueError(
+        raise UserError(
             f"Finished steps of {stream.name!r} can be counted only where its delay is a whole "
             f"number of steps of {stream.period_ticks} ticks: got {stream.delay_ticks} ticks."
         )
@@ -152,7 +154,7 @@ def _regular(layout: Layout, name: str) -> Stream:
     """The stream of that name, whose moments must follow from the numbers of its steps."""
     stream = layout[name]
     if stream.irregular:
-        raise ValueError(
+        raise UserError(
             f"Only regular streams have moments by number: {name!r} is irregular. Count its "
             "finished steps and give them to `span`."
         )

@@ -8,6 +8,8 @@ from math import inf, lcm
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from counterpoint.errors import UserError
+
 UNSET_ID = -1
 """Id of an element that does not exist or carries no loss. Never a valid token."""
 
@@ -73,28 +75,28 @@ class Stream:
 
     def __post_init__(self) -> None:
         if (self.vocab_size is None) == (self.width is None):
-            raise ValueError(
+            raise UserError(
                 f"Stream {self.name!r} must be either discrete (`vocab_size`) or continuous "
                 f"(`width`): got vocab_size={self.vocab_size}, width={self.width}. Set exactly one."
             )
         if self.width is not None and self.depth != 1:
-            raise ValueError(
+            raise UserError(
                 f"Stream {self.name!r}: a continuous stream has `depth` 1, got {self.depth}. "
                 "Put all features into `width`."
             )
         for field in ("vocab_size", "depth", "width", "period_ticks"):
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise ValueError(f"Stream {self.name!r}: `{field}` must be >= 1, got {value}.")
+                raise UserError(f"Stream {self.name!r}: `{field}` must be >= 1, got {value}.")
         if self.delay_ticks < 0:
-            raise ValueError(
+            raise UserError(
                 f"Stream {self.name!r}: `delay_ticks` must be >= 0, got {self.delay_ticks}. "
                 "To let a stream lead, delay the others."
             )
         if self.depth > 1 and not self.has_codebooks:
             object.__setattr__(self, "has_codebooks", True)
         if self.codebook_sizes and len(self.codebook_sizes) != self.depth:
-            raise ValueError(
+            raise UserError(
                 f"Stream {self.name!r}: `codebook_sizes` must be one for each of its {self.depth} "
                 f"codebooks: got {self.codebook_sizes}."
             )
@@ -136,7 +138,7 @@ class Layout:
     """The ordered streams of a model. Their order is their order within a frame.
 
     Attributes:
-        streams: In the order in which the elements of one frame become available.
+        streams: Streams, in the order in which the elements of one frame become available.
         tick_hz: Ticks a second, when the streams have a physical clock (speech).
     """
 
@@ -146,11 +148,11 @@ class Layout:
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
         if not names or len(set(names)) != len(names):
-            raise ValueError(
+            raise UserError(
                 f"A layout must hold at least one stream and no name twice: got {names}."
             )
         if self.tick_hz is not None and not 0 < self.tick_hz < inf:
-            raise ValueError(f"`tick_hz` must be positive and finite, got {self.tick_hz}.")
+            raise UserError(f"`tick_hz` must be positive and finite, got {self.tick_hz}.")
 
     def __getitem__(self, name: str) -> Stream:
         for stream in self.streams:
@@ -181,12 +183,12 @@ class Layout:
         """The stream of text of a layout of speech: what is said, or thought.
 
         Raises:
-            ValueError: There is none, or it has no padding.
+            UserError: There is none, or it has no padding.
         """
         for stream in self.streams:
             if stream.role in (Role.TEXT, Role.THOUGHT) and stream.padding_id is not None:
                 return stream
-        raise ValueError(
+        raise UserError(
             "A model of speech must have a text stream with padding: this one has "
             f"{', '.join(stream.name for stream in self.streams)}."
         )
@@ -196,11 +198,11 @@ class Layout:
         """The one stream of a layout of text alone.
 
         Raises:
-            ValueError: The layout has others that are read or written.
+            UserError: The layout has others that are read or written.
         """
         given = (*self.predicted, *self.heard)
         if len(given) != 1:
-            raise ValueError(
+            raise UserError(
                 "A model of text must have one stream of ids: this one has "
                 f"{', '.join(stream.name for stream in given)}."
             )
@@ -214,12 +216,12 @@ class Layout:
         """The codebooks of a speaker's codec as the streams of that speaker.
 
         Raises:
-            ValueError: The speaker has another number of codebooks.
+            UserError: The speaker has another number of codebooks.
         """
         own = self.by_role(role)
         depths = [stream.depth for stream in own]
         if sum(depths) != codes.shape[-1]:
-            raise ValueError(
+            raise UserError(
                 f"A speaker has {sum(depths)} codebooks in this model: got {codes.shape[-1]} codes "
                 "a frame. Encode with as many codebooks."
             )

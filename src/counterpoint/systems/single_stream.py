@@ -19,6 +19,7 @@ from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import (
@@ -49,9 +50,9 @@ class SingleStreamConfig(SystemConfig):
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
-            raise ValueError(f"`vocab_size` must be >= 1: got {self.vocab_size}.")
+            raise UserError(f"`vocab_size` must be >= 1: got {self.vocab_size}.")
         if self.conv_taps < 0:
-            raise ValueError(f"`conv_taps` must be >= 0: got {self.conv_taps}.")
+            raise UserError(f"`conv_taps` must be >= 0: got {self.conv_taps}.")
 
 
 def tiny() -> SingleStreamConfig:
@@ -109,7 +110,8 @@ class SingleStream(System):
 
     def forward(self, batch: Batch) -> Logits:
         """Score the next element at every tick; see `System.forward`."""
-        ids, start = batch.ticks["part"], batch.document_start
+        ids = batch.ticks["part"]
+        start = batch.document_start
         x = self.embedding(ids)
         if self.conv is not None:
             age = torch.arange(ids.shape[1], device=ids.device) - start
@@ -147,7 +149,8 @@ class SingleStream(System):
     ) -> tuple[Float[Tensor, "B T D"], SingleStreamState]:
         ids = ticks["part"]
         num_ticks = ids.shape[1]
-        x, conv = self.embedding(ids), state.conv
+        x = self.embedding(ids)
+        conv = state.conv
         if self.conv is not None:
             x, conv = self.conv(x, conv, lengths=lengths)
         reach = self.tower.streaming_reach(state.position, num_ticks, lengths)

@@ -200,7 +200,8 @@ class TwoStream(System, Level):
         super().__init__()
         self.config = config
         self.layout = _layout(config)
-        width, ticks = config.part.width, config.block_ticks
+        width = config.part.width
+        ticks = config.block_ticks
         ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
         ends_block[list(config.boundary_ids)] = True
         self.register_buffer("ends_block", ends_block, persistent=False)
@@ -229,18 +230,17 @@ class TwoStream(System, Level):
             whole = self.read_blocks(self.compress(lower.cut), lower.cut, None)
         else:
             num_rows, num_blocks = lower.cut.end_step.shape
-            expected, got = (num_rows, num_blocks, self.config.whole.width), tuple(whole.shape)
+            expected = (num_rows, num_blocks, self.config.whole.width)
+            got = tuple(whole.shape)
             if expected != got:
-                raise ValueError(f"`whole` must hold all blocks: expected {expected}, got {got}.")
-        hidden = self._write_part(
-            lower, self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
-        )
-        return {"part": self.head(hidden)}
+                raise UserError(f"`whole` must hold all blocks: expected {expected}, got {got}.")
+        guidance = self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
+        return {"part": self.head(self._write_part(lower, guidance))}
 
     def read_whole(self, batch: Batch) -> Reading:
         """The whole states and how the part stream used them; needs a link."""
         if not self.steering.links:
-            raise ValueError("Only links show attention: expected `num_links` >= 1, got 0.")
+            raise UserError("Only links show attention: expected `num_links` >= 1, got 0.")
         lower = self._read_rows(batch)
         whole = self.read_blocks(self.compress(lower.cut), lower.cut, None)
         weights: list[Tensor] = []
@@ -251,7 +251,9 @@ class TwoStream(System, Level):
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
         """Cross-entropy of the targets and the whole's own losses; see `System.losses`."""
-        ids, targets, config = batch.ticks["part"], batch.targets["part"], self.config
+        ids = batch.ticks["part"]
+        targets = batch.targets["part"]
+        config = self.config
         lower = self._read_rows(batch)
         compressed = self.compress(lower.cut)
         whole = self.read_blocks(compressed, lower.cut, None)
@@ -285,7 +287,8 @@ class TwoStream(System, Level):
 
     def _read_rows(self, batch: Batch) -> LowerStates:
         """Whole rows below the upper part layers."""
-        ids, start = batch.ticks["part"], batch.document_start
+        ids = batch.ticks["part"]
+        start = batch.document_start
         age = torch.arange(ids.shape[1], device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
         return self._read_part(ids, x, self.part.reach(start), Start(document=start))
@@ -433,9 +436,10 @@ class TwoStream(System, Level):
         The donor must have at least as many finished blocks; its newer ones are left behind. Each
         block stands where the session's own ended. See `Steering.lend` for the errors.
         """
-        mine, theirs = state.whole, donor.whole
+        mine = state.whole
+        theirs = donor.whole
         if self.above is not None and (theirs.finished != mine.finished).any():
-            raise ValueError(
+            raise UserError(
                 "With wholes above the whole a donor must have as many blocks as the session: it "
                 f"has {mine.finished.tolist()}, the donor {theirs.finished.tolist()}."
             )
@@ -453,7 +457,8 @@ class TwoStream(System, Level):
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
-        config, usual = self.config, self.config.usual_block_ticks
+        config = self.config
+        usual = self.config.usual_block_ticks
         num_blocks = round(num_ticks / usual) if usual else num_ticks // config.block_ticks
         forward = self.part.flops_per_step(num_ticks)
         forward += self.flops_per_fine_step(num_ticks, num_blocks)

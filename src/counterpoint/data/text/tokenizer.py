@@ -259,7 +259,8 @@ class SentencePieceTokenizer(_Vocabulary):
         Raises:
             UserError: The ids would not give the text back.
         """
-        ids, expected = self._ids(text), _utf8(text)
+        ids = self._ids(text)
+        expected = _utf8(text)
         if self._normalising:
             normal = str(self._pieces.normalize(text)).replace(SPACE_MARK, " ")
             expected = _utf8(normal).removeprefix(self.prefix)
@@ -312,7 +313,8 @@ def text_pieces(
     for one in ids:
         content = tokenizer.token_bytes[one]
         if at_start and content:
-            content, at_start = content.removeprefix(tokenizer.prefix), False
+            content = content.removeprefix(tokenizer.prefix)
+            at_start = False
         if piece := decoder.decode(content):
             yield piece
     if rest := decoder.decode(b"", final=True):
