@@ -2,7 +2,8 @@
 
 `Sessions` with admission: sessions have numbers that are never used again, a full house
 refuses, and the beginning of prompts (a voice) is read once for all. A step costs about the same
-however many rows are busy. Use an engine from one thread.
+however many rows are busy. One thread at a time may use an engine, in the process that made it: a
+`Guard` refuses others.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from counterpoint.runtime.choices import FrameSampling
-from counterpoint.runtime.given import Codes, check_prompt
+from counterpoint.runtime.given import Codes, check_prompt, check_tensors
+from counterpoint.runtime.guard import Guard, guarded
 from counterpoint.runtime.prefix import behind, read_prefix
 from counterpoint.runtime.session import Frame, Session
 from counterpoint.runtime.sessions import Sessions
@@ -71,6 +73,7 @@ class Engine:
                 f"A model that listens must not predict what it hears: it predicts "
                 f"{', '.join(invented)}. Give `model.trimmed(n)`, n being the agent's codebooks."
             )
+        self.guard = Guard()
         self.pinned_frames = pinned_frames
         self.system = system.pinned(pinned_frames) if pinned_frames else system
         self._sessions = Sessions(self.system, num_rows)
@@ -91,6 +94,7 @@ class Engine:
         """Rows that are free."""
         return len(self._sessions.free)
 
+    @guarded
     def share(self, name: str, codes: Ticks, prefix: Prefix | None = None) -> None:
         """Read the beginning of prompts once, for all that begin with it.
 
@@ -104,10 +108,12 @@ class Engine:
         Raises:
             ValueError: They do not fit the model.
         """
+        check_tensors(codes, "A prefix")
         own = {key: ids.cpu() for key, ids in codes.items()}
         read = prefix or read_prefix(self.system, codes)
         self._shared[name] = _Shared(own, read, is_voice=prefix is not None)
 
+    @guarded
     def unshare(self, name: str) -> None:
         """Drop a shared prefix; sessions that began with it go on.
 
@@ -119,6 +125,7 @@ class Engine:
             raise ValueError(f"A prefix must be shared to be dropped: got {name!r}, have {known}.")
         del self._shared[name]
 
+    @guarded
     def admit(
         self,
         sampling: FrameSampling | None = None,
@@ -143,6 +150,12 @@ class Engine:
             ValueError: The prompt does not fit, or there is no such voice.
         """
         sampling, prefix = sampling or FrameSampling(), None
+        if not isinstance(sampling, FrameSampling):
+            raise ValueError(
+                f"`sampling` must be a `FrameSampling`: got {type(sampling).__name__}."
+            )
+        if prompt is not None:
+            check_tensors(prompt, "A prompt")
         prompt = prompt and {name: ids.clone() for name, ids in prompt.items()}
         if voice is not None:
             codes, prefix = self._voice(voice)
@@ -166,6 +179,7 @@ class Engine:
         """
         return self._admission(session).opening
 
+    @guarded
     def step(self, heard: Mapping[int, Mapping[str, Codes]]) -> dict[int, Frame]:
         """Let some sessions hear a frame and say the next one; the others pause.
 
@@ -179,6 +193,11 @@ class Engine:
             ValueError: A session is not running or what it hears does not fit. The message names
                 it, and no session has heard anything then: leave it out and step again.
         """
+        if not isinstance(heard, Mapping):
+            raise ValueError(
+                f"What sessions hear must be given by session, as a dict: got "
+                f"{type(heard).__name__}."
+            )
         rows = {self._admission(session).row: session for session in heard}
         given = {row: heard[session] for row, session in rows.items()}
         try:
@@ -192,10 +211,12 @@ class Engine:
             raise
         return {rows[row]: frame for row, frame in said.items()}
 
+    @guarded
     def reset(self, session: int) -> None:
         """Let a session begin again, with its sampling and its prompt."""
         self._start(session, self._admission(session))
 
+    @guarded
     def end(self, session: int) -> None:
         """End a session; its row is free then."""
         self._sessions.stop(self._admission(session).row)
@@ -242,6 +263,8 @@ class Engine:
         return voices[name].codes, voices[name].prefix
 
     def _admission(self, session: int) -> _Admission:
+        if type(session) is not int:
+            raise ValueError(f"A session must be its number: got {session!r}.")
         if session not in self._admissions:
             was = "has ended" if 0 <= session < self._num_admitted else "was never admitted"
             raise ValueError(f"Session {session} must be running: it {was}. Admit a new one.")

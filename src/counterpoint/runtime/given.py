@@ -22,12 +22,36 @@ class Given(NamedTuple):
     floats: Mapping[str, Float[Tensor, " D"]]
 
 
+def check_mapping(given: object, what: str) -> None:
+    """Refuse what is no mapping by stream, whatever it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{what} must be given by stream, as a dict: got {type(given).__name__}.")
+
+
+def check_tensors(given: object, what: str) -> None:
+    """Refuse what are no tensors by stream.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    check_mapping(given, what)
+    assert isinstance(given, Mapping)
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{what} must be tensors: {name!r} is a {type(value).__name__}.")
+
+
 def parse_frame(layout: Layout, row: int, codes: Mapping[str, Codes]) -> Given:
     """What a row is given for a step.
 
     Raises:
         ValueError: A stream that is heard is missing, one is unknown, or something does not fit.
     """
+    check_mapping(codes, f"What row {row} hears")
     needed = {stream.name for stream in layout.heard}
     known = needed | {stream.name for stream in layout.predicted}
     if missing := sorted(needed - set(codes)):

@@ -39,15 +39,26 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, holds, needed in (
-            ("temperature", 0 <= self.temperature < math.inf, ">= 0 and finite"),
-            ("top_k", self.top_k >= 0, ">= 0 (0 keeps all)"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (1 keeps all)"),
-            ("min_p", 0 <= self.min_p <= 1, "0 to 1 (0 keeps all)"),
-            ("seed", 0 <= self.seed < 1 << 63, "0 to 2**63 - 1"),
-        ):
-            if not holds:
-                raise UserError(f"`{name}` must be {needed}: got {getattr(self, name)}.")
+        for name in ("temperature", "top_p", "min_p"):
+            _check_kind(name, getattr(self, name), int, float)
+        for name in ("top_k", "seed"):
+            _check_kind(name, getattr(self, name), int)
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, ">= 0 and finite")
+        _check("top_k", self.top_k, self.top_k >= 0, ">= 0 (0 keeps all)")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 keeps all)")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1 (0 keeps all)")
+        _check("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2**63 - 1")
+
+
+def _check_kind(name: str, value: object, *kinds: type) -> None:
+    if type(value) not in kinds:
+        needed = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"`{name}` must be {needed}: got {value!r}.")
+
+
+def _check(name: str, value: float, holds: bool, needed: str) -> None:
+    if not holds:
+        raise UserError(f"`{name}` must be {needed}: got {value}.")
 
 
 class RowSamplings(NamedTuple):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.errors import UserError
+from counterpoint.files import inside
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
 from counterpoint.formats.moshi.voice import read_voice, voice_prefix
 from counterpoint.formats.moshi.weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
@@ -28,7 +29,7 @@ def open_folder(path: Path) -> PublishedModel:
     """What a folder, or the folder of a file of weights, holds.
 
     Raises:
-        UserError: Mimi or the tokeniser is missing.
+        UserError: Mimi or the tokeniser is missing, or is said to lie elsewhere.
     """
     folder = path if path.is_dir() else path.parent
     names = {"mimi_name": MIMI_FILE, "tokenizer_name": TEXT_FILE}
@@ -36,7 +37,7 @@ def open_folder(path: Path) -> PublishedModel:
         named = read_json(folder / CONFIG)
         names = {key: str(named.get(key) or name) for key, name in names.items()}
     for name in names.values():
-        if not (folder / name).is_file():
+        if not inside(folder, name).is_file():
             raise UserError(
                 f"{folder} must hold the model, Mimi and the text tokeniser: {name} is missing. "
                 "Fetch it from where the model came."
