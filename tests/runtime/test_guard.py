@@ -70,7 +70,7 @@ from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.engine import Engine
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.systems.moshi import Moshi, tiny
-engine = Engine(Moshi(tiny()), 2)
+engine = Engine(Moshi(tiny()).agent_alone(), 2)
 session = engine.admit()
 ids = torch.zeros(1, 2).long()
 calls = [

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.given import Codes, check_prompt, check_tensors
 from counterpoint.runtime.guard import Guard, guarded
@@ -62,14 +63,14 @@ class Engine:
             rest of the window is for the newest frames.
 
     Raises:
-        ValueError: The numbers do not fit the model.
+        UserError: The numbers do not fit the model.
     """
 
     def __init__(self, system: System, num_rows: int, *, pinned_frames: int = 0) -> None:
         if invented := [s.name for s in system.layout.predicted if s.role == Role.HEARD]:
             # Given ids of a predicted stream are the next frame's: the user would be heard late,
             # and made up where nothing is given (defects 1 and 2 of PersonaPlex's server).
-            raise ValueError(
+            raise UserError(
                 f"A model that listens must not predict what it hears: it predicts "
                 f"{', '.join(invented)}. Give `model.trimmed(n)`, n being the agent's codebooks."
             )
@@ -99,14 +100,14 @@ class Engine:
         """Read the beginning of prompts once, for all that begin with it.
 
         Args:
-            name: Of the prefix, such as that of a voice; an earlier one of this name is dropped.
+            name: Name of the prefix, such as that of a voice; an earlier one is dropped.
             codes: Its frames, as a prompt of `admit`: each prompt that begins so goes on behind it.
             prefix: What the model has made of them already, as of a voice that comes as a file
                 (`counterpoint.formats.open_voice`). Sessions have it that are admitted with its
                 name as their voice.
 
         Raises:
-            ValueError: They do not fit the model.
+            UserError: They do not fit the model.
         """
         check_tensors(codes, "A prefix")
         own = {key: ids.cpu() for key, ids in codes.items()}
@@ -118,11 +119,11 @@ class Engine:
         """Drop a shared prefix; sessions that began with it go on.
 
         Raises:
-            ValueError: There is none of this name.
+            UserError: There is none of this name.
         """
         if name not in self._shared:
             known = ", ".join(sorted(self._shared)) or "none"
-            raise ValueError(f"A prefix must be shared to be dropped: got {name!r}, have {known}.")
+            raise UserError(f"A prefix must be shared to be dropped: got {name!r}, have {known}.")
         del self._shared[name]
 
     @guarded
@@ -147,20 +148,20 @@ class Engine:
 
         Raises:
             FullHouseError: There is no row for it.
-            ValueError: The prompt does not fit, or there is no such voice.
+            UserError: The prompt does not fit, or there is no such voice.
         """
-        sampling, prefix = sampling or FrameSampling(), None
+        sampling = sampling or FrameSampling()
+        prefix = None
         if not isinstance(sampling, FrameSampling):
-            raise ValueError(
-                f"`sampling` must be a `FrameSampling`: got {type(sampling).__name__}."
-            )
+            raise UserError(f"`sampling` must be a `FrameSampling`: got {type(sampling).__name__}.")
         if prompt is not None:
             check_tensors(prompt, "A prompt")
         prompt = prompt and {name: ids.clone() for name, ids in prompt.items()}
         if voice is not None:
             codes, prefix = self._voice(voice)
             prompt = behind(codes, prompt)
-        free, needed = self._sessions.free, 1 if sampling.guidance == 1 else 2
+        free = self._sessions.free
+        needed = 1 if sampling.guidance == 1 else 2
         if len(free) < needed:
             raise FullHouseError(
                 f"A session of this sampling must have {needed} free rows: {len(free)} of "
@@ -175,7 +176,7 @@ class Engine:
         """What a session said before it heard anything; only models without delay have it.
 
         Raises:
-            ValueError: It is not running; so do `reset` and `end`.
+            UserError: It is not running; so do `reset` and `end`.
         """
         return self._admission(session).opening
 
@@ -190,11 +191,11 @@ class Engine:
             The frames that are complete, by session.
 
         Raises:
-            ValueError: A session is not running or what it hears does not fit. The message names
+            UserError: A session is not running or what it hears does not fit. The message names
                 it, and no session has heard anything then: leave it out and step again.
         """
         if not isinstance(heard, Mapping):
-            raise ValueError(
+            raise UserError(
                 f"What sessions hear must be given by session, as a dict: got "
                 f"{type(heard).__name__}."
             )
@@ -207,7 +208,7 @@ class Engine:
                 try:
                     self._sessions.check(row, given[row])
                 except ValueError as problem:
-                    raise ValueError(f"Session {session} is refused. {problem}") from None
+                    raise UserError(f"Session {session} is refused. {problem}") from None
             raise
         return {rows[row]: frame for row, frame in said.items()}
 
@@ -223,10 +224,12 @@ class Engine:
         del self._admissions[session]
 
     def _start(self, session: int, begun: _Admission) -> None:
-        row, sampling, prompt = begun.row, begun.sampling, begun.prompt
+        row = begun.row
+        sampling = begun.sampling
+        prompt = begun.prompt
         _, num_frames = check_prompt(self.system.layout, prompt, self.system.device)
         if self.pinned_frames and num_frames > self.pinned_frames:
-            raise ValueError(
+            raise UserError(
                 f"A prompt must be pinned whole: it has {num_frames} frames, `pinned_frames` is "
                 f"{self.pinned_frames}. Shorten it, or make an engine that pins more."
             )
@@ -259,13 +262,13 @@ class Engine:
         voices = {key: shared for key, shared in self._shared.items() if shared.is_voice}
         if name not in voices:
             known = ", ".join(sorted(voices)) or "none"
-            raise ValueError(f"A voice must be shared first: got {name!r}, have {known}.")
+            raise UserError(f"A voice must be shared first: got {name!r}, have {known}.")
         return voices[name].codes, voices[name].prefix
 
     def _admission(self, session: int) -> _Admission:
         if type(session) is not int:
-            raise ValueError(f"A session must be its number: got {session!r}.")
+            raise UserError(f"A session must be its number: got {session!r}.")
         if session not in self._admissions:
             was = "has ended" if 0 <= session < self._num_admitted else "was never admitted"
-            raise ValueError(f"Session {session} must be running: it {was}. Admit a new one.")
+            raise UserError(f"Session {session} must be running: it {was}. Admit a new one.")
         return self._admissions[session]

@@ -26,45 +26,46 @@ def check_mapping(given: object, what: str) -> None:
     """Refuse what is no mapping by stream, whatever it is.
 
     Raises:
-        ValueError: It is something else.
+        UserError: It is something else.
     """
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"{what} must be given by stream, as a dict: got {type(given).__name__}.")
+        raise UserError(f"{what} must be given by stream, as a dict: got {type(given).__name__}.")
 
 
 def check_tensors(given: object, what: str) -> None:
     """Refuse what are no tensors by stream.
 
     Raises:
-        ValueError: It is something else.
+        UserError: It is something else.
     """
     check_mapping(given, what)
     assert isinstance(given, Mapping)
     for name, value in given.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{what} must be tensors: {name!r} is a {type(value).__name__}.")
+            raise UserError(f"{what} must be tensors: {name!r} is a {type(value).__name__}.")
 
 
 def parse_frame(layout: Layout, row: int, codes: Mapping[str, Codes]) -> Given:
     """What a row is given for a step.
 
     Raises:
-        ValueError: A stream that is heard is missing, one is unknown, or something does not fit.
+        UserError: A stream that is heard is missing, one is unknown, or something does not fit.
     """
     check_mapping(codes, f"What row {row} hears")
     needed = {stream.name for stream in layout.heard}
     known = needed | {stream.name for stream in layout.predicted}
     if missing := sorted(needed - set(codes)):
-        raise ValueError(
+        raise UserError(
             f"Row {row} must hear all of {', '.join(sorted(needed))}: got no "
             f"{', '.join(missing)}. Leave the row out to pause it."
         )
     if unknown := sorted(set(codes) - known):
-        raise ValueError(
+        raise UserError(
             f"Streams must be of the layout ({', '.join(sorted(known))}): got "
             f"{', '.join(unknown)} for row {row}."
         )
-    ids, floats = {}, {}
+    ids = {}
+    floats = {}
     for name, given in codes.items():
         stream = layout[name]
         if stream.is_discrete:
@@ -78,21 +79,21 @@ def check_prompt(layout: Layout, prompt: Ticks | None, device: torch.device) -> 
     """The columns of a prompt behind the initial frame, late streams at their end; its ticks.
 
     Raises:
-        ValueError: The prompt does not fit the layout.
+        UserError: The prompt does not fit the layout.
     """
     given = [*layout.predicted, *layout.heard]
     if prompt is None:
         prompt = {s.name: _nothing(s) for s in given}
     for name, elements in prompt.items():
         if name in [s.name for s in given if s.is_discrete] and not holds_whole_numbers(elements):
-            raise ValueError(
+            raise UserError(
                 f"Ids of a prompt must be whole numbers: got {elements.dtype} for {name}."
             )
     first = given[0].name
     if first in prompt and (
         prompt[first].ndim != 2 + given[0].has_codebooks or len(prompt[first]) != 1
     ):
-        raise ValueError(
+        raise UserError(
             f"A prompt must be one row, of {first} (1, P): got {first} "
             f"{tuple(prompt[first].shape)}."
         )
@@ -112,13 +113,15 @@ def _parse_ids(name: str, codes: Codes, sizes: Sequence[int]) -> list[int]:
     ids: list[int]
     try:
         given = torch.as_tensor(codes)
-        ids, fits = given.reshape(-1).tolist(), holds_whole_numbers(given)
+        ids = given.reshape(-1).tolist()
+        fits = holds_whole_numbers(given)
     except (TypeError, ValueError, RuntimeError):  # no numbers at all
-        ids, fits = [], False
+        ids = []
+        fits = False
     fits = fits and len(ids) == len(sizes)
     if not fits or any(not 0 <= found < size for found, size in zip(ids, sizes, strict=True)):
         last = [size - 1 for size in sizes]
-        raise ValueError(
+        raise UserError(
             f"A frame of {name!r} must have {len(sizes)} ids of 0 to "
             f"{last[0] if len(set(last)) == 1 else last}: got {ids or codes}."
         )
@@ -131,7 +134,7 @@ def _parse_floats(stream: Stream, given: Codes) -> Float[Tensor, " D"]:
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
     if len(values) != stream.width or not values.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"A tick of {stream.name!r} must be {stream.width} finite numbers: got {len(values)}."
         )
     return values

@@ -53,7 +53,8 @@ def load(path: Path, like: System | None = None) -> Moshi:
     """The model of a path, with weights and predicted codebooks as another one has them."""
     if not isinstance(like, Moshi):
         return load_moshi(path)
-    dtype, num_predicted = like.head.weight.dtype, like.config.num_predicted
+    dtype = like.head.weight.dtype
+    num_predicted = like.config.num_predicted
     return load_moshi(path, dtype=dtype, num_predicted=num_predicted)
 
 
