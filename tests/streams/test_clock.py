@@ -9,10 +9,10 @@ from counterpoint.streams.clock import (
     SEQUENCE,
     Span,
     available_at,
+    finished_span,
     span,
     span_mask,
     visible,
-    visible_finished,
 )
 from counterpoint.streams.spec import Layout, Role, Stream
 
@@ -120,7 +120,7 @@ def test_counting_finished_steps_is_the_rule_on_a_regular_grid(period: int, lag:
     last_tick = torch.arange(1, lag + 5) * period - 1  # of the content of each step
     finished = (last_tick[:, None] <= tick).sum(0)
     stop = span(layout, "part", "whole", tick + 1).stop
-    assert torch.equal(visible_finished(finished, lag), stop)
+    assert torch.equal(finished_span(finished, lag).stop, stop)
     assert int(stop[-1]) == 3
 
 

@@ -21,7 +21,7 @@ from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.steering import Guidance, Published, Steering
 from counterpoint.blocks.transformer import Branch, Tower, TowerConfig
-from counterpoint.streams.clock import Span, first_visible, visible_finished
+from counterpoint.streams.clock import Span, finished_span, first_visible
 
 
 class LevelState(NamedTuple):
@@ -248,12 +248,13 @@ class Level(nn.Module):
     ) -> Guidance:
         """What each fine step may use of the coarse steps; nothing in rows that do not keep."""
         finished = cut.before[:, None] + cut.grid.finished
-        stop = visible_finished(finished, self.config.lag_blocks)
-        begin = (stop - self.config.whole.window).clamp(min=cut.first_block)
+        readable = finished_span(
+            finished, self.config.lag_blocks, cut.first_block, self.config.whole.window
+        )
         if keep is not None:
-            stop = stop * keep
+            readable = Span(readable.start, readable.stop * keep)
         ends = cut.before + cut.finished if streaming else None
-        return self.steering.guide(published, Span(begin, stop), cut.grid.place, reach, ends)
+        return self.steering.guide(published, readable, cut.grid.place, reach, ends)
 
     def write_upper(
         self,

@@ -55,17 +55,24 @@ def visible(layout: Layout, query: tuple[str, int], key: tuple[str, int]) -> boo
     return available_at(layout, *key) < available_at(layout, *query)
 
 
-def visible_finished(finished: Int[Tensor, "..."], lag_steps: int) -> Int[Tensor, "..."]:
-    """Readable steps of an irregular stream for what is produced one tick after each tick.
+def finished_span(
+    finished: Int[Tensor, "*B Q"],
+    lag_steps: int,
+    first: Int[Tensor, "*#B #Q"] | int = 0,
+    window: int | None = None,
+) -> Span:
+    """`span` of a stream whose steps end where its content says, for what is produced next.
 
-    The steps of such a stream end where its content says. Those that ended at or before a tick have
-    an earlier moment than what is produced at the next tick; a lag takes the newest away.
+    Steps that ended at or before a tick have an earlier moment than what is produced at the next
+    tick; a lag takes the newest away.
 
     Args:
         finished: Steps that ended at or before each tick.
         lag_steps: Steps by which the stream is read later than it could be.
+        first: As in `span`.
+        window: As in `span`.
     """
-    return (finished - lag_steps).clamp(min=0)
+    return _newest((finished - lag_steps).clamp(min=0), first, window)
 
 
 def span(
@@ -99,10 +106,13 @@ def span(
         UserError: A stream is irregular and its finished steps are not given, or the delay of a
             stream whose steps are counted is not a whole number of them.
     """
-    if finished is None:
-        stop = _visible_steps(layout, query, key, step)
-    else:
-        stop = (finished - _whole_delay(layout[key])).clamp(min=0)
+    if finished is not None:
+        return finished_span(finished, _whole_delay(layout[key]), first, window)
+    return _newest(_visible_steps(layout, query, key, step), first, window)
+
+
+def _newest(stop: Int[Tensor, "*B Q"], first: Tensor | int, window: int | None) -> Span:
+    """The newest steps below ``stop``, of its document and of a window."""
     if isinstance(first, int):
         start = torch.full_like(stop, first) if window is None else (stop - window).clamp(min=first)
     else:
