@@ -188,7 +188,8 @@ def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
     rest = [list(text) for text in texts]
     # Id by id, because the texts may divide into blocks differently.
     while True:
-        short = (lenders.state.finished < sessions.state.finished).tolist()
+        lent = system.finished_blocks(lenders.state)
+        short = (lent < system.finished_blocks(sessions.state)).tolist()
         wanting = {row: [rest[row].pop(0)] for row, want in enumerate(short) if want and rest[row]}
         if not wanting:
             break
