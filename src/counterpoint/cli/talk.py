@@ -1,41 +1,34 @@
 """The verb ``talk``: a checkpoint answers a recording, time-synchronously."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
+from counterpoint.data.progress import with_bar
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import (
     ENDINGS,
     answer_files,
-    is_cut_short,
+    answer_notes,
+    check_answer_path,
     measured,
     observe_answer,
     write_answer,
 )
 from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.files import shown
-from counterpoint.formats import is_voice
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.talk import Conversation, begin, converse
-from counterpoint.speech.audio import (
-    AudioInfo,
-    audio_blocks,
-    inspect_audio,
-    verify_audio,
-    write_stereo,
-)
+from counterpoint.runtime.talk import Conversation, begin, check_opening, converse
+from counterpoint.speech.audio import AudioInfo, channel_blocks, verify_audio, write_stereo
 from counterpoint.streams.timeline import Timeline
 
 _HELP = """Answer a recording as if it were heard live.
@@ -110,12 +103,14 @@ def main(arguments: Sequence[str]) -> int:
     user_words = read_user_words(options.words) if options.words else Timeline()
     talker = load(options.checkpoint, options.device).talker
     rate = talker.codec.sample_rate
-    blocks = _heard(options, recorded, rate)
+    blocks = channel_blocks(options.input, rate, options.channel, _BLOCK_S)
     prompt, prefix = begin(talker, options.prompt, options.voice)
     conversation = Conversation(talker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
     duration_s = recorded.duration_s + options.tail
-    num_clipped = write_stereo(options.output, _shown(pieces, duration_s, rate), rate)
+    num_clipped = write_stereo(
+        options.output, with_bar("talking", pieces, duration_s, rate, sys.stderr), rate
+    )
     model = Path(shown(options.checkpoint.resolve()))
     heard = Path(shown(options.input))
     title = f"{model.name} answers {heard.name}"
@@ -129,78 +124,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(options: TalkOptions) -> AudioInfo:
     """Refuse what would fail late, or write over what is read; tell what the input is."""
-    output = options.output
-    tail = options.tail
-    if output.suffix.lower() != ".wav":
-        raise UserError(f"`--output` must end in .wav: got {str(output)!r}.")
-    if output.is_dir():
-        raise UserError(f"`--output` must be a file: {str(output)!r} is a folder.")
-    if not output.parent.is_dir():
-        raise UserError(f"The folder of `--output` must exist: {str(output.parent)!r} does not.")
-    if not 0 <= tail <= _LONGEST_TAIL_S:
-        raise UserError(f"`--tail` must be 0 to {_LONGEST_TAIL_S:.0f} seconds: got {tail}.")
-    read = {path.resolve() for path in (options.input, options.voice, options.words) if path}
-    for written in answer_files(output).values():
-        if written.resolve() in read:
-            raise UserError(f"`--output` must not write over what is read: {written} is both.")
+    if not 0 <= options.tail <= _LONGEST_TAIL_S:
+        raise UserError(f"`--tail` must be 0 to {_LONGEST_TAIL_S:.0f} seconds: got {options.tail}.")
+    read = [path for path in (options.input, options.voice, options.words) if path]
+    check_answer_path(options.output, read)
     recorded = verify_audio(options.input)  # what is wrong at its end must not cost the answer
-    _check_opening(options)
+    check_opening(options.prompt, options.voice, options.pin)
     return recorded
 
 
-def _check_opening(options: TalkOptions) -> None:
-    if options.pin and options.voice is None and not options.prompt.strip():
-        raise UserError("`--pin` must have what it keeps: got none. Give `--prompt` or `--voice`.")
-    if options.voice is None:
-        return
-    if not is_voice(options.voice):
-        inspect_audio(options.voice)
-    elif not options.voice.is_file():
-        raise UserError(f"`--voice` must be an existing file: got {str(options.voice)!r}.")
-
-
 def _sampling(choices: TalkChoices) -> FrameSampling:
-    def own(temperature: float, top_k: int) -> Sampling:
-        return Sampling(temperature=temperature, top_k=top_k, seed=choices.seed)
-
-    return FrameSampling(
-        text=own(choices.text_temperature, choices.text_top_k),
-        audio=own(choices.audio_temperature, choices.audio_top_k),
-        padding_bias=choices.padding_bias,
+    text = Sampling(
+        temperature=choices.text_temperature, top_k=choices.text_top_k, seed=choices.seed
     )
-
-
-def _heard(options: TalkOptions, info: AudioInfo, rate: int) -> Iterator[Tensor]:
-    """The recording at the codec's rate, one channel of it or their mean."""
-    if round(info.duration_s * rate) < 1:
-        raise UserError(
-            f"The recording must last at least one sample of the codec, {1 / rate:.6f} s: got "
-            f"{info.duration_s:.6f} s."
-        )
-    if options.channel is None:
-        return audio_blocks(options.input, rate, 1, _BLOCK_S)
-    channel = options.channel
-    if not 0 <= channel < info.num_channels:
-        raise UserError(f"`--channel` must be 0 to {info.num_channels - 1}: got {channel}.")
-    blocks = audio_blocks(options.input, rate, info.num_channels, _BLOCK_S)
-    return (block[channel : channel + 1] for block in blocks)
-
-
-def _shown(pieces: Iterable[Tensor], duration_s: float, rate: int) -> Iterator[Tensor]:
-    """The same pieces, with a bar of the seconds that have been heard."""
-    columns = (
-        TextColumn("talking"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
-        TimeRemainingColumn(),
+    audio = Sampling(
+        temperature=choices.audio_temperature, top_k=choices.audio_top_k, seed=choices.seed
     )
-    with Progress(
-        *columns, console=Console(file=sys.stderr, markup=False, emoji=False), transient=True
-    ) as progress:
-        task = progress.add_task("", total=duration_s)
-        for piece in pieces:
-            progress.advance(task, piece.shape[1] / rate)
-            yield piece
+    return FrameSampling(text=text, audio=audio, padding_bias=choices.padding_bias)
 
 
 def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:
@@ -210,14 +150,5 @@ def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) 
     Console(file=sys.stdout, markup=False, emoji=False).print(table)
     for ending in ENDINGS:
         print(shown(answer_files(output)[ending]))
-    if num_clipped:
-        print(
-            f"{num_clipped:,} samples of {shown(output)} are beyond full scale and clipped: the "
-            "recording is too loud, or its scale is another.",
-            file=sys.stderr,
-        )
-    if is_cut_short(talk.found):
-        print(
-            "The recording ends before the agent's answer does: `--tail 10` listens on.",
-            file=sys.stderr,
-        )
+    for note in answer_notes(talk.found, output, num_clipped):
+        print(note, file=sys.stderr)

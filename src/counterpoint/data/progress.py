@@ -1,8 +1,13 @@
-"""Lines that tell a person how far the preparation of data is."""
+"""Lines and a bar that tell a person how far something is."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.packages import optional_module
 
 
 @runtime_checkable
@@ -109,3 +114,34 @@ def spell_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def with_bar(
+    what: str,
+    pieces: Iterable[Float[Tensor, "C _N"]],
+    duration_s: float,
+    sample_rate: int,
+    stream: Output,
+) -> Iterator[Float[Tensor, "C _N"]]:
+    """The same pieces of sound, with a bar of the seconds that have gone by.
+
+    Args:
+        what: Stands before the bar.
+        pieces: Of a recording, one after the other.
+        duration_s: Of all of them.
+        sample_rate: Samples a second.
+        stream: Where the bar is shown; nothing is left of it at the end.
+    """
+    rich = optional_module("rich.progress")
+    columns = (
+        rich.TextColumn(what, markup=False),
+        rich.BarColumn(bar_width=24),
+        rich.TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
+        rich.TimeRemainingColumn(),
+    )
+    console = optional_module("rich.console").Console(file=stream, markup=False, emoji=False)
+    with rich.Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=duration_s)
+        for piece in pieces:
+            progress.advance(task, piece.shape[1] / sample_rate)
+            yield piece

@@ -304,6 +304,22 @@ def opening_behind(talker: Talker, codes: Ticks, role: str = "") -> Ticks:
     return prompt
 
 
+def check_opening(role: str, voice: Path | None, pin: bool) -> None:
+    """Refuse a role and a voice that cannot be used, before the model is loaded.
+
+    Raises:
+        UserError: There is nothing to pin, or no such voice.
+    """
+    if pin and voice is None and not role.strip():
+        raise UserError("`--pin` must have what it keeps: got none. Give `--prompt` or `--voice`.")
+    if voice is None:
+        return
+    if not is_voice(voice):
+        inspect_audio(voice)
+    elif not voice.is_file():
+        raise UserError(f"`--voice` must be an existing file: got {str(voice)!r}.")
+
+
 def begin(
     talker: Talker, role: str = "", voice: Path | None = None
 ) -> tuple[Ticks | None, Prefix | None]:

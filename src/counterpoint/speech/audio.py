@@ -97,6 +97,34 @@ def audio_blocks(
         _check_sounds(path, num_samples)
 
 
+def channel_blocks(
+    path: str | Path, sample_rate: int, channel: int | None, block_s: float
+) -> Iterator[Float[Tensor, "1 _N"]]:
+    """One channel of a recording, or the mean of all, block by block.
+
+    Args:
+        path: Audio file.
+        sample_rate: What to bring it to.
+        channel: Number of the channel, 0 is the left; ``None`` for the mean.
+        block_s: Seconds of a block; the last one has what remains.
+
+    Raises:
+        UserError: There is no such channel, or not one sample at this rate.
+    """
+    info = inspect_audio(path)
+    if round(info.duration_s * sample_rate) < 1:
+        raise UserError(
+            f"The recording must last at least one sample of the codec, {1 / sample_rate:.6f} s: "
+            f"got {info.duration_s:.6f} s."
+        )
+    if channel is None:
+        return audio_blocks(path, sample_rate, 1, block_s)
+    if not 0 <= channel < info.num_channels:
+        raise UserError(f"`--channel` must be 0 to {info.num_channels - 1}: got {channel}.")
+    blocks = audio_blocks(path, sample_rate, info.num_channels, block_s)
+    return (block[channel : channel + 1] for block in blocks)
+
+
 def verify_audio(path: str | Path) -> AudioInfo:
     """Read a file to its end, so that nothing of it can fail later.
 

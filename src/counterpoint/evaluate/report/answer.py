@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from counterpoint.data.speech.alignments import AGENT_SPEAKER
+from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.turns import (
     TurnTaking,
     as_timeline,
@@ -36,6 +37,28 @@ _SOON_S = 2.0  # a turn that ends so near the end has hardly been given time
 def answer_files(path: Path) -> dict[str, Path]:
     """The files of an answer, by ending."""
     return {ending: path.with_name(path.stem + ending) for ending in ENDINGS[1:]} | {".wav": path}
+
+
+def check_answer_path(output: Path, read: Sequence[Path]) -> None:
+    """Refuse a path at which an answer cannot be written, or only over what is read.
+
+    Args:
+        output: Of the recording; it names the other files.
+        read: Files that the answer is made of.
+
+    Raises:
+        UserError: It is no place for a WAV file, or one of the files is to be read.
+    """
+    if output.suffix.lower() != ".wav":
+        raise UserError(f"`--output` must end in .wav: got {str(output)!r}.")
+    if output.is_dir():
+        raise UserError(f"`--output` must be a file: {str(output)!r} is a folder.")
+    if not output.parent.is_dir():
+        raise UserError(f"The folder of `--output` must exist: {str(output.parent)!r} does not.")
+    sources = {path.resolve() for path in read}
+    for written in answer_files(output).values():
+        if written.resolve() in sources:
+            raise UserError(f"`--output` must not write over what is read: {written} is both.")
 
 
 def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> Talk:
@@ -121,6 +144,25 @@ def spoken_words(words: Timeline) -> dict[str, Any]:
         "chunks": [{"text": text, "timestamp": times} for text, times in spoken],
         "alignments": [[text, times, AGENT_SPEAKER] for text, times in spoken],
     }
+
+
+def answer_notes(found: TurnTaking, output: Path, num_clipped: int) -> list[str]:
+    """What a person should be told of an answer, a line each.
+
+    Args:
+        found: What happened.
+        output: The recording that was written.
+        num_clipped: Samples of it that are beyond full scale.
+    """
+    notes = []
+    if num_clipped:
+        notes.append(
+            f"{num_clipped:,} samples of {shown(output)} are beyond full scale and clipped: the "
+            "recording is too loud, or its scale is another."
+        )
+    if is_cut_short(found):
+        notes.append("The recording ends before the agent's answer does: `--tail 10` listens on.")
+    return notes
 
 
 def is_cut_short(found: TurnTaking) -> bool:
