@@ -39,7 +39,6 @@ said (.txt, .json), the timeline (.timeline.jsonl), a picture (.png) and a page 
 Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
 """
 
-_BLOCK_S = 1.0
 _LONGEST_TAIL_S = 600.0
 
 
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     user_words = read_user_words(options.words) if options.words else Timeline()
     talker = load(options.checkpoint, options.device).talker
     rate = talker.codec.sample_rate
-    blocks = channel_blocks(options.input, rate, options.channel, _BLOCK_S)
+    blocks = channel_blocks(options.input, rate, options.channel)
     prompt, prefix = begin(talker, options.prompt, options.voice)
     conversation = Conversation(talker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
@@ -134,12 +133,9 @@ def _check(options: TalkOptions) -> AudioInfo:
 
 
 def _sampling(choices: TalkChoices) -> FrameSampling:
-    text = Sampling(
-        temperature=choices.text_temperature, top_k=choices.text_top_k, seed=choices.seed
-    )
-    audio = Sampling(
-        temperature=choices.audio_temperature, top_k=choices.audio_top_k, seed=choices.seed
-    )
+    seed = choices.seed
+    text = Sampling(temperature=choices.text_temperature, top_k=choices.text_top_k, seed=seed)
+    audio = Sampling(temperature=choices.audio_temperature, top_k=choices.audio_top_k, seed=seed)
     return FrameSampling(text=text, audio=audio, padding_bias=choices.padding_bias)
 
 

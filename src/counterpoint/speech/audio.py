@@ -98,7 +98,7 @@ def audio_blocks(
 
 
 def channel_blocks(
-    path: str | Path, sample_rate: int, channel: int | None, block_s: float
+    path: str | Path, sample_rate: int, channel: int | None, block_s: float = 1.0
 ) -> Iterator[Float[Tensor, "1 _N"]]:
     """One channel of a recording, or the mean of all, block by block.
 
