@@ -214,3 +214,9 @@ def test_unset_columns_are_initial_until_the_first_element_could_come(
             # Documents are cut as they come: a late stream may wait on into the next one.
             waits = any(0 <= column - start <= moment for start in first)
             assert int(ids[0, column]) == (VOCAB if waits else UNSET_ID)
+
+
+def test_every_id_of_the_vocabulary_carries_loss_and_no_other() -> None:
+    stream = Stream(name="s", role=Role.SPOKEN, vocab_size=VOCAB, initial_id=VOCAB)
+    carries_loss = schedule.trained(stream, torch.arange(UNSET_ID, VOCAB + 1))
+    assert carries_loss.tolist() == [False, *[True] * VOCAB, False]
