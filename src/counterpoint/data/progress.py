@@ -127,8 +127,8 @@ def with_bar(
 
     Args:
         what: Stands before the bar.
-        pieces: Of a recording, one after the other.
-        duration_s: Of all of them.
+        pieces: Pieces of a recording, one after the other.
+        duration_s: Length of all of them.
         sample_rate: Samples a second.
         stream: Where the bar is shown; nothing is left of it at the end.
     """

@@ -43,7 +43,7 @@ def check_answer_path(output: Path, read: Sequence[Path]) -> None:
     """Refuse a path at which an answer cannot be written, or only over what is read.
 
     Args:
-        output: Of the recording; it names the other files.
+        output: The recording to write; it names the other files.
         read: Files that the answer is made of.
 
     Raises:
