@@ -1,16 +1,18 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from counterpoint.blocks.attention import SelfAttention
+from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.evaluate.whole import donors, effective_rank, measure_whole, without_whole
 from counterpoint.systems.two_stream import TwoStream
-from tests.evaluate.tiny import LENGTHS, deaf, single, two, unit, units
+from tests.evaluate.tiny import LENGTHS, deaf, shaken, single, tower, two, two_config, unit, units
 
 
 def test_donor_is_the_nearest_in_length_of_another_document() -> None:
@@ -69,6 +71,15 @@ def test_null_share_is_that_of_a_uniform_reader(lag_blocks: int) -> None:
         1 / (1 + min(after, 32)) for t in range(32) if (after := (t + 1) // 4 - lag_blocks) > 0
     ]
     assert found.null_share == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_null_share_is_that_of_the_whole_that_the_part_reads() -> None:
+    """A whole above the whole leads that one; the part never reads it."""
+    above = LevelConfig(whole=tower(8, window=8), lower_layers=1, block_ticks=2)
+    config = two_config()
+    config = replace(config, whole=tower(24, window=32, num_layers=2), levels=(above,))
+    found = measure_whole(deaf(shaken(TwoStream(config))), units(), LENGTHS)
+    assert 0 < found.null_share < 1
 
 
 def test_without_whole_exists_only_for_models_trained_without() -> None:

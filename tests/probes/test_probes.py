@@ -1,6 +1,6 @@
 """Two systems that no other file knows train by `train_run` and talk in `Sessions`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from counterpoint.config_json import decode, encode
 from counterpoint.data.progress import Output
 from counterpoint.data.source import Fingerprint, PreparedSource
 from counterpoint.recipes.training import train_run
+from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Frame
 from counterpoint.runtime.sessions import Sessions
@@ -118,6 +119,26 @@ def test_sessions_of_one_batch_do_not_touch(model: System) -> None:
     for own, expected in zip(said, alone, strict=True):
         assert len(own) > 3
         assert same(own, expected[: len(own)])
+
+
+@pytest.mark.parametrize("name", CONFIGS["interleaved"])
+def test_a_guided_session_is_the_same_in_whatever_rows(name: str) -> None:
+    """Without delay it writes at once, with the tower, and its twin may stand before it."""
+    torch.manual_seed(1)
+    model = build("interleaved", name)
+    streams = tuple(replace(stream, delay_ticks=0) for stream in model.layout.streams)
+    model.layout = replace(model.layout, streams=streams)
+    prompt = random_ticks(model, 1, 5)
+    heard = heard_ticks(model)
+    sampling = FrameSampling(text=GREEDY, audio=GREEDY, guidance=2.0)
+
+    def said(row: int, twin: int) -> list[Frame]:
+        sessions = Sessions(model, 2)
+        opening = sessions.start(row, sampling, prompt=prompt, twin=twin).opening
+        assert opening is not None
+        return [opening, *(sessions.step({row: at(heard, tick)})[row] for tick in range(4))]
+
+    assert same(said(0, 1), said(1, 0))
 
 
 def test_a_session_goes_on_with_its_own_past_as_a_prompt(model: System) -> None:

@@ -186,7 +186,8 @@ def _null_attention(reading: Any, system: Any) -> Float[Tensor, " _n"]:
     layout = system.layout
     finished = reading.finished[0]
     (part,) = layout.predicted
-    (whole,) = layout.by_role(Role.WHOLE)
+    # The part reads the finest whole; those above it lead that one.
+    whole = min(layout.by_role(Role.WHOLE), key=lambda stream: stream.period_ticks)
     tick = torch.arange(len(finished), device=finished.device)
     readable = span(layout, part.name, whole.name, tick + 1, finished=finished).stop > 0
     return reading.attention[0, readable, 0].float()

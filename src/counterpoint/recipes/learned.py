@@ -4,13 +4,15 @@ The config of the data is in every checkpoint. What that config leads to may cha
 recording is replaced, a text is added. Then what was held out might be trained on unseen.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from counterpoint.config_json import encode, first_difference
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.data.source import Fingerprint
+from counterpoint.errors import UserError
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths
 from counterpoint.train.distributed import World
@@ -81,7 +83,7 @@ def _difference(
     file = _record(folder)
     nouns = [*fingerprint] if file.name == FILE else ["recordings"]
     begun = read_begun(file, ("data", *nouns))
-    if begun["data"] != _content(data):
+    if _with_defaults(data, begun["data"]) != _content(data):
         return None
     for noun in nouns:
         old = begun[noun]
@@ -95,6 +97,13 @@ def _difference(
                 "Train in another folder, or change them back."
             )
     return None
+
+
+def _with_defaults(data: Any, begun: Any) -> Any:
+    """The config of an earlier version: fields that it has got since then have their defaults."""
+    with contextlib.suppress(UserError):  # another kind of data, or a field that is gone
+        return _content(decode(type(data), begun))
+    return begun
 
 
 def _content(value: Any) -> Mapping[str, Any]:

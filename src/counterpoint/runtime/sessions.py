@@ -374,8 +374,9 @@ class Sessions:
 
         state = None
         if self.system.writes_with_tower:
-            everyone = len(index) == len(self._rows)
-            state = self.state if everyone else map_state(lambda own: own[index], self.state)
+            # Rows that begin come in an order of their own: a twin stands behind its lead.
+            in_place = hidden is self._hidden
+            state = self.state if in_place else map_state(lambda own: own[index], self.state)
         written = self.system.write(hidden, choose, state)
         ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
         new = is_open if real is None else is_open & real[:, None]

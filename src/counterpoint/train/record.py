@@ -1,5 +1,6 @@
 """The folder of a run, and those who follow it: checkpoints, metrics, reporters, loggers."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from counterpoint.config_json import encode, first_difference
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.streams.batch import ContentUnit
 from counterpoint.train.checkpoint import (
     CheckpointError,
@@ -24,6 +25,7 @@ from counterpoint.train.fine_tuning import without
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers
 from counterpoint.train.progress import Reporter, StepReport
+from counterpoint.train.run import Run
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,7 +148,8 @@ class Record:
 
     def _check_data(self, path: Path) -> None:
         """Refuse other data: what was held out might be trained on, and nobody would see it."""
-        old, new = ((run or {}).get("data") for run in (read_manifest(path)["run"], self.run))
+        old = _data_of(read_manifest(path)["run"])
+        new = (self.run or {}).get("data")
         if old is None or new is None:
             return
         # Where the cache lies changes nothing that is learned.
@@ -240,6 +243,13 @@ class Record:
             self.metrics.close()
         for logger in self.loggers:
             logger.close()
+
+
+def _data_of(run: Any) -> Any:
+    """Config of the data of a run that was written; fields that it has got since have defaults."""
+    with contextlib.suppress(ValueError):  # the difference is then that of what was written
+        return encode(decode(Run, run, "run").data)
+    return (run or {}).get("data")
 
 
 def is_due(step: int, every: int, last: int) -> bool:

@@ -82,6 +82,26 @@ def test_rows_hold_every_dialogue_once() -> None:
         assert (row.document_start[0, first:] == first).all()
 
 
+def test_documents_begin_where_they_stand_without_an_initial_frame() -> None:
+    """A document is then read a tick shorter than its content, and the row is no shorter."""
+    model = build("both_speakers")
+    streams = tuple(replace(stream, initial_id=None) for stream in model.layout.streams)
+    model.layout = replace(model.layout, streams=streams)
+    row = rows_of(model).rows(np.array([0]))
+    first = 0
+    for number in PACKED[0]:
+        alone = model.lay_out(recordings(model)[number])
+        length = alone.document_start.shape[1]
+        assert length == LENGTHS[number] - 1
+        here = slice(first, first + length)
+        assert (row.document_start[0, here] == first).all()
+        for name, ids in alone.ticks.items():
+            assert torch.equal(row.ticks[name][:, here], ids)
+        first += length
+    assert row.document_start.shape[1] == ROW
+    assert all(ids.shape[1] == ROW for ids in row.ticks.values())
+
+
 def test_every_dialogue_is_in_the_first_row_with_room() -> None:
     filled = [0] * len(PACKED)
     row_of = {number: row for row, numbers in enumerate(PACKED) for number in numbers}

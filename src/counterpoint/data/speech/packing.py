@@ -117,7 +117,8 @@ class DialogueRows:
                 num_prompt = prompt[self._text].shape[1]
             parts.append(self._model.lay_out(codes, num_prompt))
             starts.append(parts[-1].document_start + filled)
-            filled += codes[self._text].shape[1]
+            # Without an initial frame a document is read a tick shorter than its content.
+            filled += parts[-1].document_start.shape[1]
         rest = self.row_ticks - filled
         starts.append(torch.full((1, rest), filled))
         return Batch(
