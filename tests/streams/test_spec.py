@@ -24,6 +24,8 @@ def make(name: str = "part", **fields: Any) -> Stream:
         ({"vocab_size": None, "width": 4, "depth": 2}, "`depth` 1, got 2"),
         ({"period_ticks": 0}, "`period_ticks` must be >= 1"),
         ({"delay_ticks": -1}, "`delay_ticks` must be >= 0, got -1. To let a stream lead"),
+        ({"initial_id": 255}, "`initial_id` must be outside of its 256 ids"),
+        ({"initial_id": -1}, "`initial_id` must be outside of its 256 ids"),
     ],
 )
 def test_stream_refuses_impossible_fields(fields: dict[str, Any], message: str) -> None:

@@ -52,8 +52,9 @@ class Stream:
             step, and ``delay_ticks`` the longest delay.
         predicted: The model writes this stream; it only reads the others.
         has_codebooks: Steps have a codebook axis, also when ``depth`` is 1: ids are (B, T, K).
-        initial_id: Id that stands before the first element. A layout in which a stream has one
-            begins with an initial frame: one tick of initial ids before the content.
+        initial_id: Id that stands before the first element; outside of the vocabulary, for it is
+            never written or trained. A layout in which a stream has one begins with an initial
+            frame: one tick of initial ids before the content.
         padding_id: Id of a step in which nothing is due, such as the text of a silent frame.
         codebook_sizes: Ids of each codebook where some have fewer than ``vocab_size``; empty if all
             have as many. The others are never written.
@@ -92,6 +93,11 @@ class Stream:
             raise UserError(
                 f"Stream {self.name!r}: `delay_ticks` must be >= 0, got {self.delay_ticks}. "
                 "To let a stream lead, delay the others."
+            )
+        if self.initial_id is not None and self.initial_id < (self.vocab_size or 0):
+            raise ValueError(
+                f"Stream {self.name!r}: `initial_id` must be outside of its {self.vocab_size} ids, "
+                f"for it carries no loss: got {self.initial_id}. Take {self.vocab_size}."
             )
         if self.depth > 1 and not self.has_codebooks:
             object.__setattr__(self, "has_codebooks", True)
