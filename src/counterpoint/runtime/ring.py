@@ -115,21 +115,18 @@ class ColumnRing:
         return self._ids[index, column % self._num_slots, : self.num_said]
 
     def write(
-        self,
-        index: Int[Tensor, " n"],
-        column: Int[Tensor, " n"],
-        ids: Int[Tensor, "n K"],
-        where: Bool[Tensor, "n K"],
+        self, index: Int[Tensor, " n"], column: Int[Tensor, " n"], ids: Int[Tensor, "n K"]
     ) -> None:
-        """Write some predicted places of a column of rows."""
-        slot = column % self._num_slots
-        before = self._ids[index, slot, : self.num_said]
-        self._ids[index, slot, : self.num_said] = torch.where(where, ids, before)
+        """Write the predicted places of a column of some rows."""
+        self._ids[index, column % self._num_slots, : self.num_said] = ids
 
     def completed(self, index: Int[Tensor, " n"], newest: Int[Tensor, " n"]) -> Int[Tensor, "n K"]:
         """What is said in the tick that the newest columns complete; makes room for the next."""
-        column = newest[:, None] - self._latest_said + self._said_delays
-        said = self._ids[index[:, None], column % self._num_slots, self._said_index]
+        if self._latest_said:
+            column = newest[:, None] - self._latest_said + self._said_delays
+            said = self._ids[index[:, None], column % self._num_slots, self._said_index]
+        else:  # what was written last is complete
+            said = self.said(index, newest)
         expired = schedule.expired_column(self._layout, newest) % self._num_slots
         self._ids[index, expired] = OPEN
         return said

@@ -235,6 +235,8 @@ class Sessions:
                 f"Row {row} must be fed at least one id before it is sampled: got none. "
                 "Feed a prompt, or the start id of the tokeniser."
             )
+        if not codes and not self._heard:
+            return Given({}, {})
         return parse_frame(self.layout, row, codes)
 
     # Reading
@@ -380,7 +382,7 @@ class Sessions:
         written = self.system.write(hidden, choose, state)
         ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
         new = is_open if real is None else is_open & real[:, None]
-        self._ring.write(index, column, ids, new)
+        self._ring.write(index, column, torch.where(new, ids, given))
 
     def _complete(self, rows: Sequence[int]) -> dict[int, Frame]:
         """The frames that the newest columns have completed; makes room for the next columns."""
