@@ -374,11 +374,9 @@ class Sessions:
             ids = torch.where(is_open[:, at], sampled, given[:, at])
             return ids if choices.guidance is None else ids[choices.guidance.lead]
 
-        state = None
-        if self.system.writes_with_tower:
-            # Rows that begin come in an order of their own: a twin stands behind its lead.
-            in_place = hidden is self._hidden
-            state = self.state if in_place else map_state(lambda own: own[index], self.state)
+        state = self.state if self.system.writes_with_tower else None
+        if state is not None and hidden is not self._hidden:  # a twin may stand before its lead
+            state = map_state(lambda own: own[index], state)
         written = self.system.write(hidden, choose, state)
         ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
         new = is_open if real is None else is_open & real[:, None]
