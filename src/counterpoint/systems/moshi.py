@@ -393,7 +393,7 @@ class Moshi(System):
         """FLOPs a tick, without the depth transformer where only the text has targets."""
         head = 2 * self.config.temporal.width * self.config.text_vocab_size
         forward = self.temporal.flops_per_step(num_ticks) + head
-        if predicted is None or any(stream.name in predicted for stream in self.predicted):
+        if predicted is None or all(stream.name in predicted for stream in self.predicted):
             forward += self.depth.flops_per_frame()
         return forward * (3 if training else 1)
 
