@@ -37,7 +37,7 @@ def test_constraints_are_complete() -> None:
     pinned = {plain(re.split("[=><]", line)[0]) for line in lines if not line.startswith("#")}
     missing = found - pinned - {"counterpoint"}
     assert {name for name in missing if not LEFT_TO_TORCH.fullmatch(name)} == set()
-    assert {"torch", "numpy", "ray", "attrs", "urllib3"} <= found
+    assert {"torch", "numpy", "ray"} <= found  # what those need is looked at where it is installed
 
 
 def test_everything_is_installed_under_the_constraints() -> None:
