@@ -3,14 +3,15 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
-from counterpoint.streams.spec import Layout, Ticks
+from counterpoint.runtime.session import Streaming
+from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import Choose, State, System
 
 
@@ -25,44 +26,11 @@ class LowerChunk(Protocol):
 
 
 @runtime_checkable
-class Staged(Protocol):
+class Staged(Streaming, Protocol):
     """A system whose `read` is three stages, the middle one of which may come later.
 
     `counterpoint.systems.two_stream.TwoStream` is one; see there.
     """
-
-    layout: Layout
-    writes_with_tower: ClassVar[bool]
-
-    @property
-    def device(self) -> torch.device:
-        """See `System.device`."""
-        ...
-
-    @property
-    def window_ticks(self) -> int:
-        """See `System.window_ticks`."""
-        ...
-
-    def initial_state(self, batch_size: int) -> State:
-        """See `System.initial_state`."""
-        ...
-
-    def read(
-        self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
-    ) -> tuple[Float[Tensor, "B T D"], State]:
-        """All three stages."""
-        ...
-
-    def write(
-        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
-    ) -> dict[str, Int[Tensor, "B ..."]]:
-        """See `System.write`."""
-        ...
-
-    def plain(self) -> System:
-        """See `System.plain`."""
-        ...
 
     @property
     def chunk_ticks(self) -> int:
