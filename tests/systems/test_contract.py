@@ -99,9 +99,11 @@ def test_every_system_follows_the_contract(model: System) -> None:
 def test_every_element_depends_on_what_came_before_it_alone(model: System) -> None:
     """Change each element of each tick: what is produced before or with it stays the same.
 
-    Every phase of the block, and several windows.
+    Every phase of the block, and several windows. Where blocks end early, the two batches may have
+    unequally many blocks, so that products round in another way: there it is the same to 1e-5.
     """
     num_ticks = 37
+    rounding = 1e-5 if any(stream.irregular for stream in model.layout.streams) else 0.0
     plain = random_ticks(model, 1, num_ticks)
     elements = [(name, i) for name, size in sizes(model).items() for i in range(size.numel())]
     changes = [(tick, place) for tick in range(num_ticks) for place in range(len(elements))]
@@ -112,10 +114,12 @@ def test_every_element_depends_on_what_came_before_it_alone(model: System) -> No
         mixed[name][row, tick].view(-1)[codebook] = other[name][row, tick].view(-1)[codebook]
     found, expected = scores(model, mixed), scores(model, plain)
     moved = places({name: (found[name] != expected[name]).any(-1) for name in expected})
+    far = {n: ~((found[n] - expected[n]).abs() <= rounding) for n in expected}
+    moved_far = moved & places({name: differs.any(-1) for name, differs in far.items()})
     produced, at = torch.arange(moved.shape[2]), torch.arange(num_ticks)[:, None]
     when, place_in = torch.tensor(changes)[:, :, None, None].unbind(1)
     before = (at + 1 < when) | ((at + 1 == when) & (produced <= place_in))
-    assert not moved[before].any()
+    assert not moved_far[before].any()
     # Whoever comes next reads it: later in its frame, then at once, then a tick later.
     assert moved[(at + 1 == when) & (produced > place_in)].all()
     assert moved[(at == when) & (produced >= 0)].all()
