@@ -1,3 +1,5 @@
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +72,43 @@ def test_nothing_changes_at_first_and_merged_equals_unmerged(shape: str) -> None
         assert not torch.allclose(found, expected[name], atol=1e-3)
         largest = float(found[found.isfinite()].abs().max())
         torch.testing.assert_close(found, changed[name], rtol=0, atol=1e-6 * max(largest, 1))
+
+
+def gradients(model: Moshi, codes: dict[str, Tensor]) -> dict[str, Tensor]:
+    model.loss(model.lay_out(codes)).total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("frozen", ["bfloat16", "int8"])
+@pytest.mark.parametrize("shape", ["both_speakers", "own_delays"])
+def test_frozen_weights_may_be_small(shape: str, frozen: Any, autocast: bool) -> None:
+    exact = build(shape)
+    small = deepcopy(exact)
+    codes = random_codes(exact, 2, 8)
+    with_change(exact)
+    with_change(small, replace(CONFIG, frozen=frozen))
+    kinds = {p.dtype for name, p in small.named_parameters() if "lora" in name or "norm" in name}
+    assert kinds == {torch.float32}
+    frozen_bytes = sum(t.nbytes for n, t in small.state_dict().items() if "lora" not in n)
+    plain_bytes = sum(t.nbytes for n, t in exact.state_dict().items() if "lora" not in n)
+    assert frozen_bytes < plain_bytes * (0.55 if frozen == "bfloat16" else 0.5)
+    with torch.no_grad():  # adapters begin alike, whatever they change
+        for name, parameter in small.named_parameters():
+            if "lora" in name:
+                parameter.copy_(exact.get_parameter(name))
+    expected = gradients(exact, codes)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = gradients(small, codes)
+    assert found.keys() == expected.keys()
+    mine, theirs = (torch.cat([g[n].flatten() for n in expected]) for g in (found, expected))
+    assert torch.cosine_similarity(mine, theirs, 0) > 0.995
+    merged = Moshi(small.config)
+    merged.load_state_dict(merged_weights(small.state_dict(), CONFIG.scaling))
+    for name, value in scores(merged, codes).items():
+        real = value.isfinite()
+        own = scores(small, codes)[name].float()
+        assert (value - own)[real].norm() < 0.03 * value[real].norm()
 
 
 def test_all_linear_maps_and_no_others_have_adapters() -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from counterpoint.blocks.low_rank import FrozenType, LowRankConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_moshi
 from counterpoint.systems.moshi import Moshi
@@ -16,7 +17,12 @@ from counterpoint.systems.personaplex import personaplex_7b
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import checkpoint_paths, load_system, load_weights
 from counterpoint.train.config import FineTuneConfig, OptimizerConfig
-from counterpoint.train.fine_tuning import begin_from, export_adapters, without
+from counterpoint.train.fine_tuning import (
+    begin_from,
+    begun_system,
+    export_adapters,
+    without,
+)
 from counterpoint.train.loop import train
 from counterpoint.train.optimizer import KindOptimizers, build_optimizer
 from tests.systems.tiny_moshi import CONFIGS, build, random_codes
@@ -159,6 +165,34 @@ def test_exported_adapters_belong_beside_the_published_weights(
     assert isinstance(trained, Moshi)
     assert_close(merged, trained)
     assert not torch.allclose(scores(merged)["text"], scores(model())["text"], atol=1e-3)
+
+
+@pytest.mark.parametrize("frozen", ["bfloat16", "int8"])
+def test_frozen_weights_are_small_in_memory_and_on_disk(
+    frozen: FrozenType, published: Path, tmp_path: Path
+) -> None:
+    config = FineTuneConfig(init_from=str(published), low_rank=LowRankConfig(rank=3, frozen=frozen))
+    shape = CONFIGS["both_speakers"]
+    for num_steps in (2, 4):  # stopped and resumed
+        system = begun_system(shape, config, seed=0)
+        train(system, Frames(), plan(num_steps, fine_tune=config), tmp_path / "run")
+    kept = load_file(checkpoint_paths(tmp_path / "run")[0] / "weights.safetensors")
+    stored = torch.int8 if frozen == "int8" else torch.bfloat16
+    types = {name: tensor.dtype for name, tensor in kept.items()}
+    ends = ("lora_A.weight", "lora_B.weight", "norm.weight", "scale")
+    assert {kind for name, kind in types.items() if name.endswith(ends)} == {torch.float32}
+    assert types[f"head.{'codes' if frozen == 'int8' else 'weight'}"] == stored
+    assert types["text_embedding.table.weight"] == torch.bfloat16
+    plain = load_system(tmp_path / "run", {"Moshi": Moshi})
+    assert isinstance(plain, Moshi)
+    trained = scores(system)
+    for name, value in scores(plain).items():
+        assert (value - trained[name]).norm() < 0.03 * value.norm()
+    export_adapters(tmp_path / "run", tmp_path / "adapters")
+    lora = tmp_path / "adapters" / "lora.safetensors"
+    merged = scores(load_moshi(published, dtype=torch.float32, lora_path=lora))
+    for name, value in merged.items():
+        assert (value - trained[name]).norm() < 0.03 * value.norm()
 
 
 def test_runs_without_adapters_have_none_to_export(tmp_path: Path) -> None:

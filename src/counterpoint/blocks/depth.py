@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import attend, score_bias
 from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.recompute import computed_again
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.streams.spec import UNSET_ID
@@ -47,6 +48,7 @@ class DepthConfig:
         embedding_rank: Features of an embedding before a matrix brings it to ``width``; ``None``
             embeds directly.
         norm_epsilon: Added to the mean square of what is normalised.
+        checkpoint_activations: As in `counterpoint.blocks.transformer.TowerConfig`.
     """
 
     width: int
@@ -56,6 +58,7 @@ class DepthConfig:
     schedule: tuple[int, ...] = ()
     embedding_rank: int | None = None
     norm_epsilon: float = 1e-6
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden"):
@@ -277,7 +280,10 @@ class DepthDecoder(nn.Module):
             bias = score_bias(span_mask(readable, step)).expand(len(x), -1, -1, -1)
         done = []
         for i, layer in enumerate(self.layers):
-            x, key_value = layer(x, bias, first, None if past is None else past[i])
+            if past is None and self.config.checkpoint_activations:
+                x, key_value = computed_again(layer, x, bias, first, None)
+            else:
+                x, key_value = layer(x, bias, first, None if past is None else past[i])
             done.append(key_value)
         return self.head(x, first), tuple(done)
 

@@ -8,17 +8,26 @@ called ``lora_A`` and ``lora_B``, beside its ``weight``. Deviation: A starts at
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from counterpoint.blocks.depth import StepLinear
+from counterpoint.blocks.quantized import Int8Linear, Int8StepLinear, store_int8
 from counterpoint.errors import UserError
 
 FACTOR_A = "lora_A.weight"
 FACTOR_B = "lora_B.weight"
 """Ends of the names of a map's factors, where that of the map itself is ``weight``."""
+
+
+FrozenType = Literal["float32", "bfloat16", "int8"]
+"""How weights that are not trained are stored."""
+
+_CODES = "codes"
+_SCALE = "scale"
+"""Ends of the names of a map that is stored in 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +38,15 @@ class LowRankConfig:
         rank: Features between the two factors of a change.
         scaling: Factor of every change.
         train_embeddings: Train embedding tables too, all of them.
+        frozen: Type of the linear maps and of the tables that stay as they are. Maps in
+            ``"bfloat16"`` compute in that type; those in ``"int8"`` have one scale a row, and
+            tables beside them are of bfloat16. Norms and adapters are always of float32.
     """
 
     rank: int = 128
     scaling: float = 2.0
     train_embeddings: bool = False
+    frozen: FrozenType = "float32"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -45,7 +58,8 @@ class LowRankConfig:
 def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
     """Give every linear map an adapter, and let nothing else be trained, in place.
 
-    A map then gives ``base(x) + scaling * B(A(x))``. B is zero, so that nothing changes at first.
+    A map then gives ``base(x) + scaling * B(A(x))``. B is zero, so that nothing changes at first
+    but what `LowRankConfig.frozen` rounds.
 
     Args:
         model: Made of `torch.nn.Linear` and `StepLinear`.
@@ -58,33 +72,63 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
     if any(name.endswith(FACTOR_A) for name, _ in model.named_parameters()):
         raise UserError("A model must have no adapters to be given some: merge those that it has.")
     model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for module in list(model.modules()):
+    for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.requires_grad_(config.train_embeddings)
-        elif isinstance(module, nn.Linear | StepLinear):
+    if config.frozen != "float32":
+        _store_frozen(model, config.frozen)
+    generator = torch.Generator().manual_seed(seed)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear | StepLinear | Int8Linear | Int8StepLinear):
             _adapt(module, config, generator)
 
 
+def _store_frozen(model: nn.Module, frozen: FrozenType) -> None:
+    """Store what is not trained in a smaller type, and let everything else be of float32."""
+    if frozen == "int8":
+        store_int8(model)
+    for module in model.modules():
+        is_small = isinstance(module, nn.Linear | StepLinear | nn.Embedding)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            is_kept = is_small and not parameter.requires_grad
+            stored = parameter.detach().to(torch.bfloat16 if is_kept else torch.float32)
+            setattr(module, name, nn.Parameter(stored, parameter.requires_grad))
+            if is_kept and isinstance(module, nn.Embedding):
+                module.register_forward_hook(_in_float32)
+            elif is_kept:
+                module.register_forward_pre_hook(_in_type_of_weight)
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """What is added up of rows of tables is not rounded on the way."""
+    return output.float()
+
+
+def _in_type_of_weight(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(module.weight.dtype), *inputs[1:])
+
+
 def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> None:
-    width_in = module.weight.shape[1]
+    """Give a map its factors: float32, beside it."""
+    held = module.codes if isinstance(module, Int8Linear | Int8StepLinear) else module.weight
+    width_in = held.shape[1]
     width_out = module.out_features
     rank = config.rank
     down: nn.Linear | StepLinear
     up: nn.Linear | StepLinear
     with torch.device("meta"):
-        if isinstance(module, StepLinear):
+        if isinstance(module, StepLinear | Int8StepLinear):
             down = StepLinear(width_in, rank, module.schedule)
             up = StepLinear(rank, width_out, module.schedule)
         else:
             down = nn.Linear(width_in, rank, bias=False)
             up = nn.Linear(rank, width_out, bias=False)
-    weight = module.weight
     for factor in (down, up):
-        factor.to(weight.dtype).to_empty(device=weight.device)
+        factor.float().to_empty(device=held.device)
     with torch.no_grad():
-        start = torch.randn(down.weight.shape, generator=generator) * width_in**-0.5
-        down.weight.copy_(start)
+        if not held.is_meta:
+            start = torch.randn(down.weight.shape, generator=generator) * width_in**-0.5
+            down.weight.copy_(start)
         up.weight.zero_()
     module.lora_A = down
     module.lora_B = up
@@ -95,7 +139,10 @@ def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> No
 
 def _add_change(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """``inputs`` are x, and for a `StepLinear` the number of the first step and of steps."""
-    change = module.lora_B(module.lora_A(*inputs), *inputs[1:2])
+    x = inputs[0]
+    if not torch.is_autocast_enabled(x.device.type):
+        x = x.to(module.lora_A.weight.dtype)
+    change = module.lora_B(module.lora_A(x, *inputs[1:]), *inputs[1:2])
     return output + module.lora_scaling * change
 
 
@@ -104,26 +151,37 @@ def merged_weights(weights: Mapping[str, Tensor], scaling: float) -> dict[str, T
     """The state of the same model without adapters.
 
     Args:
-        weights: State of a model with adapters, or without any.
+        weights: State of a model with adapters, or without any; maps may be stored in 8 bits.
         scaling: Factor of every change.
 
     Returns:
         All weights but the factors; those that have some are changed, computed in float32 at least.
+        Maps of 8 bits are weights of bfloat16.
     """
     merged: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        if name.endswith((FACTOR_A, FACTOR_B)):
+        module, _, end = name.rpartition(".")
+        dot = module + "." if module else ""
+        is_stored = dot + _CODES in weights and end in (_CODES, _SCALE)
+        if name.endswith((FACTOR_A, FACTOR_B)) or (is_stored and end == _SCALE):
             continue
-        merged[name] = weight
-        module = name.removesuffix("weight")
-        if module + FACTOR_A in weights:
-            down = weights[module + FACTOR_A]
-            up = weights[module + FACTOR_B]
-            exact = torch.promote_types(weight.dtype, torch.float32)
-            num_sets = len(down) // up.shape[1]  # stacked weights of a `StepLinear`
-            change = torch.bmm(
-                up.to(exact).unflatten(0, (num_sets, len(up) // max(num_sets, 1))),
-                down.to(exact).unflatten(0, (num_sets, up.shape[1])),
-            )
-            merged[name] = (weight.to(exact) + scaling * change.flatten(0, 1)).to(weight.dtype)
+        dtype = weight.dtype
+        if is_stored:
+            weight = weight * weights[dot + _SCALE][:, None]
+            dtype = torch.bfloat16
+        if (is_stored or end == "weight") and dot + FACTOR_A in weights:
+            exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            change = _change(weights[dot + FACTOR_A], weights[dot + FACTOR_B], exact.dtype)
+            weight = exact + scaling * change
+        merged[dot + "weight" if is_stored else name] = weight.to(dtype)
     return merged
+
+
+def _change(down: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product of two factors, set by set where weights of a `StepLinear` are stacked."""
+    num_sets = len(down) // up.shape[1]
+    sets = torch.bmm(
+        up.to(dtype).unflatten(0, (num_sets, len(up) // max(num_sets, 1))),
+        down.to(dtype).unflatten(0, (num_sets, up.shape[1])),
+    )
+    return sets.flatten(0, 1)

@@ -11,6 +11,8 @@ Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weigh
 outlier columns.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
@@ -44,7 +46,8 @@ def int8_linear(
     """Multiply vectors by a weight of `to_int8`.
 
     On a CPU up to `MOST_ROWS` vectors go through a kernel that rounds them and the products to
-    bfloat16 (0.25 % of a product's length) and reads the weights as they are stored.
+    bfloat16 (0.25 % of a product's length) and reads the weights as they are stored. Vectors that
+    need a gradient get it, and nothing but the whole numbers is kept for that.
 
     Args:
         x: Vectors.
@@ -52,6 +55,11 @@ def int8_linear(
         scale: What each row of them is multiplied with.
         ones: As many ones of bfloat16, which saves making them.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if x.requires_grad and torch.is_grad_enabled():
+        product: Tensor = _FrozenProduct.apply(x, codes, scale)
+        return product
     rows = x.flatten(0, -2)
     fits = len(rows) <= MOST_ROWS and rows.shape[1] % KERNEL_WIDTH == 0
     if fits and x.device.type == "cpu":
@@ -63,6 +71,23 @@ def int8_linear(
     else:
         y = F.linear(x, codes.to(x.dtype))
     return (y * scale).to(x.dtype)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """Vectors times a weight of 8 bits that is not trained.
+
+    `F.linear` would keep the weight in the type of the vectors for the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        return (F.linear(x, codes.to(x.dtype)) * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        codes, scale = ctx.saved_tensors
+        return (grad * scale).to(grad.dtype) @ codes.to(grad.dtype), None, None
 
 
 class _Int8Rows(nn.Module):
@@ -90,7 +115,7 @@ class _Int8Rows(nn.Module):
 
 
 class Int8Linear(_Int8Rows):
-    """A linear map without bias with weights of 8 bits; not for training."""
+    """A linear map without bias with weights of 8 bits, which are not trained."""
 
     def __init__(self, linear: nn.Linear) -> None:
         """Take the weights of ``linear``."""
@@ -106,7 +131,7 @@ class Int8Linear(_Int8Rows):
 
 
 class Int8StepLinear(_Int8Rows):
-    """A `StepLinear` with weights of 8 bits; not for training."""
+    """A `StepLinear` with weights of 8 bits, which are not trained."""
 
     def __init__(self, linear: StepLinear) -> None:
         """Take the weights of ``linear``."""

@@ -11,6 +11,7 @@ from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.mixer import MixerConfig, MixerReach, MixerShape, MixerState
 from counterpoint.blocks.mlp import GatedMLP
 from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.recompute import computed_again
 from counterpoint.errors import UserError
 
 Branch = Callable[[Tensor], Tensor]
@@ -32,6 +33,8 @@ class TowerConfig:
         pinned_steps: First steps of a session that are read for ever; part of the window. Only
             for streaming: whole rows may then not be longer than the window.
         mixer: How layers let a step read earlier ones.
+        checkpoint_activations: In training keep only what goes into each layer, and compute the
+            rest of it again for its gradient: less memory for a third more time.
     """
 
     width: int
@@ -42,6 +45,7 @@ class TowerConfig:
     norm_epsilon: float = 1e-6
     pinned_steps: int = 0
     mixer: AttentionConfig | MixerConfig = AttentionConfig()
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "mlp_hidden", "window"):
@@ -172,7 +176,12 @@ class Tower(nn.Module):
                 x = x + side_inputs[number - first]
             if before is not None and number in before:
                 x = x + before[number](x)
-            x = layer(x, reach, None if states is None else states[number])
+            if states is not None:
+                x = layer(x, reach, states[number])
+            elif self.config.checkpoint_activations:
+                x = computed_again(layer, x, reach)
+            else:
+                x = layer(x, reach)
         return x
 
     def flops_per_step(self, num_steps: int) -> float:

@@ -18,7 +18,7 @@ from counterpoint.systems import build_system, sketch
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World, shard
-from counterpoint.train.fine_tuning import begin_from
+from counterpoint.train.fine_tuning import begun_system
 from counterpoint.train.loop import TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
 from counterpoint.train.progress import make_reporter, peak_flops
@@ -55,9 +55,11 @@ def train_run(
     """
     progress = sys.stderr if progress is None else progress
     keep_large_buffers()
-    system = build_system(run.system, run.train.seed).to(world.device)
-    if run.train.fine_tune is not None:
-        begin_from(system, run.train.fine_tune, run.train.seed)
+    if run.train.fine_tune is None:
+        system = build_system(run.system, run.train.seed)
+    else:
+        system = begun_system(run.system, run.train.fine_tune, run.train.seed)
+    system = system.to(world.device)
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )

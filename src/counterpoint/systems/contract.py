@@ -125,7 +125,9 @@ class System(nn.Module, ABC):
     Config: ClassVar[type[SystemConfig]]
     tick_stages: ClassVar[tuple[str, ...]] = ("read", "write")
     writes_with_tower: ClassVar[bool] = False
-    free_fields: ClassVar[frozenset[str]] = frozenset({"window", "pinned_steps"})
+    free_fields: ClassVar[frozenset[str]] = frozenset(
+        {"window", "pinned_steps", "checkpoint_activations"}
+    )
     config: Any
     layout: Layout
 

@@ -15,8 +15,8 @@ from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
 from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.errors import UserError
 from counterpoint.formats import FORMATS, find_format
-from counterpoint.systems import SYSTEMS
-from counterpoint.systems.contract import System
+from counterpoint.systems import SYSTEMS, build_system, sketch
+from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.checkpoint import (
     MANIFEST,
     WEIGHTS,
@@ -28,6 +28,30 @@ from counterpoint.train.checkpoint import (
 )
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import system_class
+
+
+def begun_system(shape: SystemConfig, config: FineTuneConfig, seed: int) -> System:
+    """A system of the weights that a run begins with, and its adapters, on the CPU.
+
+    No other weights are made. Where adapters are trained over weights of a smaller type, those of a
+    published model are never in memory in float32 as a whole.
+
+    Args:
+        shape: Config of the system.
+        config: Where the weights are, and the adapters.
+        seed: Decides how adapters begin.
+
+    Raises:
+        UserError: As `begin_from`.
+    """
+    system = sketch(shape)
+    if not {name for name, _ in system.named_buffers()} <= system.state_dict().keys():
+        system = build_system(shape, seed)  # buffers that no file holds are made with it
+    low_rank = config.low_rank
+    if low_rank is not None and low_rank.frozen != "float32" and not low_rank.train_embeddings:
+        system.to(torch.bfloat16)
+    begin_from(system, config, seed)
+    return system
 
 
 def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
@@ -142,7 +166,7 @@ def without(config: Any, names: Container[str]) -> Any:
 
 def _take(system: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     try:
-        system.load_state_dict(weights)
+        system.load_state_dict(weights, assign=next(system.parameters()).is_meta)
     except RuntimeError as problem:
         reason = " ".join(str(problem).split())[:300]
         raise UserError(
