@@ -185,6 +185,7 @@ def test_frozen_weights_are_small_in_memory_and_on_disk(
     assert types["text_embedding.table.weight"] == torch.bfloat16
     plain = load_system(tmp_path / "run", {"Moshi": Moshi})
     assert isinstance(plain, Moshi)
+    assert isinstance(system, Moshi)
     trained = scores(system)
     for name, value in scores(plain).items():
         assert (value - trained[name]).norm() < 0.03 * value.norm()

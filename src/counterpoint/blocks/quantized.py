@@ -58,7 +58,7 @@ def int8_linear(
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if x.requires_grad and torch.is_grad_enabled():
-        product: Tensor = _FrozenProduct.apply(x, codes, scale)
+        product: Tensor = _FrozenProduct.apply(x, codes, scale)  # type: ignore[no-untyped-call]
         return product
     rows = x.flatten(0, -2)
     fits = len(rows) <= MOST_ROWS and rows.shape[1] % KERNEL_WIDTH == 0
@@ -85,7 +85,7 @@ class _FrozenProduct(torch.autograd.Function):
         return (F.linear(x, codes.to(x.dtype)) * scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         codes, scale = ctx.saved_tensors
         return (grad * scale).to(grad.dtype) @ codes.to(grad.dtype), None, None
 
