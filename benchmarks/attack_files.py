@@ -28,6 +28,7 @@ from torch import Tensor
 from counterpoint.data.text.corpus import DataConfig, Folder, prepare
 from counterpoint.digests import json_digest
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_moshi
+from counterpoint.progress import Progress
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import moshi, single_stream
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights
@@ -108,11 +109,11 @@ def targets(root: Path) -> dict[str, tuple[Use, Path, list[Path]]]:
     data = DataConfig(source=Folder(path=str(texts)), row_ticks=64, cache_folder=str(cache))
     train = TrainConfig(num_steps=4, batch_rows=2, checkpoint_every=2, evaluate_every=2)
     run = Run(name="attacked", system=single_stream.tiny(), train=train, data=data)
-    train_run(run, run_folder, World(), loggers=[], progress=sys.stderr)
+    train_run(run, run_folder, World(), loggers=[], progress=Progress())
     longer = replace(run, train=replace(train, num_steps=6))
 
     def goes_on(folder: Path) -> Any:
-        train_run(longer, folder, World(), loggers=[], progress=sys.stderr)
+        train_run(longer, folder, World(), loggers=[], progress=Progress())
         rows = read_metrics(folder / "metrics.jsonl")
         losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
         return digest(load_weights(folder)), losses[5], losses[6]

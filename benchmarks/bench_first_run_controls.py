@@ -8,7 +8,6 @@ optimiser FLOPs together are those of two_stream; and one with as many parameter
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from counterpoint.data.loader import Loader
 from counterpoint.data.text.corpus import prepare
 from counterpoint.evaluate.score import bits_per_byte, score
+from counterpoint.progress import Progress
 from counterpoint.recipes.first_run import control_system, first_run
 from counterpoint.systems import build_system
 from counterpoint.train.checkpoint import load_weights
 from counterpoint.train.loop import train
 from counterpoint.train.optimizer import build_optimizer
-from counterpoint.train.progress import make_reporter
+from counterpoint.train.reporter import RunReporter
 from counterpoint.train.run import Run
 
 # Hidden features of the control's MLP: as in the first run; equal FLOPs with the optimiser's; equal
@@ -49,7 +49,7 @@ def measure(run: Run, folder: Path, block_ticks: int) -> dict[str, Any]:
     corpus = prepare(run.text_data, block_ticks)
     system = build_system(run.system, run.train.seed)
     loader = Loader(corpus.train, run.train.batch_rows, run.train.seed)
-    result = train(system, loader, run.train, folder, reporter=make_reporter(run.name, sys.stderr))
+    result = train(system, loader, run.train, folder, reporter=RunReporter(Progress(), run.name))
     if not result.finished:
         raise SystemExit("Stopped: run it again to go on.")
     system.load_state_dict(load_weights(result.checkpoint))

@@ -15,7 +15,7 @@ LADDER = (
 # Modules beside the folders: every folder may import them, and they import only each other.
 ROOT_MODULES = (
     *("errors", "files", "packages", "processes", "config_json"),
-    *("digests", "locks"),
+    *("digests", "locks", "progress"),
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FIELDS, MAX_README = 500, 60, 8, 15, 150

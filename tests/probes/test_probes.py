@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from counterpoint.config_json import decode, encode
-from counterpoint.data.progress import Output
 from counterpoint.data.source import Fingerprint, PreparedSource
+from counterpoint.progress import Progress
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
@@ -163,7 +163,7 @@ class Echo:
         system: Any,
         *,
         block_ticks: int | None = None,
-        progress: Output | None = None,
+        progress: Progress | None = None,
         rank: int = 0,
         world_size: int = 1,
         held_out_only: bool = False,

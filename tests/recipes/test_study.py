@@ -13,6 +13,7 @@ from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
+from counterpoint.progress import Progress
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
 from counterpoint.train.config import FineTuneConfig, TrainConfig
@@ -84,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path, str
     base = tmp_path_factory.mktemp("study")
     study, folder = tiny_study(base), base / "runs" / "tiny"
     progress, output = Screen(), Screen()
-    run_study(study, folder, command="train tiny", progress=progress, output=output)
+    run_study(study, folder, command="train tiny", progress=Progress(progress), output=output)
     return study, folder, progress.text, output.text
 
 
@@ -98,9 +99,8 @@ def test_study_prints_a_table_and_its_paths(finished: tuple[Study, Path, str, st
         assert str(folder / name) in output
     for step in (
         "preparing",
-        "tokenised so far: 1 doc",
-        "step 4/4",
-        "held-out text: 100%",
+        "single_stream: 4/4 steps",
+        "two_stream: held-out text: ",
         "exchanging",
         "report",
     ):
@@ -160,8 +160,8 @@ def test_finished_study_is_not_done_again(finished: tuple[Study, Path, str, str]
     files = [*folder.rglob("metrics.jsonl"), *folder.rglob("evaluation.json")]
     before = [(file, file.read_bytes()) for file in files]
     progress = Screen()
-    run_study(study, folder, progress=progress, output=Screen())
-    assert "step 4/4" not in progress.text
+    run_study(study, folder, progress=Progress(progress), output=Screen())
+    assert "4/4 steps" not in progress.text
     assert "held-out text" not in progress.text
     for file, content in before:
         assert file.read_bytes() == content
@@ -177,11 +177,11 @@ def test_killed_study_goes_on_and_ends_the_same(
 
     screens = [Screen("two_stream: held"), Screen()]
     with pytest.raises(KilledError):
-        run_study(study, other, progress=screens[0], output=screens[1])
+        run_study(study, other, progress=Progress(screens[0]), output=screens[1])
     assert load_evaluation(other / control.name) is not None
     assert load_evaluation(other / ours.name) is None
     shutil.rmtree(max((other / ours.name / "checkpoints").glob("step_*")))
-    run_study(study, other, progress=screens[1], output=screens[1])
+    run_study(study, other, progress=Progress(screens[1]), output=screens[1])
     first, second = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
     for key in ("bits_per_unit", "difference_percent", "swap_delta", "training_size"):
         assert [row[key] for row in first["rows"]] == [row[key] for row in second["rows"]]
@@ -190,7 +190,7 @@ def test_killed_study_goes_on_and_ends_the_same(
 def test_unequal_flops_are_refused(tmp_path: Path) -> None:
     study = replace(tiny_study(tmp_path), max_flops_difference=0.02)
     with pytest.raises(ValueError, match="equal training FLOPs within 2%"):
-        run_study(study, tmp_path / "run", progress=Screen())
+        run_study(study, tmp_path / "run", progress=Progress(quiet=True))
 
 
 def test_unequal_data_is_refused(tmp_path: Path) -> None:
@@ -234,7 +234,10 @@ def test_arms_begin_with_the_weights_that_they_name(tmp_path: Path) -> None:
     study = tiny_study(tmp_path, num_steps=2)
     control = study.arms[0]
     run_study(
-        replace(study, arms=(control,)), tmp_path / "base", progress=Screen(), output=Screen()
+        replace(study, arms=(control,)),
+        tmp_path / "base",
+        progress=Progress(quiet=True),
+        output=Screen(),
     )
     base = tmp_path / "base" / control.name
     begins = (
@@ -246,7 +249,10 @@ def test_arms_begin_with_the_weights_that_they_name(tmp_path: Path) -> None:
         for i, begin in enumerate(begins)
     )
     more = replace(study, arms=(control, *arms))
-    assert run_study(more, tmp_path / "more", progress=Screen(), output=Screen()) is not None
+    assert (
+        run_study(more, tmp_path / "more", progress=Progress(quiet=True), output=Screen())
+        is not None
+    )
     first, *begun = (
         [row["loss"] for row in read_metrics(tmp_path / "more" / arm.name / "metrics.jsonl")]
         for arm in more.arms
@@ -263,18 +269,18 @@ def test_arm_that_begins_with_nothing_is_refused(tmp_path: Path) -> None:
     begun = replace(control.train, fine_tune=FineTuneConfig(init_from=str(tmp_path / "none")))
     study = replace(study, arms=(replace(control, train=begun), ours))
     with pytest.raises(ValueError, match="`init_from` must be a checkpoint or a run folder"):
-        run_study(study, tmp_path / "run", progress=Screen())
+        run_study(study, tmp_path / "run", progress=Progress(quiet=True))
 
 
 def test_arms_are_trained_with_every_seed(tmp_path: Path) -> None:
     """A seed of its own is what the arm with that seed is; intervals are over seeds as well."""
     study = replace(tiny_study(tmp_path, num_steps=2), seeds=(0, 3))
-    summary = run_study(study, tmp_path / "both", progress=Screen(), output=Screen())
+    summary = run_study(study, tmp_path / "both", progress=Progress(quiet=True), output=Screen())
     assert summary is not None
     assert "2 training seeds: the intervals cover them" in summary.verdict
     alone = tuple(replace(arm, train=replace(arm.train, seed=3)) for arm in study.arms)
     other_study = replace(study, arms=alone, seeds=())
-    run_study(other_study, tmp_path / "alone", progress=Screen(), output=Screen())
+    run_study(other_study, tmp_path / "alone", progress=Progress(quiet=True), output=Screen())
     for arm, row in zip(study.arms, summary.rows, strict=True):
         first, second = (
             load_evaluation(tmp_path / "both" / f"{arm.name}-seed{seed}") for seed in study.seeds

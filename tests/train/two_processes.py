@@ -9,6 +9,7 @@ from torch import nn
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
 from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
@@ -16,7 +17,7 @@ from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import World, joined, shard
 from counterpoint.train.loop import train
-from counterpoint.train.progress import LineReporter
+from counterpoint.train.reporter import RunReporter
 from tests.train.tiny import ROWS, VOCAB, Letters, build, settings
 
 
@@ -88,7 +89,8 @@ def run(folder: Path, system: nn.Module, config: TrainConfig, world: World | Non
     world = world or World()
     loader = (Frames if isinstance(system, Moshi) else Letters)(world.rank, world.size)
     screen = io.StringIO()
-    result = train(shard(system, world), loader, config, folder, reporter=LineReporter(screen))
+    reporter = RunReporter(Progress(screen), "two")
+    result = train(shard(system, world), loader, config, folder, reporter=reporter)
     assert result.finished
     if world.is_first:
         (folder / "screen.txt").write_text(screen.getvalue())

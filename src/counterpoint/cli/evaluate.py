@@ -15,6 +15,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.evaluate.whole import WholeUse, has_whole
+from counterpoint.progress import Progress
 from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.runtime.load import load
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     system = loaded.system
     if not loaded.is_speech:
         _ = loaded.tokenizer  # it must be the model's
-    data = run.data.prepare(system, progress=sys.stderr, held_out_only=True)
+    progress = Progress()
+    data = run.data.prepare(system, progress=progress, held_out_only=True)
     if data.held_out_units() is None:
         raise UserError(
             f"The run must have something that is held out: {run.name!r} has nothing. Train with "
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             num_prompts=0,
         ),
         precision=options.precision,
-        note=lambda line: print(line, file=sys.stderr),
+        progress=progress,
     )
     predicted = {stream.name for stream in system.layout.predicted}
     scored = "all streams" if predicted == {*found.streams} else ", ".join(found.streams)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from counterpoint.data.making.scripts import Script, is_sgd, read_scripts, read_sgd
@@ -15,6 +14,7 @@ from counterpoint.data.making.synthesis import SynthesisConfig, measure_set, syn
 from counterpoint.data.making.turn_statistics import HUMAN, MEASURES, TurnStatistics
 from counterpoint.data.making.turn_taking import Embellishment
 from counterpoint.errors import UserError
+from counterpoint.progress import Progress
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.speech.voices import Synthesizer, find_voices
 
@@ -90,20 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         tail_s=form.tail_s,
         embellishment=chosen.embellishment,
     )
-    columns = (
-        TextColumn("{task.completed}/{task.total} dialogues"),
-        BarColumn(),
-        TextColumn("{task.fields[minutes]:.0f} min of speech, left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=Console(file=sys.stderr, markup=False, emoji=False), transient=True
-    ) as progress:
-        task = progress.add_task("", total=len(scripts), minutes=0.0)
-
-        def show(done: int, of: int, seconds: float) -> None:
-            progress.update(task, completed=done, total=of, minutes=seconds / 60)
-
+    with Progress() as progress:
+        task = progress.task("speaking", "dialogues")
         listed = synthesize(
             scripts,
             options.out,
@@ -111,7 +99,9 @@ def main(arguments: Sequence[str]) -> int:
             workers=options.workers,
             on_ray=options.ray,
             speaker=None if options.cache is None else Synthesizer(options.cache),
-            on_progress=show,
+            on_progress=lambda done, of, seconds: task(
+                done, of, f"{seconds / 60:.0f} min of speech"
+            ),
         )
     Console(file=sys.stdout, markup=False, emoji=False).print(_table(measure_set(listed)))
     print(listed)

@@ -9,7 +9,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from counterpoint.data.progress import with_bar
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import (
@@ -23,6 +22,7 @@ from counterpoint.evaluate.report.answer import (
 )
 from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.files import shown
+from counterpoint.progress import Progress
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.load import load
@@ -107,9 +107,11 @@ def main(arguments: Sequence[str]) -> int:
     conversation = Conversation(talker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
     duration_s = recorded.duration_s + options.tail
-    num_clipped = write_stereo(
-        options.output, with_bar("talking", pieces, duration_s, rate, sys.stderr), rate
-    )
+    with Progress() as progress:
+        shown_pieces = progress.over(
+            "talking", pieces, duration_s, lambda piece: piece.shape[1] / rate, unit="s"
+        )
+        num_clipped = write_stereo(options.output, shown_pieces, rate)
     model = Path(shown(options.checkpoint.resolve()))
     heard = Path(shown(options.input))
     title = f"{model.name} answers {heard.name}"

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from counterpoint.data.progress import Output
+from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
 
@@ -94,7 +94,7 @@ class DataSource(Protocol):
         system: Any,
         *,
         block_ticks: int | None = None,
-        progress: Output | None = None,
+        progress: Progress | None = None,
         rank: int = 0,
         world_size: int = 1,
         held_out_only: bool = False,
@@ -105,7 +105,7 @@ class DataSource(Protocol):
             system: Reads the rows: it has a `layout` and lays content out as batches.
             block_ticks: Every document starts at a multiple of this many ticks; by default the
                 layout's `block_ticks`. Systems that are compared take their common multiple.
-            progress: Told in lines how far the work is; ``None`` for silence.
+            progress: Shows how far the work is; ``None`` for silence.
             rank: This process, 0 first.
             world_size: Number of processes.
             held_out_only: What is learned from may be left out, where that saves work: no batches

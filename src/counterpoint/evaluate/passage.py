@@ -13,7 +13,7 @@ from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
 from counterpoint.data.text.tokenizer import Tokenizer
 from counterpoint.errors import UserError
-from counterpoint.evaluate.score import target_nats
+from counterpoint.evaluate.score import CountProgress, target_nats
 from counterpoint.evaluate.whole import has_whole
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Streaming
@@ -132,6 +132,7 @@ def continue_prompts(
     prompt_ticks: int = 256,
     num_ticks: int = 240,
     sampling: Sampling | None = None,
+    on_progress: CountProgress | None = None,
 ) -> tuple[Continuation, ...]:
     """Continue the beginnings of units, under their own whole and under another unit's.
 
@@ -145,10 +146,11 @@ def continue_prompts(
         prompt_ticks: Ticks of a prompt; fewer when a unit is shorter.
         num_ticks: Most ids that are written.
         sampling: How ids are chosen.
+        on_progress: Called after each prompt.
     """
     sampling = sampling or Sampling(temperature=0.7, seed=1)
     found = []
-    for unit, donor in pairs:
+    for done, (unit, donor) in enumerate(pairs, 1):
         # The donor's text may divide into fewer blocks, so it has to be longer.
         length = min(prompt_ticks, len(unit.ids) - 1, len(donor.ids) * 3 // 4)
         own = unit.ids[:length].tolist()
@@ -172,6 +174,8 @@ def continue_prompts(
                     text=tokenizer.decode(np.array(sessions[row].sampled)),
                 )
             )
+        if on_progress is not None:
+            on_progress(done, len(pairs))
     return tuple(found)
 
 

@@ -24,17 +24,15 @@ from counterpoint.evaluate.passage import (
     continue_prompts,
     read_passage,
 )
-from counterpoint.evaluate.score import Progress, by_position, position_edges, score
+from counterpoint.evaluate.score import CountProgress, by_position, position_edges, score
 from counterpoint.evaluate.units import UnitScore, score_units, spread_places
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
+from counterpoint.progress import Progress
 from counterpoint.runtime.session import Streaming
 from counterpoint.streams.batch import ContentUnit
 from counterpoint.systems.contract import System
 
 FILE = "evaluation.json"
-
-Note = Callable[[str], None]
-"""Called with one line about what is being done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +147,8 @@ def evaluate(
     *,
     precision: str = "float32",
     weights: str = "",
-    note: Note = lambda line: None,
+    progress: Progress | None = None,
+    title: str = "",
 ) -> Evaluation:
     """Measure a system on the held-out units of its data.
 
@@ -159,22 +158,24 @@ def evaluate(
         config: How much is measured.
         precision: ``"bfloat16"`` computes under autocast.
         weights: Kept with the result, to know later what it belongs to.
-        note: Told about progress.
+        progress: Shows how far it is; ``None`` for silence.
+        title: Stands before what is shown, such as a run's name.
 
     Raises:
         UserError: Nothing is held out.
     """
     begin = time.perf_counter()
+    shows = _Tasks(Progress(quiet=True) if progress is None else progress, title)
     units = data.held_out_units()
     if units is None or not len(units):
         raise UserError(
             "At least one unit must be held out to be scored: got none. Set `held_out`."
         )
     if isinstance(data, Corpus):
-        found = _evaluate_text(system, data, config, precision, note)
+        found = _evaluate_text(system, data, config, precision, shows)
     else:
         with _autocast(system, precision):
-            scores = score_units(system, units, config.max_units, _Progress(note)("held-out units"))
+            scores = score_units(system, units, config.max_units, shows("held-out units"))
         found = _Found(
             unit=scores[0].unit,
             titles=tuple(score.title for score in scores),
@@ -219,18 +220,17 @@ def _by_stream(system: System, scores: Sequence[UnitScore]) -> dict[str, StreamC
 
 
 def _evaluate_text(
-    system: nn.Module, corpus: Corpus, config: EvaluationConfig, precision: str, note: Note
+    system: nn.Module, corpus: Corpus, config: EvaluationConfig, precision: str, shows: "_Tasks"
 ) -> _Found:
     """Text is scored id by id, which also gives positions and a passage to be drawn."""
     units = spread(corpus.held_out, config.max_units)
     lengths = corpus.tokenizer.byte_lengths
     block_ticks = corpus.train.block_ticks
-    says = _Progress(note)
     with _autocast(system, precision):
         scores = score(
-            system, units, lengths, block_ticks=block_ticks, on_progress=says("held-out text")
+            system, units, lengths, block_ticks=block_ticks, on_progress=shows("held-out text")
         )
-        whole = _whole_use(system, units, lengths, config, says("exchanging the whole"))
+        whole = _whole_use(system, units, lengths, config, shows("exchanging the whole"))
         passage = _passage(system, units, corpus, config, block_ticks)
     edges = position_edges(max(one.num_bytes for one in scores) + 1)
     bits, num_bytes = by_position(scores, edges)
@@ -246,7 +246,7 @@ def _evaluate_text(
         ),
         whole=whole,
         passage=passage,
-        continuations=_continuations(system, units, corpus, config, note),
+        continuations=_continuations(system, units, corpus, config, shows("continuing prompts")),
     )
 
 
@@ -283,22 +283,15 @@ def load_evaluation(folder: Path) -> Evaluation | None:
     return found
 
 
-class _Progress:
-    """Turns progress of any size into a line every few seconds."""
+@dataclass(frozen=True, slots=True)
+class _Tasks:
+    """Makes the tasks of an evaluation."""
 
-    def __init__(self, note: Note, every_seconds: float = 2.0) -> None:
-        self._note = note
-        self._every_seconds = every_seconds
-        self._last = time.perf_counter()
+    progress: Progress
+    title: str
 
     def __call__(self, what: str) -> Callable[[int, int], None]:
-        def report(done: int, total: int) -> None:
-            now = time.perf_counter()
-            if done == total or now - self._last >= self._every_seconds:
-                self._last = now
-                self._note(f"{what}: {done / total:.0%}")
-
-        return report
+        return self.progress.task(f"{self.title}: {what}" if self.title else what)
 
 
 def _whole_use(
@@ -306,7 +299,7 @@ def _whole_use(
     units: Sequence[Unit],
     byte_lengths: Int[np.ndarray, " V"],
     config: EvaluationConfig,
-    on_progress: Progress,
+    on_progress: CountProgress,
 ) -> WholeUse | None:
     """How the whole is used, where there is one and another document's to exchange it with."""
     if not has_whole(system) or not _several_documents(units):
@@ -343,18 +336,18 @@ def _continuations(
     units: Sequence[Unit],
     corpus: Corpus,
     config: EvaluationConfig,
-    note: Note,
+    on_progress: CountProgress,
 ) -> tuple[Continuation, ...]:
     """What the system writes after its prompts; nothing without another document's whole."""
     if not config.num_prompts or not _several_documents(units):
         return ()
-    note("continuing prompts")
     return continue_prompts(
         cast("Streaming", system),
         _prompts(units, config.num_prompts),
         corpus.tokenizer,
         prompt_ticks=config.prompt_ticks,
         num_ticks=config.continuation_ticks,
+        on_progress=on_progress,
     )
 
 

@@ -21,7 +21,7 @@ from counterpoint.data.text.shards import Unit
 from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
 
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
 """Called with the number of ticks done and of all."""
 
 
@@ -65,7 +65,7 @@ def score(
     *,
     block_ticks: int = 1,
     batch_ticks: int = BATCH_TICKS,
-    on_progress: Progress | None = None,
+    on_progress: CountProgress | None = None,
 ) -> list[Score]:
     """Nats of every id of every unit.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
 from counterpoint.errors import UserError
-from counterpoint.evaluate.score import Progress, target_nats
+from counterpoint.evaluate.score import CountProgress, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import span
 from counterpoint.streams.spec import Role
@@ -72,7 +72,7 @@ def measure_whole(
     byte_lengths: Int[np.ndarray, " V"],
     *,
     max_ticks: int = 2048,
-    on_progress: Progress | None = None,
+    on_progress: CountProgress | None = None,
 ) -> WholeUse:
     """Score the beginning of every unit under its own whole, another's and none.
 

@@ -17,7 +17,6 @@ from counterpoint.config_json import encode, first_difference
 from counterpoint.data.making.orders import listening_scripts, order_scripts
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
-from counterpoint.data.progress import remaining_lines
 from counterpoint.data.speech.dialogues import DialogueConfig
 from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import train_tokenizer
@@ -31,6 +30,7 @@ from counterpoint.evaluate.duplex.abilities import (
 from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, order_trials
 from counterpoint.files import read_json_lines, write_json, write_json_lines
 from counterpoint.processes import work_in_processes
+from counterpoint.progress import Progress, spell_duration
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.training import prepare_together, train_in_turn
 from counterpoint.runtime.choices import FrameSampling
@@ -119,11 +119,19 @@ class DuplexStudy:
         return (*self.listening, self.run)
 
 
-def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
+def run_duplex_study(
+    study: DuplexStudy, folder: Path, world: World, progress: Progress | None = None
+) -> bool:
     """Make, train, measure; what is made and trained already is kept, measuring begins anew.
 
     The folder gets ``dialogues/``, the run, a folder for each run before it, ``abilities.json`` and
     a recording of each ability.
+
+    Args:
+        study: What to do.
+        folder: Where.
+        world: The one process that does it.
+        progress: Shows how far it is; on stderr by default.
 
     Returns:
         False when a signal stopped the training.
@@ -132,9 +140,11 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
         UserError: Something is not installed, or the folder has a study of other dialogues.
     """
     begin = time.perf_counter()
+    progress = Progress() if progress is None else progress
     _check_ready(study)
     _check_same(study, folder)
-    _make_dialogues(study, folder)
+    with closing(progress):
+        _make_dialogues(study, folder, progress)
     stages = [
         (_with_data(run, folder), folder if run is study.run else folder / run.name)
         for run in study.stages
@@ -142,7 +152,7 @@ def run_duplex_study(study: DuplexStudy, folder: Path, world: World) -> bool:
     first, _ = stages[0]
     # The first run has all recordings, and others the same or some of them.
     prepare_together(first, study.workers)
-    result = train_in_turn(stages, world)
+    result = train_in_turn(stages, world, progress)
     if not result.finished:
         return False
     measure = partial(_measure, study, result.checkpoint, folder)
@@ -203,7 +213,7 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
         )
 
 
-def _make_dialogues(study: DuplexStudy, folder: Path) -> None:
+def _make_dialogues(study: DuplexStudy, folder: Path, progress: Progress) -> None:
     """Tokeniser and recordings of all scripts; what is there already is kept."""
     scripts = _scripts(study)
     tokenizer = folder / "words.model"
@@ -219,17 +229,17 @@ def _make_dialogues(study: DuplexStudy, folder: Path) -> None:
             study.synthesis,
             workers=study.workers,
             speaker=voices,
-            on_progress=_dialogue_lines(name),
+            on_progress=_shown_dialogues(progress, name),
         )
     _join_lists(folder / "dialogues", ("listening", "train"))
 
 
-def _dialogue_lines(name: str) -> Callable[[int, int, float], None]:
-    """Follow a synthesis; how many seconds of sound there are is not told."""
-    tell = remaining_lines(sys.stderr, f"making {name} dialogues")
+def _shown_dialogues(progress: Progress, name: str) -> Callable[[int, int, float], None]:
+    """Follow a synthesis."""
+    task = progress.task(f"making {name} dialogues")
 
     def show(done: int, total: int, seconds_of_audio: float) -> None:
-        tell(done, total)
+        task(done, total, f"{spell_duration(seconds_of_audio)} of sound")
 
     return show
 
@@ -268,7 +278,7 @@ def _measure(study: DuplexStudy, checkpoint: Path, folder: Path, ability: Abilit
         study.synthesis.user_voices,
         agent.codec.sample_rate,
     )
-    tell = remaining_lines(sys.stderr, f"measuring {ability}")
+    tell = Progress(bar=False).task(f"measuring {ability}", "trials")
     outcomes = hold_trials(agent, trials, sampling, lambda done: tell(done, study.num_trials))
     write_audio(folder / f"{ability}.wav", outcomes[0].audio, agent.codec.sample_rate)
     return count_outcomes(outcomes)

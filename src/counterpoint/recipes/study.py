@@ -14,7 +14,6 @@ from typing import Any, TextIO, cast
 import torch
 
 from counterpoint.config_json import encode
-from counterpoint.data.progress import Output
 from counterpoint.data.source import PreparedSource
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.report import STUDY, write_report
@@ -25,6 +24,7 @@ from counterpoint.evaluate.results import (
     load_evaluation,
     save_evaluation,
 )
+from counterpoint.progress import Progress
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import sketch
 from counterpoint.systems.contract import System
@@ -118,7 +118,7 @@ def run_study(
     *,
     command: str = "",
     device: torch.device | str = "cpu",
-    progress: Output | None = None,
+    progress: Progress | None = None,
     output: TextIO | None = None,
     loggers: Callable[[Path], Sequence[MetricLogger]] = lambda folder: (),
 ) -> Summary | None:
@@ -132,7 +132,7 @@ def run_study(
         folder: Study folder (see `counterpoint.evaluate.report.report`).
         command: How a person would start this again; kept in the report.
         device: Where the systems live.
-        progress: Where progress is shown; stderr by default.
+        progress: Shows how far it is; on stderr by default.
         output: Where the table is shown; stdout by default.
         loggers: Makes followers of an arm's training numbers, for its folder.
 
@@ -143,12 +143,11 @@ def run_study(
         UserError: The arms are not comparable, or the data or the folder cannot be used.
     """
     begin = time.perf_counter()
-    progress = sys.stderr if progress is None else progress
+    progress = Progress() if progress is None else progress
     flops = training_flops(study)
-    note = _Notes(progress)
-    note(f"{study.name}: preparing the data")
+    progress.note(f"{study.name}: preparing the data")
     data = _prepared(study, study.arms[0], progress)
-    note(f"{data.describe()}; {len(study.arms)} arms")
+    progress.note(f"{data.describe()}; {len(study.arms)} arms")
     folder.mkdir(parents=True, exist_ok=True)
     world = World(device=torch.device(device))
     for arm in study.arms:
@@ -156,7 +155,7 @@ def run_study(
             followers = loggers(folder / name)
             if not _run_arm(study, run, folder / name, world, progress, followers):
                 return None
-    note("drawing the report")
+    progress.note("drawing the report")
     about = _facts(study, folder, world.device) | {
         "command": command,
         "training_flops_per_tick": flops,
@@ -191,7 +190,7 @@ def _run_arm(
     run: Run,
     folder: Path,
     world: World,
-    progress: Output,
+    progress: Progress,
     loggers: Sequence[MetricLogger],
 ) -> bool:
     """Train and measure one arm as far as that is not done; False when a signal stopped it."""
@@ -210,7 +209,6 @@ def _run_arm(
     known = load_evaluation(folder)
     if known is not None and (known.weights, known.config) == (weights, study.evaluation):
         return True
-    note = _Notes(progress)
     found = evaluate(
         # What is measured is read from the disk: the checkpoint may be older than this call.
         cast("System", load_system(result.checkpoint).to(world.device)),
@@ -218,13 +216,14 @@ def _run_arm(
         study.evaluation,
         precision=run.train.precision,
         weights=weights,
-        note=lambda line: note(f"{folder.name}: {line}"),
+        progress=progress,
+        title=folder.name,
     )
     save_evaluation(found, folder)
     return True
 
 
-def _prepared(study: Study, run: Run, progress: Output | None) -> PreparedSource:
+def _prepared(study: Study, run: Run, progress: Progress | None) -> PreparedSource:
     """The data of an arm: the rows of all, laid out for its own system."""
     return run.data.prepare(sketch(run.system), block_ticks=study.block_ticks, progress=progress)
 
@@ -251,17 +250,6 @@ def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, 
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
         "study": encode(study),
     }
-
-
-class _Notes:
-    """Writes a line to a stream."""
-
-    def __init__(self, stream: Output) -> None:
-        self._stream = stream
-
-    def __call__(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
 
 
 def _field(run: Run, place: str) -> Any:

@@ -1,18 +1,15 @@
 """One run, or several in turn: data prepared, model built, trained and measured while it learns."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from counterpoint.config_json import encode
-from counterpoint.data.progress import Output
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
+from counterpoint.progress import Progress
 from counterpoint.recipes.learned import keep_or_check_learned
 from counterpoint.systems import build_system, sketch
 from counterpoint.train.allocator import keep_large_buffers
@@ -21,7 +18,7 @@ from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
 from counterpoint.train.loop import TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
-from counterpoint.train.progress import make_reporter, peak_flops
+from counterpoint.train.reporter import RunReporter, peak_flops
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
 
@@ -35,7 +32,7 @@ def train_run(
     *,
     block_ticks: int | None = None,
     measure_end: bool = True,
-    progress: Output | None = None,
+    progress: Progress | None = None,
     loggers: Sequence[MetricLogger] | None = None,
 ) -> TrainResult:
     """Train one run, on as many processes as there are; go on where it was.
@@ -47,13 +44,13 @@ def train_run(
         block_ticks: Alignment of the rows, where several systems read the same; by default that of
             the run's own system.
         measure_end: Measure the held-out units also where the config has no `evaluate_every`.
-        progress: Where progress is shown; stderr by default.
+        progress: Shows how far it is; on stderr by default.
         loggers: Followers of the numbers; by default TensorBoard, in ``tensorboard/``.
 
     Raises:
         UserError: The data, or the checkpoints of the folder, cannot be used.
     """
-    progress = sys.stderr if progress is None else progress
+    progress = Progress() if progress is None else progress
     keep_large_buffers()
     if run.train.fine_tune is None:
         system = build_system(run.system, run.train.seed)
@@ -66,8 +63,9 @@ def train_run(
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     measured = measure_end or run.train.evaluate_every > 0
-    dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
-    with only_one(folder, world, ".run.lock"):
+    peak = peak_flops(world.device, run.train.precision)
+    # Bars are gone in any case: an error is told below them.
+    with only_one(folder, world, ".run.lock"), closing(progress):
         keep_or_check_learned(run.data, data.fingerprint, folder, world)
         return train(
             shard(system, world),
@@ -75,18 +73,21 @@ def train_run(
             run.train,
             folder,
             evaluate=evaluator(data.held_out_units(), _EVALUATION_UNITS) if measured else None,
-            reporter=make_reporter(run.name, progress, peak_flops(world.device, dtype)),
+            reporter=RunReporter(progress, run.name, peak),
             loggers=loggers,
             run=encode(run),
         )
 
 
-def train_in_turn(stages: Sequence[tuple[Run, Path]], world: World) -> TrainResult:
+def train_in_turn(
+    stages: Sequence[tuple[Run, Path]], world: World, progress: Progress | None = None
+) -> TrainResult:
     """Train runs one after the other; each begins with the weights of the one before it.
 
     Args:
         stages: Runs and their folders, at least one; those that are finished are kept.
         world: The processes; every one must call this.
+        progress: Shows how far it is; on stderr by default.
 
     Returns:
         How the last one that was trained ended; it is not finished when a signal stopped it.
@@ -99,7 +100,7 @@ def train_in_turn(stages: Sequence[tuple[Run, Path]], world: World) -> TrainResu
         if before is not None:
             begin = FineTuneConfig(init_from=str(before))
             run = replace(run, train=replace(run.train, fine_tune=begin))
-        result = train_run(run, folder, world)
+        result = train_run(run, folder, world, progress=progress)
         if not result.finished:
             break
         before = folder
@@ -116,4 +117,6 @@ def prepare_together(run: Run, workers: int) -> None:
 
 def prepare_share(run: Run, workers: int, rank: int) -> None:
     """What one of them does; each begins elsewhere, and finds what others have made."""
-    run.data.prepare(sketch(run.system), progress=sys.stderr, rank=rank, world_size=workers)
+    run.data.prepare(
+        sketch(run.system), progress=Progress(bar=False), rank=rank, world_size=workers
+    )

@@ -23,8 +23,8 @@ from counterpoint.train.distributed import current_world, gathered, sync_gradien
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.optimizer import KindOptimizers, lr_ratio
-from counterpoint.train.progress import Reporter
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
+from counterpoint.train.reporter import Reporter
 from counterpoint.train.run_folder import only_one
 from counterpoint.train.stop_signal import StopSignal
 

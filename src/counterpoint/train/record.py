@@ -24,7 +24,7 @@ from counterpoint.train.distributed import World
 from counterpoint.train.fine_tuning import without
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers
-from counterpoint.train.progress import Reporter, StepReport
+from counterpoint.train.reporter import Reporter, StepReport
 from counterpoint.train.run import Run
 
 

@@ -22,6 +22,7 @@ from counterpoint.data.speech.rows import (
 )
 from counterpoint.data.speech.words import ByteWords, WordTokenizer, open_tokenizer, train_tokenizer
 from counterpoint.formats import open_codec
+from counterpoint.progress import Progress
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec2 import Codec2
@@ -215,13 +216,13 @@ def test_words_that_are_left_out_are_told_once(listed: Path) -> None:
     words = [["so", [0.2, 0.3], AGENT_SPEAKER], ["so", [0.21, 0.2], AGENT_SPEAKER]]
     (listed.parent / "1.json").write_text(json.dumps({"alignments": words}))
     told = io.StringIO()
-    corpus = data(listed).prepare(build(codec2_config()), progress=told)
+    corpus = data(listed).prepare(build(codec2_config()), progress=Progress(told))
     (note,) = corpus.notes
     assert note.startswith(f"{listed}: of ")
     assert "1 are left out" in note
     assert told.getvalue().splitlines().count(note) == 1
     silent = io.StringIO()
-    data(listed).prepare(build(codec2_config()), progress=silent, rank=1, world_size=2)
+    data(listed).prepare(build(codec2_config()), progress=Progress(silent), rank=1, world_size=2)
     assert silent.getvalue() == ""
 
 

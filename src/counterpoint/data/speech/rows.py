@@ -16,7 +16,6 @@ from torch import Tensor
 
 from counterpoint.data.loader import HeldOutRows, Loader
 from counterpoint.data.mixture import Mixture
-from counterpoint.data.progress import Output, recording_lines
 from counterpoint.data.speech.dialogues import (
     Dialogue,
     DialogueConfig,
@@ -41,6 +40,7 @@ from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parqu
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
+from counterpoint.progress import Progress, spell_duration
 from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
@@ -120,7 +120,7 @@ class SpeechData:
         system: Any,
         *,
         block_ticks: int | None = None,
-        progress: Output | None = None,
+        progress: Progress | None = None,
         rank: int = 0,
         world_size: int = 1,
         held_out_only: bool = False,
@@ -134,11 +134,11 @@ class SpeechData:
                 "Dialogues must be read by systems without blocks: got `block_ticks` "
                 f"{block_ticks}. Compare systems of one period."
             )
-        lines = recording_lines(progress) if progress is not None and rank == 0 else None
-        corpus = prepare_speech(self, system, lines, rank, world_size, held_out_only=held_out_only)
-        if progress is not None and rank == 0:
-            for note in corpus.notes:
-                progress.write(f"{note}\n")
+        told = progress if progress is not None and rank == 0 else Progress(quiet=True)
+        show = told.task("encoding recordings", spell=spell_duration)
+        corpus = prepare_speech(self, system, show, rank, world_size, held_out_only=held_out_only)
+        for note in corpus.notes:
+            told.note(note)
         return corpus
 
 

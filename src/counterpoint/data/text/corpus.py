@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from counterpoint.data.loader import Loader
-from counterpoint.data.progress import Output, corpus_lines
 from counterpoint.data.text.documents import (
     Document,
     UnitKind,
@@ -31,6 +30,7 @@ from counterpoint.digests import file_digest
 from counterpoint.errors import UserError
 from counterpoint.files import whole_folder
 from counterpoint.locks import locked
+from counterpoint.progress import Progress, spell_count
 from counterpoint.streams.spec import Layout, Role
 
 KJV_HELD_OUT = (
@@ -156,7 +156,7 @@ class DataConfig:
         system: Any,
         *,
         block_ticks: int | None = None,
-        progress: Output | None = None,
+        progress: Progress | None = None,
         rank: int = 0,
         world_size: int = 1,
         held_out_only: bool = False,
@@ -165,8 +165,18 @@ class DataConfig:
 
         The process that comes first makes what is not in the cache, and tells about it.
         """
-        lines = None if progress is None else corpus_lines(progress)
-        return prepare(self, block_ticks or system.layout.block_ticks, lines)
+        show = None if progress is None else _shown(progress)
+        return prepare(self, block_ticks or system.layout.block_ticks, show)
+
+
+def _shown(progress: Progress) -> "TextProgress":
+    """Show how much text is tokenised; how much there is, nobody knows before its end."""
+    task = progress.task("tokenising", spell=lambda size: f"{spell_count(size)}B")
+
+    def show(num_documents: int, num_bytes: int) -> None:
+        task(num_bytes, figures=f"{num_documents:,} documents")
+
+    return show
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,286 @@
+"""How far something is: what every command that takes long shows to a person."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from counterpoint.packages import MissingPackageError, optional_module
+
+_Piece = TypeVar("_Piece")
+
+
+@runtime_checkable
+class Output(Protocol):
+    """Where text goes: a terminal, a file, `sys.stderr`."""
+
+    def write(self, text: str, /) -> object:
+        """Take some text."""
+        ...
+
+    def flush(self) -> object:
+        """Pass on what was taken."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether a person watches."""
+        ...
+
+
+class Pace:
+    """Speed over the last seconds of work.
+
+    The first entry holds what happens once, such as compilation, so it counts only until there is
+    another one.
+    """
+
+    def __init__(self, window_s: float = 10.0) -> None:
+        """Forget what was more than ``window_s`` seconds of work ago; three entries stay."""
+        self._window_s = window_s
+        self._entries = deque[tuple[float, tuple[float, ...]]]()
+        self._sums: tuple[float, ...] = ()
+        self._is_first = True
+        self.seconds = 0.0
+
+    def add(self, seconds: float, *amounts: float) -> None:
+        """Some work was done, in so many seconds."""
+        if self._is_first and self._entries:
+            self._forget()
+            self._is_first = False
+        self._entries.append((seconds, amounts))
+        self.seconds += seconds
+        sums = self._sums or (0.0,) * len(amounts)
+        self._sums = tuple(old + new for old, new in zip(sums, amounts, strict=True))
+        while len(self._entries) > 3 and self.seconds - self._entries[0][0] >= self._window_s:
+            self._forget()
+
+    def _forget(self) -> None:
+        seconds, amounts = self._entries.popleft()
+        self.seconds -= seconds
+        self._sums = tuple(old - gone for old, gone in zip(self._sums, amounts, strict=True))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything behind the first entry was measured."""
+        return not self._is_first and self.seconds > 0
+
+    def rate(self, place: int = 0) -> float:
+        """Amount a second, of one of the amounts."""
+        return self._sums[place] / max(self.seconds, 1e-9)
+
+    def mean(self, place: int = 0) -> float:
+        """Mean amount of an entry."""
+        return self._sums[place] / max(len(self._entries), 1)
+
+
+class Progress:
+    """Shows notes and tasks: a bar on a terminal, else a named line every ten seconds."""
+
+    def __init__(
+        self,
+        stream: Output | None = None,
+        *,
+        quiet: bool = False,
+        bar: bool | None = None,
+        every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Show something.
+
+        Args:
+            stream: Where it is shown; stderr by default.
+            quiet: Show nothing.
+            bar: Whether bars are drawn; by default where ``stream`` is a terminal.
+            every_seconds: Time between two lines of a task.
+            clock: Gives seconds.
+        """
+        self._stream: Output = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._draws = self._stream.isatty() if bar is None else bar
+        self.every_seconds = every_seconds
+        self.clock = clock
+        self._live: Any = None
+
+    def __enter__(self) -> "Progress":
+        """Show until the block ends."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bars away."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars away; what is shown later begins anew."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, soft_wrap=True)
+            return
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def task(
+        self, name: str, unit: str = "", spell: Callable[[float], str] = lambda x: f"{x:,.0f}"
+    ) -> "Task":
+        """Something that is done piece by piece.
+
+        Args:
+            name: Stands before what is shown, such as "making dialogues".
+            unit: What is counted, such as "dialogues".
+            spell: Writes how much is done, and how much there is.
+        """
+        return Task(self, name, unit, spell)
+
+    def over(
+        self,
+        name: str,
+        pieces: Iterable[_Piece],
+        total: float,
+        size: Callable[[_Piece], float] = lambda piece: 1.0,
+        *,
+        unit: str = "",
+        spell: Callable[[float], str] = lambda x: f"{x:,.0f}",
+    ) -> Iterator[_Piece]:
+        """The same pieces, shown while they are taken.
+
+        Args:
+            name: See `task`.
+            pieces: One after the other.
+            total: Sum of their sizes.
+            size: How much of the whole a piece is.
+            unit: See `task`.
+            spell: See `task`.
+        """
+        task = self.task(name, unit, spell)
+        done = 0.0
+        for piece in pieces:
+            done += size(piece)
+            task(done, total)
+            yield piece
+        task.end()
+
+    def bars(self) -> Any:
+        """The bars, drawn from now on; ``None`` where lines are shown instead."""
+        if self._live is None and self._draws and not self._quiet:
+            try:
+                rich = optional_module("rich.progress")
+                console = optional_module("rich.console").Console(
+                    file=self._stream, markup=False, emoji=False
+                )
+            except MissingPackageError:
+                self._draws = False  # lines say the same
+                return None
+            self._live = rich.Progress(
+                rich.TextColumn("{task.description}", markup=False),
+                rich.BarColumn(bar_width=24),
+                rich.TextColumn("{task.fields[text]}", markup=False),
+                console=console,
+                transient=True,
+            )
+            self._live.start()
+        return self._live
+
+
+class Task:
+    """Something that is done piece by piece; made by `Progress.task`."""
+
+    def __init__(
+        self, progress: Progress, name: str, unit: str, spell: Callable[[float], str]
+    ) -> None:
+        self._progress = progress
+        self._name = name
+        self._unit = unit
+        self._spell = spell
+        self._pace = Pace()
+        self._done: float | None = None
+        self._now = progress.clock()
+        # What is over within a second needs one line.
+        self._next = self._now + min(1.0, progress.every_seconds)
+        self._bar: Any = None
+
+    def __call__(
+        self,
+        done: float,
+        total: float | None = None,
+        figures: str = "",
+        seconds: float | None = None,
+    ) -> None:
+        """Show how far it is.
+
+        Args:
+            done: What is done of ``total``, pieces of earlier calls of the command included.
+            total: What there is to do; ``None`` where nobody knows.
+            figures: More about it.
+            seconds: Time that the newest piece took; by default the time since the last call.
+        """
+        now = self._progress.clock()
+        # The first piece of this call is not known where a resumed run begins in the middle.
+        if self._done is not None and done < self._done:
+            self._pace = Pace()  # the next of several things under one name
+            self._done = None
+        piece = done if self._done is None else done - self._done
+        self._pace.add(now - self._now if seconds is None else seconds, piece)
+        self._done = done
+        self._now = now
+        at_end = total is not None and done >= total
+        bars = self._progress.bars()
+        if bars is None:
+            if at_end or now >= self._next:
+                self._next = now + self._progress.every_seconds
+                self._progress.note(f"{self._name}: {self._text(done, total, figures)}")
+            return
+        text = self._text(done, total, figures)
+        if self._bar is None:
+            self._bar = bars.add_task(self._name, completed=done, total=total, text=text)
+        else:
+            bars.update(self._bar, completed=done, total=total, text=text)
+        if at_end:
+            self.end()
+            self._progress.note(f"{self._name}: {text}")
+
+    def end(self) -> None:
+        """Take the bar away."""
+        bars = self._progress.bars() if self._bar is not None else None
+        if bars is not None:
+            bars.remove_task(self._bar)
+            self._bar = None
+            if not bars.tasks:
+                self._progress.close()
+
+    def _text(self, done: float, total: float | None, figures: str) -> str:
+        count = self._spell(done) if total is None else f"{self._spell(done)}/{self._spell(total)}"
+        parts = [f"{count} {self._unit}".rstrip()]
+        if figures:
+            parts.append(figures)
+        if total is not None and done < total and self._pace.is_known and self._pace.rate() > 0:
+            parts.append(f"{spell_duration((total - done) / self._pace.rate())} left")
+        return "  ".join(parts)
+
+
+def spell_count(value: float) -> str:
+    """A number with three digits and a prefix, such as ``2 M``."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 999.5:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def spell_duration(seconds: float) -> str:
+    """A time as ``minutes:seconds``, or with hours before them."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,145 @@
+import io
+import re
+import sys
+
+import pytest
+
+from counterpoint.progress import Pace, Progress, spell_count, spell_duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def text(self) -> str:
+        """What was written, without what moves the cursor."""
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines(seconds: list[float], total: int | None = 10) -> list[str]:
+    """What a task of some pieces, of which each takes so long, shows."""
+    stream, clock = io.StringIO(), Clock()
+    task = Progress(stream, clock=clock).task("making", "things")
+    for done, length in enumerate(seconds, 1):
+        clock.now += length
+        task(done, total)
+    return stream.getvalue().splitlines()
+
+
+def test_a_line_comes_after_a_second_then_every_ten_and_at_the_end() -> None:
+    found = lines([0.5] + [4.0] * 9)
+    assert [line.split()[1] for line in found] == ["2/10", "5/10", "8/10", "10/10"]
+    assert found[0] == "making: 2/10 things  0:32 left"
+    assert found[-1] == "making: 10/10 things"
+
+
+def test_what_is_over_at_once_has_one_line() -> None:
+    assert lines([0.01] * 10) == ["making: 10/10 things"]
+
+
+def test_time_left_is_that_of_the_last_seconds() -> None:
+    """A first piece that compiles for an hour, then slow ones, then fast ones."""
+    found = lines([3600.0] + [20.0] * 5 + [2.0] * 20, total=100)
+    assert found[0] == "making: 1/100 things"  # nothing is known yet
+    assert found[1] == "making: 2/100 things  32:40 left"
+    assert found[-1].endswith("things  2:28 left")
+    assert found[-1].startswith("making: 26/100")
+
+
+def test_without_a_total_there_is_no_time_left() -> None:
+    assert lines([2.0, 2.0], total=None) == ["making: 1 things"]
+
+
+def test_the_next_of_several_things_begins_anew() -> None:
+    stream, clock = io.StringIO(), Clock()
+    task = Progress(stream, clock=clock, every_seconds=0).task("encoding")
+    for done in (1, 2, 1):
+        clock.now += 1
+        task(done, 2)
+    assert stream.getvalue().splitlines()[-1] == "encoding: 1/2"
+
+
+def test_pace_is_that_of_its_window() -> None:
+    pace = Pace(10)
+    pace.add(60.0, 1.0)
+    known = [pace.is_known]
+    for _ in range(30):
+        pace.add(1.0, 2.0)
+        known.append(pace.is_known)
+    assert known == [False] + [True] * 30
+    for _ in range(10):
+        pace.add(1.0, 4.0)
+    assert (pace.rate(), pace.mean(), pace.seconds) == (4.0, 4.0, 10.0)
+
+
+def test_pace_keeps_three_entries_however_long_they_are() -> None:
+    pace = Pace(10)
+    for amount in (9.0, 30.0, 40.0, 50.0, 60.0):
+        pace.add(100.0, amount)
+    assert pace.rate() == pytest.approx(0.5)
+
+
+def test_a_bar_shows_the_same_on_a_terminal_and_leaves_a_line() -> None:
+    stream = Terminal()
+    with Progress(stream) as progress:
+        task = progress.task("two_stream", "steps")
+        task(4, 10, "3.5 [bits]")
+        progress.note("evaluation: [nats] 2.5")
+        task(10, 10, "3.4 [bits]")
+    for text in ("two_stream", "4/10 steps", "3.5 [bits]", "[nats] 2.5"):
+        assert text in stream.text
+    assert stream.text.rstrip().endswith("two_stream: 10/10 steps  3.4 [bits]")
+
+
+def test_bars_go_when_the_work_fails() -> None:
+    stream = Terminal()
+    progress = Progress(stream)
+    pieces = progress.over("x", (1 / x for x in (1, 0)), 3)
+    with pytest.raises(ZeroDivisionError), progress:
+        list(pieces)
+    assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
+
+
+def test_quiet_shows_nothing() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        progress = Progress(stream, quiet=True)
+        progress.note("a line")
+        task = progress.task("x")
+        task(1, 2)
+        task(2, 2)
+        assert list(progress.over("y", "abc", 3)) == ["a", "b", "c"]
+        assert stream.getvalue() == ""
+
+
+def test_pieces_are_passed_through() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, clock=clock, every_seconds=0)
+    assert list(progress.over("talking", ["aa", "b"], 3, len, unit="s")) == ["aa", "b"]
+    assert stream.getvalue().splitlines() == ["talking: 2/3 s", "talking: 3/3 s"]
+
+
+def test_without_rich_lines_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    stream = Terminal()
+    Progress(stream).task("x")(2, 2)
+    assert stream.getvalue() == "x: 2/2\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2, "2 "), (999.7, "1 k"), (2_000_000, "2 M"), (3.21e13, "32.1 T")]
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert spell_count(value) == text
+
+
+def test_times_have_hours_where_they_are_needed() -> None:
+    assert [spell_duration(s) for s in (59.7, 61, 3725)] == ["1:00", "1:01", "1:02:05"]
