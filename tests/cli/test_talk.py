@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from counterpoint.blocks.low_rank import LowRankConfig, add_low_rank
 from counterpoint.cli import talk as verb
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.cli.talk import main
@@ -20,7 +21,7 @@ from counterpoint.data.speech.opening import codec_fillers, hybrid_prompt
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report import answer
 from counterpoint.evaluate.report.answer import answer_files
-from counterpoint.formats.moshi.checkpoint import load_moshi
+from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
 from counterpoint.formats.moshi.voice import record_voice, write_voice
 from counterpoint.runtime import talk as conversation
 from counterpoint.runtime.load import load
@@ -452,3 +453,41 @@ def test_published_model_of_both_speakers_is_trimmed_to_its_own(published: Path)
     assert speaker.system.config.num_predicted == 8
     assert speaker.codec.codebook_sizes == (32,) * 8
     assert speaker.fillers is None  # those of PersonaPlex are of another Mimi
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_weights_may_be_stored_in_another_type(published: Path, run: Path, dtype: str) -> None:
+    record("in.wav")
+    for model in (published, run):
+        talk(model, "--dtype", dtype, *GREEDY)
+    talker = load(published, dtype="int8").talker
+    kinds = {type(part).__name__ for part in talker.system.modules()}
+    assert {"Int8Linear", "Int8StepLinear"} <= kinds
+    assert moshi_of(load(published, dtype="float32").talker).head.weight.dtype == torch.float32
+
+
+def test_adapters_are_heard(published: Path) -> None:
+    record("in.wav")
+    model = load_moshi(published, dtype=torch.float32)
+    low_rank = LowRankConfig(rank=2)
+    add_low_rank(model, low_rank, seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    save_adapters(model, Path("adapters"), low_rank)
+    talk(published, *GREEDY, output="plain.wav")
+    talk(published, "--lora", "adapters", *GREEDY, output="folder.wav")
+    talk(published, "--lora", "adapters/lora.safetensors", *GREEDY, output="file.wav")
+    plain, folder, file = (Path(f"{name}.wav").read_bytes() for name in ("plain", "folder", "file"))
+    assert folder == file
+    assert folder != plain
+
+
+def test_adapters_belong_to_a_published_model(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("in.wav")
+    words = ["talk", str(run), "--input", "in.wav", "--output", "o.wav", "--lora", "adapters"]
+    assert counterpoint(words) == 2
+    assert "Adapters must belong to a published model" in capsys.readouterr().err

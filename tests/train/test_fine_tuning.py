@@ -12,6 +12,7 @@ from torch import Tensor
 from counterpoint.blocks.low_rank import FrozenType, LowRankConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_moshi
+from counterpoint.runtime.export import export_adapters
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.personaplex import personaplex_7b
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
@@ -20,7 +21,6 @@ from counterpoint.train.config import FineTuneConfig, OptimizerConfig
 from counterpoint.train.fine_tuning import (
     begin_from,
     begun_system,
-    export_adapters,
     without,
 )
 from counterpoint.train.loop import train

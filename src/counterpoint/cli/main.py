@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from counterpoint.errors import UserError
 from counterpoint.packages import missing_package
 
-_VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
+_VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info", "export")
 
 _HELP = """usage: counterpoint VERB ...
 
@@ -24,6 +24,7 @@ Multi-stream language models.
   evaluate CKPT     score what was held out      counterpoint evaluate runs/NAME
   report RUN        write the report again       counterpoint report runs/NAME
   info CKPT|RECIPE  layout, size and costs       counterpoint info first_run
+  export CKPT       write a published folder     counterpoint export runs/NAME --merge --out FOLDER
 
 `counterpoint VERB --help` tells more. A CKPT is a checkpoint or a run folder.
 """

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
@@ -15,6 +14,8 @@ from counterpoint.evaluate.report.answer import (
     ENDINGS,
     answer_files,
     answer_notes,
+    answer_table,
+    answer_title,
     check_answer_path,
     measured,
     observe_answer,
@@ -25,7 +26,7 @@ from counterpoint.files import shown
 from counterpoint.progress import Progress
 from counterpoint.recipes.overrides import REQUIRED, parse
 from counterpoint.runtime.choices import FrameSampling
-from counterpoint.runtime.load import load
+from counterpoint.runtime.load import WeightType, load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.talk import Conversation, begin, check_opening, converse
 from counterpoint.speech.audio import AudioInfo, channel_blocks, verify_audio, write_stereo
@@ -57,6 +58,8 @@ class TalkOptions:
         channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
         tail: Seconds of silence that are heard behind the recording.
         device: Where the model computes.
+        dtype: Type of the weights; by default that in which they are kept or published.
+        lora: A folder or file of adapters over the published model.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -69,6 +72,8 @@ class TalkOptions:
     channel: int | None = None
     tail: float = 0.0
     device: str = "cpu"
+    dtype: WeightType | None = None
+    lora: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +105,8 @@ def main(arguments: Sequence[str]) -> int:
     recorded = _check(options)
     sampling = _sampling(chosen.choices)
     user_words = read_user_words(options.words) if options.words else Timeline()
-    talker = load(options.checkpoint, options.device).talker
+    where = (options.checkpoint, options.device)
+    talker = load(*where, dtype=options.dtype, adapters=options.lora).talker
     rate = talker.codec.sample_rate
     blocks = channel_blocks(options.input, rate, options.channel)
     prompt, prefix = begin(talker, options.prompt, options.voice)
@@ -108,15 +114,10 @@ def main(arguments: Sequence[str]) -> int:
     pieces = converse(conversation, blocks, options.tail)
     duration_s = recorded.duration_s + options.tail
     with Progress() as progress:
-        shown_pieces = progress.over(
-            "talking", pieces, duration_s, lambda piece: piece.shape[1] / rate, unit="s"
-        )
-        num_clipped = write_stereo(options.output, shown_pieces, rate)
-    model = Path(shown(options.checkpoint.resolve()))
-    heard = Path(shown(options.input))
-    title = f"{model.name} answers {heard.name}"
-    words = conversation.words().merge(user_words)
-    talk = observe_answer(title, options.output, rate, words)
+        pieces = progress.over("talking", pieces, duration_s, lambda p: p.shape[1] / rate, unit="s")
+        num_clipped = write_stereo(options.output, pieces, rate)
+    title = answer_title(options.checkpoint, options.input)
+    talk = observe_answer(title, options.output, rate, conversation.words().merge(user_words))
     numbers = measured(talk.found, conversation.step_s, talker.codec.frame_rate_hz)
     write_answer(options.output, talk, numbers, asdict(options) | asdict(chosen.choices))
     _print(options.output, talk, numbers, num_clipped)
@@ -129,9 +130,8 @@ def _check(options: TalkOptions) -> AudioInfo:
         raise UserError(f"`--tail` must be 0 to {_LONGEST_TAIL_S:.0f} seconds: got {options.tail}.")
     read = [path for path in (options.input, options.voice, options.words) if path]
     check_answer_path(options.output, read)
-    recorded = verify_audio(options.input)  # what is wrong at its end must not cost the answer
     check_opening(options.prompt, options.voice, options.pin)
-    return recorded
+    return verify_audio(options.input)  # what is wrong at its end must not cost the answer
 
 
 def _sampling(choices: TalkChoices) -> FrameSampling:
@@ -142,10 +142,8 @@ def _sampling(choices: TalkChoices) -> FrameSampling:
 
 
 def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:
-    table = Table("measure", "value", title=talk.title)
-    for name, value in numbers.items():
-        table.add_row(name, value)
-    Console(file=sys.stdout, markup=False, emoji=False).print(table)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
+    console.print(answer_table(talk.title, numbers))
     for ending in ENDINGS:
         print(shown(answer_files(output)[ending]))
     for note in answer_notes(talk.found, output, num_clipped):

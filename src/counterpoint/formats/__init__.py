@@ -32,6 +32,8 @@ class Format:
         matches: Whether a path (a folder, or a file of weights) is of the format.
         open: What a path holds, before its weights are read.
         load: The system of a path; like another one, where the format leaves a choice.
+        save: Writes a system to a new folder, with copies of the files of its codec and of its
+            tokeniser, if there are any; ``None``: this library cannot.
         save_adapters: Writes adapters of a system to a new folder; ``None``: it has none.
     """
 
@@ -39,6 +41,7 @@ class Format:
     matches: Callable[[Path], bool]
     open: Callable[[Path], PublishedModel]
     load: Callable[[Path, System | None], System]
+    save: Callable[[System, Path, Path | None, Path | None], None] | None = None
     save_adapters: Callable[[System, Path, LowRankConfig], None] | None = None
 
 
@@ -54,7 +57,8 @@ FORMATS: dict[str, Format] = {
         matches=moshi.matches,
         open=moshi.open_folder,
         load=moshi.load,
-        save_adapters=moshi.save,
+        save=moshi.save,
+        save_adapters=moshi.save_low_rank,
     ),
 }
 """Every format by name."""

@@ -12,6 +12,7 @@ a tower's.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -304,11 +305,26 @@ def open_llama(path: Path) -> PublishedModel:
         to_config(read_json(path / CONFIG))
         tokenizer = path / TOKENIZER
     return PublishedModel(
-        load=lambda: load_llama(path),
+        load=partial(_load_published, path),
+        shape=lambda: _shape(path),
         tokenizer=tokenizer,
         text=lambda: open_text(path),
         chat=lambda words: chat_ids(path, words),
     )
+
+
+def _shape(path: Path) -> SingleStreamConfig:
+    if path.suffix == ".gguf":
+        return load_llama(path).config
+    return to_config(read_json(path / CONFIG))
+
+
+def _load_published(
+    path: Path, dtype: torch.dtype | None = None, adapters: Path | None = None
+) -> SingleStream:
+    if adapters is not None:
+        raise UserError(f"Adapters of {path} cannot be read: merge them first. Got {adapters}.")
+    return load_llama(path, dtype=dtype or torch.float32)
 
 
 def load(path: Path, like: System | None = None) -> SingleStream:

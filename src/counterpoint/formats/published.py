@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from counterpoint.systems.contract import System
+import torch
+
+from counterpoint.systems.contract import System, SystemConfig
 
 
 class PublishedText(NamedTuple):
@@ -24,12 +26,30 @@ class PublishedText(NamedTuple):
     num_ids: int
 
 
+@runtime_checkable
+class LoadModel(Protocol):
+    """Reads the weights of a published model."""
+
+    def __call__(self, dtype: torch.dtype | None = None, adapters: Path | None = None) -> System:
+        """The model, in evaluation mode, on the CPU.
+
+        Args:
+            dtype: Type of the weights; by default the one that the format's files usually have.
+            adapters: A folder or a file of adapters, which are merged into the weights.
+
+        Raises:
+            UserError: A file cannot be used, or the format has no adapters.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedModel:
     """A published model and what belongs to it.
 
     Attributes:
         load: Reads the weights, which may take long.
+        shape: Gives the config of the system, without its weights.
         tokenizer: File of the text tokeniser, or a file that holds it among other things.
         codec: File of the codec's weights; ``None`` of a model of text.
         text: Reads the tokeniser of a model of text.
@@ -37,7 +57,8 @@ class PublishedModel:
             answers; ``None`` of a model that knows no conversations.
     """
 
-    load: Callable[[], System]
+    load: LoadModel
+    shape: Callable[[], SystemConfig]
     tokenizer: Path
     codec: Path | None = None
     text: Callable[[], PublishedText] | None = None

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from counterpoint.blocks.quantized import store_int8
 from counterpoint.config_json import decode
 from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
 from counterpoint.data.speech.rows import codec_of
@@ -26,6 +28,15 @@ from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import MANIFEST, load_system, read_manifest, resolve
 from counterpoint.train.run import Run
 
+WeightType = Literal["float32", "bfloat16", "int8"]
+"""How the weights of a loaded model are stored."""
+
+_TYPES: dict[WeightType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.bfloat16,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -36,12 +47,14 @@ class Loaded:
         system: The model, in evaluation mode.
         run: What it was trained by; ``None`` for a published model.
         published: What came with a published model.
+        in_int8: Whether the matrices of the talker are stored in 8 bits.
     """
 
     path: Path
     system: System
     run: Run | None = None
     published: PublishedModel | None = None
+    in_int8: bool = False
 
     @property
     def is_speech(self) -> bool:
@@ -78,6 +91,8 @@ class Loaded:
                 "`counterpoint generate`."
             )
         system = self.system.agent_alone()
+        if self.in_int8:
+            store_int8(system)  # behind what trims
         if self.published is not None:
             name = str(self.published.codec)
             tokenizer: WordTokenizer = open_tokenizer(str(self.published.tokenizer))
@@ -103,31 +118,53 @@ class Loaded:
         return self.run
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    dtype: WeightType | None = None,
+    adapters: Path | None = None,
+) -> Loaded:
     """Load a checkpoint, a run folder's newest good one, or a folder of a published model.
 
     Args:
         path: The checkpoint or folder, or a file of published weights.
         device: Where the model computes.
+        dtype: Type of the weights; by default float32 for runs of ours, and for published models
+            the one that they are published in. ``"int8"`` stores the matrices of a model that
+            talks in 8 bits, and all else in bfloat16.
+        adapters: A folder or a file of adapters over a published model, which are merged.
 
     Raises:
         UserError: There is none, it cannot be used, or torch cannot use the device.
     """
     path = Path(path)
+    kept_in = None if dtype is None else _TYPES[dtype]
     device = usable_device(device)
     found = None if is_ours(path) else find_format(path)
     if found is not None:
         published = found.open(path)
         # What can be wrong quickly comes before the gigabytes.
         check_tokenizer(published)
-        system = published.load()
-        return Loaded(path=path, system=system.to(device).eval(), published=published)
+        system = published.load(dtype=kept_in, adapters=adapters)
+        return Loaded(
+            path=path,
+            system=system.to(device).eval(),
+            published=published,
+            in_int8=dtype == "int8",
+        )
+    if adapters is not None:
+        raise UserError(
+            f"Adapters must belong to a published model: {path} is none, and a run of ours has its "
+            "own. Name the folder of the model that they were trained over."
+        )
     path = find_checkpoint(path)
     run = load_run(path)
     trained = load_system(path)
     if not isinstance(trained, System):
         raise AssertionError("load_system gives systems")
-    return Loaded(path=path, system=trained.to(device), run=run)
+    system = trained.to(device, kept_in)
+    return Loaded(path=path, system=system, run=run, in_int8=dtype == "int8")
 
 
 def check_vocabulary(layout: Layout, name: str) -> Tokenizer:

@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
-from counterpoint.config_json import decode, encode, first_difference
+from counterpoint.config_json import encode, first_difference
 from counterpoint.errors import UserError
 from counterpoint.formats import FORMATS, find_format
-from counterpoint.systems import SYSTEMS, build_system, sketch
+from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.checkpoint import (
     MANIFEST,
-    WEIGHTS,
-    adapters_of,
-    check_files,
     load_weights,
     read_manifest,
     resolve,
@@ -123,38 +119,6 @@ def check_begun(system: nn.Module, config: FineTuneConfig | None) -> None:
             f"{'asks' if wanted else 'does not ask'} for them and the system has "
             f"{'some' if found else 'none'}. Call `begin_from` before `shard` and `train`."
         )
-
-
-def export_adapters(path: Path, folder: Path) -> None:
-    """Write the adapters of a run in the format in which models of its system are published.
-
-    Args:
-        path: Checkpoint or run folder of a system with adapters.
-        folder: A new or empty folder.
-
-    Raises:
-        UserError: It has no adapters, there is no format for them, it is damaged, or nothing can be
-            written.
-    """
-    path = resolve(path)
-    manifest = read_manifest(path)
-    name = manifest["system"]
-    low_rank = adapters_of(path)
-    savers = {
-        known.system: known.save_adapters for known in FORMATS.values() if known.save_adapters
-    }
-    if name not in savers or low_rank is None:
-        raise UserError(
-            f"{path} must hold a {' or a '.join(savers)} with adapters: it has a {name} "
-            f"{'without' if low_rank is None else 'with'} adapters. Name another."
-        )
-    check_files(path, lambda file: file == WEIGHTS)
-    cls: Any = next(cls for cls in SYSTEMS.values() if cls.__name__ == name)
-    with torch.device("meta"):
-        system: System = cls(decode(cls.Config, manifest["config"]))
-    add_low_rank(system.to_empty(device="cpu"), low_rank, seed=0)
-    system.load_state_dict(load_file(path / WEIGHTS), assign=True)
-    savers[name](system, folder, low_rank)
 
 
 def without(config: Any, names: Container[str]) -> Any:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rich.table import Table
+
 from counterpoint.data.speech.alignments import AGENT_SPEAKER
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.turns import (
@@ -78,6 +80,19 @@ def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> T
         found=take_turns(agent, user, levels.duration_s),
         words=words.cut(0, levels.duration_s),
     )
+
+
+def answer_title(model: Path, heard: Path) -> str:
+    """Who answers what."""
+    return f"{Path(shown(model.resolve())).name} answers {Path(shown(heard)).name}"
+
+
+def answer_table(title: str, numbers: Mapping[str, str]) -> Table:
+    """What `measured` gives, for a terminal."""
+    table = Table("measure", "value", title=title)
+    for name, value in numbers.items():
+        table.add_row(name, value)
+    return table
 
 
 def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -> dict[str, str]:

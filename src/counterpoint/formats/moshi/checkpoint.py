@@ -25,7 +25,12 @@ from counterpoint.formats.moshi.names import (
     reference_state_dict,
 )
 from counterpoint.formats.moshi.tensors import extend_depth, mlp_hidden, trim_depth
-from counterpoint.formats.moshi.weights import read_checkpoint, write_adapters, write_checkpoint
+from counterpoint.formats.moshi.weights import (
+    read_checkpoint,
+    read_reference_config,
+    write_adapters,
+    write_checkpoint,
+)
 from counterpoint.streams.spec import Role
 from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
 
@@ -73,6 +78,15 @@ def load_moshi(
     model.to_empty(device="cpu")
     load_reference(model, state)
     return model.eval()
+
+
+def read_config(path: Path) -> MoshiConfig:
+    """The config of the model of a checkpoint, of which only the names and shapes are read.
+
+    Raises:
+        UserError: As `load_moshi`.
+    """
+    return moshi_config(read_reference_config(path))
 
 
 def save_moshi(model: Moshi, folder: Path) -> None:
@@ -246,6 +260,11 @@ def reference_config(config: MoshiConfig) -> ReferenceConfig:
     Raises:
         UserError: It cannot express the size of an MLP.
     """
+    config = replace(  # how it was trained says nothing about what it computes
+        config,
+        temporal=replace(config.temporal, checkpoint_activations=False),
+        depth=replace(config.depth, checkpoint_activations=False),
+    )
     reference = _published_reference(config)
     plain = _published_config(reference)
     # As the values will be when they are read: lists, and strings for roles.

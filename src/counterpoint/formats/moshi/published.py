@@ -1,13 +1,22 @@
 """Folders of the Moshi family as they are published: the model, Mimi and the text tokeniser."""
 
+import shutil
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.errors import UserError
 from counterpoint.files import inside
-from counterpoint.formats.moshi.checkpoint import load_moshi, save_adapters
+from counterpoint.formats.moshi.checkpoint import (
+    load_moshi,
+    read_config,
+    save_adapters,
+    save_moshi,
+)
 from counterpoint.formats.moshi.voice import read_voice, voice_prefix
-from counterpoint.formats.moshi.weights import CONFIG, WEIGHTS, WEIGHTS_INT8, read_json
+from counterpoint.formats.moshi.weights import CONFIG, LORA, WEIGHTS, WEIGHTS_INT8, read_json
 from counterpoint.formats.published import PublishedModel
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import Prefix, System
@@ -43,10 +52,20 @@ def open_folder(path: Path) -> PublishedModel:
                 "Fetch it from where the model came."
             )
     return PublishedModel(
-        load=lambda: load_moshi(path),
+        load=partial(_load_published, path),
+        shape=lambda: read_config(path),
         tokenizer=folder / names["tokenizer_name"],
         codec=folder / names["mimi_name"],
     )
+
+
+def _load_published(
+    path: Path, dtype: torch.dtype | None = None, adapters: Path | None = None
+) -> Moshi:
+    if adapters is not None and adapters.is_dir():
+        named = read_json(adapters / CONFIG) if (adapters / CONFIG).is_file() else {}
+        adapters = inside(adapters, str(named.get("lora_name") or LORA))
+    return load_moshi(path, dtype=dtype or torch.bfloat16, lora_path=adapters)
 
 
 def load(path: Path, like: System | None = None) -> Moshi:
@@ -58,7 +77,24 @@ def load(path: Path, like: System | None = None) -> Moshi:
     return load_moshi(path, dtype=dtype, num_predicted=num_predicted)
 
 
-def save(system: System, folder: Path, low_rank: LowRankConfig) -> None:
+def save(system: System, folder: Path, codec: Path | None, tokenizer: Path | None) -> None:
+    """Write a folder as Kyutai publishes it: the model, Mimi and the text tokeniser.
+
+    Raises:
+        UserError: See `save_moshi`; or a file cannot be copied.
+    """
+    save_moshi(_moshi(system), folder)
+    for source, name in ((codec, MIMI_FILE), (tokenizer, TEXT_FILE)):
+        if source is not None:
+            try:
+                shutil.copyfile(source, folder / name)
+            except OSError as problem:
+                raise UserError(
+                    f"{source} must be copied to {folder}: {problem.strerror}. Copy it by hand."
+                ) from None
+
+
+def save_low_rank(system: System, folder: Path, low_rank: LowRankConfig) -> None:
     """Write adapters as Kyutai's loaders read them; see `save_adapters`."""
     save_adapters(_moshi(system), folder, low_rank)
 

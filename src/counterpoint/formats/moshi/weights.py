@@ -112,6 +112,17 @@ def read_checkpoint(
             return _read(parts | _parts(adapters, config), config, settings, dtype)
 
 
+def read_reference_config(path: Path) -> ReferenceConfig:
+    """The config of a checkpoint as `read_checkpoint` gives it, without reading a tensor.
+
+    Raises:
+        UserError: As `read_checkpoint`.
+    """
+    weights, keys = _locate(path, None)
+    with _opened(weights) as file:
+        return _fit_to_file(keys, file, weights)
+
+
 def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]:
     """Find the file of the weights, and read the keys of config.json."""
     beside = path / CONFIG if path.is_dir() else path.with_name(CONFIG)

@@ -1,0 +1,56 @@
+"""The verb ``export``: a run as a folder that the programs of its family read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from counterpoint.errors import UserError
+from counterpoint.recipes.overrides import parse_options
+from counterpoint.runtime.export import export_adapters, export_model, has_adapters
+from counterpoint.runtime.load import find_checkpoint
+
+_HELP = """Write a run as a folder that the programs of its family read.
+
+With `--merge` the folder is a whole model with its codec and its tokeniser. Without it, of a run
+with adapters only these are written, to be used beside the model that they were trained over:
+`counterpoint talk MODEL --lora FOLDER`.
+
+Example: counterpoint export runs/finetune_moshi --merge --out my_moshi
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What ``export`` does.
+
+    Attributes:
+        checkpoint: A checkpoint or a run folder.
+        out: A new or empty folder.
+        merge: Merge adapters into the weights, and write a whole model.
+        dtype: Type of the weights of a whole model.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    out: Path
+    merge: bool = False
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words that follow it."""
+    options = parse_options(ExportOptions, arguments, "export", _HELP)
+    path = find_checkpoint(options.checkpoint)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"`--out` must be a new or empty folder: {options.out} is not.")
+    if options.merge or not has_adapters(path):
+        dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
+        export_model(path, options.out, dtype)
+    else:
+        export_adapters(path, options.out)
+    for file in sorted(options.out.iterdir()):
+        print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+    return 0

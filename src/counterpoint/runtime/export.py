@@ -1,0 +1,116 @@
+"""What a run has learned, as folders that the programs of its family read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from counterpoint.blocks.low_rank import add_low_rank
+from counterpoint.config_json import decode
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.errors import UserError
+from counterpoint.formats import FORMATS, Format
+from counterpoint.runtime.load import load_run
+from counterpoint.systems import SYSTEMS
+from counterpoint.systems.contract import System
+from counterpoint.train.checkpoint import (
+    WEIGHTS,
+    adapters_of,
+    check_files,
+    load_system,
+    read_manifest,
+    resolve,
+)
+
+
+def has_adapters(path: Path) -> bool:
+    """Whether a checkpoint or run folder is of a system with adapters.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+    """
+    return adapters_of(resolve(path)) is not None
+
+
+def export_model(path: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the model of a run in the format in which models of its system are published.
+
+    Adapters are merged into the weights. Codec and tokeniser of a run of speech come with it, so
+    that the folder can talk.
+
+    Args:
+        path: Checkpoint or run folder.
+        folder: A new or empty folder.
+        dtype: Type of the weights.
+
+    Raises:
+        UserError: There is no format for it, it is damaged, a file of its codec or tokeniser is
+            gone, or nothing can be written.
+    """
+    path = resolve(path)
+    known = _format_of(read_manifest(path)["system"], path)
+    if known.save is None:
+        raise AssertionError("formats that are found can be written")
+    codec, tokenizer = _companions(path)
+    system: Any = load_system(path)
+    known.save(system.to(dtype), folder, codec, tokenizer)
+
+
+def export_adapters(path: Path, folder: Path) -> None:
+    """Write the adapters of a run in the format in which models of its system are published.
+
+    Args:
+        path: Checkpoint or run folder of a system with adapters.
+        folder: A new or empty folder.
+
+    Raises:
+        UserError: It has no adapters, there is no format for them, it is damaged, or nothing can be
+            written.
+    """
+    path = resolve(path)
+    manifest = read_manifest(path)
+    name = manifest["system"]
+    low_rank = adapters_of(path)
+    savers = {
+        known.system: known.save_adapters for known in FORMATS.values() if known.save_adapters
+    }
+    if name not in savers or low_rank is None:
+        raise UserError(
+            f"{path} must hold a {' or a '.join(savers)} with adapters: it has a {name} "
+            f"{'without' if low_rank is None else 'with'} adapters. Name another."
+        )
+    check_files(path, lambda file: file == WEIGHTS)
+    cls: Any = next(cls for cls in SYSTEMS.values() if cls.__name__ == name)
+    with torch.device("meta"):
+        system: System = cls(decode(cls.Config, manifest["config"]))
+    add_low_rank(system.to_empty(device="cpu"), low_rank, seed=0)
+    system.load_state_dict(load_file(path / WEIGHTS), assign=True)
+    savers[name](system, folder, low_rank)
+
+
+def _format_of(name: str, path: Path) -> Format:
+    writable = {known.system: known for known in FORMATS.values() if known.save}
+    if name not in writable:
+        raise UserError(
+            f"{path} must hold a {' or a '.join(writable)} to be exported: it has a {name}, which "
+            "no published format holds. Share the run folder itself."
+        )
+    return writable[name]
+
+
+def _companions(path: Path) -> tuple[Path | None, Path | None]:
+    """Files of codec and tokeniser of a run of speech; ``None`` where they are no files."""
+    data = load_run(path).data
+    if not isinstance(data, SpeechData):
+        return None, None
+    files: list[Path | None] = []
+    for name, own in (("codec2", data.codec), ("bytes", data.tokenizer)):
+        file = None if own == name else Path(own).expanduser()
+        if file is not None and not file.is_file():
+            raise UserError(
+                f"Codec and tokeniser of a run must still be where they were: {file} is missing. "
+                "Put it back."
+            )
+        files.append(file)
+    return files[0], files[1]
