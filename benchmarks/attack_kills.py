@@ -2,8 +2,9 @@
 
 Each trial begins a run in a process of its own and ends it at a random moment: by SIGKILL, SIGTERM,
 SIGINT, or a limit on the size of files, which stands for a full disk. It does so up to three times
-in a row, then lets the run go on to its end. Weights, moments and metrics must be bit for bit those
-of a run that was never stopped.
+in a row, then lets the run go on to its end. Every trial prepares its own corpus, so that some are
+ended while they do. Corpus, weights, moments and metrics must be bit for bit those of a run that
+was never stopped, and nothing half written may be left.
 
     OMP_NUM_THREADS=1 python benchmarks/attack_kills.py --trials 100 --seed 1
 """
@@ -13,12 +14,14 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk")
+CACHE = "cache"
 REFUSED, FAILED = 3, 4  # exit status: an error of one line, any other error
 
 
@@ -95,9 +99,25 @@ def content(folder: Path) -> dict[str, Any]:
             str(file.relative_to(newest)): file_digest(file)
             for file in sorted(newest.rglob("*.safetensors"))
         },
+        "corpus": {
+            str(file.relative_to(folder)): file_digest(file)
+            for file in sorted((folder / CACHE).rglob("*.bin"))
+        },
         "metrics": [{name: v for name, v in row.items() if name != "seconds"} for row in rows],
         "left": sorted(path.name for path in folder.rglob("*.partial")),
     }
+
+
+def moment(folder: Path) -> str:
+    """How far a run had come when it was ended."""
+    if not any((folder / CACHE).glob("*/train/manifest.json")):
+        return "before the corpus was whole"
+    return "while training" if checkpoint_paths(folder) else "before the first checkpoint"
+
+
+def at(run: Run, folder: Path) -> Run:
+    """The run with a cache of its own in its folder."""
+    return replace(run, data=replace(run.text_data, cache_folder=str(folder / CACHE)))
 
 
 def main() -> None:
@@ -111,32 +131,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         (root / "texts").mkdir()
-        for number in range(12):
+        for number in range(300):
             words = " ".join(str(draw.randrange(1000)) for _ in range(80))
             (root / "texts" / f"{number}.txt").write_text(words)
         run = Run(
             name="attacked",
             system=single_stream.tiny(),
             train=TrainConfig(num_steps=30, batch_rows=2, checkpoint_every=4, evaluate_every=10),
-            data=DataConfig(
-                source=Folder(path=str(root / "texts")), row_ticks=64, cache_folder=str(root / "c")
-            ),
+            data=DataConfig(source=Folder(path=str(root / "texts")), row_ticks=64),
         )
         start = time.perf_counter()
-        assert end(apart(partial(begin, root / "straight", run))) == 0
+        straight = root / "straight"
+        assert end(apart(partial(begin, straight, at(run, straight)))) == 0
         seconds = time.perf_counter() - start
-        expected = content(root / "straight")
+        expected = content(straight)
         counts: Counter[str] = Counter()
         for trial in range(options.trials):
             kind, folder = KINDS[trial % len(KINDS)], root / f"trial{trial}"
             for _ in range(draw.randint(1, 3)):
-                status = disturb(kind, folder, run, draw, seconds)
+                status = disturb(kind, folder, at(run, folder), draw, seconds)
                 counts[f"{kind}: ended"] += status != 0
+                if status != 0:
+                    counts[f"ended {moment(folder)}"] += 1
                 counts[f"{kind}: with more than a line"] += status == FAILED
-            ended = end(apart(partial(begin, folder, run)))
+            ended = end(apart(partial(begin, folder, at(run, folder))))
             same = ended == 0 and content(folder) == expected
             counts[f"{kind}: trials"] += 1
             counts[f"{kind}: lost or changed"] += not same
+            shutil.rmtree(folder)
             sys.stderr.write(f"\r{trial + 1}/{options.trials}")
         finish(__doc__.splitlines()[0], {"seed": options.seed, **dict(counts)}, options.out)
     bad = sum(n for name, n in counts.items() if name.endswith(("changed", "than a line")))
