@@ -1,148 +1,133 @@
-"""Does a flipped bit in any file of a run, a cache or a published model go unnoticed?
+"""Does damage to any file of a run, a cache, a published model or a data set go unnoticed?
 
-Every trial flips one random bit of one file and does what a user would do: go on with the run, load
-the weights, open the corpus, load the model. What may happen: one line says what is wrong; an older
-checkpoint is taken and the newer one named; or nothing at all, where what was read is equal (a
-blank in JSON). A silent change, or any other error, is a fault. The config.json of a published
-model has no digest, so a value there may become another one: only errors that are no line count.
+Every trial flips one random bit of one file, or cuts the file at a random place, and does what a
+user would do: go on with the run, load the weights, open the corpus, read the file. What may
+happen: one line says what is wrong; an older checkpoint is taken and the newer one named; or
+nothing at all, where what was read is equal (a blank in JSON). Any other error, a process that dies
+or does not end, and a silent change are faults. Some files have no digest, such as sound or the
+config.json of a published model: a flipped bit there may change a value, and only errors that are
+no line count. `attack_targets.py` says which files those are.
 
-    OMP_NUM_THREADS=1 python benchmarks/attack_files.py --trials 100 --seed 1
+    OMP_NUM_THREADS=1 python benchmarks/attack_files.py --trials 200 --seed 1
 """
 
 import argparse
+import json
+import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from attack_targets import Target, targets
 from record import finish
-from torch import Tensor
 
-from counterpoint.data.text.corpus import DataConfig, Folder, prepare
 from counterpoint.digests import json_digest
-from counterpoint.formats.moshi.checkpoint import load_moshi, save_moshi
-from counterpoint.progress import Progress
-from counterpoint.recipes.training import train_run
-from counterpoint.systems import moshi, single_stream
-from counterpoint.train.checkpoint import checkpoint_paths, load_weights
-from counterpoint.train.config import TrainConfig
-from counterpoint.train.distributed import World
-from counterpoint.train.metrics import read_metrics
-from counterpoint.train.run import Run
 
-Use = Callable[[Path], Any]
-PUBLISHED = "config.json of a published model, load"
+LONGEST_S = 60
+CUTS = 4  # a file is cut once for so many flipped bits
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    return json_digest({name: tensor.double().tolist() for name, tensor in tensors.items()})
+def outcome(target: Target, folder: Path) -> tuple[str, str]:
+    """What comes of using a folder, in a process of its own, and the digest of what it gives."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(LONGEST_S)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os.write(writing, json.dumps(used(target, folder)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    if not told:
+        return "crashed: the process died or did not end", ""
+    kind, digest = json.loads(told)
+    return kind, digest
 
 
-def outcome(use: Use, folder: Path, expected: Any) -> str:
-    """What comes of using a folder."""
+def used(target: Target, folder: Path) -> tuple[str, str]:
+    """What comes of using a folder here."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            found = use(folder)
+            found = target.use(folder)
         except (ValueError, OSError) as error:
-            return "crashed" if "\n" in str(error) else "refused in one line"
-        except Exception:
-            return "crashed"
-    if found == expected:
-        return "equal"
-    return "changed, and told" if told else "silent change"
+            line = str(error)
+            return (
+                f"crashed: {type(error).__name__}" if "\n" in line else "refused in one line"
+            ), ""
+        except BaseException as error:
+            return f"crashed: {type(error).__name__}", ""
+    return ("told" if told else "read"), json_digest(found)
 
 
-def attack(
-    use: Use, good: Path, names: list[Path], trials: int, draw: random.Random
-) -> Counter[str]:
-    """Flip bits of some files of a folder, one at a time."""
-    work = good.with_name("work")
-    shutil.copytree(good, work)
-    expected = use(work)
+def attack(target: Target, trials: int, draw: random.Random) -> Counter[str]:
+    """Damage the files of a target, one at a time."""
+    work = target.good.with_name("work")
+    shutil.copytree(target.good, work)
+    kind, expected = outcome(target, work)
+    assert kind == "read", kind
     counts: Counter[str] = Counter()
-    for _ in range(trials):
+    for number in range(trials + trials // CUTS):
         shutil.rmtree(work)
-        shutil.copytree(good, work)
-        file = work / draw.choice(names)
+        shutil.copytree(target.good, work)
+        file = work / draw.choice(target.files)
         content = bytearray(file.read_bytes())
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        place = draw.randrange(len(content))
+        is_cut = number >= trials
+        if is_cut:
+            del content[place:]
+        else:
+            content[place] ^= 1 << draw.randrange(8)
         file.write_bytes(content)
-        counts[outcome(use, work, expected)] += 1
+        kind, found = outcome(target, work)
+        if kind in ("read", "told"):
+            shows = target.cuts_show if is_cut else target.flips_show
+            if found == expected:
+                kind = "equal"
+            elif kind == "told":
+                kind = "changed, and told"
+            else:
+                kind = "silent change" if shows else "another value (no digest)"
+        counts[f"{'cut' if is_cut else 'flipped'}: {kind}"] += 1
+        sys.stderr.write(f"\r{target.name}: {number + 1}  ")
     shutil.rmtree(work)
     return counts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=100, help="flipped bits a target")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="targets whose name has this in it")
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as place:
         results = {
-            name: dict(attack(use, good, names, options.trials, draw))
-            for name, (use, good, names) in targets(Path(place)).items()
+            target.name: dict(
+                attack(target, options.trials, random.Random(f"{options.seed} {target.name}"))
+            )
+            for target in targets(Path(place))
+            if options.only in target.name
         }
     bad = sum(
-        found.get(kind, 0) for found in results.values() for kind in ("crashed", "silent change")
+        number
+        for found in results.values()
+        for kind, number in found.items()
+        if "crashed" in kind or "silent change" in kind
     )
     finish(__doc__.splitlines()[0], {"seed": options.seed, **results, "faults": bad}, options.out)
     sys.exit(bad > 0)
-
-
-def targets(root: Path) -> dict[str, tuple[Use, Path, list[Path]]]:
-    """What is attacked: how it is used, the good folder, its files."""
-    texts, run_folder, cache = root / "texts", root / "run", root / "cache"
-    texts.mkdir()
-    for number in range(40):
-        (texts / f"{number}.txt").write_text(f"Document number {number}. " * number + "é.")
-    data = DataConfig(source=Folder(path=str(texts)), row_ticks=64, cache_folder=str(cache))
-    train = TrainConfig(num_steps=4, batch_rows=2, checkpoint_every=2, evaluate_every=2)
-    run = Run(name="attacked", system=single_stream.tiny(), train=train, data=data)
-    train_run(run, run_folder, World(), loggers=[], progress=Progress())
-    longer = replace(run, train=replace(train, num_steps=6))
-
-    def goes_on(folder: Path) -> Any:
-        train_run(longer, folder, World(), loggers=[], progress=Progress())
-        rows = read_metrics(folder / "metrics.jsonl")
-        losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-        return digest(load_weights(folder)), losses[5], losses[6]
-
-    def weights(folder: Path) -> Any:
-        return digest(load_weights(folder))
-
-    def corpus(folder: Path) -> Any:
-        found = prepare(replace(data, cache_folder=str(folder)), 1)
-        rows = found.train.shards.tokens(torch.arange(found.train.shards.num_tokens).numpy())
-        return rows.tolist(), [unit.title for unit in found.held_out]
-
-    model = moshi.Moshi(moshi.tiny())
-    save_moshi(model, root / "moshi")
-
-    def published(folder: Path) -> Any:
-        return digest(load_moshi(folder, dtype=torch.float32).state_dict())
-
-    newest = checkpoint_paths(run_folder)[0].relative_to(run_folder)
-    tensors = [newest / "weights.safetensors", newest / "optimizer" / "state.safetensors"]
-    caches = [file.relative_to(cache) for file in cache.rglob("*") if file.is_file()]
-    return {
-        "manifest, go on": (goes_on, run_folder, [newest / "manifest.json"]),
-        "tensors, go on": (goes_on, run_folder, tensors),
-        "metrics, go on": (goes_on, run_folder, [Path("metrics.jsonl")]),
-        "manifest and weights, load": (weights, run_folder, [newest / "manifest.json", tensors[0]]),
-        "corpus, prepare": (corpus, cache, caches),
-        PUBLISHED: (published, root / "moshi", [Path("config.json")]),
-    }
 
 
 if __name__ == "__main__":
