@@ -7,11 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.blocks.level import LevelState
-from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.moshi import Moshi
-from counterpoint.systems.two_stream import TwoStream
-from tests.probes.interleaved import Interleaved
+from counterpoint.streams.spec import Ticks
 from tests.systems.contract_models import (
     batch_of,
     close,
@@ -38,16 +34,7 @@ def tensors(state: object) -> Iterator[Tensor]:
 
 def num_ticks_of(model: System) -> int:
     """Ticks after which every ring of the model has wrapped several times."""
-    if isinstance(model, TwoStream):
-        slots = [model.part.capacity]
-        above: tuple[LevelState, ...] = (model.initial_state(1).whole,)
-        for whole in model.layout.by_role(Role.WHOLE):
-            slots.append(above[0].published.coarse.shape[1] * whole.period_ticks)
-            above = above[0].above
-        return min(2 * max(slots) + 5, 400)
-    tower = model.temporal if isinstance(model, Moshi) else model.tower
-    elements = model.num_elements if isinstance(model, Interleaved) else 1
-    return min(4 * tower.capacity // elements, 400) + 5
+    return min(4 * model.window_ticks, 400) + 5
 
 
 def offline(model: System, ticks: Ticks) -> Ticks:

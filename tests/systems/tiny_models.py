@@ -13,6 +13,7 @@ from counterpoint.blocks.mixer import MixerConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
+from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from tests.blocks.retention import RetentionConfig
@@ -66,6 +67,19 @@ def level(compressor: Kind, lag: int, num_links: int = 1) -> LevelConfig:
     )
 
 
+def hrt(*levels: TowerConfig, **changes: Any) -> HRTConfig:
+    fields: dict[str, Any] = {
+        "levels": levels,
+        "strides": (3, 2),
+        "num_keys": 2,
+        "compressor": "mean",
+        "vocab_size": VOCAB,
+    }
+    return HRTConfig(**(fields | changes))
+
+
+HRT_LEVELS = (tower(18, 2, 3, 7), tower(16, 2, 2, 3), tower(12, 2, 2, 3))
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "single_stream": {
         "full": single(200),
@@ -75,6 +89,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "one_shared_head": mixed(200, AttentionConfig(num_kv_heads=1)),
         "retention": mixed(7, RetentionConfig()),
         "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
+    },
+    "hrt": {
+        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet"),
+        "three_levels": hrt(*HRT_LEVELS),
+        "two_rounds": hrt(*HRT_LEVELS, strides=(2, 4), compressor="wavelet", num_rounds=2),
+        "attention": hrt(*HRT_LEVELS[:2], strides=(3,), compressor="attention", num_rounds=2),
+        "last": hrt(*HRT_LEVELS[:2], strides=(2,), compressor="last", reconstruct_weight=0.0),
     },
     "two_stream": {
         **{

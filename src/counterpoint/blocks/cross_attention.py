@@ -23,11 +23,14 @@ class CrossReach(NamedTuple):
         cos: Rotation of the fine steps.
         sin: Sines of the same angles.
         bias: What to add to the scores, see `score_bias`; the null key comes first.
+        slot: Where the few coarse steps that each fine step may read stand in memory; ``None``
+            where every fine step scores them all.
     """
 
     cos: Float[Tensor, "B 1 T E"]
     sin: Float[Tensor, "B 1 T E"]
-    bias: Float[Tensor, "B 1 T W1"]
+    bias: Float[Tensor, "B 1 T K1"]
+    slot: Int[Tensor, "B T K"] | None = None
 
 
 def cross_reach(
@@ -38,6 +41,31 @@ def cross_reach(
 ) -> CrossReach:
     """Reach of fine steps with rotation (cos, sin) over coarse steps numbered ``key_step``."""
     return CrossReach(cos, sin, F.pad(score_bias(span_mask(span, key_step)), (1, 0)))
+
+
+def newest_reach(
+    cos: Float[Tensor, "B 1 T E"],
+    sin: Float[Tensor, "B 1 T E"],
+    span: Span,
+    num_keys: int,
+    capacity: int,
+) -> CrossReach:
+    """Reach of fine steps over the newest coarse steps of their spans, at most ``num_keys``.
+
+    A fine step costs the same however many coarse steps there are.
+
+    Args:
+        cos: Rotation of the fine steps.
+        sin: Sines of the same angles.
+        span: Coarse steps that each fine step may read.
+        num_keys: Most coarse steps that are read.
+        capacity: Slots of the memory that hold coarse steps: step modulo capacity. The memory has
+            one slot more, which is never read.
+    """
+    step = span.stop[..., None] - 1 - torch.arange(num_keys, device=span.stop.device)
+    readable = step >= span.start[..., None]
+    slot = torch.where(readable, step % max(capacity, 1), capacity)
+    return CrossReach(cos, sin, F.pad(score_bias(readable), (1, 0)), slot)
 
 
 class CrossAttention(nn.Module):
@@ -80,9 +108,14 @@ class CrossAttention(nn.Module):
         """What each fine step reads."""
         x = self.norm(x)
         weights = self._weights(x, memory, reach)
-        null = self.null[1].expand(len(x), -1, -1, -1)
-        v = torch.cat((null.to(weights.dtype), memory[:, 1].to(weights.dtype)), 2)
-        y = (weights @ v).transpose(1, 2)  # (B, T, H, E)
+        if reach.slot is None:
+            null = self.null[1].expand(len(x), -1, -1, -1)
+            v = torch.cat((null.to(weights.dtype), memory[:, 1].to(weights.dtype)), 2)
+            y = (weights @ v).transpose(1, 2)  # (B, T, H, E)
+        else:
+            v = _few(memory[:, 1], reach.slot).to(weights.dtype)
+            y = (weights[..., None, 1:] @ v).squeeze(3)
+            y = torch.addcmul(y, weights[..., :1], self.null[1].to(y.dtype)).transpose(1, 2)
         gate = 2 * torch.sigmoid(self.gate(x))
         return self.out((y * gate[..., None].to(y.dtype)).flatten(2))
 
@@ -98,6 +131,18 @@ class CrossAttention(nn.Module):
         # The null key stands nowhere: its query is not rotated, or its score would depend on where
         # in a row a document is, and on how long a session has lasted.
         null = q @ self.null[0].to(q.dtype).transpose(-1, -2)
-        scores = rotate(q, reach.cos, reach.sin) @ memory[:, 0].to(q.dtype).transpose(-1, -2)
+        q = rotate(q, reach.cos, reach.sin)
+        if reach.slot is None:
+            scores = q @ memory[:, 0].to(q.dtype).transpose(-1, -2)
+        else:
+            k = _few(memory[:, 0], reach.slot).to(q.dtype)
+            scores = (q[..., None, :] @ k.transpose(-1, -2)).squeeze(3)
         scores = torch.cat((null, scores), -1)
         return torch.softmax(scores + reach.bias.to(scores.dtype), -1)
+
+
+def _few(values: Float[Tensor, "B H W E"], slot: Int[Tensor, "B T K"]) -> Tensor:
+    """The values of each fine step's own few coarse steps: (B, H, T, K, E)."""
+    index = slot.flatten(1)[:, None, :, None]
+    index = index.expand(-1, values.shape[1], -1, values.shape[3])
+    return values.gather(2, index).unflatten(2, slot.shape[1:])

@@ -7,6 +7,7 @@ import torch
 from counterpoint.errors import UserError
 from counterpoint.systems.contract import System
 from counterpoint.systems.contract import SystemConfig as SystemConfig
+from counterpoint.systems.hrt import HRT
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
@@ -14,6 +15,7 @@ from counterpoint.systems.two_stream import TwoStream
 SYSTEMS: dict[str, type[System]] = {
     "single_stream": SingleStream,
     "two_stream": TwoStream,
+    "hrt": HRT,
     "moshi": Moshi,
 }
 """Every system by name. PersonaPlex is a preset of `Moshi` (`counterpoint.systems.personaplex`)."""

@@ -1,0 +1,314 @@
+"""Levels over one another: blocks of blocks, and how a level reads the coarser ones above it.
+
+Level 0 is a sequence; a step of a level above it stands for a fixed number of steps of the level
+below. Blocks are aligned to the start of their document, and one that is not finished is never
+read. Whole rows and chunks of sessions go through the same functions.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import AttentionConfig, Reach, write_ring
+from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, pending_steps
+from counterpoint.blocks.compress import Kind, build_compressor
+from counterpoint.blocks.cross_attention import (
+    CrossAttention,
+    CrossReach,
+    Memory,
+    newest_reach,
+)
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.streams.clock import finished_span
+
+GATE_START = -3.0  # its sigmoid is 0.05: a level begins almost as if it stood alone
+
+
+class Counts(NamedTuple):
+    """How far a session is on every level; tuples are by coarse level, from the finest one.
+
+    Attributes:
+        position: Steps of level 0 that were read.
+        finished: Steps of each coarse level that are finished.
+        place: Steps of the level below that belong to its unfinished block.
+    """
+
+    position: Int[Tensor, " B"]
+    finished: tuple[Int[Tensor, " B"], ...]
+    place: tuple[Int[Tensor, " B"], ...]
+
+    def after(self, blocks: "list[Blocks]", read: int | Tensor) -> "Counts":
+        """The counts behind a chunk with so many real steps."""
+        finished = [laid.before + laid.finished for laid in blocks]
+        place = [laid.left for laid in blocks]
+        return Counts(
+            self.position + read,
+            (*finished, *self.finished[len(blocks) :]),
+            (*place, *self.place[len(blocks) :]),
+        )
+
+
+class Blocks(NamedTuple):
+    """Where the blocks of a coarse level lie over the steps of the level below, within a chunk.
+
+    Attributes:
+        grid: The blocks that end within the chunk.
+        first: First block of each lower step's document.
+        before: Blocks finished before the chunk.
+        finished: Blocks that the chunk finishes.
+        place: Lower steps of the unfinished block before the chunk.
+        left: The same behind the chunk.
+        read: Real lower steps of the chunk.
+    """
+
+    grid: BlockGrid
+    first: Int[Tensor, "B T"]
+    before: Int[Tensor, " B"]
+    finished: Int[Tensor, " B"]
+    place: Int[Tensor, " B"]
+    left: Int[Tensor, " B"]
+    read: Int[Tensor, " B"]
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the coarse level has anything to do in the chunk."""
+        if not self.grid.end.shape[1]:
+            return False
+        on_host = self.finished.device.type == "cpu" and not torch.compiler.is_compiling()
+        return not on_host or bool(self.finished.any())
+
+    def ended(self, finer: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """Blocks that end within so many of the chunk's lower steps."""
+        return F.pad(self.grid.finished, (1, 0)).gather(1, finer)
+
+    def take(
+        self, fine: Float[Tensor, "B T D"], kept: Float[Tensor, "B R D"]
+    ) -> tuple[Float[Tensor, "B W R D"], Float[Tensor, "B R D"]]:
+        """The lower steps of each block, and those of the unfinished one behind the chunk."""
+        blocks = gather_blocks(fine, self.grid, kept, self.place)
+        return blocks, pending_steps(fine, kept, self.place, self.read, self.left)
+
+
+class View(NamedTuple):
+    """How a level reads a coarser one within a chunk.
+
+    Attributes:
+        reach: What each of its steps may read.
+        end: Its step at which each coarse step of the chunk ended.
+        slot: Where a session keeps these coarse steps; ``None`` for whole rows.
+    """
+
+    reach: CrossReach
+    end: Int[Tensor, "B W"]
+    slot: Int[Tensor, "B W"] | None
+
+    def keep(
+        self, memory: Float[Tensor, "B 2 H W E"], before: Float[Tensor, "B 2 H _ E"]
+    ) -> Float[Tensor, "B 2 H _ E"]:
+        """The memory with the coarse steps of the chunk; its last slot is never read."""
+        if self.slot is None:
+            return F.pad(memory, (0, 0, 0, 1))
+        write_ring(before, self.slot, memory)
+        return before
+
+
+def lay_levels(
+    shape: tuple[int, int],
+    strides: tuple[int, ...],
+    document: Int[Tensor, "B T"] | None,
+    lengths: Int[Tensor, " B"] | None,
+    counts: Counts,
+) -> list[Blocks]:
+    """The blocks of every coarse level whose lower level has steps in a chunk.
+
+    Args:
+        shape: Rows, and steps of level 0 in the chunk.
+        strides: Steps of a level that one of the next stands for, from the finest level.
+        document: First step of each one's document; ``None`` for sessions.
+        lengths: Real steps of each row; ``None`` means all.
+        counts: What was before the chunk.
+    """
+    num_rows, num_steps = shape
+    laid: list[Blocks] = []
+    for stride, before, place in zip(strides, counts.finished, counts.place, strict=True):
+        start = -place[:, None].expand(-1, num_steps) if document is None else document
+        # Sessions do not count, or a row would feel how many blocks the others finish.
+        counted = document is not None or num_rows == 1
+        grid = lay_blocks(None, start, stride, lengths=lengths, counted=counted)
+        padded = F.pad(grid.finished, (1, 0))
+        read = torch.full_like(place, num_steps) if lengths is None else lengths
+        finished = padded.gather(1, read[:, None])[:, 0]
+        left = torch.cat((place[:, None], grid.place), 1).gather(1, read[:, None])[:, 0]
+        first = torch.zeros_like(start) if document is None else padded.gather(1, document)
+        laid.append(Blocks(grid, first, before, finished, place, left, read))
+        if not laid[-1].has_steps:
+            break
+        if document is not None:
+            document = first.gather(1, grid.end)
+        lengths = finished
+        num_steps = grid.end.shape[1]
+    return laid
+
+
+def level_views(
+    blocks: list[Blocks],
+    reaches: list[Reach],
+    counts: Counts,
+    num_keys: int,
+    capacities: tuple[int, ...] | None,
+) -> dict[tuple[int, int], View]:
+    """How each level that has steps in a chunk reads each coarser one, by (reader, source).
+
+    Args:
+        blocks: From `lay_levels`.
+        reaches: What the steps of each level with steps may read of their own level.
+        counts: What was before the chunk.
+        num_keys: Newest steps of a coarser level that a step reads.
+        capacities: Steps of each coarse level that a session keeps; ``None`` for whole rows.
+    """
+    views = {}
+    for reader, reach in enumerate(reaches):
+        num_steps = reach.cos.shape[2]
+        end = torch.arange(num_steps, device=reach.cos.device).expand(len(counts.position), -1)
+        seen = end + 1
+        first = torch.zeros_like(end)
+        position = counts.finished[reader - 1] if reader else counts.position
+        for source in range(reader + 1, len(counts.finished) + 1):
+            if source <= len(blocks):
+                laid = blocks[source - 1]
+                first = laid.first if source == reader + 1 else laid.ended(first)
+                seen = laid.ended(seen)
+                end = end.gather(1, laid.grid.end)
+            else:  # nothing of it ends within the chunk
+                first = torch.zeros_like(first)
+                seen = first
+                end = end[:, :0]
+            before = counts.finished[source - 1]
+            capacity = end.shape[1]
+            slot = None
+            if capacities is not None:
+                capacity = capacities[source - 1]
+                offset = torch.arange(end.shape[1], device=end.device)
+                real = offset < seen[:, -1:]
+                slot = torch.where(real, (before[:, None] + offset) % capacity, capacity)
+            span = finished_span(seen + before[:, None], 0, first)
+            near = newest_reach(reach.cos, reach.sin, span, num_keys, capacity)
+            views[reader, source] = View(near, end + position[:, None], slot)
+    return views
+
+
+class Link(nn.Module):
+    """What a step of a level reads of the newest finished steps of a coarser one."""
+
+    def __init__(self, fine: TowerConfig, coarse: TowerConfig) -> None:
+        """The gate starts almost closed."""
+        super().__init__()
+        rope = cast("AttentionConfig", fine.mixer).rope
+        self.coarse_norm = RMSNorm(coarse.width)
+        self.attention = CrossAttention(fine.width, coarse.width, fine.num_heads, rope)
+        self.gate = nn.Parameter(torch.full((fine.width,), GATE_START))
+
+    def remember(self, coarse: Float[Tensor, "B W D2"], tick: Int[Tensor, "B W"]) -> Memory:
+        """Keys and values of coarse steps that stand at the given steps of the level."""
+        return self.attention.remember(self.coarse_norm(coarse), tick)
+
+    def no_memory(self, num_rows: int, capacity: int = 0) -> Memory:
+        """Room for coarse steps, and the slot that is never read."""
+        heads = self.attention.num_heads
+        return self.gate.new_zeros(num_rows, 2, heads, capacity + 1, len(self.gate) // heads)
+
+    def flops_per_step(self, num_keys: int) -> float:
+        """Forward FLOPs of a step that reads."""
+        maps = (self.attention.query, self.attention.gate, self.attention.out)
+        products = sum(one.weight.numel() for one in maps)
+        return 2 * (products + (2 * num_keys + 1) * len(self.gate))
+
+
+class Gather(nn.Module):
+    """What a coarse step reads of the states of its own block.
+
+    Source: cross-attention to the level below with a learned key offset for each place of the
+    block, mixed by the gate of `Link`.
+    """
+
+    def __init__(self, coarse: TowerConfig, fine_width: int, stride: int) -> None:
+        """The gate starts almost closed."""
+        super().__init__()
+        self.num_heads = coarse.num_heads
+        self.norm = RMSNorm(coarse.width)
+        self.query = nn.Linear(coarse.width, coarse.width, bias=False)
+        self.key_value = nn.Linear(fine_width, 2 * coarse.width, bias=False)
+        self.place = nn.Parameter(torch.zeros(coarse.num_heads, stride))
+        self.out = nn.Linear(coarse.width, coarse.width, bias=False)
+        for linear in (self.query, self.key_value, self.out):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        self.gate = nn.Parameter(torch.full((coarse.width,), GATE_START))
+
+    def forward(
+        self, x: Float[Tensor, "B W D2"], blocks: Float[Tensor, "B W R D"]
+    ) -> Float[Tensor, "B W D2"]:
+        """What each coarse step reads."""
+        q = self.query(self.norm(x)).unflatten(-1, (self.num_heads, 1, -1))
+        kv = self.key_value(blocks).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, W, H, R, E)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + self.place[:, None].to(q.dtype)
+        read: Tensor = self.out((torch.softmax(scores, -1) @ v).flatten(2))
+        return read
+
+    def products(self) -> int:
+        """Multiply-adds of matrix products for a coarse step."""
+        width = len(self.gate)
+        stride = self.place.shape[1]
+        a_block = self.query.weight.numel() + self.out.weight.numel()
+        return a_block + stride * (self.key_value.weight.numel() + 2 * width)
+
+
+def fuse(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """``a y + (1 - a) x`` with ``a`` the sigmoid of the gate, feature by feature."""
+    return x + torch.sigmoid(gate).to(x.dtype) * (y - x)
+
+
+class Rise(nn.Module):
+    """How a coarse level gathers the level below, in every round.
+
+    The first round compresses each finished block; later ones let the coarse step read it again.
+    """
+
+    def __init__(
+        self, below: TowerConfig, level: TowerConfig, stride: int, kind: Kind, num_rounds: int
+    ) -> None:
+        """Blocks of ``stride`` steps, compressed by ``kind`` to one slot."""
+        super().__init__()
+        self.norms = _typed(RMSNorm(below.width) for _ in range(num_rounds))
+        self.compressor = build_compressor(kind, below.width, stride, 1)
+        self.merge = nn.Linear(below.width, level.width, bias=False)
+        nn.init.normal_(self.merge.weight, std=below.width**-0.5)
+        self.gathers = _typed(Gather(level, below.width, stride) for _ in range(num_rounds - 1))
+
+    def compress(
+        self, gathered: Float[Tensor, "B W R D"], real: Bool[Tensor, "B W R"]
+    ) -> Float[Tensor, "B W D2"]:
+        """The first states of the coarse level: of a wavelet only its approximation goes up."""
+        return self.merge(self.compressor(gathered, real)[..., 0, :])
+
+    def gather(
+        self, number: int, x: Float[Tensor, "B W D2"], gathered: Float[Tensor, "B W R D"]
+    ) -> Float[Tensor, "B W D2"]:
+        """Coarse states that have read their blocks again, in a round after the first."""
+        gather = self.gathers[number - 1]
+        return fuse(x, gather(x, gathered), gather.gate)
+
+    def flops_per_step(self) -> float:
+        """Forward FLOPs of a coarse step, in all rounds."""
+        products = self.merge.weight.numel() + self.compressor.products_per_block()
+        return 2 * (products + sum(gather.products() for gather in self.gathers))
+
+
+def _typed(modules: Iterable[nn.Module]) -> Any:
+    """A list of modules; typed as what it holds, which `nn.ModuleList` is not."""
+    return nn.ModuleList(modules)

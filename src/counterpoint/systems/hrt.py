@@ -1,0 +1,498 @@
+"""Hierarchical Resolution Transformer (arXiv:2509.20581), in a declared causal variant.
+
+One text at several resolutions. Level 0 is the part, every tick; a step of a level above it stands
+for a block of the level below. Every level has layers of its own. A round goes up and down once:
+
+    up:    a coarse step gathers its own finished block of the level below
+    down:  a step reads the newest finished steps of every coarser level, through a learned gate
+
+The paper shows no mask, and its tables could not be retrieved; what it leaves open is decided here:
+
+1. A step of a level depends on the ticks up to the end of its block, and is read from that tick on.
+2. Blocks are aligned to the start of their document; one that is not finished is never read.
+3. Blocks go up as the approximation of a lifting wavelet with learned factors, whose inverse is
+   exact; the details stay in the level below. ``compressor`` names other ways.
+4. Strides are free; (4, 4, 4) is meant for bytes.
+5. Every level attends to itself within a window of its own.
+6. Down, a step reads ``num_keys`` newest steps of each coarser level, or a learned null key. The
+   mix is ``a y + (1 - a) x`` with a learned gate ``a`` a feature that starts near 0.
+7. Up, from the second round on, a coarse step attends to the states of its own block.
+8. ``num_rounds`` rounds, each with layers of its own: going up and down keeps rule 1.
+9. What stands at tick t predicts the element of tick t + 1, so a block that ends at t counts at t.
+10. The loss of reconstruction is the cross-entropy of the ticks of finished blocks, rebuilt from
+    all coarser levels by one linear map a level.
+11. Documents in a row reset all grids.
+12. A level above is computed once a block; windows and coarse keys are kept in rings.
+13. Every level is normalised before another one reads it.
+
+Source: as reported of arXiv:2509.20581 (levels with blocks of their own, attention between
+neighbouring resolutions, gated fusion, reconstruction). Deviations: all of the above, and reading
+down from *every* coarser level. Checked against the rule of visibility
+(`tests/systems/test_contract.py`), the exact inverse of the wavelet, and counted costs
+(`tests/systems/test_hrt.py`); there is no published code.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.compress import Kind, Unfold
+from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.cross_attention import Memory
+from counterpoint.blocks.mixer import MixerReach, MixerState
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.pyramid import (
+    Blocks,
+    Counts,
+    Link,
+    Rise,
+    fuse,
+    lay_levels,
+    level_views,
+)
+from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.errors import UserError
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.clock import reach_ticks
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks, coarse_stream
+from counterpoint.systems.contract import (
+    Choose,
+    Logits,
+    LossSums,
+    State,
+    System,
+    SystemConfig,
+    in_chunks,
+    stream_loss,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HRTConfig(SystemConfig):
+    """Shape of an `HRT`.
+
+    Attributes:
+        levels: Towers from the finest level to the coarsest; each has an equal number of layers for
+            every round, and a window in steps of its own level.
+        strides: Steps of a level that one step of the next stands for, from the finest level.
+        num_rounds: How often a text goes up and down the levels.
+        num_keys: Newest steps of each coarser level that a step reads on the way down.
+        compressor: How a block becomes a coarse step; `counterpoint.blocks.compress`. Of the
+            wavelet only the approximation goes up.
+        reconstruct_weight: Weight of rebuilding finished blocks from the coarser levels.
+        vocab_size: Ids of the part stream.
+        conv_taps: Taps of the convolution behind the embedding.
+    """
+
+    levels: tuple[TowerConfig, ...]
+    strides: tuple[int, ...] = (4, 4, 4)
+    num_rounds: int = 1
+    num_keys: int = 8
+    compressor: Kind = "wavelet"
+    reconstruct_weight: float = 0.1
+    vocab_size: int = 258
+    conv_taps: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or len(self.strides) != len(self.levels) - 1:
+            raise UserError(
+                f"`levels` must be two or more, with a stride between each two of them: got "
+                f"{len(self.levels)} levels and {len(self.strides)} strides."
+            )
+        if min(self.strides) < 2:
+            raise UserError(f"`strides` must be >= 2 each: got {self.strides}.")
+        if self.num_keys < 1 or self.num_rounds < 1:
+            raise UserError(
+                f"`num_keys` and `num_rounds` must be >= 1: got {self.num_keys} and "
+                f"{self.num_rounds}."
+            )
+        for tower in self.levels:
+            if tower.num_layers % self.num_rounds:
+                raise UserError(
+                    f"Every level must have equally many layers for each of the "
+                    f"{self.num_rounds} rounds: got {tower.num_layers} layers."
+                )
+            if not isinstance(tower.mixer, AttentionConfig):
+                raise UserError(
+                    "Reading another level rotates as the attention of the level that reads: its "
+                    f"`mixer` must be attention; got {type(tower.mixer).__name__}."
+                )
+
+    def period_ticks(self, level: int) -> int:
+        """Ticks that a step of a level covers."""
+        return math.prod(self.strides[:level])
+
+
+def tiny() -> HRTConfig:
+    """2.0M parameters: trains on a laptop in two minutes."""
+    return HRTConfig(
+        levels=(
+            TowerConfig(width=112, num_layers=4, num_heads=4, mlp_hidden=304, window=32),
+            TowerConfig(width=160, num_layers=2, num_heads=4, mlp_hidden=432, window=64),
+            TowerConfig(width=160, num_layers=2, num_heads=4, mlp_hidden=432, window=64),
+        ),
+        strides=(4, 4),
+        num_rounds=2,
+    )
+
+
+def small() -> HRTConfig:
+    """About 25M parameters."""
+    return HRTConfig(
+        levels=(
+            TowerConfig(width=384, num_layers=6, num_heads=6, mlp_hidden=1024, window=256),
+            TowerConfig(width=512, num_layers=2, num_heads=8, mlp_hidden=1376, window=256),
+            TowerConfig(width=512, num_layers=2, num_heads=8, mlp_hidden=1376, window=256),
+            TowerConfig(width=512, num_layers=2, num_heads=8, mlp_hidden=1376, window=256),
+        ),
+        num_rounds=2,
+    )
+
+
+def levels_for(num_ticks: int, window: int, stride: int) -> int:
+    """Levels with which the windows of all levels together see rows of so many ticks.
+
+    It grows with the logarithm of the row, and with it the cost of a tick: O(n log n) a row.
+    """
+    levels = 1
+    while window * stride ** (levels - 1) < num_ticks:
+        levels += 1
+    return levels
+
+
+class HRTState(NamedTuple):
+    """What a session carries.
+
+    Attributes:
+        counts: How far it is on every level.
+        conv: Last steps of the convolution.
+        towers: States of every level's layers.
+        pending: States of the steps that belong to unfinished blocks, by coarse level and round.
+        memories: Keys and values of coarse steps, in the order of `HRT.links`.
+    """
+
+    counts: Counts
+    conv: Float[Tensor, "B C D"]
+    towers: tuple[tuple[MixerState, ...], ...]
+    pending: tuple[tuple[Float[Tensor, "B R D"], ...], ...]
+    memories: tuple[Memory, ...]
+
+
+class HRT(System):
+    """A causal language model of one text at several resolutions."""
+
+    Config = HRTConfig
+    config: HRTConfig
+
+    def __init__(self, config: HRTConfig) -> None:
+        """Random weights; the head starts at zero, so the first loss is that of a fair die."""
+        super().__init__()
+        self.config = config
+        self.layout = _layout(config)
+        fine = config.levels[0]
+        rounds = range(config.num_rounds)
+        self.embedding = nn.Embedding(config.vocab_size, fine.width)
+        self.conv = CausalConvolution(fine.width, config.conv_taps)
+        self.towers = _modules(Tower(level) for level in config.levels)
+        pairs = list(zip(config.levels, config.levels[1:], config.strides, strict=False))
+        self.rises = _modules(
+            Rise(below, level, stride, config.compressor, config.num_rounds)
+            for below, level, stride in pairs
+        )
+        links = nn.ModuleDict(
+            {
+                _link(number, reader, source): Link(config.levels[reader], config.levels[source])
+                for number in rounds
+                for reader in range(len(config.levels))
+                for source in range(reader + 1, len(config.levels))
+            }
+        )
+        self.links = cast("Mapping[str, Link]", links)
+        self.norm = RMSNorm(fine.width)
+        self.head = nn.Linear(fine.width, config.vocab_size, bias=False)
+        nn.init.zeros_(self.head.weight)
+        if config.reconstruct_weight:
+            self.unfolds = _modules(
+                Unfold(level.width, below.width, stride) for below, level, stride in pairs
+            )
+
+    # Offline
+
+    def forward(self, batch: Batch) -> Logits:
+        """Score the next element at every tick; see `System.forward`."""
+        levels, _ = self._read_rows(batch)
+        return {"part": self.head(self.norm(levels[0]))}
+
+    def losses(self, batch: Batch) -> dict[str, LossSums]:
+        """Cross-entropy of the targets and of the rebuilt blocks; see `System.losses`."""
+        levels, blocks = self._read_rows(batch)
+        losses = {"part": stream_loss(self.head(self.norm(levels[0])), batch.targets["part"])}
+        if self.config.reconstruct_weight and len(levels) > 1:
+            grid = blocks[0].grid
+            ids = batch.ticks["part"]
+            written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
+            written = written.masked_fill(~grid.real, UNSET_ID)
+            rebuilt = self.head(self.norm(self._rebuilt(levels, blocks)))
+            sums = stream_loss(rebuilt, written)
+            losses["reconstruct"] = sums._replace(weight=losses["part"].weight)
+        return losses
+
+    def loss_factor(self, group: str) -> float:
+        """Weight of the loss of reconstruction; see `System.loss_factor`."""
+        return self.config.reconstruct_weight if group == "reconstruct" else 1.0
+
+    def _rebuilt(self, levels: list[Tensor], blocks: list[Blocks]) -> Float[Tensor, "B W R D"]:
+        """States of the ticks of finished blocks, from the coarsest level down."""
+        top = len(levels) - 1
+        state = levels[top]
+        for level in range(top, 1, -1):
+            grid = blocks[level - 1].grid
+            below = levels[level - 1]
+            # A step whose block is not finished is rebuilt without the levels above.
+            number = torch.where(grid.real, grid.step, below.shape[1]).flatten(1)
+            added = F.pad(torch.zeros_like(below), (0, 0, 0, 1)).scatter(
+                1,
+                number[..., None].expand(-1, -1, below.shape[2]),
+                self.unfolds[level - 1](state).flatten(1, 2).to(below.dtype),
+            )
+            state = below + added[:, :-1]
+        return self.unfolds[0](state)
+
+    # One text for whole rows and for chunks of sessions
+
+    def _read_rows(self, batch: Batch) -> tuple[list[Tensor], list[Blocks]]:
+        """The states of all levels that have steps, and where their blocks lie."""
+        ids = batch.ticks["part"]
+        start = batch.document_start
+        age = torch.arange(ids.shape[1], device=ids.device) - start
+        x, _ = self.conv(self.embedding(ids), age=age)
+        counts = self._counts(len(ids))
+        blocks = lay_levels(x.shape[:2], self.config.strides, start, None, counts)
+        reaches = [self.towers[0].reach(start)]
+        for laid, tower in zip(blocks, self.towers[1:], strict=False):
+            if laid.has_steps:
+                reaches.append(tower.reach(laid.first.gather(1, laid.grid.end)))
+        levels, _ = self._rounds(x, blocks, reaches, None)
+        return levels, blocks
+
+    def _rounds(
+        self,
+        x: Float[Tensor, "B T D"],
+        blocks: list[Blocks],
+        reaches: list[MixerReach],
+        state: HRTState | None,
+    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        """All rounds over the levels that have steps in the chunk, as many as there are reaches.
+
+        What a session keeps of coarse steps is written in place.
+
+        Returns:
+            The states of these levels, and the pending ones of each laid level by round.
+        """
+        config = self.config
+        views = level_views(
+            blocks,
+            reaches,
+            self._counts(len(x)) if state is None else state.counts,
+            config.num_keys,
+            None if state is None else self._capacities(),
+        )
+        memories = self._memories(len(x), state)
+        pending: list[tuple[Tensor, ...]] = [() for _ in blocks]
+        gathered: list[Tensor] = [x] * len(blocks)
+        levels = [x]
+        for number in range(config.num_rounds):
+            for level, (reach, tower) in enumerate(zip(reaches, self.towers, strict=False)):
+                if level and not number:
+                    real = blocks[level - 1].grid.real
+                    levels.append(self.rises[level - 1].compress(gathered[level - 1], real))
+                elif level:
+                    rise = self.rises[level - 1]
+                    levels[level] = rise.gather(number, levels[level], gathered[level - 1])
+                size = tower.config.num_layers // config.num_rounds
+                own = range(number * size, (number + 1) * size)
+                states = None if state is None else state.towers[level]
+                levels[level] = tower(levels[level], reach, states, layers=own)
+                if level < len(blocks):
+                    kept = self._kept(x, level, number, state)
+                    fine = self.rises[level].norms[number](levels[level])
+                    gathered[level], left = blocks[level].take(fine, kept)
+                    pending[level] = (*pending[level], left)
+            for level in reversed(range(len(reaches))):
+                for source in reversed(range(level + 1, len(self.towers))):
+                    key = _link(number, level, source)
+                    link = self.links[key]
+                    read = link.attention(levels[level], memories[key], views[level, source].reach)
+                    levels[level] = fuse(levels[level], read, link.gate)
+                for reader in range(level):
+                    key = _link(number, reader, level)
+                    memory = self.links[key].remember(levels[level], views[reader, level].end)
+                    memories[key] = views[reader, level].keep(memory, memories[key])
+        return levels, pending
+
+    def _kept(self, x: Tensor, level: int, number: int, state: HRTState | None) -> Tensor:
+        """States of the unfinished block over a level before the chunk."""
+        if state is not None:
+            return state.pending[level][number]
+        return x.new_zeros(len(x), self.config.strides[level], self.config.levels[level].width)
+
+    def _memories(self, num_rows: int, state: HRTState | None) -> dict[str, Memory]:
+        """What was kept of coarse steps before the chunk; of whole rows the unread slot alone."""
+        if state is not None:
+            return dict(zip(self.links, state.memories, strict=True))
+        return {key: link.no_memory(num_rows) for key, link in self.links.items()}
+
+    # Streaming
+
+    @property
+    def chunk_ticks(self) -> int:
+        """Most ticks that the rings can take at once; `read` cuts what is longer."""
+        periods = (self.config.period_ticks(level) for level in range(len(self.towers)))
+        return min(t.chunk_steps * p for t, p in zip(self.towers, periods, strict=True))
+
+    def _capacities(self) -> tuple[int, ...]:
+        """Steps of each coarse level that are kept: those of a chunk, and those read before it."""
+        chunk = self.chunk_ticks
+        periods = (self.config.period_ticks(level) for level in range(1, len(self.towers)))
+        return tuple(self.config.num_keys + chunk // period + 1 for period in periods)
+
+    def _counts(self, num_rows: int) -> Counts:
+        """Nothing was read yet."""
+        none = torch.zeros(num_rows, dtype=torch.long, device=self.device)
+        coarse = range(len(self.config.strides))
+        zeros = tuple(none.clone() for _ in coarse)
+        return Counts(none, zeros, tuple(none.clone() for _ in coarse))
+
+    @property
+    def window_ticks(self) -> int:
+        """What the furthest level reaches; see `System.window_ticks`."""
+        streams = (*self.layout.predicted, *self.layout.by_role(Role.WHOLE))
+        towers = zip(streams, self.config.levels, strict=True)
+        return max(
+            reach_ticks(stream, max(tower.window, self.config.num_keys)) for stream, tower in towers
+        )
+
+    def initial_state(self, batch_size: int) -> HRTState:
+        """State before the first tick; see `System.initial_state`."""
+        config = self.config
+        capacities = self._capacities()
+        new = self.embedding.weight.new_zeros
+        memories = (
+            link.no_memory(batch_size, capacities[_source(key) - 1])
+            for key, link in self.links.items()
+        )
+        return HRTState(
+            counts=self._counts(batch_size),
+            conv=self.conv.initial_state(batch_size),
+            towers=tuple(tower.initial_state(batch_size) for tower in self.towers),
+            pending=tuple(
+                tuple(new(batch_size, stride, below.width) for _ in range(config.num_rounds))
+                for stride, below in zip(config.strides, config.levels, strict=False)
+            ),
+            memories=tuple(memories),
+        )
+
+    def read(
+        self, ticks: Ticks, state: HRTState, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], HRTState]:
+        """Read some more ticks; see `System.read`."""
+        return in_chunks(self._read_chunk, self.chunk_ticks, ticks, state, lengths)
+
+    def _read_chunk(
+        self, ticks: Ticks, state: HRTState, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "B T D"], HRTState]:
+        x, conv = self.conv(self.embedding(ticks["part"]), state.conv, lengths=lengths)
+        counts = state.counts
+        blocks = lay_levels(x.shape[:2], self.config.strides, None, lengths, counts)
+        reaches = [self.towers[0].streaming_reach(counts.position, x.shape[1], lengths)]
+        for laid, tower in zip(blocks, self.towers[1:], strict=False):
+            if laid.has_steps:
+                width = laid.grid.end.shape[1]
+                reaches.append(tower.streaming_reach(laid.before, width, laid.finished))
+        levels, pending = self._rounds(x, blocks, reaches, state)
+        num_ticks = x.shape[1] if lengths is None else lengths
+        after = state._replace(
+            counts=counts.after(blocks, num_ticks),
+            conv=conv,
+            pending=(*pending, *state.pending[len(blocks) :]),
+        )
+        return self.norm(levels[0]), after
+
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, " B"]]:
+        """Write the next tick; see `System.write`."""
+        return {"part": choose("part", 0, self.head(hidden))}
+
+    # Costs
+
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
+        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        config = self.config
+        head = 2 * self.head.weight.numel()
+        total = head * num_ticks
+        steps = num_ticks
+        for level, tower in enumerate(self.towers):
+            if level:
+                steps //= config.strides[level - 1]
+            if not steps:
+                break
+            total += steps * tower.flops_per_step(steps)
+            for key, link in self.links.items():
+                if _reader(key) == level:
+                    total += steps * link.flops_per_step(config.num_keys)
+                if _source(key) == level:
+                    total += steps * 2 * link.attention.key_value.weight.numel()
+            if level:
+                total += steps * self.rises[level - 1].flops_per_step()
+            if level and training and config.reconstruct_weight:
+                total += steps * 2 * self.unfolds[level - 1].unfold.weight.numel()
+            if level == 1 and training and config.reconstruct_weight:
+                total += steps * config.strides[0] * head
+        return total / num_ticks * (3 if training else 1)
+
+    def shard_units(self) -> list[nn.Module]:
+        """Modules that distributed training shards one by one."""
+        return [layer for tower in self.towers for layer in tower.layers]
+
+
+def _link(number: int, reader: int, source: int) -> str:
+    """Name of the link of a round by which a level reads a coarser one."""
+    return f"round{number}_level{reader}_reads{source}"
+
+
+def _reader(key: str) -> int:
+    return int(key.split("_level")[1].split("_")[0])
+
+
+def _source(key: str) -> int:
+    return int(key.split("_reads")[1])
+
+
+def _modules(modules: Iterable[nn.Module]) -> Any:
+    """A list of modules; typed as what it holds, which `nn.ModuleList` is not."""
+    return nn.ModuleList(modules)
+
+
+def _layout(config: HRTConfig) -> Layout:
+    """The part stream, and a stream for each coarser level."""
+    part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
+    coarse = (
+        coarse_stream(
+            f"level_{level}",
+            width=config.levels[level].width,
+            period_ticks=config.period_ticks(level),
+            lag_steps=0,
+        )
+        for level in range(1, len(config.levels))
+    )
+    return Layout(streams=(part, *coarse))
