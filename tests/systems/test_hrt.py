@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ import torch
 from counterpoint.blocks.compress import Wavelet
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
-from counterpoint.systems.contract import System
 from counterpoint.systems.hrt import HRT, HRTConfig, levels_for, tiny
 from tests.systems.contract_models import batch_of, build, random_ticks
 from tests.systems.tiny_models import HRT_LEVELS, hrt, tower
@@ -57,10 +57,16 @@ def test_more_text_costs_a_step_nothing_more() -> None:
     assert model.state_bytes_per_tick(1000) * 1000 == model.state_bytes_per_tick(10) * 10
 
 
+def three_levels(name: str = "three_levels") -> HRT:
+    model = build("hrt", name)
+    assert isinstance(model, HRT)
+    return model
+
+
 def test_every_level_is_read() -> None:
     """Changing a coarse level alone changes what is predicted once its first block is finished."""
     torch.manual_seed(0)
-    model = build("hrt", "three_levels")
+    model = three_levels()
     ticks = random_ticks(model, 1, 24)
     plain = model(batch_of(model, ticks))["part"]
     period = 1
@@ -75,14 +81,14 @@ def test_every_level_is_read() -> None:
         assert moved[period - 1 :].all()
 
 
-def build_like(model: System) -> HRT:
+def build_like(model: HRT) -> HRT:
     other = HRT(model.config)
     other.load_state_dict(model.state_dict())
     return other.eval()
 
 
 def test_a_gate_that_is_shut_leaves_the_finest_level_alone() -> None:
-    model = build("hrt", "two_rounds")
+    model = three_levels("two_rounds")
     with torch.no_grad():
         for link in model.links.values():
             link.gate.fill_(-100.0)
@@ -95,12 +101,14 @@ def test_a_gate_that_is_shut_leaves_the_finest_level_alone() -> None:
 
 
 def test_rebuilding_uses_every_coarser_level() -> None:
-    model = build("hrt", "three_levels").train()
+    model = three_levels().train()
     batch = batch_of(model, random_ticks(model, 2, 24))
     model.losses(batch)["reconstruct"].nats.backward()
     for level in (1, 2):
         assert all(weight.grad is not None for weight in model.towers[level].parameters())
-    assert model.unfolds[1].unfold.weight.grad.count_nonzero() > 0
+    found = model.unfolds[1].unfold.weight.grad
+    assert found is not None
+    assert found.count_nonzero() > 0
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_rebuilding_uses_every_coarser_level() -> None:
         ({"num_rounds": 3}, "equally many layers"),
     ],
 )
-def test_impossible_shapes_are_refused(changes: dict[str, object], message: str) -> None:
+def test_impossible_shapes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         hrt(*HRT_LEVELS, **changes)
 
