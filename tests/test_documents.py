@@ -8,7 +8,9 @@ import pytest
 from tests.test_architecture import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GUIDE = ROOT / "docs" / "contributing" / "add-a-system.md"  # tests/probes/test_guide.py has its code
+GUIDE = (
+    ROOT / "docs" / "contributing" / "add-a-system.md"
+)  # tests/probes/test_guide.py has its code
 
 
 def _named(pages: list[Path]) -> list[object]:
