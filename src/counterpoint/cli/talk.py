@@ -25,9 +25,9 @@ from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.files import shown
 from counterpoint.progress import Progress
 from counterpoint.recipes.overrides import REQUIRED, parse
-from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.choices import SpeechChoices
 from counterpoint.runtime.load import WeightType, load
-from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.shipped import TALKS
 from counterpoint.runtime.talk import Conversation, begin, check_opening, converse
 from counterpoint.speech.audio import AudioInfo, channel_blocks, verify_audio, write_stereo
 from counterpoint.streams.timeline import Timeline
@@ -48,7 +48,8 @@ class TalkOptions:
     """What ``talk`` does.
 
     Attributes:
-        checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex.
+        checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex;
+            by default the small model that comes with the package.
         input: The recording: WAV, FLAC, Ogg; of any rate.
         output: The WAV file to write; names the others.
         prompt: Role of the agent, as PersonaPlex reads it.
@@ -62,9 +63,9 @@ class TalkOptions:
         lora: A folder or file of adapters over the published model.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
     input: Path
     output: Path
+    checkpoint: tyro.conf.Positional[Path] = TALKS
     prompt: str = ""
     voice: Path | None = None
     pin: bool = False
@@ -76,37 +77,30 @@ class TalkOptions:
     lora: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TalkChoices:
-    """How the agent chooses what it says.
-
-    Attributes:
-        seed: Decides its choices.
-        text_temperature: Divides the scores of the text; 0 takes the likeliest id.
-        text_top_k: Likeliest text ids to choose among; 0 keeps all.
-        padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
-        audio_temperature: Divides the scores of the audio; likewise.
-        audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
-    """
-
-    seed: int = 0
-    text_temperature: float = 0.7
-    text_top_k: int = 25
-    padding_bias: float = 0.0
-    audio_temperature: float = 0.8
-    audio_top_k: int = 250
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    fields = [("options", TalkOptions, REQUIRED), ("choices", TalkChoices, TalkChoices())]
+    fields = [("options", TalkOptions, REQUIRED), ("choices", SpeechChoices, SpeechChoices())]
     chosen = parse(fields, arguments, "talk", _HELP)
     options: TalkOptions = chosen.options
+    _print(options.output, *answer(options, chosen.choices))
+    return 0
+
+
+def answer(options: TalkOptions, choices: SpeechChoices) -> tuple[Talk, dict[str, str], int]:
+    """Answer a recording and write everything down.
+
+    Returns:
+        What happened, its numbers, and how many samples of the answer were clipped.
+
+    Raises:
+        UserError: Something cannot be used.
+    """
     recorded = _check(options)
-    sampling = _sampling(chosen.choices)
     user_words = read_user_words(options.words) if options.words else Timeline()
     where = (options.checkpoint, options.device)
-    talker = load(*where, dtype=options.dtype, adapters=options.lora).talker
+    loaded = load(*where, dtype=options.dtype, adapters=options.lora)
+    talker = loaded.talker
+    sampling = choices.over(loaded.sampling)
     rate = talker.codec.sample_rate
     blocks = channel_blocks(options.input, rate, options.channel)
     prompt, prefix = begin(talker, options.prompt, options.voice)
@@ -119,9 +113,8 @@ def main(arguments: Sequence[str]) -> int:
     title = answer_title(options.checkpoint, options.input)
     talk = observe_answer(title, options.output, rate, conversation.words().merge(user_words))
     numbers = measured(talk.found, conversation.step_s, talker.codec.frame_rate_hz)
-    write_answer(options.output, talk, numbers, asdict(options) | asdict(chosen.choices))
-    _print(options.output, talk, numbers, num_clipped)
-    return 0
+    write_answer(options.output, talk, numbers, asdict(options) | asdict(choices.of(sampling)))
+    return talk, numbers, num_clipped
 
 
 def _check(options: TalkOptions) -> AudioInfo:
@@ -132,13 +125,6 @@ def _check(options: TalkOptions) -> AudioInfo:
     check_answer_path(options.output, read)
     check_opening(options.prompt, options.voice, options.pin)
     return verify_audio(options.input)  # what is wrong at its end must not cost the answer
-
-
-def _sampling(choices: TalkChoices) -> FrameSampling:
-    seed = choices.seed
-    text = Sampling(temperature=choices.text_temperature, top_k=choices.text_top_k, seed=seed)
-    audio = Sampling(temperature=choices.audio_temperature, top_k=choices.audio_top_k, seed=seed)
-    return FrameSampling(text=text, audio=audio, padding_bias=choices.padding_bias)
 
 
 def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:

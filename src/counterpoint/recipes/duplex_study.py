@@ -34,7 +34,7 @@ from counterpoint.progress import Progress, spell_duration
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.training import prepare_together, train_in_turn
 from counterpoint.runtime.choices import FrameSampling
-from counterpoint.runtime.load import load
+from counterpoint.runtime.load import SAMPLING, load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.engines import digest
@@ -124,8 +124,8 @@ def run_duplex_study(
 ) -> bool:
     """Make, train, measure; what is made and trained already is kept, measuring begins anew.
 
-    The folder gets ``dialogues/``, the run, a folder for each run before it, ``abilities.json`` and
-    a recording of each ability.
+    The folder gets ``dialogues/``, the run, a folder for each run before it, ``abilities.json``, a
+    recording of each ability, and how the model is measured, which is how it then talks by default.
 
     Args:
         study: What to do.
@@ -143,6 +143,7 @@ def run_duplex_study(
     progress = Progress() if progress is None else progress
     _check_ready(study)
     _check_same(study, folder)
+    write_json(folder / SAMPLING, encode(sampling(0)))  # who talks with it takes these settings
     with closing(progress):
         _make_dialogues(study, folder, progress)
     stages = [
@@ -293,11 +294,7 @@ def _show(scores: Sequence[AbilityScore], folder: Path) -> None:
     console.print(abilities_table(scores))
     for name in ("abilities.json", *(f"{score.ability}.wav" for score in scores)):
         console.print(str(folder / name), highlight=False, soft_wrap=True)
-    console.print(
-        f"try: counterpoint talk {folder} --input question.wav --output answer.wav "
-        f"--text-temperature 0 --padding-bias {PADDING_BIAS} "
-        "--audio-temperature 0.7 --audio-top-k 50"
-    )
+    console.print(f"try: counterpoint talk {folder} --input question.wav --output answer.wav")
 
 
 def sampling(seed: int) -> FrameSampling:

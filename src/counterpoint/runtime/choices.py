@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -51,6 +51,57 @@ class FrameSampling:
         if isinstance(sampling, Sampling):
             return cls(text=sampling, audio=sampling)
         return sampling or cls()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechChoices:
+    """How an agent chooses what it says; ``None`` leaves a setting to the model.
+
+    Attributes:
+        seed: Decides its choices.
+        text_temperature: Divides the scores of the text; 0 takes the likeliest id.
+        text_top_k: Likeliest text ids to choose among; 0 keeps all.
+        padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
+        audio_temperature: Divides the scores of the audio; 0 takes the likeliest id.
+        audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
+    """
+
+    seed: int = 0
+    text_temperature: float | None = None
+    text_top_k: int | None = None
+    padding_bias: float | None = None
+    audio_temperature: float | None = None
+    audio_top_k: int | None = None
+
+    @classmethod
+    def of(cls, sampling: FrameSampling) -> "SpeechChoices":
+        """The same settings as a session has them."""
+        return cls(
+            seed=sampling.text.seed,
+            text_temperature=sampling.text.temperature,
+            text_top_k=sampling.text.top_k,
+            padding_bias=sampling.padding_bias,
+            audio_temperature=sampling.audio.temperature,
+            audio_top_k=sampling.audio.top_k,
+        )
+
+    def over(self, default: FrameSampling) -> FrameSampling:
+        """What was chosen, and where nothing was, what the model has by default."""
+        return replace(
+            default,
+            text=_chosen(default.text, self.seed, self.text_temperature, self.text_top_k),
+            audio=_chosen(default.audio, self.seed, self.audio_temperature, self.audio_top_k),
+            padding_bias=(default.padding_bias if self.padding_bias is None else self.padding_bias),
+        )
+
+
+def _chosen(default: Sampling, seed: int, temperature: float | None, top_k: int | None) -> Sampling:
+    return replace(
+        default,
+        seed=seed,
+        temperature=default.temperature if temperature is None else temperature,
+        top_k=default.top_k if top_k is None else top_k,
+    )
 
 
 class PromptGuidance(NamedTuple):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -12,8 +12,9 @@ import torch
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.config_json import decode
 from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
-from counterpoint.data.speech.rows import codec_of
+from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
+from counterpoint.data.text.corpus import DataConfig
 from counterpoint.data.text.tokenizer import (
     HuggingFaceTokenizer,
     ModelIds,
@@ -21,7 +22,10 @@ from counterpoint.data.text.tokenizer import (
     load_tokenizer,
 )
 from counterpoint.errors import UserError
+from counterpoint.files import read_json
 from counterpoint.formats import PublishedModel, find_format
+from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.shipped import find_shipped
 from counterpoint.runtime.talk import Talker
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -36,6 +40,9 @@ _TYPES: dict[WeightType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.bfloat16,
 }
+
+SAMPLING = "sampling.json"
+"""Name of the file beside a model that says how it talks best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,21 @@ class Loaded:
         return Talker(system=system, codec=codec, tokenizer=tokenizer, fillers=fillers)
 
     @property
+    def sampling(self) -> FrameSampling:
+        """How the model was chosen to talk; by default as the published Moshi does.
+
+        Raises:
+            UserError: The file that says so cannot be read.
+        """
+        file = file_beside(self.path, SAMPLING)
+        if file is None:
+            return FrameSampling()
+        chosen = decode(FrameSampling, read_json(file), str(file))
+        if not isinstance(chosen, FrameSampling):
+            raise AssertionError("decode returns what it is asked for")
+        return chosen
+
+    @property
     def trained_by(self) -> Run:
         """The run of a checkpoint.
 
@@ -128,7 +150,8 @@ def load(
     """Load a checkpoint, a run folder's newest good one, or a folder of a published model.
 
     Args:
-        path: The checkpoint or folder, or a file of published weights.
+        path: The checkpoint or folder, or a file of published weights; also the name of a model
+            that comes with the package.
         device: Where the model computes.
         dtype: Type of the weights; by default float32 for runs of ours, and for published models
             the one that they are published in. ``"int8"`` stores the matrices of a model that
@@ -138,7 +161,7 @@ def load(
     Raises:
         UserError: There is none, it cannot be used, or torch cannot use the device.
     """
-    path = Path(path)
+    path = find_shipped(Path(path))
     kept_in = None if dtype is None else _TYPES[dtype]
     device = usable_device(device)
     found = None if is_ours(path) else find_format(path)
@@ -217,12 +240,13 @@ def find_checkpoint(path: Path, note: Callable[[str], None] | None = None) -> Pa
     """The checkpoint that a user names: itself, or a run folder's newest good one.
 
     Args:
-        path: What the user names.
+        path: What the user names; also the name of a model that comes with the package.
         note: Told of newer ones that are damaged; by default on stderr.
 
     Raises:
         UserError: There is none; the folder of a study has one for each arm.
     """
+    path = find_shipped(path)
     arms = [str(arm.parent) for arm in sorted(path.glob("*/checkpoints"))]
     if arms and not (path / "checkpoints").exists():
         raise UserError(f"{path} must be one run: it is a study. Name one of {', '.join(arms)}.")
@@ -244,7 +268,24 @@ def load_run(path: Path) -> Run:
     run = decode(Run, saved, "run")
     if not isinstance(run, Run):
         raise AssertionError("decode returns what it is asked for")
-    return run
+    if not isinstance(run.data, DataConfig | SpeechData):
+        return run
+    tokenizer = file_beside(path, run.data.tokenizer)
+    if tokenizer is None:
+        return run
+    return replace(run, data=replace(run.data, tokenizer=str(tokenizer)))
+
+
+def file_beside(path: Path, name: str) -> Path | None:
+    """A file that lies in the folder of a checkpoint or of its run; ``None`` if there is none.
+
+    Args:
+        path: The checkpoint.
+        name: Name of the file, without a folder.
+    """
+    folders = [path, path.parent.parent] if path.parent.name == "checkpoints" else [path]
+    found = (folder / name for folder in folders if name == Path(name).name)
+    return next((file for file in found if file.is_file()), None)
 
 
 def usable_device(name: torch.device | str) -> torch.device:

@@ -38,7 +38,13 @@ from counterpoint.train.manifest import Counters as Counters
 from counterpoint.train.manifest import check_files as check_files
 from counterpoint.train.manifest import read_manifest as read_manifest
 from counterpoint.train.optimizer import KindOptimizers
-from counterpoint.train.tensor_files import not_finite, read_tensors, tensor_names, write_tensors
+from counterpoint.train.tensor_files import (
+    expanded,
+    not_finite,
+    read_tensors,
+    tensor_names,
+    write_tensors,
+)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -275,7 +281,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """
     path = resolve(path)
     check_files(path, lambda name: name == WEIGHTS)
-    weights = load_file(path / WEIGHTS)
+    weights = expanded(load_file(path / WEIGHTS))
     low_rank = adapters_of(path)
     name = not_finite(weights.items())
     if name is not None:

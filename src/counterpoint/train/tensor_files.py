@@ -3,15 +3,22 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from counterpoint import files
+from counterpoint.blocks.quantized import to_int8
 from counterpoint.train.distributed import World, gathered
 from counterpoint.train.manifest import OPTIMIZER, WEIGHTS
 from counterpoint.train.optimizer import KindOptimizers
+
+Stored = Literal["float32", "bfloat16", "int8"]
+"""How the weights of a file are written."""
+
+_SCALE = ".scale"  # behind the name of a matrix of 8 bits: the name of its scales
 
 
 def write_tensors(
@@ -93,3 +100,31 @@ def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:
     except CheckpointException as problem:
         return "; ".join(f"process {rank}: {e[0]}" for rank, e in problem.failures.items())
     return None
+
+
+def compacted(weights: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
+    """Weights by name as a small file holds them; `expanded` undoes it but for the rounding.
+
+    Args:
+        weights: Floats of any kind, or whole numbers, which stay.
+        stored: Their form. With "int8" each row of a matrix, embeddings too, gets a float32 scale,
+            and all other floats are float32.
+    """
+    dtype = torch.bfloat16 if stored == "bfloat16" else torch.float32
+    small: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if stored == "int8" and weight.is_floating_point() and weight.dim() == 2:
+            small[name], small[name + _SCALE] = to_int8(weight)
+        else:
+            small[name] = weight.to(dtype) if weight.is_floating_point() else weight
+    return small
+
+
+def expanded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are computed with: matrices of 8 bits as float32, all others as they are."""
+    scales = {name + _SCALE for name, weight in weights.items() if weight.dtype == torch.int8}
+    return {
+        name: weight * weights[name + _SCALE][:, None] if name + _SCALE in scales else weight
+        for name, weight in weights.items()
+        if name not in scales
+    }

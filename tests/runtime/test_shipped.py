@@ -1,0 +1,46 @@
+"""The models that come with the package: they load, they fit, and they do what their cards say."""
+
+from pathlib import Path
+
+import pytest
+
+from counterpoint.data.speech.user_words import read_user_words
+from counterpoint.evaluate.report.conversation_lines import transcript_lines
+from counterpoint.runtime.load import load
+from counterpoint.runtime.shipped import FOLDER, TALKS, find_shipped
+from counterpoint.runtime.talk import talk
+from counterpoint.speech.audio import read_audio
+
+MOST_BYTES = 16_000_000
+
+
+def test_all_models_together_are_small_and_have_cards() -> None:
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < MOST_BYTES
+    for folder in FOLDER.iterdir():
+        card = (folder / "README.md").read_text()
+        assert all(f"## {part}" in card for part in ("Data", "Results", "Limits", "Licence"))
+
+
+def test_name_gives_the_shipped_model_unless_something_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_shipped(TALKS) == FOLDER / TALKS
+    assert find_shipped(Path("nothing")) == Path("nothing")
+    assert find_shipped(Path("x") / TALKS) == Path("x") / TALKS
+    TALKS.mkdir()
+    assert find_shipped(TALKS) == TALKS
+
+
+def test_shipped_model_waits_and_answers_the_shipped_question() -> None:
+    loaded = load(TALKS)
+    rate = loaded.talker.codec.sample_rate
+    question = read_audio(FOLDER / TALKS / "question.flac", rate, 1)[0]
+    _, words = talk(loaded.talker, question[: 6 * rate], loaded.sampling)
+    heard = read_user_words(FOLDER / TALKS / "question.json").cut(0, 6)
+    assert transcript_lines(words.merge(heard)) == [
+        "  1.0 s  user   what i need is number",
+        "  4.3 s  user   two",
+        "  5.2 s  agent  you said two",
+    ]
