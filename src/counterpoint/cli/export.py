@@ -10,14 +10,19 @@ import tyro
 
 from counterpoint.errors import UserError
 from counterpoint.recipes.overrides import parse_options
+from counterpoint.runtime.compact import export_checkpoint
 from counterpoint.runtime.export import export_adapters, export_model, has_adapters
 from counterpoint.runtime.load import find_checkpoint
+from counterpoint.train.tensor_files import Stored
 
 _HELP = """Write a run as a folder that the programs of its family read.
 
 With `--merge` the folder is a whole model with its codec and its tokeniser. Without it, of a run
 with adapters only these are written, to be used beside the model that they were trained over:
 `counterpoint talk MODEL --lora FOLDER`.
+
+`--form counterpoint` writes a small checkpoint of this library instead, of any system: without the
+state of its optimiser and with its tokeniser beside it.
 
 Example: counterpoint export runs/finetune_moshi --merge --out my_moshi
 """
@@ -31,13 +36,15 @@ class ExportOptions:
         checkpoint: A checkpoint or a run folder.
         out: A new or empty folder.
         merge: Merge adapters into the weights, and write a whole model.
-        dtype: Type of the weights of a whole model.
+        dtype: Type of the weights of a whole model; int8 with `--form counterpoint` alone.
+        form: Whose files to write: those of the model's family, or a checkpoint of this library.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     out: Path
     merge: bool = False
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Stored = "bfloat16"
+    form: Literal["published", "counterpoint"] = "published"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,7 +53,13 @@ def main(arguments: Sequence[str]) -> int:
     path = find_checkpoint(options.checkpoint)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"`--out` must be a new or empty folder: {options.out} is not.")
-    if options.merge or not has_adapters(path):
+    if options.form == "counterpoint":
+        export_checkpoint(path, options.out, options.dtype)
+    elif options.dtype == "int8":
+        raise UserError(
+            "`--dtype int8` must come with `--form counterpoint`: it has no other form."
+        )
+    elif options.merge or not has_adapters(path):
         dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
         export_model(path, options.out, dtype)
     else:

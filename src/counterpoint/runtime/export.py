@@ -94,7 +94,7 @@ def _format_of(name: str, path: Path) -> Format:
     if name not in writable:
         raise UserError(
             f"{path} must hold a {' or a '.join(writable)} to be exported: it has a {name}, which "
-            "no published format holds. Share the run folder itself."
+            "no published format holds. Use `--form counterpoint`."
         )
     return writable[name]
 
