@@ -4,7 +4,8 @@ Both read the same bytes one by one with their caches, in one process, tick by t
 also compiled (`counterpoint.runtime.compiled`) and with int8 weights, theirs also in bfloat16. The
 bytes are those of the book of Genesis, so that blocks end as often as they do in text. Beside them
 stands the floor: the bytes of the matrices that a tick reads, over the measured rate of reading.
-With `--threads 1` seconds are those of the thread, which other programs on the machine do not lengthen.
+With `--threads 1` seconds are those of the thread, which other programs on the machine do not
+lengthen.
 Bar: half of Llama's median. Also: `two_stream` with a lag of one block, its whole tower in a thread
 of its own and four times larger; bar: its median within 10 % of the smaller one's.
 
