@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from counterpoint.train import precision
 from tests.other_rounding import OtherRounding
 
 hypothesis.settings.register_profile(
@@ -39,6 +40,13 @@ def pytest_configure() -> None:
 def _seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that leave their type open compute alike on every machine."""
+    times = precision.ProductTimes(shape=(1, 1, 1), float32_s=1.0, bfloat16_s=1.0)
+    monkeypatch.setattr(precision, "time_products", lambda systems, device: times)
 
 
 @pytest.fixture(scope="session", autouse=True)

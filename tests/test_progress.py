@@ -56,7 +56,7 @@ def test_time_left_is_that_of_the_last_seconds() -> None:
 
 
 def test_without_a_total_there_is_no_time_left() -> None:
-    assert lines([2.0, 2.0], total=None) == ["making: 1 things"]
+    assert lines([0.1, 2.0, 9.0], total=None) == ["making: 1 things", "making: 3 things"]
 
 
 def test_the_next_of_several_things_begins_anew() -> None:

@@ -206,6 +206,7 @@ class Task:
         self._spell = spell
         self._pace = Pace()
         self._done: float | None = None
+        self._shown = False
         self._now = progress.clock()
         # What is over within a second needs one line.
         self._next = self._now + min(1.0, progress.every_seconds)
@@ -236,9 +237,12 @@ class Task:
         self._done = done
         self._now = now
         at_end = total is not None and done >= total
+        # Without a total nobody knows when it will be over, so the first line comes at once.
+        at_once = total is None and not self._shown
         bars = self._progress.bars()
         if bars is None:
-            if at_end or now >= self._next:
+            if at_end or at_once or now >= self._next:
+                self._shown = True
                 self._next = now + self._progress.every_seconds
                 self._progress.note(f"{self._name}: {self._text(done, total, figures)}")
             return

@@ -45,7 +45,7 @@ def test_train_tells_of_a_corpus_it_tokenises(
 ) -> None:
     words = ["train", "small.py", "--train.num-steps", "1", "--folder"]
     assert main([*words, "fresh", "--data.cache-folder", "fresh_cache"]) == 0
-    assert "tokenised so far: 1 documents" in capsys.readouterr().err
+    assert "  1 documents" in capsys.readouterr().err
     assert main([*words, "cached", "--data.cache-folder", "fresh_cache"]) == 0
     assert "tokenised" not in capsys.readouterr().err
 

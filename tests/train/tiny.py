@@ -134,6 +134,7 @@ def settings(num_steps: int = 8, **changes: Any) -> TrainConfig:
         "num_steps": num_steps,
         "batch_rows": ROWS,
         "checkpoint_every": 3,
+        "precision": "float32",
         "evaluate_every": 2,
         "optimizer": OptimizerConfig(lr=1e-2),
         "schedule": ScheduleConfig(warmup_steps=2),

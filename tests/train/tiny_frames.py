@@ -49,6 +49,7 @@ def plan(num_steps: int, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "num_steps": num_steps,
         "batch_rows": ROWS,
+        "precision": "float32",
         "optimizer": OptimizerConfig(
             **{"lr": 1e-2, "kind_lr_factors": (("text", 0.5),), **optimizer}
         ),

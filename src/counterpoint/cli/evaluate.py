@@ -34,13 +34,13 @@ class EvaluateOptions:
         checkpoint: A checkpoint or a run folder.
         max_units: Held-out units (rows, of speech) that are scored, spread evenly; 0 scores all.
         whole_units: Units on which the whole is exchanged, spread evenly; 0 takes all.
-        precision: Precision of the computation.
+        precision: Type of the computation; "auto" takes the one that is faster on this machine.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     max_units: int = 0
     whole_units: int = 32
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 def main(arguments: Sequence[str]) -> int:

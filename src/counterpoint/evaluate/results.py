@@ -31,6 +31,8 @@ from counterpoint.progress import Progress
 from counterpoint.runtime.session import Streaming
 from counterpoint.streams.batch import ContentUnit
 from counterpoint.systems.contract import System
+from counterpoint.train.distributed import World
+from counterpoint.train.precision import settle_precision
 
 FILE = "evaluation.json"
 
@@ -145,7 +147,7 @@ def evaluate(
     data: PreparedSource,
     config: EvaluationConfig,
     *,
-    precision: str = "float32",
+    precision: str = "auto",
     weights: str = "",
     progress: Progress | None = None,
     title: str = "",
@@ -156,7 +158,7 @@ def evaluate(
         system: The system in evaluation mode, on its device.
         data: With held-out units.
         config: How much is measured.
-        precision: ``"bfloat16"`` computes under autocast.
+        precision: ``"bfloat16"`` computes under autocast; ``"auto"`` takes what is faster.
         weights: Kept with the result, to know later what it belongs to.
         progress: Shows how far it is; ``None`` for silence.
         title: Stands before what is shown, such as a run's name.
@@ -171,18 +173,17 @@ def evaluate(
         raise UserError(
             "At least one unit must be held out to be scored: got none. Set `held_out`."
         )
+    device = next(system.parameters()).device
+    choice = settle_precision(precision, [system], [], World(device=device))
+    precision = choice.precision
+    if choice.why:
+        shows.progress.note(choice.why)
     if isinstance(data, Corpus):
         found = _evaluate_text(system, data, config, precision, shows)
     else:
         with _autocast(system, precision):
             scores = score_units(system, units, config.max_units, shows("held-out units"))
-        found = _Found(
-            unit=scores[0].unit,
-            titles=tuple(score.title for score in scores),
-            sizes=tuple(score.size for score in scores),
-            bits=tuple(score.bits for score in scores),
-            streams=_by_stream(system, scores),
-        )
+        found = _of_units(system, scores)
     return Evaluation(
         weights=weights,
         precision=precision,
@@ -204,6 +205,17 @@ def evaluate(
 def _autocast(system: nn.Module, precision: str) -> torch.autocast:
     device = next(system.parameters()).device
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _of_units(system: System, scores: Sequence[UnitScore]) -> _Found:
+    """What is kept of units that were scored as their kind says."""
+    return _Found(
+        unit=scores[0].unit,
+        titles=tuple(score.title for score in scores),
+        sizes=tuple(score.size for score in scores),
+        bits=tuple(score.bits for score in scores),
+        streams=_by_stream(system, scores),
+    )
 
 
 def _by_stream(system: System, scores: Sequence[UnitScore]) -> dict[str, StreamCosts]:

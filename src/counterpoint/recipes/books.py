@@ -19,7 +19,6 @@ def books() -> Run:
             num_steps=5000,
             batch_rows=16,
             accumulation=4,
-            precision="bfloat16",
             evaluate_every=500,
             checkpoint_every=500,
             optimizer=OptimizerConfig(lr=1e-3),

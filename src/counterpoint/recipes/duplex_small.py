@@ -86,7 +86,6 @@ def _train(num_steps: int, lr: float, muon_lr: float) -> TrainConfig:
     return TrainConfig(
         num_steps=num_steps,
         batch_rows=2,
-        precision="bfloat16",
         evaluate_every=200,
         checkpoint_every=200,
         log_every=10,

@@ -45,7 +45,6 @@ def _arm(name: str, system: SingleStreamConfig | TwoStreamConfig) -> Run:
         train=TrainConfig(
             num_steps=1100,
             batch_rows=2,
-            precision="bfloat16",
             checkpoint_every=275,
             optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.014, weight_decay=0.01),
             schedule=ScheduleConfig(warmup_steps=40, final_ratio=0.05),

@@ -31,6 +31,7 @@ from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import WEIGHTS, load_system, read_manifest
 from counterpoint.train.distributed import World
 from counterpoint.train.metrics import MetricLogger
+from counterpoint.train.precision import settle_precision
 from counterpoint.train.run import Run
 
 
@@ -150,6 +151,7 @@ def run_study(
     progress.note(f"{data.describe()}; {len(study.arms)} arms")
     folder.mkdir(parents=True, exist_ok=True)
     world = World(device=torch.device(device))
+    study = _with_precision(study, folder, world, progress)
     for arm in study.arms:
         for name, run in study.runs(arm).items():
             followers = loggers(folder / name)
@@ -221,6 +223,26 @@ def _run_arm(
     )
     save_evaluation(found, folder)
     return True
+
+
+def _with_precision(study: Study, folder: Path, world: World, progress: Progress) -> Study:
+    """The study with all arms in one type, where they leave it open."""
+    left_open = [arm for arm in study.arms if arm.train.precision == "auto"]
+    if not left_open:
+        return study
+    systems = [sketch(arm.system) for arm in left_open]
+    folders = [folder / name for arm in left_open for name in study.runs(arm)]
+    choice = settle_precision("auto", systems, folders, world)
+    progress.note(choice.why)
+    return replace(
+        study,
+        arms=tuple(
+            replace(arm, train=replace(arm.train, precision=choice.precision))
+            if arm in left_open
+            else arm
+            for arm in study.arms
+        ),
+    )
 
 
 def _prepared(study: Study, run: Run, progress: Progress | None) -> PreparedSource:

@@ -18,6 +18,7 @@ from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
 from counterpoint.train.loop import TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
+from counterpoint.train.precision import settle_precision
 from counterpoint.train.reporter import RunReporter, peak_flops
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
@@ -63,14 +64,17 @@ def train_run(
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     measured = measure_end or run.train.evaluate_every > 0
-    peak = peak_flops(world.device, run.train.precision)
+    choice = settle_precision(run.train.precision, [system], [folder], world)
+    if choice.why and world.is_first:
+        progress.note(choice.why)
+    peak = peak_flops(world.device, choice.precision)
     # Bars are gone in any case: an error is told below them.
     with only_one(folder, world, ".run.lock"), closing(progress):
         keep_or_check_learned(run.data, data.fingerprint, folder, world)
         return train(
             shard(system, world),
             data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
-            run.train,
+            replace(run.train, precision=choice.precision),
             folder,
             evaluate=evaluator(data.held_out_units(), _EVALUATION_UNITS) if measured else None,
             reporter=RunReporter(progress, run.name, peak),

@@ -128,7 +128,9 @@ class TrainConfig:
             share them out, so that a recipe gives the same run on 1 to `accumulation` processes.
         seed: Decides all randomness inside the model: noise is a function of (seed, step, part).
         clip_norm: Longest gradient; ``None`` leaves it as it is.
-        precision: ``"bfloat16"`` computes under autocast; weights and optimiser stay float32.
+        precision: Type of the products, Muon's included; ``"bfloat16"`` computes under autocast,
+            and weights and moments stay float32. ``"auto"`` takes the faster one, measured when the
+            run begins (`counterpoint.train.precision`).
         compile: Compile the loss with `torch.compile`.
         evaluate_every: Steps between evaluations; 0 evaluates at the end only.
         checkpoint_every: Steps between checkpoints; 0 saves at the end only.
@@ -144,7 +146,7 @@ class TrainConfig:
     accumulation: int = 1
     seed: int = 0
     clip_norm: float | None = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     evaluate_every: int = 0
     checkpoint_every: int = 0
@@ -170,8 +172,8 @@ class TrainConfig:
             "None switches clipping off.",
         )
         _require(
-            self.precision in ("float32", "bfloat16"),
-            "`precision` must be 'float32' or 'bfloat16'",
+            self.precision in ("auto", "float32", "bfloat16"),
+            "`precision` must be 'auto', 'float32' or 'bfloat16'",
             repr(self.precision),
             "Choose one.",
         )

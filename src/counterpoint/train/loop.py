@@ -23,6 +23,7 @@ from counterpoint.train.distributed import current_world, gathered, sync_gradien
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.optimizer import KindOptimizers, lr_ratio
+from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter
 from counterpoint.train.run_folder import only_one
@@ -67,17 +68,17 @@ class _Trainer:
         self.device = next(system.parameters()).device
         self.world = current_world(self.device)
         self.num_parts = max(config.accumulation // self.world.size, 1)
-        self.state = TrainState(
-            system=system, optimizers=KindOptimizers(system, config.optimizer), config=config
-        )
+        self.dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        optimizers = KindOptimizers(system, config.optimizer, self.dtype)
+        self.state = TrainState(system=system, optimizers=optimizers, config=config)
         if config.compile:
             _check_regular(self.contract.layout)
         self.compute = torch.compile(self._loss) if config.compile else self._loss
         attach(loader, system)
 
     def autocast(self) -> torch.autocast:
-        bfloat16 = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        enabled = self.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def step(self, stop: StopSignal) -> StepNumbers:
         """Learn from the next batch; a stop of any process is told to all."""
@@ -238,9 +239,17 @@ def train(
             learned from other data, or another command is at work in the folder.
     """
     with StopSignal().listening() as stop:
+        why = ""
+        if config.precision == "auto":
+            world = current_world(next(system.parameters()).device)
+            choice = settle_precision("auto", [system], [folder], world)
+            config = replace(config, precision=choice.precision)
+            why = choice.why
         trainer = _Trainer(system, loader, config)
         record = Record(folder, trainer.world, reporter, loggers, run)
         with only_one(folder, trainer.world, ".train.lock"), closing(record):
+            if why:
+                record.note(why)
             record.begin(trainer.state)
             trainer.note_parts(record)
             return _run(trainer, record, evaluate, stop)

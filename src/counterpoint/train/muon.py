@@ -24,13 +24,23 @@ class Muon(Optimizer):
     Torch takes one matrix after the other, in products too small to be fast and never shared by
     threads; at the first run's 2,048 bytes a step that was 20 and 26 % of the time of a step on
     two cores. Here all matrices of one shape are stacked. Each update is that of torch but for the
-    last bits of bfloat16 (`tests/train/test_muon.py`).
+    last bits of bfloat16 (`tests/train/test_muon.py`), which is torch's type; float32 is for
+    machines where that is slow.
 
     Source: https://kellerjordan.github.io/posts/muon, rates scaled by shape as there.
     """
 
-    def __init__(self, params: Any, lr: float = 1e-3, *, momentum: float, weight_decay: float = 0):
-        """Take matrices, or groups of them with rates of their own."""
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        *,
+        momentum: float,
+        weight_decay: float = 0,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """Take matrices, or groups of them with rates of their own; multiply in ``dtype``."""
+        self._dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -53,9 +63,7 @@ class Muon(Optimizer):
                 lr = group["lr"] * max(1.0, rows / columns) ** 0.5
                 stacks[parameter.shape].append((parameter, update, lr))
         for shape, stack in stacks.items():
-            updates = torch.empty(
-                len(stack), *shape, dtype=torch.bfloat16, device=stack[0][1].device
-            )
+            updates = torch.empty(len(stack), *shape, dtype=self._dtype, device=stack[0][1].device)
             for place, (_, update, _) in zip(updates, stack, strict=True):
                 place.copy_(gathered(update))
             for update, (parameter, _, lr) in zip(orthogonal(updates), stack, strict=True):
