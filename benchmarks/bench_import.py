@@ -14,7 +14,7 @@ import time
 start = time.perf_counter()
 import torch
 middle = time.perf_counter()
-import counterpoint
+from counterpoint import TwoStream, generate
 print(middle - start, time.perf_counter() - middle)
 """
 

@@ -17,6 +17,7 @@ ROOT_MODULES = (
     *("errors", "files", "packages", "processes", "config_json"),
     *("digests", "locks", "progress"),
 )
+ENTRY = "__main__"  # of `python -m counterpoint`, below all folders
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FIELDS, MAX_README = 500, 60, 8, 15, 150
 
@@ -41,6 +42,8 @@ def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def rung(name: str) -> int:
     """Place of a folder or of a root module in the ladder; -1 is above all folders."""
+    if name == ENTRY:
+        return len(LADDER)
     return -1 if name in ROOT_MODULES else LADDER.index(name)
 
 
@@ -113,7 +116,10 @@ def test_folders_import_only_themselves_and_those_above() -> None:
 
 def test_package_has_only_the_folders_of_the_ladder() -> None:
     folders = {path.relative_to(SOURCE).parts[0] for path in python_files("src")}
-    assert folders - set(LADDER) == {"__init__.py", *(f"{name}.py" for name in ROOT_MODULES)}
+    assert folders - set(LADDER) == {
+        "__init__.py",
+        *(f"{name}.py" for name in (*ROOT_MODULES, ENTRY)),
+    }
 
 
 def test_every_folder_is_a_package() -> None:

@@ -103,7 +103,7 @@ IMPORT_AND_LIST = """
 import json, sys
 import jaxtyping, numpy, safetensors, torch
 before = set(sys.modules)
-import counterpoint
+from counterpoint import Layout, TwoStream, generate
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
@@ -128,6 +128,17 @@ def test_import_check_finds_a_side_effect(tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text("import torch\ntorch.manual_seed(1)\n")
     with pytest.raises(AssertionError, match="importing loud changed the world"):
         run(IMPORT_AND_COMPARE, tmp_path, ["loud"])
+
+
+IMPORT_ALONE = """
+import sys
+import counterpoint
+print("torch" in sys.modules)
+"""
+
+
+def test_importing_the_package_alone_does_not_import_torch(tmp_path: Path) -> None:
+    assert run(IMPORT_ALONE, tmp_path) == "False\n"
 
 
 def test_import_adds_no_heavy_modules_to_torch(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The names that users may rely on. Adding one here is a promise; there is room for 15."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import counterpoint
@@ -14,13 +15,21 @@ MAX_NAMES = 15
 
 def test_public_names_are_exactly_these() -> None:
     tree = ast.parse(Path(counterpoint.__file__).read_text())
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    exported = [alias.asname for node in imports for alias in node.names]
-    assert sorted(name or "" for name in exported) == PUBLIC_NAMES
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
+    aliases = [(node.module, alias.name, alias.asname) for node in imports for alias in node.names]
+    assert sorted(name for _, name, _ in aliases) == PUBLIC_NAMES
     assert len(PUBLIC_NAMES) <= MAX_NAMES
-    # Nothing but the docstring and re-exports in the form `X as X`.
-    assert len(tree.body) == 1 + len(imports)
-    assert all(alias.name == alias.asname for node in imports for alias in node.names)
+    # Nothing but re-exports in the form `X as X`; type checkers see them, others import on demand.
+    assert len(typed.body) == len(imports)
+    assert all(name == asname for _, name, asname in aliases)
+    for module, name, _ in aliases:
+        assert getattr(counterpoint, name) is getattr(import_module(str(module)), name)
+    assert set(PUBLIC_NAMES) <= set(dir(counterpoint))
+
+
+def test_other_names_are_no_attributes() -> None:
+    assert not hasattr(counterpoint, "numpy")
 
 
 def test_public_names_exist_and_are_documented() -> None:

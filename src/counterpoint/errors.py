@@ -1,5 +1,9 @@
 """The errors whose messages are meant for the person who uses the library or its commands."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A mistake of the user: what was given cannot be used.
@@ -8,3 +12,25 @@ class UserError(ValueError):
     message in one line and ends with status 2; every other error keeps its traceback, because it is
     a fault of the program. It is a `ValueError`, so that callers need not import this class.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names what was probably meant; empty where nothing is known.
+
+    Args:
+        name: What was typed.
+        known: What could have been.
+    """
+    found = get_close_matches(name, list(known), n=1, cutoff=0)
+    return f"The nearest is {found[0]!r}." if found else ""
+
+
+def nearest_file(path: str | Path) -> str:
+    """The same of a path that does not exist, by what lies beside it; empty if all is unlike it."""
+    path = Path(path)
+    try:
+        beside = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return nearest_file(path.parent) if path.parent != path else ""
+    found = get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    return f"The nearest is {str(path.parent / found[0])!r}." if found else ""

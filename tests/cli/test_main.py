@@ -51,7 +51,7 @@ def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -
         ("train small.py:number", "must return a dataclass such as `Run`"),
         (
             "train small.py --train.num-step 4",
-            "--train.num-step. The nearest is --train.num-steps.",
+            "--train.num-step. The nearest is '--train.num-steps'.",
         ),
         ("train small.py --train.num-steps four", "invalid literal for int() with base 10: 'four'"),
         ("train small.py --train.num-steps 0", "`num_steps` must be >= 1, got 0."),
@@ -59,7 +59,7 @@ def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -
         ("train small.py --system.vocab-size 99", "`system.vocab_size` must be that of"),
         ("train small.py --data.source floder:texts", "got 'floder'. The nearest is 'folder'."),
         ("train small.py --data.source folder:none", "none"),
-        ("train small.py:pair --train.num-step 4", "The nearest is --arms.0.train.num-steps."),
+        ("train small.py:pair --train.num-step 4", "The nearest is '--arms.0.train.num-steps'."),
         ("train small.py:pair --arms.0.train.num-steps 4", "`train.num_steps` is 4 for 'single'"),
         ("info two_stream.smal", "got 'smal'. The nearest is 'small'."),
         (
@@ -74,7 +74,7 @@ def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -
         ("generate x --prompt a --prompt-file b", "either `--prompt` or `--prompt-file`"),
         ("generate x --prompt-file b", "b: No such file or directory."),
         ("evaluate runs/none", "runs/none must be a checkpoint or a run folder"),
-        ("report runs/none", "The folder of a study must exist: 'runs/none' does not."),
+        ("report runs/none", "The folder of a run or a study must exist: 'runs/none' does not."),
         ("report texts", "must hold a study"),
     ],
 )
@@ -106,7 +106,7 @@ def test_syntax_error_in_a_recipe_names_its_line(capsys: pytest.CaptureFixture[s
 
 def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "small.py:interrupted"]) == 130
-    assert capsys.readouterr().err == "Interrupted.\n"
+    assert capsys.readouterr().err == ("Interrupted. Run the same command again to go on.\n")
 
 
 def test_fault_of_another_program_keeps_its_traceback() -> None:

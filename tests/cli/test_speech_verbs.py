@@ -129,7 +129,7 @@ def test_info_shows_streams_and_costs(trained: Path, capsys: pytest.CaptureFixtu
             "it is a Moshi, which hears and speaks. Use `counterpoint talk`",
         ),
         ("train small.py:mismatched", "`data` must be SpeechData where `system` is MoshiConfig"),
-        ("train small.py:speaking --data.row 3", "--data.row. The nearest is --data.row-s."),
+        ("train small.py:speaking --data.row 3", "--data.row. The nearest is '--data.row-s'."),
         ("train small.py:speaking --data.train none.jsonl", "existing file: got 'none.jsonl'"),
         ("train small.py:speaking --data.codec mimi.pt", "mimi.pt"),
         ("train small.py:speaking --system.tick-hz 12.5", "`tick_hz` must be the codec's 25.0"),

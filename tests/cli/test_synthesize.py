@@ -28,7 +28,7 @@ def test_mistakes_are_told_before_anything_is_made(scripts: Path, tmp_path: Path
         main([str(scripts), "--out", str(out), "--limit", "-1"])
     with pytest.raises(ValueError, match="must be engine:name or engine:name:formant: got 'bob'"):
         main([str(scripts), "--out", str(out), "--agent", "bob"])
-    with pytest.raises(ValueError, match="The nearest is --out"):
+    with pytest.raises(ValueError, match="The nearest is '--out'"):
         main([str(scripts), "--outt", str(out)])
     assert not out.exists()
 

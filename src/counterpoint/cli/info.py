@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest_file
 from counterpoint.evaluate.report.system_tables import show_system
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.overrides import parse, to_every_arm
@@ -43,7 +43,10 @@ def main(arguments: Sequence[str]) -> int:
         value = load_preset(target)
         num_ticks = parse(fields, rest, command, _HELP).num_ticks
     elif "/" in target and ".py" not in target:
-        raise UserError(f"The folder of a checkpoint or a run must exist: {target!r} does not.")
+        raise UserError(
+            f"The folder of a checkpoint or a run must exist: {target!r} does not. "
+            f"{nearest_file(target)}"
+        )
     else:
         recipe = load_recipe(target)
         if isinstance(recipe, Study):

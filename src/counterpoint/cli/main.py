@@ -3,14 +3,19 @@
 import importlib
 import io
 import os
+import platform
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest, nearest_file
 from counterpoint.packages import missing_package
+from counterpoint.processes import INTERRUPTED, interruptible
 
 _VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info", "export")
+_GO_ON = ("train", "synthesize")
+"""Verbs that keep what is done and go on from there."""
 
 _HELP = """usage: counterpoint VERB ...
 
@@ -26,7 +31,9 @@ Multi-stream language models.
   info CKPT|RECIPE  layout, size and costs       counterpoint info first_run
   export CKPT       write a published folder     counterpoint export runs/NAME --merge --out FOLDER
 
-`counterpoint VERB --help` tells more. A CKPT is a checkpoint or a run folder.
+A CKPT is a checkpoint or a run folder. `counterpoint VERB --help` tells what matters most,
+`counterpoint VERB --help-all` every option, `counterpoint --version` the versions.
+Ctrl-C ends a command and keeps what is done; a second Ctrl-C ends it at once.
 """
 
 
@@ -42,15 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name or a word may not be in its encoding
             stream.reconfigure(errors="replace")
+    with interruptible():
+        return _status(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _status(words: list[str]) -> int:
+    """Run one command; whatever it raises becomes a line and an exit status."""
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        status = _run(words)
         sys.stdout.flush()  # a closed pipe shows here, not while Python ends
         return status
     except SystemExit as end:  # how tyro ends after help and after mistakes
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+        go_on = " Run the same command again to go on." if words[:1] and words[0] in _GO_ON else ""
+        print(f"Interrupted.{go_on}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # `counterpoint ... | head`
         # Nothing is left to be flushed into the closed pipe when Python ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -67,20 +81,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     verb, *rest = arguments or ["--help"]
-    if verb in ("-h", "--help"):
+    if verb in ("-h", "--help", "--help-all"):
         print(_HELP, end="")
         return 0
+    if verb in ("-V", "--version"):
+        print(f"counterpoint {_version('counterpoint')}")
+        print(f"torch {_version('torch')}, Python {platform.python_version()}")
+        return 0
     if verb not in _VERBS:
-        near = get_close_matches(verb, _VERBS, n=1, cutoff=0)
         raise UserError(
             f"The first word must be one of {', '.join(_VERBS)}: got {verb!r}. "
-            f"The nearest is {near[0]!r}."
+            f"{nearest(verb, _VERBS)}"
         )
     status: int = importlib.import_module(f"counterpoint.cli.{verb}").main(rest)
     return status
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
 def _message(error: UserError | OSError) -> str:
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str | Path):
+        return f"{error.filename}: {error.strerror}. {nearest_file(error.filename)}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     if isinstance(error, OSError) and error.strerror is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest_file
 from counterpoint.evaluate.report.report import write_report
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.recipes.study import show
@@ -33,7 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     options = parse_options(ReportOptions, arguments, "report", _HELP)
     if not options.run.is_dir():
-        raise UserError(f"The folder of a study must exist: {str(options.run)!r} does not.")
+        raise UserError(
+            f"The folder of a run or a study must exist: {str(options.run)!r} does not. "
+            f"{nearest_file(options.run)}"
+        )
     summary = write_report(options.run)
     show(summary, options.run, sys.stdout)
     return 0

@@ -6,13 +6,12 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import counterpoint.recipes
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest, nearest_file
 
 
 def recipe_names() -> list[str]:
@@ -41,10 +40,9 @@ def load_recipe(name: str) -> Any:
         names = recipe_names()
         module_name = name.replace("-", "_")
         if module_name not in names:
-            near = get_close_matches(module_name, names, n=1, cutoff=0)
             raise UserError(
                 f"A recipe must be one of {', '.join(names)}, or path/to/file.py:function: got "
-                f"{name!r}. The nearest is {near[0] if near else 'none'!r}."
+                f"{name!r}. {nearest(module_name, names)}"
             )
         module = importlib.import_module(f"counterpoint.recipes.{module_name}")
         function = getattr(module, module_name)
@@ -62,15 +60,16 @@ def _function_of_file(name: str) -> Callable[[], Any]:
     path = Path(f"{place}.py")
     function_name = function_name.removeprefix(":") or Path(place).name
     if not path.is_file():
-        raise UserError(f"The file of a recipe must exist: {str(path)!r} does not.")
+        raise UserError(
+            f"The file of a recipe must exist: {str(path)!r} does not. {nearest_file(path)}"
+        )
     module = _module_of_file(path)
     function = getattr(module, function_name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value)]
-        near = get_close_matches(function_name, known, n=1, cutoff=0)
         raise UserError(
             f"{path} must have a function {function_name!r}: it has none. "
-            f"The nearest is {near[0] if near else 'none'!r}."
+            f"{nearest(function_name, known)}"
         )
     return function
 

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
 from counterpoint.data.text.corpus import Source
 from counterpoint.data.text.source_text import parse_source, write_source
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest
 
 _Options = TypeVar("_Options")
 
@@ -110,10 +109,9 @@ def _check_options(
         flag = f"{head}.{last.removeprefix('no-')}" if head else option.replace("--no-", "--", 1)
         if not option.startswith("--") or option in known or flag in known:
             continue
-        near = get_close_matches(option, known, n=1, cutoff=0)
         raise UserError(
             f"An option must be a field that `counterpoint {command}` has: got {option}. "
-            f"The nearest is {near[0]}."
+            f"{nearest(option, known)}"
         )
 
 

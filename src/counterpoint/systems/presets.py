@@ -4,11 +4,10 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 import counterpoint.systems
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest
 from counterpoint.systems import SYSTEMS, SystemConfig
 
 
@@ -25,13 +24,15 @@ def load_preset(name: str) -> SystemConfig:
     """
     system, _, preset = name.partition(".")
     if system not in module_names():
-        raise UserError(f"A preset must be of one of {', '.join(SYSTEMS)}: got {name!r}.")
+        raise UserError(
+            f"A preset must be of one of {', '.join(SYSTEMS)}: got {name!r}. "
+            f"{nearest(system, SYSTEMS)}"
+        )
     known = _presets(system)
     if preset not in known:
-        near = get_close_matches(preset, known, n=1, cutoff=0)
         raise UserError(
             f"A preset of {system} must be one of {', '.join(known)}: got {preset!r}. "
-            f"The nearest is {near[0] if near else 'none'!r}."
+            f"{nearest(preset, known)}"
         )
     return known[preset]()
 

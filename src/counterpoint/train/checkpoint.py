@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import LowRankConfig, merged_weights
 from counterpoint.config_json import decode, encode, first_difference
+from counterpoint.errors import nearest_file
 from counterpoint.files import flush, settle, write_json
 from counterpoint.train.distributed import World, system_class
 from counterpoint.train.manifest import FORMAT as FORMAT
@@ -348,6 +349,7 @@ def resolve(path: Path, note: Callable[[str], None] | None = None) -> Path:
     newest = newest_checkpoint(path, note=note or (lambda line: warnings.warn(line, stacklevel=3)))
     if newest is None:
         raise CheckpointError(
-            f"{path} must be a checkpoint or a run folder with one: none found. Check the path."
+            f"{path} must be a checkpoint or a run folder with one: none found. Check the path. "
+            f"{'' if path.exists() else nearest_file(path)}"
         )
     return newest

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -27,7 +26,7 @@ from counterpoint.data.text.parquet import parquet_files
 from counterpoint.data.text.shards import VERSION, ShardWriter, TokenShards, Unit
 from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.digests import file_digest
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest
 from counterpoint.files import whole_folder
 from counterpoint.locks import locked
 from counterpoint.progress import Progress, spell_count
@@ -394,10 +393,9 @@ def _split(
             on_progress(num_documents, num_bytes)
     for title in rule if isinstance(rule, tuple) and num_documents else ():
         if title not in titles:
-            near = get_close_matches(title, titles, n=1, cutoff=0)
             raise UserError(
                 f"`held_out` must name titles of the corpus: {title!r} is not among its "
-                f"{num_documents} documents. The nearest is {near[0]!r}."
+                f"{num_documents} documents. {nearest(title, titles)}"
             )
     if rule and num_documents and not (train.num_units and held_out.num_units):
         side = "training" if held_out.num_units else "evaluation"

@@ -3,10 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 from counterpoint.data.text.corpus import Folder, HubDataset, Jsonl, Kjv, Parquet, Source
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, nearest
 
 _SOURCES: Mapping[str, type[Source]] = {
     "kjv": Kjv,
@@ -25,10 +24,9 @@ def parse_source(text: str) -> Source:
     """
     kind, _, rest = text.partition(":")
     if kind not in _SOURCES:
-        near = get_close_matches(kind, _SOURCES, n=1, cutoff=0)
         raise UserError(
             f"A source must begin with one of {', '.join(_SOURCES)}: got {kind!r}. "
-            f"The nearest is {near[0]!r}."
+            f"{nearest(kind, _SOURCES)}"
         )
     names = [field.name for field in dataclasses.fields(_SOURCES[kind])]
     words = re.split(r",(?=\w+=)", rest) if rest else []
