@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Int
 
-from counterpoint.data.loader import Loader
+from counterpoint.data.loader import Loader, Share, spread_turn
 from counterpoint.streams.batch import Batch
 
 
@@ -95,3 +95,33 @@ def test_misuse_is_refused() -> None:
         Loader(rows, 4, -1)
     with pytest.raises(ValueError, match="`step` must be >= 0"):
         Loader(rows, 4, 0).indices(-1)
+
+
+@given(st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=1, max_size=4))
+def test_turns_follow_weights_and_are_counted(weights: list[float]) -> None:
+    turns = [spread_turn(slot, weights) for slot in range(260)]
+    for number, weight in enumerate(weights):
+        own = [turn for whose, turn in turns if whose == number]
+        assert own == list(range(len(own)))
+        assert abs(len(own) - 260 * weight / sum(weights)) < len(weights)
+
+
+def test_lists_are_read_by_their_weights_each_with_epochs_of_its_own() -> None:
+    shares = [Share(range(3), 1.0), Share(range(3, 13), 2.0)]
+    loader = Loader(Numbered(13), 4, 0, shares=shares)
+    read = global_rows(loader, range(45))
+    first = [row for row in read if row < 3]
+    second = [row for row in read if row >= 3]
+    assert (len(first), len(second)) == (60, 120)
+    for own, rows in ((first, range(3)), (second, range(3, 13))):
+        for begin in range(0, len(own), len(rows)):
+            assert sorted(own[begin : begin + len(rows)]) == [*rows]
+    ranks = [Loader(Numbered(13), 4, 0, rank, 2, shares) for rank in range(2)]
+    together = [int(i) for step in range(45) for one in ranks for i in one.indices(step)]
+    assert together == read
+
+
+def test_one_list_is_read_as_if_it_had_no_weight() -> None:
+    plain = Loader(Numbered(7), 3, 1)
+    weighted = Loader(Numbered(7), 3, 1, shares=[Share(range(7), 5.0)])
+    assert global_rows(plain, range(9)) == global_rows(weighted, range(9))

@@ -8,6 +8,7 @@ from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
+from counterpoint.recipes.fine_tuning import FineTuning, run_fine_tuning
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study, run_study
@@ -27,7 +28,7 @@ Example: counterpoint train first_run --train.num-steps 100 --folder runs/short
 
 RECIPE is one of: {names}
 or path/to/file.py:function, a function that returns a `Run`, a
-`Study` or a `DuplexStudy`.
+`Study`, a `DuplexStudy` or a `FineTuning`.
 `counterpoint train RECIPE --help` lists the overrides. On many processes: torchrun -m
 counterpoint.cli.main train RECIPE (a `Run`).
 """
@@ -47,9 +48,9 @@ def main(arguments: Sequence[str]) -> int:
         print(_HELP.format(names=", ".join(recipe_names())), end="")
         return 0
     recipe = load_recipe(name)
-    if not isinstance(recipe, Run | Study | DuplexStudy):
+    if not isinstance(recipe, Run | Study | DuplexStudy | FineTuning):
         raise UserError(
-            "A recipe must return a `Run`, a `Study` or a `DuplexStudy` to be trained: "
+            "A recipe must return a `Run`, `Study`, `DuplexStudy` or `FineTuning` to be trained: "
             f"{name!r} returned {type(recipe).__name__}."
         )
     text = _RECIPE_HELP.format(name=name)
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     with joined(chosen.device) as world:
         if isinstance(recipe, Run):
             finished = _train_run(recipe, folder, world)
+        elif isinstance(recipe, FineTuning):
+            finished = _fine_tune(recipe, folder, world)
         elif world.size > 1:
             raise UserError(
                 f"A study must run in one process: got {world.size}. Train its runs one by one."
@@ -95,6 +98,14 @@ def _train_run(run: Run, folder: Path, world: World) -> bool:
     result = train_run(run, folder, world)
     if world.is_first and result.finished:
         _tell(run, folder, result)
+    return result.finished
+
+
+def _fine_tune(recipe: FineTuning, folder: Path, world: World) -> bool:
+    result = run_fine_tuning(recipe, folder, world)
+    if world.is_first and result.finished:
+        _tell(recipe.run(), folder, result)
+        print(f"or: counterpoint export {folder} --merge --out FOLDER")
     return result.finished
 
 

@@ -1,7 +1,8 @@
 """Order: which rows every step reads, as a pure function of the seed and the step."""
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -50,6 +51,18 @@ class HeldOutRows:
         yield self.rows.rows(np.array([index]))
 
 
+class Share(NamedTuple):
+    """Some of the rows, and their weight beside that of others.
+
+    Attributes:
+        rows: Which.
+        weight: Places of a batch that they take, beside the weights of others.
+    """
+
+    rows: range
+    weight: float
+
+
 class Loader:
     """Batches by step. Nothing is carried from one step to the next, so any step can come first.
 
@@ -63,13 +76,21 @@ class Loader:
         seed: Decides the order.
         rank: This process, 0 first.
         world_size: Number of processes.
+        shares: Parts of the rows that are read by their weights and not by their numbers, evenly
+            spread: each has epochs of its own. By default all rows are read equally often.
 
     Raises:
         UserError: There are no rows, or the batch cannot be shared out evenly.
     """
 
     def __init__(
-        self, rows: Rows, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        rows: Rows,
+        batch_rows: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shares: Sequence[Share] = (),
     ) -> None:
         if not len(rows):
             raise UserError("The corpus is empty: a loader must have at least one row.")
@@ -89,8 +110,9 @@ class Loader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
+        self._shares = [*shares] if len(shares) > 1 else [Share(range(len(rows)), 1.0)]
+        self._epochs = [-1] * len(self._shares)
+        self._orders = [np.empty(0, np.int64)] * len(self._shares)
 
     def batch(self, step: int) -> Batch:
         """This rank's part of the global batch of a step, 0 first."""
@@ -101,18 +123,49 @@ class Loader:
         if step < 0:
             raise UserError(f"`step` must be >= 0, got {step}.")
         share = self.batch_rows // self.world_size
-        slots = step * self.batch_rows + self.rank * share + np.arange(share)
-        epochs, places = np.divmod(slots, len(self.rows))
-        return np.concatenate(
-            [self._epoch_order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        )
+        first = step * self.batch_rows + self.rank * share
+        found = np.empty(share, np.int64)
+        for place in range(share):
+            number, turn = spread_turn(first + place, [share.weight for share in self._shares])
+            rows = self._shares[number].rows
+            epoch, index = divmod(turn, len(rows))
+            found[place] = rows[int(self._epoch_order(number, epoch)[index])]
+        return found
 
-    def _epoch_order(self, epoch: int) -> Int[np.ndarray, " N"]:
-        """Permutation of all rows; the latest one is kept, only to save time."""
-        if epoch != self._epoch:
+    def _epoch_order(self, number: int, epoch: int) -> Int[np.ndarray, " N"]:
+        """Permutation of the rows of a share; the latest one is kept, only to save time."""
+        if epoch != self._epochs[number]:
             # The raw stream of a bit generator is the same in all NumPy versions; `permutation`
             # of a `Generator` is not promised to be, and a run must resume after an upgrade.
-            keys = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
-            self._order = np.argsort(keys.random_raw(len(self.rows)), kind="stable")
-            self._epoch = epoch
-        return self._order
+            # The first share has the order that all rows have without shares.
+            key = (self.seed, epoch, number) if number else (self.seed, epoch)
+            keys = np.random.Philox(np.random.SeedSequence(key))
+            random = keys.random_raw(len(self._shares[number].rows))
+            self._orders[number] = np.argsort(random, kind="stable")
+            self._epochs[number] = epoch
+        return self._orders[number]
+
+
+def spread_turn(slot: int, weights: Sequence[float]) -> tuple[int, int]:
+    """Whose turn a slot is, and how many turns that one has had before.
+
+    The first takes slot s where ``floor((s + 1) * share)`` is more than ``floor(s * share)``, as in
+    `counterpoint.data.mixture.Mixture`; the others share out what is left in the same way.
+
+    Args:
+        slot: 0 is the first.
+        weights: Above 0; what each takes of all slots beside the others.
+    """
+    left = sum(map(_exact, weights))
+    for number, weight in enumerate(weights[:-1]):
+        share = _exact(weight) / left
+        before = int(slot * share)
+        if int((slot + 1) * share) > before:
+            return number, before
+        slot -= before
+        left -= _exact(weight)
+    return len(weights) - 1, slot
+
+
+def _exact(weight: float) -> Fraction:
+    return Fraction(weight).limit_denominator(1_000_000)

@@ -16,7 +16,7 @@ from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
-from counterpoint.train.loop import TrainResult, train
+from counterpoint.train.loop import Evaluate, TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.reporter import RunReporter, peak_flops
@@ -35,6 +35,7 @@ def train_run(
     measure_end: bool = True,
     progress: Progress | None = None,
     loggers: Sequence[MetricLogger] | None = None,
+    also: Evaluate | None = None,
 ) -> TrainResult:
     """Train one run, on as many processes as there are; go on where it was.
 
@@ -47,6 +48,7 @@ def train_run(
         measure_end: Measure the held-out units also where the config has no `evaluate_every`.
         progress: Shows how far it is; on stderr by default.
         loggers: Followers of the numbers; by default TensorBoard, in ``tensorboard/``.
+        also: Measures something beside the held-out units, whenever these are measured.
 
     Raises:
         UserError: The data, or the checkpoints of the folder, cannot be used.
@@ -76,11 +78,19 @@ def train_run(
             data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
             replace(run.train, precision=choice.precision),
             folder,
-            evaluate=evaluator(data.held_out_units(), _EVALUATION_UNITS) if measured else None,
+            evaluate=_both(evaluator(data.held_out_units(), _EVALUATION_UNITS), also)
+            if measured
+            else None,
             reporter=RunReporter(progress, run.name, peak),
             loggers=loggers,
             run=encode(run),
         )
+
+
+def _both(first: Evaluate | None, second: Evaluate | None) -> Evaluate | None:
+    if first is None or second is None:
+        return first or second
+    return lambda system: {**first(system), **second(system)}
 
 
 def train_in_turn(

@@ -2,10 +2,11 @@
 
 The form on disk is that of `moshi-finetune`: a .jsonl file with a line ``{"path", "duration"}`` for
 each recording, the path relative to the file. A recording has two channels, the agent left and the
-user right; beside ``x.wav`` lies ``x.json`` with ``{"alignments": [[word, [start, end], speaker],
-...]}``, and there the agent may have a role: ``"text_conditions": {"description": text}``. A sample
-of the agent's voice may lie beside them: ``x.voice.wav``. Encoding audio is slow, so that ids are
-kept on disk, found again by the audio's content.
+user right; beside ``x.wav`` lies ``x.json``, or elsewhere the file that the line names as
+``words``, with ``{"alignments": [[word, [start, end], speaker], ...]}``. There the agent may have a
+role: ``"text_conditions": {"description": text}``. A sample of the agent's voice may lie beside
+them: ``x.voice.wav``. Encoding audio is slow, so that ids are kept on disk, found again by the
+audio's content.
 """
 
 import hashlib
@@ -264,7 +265,8 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
                 f"path={name!r}, duration={duration_s!r}."
             )
         audio = path.parent / name
-        words, role = _read_beside(audio.with_suffix(".json"), hearing)
+        beside = audio.with_suffix(".json")
+        words, role = _read_beside(path.parent / record.get("words", beside), hearing)
         voice = audio.with_suffix(".voice.wav")
         dialogues.append(
             Dialogue(

@@ -6,6 +6,7 @@ loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ class DialogueRows:
         row_ticks: Frames in a row; the longest prompt comes on top.
         prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
         only_text: Train the text alone.
+        parts: Numbers of examples whose rows are kept apart, in order; by default all together.
+
+    Attributes:
+        row_ticks: Frames in a row.
+        parts: The rows of each part.
 
     Raises:
         UserError: There are no examples, or one is longer than a row.
@@ -43,6 +49,7 @@ class DialogueRows:
         row_ticks: int,
         prompts: Callable[[Example], Ticks | None] | None = None,
         only_text: bool = False,
+        parts: Sequence[int] = (),
     ) -> None:
         self._only_text = only_text
         self._examples = examples
@@ -60,11 +67,21 @@ class DialogueRows:
             )
         self.row_ticks = row_ticks + max(prompt for prompt, _ in sizes)
         self._rows: list[list[int]] = []
-        room = np.full(len(sizes), self.row_ticks)
-        for number, length in enumerate(map(sum, sizes)):
+        self.parts: list[range] = []
+        numbers = iter(range(len(sizes)))
+        for count in parts or [len(sizes)]:
+            before = len(self._rows)
+            self._pack([(number, sum(sizes[number])) for number in islice(numbers, count)])
+            self.parts.append(range(before, len(self._rows)))
+
+    def _pack(self, examples: Sequence[tuple[int, int]]) -> None:
+        """Put examples, of some lengths, into new rows."""
+        before = len(self._rows)
+        room = np.full(len(examples), self.row_ticks)
+        for number, length in examples:
             row = int((room >= length).argmax())
-            self._rows += [[] for _ in range(row - len(self._rows) + 1)]
-            self._rows[row].append(number)
+            self._rows += [[] for _ in range(before + row - len(self._rows) + 1)]
+            self._rows[before + row].append(number)
             room[row] -= length
 
     def __len__(self) -> int:

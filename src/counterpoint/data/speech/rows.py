@@ -5,16 +5,18 @@ agent has a role may begin with PersonaPlex's prompt.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.loader import HeldOutRows, Loader, Share
 from counterpoint.data.mixture import Mixture
 from counterpoint.data.speech.dialogues import (
     Dialogue,
@@ -49,6 +51,23 @@ from counterpoint.systems.contract import System
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedList:
+    """A further list of recordings to learn from.
+
+    Attributes:
+        path: As `SpeechData.train`.
+        weight: How often its rows are read, where those of `SpeechData.train` have 1.
+    """
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1e-3 <= self.weight <= 1e3:
+            raise UserError(f"`weight` of {self.path} must be 0.001 to 1000: got {self.weight}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechData:
     """Recordings of dialogues, and what they are turned into.
 
@@ -57,6 +76,8 @@ class SpeechData:
             .parquet file or folder of codes and text ids (see
             `counterpoint.data.speech.token_parquet`), read as they are: what is said below of
             recordings does not apply, and no codec is opened.
+        others: Further lists, each with a weight. Rows of a list are kept apart and read by its
+            weight, however many they are.
         held_out: A list or file like it, only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
         tokenizer: Tokeniser of the text: "bytes", or the path of a SentencePiece .model.
@@ -74,6 +95,7 @@ class SpeechData:
     """
 
     train: str
+    others: tuple[WeightedList, ...] = ()
     held_out: str = ""
     codec: str = "codec2"
     tokenizer: str = "bytes"
@@ -94,9 +116,15 @@ class SpeechData:
             )
         changed = self.hearing is not None or self.role_prompts
         if changed or self.augmentation is not None:
-            self._check_has_sound(self.train)
+            for path in self.lists:
+                self._check_has_sound(path)
         if changed:
             self._check_has_sound(self.held_out)
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """All lists to learn from."""
+        return (self.train, *(other.path for other in self.others))
 
     @staticmethod
     def _check_has_sound(path: str) -> None:
@@ -151,6 +179,7 @@ class SpeechCorpus:
         held_out: Rows to measure on; ``None`` where there are none.
         text: Rows of text alone, to learn from; ``None`` where there are none.
         text_share: Share of their batches.
+        weights: Weights of the parts of `learned`.
         recordings: Digests of what is learned from each recording, by list, place and name.
         notes: What a person should know about the data, each a line.
     """
@@ -159,6 +188,7 @@ class SpeechCorpus:
     held_out: DialogueRows | None
     text: TextRows | None = None
     text_share: float = 0.0
+    weights: tuple[float, ...] = (1.0,)
     recordings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -173,7 +203,8 @@ class SpeechCorpus:
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> Loader | Mixture:
         """What a run learns from, step by step; arguments as for `Loader`."""
-        speech = Loader(self.train, batch_rows, seed, rank, world_size)
+        shares = [Share(*share) for share in zip(self.train.parts, self.weights, strict=True)]
+        speech = Loader(self.train, batch_rows, seed, rank, world_size, shares)
         if self.text is None:
             return speech
         text = Loader(self.text, batch_rows, seed, rank, world_size)
@@ -261,14 +292,15 @@ def prepare_speech(
     seeds = [config.seed * config.copies + copy for copy in range(config.copies)]
     learned = text = None
     if not held_out_only:
-        learned = reader.rows(config.train, seeds, config.augmentation)
+        learned = reader.rows(config.lists, seeds, config.augmentation)
         if config.text is not None:
             text = prepare_text(config.text, config.tokenizer, model)
     return SpeechCorpus(
         learned=learned,
-        held_out=reader.rows(config.held_out, [0], None) if config.held_out else None,
+        held_out=reader.rows([config.held_out], [0], None) if config.held_out else None,
         text=text,
         text_share=0.0 if config.text is None else config.text.share,
+        weights=(1.0, *(other.weight for other in config.others)),
         recordings=reader.recordings,
         notes=tuple(reader.notes),
     )
@@ -310,16 +342,29 @@ class _Reader:
         return codec, prompts
 
     def rows(
-        self, path: str, seeds: Sequence[int], augmentation: Augmentation | None
+        self, paths: Sequence[str], seeds: Sequence[int], augmentation: Augmentation | None
     ) -> DialogueRows:
-        """Rows of a list, encoded once for each seed, or of a .parquet file."""
+        """Rows of lists, encoded once for each seed, or of .parquet files; lists are kept apart."""
+        lists = [self._examples(path, seeds, augmentation) for path in paths]
+        return DialogueRows(
+            lists[0] if len(lists) == 1 else _Joined(lists),
+            self._model,
+            self._num_frames,
+            self._sound[1] if self._config.role_prompts else None,
+            only_text=self._config.hearing is not None,
+            parts=[len(own) for own in lists],
+        )
+
+    def _examples(
+        self, path: str, seeds: Sequence[int], augmentation: Augmentation | None
+    ) -> Sequence[Example]:
         config = self._config
         model = self._model
         if is_token_parquet(path):
             coded = TokenExamples(path, self._num_frames, model.layout)
             self.recordings[path] = {path: coded.digest}
-            return DialogueRows(coded, model, self._num_frames)
-        codec, prompts = self._sound
+            return coded
+        codec, _ = self._sound
         dialogues = read_dialogues(path, config.hearing)
         base = DialogueConfig(
             chunk_s=config.row_s, augmentation=augmentation, cache_folder=config.cache_folder
@@ -339,8 +384,32 @@ class _Reader:
         )
         if note := examples.note():
             self.notes.append(f"{path}: {note}")
-        only_text = config.hearing is not None
-        return DialogueRows(examples, model, self._num_frames, prompts, only_text=only_text)
+        return examples
+
+
+class _Joined(Sequence[Example]):
+    """Examples of several lists, one behind the other."""
+
+    def __init__(self, lists: Sequence[Sequence[Example]]) -> None:
+        self._lists = lists
+        self._ends = [*accumulate(len(own) for own in lists)]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return self._lists[number][index - self._ends[number] + len(self._lists[number])]
 
 
 def _tokenizer_of(config: SpeechData, model: System) -> WordTokenizer:

@@ -1,0 +1,206 @@
+"""Folders of recordings as lists to learn from, with their words written where they are missing.
+
+A recording is a file of two channels, the agent left and the user right; `x.voice.wav` is a sample
+of a voice and no recording. What is written is what `counterpoint.data.speech.dialogues` reads.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.data.speech.alignments import AGENT_SPEAKER, USER_SPEAKER
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines, write_json, write_json_lines
+from counterpoint.speech.audio import inspect_audio, read_audio
+from counterpoint.speech.transcriber import HeardWord
+
+_ENDINGS = (".wav", ".flac", ".ogg")
+_VOICE = ".voice"
+_RATE = 16_000
+
+WriteWords = Callable[[Float[Tensor, " N"], int], Sequence[HeardWord]]
+"""The words of a channel at a sample rate: `counterpoint.speech.transcriber.Transcriber.words`."""
+
+OnRecording = Callable[[float, float], None]
+"""Called with the seconds of sound that are done, and with those of all recordings."""
+
+
+class Recording(NamedTuple):
+    """A file of two channels, its length, and where its words are or shall be."""
+
+    audio: Path
+    duration_s: float
+    words: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderOfData:
+    """A folder of recordings, or a list of them, by name and weight.
+
+    Attributes:
+        name: Names its lists.
+        path: The folder, or a .jsonl file.
+        weight: How often its rows are read, beside the weights of others.
+    """
+
+    name: str
+    path: Path
+    weight: float = 1.0
+
+
+def parse_folder(word: str) -> FolderOfData:
+    """A folder from a word of the command line: ``PATH``, ``PATH:2`` or ``calls=PATH:0.5``.
+
+    Raises:
+        UserError: There is no such folder or list, or the weight is not above 0.
+    """
+    name, _, place = word.rpartition("=") if not Path(word).exists() else ("", "", word)
+    weight = 1.0
+    if not Path(place).expanduser().exists() and ":" in place:
+        place, _, number = place.rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not weight > 0:
+            raise UserError(
+                f"A weight of data must be a number above 0: got {number!r} in {word!r}."
+            )
+    path = Path(place).expanduser()
+    is_list = path.suffix == ".jsonl"
+    if not place or not (path.is_file() if is_list else path.is_dir()):
+        raise UserError(
+            f"Data must be a folder of recordings or a .jsonl list of them: {place!r} is none. "
+            "Give PATH, PATH:WEIGHT or NAME=PATH:WEIGHT."
+        )
+    return FolderOfData(name=name or path.resolve().stem, path=path, weight=weight)
+
+
+def find_recordings(data: FolderOfData, words_folder: Path | None = None) -> list[Recording]:
+    """The recordings of a folder or of a list, in order of their names.
+
+    Args:
+        data: Where they are.
+        words_folder: Where words are kept that are not beside their recording; by default they are
+            written beside it.
+
+    Raises:
+        UserError: There are none, or one has not two channels.
+    """
+    found = []
+    for audio in _audio_files(data.path):
+        info = inspect_audio(audio)
+        if info.num_channels != 2:
+            raise UserError(
+                "A recording must have two channels, the agent left and the user right: "
+                f"{str(audio)!r} has {info.num_channels}. Take it out of the folder."
+            )
+        words = audio.with_suffix(".json")
+        if words_folder is not None and not words.is_file():
+            own = hashlib.sha256(str(audio.resolve()).encode("utf-8", "surrogateescape"))
+            words = words_folder / f"{audio.stem}-{own.hexdigest()[:8]}.json"
+        found.append(Recording(audio, info.duration_s, words))
+    if not found:
+        raise UserError(
+            f"Data must hold recordings ({', '.join(_ENDINGS)}): {str(data.path)!r} has none."
+        )
+    return found
+
+
+def _audio_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path.parent / str(record.get("path")) for _, record in read_json_lines(path)]
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _ENDINGS and not file.stem.endswith(_VOICE) and file.is_file()
+    )
+
+
+def write_missing_words(
+    recordings: Iterable[Recording], write_words: WriteWords, on_recording: OnRecording
+) -> None:
+    """Write the words of both speakers of every recording that has none yet.
+
+    Each file appears whole or not at all, so that whoever is stopped goes on where it was.
+
+    Raises:
+        UserError: A recording cannot be read.
+        OSError: A file cannot be written.
+    """
+    missing = [recording for recording in recordings if not recording.words.is_file()]
+    total_s = sum(recording.duration_s for recording in missing)
+    done_s = 0.0
+    for recording in missing:
+        audio = read_audio(recording.audio, _RATE, 2)
+        said = [
+            [word.text, [round(word.start_s, 3), round(word.end_s, 3)], speaker]
+            for speaker, channel in zip((AGENT_SPEAKER, USER_SPEAKER), audio, strict=True)
+            for word in write_words(channel, _RATE)
+        ]
+        recording.words.parent.mkdir(parents=True, exist_ok=True)
+        write_json(recording.words, {"alignments": sorted(said, key=lambda word: word[1])})
+        done_s += recording.duration_s
+        on_recording(done_s, total_s)
+
+
+def write_unknown_words(recordings: Iterable[Recording]) -> None:
+    """Say of every recording without words that they are not known: its text is not trained."""
+    for recording in recordings:
+        if not recording.words.is_file():
+            recording.words.parent.mkdir(parents=True, exist_ok=True)
+            write_json(recording.words, {"alignments": None})
+
+
+def split(
+    recordings: Sequence[Recording], held_out: float
+) -> tuple[list[Recording], list[Recording]]:
+    """Recordings to learn from, and those that are only measured on.
+
+    Which is decided by the names of the files alone. Of two or more recordings at least one is
+    held out, unless the share is 0, and at least one is not.
+
+    Args:
+        recordings: All.
+        held_out: Share that is held out.
+    """
+    count = round(held_out * len(recordings))
+    if held_out > 0:
+        count = max(count, 1)
+    count = min(count, len(recordings) - 1)
+    by_name = sorted(
+        recordings,
+        key=lambda each: hashlib.sha256(
+            each.audio.name.encode("utf-8", "surrogateescape")
+        ).hexdigest(),
+    )
+    kept = {each.audio for each in by_name[:count]}
+    return (
+        [each for each in recordings if each.audio not in kept],
+        [each for each in recordings if each.audio in kept],
+    )
+
+
+def write_list(recordings: Iterable[Recording], path: Path) -> None:
+    """Write a list of recordings with their words.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_lines(
+        path,
+        [
+            {
+                "path": str(each.audio.resolve()),
+                "duration": round(each.duration_s, 6),
+                "words": str(each.words.resolve()),
+            }
+            for each in recordings
+        ],
+    )

@@ -1,0 +1,221 @@
+"""Fine-tuning a published model of speech on folders of one's own recordings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from counterpoint.blocks.low_rank import LowRankConfig
+from counterpoint.data.speech.folders import (
+    FolderOfData,
+    find_recordings,
+    parse_folder,
+    split,
+    write_list,
+    write_missing_words,
+    write_unknown_words,
+)
+from counterpoint.data.speech.rows import SpeechData, WeightedList, codec_of
+from counterpoint.data.speech.words import open_tokenizer
+from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.timing import Timing, TimingConfig
+from counterpoint.formats import find_format
+from counterpoint.progress import Progress, spell_duration
+from counterpoint.recipes.training import train_run
+from counterpoint.runtime.load import find_checkpoint, is_ours, load_run
+from counterpoint.speech.transcriber import EMBEDDED, Transcriber
+from counterpoint.systems import sketch
+from counterpoint.systems.contract import SystemConfig
+from counterpoint.train.config import FineTuneConfig, TrainConfig
+from counterpoint.train.distributed import World
+from counterpoint.train.loop import TrainResult
+from counterpoint.train.run import Run
+
+NO_RECOGNISER = "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuning:
+    """A published model, and how it goes on learning from recordings of two channels.
+
+    Attributes:
+        name: Names its folder.
+        base: What it begins with: a folder as Kyutai or NVIDIA publishes it (model, Mimi and text
+            tokeniser), or a run of ours on speech.
+        data: Folders of recordings, the agent left and the user right, or .jsonl lists of them:
+            PATH, PATH:WEIGHT or NAME=PATH:WEIGHT.
+        held_out: Share of the recordings of each that is only measured on.
+        recogniser: Who writes words that are missing: "tiny.en" comes with the extra `recogniser`;
+            a name or a folder of faster-whisper, such as "medium"; or "none", which trains no text.
+        words_beside: Write missing words beside the recordings; else into the run's folder.
+        row_s: Seconds of a row, and of the longest piece of a recording that is read as one.
+        full: Train all weights; else adapters alone.
+        adapters: The adapters, and how the weights that they change are stored.
+        checkpoint_activations: Compute activations twice instead of keeping them.
+        timing: Moments at which greeting and response are measured while it learns.
+        train: How it learns.
+    """
+
+    name: str
+    base: str = ""
+    data: tuple[str, ...] = ()
+    held_out: float = 0.05
+    recogniser: str = EMBEDDED
+    words_beside: bool = True
+    row_s: float = 100.0
+    full: bool = False
+    adapters: LowRankConfig = field(default_factory=LowRankConfig)
+    checkpoint_activations: bool = True
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"`held_out` must be a share from 0 to 1: got {self.held_out}.")
+
+    def run(self, lists: Sequence[WeightedList] = (), held_out: str = "") -> Run:
+        """The training run.
+
+        Args:
+            lists: What it learns from; without any, the run can be asked for its costs alone.
+            held_out: List that is only measured on; empty for none.
+
+        Raises:
+            UserError: There is no base, or it is no model of speech.
+        """
+        system, codec, tokenizer = self._base()
+        first = lists[0].weight if lists else 1.0
+        return Run(
+            name=self.name,
+            system=self._keeping_less(system),
+            data=SpeechData(
+                train=lists[0].path if lists else "",
+                others=tuple(replace(other, weight=other.weight / first) for other in lists[1:]),
+                held_out=held_out,
+                codec=codec,
+                tokenizer=tokenizer,
+                row_s=self.row_s,
+            ),
+            train=replace(
+                self.train,
+                fine_tune=FineTuneConfig(
+                    init_from=str(self._base_path()),
+                    low_rank=None if self.full else self.adapters,
+                ),
+            ),
+        )
+
+    def _base_path(self) -> Path:
+        path = Path(self.base).expanduser()
+        if not self.base or not path.exists():
+            raise UserError(
+                "`--base` must be a folder with a published model, its Mimi and its tokeniser, or "
+                f"a run folder: got {self.base!r}. Fetch one, such as kyutai/moshiko-pytorch-bf16."
+            )
+        return path.resolve()
+
+    def _base(self) -> tuple[SystemConfig, str, str]:
+        """Config of the model, its codec and its tokeniser; no weights are read."""
+        path = self._base_path()
+        if is_ours(path):
+            run = load_run(find_checkpoint(path))
+            return run.system, run.speech_data.codec, run.speech_data.tokenizer
+        known = find_format(path)
+        published = None if known is None else known.open(path)
+        if published is None or published.codec is None:
+            raise UserError(
+                f"`--base` must be a model of speech that is published in a known format: {path} "
+                "is none."
+            )
+        return published.shape(), str(published.codec), str(published.tokenizer)
+
+    def _keeping_less(self, system: SystemConfig) -> SystemConfig:
+        """The system with the wanted checkpoints of activations, in all parts that have them."""
+        changes: dict[str, Any] = {}
+        for name in getattr(system, "__dataclass_fields__", ()):
+            part = getattr(system, name)
+            if hasattr(part, "checkpoint_activations"):
+                wanted = self.checkpoint_activations
+                changes[name] = replace(part, checkpoint_activations=wanted)
+        return replace(system, **changes)
+
+
+def run_fine_tuning(
+    study: FineTuning, folder: Path, world: World, progress: Progress | None = None
+) -> TrainResult:
+    """Write missing words, make lists, train, and measure timing on what is held out.
+
+    The folder gets ``lists/`` beside what a run has. What was done is not done again.
+
+    Raises:
+        UserError: Base or data cannot be used, or something is not installed.
+    """
+    progress = Progress() if progress is None else progress
+    shape = study.run()
+    codec_of(sketch(shape.system), shape.speech_data.codec)
+    open_tokenizer(shape.speech_data.tokenizer)
+    problem = None
+    lists: list[WeightedList] = []
+    held_out = ""
+    if world.is_first:
+        try:
+            lists, held_out = _lists(study, folder, progress)
+        except (UserError, OSError) as error:  # told to all processes, which wait
+            problem = str(error)
+    problem, lists, held_out = world.from_first((problem, lists, held_out))
+    if problem is not None:
+        raise UserError(problem)
+    run = study.run(lists, held_out)
+    timing = None
+    if study.timing.moments and held_out and world.size > 1:
+        progress.note("Timing is not measured: it needs one process.")
+    elif study.timing.moments and held_out:
+        timing = Timing(run.speech_data, sketch(run.system), study.timing)
+        if not timing.moments:
+            progress.note(
+                "Timing is not measured: the held-out recordings have no moment with "
+                f"{study.timing.horizon_s:g} s behind it and known words."
+            )
+    return train_run(run, folder, world, progress=progress, also=timing)
+
+
+def _lists(study: FineTuning, folder: Path, progress: Progress) -> tuple[list[WeightedList], str]:
+    """Lists to learn from, by weight, and one that is only measured on; with all their words."""
+    sources = [parse_folder(word) for word in study.data]
+    names = [source.name for source in sources]
+    if not sources or len(set(names)) < len(names):
+        raise UserError(
+            f"`--data` must name folders of recordings, each by another name: got {names}. "
+            "Give PATH or NAME=PATH:WEIGHT."
+        )
+    beside = None if study.words_beside else folder / "words"
+    found = {source.name: find_recordings(source, beside) for source in sources}
+    together = [recording for own in found.values() for recording in own]
+    if study.recogniser == NO_RECOGNISER:
+        write_unknown_words(together)
+    elif missing := sum(not recording.words.is_file() for recording in together):
+        where = "beside the recordings" if study.words_beside else f"into {folder / 'words'}"
+        progress.note(f"{missing} recordings have no words: {study.recogniser} writes them {where}")
+        task = progress.task("transcribing", spell=spell_duration)
+        write_missing_words(together, Transcriber(study.recogniser).words, task)
+    held_out = []
+    lists = []
+    for source in sources:
+        learned, kept = split(found[source.name], study.held_out)
+        held_out += kept
+        path = folder / "lists" / f"{source.name}.jsonl"
+        write_list(learned, path)
+        lists.append(WeightedList(path=str(path), weight=source.weight))
+        progress.note(_described(source, len(learned), len(kept)))
+    path = folder / "lists" / "held_out.jsonl"
+    if not held_out:
+        return lists, ""
+    write_list(held_out, path)
+    return lists, str(path)
+
+
+def _described(source: FolderOfData, num_learned: int, num_held_out: int) -> str:
+    return (
+        f"{source.name}: {num_learned} recordings to learn from, weight {source.weight:g}; "
+        f"{num_held_out} held out"
+    )

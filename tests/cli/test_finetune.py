@@ -1,0 +1,137 @@
+"""A published folder is fine-tuned, exported, and talks: as a user runs the verbs."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from counterpoint.cli.main import main
+from counterpoint.formats.moshi.checkpoint import load_moshi
+from counterpoint.recipes import fine_tuning
+from counterpoint.speech.transcriber import HeardWord
+from counterpoint.train.checkpoint import load_system
+from counterpoint.train.metrics import read_metrics
+from tests.cli import examples
+from tests.cli.talkers import write_published
+
+SMALL = shlex.split(
+    "--base base --data spoken:2 more=more.jsonl --train.num-steps 4 --train.batch-rows 2 "
+    "--train.accumulation 2 --train.evaluate-every 2 --train.optimizer.lr 1e-2 --row-s 2.4 "
+    "--train.schedule.warmup-steps 0 --adapters.rank 2 --timing.horizon-s 0.4 --held-out 0.4"
+)
+GREEDY = shlex.split("--text-temperature 0 --audio-temperature 0")
+
+
+class Hears:
+    """Stands for the recogniser, which is an extra."""
+
+    calls = 0
+
+    def __init__(self, model: str) -> None:
+        assert model == "tiny.en"
+
+    def words(self, audio: Tensor, sample_rate: int) -> list[HeardWord]:
+        Hears.calls += 1
+        return [HeardWord("the", 0.1, 0.2), HeardWord("sea", 0.3, 0.5)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two kinds of recordings, and a run that was trained on them and resumed."""
+    folder = tmp_path_factory.mktemp("finetune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(fine_tuning, "Transcriber", Hears)
+        patch.setenv("HOME", str(folder))  # codes are kept there
+        write_published(Path("base"))
+        examples.write_speech(Path())
+        Path("spoken/0.json").unlink()
+        Path("more.jsonl").write_text(
+            Path("spoken/held_out.jsonl").read_text().replace("3", "spoken/3", 1)
+        )
+        assert main(["train", "finetune_moshi", *SMALL, "--folder", "run"]) == 0
+        assert Hears.calls == 2
+        assert main(["train", "finetune_moshi", *SMALL, "--folder", "run"]) == 0
+        assert Hears.calls == 2
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(place))
+
+
+def talk(model: str, *more: str) -> np.ndarray:
+    soundfile.write("in.wav", 0.2 * np.random.default_rng(0).standard_normal(24_000), 24_000)
+    words = ["talk", model, "--input", "in.wav", "--output", "out.wav", *GREEDY, *more]
+    assert main(words) == 0
+    return soundfile.read("out.wav")[0]
+
+
+def test_lists_weights_and_timing_are_kept(place: Path) -> None:
+    lists = sorted(path.name for path in Path("run/lists").iterdir())
+    assert lists == ["held_out.jsonl", "more.jsonl", "spoken.jsonl"]
+    manifest = json.loads(Path("run/checkpoints/step_00000004/manifest.json").read_text())
+    data = manifest["run"]["data"]
+    assert [other["weight"] for other in _content(data)["others"]] == [0.5]
+    rows = read_metrics(Path("run/metrics.jsonl"))
+    measured = [row["evaluation"] for row in rows if "evaluation" in row]
+    assert len(measured) == 2
+    assert all("greeting_share" in values for values in measured)
+
+
+def _content(data: Any) -> Any:
+    return data if "others" in data else data["value"]
+
+
+def test_merged_export_is_the_trained_model_and_talks(place: Path) -> None:
+    assert main(["export", "run", "--merge", "--dtype", "float32", "--out", "merged"]) == 0
+    found = load_moshi(Path("merged"), dtype=torch.float32).state_dict()
+    trained = load_system(Path("run")).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in trained.items())
+    assert talk("merged", "--dtype", "float32").shape[1] == 2
+    assert json.loads(Path("merged/config.json").read_text())["dep_q"] == 16
+
+
+def test_exported_adapters_are_heard_beside_their_base(place: Path) -> None:
+    assert main(["export", "run", "--out", "adapters"]) == 0
+    assert {path.name for path in Path("adapters").iterdir()} == {"config.json", "lora.safetensors"}
+    with_adapters = talk("base", "--lora", "adapters", "--dtype", "float32")
+    assert not np.array_equal(with_adapters, talk("base", "--dtype", "float32"))
+
+
+def test_all_weights_may_be_trained(place: Path) -> None:
+    words = ["train", "finetune_moshi", *SMALL, "--full", "--folder", "full"]
+    assert main(words) == 0
+    assert main(["export", "full", "--out", "full_moshi"]) == 0
+    assert talk("full_moshi").shape[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data spoken", "`--base` must be a folder with a published model"),
+        ("--base base", "`--data` must name folders of recordings"),
+        ("--base base --data spoken spoken", "each by another name: got ['spoken', 'spoken']"),
+        ("--base spoken --data spoken", "published in a known format"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "finetune_moshi", *words.split(), "--folder", "none"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_export_does_not_write_over_anything(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "run", "--merge", "--out", "base"]) == 2
+    assert "must be a new or empty folder: base is not" in capsys.readouterr().err
