@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"train", "speech", "voices", "ray", "offline", "docs", "dev"}
+EXTRAS = {"train", "data", "hub", "speech", "voices", "ray", "offline", "docs", "dev"}
 # Torch chooses its own setuptools, and what it needs for a GPU.
 LEFT_TO_TORCH = re.compile(r"setuptools|nvidia-.*|cuda-.*|triton|pytorch-triton.*")
 
