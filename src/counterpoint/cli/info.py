@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 from counterpoint.errors import UserError, nearest_file
-from counterpoint.evaluate.report.system_tables import show_system
+from counterpoint.evaluate.report.system_tables import show_memory, show_system
+from counterpoint.recipes.fine_tuning import FineTuning
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study
@@ -17,11 +18,13 @@ from counterpoint.runtime.load import find_checkpoint, load_run
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names
+from counterpoint.train.memory import training_memory
 from counterpoint.train.run import Run
 
 _HELP = """usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
 
-Show layout, parameters, FLOPs a tick and state bytes a tick.
+Show layout, parameters, FLOPs a tick and state bytes a tick; of a recipe also the memory that
+training needs.
 
 Example: counterpoint info first_run
 """
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without memory
             system = build_system(config, seed=0)
         show_system(console, name, system, num_ticks or _row_ticks(run, system.layout))
+        if run is not None:
+            show_memory(console, training_memory(run), run)
     return 0
 
 
@@ -68,6 +73,8 @@ def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]
     """Every system of what was named: its name, its config and the run that trains it, if any."""
     if isinstance(value, Study):
         return [system for run in value.arms for system in _systems(run, run.name)]
+    if isinstance(value, FineTuning):
+        value = value.run()
     if isinstance(value, Run):
         return [(value.name, value.system, value)]
     if isinstance(value, SystemConfig):
