@@ -18,7 +18,7 @@ from counterpoint.files import read_json_lines, write_json_lines
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ItemAnswer:
     """A right answer within an item.
 
     Attributes:
@@ -43,19 +43,19 @@ class Item:
     """
 
     text: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ItemAnswer, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Given = Mapping[int, str]
+Replies = Mapping[int, str]
 """What was answered, by the number of the answer within its item."""
 
-Policy = Callable[[Item, random.Random], Given]
+ItemPolicy = Callable[[Item, random.Random], Replies]
 """Answers an item from its facts."""
 
 
 @runtime_checkable
-class Task(Protocol):
+class ScoredTask(Protocol):
     """A generator with a scorer and floors; a frozen dataclass whose fields are its knobs."""
 
     @property
@@ -68,15 +68,20 @@ class Task(Protocol):
         """The score that decides: it was declared before anything was run."""
         ...
 
+    @property
+    def most_symbols(self) -> int:
+        """No item is longer than this."""
+        ...
+
     def item(self, seed: int, number: int) -> Item:
         """The item of that number: a pure function."""
         ...
 
-    def policies(self) -> Mapping[str, Policy]:
+    def policies(self) -> Mapping[str, ItemPolicy]:
         """Policies by name; "oracle" reads the whole text, the others a part of it or nothing."""
         ...
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """Scores of answers by name, `primary` among them."""
         ...
 
@@ -92,7 +97,7 @@ class Writer:
     def __init__(self) -> None:
         """Nothing is written yet."""
         self.text = ""
-        self.answers: list[Answer] = []
+        self.answers: list[ItemAnswer] = []
 
     def write(self, text: str) -> None:
         """Add symbols."""
@@ -100,7 +105,7 @@ class Writer:
 
     def answer(self, kind: str, text: str) -> None:
         """Add an answer."""
-        self.answers.append(Answer(kind, len(self.text), text))
+        self.answers.append(ItemAnswer(kind, len(self.text), text))
         self.text += text
 
     def item(self, **facts: Any) -> Item:
@@ -110,7 +115,7 @@ class Writer:
         return Item(self.text, tuple(self.answers), facts)
 
 
-def accuracy(items: Iterable[Item], given: Iterable[Given]) -> dict[str, float]:
+def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float]:
     """Share of right answers, by kind; an answer that was not given is wrong."""
     right: dict[str, list[bool]] = {}
     for item, answers in zip(items, given, strict=True):
@@ -119,7 +124,7 @@ def accuracy(items: Iterable[Item], given: Iterable[Given]) -> dict[str, float]:
     return {kind: sum(values) / len(values) for kind, values in right.items()}
 
 
-def floors(task: Task, num_items: int, seed: int) -> dict[str, dict[str, float]]:
+def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
     """Scores of every policy of a task, by policy and name."""
     items = [task.item(seed, number) for number in range(num_items)]
     found = {}
@@ -129,7 +134,7 @@ def floors(task: Task, num_items: int, seed: int) -> dict[str, dict[str, float]]
     return found
 
 
-def of_kind(item: Item, kind: str, text: str) -> Given:
+def of_kind(item: Item, kind: str, text: str) -> Replies:
     """One answer to every question of a kind."""
     return {number: text for number, one in enumerate(item.answers) if one.kind == kind}
 
@@ -153,7 +158,7 @@ def read_items(path: Path) -> Iterator[Item]:
     """
     for place, line in read_json_lines(path):
         try:
-            answers = tuple(Answer(**one) for one in line["answers"])
+            answers = tuple(ItemAnswer(**one) for one in line["answers"])
             item = Item(line["text"], answers)
             stands = all(item.text.startswith(a.text, a.start) for a in answers)
         except (KeyError, TypeError, AttributeError) as problem:

@@ -4,7 +4,6 @@ Each task asks questions whose answers need *scope* (how much of the text must b
 *dispersion* (how scattered the evidence is). `TASKS` has them by name in their default size.
 """
 
-from counterpoint.data.tasks.items import Task
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.part_whole.audit import StreamAudit
 from counterpoint.data.tasks.part_whole.cloze import KeyedCloze
@@ -13,7 +12,10 @@ from counterpoint.data.tasks.part_whole.navon import Navon
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.data.tasks.part_whole.sections import Sections
 
-TASKS: dict[str, Task] = {
+PartWholeTask = Navon | KeyedCloze | Sections | Logbook | StreamAudit | Acrostic | RandomHierarchy
+"""Any of the tasks with synthetic texts."""
+
+TASKS: dict[str, PartWholeTask] = {
     task.name: task
     for task in (
         Navon(),

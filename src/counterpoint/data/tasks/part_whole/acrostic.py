@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Given, Item, Policy, Writer, accuracy, draw
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
 
 _VOWELS = "aeiou"
 _CONSONANTS = "bcdfghjklmnpqrstvwxyz"
@@ -29,8 +29,13 @@ class Acrostic:
     primary: ClassVar[str] = "acrostic"
     filler: int = 64
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return len("bbbbbbbb AABB 12 \n") + self.filler + 8 * 13
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rng = draw(seed, number)
         word = rng.choices(_CONSONANTS, k=8)
         scheme = rng.choice(_SCHEMES)
@@ -57,13 +62,13 @@ class Acrostic:
             writer.write("\n")
         return writer.item(prompt=prompt, word=word, scheme=scheme, length=length)
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
 
-        def oracle(item: Item, rng: random.Random) -> Given:
+        def oracle(item: Item, rng: random.Random) -> Replies:
             return {number: answer.text for number, answer in enumerate(item.answers)}
 
-        def without_plan(item: Item, rng: random.Random) -> Given:
+        def without_plan(item: Item, rng: random.Random) -> Replies:
             """Knows the poem so far: rhymes with one of the last two lines of the stanza."""
             given = {}
             for number, answer in enumerate(item.answers):
@@ -84,8 +89,8 @@ class Acrostic:
             },
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
         return accuracy(items, given)
 
     def judge(self, item: Item, poem: str) -> dict[str, float]:
@@ -96,7 +101,8 @@ class Acrostic:
             the scheme says with all lines of their stanza, "length" of the right length; and
             "violations", letters for each 100 that break the alternation.
         """
-        word, length = item.facts["word"], item.facts["length"]
+        word = item.facts["word"]
+        length = item.facts["length"]
         scheme = item.facts["scheme"]
         lines = poem.split("\n")[:8]
         lines += [""] * (8 - len(lines))

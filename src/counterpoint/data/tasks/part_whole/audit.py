@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Given, Item, Policy, Writer, draw, of_kind
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, draw, of_kind
 
-_RIGHT, _WRONG = ".", "!"
+_RIGHT = "."
+_WRONG = "!"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +31,13 @@ class StreamAudit:
     num_steps: int = 60
     claim_share: float = 0.4
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return 5 * self.num_steps
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rng = draw(seed, number)
         claims = [rng.random() < self.claim_share for _ in range(self.num_steps)]
         places = [step for step, claim in enumerate(claims) if claim]
@@ -56,8 +62,8 @@ class StreamAudit:
             steps.append((register, shown, True))
         return writer.item(steps=steps)
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
         return {
             "oracle": self._window(self.num_steps),
             "last 8 steps": self._window(8),
@@ -66,9 +72,11 @@ class StreamAudit:
             "always right": lambda item, rng: of_kind(item, "verdict", _RIGHT),
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
-        found, missed, alarms = 0, 0, 0
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        found = 0
+        missed = 0
+        alarms = 0
         for item, answers in zip(items, given, strict=True):
             for number, answer in enumerate(item.answers):
                 flagged = answers.get(number) == _WRONG
@@ -81,10 +89,10 @@ class StreamAudit:
             "false alarms": alarms / max(len(items), 1),
         }
 
-    def _window(self, num_steps: int) -> Policy:
+    def _window(self, num_steps: int) -> ItemPolicy:
         """Reads so many steps: flags a claim that follows from them to be false."""
 
-        def policy(item: Item, rng: random.Random) -> Given:
+        def policy(item: Item, rng: random.Random) -> Replies:
             steps = item.facts["steps"]
             given: dict[int, str] = {}
             for step, (register, shown, claim) in enumerate(steps):

@@ -8,9 +8,9 @@ from string import ascii_letters, ascii_lowercase, digits
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
-    Given,
     Item,
-    Policy,
+    ItemPolicy,
+    Replies,
     Writer,
     accuracy,
     draw,
@@ -43,8 +43,13 @@ class KeyedCloze:
     num_cues: int = 4
     noise: float = 0.2
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return self.num_blocks * (self.block_symbols + 3)
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rng = draw(seed, number)
         plan = rng.randrange(len(_CUES))
         writer = Writer()
@@ -65,8 +70,8 @@ class KeyedCloze:
                 writer.write(" ")
         return writer.item()
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
         return {
             "oracle": self._rule,
             "without the plan": self._without_plan,
@@ -74,24 +79,24 @@ class KeyedCloze:
             "constant": lambda item, rng: of_kind(item, "joint", "0"),
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
         return accuracy(items, given)
 
-    def _ends(self, item: Item, plan: int) -> Given:
+    def _ends(self, item: Item, plan: int) -> Replies:
         firsts = [block[0] for block in item.text.split(" ")[: self.num_blocks]]
         return {
             number: _SYMBOLS[(_SYMBOLS.index(firsts[block]) + 4 * plan + block) % len(_SYMBOLS)]
             for number, block in enumerate(range(3, self.num_blocks))
         }
 
-    def _rule(self, item: Item, rng: random.Random) -> Given:
+    def _rule(self, item: Item, rng: random.Random) -> Replies:
         """What the rule gives that counts the cues."""
         cues = Counter(symbol for symbol in item.text if symbol in _CUES)
         return self._ends(item, _CUES.index(cues.most_common(1)[0][0]))
 
-    def _without_plan(self, item: Item, rng: random.Random) -> Given:
+    def _without_plan(self, item: Item, rng: random.Random) -> Replies:
         return self._ends(item, rng.randrange(len(_CUES)))
 
-    def _without_symbol(self, item: Item, rng: random.Random) -> Given:
+    def _without_symbol(self, item: Item, rng: random.Random) -> Replies:
         return {number: rng.choice(_SYMBOLS) for number in range(len(item.answers))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Given, Item, Policy, Writer, accuracy, draw
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
 from counterpoint.errors import UserError
 
 _VALUES = "0123456789abcdef"
@@ -42,8 +42,13 @@ class Logbook:
                 f"{self.num_entities} and {self.num_events}."
             )
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return 3 * self.num_events + len("J=0 W=A PA=0")
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rng = draw(seed, number)
         entities = ascii_uppercase[: self.num_entities]
         leader, misleader = rng.sample(entities, 2)
@@ -71,17 +76,17 @@ class Logbook:
         writer.answer("part", last[asked])
         return writer.item(events=events, asked=asked)
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
         third = self.num_events // 3
 
-        def reads(first: int, stop: int | None) -> Policy:
-            def policy(item: Item, rng: random.Random) -> Given:
+        def reads(first: int, stop: int | None) -> ItemPolicy:
+            def policy(item: Item, rng: random.Random) -> Replies:
                 return _answers(item.facts["events"][first:stop], item.facts["asked"], rng)
 
             return policy
 
-        def last_value(item: Item, rng: random.Random) -> Given:
+        def last_value(item: Item, rng: random.Random) -> Replies:
             return dict.fromkeys((0, 2), item.facts["events"][-1][1])
 
         return {
@@ -93,8 +98,8 @@ class Logbook:
             "constant": lambda item, rng: {0: "0", 1: "A", 2: "0"},
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
         return accuracy(items, given)
 
     def _third(self, rng: random.Random, favourite: str) -> list[str]:
@@ -118,7 +123,7 @@ def _lead(who: list[str], entity: str) -> int:
     return counts[entity] - max(count for one, count in counts.items() if one != entity)
 
 
-def _answers(events: list[tuple[str, str]], asked: str, rng: random.Random) -> Given:
+def _answers(events: list[tuple[str, str]], asked: str, rng: random.Random) -> Replies:
     """What these events alone say."""
     last = dict(events)
     counts = Counter(entity for entity, _ in events)

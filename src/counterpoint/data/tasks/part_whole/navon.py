@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Given, Item, Policy, Writer, accuracy, draw
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +36,13 @@ class Navon:
     majority: float = 0.6
     num_letters: int = 16
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return self.num_blocks * (self.block_symbols + 1) + len("J=0 G=a LA=0")
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rng = draw(seed, number)
         letters = ascii_lowercase[: self.num_letters]
         motif = rng.sample(letters, self.period)
@@ -62,8 +67,8 @@ class Navon:
         writer.answer("part", numbers[asked])
         return writer.item(asked=asked)
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
         return {
             "oracle": self._rule,
             "random block": self._random_block,
@@ -71,11 +76,11 @@ class Navon:
             "constant": lambda item, rng: {0: "0", 1: "a", 2: "0"},
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
         return accuracy(items, given)
 
-    def _rule(self, item: Item, rng: random.Random) -> Given:
+    def _rule(self, item: Item, rng: random.Random) -> Replies:
         """What the rule gives that reads all cells, by counting."""
         blocks = _blocks(item, self.num_blocks)
         shown = [_letter(block) for block in blocks]
@@ -91,12 +96,12 @@ class Navon:
             2: _digit(blocks[item.facts["asked"]]),
         }
 
-    def _random_block(self, item: Item, rng: random.Random) -> Given:
+    def _random_block(self, item: Item, rng: random.Random) -> Replies:
         blocks = _blocks(item, self.num_blocks)
         block = rng.choice(blocks[self.period :])
         return {0: _digit(block), 1: _letter(rng.choice(blocks)), 2: _digit(rng.choice(blocks))}
 
-    def _last_blocks(self, item: Item, rng: random.Random) -> Given:
+    def _last_blocks(self, item: Item, rng: random.Random) -> Replies:
         blocks = _blocks(item, self.num_blocks)
         asked = item.facts["asked"]
         known = asked >= self.num_blocks - 2

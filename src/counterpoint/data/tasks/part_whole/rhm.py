@@ -7,7 +7,7 @@ from functools import lru_cache
 from string import ascii_lowercase
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Given, Item, Policy, Writer, accuracy, draw
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
 from counterpoint.errors import UserError
 
 _MISSING = "_"
@@ -46,8 +46,13 @@ class RandomHierarchy:
                 f"{self.num_symbols} and {self.num_rules}."
             )
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return 2**self.num_levels + len(" J=a W=a")
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
         rng = draw(seed, number)
         while True:
@@ -67,20 +72,21 @@ class RandomHierarchy:
         writer.answer("whole", ascii_lowercase[root])
         return writer.item(leaves=leaves, missing=missing)
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
         rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
 
-        def oracle(item: Item, rng: random.Random) -> Given:
-            leaves, missing = list(item.facts["leaves"]), item.facts["missing"]
+        def oracle(item: Item, rng: random.Random) -> Replies:
+            leaves = list(item.facts["leaves"])
+            missing = item.facts["missing"]
             leaf = _fitting(rules, leaves, missing)[0]
             leaves[missing] = leaf
             return {0: ascii_lowercase[leaf], 1: ascii_lowercase[_root(rules, leaves) or 0]}
 
-        def siblings(size: int) -> Policy:
+        def siblings(size: int) -> ItemPolicy:
             """Reads the subtree of ``size`` leaves around the missing one."""
 
-            def policy(item: Item, rng: random.Random) -> Given:
+            def policy(item: Item, rng: random.Random) -> Replies:
                 first = item.facts["missing"] // size * size
                 leaves = item.facts["leaves"][first : first + size]
                 levels = rules[-(size.bit_length() - 1) :]
@@ -89,7 +95,7 @@ class RandomHierarchy:
 
             return policy
 
-        def second_half(item: Item, rng: random.Random) -> Given:
+        def second_half(item: Item, rng: random.Random) -> Replies:
             leaves = item.facts["leaves"]
             right = _root(rules[1:], leaves[len(leaves) // 2 :])
             roots = [s for s, pairs in rules[0].items() if any(p[1] == right for p in pairs)]
@@ -103,8 +109,8 @@ class RandomHierarchy:
             "constant": lambda item, rng: {0: "a", 1: "a"},
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
         return accuracy(items, given)
 
 

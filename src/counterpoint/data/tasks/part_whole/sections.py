@@ -7,9 +7,9 @@ from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits, punc
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
-    Given,
     Item,
-    Policy,
+    ItemPolicy,
+    Replies,
     Writer,
     accuracy,
     draw,
@@ -40,8 +40,13 @@ class Sections:
     num_questions: int = 4
     filler: int = 8
 
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return self.num_sections * (2 * self.num_keys + self.filler + 4) + 5 * self.num_questions
+
     def item(self, seed: int, number: int) -> Item:
-        """See `Task.item`."""
+        """See `ScoredTask.item`."""
         rng = draw(seed, number)
         keys = ascii_lowercase[: self.num_keys]
         writer = Writer()
@@ -60,18 +65,18 @@ class Sections:
             writer.write(" ")
         return writer.item(table=table, asked=asked)
 
-    def policies(self) -> Mapping[str, Policy]:
-        """See `Task.policies`."""
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
 
-        def last_section(item: Item, rng: random.Random) -> Given:
+        def last_section(item: Item, rng: random.Random) -> Replies:
             table = item.facts["table"]
             return {i: table[-1][key] for i, (_, key) in enumerate(item.facts["asked"])}
 
-        def key_only(item: Item, rng: random.Random) -> Given:
+        def key_only(item: Item, rng: random.Random) -> Replies:
             table = item.facts["table"]
             return {i: rng.choice(table)[key] for i, (_, key) in enumerate(item.facts["asked"])}
 
-        def section_only(item: Item, rng: random.Random) -> Given:
+        def section_only(item: Item, rng: random.Random) -> Replies:
             table = item.facts["table"]
             return {
                 i: rng.choice(list(table[section].values()))
@@ -86,12 +91,12 @@ class Sections:
             "constant": lambda item, rng: of_kind(item, "joint", "0"),
         }
 
-    def score(self, items: Sequence[Item], given: Sequence[Given]) -> dict[str, float]:
-        """See `Task.score`."""
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
         return accuracy(items, given)
 
 
-def _rule(item: Item, rng: random.Random) -> Given:
+def _rule(item: Item, rng: random.Random) -> Replies:
     """What is written in the section that is asked for."""
     words = item.text.split(" ")
     given = {}
