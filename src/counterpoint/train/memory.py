@@ -36,7 +36,7 @@ class TrainingMemory:
 
     Attributes:
         weights: Parameters, also those that are not trained, and adapters.
-        gradients: Of all that is trained.
+        gradients: One number for each that is trained.
         optimizer: Moments.
         activations: What the gradients of one part of a batch need; with checkpoints also what one
             layer computes again. ``None`` where they depend on the content.
@@ -138,7 +138,7 @@ def kept_bytes(system: System, batch: Batch, bfloat16: bool) -> int:
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        _Guessed(),
+        _Guessed(),  # type: ignore[no-untyped-call]
     ):
         loss = system.combine(system.losses(batch)).total
     del loss
