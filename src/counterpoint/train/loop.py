@@ -22,7 +22,7 @@ from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import current_world, gathered, sync_gradients
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
-from counterpoint.train.optimizer import KindOptimizers, lr_ratio
+from counterpoint.train.optimizer import KindOptimizers, lr_ratio, warm_up_note
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter
@@ -175,8 +175,11 @@ class _Trainer:
         optimizer.zero_grad()
         return config.optimizer.lr * ratio
 
-    def note_parts(self, record: Record) -> None:
-        """Say where the noise of a batch depends on how many processes share it."""
+    def note_surprises(self, record: Record) -> None:
+        """Say where a run will not do what its config seems to say."""
+        warm_up = warm_up_note(self.config.schedule, self.config.num_steps)
+        if warm_up is not None and self.state.counters.step < self.config.num_steps:
+            record.note(warm_up)
         parts = self.num_parts * self.world.size
         if parts != self.config.accumulation:
             record.note(
@@ -251,7 +254,7 @@ def train(
             if why:
                 record.note(why)
             record.begin(trainer.state)
-            trainer.note_parts(record)
+            trainer.note_surprises(record)
             return _run(trainer, record, evaluate, stop)
 
 
