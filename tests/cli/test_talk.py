@@ -28,7 +28,6 @@ from counterpoint.runtime.load import load
 from counterpoint.runtime.talk import Conversation, Talker, converse
 from counterpoint.speech.audio import read_audio, resample
 from counterpoint.speech.loudness import normalise_loudness
-from counterpoint.streams import schedule
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi import Moshi
 from tests.cli import examples, talkers
@@ -67,7 +66,10 @@ def moshi_of(talker: Talker) -> Moshi:
 def write_voices_that_do_not_fit(run: Path) -> None:
     """Of the width, of the weights, or of the length of another model."""
     speaker = load(run).talker
-    zero = {name: ids * 0 for name, ids in schedule.initial_frame(speaker.system.layout, 1).items()}
+    zero = {
+        stream.name: torch.zeros(1, 1, *stream.element_shape, dtype=torch.long)
+        for stream in speaker.system.layout.streams
+    }
     embedding = moshi_of(speaker).embed(zero).detach()
     wide = torch.nn.functional.pad(embedding, (0, 1))
     for name, found in (
