@@ -146,14 +146,14 @@ def test_sessions_say_what_whole_rows_score_highest(
 
 def duplex(audio_ticks: int, text_ticks: int, delay: int, *, has_lead: bool = True) -> Talker:
     """A talker whose sound and text have steps of so many ticks, 25 frames of sound a second."""
-    initial = {"initial_id": LEVELS} if has_lead else {}
+    initial_id = LEVELS if has_lead else None
     text = Stream(
         name="text", role=Role.TEXT, vocab_size=256, predicted=True, padding_id=PAD_ID,
         period_ticks=text_ticks,
     )  # fmt: skip
     agent = Stream(
         name="agent", role=Role.SPOKEN, vocab_size=LEVELS, has_codebooks=True, predicted=True,
-        period_ticks=audio_ticks, delay_ticks=delay, **initial,
+        period_ticks=audio_ticks, delay_ticks=delay, initial_id=initial_id,
     )  # fmt: skip
     user = replace(agent, name="user", role=Role.HEARD, predicted=False, delay_ticks=0)
     layout = Layout(streams=(text, agent, user), tick_hz=25.0 * audio_ticks)

@@ -53,10 +53,10 @@ def parse_frame(layout: Layout, row: int, num_ticks: int, codes: Mapping[str, Co
             tick, or something does not fit.
     """
     check_mapping(codes, f"What row {row} hears")
-    given = (*layout.predicted, *layout.heard)
-    due = {s.name for s in given if schedule.ends_step(s, schedule.given_tick(s, num_ticks))}
+    streams = (*layout.predicted, *layout.heard)
+    due = {s.name for s in streams if schedule.ends_step(s, schedule.given_tick(s, num_ticks))}
     needed = {stream.name for stream in layout.heard} & due
-    known = {stream.name for stream in given}
+    known = {stream.name for stream in streams}
     if missing := sorted(needed - set(codes)):
         raise UserError(
             f"Row {row} must hear all of {', '.join(sorted(needed))}: got no "

@@ -179,9 +179,9 @@ class Sessions:
             self._write_rows([row], torch.cat(begun))
             session.opening = self._complete([row]).get(row)
         elif self._heard:  # it begins with hearing, and says nothing meanwhile
-            for own in self._with_twins([row]):
+            for begun_row in self._with_twins([row]):
                 for tick in range(session.first_said):
-                    self._ring.rest(own, tick)
+                    self._ring.rest(begun_row, tick)
             session.has_read = session.is_written = True
         return session
 
