@@ -132,8 +132,8 @@ class Sessions:
         """Begin a new session in a row, whatever was there before.
 
         The model reads the initial frame and the prompt in one pass and writes the next column.
-        Without either, a model that hears begins with hearing, and what it says begins with the
-        second tick; one of text waits for `feed`.
+        Without either, a model that hears does so first and says nothing meanwhile; one of text
+        waits for `feed`.
 
         Args:
             row: Which row.
@@ -178,12 +178,17 @@ class Sessions:
         if begun:
             self._write_rows([row], torch.cat(begun))
             session.opening = self._complete([row]).get(row)
-        elif self._heard:  # it begins with hearing, and says nothing meanwhile
-            for begun_row in self._with_twins([row]):
-                for tick in range(session.first_said):
-                    self._ring.rest(begun_row, tick)
-            session.has_read = session.is_written = True
+        elif self._heard:
+            self._begin_with_hearing(row)
         return session
+
+    def _begin_with_hearing(self, row: int) -> None:
+        """Let a row that has read nothing hear, and say nothing meanwhile."""
+        session = self[row]
+        for own in self._with_twins([row]):
+            for tick in range(session.first_said):
+                self._ring.rest(own, tick)
+        session.has_read = session.is_written = True
 
     def stop(self, row: int) -> None:
         """End the session of a row, which is free then; one that has ended stays to be read."""
