@@ -109,6 +109,11 @@ class Session:
     is_written: bool = False
     num_drawn: int = 0
 
+    @property
+    def unread(self) -> list[int]:
+        """The id that a session of text wrote last, if the model has not read it."""
+        return self.sampled[-1:] if self.is_written else []
+
     def note(self, found: int) -> None:
         """Keep an id that the session has chosen, and end it if it shall end with that."""
         self.sampled.append(found)

@@ -205,7 +205,7 @@ class Sessions:
         """
         for row, new in ids.items():
             self._check_feed(row, new)
-        unread = {row: self._unread(row) for row in ids}
+        unread = {row: self[row].unread for row in ids}
         self._read_ids({row: [*unread[row], *new] for row, new in ids.items()})
         for row, new in ids.items():
             session = self[row]
@@ -444,11 +444,6 @@ class Sessions:
         return choices_of(self.layout, own, guidance, self._device)
 
     # Rows
-
-    def _unread(self, row: int) -> list[int]:
-        """The id that a text session wrote last, if the model has not read it."""
-        session = self[row]
-        return session.sampled[-1:] if session.is_written else []
 
     def _with_twins(self, rows: Iterable[int]) -> list[int]:
         """Rows, and behind them those that hear the same for their guidance."""
