@@ -174,21 +174,20 @@ class Sessions:
             hidden.append(self._prefill(twin, self._unprompted(prompt), num_prompt, None))
             self._rows[twin] = session
             self._leads[twin] = row
-        begun = [z for z in hidden if z is not None]
-        if begun:
-            self._write_rows([row], torch.cat(begun))
-            session.opening = self._complete([row]).get(row)
-        elif self._heard:
-            self._begin_with_hearing(row)
+        self._begin(row, [z for z in hidden if z is not None])
         return session
 
-    def _begin_with_hearing(self, row: int) -> None:
-        """Let a row that has read nothing hear, and say nothing meanwhile."""
+    def _begin(self, row: int, hidden: Sequence[Float[Tensor, "1 D"]]) -> None:
+        """Write what stands behind all that was read; where nothing was, hear, and say nothing."""
         session = self[row]
-        for own in self._with_twins([row]):
-            for tick in range(session.first_said):
-                self._ring.rest(own, tick)
-        session.has_read = session.is_written = True
+        if hidden:
+            self._write_rows([row], torch.cat([*hidden]))
+            session.opening = self._complete([row]).get(row)
+        elif self._heard:
+            for own in self._with_twins([row]):
+                for tick in range(session.first_said):
+                    self._ring.rest(own, tick)
+            session.has_read = session.is_written = True
 
     def stop(self, row: int) -> None:
         """End the session of a row, which is free then; one that has ended stays to be read."""
