@@ -93,7 +93,7 @@ def _moments(system: nn.Module, run: Run) -> int:
 
 def _activations(run: Run, batch: Batch) -> int | None:
     """What is kept of the forward pass, and what the largest layer adds when it runs again."""
-    bfloat16 = run.train.precision == "bfloat16"
+    bfloat16 = run.train.precision != "float32"  # "auto" is it where memory is short
     try:
         kept = kept_bytes(_begun(run.system, run.train), batch, bfloat16)
         again = [
