@@ -42,6 +42,7 @@ def test_a_huge_temperature_draws_all_ids_alike() -> None:
 def test_equal_scores_are_drawn_evenly() -> None:
     """speechturn#14: always the first one."""
     system = tiny.single_stream()
+    assert system.head is not None
     torch.nn.init.zeros_(system.head.weight)
     assert (counts(system, 1.0) - 100).abs().max() < 50
 
