@@ -125,10 +125,12 @@ class _Trainer:
             stop=stops > 0,
         )
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, LossSums]]:
+    def _loss(
+        self, batch: Batch, weights: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, LossSums]]:
         """What is minimised, and the sums that it is made of, which carry no gradient."""
         losses = self.contract.losses(batch)
-        total = self.contract.combine(losses).total
+        total = self.contract.combine(losses, weights).total
         return total, {
             name: LossSums(*(value.detach() for value in sums)) for name, sums in losses.items()
         }
@@ -136,18 +138,31 @@ class _Trainer:
     def _gradients(self, batch: Batch) -> dict[str, LossSums]:
         """Accumulate the gradient of the mean loss of the parts; give back the sums of all."""
         parts = split_batch(batch, self.num_parts)
+        weights = self._mean_weights(batch)
         found = list[dict[str, LossSums]]()
         for i, part in enumerate(parts):
             sync_gradients(self.state.system, i == len(parts) - 1)
             part_number = self.world.rank * len(parts) + i
             _seed(self.config.seed, self.state.counters.step, part_number)
             with self.autocast():
-                total, losses = self.compute(part)
+                total, losses = self.compute(part, weights)
             (total / len(parts)).backward()
             found.append(
                 {name: LossSums(*(v.double() for v in sums)) for name, sums in losses.items()}
             )
         return add_losses(found)
+
+    def _mean_weights(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean weight of a part, over all processes, of groups whose parts weigh unlike.
+
+        With it the mean of the parts' losses is the loss of the whole batch.
+        """
+        own = self.contract.loss_weights(batch)
+        if not own:
+            return {}
+        added = self.world.sum(torch.stack([weight.double() for weight in own.values()]))
+        means = added.float() / (self.num_parts * self.world.size)
+        return dict(zip(own, means.unbind(), strict=True))
 
     def _over_processes(
         self, losses: Losses, numbers: tuple[float, float, float]
