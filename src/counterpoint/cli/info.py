@@ -14,7 +14,8 @@ from counterpoint.recipes.fine_tuning import FineTuning
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.study import Study
-from counterpoint.runtime.load import find_checkpoint, load_run
+from counterpoint.runtime.hub import is_on_hub
+from counterpoint.runtime.load import shape_of
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     fields: list[tuple[str, Any, Any]] = [("num_ticks", int | None, None)]
     command = f"info {target}"
-    if Path(target).is_dir():
-        value: Any = load_run(find_checkpoint(Path(target)))
+    if Path(target).exists() and not target.endswith(".py") or is_on_hub(target):
+        value: Any = shape_of(Path(target))
         num_ticks = parse(fields, rest, command, _HELP).num_ticks
     elif target.partition(".")[0] in module_names():
         value = load_preset(target)

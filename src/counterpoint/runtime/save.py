@@ -19,7 +19,7 @@ from counterpoint.systems.contract import System
 from counterpoint.train.manifest import MANIFEST, WEIGHTS, Counters, make_manifest
 from counterpoint.train.run import Run
 
-Form = Literal["counterpoint", "published"]
+SavedForm = Literal["counterpoint", "published"]
 """Whose files are written: a checkpoint of this library, or those of the model's family."""
 
 
@@ -27,7 +27,7 @@ def save(
     model: Loaded | System,
     folder: str | Path,
     *,
-    form: Form | None = None,
+    form: SavedForm | None = None,
     shard_bytes: int | None = None,
 ) -> None:
     """Write a model to a new folder, with codec, tokeniser and settings, so that it can be moved.
@@ -66,7 +66,7 @@ def push_to_hub(
     model: Loaded | System,
     name: str,
     *,
-    form: Form | None = None,
+    form: SavedForm | None = None,
     card: str = "",
     private: bool = True,
 ) -> str:

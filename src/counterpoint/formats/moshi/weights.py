@@ -341,7 +341,6 @@ def write_checkpoint(
     copies: dict[str, Path] = {file.name: file for file in companions.files}
     named = ((companions.codec, *MIMI), (companions.tokenizer, *TEXT))
     for source, key, usual in named:
-        keys.pop(key, None)
         if source is not None:
             # Mimi of `transformers` has the name of our own weights.
             keys[key] = usual if source.name.startswith("model.") else source.name
