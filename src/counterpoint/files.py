@@ -6,6 +6,7 @@ the permissions that the user's umask asks for.
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -274,3 +275,14 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
         f"Text must be UTF-8: {place} has the byte 0x{error.object[error.start]:02x} at offset "
         f"{error.start}. Convert the file to UTF-8, or leave it out."
     )
+
+
+def json_value(value: Any) -> Any:
+    """The same as JSON knows it: paths are texts, and a number that is none is null."""
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,14 @@
 import os
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from counterpoint import cli
 from counterpoint.cli.main import main
+from counterpoint.recipes.loading import recipe_names
 from tests.cli import examples
 
 VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
@@ -33,12 +36,58 @@ def test_help_of_a_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixtur
     assert f"Example: counterpoint {verb} " in capsys.readouterr().out
 
 
-def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "small.py", "--help"]) == 0
+RECIPES = ("small.py", "small.py:pair", "small.py:speaking", *recipe_names())
+
+
+@pytest.mark.parametrize("words", [*VERBS, *(f"train {name}" for name in RECIPES), "info small.py"])
+def test_help_is_short_and_names_the_long_one(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert any("Example: counterpoint" in line for line in lines)
+    if words.startswith("train "):
+        assert f"counterpoint {words} --help-all" in lines[-1]
+        for option in ("--folder", "--device", "num-steps", "batch-rows", "lr", "precision"):
+            assert any(option in line for line in lines), option
+
+
+def test_long_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "small.py", "--help-all"]) == 0
     shown = capsys.readouterr().out
     assert "Example: counterpoint train small.py" in shown
     for option in ("--train.optimizer.lr", "--system.part.width", "--data.source", "--folder"):
         assert option in shown
+
+
+def test_what_all_arms_have_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "small.py:pair", "--help-all"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("train.num-steps INT") == 1
+    assert "--data.row-ticks" in shown
+    assert "--arms.0.system.tower.width" in shown
+    assert "--arms.1.system.part.width" in shown
+    assert "arms.1.train" not in shown
+
+
+def test_help_and_version_need_no_torch() -> None:
+    script = (
+        "import sys; from counterpoint.cli.main import main; "
+        "assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    )
+    for word in ("--help", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, word], capture_output=True, text=True, check=True
+        )
+        assert "counterpoint" in done.stdout
+
+
+def test_package_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "counterpoint", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"counterpoint {version('counterpoint')}\ntorch ")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +123,9 @@ def test_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -
         ("generate x --prompt a --prompt-file b", "either `--prompt` or `--prompt-file`"),
         ("generate x --prompt-file b", "b: No such file or directory."),
         ("evaluate runs/none", "runs/none must be a checkpoint or a run folder"),
+        ("evaluate small", "small must be a checkpoint or a run folder with one: none found."),
+        ("generate x --prompt-file texts/story_1.text", "The nearest is 'texts/story_1.txt'."),
+        ("report textz", "The nearest is 'texts'."),
         ("report runs/none", "The folder of a run or a study must exist: 'runs/none' does not."),
         ("report texts", "must hold a study"),
     ],
@@ -114,7 +166,7 @@ def test_fault_of_another_program_keeps_its_traceback() -> None:
         main(["train", "small.py:broken"])
 
 
-@pytest.mark.parametrize(("package", "extra"), [("tyro", "train"), ("soundfile", "speech")])
+@pytest.mark.parametrize(("package", "extra"), [("matplotlib", "train"), ("soundfile", "speech")])
 def test_missing_package_is_named_with_its_extra(
     package: str,
     extra: str,

@@ -1,5 +1,6 @@
 """The verbs one after the other, on files in a folder, as a user runs them."""
 
+import json
 import os
 import re
 import shutil
@@ -57,6 +58,35 @@ def test_train_refuses_to_go_on_with_other_data(
     error = capsys.readouterr().err
     assert "must go on with the data it began with" in error
     assert "data.unit ('section', here 'document')" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ("train small.py", {"folder", "checkpoint", "step", "size", "flops", "held_out"}),
+        ("train small.py:pair --train.num-steps 2", {"folder", "rows", "verdict"}),
+        ("evaluate runs/small --device cpu", {"checkpoint", "unit", "measures", "size"}),
+        ("generate runs/small --prompt Fox --num-ticks 5 --device cpu", {"prompt", "text"}),
+    ],
+)
+def test_results_are_one_json_object_and_progress_is_quiet(
+    words: str, keys: set[str], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(out(capsys, *words.split(), "--json", "--quiet"))
+    assert found.keys() >= keys
+    assert main([*words.split(), "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "{" not in shown.out
+
+
+@pytest.mark.parametrize("verb", ["train small.py --folder fresh", "generate", "evaluate"])
+def test_device_that_cannot_be_used_is_refused(
+    verb: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*verb.split(), *([] if verb.startswith("train") else ["runs/small"])]
+    assert main([*words, "--device", "meta"]) == 2
+    assert "must be auto, cpu or one that torch can use: got meta" in capsys.readouterr().err
 
 
 def test_info_shows_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

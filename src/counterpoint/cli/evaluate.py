@@ -2,22 +2,23 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from counterpoint.cli.running import Running
 from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.evaluate.whole import WholeUse, has_whole
-from counterpoint.progress import Progress
 from counterpoint.recipes.learned import check_learned
-from counterpoint.recipes.overrides import parse_options
+from counterpoint.recipes.options import REQUIRED
+from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.load import load
 
 _HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
@@ -45,13 +46,22 @@ class EvaluateOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    options = parse_options(EvaluateOptions, arguments, "evaluate", _HELP)
-    loaded = load(options.checkpoint)
+    fields = [("options", EvaluateOptions, REQUIRED), ("running", Running, Running())]
+    chosen = parse(fields, arguments, "evaluate", _HELP)
+    running: Running = chosen.running
+    with running.results() as tell:
+        tell(_evaluate(chosen.options, running))
+    return 0
+
+
+def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
+    """Measure and show; the same as a JSON value."""
+    loaded = load(options.checkpoint, running.device)
     run = loaded.trained_by
     system = loaded.system
     if not loaded.is_speech:
         _ = loaded.tokenizer  # it must be the model's
-    progress = Progress()
+    progress = running.progress()
     data = run.data.prepare(system, progress=progress, held_out_only=True)
     if data.held_out_units() is None:
         raise UserError(
@@ -72,52 +82,65 @@ def main(arguments: Sequence[str]) -> int:
         precision=options.precision,
         progress=progress,
     )
-    predicted = {stream.name for stream in system.layout.predicted}
-    scored = "all streams" if predicted == {*found.streams} else ", ".join(found.streams)
-    table = _table(found, loaded.path, scored)
+    measures = _measures(found, {stream.name for stream in system.layout.predicted})
+    noun = "rows" if found.unit == "frame" else "units"
+    title = f"{loaded.path}, {len(found.bits)} {noun}, {sum(found.sizes):,} {found.unit}s"
+    table = _table(title, measures)
     if found.whole is None and has_whole(system):
         table.caption = (
             "swap-delta: not measured, it needs held-out units of at least two documents"
         )
     Console(file=sys.stdout, markup=False, emoji=False).print(table)
-    return 0
+    return {
+        "checkpoint": loaded.path,
+        "precision": found.precision,
+        "unit": found.unit,
+        "num_units": len(found.bits),
+        "size": sum(found.sizes),
+        "measures": {name: asdict(value) for name, value in measures.items()},
+    }
 
 
-def _table(found: Evaluation, path: Path, scored: str) -> Table:
-    """What was measured, with 95 % intervals over units."""
-    noun = "rows" if found.unit == "frame" else "units"
-    title = f"{path}, {len(found.bits)} {noun}, {sum(found.sizes):,} {found.unit}s"
-    table = Table("measure", "value", "95 % interval", title=title)
-    sizes = np.array(found.sizes, dtype=np.float64)
+def _measures(found: Evaluation, predicted: set[str]) -> dict[str, Interval]:
+    """What was measured, with 95 % intervals over units, by its name."""
     name = f"held-out bits/{found.unit}"
     if found.streams:
+        scored = "all streams" if predicted == {*found.streams} else ", ".join(found.streams)
         name += f", {scored}"
-    _add(table, name, bootstrap_ratio(np.array(found.bits), sizes))
+    sizes = np.array(found.sizes, dtype=np.float64)
+    measures = {name: bootstrap_ratio(np.array(found.bits), sizes)}
     for stream, costs in found.streams.items():
-        interval = bootstrap_ratio(np.array(costs.nats), np.array(costs.num_ticks))
-        _add(table, f"nats/{found.unit} of {stream}", interval)
-    if found.whole is not None:
-        _add_whole(table, found.whole)
-    return table
+        measures[f"nats/{found.unit} of {stream}"] = bootstrap_ratio(
+            np.array(costs.nats), np.array(costs.num_ticks)
+        )
+    return measures if found.whole is None else measures | _use_of_whole(found.whole)
 
 
-def _add_whole(table: Table, whole: WholeUse) -> None:
+def _use_of_whole(whole: WholeUse) -> dict[str, Interval]:
     """How the whole is used."""
     own = np.array(whole.own_bits)
     scored = np.array(whole.num_bytes, np.float64)
-    _add(
-        table,
-        "swap-delta: bits/byte lost under another's whole",
-        bootstrap_ratio(np.array(whole.other_bits) - own, scored),
-    )
+    measures = {
+        "swap-delta: bits/byte lost under another's whole": bootstrap_ratio(
+            np.array(whole.other_bits) - own, scored
+        )
+    }
     if whole.none_bits:
         none = np.array(whole.none_bits)
-        _add(table, "bits/byte lost without any whole", bootstrap_ratio(none - own, scored))
-    table.add_row("attention on the null key", f"{whole.null_share:.3f}", "")
-    table.add_row("effective rank of the whole", f"{whole.effective_rank:.1f} of {whole.width}", "")
+        measures["bits/byte lost without any whole"] = bootstrap_ratio(none - own, scored)
+    rank = f"effective rank of the whole, at most {whole.width}"
+    for name, value in (
+        ("attention on the null key", whole.null_share),
+        (rank, whole.effective_rank),
+    ):
+        measures[name] = Interval(value=value, low=value, high=value)
+    return measures
 
 
-def _add(table: Table, name: str, value: Interval) -> None:
-    """A row; a single unit gives no interval."""
-    ends = f"{value.low:.4f} to {value.high:.4f}" if value.low < value.high else ""
-    table.add_row(name, f"{value.value:.4f}", ends)
+def _table(title: str, measures: dict[str, Interval]) -> Table:
+    """The measures for a person; a single unit gives no interval."""
+    table = Table("measure", "value", "95 % interval", title=title)
+    for name, value in measures.items():
+        ends = f"{value.low:.4f} to {value.high:.4f}" if value.low < value.high else ""
+        table.add_row(name, f"{value.value:.4f}", ends)
+    return table

@@ -1,21 +1,21 @@
 """The verb ``generate``: continue a prompt, and write the text as it comes."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
 
 from counterpoint.blocks.quantized import store_int8
+from counterpoint.cli.running import Running, check_output
 from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
 from counterpoint.errors import UserError
 from counterpoint.files import read_text
-from counterpoint.recipes.overrides import REQUIRED, parse
+from counterpoint.recipes.options import REQUIRED
+from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.load import Loaded, load
@@ -63,12 +63,20 @@ def main(arguments: Sequence[str]) -> int:
     defaults = [
         ("options", GenerateOptions, REQUIRED),
         ("sampling", Sampling, Sampling()),
+        ("running", Running, Running()),
     ]
     chosen = parse(defaults, arguments, "generate", _HELP)
-    options: GenerateOptions = chosen.options
+    running: Running = chosen.running
+    with running.results() as tell:
+        tell(_generate(chosen.options, chosen.sampling, running))
+    return 0
+
+
+def _generate(options: GenerateOptions, sampling: Sampling, running: Running) -> dict[str, Any]:
+    """Write the text as it comes; prompt and text as a JSON value."""
     prompt = _prompt(options)
-    _check_output()
-    loaded = load(options.checkpoint)
+    check_output()
+    loaded = load(options.checkpoint, running.device)
     system = loaded.system
     tokenizer = loaded.tokenizer
     with ExitStack() as stack:
@@ -83,24 +91,26 @@ def main(arguments: Sequence[str]) -> int:
         ids = generate(
             beside or system,
             before,
-            chosen.sampling,
+            sampling,
             options.num_ticks,
             end_id=tokenizer.end_id,
             whole_from=None if options.whole_from is None else _ids(tokenizer, options.whole_from),
             sliding=options.sliding,
         )
         pieces = text_pieces(tokenizer, ids, before)
-        first = next(pieces, "")  # whatever is refused is refused before there is any output
-        for piece in chain((prompt, "\n" if options.chat else "", first), pieces):
+        written = [next(pieces, "")]  # whatever is refused is refused before there is any output
+        print(prompt, end="\n" if options.chat else "")
+        print(written[0], end="", flush=True)
+        for piece in pieces:
+            written.append(piece)
             print(piece, end="", flush=True)
         print()
         if beside is not None:
-            print(
+            running.progress().note(
                 f"whole tower: {beside.num_jobs} chunks beside the part tower, "
-                f"{beside.num_misses} came late",
-                file=sys.stderr,
+                f"{beside.num_misses} came late"
             )
-    return 0
+    return {"prompt": prompt, "text": "".join(written)}
 
 
 def _prompt(options: GenerateOptions) -> str:
@@ -118,18 +128,6 @@ def _chat_ids(loaded: Loaded, prompt: str) -> list[int]:
             "Leave it out to continue the prompt."
         )
     return loaded.published.chat(prompt)
-
-
-def _check_output() -> None:
-    """Refuse an output that cannot take any text, before there is half of it."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        "\N{REPLACEMENT CHARACTER}\N{GRINNING FACE}".encode(encoding)
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"The output must be able to take any text: its encoding is {encoding!r}. Set "
-            "PYTHONIOENCODING=utf-8 and run the same command again."
-        ) from error
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +10,54 @@ import torch
 from rich.console import Console
 
 from counterpoint.errors import UserError, nearest_file
-from counterpoint.evaluate.report.system_tables import show_memory, show_system
-from counterpoint.recipes.fine_tuning import FineTuning
+from counterpoint.evaluate.report.system_tables import show_system
 from counterpoint.recipes.loading import load_recipe
-from counterpoint.recipes.overrides import parse, to_every_arm
+from counterpoint.recipes.options import Field
+from counterpoint.recipes.overrides import parse, shown_once, to_every_arm
 from counterpoint.recipes.study import Study
-from counterpoint.runtime.hub import is_on_hub
-from counterpoint.runtime.load import shape_of
+from counterpoint.runtime.load import find_checkpoint, load_run
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names
-from counterpoint.train.memory import training_memory
 from counterpoint.train.run import Run
 
-_HELP = """usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
-
-Show layout, parameters, FLOPs a tick and state bytes a tick; of a recipe also the memory that
-training needs.
+_VERB_HELP = """Show layout, parameters, FLOPs a tick and state bytes a tick.
 
 Example: counterpoint info first_run
 """
+_HELP = f"""usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
+
+{_VERB_HELP}
+`counterpoint info RECIPE --help-all` lists the overrides.
+"""
 _DEFAULT_TICKS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InfoOptions:
+    """What ``info`` shows.
+
+    Attributes:
+        num_ticks: Ticks of the context over which costs are averaged; a row of the data by default.
+    """
+
+    num_ticks: int | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
     target, *rest = arguments or ["--help"]
-    if target in ("-h", "--help"):
+    if target in ("-h", "--help", "--help-all"):
         print(_HELP, end="")
         return 0
-    fields: list[tuple[str, Any, Any]] = [("num_ticks", int | None, None)]
+    fields: list[Field] = [("options", InfoOptions, InfoOptions())]
     command = f"info {target}"
-    if Path(target).exists() and not target.endswith(".py") or is_on_hub(target):
-        value: Any = shape_of(Path(target))
-        num_ticks = parse(fields, rest, command, _HELP).num_ticks
+    if Path(target).is_dir():
+        value: Any = load_run(find_checkpoint(Path(target)))
+        chosen = parse(fields, rest, command, _VERB_HELP)
     elif target.partition(".")[0] in module_names():
         value = load_preset(target)
-        num_ticks = parse(fields, rest, command, _HELP).num_ticks
+        chosen = parse(fields, rest, command, _VERB_HELP)
     elif "/" in target and ".py" not in target:
         raise UserError(
             f"The folder of a checkpoint or a run must exist: {target!r} does not. "
@@ -53,11 +65,20 @@ def main(arguments: Sequence[str]) -> int:
         )
     else:
         recipe = load_recipe(target)
+        shown = recipe
         if isinstance(recipe, Study):
             rest = to_every_arm(rest, len(recipe.arms))
-        chosen = parse([*fields, ("recipe", type(recipe), recipe)], rest, command, _HELP)
+            shown = shown_once(recipe)
+        chosen = parse(
+            [*fields, ("recipe", type(recipe), recipe)],
+            rest,
+            command,
+            _VERB_HELP,
+            main=("num-ticks", "data.source", "data.row-ticks"),
+            shown=[*fields, ("recipe", type(shown), shown)],
+        )
         value = chosen.recipe
-        num_ticks = chosen.num_ticks
+    num_ticks = chosen.options.num_ticks
     if num_ticks is not None and num_ticks < 1:
         raise UserError(f"`--num-ticks` must be >= 1, got {num_ticks}.")
     console = Console(file=sys.stdout, markup=False, emoji=False)
@@ -65,8 +86,6 @@ def main(arguments: Sequence[str]) -> int:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without memory
             system = build_system(config, seed=0)
         show_system(console, name, system, num_ticks or _row_ticks(run, system.layout))
-        if run is not None:
-            show_memory(console, training_memory(run), run)
     return 0
 
 
@@ -74,8 +93,6 @@ def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]
     """Every system of what was named: its name, its config and the run that trains it, if any."""
     if isinstance(value, Study):
         return [system for run in value.arms for system in _systems(run, run.name)]
-    if isinstance(value, FineTuning):
-        value = value.run()
     if isinstance(value, Run):
         return [(value.name, value.system, value)]
     if isinstance(value, SystemConfig):

@@ -2,20 +2,22 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from counterpoint.cli.running import Shown
 from counterpoint.data.making.scripts import Script, is_sgd, read_scripts, read_sgd
 from counterpoint.data.making.synthesis import SynthesisConfig, measure_set, synthesize
 from counterpoint.data.making.turn_statistics import HUMAN, MEASURES, TurnStatistics
 from counterpoint.data.making.turn_taking import Embellishment
 from counterpoint.errors import UserError
-from counterpoint.progress import Progress
-from counterpoint.recipes.overrides import REQUIRED, parse
+from counterpoint.recipes.options import REQUIRED
+from counterpoint.recipes.overrides import parse
 from counterpoint.speech.voices import Synthesizer, find_voices
 
 _HELP = """Make spoken dialogues, two voices on two channels, of written ones.
@@ -75,10 +77,19 @@ def main(arguments: Sequence[str]) -> int:
         ("options", SynthesizeOptions, REQUIRED),
         ("form", Form, Form()),
         ("embellishment", Embellishment, Embellishment()),
+        ("shown", Shown, Shown()),
     ]
     chosen = parse(fields, arguments, "synthesize", _HELP)
-    options: SynthesizeOptions = chosen.options
-    form: Form = chosen.form
+    shown: Shown = chosen.shown
+    with shown.results() as tell:
+        tell(_synthesize(chosen.options, chosen.form, chosen.embellishment, shown))
+    return 0
+
+
+def _synthesize(
+    options: SynthesizeOptions, form: Form, embellishment: Embellishment, shown: Shown
+) -> dict[str, Any]:
+    """Make the set and show what it is like; the same as a JSON value."""
     scripts = _scripts(options)
     config = SynthesisConfig(
         sample_rate=form.sample_rate,
@@ -88,9 +99,9 @@ def main(arguments: Sequence[str]) -> int:
         pace_spread=form.pace_spread,
         lead_s=form.lead_s,
         tail_s=form.tail_s,
-        embellishment=chosen.embellishment,
+        embellishment=embellishment,
     )
-    with Progress() as progress:
+    with shown.progress() as progress:
         task = progress.task("speaking", "dialogues")
         listed = synthesize(
             scripts,
@@ -103,9 +114,10 @@ def main(arguments: Sequence[str]) -> int:
                 done, of, f"{seconds / 60:.0f} min of speech"
             ),
         )
-    Console(file=sys.stdout, markup=False, emoji=False).print(_table(measure_set(listed)))
+    found = measure_set(listed)
+    Console(file=sys.stdout, markup=False, emoji=False).print(_table(found))
     print(listed)
-    return 0
+    return {"list": listed, **asdict(found)}
 
 
 def _scripts(options: SynthesizeOptions) -> list[Script]:

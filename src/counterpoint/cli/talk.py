@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from counterpoint.cli.running import Running
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import (
@@ -19,12 +20,13 @@ from counterpoint.evaluate.report.answer import (
     check_answer_path,
     measured,
     observe_answer,
+    spoken_words,
     write_answer,
 )
 from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.files import shown
-from counterpoint.progress import Progress
-from counterpoint.recipes.overrides import REQUIRED, parse
+from counterpoint.recipes.options import REQUIRED
+from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.choices import SpeechChoices
 from counterpoint.runtime.load import WeightType, load
 from counterpoint.runtime.shipped import TALKS
@@ -58,7 +60,6 @@ class TalkOptions:
         words: What is said in the recording (JSON with alignments or chunks), for the picture.
         channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
         tail: Seconds of silence that are heard behind the recording.
-        device: Where the model computes.
         dtype: Type of the weights; by default that in which they are kept or published.
         lora: A folder or file of adapters over the published model.
     """
@@ -72,21 +73,31 @@ class TalkOptions:
     words: Path | None = None
     channel: int | None = None
     tail: float = 0.0
-    device: str = "cpu"
     dtype: WeightType | None = None
     lora: Path | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words that follow it."""
-    fields = [("options", TalkOptions, REQUIRED), ("choices", SpeechChoices, SpeechChoices())]
+    fields = [
+        ("options", TalkOptions, REQUIRED),
+        ("choices", SpeechChoices, SpeechChoices()),
+        ("running", Running, Running()),
+    ]
     chosen = parse(fields, arguments, "talk", _HELP)
     options: TalkOptions = chosen.options
-    _print(options.output, *answer(options, chosen.choices))
+    running: Running = chosen.running
+    with running.results() as tell:
+        talk, numbers, num_clipped = answer(options, chosen.choices, running)
+        _print(options.output, talk, numbers, num_clipped)
+        files = [answer_files(options.output)[ending] for ending in ENDINGS]
+        tell({**spoken_words(talk.words), "numbers": numbers, "files": files})
     return 0
 
 
-def answer(options: TalkOptions, choices: SpeechChoices) -> tuple[Talk, dict[str, str], int]:
+def answer(
+    options: TalkOptions, choices: SpeechChoices, running: Running
+) -> tuple[Talk, dict[str, str], int]:
     """Answer a recording and write everything down.
 
     Returns:
@@ -97,7 +108,7 @@ def answer(options: TalkOptions, choices: SpeechChoices) -> tuple[Talk, dict[str
     """
     recorded = _check(options)
     user_words = read_user_words(options.words) if options.words else Timeline()
-    where = (options.checkpoint, options.device)
+    where = (options.checkpoint, running.device)
     loaded = load(*where, dtype=options.dtype, adapters=options.lora)
     talker = loaded.talker
     sampling = choices.over(loaded.sampling)
@@ -107,13 +118,14 @@ def answer(options: TalkOptions, choices: SpeechChoices) -> tuple[Talk, dict[str
     conversation = Conversation(talker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
     duration_s = recorded.duration_s + options.tail
-    with Progress() as progress:
+    with running.progress() as progress:
         pieces = progress.over("talking", pieces, duration_s, lambda p: p.shape[1] / rate, unit="s")
         num_clipped = write_stereo(options.output, pieces, rate)
     title = answer_title(options.checkpoint, options.input)
     talk = observe_answer(title, options.output, rate, conversation.words().merge(user_words))
     numbers = measured(talk.found, conversation.step_s, talker.codec.frame_rate_hz)
-    write_answer(options.output, talk, numbers, asdict(options) | asdict(choices.of(sampling)))
+    settings = asdict(options) | asdict(choices.of(sampling)) | {"device": running.device}
+    write_answer(options.output, talk, numbers, settings)
     return talk, numbers, num_clipped
 
 

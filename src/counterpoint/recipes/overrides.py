@@ -3,26 +3,28 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeVar, get_args
+import sys
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from counterpoint.data.text.corpus import Source
 from counterpoint.data.text.source_text import parse_source, write_source
 from counterpoint.errors import UserError, nearest
+from counterpoint.recipes.options import REQUIRED, SOURCES, Field, options_of, short_help
 
 _Options = TypeVar("_Options")
 
-REQUIRED = tyro.MISSING
-"""Default of a field of `parse` that has none."""
-
 
 def parse(
-    fields: Sequence[tuple[str, Any, Any]],
+    fields: Sequence[Field],
     arguments: Sequence[str],
     command: str,
     description: str,
+    *,
+    main: Collection[str] | None = None,
+    shown: Sequence[Field] | None = None,
 ) -> Any:
     """Parse arguments into an object with the given fields.
 
@@ -32,11 +34,34 @@ def parse(
         arguments: Words of the command line.
         command: What stands before them.
         description: First lines of the help.
+        main: Endings of the names of the options that the short help shows; all by default.
+        shown: What is shown in the help instead of ``fields``.
 
     Raises:
         UserError: An option is unknown (the nearest is named), or a value cannot be used.
         SystemExit: The help was asked for.
     """
+    shown = shown or fields
+    if any(word in ("-h", "--help") for word in arguments):
+        sys.stdout.write(short_help(shown, command, description, main))
+        raise SystemExit(0)
+    if "--help-all" in arguments:
+        _parse(shown, ["--help"], command, description)
+    _check_options(fields, arguments, command)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            chosen = _parse(fields, arguments, command, description)
+    except SystemExit:
+        raise UserError(_one_line(complaint.getvalue(), command)) from None
+    for name, _, _ in fields:
+        _check_text(getattr(chosen, name))
+    return chosen
+
+
+def _parse(
+    fields: Sequence[Field], arguments: Sequence[str], command: str, description: str
+) -> Any:
     specs = [
         (
             name,
@@ -45,28 +70,17 @@ def parse(
         )
         for name, kind, default in fields
     ]
-    _check_options(fields, arguments, command)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_source_rule)
     # The systems of a recipe keep their kind; another kind needs another config, so another recipe.
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            chosen: Any = tyro.cli(
-                dataclasses.make_dataclass("Arguments", specs, frozen=True),
-                args=list(arguments),
-                prog=f"counterpoint {command}",
-                description=description,
-                config=(tyro.conf.AvoidSubcommands,),
-                registry=registry,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise  # after the help
-        raise UserError(_one_line(complaint.getvalue(), command)) from None
-    for name, _, _ in fields:
-        _check_text(getattr(chosen, name))
-    return chosen
+    return tyro.cli(
+        dataclasses.make_dataclass("Arguments", specs, frozen=True),
+        args=list(arguments),
+        prog=f"counterpoint {command}",
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=registry,
+    )
 
 
 def _check_text(options: Any) -> None:
@@ -92,16 +106,9 @@ def parse_options(
     return options
 
 
-def _check_options(
-    fields: Sequence[tuple[str, Any, Any]], arguments: Sequence[str], command: str
-) -> None:
+def _check_options(fields: Sequence[Field], arguments: Sequence[str], command: str) -> None:
     """Refuse an option that is no field, and name the nearest."""
-    known = {"--help", "-h"}
-    for name, kind, default in fields:
-        if dataclasses.is_dataclass(kind):
-            known |= set(_options(kind if default is REQUIRED else default, "--"))
-        else:
-            known.add(f"--{name}".replace("_", "-"))
+    known = {option.name for option in options_of(fields)}
     for word in arguments:
         # tyro itself takes `_` for `-`, values behind `=`, and `--no-x` for a flag.
         option = word.split("=", 1)[0].replace("_", "-")
@@ -111,24 +118,8 @@ def _check_options(
             continue
         raise UserError(
             f"An option must be a field that `counterpoint {command}` has: got {option}. "
-            f"{nearest(option, known)}"
+            f"{nearest(option, [name for name in known if name.startswith('--')])}"
         )
-
-
-def _options(value: Any, prefix: str) -> Iterator[str]:
-    """Options of all fields of a dataclass, or of its class, as tyro names them."""
-    if isinstance(value, Source):
-        yield prefix.removesuffix(".")
-    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
-        for i, item in enumerate(value):
-            yield from _options(item, f"{prefix}{i}.")
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            name = field.name.replace("_", "-")
-            child = None if isinstance(value, type) else getattr(value, field.name)
-            yield from _options(child, f"{prefix}{name}.")
-    else:
-        yield prefix.removesuffix(".")
 
 
 def _one_line(complaint: str, command: str) -> str:
@@ -156,6 +147,37 @@ def to_every_arm(arguments: Sequence[str], num_arms: int) -> list[str]:
     return words
 
 
+def shown_once(study: Any) -> Any:
+    """A study for its help: what all arms have stands once, as `to_every_arm` reads it.
+
+    Args:
+        study: A dataclass with ``arms``, runs with ``data`` and ``train``.
+    """
+    first = study.arms[0]
+    of_study = get_type_hints(type(study))
+    of_run = get_type_hints(type(first))
+    own = [field.name for field in dataclasses.fields(study) if field.name != "arms"]
+    arm = dataclasses.make_dataclass(
+        "Arm",
+        [("name", str), ("system", of_run["system"])],
+        frozen=True,
+        namespace={"__doc__": type(first).__doc__},
+    )
+    shown = dataclasses.make_dataclass(
+        "Shown",
+        [
+            *((name, of_study[name]) for name in own),
+            ("data", of_run["data"]),
+            ("train", of_run["train"]),
+            ("arms", tuple[arm, ...]),  # type: ignore[valid-type]
+        ],
+        frozen=True,
+        namespace={"__doc__": type(study).__doc__},
+    )
+    arms = tuple(arm(run.name, run.system) for run in study.arms)
+    return shown(*(getattr(study, name) for name in own), first.data, first.train, arms)
+
+
 def _source_rule(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Source] | None:
@@ -164,7 +186,7 @@ def _source_rule(
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="kjv|folder:PATH|jsonl:PATH|parquet:PATH|hub:NAME",
+        metavar=SOURCES,
         instance_from_str=lambda words: parse_source(words[0]),
         is_instance=lambda value: isinstance(value, get_args(Source)),
         str_from_instance=lambda source: [write_source(source)],

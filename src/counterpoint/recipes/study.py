@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import IO, Any, cast
 
 import torch
 
@@ -24,7 +24,7 @@ from counterpoint.evaluate.results import (
     load_evaluation,
     save_evaluation,
 )
-from counterpoint.progress import Progress
+from counterpoint.progress import Output, Progress
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import sketch
 from counterpoint.systems.contract import System
@@ -120,7 +120,7 @@ def run_study(
     command: str = "",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-    output: TextIO | None = None,
+    output: Output | None = None,
     loggers: Callable[[Path], Sequence[MetricLogger]] = lambda folder: (),
 ) -> Summary | None:
     """Train and measure all arms one after the other, then write the report.
@@ -169,7 +169,7 @@ def run_study(
     return summary
 
 
-def show(summary: Summary, folder: Path, output: TextIO) -> None:
+def show(summary: Summary, folder: Path, output: Output) -> None:
     """Print the table, the verdict and where everything lies.
 
     Raises:
@@ -179,7 +179,10 @@ def show(summary: Summary, folder: Path, output: TextIO) -> None:
     from rich.console import Console
 
     console = Console(
-        file=output, width=None if output.isatty() else 140, markup=False, emoji=False
+        file=cast("IO[str]", output),
+        width=None if output.isatty() else 140,
+        markup=False,
+        emoji=False,
     )
     console.print(table)
     console.print(summary.verdict, highlight=False)

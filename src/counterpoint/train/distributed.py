@@ -60,34 +60,45 @@ class World:
         return next((error for error in errors if error), None)
 
 
-def pick_device(name: str | None = None, local_rank: int = 0) -> torch.device:
-    """The named device, else this process's GPU, else the CPU.
+def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """A device that torch can compute on.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"mps"``...; ``"auto"`` takes this process's CUDA GPU where
+            there is one, else the CPU.
+        local_rank: Number of this process on its machine.
 
     Raises:
-        UserError: A GPU is asked for and there is none.
+        UserError: It cannot.
     """
-    if name is None:
+    if name == "auto":
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"Device {name!r} needs a CUDA GPU: none is visible. Use device 'cpu'.")
-    return device
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()  # what cannot be read, such as "meta", is no place to compute
+        return probe.device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"`--device` must be auto, cpu or one that torch can use: got {name} ({reason}). "
+            "Leave it out to take the best there is."
+        ) from None
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[World]:
+def joined(device: str = "auto") -> Iterator[World]:
     """Join the process group that `torchrun` describes; without `torchrun`, a world of one.
 
     gloo connects processes on the CPU, nccl on GPUs.
 
     Args:
-        device: ``"cpu"``, ``"cuda"``...; ``None`` takes this process's GPU when there is one.
+        device: See `pick_device`.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World(device=pick_device(device))
         return
     local_rank = int(os.environ["LOCAL_RANK"])
-    place = pick_device(None if device == "cuda" else device, local_rank)
+    place = pick_device("auto" if device == "cuda" else device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)

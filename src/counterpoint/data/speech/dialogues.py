@@ -265,8 +265,8 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
                 f"path={name!r}, duration={duration_s!r}."
             )
         audio = path.parent / name
-        beside = audio.with_suffix(".json")
-        words, role = _read_beside(path.parent / record.get("words", beside), hearing)
+        beside = path.parent / record["words"] if "words" in record else audio.with_suffix(".json")
+        words, role = _read_beside(beside, hearing)
         voice = audio.with_suffix(".voice.wav")
         dialogues.append(
             Dialogue(

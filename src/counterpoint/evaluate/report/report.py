@@ -20,7 +20,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.report.figures import draw_figures
 from counterpoint.evaluate.report.summary import Arm, Summary, columns, spell, summarize
 from counterpoint.evaluate.results import Evaluation, load_evaluation
-from counterpoint.files import read_json, write_bytes, write_json, write_text
+from counterpoint.files import json_value, read_json, write_bytes, write_json, write_text
 from counterpoint.streams.batch import ContentUnit
 from counterpoint.train.checkpoint import read_manifest, resolve
 from counterpoint.train.metrics import read_metrics
@@ -134,7 +134,7 @@ def write_report(folder: Path) -> Summary:
     for name, content in pictures.items():
         write_bytes(folder / name, content)
     write_text(folder / "report.html", report_html(summary, arms, pictures))
-    write_json(folder / "summary.json", _without_nan(asdict(summary)))
+    write_json(folder / "summary.json", json_value(asdict(summary)))
     return summary
 
 
@@ -263,12 +263,3 @@ def _details(about: Mapping[str, Any], arms: Sequence[Arm]) -> str:
         "<details><summary>Full configs</summary>"
         f"<pre>{html.escape(json.dumps(settings, indent=1, ensure_ascii=False))}</pre></details>"
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON knows no ``nan``: what was not measured is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,123 @@
+"""What the verb ``train`` does with each kind of recipe, and what it tells of the result."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.corpus import DataConfig
+from counterpoint.errors import UserError
+from counterpoint.files import read_json
+from counterpoint.progress import Progress
+from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
+from counterpoint.recipes.fine_tuning import FineTuning, run_fine_tuning
+from counterpoint.recipes.study import Study, run_study
+from counterpoint.recipes.training import train_run
+from counterpoint.runtime.load import check_vocabulary
+from counterpoint.systems import sketch
+from counterpoint.train.distributed import World
+from counterpoint.train.loop import TrainResult
+from counterpoint.train.metrics import TensorBoardLogger
+from counterpoint.train.run import Run
+
+Recipe = Run | Study | DuplexStudy | FineTuning
+"""What can be trained."""
+
+
+def carry_out(
+    recipe: Recipe, folder: Path, command: str, world: World, progress: Progress
+) -> dict[str, Any] | None:
+    """Train what a recipe says, and show what was found.
+
+    Args:
+        recipe: What to do.
+        folder: Where everything is kept.
+        command: How a person would start this again.
+        world: The processes; every one must call this.
+        progress: Shows how far it is.
+
+    Returns:
+        What was found as a JSON value, or ``None`` when a signal stopped it.
+
+    Raises:
+        UserError: Something of the recipe, its data or the folder cannot be used.
+    """
+    if isinstance(recipe, Run | FineTuning):
+        return _train_run(recipe, folder, world, progress)
+    if world.size > 1:
+        raise UserError(
+            f"A study must run in one process: got {world.size}. Train its runs one by one."
+        )
+    if isinstance(recipe, DuplexStudy):
+        finished = run_duplex_study(recipe, folder, world, progress)
+        found: dict[str, Any] | None = read_json(folder / "abilities.json") if finished else None
+        return found
+    return _train_study(recipe, folder, command, world, progress)
+
+
+def check_vocabularies(recipe: Recipe) -> None:
+    """Refuse models of text that have not as many ids as their tokenisers.
+
+    Raises:
+        UserError: One has not.
+    """
+    runs = recipe.arms if isinstance(recipe, Study) else (recipe,)
+    for run in runs:
+        if isinstance(run, Run) and isinstance(run.data, DataConfig):
+            check_vocabulary(sketch(run.system).layout, run.data.tokenizer)
+
+
+def _train_run(
+    recipe: Run | FineTuning, folder: Path, world: World, progress: Progress
+) -> dict[str, Any] | None:
+    """What was done as a JSON value, or ``None`` when a signal stopped it."""
+    if isinstance(recipe, Run):
+        run = recipe
+        result = train_run(run, folder, world, progress=progress)
+    else:
+        run = recipe.run()
+        result = run_fine_tuning(recipe, folder, world, progress)
+    if not result.finished:
+        return None
+    if world.is_first:
+        _tell(run, folder, result)
+        if isinstance(recipe, FineTuning):
+            print(f"or: counterpoint export {folder} --merge --out FOLDER")
+    return {
+        "name": run.name,
+        "checkpoint": result.checkpoint,
+        **asdict(result.counters),
+        "held_out": dict(result.evaluation),
+    }
+
+
+def _train_study(
+    study: Study, folder: Path, command: str, world: World, progress: Progress
+) -> dict[str, Any] | None:
+    summary = run_study(
+        study,
+        folder,
+        command=command,
+        device=world.device,
+        progress=progress,
+        loggers=lambda arm: [TensorBoardLogger(arm / "tensorboard")],
+    )
+    return None if summary is None else asdict(summary)
+
+
+def _tell(run: Run, folder: Path, result: TrainResult) -> None:
+    """What was done, and what can be done next."""
+    counters = result.counters
+    is_speech = isinstance(run.data, SpeechData)
+    print(
+        f"{run.name}: {counters.step} steps, {counters.size:,} "
+        f"{'frames' if is_speech else 'bytes'}, {counters.flops:.3g} FLOPs, "
+        f"{counters.seconds:.0f} s"
+    )
+    for name, value in result.evaluation.items():
+        print(f"held out: {name} {value:.4f}")
+    print(f"checkpoint: {result.checkpoint}")
+    if is_speech:
+        print(f"try: counterpoint talk {folder} --input question.wav --output answer.wav")
+    else:
+        print(f'try: counterpoint generate {folder} --prompt "..."')

@@ -1,1 +1,0 @@
-"""Generators with exact scorers and published floors."""
