@@ -8,7 +8,7 @@ import counterpoint
 
 PUBLIC_NAMES = [
     "Batch", "Event", "Layout", "Role", "Sampling", "SingleStream", "Stream", "Timeline",
-    "TwoStream", "UNSET_ID", "available_at", "generate", "visible",
+    "TwoStream", "UNSET_ID", "available_at", "generate", "load", "save", "visible",
 ]  # fmt: skip
 MAX_NAMES = 15
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from counterpoint.runtime.generate import generate as generate
+    from counterpoint.runtime.load import load as load
     from counterpoint.runtime.sampler import Sampling as Sampling
+    from counterpoint.runtime.save import save as save
     from counterpoint.streams.batch import Batch as Batch
     from counterpoint.streams.clock import available_at as available_at
     from counterpoint.streams.clock import visible as visible
@@ -35,6 +37,8 @@ _HOMES = {
     "UNSET_ID": "streams.spec",
     "available_at": "streams.clock",
     "generate": "runtime.generate",
+    "load": "runtime.load",
+    "save": "runtime.save",
     "visible": "streams.clock",
 }
 """The module of each public name; a test keeps it equal to the imports above."""

@@ -16,7 +16,6 @@ from counterpoint.blocks.quantized import (
     to_int8,
 )
 from counterpoint.runtime.sessions import Sessions
-from counterpoint.streams import schedule
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
@@ -138,7 +137,6 @@ def test_sessions_begin_without_expanding_a_weight(monkeypatch: pytest.MonkeyPat
 
     for kind in (Int8Linear, Int8StepLinear):
         monkeypatch.setattr(kind, "weight", property(expanded))
-    schedule.initial_frame(model.layout, 1)
     model.initial_state(1)
     model.flops_per_tick(5)
 

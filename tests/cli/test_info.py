@@ -1,5 +1,6 @@
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from counterpoint.streams.spec import Layout, Role, Stream
 from counterpoint.systems import build_system, moshi, two_stream
 from counterpoint.systems.personaplex import personaplex_7b
 from counterpoint.systems.presets import load_preset
+from tests.cli.talkers import write_published
 
 
 def layout(delay_ticks: int) -> Layout:
@@ -98,3 +100,13 @@ def test_info_of_a_study_shows_every_arm(capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert "single_stream: SingleStream" in shown
     assert "two_stream: TwoStream" in shown
+
+
+def test_published_folder_is_described_without_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_published(tmp_path / "moshi")
+    assert main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "agent_semantic" in shown
+    assert "delay" in shown

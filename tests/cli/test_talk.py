@@ -28,7 +28,6 @@ from counterpoint.runtime.load import load
 from counterpoint.runtime.talk import Conversation, Talker, converse
 from counterpoint.speech.audio import read_audio, resample
 from counterpoint.speech.loudness import normalise_loudness
-from counterpoint.streams import schedule
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.moshi import Moshi
 from tests.cli import examples, talkers
@@ -67,7 +66,10 @@ def moshi_of(talker: Talker) -> Moshi:
 def write_voices_that_do_not_fit(run: Path) -> None:
     """Of the width, of the weights, or of the length of another model."""
     speaker = load(run).talker
-    zero = {name: ids * 0 for name, ids in schedule.initial_frame(speaker.system.layout, 1).items()}
+    zero = {
+        stream.name: torch.zeros(1, 1, *stream.element_shape, dtype=torch.long)
+        for stream in speaker.system.layout.streams
+    }
     embedding = moshi_of(speaker).embed(zero).detach()
     wide = torch.nn.functional.pad(embedding, (0, 1))
     for name, found in (
@@ -413,10 +415,7 @@ def test_cached_voice_is_as_its_recording(published: Path, name: str, role: str)
     fillers = replace(codec_fillers(speaker.codec), pause_s=0)
     prompt = hybrid_prompt(speaker.system, (), speaker.codec.encode(heard)[0], fillers)
     voice = record_voice(moshi_of(speaker), prompt)
-    if name.endswith(".pt"):
-        torch.save({"embeddings": voice.embeddings, "cache": voice.cache}, name)
-    else:
-        write_voice(voice, speaker.system.config, Path(name))
+    write_voice(voice, speaker.system.config, Path(name))
     said = []
     for given in (name, "voice.wav"):
         talk(published, *GREEDY, "--voice", given, "--prompt", role)

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from counterpoint.errors import UserError
-from counterpoint.formats.llama import load_llama, matches, save_llama, to_config, to_keys
+from counterpoint.formats.llama import load_llama, matches, save_llama
+from counterpoint.formats.llama_config import to_config, to_keys
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from tests.systems.scoring import extend
 from tests.systems.tiny_models import batch_of, randomised, single

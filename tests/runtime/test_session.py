@@ -146,7 +146,7 @@ def test_a_session_goes_on_after_it_is_fed_between_steps(system: System) -> None
 
 def test_window_counts_the_stream_that_reaches_furthest() -> None:
     assert tiny.single_stream(window=16).window_ticks == 16
-    assert tiny.two_stream(1).window_ticks == (6 + 1) * tiny.BLOCK
+    assert tiny.two_stream(1).window_ticks == (6 + 1) * tiny.BLOCK + tiny.BLOCK - 1
 
 
 def test_prompt_longer_than_the_window_is_refused_unless_it_may_slide() -> None:

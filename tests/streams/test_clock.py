@@ -10,6 +10,7 @@ from counterpoint.streams.clock import (
     Span,
     available_at,
     finished_span,
+    reach_ticks,
     span,
     span_mask,
     visible,
@@ -88,6 +89,27 @@ def test_stream_sees_all_its_earlier_steps_and_no_other(layout: Layout) -> None:
     steps = torch.arange(NUM_STEPS)
     for stream in layout.streams:
         assert torch.equal(span(layout, stream.name, stream.name, steps).stop, steps)
+
+
+@given(layouts(), st.integers(1, 4))
+def test_a_window_reaches_exactly_so_many_ticks_back(layout: Layout, window: int) -> None:
+    """By the dense rule: from the newest readable tick back to the oldest that is covered."""
+    query = Stream(name="query", role=Role.PART, vocab_size=2)
+    layout = Layout(streams=(*layout.streams[:1], query, *layout.streams[1:]))
+    for key in layout.streams:
+        if key is query:
+            continue
+        reached = []
+        for tick in range((window + 3) * key.period_ticks + key.delay_ticks):
+            seen = [
+                step
+                for step in range(tick // key.period_ticks + 1)
+                if visible(layout, ("query", tick), (key.name, step))
+            ]
+            if len(seen) >= window:
+                is_earlier = layout.place(key.name) < layout.place("query")
+                reached.append(tick + is_earlier - seen[-window] * key.period_ticks)
+        assert max(reached) == reach_ticks(key, window)
 
 
 def test_order_in_the_frame_decides_within_a_tick() -> None:

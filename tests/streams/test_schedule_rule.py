@@ -17,7 +17,7 @@ NUM_TICKS = 7
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """One to three streams that are written, up to two that are heard, with any delays."""
+    """One to three streams that are written, up to two that are heard, of any delay and period."""
     num_written, num_heard = draw(st.integers(1, 3)), draw(st.integers(0, 2))
     has_lead = draw(st.booleans())
     streams = []
@@ -32,6 +32,7 @@ def layouts(draw: st.DrawFn) -> Layout:
                 width=2 if is_vector else None,
                 depth=1 if is_vector else draw(st.integers(1, 2)),
                 delay_ticks=draw(st.integers(0, 3)),
+                period_ticks=draw(st.sampled_from((1, 1, 2, 3))) if number else 1,
                 predicted=not is_heard,
                 initial_id=VOCAB if has_lead and not is_vector else None,
             )
@@ -40,20 +41,22 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 def content_of(layout: Layout) -> dict[str, Tensor]:
-    """Content that tells the stream and the tick."""
+    """Content that tells the stream and the step."""
     content = {}
     for place, stream in enumerate(layout.streams):
-        told = 10 * place + torch.arange(NUM_TICKS)
-        told = told.view(1, NUM_TICKS, *[1] * len(stream.element_shape))
-        told = told.expand(1, NUM_TICKS, *stream.element_shape)
+        num_steps = NUM_TICKS // stream.period_ticks
+        told = 10 * place + torch.arange(num_steps)
+        told = told.view(1, num_steps, *[1] * len(stream.element_shape))
+        told = told.expand(1, num_steps, *stream.element_shape)
         content[stream.name] = told if stream.is_discrete else told.float() + 1
     return content
 
 
 class Place(NamedTuple):
-    """Where an element stands by the rule."""
+    """Where an element stands by the rule; its tick is the last one that it covers."""
 
     stream: Stream
+    step: int
     tick: int
     column: int
 
@@ -62,9 +65,10 @@ def places(layout: Layout) -> list[Place]:
     """Column of every element: its moment, behind the initial frame."""
     lead = int(any(stream.initial_id is not None for stream in layout.streams))
     return [
-        Place(stream, tick, lead + available_at(layout, stream.name, tick).tick)
+        Place(stream, step, moment - stream.delay_ticks, lead + moment)
         for stream in layout.streams
-        for tick in range(NUM_TICKS)
+        for step in range(NUM_TICKS // stream.period_ticks)
+        for moment in [available_at(layout, stream.name, step).tick]
     ]
 
 
@@ -82,11 +86,19 @@ def test_columns_hold_every_element_at_its_moment(layout: Layout) -> None:
     for name, elements in arrived.items():
         own = [place for place in places(layout) if place.stream.name == name]
         for place in own:
-            assert torch.equal(elements[:, place.column], content[name][:, place.tick])
+            assert torch.equal(elements[:, place.column], content[name][:, place.step])
+            assert schedule.column_of(layout, place.stream, place.step) == place.column
+            assert schedule.ends_step(place.stream, place.tick)
         first, last = own[0].column, own[-1].column
         assert (elements[:, :first] == before_content(own[0].stream)).all()
         nothing = UNSET_ID if own[0].stream.is_discrete else 0
-        assert (elements[:, last + 1 :] == nothing).all()
+        between = {*range(first, elements.shape[1])} - {place.column for place in own}
+        assert (elements[:, sorted(between)] == nothing).all()
+        assert between >= {*range(last + 1, elements.shape[1])}
+        number = torch.arange(first, elements.shape[1])
+        may_stand = schedule.may_stand(layout, own[0].stream, number)
+        assert set(number[may_stand].tolist()) >= {place.column for place in own}
+        assert not may_stand[[column - first for column in between if column <= last]].any()
     again = schedule.content(layout, arrived)
     for name, elements in content.items():
         assert torch.equal(again[name], elements)
@@ -101,7 +113,7 @@ def test_a_document_reads_columns_and_learns_the_next_ones(layout: Layout, num_p
     num_read = batch.document_start.shape[1]
     newest = (
         max(p.column for p in places(layout) if p.stream.delay_ticks == 0)
-        if any(s.delay_ticks == 0 for s in layout.streams)
+        if any(s.delay_ticks == 0 and s.period_ticks == 1 for s in layout.streams)
         else None
     )
     if newest is not None:
@@ -157,15 +169,24 @@ def test_a_tick_is_complete_when_all_that_is_written_has_arrived(layout: Layout)
         column = schedule.next_column(layout, num_ticks)
         complete = schedule.complete_tick(layout, column)
         for tick in range(NUM_TICKS):
-            arrived = all(place.column <= column for place in written if place.tick == tick)
-            assert arrived == (tick <= complete)
+            own = [place for place in written if place.tick == tick]
+            arrived = all(place.column <= column for place in own)
+            if any(place.stream.delay_ticks == schedule.latest_delay(layout) for place in own):
+                assert arrived == (tick <= complete)
+            assert arrived or tick > complete
+        first = schedule.first_said_tick(layout, num_ticks)
+        read_before = [place.column > 0 for place in written if place.tick == first]
+        assert first == num_ticks or (first == 1 and num_ticks == 0)
+        assert all(read_before)
+        if first > num_ticks:
+            assert not all(place.column > 0 for place in written if place.tick == num_ticks)
 
 
 @given(layouts())
 def test_a_ring_of_columns_keeps_what_is_needed_and_no_more(layout: Layout) -> None:
     """From the oldest column of the complete tick to the newest that can be given."""
     size = schedule.ring_columns(layout)
-    longest = max(stream.delay_ticks for stream in layout.streams)
+    longest = max(available_at(layout, stream.name, 0).tick for stream in layout.streams)
     for num_ticks in range(longest, NUM_TICKS):
         column = schedule.next_column(layout, num_ticks)
         complete = schedule.complete_tick(layout, column)
@@ -173,7 +194,9 @@ def test_a_ring_of_columns_keeps_what_is_needed_and_no_more(layout: Layout) -> N
             place.column
             for place in places(layout)
             if place.stream.predicted and place.tick == complete
-        )
+        )  # the first stream has an element in every tick
+        tails = [schedule.tail_columns(layout, s.name, num_ticks) for s in layout.streams]
+        assert all(tail.stop <= column + longest for tail in tails)
         newest = max(
             schedule.given_column(layout, stream.name, num_ticks) for stream in layout.streams
         )
@@ -186,11 +209,11 @@ def test_a_ring_of_columns_keeps_what_is_needed_and_no_more(layout: Layout) -> N
 
 
 @given(
-    delays=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    delays=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=3),
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
 )
 def test_unset_columns_are_initial_until_the_first_element_could_come(
-    delays: list[int], lengths: list[int]
+    delays: list[tuple[int, int]], lengths: list[int]
 ) -> None:
     layout = Layout(
         streams=tuple(
@@ -199,9 +222,10 @@ def test_unset_columns_are_initial_until_the_first_element_could_come(
                 role=Role.SPOKEN,
                 vocab_size=VOCAB,
                 delay_ticks=delay,
+                period_ticks=period,
                 initial_id=VOCAB,
             )
-            for number, delay in enumerate(delays)
+            for number, (delay, period) in enumerate(delays)
         )
     )
     first = [sum(lengths[:number]) for number in range(len(lengths))]

@@ -61,6 +61,14 @@ def test_two_processes_train_like_one(
     assert_same_run(runs / name, tmp_path)
 
 
+def test_unlike_parts_train_like_one(runs: Path, tmp_path: Path) -> None:
+    """The loss is made of sums: however a batch is cut, its gradient is the same."""
+    for accumulation in (1, 2):
+        run(tmp_path / str(accumulation), moshi(), plan(4, accumulation))
+    assert_same_run(tmp_path / "1", tmp_path / "2")
+    assert_same_run(tmp_path / "1", runs / "moshi")
+
+
 def test_noise_of_another_number_of_parts_is_noted(runs: Path, tmp_path: Path) -> None:
     run(tmp_path, bigrams(), plan(1, accumulation=2))
     note = "2 processes compute 2 parts of each batch and `accumulation` is 1. Make it a multiple"

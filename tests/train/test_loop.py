@@ -384,4 +384,5 @@ def test_compiled_loss_trains_alike(tmp_path: Path) -> None:
         output, _ = child.communicate(timeout=300)
         assert child.returncode == 0, output
         losses.append([line["loss"] for line in rows(folder)])
+        assert load_weights(folder).keys() == build(dropout=0.0).state_dict().keys()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

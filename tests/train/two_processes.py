@@ -11,6 +11,7 @@ from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
@@ -81,6 +82,9 @@ class Frames:
             for stream in self.model.layout.streams
             for shape in [(ROWS, 10) if stream.name == "text" else (ROWS, 10, stream.depth)]
         }
+        # Rows are unlike: some have less to learn, and what they have weighs less.
+        codes["text"][: ROWS // 2, 2:] = self.model.config.text_padding_id
+        codes["agent_semantic"][: ROWS // 2, 4:] = UNSET_ID
         mine = {name: ids.chunk(self.world_size)[self.rank] for name, ids in codes.items()}
         return self.model.lay_out(mine)
 

@@ -123,13 +123,9 @@ def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> No
         else:
             down = nn.Linear(width_in, rank, bias=False)
             up = nn.Linear(rank, width_out, bias=False)
-    for factor in (down, up):
-        factor.float().to_empty(device=held.device)
-    with torch.no_grad():
-        if not held.is_meta:
-            start = torch.randn(down.weight.shape, generator=generator) * width_in**-0.5
-            down.weight.copy_(start)
-        up.weight.zero_()
+    start = torch.randn(down.weight.shape, generator=generator) * width_in**-0.5
+    down.weight = nn.Parameter(start.to(held.device))
+    up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=held.device))
     module.lora_A = down
     module.lora_B = up
     module.lora_scaling = config.scaling

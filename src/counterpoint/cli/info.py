@@ -10,18 +10,22 @@ import torch
 from rich.console import Console
 
 from counterpoint.errors import UserError, nearest_file
-from counterpoint.evaluate.report.system_tables import show_system
+from counterpoint.evaluate.report.system_tables import show_memory, show_system
+from counterpoint.recipes.fine_tuning import FineTuning
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse, shown_once, to_every_arm
 from counterpoint.recipes.study import Study
-from counterpoint.runtime.load import find_checkpoint, load_run
+from counterpoint.runtime.hub import is_on_hub
+from counterpoint.runtime.load import shape_of
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.presets import load_preset, module_names
+from counterpoint.train.memory import training_memory
 from counterpoint.train.run import Run
 
-_VERB_HELP = """Show layout, parameters, FLOPs a tick and state bytes a tick.
+_VERB_HELP = """Show layout, parameters, FLOPs a tick and state bytes a tick; of a recipe also the
+memory that training needs.
 
 Example: counterpoint info first_run
 """
@@ -52,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     fields: list[Field] = [("options", InfoOptions, InfoOptions())]
     command = f"info {target}"
-    if Path(target).is_dir():
-        value: Any = load_run(find_checkpoint(Path(target)))
+    if Path(target).exists() and not target.endswith(".py") or is_on_hub(target):
+        value: Any = shape_of(Path(target))
         chosen = parse(fields, rest, command, _VERB_HELP)
     elif target.partition(".")[0] in module_names():
         value = load_preset(target)
@@ -86,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without memory
             system = build_system(config, seed=0)
         show_system(console, name, system, num_ticks or _row_ticks(run, system.layout))
+        if run is not None:
+            show_memory(console, training_memory(run), run)
     return 0
 
 
@@ -93,6 +99,8 @@ def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]
     """Every system of what was named: its name, its config and the run that trains it, if any."""
     if isinstance(value, Study):
         return [system for run in value.arms for system in _systems(run, run.name)]
+    if isinstance(value, FineTuning):
+        value = value.run()
     if isinstance(value, Run):
         return [(value.name, value.system, value)]
     if isinstance(value, SystemConfig):

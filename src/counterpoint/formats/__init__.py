@@ -16,6 +16,7 @@ from counterpoint.formats import llama
 from counterpoint.formats.mimi import open_mimi
 from counterpoint.formats.moshi import published as moshi
 from counterpoint.formats.moshi.voice import FILES as VOICE_FILES
+from counterpoint.formats.published import Companions as Companions
 from counterpoint.formats.published import PublishedModel as PublishedModel
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.codec2 import Codec2
@@ -32,8 +33,8 @@ class Format:
         matches: Whether a path (a folder, or a file of weights) is of the format.
         open: What a path holds, before its weights are read.
         load: The system of a path; like another one, where the format leaves a choice.
-        save: Writes a system to a new folder, with copies of the files of its codec and of its
-            tokeniser, if there are any; ``None``: this library cannot.
+        save: Writes a system to a new folder with what belongs to it, in files of at most so many
+            bytes; ``None``: this library cannot.
         save_adapters: Writes adapters of a system to a new folder; ``None``: it has none.
     """
 
@@ -41,7 +42,7 @@ class Format:
     matches: Callable[[Path], bool]
     open: Callable[[Path], PublishedModel]
     load: Callable[[Path, System | None], System]
-    save: Callable[[System, Path, Path | None, Path | None], None] | None = None
+    save: Callable[[System, Path, Companions, int | None], None] | None = None
     save_adapters: Callable[[System, Path, LowRankConfig], None] | None = None
 
 
@@ -51,6 +52,7 @@ FORMATS: dict[str, Format] = {
         matches=llama.matches,
         open=llama.open_llama,
         load=llama.load,
+        save=llama.save,
     ),
     "moshi": Format(
         system="Moshi",

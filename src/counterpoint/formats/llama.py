@@ -10,6 +10,7 @@ Source: Llama (arXiv:2302.13971, arXiv:2407.21783) and Mistral (arXiv:2310.06825
 a tower's.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,22 +20,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.rope import LinearScaling, Llama3Scaling, RopeConfig
-from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
-from counterpoint.files import inside, read_json, whole_folder, write_json, write_tensors
+from counterpoint.files import read_json, whole_folder, write_json
+from counterpoint.formats.llama_config import CONFIG, FAMILY, to_config, to_keys, whole_number
 from counterpoint.formats.plain_tensors import read_plain_tensors
-from counterpoint.formats.published import PublishedModel, PublishedText
+from counterpoint.formats.published import Companions, PublishedModel, PublishedText
+from counterpoint.formats.sharded import weight_files, write_weights
 from counterpoint.packages import optional_module
 from counterpoint.systems.contract import System
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-FAMILY = ("llama", "mistral")
+BESIDE = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+"""Files of a folder that say how its model is talked with."""
+
+SHARD_BYTES = 5 * 10**9  # as `transformers` cuts
 
 _LAYER_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -58,163 +58,6 @@ class LlamaFiles(NamedTuple):
 
     keys: Mapping[str, Any]
     tensors: dict[str, Tensor]
-
-
-# ------------------------------------------------------------------------------------ the shape
-
-
-def to_config(keys: Mapping[str, Any], window: int | None = None) -> SingleStreamConfig:
-    """The shape of a model, from the keys of its config.json.
-
-    Args:
-        keys: The keys of config.json.
-        window: Most recent ticks that are read; ``None``: as many as the model was trained with.
-
-    Raises:
-        UserError: A key is missing, or the model is not of the family or has a part that a
-            `SingleStream` has not.
-    """
-    _check_family(keys)
-    num_heads = _number(keys, "num_attention_heads")
-    longest = _number(keys, "max_position_embeddings")
-    sliding = keys.get("sliding_window")
-    longest = min(longest, sliding) if sliding else longest
-    num_kv_heads = keys.get("num_key_value_heads")
-    attention = AttentionConfig(
-        num_kv_heads=None if num_kv_heads in (None, num_heads) else num_kv_heads,
-        rope=_rope(keys),
-    )
-    tower = TowerConfig(
-        width=_number(keys, "hidden_size"),
-        num_layers=_number(keys, "num_hidden_layers"),
-        num_heads=num_heads,
-        mlp_hidden=_number(keys, "intermediate_size"),
-        window=longest if window is None else window,
-        norm_epsilon=float(keys.get("rms_norm_eps", 1e-6)),
-        mixer=attention,
-    )
-    head_width = keys.get("head_dim")
-    if head_width is not None and head_width * num_heads != tower.width:
-        raise UserError(
-            "The heads of a model of the Llama family must make up its width here: got "
-            f"{num_heads} of {head_width} and {tower.width}."
-        )
-    return SingleStreamConfig(
-        tower=tower,
-        vocab_size=_number(keys, "vocab_size"),
-        conv_taps=0,
-        tied_head=bool(keys.get("tie_word_embeddings", False)),
-    )
-
-
-def to_keys(config: SingleStreamConfig) -> dict[str, Any]:
-    """The config.json of a model, from its shape.
-
-    Raises:
-        UserError: The model has a part that the family has not.
-    """
-    tower = config.tower
-    attention = config.tower.mixer
-    if config.conv_taps or not isinstance(attention, AttentionConfig) or tower.pinned_steps:
-        raise UserError(
-            "A model of the Llama family has attention, and neither a convolution nor pinned "
-            f"steps: got `conv_taps` {config.conv_taps}, `pinned_steps` {tower.pinned_steps} and "
-            f"`mixer` {type(attention).__name__}. Only models that were made so can be written."
-        )
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": tower.width,
-        "intermediate_size": tower.mlp_hidden,
-        "max_position_embeddings": tower.window,
-        "num_attention_heads": tower.num_heads,
-        "num_hidden_layers": tower.num_layers,
-        "num_key_value_heads": attention.num_kv_heads or tower.num_heads,
-        "rms_norm_eps": tower.norm_epsilon,
-        "rope_theta": attention.rope.base,
-        "rope_scaling": _scaling_keys(attention.rope),
-        "tie_word_embeddings": config.tied_head,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def _check_family(keys: Mapping[str, Any]) -> None:
-    """Refuse what would be read as something else."""
-    expected: dict[str, tuple[Any, ...]] = {
-        "model_type": FAMILY,
-        "hidden_act": ("silu", "swish"),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "partial_rotary_factor": (1, None),
-    }
-    for key, values in expected.items():
-        value = keys.get(key)
-        if value not in values and key in keys:
-            known = " or ".join(repr(value) for value in values if value is not None)
-            raise UserError(
-                f"A model of the Llama family must have `{key}` {known}: got {value!r}."
-            )
-    if "model_type" not in keys:
-        raise UserError(
-            f"{CONFIG} must name a `model_type`, one of {', '.join(FAMILY)}: it does not."
-        )
-    stored = keys.get("quantization_config") or {}
-    if stored.get("quant_method", "gguf") != "gguf":
-        raise UserError(
-            "Weights must be stored as plain numbers, or as GGUF: got "
-            f"{stored['quant_method']!r}. Fetch the files that are not quantised."
-        )
-
-
-def _number(keys: Mapping[str, Any], name: str) -> int:
-    value = keys.get(name)
-    if type(value) is not int:
-        raise UserError(f"{CONFIG} must say `{name}`, a whole number: got {value!r}.")
-    return value
-
-
-def _rope(keys: Mapping[str, Any]) -> RopeConfig:
-    """Rotation, as newer files (``rope_parameters``) or older ones (``rope_theta``) tell it."""
-    told = {"rope_theta": keys.get("rope_theta", 10_000.0)}
-    told |= keys.get("rope_parameters") or keys.get("rope_scaling") or {}
-    kind = told.get("rope_type", told.get("type", "default"))
-    scaling: LinearScaling | Llama3Scaling | None = None
-    try:
-        if kind == "linear":
-            scaling = LinearScaling(factor=float(told["factor"]))
-        elif kind == "llama3":
-            scaling = Llama3Scaling(
-                factor=float(told["factor"]),
-                low_frequency_factor=float(told["low_freq_factor"]),
-                high_frequency_factor=float(told["high_freq_factor"]),
-                original_steps=told["original_max_position_embeddings"],
-            )
-        elif kind != "default":
-            raise UserError(
-                f"Rotary positions must be scaled as 'default', 'linear' or 'llama3': got {kind!r}."
-            )
-    except KeyError as missing:
-        raise UserError(
-            f"{CONFIG} must say {missing} where positions are scaled by {kind!r}."
-        ) from None
-    return RopeConfig(base=float(told["rope_theta"]), scaling=scaling)
-
-
-def _scaling_keys(rope: RopeConfig) -> dict[str, Any] | None:
-    match rope.scaling:
-        case None:
-            return None
-        case LinearScaling():
-            return {"rope_type": "linear", "factor": rope.scaling.factor}
-        case Llama3Scaling():
-            return {
-                "rope_type": "llama3",
-                "factor": rope.scaling.factor,
-                "low_freq_factor": rope.scaling.low_frequency_factor,
-                "high_freq_factor": rope.scaling.high_frequency_factor,
-                "original_max_position_embeddings": rope.scaling.original_steps,
-            }
 
 
 # ---------------------------------------------------------------------------------- the weights
@@ -310,6 +153,7 @@ def open_llama(path: Path) -> PublishedModel:
         tokenizer=tokenizer,
         text=lambda: open_text(path),
         chat=lambda words: chat_ids(path, words),
+        files=tuple(file for file in map(path.joinpath, BESIDE) if file.is_file()),
     )
 
 
@@ -359,19 +203,45 @@ def load_llama(
     return system.eval().requires_grad_(True)
 
 
-def save_llama(system: SingleStream, folder: Path) -> None:
+def save(system: System, folder: Path, companions: Companions, shard_bytes: int | None) -> None:
+    """Write a folder as Hugging Face publishes it; see `save_llama`."""
+    if not isinstance(system, SingleStream):
+        raise AssertionError("the table of formats asks for the systems of this format")
+    save_llama(system, folder, companions, shard_bytes or SHARD_BYTES)
+
+
+def save_llama(
+    system: SingleStream,
+    folder: Path,
+    companions: Companions | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write a model to a new folder, as `transformers` reads it.
+
+    Args:
+        system: The model.
+        folder: A new or empty folder.
+        companions: Its tokeniser and ids; with them the folder can be talked with.
+        shard_bytes: Most bytes of a file of weights.
 
     Raises:
         UserError: The model has a part that the family has not, or the folder cannot be written.
     """
-    keys = to_keys(system.config)
+    companions = companions or Companions()
+    keys = {**companions.settings, **to_keys(system.config)}
     state = system.state_dict()
     keys["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    text = companions.text
+    if text is not None:
+        keys |= {"bos_token_id": text.start_id, "eos_token_id": text.end_id}
     tensors = {name: t.contiguous() for name, t in to_tensors(state, system.config).items()}
     try:
         with whole_folder(folder) as partial:
-            write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
+            for file in companions.files:
+                shutil.copyfile(file, partial / file.name)
+            if text is not None:
+                (partial / TOKENIZER).write_bytes(text.content)
+            write_weights(partial, tensors, shard_bytes)
             write_json(partial / CONFIG, keys)
     except OSError as problem:
         reason = problem.strerror or problem
@@ -382,12 +252,9 @@ def save_llama(system: SingleStream, folder: Path) -> None:
 
 def _read_folder(folder: Path) -> LlamaFiles:
     keys = read_json(folder / CONFIG)
-    names = [WEIGHTS]
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        tensors |= read_plain_tensors(inside(folder, name))
+    for file in weight_files(folder):
+        tensors |= read_plain_tensors(file)
     return LlamaFiles(keys, tensors)
 
 
@@ -478,7 +345,7 @@ def _text(path: Path, keys: Mapping[str, Any], content: bytes) -> PublishedText:
         content=content,
         start_id=end if start is None else start,
         end_id=end,
-        num_ids=_number(keys, "vocab_size"),
+        num_ids=whole_number(keys, "vocab_size"),
     )
 
 

@@ -1,9 +1,9 @@
 """What a folder of a published model holds."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -44,6 +44,25 @@ class LoadModel(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Companions:
+    """What a published folder holds beside the weights of its model.
+
+    Attributes:
+        codec: File of the codec's weights.
+        tokenizer: File of the text tokeniser of a model of speech.
+        text: Tokeniser and ids of a model of text.
+        settings: Keys of the config that say nothing about the weights, such as how to sample.
+        files: Further files, which are copied as they are.
+    """
+
+    codec: Path | None = None
+    tokenizer: Path | None = None
+    text: PublishedText | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedModel:
     """A published model and what belongs to it.
 
@@ -55,6 +74,8 @@ class PublishedModel:
         text: Reads the tokeniser of a model of text.
         chat: Gives the ids of a conversation that begins with a user's words, up to where the model
             answers; ``None`` of a model that knows no conversations.
+        settings: Keys of its config that say nothing about its weights.
+        files: Further files that belong to it.
     """
 
     load: LoadModel
@@ -63,3 +84,16 @@ class PublishedModel:
     codec: Path | None = None
     text: Callable[[], PublishedText] | None = None
     chat: Callable[[str], list[int]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+    def companions(self) -> Companions:
+        """What belongs to the model, to be written beside other weights of it."""
+        is_text = self.codec is None
+        return Companions(
+            codec=self.codec,
+            tokenizer=None if is_text else self.tokenizer,
+            text=None if self.text is None else self.text(),
+            settings=self.settings,
+            files=self.files,
+        )

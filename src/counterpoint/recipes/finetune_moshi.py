@@ -18,7 +18,6 @@ def finetune_moshi() -> FineTuning:
             num_steps=2000,
             batch_rows=16,
             accumulation=16,
-            precision="bfloat16",
             evaluate_every=100,
             checkpoint_every=100,
             optimizer=OptimizerConfig(lr=2e-6, weight_decay=0.1),

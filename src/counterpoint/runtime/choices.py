@@ -104,6 +104,13 @@ def _chosen(default: Sampling, seed: int, temperature: float | None, top_k: int 
     )
 
 
+def sampling_of(layout: Layout, sampling: Sampling | FrameSampling | None) -> FrameSampling:
+    """How a session of a model chooses: as it is told, or by default as its kind of model does."""
+    if sampling is None and not layout.by_role(Role.SPOKEN):
+        sampling = Sampling()
+    return FrameSampling.of(sampling)
+
+
 class PromptGuidance(NamedTuple):
     """Whose ids each row takes, whose scores are those without its prompt, and its scale."""
 

@@ -8,17 +8,16 @@ from safetensors.torch import load_file
 
 from counterpoint.blocks.low_rank import add_low_rank
 from counterpoint.config_json import decode
-from counterpoint.data.speech.rows import SpeechData
 from counterpoint.errors import UserError
-from counterpoint.formats import FORMATS, Format
-from counterpoint.runtime.load import load_run
+from counterpoint.formats import FORMATS
+from counterpoint.runtime.load import load
+from counterpoint.runtime.save import companions_of, save_published
 from counterpoint.systems import SYSTEMS
 from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import (
     WEIGHTS,
     adapters_of,
     check_files,
-    load_system,
     read_manifest,
     resolve,
 )
@@ -48,13 +47,9 @@ def export_model(path: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) 
         UserError: There is no format for it, it is damaged, a file of its codec or tokeniser is
             gone, or nothing can be written.
     """
-    path = resolve(path)
-    known = _format_of(read_manifest(path)["system"], path)
-    if known.save is None:
-        raise AssertionError("formats that are found can be written")
-    codec, tokenizer = _companions(path)
-    system: Any = load_system(path)
-    known.save(system.to(dtype), folder, codec, tokenizer)
+    loaded = load(path)
+    companions = companions_of(loaded)
+    save_published(loaded.system.to(dtype), folder, companions)
 
 
 def export_adapters(path: Path, folder: Path) -> None:
@@ -87,30 +82,3 @@ def export_adapters(path: Path, folder: Path) -> None:
     add_low_rank(system.to_empty(device="cpu"), low_rank, seed=0)
     system.load_state_dict(load_file(path / WEIGHTS), assign=True)
     savers[name](system, folder, low_rank)
-
-
-def _format_of(name: str, path: Path) -> Format:
-    writable = {known.system: known for known in FORMATS.values() if known.save}
-    if name not in writable:
-        raise UserError(
-            f"{path} must hold a {' or a '.join(writable)} to be exported: it has a {name}, which "
-            "no published format holds. Use `--form counterpoint`."
-        )
-    return writable[name]
-
-
-def _companions(path: Path) -> tuple[Path | None, Path | None]:
-    """Files of codec and tokeniser of a run of speech; ``None`` where they are no files."""
-    data = load_run(path).data
-    if not isinstance(data, SpeechData):
-        return None, None
-    files: list[Path | None] = []
-    for name, own in (("codec2", data.codec), ("bytes", data.tokenizer)):
-        file = None if own == name else Path(own).expanduser()
-        if file is not None and not file.is_file():
-            raise UserError(
-                f"Codec and tokeniser of a run must still be where they were: {file} is missing. "
-                "Put it back."
-            )
-        files.append(file)
-    return files[0], files[1]

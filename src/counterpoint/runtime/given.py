@@ -45,15 +45,18 @@ def check_tensors(given: object, what: str) -> None:
             raise UserError(f"{what} must be tensors: {name!r} is a {type(value).__name__}.")
 
 
-def parse_frame(layout: Layout, row: int, codes: Mapping[str, Codes]) -> Given:
-    """What a row is given for a step.
+def parse_frame(layout: Layout, row: int, num_ticks: int, codes: Mapping[str, Codes]) -> Given:
+    """What a row that has gone through so many ticks is given for a step.
 
     Raises:
-        UserError: A stream that is heard is missing, one is unknown, or something does not fit.
+        UserError: A stream that is heard is missing, one is unknown or has no element in this
+            tick, or something does not fit.
     """
     check_mapping(codes, f"What row {row} hears")
-    needed = {stream.name for stream in layout.heard}
-    known = needed | {stream.name for stream in layout.predicted}
+    streams = (*layout.predicted, *layout.heard)
+    due = {s.name for s in streams if schedule.ends_step(s, schedule.given_tick(s, num_ticks))}
+    needed = {stream.name for stream in layout.heard} & due
+    known = {stream.name for stream in streams}
     if missing := sorted(needed - set(codes)):
         raise UserError(
             f"Row {row} must hear all of {', '.join(sorted(needed))}: got no "
@@ -63,6 +66,12 @@ def parse_frame(layout: Layout, row: int, codes: Mapping[str, Codes]) -> Given:
         raise UserError(
             f"Streams must be of the layout ({', '.join(sorted(known))}): got "
             f"{', '.join(unknown)} for row {row}."
+        )
+    for name in sorted(set(codes) - due):
+        tick = schedule.given_tick(layout[name], num_ticks)
+        raise UserError(
+            f"Row {row} must be given {name!r} with the last of the {layout[name].period_ticks} "
+            f"ticks that a step covers: its tick {tick} is none. Leave the stream out here."
         )
     ids = {}
     floats = {}
@@ -99,7 +108,42 @@ def check_prompt(layout: Layout, prompt: Ticks | None, device: torch.device) -> 
         )
     asked = Layout(streams=tuple(given), tick_hz=layout.tick_hz)
     columns = {name: ids.to(device) for name, ids in schedule.columns(asked, prompt).items()}
-    return columns, prompt[first].shape[1]
+    return columns, schedule.count_ticks(asked, prompt)
+
+
+def check_begun(layout: Layout, row: int) -> None:
+    """Refuse to let a row write that has read nothing and hears nothing.
+
+    Raises:
+        UserError: Always; the message says what is missing.
+    """
+    if len(layout.predicted) == 1:
+        raise UserError(
+            f"Row {row} must be fed at least one id before it is sampled: got none. "
+            "Feed a prompt, or the start id of the tokeniser."
+        )
+    raise UserError(
+        f"Row {row} must begin with an initial frame or a prompt, for it hears nothing: give "
+        "`start` a prompt, or declare the `initial_id` of one of "
+        f"{', '.join(stream.name for stream in layout.predicted)}."
+    )
+
+
+def check_limits(
+    layout: Layout, end_id: int | None, max_sampled: int | None, *, is_text: bool
+) -> None:
+    """Refuse limits that a session cannot have.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    if max_sampled is not None and max_sampled < 1:
+        raise UserError(f"`max_sampled` must be >= 1, got {max_sampled}.")
+    if not is_text and (end_id is not None or max_sampled is not None):
+        raise UserError(
+            "`end_id` and `max_sampled` are for models that write one id a tick: this one "
+            f"writes {', '.join(stream.name for stream in layout.predicted)}. Stop it instead."
+        )
 
 
 def _nothing(stream: Stream) -> Tensor:

@@ -25,10 +25,11 @@ from counterpoint.errors import UserError
 from counterpoint.files import read_json
 from counterpoint.formats import PublishedModel, find_format
 from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.hub import PREFIX, download, is_on_hub
 from counterpoint.runtime.shipped import find_shipped
 from counterpoint.runtime.talk import Talker
 from counterpoint.streams.spec import Layout
-from counterpoint.systems.contract import System
+from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.checkpoint import MANIFEST, load_system, read_manifest, resolve
 from counterpoint.train.distributed import pick_device
 from counterpoint.train.run import Run
@@ -53,7 +54,7 @@ class Loaded:
     Attributes:
         path: Its checkpoint, or its folder of published files.
         system: The model, in evaluation mode.
-        run: What it was trained by; ``None`` for a published model.
+        run: What it was trained by; ``None`` for a published model, or one that was saved alone.
         published: What came with a published model.
         in_int8: Whether the matrices of the talker are stored in 8 bits.
     """
@@ -134,10 +135,11 @@ class Loaded:
         """The run of a checkpoint.
 
         Raises:
-            UserError: The model is a published one.
+            UserError: The model is a published one, or was saved without its run.
         """
         if self.run is None:
-            raise UserError(f"{self.path} must be a checkpoint of a run: it is a published model.")
+            what = "a model alone" if self.published is None else "a published model"
+            raise UserError(f"{self.path} must be a checkpoint of a run: it is {what}.")
         return self.run
 
 
@@ -152,7 +154,7 @@ def load(
 
     Args:
         path: The checkpoint or folder, or a file of published weights; also the name of a model
-            that comes with the package.
+            that comes with the package, or one on the Hugging Face hub: "hub:owner/name".
         device: Where the model computes.
         dtype: Type of the weights; by default float32 for runs of ours, and for published models
             the one that they are published in. ``"int8"`` stores the matrices of a model that
@@ -162,7 +164,7 @@ def load(
     Raises:
         UserError: There is none, it cannot be used, or torch cannot use the device.
     """
-    path = find_shipped(Path(path))
+    path = find_shipped(download(path) if is_on_hub(path) else Path(path))
     kept_in = None if dtype is None else _TYPES[dtype]
     device = pick_device(str(device))
     found = None if is_ours(path) else find_format(path)
@@ -183,12 +185,49 @@ def load(
             "own. Name the folder of the model that they were trained over."
         )
     path = find_checkpoint(path)
-    run = load_run(path)
+    run = load_run(path) if "run" in read_manifest(path) else None
     trained = load_system(path)
     if not isinstance(trained, System):
         raise AssertionError("load_system gives systems")
     system = trained.to(device, kept_in)
     return Loaded(path=path, system=system, run=run, in_int8=dtype == "int8")
+
+
+def from_pretrained(
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+    dtype: WeightType | None = None,
+) -> Loaded:
+    """Load a model from the Hugging Face hub or from a folder, as `load` does.
+
+    Args:
+        name: "owner/name" on the hub, or a folder.
+        device: Where the model computes.
+        revision: Branch, tag or commit on the hub.
+        dtype: Type of the weights; see `load`.
+
+    Raises:
+        UserError: As `load`.
+        MissingPackageError: `huggingface-hub` is not installed.
+    """
+    if Path(name).exists() or find_shipped(Path(name)) != Path(name):
+        return load(name, device, dtype=dtype)
+    return load(f"{PREFIX}{name}{f'@{revision}' if revision else ''}", device, dtype=dtype)
+
+
+def shape_of(path: Path) -> Run | SystemConfig:
+    """The run of a checkpoint, or the config of a published model, without reading weights.
+
+    Raises:
+        UserError: There is none, or it cannot be used.
+    """
+    path = download(path) if is_on_hub(path) else path
+    known = None if is_ours(find_shipped(path)) else find_format(path)
+    if known is not None:
+        return known.open(path).shape()
+    return load_run(find_checkpoint(path))
 
 
 def check_vocabulary(layout: Layout, name: str) -> Tokenizer:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint.runtime.given import Given
 from counterpoint.streams import schedule
-from counterpoint.streams.spec import Layout, Ticks
+from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
 OPEN = -2
 """An id that is still to be written; `UNSET_ID` is nothing, for good."""
@@ -31,7 +31,7 @@ class ColumnRing:
     def __init__(self, layout: Layout, num_rows: int, device: torch.device) -> None:
         self._layout = layout
         self._device = device
-        said = layout.predicted
+        self._said = said = layout.predicted
         heard = layout.heard
         given = [stream for stream in (*said, *heard) if stream.is_discrete]
         stops = list(accumulate(stream.depth for stream in given))
@@ -47,11 +47,14 @@ class ColumnRing:
             for s in heard
             if not s.is_discrete
         }
-        delays = [schedule.delay_steps(s) for s in said for _ in range(s.depth)]
+        delays = [s.delay_ticks for s in said for _ in range(s.depth)]
         self._said_delays = torch.tensor(delays, device=device)
         self._said_index = torch.arange(self.num_said, device=device)
         self._latest_said = schedule.latest_delay(layout)
         self._every = torch.arange(num_rows, device=device)
+        # Streams that have no element in some columns.
+        self._slow_said = [stream for stream in said if stream.period_ticks > 1]
+        self._has_slow_heard = any(stream.period_ticks > 1 for stream in heard)
 
     def clear(self, row: int) -> None:
         """Forget all columns of a row."""
@@ -81,13 +84,23 @@ class ColumnRing:
     def keep_tail(self, row: int, columns: Ticks, num_prompt: int) -> None:
         """Keep what late streams still have of a prompt, when the others go on with the session."""
         for name in (*self.places, *self._floats):
+            own = columns[name][0]
             for column in schedule.tail_columns(self._layout, name, num_prompt):
-                found = columns[name][0, column]
                 slot = column % self._num_slots
-                if name in self.places:
-                    self._ids[row, slot, self.places[name]] = found
+                if name in self._floats:
+                    self._floats[name][row, slot] = own[column] if column < len(own) else 0
+                elif column < len(own):
+                    self._ids[row, slot, self.places[name]] = own[column]
                 else:
-                    self._floats[name][row, slot] = found
+                    found = schedule.empty_id(self._layout, self._layout[name], column)
+                    self._ids[row, slot, self.places[name]] = found
+
+    def rest(self, row: int, tick: int) -> None:
+        """Say nothing in a tick of content, which nobody has told to a row."""
+        for stream in self._said:
+            if schedule.ends_step(stream, tick):
+                column = schedule.column_of(self._layout, stream, tick // stream.period_ticks)
+                self._ids[row, column % self._num_slots, self.places[stream.name]] = UNSET_ID
 
     def ticks(
         self, column: Int[Tensor, " B"], real: Bool[Tensor, " B"] | None
@@ -95,6 +108,8 @@ class ColumnRing:
         """One column of every row, as `System.read` takes it; zeros in rows that are not real."""
         slot = column % self._num_slots
         ids = self._ids[self._every, slot]
+        if self._has_slow_heard:  # nothing was given where nothing is due
+            ids = ids.masked_fill(ids == OPEN, UNSET_ID)
         if real is not None:
             ids = ids.masked_fill(~real[:, None], 0)
         ticks = self.by_stream(ids[:, None])
@@ -111,14 +126,32 @@ class ColumnRing:
         }
 
     def said(self, index: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Int[Tensor, "n K"]:
-        """What stands in the predicted places of a column of some rows; `OPEN` where nothing."""
-        return self._ids[index, column % self._num_slots, : self.num_said]
+        """What stands in the predicted places of a column of some rows; `OPEN` where nothing.
+
+        `UNSET_ID` stands where a slow stream has no element.
+        """
+        found = self._ids[index, column % self._num_slots, : self.num_said]
+        for stream in self._slow_said:
+            rests = ~schedule.may_stand(self._layout, stream, column)
+            own = found[:, self.places[stream.name]]
+            found[:, self.places[stream.name]] = own.masked_fill(
+                rests[:, None] & (own == OPEN), UNSET_ID
+            )
+        return found
 
     def write(
         self, index: Int[Tensor, " n"], column: Int[Tensor, " n"], ids: Int[Tensor, "n K"]
     ) -> None:
         """Write the predicted places of a column of some rows."""
         self._ids[index, column % self._num_slots, : self.num_said] = ids
+
+    def frame(self, tick: int, said: Int[Tensor, " K"]) -> dict[str, Int[Tensor, " _K"]]:
+        """What is said in a tick by stream, of those that have an element in it."""
+        return {
+            stream.name: said[self.places[stream.name]]
+            for stream in self._said
+            if schedule.ends_step(stream, tick)
+        }
 
     def completed(self, index: Int[Tensor, " n"], newest: Int[Tensor, " n"]) -> Int[Tensor, "n K"]:
         """What is said in the tick that the newest columns complete; makes room for the next."""
@@ -129,4 +162,7 @@ class ColumnRing:
             said = self.said(index, newest)
         expired = schedule.expired_column(self._layout, newest) % self._num_slots
         self._ids[index, expired] = OPEN
+        if self._has_slow_heard:
+            for ring in self._floats.values():
+                ring[index, expired] = 0
         return said

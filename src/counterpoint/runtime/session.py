@@ -13,7 +13,10 @@ from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems.contract import Choose, State, System
 
 Frame = dict[str, Int[Tensor, " _K"]]
-"""Ids of one frame by predicted stream, for each codebook one; a text stream has one."""
+"""Ids of one frame by predicted stream, for each codebook one; a text stream has one.
+
+A stream whose steps cover several ticks is in the frame of the last of them alone.
+"""
 
 
 @runtime_checkable
@@ -80,6 +83,7 @@ class Session:
         max_sampled: Ids after which it ends; likewise.
         num_prompt: Ticks of content that it began with.
         num_ticks: Ticks of content that it has gone through: prompted, fed, heard or sampled.
+        first_said: The first tick of content that it says, all of it.
         num_fed: Ticks that it was fed.
         sampled: Ids it has chosen, an end id included; of models that write one id a tick.
         opening: What it said before it heard anything: only models without delay have it.
@@ -95,6 +99,7 @@ class Session:
     max_sampled: int | None = None
     num_prompt: int = 0
     num_ticks: int = 0
+    first_said: int = 0
     num_fed: int = 0
     sampled: list[int] = field(default_factory=list)
     opening: Frame | None = None
@@ -103,3 +108,16 @@ class Session:
     has_read: bool = False
     is_written: bool = False
     num_drawn: int = 0
+
+    @property
+    def unread(self) -> list[int]:
+        """The id that a session of text wrote last, if the model has not read it."""
+        return self.sampled[-1:] if self.is_written else []
+
+    def note(self, found: int) -> None:
+        """Keep an id that the session has chosen, and end it if it shall end with that."""
+        self.sampled.append(found)
+        if found == self.end_id:
+            self.ended = Ended.END_ID
+        elif len(self.sampled) == self.max_sampled:
+            self.ended = Ended.LIMIT

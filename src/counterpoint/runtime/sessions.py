@@ -13,14 +13,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.choices import FrameSampling, PromptGuidance, RowChoices, choices_of
-from counterpoint.runtime.given import Codes, Given, check_ids, check_prompt, parse_frame
+from counterpoint.runtime.choices import (
+    FrameSampling,
+    PromptGuidance,
+    RowChoices,
+    choices_of,
+    sampling_of,
+)
+from counterpoint.runtime.given import (
+    Codes,
+    Given,
+    check_begun,
+    check_ids,
+    check_limits,
+    check_prompt,
+    parse_frame,
+)
 from counterpoint.runtime.prefix import check_prefix
 from counterpoint.runtime.ring import OPEN, ColumnRing
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Ended, Frame, Session, Streaming
 from counterpoint.streams import schedule
-from counterpoint.streams.spec import UNSET_ID, Role, Ticks
+from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.contract import Prefix, State, map_state, state_tensors
 
 
@@ -118,7 +132,8 @@ class Sessions:
         """Begin a new session in a row, whatever was there before.
 
         The model reads the initial frame and the prompt in one pass and writes the next column.
-        Without either, the session waits for `feed`.
+        Without either, a model that hears does so first and says nothing meanwhile; one of text
+        waits for `feed`.
 
         Args:
             row: Which row.
@@ -134,9 +149,9 @@ class Sessions:
         Raises:
             UserError: Rows or the prompt do not fit; nothing has changed then.
         """
-        own = self._sampling_of(sampling)
+        own = sampling_of(self.layout, sampling)
         self._check_rows(row, twin, own)
-        self._check_limits(end_id, max_sampled)
+        check_limits(self.layout, end_id, max_sampled, is_text=self._is_text)
         columns, num_prompt = check_prompt(self.layout, prompt, self._device)
         if prefix is not None:
             check_prefix(prefix, columns, num_prompt)
@@ -148,6 +163,7 @@ class Sessions:
             max_sampled=max_sampled,
             num_prompt=num_prompt,
             num_ticks=num_prompt,
+            first_said=schedule.first_said_tick(self.layout, num_prompt),
             # With an initial frame random numbers go by the column; else by what was drawn.
             num_drawn=schedule.next_column(self.layout, num_prompt) if self._has_lead else 0,
             twin=twin,
@@ -158,11 +174,20 @@ class Sessions:
             hidden.append(self._prefill(twin, self._unprompted(prompt), num_prompt, None))
             self._rows[twin] = session
             self._leads[twin] = row
-        begun = [z for z in hidden if z is not None]
-        if begun:
-            self._write_rows([row], torch.cat(begun))
-            session.opening = self._complete([row]).get(row)
+        self._begin(row, [z for z in hidden if z is not None])
         return session
+
+    def _begin(self, row: int, hidden: Sequence[Float[Tensor, "1 D"]]) -> None:
+        """Write what stands behind all that was read; where nothing was, hear, and say nothing."""
+        session = self[row]
+        if hidden:
+            self._write_rows([row], torch.cat([*hidden]))
+            session.opening = self._complete([row]).get(row)
+        elif self._heard:
+            for own in self._with_twins([row]):
+                for tick in range(session.first_said):
+                    self._ring.rest(own, tick)
+            session.has_read = session.is_written = True
 
     def stop(self, row: int) -> None:
         """End the session of a row, which is free then; one that has ended stays to be read."""
@@ -179,7 +204,7 @@ class Sessions:
         """
         for row, new in ids.items():
             self._check_feed(row, new)
-        unread = {row: self._unread(row) for row in ids}
+        unread = {row: self[row].unread for row in ids}
         self._read_ids({row: [*unread[row], *new] for row, new in ids.items()})
         for row, new in ids.items():
             session = self[row]
@@ -197,13 +222,14 @@ class Sessions:
 
         Args:
             given: By row, what it is given in this tick: the ids (or floats) of every stream that
-                is heard. Ids of a stream that is said force it: they are those of its next tick.
-                Rows alone, or ``None`` for all that run, where nothing is heard. Rows that are not
-                named pause.
+                is heard, with the last tick that they cover. Ids of a stream that is said force it:
+                they are those of its next tick. Rows alone, or ``None`` for all that run, where
+                nothing is heard. Rows that are not named pause.
 
         Returns:
-            The frame that is complete now, by row; nothing for a row whose first frame is not
-            complete yet. A row that ends with this frame is not in the next step.
+            The frame that is complete now, by row, of the streams that have an element in it;
+            nothing for a row whose first frame is not complete yet. A row that ends with this frame
+            is not in the next step.
 
         Raises:
             UserError: A row is not running or was never fed, a stream is missing or unknown, or
@@ -231,13 +257,10 @@ class Sessions:
         """
         session = self._running(row)
         if not session.has_read:
-            raise UserError(
-                f"Row {row} must be fed at least one id before it is sampled: got none. "
-                "Feed a prompt, or the start id of the tokeniser."
-            )
+            check_begun(self.layout, row)
         if not codes and not self._heard:
             return Given({}, {})
-        return parse_frame(self.layout, row, codes)
+        return parse_frame(self.layout, row, session.num_ticks, codes)
 
     # Reading
 
@@ -393,24 +416,16 @@ class Sessions:
         index, newest = torch.tensor(columns, device=self._device).unbind(1)
         said = self._ring.completed(index, newest)
         if self._is_text:
-            self._note(rows, said[:, 0].tolist())
+            for row, found in zip(rows, said[:, 0].tolist(), strict=False):
+                self[row].note(found)
         frames = {}
         for row, ids in zip(rows, said.unbind(), strict=False):
             session = self[row]
             column = schedule.next_column(self.layout, session.num_ticks)
-            if schedule.complete_tick(self.layout, column) >= session.num_prompt:
-                frames[row] = {s.name: ids[self._ring.places[s.name]] for s in self._said}
+            tick = schedule.complete_tick(self.layout, column)
+            if tick >= session.first_said:
+                frames[row] = self._ring.frame(tick, ids)
         return frames
-
-    def _note(self, rows: Sequence[int], sampled: Sequence[int]) -> None:
-        """Keep what text sessions have sampled, and end those that shall end."""
-        for row, found in zip(rows, sampled, strict=False):
-            session = self[row]
-            session.sampled.append(found)
-            if found == session.end_id:
-                session.ended = Ended.END_ID
-            elif len(session.sampled) == session.max_sampled:
-                session.ended = Ended.LIMIT
 
     def _choices_of(self, rows: Sequence[int]) -> RowChoices:
         """How the elements of some rows are chosen."""
@@ -428,11 +443,6 @@ class Sessions:
         return choices_of(self.layout, own, guidance, self._device)
 
     # Rows
-
-    def _unread(self, row: int) -> list[int]:
-        """The id that a text session wrote last, if the model has not read it."""
-        session = self[row]
-        return session.sampled[-1:] if session.is_written else []
 
     def _with_twins(self, rows: Iterable[int]) -> list[int]:
         """Rows, and behind them those that hear the same for their guidance."""
@@ -456,11 +466,6 @@ class Sessions:
             )
         return session
 
-    def _sampling_of(self, sampling: Sampling | FrameSampling | None) -> FrameSampling:
-        if sampling is None and not self.layout.by_role(Role.SPOKEN):
-            sampling = Sampling()
-        return FrameSampling.of(sampling)
-
     def _check_rows(self, row: int, twin: int | None, sampling: FrameSampling) -> None:
         if not 0 <= row < len(self._rows):
             raise UserError(f"`row` must be 0 to {len(self._rows) - 1}: got {row}.")
@@ -472,15 +477,6 @@ class Sessions:
             raise UserError(
                 "`twin` must be a free row where `guidance` is not 1, and only then: got "
                 f"{twin} for row {row} and {sampling.guidance}."
-            )
-
-    def _check_limits(self, end_id: int | None, max_sampled: int | None) -> None:
-        if max_sampled is not None and max_sampled < 1:
-            raise UserError(f"`max_sampled` must be >= 1, got {max_sampled}.")
-        if not self._is_text and (end_id is not None or max_sampled is not None):
-            raise UserError(
-                "`end_id` and `max_sampled` are for models that write one id a tick: this one "
-                f"writes {', '.join(stream.name for stream in self._said)}. Stop it instead."
             )
 
     def _check_feed(self, row: int, new: Sequence[int]) -> None:

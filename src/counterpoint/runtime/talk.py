@@ -87,10 +87,17 @@ class Talker:
                 f"The user's codebooks must have at least the codec's {sizes} ids: got {heard}. "
                 f"{hint}"
             )
-        if self.codec.frame_rate_hz != layout.tick_hz:
+        periods = {schedule.sound_period(layout, role) for role in (Role.SPOKEN, Role.HEARD)}
+        rates = {(layout.tick_hz or 0.0) / period for period in periods}
+        if {self.codec.frame_rate_hz} != rates:
             raise UserError(
-                f"The codec must have the model's {layout.tick_hz} frames a second: it has "
-                f"{self.codec.frame_rate_hz}."
+                f"The codec must have the model's {' and '.join(map(str, sorted(rates)))} frames a "
+                f"second: it has {self.codec.frame_rate_hz}."
+            )
+        if self.codec.frame_samples % max(periods):
+            raise UserError(
+                "A frame of the codec must be a whole number of samples for each of the model's "
+                f"{max(periods)} ticks: got {self.codec.frame_samples} samples."
             )
 
 
@@ -115,10 +122,11 @@ class Conversation:
 
     Attributes:
         text_ids: The text of each frame said so far.
-        step_s: Seconds that each frame took: encode, read, write, decode.
+        step_s: Seconds that each tick took: encode, read, write, decode.
 
     Raises:
-        UserError: The prompt does not fit the model, or leaves a pinned window no room.
+        UserError: The prompt does not fit the model, ends within a step of a stream, or leaves a
+            pinned window no room.
     """
 
     def __init__(
@@ -136,21 +144,26 @@ class Conversation:
         self.step_s: list[float] = []
         system = talker.system.agent_alone()
         if pin and prompt is not None:
-            system = system.pinned(prompt[system.layout.text.name].shape[1])
+            system = system.pinned(schedule.count_ticks(system.layout, prompt))
         self._layout = system.layout
         self._clock = clock
         self._encoder = talker.codec.encoder()
         self._decoder = talker.codec.decoder()
         self._sessions = Sessions(system, 1)
         # What sounds in the frame that is being heard, and how much of that has come.
+        period = schedule.sound_period(self._layout, Role.SPOKEN)
+        self._tick_samples = talker.codec.frame_samples // period
         started = self._sessions.start(0, sampling, prompt=prompt, prefix=prefix)
-        self._sound = self._decoded(started.opening)
+        check_whole_steps(self._layout, started.num_prompt)
+        self._num_unsaid = started.first_said - started.num_prompt
+        self._sound = torch.zeros(0)
         self._num_heard = 0
+        self._sound_next(started.opening)
 
     @property
     def delay_s(self) -> float:
         """Seconds by which the model's own frames sound later than their content."""
-        return schedule.latest_delay(self._layout) / self.talker.codec.frame_rate_hz
+        return schedule.sounding_delay(self._layout) / (self._layout.tick_hz or 0.0)
 
     def hear(self, samples: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """Hear further samples, any number, at the codec's rate; give what sounds meanwhile.
@@ -160,17 +173,17 @@ class Conversation:
         """
         check_channel(samples)  # of all frames: the sound of those before would be lost
         sound = [self._sound[:0]]
-        frame_samples = self.talker.codec.frame_samples
         while len(samples):
-            stop = min(self._num_heard + len(samples), frame_samples)
+            stop = min(self._num_heard + len(samples), self._tick_samples)
             sound.append(self._sound[self._num_heard : stop])
             piece = samples[: len(sound[-1])]
             samples = samples[len(sound[-1]) :]
             began = self._clock()
             codes = self._encoder.push({0: piece})[0]
-            self._num_heard = stop % frame_samples
-            if len(codes):
-                self._sound = self._decoded(self._answer(codes))
+            self._num_heard = stop % self._tick_samples
+            if not self._num_heard:  # the tick is over
+                self._sound = self._sound[self._tick_samples :]
+                self._sound_next(self._answer(codes))
                 self.step_s.append(self._clock() - began)
         return torch.cat(sound)
 
@@ -181,34 +194,52 @@ class Conversation:
         `read_monologue`; how long it sounds is not in the text.
         """
         padding_id = self._layout.text.padding_id or 0
+        text_hz = self._layout.rate_hz(self._layout.text.name)
         tokenizer = self.talker.tokenizer
         ids = torch.tensor(self.text_ids, dtype=torch.long)
         known = ids.where(ids < tokenizer.vocab_size, padding_id)
         said = read_monologue(
             known,
             tokenizer.decode,
-            self.talker.codec.frame_rate_hz,
+            text_hz,
             starts_word=tokenizer.starts_word,
             stream=AGENT,
             pad_id=padding_id,
         )
         said = replace(said, events=tuple(event for event in said if event.text))
-        return said.shift(self.delay_s)
+        unsaid_s = self._num_unsaid // self._layout.text.period_ticks / text_hz
+        return said.shift(self.delay_s + unsaid_s)
 
-    def _answer(self, codes: Int[Tensor, "1 K"]) -> Mapping[str, Tensor] | None:
-        """Hear one frame, and say what is complete then."""
-        heard = self._layout.with_role(Role.HEARD, codes)
+    def _answer(self, codes: Int[Tensor, "_n K"]) -> Mapping[str, Tensor] | None:
+        """Hear the frame that a tick has completed, if it has, and say what is complete then."""
+        heard = self._layout.with_role(Role.HEARD, codes) if len(codes) else {}
         return self._sessions.step({0: {name: ids[0] for name, ids in heard.items()}}).get(0)
 
-    def _decoded(self, frame: Mapping[str, Tensor] | None) -> Float[Tensor, " N"]:
-        """The sound of a frame; silence where the model's first is not complete yet."""
-        codec = self.talker.codec
-        if frame is None:
-            return torch.zeros(codec.frame_samples)
-        self.text_ids.append(int(frame[self._layout.text.name]))
-        spoken = self._layout.by_role(Role.SPOKEN)
-        codes = torch.cat([frame[stream.name] for stream in spoken])
-        return self._decoder.push({0: codes[None]})[0].float().cpu()
+    def _sound_next(self, frame: Mapping[str, Tensor] | None) -> None:
+        """Let a frame sound from now on; silence where none has begun yet."""
+        frame = frame or {}
+        if self._layout.text.name in frame:
+            self.text_ids.append(int(frame[self._layout.text.name]))
+        spoken = [stream.name for stream in self._layout.by_role(Role.SPOKEN)]
+        if set(spoken) <= set(frame):
+            codes = torch.cat([frame[name] for name in spoken])
+            self._sound = self._decoder.push({0: codes[None]})[0].float().cpu()
+        elif not len(self._sound):
+            self._sound = torch.zeros(self._tick_samples)
+
+
+def check_whole_steps(layout: Layout, num_ticks: int) -> None:
+    """Refuse a prompt that ends within a step of a stream, which sound cannot go on with.
+
+    Raises:
+        UserError: It does.
+    """
+    for stream in (*layout.predicted, *layout.heard):
+        if num_ticks % stream.period_ticks:
+            raise UserError(
+                f"A prompt of a conversation must be whole steps of {stream.name!r}, which covers "
+                f"{stream.period_ticks} ticks with each: got {num_ticks} ticks."
+            )
 
 
 def converse(

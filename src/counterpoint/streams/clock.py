@@ -156,8 +156,12 @@ def first_visible(lag_steps: int) -> int:
 
 
 def reach_ticks(stream: Stream, window: int) -> int:
-    """Ticks back to which a window of steps of a stream reaches, at most."""
-    return window * stream.period_ticks + stream.delay_ticks
+    """Ticks back to which a window of steps of a stream reaches, at most.
+
+    It is counted from the newest tick that may be read, and reached just before the next step of
+    the stream becomes available.
+    """
+    return (window + 1) * stream.period_ticks - 1 + stream.delay_ticks
 
 
 def _regular(layout: Layout, name: str) -> Stream:

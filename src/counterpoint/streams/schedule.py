@@ -3,8 +3,11 @@
 *Content order* says what happened when it happened: step ``s`` of a stream covers ``period_ticks``
 ticks from ``s * period_ticks``. *Arrival order* is the order in which elements become available
 (`counterpoint.streams.clock.available_at`), which is the order in which models read them. Its ticks
-are called *columns*. A layout whose streams have initial ids begins with an initial frame, column
-0, so that the element of frame ``f`` stands in column ``lead + f + delay``.
+are called *columns*, and every stream has a place in each of them. An element stands in the column
+of its moment: that of step ``s``, which is the element of frame ``f``, the last tick that it
+covers, stands in column ``lead + f + delay``. Between two elements of a slow stream stands nothing.
+A layout in which a stream has an initial id begins with an initial frame, column 0, so ``lead`` is
+1; it is 0 in all others.
 
 Scheduling is causal in both directions: the first columns depend on the first ticks only, and
 columns that are cut anywhere give back the ticks of which every stream has arrived.
@@ -12,106 +15,20 @@ columns that are cut anywhere give back the ticks of which every stream has arri
 Source: Moshi (arXiv:2410.00037), section 3.4.3; MusicGen (arXiv:2306.05284), section 2.2.
 """
 
-from collections.abc import Mapping
-
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID, Layout, Stream, Ticks
-
-# ------------------------------------------------------------------------------------- delays
-
-
-def delay_steps(stream: Stream) -> int:
-    """Slots of its own period by which a stream arrives later than its content."""
-    return -(-stream.delay_ticks // stream.period_ticks)
-
-
-def delay_padding(layout: Layout) -> int:
-    """Ticks that `delay` adds, so that the most delayed stream ends inside the sequence.
-
-    A multiple of `Layout.block_ticks`: delayed documents still pack at whole blocks.
-    """
-    latest = max(delay_steps(stream) * stream.period_ticks for stream in layout.streams)
-    return -(-latest // layout.block_ticks) * layout.block_ticks
-
-
-def delay(ticks: Ticks, layout: Layout, initial: Mapping[str, int] | None = None) -> Ticks:
-    """Shift every stream later by its delay.
-
-    Delay each document before packing it, then no delayed element reaches the next document.
-
-    Args:
-        ticks: Elements in content order; all streams cover the same ticks.
-        layout: Streams with their delays.
-        initial: Id read before a stream's first element, by stream; `UNSET_ID` where not given.
-
-    Returns:
-        Elements in order of arrival, every stream longer by `delay_padding` ticks. Slots after a
-        stream's last element hold `UNSET_ID`, or zeros in a continuous stream.
-
-    Raises:
-        UserError: The streams do not cover the same ticks, or ``initial`` names another stream.
-    """
-    _check_same_length(ticks, layout)
-    initial = initial or {}
-    if unknown := sorted(set(initial) - set(ticks)):
-        raise UserError(
-            f"`initial` must name streams of `ticks` ({', '.join(ticks)}): got {unknown}."
-        )
-    padding = delay_padding(layout)
-    delayed = {}
-    for name, elements in ticks.items():
-        shift = delay_steps(layout[name])
-        after = padding // layout[name].period_ticks - shift
-        before = _filled(elements, shift, initial.get(name, UNSET_ID))
-        delayed[name] = torch.cat([before, elements, _filled(elements, after, UNSET_ID)], dim=1)
-    return delayed
-
-
-def undelay(ticks: Ticks, layout: Layout) -> Ticks:
-    """Bring every stream back to content order: the exact inverse of `delay`.
-
-    Args:
-        ticks: Elements in order of arrival, as from `delay`, or a prefix of them.
-        layout: Streams with their delays.
-
-    Returns:
-        The ticks of which every stream has arrived: `delay_padding` fewer than given, none if
-        there are not that many.
-
-    Raises:
-        UserError: The streams do not cover the same ticks.
-    """
-    num_ticks = max(_check_same_length(ticks, layout) - delay_padding(layout), 0)
-    aligned = {}
-    for name, elements in ticks.items():
-        shift = delay_steps(layout[name])
-        aligned[name] = elements[:, shift : shift + num_ticks // layout[name].period_ticks]
-    return aligned
-
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
 # ------------------------------------------------------------------------------------ columns
 
 
 def lead_ticks(layout: Layout) -> int:
-    """Columns before the first content: 1 if the layout begins with an initial frame, else 0.
-
-    Raises:
-        UserError: A layout with an initial frame has a stream that covers several ticks a step.
-    """
-    if all(stream.initial_id is None for stream in layout.streams):
-        return 0
-    slow = [stream.name for stream in layout.streams if stream.period_ticks > 1]
-    if slow:
-        raise UserError(
-            f"An initial frame is one step of every stream: {', '.join(slow)} must have a period "
-            "of one tick. Leave `initial_id` out, or give the stream's steps tick by tick."
-        )
-    return 1
+    """Columns before the first content: 1 if the layout begins with an initial frame, else 0."""
+    return int(any(stream.initial_id is not None for stream in layout.streams))
 
 
 def initial_ids(layout: Layout) -> dict[str, int]:
@@ -123,19 +40,27 @@ def initial_ids(layout: Layout) -> dict[str, int]:
     }
 
 
-def initial_frame(layout: Layout, batch_size: int, device: torch.device | str = "cpu") -> Ticks:
-    """What every session reads first: `lead_ticks` ticks of initial ids, zeros where continuous."""
-    num_ticks = lead_ticks(layout)
-    ids = initial_ids(layout)
-    frame = {}
-    for stream in layout.streams:
-        shape = (batch_size, num_ticks, *stream.element_shape)
-        frame[stream.name] = (
-            torch.full(shape, ids[stream.name], device=device)
-            if stream.is_discrete
-            else torch.zeros(shape, device=device)
-        )
-    return frame
+def column_of(layout: Layout, stream: Stream, step: int) -> int:
+    """The column in which a step of a stream stands: its moment, behind the initial frame."""
+    return lead_ticks(layout) + (step + 1) * stream.period_ticks - 1 + stream.delay_ticks
+
+
+def empty_id(layout: Layout, stream: Stream, column: int) -> int:
+    """What a discrete stream reads in a column in which it has no element."""
+    if column < column_of(layout, stream, 0) and stream.initial_id is not None:
+        return stream.initial_id
+    return UNSET_ID
+
+
+def ends_step(stream: Stream, tick: int) -> bool:
+    """Whether a tick of content is the last one of a step: then the frame has its element."""
+    return (tick + 1) % stream.period_ticks == 0
+
+
+def count_ticks(layout: Layout, content: Ticks) -> int:
+    """Ticks that some content covers: those of its longest stream."""
+    lengths = [ids.shape[1] * layout[name].period_ticks for name, ids in content.items()]
+    return max(lengths, default=0)
 
 
 def columns(layout: Layout, content: Ticks) -> Ticks:
@@ -143,34 +68,37 @@ def columns(layout: Layout, content: Ticks) -> Ticks:
 
     Args:
         layout: Streams with their delays.
-        content: Elements in content order, of all streams; or of the first stream alone, beside
-            which the others are then unset.
+        content: Elements in content order, each stream on its own steps, of all streams; or of the
+            first stream alone, beside which the others are then unset. Of T ticks a stream has the
+            steps that end within them.
 
     Returns:
-        For T ticks of content and delays of up to D, lead + T + D columns. The last D of them are
-        of the late streams alone, and `UNSET_ID` elsewhere.
+        For T ticks of content and delays of up to D, lead + T + D columns of every stream but the
+        wholes, which the model computes itself. Where no element stands there are initial ids
+        before the first one, `UNSET_ID` otherwise, and zeros in a continuous stream.
 
     Raises:
         UserError: Streams are missing, or an id or a shape does not fit.
     """
     _check_content(layout, content)
-    first = content[layout.streams[0].name]
-    complete = {}
-    for stream in layout.streams:
+    num_columns = lead_ticks(layout) + count_ticks(layout, content) + _longest_delay(layout)
+    first = next(iter(content.values()))
+    arrived = {}
+    for stream in _given(layout):
+        shape = (len(first), num_columns, *stream.element_shape)
+        before = column_of(layout, stream, 0)
+        if stream.is_discrete:
+            own = torch.full(shape, UNSET_ID, device=first.device)
+            own[:, :before] = empty_id(layout, stream, 0)
+        else:
+            own = torch.zeros(shape, device=first.device)
         elements = content.get(stream.name)
-        if elements is None:
-            shape = (*first.shape[:2], *stream.element_shape)
-            elements = (
-                first.new_full(shape, UNSET_ID)
-                if stream.is_discrete
-                else torch.zeros(shape, device=first.device)
-            )
-        complete[stream.name] = elements
-    late = delay(complete, layout, initial_ids(layout))
-    start = initial_frame(layout, len(first))
-    return {
-        name: torch.cat((start[name].to(elements), elements), 1) for name, elements in late.items()
-    }
+        if elements is not None:
+            own = own.to(elements)
+            places = own[:, before :: stream.period_ticks]
+            places[:, : elements.shape[1]] = elements
+        arrived[stream.name] = own
+    return arrived
 
 
 def content(layout: Layout, arrived: Ticks) -> Ticks:
@@ -183,8 +111,24 @@ def content(layout: Layout, arrived: Ticks) -> Ticks:
     Returns:
         The ticks of which every stream has arrived.
     """
-    lead = lead_ticks(layout)
-    return undelay({name: elements[:, lead:] for name, elements in arrived.items()}, layout)
+    num_columns = next(iter(arrived.values())).shape[1]
+    num_ticks = max(num_columns - lead_ticks(layout) - _longest_delay(layout), 0)
+    aligned = {}
+    for name, elements in arrived.items():
+        stream = layout[name]
+        places = elements[:, column_of(layout, stream, 0) :: stream.period_ticks]
+        aligned[name] = places[:, : num_ticks // stream.period_ticks]
+    return aligned
+
+
+def _longest_delay(layout: Layout) -> int:
+    """Columns by which the latest stream comes later than its content."""
+    return max(stream.delay_ticks for stream in _given(layout))
+
+
+def _given(layout: Layout) -> tuple[Stream, ...]:
+    """The streams that columns hold: all but wholes that the model computes itself."""
+    return tuple(s for s in layout.streams if s.predicted or s.role != Role.WHOLE)
 
 
 def lay_out(layout: Layout, content: Ticks, num_prompt: int = 0) -> Batch:
@@ -205,13 +149,13 @@ def lay_out(layout: Layout, content: Ticks, num_prompt: int = 0) -> Batch:
     """
     written = [stream.name for stream in layout.predicted if stream.name in content]
     arrived = columns(layout, content)
-    first = content[layout.streams[0].name]
-    num_ticks = first.shape[1]
+    first = next(iter(content.values()))
+    num_ticks = count_ticks(layout, content)
     lead = lead_ticks(layout)
     num_read = max(lead - 1 + num_ticks, 0)
     untrained = {name: content[name].clone() for name in written}
-    for elements in untrained.values():
-        elements[:, :num_prompt] = UNSET_ID
+    for name, elements in untrained.items():
+        elements[:, : num_prompt // layout[name].period_ticks] = UNSET_ID
     trained = columns(layout, {**content, **untrained})
     return Batch(
         ticks={name: elements[:, :num_read] for name, elements in arrived.items()},
@@ -227,7 +171,7 @@ def unset_columns(layout: Layout, begins: Bool[Tensor, "B T"]) -> dict[str, Tens
     """Columns of packed documents in which nothing is said in any stream.
 
     Args:
-        layout: Streams with their delays, all of a period of one tick.
+        layout: Streams with their delays.
         begins: Where the initial frame of a document stands.
 
     Returns:
@@ -242,7 +186,8 @@ def unset_columns(layout: Layout, begins: Bool[Tensor, "B T"]) -> dict[str, Tens
             arrived[stream.name] = torch.zeros(shape, device=begins.device)
             continue
         waits = begins.clone()
-        for late in range(1, delay_steps(stream) + 1):
+        lead = lead_ticks(layout)
+        for late in range(1, column_of(layout, stream, 0) - lead + 1):
             waits[:, late:] |= begins[:, :-late]
         column = torch.where(waits, ids[stream.name], UNSET_ID)
         if stream.has_codebooks:
@@ -267,25 +212,72 @@ def next_column(layout: Layout, num_ticks: int) -> int:
     return lead_ticks(layout) + num_ticks
 
 
+def first_said_tick(layout: Layout, num_prompt: int) -> int:
+    """The first tick of content that a session says, all of it, behind a prompt of so many ticks.
+
+    Without an initial frame nothing is read before column 0. So where an element of the first tick
+    would stand there, that tick is not said.
+    """
+    first_column = min(column_of(layout, stream, 0) for stream in layout.predicted)
+    return max(num_prompt, 1 - min(first_column, 1))
+
+
 def given_column(layout: Layout, stream: str, num_ticks: int) -> int:
     """The column in which stands what a session is given after so many ticks of content.
 
-    What is heard is that of the tick that begins now. What a stream that is written is given
-    (forced) is that of the tick behind it: the one that begins now is written already.
+    What is heard is that of `given_tick`, the tick that begins now. What a stream that is written
+    is given (forced) is that of the tick behind it: the one that begins now is written already.
     """
     spec = layout[stream]
-    return next_column(layout, num_ticks) + delay_steps(spec) + spec.predicted
+    return lead_ticks(layout) + given_tick(spec, num_ticks) + spec.delay_ticks
+
+
+def given_tick(stream: Stream, num_ticks: int) -> int:
+    """The tick of content of which a session is given something after so many ticks."""
+    return num_ticks + stream.predicted
 
 
 def tail_columns(layout: Layout, stream: str, num_ticks: int) -> range:
-    """Columns behind a prompt of so many ticks in which a late stream still goes on with it."""
-    first = next_column(layout, num_ticks)
-    return range(first, first + delay_steps(layout[stream]))
+    """Columns behind a prompt of so many ticks, up to the first element that is not of it."""
+    spec = layout[stream]
+    first_new = num_ticks // spec.period_ticks
+    return range(next_column(layout, num_ticks), column_of(layout, spec, first_new))
+
+
+def may_stand(layout: Layout, stream: Stream, column: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Columns in which an element of a stream may stand; in all if its steps are ticks."""
+    return (column - column_of(layout, stream, 0)) % stream.period_ticks == 0
 
 
 def latest_delay(layout: Layout) -> int:
     """Columns by which the latest stream that is written comes later than its content."""
-    return max(delay_steps(stream) for stream in layout.predicted)
+    return max(stream.delay_ticks for stream in layout.predicted)
+
+
+def sounding_delay(layout: Layout) -> int:
+    """Ticks by which what is spoken sounds later than its content begins.
+
+    It sounds when its frame is complete, and a step is part of the frame of its last tick.
+
+    Raises:
+        UserError: The streams that are spoken have several periods, or there are none.
+    """
+    return latest_delay(layout) + sound_period(layout, Role.SPOKEN) - 1
+
+
+def sound_period(layout: Layout, role: Role) -> int:
+    """Ticks of a frame of sound of a speaker.
+
+    Raises:
+        UserError: The speaker's streams have several periods, or there are none.
+    """
+    periods = {stream.period_ticks for stream in layout.by_role(role)}
+    if len(periods) != 1:
+        raise UserError(
+            f"All streams that are {role.value} must have steps of the same number of ticks, as a "
+            f"codec's frames have: got {sorted(periods) or 'no such stream'}."
+        )
+    return periods.pop()
 
 
 def complete_tick(layout: Layout, column: int) -> int:
@@ -297,8 +289,12 @@ def complete_tick(layout: Layout, column: int) -> int:
 
 
 def ring_columns(layout: Layout) -> int:
-    """Columns that a session keeps: from the oldest of the complete tick to the newest given."""
-    return 2 * max(delay_steps(stream) for stream in layout.streams) + 2
+    """Columns that a session keeps: from the oldest of the complete tick to the newest given.
+
+    The newest is that of the first step behind a prompt, in the stream in which it comes latest.
+    """
+    lead = lead_ticks(layout)
+    return 2 * max(column_of(layout, s, 0) - lead for s in _given(layout)) + 2
 
 
 def expired_column(layout: Layout, column: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -314,17 +310,20 @@ def expired_column(layout: Layout, column: Int[Tensor, "..."]) -> Int[Tensor, ".
 
 def _check_content(layout: Layout, content: Ticks) -> None:
     """Refuse content of other streams, shapes or ids."""
-    names = [stream.name for stream in layout.streams]
+    names = [stream.name for stream in _given(layout)]
     if set(content) not in ({names[0]}, set(names)):
         raise UserError(
             f"Codes must be given for all streams ({', '.join(names)}) or for {names[0]!r} alone: "
             f"got {', '.join(content)}."
         )
-    rows_and_ticks = content[names[0]].shape[:2]
+    num_rows = len(content[names[0]])
+    # A tensor without steps is refused by its shape below.
+    stepped = {name: elements for name, elements in content.items() if elements.ndim > 1}
+    num_ticks = count_ticks(layout, stepped)
     for name, elements in content.items():
         stream = layout[name]
-        shape = (*rows_and_ticks, *stream.element_shape)
-        if stream.period_ticks == 1 and elements.shape != shape:
+        shape = (num_rows, num_ticks // stream.period_ticks, *stream.element_shape)
+        if elements.shape != shape:
             raise UserError(
                 f"Codes of {name!r} must have the shape {tuple(shape)}: got "
                 f"{tuple(elements.shape)}."
@@ -343,20 +342,3 @@ def _check_ids(stream: Stream, ids: Int[Tensor, "..."]) -> None:
             f"Ids of {stream.name!r} must be {UNSET_ID} (unset) to {last}: got {int(ids.min())} to "
             f"{int(ids.max())}."
         )
-
-
-def _check_same_length(ticks: Ticks, layout: Layout) -> int:
-    """Number of ticks that all streams cover."""
-    lengths = {name: ids.shape[1] * layout[name].period_ticks for name, ids in ticks.items()}
-    if len(set(lengths.values())) > 1:
-        raise UserError(
-            f"All streams must cover the same ticks: got {lengths}. Pad or cut them to one length."
-        )
-    return max(lengths.values(), default=0)
-
-
-def _filled(
-    elements: Shaped[Tensor, "B _T ..."], steps: int, value: int
-) -> Shaped[Tensor, "B _n ..."]:
-    shape = (elements.shape[0], steps, *elements.shape[2:])
-    return elements.new_full(shape, 0 if elements.is_floating_point() else value)

@@ -14,11 +14,13 @@ UNSET_ID = -1
 """Id of an element that does not exist or carries no loss. Never a valid token."""
 
 Ticks = Mapping[str, Shaped[Tensor, "B _T ..."]]
-"""Elements by stream name, each tensor on the stream's own steps, oldest first.
+"""Elements by stream name, oldest first: in content order on the stream's own steps, in order of
+arrival on columns (`counterpoint.streams.schedule`).
 
 Ids are (B, T), or (B, T, K) of a stream with codebooks; a continuous stream is floats
 (B, T, width).
-`_T` is not bound by jaxtyping: streams of different periods have different numbers of steps.
+`_T` is not bound by jaxtyping: streams of different periods have different numbers of steps in
+content order.
 """
 
 
@@ -171,6 +173,10 @@ class Layout:
         """Position of the stream within a frame, 0 first."""
         return [stream.name for stream in self.streams].index(self[name].name)
 
+    def rate_hz(self, name: str) -> float:
+        """Steps a second of a stream; 0 where the layout has no physical clock."""
+        return (self.tick_hz or 0.0) / self[name].period_ticks
+
     @property
     def predicted(self) -> tuple[Stream, ...]:
         """The streams that the model writes, in the order in which it writes a frame."""
@@ -183,6 +189,11 @@ class Layout:
         A whole is the model's own: it is computed from what is read.
         """
         return tuple(s for s in self.streams if not s.predicted and s.role != Role.WHOLE)
+
+    @property
+    def slow(self) -> tuple[Stream, ...]:
+        """The streams that are written or heard and have steps of several ticks."""
+        return tuple(s for s in (*self.predicted, *self.heard) if s.period_ticks > 1)
 
     @property
     def text(self) -> Stream:

@@ -147,13 +147,37 @@ class System(nn.Module, ABC):
         By default the cross-entropy of every stream's targets, without weights; `UNSET_ID` and
         initial ids carry none.
         """
-        # Not `self(batch)`: distributed training has prepared the weights for this call already.
-        scores = self.forward(batch)
+        # Not `self(batch)`: distributed training has prepared the weights for this call already,
+        # and warns of outputs that are views.
+        return self.stream_losses(batch, self.forward(batch))
+
+    def stream_losses(self, batch: Batch, scores: Logits) -> dict[str, LossSums]:
+        """What the targets of the streams cost that are scored, by scores of `forward`."""
         losses = {}
-        for name, ids in batch.targets.items():
-            carries_loss = schedule.trained(self.layout[name], ids)
-            losses[name] = stream_loss(scores[name], ids.masked_fill(~carries_loss, UNSET_ID))
+        for name, logits in scores.items():
+            ids = batch.targets[name]
+            counted = schedule.trained(self.layout[name], ids)
+            weight = self.target_weights(name, ids)
+            losses[name] = stream_loss(logits, ids.masked_fill(~counted, UNSET_ID), weight)
         return losses
+
+    def target_weights(self, name: str, targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"] | None:
+        """Weight of each target of a stream, trained or not; ``None`` where all weigh the same."""
+        return None
+
+    def loss_weights(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """What the weighted nats of groups will be divided by, where targets weigh unlike.
+
+        It is known before the losses are, so that the parts of a batch can share the weight of all.
+        """
+        weights: dict[str, Tensor] = {}
+        for name, ids in batch.targets.items():
+            weight = self.target_weights(name, ids)
+            if weight is not None:
+                own = (weight * schedule.trained(self.layout[name], ids)).sum()
+                group = self.loss_group(name)
+                weights[group] = weights[group] + own if group in weights else own
+        return weights
 
     def loss_group(self, name: str) -> str:
         """The group of a loss: the weighted sums of a group are divided by its common weight."""
@@ -163,9 +187,13 @@ class System(nn.Module, ABC):
         """Weight of a group's mean in the training loss."""
         return 1.0
 
-    def combine(self, losses: Losses) -> Loss:
+    def combine(
+        self, losses: Losses, weights: Mapping[str, Float[Tensor, ""]] | None = None
+    ) -> Loss:
         """The training loss of sums: the means of all groups, each with its factor, added up.
 
+        A group's weighted nats are divided by its weight in ``losses``, or in ``weights`` if it is
+        there: the mean weight of all parts of a batch makes the mean of their losses that of all.
         Terms are the means of auxiliary losses; where several streams are predicted also those of
         the groups, and the nats of every stream for each of its frames.
         """
@@ -181,6 +209,8 @@ class System(nn.Module, ABC):
                 continue
             weighted = sum((sums.weighted_nats for sums in own), nothing)
             weight = sum((sums.weight for sums in own), nothing)
+            if weights and group in weights:
+                weight = weights[group]
             # Where nothing carries loss both sums are zero.
             mean = weighted / weight.clamp(min=1e-9)
             factor = self.loss_factor(group)
@@ -356,21 +386,18 @@ class HasWhole(Protocol):
 def stream_loss(
     logits: Float[Tensor, "*B V"],
     targets: Int[Tensor, "*B"],
-    counted: Tensor | None = None,
-    weight: Tensor | None = None,
+    weight: Float[Tensor, "*B"] | None = None,
 ) -> LossSums:
     """Sums of one stream.
 
     Args:
         logits: Scores of every target.
-        targets: Ids.
-        counted: Targets that carry loss; all but `UNSET_ID` by default.
+        targets: Ids; `UNSET_ID` carries no loss.
         weight: Weight of each; by default each target counts one and the weighted nats are divided
             by the number of *all* places, so that the mean over equal parts of a batch is the
             whole's, however many targets each part has.
     """
-    if counted is None:
-        counted = targets != UNSET_ID
+    counted = targets != UNSET_ID
     depth = targets.shape[2] if targets.ndim == 3 else 1
     count = counted.sum() / depth
     if weight is None:
@@ -378,7 +405,7 @@ def stream_loss(
         return LossSums(count, nats, nats, torch.full_like(nats, float(targets.numel())))
     each = F.cross_entropy(
         logits.float().flatten(0, -2),
-        targets.masked_fill(~counted, UNSET_ID).flatten(),
+        targets.flatten(),
         ignore_index=UNSET_ID,
         reduction="none",
     ).view_as(targets)

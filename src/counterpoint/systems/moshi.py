@@ -25,18 +25,15 @@ from counterpoint.blocks.depth import CodebookEmbedding, DepthConfig, DepthDecod
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
-from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import (
     Choose,
     Logits,
-    LossSums,
     State,
     System,
     SystemConfig,
     in_chunks,
-    stream_loss,
 )
 
 TEXT = "text"
@@ -296,26 +293,15 @@ class Moshi(System):
         text = self.text_embedding(ticks[TEXT][..., None])
         return text.sum(-2) + self.audio_embedding(codes).sum(-2)
 
-    def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """Cross-entropies by stream; see `System.losses`."""
-        # Not `self(batch)`: distributed training has prepared the weights for this call already,
-        # and warns of outputs that are views.
-        return self.stream_losses(batch, self.forward(batch))
-
-    def stream_losses(self, batch: Batch, scores: Logits) -> dict[str, LossSums]:
-        """What `losses` gives for scores of `forward`. Initial ids and `UNSET_ID` carry no loss."""
+    def target_weights(self, name: str, targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Weights of the streams, and of text ids that weigh less; see `System.target_weights`."""
         config = self.config
-        weights = {stream.name: stream.loss_weight for stream in config.audio}
-        losses = {}
-        for name, logits in scores.items():
-            targets = batch.targets[name]
-            counted = schedule.trained(self.layout[name], targets)
-            weight = torch.full(targets.shape, weights.get(name, 1.0), device=targets.device)
-            if name == TEXT:
-                light = torch.tensor(config.text_light_ids, device=targets.device)
-                weight = weight.masked_fill(torch.isin(targets, light), config.text_light_weight)
-            losses[name] = stream_loss(logits, targets, counted, weight)
-        return losses
+        if name == TEXT:
+            light = torch.tensor(config.text_light_ids, device=targets.device)
+            weight = torch.ones(targets.shape, device=targets.device)
+            return weight.masked_fill(torch.isin(targets, light), config.text_light_weight)
+        (own,) = (stream.loss_weight for stream in config.audio if stream.name == name)
+        return torch.full(targets.shape, own, device=targets.device)
 
     def loss_group(self, name: str) -> str:
         """All audio streams share one mean (section 4.4); see `System.loss_group`."""

@@ -22,7 +22,7 @@ from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import current_world, gathered, sync_gradients
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
-from counterpoint.train.optimizer import KindOptimizers, lr_ratio
+from counterpoint.train.optimizer import KindOptimizers, lr_ratio, warm_up_note
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter
@@ -125,10 +125,12 @@ class _Trainer:
             stop=stops > 0,
         )
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, LossSums]]:
+    def _loss(
+        self, batch: Batch, weights: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, LossSums]]:
         """What is minimised, and the sums that it is made of, which carry no gradient."""
         losses = self.contract.losses(batch)
-        total = self.contract.combine(losses).total
+        total = self.contract.combine(losses, weights).total
         return total, {
             name: LossSums(*(value.detach() for value in sums)) for name, sums in losses.items()
         }
@@ -136,18 +138,31 @@ class _Trainer:
     def _gradients(self, batch: Batch) -> dict[str, LossSums]:
         """Accumulate the gradient of the mean loss of the parts; give back the sums of all."""
         parts = split_batch(batch, self.num_parts)
+        weights = self._mean_weights(batch)
         found = list[dict[str, LossSums]]()
         for i, part in enumerate(parts):
             sync_gradients(self.state.system, i == len(parts) - 1)
             part_number = self.world.rank * len(parts) + i
             _seed(self.config.seed, self.state.counters.step, part_number)
             with self.autocast():
-                total, losses = self.compute(part)
+                total, losses = self.compute(part, weights)
             (total / len(parts)).backward()
             found.append(
                 {name: LossSums(*(v.double() for v in sums)) for name, sums in losses.items()}
             )
         return add_losses(found)
+
+    def _mean_weights(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean weight of a part, over all processes, of groups whose parts weigh unlike.
+
+        With it the mean of the parts' losses is the loss of the whole batch.
+        """
+        own = self.contract.loss_weights(batch)
+        if not own:
+            return {}
+        added = self.world.sum(torch.stack([weight.double() for weight in own.values()]))
+        means = added.float() / (self.num_parts * self.world.size)
+        return dict(zip(own, means.unbind(), strict=True))
 
     def _over_processes(
         self, losses: Losses, numbers: tuple[float, float, float]
@@ -175,8 +190,11 @@ class _Trainer:
         optimizer.zero_grad()
         return config.optimizer.lr * ratio
 
-    def note_parts(self, record: Record) -> None:
-        """Say where the noise of a batch depends on how many processes share it."""
+    def note_surprises(self, record: Record) -> None:
+        """Say where a run will not do what its config seems to say."""
+        warm_up = warm_up_note(self.config.schedule, self.config.num_steps)
+        if warm_up is not None and self.state.counters.step < self.config.num_steps:
+            record.note(warm_up)
         parts = self.num_parts * self.world.size
         if parts != self.config.accumulation:
             record.note(
@@ -251,7 +269,7 @@ def train(
             if why:
                 record.note(why)
             record.begin(trainer.state)
-            trainer.note_parts(record)
+            trainer.note_surprises(record)
             return _run(trainer, record, evaluate, stop)
 
 

@@ -186,3 +186,15 @@ def lr_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
     done = min((step - begin) / (last - begin), 1.0)
     fallen = (1 - math.cos(math.pi * done)) / 2 if config.kind == "cosine" else done
     return 1.0 - (1.0 - config.final_ratio) * fallen
+
+
+def warm_up_note(config: ScheduleConfig, num_steps: int) -> str | None:
+    """What a person is told where the warm-up is longer than the run."""
+    if config.warmup_steps <= num_steps:
+        return None
+    highest = lr_ratio(config, num_steps - 1, num_steps)
+    return (
+        f"The warm-up is longer than the run: `warmup_steps` is {config.warmup_steps}, `num_steps` "
+        f"{num_steps}, so the learning rate reaches {highest:.0%} of its highest value. Lower "
+        "`warmup_steps` to reach it."
+    )

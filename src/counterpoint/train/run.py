@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from counterpoint.config_json import decode, encode
 from counterpoint.data.source import DataSource
 from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.systems import SystemConfig, sketch
@@ -20,14 +21,14 @@ class Run:
         name: Names its folder and its curves.
         system: Config of the model.
         data: What it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
-            those of text, or a source of one's own.
+            those of text, `TaskData` for items of a task, or a source of one's own.
         train: How it learns.
     """
 
     name: str
     system: SystemConfig
     train: TrainConfig
-    data: DataConfig | SpeechData | DataSource = field(default_factory=DataConfig)
+    data: DataConfig | SpeechData | TaskData | DataSource = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:

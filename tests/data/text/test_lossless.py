@@ -1,6 +1,7 @@
 """Tokenise, then decode: the identity, or refused; as a stream or as a whole."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from counterpoint.data.text.documents import plain_document
+from counterpoint.data.text.panics import without_panic
 from counterpoint.data.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -204,13 +206,33 @@ def test_dropout_and_endless_vocabularies_are_refused(tmp_path: Path) -> None:
             load_tokenizer(str(path))
 
 
-def test_text_that_a_pattern_cannot_end_on_is_refused(tmp_path: Path) -> None:
+def test_text_that_a_pattern_cannot_end_on_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, where the package prints those of its panic before."""
     made = byte_level()
     endless = pre_tokenizers.Split(tokenizers.Regex(r"(a+)+$"), "isolated")
     inner = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.pre_tokenizer = pre_tokenizers.Sequence([endless, inner])
-    with pytest.raises(UserError, match="must be able to encode any text"):
+    with pytest.raises(UserError, match="must be able to encode any text") as caught:
         load(made, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_others_write_meanwhile_comes_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
+    def call(fails: bool) -> int:
+        os.write(2, b"a line\n")
+        assert capfd.readouterr().err == ""
+        if fails:
+            raise ValueError("no panic")
+        return 7
+
+    assert without_panic(call, fails=False) == 7
+    assert capfd.readouterr().err == "a line\n"
+    with pytest.raises(ValueError, match="no panic"):
+        without_panic(call, fails=True)
+    assert capfd.readouterr().err == "a line\n"
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"\xff", b"", b'{"model": {}}'])

@@ -117,11 +117,13 @@ def test_published_model_is_written_as_nvidias_loader_builds_it(
 ) -> None:
     """On the meta device, without the 16.7 GB."""
     written: list[Any] = []
-    monkeypatch.setattr(moshi_weights, "_write_folder", lambda *given: written.extend(given))
+    for function in ("write_weights", "write_json"):
+        monkeypatch.setattr(moshi_weights, function, lambda *given: written.append(given))
     with torch.device("meta"):
         save_moshi(Moshi(moshi_7b(16)), tmp_path / "personaplex")
-    _, name, tensors, keys = written
-    assert name == "model.safetensors"
+    (_, tensors, shard_bytes), (_, keys) = written
+    assert shard_bytes is None
+    assert keys["moshi_name"] == "model.safetensors"
     assert shapes_of(tensors) == nvidia_shapes(PERSONAPLEX_7B)
     assert len(tensors) == 475
     assert sum(prod(tensor.shape) for tensor in tensors.values()) == 8_371_408_896

@@ -43,6 +43,26 @@ def test_upstream_voices_are_read_and_kept_as_safetensors(tmp_path: Path, new_fo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.pt", "v.safetensors"]
 
 
+def test_voices_are_written_as_the_published_loader_reads_them(tmp_path: Path) -> None:
+    """It says `torch.load(path)`, takes two names, and feeds row after row to a bfloat16 model."""
+    expected = tensors()
+    expected["embeddings"] = expected["embeddings"].float()
+    write_voice(VoicePrompt(**expected), CONFIG, tmp_path / "v.pt")
+    held = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert [*held] == ["embeddings", "cache"]
+    assert held["embeddings"].dtype == torch.bfloat16
+    assert all(row.shape == (1, 1, CONFIG.temporal.width) for row in held["embeddings"])
+    ring = torch.empty_like(expected["cache"])
+    assert torch.equal(ring.copy_(held["cache"]), expected["cache"])
+    assert held["cache"].dtype == torch.int64
+    torch.testing.assert_close(
+        held["embeddings"].float(), expected["embeddings"], rtol=0.01, atol=0
+    )
+    again = read_voice(tmp_path / "v.pt", CONFIG)
+    assert torch.equal(again.cache, expected["cache"])
+    assert [path.name for path in tmp_path.iterdir()] == ["v.pt"]
+
+
 class Hostile:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("owned",)

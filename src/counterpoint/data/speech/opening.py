@@ -112,10 +112,16 @@ def hybrid_prompt(
         text (1, P), audio (1, P, K).
 
     Raises:
-        UserError: Codes do not fit the model's codebooks, or the prompt its window.
+        UserError: Codes do not fit the model's codebooks, or the prompt its window; or a stream
+            has steps of several ticks.
     """
     fillers = fillers or Fillers()
     layout = system.layout
+    if layout.slow:
+        raise UserError(
+            "A voice and a role make a prompt where every stream has an element in every frame: "
+            f"{', '.join(stream.name for stream in layout.slow)} has not. Give it by stream."
+        )
     window_ticks = system.window_ticks
     agent = torch.tensor([fillers.agent])
     user = torch.tensor([fillers.user])

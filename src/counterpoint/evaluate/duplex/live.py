@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from counterpoint.data.speech.monologue import read_monologue
+from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.trials import STOP_S, Outcome, Trial
 from counterpoint.evaluate.duplex.turns import Segment, measure_levels, speech_segments
 from counterpoint.runtime.choices import FrameSampling
@@ -97,6 +98,11 @@ class _Modelled:
         codec = talker.codec
         system = talker.system.agent_alone()
         self._layout = system.layout
+        if self._layout.slow:
+            raise UserError(
+                "In trials every stream must have an element in every frame: "
+                f"{', '.join(stream.name for stream in self._layout.slow)} has not."
+            )
         num_rows = len(samplings)
         self._encoder = codec.encoder(num_rows)
         self._decoder = codec.decoder(num_rows)
@@ -145,7 +151,7 @@ class _Modelled:
             pad_id=padding_id,
         )
         said = replace(said, events=tuple(event for event in said if event.text))
-        return said.shift(schedule.latest_delay(self._layout) / frame_rate_hz)
+        return said.shift(schedule.sounding_delay(self._layout) / frame_rate_hz)
 
 
 def run_trial(talker: Talker, trial: Trial, sampling: FrameSampling | None = None) -> Outcome:

@@ -72,7 +72,7 @@ class TimingConfig:
     moments: int = 16
     context_s: float = 20.0
     horizon_s: float = 4.0
-    rows: int = 4
+    rows: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 from counterpoint.streams.clock import span
 from counterpoint.streams.spec import Layout, Stream
 from counterpoint.systems.contract import System
+from counterpoint.train.memory import TrainingMemory
+from counterpoint.train.run import Run
 
 _FEWEST_TICKS = 16
 _MOST_TICKS = 72
@@ -76,6 +78,23 @@ def _costs(system: System, num_ticks: int) -> Table:
     table.add_row("state bytes", f"{state_bytes:,.0f}")
     table.add_row("state bytes of a session, in all", f"{state_bytes * num_ticks:,.0f}")
     return table
+
+
+def show_memory(console: Console, memory: TrainingMemory, run: Run) -> None:
+    """Print what training a run needs on one device."""
+    rows = max(run.train.batch_rows // run.train.accumulation, 1)
+    table = Table("memory of training", f"GB, {rows} row{'s' * (rows > 1)} at once")
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimizer,
+        "activations": memory.activations,
+    }
+    for name, size in parts.items():
+        table.add_row(name, "depends on the content" if size is None else f"{size / 1e9:,.3g}")
+    table.add_section()
+    table.add_row("all, without working memory", f"{memory.total / 1e9:,.3g}")
+    console.print(table)
 
 
 def draw_layout(layout: Layout) -> str:

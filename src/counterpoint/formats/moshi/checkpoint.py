@@ -31,6 +31,7 @@ from counterpoint.formats.moshi.weights import (
     write_adapters,
     write_checkpoint,
 )
+from counterpoint.formats.published import Companions
 from counterpoint.streams.spec import Role
 from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig
 
@@ -89,7 +90,12 @@ def read_config(path: Path) -> MoshiConfig:
     return moshi_config(read_reference_config(path))
 
 
-def save_moshi(model: Moshi, folder: Path) -> None:
+def save_moshi(
+    model: Moshi,
+    folder: Path,
+    companions: Companions | None = None,
+    shard_bytes: int | None = None,
+) -> None:
     """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
 
     `load_moshi` gives the same `MoshiConfig` again. The reference computes with a `norm_epsilon`
@@ -99,6 +105,8 @@ def save_moshi(model: Moshi, folder: Path) -> None:
     Args:
         model: A model whose weights are floats.
         folder: A new or empty folder.
+        companions: Its codec, its tokeniser and further keys; with them the folder can talk.
+        shard_bytes: Most bytes of a file of weights; ``None``: one file.
 
     Raises:
         UserError: The reference has no such model, the folder holds something, or it cannot be
@@ -107,7 +115,7 @@ def save_moshi(model: Moshi, folder: Path) -> None:
     if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
         raise UserError("A model must be saved with weights in floats: save before `store_int8`.")
     config = reference_config(model.config)
-    write_checkpoint(reference_state_dict(model), config, folder)
+    write_checkpoint(reference_state_dict(model), config, folder, companions, shard_bytes)
 
 
 def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:

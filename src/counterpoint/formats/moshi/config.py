@@ -233,9 +233,7 @@ class ReferenceConfig:
         tower = _take(ReferenceTower, keys, "")
         inherited = {f"{DEPTH_PREFIX}num_layers": tower.num_layers}
         depth = _take(ReferenceDepth, inherited | keys, DEPTH_PREFIX)
-        known = {name for name, _, _ in _entries(streams, tower, depth)} | NEEDED.keys()
-        other = {name: value for name, value in keys.items() if name not in known}
-        return cls(streams=streams, tower=tower, depth=depth, other=other)
+        return cls(streams=streams, tower=tower, depth=depth, other=other_keys(keys))
 
     def to_json(self) -> dict[str, Any]:
         """Give the keys that Moshi 7B has, and others where they are not at their default."""
@@ -246,6 +244,14 @@ class ReferenceConfig:
         }
         needed = {name: key.value for name, key in NEEDED.items() if name in MOSHI_7B}
         return {**needed, **own, **self.other}
+
+
+def other_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a `config.json` that say nothing about the tensors of the model."""
+    known = {*get_type_hints(ReferenceStreams), *get_type_hints(ReferenceTower), *NEEDED}
+    known |= {DEPTH_PREFIX + name for name in get_type_hints(ReferenceDepth)}
+    known |= {"depformer_causal", "demux_second_stream"}
+    return {name: value for name, value in keys.items() if name not in known}
 
 
 _Section = TypeVar("_Section", ReferenceStreams, ReferenceTower, ReferenceDepth)

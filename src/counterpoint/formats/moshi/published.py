@@ -1,8 +1,9 @@
 """Folders of the Moshi family as they are published: the model, Mimi and the text tokeniser."""
 
-import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,27 +11,39 @@ from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.errors import UserError
 from counterpoint.files import inside
 from counterpoint.formats.moshi.checkpoint import (
+    MODEL_ID,
+    OWN,
     load_moshi,
     read_config,
     save_adapters,
     save_moshi,
 )
+from counterpoint.formats.moshi.config import other_keys
 from counterpoint.formats.moshi.voice import read_voice, voice_prefix
-from counterpoint.formats.moshi.weights import CONFIG, LORA, WEIGHTS, WEIGHTS_INT8, read_json
-from counterpoint.formats.published import PublishedModel
+from counterpoint.formats.moshi.weights import (
+    CONFIG,
+    LORA,
+    MIMI,
+    STORAGE_KEYS,
+    TEXT,
+    WEIGHTS_INT8,
+    read_json,
+)
+from counterpoint.formats.published import Companions, PublishedModel
+from counterpoint.formats.sharded import INDEX, WEIGHTS
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import Prefix, System
 from counterpoint.systems.moshi import Moshi
 
-MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
-TEXT_FILE = "tokenizer_spm_32k_3.model"
+MIMI_FILE = MIMI[1]
+TEXT_FILE = TEXT[1]
 """Names of Mimi's weights and of the text tokeniser beside the published models."""
 
 
 def matches(path: Path) -> bool:
     """Whether a path is a folder of the family, or a file of weights."""
     if path.is_dir():
-        return any((path / name).is_file() for name in (CONFIG, WEIGHTS, WEIGHTS_INT8))
+        return any((path / name).is_file() for name in (CONFIG, WEIGHTS, INDEX, WEIGHTS_INT8))
     return path.suffix == ".safetensors"
 
 
@@ -41,10 +54,8 @@ def open_folder(path: Path) -> PublishedModel:
         UserError: Mimi or the tokeniser is missing, or is said to lie elsewhere.
     """
     folder = path if path.is_dir() else path.parent
-    names = {"mimi_name": MIMI_FILE, "tokenizer_name": TEXT_FILE}
-    if (folder / CONFIG).is_file():
-        named = read_json(folder / CONFIG)
-        names = {key: str(named.get(key) or name) for key, name in names.items()}
+    keys = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    names = {key: str(keys.get(key) or name) for key, name in (MIMI, TEXT)}
     for name in names.values():
         if not inside(folder, name).is_file():
             raise UserError(
@@ -56,6 +67,7 @@ def open_folder(path: Path) -> PublishedModel:
         shape=lambda: read_config(path),
         tokenizer=folder / names["tokenizer_name"],
         codec=folder / names["mimi_name"],
+        settings=_settings(keys),
     )
 
 
@@ -68,6 +80,17 @@ def _load_published(
     return load_moshi(path, dtype=dtype or torch.bfloat16, lora_path=adapters)
 
 
+def _settings(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a config.json to be kept beside other weights of the model."""
+    settings = other_keys(keys)
+    for key in (MIMI[0], TEXT[0], *STORAGE_KEYS):
+        settings.pop(key, None)
+    own = settings.get(MODEL_ID)
+    if isinstance(own, dict):  # the model itself says this
+        settings[MODEL_ID] = {name: value for name, value in own.items() if name != OWN}
+    return settings
+
+
 def load(path: Path, like: System | None = None) -> Moshi:
     """The model of a path, with weights and predicted codebooks as another one has them."""
     if not isinstance(like, Moshi):
@@ -77,21 +100,13 @@ def load(path: Path, like: System | None = None) -> Moshi:
     return load_moshi(path, dtype=dtype, num_predicted=num_predicted)
 
 
-def save(system: System, folder: Path, codec: Path | None, tokenizer: Path | None) -> None:
+def save(system: System, folder: Path, companions: Companions, shard_bytes: int | None) -> None:
     """Write a folder as Kyutai publishes it: the model, Mimi and the text tokeniser.
 
     Raises:
         UserError: See `save_moshi`; or a file cannot be copied.
     """
-    save_moshi(_moshi(system), folder)
-    for source, name in ((codec, MIMI_FILE), (tokenizer, TEXT_FILE)):
-        if source is not None:
-            try:
-                shutil.copyfile(source, folder / name)
-            except OSError as problem:
-                raise UserError(
-                    f"{source} must be copied to {folder}: {problem.strerror}. Copy it by hand."
-                ) from None
+    save_moshi(_moshi(system), folder, companions, shard_bytes)
 
 
 def save_low_rank(system: System, folder: Path, low_rank: LowRankConfig) -> None:

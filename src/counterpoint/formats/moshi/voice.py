@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
-from counterpoint.files import write_tensors
+from counterpoint.files import whole_file, write_tensors
 from counterpoint.formats.plain_tensors import read_plain_tensors
 from counterpoint.streams import schedule
 from counterpoint.streams.spec import UNSET_ID, Ticks
@@ -28,7 +28,8 @@ from counterpoint.systems.contract import Prefix
 from counterpoint.systems.moshi import TEXT, Moshi, MoshiConfig
 
 UNGENERATED = -2  # the lowest id in a ring: an entry that is yet to be predicted
-FILES = (".pt", ".safetensors")
+PICKLED = ".pt"
+FILES = (PICKLED, ".safetensors")
 """How names of files of voices end."""
 
 _FARTHEST = 0.5  # rounding to bfloat16 moves a sum by 0.003 of its length, other weights by 1.4
@@ -173,15 +174,28 @@ def read_voice(path: Path, config: MoshiConfig) -> VoicePrompt:
 
 
 def write_voice(voice: VoicePrompt, config: MoshiConfig, path: Path) -> None:
-    """Write a voice as safetensors, whole or not at all.
+    """Write a voice, whole or not at all.
+
+    A ``.pt`` file is what NVIDIA's loader reads: it takes the two tensors by name, feeds the rows
+    of the embeddings to its model, whose weights are of bfloat16, without changing their type, and
+    copies the ring. Any other file is of safetensors, with the embeddings in the type that they
+    have.
 
     Raises:
         UserError: It does not fit ``config``, or cannot be written.
     """
-    tensors = {"embeddings": voice.embeddings.cpu(), "cache": voice.cache.cpu()}
+    tensors = {
+        "embeddings": voice.embeddings.detach().cpu().contiguous(),
+        "cache": voice.cache.cpu().contiguous(),
+    }
     _check(tensors, config, "the voice")
     try:
-        write_tensors(path, tensors)
+        if path.suffix == PICKLED:
+            tensors["embeddings"] = tensors["embeddings"].to(torch.bfloat16)
+            with whole_file(path) as partial:
+                torch.save({name: own.clone() for name, own in tensors.items()}, partial)
+        else:
+            write_tensors(path, tensors)
     except OSError as problem:
         raise UserError(f"{path} must be writable: {problem}. Choose another.") from None
 

@@ -18,6 +18,7 @@ read.
 
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from counterpoint import files
@@ -34,9 +34,13 @@ from counterpoint.errors import UserError
 from counterpoint.files import inside, whole_folder, write_json, write_tensors
 from counterpoint.formats.moshi.config import ReferenceConfig
 from counterpoint.formats.moshi.tensors import check_shapes, check_state, listed
+from counterpoint.formats.published import Companions
+from counterpoint.formats.sharded import INDEX, WEIGHTS, open_tensors, write_weights
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+MIMI = ("mimi_name", "tokenizer-e351c8d8-checkpoint125.safetensors")
+TEXT = ("tokenizer_name", "tokenizer_spm_32k_3.model")
+"""Keys of config.json that name Mimi and the text tokeniser, and their names without a key."""
 WEIGHTS_INT8 = "model.q8.safetensors"
 LORA = "lora.safetensors"
 STORAGE_KEYS = ("moshi_name", "lora", "lora_rank", "lora_scaling", "lora_name", "quantize")
@@ -101,14 +105,14 @@ def read_checkpoint(
         named = inside(weights.parent, str(keys.get("lora_name") or LORA))
         if named.is_file() or keys.get("lora_name"):
             lora_path = named
-    with _opened(weights) as file:
+    with open_tensors(weights) as file:
         config = _fit_to_file(keys, file, weights)
         parts = _parts(file, config)
         if lora_path is None:
             return _read(parts, config, keys, dtype)
         beside = lora_path.with_name(CONFIG)
         settings = keys | (read_json(beside) if beside.is_file() else {})
-        with _opened(lora_path) as adapters:
+        with open_tensors(lora_path) as adapters:
             return _read(parts | _parts(adapters, config), config, settings, dtype)
 
 
@@ -119,7 +123,7 @@ def read_reference_config(path: Path) -> ReferenceConfig:
         UserError: As `read_checkpoint`.
     """
     weights, keys = _locate(path, None)
-    with _opened(weights) as file:
+    with open_tensors(weights) as file:
         return _fit_to_file(keys, file, weights)
 
 
@@ -131,7 +135,9 @@ def _locate(path: Path, config_path: Path | None) -> tuple[Path, dict[str, Any]]
     keys = {} if config_path is None else read_json(config_path)
     if not path.is_dir():
         return path, keys
-    names = [str(keys["moshi_name"])] if keys.get("moshi_name") else [WEIGHTS, WEIGHTS_INT8]
+    names = [WEIGHTS, INDEX, WEIGHTS_INT8]
+    if keys.get("moshi_name"):
+        names = [str(keys["moshi_name"])]
     for name in names:
         if inside(path, name).is_file():
             return path / name, keys
@@ -153,24 +159,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise UserError(f"{path} must hold an object: got {type(keys).__name__}. Correct it.")
     return keys
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a file of tensors, of which only the header is read."""
-    if path.suffix not in (".safetensors", ".sft", ".sfts"):
-        raise UserError(
-            f"Weights must be a safetensors file: got {path}. Pickles can run code and are not "
-            "read; convert it where you trust it."
-        )
-    try:
-        opened = safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as problem:
-        raise UserError(
-            f"{path} must be a whole safetensors file: {problem}. Fetch it again."
-        ) from None
-    with opened as file:
-        yield file
 
 
 def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceConfig:
@@ -323,22 +311,48 @@ def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any])
 # ---------------------------------------------------------------------------------------- writing
 
 
-def write_checkpoint(state: Mapping[str, Tensor], config: ReferenceConfig, folder: Path) -> None:
-    """Write `model.safetensors` with fused names, and config.json: Kyutai's and NVIDIA's layout.
+def write_checkpoint(
+    state: Mapping[str, Tensor],
+    config: ReferenceConfig,
+    folder: Path,
+    companions: Companions | None = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write the weights with fused names, and config.json: Kyutai's and NVIDIA's layout.
 
-    The folder appears with both files, or not at all.
+    The folder appears with all its files, or not at all.
 
     Args:
         state: The canonical state, whose types are kept.
         config: Its config. Keys that say how weights were stored are left out.
         folder: A new or empty folder.
+        companions: What belongs to the model: Mimi and the tokeniser, which are copied and named in
+            config.json, and further keys of it.
+        shard_bytes: Most bytes of a file of weights. ``None`` writes `model.safetensors` alone,
+            which is all that Kyutai's and NVIDIA's loaders read.
 
     Raises:
         UserError: ``state`` does not fit ``config``, the folder holds something, or it cannot be
             written.
     """
     check_state(state, config)
-    _write_folder(folder, WEIGHTS, _fused(state), _stored(config) | {"moshi_name": WEIGHTS})
+    companions = companions or Companions()
+    keys = _stored(config, companions.settings)
+    copies: dict[str, Path] = {file.name: file for file in companions.files}
+    named = ((companions.codec, *MIMI), (companions.tokenizer, *TEXT))
+    for source, key, usual in named:
+        if source is not None:
+            # Mimi of `transformers` has the name of our own weights.
+            keys[key] = usual if source.name.startswith("model.") else source.name
+            copies[keys[key]] = source
+    tensors = _fused(state)
+    with _whole_folder(folder) as partial:
+        for name, source in copies.items():
+            shutil.copyfile(source, partial / name)
+        write_weights(partial, tensors, shard_bytes)
+        if not (partial / INDEX).exists():
+            keys["moshi_name"] = WEIGHTS
+        write_json(partial / CONFIG, keys)
 
 
 def write_adapters(
@@ -362,22 +376,29 @@ def write_adapters(
         UserError: The folder holds something, or it cannot be written.
     """
     lora = {"lora": True, "lora_rank": rank, "lora_scaling": scaling, "lora_name": LORA}
-    _write_folder(folder, LORA, tensors, _stored(config) | lora)
+    with _whole_folder(folder) as partial:
+        write_tensors(partial / LORA, tensors, {"format": "pt"})
+        write_json(partial / CONFIG, _stored(config) | lora)
 
 
-def _stored(config: ReferenceConfig) -> dict[str, Any]:
-    """Give the keys of config.json without those that say how weights were stored."""
-    return {name: v for name, v in config.to_json().items() if name not in STORAGE_KEYS}
+def _stored(config: ReferenceConfig, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give the keys of config.json without those that say how weights were stored.
+
+    What ``settings`` says beside what the config does is kept, also one level below.
+    """
+    keys = {**(settings or {}), **config.to_json()}
+    for name, value in (settings or {}).items():
+        if isinstance(value, dict) and isinstance(keys[name], dict):
+            keys[name] = {**value, **keys[name]}
+    return {name: value for name, value in keys.items() if name not in STORAGE_KEYS}
 
 
-def _write_folder(
-    folder: Path, name: str, tensors: Mapping[str, Tensor], keys: Mapping[str, Any]
-) -> None:
-    """Write a folder of tensors and config.json; it appears whole, or not at all."""
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears whole or not at all; what fails is told in one line."""
     try:
         with whole_folder(folder) as partial:
-            write_tensors(partial / name, tensors, {"format": "pt"})
-            write_json(partial / CONFIG, keys)
+            yield partial
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(

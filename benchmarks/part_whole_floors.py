@@ -1,0 +1,38 @@
+"""What policies get that see a part of the text of every partwhole task: its floors.
+
+Writes the published table: python benchmarks/part_whole_floors.py
+"""
+
+import json
+from pathlib import Path
+
+from counterpoint.data.tasks.items import floors
+from counterpoint.data.tasks.part_whole import TASKS
+
+OUT = Path(__file__).parents[1] / "docs" / "results" / "part_whole_floors.json"
+NUM_ITEMS = 4000
+
+
+def rounded(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {
+        policy: {kind: round(value, 3) for kind, value in found.items()}
+        for policy, found in scores.items()
+    }
+
+
+def main() -> None:
+    tasks = {}
+    for name, task in TASKS.items():
+        found = rounded(floors(task, NUM_ITEMS, seed=0))
+        tasks[name] = {
+            "primary": task.primary,
+            "floors": found,
+            "first 100": rounded(floors(task, 100, seed=0)),
+        }
+        print(name, json.dumps(found, indent=1))
+    OUT.write_text(json.dumps({"items": NUM_ITEMS, "seed": 0, "tasks": tasks}, indent=1) + "\n")
+    print(OUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Generators with exact scorers and published floors."""

@@ -1,0 +1,175 @@
+"""Items of a task: a text, the answers in it, and how answers are scored.
+
+A task is a frozen config with knobs. Its items are pure functions of a seed and a number, so that
+anybody makes the same ones. An item is text of single-byte symbols, whose last part asks questions
+and gives the right answers; a model is scored on these answers alone, each read behind the true
+text before it. `policies` are answers that anyone could give who sees a part of the text only: what
+they get is the floor that a model has to beat.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines, write_json_lines
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAnswer:
+    """A right answer within an item.
+
+    Attributes:
+        kind: What is asked, such as "part", "whole" or "joint".
+        start: Place of its first symbol in the text of the item.
+        text: The answer itself.
+    """
+
+    kind: str
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A text with answers.
+
+    Attributes:
+        text: Symbols of one byte each.
+        answers: In the order in which they stand in the text.
+        facts: What the text was made from, for policies and scorers; no model sees it.
+    """
+
+    text: str
+    answers: tuple[ItemAnswer, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Replies = Mapping[int, str]
+"""What was answered, by the number of the answer within its item."""
+
+ItemPolicy = Callable[[Item, random.Random], Replies]
+"""Answers an item from its facts."""
+
+
+@runtime_checkable
+class ScoredTask(Protocol):
+    """A generator with a scorer and floors; a frozen dataclass whose fields are its knobs."""
+
+    @property
+    def name(self) -> str:
+        """Short name, such as "logbook"."""
+        ...
+
+    @property
+    def primary(self) -> str:
+        """The score that decides: it was declared before anything was run."""
+        ...
+
+    @property
+    def most_symbols(self) -> int:
+        """No item is longer than this."""
+        ...
+
+    def item(self, seed: int, number: int) -> Item:
+        """The item of that number: a pure function."""
+        ...
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """Policies by name; "oracle" reads the whole text, the others a part of it or nothing."""
+        ...
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """Scores of answers by name, `primary` among them."""
+        ...
+
+
+def draw(seed: int, number: int) -> random.Random:
+    """Random numbers of one item: those of other items do not move when one draws more."""
+    return random.Random(f"{seed} {number}")  # seeded by text: equal on every machine
+
+
+class Writer:
+    """Writes the text of an item piece by piece and remembers where its answers stand."""
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self.text = ""
+        self.answers: list[ItemAnswer] = []
+
+    def write(self, text: str) -> None:
+        """Add symbols."""
+        self.text += text
+
+    def answer(self, kind: str, text: str) -> None:
+        """Add an answer."""
+        self.answers.append(ItemAnswer(kind, len(self.text), text))
+        self.text += text
+
+    def item(self, **facts: Any) -> Item:
+        """The item."""
+        if not self.text.isascii():
+            raise AssertionError("items are made of single bytes")
+        return Item(self.text, tuple(self.answers), facts)
+
+
+def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float]:
+    """Share of right answers, by kind; an answer that was not given is wrong."""
+    right: dict[str, list[bool]] = {}
+    for item, answers in zip(items, given, strict=True):
+        for number, answer in enumerate(item.answers):
+            right.setdefault(answer.kind, []).append(answers.get(number) == answer.text)
+    return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
+    """Scores of every policy of a task, by policy and name."""
+    items = [task.item(seed, number) for number in range(num_items)]
+    found = {}
+    for name, policy in task.policies().items():
+        given = [policy(item, draw(seed, -1 - number)) for number, item in enumerate(items)]
+        found[name] = task.score(items, given)
+    return found
+
+
+def of_kind(item: Item, kind: str, text: str) -> Replies:
+    """One answer to every question of a kind."""
+    return {number: text for number, one in enumerate(item.answers) if one.kind == kind}
+
+
+def write_items(path: Path, items: Iterable[Item]) -> None:
+    """Write items as JSON lines, for models that do not use this library.
+
+    A line has ``text`` and ``answers`` (kind, start, text): the prompt of an answer is the text
+    before its start.
+    """
+    write_json_lines(
+        path, ({"text": item.text, "answers": [asdict(a) for a in item.answers]} for item in items)
+    )
+
+
+def read_items(path: Path) -> Iterator[Item]:
+    """Read items that `write_items` has written, without their facts.
+
+    Raises:
+        UserError: A line is no item; it is named.
+    """
+    for place, line in read_json_lines(path):
+        try:
+            answers = tuple(ItemAnswer(**one) for one in line["answers"])
+            item = Item(line["text"], answers)
+            stands = all(item.text.startswith(a.text, a.start) for a in answers)
+        except (KeyError, TypeError, AttributeError) as problem:
+            raise _no_item(place) from problem
+        if not stands:
+            raise _no_item(place)
+        yield item
+
+
+def _no_item(place: str) -> UserError:
+    return UserError(
+        f"{place} must be an item: an object with `text` and with `answers` (kind, start, text) "
+        "that stand in the text. Write items with `write_items`."
+    )

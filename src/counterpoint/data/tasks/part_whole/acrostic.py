@@ -1,0 +1,129 @@
+"""T6: lines to be written after a specification that stands far before them."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
+
+_VOWELS = "aeiou"
+_CONSONANTS = "bcdfghjklmnpqrstvwxyz"
+_SCHEMES = ("AABB", "ABAB", "ABBA", "AAAA")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acrostic:
+    """A poem of eight lines under a plan: first letters, rhyme scheme, and length of a line.
+
+    Consonants and vowels alternate, and a line begins with a consonant and has an even length. The
+    last two letters of a line rhyme as the scheme says; each stanza of four lines has its own
+    rhymes. Within the text, "acrostic" are the first letters and "rhyme" the endings that an
+    earlier line decides. `judge` scores a poem that a model has written.
+
+    Attributes:
+        filler: Symbols without a meaning between the plan and the poem.
+    """
+
+    name: ClassVar[str] = "acrostic"
+    primary: ClassVar[str] = "acrostic"
+    filler: int = 64
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return len("bbbbbbbb AABB 12 \n") + self.filler + 8 * 13
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`."""
+        rng = draw(seed, number)
+        word = rng.choices(_CONSONANTS, k=8)
+        scheme = rng.choice(_SCHEMES)
+        length = rng.choice((8, 10, 12))
+        writer = Writer()
+        writer.write(f"{''.join(word)} {scheme} {length} ")
+        writer.write("".join(rng.choices("0123456789.,;:", k=self.filler)) + "\n")
+        prompt = writer.text
+        rhymes: dict[str, str] = {}
+        for line, first in enumerate(word):
+            if line % 4 == 0:
+                rhymes = {}
+            writer.answer("acrostic", first)
+            body = [rng.choice(_VOWELS if place % 2 else _CONSONANTS) for place in range(length)]
+            writer.write("".join(body[1:-2]))
+            letter = scheme[line % 4]
+            if letter in rhymes:
+                writer.answer("rhyme", rhymes[letter])
+            else:
+                taken = set(rhymes.values())
+                endings = [c + v for c in _CONSONANTS for v in _VOWELS if c + v not in taken]
+                rhymes[letter] = rng.choice(endings)
+                writer.write(rhymes[letter])
+            writer.write("\n")
+        return writer.item(prompt=prompt, word=word, scheme=scheme, length=length)
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
+
+        def oracle(item: Item, rng: random.Random) -> Replies:
+            return {number: answer.text for number, answer in enumerate(item.answers)}
+
+        def without_plan(item: Item, rng: random.Random) -> Replies:
+            """Knows the poem so far: rhymes with one of the last two lines of the stanza."""
+            given = {}
+            for number, answer in enumerate(item.answers):
+                lines = item.text[len(item.facts["prompt"]) : answer.start].split("\n")[:-1]
+                stanza = lines[len(lines) // 4 * 4 :]
+                if answer.kind == "acrostic":
+                    given[number] = rng.choice(_CONSONANTS)
+                elif stanza:
+                    given[number] = rng.choice(stanza)[-2:]
+            return given
+
+        return {
+            "oracle": oracle,
+            "without the plan": without_plan,
+            "constant": lambda item, rng: {
+                number: {"acrostic": "b", "rhyme": "ba"}[answer.kind]
+                for number, answer in enumerate(item.answers)
+            },
+        }
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        return accuracy(items, given)
+
+    def judge(self, item: Item, poem: str) -> dict[str, float]:
+        """Scores of a poem that was written behind the item's plan.
+
+        Returns:
+            Shares of the eight lines: "acrostic" with the right first letter, "rhyme" that rhyme as
+            the scheme says with all lines of their stanza, "length" of the right length; and
+            "violations", letters for each 100 that break the alternation.
+        """
+        word = item.facts["word"]
+        length = item.facts["length"]
+        scheme = item.facts["scheme"]
+        lines = poem.split("\n")[:8]
+        lines += [""] * (8 - len(lines))
+        ends = [line[-2:] for line in lines]
+        rhymes = [
+            bool(ends[i])
+            and all(
+                (ends[i] == ends[j]) == (scheme[i % 4] == scheme[j % 4])
+                for j in range(i // 4 * 4, i // 4 * 4 + 4)
+            )
+            for i in range(8)
+        ]
+        letters = "".join(lines)
+        broken = sum(
+            symbol not in (_VOWELS if place % 2 else _CONSONANTS)
+            for line in lines
+            for place, symbol in enumerate(line)
+        )
+        return {
+            "acrostic": sum(line[:1] == first for line, first in zip(lines, word, strict=True)) / 8,
+            "rhyme": sum(rhymes) / 8,
+            "length": sum(len(line) == length for line in lines) / 8,
+            "violations": 100 * broken / max(len(letters), 1),
+        }

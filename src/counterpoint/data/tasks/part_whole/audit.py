@@ -1,0 +1,114 @@
+"""T5: claims about registers, to be judged while they pass."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+from typing import ClassVar
+
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, draw, of_kind
+
+_RIGHT = "."
+_WRONG = "!"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamAudit:
+    """A stream of updates ("a+3") and claims ("a=7"), with a verdict behind each claim.
+
+    Half of the texts have one false claim. Scores: "f1" of finding false claims, "recall", "false
+    alarms" a text.
+
+    Attributes:
+        num_registers: Registers, which start at 0 and count modulo 10.
+        num_steps: Updates and claims.
+        claim_share: Share of the steps that are claims.
+    """
+
+    name: ClassVar[str] = "audit"
+    primary: ClassVar[str] = "f1"
+    num_registers: int = 4
+    num_steps: int = 60
+    claim_share: float = 0.4
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return 5 * self.num_steps
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`."""
+        rng = draw(seed, number)
+        claims = [rng.random() < self.claim_share for _ in range(self.num_steps)]
+        places = [step for step, claim in enumerate(claims) if claim]
+        false_at = rng.choice(places) if places and rng.random() < 0.5 else -1
+        values = [0] * self.num_registers
+        writer = Writer()
+        steps: list[tuple[int, int, bool]] = []
+        for step, claim in enumerate(claims):
+            register = rng.randrange(self.num_registers)
+            letter = ascii_lowercase[register]
+            if not claim:
+                change = rng.randrange(1, 10)
+                values[register] = (values[register] + change) % 10
+                writer.write(f"{letter}+{change} ")
+                steps.append((register, change, False))
+                continue
+            wrong = step == false_at
+            shown = (values[register] + (rng.randrange(1, 10) if wrong else 0)) % 10
+            writer.write(f"{letter}={shown}")
+            writer.answer("verdict", _WRONG if wrong else _RIGHT)
+            writer.write(" ")
+            steps.append((register, shown, True))
+        return writer.item(steps=steps)
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
+        return {
+            "oracle": self._window(self.num_steps),
+            "last 8 steps": self._window(8),
+            "last 16 steps": self._window(16),
+            "always wrong": lambda item, rng: of_kind(item, "verdict", _WRONG),
+            "always right": lambda item, rng: of_kind(item, "verdict", _RIGHT),
+        }
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        found = 0
+        missed = 0
+        alarms = 0
+        for item, answers in zip(items, given, strict=True):
+            for number, answer in enumerate(item.answers):
+                flagged = answers.get(number) == _WRONG
+                found += flagged and answer.text == _WRONG
+                missed += not flagged and answer.text == _WRONG
+                alarms += flagged and answer.text == _RIGHT
+        return {
+            "f1": 2 * found / max(2 * found + missed + alarms, 1),
+            "recall": found / max(found + missed, 1),
+            "false alarms": alarms / max(len(items), 1),
+        }
+
+    def _window(self, num_steps: int) -> ItemPolicy:
+        """Reads so many steps: flags a claim that follows from them to be false."""
+
+        def policy(item: Item, rng: random.Random) -> Replies:
+            steps = item.facts["steps"]
+            given: dict[int, str] = {}
+            for step, (register, shown, claim) in enumerate(steps):
+                if not claim:
+                    continue
+                first = max(0, step - num_steps)
+                known = 0 if first == 0 else None
+                for other, number, is_claim in steps[first:step]:
+                    if other != register:
+                        continue
+                    if not is_claim:
+                        known = None if known is None else (known + number) % 10
+                    elif known is None:  # taken to be true
+                        known = number
+                false = known is not None and known != shown
+                given[len(given)] = _WRONG if false else _RIGHT
+            return given
+
+        return policy

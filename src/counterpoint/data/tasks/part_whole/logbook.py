@@ -1,0 +1,132 @@
+"""T4: a log of events; who is most frequent, and what was last said of them."""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import ClassVar
+
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
+from counterpoint.errors import UserError
+
+_VALUES = "0123456789abcdef"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Logbook:
+    """Events, each an entity and a value, of which a third misleads.
+
+    Asked: "joint", the last value of the most frequent entity; "whole", that entity; "part", the
+    last value of an entity that is named. One third of the log has another most frequent entity
+    than the whole: in half of the logs the last one, and these alone count as "joint" and "whole";
+    in the others the first or the middle one ("joint, end agrees"), so that no third can be
+    trusted. The last event is not of the most frequent entity.
+
+    Attributes:
+        num_events: Events.
+        num_entities: Entities; at most 26.
+        margin: Events by which the most frequent entity is ahead.
+    """
+
+    name: ClassVar[str] = "logbook"
+    primary: ClassVar[str] = "joint"
+    num_events: int = 48
+    num_entities: int = 6
+    margin: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_events % 3 or not 3 <= self.num_entities <= 26:
+            raise UserError(
+                "A log must have 3 to 26 entities and a number of events that 3 divides: got "
+                f"{self.num_entities} and {self.num_events}."
+            )
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return 3 * self.num_events + len("J=0 W=A PA=0")
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`."""
+        rng = draw(seed, number)
+        entities = ascii_uppercase[: self.num_entities]
+        leader, misleader = rng.sample(entities, 2)
+        misleading = rng.choice((0, 1, 2, 2))
+        suffix = "" if misleading == 2 else ", end agrees"
+        while True:
+            who = [
+                entity
+                for third in range(3)
+                for entity in self._third(rng, misleader if third == misleading else leader)
+            ]
+            if self._holds(who, leader, misleader, misleading):
+                break
+        events = [(entity, rng.choice(_VALUES)) for entity in who]
+        last = dict(events)
+        asked = rng.choice([entity for entity in sorted(last) if entity != leader])
+        writer = Writer()
+        for entity, value in events:
+            writer.write(f"{entity}{value} ")
+        writer.write("J=")
+        writer.answer(f"joint{suffix}", last[leader])
+        writer.write(" W=")
+        writer.answer(f"whole{suffix}", leader)
+        writer.write(f" P{asked}=")
+        writer.answer("part", last[asked])
+        return writer.item(events=events, asked=asked)
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
+        third = self.num_events // 3
+
+        def reads(first: int, stop: int | None) -> ItemPolicy:
+            def policy(item: Item, rng: random.Random) -> Replies:
+                return _answers(item.facts["events"][first:stop], item.facts["asked"], rng)
+
+            return policy
+
+        def last_value(item: Item, rng: random.Random) -> Replies:
+            return dict.fromkeys((0, 2), item.facts["events"][-1][1])
+
+        return {
+            "oracle": reads(0, None),
+            "last third": reads(-third, None),
+            "last two thirds": reads(-2 * third, None),
+            "first two thirds": reads(0, 2 * third),
+            "last value": last_value,
+            "constant": lambda item, rng: {0: "0", 1: "A", 2: "0"},
+        }
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        return accuracy(items, given)
+
+    def _third(self, rng: random.Random, favourite: str) -> list[str]:
+        entities = ascii_uppercase[: self.num_entities]
+        weights = [3 if entity == favourite else 1 for entity in entities]
+        return rng.choices(entities, weights, k=self.num_events // 3)
+
+    def _holds(self, who: list[str], leader: str, misleader: str, misleading: int) -> bool:
+        size = self.num_events // 3
+        third = who[misleading * size : (misleading + 1) * size]
+        return (
+            _lead(who, leader) >= self.margin
+            and _lead(third, misleader) >= self.margin
+            and who[-1] != leader
+        )
+
+
+def _lead(who: list[str], entity: str) -> int:
+    """Events by which an entity is ahead of all others."""
+    counts = Counter(who)
+    return counts[entity] - max(count for one, count in counts.items() if one != entity)
+
+
+def _answers(events: list[tuple[str, str]], asked: str, rng: random.Random) -> Replies:
+    """What these events alone say."""
+    last = dict(events)
+    counts = Counter(entity for entity, _ in events)
+    most = max(counts.values())
+    leader = rng.choice([entity for entity in sorted(counts) if counts[entity] == most])
+    return {0: last[leader], 1: leader, 2: last.get(asked) or rng.choice(_VALUES)}

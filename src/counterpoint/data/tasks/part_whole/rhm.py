@@ -1,0 +1,152 @@
+"""T7: sentences of a random hierarchical grammar; asked for the root and for a missing leaf."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from string import ascii_lowercase
+from typing import ClassVar
+
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
+from counterpoint.errors import UserError
+
+_MISSING = "_"
+Rules = tuple[dict[int, tuple[tuple[int, int], ...]], ...]
+"""By level from the root: the pairs that each symbol may become."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomHierarchy:
+    """Leaves of a tree whose rules are the same in every item and must be learned.
+
+    A symbol of a level becomes one of ``num_rules`` pairs of the level below, and no pair comes
+    from two symbols. Asked: "whole", the root; "joint", a leaf that is left out and follows from
+    all others.
+
+    Attributes:
+        num_symbols: Symbols of a level; at most 26.
+        num_rules: Pairs that a symbol may become.
+        num_levels: Levels below the root; there are 2 to the power of it leaves.
+        grammar: Seed of the rules.
+
+    Source: the random hierarchy model (arXiv:2307.02129).
+    """
+
+    name: ClassVar[str] = "hierarchy"
+    primary: ClassVar[str] = "joint"
+    num_symbols: int = 8
+    num_rules: int = 4
+    num_levels: int = 6
+    grammar: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_symbols <= 26 or not 1 <= self.num_rules <= self.num_symbols:
+            raise UserError(
+                "A grammar must have 2 to 26 symbols and at most as many rules for each: got "
+                f"{self.num_symbols} and {self.num_rules}."
+            )
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return 2**self.num_levels + len(" J=a W=a")
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`."""
+        rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
+        rng = draw(seed, number)
+        while True:
+            root = rng.randrange(self.num_symbols)
+            leaves = [root]
+            for level in rules:
+                leaves = [leaf for symbol in leaves for leaf in rng.choice(level[symbol])]
+            order = rng.sample(range(len(leaves)), len(leaves))
+            missing = next((at for at in order if len(_fitting(rules, leaves, at)) == 1), None)
+            if missing is not None:
+                break
+        shown = "".join(ascii_lowercase[leaf] for leaf in leaves)
+        writer = Writer()
+        writer.write(shown[:missing] + _MISSING + shown[missing + 1 :] + " J=")
+        writer.answer("joint", shown[missing])
+        writer.write(" W=")
+        writer.answer("whole", ascii_lowercase[root])
+        return writer.item(leaves=leaves, missing=missing)
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
+        rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
+
+        def oracle(item: Item, rng: random.Random) -> Replies:
+            leaves = list(item.facts["leaves"])
+            missing = item.facts["missing"]
+            leaf = _fitting(rules, leaves, missing)[0]
+            leaves[missing] = leaf
+            return {0: ascii_lowercase[leaf], 1: ascii_lowercase[_root(rules, leaves) or 0]}
+
+        def siblings(size: int) -> ItemPolicy:
+            """Reads the subtree of ``size`` leaves around the missing one."""
+
+            def policy(item: Item, rng: random.Random) -> Replies:
+                first = item.facts["missing"] // size * size
+                leaves = item.facts["leaves"][first : first + size]
+                levels = rules[-(size.bit_length() - 1) :]
+                leaf = rng.choice(_fitting(levels, leaves, item.facts["missing"] - first))
+                return {0: ascii_lowercase[leaf]}
+
+            return policy
+
+        def second_half(item: Item, rng: random.Random) -> Replies:
+            leaves = item.facts["leaves"]
+            right = _root(rules[1:], leaves[len(leaves) // 2 :])
+            roots = [s for s, pairs in rules[0].items() if any(p[1] == right for p in pairs)]
+            return {1: ascii_lowercase[rng.choice(roots)]}
+
+        return {
+            "oracle": oracle,
+            "sibling": siblings(2),
+            "four leaves": siblings(4),
+            "second half": second_half,
+            "constant": lambda item, rng: {0: "a", 1: "a"},
+        }
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        return accuracy(items, given)
+
+
+@lru_cache(maxsize=8)
+def _rules(grammar: int, num_levels: int, num_symbols: int, num_rules: int) -> Rules:
+    rng = random.Random(f"grammar {grammar}")
+    levels = []
+    for _ in range(num_levels):
+        pairs = [(a, b) for a in range(num_symbols) for b in range(num_symbols)]
+        chosen = rng.sample(pairs, num_symbols * num_rules)
+        levels.append(
+            {
+                symbol: tuple(chosen[symbol * num_rules : (symbol + 1) * num_rules])
+                for symbol in range(num_symbols)
+            }
+        )
+    return tuple(levels)
+
+
+def _root(rules: Rules, leaves: Sequence[int]) -> int | None:
+    """The symbol whose tree has these leaves; ``None`` if there is none."""
+    row = list(leaves)
+    for level in reversed(rules):
+        parents = {pair: symbol for symbol, pairs in level.items() for pair in pairs}
+        above = [parents.get((a, b)) for a, b in zip(row[::2], row[1::2], strict=True)]
+        if None in above:
+            return None
+        row = [symbol for symbol in above if symbol is not None]
+    return row[0]
+
+
+def _fitting(rules: Rules, leaves: Sequence[int], at: int) -> list[int]:
+    """The symbols that may stand at a leaf, given all others."""
+    fitting = []
+    for symbol in rules[-1]:
+        tried = [*leaves[:at], symbol, *leaves[at + 1 :]]
+        if _root(rules, tried) is not None:
+            fitting.append(symbol)
+    return fitting or list(rules[-1])

@@ -1,0 +1,108 @@
+"""T3: the same keys in every section, with other values; asked by section and key."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits, punctuation
+from typing import ClassVar
+
+from counterpoint.data.tasks.items import (
+    Item,
+    ItemPolicy,
+    Replies,
+    Writer,
+    accuracy,
+    draw,
+    of_kind,
+)
+
+_VALUES = digits + ascii_letters + "+-"  # 64
+_FILLER = "".join(symbol for symbol in punctuation if symbol not in "+-=")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sections:
+    """Recall by two keys: neither the section nor the key is enough.
+
+    Attributes:
+        num_sections: Sections; at most 26.
+        num_keys: Keys of a section; at most 26.
+        num_questions: Questions at the end.
+        filler: Symbols without a meaning behind every section.
+
+    Source: multi-query associative recall (arXiv:2312.04927) and its compositional form.
+    """
+
+    name: ClassVar[str] = "sections"
+    primary: ClassVar[str] = "joint"
+    num_sections: int = 8
+    num_keys: int = 8
+    num_questions: int = 4
+    filler: int = 8
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return self.num_sections * (2 * self.num_keys + self.filler + 4) + 5 * self.num_questions
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`."""
+        rng = draw(seed, number)
+        keys = ascii_lowercase[: self.num_keys]
+        writer = Writer()
+        table = []
+        for section in ascii_uppercase[: self.num_sections]:
+            values = dict(zip(keys, rng.choices(_VALUES, k=self.num_keys), strict=True))
+            table.append(values)
+            order = rng.sample(keys, len(keys))
+            writer.write(f"{section}:" + "".join(key + values[key] for key in order) + " ")
+            writer.write("".join(rng.choices(_FILLER, k=self.filler)) + " ")
+        places = [(s, key) for s in range(self.num_sections) for key in keys]
+        asked = rng.sample(places, self.num_questions)
+        for section_number, key in asked:
+            writer.write(f"{ascii_uppercase[section_number]}{key}=")
+            writer.answer("joint", table[section_number][key])
+            writer.write(" ")
+        return writer.item(table=table, asked=asked)
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`."""
+
+        def last_section(item: Item, rng: random.Random) -> Replies:
+            table = item.facts["table"]
+            return {i: table[-1][key] for i, (_, key) in enumerate(item.facts["asked"])}
+
+        def key_only(item: Item, rng: random.Random) -> Replies:
+            table = item.facts["table"]
+            return {i: rng.choice(table)[key] for i, (_, key) in enumerate(item.facts["asked"])}
+
+        def section_only(item: Item, rng: random.Random) -> Replies:
+            table = item.facts["table"]
+            return {
+                i: rng.choice(list(table[section].values()))
+                for i, (section, _) in enumerate(item.facts["asked"])
+            }
+
+        return {
+            "oracle": _rule,
+            "key only": key_only,
+            "section only": section_only,
+            "last section": last_section,
+            "constant": lambda item, rng: of_kind(item, "joint", "0"),
+        }
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        return accuracy(items, given)
+
+
+def _rule(item: Item, rng: random.Random) -> Replies:
+    """What is written in the section that is asked for."""
+    words = item.text.split(" ")
+    given = {}
+    for number, answer in enumerate(item.answers):
+        section = item.text[answer.start - 3]
+        key = item.text[answer.start - 2]
+        pairs = next(word[2:] for word in words if word.startswith(section + ":"))
+        given[number] = pairs[pairs[::2].index(key) * 2 + 1]
+    return given

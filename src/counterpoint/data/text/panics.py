@@ -1,0 +1,59 @@
+"""Calls of packages that are written in Rust, which may panic."""
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+_STDERR = threading.Lock()  # there is one in a process, and threads may tokenise side by side
+
+
+class PanicError(RuntimeError):
+    """A call has panicked; the message is what the panic says of itself."""
+
+
+def without_panic(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The result of a call; a panic is an ordinary error, and prints nothing.
+
+    Rust prints a panic and the names of the functions that led to it before Python is told, so
+    what is written to stderr meanwhile is held back. Whatever else it was is written afterwards.
+
+    Raises:
+        PanicError: The call has panicked.
+    """
+    with _STDERR, _held_back() as lines:
+        try:
+            return call(*arguments, **options)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # its class cannot be imported
+                raise
+            if lines is not None:
+                lines.truncate(0)
+            raise PanicError(" ".join(str(error).split())[:200]) from None
+
+
+@contextmanager
+def _held_back() -> Iterator[BinaryIO | None]:
+    """Hold back what this process writes to stderr; ``None`` where it has none.
+
+    What is in the file at the end is written then.
+    """
+    try:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+    except (AttributeError, OSError, ValueError):
+        yield None
+        return
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            lines.seek(0)
+            if others := lines.read():
+                os.write(2, others)

@@ -1,0 +1,184 @@
+"""Bytes that a training run needs at the end of a forward pass, computed without having them.
+
+The forward pass of one part of a batch runs on tensors that have shapes and no numbers; what
+autograd keeps of it is counted, each storage once. What is not counted is working memory of single
+operations, the codec while recordings are encoded, and what an allocator wastes.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from counterpoint.blocks.low_rank import add_low_rank
+from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.corpus import DataConfig
+from counterpoint.data.text.held_out import rows_batch
+from counterpoint.streams import schedule
+from counterpoint.streams.batch import Batch
+from counterpoint.systems import build_system, sketch
+from counterpoint.systems.contract import System, SystemConfig
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.muon import Muon
+from counterpoint.train.optimizer import build_optimizer
+from counterpoint.train.run import Run
+
+_CHECKPOINTS = "checkpoint_activations"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingMemory:
+    """Bytes of one process.
+
+    Attributes:
+        weights: Parameters, also those that are not trained, and adapters.
+        gradients: One number for each that is trained.
+        optimizer: Moments.
+        activations: What the gradients of one part of a batch need; with checkpoints also what one
+            layer computes again. ``None`` where they depend on the content.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+
+    @property
+    def total(self) -> int:
+        """All that is known."""
+        return self.weights + self.gradients + self.optimizer + (self.activations or 0)
+
+
+def training_memory(run: Run) -> TrainingMemory:
+    """What a run needs on one device.
+
+    Args:
+        run: Its rows are as long as its data say, prompts left out; nothing is read.
+    """
+    batch = example_batch(run)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+        system = _begun(run.system, run.train)
+        trained = [weight for weight in system.parameters() if weight.requires_grad]
+        tensors = [*system.parameters(), *system.buffers()]
+        return TrainingMemory(
+            weights=sum(tensor.nbytes for tensor in tensors),
+            gradients=sum(weight.nbytes for weight in trained),
+            optimizer=_moments(system, run),
+            activations=_activations(run, batch),
+        )
+
+
+def _begun(config: SystemConfig, train: TrainConfig) -> System:
+    """A system with its adapters, whatever its weights."""
+    system = build_system(config, seed=0)
+    if train.fine_tune is not None and train.fine_tune.low_rank is not None:
+        add_low_rank(system, train.fine_tune.low_rank, seed=0)
+    return system
+
+
+def _moments(system: nn.Module, run: Run) -> int:
+    """AdamW has two, Muon has one; batches of text beside speech have their own."""
+    total = 0
+    for part in build_optimizer(system, run.train.optimizer).parts:
+        count = 1 if isinstance(part, Muon) else 2
+        own = [weight for group in part.param_groups for weight in group["params"]]
+        total += count * sum(weight.nbytes for weight in own)
+    has_text = isinstance(run.data, SpeechData) and run.data.text is not None
+    return total * (2 if has_text else 1)
+
+
+def _activations(run: Run, batch: Batch) -> int | None:
+    """What is kept of the forward pass, and what the largest layer adds when it runs again."""
+    bfloat16 = run.train.precision != "float32"  # "auto" is it where memory is short
+    try:
+        kept = kept_bytes(_begun(run.system, run.train), batch, bfloat16)
+        again = [
+            (kept_bytes(_begun(other, run.train), batch, bfloat16) - kept) // layers
+            for other, layers in _without_checkpoints(run.system)
+        ]
+    except (RuntimeError, NotImplementedError, AttributeError):  # an operation asks for numbers
+        return None
+    return kept + max(again, default=0)
+
+
+def _without_checkpoints(config: Any) -> list[tuple[SystemConfig, int]]:
+    """For each part with checkpoints the config in which it has none, and its layers."""
+    found = []
+    for name in getattr(config, "__dataclass_fields__", ()):
+        part = getattr(config, name)
+        if getattr(part, _CHECKPOINTS, False):
+            plain = replace(part, **{_CHECKPOINTS: False})
+            found.append((replace(config, **{name: plain}), part.num_layers))
+    return found
+
+
+def kept_bytes(system: System, batch: Batch, bfloat16: bool) -> int:
+    """Bytes of the tensors that the gradient of a loss needs, without parameters.
+
+    Args:
+        system: Computes the loss, also on tensors without numbers.
+        batch: What it learns from.
+        bfloat16: Compute under autocast.
+    """
+    own = {_storage(tensor) for tensor in (*system.parameters(), *system.buffers())}
+    held = dict[int, int]()
+    alive = list[Tensor]()  # a storage that is gone could give its place to another
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = _storage(tensor)
+        if place not in own:
+            alive.append(tensor)
+            held[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        _Guessed(),  # type: ignore[no-untyped-call]
+    ):
+        loss = system.combine(system.losses(batch)).total
+    del loss
+    return sum(held.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _Guessed(TorchDispatchMode):
+    """Answers whoever asks a tensor whether: "yes", so that rows hold several documents.
+
+    How many there are of something, such as blocks that end by their content, nobody knows.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def example_batch(run: Run) -> Batch:
+    """One part of a batch of a run: rows of the length that it trains on."""
+    layout = sketch(run.system).layout
+    num_rows = max(run.train.batch_rows // run.train.accumulation, 1)
+    num_ticks = run.data.num_ticks(layout)
+    if isinstance(run.data, DataConfig):
+        ids = [np.zeros(num_ticks + 1, np.int64)] * num_rows
+        return rows_batch(ids, layout.block_ticks)
+    given = [*layout.predicted, *layout.heard]
+    return schedule.lay_out(
+        layout,
+        {
+            stream.name: torch.zeros(
+                num_rows,
+                num_ticks,
+                *stream.element_shape,
+                dtype=torch.long if stream.is_discrete else torch.float32,
+            )
+            for stream in given
+        },
+    )

@@ -1,0 +1,225 @@
+"""What `load` gave is saved, moved and loaded again: all layouts, and the hub."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import counterpoint
+from counterpoint.errors import UserError
+from counterpoint.formats.moshi.published import MIMI_FILE, TEXT_FILE
+from counterpoint.runtime.load import Loaded, from_pretrained, shape_of
+from counterpoint.runtime.save import push_to_hub
+from counterpoint.systems import single_stream, two_stream
+from counterpoint.systems.single_stream import SingleStream
+from counterpoint.systems.two_stream import TwoStream
+from tests.cli.talkers import write_published, write_run
+
+SETTINGS = {
+    "model_type": "moshi",
+    "lm_gen_config": {"temp": 0.7, "temp_text": 0.6},
+    "model_id": {"sig": "ab12", "epoch": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Kyutai's layout whose Mimi and tokeniser have names of their own."""
+    folder = write_published(tmp_path_factory.mktemp("published") / "moshi")
+    keys = json.loads((folder / "config.json").read_text())
+    keys |= SETTINGS | {"mimi_name": "own_mimi.safetensors", "tokenizer_name": "own_words.model"}
+    (folder / "config.json").write_text(json.dumps(keys))
+    (folder / MIMI_FILE).rename(folder / "own_mimi.safetensors")
+    (folder / TEXT_FILE).rename(folder / "own_words.model")
+    return folder
+
+
+def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], value) for name, value in expected.items()
+    )
+
+
+def same_weights(found: Loaded, expected: Loaded) -> bool:
+    return equal(found.system.state_dict(), expected.system.state_dict())
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 40_000])
+def test_kyutai_folder_keeps_what_belongs_to_it(
+    published: Path, tmp_path: Path, shard_bytes: int | None
+) -> None:
+    model = counterpoint.load(published)
+    counterpoint.save(model, tmp_path / "saved", shard_bytes=shard_bytes)
+    shutil.move(tmp_path / "saved", tmp_path / "moved")
+    again = counterpoint.load(tmp_path / "moved")
+    assert same_weights(again, model)
+    assert again.system.config == model.system.config
+    keys = json.loads((tmp_path / "moved" / "config.json").read_text())
+    expected = json.loads((published / "config.json").read_text())
+    own = {"moshi_name"} if shard_bytes else set()  # several files have no such name
+    assert {name: keys.get(name) for name in expected if name not in own} == {
+        name: value for name, value in expected.items() if name not in own
+    }
+    words = [loaded.talker.tokenizer.encode_word("teacher") for loaded in (again, model)]
+    assert words[0] == words[1]
+    assert again.talker.codec.codebook_sizes == model.talker.codec.codebook_sizes
+    files = [file.name for file in (tmp_path / "moved").glob("model*.safetensors")]
+    assert (len(files) > 2) == (shard_bytes is not None)
+
+
+def test_shapes_of_folders_are_known_without_weights(published: Path, tmp_path: Path) -> None:
+    model = counterpoint.load(published)
+    assert shape_of(published) == model.system.config
+    counterpoint.save(model, tmp_path / "saved", shard_bytes=40_000)
+    assert shape_of(tmp_path / "saved") == model.system.config
+
+
+def test_run_is_saved_as_a_checkpoint_without_an_optimiser(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    model = counterpoint.load(tmp_path / "run")
+    with torch.no_grad():
+        next(model.system.parameters()).add_(1.0)  # what the model is now is what is saved
+    counterpoint.save(model, tmp_path / "saved")
+    again = counterpoint.load(tmp_path / "saved")
+    assert same_weights(again, model)
+    assert again.trained_by == model.trained_by
+    assert again.talker.codec.frame_rate_hz == 25.0
+    assert {file.name for file in (tmp_path / "saved").iterdir()} == {
+        "manifest.json",
+        "weights.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    "system", [SingleStream(single_stream.tiny()), TwoStream(two_stream.tiny())], ids=["1", "2"]
+)
+def test_system_alone_is_saved(system: Any, tmp_path: Path) -> None:
+    counterpoint.save(system, tmp_path / "saved")
+    again = counterpoint.load(tmp_path / "saved")
+    assert equal(again.system.state_dict(), system.state_dict())
+    assert not again.system.training
+    with pytest.raises(UserError, match="must be a checkpoint of a run: it is a model alone"):
+        _ = again.tokenizer
+
+
+def test_llama_folder_keeps_its_tokeniser_and_ids(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        special_tokens=["<s>", "</s>"], initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(["a b"], trainer)
+    shape = single_stream.SingleStreamConfig(
+        tower=single_stream.tiny().tower, vocab_size=tokenizer.get_vocab_size(), conv_taps=0
+    )
+    counterpoint.save(SingleStream(shape), tmp_path / "llama", form="published")
+    config = tmp_path / "llama" / "config.json"
+    keys = json.loads(config.read_text()) | {"bos_token_id": 0, "eos_token_id": [1]}
+    config.write_text(json.dumps(keys))
+    tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
+    (tmp_path / "llama" / "chat_template.jinja").write_text("{{ messages }}")
+    model = counterpoint.load(tmp_path / "llama")
+    counterpoint.save(model, tmp_path / "saved", shard_bytes=100_000)
+    again = counterpoint.load(tmp_path / "saved")
+    assert same_weights(again, model)
+    assert (again.tokenizer.start_id, again.tokenizer.end_id) == (0, 1)
+    assert again.tokenizer.encode("b").tolist() == tokenizer.encode("b").ids
+    assert (tmp_path / "saved" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (tmp_path / "saved" / "model.safetensors.index.json").is_file()
+
+
+def test_what_cannot_be_saved_is_told(published: Path, tmp_path: Path) -> None:
+    two = TwoStream(two_stream.tiny())
+    with pytest.raises(UserError, match="no published format holds"):
+        counterpoint.save(two, tmp_path / "two", form="published")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="must be a new folder"):
+        counterpoint.save(two, tmp_path / "full")
+    assert {file.name for file in (tmp_path / "full").iterdir()} == {"file"}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", "must hold `weight_map`"),
+        ('{"weight_map": {"a": 3}}', "must hold `weight_map`"),
+        ('{"weight_map": {}}', "must name 1 to 1000 files"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "must name files of its own folder"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "must be a whole safetensors file"),
+        ('{"weight_map": {"a": "config.json"}}', "must be a safetensors file"),
+    ],
+)
+def test_hostile_index_is_told(published: Path, tmp_path: Path, index: str, message: str) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(published, folder)
+    (folder / "model.safetensors").unlink()
+    keys = json.loads((folder / "config.json").read_text())
+    del keys["moshi_name"]
+    (folder / "config.json").write_text(json.dumps(keys))
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=message) as caught:
+        counterpoint.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------- the hub
+
+
+class Hub:
+    """Stands for the server: folders by name. Everything before the network is the real package."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.made: list[tuple[str, bool]] = []
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.made.append((name, private))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        assert commit_message
+        shutil.copytree(folder_path, self.root / repo_id)
+        return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/1")
+
+    def snapshot_download(self, name: str, *, revision: str | None, allow_patterns: Any) -> str:
+        assert "*.safetensors" in allow_patterns
+        if revision not in (None, "v1") or not (self.root / name).is_dir():
+            raise RuntimeError(f"404: no {name}\nat {revision}")
+        return str(self.root / name)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    package = pytest.importorskip("huggingface_hub")
+    server = Hub(tmp_path / "server")
+    monkeypatch.setattr(package, "HfApi", lambda: server)
+    monkeypatch.setattr(package, "snapshot_download", server.snapshot_download)
+    return server
+
+
+def test_model_goes_to_the_hub_and_comes_back(hub: Hub, published: Path) -> None:
+    model = counterpoint.load(published)
+    assert push_to_hub(model, "me/moshi") == "hub/me/moshi/commit/1"
+    assert hub.made == [("me/moshi", True)]
+    card = (hub.root / "me/moshi" / "README.md").read_text()
+    assert 'counterpoint.load("hub:me/moshi")' in card
+    assert same_weights(counterpoint.load("hub:me/moshi"), model)
+    assert same_weights(from_pretrained("me/moshi", revision="v1"), model)
+    assert same_weights(from_pretrained(published), model)
+    assert shape_of(Path("hub:me/moshi")) == model.system.config
+
+
+def test_trouble_with_the_hub_is_one_line(hub: Hub) -> None:
+    with pytest.raises(UserError, match="The hub must have 'me/none'.*404: no me/none") as caught:
+        from_pretrained("me/none")
+    assert "\n" not in str(caught.value)
