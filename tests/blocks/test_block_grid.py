@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.blocks.block_grid import gather_blocks, lay_blocks, pending_steps
+from counterpoint.blocks.block_grid import gather_blocks, lay_blocks, newest_steps
 
 
 def blocks_by_hand(early: list[bool], starts: list[int], size: int) -> list[list[int]]:
@@ -55,17 +55,18 @@ def test_chunks_give_the_blocks_of_the_whole_row(size: int) -> None:
     found: list[list[Tensor]] = [[], [], []]
     while read.min() < 60:
         lengths = torch.minimum(torch.randint(0, 8, (3,)), 60 - read)
-        steps = (read[:, None] + torch.arange(7)).clamp(max=59)
-        chunk = x.gather(1, steps[..., None].expand(-1, -1, 2))
+        numbers = (read[:, None] + torch.arange(7)).clamp(max=59)
+        chunk = x.gather(1, numbers[..., None].expand(-1, -1, 2))
         grid = lay_blocks(
-            early.gather(1, steps), -place[:, None].expand(-1, 7), size, lengths=lengths
+            early.gather(1, numbers), -place[:, None].expand(-1, 7), size, lengths=lengths
         )
-        blocks = gather_blocks(chunk, grid, pending, place)
+        steps = torch.cat((pending, chunk), 1)
+        blocks = gather_blocks(steps, grid)
         for row in range(3):
             for number in range(int(grid.finished[row, -1])):
                 found[row].append(blocks[row, number][grid.real[row, number]])
         after = torch.cat((place[:, None], grid.place), 1).gather(1, lengths[:, None])[:, 0]
-        pending = pending_steps(chunk, pending, place, lengths, after)
+        pending = newest_steps(steps, size, lengths)
         place, read = after, read + lengths
     for row in range(3):
         whole = blocks_by_hand(early[row].tolist(), [0] * 60, size)
@@ -76,8 +77,11 @@ def test_chunks_give_the_blocks_of_the_whole_row(size: int) -> None:
 def test_gathered_blocks_are_zero_where_they_are_short() -> None:
     early = torch.tensor([[False, True, False, False, True, False]])
     grid = lay_blocks(early, torch.zeros(1, 6, dtype=torch.long), 4)
-    none = torch.zeros(1, 4, 1)
-    blocks = gather_blocks(
-        torch.arange(1.0, 7.0)[None, :, None], grid, none, torch.zeros(1, dtype=torch.long)
-    )
+    before = torch.full((1, 4, 1), 9.0)
+    blocks = gather_blocks(torch.cat((before, torch.arange(1.0, 7.0)[None, :, None]), 1), grid)
     assert blocks[0, :, :, 0].tolist() == [[0, 0, 1, 2], [0, 3, 4, 5]]
+
+
+def test_the_newest_steps_of_full_rows_are_those_of_their_lengths() -> None:
+    x = torch.randn(3, 4 + 6, 2)
+    assert torch.equal(newest_steps(x, 4, None), newest_steps(x, 4, torch.full((3,), 6)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint.runtime.choices import MOST_CANDIDATES, FrameSampling, _Kind, _sampled
 from counterpoint.runtime.given import _parse_ids
-from counterpoint.runtime.sampler import Sampling, row_samplings, sample, uniform
+from counterpoint.runtime.sampler import Sampling, row_samplings, sample, seed_hashes, uniform
 from counterpoint.runtime.session import Frame
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import Ticks
@@ -226,7 +226,7 @@ def test_no_random_number_is_used_twice() -> None:
     ids = torch.cat([said[stream.name] for stream in model.predicted], 2)[0]
     # Column 0 is the initial frame; an element of the text comes before those of the audio.
     count = torch.arange(4, 4 * (len(ids) + 1)).view(-1, 4)[:, 1:].flatten()
-    numbers = uniform(torch.full_like(count, 4), count)
+    numbers = uniform(seed_hashes([4], "cpu"), count)
     assert len(numbers.unique()) == len(numbers)
     assert torch.equal(ids.flatten(), (numbers * num_ids).long())
 
@@ -365,13 +365,14 @@ def test_few_candidates_give_the_ids_of_the_whole_vocabulary() -> None:
         Sampling(temperature=5.0, seed=5),
     ]
     rows = row_samplings(samplings, "cpu")
+    hashes = seed_hashes([sampling.seed for sampling in samplings], "cpu")
     wide = torch.tensor([False] * 4 + [True] * 2)
     narrow = row_samplings(samplings[:4], "cpu")
     for turn in range(50):
         logits = torch.randn(6, 1000)
         logits[0, [5, 900]] = 9.0
-        count = torch.full((6,), turn)
-        ids = _sampled(logits, _Kind(rows, wide), count)
+        number = uniform(hashes, torch.full((6,), turn))
+        ids = _sampled(logits, _Kind(rows, wide), number)
         assert ids[0] == 5
-        assert torch.equal(ids, sample(logits, rows, count))
-        assert torch.equal(ids[:4], _sampled(logits[:4], _Kind(narrow, None), count[:4]))
+        assert torch.equal(ids, sample(logits, rows, number))
+        assert torch.equal(ids[:4], _sampled(logits[:4], _Kind(narrow, None), number[:4]))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.runtime.sampler import Sampling, row_samplings, sample, uniform
+from counterpoint.runtime.sampler import Sampling, row_samplings, sample, seed_hashes, uniform
 
 SETTINGS = st.builds(
     Sampling,
@@ -20,14 +20,16 @@ SETTINGS = st.builds(
 
 
 def draw(logits: Tensor, *samplings: Sampling, count: int = 0) -> list[int]:
-    rows = row_samplings(samplings, "cpu")
-    return sample(logits, rows, torch.full((len(samplings),), count)).tolist()
+    hashes = seed_hashes([sampling.seed for sampling in samplings], "cpu")
+    number = uniform(hashes, torch.full((len(samplings),), count))
+    return sample(logits, row_samplings(samplings, "cpu"), number).tolist()
 
 
 def draws(logits: Tensor, sampling: Sampling, number: int) -> Tensor:
     """Many draws of one session, as rows with growing counts."""
     rows = row_samplings([sampling] * number, "cpu")
-    return sample(logits.expand(number, -1), rows, torch.arange(number))
+    numbers = uniform(seed_hashes([sampling.seed], "cpu"), torch.arange(number))
+    return sample(logits.expand(number, -1), rows, numbers)
 
 
 def naive_probabilities(logits: Tensor, sampling: Sampling) -> list[float]:
@@ -100,8 +102,7 @@ def test_impossible_ids_are_never_drawn() -> None:
 
 
 def test_uniform_is_even_and_uncorrelated_between_counts_and_seeds() -> None:
-    seeds = torch.arange(300).repeat_interleave(300)
-    numbers = uniform(seeds, torch.arange(300).repeat(300)).view(300, 300)
+    numbers = uniform(seed_hashes(range(300), "cpu")[:, None], torch.arange(300))
     assert numbers.min() >= 0
     assert numbers.max() < 1
     counts = torch.histc(numbers.float(), 20, 0, 1)

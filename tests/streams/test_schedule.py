@@ -208,65 +208,61 @@ def test_a_batch_reads_exactly_what_is_visible_to_its_targets(
                     assert (step in found) == visible(layout, (name, frame), (key.name, step))
 
 
-class SessionRing:
-    """A ring that is filled as sessions fill theirs, and never overwrites what is still needed."""
+class SessionQueue:
+    """Columns by their distance to the next one, filled as sessions fill theirs, without a loss."""
 
     def __init__(self, layout: Layout) -> None:
-        self.layout, self.size = layout, schedule.ring_columns(layout)
-        self.slots: dict[tuple[str, int], int] = {}
+        self.layout = layout
+        self.kept = schedule.kept_distances(layout)
+        self.found: dict[tuple[str, int], int] = {}
 
-    def put(self, name: str, column: int, value: float) -> None:
-        assert not self.has(name, column), "a column that is still needed is overwritten"
-        self.slots[name, column % self.size] = int(value)
+    def put(self, name: str, distance: int, value: float) -> None:
+        assert distance in self.kept, "a column that is not kept is filled"
+        assert (name, distance) not in self.found, "a column that is still needed is overwritten"
+        self.found[name, distance] = int(value)
 
     def begin(self, prompt: Ticks, num_prompt: int) -> None:
         for stream in self.layout.streams:
             own = prompt[stream.name][0].tolist()
-            for column in schedule.tail_columns(self.layout, stream.name, num_prompt):
+            tail = schedule.tail_columns(self.layout, stream.name, num_prompt)
+            for distance, column in enumerate(tail):
                 nothing = schedule.empty_id(self.layout, stream, column)
-                self.put(stream.name, column, own[column] if column < len(own) else nothing)
+                self.put(stream.name, distance, own[column] if column < len(own) else nothing)
 
-    def has(self, name: str, column: int) -> bool:
-        return (name, column % self.size) in self.slots
-
-    def get(self, name: str, column: int) -> int:
-        return self.slots[name, column % self.size]
-
-    def expire(self, column: int) -> None:
-        expired = int(schedule.expired_column(self.layout, torch.tensor(column)))
-        for stream in self.layout.streams:
-            self.slots.pop((stream.name, expired % self.size), None)
+    def move_up(self) -> None:
+        moved = {(name, at - 1): value for (name, at), value in self.found.items()}
+        self.found = {key: value for key, value in moved.items() if key[1] in self.kept}
 
 
 @given(layout=spoken_layouts, num_prompt=st.integers(0, 5), num_ticks=st.integers(1, 12))
 def test_a_session_has_every_element_when_its_column_is_read(
     layout: Layout, num_prompt: int, num_ticks: int
 ) -> None:
-    """A ring that is filled as sessions fill theirs gives back the columns of the whole content."""
+    """A queue that is filled as sessions fill theirs gives back the columns of the content."""
     whole = schedule.columns(layout, counted(layout, num_prompt + num_ticks))
     prompt = schedule.columns(layout, counted(layout, num_prompt))
-    ring = SessionRing(layout)
-    ring.begin(prompt, num_prompt)
+    queue = SessionQueue(layout)
+    queue.begin(prompt, num_prompt)
     for done in range(num_prompt, num_prompt + num_ticks):
         column = schedule.next_column(layout, done)
         for stream in layout.predicted:  # the session writes what is not given
-            if not ring.has(stream.name, column):
-                ring.put(stream.name, column, whole[stream.name][0, column].item())
+            if (stream.name, 0) not in queue.found:
+                queue.put(stream.name, 0, whole[stream.name][0, column].item())
         newest = schedule.complete_tick(layout, column)
         for stream in layout.predicted if newest >= num_prompt else ():
             step, more = divmod(newest + 1, stream.period_ticks)
-            found = ring.get(stream.name, newest + 1 + stream.delay_ticks)
+            found = queue.found[stream.name, schedule.complete_distance(layout, stream.name)]
             assert found == (UNSET_ID if more else step - 1) or (more and found == 1000)
-        ring.expire(column)
+        queue.move_up()
         for stream in layout.heard:
             if schedule.ends_step(stream, done):
                 step = (done + 1) // stream.period_ticks - 1
-                ring.put(stream.name, schedule.given_column(layout, stream.name, done), step)
+                queue.put(stream.name, schedule.given_distance(layout, stream.name), step)
         for stream in layout.streams:
             expected = whole[stream.name][0, column].item()
-            if expected == UNSET_ID and not ring.has(stream.name, column):
+            if expected == UNSET_ID and (stream.name, -1) not in queue.found:
                 continue  # nothing was given, and nothing stands there
-            assert ring.get(stream.name, column) == expected
+            assert queue.found[stream.name, -1] == expected
 
 
 def test_forced_ids_are_those_of_the_next_tick() -> None:

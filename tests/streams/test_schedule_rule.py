@@ -183,29 +183,26 @@ def test_a_tick_is_complete_when_all_that_is_written_has_arrived(layout: Layout)
 
 
 @given(layouts())
-def test_a_ring_of_columns_keeps_what_is_needed_and_no_more(layout: Layout) -> None:
-    """From the oldest column of the complete tick to the newest that can be given."""
-    size = schedule.ring_columns(layout)
-    longest = max(available_at(layout, stream.name, 0).tick for stream in layout.streams)
-    for num_ticks in range(longest, NUM_TICKS):
-        column = schedule.next_column(layout, num_ticks)
-        complete = schedule.complete_tick(layout, column)
-        oldest = min(
-            place.column
-            for place in places(layout)
-            if place.stream.predicted and place.tick == complete
-        )  # the first stream has an element in every tick
-        tails = [schedule.tail_columns(layout, s.name, num_ticks) for s in layout.streams]
-        assert all(tail.stop <= column + longest for tail in tails)
-        newest = max(
-            schedule.given_column(layout, stream.name, num_ticks) for stream in layout.streams
-        )
-        assert newest - oldest < size
-        expired = int(schedule.expired_column(layout, torch.tensor(column)))
-        assert expired < oldest
-        # Room is made for the newest column that the latest stream could be given, if forced.
-        assert (expired - (column + longest + 1)) % size == 0
-        assert newest <= column + longest + 1
+def test_a_session_keeps_the_columns_that_it_needs_and_no_more(layout: Layout) -> None:
+    """The one that it reads, those of the complete tick, and those that it is given or had told."""
+    needed = {-1, 0}
+    for num_ticks in range(NUM_TICKS):
+        written = schedule.next_column(layout, num_ticks)
+        complete = schedule.complete_tick(layout, written)
+        for place in places(layout):
+            distance = place.column - written
+            name = place.stream.name
+            if place.stream.predicted and place.tick == complete:
+                needed.add(distance)
+                assert schedule.complete_distance(layout, name) == distance
+            # It hears the tick whose column it reads; of what it says it is given the next one.
+            if place.tick == (num_ticks if place.stream.predicted else num_ticks - 1):
+                needed.add(distance)
+                assert schedule.given_distance(layout, name) == distance
+        for stream in layout.streams:
+            tail = schedule.tail_columns(layout, stream.name, num_ticks)
+            needed |= {column - written for column in tail}
+    assert set(schedule.kept_distances(layout)) == set(range(min(needed), max(needed) + 1))
 
 
 @given(

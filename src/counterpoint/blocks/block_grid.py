@@ -8,6 +8,7 @@ from the first one of the chunk, so those that came before have negative numbers
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -55,13 +56,14 @@ def lay_blocks(
         ends_early = torch.zeros_like(start, dtype=torch.bool)
     step = torch.arange(num_steps, device=start.device)
     before = start - 1
-    since = step - torch.maximum(_latest(ends_early, before, exclusive=True), before)
+    since = step - torch.maximum(_earlier(_latest(ends_early, step)), before)
     ends = ends_early | (since % block_ticks == 0)
     if lengths is not None:
         ends = ends & (step < lengths[:, None])
     finished = ends.cumsum(1)
-    size = step - torch.maximum(_latest(ends, before, exclusive=True), before)
-    place = step - torch.maximum(_latest(ends, before), before)
+    latest = _latest(ends, step)
+    size = step - torch.maximum(_earlier(latest), before)
+    place = step - torch.maximum(latest, before)
     place = place.clamp(max=block_ticks - 1)  # steps that are not real run on
     if counted and not torch.compiler.is_compiling():
         most = int(finished[:, -1].max())
@@ -76,51 +78,43 @@ def lay_blocks(
     return BlockGrid(finished, place, end, steps, slot >= block_ticks - size[..., None])
 
 
-def _latest(
-    ends: Bool[Tensor, "B T"], before: Int[Tensor, "B T"], *, exclusive: bool = False
-) -> Int[Tensor, "B T"]:
-    """The latest end at or before each step (before it, if exclusive), or less than all steps."""
-    step = torch.arange(ends.shape[1], device=ends.device)
-    lowest = torch.iinfo(before.dtype).min // 2
-    latest = torch.where(ends, step, lowest).cummax(1).values
-    if exclusive:
-        latest = latest.roll(1, 1)
-        latest[:, :1] = lowest
-    return latest
+_NEVER = -(1 << 62)
+"""A step before all others."""
 
 
-def gather_blocks(
-    x: Float[Tensor, "B T D"], grid: BlockGrid, pending: Float[Tensor, "B R D"], count: Tensor
-) -> Float[Tensor, "B W R D"]:
+def _latest(ends: Bool[Tensor, "B T"], step: Int[Tensor, " T"]) -> Int[Tensor, "B T"]:
+    """The latest end at or before each step, or less than all steps."""
+    return torch.where(ends, step, _NEVER).cummax(1).values
+
+
+def _earlier(latest: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """The latest end before each step."""
+    return F.pad(latest, (1, 0), value=_NEVER)[:, :-1]
+
+
+def gather_blocks(x: Float[Tensor, "B R_T D"], grid: BlockGrid) -> Float[Tensor, "B W R D"]:
     """The steps of each block, zero before its first.
 
     Args:
-        x: Steps of the chunk.
+        x: The R steps before the chunk, and the chunk's.
         grid: Where its blocks lie.
-        pending: Steps that came before the chunk, from the left.
-        count: How many of them there are in each row; (B,).
     """
-    steps = grid.step.flatten(1)
-    blocks = _take(x, steps, pending, count).unflatten(1, grid.step.shape[1:])
-    return blocks * grid.real[..., None]
+    index = (grid.step + grid.step.shape[2]).flatten(1)
+    blocks = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    return blocks.unflatten(1, grid.step.shape[1:]) * grid.real[..., None]
 
 
-def pending_steps(
-    x: Float[Tensor, "B T D"],
-    pending: Float[Tensor, "B R D"],
-    count: Int[Tensor, " B"],
-    length: Int[Tensor, " B"],
-    place: Int[Tensor, " B"],
+def newest_steps(
+    x: Float[Tensor, "B R_T D"], size: int, lengths: Int[Tensor, " B"] | None
 ) -> Float[Tensor, "B R D"]:
-    """The ``place`` steps before step ``length`` of each row, from the left: pending next."""
-    steps = (length - place)[:, None] + torch.arange(pending.shape[1], device=x.device)
-    return _take(x, steps, pending, count)
+    """The newest R steps of each row behind a chunk: what stands before the next one.
 
-
-def _take(x: Tensor, steps: Tensor, pending: Tensor, count: Tensor) -> Tensor:
-    """Steps of a chunk by number; negative ones are pending."""
-    size = pending.shape[1]
-    index = torch.where(steps < 0, steps + count[:, None], steps + size)
-    index = index.clamp(0, size + x.shape[1] - 1)
-    source = torch.cat((pending.to(x.dtype), x), 1)
-    return source.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    Args:
+        x: The R steps before the chunk, and the chunk's.
+        size: R.
+        lengths: Real steps of each row of the chunk; ``None`` means all.
+    """
+    if lengths is None:
+        return x[:, -size:]
+    index = lengths[:, None] + torch.arange(size, device=x.device)
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

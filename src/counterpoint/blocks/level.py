@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, pending_steps
+from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, newest_steps
 from counterpoint.blocks.compress import Compressor, build_compressor
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerReach, MixerState
@@ -28,8 +28,8 @@ class LevelState(NamedTuple):
     """What a session carries of a level.
 
     Attributes:
-        pending: Fine states of the block that is not finished yet, oldest first.
-        place: How many of them there are.
+        pending: The newest fine states; the last ones are of the block that is not finished yet.
+        place: How many these are.
         finished: Blocks finished.
         tower: States of the coarse tower's layers.
         published: What the finer tower reads of the coarse one.
@@ -49,20 +49,19 @@ class Cut(NamedTuple):
 
     Attributes:
         grid: Where they lie, and the place of every fine step.
-        blocks: Their fine states.
+        steps: Fine states: as many as a block has before the chunk, and the chunk's.
         end_step: Absolute fine step at which each ended.
-        first_block: First block of each fine step's document.
+        first_block: First block of each fine step's document; 0 in a session.
         before: Blocks finished before the chunk.
         finished: Blocks that the chunk finished.
-        pending: Fine states of the block that goes on behind the chunk; those before it where there
-            is no state.
-        place: How many of them there are.
+        pending: The newest of the fine states.
+        place: How many of them are of the block that goes on behind the chunk.
     """
 
     grid: BlockGrid
-    blocks: Float[Tensor, "B W R D"]
+    steps: Float[Tensor, "B R_T D"]
     end_step: Int[Tensor, "B W"]
-    first_block: Int[Tensor, "B T"]
+    first_block: Int[Tensor, "#B #T"]
     before: Int[Tensor, " B"]
     finished: Int[Tensor, " B"]
     pending: Float[Tensor, "B R D"]
@@ -167,9 +166,9 @@ class Level(nn.Module):
             state: What was before the chunk; ``None`` for whole rows.
         """
         num_rows, num_steps = x.shape[:2]
-        x = self.block_norm(x)
+        size = self.config.block_ticks
         if state is None:
-            pending = x.new_zeros(num_rows, self.config.block_ticks, x.shape[2])
+            pending = x.new_zeros(num_rows, size, x.shape[2])
             place = torch.zeros(num_rows, dtype=torch.long, device=x.device)
             before = place
         else:
@@ -179,36 +178,34 @@ class Level(nn.Module):
         document = -place[:, None].expand(-1, num_steps)
         if start.document is not None:
             document = start.document
+        lengths = start.lengths
         grid = lay_blocks(
             ends_early,
             document,
-            self.config.block_ticks,
-            lengths=start.lengths,
+            size,
+            lengths=lengths,
             # Sessions do not count, or a row would feel how many blocks the others finish.
             counted=state is None or num_rows == 1,
         )
-        blocks = gather_blocks(x, grid, pending, place)
+        steps = torch.cat((pending.to(x.dtype), x), 1)
+        # From before the chunk on: where a row reads nothing, its place stays.
         finished = F.pad(grid.finished, (1, 0))
-        if state is None or start.step is None:
-            first_block = finished.gather(1, document)
-            return Cut(grid, blocks, grid.end, first_block, before, finished[:, -1], pending, place)
-        read = torch.full_like(place, num_steps) if start.lengths is None else start.lengths
-        # Where a row reads nothing, its place stays and it finishes nothing.
-        after = torch.cat((place[:, None], grid.place), 1).gather(1, read[:, None])[:, 0]
+        places = torch.cat((place[:, None], grid.place), 1)
         return Cut(
             grid,
-            blocks,
-            start.step[:, None] + grid.end,
-            torch.zeros_like(document),
-            before,
-            finished.gather(1, read[:, None])[:, 0],
-            pending_steps(x, pending, place, read, after),
-            after,
+            steps,
+            end_step=grid.end if start.step is None else start.step[:, None] + grid.end,
+            first_block=finished.gather(1, document) if state is None else document.new_zeros(1, 1),
+            before=before,
+            finished=_behind(finished, lengths),
+            pending=newest_steps(steps, size, lengths),
+            place=_behind(places, lengths),
         )
 
     def compress(self, cut: Cut) -> Float[Tensor, "B W D2"]:
         """What the coarse tower reads of each block."""
-        return self.merge(self.compressor(cut.blocks, cut.grid.real).flatten(-2))
+        blocks = gather_blocks(self.block_norm(cut.steps), cut.grid)
+        return self.merge(self.compressor(blocks, cut.grid.real).flatten(-2))
 
     def read_blocks(
         self, compressed: Float[Tensor, "B W D2"], cut: Cut, state: LevelState | None
@@ -336,3 +333,8 @@ class Level(nn.Module):
     def whole_layers(self) -> list[nn.Module]:
         """Layers of the coarse towers, from below."""
         return [*self.whole.layers, *([] if self.above is None else self.above.whole_layers())]
+
+
+def _behind(counts: Int[Tensor, "B T1"], lengths: Int[Tensor, " B"] | None) -> Int[Tensor, " B"]:
+    """The count behind each row of a chunk, of counts before it and behind every step."""
+    return counts[:, -1] if lengths is None else counts.gather(1, lengths[:, None])[:, 0]

@@ -10,7 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.sampler import RowSamplings, Sampling, row_samplings, sample
+from counterpoint.runtime.sampler import (
+    RowSamplings,
+    Sampling,
+    row_samplings,
+    sample,
+    seed_hashes,
+    uniform,
+)
 from counterpoint.streams.spec import Layout, Role, Stream
 
 MOST_CANDIDATES = 256
@@ -129,22 +136,25 @@ class _Kind(NamedTuple):
 class RowChoices(NamedTuple):
     """How the elements of some rows are chosen; see `choices_of`."""
 
-    text: _Kind
-    audio: _Kind
-    audio_streams: frozenset[str]
+    kinds: Mapping[str, _Kind]
     guidance: PromptGuidance | None
     biases: Mapping[str, Float[Tensor, "n V"]]
+    seed_hashes: Int[Tensor, "n K"]
+    places: Int[Tensor, " K"]
+
+    def numbers(self, drawn: Int[Tensor, " n"]) -> Float[Tensor, "n K"]:
+        """Random numbers of the elements of a column; ``drawn`` counts the columns before it."""
+        return uniform(self.seed_hashes, drawn[:, None] * len(self.places) + self.places)
 
     def choose(
-        self, stream: str, logits: Float[Tensor, "n V"], count: Int[Tensor, " n"]
+        self, stream: str, logits: Float[Tensor, "n V"], number: Float[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
-        """An id of a stream for every row; ``count`` is its place in the row's random numbers."""
+        """An id of a stream for every row, by one of its `numbers`."""
         if self.guidance is not None:
             logits = _guided(logits, self.guidance)
         if stream in self.biases:
             logits = logits + self.biases[stream]
-        kind = self.audio if stream in self.audio_streams else self.text
-        return _sampled(logits, kind, count)
+        return _sampled(logits, self.kinds[stream], number)
 
 
 def choices_of(
@@ -161,18 +171,24 @@ def choices_of(
         guidance: Who guides whom; ``None`` where no row is guided.
         device: Where the scores are.
     """
-    audio = [s.name for s in layout.predicted if s.role in (Role.SPOKEN, Role.HEARD)]
     biases = {
         stream.name: _padding_bias(stream, samplings, device)
         for stream in layout.predicted
         if stream.padding_id is not None and any(s.padding_bias for s in samplings)
     }
+    kinds: dict[str, _Kind] = {}
+    hashes: list[Tensor] = []
+    for stream in layout.predicted:
+        is_audio = stream.role in (Role.SPOKEN, Role.HEARD)
+        own = [sampling.audio if is_audio else sampling.text for sampling in samplings]
+        kinds[stream.name] = _kind(own, device)
+        hashes += [seed_hashes([one.seed for one in own], device)] * stream.depth
     return RowChoices(
-        text=_kind([sampling.text for sampling in samplings], device),
-        audio=_kind([sampling.audio for sampling in samplings], device),
-        audio_streams=frozenset(audio),
+        kinds=kinds,
         guidance=guidance,
         biases=biases,
+        seed_hashes=torch.stack(hashes, 1),
+        places=torch.arange(len(hashes), device=device),
     )
 
 
@@ -199,18 +215,18 @@ def _guided(logits: Float[Tensor, "n V"], guidance: PromptGuidance) -> Float[Ten
 
 
 def _sampled(
-    logits: Float[Tensor, "n V"], kind: _Kind, count: Int[Tensor, " n"]
+    logits: Float[Tensor, "n V"], kind: _Kind, number: Float[Tensor, " n"]
 ) -> Int[Tensor, " n"]:
     """Choose as `sample` does; rows that keep few ids choose among their likeliest.
 
     The number of candidates is fixed, so that a row never feels how many others keep.
     """
     if logits.shape[1] < 2 * MOST_CANDIDATES:  # sorting them all costs no more
-        return sample(logits, kind.rows, count)
+        return sample(logits, kind.rows, number)
     # In the order of their ids, so that the first of equal ones stays the first.
     likeliest = logits.topk(MOST_CANDIDATES).indices.sort().values
-    place = sample(logits.gather(1, likeliest), kind.rows, count)
+    place = sample(logits.gather(1, likeliest), kind.rows, number)
     ids = likeliest.gather(1, place[:, None])[:, 0]
     if kind.wide is None:
         return ids
-    return torch.where(kind.wide, sample(logits, kind.rows, count), ids)
+    return torch.where(kind.wide, sample(logits, kind.rows, number), ids)

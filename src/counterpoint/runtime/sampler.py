@@ -16,6 +16,8 @@ _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
+_ALL = (1 << 63) - 1  # more ids than a vocabulary has
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -62,82 +64,92 @@ def _check(name: str, value: float, holds: bool, needed: str) -> None:
 
 
 class RowSamplings(NamedTuple):
-    """The settings of all rows of a batch, ``None`` where no row limits; see `Sampling`."""
+    """The settings of all rows of a batch, laid out for `sample`; see `Sampling`.
+
+    Attributes:
+        temperature: What scores are divided by; 1 in rows that take the likeliest id.
+        most: Ids that a row keeps at most; 1 in rows that take the likeliest id.
+        top_p: ``None`` where no row limits.
+        min_p: Likewise.
+    """
 
     temperature: Float[Tensor, "B 1"]
-    top_k: Int[Tensor, "B 1"]
+    most: Int[Tensor, "B 1"]
     top_p: Float[Tensor, "B 1"] | None
     min_p: Float[Tensor, "B 1"] | None
-    seed: Int[Tensor, " B"]
 
 
 def row_samplings(samplings: Sequence[Sampling], device: torch.device | str) -> RowSamplings:
-    """The settings of every row, laid out for `sample`."""
+    """The settings of every row."""
 
-    def column(name: str, dtype: torch.dtype) -> Tensor:
-        values = [getattr(sampling, name) for sampling in samplings]
-        return torch.tensor(values, dtype=dtype, device=device)
+    def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
+    most = [1 if s.temperature == 0 else s.top_k or _ALL for s in samplings]
     return RowSamplings(
-        column("temperature", torch.float64)[:, None],
-        column("top_k", torch.int64)[:, None],
-        column("top_p", torch.float64)[:, None] if any(s.top_p < 1 for s in samplings) else None,
-        column("min_p", torch.float64)[:, None] if any(s.min_p > 0 for s in samplings) else None,
-        column("seed", torch.int64),
+        column([s.temperature or 1.0 for s in samplings]),
+        column(most, torch.int64),
+        column([s.top_p for s in samplings]) if any(s.top_p < 1 for s in samplings) else None,
+        column([s.min_p for s in samplings]) if any(s.min_p > 0 for s in samplings) else None,
     )
 
 
 def sample(
-    logits: Float[Tensor, "B V"], rows: RowSamplings, count: Int[Tensor, " B"]
+    logits: Float[Tensor, "B V"], rows: RowSamplings, number: Float[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
     """Choose one id a row.
 
-    A choice depends on the row's scores, its settings and its count alone: not on other rows and
+    A choice depends on the row's scores, its settings and its number alone: not on other rows and
     not on the size of the batch.
 
     Args:
         logits: Scores of the ids.
         rows: Settings of each row.
-        count: Ids that each row has drawn before: its place in its random numbers.
+        number: Decides among the ids that a row keeps; see `uniform`.
     """
-    vocab_size = logits.shape[1]
     scores, order = logits.double().sort(dim=-1, descending=True, stable=True)
-    greedy = rows.temperature == 0
     # Scores are differences to the highest before they are divided: no temperature overflows.
-    scores = (scores - scores[:, :1]) / torch.where(greedy, 1, rows.temperature)
-    likelihood = torch.softmax(scores, -1)
+    likelihood = torch.softmax((scores - scores[:, :1]) / rows.temperature, -1)
     below = likelihood.cumsum(-1)
-    # The ids are sorted, so that every limit keeps the first few.
-    kept = torch.where(rows.top_k > 0, rows.top_k, vocab_size).clamp(max=vocab_size)
+    # The ids are sorted, so that every limit keeps the first few, up to the place of the last.
+    last = rows.most.clamp(max=logits.shape[1]) - 1
     limits = []
     if rows.top_p is not None:
-        nucleus = rows.top_p * below.gather(1, kept - 1)
+        nucleus = rows.top_p * below.gather(1, last)
         limits.append((below - likelihood < nucleus) | (rows.top_p == 1))
     if rows.min_p is not None:
         limits.append(likelihood >= rows.min_p * likelihood[:, :1])
     for limit in limits:
-        kept = torch.minimum(kept, limit.sum(-1, keepdim=True))
-    kept = torch.where(greedy, 1, kept.clamp(min=1))
-    point = uniform(rows.seed, count)[:, None] * below.gather(1, kept - 1)
-    place = torch.searchsorted(below, point, right=True).minimum(kept - 1)
+        last = torch.minimum(last, limit.sum(-1, keepdim=True) - 1).clamp(min=0)
+    point = number[:, None] * below.gather(1, last)
+    place = torch.searchsorted(below, point, right=True).minimum(last)
     return order.gather(1, place)[:, 0]
 
 
-def uniform(seed: Int[Tensor, " B"], count: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+def seed_hashes(seeds: Sequence[int], device: torch.device | str) -> Int[Tensor, " B"]:
+    """What `uniform` needs of the seeds of rows: computed once for all their numbers."""
+    return _mix(torch.tensor(seeds, dtype=torch.int64, device=device) + _STEP)
+
+
+def uniform(seed_hash: Int[Tensor, "*#B"], count: Int[Tensor, "*#B"]) -> Float[Tensor, "*B"]:
     """Number ``count`` of the random numbers of each seed: float64 in [0, 1).
 
     Source: SplitMix64, as a hash of (seed, count), so that no state is kept.
+
+    Args:
+        seed_hash: From `seed_hashes`.
+        count: Numbers that each row has drawn before: its place among them.
     """
-    bits = _mix(_mix(seed + _STEP) + count * _STEP)
+    bits = _mix(seed_hash + count * _STEP)
     return _shift_right(bits, 11).double() * 2.0**-53
 
 
-def _mix(x: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+def _mix(x: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
 
 
-def _shift_right(x: Int[Tensor, " B"], bits: int) -> Int[Tensor, " B"]:
+def _shift_right(x: Int[Tensor, "*B"], bits: int) -> Int[Tensor, "*B"]:
     """Shift as unsigned numbers: zeros come in from the left."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -9,7 +9,7 @@ the place in the order of arrival (`counterpoint.streams.schedule`).
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
@@ -20,6 +20,7 @@ from counterpoint.runtime.choices import (
     choices_of,
     sampling_of,
 )
+from counterpoint.runtime.column_queue import OPEN, ColumnQueue, WhichRows
 from counterpoint.runtime.given import (
     Codes,
     Given,
@@ -30,7 +31,6 @@ from counterpoint.runtime.given import (
     parse_frame,
 )
 from counterpoint.runtime.prefix import check_prefix
-from counterpoint.runtime.ring import OPEN, ColumnRing
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Ended, Frame, Session, Streaming
 from counterpoint.streams import schedule
@@ -77,10 +77,13 @@ class Sessions:
         self._device = system.device
         self._said = layout.predicted
         self._heard = layout.heard
-        self._has_lead = schedule.lead_ticks(layout) > 0
-        self._ring = ColumnRing(layout, num_rows, self._device)
+        # A session that has gone through so many ticks writes the column of this many more, which
+        # completes the tick of that many more.
+        self._lead = schedule.next_column(layout, 0)
+        self._first_tick = schedule.complete_tick(layout, self._lead)
+        self._queue = ColumnQueue(layout, num_rows, self._device)
         # One id a tick and nothing heard: what is sampled is kept, and may be fed.
-        self._is_text = self._ring.num_said == 1 and not self._heard and not self._has_lead
+        self._is_text = self._queue.num_said == 1 and not self._heard and not self._lead
         self._every = torch.arange(num_rows, device=self._device)
         self._hidden: Float[Tensor, "B D"] | None = None
         self._rows: list[Session | None] = [None] * num_rows
@@ -165,7 +168,7 @@ class Sessions:
             num_ticks=num_prompt,
             first_said=schedule.first_said_tick(self.layout, num_prompt),
             # With an initial frame random numbers go by the column; else by what was drawn.
-            num_drawn=schedule.next_column(self.layout, num_prompt) if self._has_lead else 0,
+            num_drawn=schedule.next_column(self.layout, num_prompt) if self._lead else 0,
             twin=twin,
         )
         hidden = [self._prefill(row, columns, num_prompt, prefix)]
@@ -181,12 +184,10 @@ class Sessions:
         """Write what stands behind all that was read; where nothing was, hear, and say nothing."""
         session = self[row]
         if hidden:
-            self._write_rows([row], torch.cat([*hidden]))
-            session.opening = self._complete([row]).get(row)
+            session.opening = self._write_first(row, torch.cat([*hidden])).get(row)
         elif self._heard:
             for own in self._with_twins([row]):
-                for tick in range(session.first_said):
-                    self._ring.rest(own, tick)
+                self._queue.rest(own, session.first_said)
             session.has_read = session.is_written = True
 
     def stop(self, row: int) -> None:
@@ -195,6 +196,7 @@ class Sessions:
         session.ended = session.ended or Ended.STOPPED
         self._release(row, keep=session)
 
+    @torch.no_grad()
     def feed(self, ids: Mapping[int, Sequence[int]]) -> None:
         """Let rows of a text model read ids, each any number of them, in one pass of the model.
 
@@ -212,7 +214,7 @@ class Sessions:
             session.num_fed += len(new)
             session.has_read = session.has_read or bool(new)
             session.is_written = False
-            self._ring.clear(row)
+            self._queue.clear(row)
 
     @torch.no_grad()
     def step(
@@ -239,15 +241,13 @@ class Sessions:
             given = self.running
         if not isinstance(given, Mapping):
             given = {row: {} for row in given}
-        frames = {row: self.check(row, given[row]) for row in sorted(given)}
-        if not frames:
+        checked = {row: self.check(row, given[row]) for row in sorted(given)}
+        if not checked:
             return {}
-        self._ring.keep(
-            [(self._with_twins([row]), self[row].num_ticks, what) for row, what in frames.items()]
-        )
-        self._read_columns([row for row in frames if self[row].is_written])
-        self._write_rows(list(frames), None)
-        return self._complete(list(frames))
+        rows = list(checked)
+        self._queue.keep([(self._with_twins([row]), what) for row, what in checked.items()])
+        self._read_columns([row for row in rows if self[row].is_written])
+        return self._write_columns(rows)
 
     def check(self, row: int, codes: Mapping[str, Codes]) -> Given:
         """What a row is given for `step`, as it is kept.
@@ -268,16 +268,12 @@ class Sessions:
         """Let rows read the column that they have written, and what is heard with it."""
         if not rows:
             return
-        reading = set(self._with_twins(rows))
-        columns = [
-            schedule.next_column(self.layout, session.num_ticks) if session else 0
-            for session in self._rows
-        ]
-        lengths = [row in reading for row in range(len(self._rows))]
-        column, length = torch.tensor([columns, lengths], device=self._device).unbind()
-        is_full = all(lengths)
-        ticks = self._ring.ticks(column, None if is_full else length.bool())
-        self._read(ticks, length, is_full)
+        reading = self._with_twins(rows)
+        lengths = None
+        if len(reading) < len(self._rows):
+            each = [int(row in reading) for row in range(len(self._rows))]
+            lengths = torch.tensor(each, device=self._device)
+        self._read(self._queue.newest(None if lengths is None else lengths.bool()), lengths)
         for row in rows:
             self[row].num_ticks += 1
 
@@ -289,19 +285,18 @@ class Sessions:
             return
         # 0 stands where nothing is real; `lengths` makes the model ignore it.
         padded = [[*ids.get(row, ()), *[0] * (num_ticks - n)] for row, n in enumerate(counts)]
-        ticks = self._ring.by_stream(torch.tensor(padded, device=self._device)[..., None])
-        lengths = torch.tensor(counts, device=self._device)
-        self._read(ticks, lengths, min(counts) == num_ticks)
+        ticks = self._queue.by_stream(torch.tensor(padded, device=self._device)[..., None])
+        is_full = min(counts) == num_ticks
+        self._read(ticks, None if is_full else torch.tensor(counts, device=self._device))
 
-    @torch.no_grad()
-    def _read(self, ticks: Ticks, lengths: Int[Tensor, " B"], is_full: bool) -> None:
+    def _read(self, ticks: Ticks, lengths: Int[Tensor, " B"] | None) -> None:
         """Read ticks of all rows; those that read nothing keep what they can write from."""
-        hidden, self.state = self.system.read(ticks, self.state, None if is_full else lengths)
-        if hidden.shape[1] > 1:
-            hidden = hidden[self._every, (lengths - 1).clamp(min=0)]
-        else:
-            hidden = hidden[:, 0]
-        if self._hidden is not None and not is_full:
+        hidden, self.state = self.system.read(ticks, self.state, lengths)
+        if lengths is None:
+            self._hidden = hidden[:, -1]
+            return
+        hidden = hidden[self._every, (lengths - 1).clamp(min=0)]
+        if self._hidden is not None:
             hidden = torch.where(lengths[:, None] > 0, hidden, self._hidden)
         self._hidden = hidden
 
@@ -309,8 +304,8 @@ class Sessions:
         self, row: int, columns: Ticks, num_prompt: int, prefix: Prefix | None
     ) -> Float[Tensor, "1 D"] | None:
         """Empty a row and let it read the initial frame and a prompt."""
-        self._ring.clear(row)
-        self._ring.keep_tail(row, columns, num_prompt)
+        self._queue.clear(row)
+        self._queue.keep_tail(row, columns, num_prompt)
         mine = map_state(lambda tensor: tensor[row : row + 1], self.state)
         for tensor in state_tensors(mine):
             tensor.zero_()
@@ -342,89 +337,83 @@ class Sessions:
 
     # Writing
 
-    def _write_rows(self, rows: Sequence[int], hidden: Float[Tensor, "n D"] | None) -> None:
-        """Write the next column of rows: of these alone, from ``hidden``; or beside all others."""
-        written = self._with_twins(rows)
-        if hidden is None:
-            if self._hidden is None:
-                raise AssertionError("a row that is checked has read something")
-            if self._choices is None:
-                self._choices = self._choices_of(range(len(self._rows)))
-            order = [*range(len(self._rows))]
-            hidden = self._hidden
-            choices = self._choices
-        else:
-            order = written
-            choices = self._choices_of(written)
-            if self._hidden is None:
-                self._hidden = hidden.new_zeros(len(self._rows), hidden.shape[1])
-            self._hidden[written] = hidden
-        sessions = [self._rows[row] for row in order]
-        columns = [
-            (
-                row,
-                schedule.next_column(self.layout, session.num_ticks) if session else 0,
-                session.num_drawn if session else 0,
-                row in written,
-            )
-            for row, session in zip(order, sessions, strict=True)
-        ]
-        index, column, drawn, real = torch.tensor(columns, device=self._device).unbind(1)
-        everything = len(written) == len(columns)
-        self._write(index, column, drawn, hidden, choices, None if everything else real.bool())
-        for row in rows:
-            session = self[row]
-            session.has_read = session.is_written = True
-            session.num_drawn += 1
+    def _write_first(self, row: int, hidden: Float[Tensor, "n D"]) -> dict[int, Frame]:
+        """Write the first column of a row, and of its twin, from what was read."""
+        written = self._with_twins([row])
+        if self._hidden is None:
+            self._hidden = hidden.new_zeros(len(self._rows), hidden.shape[1])
+        self._hidden[written] = hidden
+        which = self._which(written)
+        ids = self._write(which, written, hidden, self._choices_of(written))
+        return self._complete(written, self._queue.write(which, ids))
+
+    def _write_columns(self, rows: Sequence[int]) -> dict[int, Frame]:
+        """Write the next column of rows; others are computed with them, so that shapes stay."""
+        if self._hidden is None:
+            raise AssertionError("a row that is checked has read something")
+        every = range(len(self._rows))
+        if self._choices is None:
+            self._choices = self._choices_of(every)
+        written = sorted(self._with_twins(rows))
+        which = self._which(written)
+        ids = self._write(slice(None), every, self._hidden, self._choices)[which]
+        return self._complete(written, self._queue.write(which, ids))
+
+    def _which(self, rows: Sequence[int]) -> WhichRows:
+        """Rows as an index: a slice where they are all, in their order."""
+        every = [*range(len(self._rows))]
+        return slice(None) if rows == every else torch.tensor(rows, device=self._device)
 
     def _write(
         self,
-        index: Int[Tensor, " n"],
-        column: Int[Tensor, " n"],
-        drawn: Int[Tensor, " n"],
+        which: WhichRows,
+        rows: Sequence[int],
         hidden: Float[Tensor, "n D"],
         choices: RowChoices,
-        real: Bool[Tensor, " n"] | None,
-    ) -> None:
-        """Write a column of rows; those that are not real are computed, so that shapes stay."""
-        given = self._ring.said(index, column)
+    ) -> Int[Tensor, "n K"]:
+        """What stands in the next column of some rows: what is given, else what is chosen."""
+        sessions = [self._rows[row] for row in rows]
+        drawn = [session.num_drawn if session else 0 for session in sessions]
+        numbers = choices.numbers(torch.tensor(drawn, device=self._device)).unbind(1)
+        columns = [self._lead + session.num_ticks if session else 0 for session in sessions]
+        given = self._queue.said(which, columns)
         is_open = given == OPEN
-        first_count = drawn * self._ring.num_said
+        places = [*zip(is_open.unbind(1), given.unbind(1), numbers, strict=True)]
 
         def choose(name: str, codebook: int, logits: Tensor) -> Tensor:
-            at = self._ring.places[name].start + codebook
-            sampled = choices.choose(name, logits, first_count + at)
-            ids = torch.where(is_open[:, at], sampled, given[:, at])
+            free, kept, number = places[self._queue.places[name].start + codebook]
+            ids = torch.where(free, choices.choose(name, logits, number), kept)
             return ids if choices.guidance is None else ids[choices.guidance.lead]
 
         state = self.state if self.system.writes_with_tower else None
-        if state is not None and hidden is not self._hidden:  # a twin may stand before its lead
-            state = map_state(lambda own: own[index], state)
+        if state is not None and not isinstance(which, slice):
+            state = map_state(lambda own: own[which], state)
         written = self.system.write(hidden, choose, state)
         ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
-        new = is_open if real is None else is_open & real[:, None]
-        self._ring.write(index, column, torch.where(new, ids, given))
+        return torch.where(is_open, ids, given)
 
-    def _complete(self, rows: Sequence[int]) -> dict[int, Frame]:
-        """The frames that the newest columns have completed; makes room for the next columns."""
-        both = self._with_twins(rows)
-        columns = [
-            (row, schedule.next_column(self.layout, session.num_ticks))
-            for row in both
-            if (session := self._rows[row])
-        ]
-        index, newest = torch.tensor(columns, device=self._device).unbind(1)
-        said = self._ring.completed(index, newest)
-        if self._is_text:
-            for row, found in zip(rows, said[:, 0].tolist(), strict=False):
-                self[row].note(found)
+    def _complete(self, written: Sequence[int], said: Int[Tensor, "n K"]) -> dict[int, Frame]:
+        """Note what rows have written; the frames that are complete now.
+
+        Args:
+            written: Rows and their twins, in the order of ``said``.
+            said: What is said in the tick that the column has completed.
+        """
+        sessions = [self._rows[row] for row in written]
+        ticks = [self._first_tick + session.num_ticks if session else 0 for session in sessions]
+        sampled = said[:, 0].tolist() if self._is_text else None
+        complete = self._queue.frames(ticks, said)
         frames = {}
-        for row, ids in zip(rows, said.unbind(), strict=False):
+        for place, row in enumerate(written):
+            if row in self._leads:
+                continue
             session = self[row]
-            column = schedule.next_column(self.layout, session.num_ticks)
-            tick = schedule.complete_tick(self.layout, column)
-            if tick >= session.first_said:
-                frames[row] = self._ring.frame(tick, ids)
+            session.has_read = session.is_written = True
+            session.num_drawn += 1
+            if sampled is not None:
+                session.note(sampled[place])
+            if ticks[place] >= session.first_said:
+                frames[row] = complete[place]
         return frames
 
     def _choices_of(self, rows: Sequence[int]) -> RowChoices:

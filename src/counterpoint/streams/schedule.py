@@ -288,21 +288,29 @@ def complete_tick(layout: Layout, column: int) -> int:
     return column - lead_ticks(layout) - latest_delay(layout)
 
 
-def ring_columns(layout: Layout) -> int:
-    """Columns that a session keeps: from the oldest of the complete tick to the newest given.
+# A session keeps columns by their distance to the one that it writes next: 1 is the one behind it.
 
-    The newest is that of the first step behind a prompt, in the stream in which it comes latest.
+
+def given_distance(layout: Layout, stream: str) -> int:
+    """Where `given_column` stands in a session, which reads a column and then writes the next."""
+    return given_column(layout, stream, 0) - next_column(layout, 1)
+
+
+def complete_distance(layout: Layout, stream: str) -> int:
+    """Where a written stream has what it says in the tick that the next column completes."""
+    return layout[stream].delay_ticks - latest_delay(layout)
+
+
+def kept_distances(layout: Layout) -> range:
+    """Columns that a session keeps: from the one that it reads, or the oldest of the complete tick.
+
+    The last one is the newest that it is given, or in which late streams go on with a prompt.
     """
-    lead = lead_ticks(layout)
-    return 2 * max(column_of(layout, s, 0) - lead for s in _given(layout)) + 2
-
-
-def expired_column(layout: Layout, column: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """The column for which a ring of `ring_columns` has no further use when ``column`` is written.
-
-    Its slot is the one that the newest column which can be given at the next tick takes.
-    """
-    return column - ring_columns(layout) // 2
+    oldest = min(-1, *(complete_distance(layout, s.name) for s in layout.predicted))
+    given = [*layout.predicted, *layout.heard]
+    tails = (len(tail_columns(layout, s.name, 0)) for s in given)
+    newest = max(*tails, *(given_distance(layout, s.name) + 1 for s in given))
+    return range(oldest, newest)
 
 
 # -------------------------------------------------------------------------------------- checks

@@ -1,0 +1,192 @@
+"""The newest columns of every row: what was written and what is heard, until nobody needs them."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from counterpoint.runtime.given import Given
+from counterpoint.runtime.session import Frame
+from counterpoint.streams import schedule
+from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
+
+OPEN = -2
+"""An id that is still to be written; `UNSET_ID` is nothing, for good."""
+
+Rows = slice | Int[Tensor, " n"]
+"""Rows of a batch: these, or all of them in a slice, which is an index without a copy."""
+
+
+class ColumnQueue:
+    """Columns of all rows, by their distance to the one that each row writes next.
+
+    When a row has written a column, its columns move up by one place: so every place of a stream
+    is a constant, however far rows are.
+
+    Args:
+        layout: Its predicted and its heard streams are kept.
+        num_rows: Rows.
+        device: Where they are kept.
+
+    Attributes:
+        places: Places of each discrete stream's ids in a column, predicted streams first.
+        num_said: Ids of the predicted streams in a column.
+    """
+
+    def __init__(self, layout: Layout, num_rows: int, device: torch.device) -> None:
+        self._layout = layout
+        self._device = device
+        self._said = said = layout.predicted
+        kept = [*said, *layout.heard]
+        discrete = [stream for stream in kept if stream.is_discrete]
+        stops = list(accumulate(stream.depth for stream in discrete))
+        self.places = {
+            s.name: slice(stop - s.depth, stop) for s, stop in zip(discrete, stops, strict=True)
+        }
+        self.num_said = sum(stream.depth for stream in said)
+        distances = schedule.kept_distances(layout)
+        self._next = -distances.start
+        self._given = {s.name: self._next + schedule.given_distance(layout, s.name) for s in kept}
+        shape = (num_rows, len(distances))
+        self._ids = torch.full((*shape, stops[-1]), OPEN, device=device)
+        self._open = self._ids[:, :1].clone()
+        self._floats = {
+            s.name: torch.zeros(*shape, s.width or 0, device=device)
+            for s in kept
+            if not s.is_discrete
+        }
+        complete = [self._next + schedule.complete_distance(layout, s.name) for s in said]
+        by_id = [place for s, place in zip(said, complete, strict=True) for _ in range(s.depth)]
+        self._is_newest = min(by_id) == self._next
+        self._complete = torch.tensor(by_id, device=device)
+        self._said_index = torch.arange(self.num_said, device=device)
+        # Streams that have no element in some columns.
+        self._slow_said = [stream for stream in said if stream.period_ticks > 1]
+        self._has_slow_heard = any(stream.period_ticks > 1 for stream in layout.heard)
+
+    def clear(self, row: int) -> None:
+        """Forget all columns of a row."""
+        self._ids[row] = OPEN
+        for queue in self._floats.values():
+            queue[row] = 0
+
+    def keep(self, given: Sequence[tuple[Sequence[int], Given]]) -> None:
+        """Put what rows are given into the columns where it stands.
+
+        Args:
+            given: Rows that are given the same, and what it is.
+        """
+        found: list[tuple[int, int, int, int]] = []
+        for rows, what in given:
+            for name, ids in what.ids.items():
+                column = self._given[name]
+                first = self.places[name].start
+                found += [(r, column, first + k, one) for r in rows for k, one in enumerate(ids)]
+            for name, values in what.floats.items():
+                queue = self._floats[name]
+                queue[list(rows), self._given[name]] = values.to(queue)
+        if found:
+            row, columns, place, ids_ = torch.tensor(found, device=self._device).unbind(1)
+            self._ids[row, columns, place] = ids_
+
+    def keep_tail(self, row: int, columns: Ticks, num_prompt: int) -> None:
+        """Keep what late streams still have of a prompt, when the others go on with the session."""
+        for name in (*self.places, *self._floats):
+            own = columns[name][0]
+            tail = schedule.tail_columns(self._layout, name, num_prompt)
+            for place, column in enumerate(tail, self._next):
+                if name in self._floats:
+                    self._floats[name][row, place] = own[column] if column < len(own) else 0
+                elif column < len(own):
+                    self._ids[row, place, self.places[name]] = own[column]
+                else:
+                    found = schedule.empty_id(self._layout, self._layout[name], column)
+                    self._ids[row, place, self.places[name]] = found
+
+    def rest(self, row: int, num_ticks: int) -> None:
+        """Say nothing in the first ticks of content of a row that begins with hearing."""
+        for stream in self._said:
+            for step in range(num_ticks // stream.period_ticks):
+                distance = schedule.column_of(self._layout, stream, step)
+                self._ids[row, self._next + distance, self.places[stream.name]] = UNSET_ID
+        self._move_up(torch.tensor([row], device=self._device))
+
+    def newest(self, real: Bool[Tensor, " B"] | None) -> dict[str, Tensor]:
+        """The newest column of every row, as `System.read` takes it; zeros in rows not real."""
+        ids = self._ids[:, self._next - 1 : self._next]
+        if self._has_slow_heard:  # nothing was given where nothing is due
+            ids = ids.masked_fill(ids == OPEN, UNSET_ID)
+        if real is not None:
+            ids = ids.masked_fill(~real[:, None, None], 0)
+        ticks = self.by_stream(ids)
+        for name, queue in self._floats.items():
+            ticks[name] = queue[:, self._next - 1 : self._next]
+        return ticks
+
+    def by_stream(self, ids: Int[Tensor, "B T K"]) -> dict[str, Tensor]:
+        """Ids of columns by stream."""
+        pieces: Mapping[str, Tensor] = {n: ids[..., place] for n, place in self.places.items()}
+        return {
+            name: own if self._layout[name].has_codebooks else own[..., 0]
+            for name, own in pieces.items()
+        }
+
+    def said(self, rows: WhichRows, columns: Sequence[int]) -> Int[Tensor, "n K"]:
+        """What stands in the predicted places of the next column already; `OPEN` where nothing.
+
+        `UNSET_ID` stands where a slow stream has no element.
+
+        Args:
+            rows: Which rows.
+            columns: The number of the next column of each.
+        """
+        found = self._ids[rows, self._next, : self.num_said]
+        if not self._slow_said:
+            return found
+        found = found.clone()
+        column = torch.tensor(columns, device=self._device)
+        for stream in self._slow_said:
+            rests = ~schedule.may_stand(self._layout, stream, column)
+            own = found[:, self.places[stream.name]]
+            found[:, self.places[stream.name]] = own.masked_fill(
+                rests[:, None] & (own == OPEN), UNSET_ID
+            )
+        return found
+
+    def write(self, rows: WhichRows, ids: Int[Tensor, "n K"]) -> Int[Tensor, "n K"]:
+        """Write the predicted places of the next column, and move up.
+
+        Returns:
+            What is said in the tick that the column completes.
+        """
+        self._ids[rows, self._next, : self.num_said] = ids
+        if not self._is_newest:
+            ids = self._ids[rows][:, self._complete, self._said_index]
+        self._move_up(rows)
+        return ids
+
+    def frames(self, ticks: Sequence[int], said: Int[Tensor, "n K"]) -> list[Frame]:
+        """What rows say in a tick of each, of the streams that have an element in it."""
+        by_stream = [(stream, said[:, self.places[stream.name]].unbind()) for stream in self._said]
+        return [
+            {s.name: ids[row] for s, ids in by_stream if schedule.ends_step(s, tick)}
+            for row, tick in enumerate(ticks)
+        ]
+
+    def _move_up(self, rows: WhichRows) -> None:
+        """Make what was the next column of rows the newest."""
+        self._ids = _moved_up(self._ids, self._open, rows)
+        for name, queue in self._floats.items():
+            self._floats[name] = _moved_up(queue, torch.zeros_like(queue[:, :1]), rows)
+
+
+def _moved_up(queue: Tensor, behind: Tensor, rows: WhichRows) -> Tensor:
+    """A new tensor: models may keep what they were given of the old one."""
+    moved = torch.cat((queue[:, 1:], behind), 1)
+    if isinstance(rows, slice):
+        return moved
+    queue = queue.clone()
+    queue[rows] = moved[rows]
+    return queue
