@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import AttentionConfig, Reach, write_ring
-from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, pending_steps
+from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, newest_steps
 from counterpoint.blocks.compress import Kind, build_compressor
 from counterpoint.blocks.cross_attention import (
     CrossAttention,
@@ -61,8 +61,7 @@ class Blocks(NamedTuple):
         first: First block of each lower step's document.
         before: Blocks finished before the chunk.
         finished: Blocks that the chunk finishes.
-        place: Lower steps of the unfinished block before the chunk.
-        left: The same behind the chunk.
+        left: Lower steps of the unfinished block behind the chunk.
         read: Real lower steps of the chunk.
     """
 
@@ -70,7 +69,6 @@ class Blocks(NamedTuple):
     first: Int[Tensor, "B T"]
     before: Int[Tensor, " B"]
     finished: Int[Tensor, " B"]
-    place: Int[Tensor, " B"]
     left: Int[Tensor, " B"]
     read: Int[Tensor, " B"]
 
@@ -89,9 +87,14 @@ class Blocks(NamedTuple):
     def take(
         self, fine: Float[Tensor, "B T D"], kept: Float[Tensor, "B R D"]
     ) -> tuple[Float[Tensor, "B W R D"], Float[Tensor, "B R D"]]:
-        """The lower steps of each block, and those of the unfinished one behind the chunk."""
-        blocks = gather_blocks(fine, self.grid, kept, self.place)
-        return blocks, pending_steps(fine, kept, self.place, self.read, self.left)
+        """The lower steps of each block, and the newest ones behind the chunk.
+
+        Args:
+            fine: Lower steps of the chunk.
+            kept: As many as a block has before it; the last of them are of the unfinished one.
+        """
+        steps = torch.cat((kept.to(fine.dtype), fine), 1)
+        return gather_blocks(steps, self.grid), newest_steps(steps, kept.shape[1], self.read)
 
 
 class View(NamedTuple):
@@ -145,7 +148,7 @@ def lay_levels(
         finished = padded.gather(1, read[:, None])[:, 0]
         left = torch.cat((place[:, None], grid.place), 1).gather(1, read[:, None])[:, 0]
         first = torch.zeros_like(start) if document is None else padded.gather(1, document)
-        laid.append(Blocks(grid, first, before, finished, place, left, read))
+        laid.append(Blocks(grid, first, before, finished, left, read))
         if not laid[-1].has_steps:
             break
         if document is not None:

@@ -174,7 +174,7 @@ class HRTState(NamedTuple):
         counts: How far it is on every level.
         conv: Last steps of the convolution.
         towers: States of every level's layers.
-        pending: States of the steps that belong to unfinished blocks, by coarse level and round.
+        pending: The newest states before the chunk, by coarse level and round; see `Blocks.take`.
         memories: Keys and values of coarse steps, in the order of `HRT.links`.
     """
 
@@ -338,7 +338,7 @@ class HRT(System):
         return levels, pending
 
     def _kept(self, x: Tensor, level: int, number: int, state: HRTState | None) -> Tensor:
-        """States of the unfinished block over a level before the chunk."""
+        """The newest states of a level before the chunk, those of its unfinished block last."""
         if state is not None:
             return state.pending[level][number]
         return x.new_zeros(len(x), self.config.strides[level], self.config.levels[level].width)
