@@ -70,7 +70,7 @@ class RowSamplings(NamedTuple):
         temperature: What scores are divided by; 1 in rows that take the likeliest id.
         most: Ids that a row keeps at most; 1 in rows that take the likeliest id.
         top_p: ``None`` where no row limits.
-        min_p: Likewise.
+        min_p: ``None`` where no row limits.
     """
 
     temperature: Float[Tensor, "B 1"]
