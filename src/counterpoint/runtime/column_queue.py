@@ -15,7 +15,7 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 OPEN = -2
 """An id that is still to be written; `UNSET_ID` is nothing, for good."""
 
-Rows = slice | Int[Tensor, " n"]
+WhichRows = slice | Int[Tensor, " n"]
 """Rows of a batch: these, or all of them in a slice, which is an index without a copy."""
 
 
