@@ -13,6 +13,7 @@ from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
+from counterpoint.locks import locked
 from counterpoint.progress import Progress
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
@@ -127,6 +128,42 @@ def test_summary_agrees_with_the_evaluations(finished: tuple[Study, Path, str, s
     assert control["swap_delta"] is None
     assert ours["swap_delta"]["low"] <= ours["swap_delta"]["value"]
     assert "on equal data" in summary["verdict"]
+
+
+def test_any_declared_pair_is_compared(
+    finished: tuple[Study, Path, str, str], tmp_path: Path
+) -> None:
+    study, done, _, _ = finished
+    shutil.copytree(done, tmp_path / "tiny")
+    study = replace(study, contrasts=(("single_stream", "two_stream"),))
+    summary = run_study(study, tmp_path / "tiny", progress=Progress(Screen()), output=Screen())
+    assert summary is not None
+    (pair,) = summary.contrasts
+    to_first = summary.rows[1].difference_percent
+    assert to_first is not None
+    ratio = 1 / (1 + to_first.value / 100)
+    assert pair.difference_percent.value == pytest.approx(100 * ratio - 100)
+    assert re.search(
+        r"single_stream (needs|loses|and) .*two_stream.* on equal data", summary.verdict
+    )
+    page = (tmp_path / "tiny" / "report.html").read_text()
+    assert "<h2>Declared contrasts</h2>" in page
+    assert "Declared contrasts" not in (done / "report.html").read_text()
+    for pair_of_names in (("single_stream", "three"), ("two_stream", "two_stream")):
+        with pytest.raises(ValueError, match="pairs of two arms of single_stream, two_stream: got"):
+            replace(study, contrasts=(pair_of_names,))
+
+
+def test_a_study_folder_belongs_to_one_command(
+    finished: tuple[Study, Path, str, str], tmp_path: Path
+) -> None:
+    study = finished[0]
+    with (
+        locked(tmp_path / ".study.lock", wait=False),
+        pytest.raises(ValueError, match="must be used by one command at a time: process"),
+    ):
+        run_study(study, tmp_path, progress=Progress(Screen()), output=Screen())
+    assert not (tmp_path / "single_stream").exists()
 
 
 def test_report_needs_nothing_else(finished: tuple[Study, Path, str, str]) -> None:

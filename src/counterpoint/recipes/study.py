@@ -33,11 +33,12 @@ from counterpoint.train.distributed import World
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.run import Run
+from counterpoint.train.run_folder import only_one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """Runs that are compared; the first is what the others are compared with.
+    """Runs that are compared, all with the first and any declared pair.
 
     Attributes:
         name: Names its folder.
@@ -48,6 +49,7 @@ class Study:
         seeds: Training seeds; every arm is trained once with each. Empty: with the seed in its
             config.
         max_flops_difference: Largest share by which training FLOPs a tick may differ.
+        contrasts: Further pairs of arms that are compared, each with the second of the pair.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Study:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seeds: tuple[int, ...] = ()
     max_flops_difference: float = 0.02
+    contrasts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         names = [run.name for run in self.arms]
@@ -65,6 +68,12 @@ class Study:
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"`seeds` must name no seed twice: got {self.seeds}. Leave one out.")
+        for pair in self.contrasts:
+            if len(set(pair)) != 2 or not set(pair) <= set(names):
+                raise UserError(
+                    f"`contrasts` must be pairs of two arms of {', '.join(names)}: got "
+                    f"{' and '.join(pair)}. Name two of them."
+                )
         first = self.arms[0]
         for run in self.arms[1:]:
             for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
@@ -141,16 +150,30 @@ def run_study(
         What was found, or ``None`` when a signal stopped the training.
 
     Raises:
-        UserError: The arms are not comparable, or the data or the folder cannot be used.
+        UserError: The arms are not comparable, the data or the folder cannot be used, or another
+            command is at work in the folder.
     """
+    world = World(device=torch.device(device))
+    with only_one(folder, world, ".study.lock"):
+        return _run(study, folder, world, command, progress, output, loggers)
+
+
+def _run(
+    study: Study,
+    folder: Path,
+    world: World,
+    command: str,
+    progress: Progress | None,
+    output: TextIO | None,
+    loggers: Callable[[Path], Sequence[MetricLogger]],
+) -> Summary | None:
+    """`run_study` in a folder that nobody else uses."""
     begin = time.perf_counter()
     progress = Progress() if progress is None else progress
     flops = training_flops(study)
     progress.note(f"{study.name}: preparing the data")
     data = _prepared(study, study.arms[0], progress)
     progress.note(f"{data.describe()}; {len(study.arms)} arms")
-    folder.mkdir(parents=True, exist_ok=True)
-    world = World(device=torch.device(device))
     study = _with_precision(study, folder, world, progress)
     for arm in study.arms:
         for name, run in study.runs(arm).items():
@@ -261,6 +284,7 @@ def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, 
         "purpose": study.purpose,
         "arms": [run.name for run in study.arms],
         "folders": folders,
+        "contrasts": [list(pair) for pair in study.contrasts],
         "evaluation_seconds": {
             name: round(found.seconds, 1)
             for own in folders.values()

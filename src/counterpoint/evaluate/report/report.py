@@ -149,6 +149,7 @@ def report_html(summary: Summary, arms: Sequence[Arm], pictures: Mapping[str, by
         _table(heads, cells),
         f"<p><small>Held out: {html.escape(summary.held_out)}. {NOTES[summary.unit]}</small></p>",
         *(_figure(name, pictures[name]) for name in TITLES if name in pictures),
+        _contrasts(summary),
         _by_stream(summary),
         _use_of_whole(summary, arms),
         _continuations(arms),
@@ -179,6 +180,18 @@ def _figure(name: str, png: bytes) -> str:
         f'<h2>{title}</h2><figure><img alt="{title}" src="data:image/png;base64,{data}">'
         f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"
     )
+
+
+def _contrasts(summary: Summary) -> str:
+    """The declared pairs of arms, if there are any."""
+    cells = [
+        (pair.arm, pair.other, spell(pair.difference_percent, "{:+.1f}", " %"))
+        for pair in summary.contrasts
+    ]
+    if not cells:
+        return ""
+    heads = ("arm", "compared with", f"difference in bits/{summary.unit}")
+    return "<h2>Declared contrasts</h2>" + _table(heads, cells)
 
 
 def _by_stream(summary: Summary) -> str:

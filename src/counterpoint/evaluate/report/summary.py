@@ -80,6 +80,21 @@ class ArmSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """How far an arm is from another one, on the same units.
+
+    Attributes:
+        arm: The arm's name.
+        other: The arm that it is compared with.
+        difference_percent: By how much it needs more bits.
+    """
+
+    arm: str
+    other: str
+    difference_percent: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """What a study found.
 
@@ -90,6 +105,7 @@ class Summary:
         verdict: What the intervals allow to say, in one or two sentences.
         held_out: What was scored, in words.
         about: Command, versions, machine, durations.
+        contrasts: Pairs of arms that the study declares, besides those with the first arm.
     """
 
     name: str
@@ -98,16 +114,21 @@ class Summary:
     verdict: str
     held_out: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    contrasts: tuple[Contrast, ...] = ()
 
 
 def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summary:
-    """Intervals and differences of all arms; the first arm is what the others are compared with.
+    """Intervals and differences of all arms to the first, and of the pairs that a study declares.
+
+    Args:
+        name: The study's name.
+        arms: Its arms, in their order.
+        about: What its folder holds of it; "contrasts" are pairs of names.
 
     Raises:
         UserError: The arms were not scored on the same units.
     """
     first = arms[0].evaluation
-    control = np.array([found.bits for found in arms[0].evaluations])
     rows = []
     for arm in arms:
         _check_comparable(arm, arms[0])
@@ -115,7 +136,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
         sizes = np.array([found.sizes for found in arm.evaluations], float)
         difference = None
         if arm is not arms[0]:
-            difference = bootstrap_ratio(bits, control).map(100, -100)
+            difference = _difference(arm, arms[0])
         rows.append(
             ArmSummary(
                 name=arm.name,
@@ -129,6 +150,11 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
                 **_use_of_whole(arm.evaluations),
             )
         )
+    by_name = {arm.name: arm for arm in arms}
+    contrasts = tuple(
+        Contrast(arm=a, other=b, difference_percent=_difference(by_name[a], by_name[b]))
+        for a, b in about.get("contrasts", ())
+    )
     titles = [*dict.fromkeys(first.titles)]
     named = titles if len(titles) <= _MAX_TITLES else [*titles[:_MAX_TITLES], "others"]
     held_out = (
@@ -138,10 +164,17 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
         name=name,
         unit=first.unit,
         rows=tuple(rows),
-        verdict=_verdict(rows, first.unit, len(arms[0].evaluations)),
+        verdict=_verdict(rows, contrasts, first.unit, len(arms[0].evaluations)),
         held_out=held_out,
         about=about,
+        contrasts=contrasts,
     )
+
+
+def _difference(arm: Arm, other: Arm) -> Interval:
+    """By how many percent an arm needs more bits than another one, on the same units."""
+    own, control = (np.array([e.bits for e in one.evaluations]) for one in (arm, other))
+    return bootstrap_ratio(own, control).map(100, -100)
 
 
 def _check_comparable(arm: Arm, first: Arm) -> None:
@@ -189,21 +222,24 @@ def _use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     }
 
 
-def _verdict(rows: Sequence[ArmSummary], unit: ContentUnit, num_seeds: int) -> str:
+def _verdict(
+    rows: Sequence[ArmSummary],
+    contrasts: Sequence[Contrast],
+    unit: ContentUnit,
+    num_seeds: int,
+) -> str:
     """What the intervals allow to say, whoever wins."""
-    sentences = []
-    for row in rows[1:]:
-        change = row.difference_percent
-        if change is None or math.isnan(change.low):
-            continue
-        span = f"95 % interval {change.low:+.1f} to {change.high:+.1f} %"
-        if change.high < 0:
-            what = f"needs {-change.value:.1f} % fewer bits a {unit} than {rows[0].name}"
-        elif change.low > 0:
-            what = f"loses: it needs {change.value:.1f} % more bits a {unit} than {rows[0].name}"
-        else:
-            what = f"and {rows[0].name} cannot be told apart ({change.value:+.1f} %)"
-        sentences.append(f"{row.name} {what} {_budget(row, rows[0])} ({span}).")
+    by_name = {row.name: row for row in rows}
+    sentences = [
+        _compared(row, rows[0], row.difference_percent, unit)
+        for row in rows[1:]
+        if row.difference_percent is not None
+    ]
+    sentences += [
+        _compared(by_name[pair.arm], by_name[pair.other], pair.difference_percent, unit)
+        for pair in contrasts
+    ]
+    sentences = [sentence for sentence in sentences if sentence]
     for row in rows:
         if row.swap_delta is not None:
             used = (
@@ -223,6 +259,20 @@ def _verdict(rows: Sequence[ArmSummary], unit: ContentUnit, num_seeds: int) -> s
         else f"{num_seeds} training seeds: the intervals cover them and the choice of {noun}."
     )
     return " ".join(sentences)
+
+
+def _compared(row: ArmSummary, other: ArmSummary, change: Interval, unit: ContentUnit) -> str:
+    """What an interval allows to say of two arms; nothing if there is none."""
+    if math.isnan(change.low):
+        return ""
+    span = f"95 % interval {change.low:+.1f} to {change.high:+.1f} %"
+    if change.high < 0:
+        what = f"needs {-change.value:.1f} % fewer bits a {unit} than {other.name}"
+    elif change.low > 0:
+        what = f"loses: it needs {change.value:.1f} % more bits a {unit} than {other.name}"
+    else:
+        what = f"and {other.name} cannot be told apart ({change.value:+.1f} %)"
+    return f"{row.name} {what} {_budget(row, other)} ({span})."
 
 
 def _budget(row: ArmSummary, first: ArmSummary) -> str:
