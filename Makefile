@@ -2,13 +2,18 @@
 SHELL := /bin/sh
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
+DEV := .venv/.dev
 PEERS := .venv/.peers
 VOICES := .venv/.voices
 OFFLINE := .venv/.offline
 DOCS := .venv/.docs
 # Installed when .venv holds no torch >= 2.11 yet. Another build: install it into .venv first.
 TORCH ?= torch==2.13.0
-INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet
+# uv resolves and fetches in seconds what takes pip minutes. It does not read pip's settings, such as
+# a mirror of the index or a folder of wheels, so pip brings torch, and all else where uv fails.
+PIP := $(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet
+UV := $(VENV_PYTHON) -m uv pip install --quiet --python $(VENV_PYTHON)
+INSTALL := install() { $(UV) "$$@" 2>/dev/null || $(PIP) "$$@"; }; install
 
 FIND_PYTHON := for p in $(PYTHON) python3 python python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -23,23 +28,23 @@ run: $(STAMP)  ## Train and compare two small models on real text.
 
 test: lint types docs unit  ## Everything that CI checks.
 
-lint: $(STAMP)
+lint: $(DEV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-types: $(STAMP)
+types: $(DEV)
 	.venv/bin/mypy
 
-unit: $(STAMP) $(PEERS)
+unit: $(DEV) $(PEERS)
 	$(VENV_PYTHON) -m pytest -q
 
-slow: $(STAMP) $(PEERS) $(VOICES) $(OFFLINE)  ## The tests left out of `make test`: compilation, long training.
+slow: $(DEV) $(PEERS) $(VOICES) $(OFFLINE)  ## The tests left out of `make test`: compilation, long training.
 	$(VENV_PYTHON) -m pytest -q -m slow --timeout 600
 
 docs: $(DOCS)  ## Builds the documentation into build/site; a warning is an error.
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true .venv/bin/mkdocs build --quiet
 
-install: $(STAMP)
+install: $(DEV)  ## Everything that the work on the library needs.
 
 clean:
 	rm -rf .venv build dist
@@ -51,8 +56,14 @@ $(VENV_PYTHON):
 
 # The torch that is installed is pinned to itself, so that no resolution ever replaces it.
 $(STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
-	@$(VENV_PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || { echo "Installing $(TORCH)"; $(INSTALL) -c constraints.txt "$(TORCH)"; }
+	@$(VENV_PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || { echo "Installing $(TORCH)"; $(PIP) -c constraints.txt "$(TORCH)"; }
+	@$(PIP) -c constraints.txt uv || true
 	@echo "Installing counterpoint and its pinned dependencies into .venv"
+	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[train]'
+	@touch $@
+
+# What tests, types and style need.
+$(DEV): pyproject.toml constraints.txt | $(STAMP)
 	@$(INSTALL) -c constraints.txt "$$($(VENV_PYTHON) -c '$(PIN_TORCH)')" -e '.[train,dev]'
 	@touch $@
 

@@ -49,6 +49,8 @@ def test_constraints_are_complete() -> None:
 
 def test_everything_is_installed_under_the_constraints() -> None:
     rules = re.sub(r"\\\n", " ", (ROOT / "Makefile").read_text()).splitlines()
-    installs = [line for line in rules if "$(INSTALL)" in line and ":=" not in line]
+    installs = [
+        line for line in rules if re.search(r"\$\((INSTALL|PIP)\) ", line) and ":=" not in line
+    ]
     assert installs
     assert all("-c constraints.txt" in line for line in installs)
