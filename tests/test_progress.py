@@ -1,6 +1,5 @@
 import io
 import re
-import sys
 
 import pytest
 
@@ -125,13 +124,6 @@ def test_pieces_are_passed_through() -> None:
     progress = Progress(stream, clock=clock, every_seconds=0)
     assert list(progress.over("talking", ["aa", "b"], 3, len, unit="s")) == ["aa", "b"]
     assert stream.getvalue().splitlines() == ["talking: 2/3 s", "talking: 3/3 s"]
-
-
-def test_without_rich_lines_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rich.progress", None)
-    stream = Terminal()
-    Progress(stream).task("x")(2, 2)
-    assert stream.getvalue() == "x: 2/2\n"
 
 
 @pytest.mark.parametrize(

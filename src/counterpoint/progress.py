@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from counterpoint.packages import MissingPackageError, optional_module
-
 _Piece = TypeVar("_Piece")
 
 
@@ -175,19 +173,15 @@ class Progress:
     def bars(self) -> Any:
         """The bars, drawn from now on; ``None`` where lines are shown instead."""
         if self._live is None and self._draws and not self._quiet:
-            try:
-                rich = optional_module("rich.progress")
-                console = optional_module("rich.console").Console(
-                    file=self._stream, markup=False, emoji=False
-                )
-            except MissingPackageError:
-                self._draws = False  # lines say the same
-                return None
-            self._live = rich.Progress(
-                rich.TextColumn("{task.description}", markup=False),
-                rich.BarColumn(bar_width=24),
-                rich.TextColumn("{task.fields[text]}", markup=False),
-                console=console,
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bars
+
+            self._live = Bars(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}", markup=False),
+                console=Console(file=self._stream, markup=False, emoji=False),  # type: ignore[arg-type]
                 transient=True,
             )
             self._live.start()

@@ -8,7 +8,6 @@ from counterpoint.evaluate.duplex.live import ModelAgent, run_trials
 from counterpoint.evaluate.duplex.trials import Ability, Outcome, Trial
 from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.evaluate.statistics import Interval, wilson
-from counterpoint.packages import optional_module
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.talk import Talker
 
@@ -99,13 +98,11 @@ def _described(outcome: Outcome) -> dict[str, Any]:
 
 
 def abilities_table(scores: Sequence[AbilityScore]) -> "Table":
-    """The table for a terminal.
+    """The table for a terminal."""
+    from rich.table import Table
 
-    Raises:
-        UserError: The package ``rich`` is missing.
-    """
     heads = ("ability", "shown", "text right", "latency p50 / p95", "stops after p50 / p95")
-    table: Table = optional_module("rich.table").Table(*heads)
+    table = Table(*heads)
     for score in scores:
         table.add_row(
             f"{score.ability} ({score.trials})",

@@ -10,7 +10,6 @@ import numpy as np
 from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
-from counterpoint.packages import optional_module
 from counterpoint.streams.batch import ContentUnit
 
 if TYPE_CHECKING:
@@ -326,15 +325,11 @@ def spell(interval: Interval | None, form: str, unit: str = "") -> str:
 
 
 def rich_table(summary: Summary) -> "Table":
-    """The table for a terminal.
+    """The table for a terminal."""
+    from rich.table import Table
 
-    Raises:
-        UserError: The package ``rich`` is missing.
-    """
     heads, cells = columns(summary)
-    table: Table = optional_module("rich.table").Table(
-        title=f"{summary.name}: held out are {summary.held_out}"
-    )
+    table = Table(title=f"{summary.name}: held out are {summary.held_out}")
     for head in heads:
         table.add_column(head, justify="left" if head == "arm" else "right")
     for row in cells:
