@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -100,6 +101,7 @@ def attack(target: Target, trials: int, draw: random.Random) -> Counter[str]:
                 kind = "silent change" if shows else "another value (no digest)"
         counts[f"{'cut' if is_cut else 'flipped'}: {kind}"] += 1
         sys.stderr.write(f"\r{target.name}: {number + 1}  ")
+    sys.stderr.write(f"\r{target.name}: {json.dumps(counts)}\n")
     shutil.rmtree(work)
     return counts
 
@@ -108,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=100, help="flipped bits a target")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="targets whose name has this in it")
+    parser.add_argument("--only", default="", help="targets whose name this pattern finds")
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,7 +120,7 @@ def main() -> None:
                 attack(target, options.trials, random.Random(f"{options.seed} {target.name}"))
             )
             for target in targets(Path(place))
-            if options.only in target.name
+            if re.search(options.only, target.name)
         }
     bad = sum(
         number
