@@ -1,7 +1,9 @@
 """What every test shares: fixed seeds, one torch thread, and a compiler that can be used."""
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import hypothesis
 import jaxtyping
@@ -53,6 +55,15 @@ def _precision(monkeypatch: pytest.MonkeyPatch) -> None:
 def _rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     with OtherRounding() if request.config.getoption("--other-rounding") else nullcontext():
         yield
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of the data sets that tests marked `data` read, named by the environment."""
+    name = os.environ.get("COUNTERPOINT_DATA", "")
+    if not Path(name).is_dir() or not name:
+        pytest.fail(f"COUNTERPOINT_DATA must name the folder of the data sets: got {name!r}.")
+    return Path(name)
 
 
 @pytest.fixture
