@@ -164,7 +164,7 @@ def _run(
     world: World,
     command: str,
     progress: Progress | None,
-    output: TextIO | None,
+    output: Output | None,
     loggers: Callable[[Path], Sequence[MetricLogger]],
 ) -> Summary | None:
     """`run_study` in a folder that nobody else uses."""
