@@ -13,8 +13,18 @@ from counterpoint.errors import UserError, nearest, nearest_file
 from counterpoint.packages import missing_package
 from counterpoint.processes import INTERRUPTED, interruptible
 
-_VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info", "export")
-_GO_ON = ("train", "synthesize")
+_VERBS = (
+    "train",
+    "generate",
+    "talk",
+    "synthesize",
+    "evaluate",
+    "report",
+    "info",
+    "export",
+    "study",
+)
+_GO_ON = ("train", "synthesize", "study")
 """Verbs that keep what is done and go on from there."""
 
 _HELP = """usage: counterpoint VERB ...
@@ -22,6 +32,7 @@ _HELP = """usage: counterpoint VERB ...
 Multi-stream language models.
 
   train RECIPE      train what a recipe says     counterpoint train first_run
+  study NAME        compare systems on tasks     counterpoint study part_whole --workers 2
   generate CKPT     continue a prompt            counterpoint generate runs/NAME --prompt "And God"
   talk CKPT         answer a recording           counterpoint talk runs/NAME --input question.wav
                                                    --output answer.wav

@@ -7,6 +7,7 @@ denominators: both are then resampled together.
 Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap (1993), 13.3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,60 @@ def bootstrap_ratio(
         return Interval(value=value, low=float("nan"), high=float("nan"))
     low, high = np.quantile(samples, (0.025, 0.975))
     return Interval(value=value, low=float(low), high=float(high))
+
+
+def bootstrap_difference(
+    ours: tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]],
+    theirs: tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]],
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Interval, float]:
+    """Difference of two ratios of sums on the same items, and how likely none is.
+
+    Training seeds of the two are resampled independently of each other, items together.
+
+    Args:
+        ours: Numerators and denominators, for each training seed and item.
+        theirs: The same of what is compared with, on the same items.
+        num_resamples: Bootstrap samples.
+        seed: Decides the resampling.
+
+    Returns:
+        The difference with its interval, and a two-sided p-value: twice the share of samples on the
+        other side of zero, at least one sample.
+    """
+    generator = np.random.default_rng(seed)
+    items = _draws(generator, num_resamples, ours[0].shape[1])
+    samples = np.zeros(num_resamples)
+    value = 0.0
+    for sign, (above, below) in ((1, ours), (-1, theirs)):
+        seeds = _draws(generator, num_resamples, above.shape[0])
+        samples += sign * _ratio(
+            np.einsum("rs,sn,rn->r", seeds, above, items, optimize=True),
+            np.einsum("rs,sn,rn->r", seeds, below, items, optimize=True),
+        )
+        value += sign * float(_ratio(above.sum(), below.sum()))
+    samples = samples[~np.isnan(samples)]
+    if not len(samples):
+        return Interval(value=value, low=float("nan"), high=float("nan")), float("nan")
+    low, high = np.quantile(samples, (0.025, 0.975))
+    tail = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    p_value = min(1.0, 2 * max(tail, 1) / len(samples))
+    return Interval(value=value, low=float(low), high=float(high)), p_value
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests at once, corrected so that all claims hold together.
+
+    Source: Holm, Scand. J. Statist. 6 (1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda number: p_values[number])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, number in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        corrected[number] = largest
+    return corrected
 
 
 def _draws(generator: np.random.Generator, count: int, size: int) -> Int[np.ndarray, "R N"]:

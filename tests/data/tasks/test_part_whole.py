@@ -59,6 +59,17 @@ def test_the_oracle_solves_every_task_and_no_constant_beats_its_floor(name: str)
 
 
 @each_task
+def test_the_primary_score_is_a_ratio_of_sums(name: str) -> None:
+    task = TASKS[name]
+    items = [task.item(1, number) for number in range(60)]
+    for policy in task.policies().values():
+        given = [policy(item, random.Random(number)) for number, item in enumerate(items)]
+        counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
+        above, below = (sum(column) for column in zip(*counts, strict=True))
+        assert above / max(below, 1) == pytest.approx(task.score(items, given).get(task.primary, 0))
+
+
+@each_task
 def test_published_floors_are_what_is_computed(name: str) -> None:
     """The table's own seed and first items give the table's own check."""
     published = json.loads(PUBLISHED.read_text())["tasks"][name]

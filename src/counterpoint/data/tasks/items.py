@@ -85,6 +85,10 @@ class ScoredTask(Protocol):
         """Scores of answers by name, `primary` among them."""
         ...
 
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """Numerator and denominator of one item: the primary score is the ratio of their sums."""
+        ...
+
 
 def draw(seed: int, number: int) -> random.Random:
     """Random numbers of one item: those of other items do not move when one draws more."""
@@ -122,6 +126,12 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
         for number, answer in enumerate(item.answers):
             right.setdefault(answer.kind, []).append(answers.get(number) == answer.text)
     return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def right_answers(item: Item, given: Replies, kind: str) -> tuple[int, int]:
+    """How many answers of a kind are right, and how many there are."""
+    own = [number for number, answer in enumerate(item.answers) if answer.kind == kind]
+    return sum(given.get(number) == item.answers[number].text for number in own), len(own)
 
 
 def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:

@@ -74,20 +74,18 @@ class StreamAudit:
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """See `ScoredTask.score`."""
-        found = 0
-        missed = 0
-        alarms = 0
-        for item, answers in zip(items, given, strict=True):
-            for number, answer in enumerate(item.answers):
-                flagged = answers.get(number) == _WRONG
-                found += flagged and answer.text == _WRONG
-                missed += not flagged and answer.text == _WRONG
-                alarms += flagged and answer.text == _RIGHT
+        outcomes = [_outcomes(item, answers) for item, answers in zip(items, given, strict=True)]
+        found, missed, alarms = (sum(counts) for counts in zip(*outcomes, strict=True))
         return {
             "f1": 2 * found / max(2 * found + missed + alarms, 1),
             "recall": found / max(found + missed, 1),
             "false alarms": alarms / max(len(items), 1),
         }
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        found, missed, alarms = _outcomes(item, given)
+        return 2 * found, 2 * found + missed + alarms
 
     def _window(self, num_steps: int) -> ItemPolicy:
         """Reads so many steps: flags a claim that follows from them to be false."""
@@ -112,3 +110,11 @@ class StreamAudit:
             return given
 
         return policy
+
+
+def _outcomes(item: Item, given: Replies) -> tuple[int, int, int]:
+    """False claims that were found, that were missed, and true ones that were flagged."""
+    flags = [given.get(number) == _WRONG for number in range(len(item.answers))]
+    false = [answer.text == _WRONG for answer in item.answers]
+    pairs = list(zip(flags, false, strict=True))
+    return pairs.count((True, True)), pairs.count((False, True)), pairs.count((True, False))

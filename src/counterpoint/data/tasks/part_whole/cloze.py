@@ -15,6 +15,7 @@ from counterpoint.data.tasks.items import (
     accuracy,
     draw,
     of_kind,
+    right_answers,
 )
 
 _SYMBOLS = digits + ascii_letters + "+-"  # 64
@@ -82,6 +83,10 @@ class KeyedCloze:
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """See `ScoredTask.score`."""
         return accuracy(items, given)
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        return right_answers(item, given, self.primary)
 
     def _ends(self, item: Item, plan: int) -> Replies:
         firsts = [block[0] for block in item.text.split(" ")[: self.num_blocks]]

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
+from counterpoint.data.tasks.items import (
+    Item,
+    ItemPolicy,
+    Replies,
+    Writer,
+    accuracy,
+    draw,
+    right_answers,
+)
 from counterpoint.errors import UserError
 
 _VALUES = "0123456789abcdef"
@@ -101,6 +109,10 @@ class Logbook:
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """See `ScoredTask.score`."""
         return accuracy(items, given)
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        return right_answers(item, given, self.primary)
 
     def _third(self, rng: random.Random, favourite: str) -> list[str]:
         entities = ascii_uppercase[: self.num_entities]

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
+from counterpoint.data.tasks.items import (
+    Item,
+    ItemPolicy,
+    Replies,
+    Writer,
+    accuracy,
+    draw,
+    right_answers,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +87,10 @@ class Navon:
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """See `ScoredTask.score`."""
         return accuracy(items, given)
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        return right_answers(item, given, self.primary)
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
         """What the rule gives that reads all cells, by counting."""

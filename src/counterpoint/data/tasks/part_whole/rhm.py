@@ -7,7 +7,15 @@ from functools import lru_cache
 from string import ascii_lowercase
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, accuracy, draw
+from counterpoint.data.tasks.items import (
+    Item,
+    ItemPolicy,
+    Replies,
+    Writer,
+    accuracy,
+    draw,
+    right_answers,
+)
 from counterpoint.errors import UserError
 
 _MISSING = "_"
@@ -112,6 +120,10 @@ class RandomHierarchy:
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """See `ScoredTask.score`."""
         return accuracy(items, given)
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        return right_answers(item, given, self.primary)
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from counterpoint.data.tasks.items import (
     accuracy,
     draw,
     of_kind,
+    right_answers,
 )
 
 _VALUES = digits + ascii_letters + "+-"  # 64
@@ -94,6 +95,10 @@ class Sections:
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """See `ScoredTask.score`."""
         return accuracy(items, given)
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        return right_answers(item, given, self.primary)
 
 
 def _rule(item: Item, rng: random.Random) -> Replies:

@@ -1,0 +1,102 @@
+"""partwhole: do explicit streams help where a question needs the whole and the detail?"""
+
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.recipes.grid import Grid, GridArm, Limits
+from counterpoint.systems.hrt import HRTConfig
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+
+WINDOW = 16
+"""Steps that a layer of a limited arm reads at its finest level."""
+
+
+def part_whole() -> Grid:
+    """Arms with equal training FLOPs; every one has the same short convolution.
+
+    Parameters cannot be equal at the same time: a coarse tower takes a step for many ticks. So a
+    control with equal parameters and more FLOPs stands beside the others.
+    """
+    return Grid(
+        name="part_whole",
+        purpose=(
+            "Which arrangement of levels answers questions that need the whole and the detail of a "
+            "text, at equal training FLOPs?"
+        ),
+        arms=(
+            GridArm(name="two_stream", system=_two_stream()),
+            GridArm(name="same_rate", system=_same_rate()),
+            GridArm(name="hrt", system=_hrt()),
+            GridArm(name="window", system=_single(_tower(64, 5, WINDOW))),
+            GridArm(
+                name="window_as_large",
+                system=_single(_tower(80, 5, WINDOW)),
+                unmatched="as many parameters as two_stream",
+            ),
+            GridArm(
+                name="full",
+                system=_single(_tower(64, 5, 512)),
+                unmatched="a ceiling: it attends to everything",
+            ),
+        ),
+        tasks=("navon", "sections", "logbook", "audit", "acrostic"),
+        train=TrainConfig(
+            num_steps=3000,
+            batch_rows=32,
+            optimizer=OptimizerConfig(),
+            schedule=ScheduleConfig(warmup_steps=100),
+            log_every=100,
+            checkpoint_every=500,
+        ),
+        learning_rates=(1e-3, 2e-3, 4e-3),
+        limits=Limits(parameters=None, flops=0.05),
+    )
+
+
+def _tower(width: int, layers: int, window: int) -> TowerConfig:
+    return TowerConfig(
+        width=width,
+        num_layers=layers,
+        num_heads=4,
+        mlp_hidden=width * 8 // 3 // 4 * 4,
+        window=window,
+    )
+
+
+def _single(tower: TowerConfig) -> SingleStreamConfig:
+    return SingleStreamConfig(tower=tower)
+
+
+def _two_stream() -> TwoStreamConfig:
+    """A whole over blocks of eight ticks."""
+    return TwoStreamConfig(
+        part=_tower(64, 4, WINDOW),
+        whole=_tower(64, 2, 64),
+        lower_layers=1,
+        block_ticks=8,
+        num_links=2,
+        whole_dropout=0.0,
+    )
+
+
+def _same_rate() -> TwoStreamConfig:
+    """The control of two towers without two levels: the whole takes a step every tick."""
+    return TwoStreamConfig(
+        part=_tower(64, 3, WINDOW),
+        whole=_tower(56, 1, WINDOW),
+        lower_layers=1,
+        block_ticks=1,
+        compressor="last",
+        num_links=1,
+        whole_dropout=0.0,
+    )
+
+
+def _hrt() -> HRTConfig:
+    """Levels of 1, 4 and 16 ticks."""
+    return HRTConfig(
+        levels=(_tower(64, 4, WINDOW), _tower(56, 2, WINDOW), _tower(56, 2, WINDOW)),
+        strides=(4, 4),
+        num_rounds=1,
+        num_keys=8,
+    )

@@ -1,0 +1,191 @@
+"""Grids: cells are kept, a killed grid ends with the same files, budgets and choices hold."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from counterpoint.errors import UserError
+from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
+from counterpoint.evaluate.statistics import bootstrap_difference, holm
+from counterpoint.progress import Progress
+from counterpoint.recipes import grid as module
+from counterpoint.recipes.grid import (
+    Cell,
+    Grid,
+    GridArm,
+    Limits,
+    best_rates,
+    costs,
+    read_cells,
+    run_cell,
+    run_grid,
+)
+from counterpoint.recipes.part_whole import part_whole
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.train.config import ScheduleConfig, TrainConfig
+from tests.systems.tiny_models import tower
+
+
+def tiny(width: int = 8) -> SingleStreamConfig:
+    return SingleStreamConfig(tower=tower(width, 1, 2, 8))
+
+
+def tiny_grid(**changes: Any) -> Grid:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "arms": (GridArm(name="a", system=tiny()), GridArm(name="b", system=tiny())),
+        "tasks": ("hierarchy",),
+        "train": TrainConfig(
+            num_steps=3,
+            batch_rows=2,
+            precision="float32",
+            checkpoint_every=1,
+            schedule=ScheduleConfig(warmup_steps=1),
+        ),
+        "seeds": (0,),
+        "num_items": 8,
+    }
+    return Grid(**(fields | changes))
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes cost seconds each; the slow test has them."""
+
+    def work(work: Any, items: Any, num_processes: int) -> Any:
+        yield from map(work, items)
+
+    monkeypatch.setattr(module, "work_in_processes", work)
+
+
+def quiet() -> Progress:
+    return Progress(quiet=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("*.parquet"))}
+
+
+def test_a_grid_that_was_killed_ends_with_the_same_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = tiny_grid()
+    run_grid(grid, tmp_path / "whole", progress=quiet())
+    folder = tmp_path / "killed"
+    calls: list[str] = []
+
+    def killed(*given: Any) -> str:
+        if calls:
+            raise RuntimeError("killed")
+        calls.append("")
+        return run_cell(*given)
+
+    monkeypatch.setattr(module, "run_cell", killed)
+    with pytest.raises(RuntimeError):
+        run_grid(grid, folder, progress=quiet())
+    monkeypatch.setattr(module, "run_cell", run_cell)
+    assert len(files(folder)) == 1
+    run_grid(grid, folder, progress=quiet())
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = tiny_grid()
+    first = run_grid(grid, tmp_path, progress=quiet())
+
+    def again(*given: Any) -> str:
+        raise AssertionError("a cell is run again")
+
+    monkeypatch.setattr(module, "run_cell", again)
+    assert run_grid(grid, tmp_path, progress=quiet()) == first
+    with pytest.raises(UserError, match="this grid"):
+        run_grid(replace(grid, num_items=9), tmp_path, progress=quiet())
+
+
+def test_learning_rates_are_chosen_on_seeds_that_are_not_reported(tmp_path: Path) -> None:
+    grid = tiny_grid(learning_rates=(1e-3, 1e-2), arms=tiny_grid().arms[:1])
+    records = run_grid(grid, tmp_path, progress=quiet())
+    assert {record["seed"] for record in records} == {0}
+    tuned = [
+        Cell(task="hierarchy", arm="a", learning_rate=rate, seed=100)
+        for rate in grid.learning_rates
+    ]
+    chosen = best_rates(read_cells(tmp_path, tuned))
+    assert records[0]["learning_rate"] == chosen["hierarchy", "a"]
+    with pytest.raises(UserError, match="must not be reported"):
+        tiny_grid(tuning_seeds=(0,))
+
+
+def test_the_better_rate_is_chosen_and_the_lower_of_two_equal_ones() -> None:
+    def record(rate: float, score: float) -> dict[str, Any]:
+        return {"task": "t", "arm": "a", "learning_rate": rate, "score": score}
+
+    better = [record(1.0, 0.1), record(2.0, 0.3), record(1.0, 0.2)]
+    assert best_rates(better) == {("t", "a"): 2.0}
+    assert best_rates([record(2.0, 0.3), record(1.0, 0.3)]) == {("t", "a"): 1.0}
+
+
+def test_arms_that_cost_more_are_refused_unless_it_is_said_why() -> None:
+    arms = (GridArm(name="a", system=tiny()), GridArm(name="b", system=tiny(16)))
+    with pytest.raises(UserError, match="parameters beside 'a'"):
+        costs(tiny_grid(arms=arms), "hierarchy")
+    with pytest.raises(UserError, match="flops beside 'a'"):
+        costs(tiny_grid(arms=arms, limits=Limits(parameters=None)), "hierarchy")
+    said = (arms[0], replace(arms[1], unmatched="a ceiling"))
+    assert costs(tiny_grid(arms=said), "hierarchy")["b"].parameters > 0
+
+
+def test_the_arms_of_part_whole_have_equal_flops() -> None:
+    grid = part_whole()
+    for task in grid.tasks:
+        found = costs(grid, task)
+        assert set(found) == {arm.name for arm in grid.arms}
+    close = costs(grid, "navon")
+    assert close["window_as_large"].parameters == pytest.approx(
+        close["two_stream"].parameters, rel=0.02
+    )
+
+
+def test_a_difference_that_is_there_is_found_and_none_is_not() -> None:
+    rng = np.random.default_rng(0)
+    ones = np.ones((5, 400))
+
+    def right(share: float) -> Any:
+        return (rng.random((5, 400)) < share).astype(float), ones
+
+    interval, p_value = bootstrap_difference(right(0.6), right(0.4))
+    assert interval.low > 0.1
+    assert p_value < 0.01
+    interval, p_value = bootstrap_difference(right(0.5), right(0.5))
+    assert interval.low < 0 < interval.high
+    assert p_value > 0.05
+
+
+def test_holm_corrects_step_by_step() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_tables_tell_scores_floors_costs_and_differences(tmp_path: Path) -> None:
+    grid = tiny_grid(seeds=(0, 1))
+    records = run_grid(grid, tmp_path, progress=quiet())
+    rows = grid_rows(records, "a")
+    assert [row.arm for row in rows] == ["a", "b"]
+    assert rows[1].difference is not None
+    table = grid_markdown(rows, {"hierarchy": costs(grid, "hierarchy")}, "a")
+    assert "constant" in table
+    assert table.count("\n| ") == 3
+
+
+@pytest.mark.slow
+def test_processes_give_what_one_process_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    grid = tiny_grid()
+    run_grid(grid, tmp_path / "one", num_processes=1, progress=quiet())
+    run_grid(grid, tmp_path / "two", num_processes=2, progress=quiet())
+    assert files(tmp_path / "one") == files(tmp_path / "two")
