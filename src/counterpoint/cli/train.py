@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     if not isinstance(recipe, Recipe):
         raise UserError(
             "A recipe must return a `Run`, `Study`, `DuplexStudy` or `FineTuning` to be trained: "
-            f"{name!r} returned {type(recipe).__name__}."
+            f"{name!r} returned {type(recipe).__name__}. A `Grid` is run by `counterpoint study`."
         )
     example = _EXAMPLES.get(type(recipe), "--train.num-steps 100")
     text = _RECIPE_HELP.format(name=name, example=example)

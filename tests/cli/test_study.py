@@ -1,0 +1,54 @@
+"""The verb ``study``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterpoint.cli.main import main
+from counterpoint.recipes import grid as module
+
+RECIPE = """
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.recipes.grid import Grid, GridArm
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.train.config import ScheduleConfig, TrainConfig
+
+
+def small():
+    tower = TowerConfig(width=4, num_layers=1, num_heads=1, mlp_hidden=4, window=2)
+    return Grid(
+        name="small",
+        arms=(GridArm(name="a", system=SingleStreamConfig(tower=tower)),),
+        tasks=("hierarchy",),
+        train=TrainConfig(num_steps=1, batch_rows=1, schedule=ScheduleConfig(warmup_steps=1)),
+        seeds=(0,),
+        num_items=4,
+    )
+"""
+
+
+def test_a_grid_is_run_and_its_tables_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(work: Any, items: Any, num_processes: int) -> Any:
+        yield from map(work, items)
+
+    monkeypatch.setattr(module, "work_in_processes", work)
+    (tmp_path / "grid.py").write_text(RECIPE)
+    words = ["study", f"{tmp_path}/grid.py:small", "--folder", f"{tmp_path}/out", "--quiet"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "constant" in shown.out
+    assert shown.out.endswith("results.parquet\n")
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# small")
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["arm"] == "a"
+
+
+def test_what_is_no_grid_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "first_run"]) == 2
+    assert "must be a recipe that returns a `Grid`" in capsys.readouterr().err
+    assert main(["study", "part_whole", "--workers", "0"]) == 2
+    assert ">= 1" in capsys.readouterr().err
