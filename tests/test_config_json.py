@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.config_json import decode, encode, first_difference
+from counterpoint.config_json import decode, difference, encode, first_difference, merged
 
 
 class Colour(StrEnum):
@@ -98,3 +98,14 @@ def test_first_difference_names_the_place() -> None:
     old, new = encode(Leaf(size=1)), encode(Leaf(size=2))
     assert first_difference(old, old) is None
     assert first_difference(old, new) == "config.size (1, here 2)"
+
+
+def test_a_difference_brings_the_other_value_back() -> None:
+    old = encode(Tree(root=Branch(leaves=(Leaf(size=1), Leaf(size=2)))))
+    new = encode(Tree(root=Branch(leaves=(Leaf(size=3),), ratio=2.0), held=1.5))
+    changes = difference(new, old)
+    assert changes["root"].keys() == {"leaves", "ratio"}
+    assert changes.keys() == {"root", "held"}
+    assert merged(old, changes) == new
+    assert difference(new, new) == {}
+    assert merged(old, [1]) == [1]

@@ -161,6 +161,24 @@ def first_difference(old: Any, new: Any, where: str = "config") -> str | None:
     return None if old == new else f"{where} ({old!r}, here {new!r})"
 
 
+def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an encoded value is other than in another one; `merged` brings it back."""
+    return {
+        key: difference(value, old[key])
+        if isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
+        else value
+        for key, value in new.items()
+        if key not in old or value != old[key]
+    }
+
+
+def merged(old: Any, changes: Any) -> Any:
+    """An encoded value with a `difference` of another one."""
+    if not isinstance(old, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    return {**old, **{key: merged(old.get(key), value) for key, value in changes.items()}}
+
+
 def _kinds(base: type) -> list[type]:
     """The dataclasses that are made from a base, in the order in which they were made."""
     found: list[type] = []

@@ -26,7 +26,6 @@ from counterpoint.data.making.orders import (
     interruption,
     listening_scripts,
     order_scripts,
-    recombined_scripts,
 )
 
 
@@ -214,25 +213,3 @@ def test_phrases_before_the_content_are_the_same_for_all() -> None:
     first = {order.phrases[0] for order in orders("train", 500)}
     assert first == {"you said", "all right"}
     assert len({order.phrases[-1] for order in orders("train", 500)}) == 2
-
-
-def test_recombined_dialogues_have_only_utterances_of_their_voice() -> None:
-    scripts = order_scripts("train", 60)
-    made = recombined_scripts(scripts, 20, lambda name: name[-1] in "02468")
-    assert made == recombined_scripts(scripts, 20, lambda name: name[-1] in "02468")
-    assert len({script.name for script in made}) == 20
-    said: dict[bool, set[str]] = {True: set(), False: set()}
-    for script in scripts:
-        said[script.name[-1] in "02468"] |= {turn.text for turn in script.turns}
-    assert {turn.kind for script in made for turn in script.turns} == {
-        "turn",
-        "interruption",
-        "backchannel",
-    }
-    for script in made:
-        for turn, reply in zip(script.turns, script.turns[1:], strict=False):
-            if turn.speaker == "user" and turn.kind != "backchannel":
-                assert turn.text in said[script.name[-1] in "02468"]
-                assert tuple(reply.phrases) in REPLIES
-                for word, _ in turn.pauses:
-                    assert 1 <= word < len(turn.words)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.evaluate.duplex.live import ModelAgent, User, run_trial, run_trials
+from counterpoint.evaluate.duplex.live import ModelAgent, User, run_trials
 from counterpoint.evaluate.duplex.turns import Segment
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
@@ -69,7 +69,7 @@ def test_user_gives_up_on_an_agent_that_is_silent_or_spoke_before() -> None:
 
 def test_an_agent_that_repeats_what_it_hears_shows_no_ability() -> None:
     agent = echo_speaker()
-    found = run_trial(agent, trial("turn"))
+    (found,) = run_trials(ModelAgent(talker=agent, sampling=lambda _: None), [trial("turn")])
     assert found.agent[0].start_s == pytest.approx(found.turns[0].start_s + 0.08, abs=0.05)
     assert not found.passed
     assert found.audio.shape[1] == pytest.approx(USER_RATE * (1.0 + 1.5 + 6.0), abs=8)
@@ -86,7 +86,8 @@ def test_rows_side_by_side_are_conversations_of_their_own() -> None:
     trials = [trial("turn", seconds) for seconds in (0.2, 0.5)]
     together = run_trials(ModelAgent(talker=agent, sampling=sampling), trials)
     for number, (one, found) in enumerate(zip(trials, together, strict=True), start=1):
-        alone = run_trial(agent, one, sampling(number))
+        agent_alone = ModelAgent(talker=agent, sampling={1: sampling(number)}.__getitem__)
+        (alone,) = run_trials(agent_alone, [one])
         assert torch.equal(alone.audio, found.audio)
         assert alone.words == found.words
         assert alone.turns == found.turns

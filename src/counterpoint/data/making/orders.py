@@ -8,10 +8,9 @@ to listen to, only the user talks.
 """
 
 import random
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Literal
 
 from counterpoint.data.making.order_wordings import (
@@ -212,75 +211,6 @@ def interruption(
         after_word=after_word,
         yield_s=round(rng.uniform(*_YIELD_S), 2),
     )
-
-
-def recombined_scripts(
-    scripts: Sequence[Script], num_scripts: int, voice_of: Callable[[str], Hashable], seed: int = 0
-) -> list[Script]:
-    """Dialogues in which other dialogues' utterances come again, in another order and time.
-
-    Their sound is there already and only has to be put together: on one core a dialogue of new
-    utterances takes half a second, one of these a tenth.
-
-    Args:
-        scripts: What `order_scripts` made.
-        num_scripts: How many to make.
-        voice_of: The user's voice in the dialogue of a name; only its own utterances come again.
-        seed: Draws.
-    """
-    said = defaultdict[Hashable, list[Order]](list)
-    for script in scripts:
-        for turn, reply in pairwise(script.turns):
-            if turn.speaker == "user" and reply.speaker == "agent":
-                said[voice_of(script.name)].append(_as_order(turn, reply))
-    made = list[Script]()
-    number = 0
-    while len(made) < num_scripts:
-        name = f"recombined_{seed}_{number:05d}"
-        number += 1
-        orders = said[voice_of(name)]
-        if any(not _is_opened(order) for order in orders):
-            made.append(_recombined(name, orders))
-    return made
-
-
-def _as_order(turn: Turn, reply: Turn) -> Order:
-    words = turn.words
-    content = {*DIGITS, *DEVICES, *STATES} & set(reply.words)
-    complete = max(index for index, word in enumerate(words, 1) if word in content)
-    return Order(text=turn.text, phrases=tuple(reply.phrases), complete=complete)
-
-
-def _is_opened(order: Order) -> bool:
-    return order.text.split()[0] in OPENINGS
-
-
-def _recombined(name: str, orders: Sequence[Order]) -> Script:
-    rng = random.Random(name)
-    first = [order for order in orders if not _is_opened(order)]
-    turns: list[Turn] = []
-    num_exchanges = rng.choice((2, 3))
-    for exchange in range(num_exchanges):
-        interrupts = exchange > 0 and rng.random() < 0.5
-        order = rng.choice(orders if interrupts else first)
-        pauses = _drawn_pauses(order, rng)
-        if interrupts:
-            turns.append(
-                Turn(
-                    speaker="user",
-                    text=order.text,
-                    kind="interruption",
-                    pauses=pauses,
-                    after_word=rng.randrange(len(turns[-1].words) - 2) * 3 // 4,
-                    yield_s=round(rng.uniform(*_YIELD_S), 2),
-                )
-            )
-        else:
-            gap_s = round(rng.uniform(0.5, 1.5), 2)
-            turns.append(Turn(speaker="user", text=order.text, pauses=pauses, gap_s=gap_s))
-        turns.append(answer(order, gap_s=round(rng.uniform(*_ANSWER_GAP_S), 2)))
-    turns += _backchannel(turns[-1], rng)
-    return Script(name=name, turns=tuple(turns))
 
 
 def listening_scripts(num_scripts: int, seed: int = 0) -> list[Script]:

@@ -154,11 +154,6 @@ class _Modelled:
         return said.shift(schedule.sounding_delay(self._layout) / frame_rate_hz)
 
 
-def run_trial(talker: Talker, trial: Trial, sampling: FrameSampling | None = None) -> Outcome:
-    """Have one conversation with a model."""
-    return run_trials(ModelAgent(talker=talker, sampling=lambda _: sampling), [trial])[0]
-
-
 def run_trials(agent: Agent, trials: Sequence[Trial]) -> list[Outcome]:
     """Have conversations, all at once; interruptions also with a user who stays silent instead."""
     outcomes = _run(agent, trials)

@@ -4,18 +4,17 @@ Source: Moshi (arXiv:2410.00037). The files are those that the `moshi` package 0
 writes; `tests/formats/moshi/test_checkpoint.py` compares with it.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.config_json import decode, difference, encode, merged
 from counterpoint.errors import UserError
 from counterpoint.formats.moshi.config import MOSHI_7B, ReferenceConfig
 from counterpoint.formats.moshi.names import (
@@ -167,8 +166,8 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
         return config
     where = f"`{MODEL_ID}.{OWN}` in config.json"
     try:
-        config = _replaced(config, model_id[OWN])
-    except (AttributeError, TypeError, ValueError) as problem:
+        config = decode(MoshiConfig, merged(encode(config), model_id[OWN]), OWN)
+    except UserError as problem:
         raise UserError(
             f"{where} must hold fields of a MoshiConfig, and fit `num_predicted`: {problem}"
         ) from None
@@ -179,25 +178,6 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
             f"{list(_delays(config))}. Correct one of them."
         )
     return config
-
-
-def _replaced(value: Any, changes: Any) -> Any:
-    """Give a value with changes that were read from JSON, in the types that it had before."""
-    if is_dataclass(value) and not isinstance(value, type):
-        fields = {name: _replaced(getattr(value, name), new) for name, new in changes.items()}
-        return replace(value, **fields)
-    if isinstance(value, tuple):
-        return tuple(_replaced(value[0] if value else 0, new) for new in changes)
-    return type(value)(changes)
-
-
-def _difference(value: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what has another value than in ``other``, which has the same names."""
-    return {
-        name: _difference(own, other[name]) if isinstance(own, dict) else own
-        for name, own in value.items()
-        if own != other[name]
-    }
 
 
 def _published_config(reference: ReferenceConfig) -> MoshiConfig:
@@ -275,9 +255,7 @@ def reference_config(config: MoshiConfig) -> ReferenceConfig:
     )
     reference = _published_reference(config)
     plain = _published_config(reference)
-    # As the values will be when they are read: lists, and strings for roles.
-    ours, theirs = (json.loads(json.dumps(asdict(value))) for value in (config, plain))
-    own = _difference(ours, theirs)
+    own = difference(encode(config), encode(plain))
     return replace(reference, other={MODEL_ID: {OWN: own}}) if own else reference
 
 
