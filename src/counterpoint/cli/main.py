@@ -14,6 +14,7 @@ from counterpoint.packages import missing_package
 from counterpoint.processes import INTERRUPTED, interruptible
 
 _VERBS = (
+    "demo",
     "train",
     "generate",
     "talk",
@@ -31,10 +32,11 @@ _HELP = """usage: counterpoint VERB ...
 
 Multi-stream language models.
 
+  demo              hear and read two small models that come with the package
   train RECIPE      train what a recipe says     counterpoint train first_run
   study NAME        compare systems on tasks     counterpoint study part_whole --workers 2
   generate CKPT     continue a prompt            counterpoint generate runs/NAME --prompt "And God"
-  talk CKPT         answer a recording           counterpoint talk runs/NAME --input question.wav
+  talk [CKPT]       answer a recording           counterpoint talk --input question.wav
                                                    --output answer.wav
   synthesize FILE   speak written dialogues      counterpoint synthesize scripts.jsonl --out spoken
   evaluate CKPT     score what was held out      counterpoint evaluate runs/NAME

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.data.text.shards import Unit
+from counterpoint.data.text.tokenizer import Tokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.score import CountProgress, target_nats
 from counterpoint.streams.batch import Batch
@@ -126,6 +127,35 @@ def measure_whole(
         effective_rank=effective_rank(torch.cat(states)),
         width=states[0].shape[-1],
     )
+
+
+def price_of_another(
+    system: nn.Module, tokenizer: Tokenizer, text: str, other: str, max_ticks: int = 1024
+) -> tuple[float, float]:
+    """Bits a byte that a text costs under its own whole, and under that of another text.
+
+    Args:
+        system: Follows `HasWhole`; evaluation mode.
+        tokenizer: That of the system.
+        text: What is scored, from its beginning.
+        other: Whose whole it also gets.
+        max_ticks: Ticks of the text that are scored.
+
+    Raises:
+        UserError: A text has not one whole block.
+    """
+    units = [
+        Unit(
+            title=str(number),
+            heading="",
+            ids=np.array([tokenizer.start_id, *tokenizer.encode(one), tokenizer.end_id]),
+            num_bytes=len(one.encode()),
+        )
+        for number, one in enumerate((text, other))
+    ]
+    found = measure_whole(system, units, tokenizer.byte_lengths, max_ticks=max_ticks)
+    num_bytes = found.num_bytes[0]
+    return found.own_bits[0] / num_bytes, found.other_bits[0] / num_bytes
 
 
 def _matched(

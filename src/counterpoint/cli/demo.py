@@ -1,0 +1,142 @@
+"""The verb ``demo``: what the two models that come with the package do, in less than a minute."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from textwrap import wrap
+
+from counterpoint.cli.talk import TalkOptions, answer
+from counterpoint.data.text.documents import kjv
+from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
+from counterpoint.evaluate.report.answer import answer_files
+from counterpoint.evaluate.report.conversation_lines import finding_lines, transcript_lines
+from counterpoint.evaluate.whole import price_of_another
+from counterpoint.files import shown
+from counterpoint.packages import MissingPackageError
+from counterpoint.recipes.overrides import parse_options
+from counterpoint.runtime.choices import SpeechChoices
+from counterpoint.runtime.generate import generate
+from counterpoint.runtime.load import Loaded, load
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.shipped import FOLDER, TALKS, WRITES
+
+_HELP = """Show what the two models that come with the package do.
+
+The first hears a spoken question and answers it while it goes on listening; the second continues a
+sentence under two different wholes. Nothing is downloaded; it takes less than a minute.
+
+Example: counterpoint demo
+"""
+
+_OWN = "Ecclesiastes"
+_OTHER = "Esther"
+_VERSES = 2
+_SAMPLING = Sampling(temperature=0.5, seed=1)
+_NUM_TICKS = 240
+_COLUMN = 46
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoOptions:
+    """What ``demo`` does.
+
+    Attributes:
+        folder: Where the sound, the page and the picture are written.
+        device: Where the models compute.
+    """
+
+    folder: Path = Path("counterpoint_demo")
+    device: str = "cpu"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words that follow it."""
+    options = parse_options(DemoOptions, arguments, "demo", _HELP)
+    print("1. A model that listens while it speaks (8.3 million parameters)\n")
+    try:
+        _talk(options)
+    except MissingPackageError as missing:
+        print(f"   This half is left out. {missing}\n", file=sys.stderr)
+    print("2. A language model that plans ahead (2.6 million parameters, King James Bible)\n")
+    _write(options)
+    return 0
+
+
+def _talk(options: DemoOptions) -> None:
+    """Let the model answer the recording that comes with it."""
+    question = FOLDER / TALKS / "question.flac"
+    output = options.folder / "answer.wav"
+    options.folder.mkdir(parents=True, exist_ok=True)
+    print(
+        "   A user asks for something, hesitates in the middle of the sentence, and asks for\n"
+        "   another thing while the model answers. The model, here the agent, hears the sound,\n"
+        "   and decides for itself when to speak and when to be silent.\n"
+    )
+    given = TalkOptions(
+        input=question,
+        output=output,
+        words=question.with_suffix(".json"),
+        device=options.device,
+    )
+    talk, _, _ = answer(given, SpeechChoices())
+    for line in (*transcript_lines(talk.words), "", *finding_lines(talk.found)):
+        print(f"   {line}")
+    files = answer_files(output)
+    print(
+        f"\n   listen:  {shown(output)}   the agent on the left, the user on the right\n"
+        f"   look:    {shown(files['.html'])}  plays the sound under the picture\n"
+        f"            {shown(files['.png'])}\n"
+        "   yours:   counterpoint talk --input question.wav --output answer.wav --tail 5\n"
+        "            It knows ten digits and a few devices, and one synthetic voice: see\n"
+        f"            {FOLDER / TALKS / 'README.md'}\n"
+    )
+
+
+def _write(options: DemoOptions) -> None:
+    """Continue a text under its own whole and under another's, and say what each costs."""
+    loaded = load(WRITES, options.device)
+    books = {document.title: document for document in kjv()}
+    own, other = (books[title].sections[0] for title in (_OWN, _OTHER))
+    prompt = "\n\n".join(own.paragraphs[:_VERSES]) + "\n\n"
+    foreign = other.text()
+    print(
+        "   One network writes byte by byte. Another reads word by word and hands down a plan of\n"
+        "   what comes next, the whole. It can be that of another text. Both chapters were held\n"
+        f"   out from training. {own.heading} begins:\n"
+    )
+    for line in wrap(prompt, 2 * _COLUMN):
+        print(f"   {line}")
+    left, right = (_continued(loaded, prompt, whole) for whole in (None, foreign))
+    heads = ("under its own whole it goes on:", f"under the whole of {other.heading}:")
+    print(f"\n   {heads[0]:{_COLUMN}}  {heads[1]}")
+    for one, two in zip_longest(wrap(left, _COLUMN), wrap(right, _COLUMN), fillvalue=""):
+        print(f"   {one:{_COLUMN}}  {two}")
+    paid, more = price_of_another(loaded.system, loaded.tokenizer, own.text(), foreign)
+    print(
+        f"\n   What {own.heading} says costs {paid:.2f} bits a byte under its own whole and\n"
+        f"   {more:.2f} under the other one, so the whole is used. The model is small and learned\n"
+        "   for minutes: it knows how the Bible sounds, and not what it says.\n\n"
+        f'   yours:   counterpoint generate {WRITES} --prompt "And God said" --temperature 0.5\n'
+        f"            {FOLDER / WRITES / 'README.md'}"
+    )
+
+
+def _continued(loaded: Loaded, prompt: str, whole_from: str | None) -> str:
+    """What the model writes behind a prompt, under its own whole or that of another text."""
+    tokenizer = loaded.tokenizer
+    before = _ids(tokenizer, prompt)
+    written = generate(
+        loaded.system,
+        before,
+        _SAMPLING,
+        _NUM_TICKS,
+        end_id=tokenizer.end_id,
+        whole_from=None if whole_from is None else _ids(tokenizer, whole_from),
+    )
+    return "".join(text_pieces(tokenizer, written, before))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [tokenizer.start_id, *tokenizer.encode(text).tolist()]
