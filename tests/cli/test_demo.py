@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.cli import demo
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.evaluate.report.answer import ENDINGS, answer_files
 
@@ -14,6 +15,7 @@ def test_text_half_runs_where_the_codec_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "pycodec2", None)
+    monkeypatch.setattr(demo, "_NUM_TICKS", 20)
     assert counterpoint(["demo"]) == 0
     shown = capsys.readouterr()
     assert "needs the package `pycodec2`: pip install 'counterpoint[speech]'" in shown.err

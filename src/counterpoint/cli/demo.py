@@ -21,6 +21,7 @@ from counterpoint.runtime.generate import generate
 from counterpoint.runtime.load import Loaded, load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.shipped import FOLDER, TALKS, WRITES
+from counterpoint.runtime.threads import few_threads
 
 _HELP = """Show what the two models that come with the package do.
 
@@ -30,10 +31,10 @@ sentence under two different wholes. Nothing is downloaded; it takes less than a
 Example: counterpoint demo
 """
 
-_OWN = "Ecclesiastes"
-_OTHER = "Esther"
-_VERSES = 2
-_SAMPLING = Sampling(temperature=0.5, seed=1)
+_OWN = "Ruth"
+_OTHER = "Revelation"
+_VERSES = 1
+_SAMPLING = Sampling(temperature=0.5, seed=2)
 _NUM_TICKS = 240
 _COLUMN = 46
 
@@ -82,7 +83,7 @@ def _talk(options: DemoOptions) -> None:
     )
     talk, _, _ = answer(given, SpeechChoices())
     for line in (*transcript_lines(talk.words), "", *finding_lines(talk.found)):
-        print(f"   {line}")
+        print(f"   {line}".rstrip())
     files = answer_files(output)
     print(
         f"\n   listen:  {shown(output)}   the agent on the left, the user on the right\n"
@@ -108,12 +109,13 @@ def _write(options: DemoOptions) -> None:
     )
     for line in wrap(prompt, 2 * _COLUMN):
         print(f"   {line}")
-    left, right = (_continued(loaded, prompt, whole) for whole in (None, foreign))
+    with few_threads(loaded.system):
+        left, right = (_continued(loaded, prompt, whole) for whole in (None, foreign))
+        paid, more = price_of_another(loaded.system, loaded.tokenizer, own.text(), foreign)
     heads = ("under its own whole it goes on:", f"under the whole of {other.heading}:")
     print(f"\n   {heads[0]:{_COLUMN}}  {heads[1]}")
     for one, two in zip_longest(wrap(left, _COLUMN), wrap(right, _COLUMN), fillvalue=""):
         print(f"   {one:{_COLUMN}}  {two}")
-    paid, more = price_of_another(loaded.system, loaded.tokenizer, own.text(), foreign)
     print(
         f"\n   What {own.heading} says costs {paid:.2f} bits a byte under its own whole and\n"
         f"   {more:.2f} under the other one, so the whole is used. The model is small and learned\n"

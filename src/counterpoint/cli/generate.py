@@ -21,6 +21,7 @@ from counterpoint.runtime.generate import generate
 from counterpoint.runtime.load import Loaded, load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.simultaneous import Simultaneous, Staged
+from counterpoint.runtime.threads import few_threads
 from counterpoint.systems.contract import System
 
 _HELP = """Continue a prompt.
@@ -80,6 +81,7 @@ def _generate(options: GenerateOptions, sampling: Sampling, running: Running) ->
     system = loaded.system
     tokenizer = loaded.tokenizer
     with ExitStack() as stack:
+        stack.enter_context(few_threads(system))
         if options.weights == "int8":
             store_int8(system)
         if options.compile:
