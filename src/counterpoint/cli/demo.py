@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 
+from counterpoint.cli.running import Running
 from counterpoint.cli.talk import TalkOptions, answer
 from counterpoint.data.text.documents import kjv
 from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
@@ -45,11 +46,9 @@ class DemoOptions:
 
     Attributes:
         folder: Where the sound, the page and the picture are written.
-        device: Where the models compute.
     """
 
     folder: Path = Path("counterpoint_demo")
-    device: str = "cpu"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     except MissingPackageError as missing:
         print(f"   This half is left out. {missing}\n", file=sys.stderr)
     print("2. A language model that plans ahead (2.6 million parameters, King James Bible)\n")
-    _write(options)
+    _write()
     return 0
 
 
@@ -75,13 +74,9 @@ def _talk(options: DemoOptions) -> None:
         "   another thing while the model answers. The model, here the agent, hears the sound,\n"
         "   and decides for itself when to speak and when to be silent.\n"
     )
-    given = TalkOptions(
-        input=question,
-        output=output,
-        words=question.with_suffix(".json"),
-        device=options.device,
-    )
-    talk, _, _ = answer(given, SpeechChoices())
+    given = TalkOptions(input=question, output=output, words=question.with_suffix(".json"))
+    # On a CPU, where the words are known and which everybody has.
+    talk, _, _ = answer(given, SpeechChoices(), Running(device="cpu"))
     for line in (*transcript_lines(talk.words), "", *finding_lines(talk.found)):
         print(f"   {line}".rstrip())
     files = answer_files(output)
@@ -95,9 +90,9 @@ def _talk(options: DemoOptions) -> None:
     )
 
 
-def _write(options: DemoOptions) -> None:
+def _write() -> None:
     """Continue a text under its own whole and under another's, and say what each costs."""
-    loaded = load(WRITES, options.device)
+    loaded = load(WRITES)
     books = {document.title: document for document in kjv()}
     own, other = (books[title].sections[0] for title in (_OWN, _OTHER))
     prompt = "\n\n".join(own.paragraphs[:_VERSES]) + "\n\n"

@@ -29,10 +29,9 @@ def test_stretches_of_both_speakers_stand_in_order_of_time() -> None:
 
 
 def test_findings_tell_what_was_measured() -> None:
-    agent = [(3.0, 6.0), (9.0, 10.0)]
-    user = [(0.0, 0.5), (2.0, 2.4), (5.0, 8.4)]
-    segments = [[Segment(*times) for times in side] for side in (agent, user)]
-    assert finding_lines(take_turns(*segments, 12.0)) == [
+    agent = [Segment(3.0, 6.0), Segment(9.0, 10.0)]
+    user = [Segment(0.0, 0.5), Segment(2.0, 2.4), Segment(5.0, 8.4)]
+    assert finding_lines(take_turns(agent, user, 12.0)) == [
         "The agent stayed silent while the user paused for 1.5 s.",
         "It answered 0.6 s and 0.6 s after the user had finished.",
         "It fell silent 1.0 s after the user had come in.",
