@@ -1,6 +1,7 @@
 """A published folder is fine-tuned, exported, and talks: as a user runs the verbs."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from counterpoint.train.checkpoint import load_system
 from counterpoint.train.metrics import read_metrics
 from tests.cli import examples
 from tests.cli.talkers import write_published
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")  # before `moshi` is imported
 
 SMALL = shlex.split(
     "--base base --data spoken:2 more=more.jsonl --train.num-steps 4 --train.batch-rows 2 "
@@ -98,6 +101,22 @@ def test_merged_export_is_the_trained_model_and_talks(place: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in trained.items())
     assert talk("merged", "--dtype", "float32").shape[1] == 2
     assert json.loads(Path("merged/config.json").read_text())["dep_q"] == 16
+
+
+def test_merged_export_is_read_by_the_published_loader(place: Path) -> None:
+    loaders = pytest.importorskip("moshi.models.loaders")
+    assert main(["export", "run", "--merge", "--dtype", "float32", "--out", "theirs"]) == 0
+    info = loaders.CheckpointInfo.from_hf_repo(
+        "nobody/nothing",
+        moshi_weights=Path("theirs/model.safetensors"),
+        mimi_weights=Path("theirs/tokenizer-e351c8d8-checkpoint125.safetensors"),
+        tokenizer=Path("theirs/tokenizer_spm_32k_3.model"),
+        config_path=Path("theirs/config.json"),
+    )
+    theirs = info.get_moshi(device="cpu", dtype=torch.float32).state_dict()
+    ours = load_system(Path("run")).state_dict()
+    assert torch.equal(theirs["text_linear.weight"], ours["head.weight"])
+    assert info.get_text_tokenizer().get_piece_size() > 3
 
 
 def test_exported_adapters_are_heard_beside_their_base(place: Path) -> None:

@@ -38,8 +38,9 @@ class TrainingMemory:
         weights: Parameters, also those that are not trained, and adapters.
         gradients: One number for each that is trained.
         optimizer: Moments.
-        activations: What the gradients of one part of a batch need; with checkpoints also what one
-            layer computes again. ``None`` where they depend on the content.
+        activations: What the gradients of one part of a batch need, with the copies of bfloat16 of
+            trained weights; with checkpoints also what one layer computes again. ``None`` where it
+            depends on the content.
     """
 
     weights: int
@@ -95,14 +96,20 @@ def _activations(run: Run, batch: Batch) -> int | None:
     """What is kept of the forward pass, and what the largest layer adds when it runs again."""
     bfloat16 = run.train.precision != "float32"  # "auto" is it where memory is short
     try:
-        kept = kept_bytes(_begun(run.system, run.train), batch, bfloat16)
+        system = _begun(run.system, run.train)
+        kept = kept_bytes(system, batch, bfloat16)
         again = [
             (kept_bytes(_begun(other, run.train), batch, bfloat16) - kept) // layers
             for other, layers in _without_checkpoints(run.system)
         ]
     except (RuntimeError, NotImplementedError, AttributeError):  # an operation asks for numbers
         return None
-    return kept + max(again, default=0)
+    copies = 0
+    if again and bfloat16:
+        # Autocast holds what it has converted until the pass ends; without checkpoints the graph
+        # holds the same tensors.
+        copies = sum(weight.nbytes // 2 for weight in system.parameters() if weight.requires_grad)
+    return kept + copies + max(again, default=0)
 
 
 def _without_checkpoints(config: Any) -> list[tuple[SystemConfig, int]]:

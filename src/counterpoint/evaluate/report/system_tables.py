@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from counterpoint.progress import spell_count
 from counterpoint.streams.clock import span
 from counterpoint.streams.spec import Layout, Stream
 from counterpoint.systems.contract import System
@@ -83,7 +84,7 @@ def _costs(system: System, num_ticks: int) -> Table:
 def show_memory(console: Console, memory: TrainingMemory, run: Run) -> None:
     """Print what training a run needs on one device."""
     rows = max(run.train.batch_rows // run.train.accumulation, 1)
-    table = Table("memory of training", f"GB, {rows} row{'s' * (rows > 1)} at once")
+    table = Table("memory of training", f"{rows} row{'s' * (rows > 1)} at once")
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -91,9 +92,9 @@ def show_memory(console: Console, memory: TrainingMemory, run: Run) -> None:
         "activations": memory.activations,
     }
     for name, size in parts.items():
-        table.add_row(name, "depends on the content" if size is None else f"{size / 1e9:,.3g}")
+        table.add_row(name, "depends on the content" if size is None else f"{spell_count(size)}B")
     table.add_section()
-    table.add_row("all, without working memory", f"{memory.total / 1e9:,.3g}")
+    table.add_row("all, without working memory", f"{spell_count(memory.total)}B")
     console.print(table)
 
 
