@@ -35,7 +35,7 @@ Example: counterpoint train {name} {example} --folder runs/short
 """
 _EXAMPLES = {
     DuplexStudy: "--workers 4 --run.train.num-steps 100",
-    FineTuning: "--base moshiko --data calls more=other_calls:0.5",
+    FineTuning: "--base moshiko --data calls other:0.5",
 }
 _ARMS_HELP = """
 Options of train, data and system without `arms.N` go to every arm.
