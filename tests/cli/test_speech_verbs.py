@@ -13,6 +13,7 @@ from counterpoint.recipes.overrides import parse
 from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
 from tests.cli import examples
+from tests.cli.talkers import write_published
 
 pytest.importorskip("soundfile")
 pytest.importorskip("pycodec2")
@@ -96,7 +97,7 @@ def test_shorter_rows_train(trained: Path, capsys: pytest.CaptureFixture[str]) -
     assert "speaking: 3 steps" in shown
     assert "held out" not in shown
     assert main(["evaluate", "short"]) == 2
-    assert "must have something that is held out" in capsys.readouterr().err
+    assert "must be something that is held out" in capsys.readouterr().err
 
 
 def test_evaluate_prints_nats_of_every_stream(
@@ -185,3 +186,16 @@ def test_run_is_kept_with_its_recordings(trained: Path) -> None:
     manifest = json.loads(next(Path("runs/speaking").rglob("manifest.json")).read_text())
     assert manifest["run"]["data"]["type"] == "SpeechData"
     assert manifest["counters"]["size"] == 258
+
+
+def test_published_folder_is_scored_on_recordings(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_published(Path("kyutai"))
+    assert main(["evaluate", "kyutai"]) == 2
+    assert "name `--recordings` for a model of speech" in capsys.readouterr().err
+    words = ["--recordings", "spoken/held_out.jsonl", "--precision", "float32"]
+    assert main(["evaluate", "kyutai", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "held-out bits/frame, all streams" in shown
+    assert main(["evaluate", "runs/speaking", *words]) == 0

@@ -1,10 +1,11 @@
 """What `load` gave is saved, moved and loaded again: all layouts, and the hub."""
 
+import base64
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
 from tests.cli.talkers import write_published, write_run
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {
     "model_type": "moshi",
     "lm_gen_config": {"temp": 0.7, "temp_text": 0.6},
@@ -176,42 +178,86 @@ def test_hostile_index_is_told(published: Path, tmp_path: Path, index: str, mess
 
 
 class Hub:
-    """Stands for the server: folders by name. Everything before the network is the real package."""
+    """Stands for the server: answers what `huggingface_hub` asks over HTTP, from memory.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Attributes:
+        files: Content of every file, by repository and name.
+        made: Repositories that were made, and whether they are private.
+    """
+
+    def __init__(self, httpx: Any) -> None:
+        self._httpx = httpx
+        self.files: dict[str, dict[str, bytes]] = {}
         self.made: list[tuple[str, bool]] = []
 
-    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
-        assert exist_ok
-        self.made.append((name, private))
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
-        assert commit_message
-        shutil.copytree(folder_path, self.root / repo_id)
-        return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/1")
-
-    def snapshot_download(self, name: str, *, revision: str | None, allow_patterns: Any) -> str:
-        assert "*.safetensors" in allow_patterns
-        if revision not in (None, "v1") or not (self.root / name).is_dir():
-            raise RuntimeError(f"404: no {name}\nat {revision}")
-        return str(self.root / name)
+    def answer(self, request: Any) -> Any:
+        path = request.url.path
+        respond = self._httpx.Response
+        if path == "/api/repos/create":
+            asked = json.loads(request.content)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.made.append((name, asked.get("private") or asked.get("visibility") == "private"))
+            return respond(200, json={"url": f"https://huggingface.co/{name}"})
+        if path == "/api/validate-yaml":
+            return respond(200, json={"errors": [], "warnings": []})
+        name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
+        if "/preupload/" in path:
+            asked = json.loads(request.content)["files"]
+            modes = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in asked
+            ]
+            return respond(200, json={"files": modes})
+        if "/commit/" in path:
+            lines = [json.loads(line)["value"] for line in request.content.splitlines()[1:]]
+            added = {line["path"]: base64.b64decode(line["content"]) for line in lines}
+            self.files.setdefault(name, {}).update(added)
+            url = f"https://huggingface.co/{name}/commit/{COMMIT}"
+            return respond(200, json={"commitUrl": url, "commitOid": COMMIT})
+        if name not in self.files:
+            return respond(404, headers={"X-Error-Code": "RepoNotFound"}, json={"error": "none"})
+        if "/tree/" in path:
+            content = self.files[name]
+            entries = [
+                {"type": "file", "path": file, "size": len(content[file]), "oid": COMMIT}
+                for file in content
+            ]
+            return respond(200, json=entries)
+        if path.startswith("/api/models/"):
+            siblings = [{"rfilename": file} for file in self.files[name]]
+            return respond(200, json={"id": name, "sha": COMMIT, "siblings": siblings})
+        content = self.files[name][path.split(f"/resolve/{COMMIT}/")[1]]
+        etag = hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if request.method == "HEAD":
+            return respond(200, headers=headers | {"Content-Length": str(len(content))})
+        return respond(200, headers=headers, content=content)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server behind the HTTP client of the package; its cache is empty."""
     package = pytest.importorskip("huggingface_hub")
-    server = Hub(tmp_path / "server")
-    monkeypatch.setattr(package, "HfApi", lambda: server)
-    monkeypatch.setattr(package, "snapshot_download", server.snapshot_download)
-    return server
+    httpx = pytest.importorskip("httpx2")
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    server = Hub(httpx)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_nothing")
+    before = _http._GLOBAL_CLIENT_FACTORY
+    transport = httpx.MockTransport(server.answer)
+    package.set_client_factory(lambda: httpx.Client(transport=transport, follow_redirects=True))
+    yield server
+    package.set_client_factory(before)
 
 
 def test_model_goes_to_the_hub_and_comes_back(hub: Hub, published: Path) -> None:
     model = counterpoint.load(published)
-    assert push_to_hub(model, "me/moshi") == "hub/me/moshi/commit/1"
+    assert push_to_hub(model, "me/moshi").endswith(f"/me/moshi/commit/{COMMIT}")
     assert hub.made == [("me/moshi", True)]
-    card = (hub.root / "me/moshi" / "README.md").read_text()
+    card = hub.files["me/moshi"]["README.md"].decode()
     assert 'counterpoint.load("hub:me/moshi")' in card
     assert same_weights(counterpoint.load("hub:me/moshi"), model)
     assert same_weights(from_pretrained("me/moshi", revision="v1"), model)
@@ -220,6 +266,6 @@ def test_model_goes_to_the_hub_and_comes_back(hub: Hub, published: Path) -> None
 
 
 def test_trouble_with_the_hub_is_one_line(hub: Hub) -> None:
-    with pytest.raises(UserError, match="The hub must have 'me/none'.*404: no me/none") as caught:
+    with pytest.raises(UserError, match="The hub must have 'me/none'.*404") as caught:
         from_pretrained("me/none")
     assert "\n" not in str(caught.value)

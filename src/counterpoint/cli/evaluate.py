@@ -16,6 +16,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.evaluate.whole import WholeUse, has_whole
+from counterpoint.files import shown
 from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
@@ -32,13 +33,16 @@ class EvaluateOptions:
     """What ``evaluate`` does.
 
     Attributes:
-        checkpoint: A checkpoint or a run folder.
+        checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex.
+        recordings: List of recordings (.jsonl) to score a model of speech on, instead of what its
+            run held out; a published model needs it.
         max_units: Held-out units (rows, of speech) that are scored, spread evenly; 0 scores all.
         whole_units: Units on which the whole is exchanged, spread evenly; 0 takes all.
         precision: Type of the computation; "auto" takes the one that is faster on this machine.
     """
 
     checkpoint: tyro.conf.Positional[Path]
+    recordings: str = ""
     max_units: int = 0
     whole_units: int = 32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -57,19 +61,18 @@ def main(arguments: Sequence[str]) -> int:
 def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
     """Measure and show; the same as a JSON value."""
     loaded = load(options.checkpoint, running.device)
-    run = loaded.trained_by
     system = loaded.system
-    if not loaded.is_speech:
-        _ = loaded.tokenizer  # it must be the model's
     progress = running.progress()
-    data = run.data.prepare(system, progress=progress, held_out_only=True)
+    source = loaded.measured_on(options.recordings)
+    data = source.prepare(system, progress=progress, held_out_only=True)
     if data.held_out_units() is None:
         raise UserError(
-            f"The run must have something that is held out: {run.name!r} has nothing. Train with "
-            "`data.held_out`."
+            f"There must be something that is held out: {shown(loaded.path)} has nothing. Train "
+            "with `data.held_out`, or name `--recordings` for a model of speech."
         )
-    folder = loaded.path.parent.parent  # of the run, unless the checkpoint was moved
-    check_learned(run.data, data.fingerprint, folder)
+    if not options.recordings:
+        folder = loaded.path.parent.parent  # of the run, unless the checkpoint was moved
+        check_learned(source, data.fingerprint, folder)
     found = evaluate(
         system,
         data,

@@ -11,9 +11,10 @@ import torch
 
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.config_json import decode
+from counterpoint.data.source import DataSource
 from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
 from counterpoint.data.speech.rows import SpeechData, codec_of
-from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
+from counterpoint.data.speech.words import open_tokenizer
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.data.text.tokenizer import (
     HuggingFaceTokenizer,
@@ -102,18 +103,41 @@ class Loaded:
         system = self.system.agent_alone()
         if self.in_int8:
             store_int8(system)  # behind what trims
-        if self.published is not None:
-            name = str(self.published.codec)
-            tokenizer: WordTokenizer = open_tokenizer(str(self.published.tokenizer))
-        else:
-            data = self.trained_by.speech_data
-            name = data.codec
-            tokenizer = open_tokenizer(data.tokenizer)
-        codec = codec_of(system, name, system.device)
+        data = self._speech_data
+        tokenizer = open_tokenizer(data.tokenizer)
+        codec = codec_of(system, data.codec, system.device)
         # The published codes of silence and of a hum are those of the published Mimi.
         known = self.published is not None and codec.codebook_sizes == PUBLISHED_SIZES
         fillers = Fillers() if known else None
         return Talker(system=system, codec=codec, tokenizer=tokenizer, fillers=fillers)
+
+    def measured_on(self, recordings: str = "") -> DataSource:
+        """What the model is measured on: what its run held out, or recordings that are named.
+
+        Args:
+            recordings: A list of recordings, as `SpeechData.held_out`, for a model of speech. A
+                published model has none of its own.
+
+        Raises:
+            UserError: Recordings are named for a model of text, or the model has no run to ask.
+        """
+        if self.is_speech:
+            data = self._speech_data
+            return replace(data, held_out=recordings) if recordings else data
+        if recordings:
+            raise UserError(
+                f"Recordings must be named for a model of speech: {self.path} is one of text."
+            )
+        _ = self.tokenizer  # it must be the model's
+        return self.trained_by.data
+
+    @property
+    def _speech_data(self) -> SpeechData:
+        """Codec and tokeniser of a model of speech, and the data of its run if it has one."""
+        if self.published is None:
+            return self.trained_by.speech_data
+        codec = str(self.published.codec)
+        return SpeechData(train="", codec=codec, tokenizer=str(self.published.tokenizer))
 
     @property
     def sampling(self) -> FrameSampling:
