@@ -149,3 +149,18 @@ def test_import_adds_no_heavy_modules_to_torch(tmp_path: Path) -> None:
     assert packages <= {"counterpoint", *CORE_DEPENDENCIES}
     assert [name for name in added if name.startswith(HEAVY_TORCH)] == []
     assert [name for name in added if name.startswith("counterpoint.cli")] == []
+
+
+SKETCH_AND_LIST = """
+import json, sys
+from counterpoint.systems import sketch, moshi, single_stream, two_stream
+for config in (moshi.tiny(), single_stream.tiny(), two_stream.tiny()):
+    sketch(config)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_shapes_are_known_without_the_compiler(tmp_path: Path) -> None:
+    """Every verb asks a config for its layout first: importing the compiler takes seconds."""
+    loaded = json.loads(run(SKETCH_AND_LIST, tmp_path))
+    assert [name for name in loaded if name.startswith(HEAVY_TORCH)] == []

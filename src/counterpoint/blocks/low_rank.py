@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.depth import StepLinear
 from counterpoint.blocks.quantized import Int8Linear, Int8StepLinear, store_int8
+from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.errors import UserError
 
 FACTOR_A = "lora_A.weight"
@@ -116,7 +117,7 @@ def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> No
     rank = config.rank
     down: nn.Linear | StepLinear
     up: nn.Linear | StepLinear
-    with torch.device("meta"):
+    with shapes_only():
         if isinstance(module, StepLinear | Int8StepLinear):
             down = StepLinear(width_in, rank, module.schedule)
             up = StepLinear(rank, width_out, module.schedule)

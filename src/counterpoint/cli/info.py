@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from counterpoint.errors import UserError, nearest_file
@@ -19,7 +18,7 @@ from counterpoint.recipes.study import Study
 from counterpoint.runtime.hub import is_on_hub
 from counterpoint.runtime.load import shape_of
 from counterpoint.streams.spec import Layout
-from counterpoint.systems import SystemConfig, build_system
+from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.presets import load_preset, module_names
 from counterpoint.train.memory import training_memory
 from counterpoint.train.run import Run
@@ -87,8 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"`--num-ticks` must be >= 1, got {num_ticks}.")
     console = Console(file=sys.stdout, markup=False, emoji=False)
     for name, config, run in _systems(value, target):
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without memory
-            system = build_system(config, seed=0)
+        system = sketch(config)  # shapes without memory
         show_system(console, name, system, num_ticks or _row_ticks(run, system.layout))
         if run is not None:
             show_memory(console, training_memory(run), run)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.errors import UserError
 from counterpoint.files import read_json, whole_folder, write_json
 from counterpoint.formats.llama_config import CONFIG, FAMILY, to_config, to_keys, whole_number
@@ -91,7 +92,7 @@ def to_state(tensors: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[
     unknown = [name for name in left if not name.endswith("rotary_emb.inv_freq")]
     if unknown:
         raise UserError(f"The weights must be those of the config: {unknown[0]} is not among them.")
-    with torch.device("meta"):
+    with shapes_only():
         expected = SingleStream(config).state_dict()
     for name, tensor in expected.items():
         if state[name].shape != tensor.shape:
@@ -197,7 +198,7 @@ def load_llama(
     keys, tensors = _read_gguf(path) if path.suffix == ".gguf" else _read_folder(path)
     config = to_config(keys, window)
     state = {name: tensor.to(dtype) for name, tensor in to_state(tensors, config).items()}
-    with torch.device("meta"):
+    with shapes_only():
         system = SingleStream(config)
     system.load_state_dict(state, assign=True)
     return system.eval().requires_grad_(True)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from counterpoint.blocks.low_rank import add_low_rank
+from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.config_json import decode
 from counterpoint.errors import UserError
 from counterpoint.formats import FORMATS
@@ -77,7 +78,7 @@ def export_adapters(path: Path, folder: Path) -> None:
         )
     check_files(path, lambda file: file == WEIGHTS)
     cls: Any = next(cls for cls in SYSTEMS.values() if cls.__name__ == name)
-    with torch.device("meta"):
+    with shapes_only():
         system: System = cls(decode(cls.Config, manifest["config"]))
     add_low_rank(system.to_empty(device="cpu"), low_rank, seed=0)
     system.load_state_dict(load_file(path / WEIGHTS), assign=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.errors import UserError
 from counterpoint.systems.contract import System
 from counterpoint.systems.contract import SystemConfig as SystemConfig
@@ -42,5 +43,5 @@ def build_system(config: Any, seed: int) -> System:
 
 def sketch(config: Any) -> System:
     """A system without memory for its weights: enough to ask for its layout and its costs."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with shapes_only(), torch.random.fork_rng(devices=[]):
         return build_system(config, 0)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.depth import CodebookEmbedding, DepthConfig, DepthDecoder, Past
 from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
@@ -404,7 +405,7 @@ class Moshi(System):
                 f"`num_predicted` must be at most {config.num_predicted}: got {num_predicted}."
             )
         depth = replace(config.depth, schedule=config.depth.schedule[:num_predicted])
-        with torch.device("meta"):
+        with shapes_only():
             model = Moshi(replace(config, depth=depth, num_predicted=num_predicted))
         weights = self.state_dict()
         for name, weight in model.state_dict().items():

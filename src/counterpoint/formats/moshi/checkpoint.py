@@ -13,6 +13,7 @@ import torch
 
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
+from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.config_json import decode, difference, encode, merged
 from counterpoint.errors import UserError
@@ -73,7 +74,7 @@ def load_moshi(
     shape = moshi_config(config)
     if adapt is not None:
         shape = adapt(shape)
-    with torch.device("meta"):  # no memory for weights that are replaced at once
+    with shapes_only():  # no memory for weights that are replaced at once
         model = Moshi(shape).to(dtype)
     model.to_empty(device="cpu")
     load_reference(model, state)
