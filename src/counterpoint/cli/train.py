@@ -2,8 +2,9 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from counterpoint.cli.carry_out import Recipe, carry_out, check_vocabularies
 from counterpoint.cli.running import Running
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             "A recipe must return a `Run`, `Study`, `DuplexStudy` or `FineTuning` to be trained: "
             f"{name!r} returned {type(recipe).__name__}. A `Grid` is run by `counterpoint study`."
         )
-    example = _EXAMPLES.get(type(recipe), "--train.num-steps 100")
+    example = _EXAMPLES.get(type(recipe), "--minutes 2")
     text = _RECIPE_HELP.format(name=name, example=example)
     own: Field = ("options", TrainOptions, TrainOptions())
     fields = [own, ("recipe", type(recipe), recipe)]
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         shown = [own, ("recipe", type(once), once)]
     chosen = parse(fields, rest, f"train {name}", text, main=_MAIN, shown=shown)
     options: TrainOptions = chosen.options
-    recipe = chosen.recipe
+    recipe = _timed(chosen.recipe, rest)
     folder = options.folder or Path("runs") / recipe.name
     check_vocabularies(recipe)
     command = shlex.join(["counterpoint", "train", *arguments])
@@ -95,3 +96,15 @@ def main(arguments: Sequence[str]) -> int:
         if found is not None and world.is_first:
             tell({"folder": folder, **found})
     return INTERRUPTED if found is None else 0
+
+
+def _timed(recipe: Any, words: Sequence[str]) -> Any:
+    """The recipe without its minutes where the number of steps is given."""
+    options = [word.split("=", 1)[0].replace("_", "-") for word in words]
+    if not any(option.endswith("train.num-steps") for option in options):
+        return recipe
+    if "--minutes" in options:
+        raise UserError(
+            "Give --minutes or --train.num-steps, not both: minutes choose the number of steps."
+        )
+    return replace(recipe, minutes=None) if hasattr(recipe, "minutes") else recipe

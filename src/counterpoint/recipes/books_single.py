@@ -9,11 +9,12 @@ from counterpoint.train.run import Run
 def books_single() -> Run:
     """`single_stream.small` on the .txt and .md files below ``books/``.
 
-    For another folder: ``--data.source folder:PATH``.
+    For another folder: ``--data.source folder:PATH``. It takes at most an hour (``--minutes``).
     """
     return Run(
         name="books_single",
         system=single_stream.small(),
+        minutes=60.0,
         data=DataConfig(source=Folder(path="books"), row_ticks=2048),
         train=TrainConfig(
             num_steps=5000,

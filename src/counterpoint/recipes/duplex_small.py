@@ -30,7 +30,8 @@ HELD_OUT_FORMANT = 1.18
 def duplex_small() -> DuplexStudy:
     """A Moshi of 8M parameters on Codec2 learns from dialogues that are made here.
 
-    Needs the extras `speech` and `voices`. Under two hours on two cores.
+    Needs the extras `speech` and `voices`. Training takes at most an hour and a half: a machine
+    that has no time for all steps takes the same share of every stage.
     """
     return DuplexStudy(
         listening=(
@@ -53,6 +54,7 @@ def duplex_small() -> DuplexStudy:
             data=_data(),
             train=_train(num_steps=4800, lr=1.5e-3, muon_lr=0.012),
         ),
+        minutes=90.0,
         synthesis=SynthesisConfig(
             sample_rate=8000,
             agent_voices=(Voice(),),

@@ -32,6 +32,7 @@ from counterpoint.files import read_json_lines, write_json, write_json_lines
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress, spell_duration
 from counterpoint.recipes.begun import keep_begun, read_begun
+from counterpoint.recipes.budget import find_budget
 from counterpoint.recipes.training import prepare_together, train_in_turn
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.load import SAMPLING, load
@@ -60,6 +61,8 @@ class DuplexStudy:
         num_held_out: Dialogues to measure the loss on; other wordings.
         num_trials: Live conversations for each ability.
         vocab_size: Most pieces of the text tokeniser, which learns from the scripts.
+        minutes: Time for training, all stages together: each takes the same share of its steps
+            (`counterpoint.recipes.budget`). Dialogues and trials come on top. ``None`` takes all.
         workers: Processes that make dialogues and measure.
     """
 
@@ -72,6 +75,7 @@ class DuplexStudy:
     num_trials: int = 100
     vocab_size: int = 400
     workers: int = 2
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.run.data, SpeechData):
@@ -153,6 +157,10 @@ def run_duplex_study(
     first, _ = stages[0]
     # The first run has all recordings, and others the same or some of them.
     prepare_together(first, study.workers)
+    runs = [run for run, _ in stages]
+    budget = find_budget(runs, study.minutes, folder, world, progress)
+    if budget is not None:
+        stages = [(budget.fit(run), own) for run, own in stages]
     result = train_in_turn(stages, world, progress)
     if not result.finished:
         return False
@@ -161,6 +169,7 @@ def run_duplex_study(
         scores = sorted(done, key=lambda score: ABILITIES.index(score.ability))
     found = {
         "abilities": [asdict(score) for score in scores],
+        "budget": encode(budget),
         "seconds_of_last_call": round(time.perf_counter() - begin),
     }
     write_json(folder / "abilities.json", found)

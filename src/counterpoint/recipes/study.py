@@ -25,6 +25,7 @@ from counterpoint.evaluate.results import (
     save_evaluation,
 )
 from counterpoint.progress import Output, Progress
+from counterpoint.recipes.budget import Budget, Plan, find_budget
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import sketch
 from counterpoint.systems.contract import System
@@ -34,6 +35,8 @@ from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
+
+_REPORT_S = 10.0  # continuations, a passage, pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,8 @@ class Study:
         evaluation: How much is measured.
         seeds: Training seeds; every arm is trained once with each. Empty: with the seed in its
             config.
+        minutes: Time in which all of it shall be over: every arm takes as many of its steps as fit
+            on this machine, the same number (`counterpoint.recipes.budget`). ``None`` takes all.
         max_flops_difference: Largest share by which training FLOPs a tick may differ.
         contrasts: Further pairs of arms that are compared, each with the second of the pair.
     """
@@ -57,6 +62,7 @@ class Study:
     purpose: str = ""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seeds: tuple[int, ...] = ()
+    minutes: float | None = None
     max_flops_difference: float = 0.02
     contrasts: tuple[tuple[str, str], ...] = ()
 
@@ -74,6 +80,12 @@ class Study:
                     f"`contrasts` must be pairs of two arms of {', '.join(names)}: got "
                     f"{' and '.join(pair)}. Name two of them."
                 )
+        timed = [run.name for run in self.arms if run.minutes is not None]
+        if timed:
+            raise UserError(
+                f"`minutes` must be left out for an arm: got some for {timed[0]!r}. Give them to "
+                "the study, whose arms share them."
+            )
         first = self.arms[0]
         for run in self.arms[1:]:
             for place in ("data", "train.num_steps", "train.batch_rows", "train.seed"):
@@ -175,6 +187,16 @@ def _run(
     data = _prepared(study, study.arms[0], progress)
     progress.note(f"{data.describe()}; {len(study.arms)} arms")
     study = _with_precision(study, folder, world, progress)
+    plan = Plan(
+        begin=begin,
+        block_ticks=study.block_ticks,
+        num_seeds=max(len(study.seeds), 1),
+        evaluation=study.evaluation,
+        reserve_s=_REPORT_S,
+    )
+    budget = find_budget(study.arms, study.minutes, folder, world, progress, plan)
+    if budget is not None:
+        study = _within(study, budget, data)
     for arm in study.arms:
         for name, run in study.runs(arm).items():
             followers = loggers(folder / name)
@@ -184,6 +206,7 @@ def _run(
     about = _facts(study, folder, world.device) | {
         "command": command,
         "training_flops_per_tick": flops,
+        "budget": encode(budget),
         "seconds_of_last_call": round(time.perf_counter() - begin, 1),
     }
     (folder / STUDY).write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -249,6 +272,16 @@ def _run_arm(
     )
     save_evaluation(found, folder)
     return True
+
+
+def _within(study: Study, budget: Budget, data: PreparedSource) -> Study:
+    """The part of a study that its budget allows."""
+    units = data.held_out_units()
+    return replace(
+        study,
+        arms=tuple(budget.fit(arm) for arm in study.arms),
+        evaluation=budget.measure(study.evaluation, 0 if units is None else len(units)),
+    )
 
 
 def _with_precision(study: Study, folder: Path, world: World, progress: Progress) -> Study:

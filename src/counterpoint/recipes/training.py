@@ -10,8 +10,9 @@ from counterpoint.config_json import encode
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
+from counterpoint.recipes.budget import EVALUATION_UNITS, find_budget
 from counterpoint.recipes.learned import keep_or_check_learned
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import sketch
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World, shard
@@ -22,8 +23,6 @@ from counterpoint.train.precision import settle_precision
 from counterpoint.train.reporter import RunReporter, peak_flops
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
-
-_EVALUATION_UNITS = 64  # a few seconds on a laptop's models
 
 
 def train_run(
@@ -55,20 +54,20 @@ def train_run(
     """
     progress = Progress() if progress is None else progress
     keep_large_buffers()
-    if run.train.fine_tune is None:
-        system = build_system(run.system, run.train.seed)
-    else:
-        system = begun_system(run.system, run.train.fine_tune, run.train.seed)
-    system = system.to(world.device)
+    choice = settle_precision(run.train.precision, [sketch(run.system)], [folder], world)
+    if choice.why and world.is_first:
+        progress.note(choice.why)
+    run = replace(run, train=replace(run.train, precision=choice.precision))
+    budget = find_budget([run], run.minutes, folder, world, progress)
+    if budget is not None:
+        run = budget.fit(run)
+    system = begun_system(run.system, run.train.fine_tune, run.train.seed).to(world.device)
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     measured = measure_end or run.train.evaluate_every > 0
-    choice = settle_precision(run.train.precision, [system], [folder], world)
-    if choice.why and world.is_first:
-        progress.note(choice.why)
     peak = peak_flops(world.device, choice.precision)
     # Bars are gone in any case: an error is told below them.
     with only_one(folder, world, ".run.lock"), closing(progress):
@@ -76,9 +75,9 @@ def train_run(
         return train(
             shard(system, world),
             data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
-            replace(run.train, precision=choice.precision),
+            run.train,
             folder,
-            evaluate=_both(evaluator(data.held_out_units(), _EVALUATION_UNITS), also)
+            evaluate=_both(evaluator(data.held_out_units(), EVALUATION_UNITS), also)
             if measured
             else None,
             reporter=RunReporter(progress, run.name, peak),

@@ -26,7 +26,7 @@ from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import system_class
 
 
-def begun_system(shape: SystemConfig, config: FineTuneConfig, seed: int) -> System:
+def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) -> System:
     """A system of the weights that a run begins with, and its adapters, on the CPU.
 
     No other weights are made. Where adapters are trained over weights of a smaller type, those of a
@@ -34,12 +34,14 @@ def begun_system(shape: SystemConfig, config: FineTuneConfig, seed: int) -> Syst
 
     Args:
         shape: Config of the system.
-        config: Where the weights are, and the adapters.
-        seed: Decides how adapters begin.
+        config: Where the weights are, and the adapters; ``None`` begins with random weights.
+        seed: Decides random weights, and how adapters begin.
 
     Raises:
         UserError: As `begin_from`.
     """
+    if config is None:
+        return build_system(shape, seed)
     system = sketch(shape)
     if not {name for name, _ in system.named_buffers()} <= system.state_dict().keys():
         system = build_system(shape, seed)  # buffers that no file holds are made with it

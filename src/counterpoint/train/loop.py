@@ -57,7 +57,7 @@ class TrainResult:
     evaluation: Mapping[str, float]
 
 
-class _Trainer:
+class Trainer:
     """Takes the steps of a run, one after the other."""
 
     def __init__(self, system: nn.Module, loader: BatchSource, config: TrainConfig) -> None:
@@ -77,6 +77,7 @@ class _Trainer:
         attach(loader, system)
 
     def autocast(self) -> torch.autocast:
+        """Compute in the type of the run."""
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -214,6 +215,7 @@ class _Trainer:
             )
 
     def evaluate(self, evaluate: Evaluate) -> dict[str, float]:
+        """Measure the model as it is now."""
         system = self.state.system
         system.eval()
         with torch.no_grad(), self.autocast():
@@ -263,7 +265,7 @@ def train(
             choice = settle_precision("auto", [system], [folder], world)
             config = replace(config, precision=choice.precision)
             why = choice.why
-        trainer = _Trainer(system, loader, config)
+        trainer = Trainer(system, loader, config)
         record = Record(folder, trainer.world, reporter, loggers, run)
         with only_one(folder, trainer.world, ".train.lock"), closing(record):
             if why:
@@ -274,7 +276,7 @@ def train(
 
 
 def _run(
-    trainer: _Trainer, record: Record, evaluate: Evaluate | None, stop: StopSignal
+    trainer: Trainer, record: Record, evaluate: Evaluate | None, stop: StopSignal
 ) -> TrainResult:
     config = trainer.config
     state = trainer.state

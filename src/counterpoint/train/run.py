@@ -23,12 +23,15 @@ class Run:
         data: What it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
             those of text, `TaskData` for items of a task, or a source of one's own.
         train: How it learns.
+        minutes: Time in which it shall be over: so many of its steps are taken as fit on this
+            machine (`counterpoint.recipes.budget`). ``None`` takes all.
     """
 
     name: str
     system: SystemConfig
     train: TrainConfig
     data: DataConfig | SpeechData | TaskData | DataSource = field(default_factory=DataConfig)
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
