@@ -217,3 +217,16 @@ def test_damaged_checkpoint_is_refused(trained: Path, capsys: pytest.CaptureFixt
     weights.write_bytes(weights.read_bytes()[:-5])
     assert main(["generate", str(weights.parent)]) == 2
     assert "The checkpoint is damaged" in capsys.readouterr().err
+
+
+def test_train_takes_the_steps_that_are_given_or_those_that_fit(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "small.py", "--folder", "timed"]
+    assert main([*words, "--minutes", "1", "--train.num-steps", "2"]) == 2
+    assert "--minutes or --train.num-steps, not both" in capsys.readouterr().err
+    assert main([*words, "--minutes", "1"]) == 0
+    assert "3 of the recipe's 3 steps (all) in about 1 minutes" in capsys.readouterr().err
+    assert (trained / "timed" / "budget.json").exists()
+    assert main([*words, "--train.num-steps", "4"]) == 0
+    assert not (trained / "timed" / "budget.json").exists()

@@ -15,9 +15,11 @@ from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
+from counterpoint.recipes.budget import Trial, time_run
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
 from counterpoint.train.config import FineTuneConfig, TrainConfig
+from counterpoint.train.distributed import World
 from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
 from tests.evaluate.tiny import single_config, two_config
@@ -224,6 +226,46 @@ def test_killed_study_goes_on_and_ends_the_same(
         assert [row[key] for row in first["rows"]] == [row[key] for row in second["rows"]]
 
 
+def test_a_study_takes_as_many_steps_as_fit_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(tiny_study(tmp_path, num_steps=100_000), minutes=0.01)
+    monkeypatch.setattr("counterpoint.recipes.study._REPORT_S", 0.0)
+    # The clock stands still, so that nothing of the 0.6 s is gone before the steps are shared out.
+    monkeypatch.setattr("counterpoint.recipes.budget.time.perf_counter", lambda: 0.0)
+    times = iter([0.01, 0.02])
+    monkeypatch.setattr(
+        "counterpoint.recipes.budget.time_run", lambda *_: Trial(step_s=next(times), num_units=6)
+    )
+    progress = Screen()
+    summary = run_study(study, tmp_path / "run", progress=Progress(progress), output=Screen())
+    assert summary is not None
+    assert "18 of the recipe's 100,000 steps (0%) in about 0.01 minutes" in progress.text
+    assert "18 of its 100,000 steps (0%) were taken" in summary.verdict
+    for arm in study.arms:
+        assert len(read_metrics(tmp_path / "run" / arm.name / "metrics.jsonl")) == 18
+    again = run_study(study, tmp_path / "run", progress=Progress(quiet=True), output=Screen())
+    assert again is not None
+    assert again.verdict == summary.verdict
+
+
+def test_an_arm_is_timed_and_left_alone(finished: tuple[Study, Path, str, str]) -> None:
+    study, folder, _, _ = finished
+    before = sorted(folder.parents[1].rglob("*"))
+    trial = time_run(study.arms[1], World(), Progress(quiet=True), study.block_ticks, 0.0)
+    assert sorted(folder.parents[1].rglob("*")) == before
+    assert 0 < trial.step_s < 10
+    assert 0 < trial.unit_s < 10
+    assert (trial.num_units, trial.unit_size) == (6, pytest.approx(163, abs=60))
+
+
+def test_minutes_are_those_of_the_study(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    timed = tuple(replace(arm, minutes=1.0) for arm in study.arms)
+    with pytest.raises(ValueError, match="`minutes` must be left out for an arm"):
+        replace(study, arms=timed)
+
+
 def test_unequal_flops_are_refused(tmp_path: Path) -> None:
     study = replace(tiny_study(tmp_path), max_flops_difference=0.02)
     with pytest.raises(ValueError, match="equal training FLOPs within 2%"):
@@ -286,10 +328,8 @@ def test_arms_begin_with_the_weights_that_they_name(tmp_path: Path) -> None:
         for i, begin in enumerate(begins)
     )
     more = replace(study, arms=(control, *arms))
-    assert (
-        run_study(more, tmp_path / "more", progress=Progress(quiet=True), output=Screen())
-        is not None
-    )
+    quiet = Progress(quiet=True)
+    assert run_study(more, tmp_path / "more", progress=quiet, output=Screen()) is not None
     first, *begun = (
         [row["loss"] for row in read_metrics(tmp_path / "more" / arm.name / "metrics.jsonl")]
         for arm in more.arms

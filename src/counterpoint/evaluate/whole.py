@@ -20,6 +20,9 @@ from counterpoint.streams.clock import span
 from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import HasWhole
 
+SMALLEST_SWAP_DELTA = 0.01
+"""Bits a byte that another document's whole must cost before a whole is called used."""
+
 
 def has_whole(system: object) -> bool:
     """Whether a system has a whole that shows how it is read (`num_links` >= 1)."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from counterpoint.config_json import decode, encode
 from counterpoint.errors import UserError
@@ -16,7 +15,6 @@ from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.evaluate.units import score_units
 from counterpoint.progress import Progress
 from counterpoint.recipes.begun import keep_begun, read_begun
-from counterpoint.systems.contract import System
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
@@ -249,7 +247,7 @@ def time_run(
     system.eval()
     begin = time.perf_counter()
     with trainer.autocast():
-        scores = score_units(cast("System", system), units, _TRIAL_UNITS)
+        scores = score_units(system, units, _TRIAL_UNITS)
     unit_s = (time.perf_counter() - begin) / len(scores)
     if run.train.evaluate_every:
         step_s += unit_s * min(len(units), EVALUATION_UNITS) / run.train.evaluate_every

@@ -187,14 +187,7 @@ def _run(
     data = _prepared(study, study.arms[0], progress)
     progress.note(f"{data.describe()}; {len(study.arms)} arms")
     study = _with_precision(study, folder, world, progress)
-    plan = Plan(
-        begin=begin,
-        block_ticks=study.block_ticks,
-        num_seeds=max(len(study.seeds), 1),
-        evaluation=study.evaluation,
-        reserve_s=_REPORT_S,
-    )
-    budget = find_budget(study.arms, study.minutes, folder, world, progress, plan)
+    budget = _budget(study, folder, world, progress, begin)
     if budget is not None:
         study = _within(study, budget, data)
     for arm in study.arms:
@@ -272,6 +265,20 @@ def _run_arm(
     )
     save_evaluation(found, folder)
     return True
+
+
+def _budget(
+    study: Study, folder: Path, world: World, progress: Progress, begin: float
+) -> Budget | None:
+    """How much of a study fits into its minutes, which began at ``begin``."""
+    plan = Plan(
+        begin=begin,
+        block_ticks=study.block_ticks,
+        num_seeds=max(len(study.seeds), 1),
+        evaluation=study.evaluation,
+        reserve_s=_REPORT_S,
+    )
+    return find_budget(study.arms, study.minutes, folder, world, progress, plan)
 
 
 def _within(study: Study, budget: Budget, data: PreparedSource) -> Study:

@@ -1,6 +1,5 @@
 """The one table of a study: arms side by side, with intervals and an honest sentence."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.verdict import scale, verdict
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.streams.batch import ContentUnit
@@ -159,11 +159,16 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
     held_out = (
         f"{sum(first.sizes):,} {first.unit}s in {len(first.titles)} units of {', '.join(named)}"
     )
+    part_of = scale(about, int(arms[0].counters["step"]))
+    by_name = {row.name: row for row in rows}
+    pairs = [(row, rows[0], row.difference_percent) for row in rows[1:] if row.difference_percent]
+    pairs += [(by_name[one.arm], by_name[one.other], one.difference_percent) for one in contrasts]
+    found = verdict(rows, pairs, first.unit, len(arms[0].evaluations))
     return Summary(
         name=name,
         unit=first.unit,
         rows=tuple(rows),
-        verdict=_verdict(rows, contrasts, first.unit, len(arms[0].evaluations)),
+        verdict=" ".join(part for part in (part_of, found) if part),
         held_out=held_out,
         about=about,
         contrasts=contrasts,
@@ -219,67 +224,6 @@ def _use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "null_share": float(np.mean([whole.null_share for whole in wholes])),
         "effective_rank": float(np.mean([whole.effective_rank for whole in wholes])),
     }
-
-
-def _verdict(
-    rows: Sequence[ArmSummary],
-    contrasts: Sequence[Contrast],
-    unit: ContentUnit,
-    num_seeds: int,
-) -> str:
-    """What the intervals allow to say, whoever wins."""
-    by_name = {row.name: row for row in rows}
-    sentences = [
-        _compared(row, rows[0], row.difference_percent, unit)
-        for row in rows[1:]
-        if row.difference_percent is not None
-    ]
-    sentences += [
-        _compared(by_name[pair.arm], by_name[pair.other], pair.difference_percent, unit)
-        for pair in contrasts
-    ]
-    sentences = [sentence for sentence in sentences if sentence]
-    for row in rows:
-        if row.swap_delta is not None:
-            used = (
-                "is used"
-                if row.swap_delta.low > 0
-                else "is not shown to be used: the interval holds 0"
-            )
-            sentences.append(
-                f"The whole of {row.name} {used}: another document's costs "
-                f"{row.swap_delta.value:+.3f} bits a byte "
-                f"({row.swap_delta.low:+.3f} to {row.swap_delta.high:+.3f})."
-            )
-    noun = "text" if unit == "byte" else "recordings"
-    sentences.append(
-        f"One training seed: the intervals cover the choice of {noun} only."
-        if num_seeds == 1
-        else f"{num_seeds} training seeds: the intervals cover them and the choice of {noun}."
-    )
-    return " ".join(sentences)
-
-
-def _compared(row: ArmSummary, other: ArmSummary, change: Interval, unit: ContentUnit) -> str:
-    """What an interval allows to say of two arms; nothing if there is none."""
-    if math.isnan(change.low):
-        return ""
-    span = f"95 % interval {change.low:+.1f} to {change.high:+.1f} %"
-    if change.high < 0:
-        what = f"needs {-change.value:.1f} % fewer bits a {unit} than {other.name}"
-    elif change.low > 0:
-        what = f"loses: it needs {change.value:.1f} % more bits a {unit} than {other.name}"
-    else:
-        what = f"and {other.name} cannot be told apart ({change.value:+.1f} %)"
-    return f"{row.name} {what} {_budget(row, other)} ({span})."
-
-
-def _budget(row: ArmSummary, first: ArmSummary) -> str:
-    """What the two arms share, in words."""
-    excess = row.training_flops / first.training_flops - 1
-    if abs(excess) <= 0.02:
-        return "at equal training FLOPs and data"
-    return f"on equal data with {excess:+.0%} training FLOPs"
 
 
 def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

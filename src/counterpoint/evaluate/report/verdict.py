@@ -1,0 +1,108 @@
+"""What the intervals of a study allow to say, whoever wins.
+
+A difference counts from a smallest size on, which is declared here: with enough text an interval
+excludes zero for differences that matter to nobody, and after a few steps everything is small.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.evaluate.statistics import Interval
+from counterpoint.evaluate.whole import SMALLEST_SWAP_DELTA
+from counterpoint.streams.batch import ContentUnit
+
+if TYPE_CHECKING:
+    from counterpoint.evaluate.report.summary import ArmSummary
+
+SMALLEST_DIFFERENCE = 0.5
+"""Percent of bits a unit by which arms must differ; training seeds alone differ by 0.2."""
+
+
+def verdict(
+    rows: Sequence["ArmSummary"],
+    pairs: Sequence[tuple["ArmSummary", "ArmSummary", Interval]],
+    unit: ContentUnit,
+    num_seeds: int,
+) -> str:
+    """Sentences that compare arms and say whether wholes are used.
+
+    Args:
+        rows: All arms.
+        pairs: An arm, what it is compared with, and the difference in percent.
+        unit: What bits are counted by.
+        num_seeds: Training seeds of every arm.
+    """
+    sentences = [
+        f"{row.name} {_difference(change, unit, other.name)} {_budget(row, other)} "
+        f"(95 % interval {change.low:+.1f} to {change.high:+.1f} %)."
+        for row, other, change in pairs
+        if not math.isnan(change.low)
+    ]
+    sentences += [
+        f"The whole of {row.name} {use_in_words(row.swap_delta)}: another document's costs "
+        f"{row.swap_delta.value:+.3f} bits a byte "
+        f"({row.swap_delta.low:+.3f} to {row.swap_delta.high:+.3f})."
+        for row in rows
+        if row.swap_delta is not None
+    ]
+    noun = "text" if unit == "byte" else "recordings"
+    sentences.append(
+        f"One training seed: the intervals cover the choice of {noun} only."
+        if num_seeds == 1
+        else f"{num_seeds} training seeds: the intervals cover them and the choice of {noun}."
+    )
+    return " ".join(sentences)
+
+
+def _difference(change: Interval, unit: ContentUnit, first: str) -> str:
+    """What an arm needs more or fewer bits than the first."""
+    least = SMALLEST_DIFFERENCE
+    if change.high <= -least:
+        return f"needs {-change.value:.1f} % fewer bits a {unit} than {first}"
+    if change.low >= least:
+        return f"loses: it needs {change.value:.1f} % more bits a {unit} than {first}"
+    if -least < change.low and change.high < least:
+        return f"and {first} are equal within {least} % ({change.value:+.1f} %)"
+    return f"and {first} cannot be told apart by {least} % ({change.value:+.1f} %)"
+
+
+def use_in_words(swap_delta: Interval) -> str:
+    """Whether a whole is used, by what another document's costs in bits a byte."""
+    if swap_delta.low >= SMALLEST_SWAP_DELTA:
+        return "is used"
+    if swap_delta.high < SMALLEST_SWAP_DELTA:
+        return f"is not used, by the {SMALLEST_SWAP_DELTA} bits a byte that count"
+    return f"is not shown to be used, by the {SMALLEST_SWAP_DELTA} bits a byte that count"
+
+
+def _budget(row: "ArmSummary", first: "ArmSummary") -> str:
+    """What the two arms share, in words."""
+    excess = row.training_flops / first.training_flops - 1
+    if abs(excess) <= 0.02:
+        return "at equal training FLOPs and data"
+    return f"on equal data with {excess:+.0%} training FLOPs"
+
+
+def scale(about: Mapping[str, Any], steps: int) -> str:
+    """How much of the recipe was run, where a time budget left something out; else nothing.
+
+    Args:
+        about: What is known of the study; see `counterpoint.recipes.study.run_study`.
+        steps: Steps that were taken.
+    """
+    budget = about.get("budget")
+    if not budget:
+        return ""
+    reference = max(budget["reference_steps"].values())
+    parts = []
+    if steps < reference:
+        parts.append(f"{steps:,} of its {reference:,} steps ({steps / reference:.0%}) were taken")
+    if budget["measured"] < 1:
+        parts.append(f"{budget['measured']:.0%} of its held-out units were scored")
+    if not parts:
+        return ""
+    return (
+        f"This is a part of the recipe that fits about {budget['minutes']:g} minutes here: "
+        f"{' and '.join(parts)}. All of it may end otherwise."
+    )

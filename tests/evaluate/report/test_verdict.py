@@ -1,0 +1,65 @@
+import pytest
+
+from counterpoint.evaluate.report.summary import ArmSummary
+from counterpoint.evaluate.report.verdict import scale, use_in_words, verdict
+from counterpoint.evaluate.statistics import Interval
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval(value=(low + high) / 2, low=low, high=high)
+
+
+def row(name: str, difference: Interval | None = None, swap: Interval | None = None) -> ArmSummary:
+    return ArmSummary(
+        name=name,
+        num_parameters=1,
+        training_flops=1.0,
+        training_size=1,
+        training_seconds=1.0,
+        bits_per_unit=interval(1, 2),
+        difference_percent=difference,
+        swap_delta=swap,
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-3.5, -3.1, "b needs 3.3 % fewer bits a byte than a at equal training FLOPs and data"),
+        (0.6, 2.0, "b loses: it needs 1.3 % more bits a byte than a"),
+        (-0.3, -0.1, "b and a are equal within 0.5 % (-0.2 %)"),
+        (-0.9, -0.1, "b and a cannot be told apart by 0.5 % (-0.5 %)"),
+        (-1.0, 1.2, "b and a cannot be told apart by 0.5 % (+0.1 %)"),
+    ],
+)
+def test_a_difference_counts_from_half_a_percent_on(low: float, high: float, words: str) -> None:
+    text = verdict([row("a"), row("b", interval(low, high))], "byte", 1)
+    assert text.startswith(words)
+    assert f"(95 % interval {low:+.1f} to {high:+.1f} %)" in text
+    assert text.endswith("One training seed: the intervals cover the choice of text only.")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.85, 0.97, "is used"),
+        (0.0001, 0.0004, "is not used, by the 0.01 bits a byte that count"),
+        (-0.002, 0.001, "is not used, by the 0.01 bits a byte that count"),
+        (0.001, 0.05, "is not shown to be used, by the 0.01 bits a byte that count"),
+    ],
+)
+def test_a_whole_is_used_from_a_hundredth_of_a_bit_on(low: float, high: float, words: str) -> None:
+    """After 60 steps a report said that the whole is used: +0.000 bits."""
+    assert use_in_words(interval(low, high)) == words
+    text = verdict([row("a", swap=interval(low, high))], "byte", 1)
+    assert f"The whole of a {words}: another" in text
+
+
+def test_a_part_of_a_recipe_is_called_one() -> None:
+    budget = {"minutes": 5.0, "reference_steps": {"a": 1100, "b": 1100}, "measured": 1.0}
+    assert scale({}, 40) == scale({"budget": None}, 40) == scale({"budget": budget}, 1100) == ""
+    text = scale({"budget": budget}, 275)
+    assert "fits about 5 minutes here: 275 of its 1,100 steps (25%) were taken." in text
+    text = scale({"budget": budget | {"measured": 0.5}}, 275)
+    assert "(25%) were taken and 50% of its held-out units were scored." in text
+    assert "here: 50% of its" in scale({"budget": budget | {"measured": 0.5}}, 1100)
