@@ -9,7 +9,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.progress import Progress
 from counterpoint.recipes import budget as budgets
-from counterpoint.recipes.budget import FILE, Budget, Plan, Trial, find_budget, fitted
+from counterpoint.recipes.budget import FILE, Budget, Plan, RunTiming, find_budget, fitted
 from counterpoint.recipes.duplex_small import duplex_small
 from counterpoint.recipes.first_run import first_run
 from counterpoint.train.config import ScheduleConfig
@@ -23,10 +23,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, *step_s: float, unit_s: float = 0.0
     """A machine on which steps take so long; gives the names of the runs that it times."""
     timed: list[str] = []
 
-    def time_run(run: Run, *rest: object) -> Trial:
+    def time_run(run: Run, *rest: object) -> RunTiming:
         timed.append(run.name)
         seconds = step_s[(len(timed) - 1) % len(step_s)]
-        return Trial(step_s=seconds, unit_s=unit_s, unit_size=1000, num_units=200)
+        return RunTiming(step_s=seconds, unit_s=unit_s, unit_size=1000, num_units=200)
 
     monkeypatch.setattr(budgets, "time_run", time_run)
     return timed

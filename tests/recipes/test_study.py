@@ -15,7 +15,7 @@ from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
-from counterpoint.recipes.budget import Trial, time_run
+from counterpoint.recipes.budget import RunTiming, time_run
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
 from counterpoint.train.config import FineTuneConfig, TrainConfig
@@ -235,7 +235,8 @@ def test_a_study_takes_as_many_steps_as_fit_and_says_so(
     monkeypatch.setattr("counterpoint.recipes.budget.time.perf_counter", lambda: 0.0)
     times = iter([0.01, 0.02])
     monkeypatch.setattr(
-        "counterpoint.recipes.budget.time_run", lambda *_: Trial(step_s=next(times), num_units=6)
+        "counterpoint.recipes.budget.time_run",
+        lambda *_: RunTiming(step_s=next(times), num_units=6),
     )
     progress = Screen()
     summary = run_study(study, tmp_path / "run", progress=Progress(progress), output=Screen())
@@ -256,7 +257,8 @@ def test_an_arm_is_timed_and_left_alone(finished: tuple[Study, Path, str, str]) 
     assert sorted(folder.parents[1].rglob("*")) == before
     assert 0 < trial.step_s < 10
     assert 0 < trial.unit_s < 10
-    assert (trial.num_units, trial.unit_size) == (6, pytest.approx(163, abs=60))
+    assert trial.num_units == 6
+    assert 100 < trial.unit_size < 250
 
 
 def test_minutes_are_those_of_the_study(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ _SLACK = 0.92  # a machine gets slower when it is warm, and checkpoints are writ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
+class RunTiming:
     """How long the pieces of a run take on this machine.
 
     Attributes:
@@ -182,37 +182,37 @@ def _choose(
     budget_s = 60 * minutes
     progress.note("timing some steps")
     trial_s = min(max(_TRIAL_SHARE * budget_s / len(runs), 1.0), _LONGEST_TRIAL_S)
-    trials = {run.name: time_run(run, world, progress, plan.block_ticks, trial_s) for run in runs}
-    measuring_s = plan.num_seeds * sum(_measuring_s(trial, plan) for trial in trials.values())
+    timings = {run.name: time_run(run, world, progress, plan.block_ticks, trial_s) for run in runs}
+    measuring_s = plan.num_seeds * sum(_measuring_s(timing, plan) for timing in timings.values())
     measured = min(_MOST_MEASURED * budget_s / max(measuring_s, 1e-9), 1.0)
     left_s = _SLACK * budget_s - (time.perf_counter() - begin) - measured * measuring_s
     left_s -= plan.reserve_s
-    needed_s = plan.num_seeds * sum(run.train.num_steps * trials[run.name].step_s for run in runs)
+    needed_s = plan.num_seeds * sum(run.train.num_steps * timings[run.name].step_s for run in runs)
     share = min(max(left_s, 0.0) / needed_s, 1.0)
     budget = Budget(
         minutes=minutes,
         num_steps={run.name: max(round(share * run.train.num_steps), 1) for run in runs},
         reference_steps={run.name: run.train.num_steps for run in runs},
-        step_seconds={name: float(f"{trial.step_s:.3g}") for name, trial in trials.items()},
+        step_seconds={name: float(f"{timing.step_s:.3g}") for name, timing in timings.items()},
         measured=round(measured, 3),
     )
     chosen: Budget = world.from_first(budget)
     return chosen
 
 
-def _measuring_s(trial: Trial, plan: Plan) -> float:
+def _measuring_s(timing: RunTiming, plan: Plan) -> float:
     """How long it takes to measure a trained model as planned."""
     if plan.evaluation is None:
         return 0.0
-    num_units = plan.evaluation.max_units or trial.num_units
+    num_units = plan.evaluation.max_units or timing.num_units
     # A whole is read, exchanged and left out.
     whole_ticks = 4 * plan.evaluation.whole_units * plan.evaluation.whole_ticks
-    return trial.unit_s * (num_units + whole_ticks / trial.unit_size)
+    return timing.unit_s * (num_units + whole_ticks / timing.unit_size)
 
 
 def time_run(
     run: Run, world: World, progress: Progress, block_ticks: int | None, seconds: float
-) -> Trial:
+) -> RunTiming:
     """Take some steps of a run, and forget them; all processes must call this.
 
     The first step, in which buffers are made and kernels compiled, does not count.
@@ -243,7 +243,7 @@ def time_run(
     step_s = (time.perf_counter() - begin) / taken
     units = data.held_out_units()
     if units is None or not len(units) or world.size > 1:
-        return Trial(step_s=step_s)
+        return RunTiming(step_s=step_s)
     system.eval()
     begin = time.perf_counter()
     with trainer.autocast():
@@ -251,7 +251,7 @@ def time_run(
     unit_s = (time.perf_counter() - begin) / len(scores)
     if run.train.evaluate_every:
         step_s += unit_s * min(len(units), EVALUATION_UNITS) / run.train.evaluate_every
-    return Trial(
+    return RunTiming(
         step_s=step_s,
         unit_s=unit_s,
         unit_size=sum(score.size for score in scores) / len(scores),

@@ -1,6 +1,6 @@
 import pytest
 
-from counterpoint.evaluate.report.summary import ArmSummary
+from counterpoint.evaluate.report.arm_summary import ArmSummary
 from counterpoint.evaluate.report.verdict import scale, use_in_words, verdict
 from counterpoint.evaluate.statistics import Interval
 
@@ -9,7 +9,7 @@ def interval(low: float, high: float) -> Interval:
     return Interval(value=(low + high) / 2, low=low, high=high)
 
 
-def row(name: str, difference: Interval | None = None, swap: Interval | None = None) -> ArmSummary:
+def row(name: str, swap: Interval | None = None) -> ArmSummary:
     return ArmSummary(
         name=name,
         num_parameters=1,
@@ -17,7 +17,6 @@ def row(name: str, difference: Interval | None = None, swap: Interval | None = N
         training_size=1,
         training_seconds=1.0,
         bits_per_unit=interval(1, 2),
-        difference_percent=difference,
         swap_delta=swap,
     )
 
@@ -33,7 +32,8 @@ def row(name: str, difference: Interval | None = None, swap: Interval | None = N
     ],
 )
 def test_a_difference_counts_from_half_a_percent_on(low: float, high: float, words: str) -> None:
-    text = verdict([row("a"), row("b", interval(low, high))], "byte", 1)
+    rows = [row("a"), row("b")]
+    text = verdict(rows, [(rows[1], rows[0], interval(low, high))], "byte", 1)
     assert text.startswith(words)
     assert f"(95 % interval {low:+.1f} to {high:+.1f} %)" in text
     assert text.endswith("One training seed: the intervals cover the choice of text only.")
@@ -51,7 +51,7 @@ def test_a_difference_counts_from_half_a_percent_on(low: float, high: float, wor
 def test_a_whole_is_used_from_a_hundredth_of_a_bit_on(low: float, high: float, words: str) -> None:
     """After 60 steps a report said that the whole is used: +0.000 bits."""
     assert use_in_words(interval(low, high)) == words
-    text = verdict([row("a", swap=interval(low, high))], "byte", 1)
+    text = verdict([row("a", swap=interval(low, high))], [], "byte", 1)
     assert f"The whole of a {words}: another" in text
 
 

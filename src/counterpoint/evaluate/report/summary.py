@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.arm_summary import ArmSummary
 from counterpoint.evaluate.report.verdict import scale, verdict
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
@@ -43,39 +44,6 @@ class Arm:
     def evaluations(self) -> tuple[Evaluation, ...]:
         """One a training seed."""
         return (self.evaluation, *self.others)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArmSummary:
-    """A row of the table.
-
-    Attributes:
-        name: The arm's name.
-        num_parameters: Trainable numbers.
-        training_flops: FLOPs of the whole run.
-        training_size: Bytes or frames learned from, repetitions counted.
-        training_seconds: Time in training steps.
-        bits_per_unit: Bits a byte or a frame on what is held out, over units.
-        difference_percent: Difference to the first arm, on the same units; ``None`` for the first.
-        streams: Nats a frame of each predicted stream, where several are predicted.
-        swap_delta: Bits/byte lost under the whole of another document.
-        none_delta: Bits/byte lost without any whole.
-        null_share: Attention on the null key.
-        effective_rank: Effective rank of the whole states.
-    """
-
-    name: str
-    num_parameters: int
-    training_flops: float
-    training_size: int
-    training_seconds: float
-    bits_per_unit: Interval
-    difference_percent: Interval | None = None
-    streams: Mapping[str, Interval] = field(default_factory=dict)
-    swap_delta: Interval | None = None
-    none_delta: Interval | None = None
-    null_share: float | None = None
-    effective_rank: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,22 +6,20 @@ excludes zero for differences that matter to nobody, and after a few steps every
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from counterpoint.evaluate.report.arm_summary import ArmSummary
 from counterpoint.evaluate.statistics import Interval
 from counterpoint.evaluate.whole import SMALLEST_SWAP_DELTA
 from counterpoint.streams.batch import ContentUnit
-
-if TYPE_CHECKING:
-    from counterpoint.evaluate.report.summary import ArmSummary
 
 SMALLEST_DIFFERENCE = 0.5
 """Percent of bits a unit by which arms must differ; training seeds alone differ by 0.2."""
 
 
 def verdict(
-    rows: Sequence["ArmSummary"],
-    pairs: Sequence[tuple["ArmSummary", "ArmSummary", Interval]],
+    rows: Sequence[ArmSummary],
+    pairs: Sequence[tuple[ArmSummary, ArmSummary, Interval]],
     unit: ContentUnit,
     num_seeds: int,
 ) -> str:
@@ -76,7 +74,7 @@ def use_in_words(swap_delta: Interval) -> str:
     return f"is not shown to be used, by the {SMALLEST_SWAP_DELTA} bits a byte that count"
 
 
-def _budget(row: "ArmSummary", first: "ArmSummary") -> str:
+def _budget(row: ArmSummary, first: ArmSummary) -> str:
     """What the two arms share, in words."""
     excess = row.training_flops / first.training_flops - 1
     if abs(excess) <= 0.02:
