@@ -44,11 +44,13 @@ def _seeds() -> None:
     np.random.seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _precision(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _precision() -> Iterator[None]:
     """Runs that leave their type open compute alike on every machine."""
     times = precision.ProductTimes(shape=(1, 1, 1), float32_s=1.0, bfloat16_s=1.0)
-    monkeypatch.setattr(precision, "time_products", lambda systems, device: times)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "time_products", lambda systems, device: times)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
