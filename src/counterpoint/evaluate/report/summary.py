@@ -128,9 +128,9 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
         f"{sum(first.sizes):,} {first.unit}s in {len(first.titles)} units of {', '.join(named)}"
     )
     part_of = scale(about, int(arms[0].counters["step"]))
-    by_name = {row.name: row for row in rows}
+    row_of = {row.name: row for row in rows}
     pairs = [(row, rows[0], row.difference_percent) for row in rows[1:] if row.difference_percent]
-    pairs += [(by_name[one.arm], by_name[one.other], one.difference_percent) for one in contrasts]
+    pairs += [(row_of[one.arm], row_of[one.other], one.difference_percent) for one in contrasts]
     found = verdict(rows, pairs, first.unit, len(arms[0].evaluations))
     return Summary(
         name=name,
