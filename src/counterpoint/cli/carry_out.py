@@ -7,6 +7,7 @@ from typing import Any
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.run_report import write_run_report
 from counterpoint.files import read_json
 from counterpoint.progress import Progress
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
@@ -81,6 +82,7 @@ def _train_run(
         return None
     if world.is_first:
         _tell(run, folder, result)
+        print(f"report: {write_run_report(folder)}")
         if isinstance(recipe, FineTuning):
             print(f"or: counterpoint export {folder} --merge --out FOLDER")
     return {

@@ -1,4 +1,4 @@
-"""The verb ``report``: make the report of a study again from what its folder holds."""
+"""The verb ``report``: make a report again from what the folder of a run or a study holds."""
 
 import sys
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ import tyro
 
 from counterpoint.errors import UserError, nearest_file
 from counterpoint.evaluate.report.report import write_report
+from counterpoint.evaluate.report.run_report import write_run_report
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.recipes.study import show
 
-_HELP = """Write report, pictures and summary of a study again.
+_HELP = """Write the report of a run again, or report, pictures and summary of a study.
 
 Example: counterpoint report runs/first_run
 """
@@ -23,7 +24,7 @@ class ReportOptions:
     """What ``report`` does.
 
     Attributes:
-        run: Folder of a study that `counterpoint train` wrote.
+        run: Folder of a run or a study that `counterpoint train` wrote.
     """
 
     run: tyro.conf.Positional[Path]
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
             f"The folder of a run or a study must exist: {str(options.run)!r} does not. "
             f"{nearest_file(options.run)}"
         )
-    summary = write_report(options.run)
-    show(summary, options.run, sys.stdout)
+    if (options.run / "checkpoints").is_dir():
+        print(write_run_report(options.run))
+    else:
+        show(write_report(options.run), options.run, sys.stdout)
     return 0

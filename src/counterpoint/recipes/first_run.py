@@ -20,8 +20,8 @@ def first_run() -> Study:
         name="first_run",
         purpose=(
             "A single-stream and a two-stream language model of bytes learn from the same rows of "
-            "the King James Bible in the same order, with equal training FLOPs a byte. Which one "
-            "predicts held-out books better, and is the whole used?"
+            "text in the same order, with equal training FLOPs a byte. Which one predicts what is "
+            "held out better, and is the whole used?"
         ),
         arms=(_arm("single_stream", control_system()), _arm("two_stream", two_stream_system())),
         evaluation=EvaluationConfig(whole_ticks=1024),

@@ -3,11 +3,12 @@
 import re
 from html.parser import HTMLParser
 
+import pytest
 import torch
 
 from counterpoint.evaluate.duplex.turns import measure_levels, take_turns
-from counterpoint.evaluate.report.conversation_figure import Talk, draw_conversation
-from counterpoint.evaluate.report.conversation_page import conversation_page
+from counterpoint.evaluate.report.conversation_figure import Talk, conversation_vector
+from counterpoint.evaluate.report.conversation_page import REAL_TIME, conversation_page
 from counterpoint.streams.timeline import Timeline
 from tests.evaluate.report.test_conversation_figure import RATE, example, word
 
@@ -44,13 +45,12 @@ def test_page_stands_alone_and_tells_the_turns() -> None:
     talk = example(words=words)
     source = "data:audio/wav;base64,AAAA"
     page = conversation_page(
-        talk, draw_conversation(talk), source, NUMBERS, {"prompt": "</script>"}
+        talk, conversation_vector(talk), source, NUMBERS, {"prompt": "</script>"}
     )
     reader = Reader()
     reader.feed(page)
     assert not reader.open
-    assert len(reader.sources) == 2
-    assert all(found.startswith("data:") for found in reader.sources)
+    assert [found for found in reader.sources if not found.startswith("#")] == [source]
     assert "a &lt;b&gt; &amp; c" in page
     assert page.count("</script>") == 1
     assert reader.rows[1:] == [
@@ -71,5 +71,12 @@ def test_page_of_silence_has_no_turns() -> None:
         found=take_turns((), (), 1.0),
         words=Timeline(),
     )
-    page = conversation_page(talk, draw_conversation(talk), "a.wav", NUMBERS, {})
+    page = conversation_page(talk, conversation_vector(talk), "a.wav", NUMBERS, {})
     assert "The user does not speak" in page
+
+
+@pytest.mark.parametrize(("factor", "late"), [("0.980", False), ("1.240", True), ("–", False)])
+def test_page_marks_a_model_that_is_slower_than_its_talk(factor: str, late: bool) -> None:
+    page = conversation_page(example(), "<svg></svg>", "a.wav", {REAL_TIME: factor}, {})
+    assert ('<div class="late">' in page) == late
+    assert ("cannot talk live" in page) == late

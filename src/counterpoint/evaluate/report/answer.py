@@ -22,8 +22,12 @@ from counterpoint.evaluate.duplex.turns import (
     speech_segments,
     take_turns,
 )
-from counterpoint.evaluate.report.conversation_figure import Talk, draw_conversation
-from counterpoint.evaluate.report.conversation_page import conversation_page
+from counterpoint.evaluate.report.conversation_figure import (
+    Talk,
+    conversation_vector,
+    draw_conversation,
+)
+from counterpoint.evaluate.report.conversation_page import REAL_TIME, conversation_page
 from counterpoint.files import shown
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.audio import audio_blocks
@@ -108,7 +112,7 @@ def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -
         "latency, median": _spelled(percentile(latencies, 0.5), "{:.2f} s"),
         "overlaps": f"{len(overlaps)} ({total_s:.1f} s)" if overlaps else "0",
         "the agent yielded": str(sum(o.yields and o.second == USER for o in overlaps)),
-        "real-time factor": _spelled(factor, "{:.3f}"),
+        REAL_TIME: _spelled(factor, "{:.3f}"),
         f"step p50 / p95, of {1000 / frame_rate_hz:g} ms": _spelled(
             p50, f"{{:.1f}} / {p95:.1f} ms"
         ),
@@ -135,8 +139,7 @@ def write_answer(
     events = talk.words.merge(as_timeline(talk.found))
     header = {"audio": shown(Path(output.name)), "left": AGENT, "right": USER, "options": settings}
     replace(events, header=header).write(paths[".timeline.jsonl"])
-    picture = draw_conversation(talk)
-    paths[".png"].write_bytes(picture)
+    paths[".png"].write_bytes(draw_conversation(talk))
     is_embedded = output.stat().st_size < _EMBEDDED_BYTES
     recording = output.read_bytes() if is_embedded else b""
     source = (
@@ -144,7 +147,7 @@ def write_answer(
         if recording
         else quote(os.fsencode(output.name))
     )
-    page = conversation_page(talk, picture, source, numbers, settings)
+    page = conversation_page(talk, conversation_vector(talk), source, numbers, settings)
     paths[".html"].write_text(page, encoding="utf-8")
 
 

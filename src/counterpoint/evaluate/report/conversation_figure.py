@@ -4,8 +4,8 @@ Long recordings go on in the next row, like a score: user above, agent below.
 """
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from counterpoint.evaluate.duplex.turns import Answer, Levels, Segment, TurnTaking
-from counterpoint.evaluate.report.figures import INK, PALETTE, STYLE, new_figure, to_png
+from counterpoint.evaluate.report.figures import (
+    INK,
+    PALETTE,
+    STYLE,
+    new_figure,
+    to_png,
+    without_glyph_warnings,
+)
+from counterpoint.evaluate.report.vector import to_svg
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -116,14 +124,28 @@ def draw_conversation(talk: Talk) -> bytes:
     Raises:
         UserError: The package ``matplotlib`` is missing.
     """
+    with _styled():
+        return to_png(conversation_figure(talk))
+
+
+def conversation_vector(talk: Talk) -> str:
+    """The picture as SVG for a page, whose colours it takes.
+
+    Raises:
+        UserError: The package ``matplotlib`` is missing.
+    """
+    with _styled():
+        return to_svg(conversation_figure(talk))
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
     new_figure(1, 1)  # says what to install before anything else needs it
     from matplotlib import rc_context
 
     style = {**STYLE, "savefig.dpi": _DOTS_PER_INCH, "axes.grid": False}
-    with rc_context(style), warnings.catch_warnings():
-        # Words of scripts that the font lacks are drawn as boxes.
-        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
-        return to_png(conversation_figure(talk))
+    with rc_context(style), without_glyph_warnings():  # scripts that the font lacks
+        yield
 
 
 def conversation_figure(talk: Talk) -> "Figure":

@@ -1,6 +1,5 @@
 """A conversation as a page that stands alone: its sound, its picture, its turns and its words."""
 
-import base64
 import html
 import json
 import math
@@ -8,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoint.evaluate.report.conversation_figure import Talk, moment, shown_rows
-from counterpoint.evaluate.report.report import STYLE as PAGE_STYLE
+from counterpoint.evaluate.report.page import made, page
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Timeline
 
@@ -20,10 +19,11 @@ _PAGE_STYLE = """
 .player { position: sticky; top: 0; z-index: 2; background: var(--paper); padding: .5rem 0; }
 .player audio { width: 100%; }
 .score { position: relative; cursor: pointer; line-height: 0; }
-.score img { width: 100%; }
+.score { min-width: 52rem; }
+.numbers .late { outline: 2px solid var(--accent); } .late b, p.late { color: var(--accent); }
 figcaption { font-size: .85rem; margin-top: .6rem; }
-#head { position: absolute; width: 2px; margin-left: -1px; background: #111; display: none;
-  pointer-events: none; box-shadow: 0 0 0 1px #ffffffb0; }
+#head { position: absolute; width: 2px; margin-left: -1px; background: var(--ink); display: none;
+  pointer-events: none; box-shadow: 0 0 0 1px var(--paper); }
 tr[data-at] { cursor: pointer; } tr[data-at]:hover { background: var(--card); }
 td.text, th.text { white-space: normal; text-align: left; min-width: 12rem; }
 .agent { color: #c8481f; } .user { color: #2a6f97; }
@@ -31,6 +31,14 @@ td.text, th.text { white-space: normal; text-align: left; min-width: 12rem; }
 .said { background: var(--card); border-radius: 6px; padding: .8rem 1rem; }
 .said span { cursor: pointer; border-radius: 3px; } .said span.on { background: #f0b27a88; }
 """
+
+REAL_TIME = "real-time factor"
+"""The number of a conversation that must be at most 1 for a live talk."""
+
+_LATE = (
+    "A real-time factor above 1: this machine takes longer than the recording lasts, so that the "
+    "model cannot talk live on it."
+)
 
 _SCRIPT = """
 const rows = ROWS, audio = document.querySelector("audio"), head = document.getElementById("head");
@@ -74,7 +82,7 @@ _NOTE = (
 
 def conversation_page(
     talk: Talk,
-    png: bytes,
+    picture: str,
     audio_source: str,
     numbers: Mapping[str, str],
     about: Mapping[str, Any],
@@ -83,43 +91,46 @@ def conversation_page(
 
     Args:
         talk: The conversation.
-        png: Its picture, of `draw_conversation`.
+        picture: Its picture, of `conversation_vector`.
         audio_source: Address of the recording: a data URL, or a file beside the page.
         numbers: What was measured, by its name.
         about: How it was made; JSON values.
     """
     title = html.escape(talk.title)
-    picture = base64.b64encode(png).decode()
     rows = _script_json([row._asdict() for row in shown_rows(talk)])
-    cards = "".join(
-        f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
-        for name, value in numbers.items()
-    )
-    details = html.escape(json.dumps(about, indent=1, ensure_ascii=False))
+    cards = "".join(_card(name, value) for name, value in numbers.items())
     body = [
         f"<h1>{title}</h1>",
         f'<div class="numbers">{cards}</div>',
+        f'<p class="late">{_LATE}</p>' if is_late(numbers) else "",
         f'<div class="player"><audio controls src="{html.escape(audio_source)}"></audio></div>',
         _score(title, picture),
         _turns_table(talk),
         _said(talk),
-        f"<h2>How this was made</h2><pre>{details}</pre>",
+        made({"Options": about}),
         f"<script>{_SCRIPT.replace('ROWS', rows)}</script>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{PAGE_STYLE}{_PAGE_STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
-    )
+    return page(talk.title, body, _PAGE_STYLE)
+
+
+def is_late(numbers: Mapping[str, str]) -> bool:
+    """Whether the model takes longer than what it hears and says lasts."""
+    try:
+        return float(numbers.get(REAL_TIME, "")) > 1
+    except ValueError:  # it was not measured
+        return False
+
+
+def _card(name: str, value: str) -> str:
+    kind = ' class="late"' if name == REAL_TIME and is_late({name: value}) else ""
+    return f"<div{kind}><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
 
 
 def _score(title: str, picture: str) -> str:
     """The picture, with a playhead over it."""
     return (
-        f'<figure><div class="score"><img alt="Waveforms and words: {title}" '
-        f'src="data:image/png;base64,{picture}"><div id="head"></div></div>'
+        f'<figure role="img" aria-label="Waveforms and words: {title}"><div class="wide">'
+        f'<div class="score">{picture}<div id="head"></div></div></div>'
         f"<figcaption>{html.escape(_NOTE)}</figcaption></figure>"
     )
 

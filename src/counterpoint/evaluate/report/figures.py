@@ -2,13 +2,16 @@
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from counterpoint.evaluate.report.summary import Arm
+from counterpoint.evaluate.report.vector import to_svg
 from counterpoint.evaluate.results import Positions
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.packages import optional_module
@@ -58,11 +61,17 @@ def new_figure(width: float, height: float) -> "Figure":
 def to_png(figure: "Figure") -> bytes:
     """The picture as the bytes of a PNG file."""
     stream = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that the font lacks are drawn as boxes.
-        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+    with without_glyph_warnings():
         figure.savefig(stream, format="png")
     return stream.getvalue()
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Letters that the font lacks are drawn as boxes, which needs no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+        yield
 
 
 def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
@@ -70,58 +79,135 @@ def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
     new_figure(1, 1)  # says what to install before anything else needs it
     from matplotlib import rc_context
 
-    from counterpoint.evaluate.report.passage_figure import passage_figure
-
     with rc_context({**STYLE}):
-        figures = {"curves.png": curves_figure(arms)}
-        if all(arm.evaluation.positions for arm in arms):
-            figures["positions.png"] = positions_figure(arms)
-        read = [arm for arm in arms if arm.evaluation.passage and arm.evaluation.passage.blocks]
-        if read:
-            control = next((arm for arm in arms if arm is not read[0]), None)
-            figures["streams.png"] = passage_figure(read[0], control)
+        figures = {"curves.png": curves_figure(curves_of(arms)), **_others(arms)}
         return {name: to_png(figure) for name, figure in figures.items()}
 
 
-def curves_figure(arms: Sequence[Arm]) -> "Figure":
+def draw_panels(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
+    """The same for a page: panels as SVG, narrow enough to stand one below the other."""
+    new_figure(1, 1)
+    from matplotlib import rc_context
+
+    with rc_context({**STYLE}), without_glyph_warnings():
+        panels = {name: (to_svg(figure),) for name, figure in _others(arms).items()}
+        return {"curves.png": curve_panels(curves_of(arms)), **panels}
+
+
+def curve_panels(curves: Sequence["Curve"]) -> tuple[str, ...]:
+    """A panel of SVG for each scale of learning curves."""
+    new_figure(1, 1)
+    from matplotlib import rc_context
+
+    with rc_context({**STYLE}), without_glyph_warnings():
+        return tuple(to_svg(curves_figure(curves, [scale])) for scale in SCALES)
+
+
+def _others(arms: Sequence[Arm]) -> dict[str, "Figure"]:
+    from counterpoint.evaluate.report.passage_figure import passage_figure
+
+    figures = {}
+    if all(arm.evaluation.positions for arm in arms):
+        figures["positions.png"] = positions_figure(arms)
+    read = [arm for arm in arms if arm.evaluation.passage and arm.evaluation.passage.blocks]
+    if read:
+        control = next((arm for arm in arms if arm is not read[0]), None)
+        figures["streams.png"] = passage_figure(read[0], control)
+    return figures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """How a run learned.
+
+    Attributes:
+        name: Names it.
+        unit: What bits are counted for: "byte" or "frame".
+        metrics: Lines of its ``metrics.jsonl``.
+        colour: Its colour.
+        final: Bits a unit of what is held out, at its end; ``None`` where that is not known.
+    """
+
+    name: str
+    unit: str
+    metrics: Sequence[Mapping[str, Any]]
+    colour: str
+    final: float | None = None
+
+
+class Scale(NamedTuple):
+    """What learning curves are drawn against."""
+
+    key: str
+    label: str
+    size: float
+    title: str
+
+
+SCALES = (
+    Scale("flops", "training FLOPs (10¹²)", 1e12, "Loss at equal compute"),
+    Scale("seconds", "training seconds", 1.0, "The same runs on the clock"),
+)
+
+
+def curves_of(arms: Sequence[Arm]) -> list[Curve]:
+    """The learning curves of the arms of a study."""
+    return [
+        Curve(
+            name=arm.name,
+            unit=arm.evaluation.unit,
+            metrics=arm.metrics,
+            colour=colour,
+            final=sum(arm.evaluation.bits) / sum(arm.evaluation.sizes),
+        )
+        for colour, arm in zip(_colours(arms), arms, strict=True)
+    ]
+
+
+def curves_figure(curves: Sequence[Curve], scales: Sequence[Scale] = SCALES) -> "Figure":
     """Training loss against FLOPs and against seconds, with the held-out result at the end."""
-    figure = new_figure(10, 4)
-    axes = figure.subplots(1, 2, sharey=True)
-    lowest = np.inf
-    highest = 0.0
-    finals = [sum(arm.evaluation.bits) / sum(arm.evaluation.sizes) for arm in arms]
-    for axis, (key, label, scale) in zip(
-        axes,
-        (("flops", "training FLOPs (10¹²)", 1e12), ("seconds", "training seconds", 1.0)),
-        strict=True,
-    ):
-        for colour, arm, final in zip(_colours(arms), arms, finals, strict=True):
-            rows = [row for row in arm.metrics if "loss" in row]
-            x = np.array([row[key] for row in rows]) / scale
-            y = np.array([row["loss"] for row in rows], float)  # None gives nan: a gap
-            smooth = _smooth(y, max(len(y) // 40, 1))
-            axis.plot(x, y, color=colour, alpha=0.15, linewidth=0.6)
-            axis.plot(x, smooth, color=colour, linewidth=1.8)
-            axis.plot(x[-1], final, "o", color=colour, markersize=7, markeredgecolor="white")
-            if key == "flops":  # colours say the rest
-                above = final >= max(finals)
-                _label(axis, x[-1], final, f"{arm.name}\nheld-out {final:.3f}", colour, above)
-            lowest = min(lowest, float(smooth.min()), final)
-            highest = max(highest, float(smooth[len(smooth) // 10 :].max()))
-        axis.set_xlabel(label)
+    figure = new_figure(5 * len(scales), 4)
+    axes = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]
+    finals = [curve.final for curve in curves if curve.final is not None]
+    ends = list[float]()
+    for axis, scale in zip(axes, scales, strict=True):
+        for curve in curves:
+            ends += _draw_curve(axis, curve, scale, finals, labelled=scale is scales[0])
+        axis.set_xlabel(scale.label)
         axis.margins(x=0.02)
-        axis.set_xlim(left=0, right=axis.get_xlim()[1] * (1.32 if key == "flops" else 1.03))
-    axes[0].set_ylabel(f"bits/{arms[0].evaluation.unit}")
-    height = highest - lowest + 0.02  # leaves room for a name below the lowest end
-    axes[0].set_ylim(lowest - 0.25 * height, highest + 0.1 * height)
-    axes[0].set_title("Loss at equal compute")
-    axes[1].set_title("The same runs on the clock")
+        axis.set_xlim(left=0, right=axis.get_xlim()[1] * (1.32 if scale is scales[0] else 1.03))
+        axis.set_title(scale.title)
+    axes[0].set_ylabel(f"bits/{curves[0].unit}")
+    lowest = min(ends)
+    height = max(ends) - lowest + 0.02  # leaves room for a name below the lowest end
+    axes[0].set_ylim(lowest - 0.25 * height, max(ends) + 0.1 * height)
     return figure
+
+
+def _draw_curve(
+    axis: "Axes", curve: Curve, scale: Scale, finals: Sequence[float], labelled: bool
+) -> list[float]:
+    """One curve with its end; gives what must be in sight."""
+    rows = [row for row in curve.metrics if "loss" in row]
+    x = np.array([row[scale.key] for row in rows]) / scale.size
+    y = np.array([row["loss"] for row in rows], float)  # None gives nan: a gap
+    smooth = _smooth(y, max(len(y) // 40, 1))
+    axis.plot(x, y, color=curve.colour, alpha=0.15, linewidth=0.6)
+    axis.plot(x, smooth, color=curve.colour, linewidth=1.8)
+    seen = [float(np.nanmin(smooth)), float(np.nanmax(smooth[len(smooth) // 10 :]))]
+    end = float(smooth[-1]) if curve.final is None else curve.final
+    text = curve.name
+    if curve.final is not None:
+        axis.plot(x[-1], end, "o", color=curve.colour, markersize=7, markeredgecolor="white")
+        text += f"\nheld-out {end:.3f}"
+    if labelled:  # elsewhere colours say the rest
+        _label(axis, x[-1], end, text, curve.colour, end >= max(finals, default=end))
+    return [*seen, end]
 
 
 def positions_figure(arms: Sequence[Arm]) -> "Figure":
     """Bits/byte by position since the start of a unit, with 95 % intervals over units."""
-    figure = new_figure(7.5, 4.2)
+    figure = new_figure(7, 4.2)
     axis = figure.subplots()
     found = [arm.evaluation.positions for arm in arms if arm.evaluation.positions]
     curves = [position_curve(positions) for positions in found]
@@ -144,9 +230,9 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
     axis.set_xticks(ticks, [f"{edge:,}" for edge in ticks])
     axis.minorticks_off()
     axis.set_xlim(right=axis.get_xlim()[1] * 1.9)
-    axis.set_xlabel("bytes since the start of the chapter")
+    axis.set_xlabel("bytes since the start of the text")
     axis.set_ylabel("held-out bits/byte")
-    axis.set_title("What the past is worth (bands: 95 % over chapters)")
+    axis.set_title("What the past is worth (bands: 95 % over texts)")
     return figure
 
 

@@ -33,9 +33,7 @@ def passage_figure(arm: Arm, control: Arm | None = None) -> "Figure":
     _draw_bits(parts[3], passage, other, (arm.name, control.name if control else ""))
     parts[0].set_xlim(-1, columns)
     stop = passage.first_tick + columns
-    parts[3].set_xlabel(
-        f"{passage.source}, bytes {passage.first_tick} to {stop - 1} of the chapter"
-    )
+    parts[3].set_xlabel(f"{passage.source}, bytes {passage.first_tick} to {stop - 1} of the text")
     figure.suptitle(
         f"{arm.name}: two streams over one passage", x=0.01, ha="left", fontsize=12, weight="bold"
     )

@@ -7,17 +7,15 @@ A study folder holds
 - ``report.html``, ``summary.json`` and the pictures: all of them are made from the files above.
 """
 
-import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.figures import draw_figures
+from counterpoint.evaluate.report.figures import draw_figures, draw_panels
+from counterpoint.evaluate.report.page import figure, learned_from, made, page, table
 from counterpoint.evaluate.report.summary import Arm, Summary, columns, spell, summarize
 from counterpoint.evaluate.results import Evaluation, load_evaluation
 from counterpoint.files import json_value, read_json, write_bytes, write_json, write_text
@@ -40,41 +38,18 @@ CAPTIONS: Mapping[str, str] = {
     "over links and heads; weights below 2 % are left out); each byte is also written under the "
     "plan of the newest finished block, which is not drawn. Bars show the attention that went to "
     "the null key, which means to nothing, and to older blocks, and what each byte cost.",
-    "positions.png": "Held-out bits/byte by the number of bytes since the start of the chapter. A "
+    "positions.png": "Held-out bits/byte by the number of bytes since the start of the text. A "
     "model that uses a longer past keeps falling to the right.",
 }
 _ABOUT_TIMES = "Seconds are those of training steps."
 NOTES: Mapping[ContentUnit, str] = {
     "byte": "Each byte is scored from its real past. Brackets: 95 % bootstrap interval over units; "
     "differences are paired. Swap-Δ: bits/byte lost when the whole is replaced by that of a "
-    f"chapter of another book. {_ABOUT_TIMES}",
+    f"text of another document. {_ABOUT_TIMES}",
     "frame": "Each frame is scored from its real past; bits a frame are those of all predicted "
     "streams, without weights. Brackets: 95 % bootstrap interval over rows; differences "
     f"are paired. {_ABOUT_TIMES}",
 }
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --soft: #667; --line: #ddd; --paper: #fff;
-  --card: #f6f6f4; --accent: #c8481f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a0a4ad; --line: #3a3d44;
-  --paper: #17181b; --card: #212327; --accent: #f08a63; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1180px; margin: 2rem auto 5rem; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
-p.soft, figcaption, small { color: var(--soft); }
-p.verdict { border-left: 4px solid var(--accent); padding-left: 1rem; font-size: 1.1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .82rem; }
-th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0 0; } figure img { max-width: 100%; background: #fff; border-radius: 6px; }
-.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }
-.texts div, pre { background: var(--card); border-radius: 6px; padding: .8rem 1rem; }
-.texts div { white-space: pre-wrap; font-family: Georgia, serif; }
-.texts b { display: block; font-family: system-ui, sans-serif; font-size: .85rem; }
-pre { overflow-x: auto; font-size: .85rem; }
-"""
 
 
 def load_arm(name: str, folders: Sequence[Path]) -> Arm:
@@ -130,56 +105,42 @@ def write_report(folder: Path) -> Summary:
     folders = about.get("folders") or {name: [name] for name in names}  # older studies had one seed
     arms = [load_arm(name, [folder / one for one in folders[name]]) for name in names]
     summary = summarize(about["name"], arms, about)
-    pictures = draw_figures(arms)
-    for name, content in pictures.items():
+    for name, content in draw_figures(arms).items():
         write_bytes(folder / name, content)
-    write_text(folder / "report.html", report_html(summary, arms, pictures))
+    write_text(folder / "report.html", report_html(summary, arms, draw_panels(arms)))
     write_json(folder / "summary.json", json_value(asdict(summary)))
     return summary
 
 
-def report_html(summary: Summary, arms: Sequence[Arm], pictures: Mapping[str, bytes]) -> str:
+def report_html(summary: Summary, arms: Sequence[Arm], panels: Mapping[str, Sequence[str]]) -> str:
     """The report as one HTML text without any outside reference."""
     heads, cells = columns(summary)
     about = summary.about
+    data = learned_from(arms[0].run.get("data", {}))
+    purpose = f"{about.get('purpose', '')} Learned from: {data}.".strip()
     body = [
         f"<h1>{html.escape(summary.name)}</h1>",
-        f'<p class="soft">{html.escape(str(about.get("purpose", "")))}</p>',
+        f'<p class="soft">{html.escape(purpose)}</p>',
         f'<p class="verdict">{html.escape(summary.verdict)}</p>',
-        _table(heads, cells),
+        table(heads, cells),
         f"<p><small>Held out: {html.escape(summary.held_out)}. {NOTES[summary.unit]}</small></p>",
-        *(_figure(name, pictures[name]) for name in TITLES if name in pictures),
+        *(
+            figure(TITLES[name], CAPTIONS[name], panels[name], wide=name == "streams.png")
+            for name in TITLES
+            if name in panels
+        ),
         _contrasts(summary),
         _by_stream(summary),
         _use_of_whole(summary, arms),
         _continuations(arms),
-        _details(about, arms),
+        made(
+            {
+                "Command, versions and machine": about,
+                "Full configs": {arm.name: arm.run for arm in arms},
+            }
+        ),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(summary.name)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
-    )
-
-
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in cells
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
-
-
-def _figure(name: str, png: bytes) -> str:
-    title = html.escape(TITLES[name])
-    data = base64.b64encode(png).decode()
-    return (
-        f'<h2>{title}</h2><figure><img alt="{title}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>"
-    )
+    return page(summary.name, body)
 
 
 def _contrasts(summary: Summary) -> str:
@@ -191,7 +152,7 @@ def _contrasts(summary: Summary) -> str:
     if not cells:
         return ""
     heads = ("arm", "compared with", f"difference in bits/{summary.unit}")
-    return "<h2>Declared contrasts</h2>" + _table(heads, cells)
+    return "<h2>Declared contrasts</h2>" + table(heads, cells)
 
 
 def _by_stream(summary: Summary) -> str:
@@ -203,7 +164,7 @@ def _by_stream(summary: Summary) -> str:
         (row.name, *(spell(row.streams.get(name), "{:.3f}") for name in names))
         for row in summary.rows
     ]
-    return f"<h2>Nats a {summary.unit} by stream</h2>" + _table(("arm", *names), cells)
+    return f"<h2>Nats a {summary.unit} by stream</h2>" + table(("arm", *names), cells)
 
 
 def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
@@ -237,11 +198,11 @@ def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
     )
     return (
         "<h2>Is the whole used?</h2>"
-        + _table(heads, cells)
+        + table(heads, cells)
         + "<p><small>Bits/byte, and bits/byte lost, on the first "
-        f"{config.whole_ticks:,} bytes of {config.whole_units} held-out chapters at most, "
-        "each beside a chapter of nearest length of another book. Rank: exponential of the entropy "
-        "of the normalised singular values of the whole states; 1 means that all are alike."
+        f"{config.whole_ticks:,} bytes of {config.whole_units} held-out units at most, "
+        "each beside the unit of nearest length of another document. Rank: exponential of the "
+        "entropy of the normalised singular values of the whole states; 1 means that all are alike."
         "</small></p>"
     )
 
@@ -265,14 +226,3 @@ def _continuations(arms: Sequence[Arm]) -> str:
             body.append(f"<div><b>{title}</b>{html.escape(one.text.strip())}</div>")
         body.append("</div>")
     return "".join(body)
-
-
-def _details(about: Mapping[str, Any], arms: Sequence[Arm]) -> str:
-    """Command, versions and the full configs."""
-    settings = {arm.name: arm.run for arm in arms}
-    return (
-        "<h2>How this was made</h2>"
-        f"<pre>{html.escape(json.dumps(about, indent=1, ensure_ascii=False))}</pre>"
-        "<details><summary>Full configs</summary>"
-        f"<pre>{html.escape(json.dumps(settings, indent=1, ensure_ascii=False))}</pre></details>"
-    )

@@ -122,7 +122,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
         Contrast(arm=a, other=b, difference_percent=_difference(by_name[a], by_name[b]))
         for a, b in about.get("contrasts", ())
     )
-    titles = [*dict.fromkeys(first.titles)]
+    titles = [*dict.fromkeys(title or "documents without a title" for title in first.titles)]
     named = titles if len(titles) <= _MAX_TITLES else [*titles[:_MAX_TITLES], "others"]
     held_out = (
         f"{sum(first.sizes):,} {first.unit}s in {len(first.titles)} units of {', '.join(named)}"

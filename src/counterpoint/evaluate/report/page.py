@@ -1,0 +1,99 @@
+"""The parts of which every page is made: one HTML text that needs nothing else."""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from counterpoint.evaluate.report.vector import colour_style
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #222; --soft: #667; --line: #ddd; --paper: #fff;
+  --card: #f6f6f4; --accent: #c8481f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a0a4ad; --line: #3a3d44;
+  --paper: #17181b; --card: #212327; --accent: #f08a63; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 1180px; margin: 2rem auto 5rem; padding: 0 1rem; overflow-wrap: break-word; }
+h1 { margin-bottom: 0; line-height: 1.2; } h2 { margin-top: 2.5rem; }
+p.soft, figcaption, small { color: var(--soft); }
+p.verdict { border-left: 4px solid var(--accent); padding-left: 1rem; font-size: 1.1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .82rem; }
+th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--paper); }
+figure { margin: 1rem 0 0; }
+figure .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr));
+  gap: 1rem; }
+figure svg { display: block; width: 100%; height: auto; fill: var(--ink); }
+figure .panels svg { max-width: 46rem; } figure .wide svg { min-width: 60rem; }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 1rem; }
+.texts div, pre { background: var(--card); border-radius: 6px; padding: .8rem 1rem; }
+.texts div { white-space: pre-wrap; font-family: Georgia, serif; }
+.texts b { display: block; font-family: system-ui, sans-serif; font-size: .85rem; }
+pre { overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
+"""
+
+
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: Names it; plain text.
+        body: Elements, one after the other; empty ones are left out.
+        style: More CSS.
+    """
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}{colour_style()}{style}</style>"
+        "</head>\n<body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
+    )
+
+
+def table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table of plain texts, which may be wider than the page."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in cells
+    )
+    content = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table>{content}</table></div>'
+
+
+def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = False) -> str:
+    """Panels side by side where there is room.
+
+    Args:
+        title: Heading and name; plain text.
+        caption: Stands below; plain text.
+        panels: SVG elements.
+        wide: Whether it is not made smaller for a narrow page, which then scrolls it.
+    """
+    kind = "wide" if wide else "panels"
+    name = html.escape(title, quote=True)
+    return (
+        f'<h2>{name}</h2><figure role="img" aria-label="{name}"><div class="{kind}">'
+        f"{''.join(panels)}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def made(parts: Mapping[str, Any]) -> str:
+    """How the content was made: JSON values, folded away."""
+    folded = "".join(
+        f"<details><summary>{html.escape(name)}</summary>"
+        f"<pre>{html.escape(json.dumps(value, indent=1, ensure_ascii=False))}</pre></details>"
+        for name, value in parts.items()
+    )
+    return f"<h2>How this was made</h2>{folded}"
+
+
+def learned_from(data: Mapping[str, Any]) -> str:
+    """What a run learned from, in words, by the JSON form of its data."""
+    source = data.get("source", data.get("train"))
+    if isinstance(source, Mapping):
+        kind, *place = [str(value) for value in source.values() if value is not None]
+        return " ".join(("the corpus", kind.lower(), *place[:1]))
+    return f"the recordings of {source}" if source else "data of its own"
