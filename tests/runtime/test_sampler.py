@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.runtime.sampler import Sampling, row_samplings, sample, seed_hashes, uniform
+from counterpoint.runtime.sampler import (
+    NO_ID,
+    Sampling,
+    row_samplings,
+    sample,
+    seed_hashes,
+    uniform,
+)
 
 SETTINGS = st.builds(
     Sampling,
@@ -99,6 +106,20 @@ def test_tiny_temperature_is_greedy_and_finite() -> None:
 def test_impossible_ids_are_never_drawn() -> None:
     logits = torch.tensor([0.0, -math.inf, 0.0, -math.inf])
     assert set(draws(logits, Sampling(), 500).tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("best", [-math.inf, math.inf, math.nan])
+@given(settings=SETTINGS)
+def test_scores_that_allow_no_id_give_none_and_touch_no_other_row(
+    best: float, settings: Sampling
+) -> None:
+    """speechturn#14: all scores minus infinity gave an id without a word."""
+    logits = torch.full((3, 9), -math.inf)
+    logits[0, 4] = 0.0
+    logits[1, 4] = best
+    logits[2] = torch.linspace(0, 3, 9)
+    alone = draw(logits[2:], settings)
+    assert draw(logits, settings, settings, settings) == [4, NO_ID, *alone]
 
 
 def test_uniform_is_even_and_uncorrelated_between_counts_and_seeds() -> None:

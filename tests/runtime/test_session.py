@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Ended
 from counterpoint.runtime.sessions import Sessions
-from counterpoint.systems.contract import System
+from counterpoint.systems.contract import Choose, System
 from tests.runtime import tiny
 from tests.systems.scoring import extend
 
@@ -183,6 +184,39 @@ def test_sessions_refuse_mistakes_in_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         wrong(sessions)
     assert "\n" not in str(caught.value)
+
+
+def forbids(system: System, ids: torch.Tensor) -> None:
+    """Let a model that has read one of these ids last allow no id."""
+    write = system.write
+
+    def forbidding(hidden: torch.Tensor, choose: Choose, state: object = None) -> object:
+        def narrowed(stream: str, codebook: int, scores: torch.Tensor) -> torch.Tensor:
+            bad = scores.argmax(-1, keepdim=True).eq(ids).any(1)
+            return choose(stream, codebook, scores.masked_fill(bad[:, None], -torch.inf))
+
+        return write(hidden, narrowed, state)
+
+    system.write = forbidding  # type: ignore[method-assign, assignment]
+
+
+def test_scores_that_allow_no_id_are_one_line_and_the_other_rows_go_on() -> None:
+    """speechturn#14: such a row sampled an id without a word."""
+    system = tiny.single_stream()
+    expected = continuation(system, [7, 8, 9], 6, Sampling(temperature=0))
+    other = continuation(system, PROMPT, 1, Sampling(temperature=0))
+    assert other[0] not in expected
+    forbids(system, torch.tensor(other))
+    sessions = Sessions(system, 3)
+    for row, prompt in ((0, PROMPT), (2, [7, 8, 9])):
+        sessions.start(row, Sampling(temperature=0))
+        sessions.feed({row: prompt})
+    with pytest.raises(UserError, match="must give scores that allow an id: in row 0") as caught:
+        sessions.step()
+    assert "\n" not in str(caught.value)
+    sessions.stop(0)
+    found = [int(sessions.step()[2]["part"]) for _ in range(5)]
+    assert found == expected[1:]
 
 
 def test_generate_refuses_an_empty_prompt() -> None:

@@ -225,8 +225,7 @@ def _sampled(
         return sample(logits, kind.rows, number)
     # In the order of their ids, so that the first of equal ones stays the first.
     likeliest = logits.topk(MOST_CANDIDATES).indices.sort().values
-    place = sample(logits.gather(1, likeliest), kind.rows, number)
-    ids = likeliest.gather(1, place[:, None])[:, 0]
+    ids = sample(logits.gather(1, likeliest), kind.rows, number, likeliest)
     if kind.wide is None:
         return ids
     return torch.where(kind.wide, sample(logits, kind.rows, number), ids)

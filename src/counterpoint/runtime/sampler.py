@@ -18,6 +18,9 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 _ALL = (1 << 63) - 1  # more ids than a vocabulary has
 
+NO_ID = -3
+"""What `sample` gives a row of which no score is finite, or one is no number: no id is possible."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -95,9 +98,12 @@ def row_samplings(samplings: Sequence[Sampling], device: torch.device | str) -> 
 
 
 def sample(
-    logits: Float[Tensor, "B V"], rows: RowSamplings, number: Float[Tensor, " B"]
+    logits: Float[Tensor, "B V"],
+    rows: RowSamplings,
+    number: Float[Tensor, " B"],
+    ids: Int[Tensor, "B V"] | None = None,
 ) -> Int[Tensor, " B"]:
-    """Choose one id a row.
+    """Choose one id a row, or `NO_ID` where the scores allow none.
 
     A choice depends on the row's scores, its settings and its number alone: not on other rows and
     not on the size of the batch.
@@ -106,6 +112,7 @@ def sample(
         logits: Scores of the ids.
         rows: Settings of each row.
         number: Decides among the ids that a row keeps; see `uniform`.
+        ids: What the scores are of; by default their places.
     """
     scores, order = logits.double().sort(dim=-1, descending=True, stable=True)
     # Scores are differences to the highest before they are divided: no temperature overflows.
@@ -123,7 +130,25 @@ def sample(
         last = torch.minimum(last, limit.sum(-1, keepdim=True) - 1).clamp(min=0)
     point = number[:, None] * below.gather(1, last)
     place = torch.searchsorted(below, point, right=True).minimum(last)
-    return order.gather(1, place)[:, 0]
+    chosen = order.gather(1, place) if ids is None else ids.gather(1, order.gather(1, place))
+    # The sum is no number where the highest score is none, or is not finite.
+    return torch.where(below[:, -1].isnan(), NO_ID, chosen[:, 0])
+
+
+def check_possible(rows: Sequence[int], ids: Int[Tensor, "n K"]) -> None:
+    """Refuse ids among which is `NO_ID`.
+
+    Raises:
+        UserError: One is; the message names the first such row.
+    """
+    impossible = ids == NO_ID
+    if impossible.any():
+        row = rows[int(impossible.any(1).nonzero()[0])]
+        raise UserError(
+            f"A model must give scores that allow an id: in row {row} all are minus infinity, or "
+            "one is infinite or no number. Stop the row; look at the model's weights, and at what "
+            "it was given."
+        )
 
 
 def seed_hashes(seeds: Sequence[int], device: torch.device | str) -> Int[Tensor, " B"]:

@@ -31,7 +31,7 @@ from counterpoint.runtime.given import (
     parse_frame,
 )
 from counterpoint.runtime.prefix import check_prefix
-from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.sampler import Sampling, check_possible
 from counterpoint.runtime.session import Ended, Frame, Session, Streaming
 from counterpoint.streams import schedule
 from counterpoint.streams.spec import UNSET_ID, Ticks
@@ -414,6 +414,7 @@ class Sessions:
                 session.note(sampled[place])
             if ticks[place] >= session.first_said:
                 frames[row] = complete[place]
+        check_possible(written, said)
         return frames
 
     def _choices_of(self, rows: Sequence[int]) -> RowChoices:
