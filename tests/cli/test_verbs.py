@@ -89,6 +89,24 @@ def test_device_that_cannot_be_used_is_refused(
     assert "must be auto, cpu or one that torch can use: got meta" in capsys.readouterr().err
 
 
+def test_single_run_has_a_report_that_says_what_was_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("runs/small/report.html")
+    before = path.read_text()
+    for told in (
+        "TwoStream learned from the corpus folder texts",
+        "3 of 3 steps of 2 rows",
+        "<svg",
+    ):
+        assert told in before
+    assert "King James" not in before
+    path.unlink()
+    assert out(capsys, "report", "runs/small") == f"{path}\n"
+    assert path.read_text() == before
+    assert "the corpus folder texts" in Path("runs/pair/report.html").read_text()
+
+
 def test_info_shows_a_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = out(capsys, "info", "runs/small")
     assert "small: TwoStream" in shown

@@ -47,7 +47,7 @@ def _page(run: Mapping[str, Any], counters: Mapping[str, Any], rows: list[dict[s
     measured = [row for row in rows if "evaluation" in row]
     last = measured[-1]["evaluation"] if measured else {}
     bits = next((name for name in last if name.startswith("bits_per_")), None)
-    unit = bits.removeprefix("bits_per_") if bits else "unit"
+    unit = bits.removeprefix("bits_per_") if bits else "frame" if "row_s" in run["data"] else "byte"
     said = (
         f"{system} learned from {learned_from(run['data'])}: {counters['step']:,} of "
         f"{train['num_steps']:,} steps of {train['batch_rows']} rows, {counters['size']:,} "
@@ -69,7 +69,7 @@ def _page(run: Mapping[str, Any], counters: Mapping[str, Any], rows: list[dict[s
     body = [
         f"<h1>{html.escape(run['name'])}</h1>",
         f'<p class="soft">{html.escape(said)}</p>',
-        f'<p class="verdict">{html.escape(found or "Nothing was held out.")}</p>',
+        f'<p class="verdict">{html.escape(found or "What is held out was not measured.")}</p>',
         figure("Learning", _CAPTION, curve_panels([curve])) if curve.metrics else "",
         "<h2>Held out, after steps</h2>" + table(("step", *last), cells) if cells else "",
         made({"Full config": run}),
