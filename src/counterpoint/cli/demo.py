@@ -35,7 +35,7 @@ Example: counterpoint demo
 _OWN = "Ruth"
 _OTHER = "Revelation"
 _VERSES = 1
-_SAMPLING = Sampling(temperature=0.5, seed=2)
+_SAMPLING = Sampling(temperature=0.5, seed=1)
 _NUM_TICKS = 240
 _COLUMN = 46
 
