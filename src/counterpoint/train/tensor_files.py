@@ -122,7 +122,12 @@ def compacted(weights: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor
 
 def expanded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as they are computed with: matrices of 8 bits as float32, all others as they are."""
-    scales = {name + _SCALE for name, weight in weights.items() if weight.dtype == torch.int8}
+    # Maps that a run keeps in 8 bits have scales of another name and are merged elsewhere.
+    scales = {
+        name + _SCALE
+        for name, weight in weights.items()
+        if weight.dtype == torch.int8 and name + _SCALE in weights
+    }
     return {
         name: weight * weights[name + _SCALE][:, None] if name + _SCALE in scales else weight
         for name, weight in weights.items()
