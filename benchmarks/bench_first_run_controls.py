@@ -22,7 +22,7 @@ from counterpoint.evaluate.score import bits_per_byte, score
 from counterpoint.progress import Progress
 from counterpoint.recipes.first_run import control_system, first_run
 from counterpoint.systems import build_system
-from counterpoint.train.checkpoint import load_weights
+from counterpoint.train.checkpoint import load_weights, read_manifest
 from counterpoint.train.loop import train
 from counterpoint.train.optimizer import build_optimizer
 from counterpoint.train.reporter import RunReporter
@@ -53,7 +53,8 @@ def measure(run: Run, folder: Path, block_ticks: int) -> dict[str, Any]:
     if not result.finished:
         raise SystemExit("Stopped: run it again to go on.")
     system.load_state_dict(load_weights(result.checkpoint))
-    with torch.autocast("cpu", torch.bfloat16):
+    half = read_manifest(result.checkpoint)["train"]["precision"] == "bfloat16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         lengths = corpus.tokenizer.byte_lengths
         scores = score(system.eval(), corpus.held_out, lengths, block_ticks=block_ticks)
     flops = system.flops_per_tick(run.text_data.row_ticks, training=True)

@@ -1,7 +1,7 @@
 import pytest
 
 from counterpoint.evaluate.report.arm_summary import ArmSummary
-from counterpoint.evaluate.report.verdict import scale, use_in_words, verdict
+from counterpoint.evaluate.report.verdict import is_enough, scale, use_in_words, verdict
 from counterpoint.evaluate.statistics import Interval
 
 
@@ -62,4 +62,11 @@ def test_a_part_of_a_recipe_is_called_one() -> None:
     assert "fits about 5 minutes here: 275 of its 1,100 steps (25%) were taken." in text
     text = scale({"budget": budget | {"measured": 0.5}}, 275)
     assert "(25%) were taken and 50% of its held-out units were scored." in text
+    assert text.endswith("All of it may end otherwise.")
+    text = scale({"budget": budget}, 54)
+    assert text.endswith(
+        "too little to compare anything. Run it with more minutes in another folder."
+    )
+    assert [is_enough({"budget": budget}, steps) for steps in (54, 55)] == [False, True]
+    assert is_enough({}, 1)
     assert "here: 50% of its" in scale({"budget": budget | {"measured": 0.5}}, 1100)

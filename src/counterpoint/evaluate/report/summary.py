@@ -8,7 +8,7 @@ import numpy as np
 
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.arm_summary import ArmSummary
-from counterpoint.evaluate.report.verdict import scale, verdict
+from counterpoint.evaluate.report.verdict import is_enough, scale, verdict
 from counterpoint.evaluate.results import Evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.streams.batch import ContentUnit
@@ -127,11 +127,14 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
     held_out = (
         f"{sum(first.sizes):,} {first.unit}s in {len(first.titles)} units of {', '.join(named)}"
     )
-    part_of = scale(about, int(arms[0].counters["step"]))
+    steps = int(arms[0].counters["step"])
+    part_of = scale(about, steps)
     row_of = {row.name: row for row in rows}
     pairs = [(row, rows[0], row.difference_percent) for row in rows[1:] if row.difference_percent]
     pairs += [(row_of[one.arm], row_of[one.other], one.difference_percent) for one in contrasts]
-    found = verdict(rows, pairs, first.unit, len(arms[0].evaluations))
+    found = ""
+    if is_enough(about, steps):
+        found = verdict(rows, pairs, first.unit, len(arms[0].evaluations))
     return Summary(
         name=name,
         unit=first.unit,

@@ -17,6 +17,10 @@ SMALLEST_DIFFERENCE = 0.5
 """Percent of bits a unit by which arms must differ; training seeds alone differ by 0.2."""
 
 
+LEAST_SHARE = 0.05
+"""Share of a recipe's steps from which on its arms are compared; before, they have hardly begun."""
+
+
 def verdict(
     rows: Sequence[ArmSummary],
     pairs: Sequence[tuple[ArmSummary, ArmSummary, Interval]],
@@ -44,13 +48,15 @@ def verdict(
         for row in rows
         if row.swap_delta is not None
     ]
+    return " ".join([*sentences, _covered(unit, num_seeds)])
+
+
+def _covered(unit: ContentUnit, num_seeds: int) -> str:
+    """What the intervals cover."""
     noun = "text" if unit == "byte" else "recordings"
-    sentences.append(
-        f"One training seed: the intervals cover the choice of {noun} only."
-        if num_seeds == 1
-        else f"{num_seeds} training seeds: the intervals cover them and the choice of {noun}."
-    )
-    return " ".join(sentences)
+    if num_seeds == 1:
+        return f"One training seed: the intervals cover the choice of {noun} only."
+    return f"{num_seeds} training seeds: the intervals cover them and the choice of {noun}."
 
 
 def _difference(change: Interval, unit: ContentUnit, first: str) -> str:
@@ -82,11 +88,22 @@ def _budget(row: ArmSummary, first: ArmSummary) -> str:
     return f"on equal data with {excess:+.0%} training FLOPs"
 
 
+def is_enough(about: Mapping[str, Any], steps: int) -> bool:
+    """Whether so many steps allow to compare; without a time budget a recipe says what is enough.
+
+    Args:
+        about: What is known of the study; see `counterpoint.recipes.study.run_study`.
+        steps: Steps that were taken.
+    """
+    budget = about.get("budget")
+    return not budget or steps >= LEAST_SHARE * max(budget["reference_steps"].values())
+
+
 def scale(about: Mapping[str, Any], steps: int) -> str:
     """How much of the recipe was run, where a time budget left something out; else nothing.
 
     Args:
-        about: What is known of the study; see `counterpoint.recipes.study.run_study`.
+        about: See `is_enough`.
         steps: Steps that were taken.
     """
     budget = about.get("budget")
@@ -100,7 +117,13 @@ def scale(about: Mapping[str, Any], steps: int) -> str:
         parts.append(f"{budget['measured']:.0%} of its held-out units were scored")
     if not parts:
         return ""
+    text = (
+        f"This is the part of the recipe that fits about {budget['minutes']:g} minutes here: "
+        f"{' and '.join(parts)}."
+    )
+    if is_enough(about, steps):
+        return f"{text} All of it may end otherwise."
     return (
-        f"This is a part of the recipe that fits about {budget['minutes']:g} minutes here: "
-        f"{' and '.join(parts)}. All of it may end otherwise."
+        f"{text} That is too little to compare anything. Run it with more minutes in another "
+        "folder."
     )
