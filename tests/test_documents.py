@@ -1,10 +1,13 @@
 """Pages tell the truth: their Python runs as it stands, and their links and commands exist."""
 
+import contextlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from counterpoint.cli.main import VERBS, main
 from tests.test_architecture import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,3 +39,30 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
     files = [target for target in targets if "://" not in target and "reference/" not in target]
     assert [file for file in files if not (page.parent / file).exists()] == []
+
+
+def _commands() -> list[str]:
+    """Every command of the pages, without what a comment says about it."""
+    pages = [re.sub(r"\\\n\s*", "", page.read_text()) for page in PAGES]
+    lines = [line.strip() for page in pages for line in page.splitlines()]
+    found = [line.split("  #")[0].strip() for line in lines if line.startswith("counterpoint ")]
+    return sorted({line for line in found if line.split()[1] in VERBS})
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_have_the_options_that_pages_show(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, verb, *words = shlex.split(command)
+    # A recipe or a preset has options of its own.
+    subject = words[:1] if verb in ("train", "study", "info") else []
+    if subject and ("runs/" in subject[0] or subject[0].isupper() or ".py" in subject[0]):
+        subject = []
+    with contextlib.suppress(SystemExit):
+        main([verb, *subject, "--help-all"])
+    shown = capsys.readouterr().out
+    assert shown
+    if subject or verb not in ("train", "study", "info"):
+        for word in words:
+            if word.startswith("--"):
+                assert word.split("=")[0] in shown, word

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from counterpoint import cli
-from counterpoint.cli.main import main
+from counterpoint.cli.main import VERBS, main
 from counterpoint.recipes.loading import recipe_names
 from tests.cli import examples
-
-VERBS = ("train", "generate", "talk", "synthesize", "evaluate", "report", "info")
 
 
 @pytest.fixture(autouse=True)

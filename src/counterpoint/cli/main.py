@@ -13,7 +13,7 @@ from counterpoint.errors import UserError, nearest, nearest_file
 from counterpoint.packages import missing_package
 from counterpoint.processes import INTERRUPTED, interruptible
 
-_VERBS = (
+VERBS = (
     "demo",
     "train",
     "generate",
@@ -101,10 +101,10 @@ def _run(arguments: list[str]) -> int:
         print(f"counterpoint {_version('counterpoint')}")
         print(f"torch {_version('torch')}, Python {platform.python_version()}")
         return 0
-    if verb not in _VERBS:
+    if verb not in VERBS:
         raise UserError(
-            f"The first word must be one of {', '.join(_VERBS)}: got {verb!r}. "
-            f"{nearest(verb, _VERBS)}"
+            f"The first word must be one of {', '.join(VERBS)}: got {verb!r}. "
+            f"{nearest(verb, VERBS)}"
         )
     status: int = importlib.import_module(f"counterpoint.cli.{verb}").main(rest)
     return status
