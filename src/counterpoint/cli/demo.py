@@ -10,7 +10,6 @@ from textwrap import wrap
 from counterpoint.cli.running import Running
 from counterpoint.cli.talk import TalkOptions, answer
 from counterpoint.data.text.documents import kjv
-from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.evaluate.report.conversation_lines import finding_lines, transcript_lines
 from counterpoint.evaluate.whole import price_of_another
@@ -18,8 +17,7 @@ from counterpoint.files import shown
 from counterpoint.packages import MissingPackageError
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.runtime.choices import SpeechChoices
-from counterpoint.runtime.generate import generate
-from counterpoint.runtime.load import Loaded, load
+from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.shipped import FOLDER, TALKS, WRITES
 from counterpoint.runtime.threads import few_threads
@@ -105,7 +103,10 @@ def _write() -> None:
     for line in wrap(prompt, 2 * _COLUMN):
         print(f"   {line}")
     with few_threads(loaded.system):
-        left, right = (_continued(loaded, prompt, whole) for whole in (None, foreign))
+        left, right = (
+            "".join(loaded.write(prompt, _SAMPLING, _NUM_TICKS, whole_from=whole))
+            for whole in (None, foreign)
+        )
         paid, more = price_of_another(loaded.system, loaded.tokenizer, own.text(), foreign)
     heads = ("under its own whole it goes on:", f"under the whole of {other.heading}:")
     print(f"\n   {heads[0]:{_COLUMN}}  {heads[1]}")
@@ -118,22 +119,3 @@ def _write() -> None:
         f'   yours:   counterpoint generate {WRITES} --prompt "And God said" --temperature 0.5\n'
         f"            {FOLDER / WRITES / 'README.md'}"
     )
-
-
-def _continued(loaded: Loaded, prompt: str, whole_from: str | None) -> str:
-    """What the model writes behind a prompt, under its own whole or that of another text."""
-    tokenizer = loaded.tokenizer
-    before = _ids(tokenizer, prompt)
-    written = generate(
-        loaded.system,
-        before,
-        _SAMPLING,
-        _NUM_TICKS,
-        end_id=tokenizer.end_id,
-        whole_from=None if whole_from is None else _ids(tokenizer, whole_from),
-    )
-    return "".join(text_pieces(tokenizer, written, before))
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return [tokenizer.start_id, *tokenizer.encode(text).tolist()]

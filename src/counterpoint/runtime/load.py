@@ -1,7 +1,7 @@
 """Load a model with what belongs to it: one function for every verb, example and notebook."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,15 @@ from counterpoint.data.text.tokenizer import (
     ModelIds,
     Tokenizer,
     load_tokenizer,
+    text_pieces,
 )
 from counterpoint.errors import UserError
 from counterpoint.files import read_json
 from counterpoint.formats import PublishedModel, find_format
 from counterpoint.runtime.choices import FrameSampling
+from counterpoint.runtime.generate import generate
 from counterpoint.runtime.hub import PREFIX, download, is_on_hub
+from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.shipped import find_shipped
 from counterpoint.runtime.talk import Talker
 from counterpoint.streams.spec import Layout
@@ -86,6 +89,35 @@ class Loaded:
         if self.published is not None:
             return open_published(self.published)
         return check_vocabulary(self.system.layout, self.trained_by.text_data.tokenizer)
+
+    def write(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        num_ticks: int = 256,
+        *,
+        whole_from: str | None = None,
+    ) -> Iterator[str]:
+        """Continue a text, piece by piece.
+
+        Args:
+            prompt: What is continued; empty starts a new text.
+            sampling: How ids are chosen.
+            num_ticks: Most ids to write.
+            whole_from: Another text, at least as long as the prompt, under whose whole it goes on.
+
+        Raises:
+            UserError: As `tokenizer` and `counterpoint.generate`.
+        """
+        tokenizer = self.tokenizer
+        before = [tokenizer.start_id, *tokenizer.encode(prompt).tolist()]
+        other = None
+        if whole_from is not None:
+            other = [tokenizer.start_id, *tokenizer.encode(whole_from).tolist()]
+        written = generate(
+            self.system, before, sampling, num_ticks, end_id=tokenizer.end_id, whole_from=other
+        )
+        return text_pieces(tokenizer, written, before)
 
     @cached_property
     def talker(self) -> Talker:
