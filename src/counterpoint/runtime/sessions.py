@@ -245,7 +245,8 @@ class Sessions:
         if not checked:
             return {}
         rows = list(checked)
-        self._queue.keep([(self._with_twins([row]), what) for row, what in checked.items()])
+        told = {row: what for row, what in checked.items() if what.ids or what.floats}
+        self._queue.keep([(self._with_twins([row]), what) for row, what in told.items()])
         self._read_columns([row for row in rows if self[row].is_written])
         return self._write_columns(rows)
 
@@ -404,10 +405,9 @@ class Sessions:
         sampled = said[:, 0].tolist() if self._is_text else None
         complete = self._queue.frames(ticks, said)
         frames = {}
-        for place, row in enumerate(written):
-            if row in self._leads:
+        for place, (row, session) in enumerate(zip(written, sessions, strict=True)):
+            if session is None or row in self._leads:
                 continue
-            session = self[row]
             session.has_read = session.is_written = True
             session.num_drawn += 1
             if sampled is not None:
