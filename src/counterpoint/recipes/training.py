@@ -54,17 +54,18 @@ def train_run(
     """
     progress = Progress() if progress is None else progress
     keep_large_buffers()
-    choice = settle_precision(run.train.precision, [sketch(run.system)], [folder], world)
+    system = begun_system(run.system, run.train.fine_tune, run.train.seed).to(world.device)
+    data = run.data.prepare(
+        system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
+    )
+    # What is wrong with the data is told before anything is measured.
+    choice = settle_precision(run.train.precision, [system], [folder], world)
     if choice.why and world.is_first:
         progress.note(choice.why)
     run = replace(run, train=replace(run.train, precision=choice.precision))
     budget = find_budget([run], run.minutes, folder, world, progress)
     if budget is not None:
         run = budget.fit(run)
-    system = begun_system(run.system, run.train.fine_tune, run.train.seed).to(world.device)
-    data = run.data.prepare(
-        system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
-    )
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     measured = measure_end or run.train.evaluate_every > 0
