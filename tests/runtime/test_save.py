@@ -217,10 +217,10 @@ class Hub:
         if name not in self.files:
             return respond(404, headers={"X-Error-Code": "RepoNotFound"}, json={"error": "none"})
         if "/tree/" in path:
-            content = self.files[name]
+            own = self.files[name]
             entries = [
-                {"type": "file", "path": file, "size": len(content[file]), "oid": COMMIT}
-                for file in content
+                {"type": "file", "path": file, "size": len(own[file]), "oid": COMMIT}
+                for file in own
             ]
             return respond(200, json=entries)
         if path.startswith("/api/models/"):
