@@ -183,7 +183,7 @@ def test_evaluate_refuses_another_text(trained: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("runs/small --prompt " + 300 * "x", "window of 260 ticks: got 301"),
+        ("runs/small --prompt " + 300 * "x", "window of 263 ticks: got 301"),
         ("runs/small --prompt abc --whole-from abcdef", "must finish 2 blocks or more"),
         ("runs/small --prompt abcdefghijkl --whole-from abc", "as the prompt, 3: got 1"),
         (
