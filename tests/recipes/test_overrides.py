@@ -2,6 +2,7 @@ from pathlib import Path
 
 from counterpoint.cli.carry_out import Recipe
 from counterpoint.data.text.corpus import Folder
+from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.systems.two_stream import TwoStreamConfig
@@ -13,7 +14,7 @@ def test_every_recipe_of_the_library_loads() -> None:
     assert "first_run" in recipe_names()
     assert "study" not in recipe_names()
     for name in recipe_names():
-        assert isinstance(load_recipe(name), Recipe)
+        assert isinstance(load_recipe(name), Recipe | Grid)
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest(tmp_path: Path) -> None:
