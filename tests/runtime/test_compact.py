@@ -13,6 +13,7 @@ from counterpoint.runtime.choices import FrameSampling, SpeechChoices
 from counterpoint.runtime.compact import export_checkpoint
 from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.save import save
 from counterpoint.train.checkpoint import load_weights
 from counterpoint.train.tensor_files import Stored, compacted, expanded
 from tests.cli.talkers import write_run
@@ -60,24 +61,32 @@ def test_exported_model_is_whole_where_it_is_moved(run: Path, tmp_path: Path) ->
     assert loaded.trained_by == load(run).trained_by
 
 
-def test_tokeniser_file_goes_with_the_model(run: Path, tmp_path: Path) -> None:
+def test_tokeniser_and_codec_go_with_the_model(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (path,) = (tmp_path / "run" / "checkpoints").iterdir()
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["digest"]
     manifest["format"] = 1
-    manifest["run"]["data"]["tokenizer"] = str(tmp_path / "words.model")
+    files = {"tokenizer": tmp_path / "words.model", "codec": tmp_path / "mimi.safetensors"}
+    manifest["run"]["data"] |= {field: str(file) for field, file in files.items()}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"tokeniser must be there .*words\.model is not"):
-        export_checkpoint(tmp_path / "run", tmp_path / "small")
-    (tmp_path / "words.model").write_bytes(b"pieces")
+    for field, file in files.items():
+        with pytest.raises(UserError, match=rf"must still be where they were: .*{file.name} is mi"):
+            export_checkpoint(tmp_path / "run", tmp_path / "small")
+        file.write_text(field)
     export_checkpoint(tmp_path / "run", tmp_path / "small")
-    (tmp_path / "words.model").unlink()
-    data = load(tmp_path / "small").trained_by.speech_data
-    assert Path(data.tokenizer) == tmp_path / "small" / "words.model"
-    assert Path(data.tokenizer).read_bytes() == b"pieces"
-    written = json.loads((tmp_path / "small" / "manifest.json").read_text())
-    assert written["run"]["data"]["tokenizer"] == "words.model"
+    save(load(tmp_path / "run"), tmp_path / "saved")
+    for name in ("small", "saved"):
+        (tmp_path / name).rename(tmp_path / f"{name}_moved")
+    for file in files.values():
+        file.unlink()
+    for folder in (tmp_path / "small_moved", tmp_path / "saved_moved"):
+        data = load(folder).trained_by.speech_data
+        for field, file in files.items():
+            assert Path(getattr(data, field)) == folder / file.name
+            assert (folder / file.name).read_text() == field
+        written = json.loads((folder / "manifest.json").read_text())["run"]["data"]
+        assert (written["tokenizer"], written["codec"]) == ("words.model", "mimi.safetensors")
 
 
 def test_whole_numbers_stay_and_zero_rows_are_zero() -> None:

@@ -22,7 +22,7 @@ with adapters only these are written, to be used beside the model that they were
 `counterpoint talk MODEL --lora FOLDER`.
 
 `--form counterpoint` writes a small checkpoint of this library instead, of any system: without the
-state of its optimiser and with its tokeniser beside it.
+state of its optimiser and with its codec and its tokeniser beside it.
 
 Example: counterpoint export runs/finetune_moshi --merge --out my_moshi
 """

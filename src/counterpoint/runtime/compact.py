@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from counterpoint.runtime.load import SAMPLING, file_beside, find_checkpoint, load_run
-from counterpoint.runtime.save import with_tokenizer_beside, write_checkpoint
+from counterpoint.runtime.save import with_files_beside, write_checkpoint
 from counterpoint.train.checkpoint import load_weights
 from counterpoint.train.manifest import Counters, read_manifest
 from counterpoint.train.tensor_files import Stored, compacted
@@ -24,14 +24,17 @@ def export_checkpoint(path: Path, folder: Path, weights: Stored = "bfloat16") ->
         weights: How the weights are stored; see `counterpoint.train.tensor_files.compacted`.
 
     Raises:
-        UserError: There is no checkpoint, it is damaged, or its tokeniser is missing.
+        UserError: There is no checkpoint, it is damaged, or its tokeniser or codec is
+            missing.
         OSError: The folder cannot be written, or is not empty.
     """
     path = find_checkpoint(path)
     manifest = read_manifest(path)
-    run, tokenizer = with_tokenizer_beside(load_run(path))
+    run, beside = with_files_beside(load_run(path))
     # Adapters are merged into what `load_weights` gives.
     run = replace(run, train=replace(run.train, fine_tune=None))
+    sampling = file_beside(path, SAMPLING)
+    beside += [] if sampling is None else [sampling]
     write_checkpoint(
         folder,
         manifest["system"],
@@ -39,5 +42,5 @@ def export_checkpoint(path: Path, folder: Path, weights: Stored = "bfloat16") ->
         compacted(load_weights(path), weights),
         run,
         counters=Counters(**manifest["counters"]),
-        beside=[file for file in (tokenizer, file_beside(path, SAMPLING)) if file is not None],
+        beside=beside,
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -366,10 +366,10 @@ def load_run(path: Path) -> Run:
         raise AssertionError("decode returns what it is asked for")
     if not isinstance(run.data, DataConfig | SpeechData):
         return run
-    tokenizer = file_beside(path, run.data.tokenizer)
-    if tokenizer is None:
-        return run
-    return replace(run, data=replace(run.data, tokenizer=str(tokenizer)))
+    fields = ("tokenizer", "codec") if isinstance(run.data, SpeechData) else ("tokenizer",)
+    files = {field: file_beside(path, getattr(run.data, field)) for field in fields}
+    names: dict[str, Any] = {field: str(file) for field, file in files.items() if file is not None}
+    return replace(run, data=replace(run.data, **names))
 
 
 def file_beside(path: Path, name: str) -> Path | None:

@@ -162,10 +162,10 @@ def _save_own(system: System, folder: Path, loaded: Loaded | None) -> None:
     run = None if loaded is None else loaded.run
     beside: list[Path] = []
     if run is not None and loaded is not None:
-        run, tokenizer = with_tokenizer_beside(run)
+        run, beside = with_files_beside(run)
         run = replace(run, train=replace(run.train, fine_tune=None))  # adapters were merged
-        found = (tokenizer, file_beside(loaded.path, SAMPLING))
-        beside = [file for file in found if file is not None]
+        sampling = file_beside(loaded.path, SAMPLING)
+        beside += [] if sampling is None else [sampling]
     write_checkpoint(
         folder,
         type(system).__name__,
@@ -211,21 +211,21 @@ def write_checkpoint(
         write_json(partial / MANIFEST, written)
 
 
-def with_tokenizer_beside(run: Run) -> tuple[Run, Path | None]:
-    """A run whose tokeniser lies beside its checkpoint, and the file to put there, if it is one.
+def with_files_beside(run: Run) -> tuple[Run, list[Path]]:
+    """A run whose tokeniser and codec lie beside its checkpoint, and those that are files.
 
     Raises:
-        UserError: The file is gone.
+        UserError: One of these is gone.
     """
-    if not isinstance(run.data, DataConfig | SpeechData) or run.data.tokenizer == "bytes":
-        return run, None
-    file = Path(run.data.tokenizer)
-    if not file.is_file():
-        raise UserError(
-            f"The tokeniser must be there to be exported with the model: {file} is not. Copy it "
-            "into the folder of the checkpoint."
-        )
-    return replace(run, data=replace(run.data, tokenizer=file.name)), file
+    if not isinstance(run.data, DataConfig | SpeechData):
+        return run, []
+    names = {"tokenizer": run.data.tokenizer}
+    if isinstance(run.data, SpeechData):
+        names["codec"] = run.data.codec
+    existing = {field: _existing(name) for field, name in names.items()}
+    files = {field: file for field, file in existing.items() if file is not None}
+    beside: dict[str, Any] = {field: file.name for field, file in files.items()}
+    return replace(run, data=replace(run.data, **beside)), [*files.values()]
 
 
 def _card(system: System, name: str) -> str:
