@@ -53,6 +53,8 @@ def fail(item: int) -> int:
         raise Picky("two")
     if item == 3:
         os._exit(7)
+    if item == 4:
+        raise KeyboardInterrupt  # as training that was told to stop ends a cell of a grid
     return item
 
 
@@ -85,6 +87,14 @@ def test_what_goes_wrong_there_is_raised_here(
     with pytest.raises(kind, match=message):
         list(work_in_processes(fail, [0, item], 1))
     assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_told_to_stop_shows_no_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(OSError, match="ended with status 1"):
+        list(work_in_processes(fail, [4], 1))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_closing_ends_the_processes() -> None:

@@ -133,7 +133,8 @@ def _serve(work: Callable[[Any], Any], pipe: Any) -> None:
         while True:
             (item,) = pipe.recv()
             pipe.send_bytes(_done(work, item))
-    except (SystemExit, EOFError, OSError):  # what was half written is gone; nobody waits
+    except (SystemExit, KeyboardInterrupt, EOFError, OSError):
+        # What was half written is gone, training that was stopped is saved, and nobody waits.
         os._exit(1)
 
 
