@@ -10,6 +10,7 @@ import pytest
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
 from counterpoint.evaluate.statistics import bootstrap_difference, holm
+from counterpoint.evaluate.tasks import answer
 from counterpoint.progress import Progress
 from counterpoint.recipes import grid as module
 from counterpoint.recipes.grid import (
@@ -105,10 +106,21 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
         run_grid(replace(grid, num_items=9), tmp_path, progress=quiet())
 
 
-def test_learning_rates_are_chosen_on_seeds_that_are_not_reported(tmp_path: Path) -> None:
+def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = tiny_grid(learning_rates=(1e-3, 1e-2), arms=tiny_grid().arms[:1])
+    asked: list[list[str]] = []
+
+    def answers(system: Any, data: Any, items: Any) -> Any:
+        asked.append([item.text for item in items])
+        return answer(system, data, items)
+
+    monkeypatch.setattr(module, "answer", answers)
     records = run_grid(grid, tmp_path, progress=quiet())
     assert {record["seed"] for record in records} == {0}
+    assert asked[0] == asked[1]
+    assert not set(asked[0]) & set(asked[2])
     tuned = [
         Cell(task="hierarchy", arm="a", learning_rate=rate, seed=100)
         for rate in grid.learning_rates

@@ -2,9 +2,9 @@
 
 A cell is one small run: an arm learns a task with a learning rate and a seed, and answers items
 that no run has learned from. Every finished cell is a Parquet file, so a grid that was stopped goes
-on where it was, with the same outcome. Learning rates are chosen on seeds of their own: for each
-arm and task the rate with the best primary score on ``tuning_seeds`` is the one that is reported on
-``seeds``.
+on where it was, with the same outcome. Learning rates are chosen on seeds and items of their own:
+for each arm and task the rate with the best primary score on ``tuning_seeds`` is the one that is
+reported on ``seeds``.
 """
 
 import shutil
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from counterpoint.config_json import encode
+from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.source import HELD_OUT_SEED, TaskData
 from counterpoint.digests import json_digest
@@ -288,10 +289,9 @@ def run_cell(grid: Grid, folder: Path, cell: Cell) -> str:
     if not result.finished:
         raise KeyboardInterrupt
     trained = cast("System", load_system(result.checkpoint))
-    # Every run answers the same items.
-    task = TASKS[cell.task]
-    items = [task.item(HELD_OUT_SEED - 1, number) for number in range(grid.num_items)]
+    items = _items(grid, cell)
     given = list(answer(trained, data, items))
+    task = TASKS[cell.task]
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
     scores = task.score(items, given)
     record = {
@@ -313,6 +313,12 @@ def run_cell(grid: Grid, folder: Path, cell: Cell) -> str:
     )
     shutil.rmtree(work)
     return cell.key
+
+
+def _items(grid: Grid, cell: Cell) -> list[Item]:
+    """What a cell is asked: the same of every arm, and other items where a rate is chosen."""
+    seed = HELD_OUT_SEED - 1 - (cell.seed in grid.tuning_seeds)
+    return [TASKS[cell.task].item(seed, number) for number in range(grid.num_items)]
 
 
 def _path(folder: Path, cell: Cell) -> Path:
