@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ from counterpoint.data.tasks.items import (
 )
 from counterpoint.data.tasks.part_whole import TASKS, PartWholeTask
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
+from counterpoint.data.tasks.part_whole.audit import StreamAudit
+from counterpoint.data.tasks.part_whole.cloze import KeyedCloze
+from counterpoint.data.tasks.part_whole.logbook import Logbook
+from counterpoint.data.tasks.part_whole.navon import Navon
+from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
+from counterpoint.data.tasks.part_whole.sections import Sections
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
@@ -171,3 +178,36 @@ def test_items_can_be_written_for_other_models(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="stand in the text"):
         list(read_items(tmp_path / "off.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("task", "knobs"),
+    [
+        (RandomHierarchy, {"num_symbols": 4, "num_rules": 4}),  # no leaf is ever decided
+        (RandomHierarchy, {"num_levels": 0}),
+        (Navon, {"num_blocks": 30}),
+        (Navon, {"num_blocks": 4}),
+        (Navon, {"num_letters": 2}),
+        (StreamAudit, {"num_registers": 30}),
+        (KeyedCloze, {"num_blocks": 3}),
+        (KeyedCloze, {"block_symbols": 4}),
+        (Sections, {"num_sections": 30}),
+        (Sections, {"num_keys": 30}),
+        (Sections, {"num_sections": 1, "num_keys": 2}),
+    ],
+)
+def test_knobs_that_no_item_can_have_are_refused(task: Any, knobs: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="must"):
+        task(**knobs)
+
+
+def test_knobs_for_which_no_item_is_found_are_told() -> None:
+    with pytest.raises(UserError, match="of 20,000 logs none has 20, with 48 events"):
+        Logbook(margin=20).item(0, 0)
+    with pytest.raises(UserError, match="of 100 sentences with 12 rules none"):
+        RandomHierarchy(num_symbols=13, num_rules=12, num_levels=2).item(0, 0)
+
+
+def test_a_third_of_a_log_may_name_one_entity_alone() -> None:
+    task = Logbook(num_events=12, num_entities=3, margin=1)
+    assert [len(task.item(0, number).answers) for number in range(30)] == [3] * 30

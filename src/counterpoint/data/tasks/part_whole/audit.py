@@ -7,6 +7,7 @@ from string import ascii_lowercase
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, draw, of_kind
+from counterpoint.errors import UserError
 
 _RIGHT = "."
 _WRONG = "!"
@@ -30,6 +31,10 @@ class StreamAudit:
     num_registers: int = 4
     num_steps: int = 60
     claim_share: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_registers <= 26:
+            raise UserError(f"`num_registers` must be 1 to 26: got {self.num_registers}.")
 
     @property
     def most_symbols(self) -> int:

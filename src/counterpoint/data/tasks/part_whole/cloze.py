@@ -17,6 +17,7 @@ from counterpoint.data.tasks.items import (
     of_kind,
     right_answers,
 )
+from counterpoint.errors import UserError
 
 _SYMBOLS = digits + ascii_letters + "+-"  # 64
 _CUES = "!#$%&()*,./:;<>?"  # 16
@@ -43,6 +44,13 @@ class KeyedCloze:
     block_symbols: int = 12
     num_cues: int = 4
     noise: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.num_blocks <= 3 or not 1 <= self.num_cues < self.block_symbols:
+            raise UserError(
+                "A text must have more than 3 blocks, with fewer cues than a block has symbols: "
+                f"got {self.num_blocks}, {self.num_cues} and {self.block_symbols}."
+            )
 
     @property
     def most_symbols(self) -> int:

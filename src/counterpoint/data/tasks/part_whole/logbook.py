@@ -19,6 +19,7 @@ from counterpoint.data.tasks.items import (
 from counterpoint.errors import UserError
 
 _VALUES = "0123456789abcdef"
+_MOST_LOGS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,7 @@ class Logbook:
         leader, misleader = rng.sample(entities, 2)
         misleading = rng.choice((0, 1, 2, 2))
         suffix = "" if misleading == 2 else ", end agrees"
-        while True:
+        for _ in range(_MOST_LOGS):
             who = [
                 entity
                 for third in range(3)
@@ -70,6 +71,12 @@ class Logbook:
             ]
             if self._holds(who, leader, misleader, misleading):
                 break
+        else:
+            raise UserError(
+                f"`margin` must be such that a log can be found: of {_MOST_LOGS:,} logs none has "
+                f"{self.margin}, with {self.num_events} events of {self.num_entities} entities. "
+                "Lower it, or take fewer entities."
+            )
         events = [(entity, rng.choice(_VALUES)) for entity in who]
         last = dict(events)
         asked = rng.choice([entity for entity in sorted(last) if entity != leader])
@@ -132,7 +139,8 @@ class Logbook:
 def _lead(who: list[str], entity: str) -> int:
     """Events by which an entity is ahead of all others."""
     counts = Counter(who)
-    return counts[entity] - max(count for one, count in counts.items() if one != entity)
+    others = (count for one, count in counts.items() if one != entity)
+    return counts[entity] - max(others, default=0)
 
 
 def _answers(events: list[tuple[str, str]], asked: str, rng: random.Random) -> Replies:

@@ -16,6 +16,7 @@ from counterpoint.data.tasks.items import (
     draw,
     right_answers,
 )
+from counterpoint.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,18 @@ class Navon:
     period: int = 4
     majority: float = 0.6
     num_letters: int = 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.period < self.num_blocks <= 26:
+            raise UserError(
+                "A text must have up to 26 blocks, more than its motif has letters: got "
+                f"{self.num_blocks} and {self.period}."
+            )
+        if not max(self.period, 2) <= self.num_letters <= 26 or self.block_symbols < 2:
+            raise UserError(
+                "Letters must be as many as the motif has, 2 to 26, and a block have 2 cells or "
+                f"more: got {self.num_letters} and {self.block_symbols}."
+            )
 
     @property
     def most_symbols(self) -> int:

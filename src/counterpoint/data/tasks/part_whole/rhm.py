@@ -19,6 +19,7 @@ from counterpoint.data.tasks.items import (
 from counterpoint.errors import UserError
 
 _MISSING = "_"
+_MOST_SENTENCES = 100
 Rules = tuple[dict[int, tuple[tuple[int, int], ...]], ...]
 """By level from the root: the pairs that each symbol may become."""
 
@@ -48,11 +49,14 @@ class RandomHierarchy:
     grammar: int = 0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_symbols <= 26 or not 1 <= self.num_rules <= self.num_symbols:
+        # With as many rules as symbols every pair is one, and nothing decides a missing leaf.
+        if not 2 <= self.num_symbols <= 26 or not 1 <= self.num_rules < self.num_symbols:
             raise UserError(
-                "A grammar must have 2 to 26 symbols and at most as many rules for each: got "
+                "A grammar must have 2 to 26 symbols and fewer rules for each than symbols: got "
                 f"{self.num_symbols} and {self.num_rules}."
             )
+        if self.num_levels < 1:
+            raise UserError(f"`num_levels` must be >= 1: got {self.num_levels}.")
 
     @property
     def most_symbols(self) -> int:
@@ -63,7 +67,7 @@ class RandomHierarchy:
         """See `ScoredTask.item`."""
         rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
         rng = draw(seed, number)
-        while True:
+        for _ in range(_MOST_SENTENCES):
             root = rng.randrange(self.num_symbols)
             leaves = [root]
             for level in rules:
@@ -72,6 +76,11 @@ class RandomHierarchy:
             missing = next((at for at in order if len(_fitting(rules, leaves, at)) == 1), None)
             if missing is not None:
                 break
+        else:
+            raise UserError(
+                f"`num_rules` must leave leaves that follow from all others: of {_MOST_SENTENCES} "
+                f"sentences with {self.num_rules} rules none has one. Lower it."
+            )
         shown = "".join(ascii_lowercase[leaf] for leaf in leaves)
         writer = Writer()
         writer.write(shown[:missing] + _MISSING + shown[missing + 1 :] + " J=")

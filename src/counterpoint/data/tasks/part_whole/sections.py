@@ -16,6 +16,7 @@ from counterpoint.data.tasks.items import (
     of_kind,
     right_answers,
 )
+from counterpoint.errors import UserError
 
 _VALUES = digits + ascii_letters + "+-"  # 64
 _FILLER = "".join(symbol for symbol in punctuation if symbol not in "+-=")
@@ -40,6 +41,18 @@ class Sections:
     num_keys: int = 8
     num_questions: int = 4
     filler: int = 8
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.num_sections <= 26 and 1 <= self.num_keys <= 26):
+            raise UserError(
+                "A text must have up to 26 sections with up to 26 keys: got "
+                f"{self.num_sections} and {self.num_keys}."
+            )
+        if not 1 <= self.num_questions <= self.num_sections * self.num_keys:
+            raise UserError(
+                "`num_questions` must be 1 to the number of values, "
+                f"{self.num_sections * self.num_keys}: got {self.num_questions}."
+            )
 
     @property
     def most_symbols(self) -> int:
