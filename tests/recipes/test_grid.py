@@ -27,6 +27,7 @@ from counterpoint.recipes.grid import (
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
+from counterpoint.train.loop import DivergedError
 from tests.systems.tiny_models import tower
 
 
@@ -129,6 +130,29 @@ def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
     assert records[0]["learning_rate"] == chosen["hierarchy", "a"]
     with pytest.raises(UserError, match="must not be reported"):
         tiny_grid(tuning_seeds=(0,))
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+    one = tiny_grid().arms[:1]
+    grid = tiny_grid(learning_rates=(1e30, 1e-3), arms=one)
+    assert run_grid(grid, tmp_path / "both", progress=quiet())[0]["learning_rate"] == 1e-3
+    with pytest.raises(DivergedError, match="must be finite"):
+        run_grid(tiny_grid(learning_rates=(1e30,), arms=one), tmp_path / "one", progress=quiet())
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        {"seeds": (0, 0)},
+        {"tuning_seeds": (7, 7)},
+        {"tasks": ("navon", "navon")},
+        {"learning_rates": (1e-3, 1.00000001e-3)},
+    ],
+)
+def test_what_stands_twice_is_refused(twice: dict[str, Any]) -> None:
+    """It would be counted as two seeds, and the intervals would be too narrow."""
+    with pytest.raises(UserError, match="must be different"):
+        tiny_grid(**twice)
 
 
 def test_the_better_rate_is_chosen_and_the_lower_of_two_equal_ones() -> None:

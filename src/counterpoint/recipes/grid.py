@@ -4,7 +4,7 @@ A cell is one small run: an arm learns a task with a learning rate and a seed, a
 that no run has learned from. Every finished cell is a Parquet file, so a grid that was stopped goes
 on where it was, with the same outcome. Learning rates are chosen on seeds and items of their own:
 for each arm and task the rate with the best primary score on ``tuning_seeds`` is the one that is
-reported on ``seeds``.
+reported on ``seeds``. A rate with which learning diverges is not chosen.
 """
 
 import shutil
@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +38,7 @@ from counterpoint.systems.contract import System, state_bytes
 from counterpoint.train.checkpoint import load_system
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World
+from counterpoint.train.loop import DivergedError
 from counterpoint.train.run import Run
 
 GRID = "grid.json"
@@ -108,6 +110,17 @@ class Grid:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise UserError(f"`tasks` must be some of {', '.join(TASKS)}: got {self.tasks}.")
+        rates = tuple(f"{rate:g}" for rate in self.learning_rates)  # as cells are named
+        for field_name, values in (
+            ("tasks", self.tasks),
+            ("seeds", self.seeds),
+            ("tuning_seeds", self.tuning_seeds),
+            ("learning_rates", rates),
+        ):
+            if len(set(values)) < len(values):
+                raise UserError(
+                    f"`{field_name}` must be different, for each is counted once: got {values}."
+                )
         if set(self.seeds) & set(self.tuning_seeds):
             raise UserError(
                 f"Seeds that choose learning rates must not be reported: got {self.tuning_seeds} "
@@ -283,28 +296,18 @@ def run_cell(grid: Grid, folder: Path, cell: Cell) -> str:
     )
     work = folder / "work" / cell.key
     begin = time.perf_counter()
-    result = train_run(
-        run, work, World(), measure_end=False, progress=Progress(quiet=True), loggers=()
-    )
-    if not result.finished:
-        raise KeyboardInterrupt
-    trained = cast("System", load_system(result.checkpoint))
-    items = _items(grid, cell)
-    given = list(answer(trained, data, items))
-    task = TASKS[cell.task]
-    counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
-    scores = task.score(items, given)
-    record = {
-        "cell": cell.key,
-        "task": cell.task,
-        "arm": cell.arm,
-        "learning_rate": cell.learning_rate,
-        "seed": cell.seed,
-        "score": scores.get(task.primary, 0.0),
-        "scores": [{"name": name, "value": value} for name, value in scores.items()],
-        "numerators": [above for above, _ in counts],
-        "denominators": [below for _, below in counts],
-    }
+    try:
+        result = train_run(
+            run, work, World(), measure_end=False, progress=Progress(quiet=True), loggers=()
+        )
+    except DivergedError:
+        if cell.seed not in grid.tuning_seeds:
+            raise
+        record = _record(cell, float("-inf"))  # a rate that is too high is not chosen
+    else:
+        if not result.finished:
+            raise KeyboardInterrupt
+        record = _answered(grid, cell, data, result.checkpoint)
     _write_records(_path(folder, cell), [record])
     # How long it took is no outcome: a grid that was killed gives the same files.
     write_json(
@@ -313,6 +316,36 @@ def run_cell(grid: Grid, folder: Path, cell: Cell) -> str:
     )
     shutil.rmtree(work)
     return cell.key
+
+
+def _answered(grid: Grid, cell: Cell, data: TaskData, checkpoint: Path) -> dict[str, Any]:
+    """The record of a cell that was trained."""
+    trained = cast("System", load_system(checkpoint))
+    items = _items(grid, cell)
+    given = list(answer(trained, data, items))
+    task = TASKS[cell.task]
+    scores = task.score(items, given)
+    counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
+    return _record(cell, scores.get(task.primary, 0.0), scores, counts)
+
+
+def _record(
+    cell: Cell,
+    score: float,
+    scores: Mapping[str, float] = MappingProxyType({}),
+    counts: Sequence[tuple[int, int]] = (),
+) -> dict[str, Any]:
+    return {
+        "cell": cell.key,
+        "task": cell.task,
+        "arm": cell.arm,
+        "learning_rate": cell.learning_rate,
+        "seed": cell.seed,
+        "score": score,
+        "scores": [{"name": name, "value": value} for name, value in scores.items()],
+        "numerators": [above for above, _ in counts],
+        "denominators": [below for _, below in counts],
+    }
 
 
 def _items(grid: Grid, cell: Cell) -> list[Item]:
