@@ -203,6 +203,8 @@ def test_a_difference_that_is_there_is_found_and_none_is_not() -> None:
 def test_holm_corrects_step_by_step() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+    untested = holm([0.01, float("nan"), 0.02])
+    assert untested == pytest.approx([0.02, float("nan"), 0.02], nan_ok=True)
 
 
 def test_tables_tell_scores_floors_costs_and_differences(tmp_path: Path) -> None:

@@ -114,13 +114,16 @@ def bootstrap_difference(
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values of several tests at once, corrected so that all claims hold together.
 
+    What is ``nan`` was not tested: it stays, and corrects nothing.
+
     Source: Holm, Scand. J. Statist. 6 (1979).
     """
-    order = sorted(range(len(p_values)), key=lambda number: p_values[number])
-    corrected = [0.0] * len(p_values)
+    tested = [number for number, p_value in enumerate(p_values) if not np.isnan(p_value)]
+    order = sorted(tested, key=lambda number: p_values[number])
+    corrected = [float("nan")] * len(p_values)
     largest = 0.0
     for rank, number in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[number]))
         corrected[number] = largest
     return corrected
 
