@@ -7,6 +7,7 @@ from typing import Any
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.data.speech.folders import (
+    HELD_OUT,
     FolderOfData,
     find_recordings,
     parse_folder,
@@ -207,7 +208,7 @@ def _lists(study: FineTuning, folder: Path, progress: Progress) -> tuple[list[We
         write_list(learned, path)
         lists.append(WeightedList(path=str(path), weight=source.weight))
         progress.note(_described(source, len(learned), len(kept)))
-    path = folder / "lists" / "held_out.jsonl"
+    path = folder / "lists" / f"{HELD_OUT}.jsonl"
     if not held_out:
         return lists, ""
     write_list(held_out, path)

@@ -115,6 +115,20 @@ def test_data_is_named_with_its_weight(calls: Path, monkeypatch: pytest.MonkeyPa
         parse_folder("nowhere")
 
 
+def test_data_may_have_any_path_and_no_name_of_another_file(
+    calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(calls.parent)
+    calls.rename("held_out")
+    for word in ("held_out", "held_out=held_out", "../lists=held_out:2"):
+        with pytest.raises(ValueError, match="that serves for a file beside 'held_out'"):
+            parse_folder(word)
+    Path("held_out").rename("a=b")
+    assert parse_folder("a=b").name == "a=b"
+    path = Path("a=b")
+    assert parse_folder("mine=a=b:2") == FolderOfData(name="mine", path=path, weight=2.0)
+
+
 def test_what_is_no_dialogue_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"must hold recordings \(.wav, .flac, .ogg\)"):

@@ -19,6 +19,9 @@ from counterpoint.files import read_json_lines, write_json, write_json_lines
 from counterpoint.speech.audio import inspect_audio, read_audio
 from counterpoint.speech.transcriber import HeardWord
 
+HELD_OUT = "held_out"
+"""Name of the list of recordings that are only measured on."""
+
 _ENDINGS = (".wav", ".flac", ".ogg")
 _VOICE = ".voice"
 _RATE = 16_000
@@ -57,11 +60,12 @@ def parse_folder(word: str) -> FolderOfData:
     """A folder from a word of the command line: ``PATH``, ``PATH:2`` or ``calls=PATH:0.5``.
 
     Raises:
-        UserError: There is no such folder or list, or the weight is not above 0.
+        UserError: There is no such folder or list, the weight is not above 0, or the name cannot
+            be that of a list.
     """
-    name, _, place = word.rpartition("=") if not Path(word).exists() else ("", "", word)
+    name, _, place = word.partition("=") if "=" in word and not _exists(word) else ("", "", word)
     weight = 1.0
-    if not Path(place).expanduser().exists() and ":" in place:
+    if not _exists(place) and ":" in place:
         place, _, number = place.rpartition(":")
         try:
             weight = float(number)
@@ -78,7 +82,17 @@ def parse_folder(word: str) -> FolderOfData:
             f"Data must be a folder of recordings or a .jsonl list of them: {place!r} is none. "
             "Give PATH, PATH:WEIGHT or NAME=PATH:WEIGHT."
         )
-    return FolderOfData(name=name or path.resolve().stem, path=path, weight=weight)
+    name = name or path.resolve().stem
+    if name == HELD_OUT or Path(name).name != name:
+        raise UserError(
+            f"Data must have a name that serves for a file beside {HELD_OUT!r}, the list of what "
+            f"is held out: got {name!r}. Give NAME=PATH."
+        )
+    return FolderOfData(name=name, path=path, weight=weight)
+
+
+def _exists(word: str) -> bool:
+    return Path(word).expanduser().exists()
 
 
 def find_recordings(data: FolderOfData, words_folder: Path | None = None) -> list[Recording]:
