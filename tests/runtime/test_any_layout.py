@@ -11,7 +11,8 @@ from torch import Tensor
 from counterpoint.data.speech.monologue import PAD_ID
 from counterpoint.data.speech.words import ByteWords
 from counterpoint.runtime.choices import FrameSampling
-from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.engine import Engine
+from counterpoint.runtime.sampler import NoIdError, Sampling
 from counterpoint.runtime.session import Frame
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.runtime.talk import Conversation, Talker
@@ -244,3 +245,14 @@ def test_a_codec_fits_the_steps_of_sound() -> None:
     thirds = tuple(s if s.name == "text" else replace(s, period_ticks=3) for s in layout.streams)
     with pytest.raises(ValueError, match="whole number of samples for each of the model's 3 ticks"):
         replace(talker, system=AnyLayout(Layout(streams=thirds, tick_hz=75.0)))
+
+
+def test_an_engine_blames_no_session_for_scores_that_allow_no_id() -> None:
+    system = AnyLayout(duplex(2, 1, 0).system.layout)
+    engine = Engine(system, 2)
+    sessions = [engine.admit(GREEDY), engine.admit(GREEDY)]
+    engine.step({session: {} for session in sessions})
+    for head in system.heads.values():
+        head.fill_(torch.nan)
+    with pytest.raises(NoIdError, match="must give scores that allow an id: in row 0"):
+        engine.step({session: {"user": [1]} for session in sessions})

@@ -17,6 +17,7 @@ from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.given import Codes, check_prompt, check_tensors
 from counterpoint.runtime.guard import Guard, guarded
 from counterpoint.runtime.prefix import behind, read_prefix
+from counterpoint.runtime.sampler import NoIdError
 from counterpoint.runtime.session import Frame, Session
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import Role, Ticks
@@ -193,6 +194,7 @@ class Engine:
         Raises:
             UserError: A session is not running or what it hears does not fit. The message names
                 it, and no session has heard anything then: leave it out and step again.
+            NoIdError: As for `Sessions.step`: all sessions have heard this.
         """
         if not isinstance(heard, Mapping):
             raise UserError(
@@ -203,6 +205,8 @@ class Engine:
         given = {row: heard[session] for row, session in rows.items()}
         try:
             said = self._sessions.step(given)
+        except NoIdError:  # nothing was refused
+            raise
         except ValueError:
             for row, session in rows.items():
                 try:

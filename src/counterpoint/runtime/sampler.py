@@ -135,16 +135,20 @@ def sample(
     return torch.where(below[:, -1].isnan(), NO_ID, chosen[:, 0])
 
 
+class NoIdError(UserError):
+    """The scores of a row allow no id; the rows that were stepped with it have gone on."""
+
+
 def check_possible(rows: Sequence[int], ids: Int[Tensor, "n K"]) -> None:
     """Refuse ids among which is `NO_ID`.
 
     Raises:
-        UserError: One is; the message names the first such row.
+        NoIdError: One is; the message names the first such row.
     """
     impossible = ids == NO_ID
     if impossible.any():
         row = rows[int(impossible.any(1).nonzero()[0])]
-        raise UserError(
+        raise NoIdError(
             f"A model must give scores that allow an id: in row {row} all are minus infinity, or "
             "one is infinite or no number. Stop the row; look at the model's weights, and at what "
             "it was given."

@@ -235,8 +235,9 @@ class Sessions:
 
         Raises:
             UserError: A row is not running or was never fed, a stream is missing or unknown, or
-                ids do not fit. Nothing has changed then. Or the scores of a row allow no id: then
-                all rows have gone on, and this frame of the others is lost.
+                ids do not fit. Nothing has changed then.
+            NoIdError: The scores of a row allow no id. All rows have gone on then, and this frame
+                of the others is lost.
         """
         if given is None:
             given = self.running
