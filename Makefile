@@ -36,7 +36,7 @@ types: $(DEV)
 	.venv/bin/mypy
 
 unit: $(DEV) $(PEERS)
-	$(VENV_PYTHON) -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n auto
 
 slow: $(DEV) $(PEERS) $(VOICES) $(OFFLINE)  ## The tests left out of `make test`: compilation, long training.
 	$(VENV_PYTHON) -m pytest -q -m slow --timeout 600
