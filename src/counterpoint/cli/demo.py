@@ -27,7 +27,7 @@ _HELP = """Show what the two models that come with the package do.
 The first hears a spoken question and answers it while it goes on listening; the second continues a
 sentence under two different wholes. Nothing is downloaded; it takes less than a minute.
 
-Example: counterpoint demo
+Example: counterpoint demo --folder heard
 """
 
 _OWN = "Ruth"

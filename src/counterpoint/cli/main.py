@@ -32,7 +32,7 @@ _HELP = """usage: counterpoint VERB ...
 
 Multi-stream language models.
 
-  demo              hear and read two small models that come with the package
+  demo              hear and read small models   counterpoint demo --folder heard
   train RECIPE      train what a recipe says     counterpoint train first_run
   study NAME        compare systems on tasks     counterpoint study part_whole --workers 2
   generate CKPT     continue a prompt            counterpoint generate runs/NAME --prompt "And God"
