@@ -137,7 +137,13 @@ def main() -> None:
         run = Run(
             name="attacked",
             system=single_stream.tiny(),
-            train=TrainConfig(num_steps=30, batch_rows=2, checkpoint_every=4, evaluate_every=10),
+            train=TrainConfig(
+                num_steps=30,
+                batch_rows=2,
+                checkpoint_every=4,
+                evaluate_every=10,
+                precision="float32",
+            ),
             data=DataConfig(source=Folder(path=str(root / "texts")), row_ticks=64),
         )
         start = time.perf_counter()

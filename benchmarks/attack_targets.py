@@ -90,7 +90,9 @@ def _run_targets(root: Path) -> Iterator[Target]:
     for number in range(40):
         (texts / f"{number}.txt").write_text(f"Document number {number}. " * number + "é.")
     data = DataConfig(source=Folder(path=str(texts)), row_ticks=64, cache_folder=str(cache))
-    train = TrainConfig(num_steps=4, batch_rows=2, checkpoint_every=2, evaluate_every=2)
+    train = TrainConfig(
+        num_steps=4, batch_rows=2, checkpoint_every=2, evaluate_every=2, precision="float32"
+    )
     run = Run(name="attacked", system=single_stream.tiny(), train=train, data=data)
     train_run(run, run_folder, World(), loggers=[], progress=Progress())
     longer = replace(run, train=replace(train, num_steps=6))

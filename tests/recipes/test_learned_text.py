@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from counterpoint.data.text.corpus import DataConfig, Folder
+from counterpoint.data.text.corpus import DataConfig, Folder, prepare
 from counterpoint.digests import sealed
-from counterpoint.recipes.learned import FILE
+from counterpoint.recipes.learned import FILE, keep_or_check_learned
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import single_stream
 from counterpoint.train.checkpoint import MANIFEST, CheckpointError, checkpoint_paths
@@ -71,6 +73,58 @@ def test_the_same_text_elsewhere_is_a_change_of_the_config(tmp_path: Path) -> No
     moved = replace(run(2), data=replace(run(2).text_data, source=Folder(path="d")))
     with pytest.raises(CheckpointError, match=r"another data\.source\.path"):
         train_run(moved, Path("run"), World())
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "rename", "delete", "copy"]),
+        st.integers(0, 8),
+        st.text("ab", min_size=1, max_size=4),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES)
+def test_a_run_goes_on_with_equal_text_and_no_other(changes: list[tuple[str, int, str]]) -> None:
+    """Whatever is done to the files: what counts is which texts there are by which names."""
+    folder = Path("c")
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    texts = dict(before)
+    for what, number, word in changes:
+        name = sorted(texts)[number % len(texts)]
+        if what == "write":
+            texts[name] = f"Document number {number}." if word == "a" else word
+        elif what == "copy":
+            texts[f"{word}.txt"] = texts[name]
+        elif what == "rename" and len(texts) > 2:
+            texts[f"{word}.txt"] = texts.pop(name)
+        elif what == "delete" and len(texts) > 2:
+            del texts[name]
+    lay_out(folder, texts)
+    for file in folder.iterdir():
+        file.touch()
+    try:
+        data = run(2).text_data
+        fingerprint = prepare(data, 1).fingerprint
+        if texts == before:
+            keep_or_check_learned(data, fingerprint, Path("run"), World())
+        else:
+            with pytest.raises(CheckpointError, match="text it began with") as caught:
+                keep_or_check_learned(data, fingerprint, Path("run"), World())
+            assert "\n" not in str(caught.value)
+    finally:
+        lay_out(folder, before)
+
+
+def lay_out(folder: Path, texts: dict[str, str]) -> None:
+    """Make a folder hold these texts and no others."""
+    for file in folder.iterdir():
+        if file.name not in texts:
+            file.unlink()
+    for name, text in texts.items():
+        (folder / name).write_text(text)
 
 
 def forget(file: Path, *place: str) -> None:
