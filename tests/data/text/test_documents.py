@@ -1,6 +1,7 @@
 import hashlib
 import json
 import lzma
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from counterpoint.data.text.documents import (
     read_jsonl,
     read_parquet,
 )
+from counterpoint.data.text.parquet import parquet_rows
 from counterpoint.errors import UserError
 
 Reader = Callable[[Path], Iterator[Document]]
@@ -168,6 +170,24 @@ def test_empty_folder_is_an_error(tmp_path: Path) -> None:
         list(read_folder(tmp_path))
     with pytest.raises(ValueError, match=r"corpus is empty.*\.parquet"):
         list(read_parquet(tmp_path))
+
+
+def test_parquet_streams_in_a_fraction_of_its_memory(tmp_path: Path) -> None:
+    """One row group of 49 MB of text: what is held at once is less than a quarter of it."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rng = random.Random(0)
+    texts = [rng.randbytes(4_096).hex() for _ in range(6_000)]
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    del texts
+    before = arrow.total_allocated_bytes()
+    most = 0
+    num_rows = 0
+    for _, row in parquet_rows(tmp_path / "a.parquet", ["text"]):
+        most = max(most, arrow.total_allocated_bytes() - before)
+        num_rows += len(row["text"]) == 8_192
+    assert num_rows == 6_000
+    assert most < 6_000 * 8_192 / 4
 
 
 def test_parquet_without_the_column_is_an_error(tmp_path: Path) -> None:

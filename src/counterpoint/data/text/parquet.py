@@ -9,6 +9,7 @@ from counterpoint.errors import UserError
 from counterpoint.packages import optional_module
 
 _BATCH_ROWS = 16
+_BUFFER_BYTES = 64 * 1024
 
 
 def parquet_files(path: str | Path) -> list[Path]:
@@ -39,8 +40,9 @@ def parquet_rows(
     parquet = optional_module("pyarrow.parquet")
     for file in parquet_files(path):
         try:
-            # Without `pre_buffer` a row group is read as its rows are asked for, not before.
-            source = parquet.ParquetFile(file, pre_buffer=False)
+            # A row group is read as its rows are asked for: not before (`pre_buffer`), and not the
+            # whole column at once (`buffer_size`, in bytes).
+            source = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         except Exception as error:  # pyarrow has many error classes
             raise UserError(f"{file} must be a parquet file: {_reason(error)}") from error
         with source:
