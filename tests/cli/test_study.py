@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from counterpoint.cli.main import main
-from counterpoint.recipes import grid as module
+from counterpoint.recipes import grid_run as module
 
 RECIPE = """
 from counterpoint.blocks.transformer import TowerConfig

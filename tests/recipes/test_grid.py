@@ -12,18 +12,11 @@ from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
 from counterpoint.evaluate.statistics import bootstrap_difference, holm
 from counterpoint.evaluate.tasks import answer
 from counterpoint.progress import Progress
-from counterpoint.recipes import grid as module
-from counterpoint.recipes.grid import (
-    Cell,
-    Grid,
-    GridArm,
-    Limits,
-    best_rates,
-    costs,
-    read_cells,
-    run_cell,
-    run_grid,
-)
+from counterpoint.recipes import cells
+from counterpoint.recipes import grid_run as module
+from counterpoint.recipes.cells import Cell, read_cells, run_cell
+from counterpoint.recipes.grid import Grid, GridArm, Limits, costs
+from counterpoint.recipes.grid_run import best_rates, run_grid
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
@@ -117,7 +110,7 @@ def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
         asked.append([item.text for item in items])
         return answer(system, data, items)
 
-    monkeypatch.setattr(module, "answer", answers)
+    monkeypatch.setattr(cells, "answer", answers)
     records = run_grid(grid, tmp_path, progress=quiet())
     assert {record["seed"] for record in records} == {0}
     assert asked[0] == asked[1]

@@ -8,7 +8,8 @@ from counterpoint.cli.running import Shown
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
 from counterpoint.files import write_text
-from counterpoint.recipes.grid import Grid, costs, run_grid
+from counterpoint.recipes.grid import Grid, costs
+from counterpoint.recipes.grid_run import run_grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse

@@ -49,7 +49,7 @@ def grid_rows(records: Sequence[Mapping[str, Any]], subject: str) -> list[GridRo
     """Rows by task and arm, in the order of the records.
 
     Args:
-        records: What `counterpoint.recipes.grid.run_grid` returned.
+        records: What `counterpoint.recipes.grid_run.run_grid` returned.
         subject: The arm whose differences to all others are asked about.
     """
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

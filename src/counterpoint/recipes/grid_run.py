@@ -1,0 +1,130 @@
+"""Runs a grid, cell by cell, and keeps what every cell gave.
+
+A cell is one small run: an arm learns a task with a learning rate and a seed, and answers items
+that no run has learned from. Every finished cell is a Parquet file, so a grid that was stopped goes
+on where it was, with the same outcome. Learning rates are chosen on seeds and items of their own:
+for each arm and task the rate with the best primary score on ``tuning_seeds`` is the one that is
+reported on ``seeds``. A rate with which learning diverges is not chosen.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoint.config_json import encode
+from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
+from counterpoint.files import read_json, write_json
+from counterpoint.locks import locked
+from counterpoint.processes import work_in_processes
+from counterpoint.progress import Progress
+from counterpoint.recipes.cells import Cell, cell_path, read_cells, run_cell, write_records
+from counterpoint.recipes.grid import Grid, costs
+
+GRID = "grid.json"
+
+
+def run_grid(
+    grid: Grid, folder: Path, *, num_processes: int = 1, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Run all cells that are not there yet, in several processes.
+
+    Args:
+        grid: What to do.
+        folder: Its folder; a grid that was begun there must be the same one.
+        num_processes: Processes, each with one thread and one cell at a time.
+        progress: Shows how far it is; on stderr by default.
+
+    Returns:
+        The records of all cells that are reported, sorted; ``results.parquet`` has them too.
+
+    Raises:
+        UserError: Arms do not cost the same, or the folder belongs to another grid.
+    """
+    progress = Progress() if progress is None else progress
+    for task in grid.tasks:
+        costs(grid, task)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".grid.lock", wait=False), closing(progress):
+        _keep_or_check(grid, folder)
+        rates = {}
+        if len(grid.learning_rates) > 1:
+            tuned = [
+                Cell(task=task, arm=arm.name, learning_rate=rate, seed=seed)
+                for task in grid.tasks
+                for seed in grid.tuning_seeds
+                for rate in grid.learning_rates
+                for arm in grid.arms
+            ]
+            _run_cells(grid, folder, tuned, num_processes, progress, "choosing learning rates")
+            rates = best_rates(read_cells(folder, tuned))
+        reported = [
+            Cell(
+                task=task,
+                arm=arm.name,
+                learning_rate=rates.get((task, arm.name), grid.learning_rates[0]),
+                seed=seed,
+            )
+            for seed in grid.seeds  # by seed first: an early stop has some of everything
+            for task in grid.tasks
+            for arm in grid.arms
+        ]
+        _run_cells(grid, folder, reported, num_processes, progress, grid.name)
+        records = sorted(read_cells(folder, reported), key=lambda record: str(record["cell"]))
+        write_records(folder / "results.parquet", records)
+    return records
+
+
+def best_rates(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """The learning rate with the best mean primary score, by task and arm; the lower one of two."""
+    scores: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for record in records:
+        own = scores.setdefault((record["task"], record["arm"]), {})
+        own.setdefault(record["learning_rate"], []).append(record["score"])
+    return {
+        pair: max(sorted(own), key=lambda rate: float(np.mean(own[rate])))
+        for pair, own in scores.items()
+    }
+
+
+def _run_cells(
+    grid: Grid,
+    folder: Path,
+    cells: Sequence[Cell],
+    num_processes: int,
+    progress: Progress,
+    title: str,
+) -> None:
+    missing = [cell for cell in cells if not cell_path(folder, cell).exists()]
+    task = progress.task(title)
+    task(len(cells) - len(missing), len(cells))
+    for number, key in enumerate(_worked(grid, folder, missing, num_processes), 1):
+        task(len(cells) - len(missing) + number, len(cells), figures=key)
+
+
+def _worked(grid: Grid, folder: Path, cells: Sequence[Cell], num_processes: int) -> Iterator[str]:
+    """The keys of cells in the order in which they are done."""
+    # Also one process is another one: each has one thread, so that numbers do not depend on how
+    # many there are.
+    work = partial(run_cell, grid, folder)
+    with closing(work_in_processes(work, cells, num_processes)) as done:
+        yield from done
+
+
+def _keep_or_check(grid: Grid, folder: Path) -> None:
+    """A folder belongs to one grid; seeds may be added, for they change no cell."""
+    facts = {
+        name: value for name, value in encode(grid).items() if name not in ("seeds", "purpose")
+    }
+    digest = json_digest(facts)
+    path = folder / GRID
+    if path.exists() and read_json(path).get("digest") != digest:
+        raise UserError(
+            f"{folder} must belong to this grid: its {GRID} was written for another one. "
+            "Name another folder."
+        )
+    write_json(path, {"digest": digest, "grid": encode(grid)})
