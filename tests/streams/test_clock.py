@@ -242,7 +242,7 @@ def test_span_counts_finished_steps_of_whole_delays_only() -> None:
         name="whole", role=Role.WHOLE, width=2, period_ticks=4, delay_ticks=3, irregular=True
     )
     layout = Layout(streams=(part, whole))
-    with pytest.raises(ValueError, match="whole number of steps of 4 ticks: got 3 ticks"):
+    with pytest.raises(ValueError, match="whole number of its steps of 4 ticks: got 3 ticks"):
         span(layout, "part", "whole", torch.arange(3), finished=torch.arange(3))
 
 

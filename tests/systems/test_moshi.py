@@ -80,7 +80,7 @@ def test_batch_is_causal_and_leaves_the_heard_streams_unpredicted() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"user_semantic": None}, "for all streams"),
+        ({"user_semantic": None}, "of all streams"),
         ({"user_semantic": torch.zeros(1, 5, dtype=torch.long)}, r"shape \(1, 5, 1\): got"),
         ({"text": torch.full((1, 5), TEXT_VOCAB)}, "-1 .unset. to 10: got 11 to 11"),
         ({"agent_semantic": torch.full((1, 5, 1), -2)}, "-1 .unset. to 6: got -2 to -2"),

@@ -10,26 +10,27 @@ from torch import Tensor
 from counterpoint.streams.spec import Ticks
 
 ContentUnit = Literal["byte", "frame"]
-"""What the size of content counts: bytes of text, or frames of speech."""
+"""The unit in which the size of content is counted: bytes of text, or frames of speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of packed documents, as every system reads them.
+    """Rows of packed documents: what every system reads and is trained on.
 
     Every document starts at a multiple of the layout's `block_ticks` within its row, so no block
     crosses a document.
 
     Attributes:
-        ticks: Elements that are read, by stream.
-        targets: For each stream that is predicted, the element that the state at each tick must
-            produce next; `UNSET_ID` carries no loss.
-        document_start: First tick, within the row, of the document each tick belongs to.
-        size: How much the targets are, in ``unit``; what losses are reported by.
-        elements: For systems that write a tick element by element: all elements at the targets,
-            those that carry no loss as well. Empty: the targets.
+        ticks: Elements that the model reads, by stream.
+        targets: For each predicted stream, the element that the state at each tick must produce
+            next; `UNSET_ID` marks a position without loss.
+        document_start: For each tick, the first tick of its document, counted within the row.
+        size: Amount of content in the targets, counted in ``unit``; losses are divided by it when
+            they are reported.
+        elements: For systems that write a tick element by element: the elements at all target
+            positions, including those without loss. If it is empty, ``targets`` is used.
         unit: Bytes of text, or frames of speech.
-        kind: Batches of one kind are learned from with moments of their own; see
+        kind: Name of the kind of batch. The optimizer keeps separate moments for each kind; see
             `counterpoint.train.optimizer.KindOptimizers`.
     """
 
@@ -42,7 +43,7 @@ class Batch:
     kind: str = ""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
+        """Return a copy of the batch on another device."""
         return replace(
             self,
             ticks={name: ids.to(device, non_blocking=True) for name, ids in self.ticks.items()},

@@ -1,12 +1,13 @@
 """The clock and the rule of visibility: every mask, cache and schedule is derived here.
 
-An element is a pair (stream, step). It becomes available at a *moment*, the pair (tick, place in
-the frame): the last tick that its step covers plus the stream's delay, then the stream's place in
-the layout. Producing an element may read exactly the elements whose moment is strictly earlier.
+An element is a pair (stream, step). It becomes available at a *moment*, which is the pair (tick,
+place in the frame): the last tick that its step covers plus the stream's delay, then the stream's
+place in the layout. To produce an element, a model may read exactly the elements whose moment is
+strictly earlier.
 
-For one row and one key stream the visible steps therefore always form an interval that starts
-where the document starts (`span`). Attention blocks know only such intervals, never a rule of
-their own.
+It follows that for one row and one key stream the visible steps always form an interval that
+starts at or after the start of the document (`span`). Attention blocks receive such intervals and
+have no rule of their own.
 """
 
 from typing import NamedTuple
@@ -20,25 +21,28 @@ from counterpoint.streams.spec import Layout, Role, Stream
 
 
 class Moment(NamedTuple):
-    """When an element becomes available; moments are ordered like tuples."""
+    """The time at which an element becomes available; moments are ordered like tuples."""
 
     tick: int
     place: int
 
 
 class Span(NamedTuple):
-    """Keys visible to each query: those with ``start <= step < stop``. Steps are absolute."""
+    """Interval of key steps that each query may read: ``start <= step < stop``.
+
+    Steps are counted from the start of the row, across all calls.
+    """
 
     start: Int[Tensor, "B Q"]
     stop: Int[Tensor, "B Q"]
 
 
 SEQUENCE = Layout(streams=(Stream(name="sequence", role=Role.PART, width=1),))
-"""The layout of a tower's own sequence, whatever stands in it: one step a tick."""
+"""The layout of a tower that attends to its own sequence: one stream with one step a tick."""
 
 
 def available_at(layout: Layout, stream: str, step: int) -> Moment:
-    """Moment at which a step of a stream can be read.
+    """Return the moment from which a step of a stream can be read.
 
     Raises:
         UserError: The stream is irregular, so its moments depend on the content.
@@ -48,9 +52,10 @@ def available_at(layout: Layout, stream: str, step: int) -> Moment:
 
 
 def visible(layout: Layout, query: tuple[str, int], key: tuple[str, int]) -> bool:
-    """Whether producing the element ``query`` may read the element ``key``: the dense rule.
+    """Return whether producing the element ``query`` may read the element ``key``.
 
-    Both are (stream, step). This is the definition that all other forms are tested against.
+    Both are pairs (stream, step). This function defines the rule of visibility; all other forms are
+    tested against it.
     """
     return available_at(layout, *key) < available_at(layout, *query)
 
@@ -61,16 +66,16 @@ def finished_span(
     first: Int[Tensor, "*#B #Q"] | int = 0,
     window: int | None = None,
 ) -> Span:
-    """`span` of a stream whose steps end where its content says, for what is produced next.
+    """Return the `span` over a stream whose steps end at boundaries that the content sets.
 
-    Steps that ended at or before a tick have an earlier moment than what is produced at the next
-    tick; a lag takes the newest away.
+    The span is for the element that is produced at the next tick: a step that ended at or before
+    the current tick has an earlier moment than that element. The lag hides the newest steps.
 
     Args:
-        finished: Steps that ended at or before each tick.
-        lag_steps: Steps by which the stream is read later than it could be.
-        first: As in `span`.
-        window: As in `span`.
+        finished: Number of steps that ended at or before each tick.
+        lag_steps: Number of the newest finished steps that stay hidden.
+        first: See `span`.
+        window: See `span`.
     """
     return _newest((finished - lag_steps).clamp(min=0), first, window)
 
@@ -85,26 +90,28 @@ def span(
     window: int | None = None,
     finished: Int[Tensor, "*B Q"] | None = None,
 ) -> Span:
-    """Key steps that may be read to produce each query step: the block form of `visible`.
+    """Return the key steps that may be read to produce each query step.
 
-    A state that has read a stream up to step ``p`` produces step ``p + 1``, so this is the function
-    for every mask: of a tower over its own sequence (`SEQUENCE`), of one stream that reads another
-    of any rate and lag, and of one that reads steps which end where the content says.
+    This is `visible` for whole tensors. A state that has read a stream up to step ``p`` produces
+    step ``p + 1``. All attention masks come from this function: those of a tower over its own
+    sequence (`SEQUENCE`), of a stream that reads another stream of any rate and lag, and of a
+    stream that reads an irregular stream.
 
     Args:
         layout: Streams on the clock.
         query: Stream of the elements that are produced.
         key: Stream that is read.
         step: Steps that are produced.
-        first: First key step of each one's document.
+        first: First key step of the document of each query.
         window: Number of the newest visible key steps that are kept; ``None`` keeps all.
-        finished: For an irregular key: how many of its steps' contents ended before each element
-            is produced, those that end at its own tick included where the key comes earlier in the
-            frame. The key's delay, in whole steps of its period, takes the newest away.
+        finished: Needed for an irregular key stream: the number of its steps that ended before each
+            element is produced. Steps that end at the element's own tick count if the key stream
+            comes earlier in the frame. The delay of the key stream, which must be a whole number of
+            its steps, hides the newest of them.
 
     Raises:
-        UserError: A stream is irregular and its finished steps are not given, or the delay of a
-            stream whose steps are counted is not a whole number of them.
+        UserError: A stream is irregular and ``finished`` is not given, or ``finished`` is given and
+            the delay of the key stream is not a whole number of its steps.
     """
     if finished is not None:
         return finished_span(finished, _whole_delay(layout[key]), first, window)
@@ -112,7 +119,7 @@ def span(
 
 
 def _newest(stop: Int[Tensor, "*B Q"], first: Tensor | int, window: int | None) -> Span:
-    """The newest steps below ``stop``, of its document and of a window."""
+    """Return the span of the newest ``window`` steps below ``stop`` within the document."""
     if isinstance(first, int):
         start = torch.full_like(stop, first) if window is None else (stop - window).clamp(min=first)
     else:
@@ -123,13 +130,13 @@ def _newest(stop: Int[Tensor, "*B Q"], first: Tensor | int, window: int | None) 
 def _visible_steps(
     layout: Layout, query_stream: str, key_stream: str, step: Int[Tensor, "*B Q"]
 ) -> Int[Tensor, "*B Q"]:
-    """Number of key steps with an earlier moment than each query step; steps are not negative."""
+    """Return the number of key steps with an earlier moment than each query step."""
     query = _regular(layout, query_stream)
     key = _regular(layout, key_stream)
-    # Ticks whose key elements are readable, those of the key's delay taken away.
+    # The number of ticks whose key elements can be read, after the delay of the key stream.
     earlier_in_frame = layout.place(key_stream) < layout.place(query_stream)
     shift = query.period_ticks - 1 + query.delay_ticks + earlier_in_frame - key.delay_ticks
-    # Every attention of every tick asks: what changes nothing is left out.
+    # Every attention call at every tick runs this code, so operations without effect are skipped.
     ticks = step if query.period_ticks == 1 else step * query.period_ticks
     if shift:
         ticks = ticks + shift
@@ -141,41 +148,41 @@ def _visible_steps(
 
 
 def _whole_delay(stream: Stream) -> int:
-    """The delay of a stream in its own steps."""
+    """Return the delay of a stream, counted in its own steps."""
     if stream.delay_ticks % stream.period_ticks:
         raise UserError(
-            f"Finished steps of {stream.name!r} can be counted only where its delay is a whole "
-            f"number of steps of {stream.period_ticks} ticks: got {stream.delay_ticks} ticks."
+            f"Finished steps of {stream.name!r} can be counted only if its delay is a whole "
+            f"number of its steps of {stream.period_ticks} ticks: got {stream.delay_ticks} ticks."
         )
     return stream.delay_ticks // stream.period_ticks
 
 
 def first_visible(lag_steps: int) -> int:
-    """Steps of an irregular stream that must be finished before any is visible."""
+    """Return how many steps of an irregular stream must be finished before one is visible."""
     return lag_steps + 1
 
 
 def reach_ticks(stream: Stream, window: int) -> int:
-    """Ticks back to which a window of steps of a stream reaches, at most.
+    """Return how many ticks back a window over the steps of a stream reaches at most.
 
-    It is counted from the newest tick that may be read, and reached just before the next step of
-    the stream becomes available.
+    The count starts at the newest tick that may be read. The maximum is reached just before the
+    next step of the stream becomes available.
     """
     return (window + 1) * stream.period_ticks - 1 + stream.delay_ticks
 
 
 def _regular(layout: Layout, name: str) -> Stream:
-    """The stream of that name, whose moments must follow from the numbers of its steps."""
+    """Return the named stream, and refuse it if it is irregular."""
     stream = layout[name]
     if stream.irregular:
         raise UserError(
-            f"Only regular streams have moments by number: {name!r} is irregular. Count its "
-            "finished steps and give them to `span`."
+            f"Stream {name!r} is irregular, so its moments do not follow from the numbers of its "
+            "steps. Count its finished steps and give them to `span`."
         )
     return stream
 
 
 def span_mask(span: Span, key_step: Int[Tensor, "#B K"]) -> Bool[Tensor, "B Q K"]:
-    """Dense form of a span: True where the query may read the key at ``key_step``."""
+    """Return the dense mask of a span: True where the query may read the key at ``key_step``."""
     key = key_step[:, None, :]
     return (key >= span.start[..., None]) & (key < span.stop[..., None])

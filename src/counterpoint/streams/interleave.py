@@ -1,17 +1,17 @@
-"""Interleaving: chunks of several streams as one sequence in the order in which they exist.
+"""Interleaving: the elements of several streams as one sequence, ordered by their moments.
 
 A tick of an interleaved layout is a chunk of time, and each stream puts up to ``depth`` elements
-into it; `UNSET_ID` is nothing. The elements of a row are laid one behind the other, tick by tick
-and within a tick in the order of the layout, without the gaps. That is the order of their moments,
-so a plain causal tower over the sequence obeys the rule of visibility. Only the order is decided
-here; what is laid out (ids, embeddings, losses) is up to the caller.
+into it; `UNSET_ID` marks an empty slot. The elements of a row are put one after another, tick by
+tick and within a tick in the order of the layout; empty slots are left out. That is the order of
+their moments, so a plain causal tower over the sequence obeys the rule of visibility. This module
+decides only the order; the caller decides what is laid out (ids, embeddings or losses).
 
-The same function lays out whole rows and what comes next in a session: all that a session carries
-is the number of elements that each row has read.
+The same function orders whole rows and the next ticks of a session. The only state of a session is
+the number of elements that each row has read.
 
-Example: SHANKS (arXiv:2510.06917) hears chunk i, thinks about it while chunk i + 1 is spoken, and
-so reads heard 1, thought 1, heard 2, thought 2, ...: the thought stream stands before the heard
-stream in the layout and is delayed by one tick.
+Example: SHANKS (arXiv:2510.06917) hears chunk i and thinks about it while chunk i + 1 is spoken. It
+therefore reads heard 1, thought 1, heard 2, thought 2, and so on: the thought stream stands before
+the heard stream in the layout and is delayed by one tick.
 """
 
 from collections.abc import Mapping
@@ -26,26 +26,28 @@ from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
 Content = Mapping[str, Shaped[Tensor, "B T _K ..."]]
-"""By stream, something of one shape for every element of its ticks, nothing or not."""
+"""For each stream, a tensor with one entry for every element slot of its ticks, empty or not."""
 
 
 class Interleaving(NamedTuple):
-    """The order of the sequences of a batch: N places a row, of which the first ones are real.
+    """The order of the sequences of a batch.
 
-    A frame has E elements: those that are read, and those that may be written behind the end of a
-    document. ``source`` and ``at`` count them through the ticks of a row: tick * E + element.
+    A row of the sequence has N places, of which the first ``lengths`` hold elements. A frame has E
+    element slots: those that are read, and those that may be written after the end of a document.
+    ``source`` and ``at`` number the slots through all ticks of a row as tick * E + slot.
 
     Attributes:
-        depths: Elements of a frame that are read, by stream, in their order.
-        behind_depths: Elements of a frame that may stand behind the end of a document.
-        source: The element that stands at each place of the sequence.
-        at: The place of each element in the sequence; -1 where it is nothing.
-        lengths: Real places of each row, from the left.
-        position: Elements that the row has read before each place, in all calls.
+        depths: Number of slots of each stream that is read, in the order of the frame.
+        behind_depths: Number of slots of each stream that may be written after the end of a
+            document.
+        source: Number of the slot whose element stands at each place of the sequence.
+        at: Place of each slot's element in the sequence; -1 for an empty slot.
+        lengths: Number of places of each row that hold an element, counted from the left.
+        position: Number of elements that the row has read before each place, over all calls.
         document_start: Position at which the document of each place starts, as spans need it.
         first: Place at which the document of each tick starts.
-        last: Place of the newest element that is read with each tick or before it, which is less
-            than ``first`` where its document has none yet.
+        last: Place of the newest element that is read at or before each tick. It is less than
+            ``first`` if the document of the tick has no element yet.
     """
 
     depths: Mapping[str, int]
@@ -60,30 +62,32 @@ class Interleaving(NamedTuple):
 
     @property
     def real(self) -> Bool[Tensor, "B N"]:
-        """Places that hold an element."""
+        """True at the places that hold an element."""
         place = torch.arange(self.source.shape[1], device=self.source.device)
         return place < self.lengths[:, None]
 
     @property
     def tick(self) -> Int[Tensor, "B N"]:
-        """The tick of each place, within this call."""
+        """The tick of each place, counted within this call."""
         return self.source // len(self._streams())
 
     def mask(self, *streams: str) -> Bool[Tensor, "B N"]:
-        """True at the elements of the given streams: where their loss is, for example."""
+        """Return True at the elements of the given streams, for example to select their losses."""
         chosen = [name in streams for name in self._streams()]
         device = self.source.device
         return torch.tensor(chosen, device=device)[self.source % len(chosen)] & self.real
 
     def merge(self, content: Content, behind: Content | None = None) -> Shaped[Tensor, "B _N ..."]:
-        """Lay what belongs to the elements of every stream out as sequences. Differentiable.
+        """Put the values of the elements of every stream into the order of the sequences.
+
+        The operation is differentiable.
 
         Args:
-            content: Ids or vectors of the elements that are read.
-            behind: Those of the elements behind the documents.
+            content: Ids or vectors of the elements that are read, by stream.
+            behind: Ids or vectors of the elements written after the ends of documents, by stream.
 
         Returns:
-            The sequences; beyond a row's length stands anything.
+            The sequences; values beyond the length of a row are arbitrary.
 
         Raises:
             UserError: A stream is missing, or has another number of elements.
@@ -97,9 +101,12 @@ class Interleaving(NamedTuple):
     def split(
         self, sequence: Shaped[Tensor, "B _N ..."]
     ) -> dict[str, Shaped[Tensor, "B _T _K ..."]]:
-        """What stands at the elements of each stream that are read: the inverse of `merge`.
+        """Return the values of the elements that are read, by stream: the inverse of `merge`.
 
-        Zeros stand where an element is nothing.
+        Empty slots get zeros.
+
+        Raises:
+            UserError: ``sequence`` has another number of rows or places.
         """
         if sequence.shape[:2] != self.source.shape:
             raise UserError(
@@ -116,26 +123,27 @@ class Interleaving(NamedTuple):
     def states_at_ticks(
         self, states: Shaped[Tensor, "B N D"], before: Shaped[Tensor, "B D"] | None = None
     ) -> Shaped[Tensor, "B T D"]:
-        """The state behind the newest element that is read with each tick or before it.
+        """Return the state after the newest element that was read at or before each tick.
 
         Args:
-            states: The state of each place, which has read it.
-            before: The newest state of the calls before; ``None`` at the start, which is zero.
+            states: The state at each place, after it has read the element there.
+            before: The newest state of the earlier calls. ``None``, at the start, means zeros.
         """
         return _take(_with_first(states, before), self._within(self.last) + 1)
 
     def states_before(
         self, states: Shaped[Tensor, "B N D"], written: Ticks
     ) -> dict[str, Shaped[Tensor, "B _T _K D"]]:
-        """The states that produce what is written behind every tick, element by element.
+        """Return the states that produce the elements written after every tick.
 
-        Each is the state behind the element before, be it read with the tick or written behind it.
-        So what is written behind a tick must be what is read first with the next one, or have been
-        given as ``behind`` where a document ends.
+        Each element is produced by the state after the element before it, which was either read
+        with the tick or written after it. The elements written after a tick must therefore be those
+        that are read first with the next tick, or must have been given as ``behind`` if a document
+        ends there.
 
         Args:
-            states: The state of each place, which has read it.
-            written: The elements written behind each tick, by stream, in the order of the layout.
+            states: The state at each place, after it has read the element there.
+            written: The elements written after each tick, by stream, in the order of the layout.
         """
         there = [_present(ids) for ids in written.values()]
         count = _count_before(torch.cat(there, 2))
@@ -145,12 +153,12 @@ class Interleaving(NamedTuple):
         return dict(zip(written, pieces, strict=True))
 
     def _within(self, place: Int[Tensor, "B T ..."]) -> Int[Tensor, "B T ..."]:
-        """Places in the sequence, -1 where they are before the document of the tick."""
+        """Return places in the sequence, or -1 for places before the document of the tick."""
         first = self.first.view(*self.first.shape, *[1] * (place.ndim - 2))
         return torch.where(place < first, -1, place)
 
     def _streams(self) -> list[str]:
-        """The stream of each element of a frame; none of those behind a document."""
+        """Return the stream of each slot of a frame; slots after a document have the name ""."""
         read = [name for name, depth in self.depths.items() for _ in range(depth)]
         return read + [""] * sum(self.behind_depths.values())
 
@@ -166,22 +174,25 @@ def interleave(
 ) -> Interleaving:
     """Order the elements of some ticks of every row by their moments.
 
-    Sequences have room for full chunks, so that their shape does not depend on what stands where.
+    The sequences have room for full frames, so that their shape does not depend on which slots are
+    empty.
 
     Args:
-        layout: Streams, each of one tick a step.
-        ticks: Elements in order of arrival: ids, `UNSET_ID` where nothing stands; a continuous
-            stream has an element at every tick.
-        num_read: Elements that each row has read before; ``None`` for whole rows.
-        lengths: Ticks of each row that are real, from the left; ``None`` means all.
-        document_start: First tick of each tick's document, of whole rows; ``None`` where a row is
-            one document.
-        behind: What is written behind each tick, by predicted stream. Where a document ends, it is
-            laid out too; elsewhere the next tick holds it.
+        layout: Streams, each with a period of one tick.
+        ticks: Elements in arrival order: ids, with `UNSET_ID` in empty slots. A continuous stream
+            has an element at every tick.
+        num_read: Number of elements that each row has read in earlier calls; ``None`` for whole
+            rows.
+        lengths: Number of ticks of each row that are real, counted from the left; ``None`` means
+            all.
+        document_start: First tick of the document of each tick, for whole rows; ``None`` if a row
+            is one document.
+        behind: Elements written after each tick, by predicted stream. They are laid out only where
+            a document ends; elsewhere the next tick holds them.
 
     Raises:
         UserError: A step of a stream covers several ticks, the streams do not cover the same
-            ticks, or a stream of ``behind`` comes later in a frame than one that is only read.
+            ticks, or a stream of ``behind`` comes later in a frame than a stream that is only read.
         KeyError: The layout does not have a stream.
     """
     behind = {} if behind is None else behind
@@ -219,7 +230,7 @@ def interleave(
 def _real(
     stands: Bool[Tensor, "B T E"], lengths: Int[Tensor, " B"] | None
 ) -> Bool[Tensor, "B T E"]:
-    """What stands at the ticks of each row that are real."""
+    """Return which slots are filled, limited to the real ticks of each row."""
     if lengths is None:
         return stands
     tick = torch.arange(stands.shape[1], device=stands.device)
@@ -227,7 +238,7 @@ def _real(
 
 
 def _room(frames: Bool[Tensor, "B T E"], num_places: int) -> int:
-    """Places for everything: more than those of what is read if documents end with more."""
+    """Return the number of places needed: more than ``num_places`` if documents end with more."""
     if torch.compiler.is_compiling():
         return frames.shape[1] * frames.shape[2]
     return max(num_places, int(frames.flatten(1).sum(1).max()))
@@ -236,9 +247,9 @@ def _room(frames: Bool[Tensor, "B T E"], num_places: int) -> int:
 def _sequences(
     frames: Bool[Tensor, "B T E"], num_places: int
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B M"]]:
-    """`Interleaving.source` and `Interleaving.at`, from where something stands in the frames."""
+    """Return `Interleaving.source` and `Interleaving.at` from the mask of filled slots."""
     there = frames.flatten(1)
-    # Every element writes its number into its place; what is nothing shares one that is cut off.
+    # Every element writes its number into its place; empty slots share one place, which is cut off.
     place = torch.where(there, _count_before(there), num_places)
     element = torch.arange(there.shape[1], device=there.device).expand_as(place)
     source = place.new_zeros(len(place), num_places + 1).scatter(1, place, element)
@@ -246,14 +257,14 @@ def _sequences(
 
 
 def _present(elements: Shaped[Tensor, "B T ..."]) -> Bool[Tensor, "B T _K"]:
-    """Where something stands; a vector of floats always does."""
+    """Return True where a slot is filled; a vector of floats always fills it."""
     if elements.is_floating_point():
         return torch.ones_like(elements[..., :1], dtype=torch.bool)
     return (elements if elements.ndim == 3 else elements[..., None]) != UNSET_ID
 
 
 def _count_before(count: Shaped[Tensor, "B ... n"]) -> Int[Tensor, "B ... n"]:
-    """The sum of what comes earlier in the last dimension."""
+    """Return the exclusive cumulative sum over the last dimension."""
     count = count.long()
     return count.cumsum(-1) - count
 
@@ -261,7 +272,7 @@ def _count_before(count: Shaped[Tensor, "B ... n"]) -> Int[Tensor, "B ... n"]:
 def _take(
     values: Shaped[Tensor, "B _M ..."], index: Int[Tensor, "B _N"]
 ) -> Shaped[Tensor, "B _N ..."]:
-    """Some of the values of every row."""
+    """Gather values of every row at the given indices."""
     index = index.view(*index.shape, *[1] * (values.ndim - 2))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
@@ -269,7 +280,7 @@ def _take(
 def _with_first(
     states: Shaped[Tensor, "B N D"], first: Shaped[Tensor, "B D"] | None
 ) -> Shaped[Tensor, "B _M D"]:
-    """States behind one that comes before them: zero if there is none."""
+    """Return the states with one state put before them: ``first``, or zeros if it is ``None``."""
     if first is None:
         first = states.new_zeros(len(states), states.shape[2])
     return torch.cat((first[:, None].to(states.dtype), states), 1)
@@ -278,12 +289,12 @@ def _with_first(
 def _in_order(
     content: Content, depths: Mapping[str, int], shape: torch.Size
 ) -> list[Shaped[Tensor, "B T _K ..."]]:
-    """The content of the given streams, in their order."""
+    """Return the content of the given streams in their order, after a check of its shape."""
     given = {name: tuple(values.shape[:3]) for name, values in content.items()}
     expected = {name: (*shape, depth) for name, depth in depths.items()}
     if given != expected:
         raise UserError(
-            f"`content` must hold something for every element of each stream: expected {expected}, "
+            f"`content` must hold a value for every element of each stream: expected {expected}, "
             f"got {given}."
         )
     return [content[name] for name in depths]
@@ -293,8 +304,8 @@ def _check(layout: Layout, ticks: Ticks, behind: Ticks) -> None:
     slow = [name for name in ticks if layout[name].period_ticks > 1]
     if slow:
         raise UserError(
-            f"Interleaved streams must have a period of one tick: got {', '.join(slow)}. Put the "
-            "elements of a slow stream into the tick in which they come, and nothing elsewhere."
+            f"Interleaved streams must have a period of one tick: got {', '.join(slow)}. Put each "
+            "element of a slow stream into the tick in which it arrives, and `UNSET_ID` elsewhere."
         )
     lengths = {name: tuple(ids.shape[:2]) for name, ids in (*ticks.items(), *behind.items())}
     if not ticks or len(set(lengths.values())) > 1:
@@ -302,6 +313,6 @@ def _check(layout: Layout, ticks: Ticks, behind: Ticks) -> None:
     first = {stream.name for stream in layout.streams[: len(behind)]}
     if not set(behind) <= first:
         raise UserError(
-            f"What is written must come first in the layout, which begins with "
+            f"Streams that are written must come first in the layout, which begins with "
             f"{', '.join(sorted(first))}: got {', '.join(behind)}."
         )

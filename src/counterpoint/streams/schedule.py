@@ -1,16 +1,16 @@
 """The schedule: content order and arrival order, and every offset that follows from a layout.
 
-*Content order* says what happened when it happened: step ``s`` of a stream covers ``period_ticks``
-ticks from ``s * period_ticks``. *Arrival order* is the order in which elements become available
-(`counterpoint.streams.clock.available_at`), which is the order in which models read them. Its ticks
-are called *columns*, and every stream has a place in each of them. An element stands in the column
-of its moment: that of step ``s``, which is the element of frame ``f``, the last tick that it
-covers, stands in column ``lead + f + delay``. Between two elements of a slow stream stands nothing.
-A layout in which a stream has an initial id begins with an initial frame, column 0, so ``lead`` is
-1; it is 0 in all others.
+*Content order* places every element at the time to which it belongs: step ``s`` of a stream covers
+the ``period_ticks`` ticks from ``s * period_ticks``. *Arrival order* is the order in which elements
+become available (`counterpoint.streams.clock.available_at`) and in which models read them. Its
+ticks are called *columns*, and every stream has a slot in each column. An element stands in the
+column of its moment: if ``f`` is the last tick that step ``s`` covers, its element stands in column
+``lead + f + delay``. The slots between two elements of a slow stream are empty. If a stream of the
+layout has an initial id, the sequence begins with an initial frame, column 0, so ``lead`` is 1;
+otherwise it is 0.
 
-Scheduling is causal in both directions: the first columns depend on the first ticks only, and
-columns that are cut anywhere give back the ticks of which every stream has arrived.
+The schedule is causal in both directions: the first columns depend on the first ticks only, and a
+sequence of columns that is cut anywhere gives back the ticks of which every stream has arrived.
 
 Source: Moshi (arXiv:2410.00037), section 3.4.3; MusicGen (arXiv:2306.05284), section 2.2.
 """
@@ -27,12 +27,15 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
 
 def lead_ticks(layout: Layout) -> int:
-    """Columns before the first content: 1 if the layout begins with an initial frame, else 0."""
+    """Return the number of columns before the first content.
+
+    It is 1 if the layout begins with an initial frame, and 0 otherwise.
+    """
     return int(any(stream.initial_id is not None for stream in layout.streams))
 
 
 def initial_ids(layout: Layout) -> dict[str, int]:
-    """Id that stands before a discrete stream's first element, by stream."""
+    """Return the id before the first element of each discrete stream; `UNSET_ID` if it has none."""
     return {
         stream.name: UNSET_ID if stream.initial_id is None else stream.initial_id
         for stream in layout.streams
@@ -41,41 +44,41 @@ def initial_ids(layout: Layout) -> dict[str, int]:
 
 
 def column_of(layout: Layout, stream: Stream, step: int) -> int:
-    """The column in which a step of a stream stands: its moment, behind the initial frame."""
+    """Return the column in which a step of a stream stands; the initial frame is column 0."""
     return lead_ticks(layout) + (step + 1) * stream.period_ticks - 1 + stream.delay_ticks
 
 
 def empty_id(layout: Layout, stream: Stream, column: int) -> int:
-    """What a discrete stream reads in a column in which it has no element."""
+    """Return the id that a discrete stream reads in a column in which it has no element."""
     if column < column_of(layout, stream, 0) and stream.initial_id is not None:
         return stream.initial_id
     return UNSET_ID
 
 
 def ends_step(stream: Stream, tick: int) -> bool:
-    """Whether a tick of content is the last one of a step: then the frame has its element."""
+    """Return whether a tick of content is the last one of a step, and so holds its element."""
     return (tick + 1) % stream.period_ticks == 0
 
 
 def count_ticks(layout: Layout, content: Ticks) -> int:
-    """Ticks that some content covers: those of its longest stream."""
+    """Return the number of ticks that the content covers: that of its longest stream."""
     lengths = [ids.shape[1] * layout[name].period_ticks for name, ids in content.items()]
     return max(lengths, default=0)
 
 
 def columns(layout: Layout, content: Ticks) -> Ticks:
-    """Content in order of arrival, behind the initial frame.
+    """Put content into arrival order, after the initial frame.
 
     Args:
         layout: Streams with their delays.
-        content: Elements in content order, each stream on its own steps, of all streams; or of the
-            first stream alone, beside which the others are then unset. Of T ticks a stream has the
-            steps that end within them.
+        content: Elements in content order, by stream, counted in each stream's own steps. Either
+            all streams are given, or only the first one; then the others are unset. Content of T
+            ticks has those steps of a stream that end within the T ticks.
 
     Returns:
-        For T ticks of content and delays of up to D, lead + T + D columns of every stream but the
-        wholes, which the model computes itself. Where no element stands there are initial ids
-        before the first one, `UNSET_ID` otherwise, and zeros in a continuous stream.
+        For T ticks of content and a longest delay of D, lead + T + D columns of every stream except
+        wholes that the model computes itself. A slot without an element holds the initial id
+        before the first element and `UNSET_ID` after it, or zeros in a continuous stream.
 
     Raises:
         UserError: Streams are missing, or an id or a shape does not fit.
@@ -102,14 +105,14 @@ def columns(layout: Layout, content: Ticks) -> Ticks:
 
 
 def content(layout: Layout, arrived: Ticks) -> Ticks:
-    """Columns back in content order: the exact inverse of `columns`, and of each of its prefixes.
+    """Put columns back into content order: the exact inverse of `columns`.
 
     Args:
         layout: Streams with their delays.
-        arrived: The initial frame and the columns behind it.
+        arrived: The initial frame and the columns after it. The sequence may be cut anywhere.
 
     Returns:
-        The ticks of which every stream has arrived.
+        The ticks of which every stream has arrived, counted in each stream's own steps.
     """
     num_columns = next(iter(arrived.values())).shape[1]
     num_ticks = max(num_columns - lead_ticks(layout) - _longest_delay(layout), 0)
@@ -122,30 +125,33 @@ def content(layout: Layout, arrived: Ticks) -> Ticks:
 
 
 def _longest_delay(layout: Layout) -> int:
-    """Columns by which the latest stream comes later than its content."""
+    """Return the longest delay of a stream, in columns."""
     return max(stream.delay_ticks for stream in _given(layout))
 
 
 def _given(layout: Layout) -> tuple[Stream, ...]:
-    """The streams that columns hold: all but wholes that the model computes itself."""
+    """Return the streams that columns hold: all except wholes that the model computes itself."""
     return tuple(s for s in layout.streams if s.predicted or s.role != Role.WHOLE)
 
 
 def lay_out(layout: Layout, content: Ticks, num_prompt: int = 0) -> Batch:
-    """One document a row, as a system's `forward` and `losses` read it.
+    """Return a batch with one document a row, as a system's `forward` and `losses` read it.
 
-    ``targets`` are the columns behind those of ``ticks``. Where only late streams go on, the
-    document is cut, so that every row keeps its length. Content of the first stream alone trains
-    that stream alone.
+    Each target is the column after the one that is read. A document is cut where only delayed
+    streams still have elements, so that every row keeps its length. If only the first stream is
+    given, only that stream is trained.
 
     Args:
         layout: Streams with their delays.
-        content: As of `columns`.
-        num_prompt: First ticks of the content, which carry no loss.
+        content: See `columns`.
+        num_prompt: Number of ticks at the start of the content that carry no loss.
 
     Returns:
-        A batch of ``lead - 1 + T`` ticks for T ticks of content; its size counts ticks of content
-        that carry loss.
+        A batch of ``lead - 1 + T`` ticks for T ticks of content. Its size counts the ticks of
+        content that carry loss.
+
+    Raises:
+        UserError: Streams are missing, or an id or a shape does not fit.
     """
     written = [stream.name for stream in layout.predicted if stream.name in content]
     arrived = columns(layout, content)
@@ -168,15 +174,15 @@ def lay_out(layout: Layout, content: Ticks, num_prompt: int = 0) -> Batch:
 
 
 def unset_columns(layout: Layout, begins: Bool[Tensor, "B T"]) -> dict[str, Tensor]:
-    """Columns of packed documents in which nothing is said in any stream.
+    """Return the columns of packed documents in which every stream is empty.
 
     Args:
         layout: Streams with their delays.
-        begins: Where the initial frame of a document stands.
+        begins: True where the initial frame of a document stands.
 
     Returns:
-        Of every discrete stream initial ids as long as its first element has not come, then
-        `UNSET_ID`; of a continuous one zeros.
+        For a discrete stream, its initial id until its first element may arrive, then `UNSET_ID`;
+        for a continuous stream, zeros.
     """
     ids = initial_ids(layout)
     arrived = {}
@@ -197,76 +203,81 @@ def unset_columns(layout: Layout, begins: Bool[Tensor, "B T"]) -> dict[str, Tens
 
 
 def trained(stream: Stream, targets: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-    """Targets that carry loss: `UNSET_ID` and initial ids carry none."""
+    """Return which targets carry loss: all except `UNSET_ID` and initial ids."""
     return (targets >= 0) & (targets < (stream.vocab_size or 0))
 
 
 # ------------------------------------------------------------------------------------ sessions
 #
-# A session that has gone through ``num_ticks`` ticks of content has read the columns up to
-# ``lead - 1 + num_ticks`` and writes the next one.
+# A session that has processed ``num_ticks`` ticks of content has read the columns up to
+# ``lead - 1 + num_ticks`` and writes the next column.
 
 
 def next_column(layout: Layout, num_ticks: int) -> int:
-    """The column that a session writes after so many ticks of content."""
+    """Return the column that a session writes after ``num_ticks`` ticks of content."""
     return lead_ticks(layout) + num_ticks
 
 
 def first_said_tick(layout: Layout, num_prompt: int) -> int:
-    """The first tick of content that a session says, all of it, behind a prompt of so many ticks.
+    """Return the first tick of content that a session writes completely after a prompt.
 
-    Without an initial frame nothing is read before column 0. So where an element of the first tick
-    would stand there, that tick is not said.
+    Without an initial frame nothing is read before column 0. If an element of tick 0 would stand in
+    that column, the session cannot write tick 0 completely.
+
+    Args:
+        layout: Streams with their delays.
+        num_prompt: Number of ticks of the prompt.
     """
     first_column = min(column_of(layout, stream, 0) for stream in layout.predicted)
     return max(num_prompt, 1 - min(first_column, 1))
 
 
 def given_column(layout: Layout, stream: str, num_ticks: int) -> int:
-    """The column in which stands what a session is given after so many ticks of content.
+    """Return the column of the element that a session is given after ``num_ticks`` ticks.
 
-    What is heard is that of `given_tick`, the tick that begins now. What a stream that is written
-    is given (forced) is that of the tick behind it: the one that begins now is written already.
+    For a stream that is heard, that is the element of the tick that begins. For a stream that is
+    written, a given (forced) element is that of the tick after it, because the tick that begins has
+    been written already. See `given_tick`.
     """
     spec = layout[stream]
     return lead_ticks(layout) + given_tick(spec, num_ticks) + spec.delay_ticks
 
 
 def given_tick(stream: Stream, num_ticks: int) -> int:
-    """The tick of content of which a session is given something after so many ticks."""
+    """Return the tick of content whose element a session is given after ``num_ticks`` ticks."""
     return num_ticks + stream.predicted
 
 
 def tail_columns(layout: Layout, stream: str, num_ticks: int) -> range:
-    """Columns behind a prompt of so many ticks, up to the first element that is not of it."""
+    """Return the columns after a prompt that still hold elements of the prompt in this stream."""
     spec = layout[stream]
     first_new = num_ticks // spec.period_ticks
     return range(next_column(layout, num_ticks), column_of(layout, spec, first_new))
 
 
 def may_stand(layout: Layout, stream: Stream, column: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-    """Columns in which an element of a stream may stand; in all if its steps are ticks."""
+    """Return the columns in which an element of a stream may stand, at every ``period_ticks``."""
     return (column - column_of(layout, stream, 0)) % stream.period_ticks == 0
 
 
 def latest_delay(layout: Layout) -> int:
-    """Columns by which the latest stream that is written comes later than its content."""
+    """Return the longest delay of a stream that is written, in columns."""
     return max(stream.delay_ticks for stream in layout.predicted)
 
 
 def sounding_delay(layout: Layout) -> int:
-    """Ticks by which what is spoken sounds later than its content begins.
+    """Return how many ticks after the start of its content a spoken frame can be played.
 
-    It sounds when its frame is complete, and a step is part of the frame of its last tick.
+    It can be played when the frame is complete, and a step belongs to the frame of its last tick.
 
     Raises:
-        UserError: The streams that are spoken have several periods, or there are none.
+        UserError: The spoken streams have several periods, or there are none.
     """
     return latest_delay(layout) + sound_period(layout, Role.SPOKEN) - 1
 
 
 def sound_period(layout: Layout, role: Role) -> int:
-    """Ticks of a frame of sound of a speaker.
+    """Return the number of ticks in one frame of a speaker's sound.
 
     Raises:
         UserError: The speaker's streams have several periods, or there are none.
@@ -274,37 +285,39 @@ def sound_period(layout: Layout, role: Role) -> int:
     periods = {stream.period_ticks for stream in layout.by_role(role)}
     if len(periods) != 1:
         raise UserError(
-            f"All streams that are {role.value} must have steps of the same number of ticks, as a "
+            f"All streams of role {role.value} must have steps of the same number of ticks, as a "
             f"codec's frames have: got {sorted(periods) or 'no such stream'}."
         )
     return periods.pop()
 
 
 def complete_tick(layout: Layout, column: int) -> int:
-    """The newest tick of content of which all written streams have arrived with a column.
+    """Return the newest tick of content of which all written streams have arrived with a column.
 
-    Negative as long as there is none.
+    The result is negative as long as there is none.
     """
     return column - lead_ticks(layout) - latest_delay(layout)
 
 
-# A session keeps columns by their distance to the one that it writes next: 1 is the one behind it.
+# A session numbers columns by their distance to the column that it writes next: 1 is the one after.
 
 
 def given_distance(layout: Layout, stream: str) -> int:
-    """Where `given_column` stands in a session, which reads a column and then writes the next."""
+    """Return the distance of `given_column` in a session: reading a column, writing the next."""
     return given_column(layout, stream, 0) - next_column(layout, 1)
 
 
 def complete_distance(layout: Layout, stream: str) -> int:
-    """Where a written stream has what it says in the tick that the next column completes."""
+    """Return where a written stream holds the tick that the next column completes."""
     return layout[stream].delay_ticks - latest_delay(layout)
 
 
 def kept_distances(layout: Layout) -> range:
-    """Columns that a session keeps: from the one that it reads, or the oldest of the complete tick.
+    """Return the distances of the columns that a session keeps.
 
-    The last one is the newest that it is given, or in which late streams go on with a prompt.
+    The oldest is the column that the session reads, or the oldest column of the tick that is
+    completed next. The newest is the last one in which the session is given an element or in which
+    delayed streams still hold elements of the prompt.
     """
     oldest = min(-1, *(complete_distance(layout, s.name) for s in layout.predicted))
     given = [*layout.predicted, *layout.heard]
@@ -317,15 +330,15 @@ def kept_distances(layout: Layout) -> range:
 
 
 def _check_content(layout: Layout, content: Ticks) -> None:
-    """Refuse content of other streams, shapes or ids."""
+    """Refuse content whose streams, shapes or ids do not fit the layout."""
     names = [stream.name for stream in _given(layout)]
     if set(content) not in ({names[0]}, set(names)):
         raise UserError(
-            f"Codes must be given for all streams ({', '.join(names)}) or for {names[0]!r} alone: "
+            f"Content must be given of all streams ({', '.join(names)}) or of {names[0]!r} alone: "
             f"got {', '.join(content)}."
         )
     num_rows = len(content[names[0]])
-    # A tensor without steps is refused by its shape below.
+    # A tensor without a step axis is refused by the check of shapes below.
     stepped = {name: elements for name, elements in content.items() if elements.ndim > 1}
     num_ticks = count_ticks(layout, stepped)
     for name, elements in content.items():
@@ -333,13 +346,13 @@ def _check_content(layout: Layout, content: Ticks) -> None:
         shape = (num_rows, num_ticks // stream.period_ticks, *stream.element_shape)
         if elements.shape != shape:
             raise UserError(
-                f"Codes of {name!r} must have the shape {tuple(shape)}: got "
+                f"Content of {name!r} must have the shape {tuple(shape)}: got "
                 f"{tuple(elements.shape)}."
             )
         if stream.is_discrete:
             _check_ids(stream, elements)
         elif not elements.isfinite().all():
-            raise UserError(f"Elements of {name!r} must be finite: some are not.")
+            raise UserError(f"Elements of {name!r} must be finite: got NaN or infinity.")
 
 
 def _check_ids(stream: Stream, ids: Int[Tensor, "..."]) -> None:

@@ -14,18 +14,19 @@ UNSET_ID = -1
 """Id of an element that does not exist or carries no loss. Never a valid token."""
 
 Ticks = Mapping[str, Shaped[Tensor, "B _T ..."]]
-"""Elements by stream name, oldest first: in content order on the stream's own steps, in order of
-arrival on columns (`counterpoint.streams.schedule`).
+"""Elements by stream name, oldest first.
 
-Ids are (B, T), or (B, T, K) of a stream with codebooks; a continuous stream is floats
-(B, T, width).
-`_T` is not bound by jaxtyping: streams of different periods have different numbers of steps in
-content order.
+In content order they are counted in the stream's own steps, in arrival order in columns
+(`counterpoint.streams.schedule`). Ids have the shape (B, T), or (B, T, K) if the stream has
+codebooks; a continuous stream has floats of shape (B, T, width).
+
+`_T` is not bound by jaxtyping, because streams of different periods have different numbers of steps
+in content order.
 """
 
 
 class Role(StrEnum):
-    """What a stream is for."""
+    """The function of a stream in the model."""
 
     HEARD = "heard"
     SPOKEN = "spoken"
@@ -39,27 +40,29 @@ class Role(StrEnum):
 class Stream:
     """A named sequence on the common clock.
 
-    Codebooks that come at different ticks are different streams: Moshi's first codebook has no
-    delay and the seven others one tick, so that one is a stream of depth 1 and they one of depth 7.
+    Codebooks that arrive at different ticks are different streams. Moshi's first codebook has no
+    delay and the seven others have a delay of one tick, so they are one stream of depth 1 and one
+    stream of depth 7.
 
     Attributes:
         name: Unique within a layout.
-        role: What the stream is for.
+        role: The function of the stream in the model.
         vocab_size: Number of ids of one codebook; ``None`` for a continuous stream.
-        depth: Codebooks in one step (discrete streams only).
-        width: Features in one step; ``None`` for a discrete stream.
-        period_ticks: Ticks that one step covers; 1 is the finest rate.
-        delay_ticks: Ticks by which every step comes later than the content it covers.
-        irregular: Steps may end early, where the content says; ``period_ticks`` is then the longest
-            step, and ``delay_ticks`` the longest delay.
-        predicted: The model writes this stream; it only reads the others.
-        has_codebooks: Steps have a codebook axis, also when ``depth`` is 1: ids are (B, T, K).
-        initial_id: Id that stands before the first element; outside of the vocabulary, for it is
-            never written or trained. A layout in which a stream has one begins with an initial
+        depth: Number of codebooks in one step (discrete streams only).
+        width: Number of features in one step; ``None`` for a discrete stream.
+        period_ticks: Number of ticks that one step covers; 1 is the finest rate.
+        delay_ticks: Number of ticks by which every step arrives later than the content it covers.
+        irregular: Whether steps may end early at boundaries that the content sets. Then
+            ``period_ticks`` is the longest step and ``delay_ticks`` the longest delay.
+        predicted: Whether the model writes this stream; it only reads the others.
+        has_codebooks: Whether steps have a codebook axis, so that ids are (B, T, K). It may be set
+            for a ``depth`` of 1, and is always set for a larger depth.
+        initial_id: Id before the first element. It lies outside the vocabulary, because it is never
+            written or trained. If a stream of a layout has one, the layout begins with an initial
             frame: one tick of initial ids before the content.
-        padding_id: Id of a step in which nothing is due, such as the text of a silent frame.
-        codebook_sizes: Ids of each codebook where some have fewer than ``vocab_size``; empty if all
-            have as many. The others are never written.
+        padding_id: Id of a step without content, such as the text of a silent frame.
+        codebook_sizes: Number of ids of each codebook if some have fewer than ``vocab_size``; empty
+            if all have as many. The model never writes the ids beyond these sizes.
     """
 
     name: str
@@ -111,26 +114,26 @@ class Stream:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Ids of each codebook of a discrete stream."""
+        """Number of ids of each codebook of a discrete stream."""
         return self.codebook_sizes or (self.vocab_size or 0,) * self.depth
 
     @property
     def element_shape(self) -> tuple[int, ...]:
-        """Shape of one step: () of single ids, (K,) of codebooks, (width,) of floats."""
+        """Shape of one step: () for single ids, (K,) for codebooks, (width,) for floats."""
         if self.width is not None:
             return (self.width,)
         return (self.depth,) if self.has_codebooks else ()
 
     @property
     def is_discrete(self) -> bool:
-        """True when the stream carries ids, False when it carries vectors."""
+        """Whether the stream carries ids; a continuous stream carries vectors of floats."""
         return self.vocab_size is not None
 
 
 def coarse_stream(
     name: str, *, width: int, period_ticks: int, lag_steps: int, irregular: bool = False
 ) -> Stream:
-    """A whole over blocks of a finer stream, which is read ``lag_steps`` of its own steps later."""
+    """Return a whole over blocks of a finer stream, which is read ``lag_steps`` blocks later."""
     return Stream(
         name=name,
         role=Role.WHOLE,
@@ -143,11 +146,11 @@ def coarse_stream(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """The ordered streams of a model. Their order is their order within a frame.
+    """The ordered streams of a model. They arrive in this order within a frame.
 
     Attributes:
         streams: Streams, in the order in which the elements of one frame become available.
-        tick_hz: Ticks a second, when the streams have a physical clock (speech).
+        tick_hz: Ticks a second if the streams have a physical clock (speech); otherwise ``None``.
     """
 
     streams: tuple[Stream, ...]
@@ -170,11 +173,15 @@ class Layout:
         raise KeyError(f"The layout has no stream {name!r}; it has: {known}.")
 
     def place(self, name: str) -> int:
-        """Position of the stream within a frame, 0 first."""
+        """Return the position of a stream within a frame, counted from 0.
+
+        Raises:
+            KeyError: The layout has no such stream.
+        """
         return [stream.name for stream in self.streams].index(self[name].name)
 
     def rate_hz(self, name: str) -> float:
-        """Steps a second of a stream; 0 where the layout has no physical clock."""
+        """Return the steps a second of a stream; 0 if the layout has no physical clock."""
         return (self.tick_hz or 0.0) / self[name].period_ticks
 
     @property
@@ -184,23 +191,24 @@ class Layout:
 
     @property
     def heard(self) -> tuple[Stream, ...]:
-        """The streams that a session is given at every tick: neither predicted nor the model's own.
+        """The streams that a session is given at every tick.
 
-        A whole is the model's own: it is computed from what is read.
+        These are the streams that the model neither writes nor computes. A whole is computed from
+        what is read, so it is not one of them.
         """
         return tuple(s for s in self.streams if not s.predicted and s.role != Role.WHOLE)
 
     @property
     def slow(self) -> tuple[Stream, ...]:
-        """The streams that are written or heard and have steps of several ticks."""
+        """The streams that are written or heard and whose steps cover several ticks."""
         return tuple(s for s in (*self.predicted, *self.heard) if s.period_ticks > 1)
 
     @property
     def text(self) -> Stream:
-        """The stream of text of a layout of speech: what is said, or thought.
+        """The text stream of a speech model: what is said, or what is thought.
 
         Raises:
-            UserError: There is none, or it has no padding.
+            UserError: There is none, or it has no padding id.
         """
         for stream in self.streams:
             if stream.role in (Role.TEXT, Role.THOUGHT) and stream.padding_id is not None:
@@ -212,10 +220,10 @@ class Layout:
 
     @property
     def text_part(self) -> Stream:
-        """The one stream of a layout of text alone.
+        """The one stream of a layout that consists of text alone.
 
         Raises:
-            UserError: The layout has others that are read or written.
+            UserError: Several streams are read or written, or none.
         """
         given = (*self.predicted, *self.heard)
         if len(given) != 1:
@@ -226,14 +234,21 @@ class Layout:
         return given[0]
 
     def by_role(self, role: Role) -> tuple[Stream, ...]:
-        """All streams of a role, in their order."""
+        """Return all streams of a role, in their order."""
         return tuple(stream for stream in self.streams if stream.role == role)
 
     def with_role(self, role: Role, codes: Int[Tensor, "*B K"]) -> dict[str, Int[Tensor, "*B _k"]]:
-        """The codebooks of a speaker's codec as the streams of that speaker.
+        """Split the codes of a speaker's codec into the streams of that speaker.
+
+        Args:
+            role: Role of the speaker's streams.
+            codes: Ids of all codebooks, in the order of the codec.
+
+        Returns:
+            The codes of each stream, by name.
 
         Raises:
-            UserError: The speaker has another number of codebooks.
+            UserError: The speaker's streams have another number of codebooks.
         """
         own = self.by_role(role)
         depths = [stream.depth for stream in own]
@@ -247,5 +262,5 @@ class Layout:
 
     @property
     def block_ticks(self) -> int:
-        """Ticks after which every stream's steps line up again."""
+        """The number of ticks after which the steps of all streams line up again."""
         return lcm(*(stream.period_ticks for stream in self.streams))

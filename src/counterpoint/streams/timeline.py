@@ -1,8 +1,8 @@
-"""Timelines: timed events in seconds, the one form shared by data, traces, scores and pictures.
+"""Timelines: timed events in seconds, shared by data, live traces, scores and figures.
 
-A file is JSONL: a header object ``{"timeline": 1, ...}`` and one object an event. The kinds of
-event (speech segments, words, thoughts, calls, interruptions, marks) are up to those who write and
-read them; what an event must carry beyond its text goes into ``payload``.
+A file is JSONL: a header object ``{"timeline": 1, ...}``, then one object an event. Writers and
+readers agree on the kinds of events (speech segments, words, thoughts, calls, interruptions,
+marks). Data of an event beyond its text goes into ``payload``.
 """
 
 import json
@@ -81,16 +81,19 @@ class Timeline:
 
     @property
     def end_s(self) -> float:
-        """End of the last event to end; 0 without events."""
+        """End of the event that ends last, in seconds; 0 without events."""
         return max((event.end_s for event in self.events), default=0.0)
 
     def where(self, *, stream: str | None = None, kind: str | None = None) -> "Timeline":
-        """The events of one stream, of one kind, or both."""
+        """Return the events of one stream, of one kind, or of both."""
         events = (event for event in self.events if _matches(event, stream, kind))
         return replace(self, events=tuple(events))
 
     def cut(self, start_s: float, stop_s: float) -> "Timeline":
-        """Events within ``start_s <= time < stop_s``, clipped to it; times stay absolute."""
+        """Return the events that overlap ``start_s <= time < stop_s``, clipped to that interval.
+
+        Times stay absolute.
+        """
         kept = []
         for event in self.events:
             inside = event.start_s < stop_s and event.end_s > start_s
@@ -101,7 +104,7 @@ class Timeline:
         return replace(self, events=tuple(kept))
 
     def shift(self, offset_s: float) -> "Timeline":
-        """Move every event later by ``offset_s`` (earlier when negative)."""
+        """Return the timeline with every event ``offset_s`` later (earlier if it is negative)."""
         moved = [
             replace(event, start_s=event.start_s + offset_s, end_s=event.end_s + offset_s)
             for event in self.events
@@ -109,7 +112,7 @@ class Timeline:
         return replace(self, events=tuple(moved))
 
     def merge(self, other: "Timeline") -> "Timeline":
-        """All events of both; where times are equal, this timeline's come first.
+        """Return the events of both timelines; at equal times, those of this timeline come first.
 
         Raises:
             UserError: The headers hold different values for the same key.
@@ -125,14 +128,14 @@ class Timeline:
         )
 
     def to_jsonl(self) -> str:
-        """The file's text; `from_jsonl` gives back an equal timeline."""
+        """Return the text of the file; `from_jsonl` reads an equal timeline from it."""
         lines: list[dict[str, Any]] = [{"timeline": _VERSION, **self.header}]
         lines += [asdict(event) for event in self.events]
         return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
     @classmethod
     def from_jsonl(cls, text: str, source: str = "timeline") -> "Timeline":
-        """Read the text of a file.
+        """Read a timeline from the text of a file.
 
         Args:
             text: Header and events, one JSON object a line; empty lines are skipped.
@@ -175,7 +178,7 @@ def _matches(event: Event, stream: str | None, kind: str | None) -> bool:
 
 
 def _as_json(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A private copy that JSON gives back unchanged."""
+    """Return a copy of the values as JSON reads them back."""
     try:
         return json.loads(json.dumps(dict(values), allow_nan=False))
     except (TypeError, ValueError) as error:
