@@ -14,7 +14,7 @@ from counterpoint.evaluate.tasks import answer
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells
 from counterpoint.recipes import grid_run as module
-from counterpoint.recipes.cells import Cell, read_cells, run_cell
+from counterpoint.recipes.cells import Cell, CellOutcome, read_cells, run_cell
 from counterpoint.recipes.grid import Grid, GridArm, Limits, costs
 from counterpoint.recipes.grid_run import best_rates, run_grid
 from counterpoint.recipes.part_whole import part_whole
@@ -72,7 +72,7 @@ def test_a_grid_that_was_killed_ends_with_the_same_parquet(
     folder = tmp_path / "killed"
     calls: list[str] = []
 
-    def killed(*given: Any) -> str:
+    def killed(*given: Any) -> CellOutcome:
         if calls:
             raise RuntimeError("killed")
         calls.append("")
@@ -91,7 +91,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     grid = tiny_grid()
     first = run_grid(grid, tmp_path, progress=quiet())
 
-    def again(*given: Any) -> str:
+    def again(*given: Any) -> CellOutcome:
         raise AssertionError("a cell is run again")
 
     monkeypatch.setattr(module, "run_cell", again)
@@ -123,6 +123,16 @@ def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
     assert records[0]["learning_rate"] == chosen["hierarchy", "a"]
     with pytest.raises(UserError, match="must not be reported"):
         tiny_grid(tuning_seeds=(0,))
+
+
+def test_a_record_keeps_how_the_cell_learned(tmp_path: Path) -> None:
+    train = replace(tiny_grid().train, log_every=1, evaluate_every=2)
+    grid = tiny_grid(train=train, arms=tiny_grid().arms[:1])
+    curve = run_grid(grid, tmp_path, progress=quiet())[0]["curve"]
+    assert [point["step"] for point in curve] == [1, 2, 3]
+    assert curve[2]["flops"] == pytest.approx(3 * curve[0]["flops"])
+    assert all(point["loss"] > 0 for point in curve)
+    assert [point["score"] is None for point in curve] == [True, False, False]
 
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:

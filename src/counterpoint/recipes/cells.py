@@ -2,13 +2,15 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.part_whole import TASKS
@@ -23,9 +25,13 @@ from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import load_system
 from counterpoint.train.distributed import World
 from counterpoint.train.loop import DivergedError
+from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
 
 CELLS = "cells"
+WORK = "work"
+CURVE_ITEMS = 100
+"""Items on which a cell is scored while it learns, if ``train.evaluate_every`` says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,22 +49,45 @@ class Cell:
         return f"{self.task}-{self.arm}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
-def run_cell(grid: Grid, folder: Path, cell: Cell) -> str:
-    """Train one cell, let it answer, and keep what came out; its key."""
-    system = next(arm.system for arm in grid.arms if arm.name == cell.arm)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellOutcome:
+    """What a cell gave.
+
+    Attributes:
+        cell: The cell.
+        record: Its row of the results: the same wherever and however often it is run.
+        seconds: How long this run of it took.
+        threads: Threads that computed.
+    """
+
+    cell: Cell
+    record: Mapping[str, Any]
+    seconds: float
+    threads: int
+
+
+def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
+    """Train one cell and let it answer.
+
+    Args:
+        grid: What it is a cell of.
+        work: Folder for its run; a cell that was stopped there goes on where it was.
+        cell: Which one.
+
+    Raises:
+        DivergedError: Its loss is not a number, and it is a cell that is reported.
+    """
     data = TaskData(task=TASKS[cell.task], seed=cell.seed)
-    optimizer = replace(grid.train.optimizer, lr=cell.learning_rate, muon_lr=None)
-    run = Run(
-        name=cell.key,
-        system=system,
-        data=data,
-        train=replace(grid.train, seed=cell.seed, optimizer=optimizer),
-    )
-    work = folder / "work" / cell.key
     begin = time.perf_counter()
     try:
         result = train_run(
-            run, work, World(), measure_end=False, progress=Progress(quiet=True), loggers=()
+            _run(grid, cell, data),
+            work / cell.key,
+            World(),
+            measure_end=False,
+            progress=Progress(quiet=True),
+            loggers=(),
+            also=partial(_score_on_the_way, cell, data),
         )
     except DivergedError:
         if cell.seed not in grid.tuning_seeds:
@@ -68,14 +97,73 @@ def run_cell(grid: Grid, folder: Path, cell: Cell) -> str:
         if not result.finished:
             raise KeyboardInterrupt
         record = _answered(grid, cell, data, result.checkpoint)
-    write_records(cell_path(folder, cell), [record])
-    # How long it took is no outcome: a grid that was killed gives the same files.
-    write_json(
-        folder / CELLS / f"{cell.key}.json",
-        {"seconds": round(time.perf_counter() - begin, 2), "threads": torch.get_num_threads()},
+    record["curve"] = curve(read_metrics(work / cell.key / "metrics.jsonl"))
+    return CellOutcome(
+        cell=cell,
+        record=record,
+        seconds=round(time.perf_counter() - begin, 2),
+        threads=torch.get_num_threads(),
     )
-    shutil.rmtree(work)
-    return cell.key
+
+
+def _run(grid: Grid, cell: Cell, data: TaskData) -> Run:
+    """How a cell is trained."""
+    optimizer = replace(grid.train.optimizer, lr=cell.learning_rate, muon_lr=None)
+    return Run(
+        name=cell.key,
+        system=next(arm.system for arm in grid.arms if arm.name == cell.arm),
+        data=data,
+        train=replace(grid.train, seed=cell.seed, optimizer=optimizer),
+    )
+
+
+def keep_outcome(folder: Path, outcome: CellOutcome) -> None:
+    """Keep what a cell gave, and remove what it was trained in.
+
+    How long it took is no outcome and has a file of its own: a grid that was killed gives the same
+    Parquet as one that was not.
+
+    Args:
+        folder: Folder of the grid.
+        outcome: From `run_cell`.
+    """
+    key = outcome.cell.key
+    write_records(cell_path(folder, outcome.cell), [outcome.record])
+    write_json(
+        folder / CELLS / f"{key}.json", {"seconds": outcome.seconds, "threads": outcome.threads}
+    )
+    shutil.rmtree(folder / WORK / key, ignore_errors=True)
+
+
+def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+    """How a run learned, by step.
+
+    Args:
+        metrics: Lines of its ``metrics.jsonl``.
+
+    Returns:
+        ``step``, training ``flops``, ``loss`` in bits a trained symbol, and ``score``, the primary
+        score on items that are not reported; ``None`` is what was not measured at that step.
+    """
+    points: dict[int, dict[str, float | None]] = {}
+    for row in metrics:
+        point = points.setdefault(
+            row["step"],
+            {"step": row["step"], "flops": row["flops"], "loss": None, "score": None},
+        )
+        if row.get("loss") is not None:
+            point["loss"] = row["loss"]
+        score = row.get("evaluation", {}).get("score")
+        if score is not None:
+            point["score"] = score
+    return list(points.values())
+
+
+def _score_on_the_way(cell: Cell, data: TaskData, system: nn.Module) -> dict[str, float]:
+    """The primary score while a cell learns, where the grid measures that."""
+    task = TASKS[cell.task]
+    items = [task.item(HELD_OUT_SEED - 3, number) for number in range(CURVE_ITEMS)]
+    return {"score": task.score(items, list(answer(system, data, items))).get(task.primary, 0.0)}
 
 
 def _answered(grid: Grid, cell: Cell, data: TaskData, checkpoint: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ for each arm and task the rate with the best primary score on ``tuning_seeds`` i
 reported on ``seeds``. A rate with which learning diverges is not chosen.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,16 @@ from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
-from counterpoint.recipes.cells import Cell, cell_path, read_cells, run_cell, write_records
+from counterpoint.recipes.cells import (
+    WORK,
+    Cell,
+    CellOutcome,
+    cell_path,
+    keep_outcome,
+    read_cells,
+    run_cell,
+    write_records,
+)
 from counterpoint.recipes.grid import Grid, costs
 
 GRID = "grid.json"
@@ -102,15 +111,20 @@ def _run_cells(
     missing = [cell for cell in cells if not cell_path(folder, cell).exists()]
     task = progress.task(title)
     task(len(cells) - len(missing), len(cells))
-    for number, key in enumerate(_worked(grid, folder, missing, num_processes), 1):
-        task(len(cells) - len(missing) + number, len(cells), figures=key)
+    # Closed, so that processes end with an error or an interruption, and not later.
+    with closing(_worked(grid, folder, missing, num_processes)) as outcomes:
+        for number, outcome in enumerate(outcomes, 1):
+            keep_outcome(folder, outcome)
+            task(len(cells) - len(missing) + number, len(cells), figures=outcome.cell.key)
 
 
-def _worked(grid: Grid, folder: Path, cells: Sequence[Cell], num_processes: int) -> Iterator[str]:
-    """The keys of cells in the order in which they are done."""
+def _worked(
+    grid: Grid, folder: Path, cells: Sequence[Cell], num_processes: int
+) -> Generator[CellOutcome, None, None]:
+    """What cells give, in the order in which they are done."""
     # Also one process is another one: each has one thread, so that numbers do not depend on how
     # many there are.
-    work = partial(run_cell, grid, folder)
+    work = partial(run_cell, grid, folder / WORK)
     with closing(work_in_processes(work, cells, num_processes)) as done:
         yield from done
 
