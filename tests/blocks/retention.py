@@ -74,7 +74,7 @@ class Retention(nn.Module):
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
         self.out = nn.Linear(shape.width, shape.width, bias=False)
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int, capacity: int) -> State:
         head_width = self.out.in_features // self.num_heads
         return self.out.weight.new_zeros(batch_size, self.num_heads, head_width, head_width)
 

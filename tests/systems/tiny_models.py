@@ -120,6 +120,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "mean", 1, boundary_ids=(2, 5, 7), num_links=1, levels=(level("attention", 1),)
         ),
         "three_wholes": two("last", 0, levels=(level("wavelet", 1), level("last", 0, num_links=0))),
+        "shared_layers": two("wavelet", 0, whole=tower(18, 3, 3, 3), shared_layers=True),
+        "two_wholes_shared_early_lag1": two(
+            "attention",
+            1,
+            boundary_ids=(2, 5, 7),
+            whole=tower(18, 3, 3, 3),
+            levels=(replace(level("mean", 0), whole=tower(18, 3, 3, 4)),),
+            shared_layers=True,
+        ),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),

@@ -11,7 +11,15 @@ from torch import nn
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights, read_manifest
 from counterpoint.train.distributed import World, joined, pick_device, shard
 from tests.train.tiny import rows
-from tests.train.two_processes import bigrams, moshi, part_and_whole, plan, run, transformer
+from tests.train.two_processes import (
+    bigrams,
+    moshi,
+    part_and_whole,
+    plan,
+    run,
+    shared_levels,
+    transformer,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +58,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         ("bigrams", bigrams, 2),
         ("transformer", transformer, 1),
         ("part_and_whole", part_and_whole, 2),
+        ("shared_levels", shared_levels, 2),
         ("moshi", moshi, 2),
     ],
 )

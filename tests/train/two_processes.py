@@ -53,6 +53,22 @@ def part_and_whole() -> nn.Module:
     return TwoStream(config)
 
 
+def shared_levels() -> nn.Module:
+    """One stack of layers is called twice a step, over rows of different lengths."""
+    torch.manual_seed(0)
+    tower = TowerConfig(width=16, num_layers=2, num_heads=2, mlp_hidden=24, window=8)
+    config = TwoStreamConfig(
+        part=tower,
+        whole=tower,
+        lower_layers=1,
+        block_ticks=4,
+        whole_dropout=0.0,
+        shared_layers=True,
+        vocab_size=VOCAB,
+    )
+    return TwoStream(config)
+
+
 def moshi() -> nn.Module:
     torch.manual_seed(0)
     config = MoshiConfig(
@@ -108,6 +124,7 @@ def main(folder: Path) -> None:
         run(folder / "begun_by_one", bigrams(), plan(5, accumulation=2), world)
         run(folder / "transformer", transformer(), plan(4), world)
         run(folder / "part_and_whole", part_and_whole(), plan(4, accumulation=2), world)
+        run(folder / "shared_levels", shared_levels(), plan(4, accumulation=2), world)
         run(folder / "moshi", moshi(), plan(4, accumulation=2), world)
 
 

@@ -266,9 +266,7 @@ class AttentionConfig:
 
     def build(self, shape: MixerShape) -> "SelfAttention":
         """The attention of one layer."""
-        return SelfAttention(
-            shape.width, shape.num_heads, self.num_kv_heads, capacity=shape.capacity
-        )
+        return SelfAttention(shape.width, shape.num_heads, self.num_kv_heads)
 
     def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> Reach:
         """What each step of whole rows may read; see `offline_reach`."""
@@ -315,10 +313,8 @@ class SelfAttention(nn.Module):
     values are those of arXiv:2305.13245.
     """
 
-    def __init__(
-        self, width: int, num_heads: int, num_kv_heads: int | None = None, capacity: int = 0
-    ) -> None:
-        """A cache holds ``capacity`` steps; see `AttentionConfig` for the heads."""
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int | None = None) -> None:
+        """See `AttentionConfig` for the heads."""
         super().__init__()
         if width % num_heads or (width // num_heads) % 2:
             raise UserError(
@@ -333,16 +329,14 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_width = width // num_heads
-        self.capacity = capacity
         self.qkv = nn.Linear(width, width + 2 * num_kv_heads * self.head_width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def initial_state(self, batch_size: int, capacity: int | None = None) -> Cache:
-        """Empty cache for ``capacity`` steps; ``None``: as many as the tower needs."""
-        num_slots = (self.capacity if capacity is None else capacity) + 1
+    def initial_state(self, batch_size: int, capacity: int) -> Cache:
+        """Empty cache for ``capacity`` steps."""
         # Stored in 8 bits a map has no parameter; its first buffer is of the model's dtype.
         like = next(chain(self.out.parameters(), self.out.buffers()))
-        return like.new_zeros(batch_size, 2, self.num_kv_heads, num_slots, self.head_width)
+        return like.new_zeros(batch_size, 2, self.num_kv_heads, capacity + 1, self.head_width)
 
     def forward(
         self, x: Float[Tensor, "B T D"], reach: Reach, cache: Cache | None = None

@@ -6,6 +6,8 @@ blocks of its own steps. Whole rows and chunks of sessions go through the same f
 a row begins and where its past is kept differ.
 """
 
+from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +22,8 @@ from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.steering import Guidance, Published, Steering
-from counterpoint.blocks.transformer import Branch, Tower, TowerConfig
+from counterpoint.blocks.transformer import Branch, Layer, Tower, TowerConfig
+from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span, finished_span, first_visible
 
 
@@ -90,7 +93,11 @@ class Level(nn.Module):
     compressor: Compressor
 
     def build_level(
-        self, fine: TowerConfig, config: LevelConfig, above: tuple[LevelConfig, ...]
+        self,
+        fine: TowerConfig,
+        config: LevelConfig,
+        above: tuple[LevelConfig, ...],
+        shared: Sequence[Layer] = (),
     ) -> None:
         """Make the modules, with random weights.
 
@@ -98,6 +105,7 @@ class Level(nn.Module):
             fine: Shape of the finer tower.
             config: Shape of this level.
             above: Shapes of the levels above it, from below.
+            shared: Layers that the coarse towers of all levels use in place of their own.
         """
         width = fine.width
         whole_width = config.whole.width
@@ -107,7 +115,7 @@ class Level(nn.Module):
         )
         self.merge = nn.Linear(self.compressor.num_slots * width, whole_width, bias=False)
         nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
-        self.whole = Tower(config.whole)
+        self.whole = Tower(config.whole, shared)
         self.whole_norm = RMSNorm(whole_width)
         self.steering = Steering(
             width,
@@ -121,7 +129,7 @@ class Level(nn.Module):
         if above:
             self.above = Level()
             self.above.config = above[0]
-            self.above.build_level(config.whole, above[0], above[1:])
+            self.above.build_level(config.whole, above[0], above[1:], shared)
 
     def initial_level(self, batch_size: int) -> LevelState:
         """State before the first step."""
@@ -223,6 +231,22 @@ class Level(nn.Module):
         start = Start(document, cut.before, cut.finished)
         over = None if state is None else state.above[0]
         return self.whole_norm(self.above.lead(self.whole, compressed, reach, states, start, over))
+
+    def lent(self, mine: LevelState, theirs: LevelState) -> LevelState:
+        """The state of a session that goes on with a copy of the coarse steps of another.
+
+        See `Steering.lend` for the errors; with a level above, both must have as many blocks.
+        """
+        if self.above is not None and (theirs.finished != mine.finished).any():
+            raise UserError(
+                "With wholes above the whole a donor must have as many blocks as the session: it "
+                f"has {mine.finished.tolist()}, the donor {theirs.finished.tolist()}."
+            )
+        published = self.steering.lend(
+            theirs.published, theirs.finished, mine.published, mine.finished, self.whole.capacity
+        )
+        tower, above = deepcopy((theirs.tower, theirs.above))
+        return mine._replace(tower=tower, published=published, above=above)
 
     def advance(self, cut: Cut, state: LevelState) -> None:
         """Let the coarse tower of a session take finished blocks, if there are any."""

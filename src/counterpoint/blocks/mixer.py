@@ -40,8 +40,8 @@ class MixerShape(NamedTuple):
 class Mixer(Protocol):
     """A module that lets each step of a chunk read the steps before it."""
 
-    def initial_state(self, batch_size: int) -> MixerState:
-        """State before the first step."""
+    def initial_state(self, batch_size: int, capacity: int) -> MixerState:
+        """State before the first step, that holds ``capacity`` steps."""
         ...
 
     def __call__(

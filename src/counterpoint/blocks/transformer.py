@@ -99,10 +99,20 @@ class Layer(nn.Module):
 class Tower(nn.Module):
     """A stack of layers that share one window."""
 
-    def __init__(self, config: TowerConfig) -> None:
-        """Matrices start at ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth."""
+    def __init__(self, config: TowerConfig, borrowed: Sequence[Layer] = ()) -> None:
+        """Matrices start at ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth.
+
+        Args:
+            config: Shape of the tower.
+            borrowed: Layers of another tower, which this one uses in place of its own. They stay
+                that tower's: this one has no parameters then.
+        """
         super().__init__()
         self.config = config
+        self.layers: Sequence[Layer]
+        if borrowed:
+            self.layers = tuple(borrowed)  # torch registers no module of a tuple
+            return
         layers = [Layer(config) for _ in range(config.num_layers)]
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         out_scale = (2 * config.num_layers) ** -0.5
@@ -135,7 +145,9 @@ class Tower(nn.Module):
 
     def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
         """States of the mixers before the first step, one a layer."""
-        return tuple(layer.attention.initial_state(batch_size) for layer in self.layers)
+        return tuple(
+            layer.attention.initial_state(batch_size, self.capacity) for layer in self.layers
+        )
 
     def reach(self, document_start: Int[Tensor, "B T"]) -> MixerReach:
         """What each step of whole rows may read."""
@@ -186,7 +198,11 @@ class Tower(nn.Module):
 
     def flops_per_step(self, num_steps: int) -> float:
         """Forward FLOPs a step over rows of ``num_steps``, masked attention entries included."""
-        weights = (*self.parameters(), *self.buffers())  # those of 8 bits are buffers
-        linear = 2 * sum(weight.numel() for weight in weights if weight.ndim == 2)
+        linear = 2 * sum(
+            weight.numel()
+            for layer in self.layers
+            for weight in (*layer.parameters(), *layer.buffers())  # those of 8 bits are buffers
+            if weight.ndim == 2
+        )
         mixing = self.config.mixer.flops_per_step(self.mixer_shape, num_steps)
         return linear + mixing * self.config.num_layers

@@ -1,5 +1,7 @@
 """partwhole: do explicit streams help where a question needs the whole and the detail?"""
 
+from dataclasses import replace
+
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.recipes.grid import Grid, GridArm, Limits
 from counterpoint.systems.hrt import HRTConfig
@@ -26,6 +28,7 @@ def part_whole() -> Grid:
         arms=(
             GridArm(name="two_stream", system=_two_stream()),
             GridArm(name="same_rate", system=_same_rate()),
+            GridArm(name="shared_levels", system=_shared_levels()),
             GridArm(name="hrt", system=_hrt()),
             GridArm(name="window", system=_single(_tower(64, 5, WINDOW))),
             GridArm(
@@ -78,6 +81,11 @@ def _two_stream() -> TwoStreamConfig:
         num_links=2,
         whole_dropout=0.0,
     )
+
+
+def _shared_levels() -> TwoStreamConfig:
+    """The control of two levels without two towers: one stack of layers serves both."""
+    return replace(_two_stream(), whole=_tower(64, 4, 64), shared_layers=True)
 
 
 def _same_rate() -> TwoStreamConfig:

@@ -16,7 +16,7 @@ published reference.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -44,7 +44,6 @@ from counterpoint.systems.contract import (
     System,
     SystemConfig,
     in_chunks,
-    map_state,
     stream_loss,
 )
 
@@ -61,6 +60,9 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         usual_block_ticks: Ticks of a block on the intended text, for counting FLOPs; ``None``:
             `block_ticks`.
         whole_dropout: Share of training rows that have to do without the whole.
+        shared_layers: The whole and those above it use the layers of the part tower in place of
+            their own: one stack of layers serves all levels, whose shapes may differ in their
+            windows alone. The control of levels without towers of their own.
         predict_weight: Weight of the loss that each plan has as a prediction of its own.
         reconstruct_weight: Weight of rebuilding each block from its compressed form.
         vocab_size: Ids of the part stream.
@@ -72,6 +74,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     boundary_ids: tuple[int, ...] = ()
     usual_block_ticks: float | None = None
     whole_dropout: float = 0.1
+    shared_layers: bool = False
     predict_weight: float = 0.3
     reconstruct_weight: float = 0.0
     vocab_size: int = 258
@@ -83,6 +86,12 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         for level in self.levels:
             level.check(fine)
             fine = level.whole
+        for level in _levels(self) if self.shared_layers else ():
+            if replace(level.whole, window=self.part.window) != self.part:
+                raise UserError(
+                    "With `shared_layers` the shape of a whole must be the part's, but for its "
+                    f"window: got {level.whole} beside {self.part}."
+                )
         if self.usual_block_ticks is not None and self.usual_block_ticks < 1:
             raise UserError(
                 f"`usual_block_ticks` must be >= 1 or None; got {self.usual_block_ticks}."
@@ -209,7 +218,8 @@ class TwoStream(System, Level):
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.conv = CausalConvolution(width, config.conv_taps)
         self.part = Tower(config.part)
-        self.build_level(config.part, config, config.levels)
+        shared = tuple(self.part.layers) if config.shared_layers else ()
+        self.build_level(config.part, config, config.levels, shared)
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, config.vocab_size, bias=False)
         nn.init.zeros_(self.head.weight)
@@ -434,22 +444,9 @@ class TwoStream(System, Level):
         """The session of ``state`` going on with a copy of the whole of ``donor``.
 
         The donor must have at least as many finished blocks; its newer ones are left behind. Each
-        block stands where the session's own ended. See `Steering.lend` for the errors.
+        block stands where the session's own ended. See `Level.lent` for the errors.
         """
-        mine = state.whole
-        theirs = donor.whole
-        if self.above is not None and (theirs.finished != mine.finished).any():
-            raise UserError(
-                "With wholes above the whole a donor must have as many blocks as the session: it "
-                f"has {mine.finished.tolist()}, the donor {theirs.finished.tolist()}."
-            )
-        published = self.steering.lend(
-            theirs.published, theirs.finished, mine.published, mine.finished, self.whole.capacity
-        )
-        tower: tuple[MixerState, ...] = map_state(torch.Tensor.clone, theirs.tower)
-        above: tuple[LevelState, ...] = map_state(torch.Tensor.clone, theirs.above)
-        whole = mine._replace(tower=tower, published=published, above=above)
-        return state._replace(whole=whole)
+        return state._replace(whole=self.lent(state.whole, donor.whole))
 
     # Costs
 
@@ -473,7 +470,7 @@ class TwoStream(System, Level):
 
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""
-        return [*self.part.layers, *self.whole_layers()]
+        return list(dict.fromkeys([*self.part.layers, *self.whole_layers()]))
 
 
 def _levels(config: TwoStreamConfig) -> list[LevelConfig]:
