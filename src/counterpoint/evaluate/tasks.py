@@ -1,37 +1,100 @@
 """How a system answers the items of a task."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.data.tasks.items import Item, Replies
-from counterpoint.data.tasks.source import PreparedTask, TaskData
+from counterpoint.data.tasks.source import PreparedTask, TaskData, label_stream
+from counterpoint.streams import schedule
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems.contract import System
 
 BATCH_ITEMS = 32
 
 
 def answer(
-    system: nn.Module, data: TaskData, items: Sequence[Item], batch_items: int = BATCH_ITEMS
+    system: nn.Module,
+    data: TaskData,
+    items: Sequence[Item],
+    batch_items: int = BATCH_ITEMS,
+    *,
+    true_whole: bool = False,
 ) -> Iterator[Replies]:
     """The likeliest answers of a system, each symbol behind the true text before it.
+
+    A system that writes a second stream writes it itself, always the likeliest id: it is not told
+    the coarse text of the items.
 
     Args:
         system: Reads and writes bytes; see `TaskData.fits`.
         data: What it was trained on: how items stand in rows.
         items: What is asked.
         batch_items: Items that are read at once.
+        true_whole: Tell it the coarse text: what it could answer if its whole were right.
     """
-    rows = PreparedTask(data, system.layout.block_ticks)  # type: ignore[union-attr, arg-type]
+    system = cast("System", system)
+    rows = PreparedTask(data, system.layout)
+    writes_whole = label_stream(system.layout) is not None and not true_whole
     device = next(system.parameters()).device
     training = system.training
     system.eval()
     for first in range(0, len(items), batch_items):
         some = list(items[first : first + batch_items])
+        batch = rows.batch(some).to(device)
         with torch.no_grad():
-            likeliest: Tensor = system(rows.batch(some).to(device))["part"].argmax(-1).cpu()
+            likeliest = (_written(system, batch) if writes_whole else _scored(system, batch)).cpu()
         yield from (_given(item, likeliest[row].tolist()) for row, item in enumerate(some))
     system.train(training)
+
+
+def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:
+    """The likeliest id of the part behind every tick, in one pass over whole rows."""
+    part = system.layout.part
+    return system(batch)[part.name].argmax(-1)
+
+
+def _written(system: System, batch: Batch) -> Int[Tensor, "B T"]:
+    """The same tick by tick: the part is given, and the system writes the whole beside it."""
+    part = system.layout.part.name
+    true = batch.ticks[part]
+    column = {name: torch.full_like(ids[:, :1], UNSET_ID) for name, ids in batch.ticks.items()}
+    column[part] = true[:, :1]
+    state = system.initial_state(len(true))
+    likeliest = []
+    # Nothing is read behind the last tick, so what is given there does not matter.
+    for tick, following in enumerate([*true[:, 1:].unbind(1), true[:, -1]]):
+        hidden, state = system.read(column, state)
+        told = _Told(part, following)
+        written = system.write(hidden[:, -1], told, state)
+        likeliest.append(told.likeliest)
+        column = {name: ids[:, None] for name, ids in written.items()}
+        for stream in system.layout.predicted:
+            if not schedule.may_stand(system.layout, stream, torch.tensor(tick + 1)):
+                column[stream.name].fill_(UNSET_ID)
+    return torch.stack(likeliest, 1)
+
+
+class _Told:
+    """Chooses the likeliest ids, but that of the part is given; a `Choose`."""
+
+    def __init__(self, part: str, given: Int[Tensor, " B"]) -> None:
+        self.part = part
+        self.likeliest = given
+        self.given = given
+
+    def __call__(
+        self, stream: str, codebook: int, scores: Float[Tensor, "B V"]
+    ) -> Int[Tensor, " B"]:
+        likeliest = scores.argmax(-1)
+        if stream != self.part:
+            return likeliest
+        self.likeliest = likeliest
+        return self.given
 
 
 def _given(item: Item, likeliest: list[int]) -> Replies:

@@ -60,6 +60,11 @@ def ends_step(stream: Stream, tick: int) -> bool:
     return (tick + 1) % stream.period_ticks == 0
 
 
+def last_ticks(stream: Stream, num_ticks: int) -> range:
+    """The last tick of each step that ends within so many ticks of content."""
+    return range(stream.period_ticks - 1, num_ticks, stream.period_ticks)
+
+
 def count_ticks(layout: Layout, content: Ticks) -> int:
     """Return the number of ticks that the content covers: that of its longest stream."""
     lengths = [ids.shape[1] * layout[name].period_ticks for name, ids in content.items()]

@@ -233,6 +233,21 @@ class Layout:
             )
         return given[0]
 
+    @property
+    def part(self) -> Stream:
+        """The one stream that is the part.
+
+        Raises:
+            UserError: There is none, or there are several.
+        """
+        parts = self.by_role(Role.PART)
+        if len(parts) != 1:
+            raise UserError(
+                f"A model of a part must have one stream for it: got {len(parts)} among "
+                f"{', '.join(stream.name for stream in self.streams)}."
+            )
+        return parts[0]
+
     def by_role(self, role: Role) -> tuple[Stream, ...]:
         """Return all streams of a role, in their order."""
         return tuple(stream for stream in self.streams if stream.role == role)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_json_lines
@@ -33,6 +33,21 @@ class ItemAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeLabel:
+    """What can be said of the whole of an item so far, in a few symbols.
+
+    It is what a coarse stream of text can be trained with; see `Item.whole`.
+
+    Attributes:
+        start: It is true of this many first symbols of the text, and until the next label.
+        text: The label itself.
+    """
+
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A text with answers.
 
@@ -40,11 +55,14 @@ class Item:
         text: Symbols of one byte each.
         answers: In the order in which they stand in the text.
         facts: What the text was made from, for policies and scorers; no model sees it.
+        whole: Coarse text beside it, in the order of its starts. Only models that write a second
+            stream of text are trained with it; no answer depends on it.
     """
 
     text: str
     answers: tuple[ItemAnswer, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    whole: tuple[WholeLabel, ...] = ()
 
 
 Replies = Mapping[int, str]
@@ -90,6 +108,22 @@ class ScoredTask(Protocol):
         ...
 
 
+class ExactMatch:
+    """Scoring of a task whose answers are right where they are equal: a base of such tasks."""
+
+    __slots__ = ()
+    primary: ClassVar[str]
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """Share of right answers by kind; see `ScoredTask.score`."""
+        return accuracy(items, given)
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """Right answers of the primary kind, and all of them; see `ScoredTask.counts`."""
+        own = [number for number, one in enumerate(item.answers) if one.kind == self.primary]
+        return sum(given.get(number) == item.answers[number].text for number in own), len(own)
+
+
 def draw(seed: int, number: int) -> random.Random:
     """Random numbers of one item: those of other items do not move when one draws more."""
     return random.Random(f"{seed} {number}")  # seeded by text: equal on every machine
@@ -102,6 +136,7 @@ class Writer:
         """Nothing is written yet."""
         self.text = ""
         self.answers: list[ItemAnswer] = []
+        self.whole: list[WholeLabel] = []
 
     def write(self, text: str) -> None:
         """Add symbols."""
@@ -112,11 +147,16 @@ class Writer:
         self.answers.append(ItemAnswer(kind, len(self.text), text))
         self.text += text
 
+    def label(self, text: str) -> None:
+        """Say what holds of the whole from here on; what holds already is not said again."""
+        if not self.whole or self.whole[-1].text != text:
+            self.whole.append(WholeLabel(len(self.text), text))
+
     def item(self, **facts: Any) -> Item:
         """The item."""
         if not self.text.isascii():
             raise AssertionError("items are made of single bytes")
-        return Item(self.text, tuple(self.answers), facts)
+        return Item(self.text, tuple(self.answers), facts, tuple(self.whole))
 
 
 def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float]:
@@ -126,12 +166,6 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
         for number, answer in enumerate(item.answers):
             right.setdefault(answer.kind, []).append(answers.get(number) == answer.text)
     return {kind: sum(values) / len(values) for kind, values in right.items()}
-
-
-def right_answers(item: Item, given: Replies, kind: str) -> tuple[int, int]:
-    """How many answers of a kind are right, and how many there are."""
-    own = [number for number, answer in enumerate(item.answers) if answer.kind == kind]
-    return sum(given.get(number) == item.answers[number].text for number in own), len(own)
 
 
 def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:

@@ -1,7 +1,11 @@
-"""Items of a task as something to learn from: one item a row."""
+"""Items of a task as something to learn from: one item a row.
+
+A system that writes a second stream of ids beside its part, such as a whole of text, learns the
+coarse text of the items in it (`Item.whole`); all others are given the part alone.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +14,15 @@ from jaxtyping import Int
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
-from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.items import Item, ScoredTask
 from counterpoint.data.tasks.part_whole import PartWholeTask
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
 from counterpoint.progress import Progress
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID, Layout, Role
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 
 HELD_OUT_SEED = 1_000_000
 """Added to the seed of the items that are learned from: items that are scored are others."""
@@ -27,14 +33,14 @@ class TaskData:
     """Items of a task, a new one for every row until ``num_items``; a `DataSource`.
 
     Attributes:
-        task: Generator, such as those of `counterpoint.data.tasks.part_whole.TASKS`.
+        task: Generator, such as those of `counterpoint.data.tasks.part_whole.TASKS`, or one's own.
         num_items: Items to learn from.
         num_held_out: Items that are only measured on; they are never among those to learn from.
         seed: Decides the items.
         answers_only: Whether answers alone are trained; otherwise every symbol is.
     """
 
-    task: PartWholeTask
+    task: PartWholeTask | ScoredTask
     num_items: int = 1_000_000
     num_held_out: int = 500
     seed: int = 0
@@ -61,15 +67,24 @@ class TaskData:
         held_out_only: bool = False,
     ) -> "PreparedTask":
         """The rows of a system; see `DataSource.prepare`. Nothing is read or cached."""
-        return PreparedTask(self, block_ticks or system.layout.block_ticks)
+        return PreparedTask(self, system.layout, block_ticks)
 
 
 class PreparedTask:
-    """Rows of items; it follows `counterpoint.data.source.PreparedSource`."""
+    """Rows of items; it follows `counterpoint.data.source.PreparedSource`.
 
-    def __init__(self, data: TaskData, block_ticks: int) -> None:
+    Attributes:
+        data: What the items are.
+        layout: The streams of the system that reads them.
+        num_ticks: Ticks of a row.
+    """
+
+    def __init__(self, data: TaskData, layout: Layout, block_ticks: int | None = None) -> None:
         self.data = data
-        self.num_ticks = _in_blocks(data.task.most_symbols, block_ticks)
+        self.layout = layout
+        self.num_ticks = _in_blocks(data.task.most_symbols, block_ticks or layout.block_ticks)
+        self._part = layout.part
+        self._whole = label_stream(layout)
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """What a run learns from, step by step; arguments as for `Loader`."""
@@ -97,7 +112,10 @@ class PreparedTask:
         return {"items": {"train": json_digest({"data": encode(self.data), "first": first})}}
 
     def batch(self, items: list[Item]) -> Batch:
-        """Items as rows: every symbol is read, and the answers or all symbols are targets."""
+        """Items as rows: every symbol is read, and the answers or all symbols are targets.
+
+        A second stream that the system writes has a label in each of its steps; see `labels`.
+        """
         ids = np.full((len(items), self.num_ticks + 1), UNSET_ID, np.int64)
         trained = np.zeros(ids.shape, bool)
         ids[:, 0] = ByteTokenizer().start_id
@@ -108,14 +126,15 @@ class PreparedTask:
                 trained[row, first : first + len(answer.text)] = True
         if not self.data.answers_only:
             trained = ids != UNSET_ID
-        targets = np.where(trained, ids, UNSET_ID)[:, 1:]
-        ticks = np.where(ids == UNSET_ID, 0, ids)[:, :-1]
-        return Batch(
-            ticks={"part": torch.from_numpy(ticks)},
-            targets={"part": torch.from_numpy(targets)},
-            document_start=torch.zeros(ticks.shape, dtype=torch.long),
-            size=int((targets != UNSET_ID).sum()),
-        )
+        trained[:, 0] = False  # nothing is read before the first symbol
+        content = {self._part.name: torch.from_numpy(np.where(ids == UNSET_ID, 0, ids))}
+        if self._whole is not None:
+            rows = [labels(item, self._whole, self.num_ticks + 1) for item in items]
+            content[self._whole.name] = torch.from_numpy(np.stack(rows))
+        batch = schedule.lay_out(self.layout, content)
+        content[self._part.name] = torch.from_numpy(np.where(trained, ids, UNSET_ID))
+        learned = schedule.lay_out(self.layout, content)
+        return replace(batch, targets=learned.targets, unit="byte", size=int(trained.sum()))
 
     def _item(self, seed: int) -> Callable[[int], Item]:
         return lambda number: self.data.task.item(seed, number)
@@ -139,6 +158,62 @@ class ItemRows:
     def title(self, index: int) -> str:
         """Which item a row is."""
         return f"item {index}"
+
+
+def label_stream(layout: Layout) -> Stream | None:
+    """The stream in which a system writes the whole as text; ``None`` if it writes a part alone.
+
+    Raises:
+        UserError: It writes more streams than two.
+    """
+    others = [s for s in layout.predicted if s.is_discrete and s.role != Role.PART]
+    if len(others) > 1:
+        raise UserError(
+            "A system that learns from a task must write its part and at most one more stream, "
+            f"for the whole: this one also writes {', '.join(stream.name for stream in others)}."
+        )
+    return others[0] if others else None
+
+
+def labels(item: Item, stream: Stream, num_ticks: int) -> Int[np.ndarray, "W ..."]:
+    """The ids of an item's labels in the steps of a stream, in content order.
+
+    A step of several ticks has the label that holds at its last tick. Where steps are ticks, a
+    label stands only in the tick from which it holds, as interleaved streams have it. Everything
+    else is padding, if the stream has any, or nothing; behind the text is nothing.
+
+    Args:
+        item: Its text begins at tick 1, behind the id that begins a document.
+        stream: Where the labels are written.
+        num_ticks: Ticks of the row.
+
+    Raises:
+        UserError: A label has more symbols than a step has ids, or steps may end early.
+    """
+    if stream.irregular:
+        raise UserError(
+            f"Steps of {stream.name!r} must have a fixed number of ticks to be given labels: they "
+            "may end early. Take blocks of a fixed length."
+        )
+    longest = max((len(label.text) for label in item.whole), default=0)
+    if longest > stream.depth:
+        raise UserError(
+            f"`depth` of {stream.name!r} must be that of the longest label, {longest}: got "
+            f"{stream.depth}. Give a step as many ids."
+        )
+    padding = UNSET_ID if stream.padding_id is None else stream.padding_id
+    by_label = np.full((len(item.whole) + 1, stream.depth), padding, np.int64)
+    for number, label in enumerate(item.whole, 1):
+        by_label[number, : len(label.text)] = list(label.text.encode())
+    last_ticks = np.array(schedule.last_ticks(stream, num_ticks), dtype=np.int64)
+    # Behind a tick as many symbols have been read.
+    starts = [label.start for label in item.whole]
+    holds = np.searchsorted(starts, last_ticks, side="right")
+    ids = by_label[holds]
+    if stream.period_ticks == 1:
+        ids[np.diff(holds, prepend=0) == 0] = padding
+    ids[last_ticks > len(item.text)] = UNSET_ID
+    return ids if stream.has_codebooks else ids[:, 0]
 
 
 def _in_blocks(num_symbols: int, block_ticks: int) -> int:

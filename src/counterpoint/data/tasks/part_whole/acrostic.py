@@ -1,18 +1,17 @@
 """T6: lines to be written after a specification that stands far before them."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
+    ExactMatch,
     Item,
     ItemPolicy,
     Replies,
     Writer,
-    accuracy,
     draw,
-    right_answers,
 )
 
 _VOWELS = "aeiou"
@@ -21,13 +20,14 @@ _SCHEMES = ("AABB", "ABAB", "ABBA", "AAAA")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Acrostic:
+class Acrostic(ExactMatch):
     """A poem of eight lines under a plan: first letters, rhyme scheme, and length of a line.
 
     Consonants and vowels alternate, and a line begins with a consonant and has an even length. The
     last two letters of a line rhyme as the scheme says; each stanza of four lines has its own
     rhymes. Within the text, "acrostic" are the first letters and "rhyme" the endings that an
-    earlier line decides. `judge` scores a poem that a model has written.
+    earlier line decides. `judge` scores a poem that a model has written. The whole is the first
+    letters of this line and of the next three.
 
     Attributes:
         filler: Symbols without a meaning between the plan and the poem.
@@ -56,6 +56,7 @@ class Acrostic:
         for line, first in enumerate(word):
             if line % 4 == 0:
                 rhymes = {}
+            writer.label("".join(word[line : line + 4]))
             writer.answer("acrostic", first)
             body = [rng.choice(_VOWELS if place % 2 else _CONSONANTS) for place in range(length)]
             writer.write("".join(body[1:-2]))
@@ -96,14 +97,6 @@ class Acrostic:
                 for number, answer in enumerate(item.answers)
             },
         }
-
-    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
-        return accuracy(items, given)
-
-    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
-        return right_answers(item, given, self.primary)
 
     def judge(self, item: Item, poem: str) -> dict[str, float]:
         """Scores of a poem that was written behind the item's plan.

@@ -18,7 +18,7 @@ class StreamAudit:
     """A stream of updates ("a+3") and claims ("a=7"), with a verdict behind each claim.
 
     Half of the texts have one false claim. Scores: "f1" of finding false claims, "recall", "false
-    alarms" a text.
+    alarms" a text. The whole is the values of all registers, one behind the other.
 
     Attributes:
         num_registers: Registers, which start at 0 and count modulo 10.
@@ -53,6 +53,7 @@ class StreamAudit:
         for step, claim in enumerate(claims):
             register = rng.randrange(self.num_registers)
             letter = ascii_lowercase[register]
+            writer.label("".join(map(str, values)))
             if not claim:
                 change = rng.randrange(1, 10)
                 values[register] = (values[register] + change) % 10

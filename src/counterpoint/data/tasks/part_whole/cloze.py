@@ -2,20 +2,19 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_letters, ascii_lowercase, digits
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
+    ExactMatch,
     Item,
     ItemPolicy,
     Replies,
     Writer,
-    accuracy,
     draw,
     of_kind,
-    right_answers,
 )
 from counterpoint.errors import UserError
 
@@ -24,12 +23,12 @@ _CUES = "!#$%&()*,./:;<>?"  # 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeyedCloze:
+class KeyedCloze(ExactMatch):
     """Every block ends with a symbol that follows from the plan and from how the block begins.
 
     The plan z is one of 16. Blocks 0 to 2 show it in noisy cues. A later block with first symbol s
     and number i ends with symbol (s + 4 z + i) mod 64: without z that is one of 16, without s one
-    of 64.
+    of 64. The whole is the cue of the plan, behind the blocks that show it.
 
     Attributes:
         num_blocks: Blocks, the three with cues included.
@@ -69,6 +68,8 @@ class KeyedCloze:
                 for place in rng.sample(range(len(cells)), self.num_cues):
                     noisy = rng.random() < self.noise
                     cells[place] = rng.choice(_CUES) if noisy else _CUES[plan]
+            if block == 3:
+                writer.label(_CUES[plan])
             writer.write(first + "".join(cells))
             last = _SYMBOLS[(_SYMBOLS.index(first) + 4 * plan + block) % len(_SYMBOLS)]
             if block < 3:
@@ -87,14 +88,6 @@ class KeyedCloze:
             "without the symbol": self._without_symbol,
             "constant": lambda item, rng: of_kind(item, "joint", "0"),
         }
-
-    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
-        return accuracy(items, given)
-
-    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
-        return right_answers(item, given, self.primary)
 
     def _ends(self, item: Item, plan: int) -> Replies:
         firsts = [block[0] for block in item.text.split(" ")[: self.num_blocks]]

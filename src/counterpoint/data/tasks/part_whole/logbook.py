@@ -2,19 +2,18 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
+    ExactMatch,
     Item,
     ItemPolicy,
     Replies,
     Writer,
-    accuracy,
     draw,
-    right_answers,
 )
 from counterpoint.errors import UserError
 
@@ -23,14 +22,15 @@ _MOST_LOGS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Logbook:
+class Logbook(ExactMatch):
     """Events, each an entity and a value, of which a third misleads.
 
     Asked: "joint", the last value of the most frequent entity; "whole", that entity; "part", the
     last value of an entity that is named. One third of the log has another most frequent entity
     than the whole: in half of the logs the last one, and these alone count as "joint" and "whole";
     in the others the first or the middle one ("joint, end agrees"), so that no third can be
-    trusted. The last event is not of the most frequent entity.
+    trusted. The last event is not of the most frequent entity. The whole is who is most frequent
+    so far.
 
     Attributes:
         num_events: Events.
@@ -81,8 +81,11 @@ class Logbook:
         last = dict(events)
         asked = rng.choice([entity for entity in sorted(last) if entity != leader])
         writer = Writer()
+        counts: Counter[str] = Counter()
         for entity, value in events:
             writer.write(f"{entity}{value} ")
+            counts[entity] += 1
+            writer.label(max(counts, key=counts.__getitem__))  # of two, who came first
         writer.write("J=")
         writer.answer(f"joint{suffix}", last[leader])
         writer.write(" W=")
@@ -112,14 +115,6 @@ class Logbook:
             "last value": last_value,
             "constant": lambda item, rng: {0: "0", 1: "A", 2: "0"},
         }
-
-    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
-        return accuracy(items, given)
-
-    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
-        return right_answers(item, given, self.primary)
 
     def _third(self, rng: random.Random, favourite: str) -> list[str]:
         entities = ascii_uppercase[: self.num_entities]

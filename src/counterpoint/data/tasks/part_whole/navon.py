@@ -2,30 +2,29 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
+    ExactMatch,
     Item,
     ItemPolicy,
     Replies,
     Writer,
-    accuracy,
     draw,
-    right_answers,
 )
 from counterpoint.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Navon:
+class Navon(ExactMatch):
     """Letters within letters: each block shows its letter in most of its cells.
 
     The letters of the blocks repeat a motif, but for one odd block. Asked: "joint", the digit of
     the odd block; "whole", the letter of the block that would come next; "part", the digit of a
-    block that is named.
+    block that is named. The whole is the motif, as far as it has been shown.
 
     Attributes:
         num_blocks: Blocks; at most 26.
@@ -72,13 +71,14 @@ class Navon:
         shown[odd] = rng.choice([letter for letter in letters if letter != shown[odd]])
         numbers = rng.choices(digits, k=self.num_blocks)
         writer = Writer()
-        for letter, digit in zip(shown, numbers, strict=True):
+        for block, (letter, digit) in enumerate(zip(shown, numbers, strict=True), 1):
             cells = [
                 letter if rng.random() < self.majority else rng.choice(letters)
                 for _ in range(self.block_symbols)
             ]
             cells[rng.randrange(self.block_symbols)] = digit
             writer.write("".join(cells) + " ")
+            writer.label("".join(motif[:block]))
         asked = rng.randrange(self.num_blocks)
         writer.write("J=")
         writer.answer("joint", numbers[odd])
@@ -96,14 +96,6 @@ class Navon:
             "last two blocks": self._last_blocks,
             "constant": lambda item, rng: {0: "0", 1: "a", 2: "0"},
         }
-
-    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
-        return accuracy(items, given)
-
-    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
-        return right_answers(item, given, self.primary)
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
         """What the rule gives that reads all cells, by counting."""

@@ -8,13 +8,12 @@ from string import ascii_lowercase
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
+    ExactMatch,
     Item,
     ItemPolicy,
     Replies,
     Writer,
-    accuracy,
     draw,
-    right_answers,
 )
 from counterpoint.errors import UserError
 
@@ -25,12 +24,12 @@ Rules = tuple[dict[int, tuple[tuple[int, int], ...]], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RandomHierarchy:
+class RandomHierarchy(ExactMatch):
     """Leaves of a tree whose rules are the same in every item and must be learned.
 
     A symbol of a level becomes one of ``num_rules`` pairs of the level below, and no pair comes
     from two symbols. Asked: "whole", the root; "joint", a leaf that is left out and follows from
-    all others.
+    all others. The whole is the symbols of the quarters that have been read.
 
     Attributes:
         num_symbols: Symbols of a level; at most 26.
@@ -69,9 +68,10 @@ class RandomHierarchy:
         rng = draw(seed, number)
         for _ in range(_MOST_SENTENCES):
             root = rng.randrange(self.num_symbols)
-            leaves = [root]
+            rows = [[root]]
             for level in rules:
-                leaves = [leaf for symbol in leaves for leaf in rng.choice(level[symbol])]
+                rows.append([leaf for symbol in rows[-1] for leaf in rng.choice(level[symbol])])
+            leaves = rows[-1]
             order = rng.sample(range(len(leaves)), len(leaves))
             missing = next((at for at in order if len(_fitting(rules, leaves, at)) == 1), None)
             if missing is not None:
@@ -82,9 +82,15 @@ class RandomHierarchy:
                 f"sentences with {self.num_rules} rules none has one. Lower it."
             )
         shown = "".join(ascii_lowercase[leaf] for leaf in leaves)
+        shown = shown[:missing] + _MISSING + shown[missing + 1 :]
+        upper = rows[min(2, self.num_levels - 1)]
+        size = len(leaves) // len(upper)
         writer = Writer()
-        writer.write(shown[:missing] + _MISSING + shown[missing + 1 :] + " J=")
-        writer.answer("joint", shown[missing])
+        for number in range(len(upper)):
+            writer.write(shown[number * size : (number + 1) * size])
+            writer.label("".join(ascii_lowercase[symbol] for symbol in upper[: number + 1]))
+        writer.write(" J=")
+        writer.answer("joint", ascii_lowercase[leaves[missing]])
         writer.write(" W=")
         writer.answer("whole", ascii_lowercase[root])
         return writer.item(leaves=leaves, missing=missing)
@@ -125,14 +131,6 @@ class RandomHierarchy:
             "second half": second_half,
             "constant": lambda item, rng: {0: "a", 1: "a"},
         }
-
-    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
-        return accuracy(items, given)
-
-    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
-        return right_answers(item, given, self.primary)
 
 
 @lru_cache(maxsize=8)

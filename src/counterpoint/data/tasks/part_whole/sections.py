@@ -1,20 +1,19 @@
 """T3: the same keys in every section, with other values; asked by section and key."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits, punctuation
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import (
+    ExactMatch,
     Item,
     ItemPolicy,
     Replies,
     Writer,
-    accuracy,
     draw,
     of_kind,
-    right_answers,
 )
 from counterpoint.errors import UserError
 
@@ -23,8 +22,10 @@ _FILLER = "".join(symbol for symbol in punctuation if symbol not in "+-=")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sections:
+class Sections(ExactMatch):
     """Recall by two keys: neither the section nor the key is enough.
+
+    The whole is the section that is being read, and "?" where the questions begin.
 
     Attributes:
         num_sections: Sections; at most 26.
@@ -69,8 +70,11 @@ class Sections:
             values = dict(zip(keys, rng.choices(_VALUES, k=self.num_keys), strict=True))
             table.append(values)
             order = rng.sample(keys, len(keys))
-            writer.write(f"{section}:" + "".join(key + values[key] for key in order) + " ")
+            writer.write(f"{section}:")
+            writer.label(section)
+            writer.write("".join(key + values[key] for key in order) + " ")
             writer.write("".join(rng.choices(_FILLER, k=self.filler)) + " ")
+        writer.label("?")
         places = [(s, key) for s in range(self.num_sections) for key in keys]
         asked = rng.sample(places, self.num_questions)
         for section_number, key in asked:
@@ -104,14 +108,6 @@ class Sections:
             "last section": last_section,
             "constant": lambda item, rng: of_kind(item, "joint", "0"),
         }
-
-    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
-        return accuracy(items, given)
-
-    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
-        return right_answers(item, given, self.primary)
 
 
 def _rule(item: Item, rng: random.Random) -> Replies:

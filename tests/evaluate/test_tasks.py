@@ -1,0 +1,121 @@
+"""How systems answer items: nothing is shifted, and a whole of text is the system's own."""
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.data.tasks.items import (
+    ExactMatch,
+    Item,
+    ItemAnswer,
+    ItemPolicy,
+    ScoredTask,
+    WholeLabel,
+)
+from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.evaluate.tasks import answer
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
+from counterpoint.systems.contract import Choose, Logits, State, System
+
+PART = Stream(name="part", role=Role.PART, vocab_size=258, predicted=True)
+WHOLE = Stream(name="whole", role=Role.WHOLE, vocab_size=258, period_ticks=4, predicted=True)
+
+
+class Copies(System):
+    """It answers with ids of the part a number of ticks ahead, or with the newest whole.
+
+    Its whole is the newest symbol of the part.
+    """
+
+    def __init__(self, *streams: Stream, shift: int = 1) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.layout = Layout(streams=streams)
+        self.shift = shift
+        self.columns: list[Ticks] = []
+
+    def forward(self, batch: Batch) -> Logits:
+        ids = batch.ticks["part"].roll(-self.shift, 1)
+        if "whole" not in batch.ticks:
+            return {"part": F.one_hot(ids, 258).float()}
+        newest = batch.ticks["whole"].cummax(1).values  # labels of the test ascend
+        return {"part": F.one_hot(newest.clamp(min=0), 258).float()}
+
+    def initial_state(self, batch_size: int) -> State:
+        return torch.zeros(batch_size)
+
+    def read(
+        self, ticks: Ticks, state: State, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        self.columns.append(ticks)
+        whole = ticks["whole"][:, -1].float()
+        state = torch.where(whole == UNSET_ID, state, whole)
+        return torch.stack((ticks["part"][:, -1].float(), state), -1)[:, None], state
+
+    def write(
+        self, hidden: Tensor, choose: Choose, state: State | None = None
+    ) -> dict[str, Tensor]:
+        part, whole = F.one_hot(hidden.long(), 258).float().unbind(1)
+        return {"part": choose("part", 0, whole), "whole": choose("whole", 0, part)}
+
+    @property
+    def window_ticks(self) -> int:
+        return 1
+
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
+        return 0.0
+
+
+class TwoLetters(ExactMatch):
+    """A task of one item."""
+
+    name = "letters"
+    primary = "x"
+    most_symbols = 8
+
+    def policies(self) -> dict[str, ItemPolicy]:
+        return {}
+
+    def item(self, seed: int, number: int) -> Item:
+        answers = (ItemAnswer("x", 5, "c"), ItemAnswer("x", 7, "h"))
+        return Item("abcdefgh", answers, whole=(WholeLabel(1, "y"), WholeLabel(5, "z")))
+
+
+def test_a_model_that_knows_what_follows_is_scored_right() -> None:
+    """A system whose scores are the true next ids gets everything right: no shift by one."""
+    task = TASKS["sections"]
+    data = TaskData(task=task)
+    items = [task.item(0, number) for number in range(5)]
+    # The last answer ends the row's text, so a row that is rolled does not hold it.
+    assert task.score(items, list(answer(Copies(PART), data, items)))["joint"] == 1.0
+    assert task.score(items, list(answer(Copies(PART, shift=0), data, items)))["joint"] == 0.0
+
+
+def test_a_whole_of_text_is_what_the_system_wrote_itself() -> None:
+    task: ScoredTask = TwoLetters()
+    data = TaskData(task=task)
+    system = Copies(PART, WHOLE)
+    # Columns 3 and 7 have a whole; it was written behind columns 2 ("b") and 6 ("f").
+    given = list(answer(system, data, [task.item(0, 0)] * 3))
+    assert given == [{0: "b", 1: "f"}] * 3
+    assert [int(ids["whole"][0, 0]) for ids in system.columns] == [
+        *[UNSET_ID] * 3,
+        ord("b"),
+        *[UNSET_ID] * 3,
+        ord("f"),
+    ]
+    assert [int(ids["part"][0, 0]) for ids in system.columns][1:] == list(b"abcdefg")
+
+
+def test_a_system_can_be_told_the_true_whole() -> None:
+    task: ScoredTask = TwoLetters()
+    given = list(
+        answer(Copies(PART, WHOLE), TaskData(task=task), [task.item(0, 0)], true_whole=True)
+    )
+    assert given == [{0: "y", 1: "z"}]
