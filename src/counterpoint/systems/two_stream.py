@@ -16,7 +16,6 @@ published reference.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -27,7 +26,6 @@ from counterpoint.blocks.attention import ring_steps
 from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.level import Cut, Level, LevelState, Start
-from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.steering import Guidance, Published
@@ -35,74 +33,18 @@ from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import first_visible, reach_ticks
-from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks, coarse_stream
+from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.contract import (
     Choose,
     Logits,
     LossSums,
     State,
     System,
-    SystemConfig,
     in_chunks,
     stream_loss,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TwoStreamConfig(SystemConfig, LevelConfig):
-    """Shape of a `TwoStream`; that of its whole is a `LevelConfig`.
-
-    Attributes:
-        part: Tower of the fine stream; its window is in ticks.
-        levels: Wholes above the whole, from below: each compresses blocks of the one below it, and
-            leads its upper layers. They have no losses of their own.
-        boundary_ids: Ids after which a block of the part stream ends early, such as a space.
-        usual_block_ticks: Ticks of a block on the intended text, for counting FLOPs; ``None``:
-            `block_ticks`.
-        whole_dropout: Share of training rows that have to do without the whole.
-        shared_layers: The whole and those above it use the layers of the part tower in place of
-            their own: one stack of layers serves all levels, whose shapes may differ in their
-            windows alone. The control of levels without towers of their own.
-        predict_weight: Weight of the loss that each plan has as a prediction of its own.
-        reconstruct_weight: Weight of rebuilding each block from its compressed form.
-        vocab_size: Ids of the part stream.
-        conv_taps: Taps of the convolution behind the embedding.
-    """
-
-    part: TowerConfig
-    levels: tuple[LevelConfig, ...] = ()
-    boundary_ids: tuple[int, ...] = ()
-    usual_block_ticks: float | None = None
-    whole_dropout: float = 0.1
-    shared_layers: bool = False
-    predict_weight: float = 0.3
-    reconstruct_weight: float = 0.0
-    vocab_size: int = 258
-    conv_taps: int = 4
-
-    def __post_init__(self) -> None:
-        self.check(self.part)
-        fine = self.whole
-        for level in self.levels:
-            level.check(fine)
-            fine = level.whole
-        for level in _levels(self) if self.shared_layers else ():
-            if replace(level.whole, window=self.part.window) != self.part:
-                raise UserError(
-                    "With `shared_layers` the shape of a whole must be the part's, but for its "
-                    f"window: got {level.whole} beside {self.part}."
-                )
-        if self.usual_block_ticks is not None and self.usual_block_ticks < 1:
-            raise UserError(
-                f"`usual_block_ticks` must be >= 1 or None; got {self.usual_block_ticks}."
-            )
-        if not all(0 <= one < self.vocab_size for one in self.boundary_ids):
-            raise UserError(
-                f"`boundary_ids` must be ids, 0 to {self.vocab_size - 1}; got {self.boundary_ids}."
-            )
-        if not 0 <= self.whole_dropout <= 1:
-            raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
-
+from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
+from counterpoint.systems.two_stream_config import layout_of, levels_of
 
 WORDS = (ord(" "), ord("\n"))  # bytes after which a word has ended
 
@@ -208,7 +150,7 @@ class TwoStream(System, Level):
         """Random weights; the head starts at zero, so the first loss is that of a fair die."""
         super().__init__()
         self.config = config
-        self.layout = _layout(config)
+        self.layout = layout_of(config)
         width = config.part.width
         ticks = config.block_ticks
         ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
@@ -341,7 +283,7 @@ class TwoStream(System, Level):
     @property
     def window_ticks(self) -> int:
         """What the part tower or a whole reaches; see `System.window_ticks`."""
-        wholes = zip(self.layout.by_role(Role.WHOLE), _levels(self.config), strict=True)
+        wholes = zip(self.layout.by_role(Role.WHOLE), levels_of(self.config), strict=True)
         reached = [reach_ticks(stream, level.whole.window) for stream, level in wholes]
         return max(self.config.part.window, *reached)
 
@@ -471,27 +413,3 @@ class TwoStream(System, Level):
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""
         return list(dict.fromkeys([*self.part.layers, *self.whole_layers()]))
-
-
-def _levels(config: TwoStreamConfig) -> list[LevelConfig]:
-    """The whole and those above it, from below."""
-    return [config, *config.levels]
-
-
-def _layout(config: TwoStreamConfig) -> Layout:
-    """The part stream, and a stream for each whole."""
-    part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
-    wholes: list[Stream] = []
-    period = 1
-    for number, level in enumerate(_levels(config), 1):
-        period *= level.block_ticks
-        wholes.append(
-            coarse_stream(
-                "whole" if number == 1 else f"whole_{number}",
-                width=level.whole.width,
-                period_ticks=period,
-                lag_steps=level.lag_blocks,
-                irregular=bool(config.boundary_ids),
-            )
-        )
-    return Layout(streams=(part, *wholes))

@@ -1,0 +1,89 @@
+"""The shape of a `TwoStream`, and the streams that follow from it."""
+
+from dataclasses import dataclass, replace
+
+from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.errors import UserError
+from counterpoint.streams.spec import Layout, Role, Stream, coarse_stream
+from counterpoint.systems.contract import SystemConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoStreamConfig(SystemConfig, LevelConfig):
+    """Shape of a `TwoStream`; that of its whole is a `LevelConfig`.
+
+    Attributes:
+        part: Tower of the fine stream; its window is in ticks.
+        levels: Wholes above the whole, from below: each compresses blocks of the one below it, and
+            leads its upper layers. They have no losses of their own.
+        boundary_ids: Ids after which a block of the part stream ends early, such as a space.
+        usual_block_ticks: Ticks of a block on the intended text, for counting FLOPs; ``None``:
+            `block_ticks`.
+        whole_dropout: Share of training rows that have to do without the whole.
+        shared_layers: The whole and those above it use the layers of the part tower in place of
+            their own: one stack of layers serves all levels, whose shapes may differ in their
+            windows alone. The control of levels without towers of their own.
+        predict_weight: Weight of the loss that each plan has as a prediction of its own.
+        reconstruct_weight: Weight of rebuilding each block from its compressed form.
+        vocab_size: Ids of the part stream.
+        conv_taps: Taps of the convolution behind the embedding.
+    """
+
+    part: TowerConfig
+    levels: tuple[LevelConfig, ...] = ()
+    boundary_ids: tuple[int, ...] = ()
+    usual_block_ticks: float | None = None
+    whole_dropout: float = 0.1
+    shared_layers: bool = False
+    predict_weight: float = 0.3
+    reconstruct_weight: float = 0.0
+    vocab_size: int = 258
+    conv_taps: int = 4
+
+    def __post_init__(self) -> None:
+        self.check(self.part)
+        fine = self.whole
+        for level in self.levels:
+            level.check(fine)
+            fine = level.whole
+        for level in levels_of(self) if self.shared_layers else ():
+            if replace(level.whole, window=self.part.window) != self.part:
+                raise UserError(
+                    "With `shared_layers` the shape of a whole must be the part's, but for its "
+                    f"window: got {level.whole} beside {self.part}."
+                )
+        if self.usual_block_ticks is not None and self.usual_block_ticks < 1:
+            raise UserError(
+                f"`usual_block_ticks` must be >= 1 or None; got {self.usual_block_ticks}."
+            )
+        if not all(0 <= one < self.vocab_size for one in self.boundary_ids):
+            raise UserError(
+                f"`boundary_ids` must be ids, 0 to {self.vocab_size - 1}; got {self.boundary_ids}."
+            )
+        if not 0 <= self.whole_dropout <= 1:
+            raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
+
+
+def levels_of(config: TwoStreamConfig) -> list[LevelConfig]:
+    """The whole and those above it, from below."""
+    return [config, *config.levels]
+
+
+def layout_of(config: TwoStreamConfig) -> Layout:
+    """The part stream, and a stream for each whole."""
+    part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
+    wholes: list[Stream] = []
+    period = 1
+    for number, level in enumerate(levels_of(config), 1):
+        period *= level.block_ticks
+        wholes.append(
+            coarse_stream(
+                "whole" if number == 1 else f"whole_{number}",
+                width=level.whole.width,
+                period_ticks=period,
+                lag_steps=level.lag_blocks,
+                irregular=bool(config.boundary_ids),
+            )
+        )
+    return Layout(streams=(part, *wholes))
