@@ -156,7 +156,7 @@ def test_seed_decides_the_start() -> None:
 
 
 def test_adapters_are_given_once_and_refuse_nonsense() -> None:
-    with pytest.raises(ValueError, match="must have no adapters to be given some"):
+    with pytest.raises(ValueError, match="A model with adapters cannot get others"):
         with_change(with_change(nn.Linear(6, 4)))
     with pytest.raises(ValueError, match="`rank` must be >= 1: got 0"):
         LowRankConfig(rank=0)

@@ -1,1 +1,1 @@
-"""Mechanisms that know spans and tensors, but no stream by name."""
+"""Neural building blocks. They work on tensors and spans and know no stream by name."""

@@ -1,8 +1,9 @@
 """Causal self-attention over spans: full or windowed, offline or with a cache.
 
-Offline, queries and keys are the same steps. With a cache, keys are kept in a ring of ``capacity``
-slots (absolute step modulo capacity) plus one slot that swallows steps that are not real. The first
-steps of a session may be pinned: they keep the first slots, and the ring is what is left.
+Offline, the queries and the keys are the same steps. With a cache, keys and values are kept in a
+ring of ``capacity`` slots (step modulo capacity); one further slot takes the writes of steps that
+are not real. The first steps of a session may be pinned: they keep the first slots for ever, and
+the remaining slots form the ring.
 """
 
 from dataclasses import dataclass
@@ -20,20 +21,20 @@ from counterpoint.errors import UserError
 from counterpoint.streams.clock import SEQUENCE, Span, span, span_mask
 
 Cache = Float[Tensor, "B 2 G C E"]
-"""Keys and values of past steps; the last slot of C is the one that is never read."""
+"""Keys and values of past steps; the last slot of C is never read."""
 
 
 class Pinned(NamedTuple):
-    """How queries read the first steps of a session, which stay when the window moves on.
+    """How queries read the pinned steps of a session, which stay when the window has moved on.
 
-    Rotations were learned for distances within the window. So a query that has left the pinned
-    steps behind reads them as if they stood directly before the oldest step of its window: it
-    is rotated as the last step of the first window.
+    Rotations were learned for distances within the window. A query whose window no longer covers
+    the pinned steps therefore reads them as if they stood directly before the oldest step of its
+    window: it is rotated as the last step of the first window would be.
 
     Attributes:
-        num_steps: How many; they are in the first slots.
-        cos: Rotation of the chunk's steps where they read them.
-        sin: Sines of the same angles.
+        num_steps: Number of pinned steps; they are in the first slots.
+        cos: Cosines of the rotation with which the steps of the chunk read the pinned steps.
+        sin: Signed sines of the same angles.
 
     Source: attention sinks (arXiv:2309.17453), positions within the cache.
     """
@@ -47,13 +48,13 @@ class Reach(NamedTuple):
     """What the queries of a chunk may read; computed once and shared by all layers of a tower.
 
     Attributes:
-        cos: Rotation of the chunk's steps.
-        sin: Sines of the same angles.
-        bias: What to add to the scores, see `score_bias`: (B, 1, Q, K); or (B, G, 1, w, 2w) for G
-            groups of w queries when windowed offline; ``None`` for plain causal attention.
+        cos: Cosines of the rotation of the chunk's steps.
+        sin: Signed sines of the same angles.
+        bias: Bias of the scores, see `score_bias`: (B, 1, Q, K), or (B, G, 1, w, 2w) for G groups
+            of w queries if attention is windowed and offline; ``None`` for plain causal attention.
         slot: Cache slot of every step of the chunk; ``None`` offline.
-        limit: Number of cache slots to look at.
-        pinned: How the pinned steps are read; ``None`` without any.
+        limit: Number of cache slots that are read.
+        pinned: How the pinned steps are read; ``None`` if there are none.
     """
 
     cos: Float[Tensor, "B 1 T E"]
@@ -70,13 +71,13 @@ def offline_reach(
     window: int,
     rope: RopeConfig = PLAIN_ROPE,
 ) -> Reach:
-    """Reach of whole rows.
+    """Return the reach of whole rows.
 
     Args:
-        document_start: First step of each step's document.
+        document_start: First step of the document of each step.
         head_width: Width of a head.
-        window: Most recent steps that a query reads, its own included.
-        rope: How fast features turn with the position.
+        window: Number of most recent steps that a query reads, including its own.
+        rope: Rotary frequencies.
     """
     num_steps = document_start.shape[1]
     position = torch.arange(num_steps, device=document_start.device)[None]
@@ -84,11 +85,11 @@ def offline_reach(
     ahead = position.expand_as(document_start) + 1
     seen = span(SEQUENCE, "sequence", "sequence", ahead, first=document_start, window=window)
     if num_steps <= 2 * window:
-        # Looking at the documents would break a compiled graph.
+        # Reading the values of `document_start` would break a compiled graph.
         traced = torch.compiler.is_compiling()
         plain = num_steps <= window and not traced and not document_start.any()
         return Reach(cos, sin, None if plain else score_bias(span_mask(seen, position)))
-    # Queries in groups of one window: each group reads its own steps and the group before.
+    # Queries are grouped by windows: each group reads its own steps and those of the group before.
     padding = -num_steps % window
     start, stop = (F.pad(edge, (0, padding)).view(-1, 1, window) for edge in seen)
     num_groups = (num_steps + padding) // window
@@ -100,10 +101,10 @@ def offline_reach(
 
 
 def score_bias(mask: Bool[Tensor, "B Q K"]) -> Float[Tensor, "B 1 Q K"]:
-    """What hides keys when it is added to scores: 0 where the mask is True.
+    """Return the bias that hides keys from queries when it is added to the scores.
 
-    Elsewhere a number that is finite in every dtype: a step that is not real may see nothing, and
-    must not make NaN.
+    The bias is 0 where the mask is True. Elsewhere it is a large negative number that is finite in
+    every dtype: a padding step may have no visible key, and its softmax must not become NaN.
     """
     return torch.where(mask, 0.0, torch.finfo(torch.float16).min / 2).unsqueeze(1)
 
@@ -111,9 +112,9 @@ def score_bias(mask: Bool[Tensor, "B Q K"]) -> Float[Tensor, "B 1 Q K"]:
 def ring_steps(
     end: Int[Tensor, " B"], capacity: int, limit: int, num_pinned: int = 0
 ) -> Int[Tensor, "B C"]:
-    """Step that each of the first ``limit`` slots of a ring holds when steps < ``end`` are written.
+    """Return the step that each of the first ``limit`` slots holds after the steps < ``end``.
 
-    Negative where nothing was written yet. Steps < ``num_pinned`` keep the first slots.
+    The step is negative if the slot is empty. Steps < ``num_pinned`` keep the first slots.
     """
     newest = end[:, None] - 1
     slot = torch.arange(limit, device=end.device)
@@ -125,10 +126,11 @@ def ring_steps(
 
 
 def filled_slots(end: Int[Tensor, " B"], capacity: int) -> int:
-    """Slots of a ring worth looking at when steps < ``end`` are written.
+    """Return how many slots of a ring must be read after steps < ``end`` were written.
 
-    Skipping empty slots is worth a host read for a single session on CPU. Elsewhere shapes stay
-    fixed: kernels round differently at other shapes, so that a row would feel how far others are.
+    For a single session on a CPU, skipping empty slots is worth reading ``end`` on the host.
+    Elsewhere shapes stay fixed, because kernels round differently at other shapes and the result of
+    a row would then depend on how far the other rows are.
     """
     if len(end) > 1 or end.device.type != "cpu" or torch.compiler.is_compiling():
         return capacity
@@ -141,8 +143,9 @@ def write_ring(
     """Write keys and values of steps into their slots, in place."""
     rows, steps = slot.shape
     if torch.compiler.is_compiling():
-        # Of all ways to scatter, this is the one that inductor does in place: it copies the ring
-        # twice a layer otherwise. It is the slower one where nothing is compiled.
+        # Of all ways to scatter, only this one is compiled by inductor to an update in place; with
+        # the others it copies the ring twice a layer. Without compilation this way is the slower
+        # one.
         row = torch.arange(rows, device=slot.device)[:, None]
         ring[row, :, :, slot] = key_value.permute(0, 3, 1, 2, 4).to(ring.dtype)
         return
@@ -160,17 +163,18 @@ def streaming_reach(
     num_pinned: int = 0,
     rope: RopeConfig = PLAIN_ROPE,
 ) -> Reach:
-    """Reach of a chunk that follows cached steps.
+    """Return the reach of a chunk that follows cached steps.
 
     Args:
-        position: Steps that each row has read before.
-        num_steps: Steps of the chunk; at most ``capacity - window + 1``.
-        lengths: Real steps of each row; ``None`` means all.
+        position: Number of steps that each row has read before.
+        num_steps: Number of steps of the chunk; at most ``capacity - window + 1``.
+        lengths: Number of real steps of each row; ``None`` means all.
         head_width: Width of a head.
-        window: Most recent steps that a query reads, its own included.
-        capacity: Slots of the cache that are read.
-        num_pinned: First steps of a row that are always read; part of the window.
-        rope: How fast features turn with the position.
+        window: Number of most recent steps that a query reads, including its own.
+        capacity: Number of slots of the cache that are read.
+        num_pinned: Number of steps at the start of a row that are always read; they count towards
+            the window.
+        rope: Rotary frequencies.
     """
     offset = torch.arange(num_steps, device=position.device)
     step = position[:, None] + offset
@@ -201,12 +205,13 @@ def attend(
     v: Float[Tensor, "*B H K E"],
     bias: Float[Tensor, "*B #H Q K"] | None,
 ) -> Float[Tensor, "*B H Q E"]:
-    """Scaled dot-product attention; ``bias=None`` is plain causal attention.
+    """Compute scaled dot-product attention; ``bias=None`` means plain causal attention.
 
-    On CPU training adds the bias between two matrix products: torch's fused kernel needs 4 times as
-    long in bfloat16 and about as long in float32 (forward and backward, 64 groups of 64 queries).
-    Without gradients it is the faster one in both, most of all for a single query (877 keys, 8
-    heads: 0.25 of 0.48 ms in float32, 0.05 of 1.61 ms in bfloat16).
+    In training on a CPU the bias is added between two matrix products: torch's fused kernel takes 4
+    times as long in bfloat16 and about as long in float32 (forward and backward, 64 groups of 64
+    queries). Without gradients the fused kernel is faster in both types, most of all for a single
+    query (877 keys, 8 heads: 0.25 instead of 0.48 ms in float32, 0.05 instead of 1.61 ms in
+    bfloat16).
     """
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -223,7 +228,7 @@ def nearer_bias(
     q_near: Float[Tensor, "B H Q E"],
     k: Float[Tensor, "B H P E"],
 ) -> Float[Tensor, "B H Q K"]:
-    """The bias by which queries read the first keys as ``q_near`` and the others as ``q``."""
+    """Return the bias with which queries read the first P keys as ``q_near``, others as ``q``."""
     change = (q_near - q) @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     bias = bias.expand(-1, q.shape[1], -1, -1)
     return torch.cat((bias[..., : k.shape[2]] + change, bias[..., k.shape[2] :]), -1)
@@ -235,7 +240,7 @@ def attend_in_groups(
     v: Float[Tensor, "B H T E"],
     bias: Float[Tensor, "B G 1 w w2"],
 ) -> Float[Tensor, "B H T E"]:
-    """Windowed attention in O(T * window): groups of one window read themselves and the last."""
+    """Compute windowed attention in O(T * window): each group reads itself and the last one."""
     num_heads, num_steps = q.shape[1:3]
     num_groups = bias.shape[1]
     window = bias.shape[3]
@@ -256,25 +261,29 @@ class AttentionConfig:
     """Shape of `SelfAttention` beyond that of its tower; a `MixerConfig`.
 
     Attributes:
-        num_kv_heads: Heads of keys and values, each shared by as many heads of queries; ``None``:
-            one for every head. Must divide the number of heads.
-        rope: How fast features turn with the position.
+        num_kv_heads: Number of heads of keys and values; each is shared by equally many query
+            heads, so it must divide the number of heads. ``None`` gives every query head its own.
+        rope: Rotary frequencies.
     """
 
     num_kv_heads: int | None = None
     rope: RopeConfig = PLAIN_ROPE
 
     def build(self, shape: MixerShape) -> "SelfAttention":
-        """The attention of one layer."""
+        """Build the attention of one layer."""
         return SelfAttention(shape.width, shape.num_heads, self.num_kv_heads)
 
     def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> Reach:
-        """What each step of whole rows may read; see `offline_reach`."""
+        """Return what each step of whole rows may read; see `offline_reach`.
+
+        Raises:
+            UserError: There are pinned steps, and the rows are longer than the window.
+        """
         num_steps = document_start.shape[1]
         if shape.num_pinned and num_steps > shape.window:
             raise UserError(
-                f"With pinned steps whole rows must fit the window of {shape.window}: got "
-                f"{num_steps} steps. Read them with a cache."
+                f"With pinned steps, whole rows must fit the window of {shape.window}: got "
+                f"{num_steps} steps. Read longer rows chunk by chunk, with a cache."
             )
         head_width = shape.width // shape.num_heads
         return offline_reach(document_start, head_width, shape.window, self.rope)
@@ -286,7 +295,7 @@ class AttentionConfig:
         num_steps: int,
         lengths: Int[Tensor, " B"] | None,
     ) -> Reach:
-        """What each step of a chunk may read; see the function of this name."""
+        """Return what each step of a chunk may read; see the function `streaming_reach`."""
         return streaming_reach(
             position,
             num_steps,
@@ -299,7 +308,7 @@ class AttentionConfig:
         )
 
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
-        """Forward FLOPs of scores and sums a step, masked entries included."""
+        """Return the forward FLOPs a step of scores and sums, including masked entries."""
         grouped = num_steps > 2 * shape.window
         steps_run = -(-num_steps // shape.window) * shape.window if grouped else num_steps
         keys = 2 * shape.window if grouped else num_steps
@@ -309,12 +318,16 @@ class AttentionConfig:
 class SelfAttention(nn.Module):
     """Multi-head causal self-attention with rotary positions.
 
-    Source: arXiv:1706.03762 and arXiv:2104.09864; no biases. Heads of queries that share keys and
-    values are those of arXiv:2305.13245.
+    Source: arXiv:1706.03762 and arXiv:2104.09864, without biases; key and value heads that are
+    shared by query heads follow arXiv:2305.13245.
     """
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int | None = None) -> None:
-        """See `AttentionConfig` for the heads."""
+        """Make random weights; see `AttentionConfig` for the heads.
+
+        Raises:
+            UserError: The numbers of heads and the width do not fit.
+        """
         super().__init__()
         if width % num_heads or (width // num_heads) % 2:
             raise UserError(
@@ -324,7 +337,7 @@ class SelfAttention(nn.Module):
             num_kv_heads = num_heads
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise UserError(
-                f"`num_kv_heads` must divide the {num_heads} heads of queries: got {num_kv_heads}."
+                f"`num_kv_heads` must divide the {num_heads} query heads: got {num_kv_heads}."
             )
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -333,19 +346,19 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def initial_state(self, batch_size: int, capacity: int) -> Cache:
-        """Empty cache for ``capacity`` steps."""
-        # Stored in 8 bits a map has no parameter; its first buffer is of the model's dtype.
+        """Return an empty cache for ``capacity`` steps."""
+        # A map stored in 8 bits has no parameter; its first buffer has the dtype of the model.
         like = next(chain(self.out.parameters(), self.out.buffers()))
         return like.new_zeros(batch_size, 2, self.num_kv_heads, capacity + 1, self.head_width)
 
     def forward(
         self, x: Float[Tensor, "B T D"], reach: Reach, cache: Cache | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Mix a chunk of steps with what each may read.
+        """Let each step of a chunk attend to the steps that it may read.
 
         Args:
             x: Steps of the chunk.
-            reach: What `offline_reach` gives, or `streaming_reach` with a cache.
+            reach: From `offline_reach`, or from `streaming_reach` if there is a cache.
             cache: Past steps; the chunk is written into it.
         """
         q, k, v, q_near = self._rotated_heads(x, reach)
@@ -356,7 +369,8 @@ class SelfAttention(nn.Module):
         num_sharing = self.num_heads // self.num_kv_heads
         folded = num_sharing > 1 and bias is not None and bias.ndim == 4
         if folded and bias is not None:
-            # Heads that share keys become further queries of them, so that no key is copied.
+            # Query heads that share a key head are treated as further queries of it, so no key is
+            # copied.
             bias = bias.repeat(1, 1, num_sharing, 1)
             q = q.reshape(len(q), self.num_kv_heads, -1, self.head_width)
             q_near = q_near.reshape(q.shape)
@@ -374,11 +388,11 @@ class SelfAttention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _rotated_heads(self, x: Tensor, reach: Reach) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values, and queries as they read pinned steps: (B, heads, T, E)."""
+        """Return queries, keys, values, and queries for pinned steps, each (B, heads, T, E)."""
         qkv = self.qkv(x)
         if self.num_kv_heads == self.num_heads:
             qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            # One copy here instead of one in each product, and no gradient that is mostly zeros.
+            # One copy here saves one copy in each product, and gradients that are mostly zeros.
             qk, v = qkv.contiguous().split((2, 1))
             q, k = rotate(qk, reach.cos, reach.sin).unbind(0)
             plain = qk[0]

@@ -1,8 +1,9 @@
 """The grid of blocks over a stream: where blocks end, and the steps of each.
 
-A block ends after ``block_ticks`` steps, or early, after a step whose content says so (a space, a
-full stop). Whether step t ends a block depends on steps up to t only. Chunks continue: steps count
-from the first one of the chunk, so those that came before have negative numbers.
+A block ends after ``block_ticks`` steps, or earlier after a step whose content ends it (a space or
+a full stop). Whether step t ends a block depends only on steps up to t. A chunk may continue a
+session: steps are counted from the first step of the chunk, and earlier steps have negative
+    numbers.
 """
 
 from typing import NamedTuple
@@ -17,11 +18,11 @@ class BlockGrid(NamedTuple):
     """The blocks that end within a chunk of steps.
 
     Attributes:
-        finished: Blocks that end within the chunk at or before each step.
-        place: Steps of the unfinished block that are in after each step; 0 where a block ends.
-        end: Last step of each block (the chunk's last where a row has fewer blocks).
-        step: The last R steps up to each block's end.
-        real: Which of these belong to it: the rightmost.
+        finished: Number of blocks that end within the chunk at or before each step.
+        place: Number of steps of the unfinished block after each step; 0 where a block ends.
+        end: Last step of each block; the chunk's last step if a row has fewer blocks.
+        step: The last R steps up to the end of each block.
+        real: True for those of the R steps that belong to the block: the rightmost ones.
     """
 
     finished: Int[Tensor, "B T"]
@@ -42,13 +43,13 @@ def lay_blocks(
     """Find the blocks of a chunk.
 
     Args:
-        ends_early: Steps whose content ends a block; ``None`` where that cannot be.
-        start: First step of each step's document; negative for the steps that are pending when a
-            chunk continues a session.
-        block_ticks: Steps of the longest block.
-        lengths: Real steps of each row; ``None`` means all.
-        counted: W is the most blocks that a row has, which reads from the device; otherwise, and in
-            a compiled graph, the most that a row can have.
+        ends_early: True at steps whose content ends a block; ``None`` if content never ends one.
+        start: First step of the document of each step. It is negative for documents that began
+            before the chunk, whose pending steps come from the session.
+        block_ticks: Number of steps of the longest block.
+        lengths: Number of real steps of each row; ``None`` means all.
+        counted: Whether W is the largest number of blocks that a row has, which must be read from
+            the device. Otherwise, and in a compiled graph, W is the largest possible number.
     """
     num_rows, num_steps = start.shape
     most = num_steps if ends_early is not None else (num_steps + block_ticks - 1) // block_ticks
@@ -64,10 +65,10 @@ def lay_blocks(
     latest = _latest(ends, step)
     size = step - torch.maximum(_earlier(latest), before)
     place = step - torch.maximum(latest, before)
-    place = place.clamp(max=block_ticks - 1)  # steps that are not real run on
+    place = place.clamp(max=block_ticks - 1)  # padding steps would count on beyond a block
     if counted and not torch.compiler.is_compiling():
         most = int(finished[:, -1].max())
-    # Every end writes its own block's slot; all other steps share one slot that is cut off.
+    # Every end writes the slot of its own block; all other steps share one slot, which is cut off.
     number = torch.where(ends, finished - 1, most).clamp(max=most)
     end = step.new_full((num_rows, most + 1), num_steps - 1)
     end = end.scatter(1, number, step.expand(num_rows, -1))[:, :most]
@@ -79,25 +80,25 @@ def lay_blocks(
 
 
 _NEVER = -(1 << 62)
-"""A step before all others."""
+"""Number of a step that is earlier than all others."""
 
 
 def _latest(ends: Bool[Tensor, "B T"], step: Int[Tensor, " T"]) -> Int[Tensor, "B T"]:
-    """The latest end at or before each step, or less than all steps."""
+    """Return the latest end at or before each step, or `_NEVER`."""
     return torch.where(ends, step, _NEVER).cummax(1).values
 
 
 def _earlier(latest: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """The latest end before each step."""
+    """Return the latest end before each step."""
     return F.pad(latest, (1, 0), value=_NEVER)[:, :-1]
 
 
 def gather_blocks(x: Float[Tensor, "B R_T D"], grid: BlockGrid) -> Float[Tensor, "B W R D"]:
-    """The steps of each block, zero before its first.
+    """Return the steps of each block, with zeros to the left of a block shorter than R.
 
     Args:
-        x: The R steps before the chunk, and the chunk's.
-        grid: Where its blocks lie.
+        x: The R steps before the chunk, followed by those of the chunk.
+        grid: The blocks of the chunk.
     """
     index = (grid.step + grid.step.shape[2]).flatten(1)
     blocks = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
@@ -107,12 +108,12 @@ def gather_blocks(x: Float[Tensor, "B R_T D"], grid: BlockGrid) -> Float[Tensor,
 def newest_steps(
     x: Float[Tensor, "B R_T D"], size: int, lengths: Int[Tensor, " B"] | None
 ) -> Float[Tensor, "B R D"]:
-    """The newest R steps of each row behind a chunk: what stands before the next one.
+    """Return the newest R steps of each row after a chunk: those that precede the next chunk.
 
     Args:
-        x: The R steps before the chunk, and the chunk's.
+        x: The R steps before the chunk, followed by those of the chunk.
         size: R.
-        lengths: Real steps of each row of the chunk; ``None`` means all.
+        lengths: Number of real steps of each row of the chunk; ``None`` means all.
     """
     if lengths is None:
         return x[:, -size:]

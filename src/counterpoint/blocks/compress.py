@@ -1,8 +1,8 @@
-"""Between a fine stream and its blocks: compressors and their counterpart.
+"""Compressors, which turn blocks of a fine stream into coarse vectors, and `Unfold`, the reverse.
 
-A compressor takes finished blocks and gives a few slots for each. It sees one block at a time, so
-it is causal by construction and has no state. Blocks may be shorter than R: they lie at the right,
-``real`` says which of their steps exist, and the others are zero.
+A compressor turns each finished block into a few vectors, called slots. It reads one block at a
+time, so it is causal by construction and has no state. A block may have fewer than R steps: they
+are aligned to the right, ``real`` marks them, and the other steps are zero.
 """
 
 from typing import Literal
@@ -17,7 +17,11 @@ Kind = Literal["mean", "last", "convolution", "attention", "wavelet"]
 
 
 class Compressor(nn.Module):
-    """Base of all compressors; ``num_slots`` vectors of the block's width come out."""
+    """Base class of all compressors.
+
+    Attributes:
+        num_slots: Number of vectors that a block becomes; each has the width of a step.
+    """
 
     num_slots: int
 
@@ -28,7 +32,7 @@ class Compressor(nn.Module):
         raise NotImplementedError
 
     def products_per_block(self) -> int:
-        """Multiply-adds of the matrix products of one block."""
+        """Return the multiply-adds of the matrix products of one block."""
         return 0
 
 
@@ -46,7 +50,7 @@ class Mean(Compressor):
 
 
 class Last(Compressor):
-    """The last step of the block: the fine tower has to gather the rest into it.
+    """The last step of the block; the fine tower has to gather the other steps into it.
 
     Source: boundary selection of AU-Net (arXiv:2506.14761) and H-Net (arXiv:2507.07955).
     """
@@ -61,13 +65,13 @@ class Last(Compressor):
 
 
 class StridedConvolution(Compressor):
-    """A convolution with kernel and stride of one block; every slot starts as a mean.
+    """A convolution whose kernel and stride are one block.
 
-    Slot s starts as the mean of the s-th part of the block, so that slots start different.
+    Slot s starts as the mean of the s-th part of the block, so that the slots start out different.
     """
 
     def __init__(self, width: int, block_ticks: int, num_slots: int) -> None:
-        """``num_slots`` must divide ``block_ticks``."""
+        """Make the weights; ``num_slots`` must divide ``block_ticks``."""
         super().__init__()
         self.num_slots = num_slots
         share = block_ticks // num_slots
@@ -77,25 +81,25 @@ class StridedConvolution(Compressor):
         self.weight = nn.Parameter(weight.flatten(2).flatten(0, 1))
 
     def products_per_block(self) -> int:
-        """Multiply-adds of the matrix products of one block."""
+        """Return the multiply-adds of the matrix products of one block."""
         return self.weight.numel()
 
     def forward(
         self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
     ) -> Float[Tensor, "*B S D"]:
-        """Convolve."""
+        """Convolve each block to its slots."""
         slots = nn.functional.linear(blocks.flatten(-2), self.weight)
         return slots.unflatten(-1, (self.num_slots, -1))
 
 
 class AttentionSlots(Compressor):
-    """Learned queries that attend to the steps of their block; all start close to the mean.
+    """Learned queries that attend to the steps of their block; every slot starts near the mean.
 
-    Source: the resampler idea of Perceiver (arXiv:2103.03206); start as the mean as in BLT.
+    Source: the resampler of Perceiver (arXiv:2103.03206); starting as the mean follows BLT.
     """
 
     def __init__(self, width: int, block_ticks: int, num_slots: int) -> None:
-        """Queries start small and orthogonal, so that slots are near the mean but differ."""
+        """Make small orthogonal queries, so that slots start near the mean but differ."""
         super().__init__()
         self.num_slots = num_slots
         self.query = nn.Parameter(nn.init.orthogonal_(torch.empty(num_slots, width)) * 0.1)
@@ -104,14 +108,14 @@ class AttentionSlots(Compressor):
         nn.init.normal_(self.key.weight, std=width**-0.5)
 
     def products_per_block(self) -> int:
-        """Multiply-adds of the matrix products of one block: scores and sums."""
+        """Return the multiply-adds of one block's matrix products: scores and weighted sums."""
         return 2 * self.place.numel() * self.query.shape[1]
 
     def forward(
         self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
     ) -> Float[Tensor, "*B S D"]:
-        """Mix the steps of each block, once a slot."""
-        # Moving the key matrix to the queries costs nothing a step: (q K) x = q (K x).
+        """Mix the steps of each block, once for each slot."""
+        # The key matrix is applied to the queries instead of every step: (q K) x = q (K x).
         query = self.query @ self.key.weight * blocks.shape[-1] ** -0.5
         scores = nn.functional.linear(blocks, query).transpose(-1, -2) + self.place
         scores = scores.float().masked_fill(~real[..., None, :], -1e9)
@@ -119,7 +123,7 @@ class AttentionSlots(Compressor):
 
 
 class Wavelet(Compressor):
-    """Lifting Haar wavelet: one approximation and, coarsest first, all detail bands.
+    """Lifting Haar wavelet: one approximation, then all detail bands, coarsest first.
 
     At each level ``detail = odd - predict * even`` and ``approximation = even + update * detail``
     with learned per-feature factors that start at the Haar wavelet (1 and 1/2). The transform is
@@ -129,13 +133,17 @@ class Wavelet(Compressor):
     """
 
     def __init__(self, width: int, block_ticks: int) -> None:
-        """``block_ticks`` must be a power of two."""
+        """Make the lifting factors.
+
+        Raises:
+            UserError: ``block_ticks`` is not a power of two.
+        """
         super().__init__()
         num_levels = block_ticks.bit_length() - 1
         if block_ticks != 2**num_levels:
             raise UserError(
                 f"The wavelet halves a block until one step is left, so `block_ticks` must be a "
-                f"power of two: got {block_ticks}. Take another block or compressor."
+                f"power of two: got {block_ticks}. Choose another size or another compressor."
             )
         self.num_slots = block_ticks
         self.predict = nn.Parameter(torch.ones(num_levels, width))
@@ -170,7 +178,14 @@ class Wavelet(Compressor):
 
 
 def build_compressor(kind: Kind, width: int, block_ticks: int, num_slots: int) -> Compressor:
-    """Build a compressor by name; ``num_slots`` counts for convolution and attention only."""
+    """Build a compressor by name.
+
+    ``num_slots`` is used only by the convolution and the attention; the others fix their own.
+
+    Raises:
+        UserError: ``num_slots`` does not divide ``block_ticks``, or the wavelet's ``block_ticks``
+            is not a power of two.
+    """
     if kind == "mean":
         return Mean()
     if kind == "last":
@@ -187,15 +202,15 @@ def build_compressor(kind: Kind, width: int, block_ticks: int, num_slots: int) -
 
 
 class Unfold(nn.Module):
-    """One linear map from a block's vector to a state for each of its steps."""
+    """A linear map from one vector of a block to a state for each of its steps."""
 
     def __init__(self, width: int, step_width: int, block_ticks: int) -> None:
-        """From ``width`` features to ``block_ticks`` states of ``step_width``."""
+        """Make a map from ``width`` features to ``block_ticks`` states of ``step_width``."""
         super().__init__()
         self.block_ticks = block_ticks
         self.unfold = nn.Linear(width, block_ticks * step_width, bias=False)
         nn.init.normal_(self.unfold.weight, std=width**-0.5)
 
     def forward(self, x: Float[Tensor, "*B D2"]) -> Float[Tensor, "*B R D"]:
-        """Unfold each vector into its block."""
+        """Return the R states of each vector."""
         return self.unfold(x).unflatten(-1, (self.block_ticks, -1))

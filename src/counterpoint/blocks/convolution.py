@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 
 class CausalConvolution(nn.Module):
-    """Add to every step a learned, per-feature mix of it and the few steps before.
+    """Add to every step a learned mix, feature by feature, of it and the few steps before it.
 
     ``y[t] = x[t] + sum_i weight[i] * x[t - i]`` over ``i < taps`` within the document.
     """
 
     def __init__(self, width: int, taps: int = 4) -> None:
-        """Weights start small, so that the block starts near the identity."""
+        """Make small weights, so that the block starts near the identity."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(taps, width) * 0.02)
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "B C D"]:
-        """The ``taps - 1`` steps before the first: zeros."""
+        """Return the ``taps - 1`` steps before the first step: zeros."""
         taps, width = self.weight.shape
         return self.weight.new_zeros(batch_size, taps - 1, width)
 
@@ -33,13 +33,13 @@ class CausalConvolution(nn.Module):
 
         Args:
             x: Steps of the chunk.
-            state: The steps before it; ``None`` at the start.
-            age: Steps since the start of the document; taps that reach further are cut. ``None``
-                where a row is one document: what stands before its first step is zeros.
-            lengths: Real steps of each row; ``None`` means all.
+            state: The ``taps - 1`` steps before the chunk; ``None`` means zeros.
+            age: Number of steps since the start of the document; taps that reach further back are
+                masked. ``None`` if a row is one document.
+            lengths: Number of real steps of each row; ``None`` means all.
 
         Returns:
-            The chunk, and the state for the next one.
+            The convolved steps, and the state for the next chunk.
         """
         taps = len(self.weight)
         num_steps = x.shape[1]

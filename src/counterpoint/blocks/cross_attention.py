@@ -1,4 +1,4 @@
-"""Gated cross-attention (pre-norm) from a fine stream to the finished steps of a coarse one."""
+"""Gated pre-norm cross-attention from a fine stream to the finished steps of a coarse stream."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.streams.clock import Span, span_mask
 
 Memory = Float[Tensor, "B 2 H W E"]
-"""Keys and values of coarse steps, ready to be read."""
+"""Keys and values of coarse steps."""
 
 
 class CrossReach(NamedTuple):
     """What the fine steps of a chunk may read of a coarse stream; shared by all links.
 
     Attributes:
-        cos: Rotation of the fine steps.
-        sin: Sines of the same angles.
-        bias: What to add to the scores, see `score_bias`; the null key comes first.
-        slot: Where the few coarse steps that each fine step may read stand in memory; ``None``
-            where every fine step scores them all.
+        cos: Cosines of the rotation of the fine steps.
+        sin: Signed sines of the same angles.
+        bias: Bias of the scores, see `score_bias`; the null key comes first.
+        slot: Memory slots of the few coarse steps that each fine step may read; ``None`` if every
+            fine step computes scores for all coarse steps.
     """
 
     cos: Float[Tensor, "B 1 T E"]
@@ -39,7 +39,7 @@ def cross_reach(
     span: Span,
     key_step: Int[Tensor, "#B W"],
 ) -> CrossReach:
-    """Reach of fine steps with rotation (cos, sin) over coarse steps numbered ``key_step``."""
+    """Return the reach of fine steps, rotated by (cos, sin), over the coarse steps ``key_step``."""
     return CrossReach(cos, sin, F.pad(score_bias(span_mask(span, key_step)), (1, 0)))
 
 
@@ -50,17 +50,17 @@ def newest_reach(
     num_keys: int,
     capacity: int,
 ) -> CrossReach:
-    """Reach of fine steps over the newest coarse steps of their spans, at most ``num_keys``.
+    """Return the reach of fine steps over at most ``num_keys`` of the newest steps of their spans.
 
-    A fine step costs the same however many coarse steps there are.
+    The cost of a fine step then does not depend on the number of coarse steps.
 
     Args:
-        cos: Rotation of the fine steps.
-        sin: Sines of the same angles.
+        cos: Cosines of the rotation of the fine steps.
+        sin: Signed sines of the same angles.
         span: Coarse steps that each fine step may read.
-        num_keys: Most coarse steps that are read.
-        capacity: Slots of the memory that hold coarse steps: step modulo capacity. The memory has
-            one slot more, which is never read.
+        num_keys: Largest number of coarse steps that are read.
+        capacity: Number of memory slots for coarse steps (step modulo capacity). The memory has one
+            more slot, which is never read.
     """
     step = span.stop[..., None] - 1 - torch.arange(num_keys, device=span.stop.device)
     readable = step >= span.start[..., None]
@@ -69,11 +69,12 @@ def newest_reach(
 
 
 class CrossAttention(nn.Module):
-    """Let fine steps read coarse steps, or nothing.
+    """Attention from fine steps to coarse steps.
 
-    Every query sees the coarse steps that its span allows and one learned null key, so it is
-    defined where nothing is available yet. Each head's result is multiplied by a gate in (0, 2)
-    that is computed from the query. Positions are ticks: a coarse step stands at its last tick.
+    Every query attends to the coarse steps of its span and to one learned null key, so the result
+    is defined even if no coarse step is available. The result of each head is multiplied by a gate
+    in (0, 2) that is computed from the query. Positions are ticks: a coarse step stands at its last
+    tick.
 
     Source: gates a head as in arXiv:2505.06708 (G1, headwise).
     """
@@ -81,7 +82,7 @@ class CrossAttention(nn.Module):
     def __init__(
         self, width: int, memory_width: int, num_heads: int, rope: RopeConfig = PLAIN_ROPE
     ) -> None:
-        """Fine steps of ``width``, rotated as in ``rope``, read those of ``memory_width``."""
+        """Make attention from ``width`` features, rotated as in ``rope``, to ``memory_width``."""
         super().__init__()
         self.rope = rope
         self.num_heads = num_heads
@@ -97,7 +98,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def remember(self, coarse: Float[Tensor, "B W D"], tick: Int[Tensor, "#B W"]) -> Memory:
-        """Keys and values of coarse steps that stand at the given ticks."""
+        """Return the keys and values of coarse steps that stand at the given ticks."""
         kv = self.key_value(coarse).unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
         k, v = kv.unbind(1)
         return torch.stack((rotate(k, *rope_tables(tick, k.shape[-1], self.rope)), v), 1)
@@ -105,7 +106,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
     ) -> Float[Tensor, "B T D"]:
-        """What each fine step reads."""
+        """Return what each fine step reads from the coarse steps."""
         x = self.norm(x)
         weights = self._weights(x, memory, reach)
         if reach.slot is None:
@@ -122,14 +123,14 @@ class CrossAttention(nn.Module):
     def weights(
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
     ) -> Float[Tensor, "B H T W1"]:
-        """Attention of each fine step on the null key (first) and on every coarse step."""
+        """Return the attention weights of each fine step: null key first, then the coarse steps."""
         return self._weights(self.norm(x), memory, reach)
 
     def _weights(self, x: Tensor, memory: Tensor, reach: CrossReach) -> Tensor:
         q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         q = q * q.shape[-1] ** -0.5
-        # The null key stands nowhere: its query is not rotated, or its score would depend on where
-        # in a row a document is, and on how long a session has lasted.
+        # The null key has no position. Its query is not rotated; otherwise its score would depend
+        # on the position of a document in its row and on the length of a session.
         null = q @ self.null[0].to(q.dtype).transpose(-1, -2)
         q = rotate(q, reach.cos, reach.sin)
         if reach.slot is None:
@@ -142,7 +143,7 @@ class CrossAttention(nn.Module):
 
 
 def _few(values: Float[Tensor, "B H W E"], slot: Int[Tensor, "B T K"]) -> Tensor:
-    """The values of each fine step's own few coarse steps: (B, H, T, K, E)."""
+    """Return the values of the few coarse steps that each fine step reads: (B, H, T, K, E)."""
     index = slot.flatten(1)[:, None, :, None]
     index = index.expand(-1, values.shape[1], -1, values.shape[3])
     return values.gather(2, index).unflatten(2, slot.shape[1:])

@@ -1,7 +1,8 @@
-"""Depth decoding: the elements of one frame, one after the other, from the vector of the frame.
+"""Depth decoding: the elements of one frame are scored one after another from one vector.
 
-Step k of a frame reads the vector, the element before (step 0: an element of another vocabulary)
-and, by attention, the steps before it, and scores element k. Weights differ from step to step.
+Step k of a frame reads that vector, the element before it (for step 0, an element of another
+vocabulary) and, through attention, the earlier steps; it scores element k. Every step may have its
+own weights.
 
 Source: the depth transformer of Moshi (arXiv:2410.00037), section 3.4.1; RQ-Transformer
 (arXiv:2203.01941), section 3.2.2.
@@ -24,12 +25,12 @@ from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.streams.spec import UNSET_ID
 
 Past = Float[Tensor, "N 2 H _P E"]
-"""Keys and values of the steps of a frame that are done."""
+"""Keys and values of the steps of a frame that have been computed."""
 
 
 @runtime_checkable
 class _Costed(Protocol):
-    """A `StepLinear`, also one stored in 8 bits."""
+    """A `StepLinear`, including one stored in 8 bits."""
 
     def flops(self) -> int: ...
 
@@ -39,16 +40,16 @@ class DepthConfig:
     """Shape of a `DepthDecoder`.
 
     Attributes:
-        width: Features of a step.
-        num_layers: Layers.
-        num_heads: Attention heads; must divide ``width``.
-        mlp_hidden: Hidden features of the gated MLP.
-        schedule: Number of the weight set that each step uses, so that steps may share layers;
-            empty gives every step its own. Embeddings and heads are never shared.
-        embedding_rank: Features of an embedding before a matrix brings it to ``width``; ``None``
-            embeds directly.
-        norm_epsilon: Added to the mean square of what is normalised.
-        checkpoint_activations: As in `counterpoint.blocks.transformer.TowerConfig`.
+        width: Number of features of a step.
+        num_layers: Number of layers.
+        num_heads: Number of attention heads; must divide ``width``.
+        mlp_hidden: Number of hidden features of the gated MLP.
+        schedule: Weight set that each step uses, so that steps may share the weights of layers. If
+            it is empty, every step has its own. Embeddings and heads are never shared.
+        embedding_rank: Number of features of an embedding before a matrix maps it to ``width``;
+            ``None`` embeds directly.
+        norm_epsilon: Number added to the mean square in normalisation.
+        checkpoint_activations: See `counterpoint.blocks.transformer.TowerConfig`.
     """
 
     width: int
@@ -72,27 +73,27 @@ class DepthConfig:
             )
         if self.embedding_rank is not None and self.embedding_rank < 1:
             raise UserError(f"`embedding_rank` must be >= 1: got {self.embedding_rank}.")
-        # So that the first steps use the first sets, and stay whole without the others.
+        # Then a decoder with fewer steps uses the first weight sets, and no others.
         if list(dict.fromkeys(self.schedule)) != list(range(len(set(self.schedule)))):
             raise UserError(
-                "`schedule` must number the weight sets 0, 1, ... as they are first used in order: "
+                "`schedule` must number the weight sets 0, 1, ... in the order of their first use: "
                 f"got {self.schedule}."
             )
 
 
 class StepLinear(nn.Module):
-    """A linear map without bias, of other weights at every step.
+    """A linear map without bias whose weights depend on the step.
 
-    The rows of all weight sets are stacked, so that the weight is one matrix.
+    The rows of all weight sets are stacked in one matrix.
 
     Args:
-        in_features: Features of the input.
-        out_features: Features of the output at a step.
+        in_features: Number of features of the input.
+        out_features: Number of features of the output of a step.
         schedule: Weight set of every step.
     """
 
     def __init__(self, in_features: int, out_features: int, schedule: tuple[int, ...]) -> None:
-        """Weights of ``N(0, 1 / in_features)``."""
+        """Draw the weights from ``N(0, 1 / in_features)``."""
         super().__init__()
         self.out_features = out_features
         self.schedule = schedule
@@ -103,12 +104,12 @@ class StepLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None
     ) -> Float[Tensor, "N k _F"]:
-        """Map the steps ``first, first + 1, ...``, each by its own weights.
+        """Map the steps ``first, first + 1, ...``, each with its own weights.
 
         Args:
-            x: A vector for each step, (N, k, D); with ``num_steps`` one for all of them, (N, D).
+            x: A vector for each step, (N, k, D); or, with ``num_steps``, one for all steps, (N, D).
             first: Number of the first step.
-            num_steps: k, where it is not told by ``x``.
+            num_steps: The number of steps k, needed only if ``x`` is (N, D).
         """
         if (x.shape[1] if num_steps is None else num_steps) == 1:  # faster by a third in a session
             start = self.schedule[first] * self.out_features
@@ -127,24 +128,25 @@ class StepLinear(nn.Module):
         return torch.stack([weights[i] for i in sets])
 
     def flops(self) -> int:
-        """FLOPs of all steps of a frame."""
+        """Return the FLOPs of all steps of a frame."""
         return 2 * len(self.schedule) * self.out_features * self.weight.shape[1]
 
 
 class CodebookEmbedding(nn.Module):
-    """Embeddings of elements of several codebooks, each with a table of its own.
+    """Embeddings of the elements of several codebooks, each with its own table.
 
     Args:
-        num_codebooks: Codebooks.
-        num_ids: Ids of one codebook.
-        width: Features.
-        rank: Features of the tables; a matrix for each codebook brings them to ``width``.
+        num_codebooks: Number of codebooks.
+        num_ids: Number of ids of one codebook.
+        width: Number of features of an embedding.
+        rank: Number of features of the tables; a matrix for each codebook maps them to ``width``.
+            ``None`` means ``width`` without a matrix.
     """
 
     def __init__(
         self, num_codebooks: int, num_ids: int, width: int, rank: int | None = None
     ) -> None:
-        """Tables of ``N(0, 1)``."""
+        """Draw the tables from ``N(0, 1)``."""
         super().__init__()
         self.num_ids = num_ids
         self.table = nn.Embedding(num_codebooks * num_ids, rank or width)
@@ -153,7 +155,7 @@ class CodebookEmbedding(nn.Module):
         )
 
     def forward(self, ids: Int[Tensor, "*B k"], first: int = 0) -> Float[Tensor, "*B k D"]:
-        """Embed elements of the codebooks ``first, first + 1, ...``; `UNSET_ID` gives zeros."""
+        """Embed ids of the codebooks ``first, first + 1, ...``; `UNSET_ID` becomes zeros."""
         codebook = torch.arange(first, first + ids.shape[-1], device=ids.device)
         x = self.table(ids.clamp(min=0) + codebook * self.num_ids)
         x = x * (ids != UNSET_ID)[..., None]
@@ -163,10 +165,10 @@ class CodebookEmbedding(nn.Module):
 
 
 class DepthLayer(nn.Module):
-    """Pre-norm transformer layer over the steps of a frame; its norms are shared by all steps."""
+    """Pre-norm transformer layer over the steps of a frame; all steps share its norms."""
 
     def __init__(self, config: DepthConfig, schedule: tuple[int, ...]) -> None:
-        """One layer of the decoder's shape."""
+        """Make one layer of the decoder's shape."""
         super().__init__()
         width = config.width
         hidden = config.mlp_hidden
@@ -191,13 +193,14 @@ class DepthLayer(nn.Module):
         """Apply the layer to the steps ``first, first + 1, ...``.
 
         Args:
-            x: The steps.
-            bias: What hides later steps from each; ``None`` for one that sees all before it.
-            first: Number of the first of them, and of steps in ``past``.
-            past: Keys and values of the steps before.
+            x: States of the steps.
+            bias: Bias that hides later steps; ``None`` if x is a single step, which reads all steps
+                before it.
+            first: Number of the first step of x, which is also the number of steps in ``past``.
+            past: Keys and values of the earlier steps.
 
         Returns:
-            The steps, and the keys and values of all steps so far.
+            The new states, and the keys and values of all steps so far.
         """
         qkv = self.qkv(self.attention_norm(x), first)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -205,7 +208,7 @@ class DepthLayer(nn.Module):
         if past is not None:
             key_value = torch.cat((past, key_value), 3)
         k, v = key_value.unbind(1)
-        # Without a mask `attend` is causal, as if the query were the first step.
+        # Without a mask `attend` would be causal and treat the query as the first step.
         y = F.scaled_dot_product_attention(q, k, v) if bias is None else attend(q, k, v, bias)
         x = x + self.out(y.transpose(1, 2).flatten(2), first)
         gate, up = self.gate_up(self.mlp_norm(x), first).chunk(2, -1)
@@ -213,14 +216,14 @@ class DepthLayer(nn.Module):
 
 
 class DepthDecoder(nn.Module):
-    """Scores the elements of frames: all steps at once, or one after the other.
+    """Scores the elements of frames, all steps at once or one after another.
 
     Args:
         config: Shape of the layers.
-        context_width: Features of the vector of a frame.
-        num_steps: Elements of a frame that are scored.
-        num_first_ids: Ids of what step 0 reads.
-        vocab_size: Ids of an element that is scored; one more, the last, may be read.
+        context_width: Number of features of the vector of a frame.
+        num_steps: Number of elements of a frame that are scored.
+        num_first_ids: Number of ids of the element that step 0 reads.
+        vocab_size: Number of ids of an element that is scored. One more id, the last, may be read.
     """
 
     def __init__(
@@ -232,11 +235,15 @@ class DepthDecoder(nn.Module):
         num_first_ids: int,
         vocab_size: int,
     ) -> None:
-        """Random weights; the heads start at zero."""
+        """Make random weights; the heads start at zero.
+
+        Raises:
+            UserError: ``config.schedule`` has another number of steps.
+        """
         super().__init__()
         if config.schedule and len(config.schedule) != num_steps:
             raise UserError(
-                f"`schedule` must name a weight set for each of the {num_steps} steps: got "
+                f"`schedule` must give a weight set for each of the {num_steps} steps: got "
                 f"{len(config.schedule)}."
             )
         self.config = config
@@ -247,7 +254,7 @@ class DepthDecoder(nn.Module):
         schedule = config.schedule or own
         self.project = StepLinear(context_width, width, schedule)
         self.first_embedding = CodebookEmbedding(1, num_first_ids, width, rank)
-        # What the last step scores is never read.
+        # The element that the last step scores is never read, so it needs no embedding.
         self.embedding = CodebookEmbedding(num_steps - 1, vocab_size + 1, width, rank)
         layers = [DepthLayer(config, schedule) for _ in range(config.num_layers)]
         self.layers = cast("Sequence[DepthLayer]", nn.ModuleList(layers))
@@ -260,15 +267,17 @@ class DepthDecoder(nn.Module):
         previous: Int[Tensor, "N k"],
         past: tuple[Past, ...] | None = None,
     ) -> tuple[Float[Tensor, "N k V"], tuple[Past, ...]]:
-        """Score elements of N frames that do not touch each other.
+        """Score elements of N independent frames.
 
         Args:
             context: The vector of each frame.
-            previous: For each of the next k steps, the element before it; `UNSET_ID` is nothing.
-            past: What the call for the steps before returned; ``None`` at step 0.
+            previous: For each of the next k steps, the element before it; `UNSET_ID` if there is
+                none.
+            past: The second result of the call for the earlier steps; ``None`` at step 0.
 
         Returns:
-            Scores of the k elements, and what the call for the next steps needs.
+            Scores of the k elements, and the keys and values that the call for the next steps
+            needs.
         """
         first = 0 if past is None else past[0].shape[3]
         num_steps = previous.shape[1]
@@ -296,6 +305,6 @@ class DepthDecoder(nn.Module):
         return torch.cat((before_all, self.embedding(previous[:, 1:])), 1)
 
     def flops_per_frame(self) -> float:
-        """Forward FLOPs of all steps of a frame, masked attention entries included."""
+        """Return the forward FLOPs of all steps of a frame, including masked attention entries."""
         linear = sum(part.flops() for part in self.modules() if isinstance(part, _Costed))
         return linear + 4 * self.config.width * self.num_steps**2 * self.config.num_layers

@@ -1,9 +1,10 @@
-"""A coarse tower over the blocks of a finer one, and how it leads that one.
+"""A level: a coarse tower over the blocks of a finer tower, which it guides.
 
-The layers of the finer tower are in two: what the lower ones know of a finished block goes up, and
-the upper ones are led by what comes down. A level may itself be led by a further one above it, over
-blocks of its own steps. Whole rows and chunks of sessions go through the same functions; only where
-a row begins and where its past is kept differ.
+The layers of the finer tower are split in two. The states of the lower layers of a finished block
+go up to the coarse tower. The upper layers are guided by what comes down from it. A level may
+itself be guided by a level above it, whose blocks consist of its own steps. Whole rows and chunks
+of sessions go through the same functions; they differ only in where a row begins and where its past
+is kept.
 """
 
 from collections.abc import Sequence
@@ -28,15 +29,15 @@ from counterpoint.streams.clock import Span, finished_span, first_visible
 
 
 class LevelState(NamedTuple):
-    """What a session carries of a level.
+    """State of a level in a session.
 
     Attributes:
-        pending: The newest fine states; the last ones are of the block that is not finished yet.
-        place: How many these are.
-        finished: Blocks finished.
-        tower: States of the coarse tower's layers.
-        published: What the finer tower reads of the coarse one.
-        above: The state of the level above, if there is one.
+        pending: The newest fine states; the last ``place`` of them belong to the unfinished block.
+        place: Number of fine steps in the unfinished block.
+        finished: Number of finished blocks.
+        tower: States of the layers of the coarse tower.
+        published: What the finer tower reads from the coarse tower.
+        above: State of the level above, or empty if there is none.
     """
 
     pending: Float[Tensor, "B R D"]
@@ -51,14 +52,14 @@ class Cut(NamedTuple):
     """The blocks that end within a chunk of fine steps.
 
     Attributes:
-        grid: Where they lie, and the place of every fine step.
-        steps: Fine states: as many as a block has before the chunk, and the chunk's.
-        end_step: Absolute fine step at which each ended.
-        first_block: First block of each fine step's document; 0 in a session.
-        before: Blocks finished before the chunk.
-        finished: Blocks that the chunk finished.
-        pending: The newest of the fine states.
-        place: How many of them are of the block that goes on behind the chunk.
+        grid: The blocks, and the place of every fine step.
+        steps: Fine states: the R states before the chunk, then those of the chunk.
+        end_step: Fine step at which each block ended, counted from the start of the row.
+        first_block: First block of the document of each fine step; 0 in a session.
+        before: Number of blocks finished before the chunk.
+        finished: Number of blocks finished within the chunk.
+        pending: The newest R fine states.
+        place: Number of these that belong to the block that continues after the chunk.
     """
 
     grid: BlockGrid
@@ -75,9 +76,10 @@ class Start(NamedTuple):
     """Where the rows of a chunk begin, and which of its steps are real.
 
     Attributes:
-        document: First step of each step's document; ``None`` where the chunk continues a session.
-        step: Steps that each row has read before; ``None`` for whole rows.
-        lengths: Real steps of each row; ``None`` means all.
+        document: First step of the document of each step; ``None`` if the chunk continues a
+            session.
+        step: Number of steps that each row has read before; ``None`` for whole rows.
+        lengths: Number of real steps of each row; ``None`` means all.
     """
 
     document: Int[Tensor, "B T"] | None = None
@@ -86,7 +88,7 @@ class Start(NamedTuple):
 
 
 class Level(nn.Module):
-    """The coarse tower, what goes up to it, and what comes down from it."""
+    """The coarse tower, its compressor, and the links through which it guides the finer tower."""
 
     config: LevelConfig
     above: "Level | None"
@@ -99,12 +101,12 @@ class Level(nn.Module):
         above: tuple[LevelConfig, ...],
         shared: Sequence[Layer] = (),
     ) -> None:
-        """Make the modules, with random weights.
+        """Make the modules with random weights.
 
         Args:
             fine: Shape of the finer tower.
             config: Shape of this level.
-            above: Shapes of the levels above it, from below.
+            above: Shapes of the levels above it, from the lowest.
             shared: Layers that the coarse towers of all levels use in place of their own.
         """
         width = fine.width
@@ -132,12 +134,12 @@ class Level(nn.Module):
             self.above.build_level(config.whole, above[0], above[1:], shared)
 
     def initial_level(self, batch_size: int) -> LevelState:
-        """State before the first step."""
+        """Return the state before the first step."""
         config = self.config
         like = self.steering.no_plan
         none = torch.zeros(batch_size, dtype=torch.long, device=like.device)
-        # Plans of the blocks of a chunk and of those that the lag holds back; and whole states for
-        # a window behind the first step of such a chunk.
+        # The rings hold the plans of the blocks of a chunk and of the blocks that the lag hides,
+        # and whole states for a window before the first step of such a chunk.
         num_plans = first_visible(config.lag_blocks) + self.whole.chunk_steps
         num_blocks = config.whole.window + num_plans
         return LevelState(
@@ -150,7 +152,7 @@ class Level(nn.Module):
         )
 
     def chunk_blocks(self) -> int:
-        """Most blocks that the rings of this level and of those above can take at once."""
+        """Return the largest number of blocks that all rings can take from one chunk."""
         most = self.whole.chunk_steps
         if self.above is not None:
             most = min(most, self.above.chunk_blocks() * self.above.config.block_ticks)
@@ -165,13 +167,14 @@ class Level(nn.Module):
         start: Start,
         state: LevelState | None,
     ) -> Cut:
-        """Find the blocks that end within a chunk, and take their steps.
+        """Find the blocks that end within a chunk, and gather their steps.
 
         Args:
-            x: States of the finer tower's lower layers.
-            ends_early: Steps whose content ends a block; ``None`` where that cannot be.
+            x: States of the lower layers of the finer tower.
+            ends_early: True at steps whose content ends a block; ``None`` if content never ends
+                one.
             start: Where the rows begin.
-            state: What was before the chunk; ``None`` for whole rows.
+            state: State before the chunk; ``None`` for whole rows.
         """
         num_rows, num_steps = x.shape[:2]
         size = self.config.block_ticks
@@ -192,11 +195,11 @@ class Level(nn.Module):
             document,
             size,
             lengths=lengths,
-            # Sessions do not count, or a row would feel how many blocks the others finish.
+            # A session does not count its blocks, or its shapes would depend on the other rows.
             counted=state is None or num_rows == 1,
         )
         steps = torch.cat((pending.to(x.dtype), x), 1)
-        # From before the chunk on: where a row reads nothing, its place stays.
+        # The counts start before the chunk, so that a row without real steps keeps its place.
         finished = F.pad(grid.finished, (1, 0))
         places = torch.cat((place[:, None], grid.place), 1)
         return Cut(
@@ -211,14 +214,14 @@ class Level(nn.Module):
         )
 
     def compress(self, cut: Cut) -> Float[Tensor, "B W D2"]:
-        """What the coarse tower reads of each block."""
+        """Return the input of the coarse tower for each block."""
         blocks = gather_blocks(self.block_norm(cut.steps), cut.grid)
         return self.merge(self.compressor(blocks, cut.grid.real).flatten(-2))
 
     def read_blocks(
         self, compressed: Float[Tensor, "B W D2"], cut: Cut, state: LevelState | None
     ) -> Float[Tensor, "B W D2"]:
-        """The coarse tower's states, one a block; it is led by the level above."""
+        """Return the states of the coarse tower, one a block, guided by the level above."""
         states = None if state is None else state.tower
         document = None
         if state is None:
@@ -233,13 +236,14 @@ class Level(nn.Module):
         return self.whole_norm(self.above.lead(self.whole, compressed, reach, states, start, over))
 
     def lent(self, mine: LevelState, theirs: LevelState) -> LevelState:
-        """The state of a session that goes on with a copy of the coarse steps of another.
+        """Return the state ``mine`` with a copy of the coarse steps of ``theirs``.
 
-        See `Steering.lend` for the errors; with a level above, both must have as many blocks.
+        If there is a level above, both must have finished the same number of blocks. See
+        `Steering.lend` for the other errors.
         """
         if self.above is not None and (theirs.finished != mine.finished).any():
             raise UserError(
-                "With wholes above the whole a donor must have as many blocks as the session: it "
+                "With levels above the whole, a donor must have as many blocks as the session: it "
                 f"has {mine.finished.tolist()}, the donor {theirs.finished.tolist()}."
             )
         published = self.steering.lend(
@@ -249,7 +253,7 @@ class Level(nn.Module):
         return mine._replace(tower=tower, published=published, above=above)
 
     def advance(self, cut: Cut, state: LevelState) -> None:
-        """Let the coarse tower of a session take finished blocks, if there are any."""
+        """Feed finished blocks of a session to the coarse tower, if there are any."""
         on_host = cut.finished.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_host and not cut.finished.any():
             return
@@ -267,7 +271,10 @@ class Level(nn.Module):
         streaming: bool,
         keep: Bool[Tensor, "B 1"] | None = None,
     ) -> Guidance:
-        """What each fine step may use of the coarse steps; nothing in rows that do not keep."""
+        """Return what each fine step may use of the coarse steps.
+
+        Rows in which ``keep`` is False get nothing.
+        """
         finished = cut.before[:, None] + cut.grid.finished
         readable = finished_span(
             finished, self.config.lag_blocks, cut.first_block, self.config.whole.window
@@ -286,7 +293,10 @@ class Level(nn.Module):
         states: tuple[MixerState, ...] | None = None,
         weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The finer tower's upper layers; appends each link's attention to ``weights`` if given."""
+        """Apply the upper layers of the finer tower.
+
+        The attention weights of each link are appended to ``weights`` if it is given.
+        """
         x = self.steering.add_plan(x, guidance)
         first = self.config.lower_layers
         before: dict[int, Branch] = {
@@ -318,7 +328,7 @@ class Level(nn.Module):
         start: Start,
         state: LevelState | None,
     ) -> Float[Tensor, "B T D"]:
-        """All layers of a finer tower, led by this level; the state is written in place."""
+        """Apply all layers of a finer tower, guided by this level; states are written in place."""
         x = fine(x, reach, states, layers=range(self.config.lower_layers))
         cut = self.cut(x, None, start, state)
         if state is None:
@@ -337,11 +347,11 @@ class Level(nn.Module):
     # Costs
 
     def flops_per_fine_step(self, num_steps: int, num_blocks: int) -> float:
-        """Forward FLOPs a fine step of this level and those above it.
+        """Return the forward FLOPs a fine step of this level and of those above it.
 
         Args:
-            num_steps: Fine steps of a row.
-            num_blocks: Blocks that end in it.
+            num_steps: Number of fine steps of a row.
+            num_blocks: Number of blocks that end in the row.
         """
         share = num_blocks / num_steps
         a_block, a_step = self.steering.products(num_blocks)
@@ -355,10 +365,13 @@ class Level(nn.Module):
         return flops
 
     def whole_layers(self) -> list[nn.Module]:
-        """Layers of the coarse towers, from below."""
+        """Return the layers of the coarse towers, lowest level first."""
         return [*self.whole.layers, *([] if self.above is None else self.above.whole_layers())]
 
 
 def _behind(counts: Int[Tensor, "B T1"], lengths: Int[Tensor, " B"] | None) -> Int[Tensor, " B"]:
-    """The count behind each row of a chunk, of counts before it and behind every step."""
+    """Return the count after the real steps of each row.
+
+    ``counts`` holds the count before the chunk, then the count after every step.
+    """
     return counts[:, -1] if lengths is None else counts.gather(1, lengths[:, None])[:, 0]

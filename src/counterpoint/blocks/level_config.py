@@ -14,14 +14,16 @@ class LevelConfig:
     """Shape of a `Level`.
 
     Attributes:
-        whole: The coarse tower; its window is in blocks.
-        lower_layers: Layers of the finer tower below the compressor; the others are led.
-        block_ticks: Steps of the finer tower in a block; of the longest, where blocks may end
-            early.
-        lag_blocks: Blocks by which the coarse tower is used later than it could be.
-        compressor: How a finished block becomes slots; `counterpoint.blocks.compress`.
-        num_slots: Slots a block (compressors with a free number).
-        num_links: Led layers, from the first, that also read the coarse tower by cross-attention.
+        whole: Shape of the coarse tower; its window is counted in blocks.
+        lower_layers: Number of layers of the finer tower below the compressor; the layers above
+            are guided.
+        block_ticks: Number of steps of the finer tower in a block, or in the longest block if
+            blocks may end early.
+        lag_blocks: Number of the newest finished blocks that the finer tower may not read yet.
+        compressor: How a finished block becomes slots; see `counterpoint.blocks.compress`.
+        num_slots: Number of slots a block, for compressors with a free number.
+        num_links: Number of guided layers, counted from the first, that also read the coarse tower
+            through cross-attention.
     """
 
     whole: TowerConfig
@@ -33,10 +35,10 @@ class LevelConfig:
     num_links: int = 1
 
     def check(self, fine: TowerConfig) -> None:
-        """Check that the level can stand on a tower.
+        """Check that the level fits a finer tower.
 
         Raises:
-            UserError: It cannot.
+            UserError: A number is out of range, or links are asked of a tower without attention.
         """
         if self.block_ticks < 1:
             raise UserError(f"`block_ticks` must be >= 1; got {self.block_ticks}.")
@@ -45,19 +47,19 @@ class LevelConfig:
         most = fine.num_layers - 1
         if not 1 <= self.lower_layers <= most:
             raise UserError(
-                f"`lower_layers` must be 1 to {most}, so that the finer tower has layers on both "
-                f"sides; got {self.lower_layers}."
+                f"`lower_layers` must be 1 to {most}, so that the finer tower has layers below and "
+                f"above the compressor; got {self.lower_layers}."
             )
         num_upper = fine.num_layers - self.lower_layers
         if not 0 <= self.num_links <= num_upper:
             raise UserError(f"`num_links` must be 0 to {num_upper}; got {self.num_links}.")
         if self.num_links and not isinstance(fine.mixer, AttentionConfig):
             raise UserError(
-                "Links rotate as the attention of the tower that they lead: its `mixer` must be "
-                f"attention where `num_links` is not 0; got {type(fine.mixer).__name__}."
+                "Links use the rotation of the attention of the tower that they guide: its `mixer` "
+                f"must be attention if `num_links` is not 0; got {type(fine.mixer).__name__}."
             )
 
     def rope_of(self, fine: TowerConfig) -> RopeConfig:
-        """The rotation of a finer tower, which the links share."""
+        """Return the rotation of a finer tower, which the links share."""
         mixer = fine.mixer
         return mixer.rope if isinstance(mixer, AttentionConfig) else PLAIN_ROPE

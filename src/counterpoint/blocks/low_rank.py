@@ -1,9 +1,9 @@
-"""Low-rank adapters: linear maps that stay as they are, beside a small change that is trained.
+"""Low-rank adapters (LoRA): small trained changes of linear maps whose own weights are frozen.
 
-Source: LoRA (arXiv:2106.09685), section 4.1. As in Kyutai's moshi-finetune all linear maps have
-one, the change is scaled by a plain factor, and norms are not trained. The factors of a map are
-called ``lora_A`` and ``lora_B``, beside its ``weight``. Deviation: A starts at
-``N(0, 1 / in_features)``.
+Source: LoRA (arXiv:2106.09685), section 4.1. As in Kyutai's moshi-finetune, all linear maps have
+an adapter, the change is multiplied by a plain factor, and norms are not trained. The factors of a
+map are called ``lora_A`` and ``lora_B`` and stand next to its ``weight``. Deviation: A is drawn
+from ``N(0, 1 / in_features)``.
 """
 
 from collections.abc import Mapping
@@ -20,28 +20,28 @@ from counterpoint.errors import UserError
 
 FACTOR_A = "lora_A.weight"
 FACTOR_B = "lora_B.weight"
-"""Ends of the names of a map's factors, where that of the map itself is ``weight``."""
+"""The names of a map's factors end with these; the name of the map itself ends with ``weight``."""
 
 
 FrozenType = Literal["float32", "bfloat16", "int8"]
-"""How weights that are not trained are stored."""
+"""Type in which weights that are not trained are stored."""
 
 _CODES = "codes"
 _SCALE = "scale"
-"""Ends of the names of a map that is stored in 8 bits."""
+"""Ends of the names of the tensors of a map that is stored in 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LowRankConfig:
-    """Adapters of a model.
+    """Shape of the adapters of a model.
 
     Attributes:
-        rank: Features between the two factors of a change.
-        scaling: Factor of every change.
-        train_embeddings: Train embedding tables too, all of them.
-        frozen: Type of the linear maps and of the tables that stay as they are. Maps in
-            ``"bfloat16"`` compute in that type; those in ``"int8"`` have one scale a row, and
-            tables beside them are of bfloat16. Norms and adapters are always of float32.
+        rank: Number of features between the two factors of an adapter.
+        scaling: Factor by which every change is multiplied.
+        train_embeddings: Whether all embedding tables are trained too.
+        frozen: Type of the linear maps and tables that are not trained. Maps in ``"bfloat16"`` also
+            compute in that type. Maps in ``"int8"`` have one scale a row, and their model's tables
+            are stored in bfloat16. Norms and adapters are always in float32.
     """
 
     rank: int = 128
@@ -57,21 +57,21 @@ class LowRankConfig:
 
 
 def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
-    """Give every linear map an adapter, and let nothing else be trained, in place.
+    """Give every linear map an adapter and freeze everything else, in place.
 
-    A map then gives ``base(x) + scaling * B(A(x))``. B is zero, so that nothing changes at first
-    but what `LowRankConfig.frozen` rounds.
+    A map then computes ``base(x) + scaling * B(A(x))``. B starts at zero, so at first only the
+    rounding of `LowRankConfig.frozen` changes the output.
 
     Args:
-        model: Made of `torch.nn.Linear` and `StepLinear`.
-        config: The adapters.
-        seed: Decides A.
+        model: Its maps are `torch.nn.Linear` and `StepLinear`.
+        config: Shape of the adapters.
+        seed: Seed of A.
 
     Raises:
-        UserError: The model has adapters.
+        UserError: The model already has adapters.
     """
     if any(name.endswith(FACTOR_A) for name, _ in model.named_parameters()):
-        raise UserError("A model must have no adapters to be given some: merge those that it has.")
+        raise UserError("A model with adapters cannot get others: merge those that it has first.")
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -85,7 +85,7 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
 
 
 def _store_frozen(model: nn.Module, frozen: FrozenType) -> None:
-    """Store what is not trained in a smaller type, and let everything else be of float32."""
+    """Store frozen weights in a smaller type, and all other weights in float32."""
     if frozen == "int8":
         store_int8(model)
     for module in model.modules():
@@ -101,7 +101,7 @@ def _store_frozen(model: nn.Module, frozen: FrozenType) -> None:
 
 
 def _in_float32(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """What is added up of rows of tables is not rounded on the way."""
+    """Convert rows of a table to float32, so that their sum is not rounded."""
     return output.float()
 
 
@@ -110,7 +110,7 @@ def _in_type_of_weight(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> None:
-    """Give a map its factors: float32, beside it."""
+    """Give a map its two factors, in float32."""
     held = module.codes if isinstance(module, Int8Linear | Int8StepLinear) else module.weight
     width_in = held.shape[1]
     width_out = module.out_features
@@ -130,12 +130,15 @@ def _adapt(module: Any, config: LowRankConfig, generator: torch.Generator) -> No
     module.lora_A = down
     module.lora_B = up
     module.lora_scaling = config.scaling
-    # A hook, so that the map stays the module it was, under the names it had.
+    # A hook keeps the module and the names of its weights as they were.
     module.register_forward_hook(_add_change)
 
 
 def _add_change(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """``inputs`` are x, and for a `StepLinear` the number of the first step and of steps."""
+    """Add the adapter's change to the output of a map.
+
+    ``inputs`` are x and, for a `StepLinear`, the number of the first step and the number of steps.
+    """
     x = inputs[0]
     if not torch.is_autocast_enabled(x.device.type):
         x = x.to(module.lora_A.weight.dtype)
@@ -145,15 +148,15 @@ def _add_change(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merged_weights(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
-    """The state of the same model without adapters.
+    """Return the weights of the same model without adapters.
 
     Args:
-        weights: State of a model with adapters, or without any; maps may be stored in 8 bits.
-        scaling: Factor of every change.
+        weights: State of a model with or without adapters; its maps may be stored in 8 bits.
+        scaling: Factor by which every change is multiplied.
 
     Returns:
-        All weights but the factors; those that have some are changed, computed in float32 at least.
-        Maps of 8 bits are weights of bfloat16.
+        All weights except the factors. The change of an adapter is added to its map, computed in
+        float32 or a wider type. Maps of 8 bits become bfloat16.
     """
     merged: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -175,7 +178,7 @@ def merged_weights(weights: Mapping[str, Tensor], scaling: float) -> dict[str, T
 
 
 def _change(down: Tensor, up: Tensor, dtype: torch.dtype) -> Tensor:
-    """The product of two factors, set by set where weights of a `StepLinear` are stacked."""
+    """Return the product of two factors, for each weight set of a `StepLinear`."""
     num_sets = len(down) // up.shape[1]
     sets = torch.bmm(
         up.to(dtype).unflatten(0, (num_sets, len(up) // max(num_sets, 1))),

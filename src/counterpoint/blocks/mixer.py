@@ -1,7 +1,8 @@
-"""What a layer may use to let a step read earlier ones: attention, or anything else that is causal.
+"""Mixers: the part of a layer through which a step reads earlier steps.
 
-A tower knows its mixer only by the two protocols of this file. Its config is a frozen dataclass
-that builds one mixer a layer, and computes once for all layers what the steps of a chunk may read.
+Attention is one mixer; any other causal module may be another. A tower knows its mixer only by the
+two protocols of this file. The config of a mixer is a frozen dataclass. It builds one mixer for
+each layer, and computes once for all layers what the steps of a chunk may read.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,23 +11,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MixerState = Any
-"""What a mixer carries between chunks: a tensor or nested tuples of them, batch first, zeros at
-first. A mixer writes into it in place."""
+"""State of a mixer between chunks: a tensor or nested tuples of tensors.
+
+The batch axis comes first, and the initial state is zeros. A mixer updates it in place.
+"""
 
 MixerReach = Any
-"""What the steps of a chunk may read, as the mixer's own config computes it."""
+"""What the steps of a chunk may read, in the form that the mixer's config computes."""
 
 
 class MixerShape(NamedTuple):
-    """The part of a tower's shape that a mixer sees.
+    """The part of a tower's shape that its mixer needs.
 
     Attributes:
-        width: Features of a step.
-        num_heads: Heads.
-        window: Most recent steps that a step reads, its own included. A mixer without a window
-            (a recurrent one) reads them all, and its config says so.
-        capacity: Steps that a state holds: a window for the first step of the longest chunk.
-        num_pinned: First steps of a session that are read for ever; part of the window.
+        width: Number of features of a step.
+        num_heads: Number of heads.
+        window: Number of most recent steps that a step reads, including its own. A mixer without a
+            window (a recurrent one) reads all steps; its config must document that.
+        capacity: Number of steps that a state holds: enough for a full window at the first step of
+            the longest chunk.
+        num_pinned: Number of steps at the start of a session that are always read; they count
+            towards the window.
     """
 
     width: int
@@ -41,18 +46,19 @@ class Mixer(Protocol):
     """A module that lets each step of a chunk read the steps before it."""
 
     def initial_state(self, batch_size: int, capacity: int) -> MixerState:
-        """State before the first step, that holds ``capacity`` steps."""
+        """Return the state before the first step, with room for ``capacity`` steps."""
         ...
 
     def __call__(
         self, x: Float[Tensor, "B T D"], reach: MixerReach, state: MixerState | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Mix a chunk of steps with what each may read.
+        """Let each step of a chunk read the steps that it may read.
 
         Args:
             x: Steps of the chunk, normalised.
-            reach: What `MixerConfig.reach` gives, or `MixerConfig.streaming_reach` with a state.
-            state: Carries what was before the chunk; the chunk is written into it.
+            reach: From `MixerConfig.reach`, or from `MixerConfig.streaming_reach` if there is a
+                state.
+            state: State before the chunk; it is updated in place.
         """
         ...
 
@@ -62,11 +68,11 @@ class MixerConfig(Protocol):
     """The shape of a mixer beyond that of its tower; a frozen dataclass."""
 
     def build(self, shape: MixerShape) -> Mixer:
-        """A mixer for one layer, with random weights."""
+        """Build a mixer for one layer, with random weights."""
         ...
 
     def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> MixerReach:
-        """What each step of whole rows may read, whose documents start at ``document_start``."""
+        """Return what each step of whole rows may read; documents start at ``document_start``."""
         ...
 
     def streaming_reach(
@@ -76,16 +82,16 @@ class MixerConfig(Protocol):
         num_steps: int,
         lengths: Int[Tensor, " B"] | None,
     ) -> MixerReach:
-        """What each step of a chunk may read.
+        """Return what each step of a chunk may read.
 
         Args:
             shape: Shape of the tower.
-            position: Steps that each row has read before.
-            num_steps: Steps of the chunk.
-            lengths: Real steps of each row; ``None`` means all.
+            position: Number of steps that each row has read before.
+            num_steps: Number of steps of the chunk.
+            lengths: Number of real steps of each row; ``None`` means all.
         """
         ...
 
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
-        """Forward FLOPs a step over rows of ``num_steps``, those of its weights not counted."""
+        """Return the forward FLOPs a step in rows of ``num_steps``, without its linear maps."""
         ...

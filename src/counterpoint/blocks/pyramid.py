@@ -1,8 +1,8 @@
-"""Levels over one another: blocks of blocks, and how a level reads the coarser ones above it.
+"""A pyramid of levels: blocks of blocks, and attention from each level to the coarser ones.
 
-Level 0 is a sequence; a step of a level above it stands for a fixed number of steps of the level
-below. Blocks are aligned to the start of their document, and one that is not finished is never
-read. Whole rows and chunks of sessions go through the same functions.
+Level 0 is a sequence. A step of each higher level stands for a fixed number of steps of the level
+below. Blocks are aligned to the start of their document, and an unfinished block is never read.
+Whole rows and chunks of sessions go through the same functions.
 """
 
 from collections.abc import Iterable
@@ -26,16 +26,16 @@ from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.clock import finished_span
 
-GATE_START = -3.0  # its sigmoid is 0.05: a level begins almost as if it stood alone
+GATE_START = -3.0  # its sigmoid is 0.05, so at first a level works almost on its own
 
 
 class Counts(NamedTuple):
-    """How far a session is on every level; tuples are by coarse level, from the finest one.
+    """How far a session is on every level. Tuples have one entry a coarse level, finest first.
 
     Attributes:
-        position: Steps of level 0 that were read.
-        finished: Steps of each coarse level that are finished.
-        place: Steps of the level below that belong to its unfinished block.
+        position: Number of steps of level 0 that were read.
+        finished: Number of finished steps of each coarse level.
+        place: Number of steps of the level below that belong to its unfinished block.
     """
 
     position: Int[Tensor, " B"]
@@ -43,7 +43,7 @@ class Counts(NamedTuple):
     place: tuple[Int[Tensor, " B"], ...]
 
     def after(self, blocks: "list[Blocks]", read: int | Tensor) -> "Counts":
-        """The counts behind a chunk with so many real steps."""
+        """Return the counts after a chunk of ``read`` real steps."""
         finished = [laid.before + laid.finished for laid in blocks]
         place = [laid.left for laid in blocks]
         return Counts(
@@ -58,11 +58,11 @@ class Blocks(NamedTuple):
 
     Attributes:
         grid: The blocks that end within the chunk.
-        first: First block of each lower step's document.
-        before: Blocks finished before the chunk.
-        finished: Blocks that the chunk finishes.
-        left: Lower steps of the unfinished block behind the chunk.
-        read: Real lower steps of the chunk.
+        first: First block of the document of each lower step.
+        before: Number of blocks finished before the chunk.
+        finished: Number of blocks finished within the chunk.
+        left: Number of lower steps in the unfinished block after the chunk.
+        read: Number of real lower steps of the chunk.
     """
 
     grid: BlockGrid
@@ -74,36 +74,37 @@ class Blocks(NamedTuple):
 
     @property
     def has_steps(self) -> bool:
-        """Whether the coarse level has anything to do in the chunk."""
+        """Whether a step of the coarse level must be computed in the chunk."""
         if not self.grid.end.shape[1]:
             return False
         on_host = self.finished.device.type == "cpu" and not torch.compiler.is_compiling()
         return not on_host or bool(self.finished.any())
 
     def ended(self, finer: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-        """Blocks that end within so many of the chunk's lower steps."""
+        """Return how many blocks end within the first ``finer`` lower steps of the chunk."""
         return F.pad(self.grid.finished, (1, 0)).gather(1, finer)
 
     def take(
         self, fine: Float[Tensor, "B T D"], kept: Float[Tensor, "B R D"]
     ) -> tuple[Float[Tensor, "B W R D"], Float[Tensor, "B R D"]]:
-        """The lower steps of each block, and the newest ones behind the chunk.
+        """Return the lower steps of each block, and the newest ones after the chunk.
 
         Args:
             fine: Lower steps of the chunk.
-            kept: As many as a block has before it; the last of them are of the unfinished one.
+            kept: The R lower steps before the chunk; the last of them belong to the unfinished
+                block.
         """
         steps = torch.cat((kept.to(fine.dtype), fine), 1)
         return gather_blocks(steps, self.grid), newest_steps(steps, kept.shape[1], self.read)
 
 
 class View(NamedTuple):
-    """How a level reads a coarser one within a chunk.
+    """How one level reads a coarser level within a chunk.
 
     Attributes:
-        reach: What each of its steps may read.
-        end: Its step at which each coarse step of the chunk ended.
-        slot: Where a session keeps these coarse steps; ``None`` for whole rows.
+        reach: Coarse steps that each step of the reading level may read.
+        end: Step of the reading level at which each coarse step of the chunk ended.
+        slot: Memory slots of these coarse steps in a session; ``None`` for whole rows.
     """
 
     reach: CrossReach
@@ -113,7 +114,7 @@ class View(NamedTuple):
     def keep(
         self, memory: Float[Tensor, "B 2 H W E"], before: Float[Tensor, "B 2 H _ E"]
     ) -> Float[Tensor, "B 2 H _ E"]:
-        """The memory with the coarse steps of the chunk; its last slot is never read."""
+        """Return the memory with the coarse steps of the chunk; its last slot is never read."""
         if self.slot is None:
             return F.pad(memory, (0, 0, 0, 1))
         write_ring(before, self.slot, memory)
@@ -127,20 +128,20 @@ def lay_levels(
     lengths: Int[Tensor, " B"] | None,
     counts: Counts,
 ) -> list[Blocks]:
-    """The blocks of every coarse level whose lower level has steps in a chunk.
+    """Return the blocks of every coarse level whose lower level has steps in a chunk.
 
     Args:
-        shape: Rows, and steps of level 0 in the chunk.
-        strides: Steps of a level that one of the next stands for, from the finest level.
-        document: First step of each one's document; ``None`` for sessions.
-        lengths: Real steps of each row; ``None`` means all.
-        counts: What was before the chunk.
+        shape: Number of rows, and number of steps of level 0 in the chunk.
+        strides: Number of steps of each level in one step of the next level, finest level first.
+        document: First step of the document of each step; ``None`` for sessions.
+        lengths: Number of real steps of each row; ``None`` means all.
+        counts: Counts before the chunk.
     """
     num_rows, num_steps = shape
     laid: list[Blocks] = []
     for stride, before, place in zip(strides, counts.finished, counts.place, strict=True):
         start = -place[:, None].expand(-1, num_steps) if document is None else document
-        # Sessions do not count, or a row would feel how many blocks the others finish.
+        # A session does not count its blocks, or its shapes would depend on the other rows.
         counted = document is not None or num_rows == 1
         grid = lay_blocks(None, start, stride, lengths=lengths, counted=counted)
         padded = F.pad(grid.finished, (1, 0))
@@ -165,14 +166,15 @@ def level_views(
     num_keys: int,
     capacities: tuple[int, ...] | None,
 ) -> dict[tuple[int, int], View]:
-    """How each level that has steps in a chunk reads each coarser one, by (reader, source).
+    """Return how each level with steps in a chunk reads each coarser one, by (reader, source).
 
     Args:
         blocks: From `lay_levels`.
-        reaches: What the steps of each level with steps may read of their own level.
-        counts: What was before the chunk.
-        num_keys: Newest steps of a coarser level that a step reads.
-        capacities: Steps of each coarse level that a session keeps; ``None`` for whole rows.
+        reaches: What the steps of each such level may read of their own level.
+        counts: Counts before the chunk.
+        num_keys: Number of newest steps of a coarser level that a step reads.
+        capacities: Number of steps of each coarse level that a session keeps; ``None`` for whole
+            rows.
     """
     views = {}
     for reader, reach in enumerate(reaches):
@@ -187,7 +189,7 @@ def level_views(
                 first = laid.first if source == reader + 1 else laid.ended(first)
                 seen = laid.ended(seen)
                 end = end.gather(1, laid.grid.end)
-            else:  # nothing of it ends within the chunk
+            else:  # no step of the coarse level ends within the chunk
                 first = torch.zeros_like(first)
                 seen = first
                 end = end[:, :0]
@@ -206,10 +208,10 @@ def level_views(
 
 
 class Link(nn.Module):
-    """What a step of a level reads of the newest finished steps of a coarser one."""
+    """Cross-attention from a level to the newest finished steps of a coarser level."""
 
     def __init__(self, fine: TowerConfig, coarse: TowerConfig) -> None:
-        """The gate starts almost closed."""
+        """Make the link with a gate that is almost closed."""
         super().__init__()
         rope = cast("AttentionConfig", fine.mixer).rope
         self.coarse_norm = RMSNorm(coarse.width)
@@ -217,30 +219,30 @@ class Link(nn.Module):
         self.gate = nn.Parameter(torch.full((fine.width,), GATE_START))
 
     def remember(self, coarse: Float[Tensor, "B W D2"], tick: Int[Tensor, "B W"]) -> Memory:
-        """Keys and values of coarse steps that stand at the given steps of the level."""
+        """Return keys and values of coarse steps that stand at the given steps of the level."""
         return self.attention.remember(self.coarse_norm(coarse), tick)
 
     def no_memory(self, num_rows: int, capacity: int = 0) -> Memory:
-        """Room for coarse steps, and the slot that is never read."""
+        """Return an empty memory for ``capacity`` coarse steps, with one more slot, never read."""
         heads = self.attention.num_heads
         return self.gate.new_zeros(num_rows, 2, heads, capacity + 1, len(self.gate) // heads)
 
     def flops_per_step(self, num_keys: int) -> float:
-        """Forward FLOPs of a step that reads."""
+        """Return the forward FLOPs of one step that reads ``num_keys`` coarse steps."""
         maps = (self.attention.query, self.attention.gate, self.attention.out)
         products = sum(one.weight.numel() for one in maps)
         return 2 * (products + (2 * num_keys + 1) * len(self.gate))
 
 
 class Gather(nn.Module):
-    """What a coarse step reads of the states of its own block.
+    """Cross-attention from a coarse step to the states of its own block.
 
-    Source: cross-attention to the level below with a learned key offset for each place of the
-    block, mixed by the gate of `Link`.
+    Source: cross-attention to the level below, with a learned offset of the score for each place in
+    the block; the result is mixed in by the gate of `Link`.
     """
 
     def __init__(self, coarse: TowerConfig, fine_width: int, stride: int) -> None:
-        """The gate starts almost closed."""
+        """Make the attention with a gate that is almost closed."""
         super().__init__()
         self.num_heads = coarse.num_heads
         self.norm = RMSNorm(coarse.width)
@@ -255,7 +257,7 @@ class Gather(nn.Module):
     def forward(
         self, x: Float[Tensor, "B W D2"], blocks: Float[Tensor, "B W R D"]
     ) -> Float[Tensor, "B W D2"]:
-        """What each coarse step reads."""
+        """Return what each coarse step reads from its block."""
         q = self.query(self.norm(x)).unflatten(-1, (self.num_heads, 1, -1))
         kv = self.key_value(blocks).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, W, H, R, E)
@@ -264,7 +266,7 @@ class Gather(nn.Module):
         return read
 
     def products(self) -> int:
-        """Multiply-adds of matrix products for a coarse step."""
+        """Return the multiply-adds of the matrix products for one coarse step."""
         width = len(self.gate)
         stride = self.place.shape[1]
         a_block = self.query.weight.numel() + self.out.weight.numel()
@@ -272,20 +274,21 @@ class Gather(nn.Module):
 
 
 def fuse(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """``a y + (1 - a) x`` with ``a`` the sigmoid of the gate, feature by feature."""
+    """Return ``a y + (1 - a) x``, where ``a`` is the sigmoid of the gate, feature by feature."""
     return x + torch.sigmoid(gate).to(x.dtype) * (y - x)
 
 
 class Rise(nn.Module):
-    """How a coarse level gathers the level below, in every round.
+    """How a coarse level reads the level below, in every round.
 
-    The first round compresses each finished block; later ones let the coarse step read it again.
+    The first round compresses each finished block. In later rounds the coarse step attends to its
+    block again.
     """
 
     def __init__(
         self, below: TowerConfig, level: TowerConfig, stride: int, kind: Kind, num_rounds: int
     ) -> None:
-        """Blocks of ``stride`` steps, compressed by ``kind`` to one slot."""
+        """Make modules for blocks of ``stride`` steps, each compressed by ``kind`` to one slot."""
         super().__init__()
         self.norms = _typed(RMSNorm(below.width) for _ in range(num_rounds))
         self.compressor = build_compressor(kind, below.width, stride, 1)
@@ -296,22 +299,22 @@ class Rise(nn.Module):
     def compress(
         self, gathered: Float[Tensor, "B W R D"], real: Bool[Tensor, "B W R"]
     ) -> Float[Tensor, "B W D2"]:
-        """The first states of the coarse level: of a wavelet only its approximation goes up."""
+        """Return the first states of the coarse level; a wavelet gives only its approximation."""
         return self.merge(self.compressor(gathered, real)[..., 0, :])
 
     def gather(
         self, number: int, x: Float[Tensor, "B W D2"], gathered: Float[Tensor, "B W R D"]
     ) -> Float[Tensor, "B W D2"]:
-        """Coarse states that have read their blocks again, in a round after the first."""
+        """Let coarse states read their blocks again, in a round after the first."""
         gather = self.gathers[number - 1]
         return fuse(x, gather(x, gathered), gather.gate)
 
     def flops_per_step(self) -> float:
-        """Forward FLOPs of a coarse step, in all rounds."""
+        """Return the forward FLOPs of a coarse step, in all rounds."""
         products = self.merge.weight.numel() + self.compressor.products_per_block()
         return 2 * (products + sum(gather.products() for gather in self.gathers))
 
 
 def _typed(modules: Iterable[nn.Module]) -> Any:
-    """A list of modules; typed as what it holds, which `nn.ModuleList` is not."""
+    """Return a `nn.ModuleList`, typed so that its items are not plain modules."""
     return nn.ModuleList(modules)

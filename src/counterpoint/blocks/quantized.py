@@ -1,13 +1,13 @@
-"""Weights of 8 bits: a row of a matrix as whole numbers and one scale.
+"""Weights of 8 bits: each row of a matrix is stored as whole numbers and one scale.
 
-A tick of one session reads every weight once and computes little with it, so that its time is that
-of reading; int8 reads a quarter of float32. Activations stay as they are.
+A tick of one session reads every weight once and computes little with it, so its time is the time
+of reading; int8 is a quarter of float32. Activations are not quantised.
 
-Scales are float32, so that whole numbers are made only once: rows of 8 bits that a file held, such
-as Kyutai's q8, are expanded to float32 when they are read, and give the same numbers and scales
-here. With scales of bfloat16 every weight was rounded a second time.
+Scales are float32, so that weights are rounded only once: rows of 8 bits from a file, such as
+Kyutai's q8, are expanded to float32 when they are read, and give the same whole numbers and scales
+here. Scales of bfloat16 would round every weight a second time.
 
-Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weights, without its
+Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weights, but without its
 outlier columns.
 """
 
@@ -22,16 +22,16 @@ from counterpoint.blocks.depth import StepLinear
 from counterpoint.errors import UserError
 
 MOST_ROWS = 4
-"""Vectors up to which torch's int8 kernel for CPUs is the faster way; measured."""
+"""Largest number of vectors for which torch's int8 kernel for CPUs is faster, as measured."""
 
 KERNEL_WIDTH = 16
-"""That kernel reads beyond its rows, or gives nonsense, where they are no multiple of this."""
+"""Row lengths must be multiples of this: otherwise the kernel reads beyond rows or is wrong."""
 
 
 def to_int8(
     weight: Float[Tensor, "_F _D"],
 ) -> tuple[Int8[Tensor, "_F _D"], Float[Tensor, " _F"]]:
-    """Whole numbers -127 to 127, and for each row the float32 number to multiply them with."""
+    """Return whole numbers from -127 to 127, and for each row the scale that multiplies them."""
     weight = weight.detach().float()
     scale = weight.abs().amax(1).clamp(min=1e-12) / 127
     return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
@@ -43,17 +43,18 @@ def int8_linear(
     scale: Float[Tensor, " _F"],
     ones: Float[Tensor, " _F"] | None = None,
 ) -> Float[Tensor, "*B _F"]:
-    """Multiply vectors by a weight of `to_int8`.
+    """Multiply vectors by a weight from `to_int8`.
 
-    On a CPU up to `MOST_ROWS` vectors go through a kernel that rounds them and the products to
-    bfloat16 (0.25 % of a product's length) and reads the weights as they are stored. Vectors that
-    need a gradient get it, and nothing but the whole numbers is kept for that.
+    On a CPU up to `MOST_ROWS` vectors go through a kernel that reads the stored weights directly
+    and rounds vectors and products to bfloat16 (an error of 0.25 % of a product's length). The
+    gradient of the vectors needs only the whole numbers and scales, and nothing else is kept for
+    it.
 
     Args:
         x: Vectors.
         codes: Whole numbers.
-        scale: What each row of them is multiplied with.
-        ones: As many ones of bfloat16, which saves making them.
+        scale: Scale of each row of the weight.
+        ones: A vector of ones in bfloat16, one for each row; if it is given, it need not be made.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -63,7 +64,7 @@ def int8_linear(
     rows = x.flatten(0, -2)
     fits = len(rows) <= MOST_ROWS and rows.shape[1] % KERNEL_WIDTH == 0
     if fits and x.device.type == "cpu":
-        # The kernel takes scales of bfloat16 only: it gets ones, and the exact scales come after.
+        # The kernel accepts scales of bfloat16 only. It gets ones; the exact scales follow.
         if ones is None:
             ones = torch.ones_like(scale, dtype=torch.bfloat16)
         y = torch.ops.aten._weight_int8pack_mm(rows.bfloat16().contiguous(), codes, ones)
@@ -74,9 +75,9 @@ def int8_linear(
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """Vectors times a weight of 8 bits that is not trained.
+    """Product of vectors with a frozen weight of 8 bits.
 
-    `F.linear` would keep the weight in the type of the vectors for the gradient.
+    `F.linear` would keep a copy of the weight in the type of the vectors for the gradient.
     """
 
     @staticmethod
@@ -91,13 +92,13 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class _Int8Rows(nn.Module):
-    """A matrix of 8 bits, and what it was before."""
+    """Base class of maps that are stored in 8 bits."""
 
     codes: Tensor
     scale: Tensor
     ones: Tensor
     like: Tensor
-    """Holds no numbers: it has the dtype and the device of the model."""
+    """An empty tensor with the dtype and the device of the model."""
 
     def __init__(self, weight: Float[Tensor, "_F _D"]) -> None:
         super().__init__()
@@ -110,31 +111,37 @@ class _Int8Rows(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "_F _D"]:
-        """The weights that it stands for, computed anew each time: ask `like` for their dtype."""
+        """The weights in the dtype of `like`, computed anew at every access."""
         return (self.codes * self.scale[:, None]).to(self.like.dtype)
 
 
 class Int8Linear(_Int8Rows):
-    """A linear map without bias with weights of 8 bits, which are not trained."""
+    """A frozen linear map without bias whose weights are stored in 8 bits."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Take the weights of ``linear``."""
+        """Quantise the weights of ``linear``.
+
+        Raises:
+            UserError: The map has a bias.
+        """
         super().__init__(linear.weight)
         if linear._parameters.get("bias") is not None:
-            raise UserError("A linear map must have no bias to be stored in 8 bits: it has one.")
+            raise UserError(
+                "Only a linear map without bias can be stored in 8 bits: got one with a bias."
+            )
         self.in_features = linear.in_features
         self.out_features = linear.out_features
 
     def forward(self, x: Float[Tensor, "*B _D"]) -> Float[Tensor, "*B _F"]:
-        """Apply to the last axis."""
+        """Apply the map to the last axis."""
         return int8_linear(x, self.codes, self.scale, self.ones)
 
 
 class Int8StepLinear(_Int8Rows):
-    """A `StepLinear` with weights of 8 bits, which are not trained."""
+    """A frozen `StepLinear` whose weights are stored in 8 bits."""
 
     def __init__(self, linear: StepLinear) -> None:
-        """Take the weights of ``linear``."""
+        """Quantise the weights of ``linear``."""
         super().__init__(linear.weight)
         self.out_features = linear.out_features
         self.schedule = linear.schedule
@@ -142,7 +149,7 @@ class Int8StepLinear(_Int8Rows):
     def forward(
         self, x: Float[Tensor, "N *k _D"], first: int = 0, num_steps: int | None = None
     ) -> Float[Tensor, "N k _F"]:
-        """Map some steps, each by its own weights; see `StepLinear.forward`."""
+        """Map steps, each with its own weights; see `StepLinear.forward`."""
         count = num_steps or x.shape[1]
         size = self.out_features
         pieces = []
@@ -158,16 +165,16 @@ class Int8StepLinear(_Int8Rows):
         return pieces[0][:, None] if count == 1 else torch.stack(pieces, 1)
 
     def flops(self) -> int:
-        """FLOPs of all steps of a frame."""
+        """Return the FLOPs of all steps of a frame."""
         return 2 * len(self.schedule) * self.out_features * self.codes.shape[1]
 
 
 def store_int8(model: nn.Module) -> None:
     """Store the matrices of a model in 8 bits, in place.
 
-    Embeddings and norms stay, and so do maps with a bias, which are small gates. Do it last: a
-    model is trimmed, pinned, loaded and given its dtype before, because what converts a stored
-    model rounds its scales.
+    Embeddings, norms and maps with a bias (small gates) are not changed. Call this last: trimming,
+    pinning, loading and changing the dtype must come before, because converting the dtype of a
+    stored model rounds its scales.
     """
     for name, part in model.named_children():
         if isinstance(part, nn.Linear) and part._parameters.get("bias") is None:

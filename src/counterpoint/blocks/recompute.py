@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer's inner activations are computed twice instead of being kept.
+"""Activation checkpointing: inner activations of a layer are computed twice instead of kept.
 
 Source: Chen et al. (arXiv:1604.06174), as `torch.utils.checkpoint` does it.
 """
@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def computed_again(layer: nn.Module, *inputs: Any) -> Any:
-    """Call a layer, and once more when its gradient is asked for.
+    """Call a layer, and call it again when its gradient is computed.
 
-    Outputs and gradients are those of the plain call. Without gradients it is the plain call.
+    Outputs and gradients equal those of a plain call. Without gradients it is a plain call.
 
     Args:
         layer: A module that draws no random numbers.
-        inputs: What it is called with; only these are kept.
+        inputs: The arguments of the layer; only these are kept.
     """
     if not torch.is_grad_enabled():
         return layer(*inputs)

@@ -1,4 +1,4 @@
-"""Modules without memory for their weights."""
+"""Modules whose weights take no memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ _DRAWN = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_un
 
 
 class _WithoutNoise(TorchFunctionMode):
-    """Leaves tensors as they are instead of filling them with random numbers and scaling these."""
+    """Skips filling tensors with random numbers and scaling them."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -28,10 +28,10 @@ class _WithoutNoise(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Build modules on the meta device, which takes neither memory nor random numbers.
+    """Build modules on the meta device, without memory and random numbers.
 
-    Before torch draws random numbers on that device, or scales a tensor, it imports its compiler,
-    which takes seconds and changes nothing.
+    On that device torch would import its compiler before it draws random numbers or scales a
+    tensor; that takes seconds and has no effect.
     """
     with torch.device("meta"), _WithoutNoise():
         yield

@@ -1,8 +1,8 @@
-"""Steering: how a coarse tower leads a fine one, offline and streaming.
+"""Steering: how a coarse tower guides a fine tower, offline and streaming.
 
-Two ways, both of finished coarse steps only. The *plan*: the newest available coarse step unfolds
-into one vector for each fine step that follows. The *links*: gated cross-attention to all
-available coarse steps. What a session needs of them is kept in rings.
+There are two ways, and both use finished coarse steps only. The *plan*: the newest available coarse
+step is unfolded into one vector for each fine step that follows. The *links*: gated cross-attention
+to all available coarse steps. A session keeps what it needs of them in rings.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class Published(NamedTuple):
     """What a session keeps of the coarse stream. The last slot of every ring is never read.
 
     Attributes:
-        coarse: Coarse states themselves.
-        end_tick: Fine step at which each was finished.
-        plan: Their plans, the latest few.
-        memories: Their keys and values, one a link.
+        coarse: Coarse states.
+        end_tick: Fine step at which each coarse step ended.
+        plan: Plans of the newest coarse states.
+        memories: Keys and values of the coarse states, one tensor a link.
     """
 
     coarse: Float[Tensor, "B W D2"]
@@ -40,9 +40,9 @@ class Guidance(NamedTuple):
 
     Attributes:
         plan: The planned vector for the next element at each fine step.
-        has_plan: Where that plan exists.
-        memories: Keys and values of coarse states, one a link.
-        reach: Which of them each fine step may read.
+        has_plan: True where there is a plan.
+        memories: Keys and values of coarse states, one tensor a link.
+        reach: Coarse states that each fine step may read.
     """
 
     plan: Float[Tensor, "B T D"]
@@ -52,7 +52,7 @@ class Guidance(NamedTuple):
 
 
 class Steering(nn.Module):
-    """The plan and the links between a coarse tower and a fine one."""
+    """The plan and the links from a coarse tower to a fine tower."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Steering(nn.Module):
         block_ticks: int,
         rope: RopeConfig = PLAIN_ROPE,
     ) -> None:
-        """Plans start small: the fine tower learns to write first, then to be led.
+        """Make the modules with small plans, so that the fine tower learns to write alone first.
 
-        ``rope`` is the rotation of the fine tower, whose heads the links have.
+        ``rope`` is the rotation of the fine tower; the links have as many heads as that tower.
         """
         super().__init__()
         self.block_ticks = block_ticks
@@ -76,16 +76,16 @@ class Steering(nn.Module):
         self.links = cast("Sequence[CrossAttention]", nn.ModuleList(links))
 
     def add_plan(self, x: Float[Tensor, "B T D"], guidance: Guidance) -> Float[Tensor, "B T D"]:
-        """Add to every fine step its plan, or the learned vector for having none."""
+        """Add to every fine step its plan, or a learned vector if it has none."""
         plan = torch.where(guidance.has_plan[..., None], guidance.plan, self.no_plan)
         return x + plan.to(x.dtype)
 
     def record(self, coarse: Float[Tensor, "B W D2"], end_tick: Int[Tensor, "B W"]) -> Published:
-        """What is read of the coarse states of whole rows, all of them in order, without rings.
+        """Return what fine steps read from the coarse states of whole rows, without rings.
 
         Args:
             coarse: Coarse states.
-            end_tick: Fine step at which each was finished.
+            end_tick: Fine step at which each coarse step ended.
         """
         memories = tuple(link.remember(coarse, end_tick) for link in self.links)
         return Published(coarse, end_tick, self._plans(coarse), memories)
@@ -98,14 +98,14 @@ class Steering(nn.Module):
         reach: Reach,
         ends: Int[Tensor, " B"] | None = None,
     ) -> Guidance:
-        """What fine steps may use of coarse ones.
+        """Return what fine steps may use of the coarse steps.
 
         Args:
-            published: From `record`, or rings that `publish` has written.
+            published: From `record`, or the rings that `publish` has written.
             span: Coarse states that each fine step may read.
-            place: Fine steps since the latest block ended, after each fine step.
-            reach: The fine steps' own, for their rotation.
-            ends: Coarse states that each row has finished, where they are in rings.
+            place: Number of fine steps since the latest block ended, after each fine step.
+            reach: Reach of the fine steps, whose rotation is used.
+            ends: Number of coarse states that each row has finished, if they are in rings.
         """
         memories = published.memories
         plans = published.plan
@@ -132,7 +132,7 @@ class Steering(nn.Module):
         return self.no_plan.expand(*place.shape, -1)
 
     def initial_state(self, batch_size: int, num_blocks: int, num_plans: int) -> Published:
-        """Empty rings of ``num_blocks`` coarse states and ``num_plans`` plans."""
+        """Return empty rings for ``num_blocks`` coarse states and ``num_plans`` plans."""
         width = len(self.no_plan)
         coarse_width = self.plan.in_features
         new = self.no_plan.new_zeros
@@ -154,16 +154,16 @@ class Steering(nn.Module):
         count: Int[Tensor, " B"],
         state: Published,
     ) -> None:
-        """Write the first ``count`` coarse states of each row, and what is read of them.
+        """Write the first ``count`` coarse states of each row, and what is read from them.
 
-        Of more states than a ring has room for, the latest stay.
+        If there are more states than slots, the latest ones are kept.
         """
         offset = torch.arange(coarse.shape[1], device=coarse.device)
         block = first_block[:, None] + offset
         real = offset < count[:, None]
         row = torch.arange(len(coarse), device=coarse.device)[:, None]
 
-        def slot(size: int) -> Tensor:  # the last slot swallows what is not real, or too old
+        def slot(size: int) -> Tensor:  # the last slot takes states that are not real or too old
             stays = real & (offset > count[:, None] - size)
             return torch.where(stays, block % (size - 1), size - 1)
 
@@ -181,10 +181,16 @@ class Steering(nn.Module):
         block: Int[Tensor, " B"],
         coarse: Float[Tensor, "B D2"],
     ) -> None:
-        """Replace one coarse state a row, and what is read of it.
+        """Replace one coarse state of each row, and what is read from it.
+
+        Args:
+            state: The rings; they are written in place.
+            finished: Number of blocks that each row has finished.
+            block: Number of the block to replace.
+            coarse: The new coarse states.
 
         Raises:
-            UserError: A block is not finished, or no longer kept.
+            UserError: A block is not finished, or its state is no longer kept.
         """
         capacity = state.coarse.shape[1] - 1
         oldest = (finished - capacity).clamp(min=0)
@@ -197,7 +203,7 @@ class Steering(nn.Module):
         over = block < finished - state.plan.shape[1] + 1
         end_tick = state.end_tick.gather(1, (block % capacity)[:, None])
         self.publish(coarse[:, None], end_tick, block, torch.ones_like(block), state)
-        state.plan[over] = before[over]  # an old block's slot holds the plan of a newer one
+        state.plan[over] = before[over]  # the slot of an old block holds the plan of a newer one
 
     def lend(
         self,
@@ -207,25 +213,25 @@ class Steering(nn.Module):
         wanted: Int[Tensor, " B"],
         most: int,
     ) -> Published:
-        """A copy in which the first ``wanted`` coarse states of each row are all there are.
+        """Return a copy of the rings with only the first ``wanted`` coarse states of each row.
 
-        They are published again at the ticks at which the receiver's own were finished.
+        They are published again at the ticks at which the coarse steps of the receiver ended.
 
         Args:
-            state: The donor's rings.
-            finished: Coarse states that each row of the donor has finished.
-            receiver: The rings of the session that goes on with the copy.
-            wanted: Coarse states that each of its rows has finished.
-            most: Coarse states that the donor's tower still keeps whatever comes after them.
+            state: The rings of the donor.
+            finished: Number of coarse states that each row of the donor has finished.
+            receiver: The rings of the session that continues with the copy.
+            wanted: Number of coarse states that each of its rows has finished.
+            most: Number of coarse states that the rings of the donor are sure to keep.
 
         Raises:
-            UserError: A row has finished fewer, or so many, above ``most``, that older ones may
-                be overwritten.
+            UserError: A row of the donor has finished fewer states than wanted; or it has finished
+                more than wanted and more than ``most``, so that early ones may be overwritten.
         """
         if ((finished < wanted) | ((finished > most) & (finished != wanted))).any():
             raise UserError(
-                f"A session can go on with a whole of at least as many blocks, at most {most} "
-                f"unless equally many: it has {wanted.tolist()}, the donor {finished.tolist()}."
+                f"A session can continue only with a whole of as many blocks as its own, or of "
+                f"more but at most {most}: it has {wanted.tolist()}, the donor {finished.tolist()}."
             )
         memories = tuple(memory.clone() for memory in state.memories)
         end_tick = receiver.end_tick.clone()
@@ -238,7 +244,7 @@ class Steering(nn.Module):
         return copy
 
     def products(self, num_blocks: int) -> tuple[int, int]:
-        """Multiply-adds of matrix products: a coarse step, and a fine step over ``num_blocks``."""
+        """Return the multiply-adds of a coarse step, and of a fine step over ``num_blocks``."""
         a_block = self.plan.weight.numel()
         a_tick = 0
         for link in self.links:

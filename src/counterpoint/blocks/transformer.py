@@ -15,8 +15,10 @@ from counterpoint.blocks.recompute import computed_again
 from counterpoint.errors import UserError
 
 Branch = Callable[[Tensor], Tensor]
-"""What is added to the steps of a chunk before a layer, computed from them: (B, T, D) to the same,
-such as cross-attention to another stream."""
+"""A function of the steps of a chunk whose result is added to them before a layer.
+
+It maps (B, T, D) to (B, T, D), for example by cross-attention to another stream.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,17 +26,17 @@ class TowerConfig:
     """Shape of a stack of transformer layers.
 
     Attributes:
-        width: Features of a step.
-        num_layers: Layers.
-        num_heads: Heads; must divide ``width``.
-        mlp_hidden: Hidden features of the gated MLP; about 8/3 of the width is usual.
-        window: Most recent steps that a step reads, its own included.
-        norm_epsilon: Added to the mean square of what is normalised.
-        pinned_steps: First steps of a session that are read for ever; part of the window. Only
-            for streaming: whole rows may then not be longer than the window.
-        mixer: How layers let a step read earlier ones.
-        checkpoint_activations: In training keep only what goes into each layer, and compute the
-            rest of it again for its gradient: less memory for a third more time.
+        width: Number of features of a step.
+        num_layers: Number of layers.
+        num_heads: Number of heads; must divide ``width``.
+        mlp_hidden: Number of hidden features of the gated MLP; about 8/3 of the width is usual.
+        window: Number of most recent steps that a step reads, including its own.
+        norm_epsilon: Number added to the mean square in normalisation.
+        pinned_steps: Number of steps at the start of a session that are always read; they count
+            towards the window. They are for streaming only: whole rows must then fit the window.
+        mixer: How the layers let a step read earlier steps.
+        checkpoint_activations: Whether training keeps only the input of each layer and computes its
+            other activations again for the gradient: less memory for a third more time.
     """
 
     width: int
@@ -59,12 +61,12 @@ class TowerConfig:
 
     @property
     def chunk_steps(self) -> int:
-        """Most steps of one streaming call."""
+        """Largest number of steps of one streaming call."""
         return min(self.window, 128)
 
     @property
     def mixer_shape(self) -> MixerShape:
-        """What a mixer sees of the tower."""
+        """The part of the shape that a mixer needs."""
         return MixerShape(
             width=self.width,
             num_heads=self.num_heads,
@@ -77,11 +79,11 @@ class TowerConfig:
 class Layer(nn.Module):
     """Pre-norm transformer layer: the mixer, then a gated MLP.
 
-    The mixer's weights are called ``attention`` whatever it is, as in the first checkpoints.
+    The mixer is called ``attention`` in checkpoints, whatever its kind.
     """
 
     def __init__(self, config: TowerConfig) -> None:
-        """One layer of the tower's shape."""
+        """Make one layer of the tower's shape."""
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = config.mixer.build(config.mixer_shape)
@@ -100,12 +102,12 @@ class Tower(nn.Module):
     """A stack of layers that share one window."""
 
     def __init__(self, config: TowerConfig, borrowed: Sequence[Layer] = ()) -> None:
-        """Matrices start at ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth.
+        """Draw matrices from ``N(0, 1 / fan_in)``; those that end a branch are scaled by depth.
 
         Args:
             config: Shape of the tower.
-            borrowed: Layers of another tower, which this one uses in place of its own. They stay
-                that tower's: this one has no parameters then.
+            borrowed: Layers of another tower that this one uses in place of its own. They remain
+                the parameters of that tower; this one then has none.
         """
         super().__init__()
         self.config = config
@@ -125,7 +127,7 @@ class Tower(nn.Module):
 
     @property
     def config(self) -> TowerConfig:
-        """The shape of the tower. Another one, such as with pinned steps, may be set later."""
+        """The shape of the tower. Another one, for example with pinned steps, may be set later."""
         return self._config
 
     @config.setter
@@ -135,28 +137,28 @@ class Tower(nn.Module):
 
     @property
     def chunk_steps(self) -> int:
-        """Most steps of one streaming call."""
+        """Largest number of steps of one streaming call."""
         return self.config.chunk_steps
 
     @property
     def capacity(self) -> int:
-        """Steps that a state holds: a window for the first query of the longest chunk."""
+        """Number of steps that a state holds: a window for the first query of the longest chunk."""
         return self.mixer_shape.capacity
 
     def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
-        """States of the mixers before the first step, one a layer."""
+        """Return the states of the mixers before the first step, one a layer."""
         return tuple(
             layer.attention.initial_state(batch_size, self.capacity) for layer in self.layers
         )
 
     def reach(self, document_start: Int[Tensor, "B T"]) -> MixerReach:
-        """What each step of whole rows may read."""
+        """Return what each step of whole rows may read."""
         return self.config.mixer.reach(self.mixer_shape, document_start)
 
     def streaming_reach(
         self, position: Int[Tensor, " B"], num_steps: int, lengths: Int[Tensor, " B"] | None
     ) -> MixerReach:
-        """What each step of a chunk may read, after ``position`` steps."""
+        """Return what each step of a chunk may read, after ``position`` steps."""
         return self.config.mixer.streaming_reach(self.mixer_shape, position, num_steps, lengths)
 
     def forward(
@@ -173,15 +175,15 @@ class Tower(nn.Module):
 
         Args:
             x: Steps of the chunk.
-            reach: From `reach`, or from `streaming_reach` with ``states``.
-            states: States of all layers, also where only some are applied; written in place.
+            reach: From `reach`, or from `streaming_reach` if there are ``states``.
+            states: States of all layers, even if only some are applied; they are updated in place.
             layers: Numbers of the layers that are applied; ``None`` means all.
-            side_inputs: What is added to the steps before each of these layers, in their order.
-            before: By number of a layer, what comes before it (and behind its side input): a branch
-                whose result is added.
+            side_inputs: A tensor that is added to the steps before each of these layers, in order.
+            before: For the number of a layer, a branch whose result is added before the layer and
+                after its side input.
         """
         first = 0 if layers is None else layers.start
-        for number, layer in enumerate(self.layers):  # an item of a `ModuleList` costs more
+        for number, layer in enumerate(self.layers):  # indexing a `ModuleList` is slower
             if layers is not None and number not in layers:
                 continue
             if side_inputs is not None:
@@ -197,11 +199,11 @@ class Tower(nn.Module):
         return x
 
     def flops_per_step(self, num_steps: int) -> float:
-        """Forward FLOPs a step over rows of ``num_steps``, masked attention entries included."""
+        """Return the forward FLOPs a step in rows of ``num_steps``, including masked entries."""
         linear = 2 * sum(
             weight.numel()
             for layer in self.layers
-            for weight in (*layer.parameters(), *layer.buffers())  # those of 8 bits are buffers
+            for weight in (*layer.parameters(), *layer.buffers())  # 8-bit ones are buffers
             if weight.ndim == 2
         )
         mixing = self.config.mixer.flops_per_step(self.mixer_shape, num_steps)
