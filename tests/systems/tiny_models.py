@@ -10,6 +10,7 @@ from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.compress import Kind
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
+from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
@@ -131,6 +132,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
+        "recall": two("mean", 0, recall=RecallConfig()),
+        "recall_lag1_without_links": two(
+            "last", 1, num_links=0, recall=RecallConfig(num_blocks=1, kept_blocks=2)
+        ),
+        "recall_early_lag1": two(
+            "wavelet",
+            1,
+            boundary_ids=(2, 5, 7),
+            num_links=1,
+            recall=RecallConfig(num_blocks=2, kept_blocks=3),
+        ),
+        "recall_two_wholes": two(
+            "mean",
+            0,
+            levels=(replace(level("mean", 1), recall=RecallConfig(num_blocks=1)),),
+            recall=RecallConfig(num_blocks=3),
+        ),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
         "wide_ring": two(
             "mean",

@@ -22,7 +22,8 @@ from counterpoint.blocks.compress import Compressor, build_compressor
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
-from counterpoint.blocks.steering import Guidance, Published, Steering
+from counterpoint.blocks.recall import Raw, Recall
+from counterpoint.blocks.steering import Guidance, Published, Steering, ring_slots
 from counterpoint.blocks.transformer import Branch, Layer, Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span, finished_span, first_visible
@@ -38,6 +39,7 @@ class LevelState(NamedTuple):
         tower: States of the layers of the coarse tower.
         published: What the finer tower reads from the coarse tower.
         above: State of the level above, or empty if there is none.
+        raw: Fine steps that recall may read again; empty without recall.
     """
 
     pending: Float[Tensor, "B R D"]
@@ -46,6 +48,7 @@ class LevelState(NamedTuple):
     tower: tuple[MixerState, ...]
     published: Published
     above: tuple["LevelState", ...]
+    raw: tuple[Raw, ...] = ()
 
 
 class Cut(NamedTuple):
@@ -60,6 +63,7 @@ class Cut(NamedTuple):
         finished: Number of blocks finished within the chunk.
         pending: The newest R fine states.
         place: Number of these that belong to the block that continues after the chunk.
+        raw: Fine steps that recall may read again; ``None`` without recall.
     """
 
     grid: BlockGrid
@@ -70,6 +74,7 @@ class Cut(NamedTuple):
     finished: Int[Tensor, " B"]
     pending: Float[Tensor, "B R D"]
     place: Int[Tensor, " B"]
+    raw: Raw | None
 
 
 class Start(NamedTuple):
@@ -126,12 +131,30 @@ class Level(nn.Module):
             config.num_links,
             config.block_ticks,
             config.rope_of(fine),
+            self._build_recall(fine, config),
         )
         self.above = None
         if above:
             self.above = Level()
             self.above.config = above[0]
             self.above.build_level(config.whole, above[0], above[1:], shared)
+
+    def _build_recall(self, fine: TowerConfig, config: LevelConfig) -> Recall | None:
+        if config.recall is None:
+            return None
+        shape = config.recall.beneath(config.whole.window)
+        # Besides the kept blocks a session holds those that the lag hides, the one that goes on,
+        # and what a chunk has written when its first step reads.
+        num_blocks = (shape.kept_blocks or 0) + first_visible(config.lag_blocks)
+        self.num_raw_steps = num_blocks * config.block_ticks + fine.chunk_steps
+        return Recall(
+            fine.width,
+            config.whole.width,
+            fine.num_heads,
+            shape,
+            config.block_ticks,
+            config.rope_of(fine),
+        )
 
     def initial_level(self, batch_size: int) -> LevelState:
         """Return the state before the first step."""
@@ -142,6 +165,7 @@ class Level(nn.Module):
         # and whole states for a window before the first step of such a chunk.
         num_plans = first_visible(config.lag_blocks) + self.whole.chunk_steps
         num_blocks = config.whole.window + num_plans
+        recall = self.steering.recall
         return LevelState(
             pending=like.new_zeros(batch_size, config.block_ticks, len(like)),
             place=none,
@@ -149,6 +173,9 @@ class Level(nn.Module):
             tower=self.whole.initial_state(batch_size),
             published=self.steering.initial_state(batch_size, num_blocks, num_plans),
             above=() if self.above is None else (self.above.initial_level(batch_size),),
+            raw=()
+            if recall is None
+            else (recall.initial_state(batch_size, self.num_raw_steps, num_blocks),),
         )
 
     def chunk_blocks(self) -> int:
@@ -202,16 +229,47 @@ class Level(nn.Module):
         # The counts start before the chunk, so that a row without real steps keeps its place.
         finished = F.pad(grid.finished, (1, 0))
         places = torch.cat((place[:, None], grid.place), 1)
+        count = _behind(finished, lengths)
         return Cut(
             grid,
             steps,
             end_step=grid.end if start.step is None else start.step[:, None] + grid.end,
             first_block=finished.gather(1, document) if state is None else document.new_zeros(1, 1),
             before=before,
-            finished=_behind(finished, lengths),
+            finished=count,
             pending=newest_steps(steps, size, lengths),
             place=_behind(places, lengths),
+            raw=self._raw(x, grid, count, start, state),
         )
+
+    def _raw(
+        self,
+        x: Float[Tensor, "B T D"],
+        grid: BlockGrid,
+        count: Int[Tensor, " B"],
+        start: Start,
+        state: LevelState | None,
+    ) -> Raw | None:
+        """Fine steps that may be read again; those of a chunk are written into the rings.
+
+        ``count`` tells how many blocks each row has finished in it.
+        """
+        recall = self.steering.recall
+        if recall is None:
+            return None
+        x = self.block_norm(x)
+        step = torch.arange(x.shape[1], device=x.device)
+        size = grid.real.sum(-1)
+        if state is None or start.step is None:
+            return Raw(recall.reader.remember(x, step[None]), size)
+        (raw,) = state.raw
+        lengths = start.lengths
+        real = None if lengths is None else step < lengths[:, None]
+        recall.write(x, start.step[:, None] + step, real, raw)
+        capacity = raw.size.shape[1] - 1
+        slot = ring_slots(state.finished, count, size.shape[1], capacity)
+        raw.size.scatter_(1, slot, size)
+        return raw
 
     def compress(self, cut: Cut) -> Float[Tensor, "B W D2"]:
         """Return the input of the coarse tower for each block."""
@@ -282,7 +340,7 @@ class Level(nn.Module):
         if keep is not None:
             readable = Span(readable.start, readable.stop * keep)
         ends = cut.before + cut.finished if streaming else None
-        return self.steering.guide(published, readable, cut.grid.place, reach, ends)
+        return self.steering.guide(published, readable, cut.grid.place, reach, ends, cut.raw)
 
     def write_upper(
         self,
@@ -299,10 +357,15 @@ class Level(nn.Module):
         """
         x = self.steering.add_plan(x, guidance)
         first = self.config.lower_layers
+        num_links = len(self.steering.links)
         before: dict[int, Branch] = {
             first + number: partial(self._follow, number, guidance, weights)
-            for number in range(len(self.steering.links))
+            for number in range(num_links)
         }
+        if self.steering.recall is not None:
+            # Behind the last link, so that what the coarse steps say tells where to look.
+            last = first + max(num_links, 1) - 1
+            before[last] = partial(self._recall, before.get(last), guidance)
         return fine(x, reach, states, layers=range(first, fine.config.num_layers), before=before)
 
     def _follow(
@@ -318,6 +381,18 @@ class Level(nn.Module):
             weights.append(link.weights(x, memory, guidance.reach))
         read: Tensor = link(x, memory, guidance.reach)
         return read
+
+    def _recall(
+        self, link: Branch | None, guidance: Guidance, x: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B T D"]:
+        """What the link reads, if there is one, and then what recall reads."""
+        recall = self.steering.recall
+        if recall is None or guidance.recall is None:
+            raise AssertionError("recall reads where the level has it")
+        if link is None:
+            return recall(x, guidance.recall)
+        read = link(x)
+        return read + recall(x + read, guidance.recall)
 
     def lead(
         self,

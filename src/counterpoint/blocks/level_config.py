@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.compress import Kind
+from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
@@ -24,6 +25,8 @@ class LevelConfig:
         num_slots: Number of slots a block, for compressors with a free number.
         num_links: Number of guided layers, counted from the first, that also read the coarse tower
             through cross-attention.
+        recall: How the finer tower reads its own steps of old blocks again, after the last link;
+            ``None``: not at all.
     """
 
     whole: TowerConfig
@@ -33,6 +36,7 @@ class LevelConfig:
     compressor: Kind = "wavelet"
     num_slots: int = 2
     num_links: int = 1
+    recall: RecallConfig | None = None
 
     def check(self, fine: TowerConfig) -> None:
         """Check that the level fits a finer tower.
@@ -53,11 +57,15 @@ class LevelConfig:
         num_upper = fine.num_layers - self.lower_layers
         if not 0 <= self.num_links <= num_upper:
             raise UserError(f"`num_links` must be 0 to {num_upper}; got {self.num_links}.")
-        if self.num_links and not isinstance(fine.mixer, AttentionConfig):
+        reads = self.num_links or self.recall is not None
+        if reads and not isinstance(fine.mixer, AttentionConfig):
             raise UserError(
-                "Links use the rotation of the attention of the tower that they guide: its `mixer` "
-                f"must be attention if `num_links` is not 0; got {type(fine.mixer).__name__}."
+                "Links and recall use the rotation of the attention of the tower that they guide: "
+                "its `mixer` must be attention if `num_links` is not 0 or `recall` is given; got "
+                f"{type(fine.mixer).__name__}."
             )
+        if self.recall is not None:
+            self.recall.beneath(self.whole.window)
 
     def rope_of(self, fine: TowerConfig) -> RopeConfig:
         """Return the rotation of a finer tower, which the links share."""

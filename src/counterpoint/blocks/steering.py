@@ -1,8 +1,9 @@
 """Steering: how a coarse tower guides a fine tower, offline and streaming.
 
-There are two ways, and both use finished coarse steps only. The *plan*: the newest available coarse
-step is unfolded into one vector for each fine step that follows. The *links*: gated cross-attention
-to all available coarse steps. A session keeps what it needs of them in rings.
+There are three ways, and all use finished coarse steps only. The *plan*: the newest available
+coarse step is unfolded into one vector for each fine step that follows. The *links*: gated
+cross-attention to all available coarse steps. *Recall*, which is optional: attention to the fine
+steps of a few blocks that the coarse steps find. A session keeps what it needs of them in rings.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import Reach, filled_slots, ring_steps, write_ring
+from counterpoint.blocks.attention import (
+    Reach,
+    filled_slots,
+    ring_steps,
+    score_bias,
+    write_ring,
+)
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
+from counterpoint.blocks.recall import Candidates, Raw, Recall, RecallReach
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.errors import UserError
-from counterpoint.streams.clock import Span
+from counterpoint.streams.clock import Span, span_mask
 
 
 class Published(NamedTuple):
@@ -27,12 +35,14 @@ class Published(NamedTuple):
         end_tick: Fine step at which each coarse step ended.
         plan: Plans of the newest coarse states.
         memories: Keys and values of the coarse states, one tensor a link.
+        recall_keys: Keys by which recall finds the blocks; empty without recall.
     """
 
     coarse: Float[Tensor, "B W D2"]
     end_tick: Int[Tensor, "B W"]
     plan: Float[Tensor, "B P R D"]
     memories: tuple[Memory, ...]
+    recall_keys: tuple[Float[Tensor, "B W E"], ...] = ()
 
 
 class Guidance(NamedTuple):
@@ -43,12 +53,14 @@ class Guidance(NamedTuple):
         has_plan: True where there is a plan.
         memories: Keys and values of coarse states, one tensor a link.
         reach: Coarse states that each fine step may read.
+        recall: What recall may read; ``None`` without recall.
     """
 
     plan: Float[Tensor, "B T D"]
     has_plan: Bool[Tensor, "B T"]
     memories: tuple[Memory, ...]
     reach: CrossReach
+    recall: RecallReach | None = None
 
 
 class Steering(nn.Module):
@@ -62,6 +74,7 @@ class Steering(nn.Module):
         num_links: int,
         block_ticks: int,
         rope: RopeConfig = PLAIN_ROPE,
+        recall: Recall | None = None,
     ) -> None:
         """Make the modules with small plans, so that the fine tower learns to write alone first.
 
@@ -74,6 +87,7 @@ class Steering(nn.Module):
         self.no_plan = nn.Parameter(torch.zeros(width))
         links = [CrossAttention(width, coarse_width, num_heads, rope) for _ in range(num_links)]
         self.links = cast("Sequence[CrossAttention]", nn.ModuleList(links))
+        self.recall = recall
 
     def add_plan(self, x: Float[Tensor, "B T D"], guidance: Guidance) -> Float[Tensor, "B T D"]:
         """Add to every fine step its plan, or a learned vector if it has none."""
@@ -88,7 +102,9 @@ class Steering(nn.Module):
             end_tick: Fine step at which each coarse step ended.
         """
         memories = tuple(link.remember(coarse, end_tick) for link in self.links)
-        return Published(coarse, end_tick, self._plans(coarse), memories)
+        return Published(
+            coarse, end_tick, self._plans(coarse), memories, self._recall_keys(coarse, end_tick)
+        )
 
     def guide(
         self,
@@ -97,6 +113,7 @@ class Steering(nn.Module):
         place: Int[Tensor, "B T"],
         reach: Reach,
         ends: Int[Tensor, " B"] | None = None,
+        raw: Raw | None = None,
     ) -> Guidance:
         """Return what fine steps may use of the coarse steps.
 
@@ -106,6 +123,7 @@ class Steering(nn.Module):
             place: Number of fine steps since the latest block ended, after each fine step.
             reach: Reach of the fine steps, whose rotation is used.
             ends: Number of coarse states that each row has finished, if they are in rings.
+            raw: Fine steps that recall may read again.
         """
         memories = published.memories
         plans = published.plan
@@ -126,7 +144,33 @@ class Steering(nn.Module):
             has_plan,
             memories,
             cross_reach(reach.cos, reach.sin, span, number),
+            self._recall_reach(published, span, number, reach, raw, is_ring=ends is not None),
         )
+
+    def _recall_reach(
+        self,
+        published: Published,
+        span: Span,
+        number: Int[Tensor, "#B W"],
+        reach: Reach,
+        raw: Raw | None,
+        *,
+        is_ring: bool,
+    ) -> RecallReach | None:
+        """What fine steps may read again; ``number`` tells which coarse state is in each slot."""
+        if self.recall is None or raw is None:
+            return None
+        start = torch.maximum(span.start, span.stop - self.recall.kept_blocks)
+        mask = span_mask(Span(start, span.stop), number)
+        limit = number.shape[1]
+        candidates = Candidates(
+            published.recall_keys[0][:, :limit],
+            published.end_tick[:, :limit],
+            raw.size[:, :limit],
+            score_bias(mask),
+        )
+        capacity = raw.memory.shape[3] - is_ring
+        return RecallReach(candidates, raw.memory, capacity, reach.cos, reach.sin)
 
     def _no_plans(self, place: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return self.no_plan.expand(*place.shape, -1)
@@ -144,6 +188,9 @@ class Steering(nn.Module):
                 new(batch_size, 2, link.num_heads, num_blocks + 1, width // link.num_heads)
                 for link in self.links
             ),
+            ()
+            if self.recall is None
+            else (new(batch_size, num_blocks + 1, self.recall.key.out_features),),
         )
 
     def publish(
@@ -158,21 +205,20 @@ class Steering(nn.Module):
 
         If there are more states than slots, the latest ones are kept.
         """
-        offset = torch.arange(coarse.shape[1], device=coarse.device)
-        block = first_block[:, None] + offset
-        real = offset < count[:, None]
         row = torch.arange(len(coarse), device=coarse.device)[:, None]
 
-        def slot(size: int) -> Tensor:  # the last slot takes states that are not real or too old
-            stays = real & (offset > count[:, None] - size)
-            return torch.where(stays, block % (size - 1), size - 1)
+        def slot(size: int) -> Tensor:
+            return ring_slots(first_block, count, coarse.shape[1], size - 1)
 
-        state.coarse[row, slot(state.coarse.shape[1])] = coarse.to(state.coarse.dtype)
-        state.end_tick[row, slot(state.end_tick.shape[1])] = end_tick
+        slots = slot(state.coarse.shape[1])
+        state.coarse[row, slots] = coarse.to(state.coarse.dtype)
+        state.end_tick[row, slots] = end_tick
         state.plan[row, slot(state.plan.shape[1])] = self._plans(coarse).to(state.plan.dtype)
         for memory, link in zip(state.memories, self.links, strict=True):
             kv = link.remember(coarse, end_tick)
-            write_ring(memory, slot(memory.shape[3]), kv)
+            write_ring(memory, slots, kv)
+        for ring, keys in zip(state.recall_keys, self._recall_keys(coarse, end_tick), strict=True):
+            ring[row, slots] = keys.to(ring.dtype)
 
     def edit(
         self,
@@ -235,7 +281,8 @@ class Steering(nn.Module):
             )
         memories = tuple(memory.clone() for memory in state.memories)
         end_tick = receiver.end_tick.clone()
-        copy = Published(state.coarse.clone(), end_tick, state.plan.clone(), memories)
+        recall_keys = tuple(keys.clone() for keys in state.recall_keys)
+        copy = Published(state.coarse.clone(), end_tick, state.plan.clone(), memories, recall_keys)
         capacity = end_tick.shape[1] - 1
         first = (wanted - capacity).clamp(min=0)
         slot = (first[:, None] + torch.arange(capacity, device=wanted.device)) % capacity
@@ -251,7 +298,33 @@ class Steering(nn.Module):
             a_block += link.key_value.weight.numel()
             a_tick += sum(m.weight.numel() for m in (link.query, link.gate, link.out))
             a_tick += 2 * len(self.no_plan) * (num_blocks + 1)
+        if self.recall is not None:
+            more_block, more_tick = self.recall.products(num_blocks)
+            a_block += more_block
+            a_tick += more_tick
         return a_block, a_tick
 
     def _plans(self, coarse: Tensor) -> Tensor:
         return self.plan(coarse).unflatten(-1, (self.block_ticks, -1))
+
+    def _recall_keys(self, coarse: Tensor, end_tick: Tensor) -> tuple[Tensor, ...]:
+        return () if self.recall is None else (self.recall.keys(coarse, end_tick),)
+
+
+def ring_slots(
+    first: Int[Tensor, " B"], count: Int[Tensor, " B"], num_steps: int, capacity: int
+) -> Int[Tensor, "B W"]:
+    """Slots of a ring for the steps of each row from its first one on.
+
+    The slot behind the last swallows those beyond ``count`` and those that newer ones overwrite.
+
+    Args:
+        first: Number of each row's first step.
+        count: Real steps of each row.
+        num_steps: Steps of all rows, real or not.
+        capacity: Slots that are read.
+    """
+    offset = torch.arange(num_steps, device=first.device)
+    last = count[:, None]
+    stays = (offset < last) & (offset >= last - capacity)
+    return torch.where(stays, (first[:, None] + offset) % capacity, capacity)
