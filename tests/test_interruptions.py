@@ -208,7 +208,7 @@ def test_training_saves_at_the_first_and_leaves_at_the_second(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["--workers 1", "--workers 2", "--workers 2 --ray"])
+@pytest.mark.parametrize("kind", ["--workers 1", "--workers 2", "--workers 2 --ray local"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_synthesis_leaves_nothing_running(
     kind: str, times: int, commands: list[Command], tmp_path: Path

@@ -132,7 +132,7 @@ def _serve(work: Callable[[Any], Any], pipe: Any) -> None:
     try:
         while True:
             (item,) = pipe.recv()
-            pipe.send_bytes(_done(work, item))
+            pipe.send_bytes(attempted(work, item))
     except (SystemExit, KeyboardInterrupt, EOFError, OSError):
         # What was half written is gone, training that was stopped is saved, and nobody waits.
         os._exit(1)
@@ -142,7 +142,8 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit
 
 
-def _done(work: Callable[[Any], Any], item: Any) -> bytes:
+def attempted(work: Callable[[Any], Any], item: Any) -> bytes:
+    """Whether the work on an item succeeded, and its result or the error: pickled."""
     try:
         return pickle.dumps((True, work(item)))
     except Exception as error:

@@ -28,7 +28,7 @@ _GRID_HELP = """Run the grid {name} cell by cell; one that was stopped goes on w
 Example: counterpoint study {name} --workers 2
 """
 _MAIN = (
-    *("folder", "workers", "quiet", "json", "tasks", "seeds", "learning-rates", "num-items"),
+    *("folder", "workers", "ray", "quiet", "json", "tasks", "seeds", "learning-rates", "num-items"),
     *("train.num-steps", "train.batch-rows", "train.precision"),
 )
 """Options that the short help shows."""
@@ -42,11 +42,13 @@ class StudyOptions(Shown):
         quiet: Show no progress.
         json: Print the results as one JSON object and nothing else.
         folder: Where everything is kept; runs/NAME by default.
-        workers: Processes, each with one cell at a time.
+        workers: Processes, each with one cell at a time; one, or on Ray one for each core.
+        ray: Run cells on the Ray cluster at this address, such as auto; local starts one.
     """
 
     folder: Path | None = None
-    workers: int = 1
+    workers: int | None = None
+    ray: str | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,11 +68,17 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parse(fields, rest, f"study {name}", _GRID_HELP.format(name=name), main=_MAIN)
     options = chosen.options
     grid = chosen.recipe
-    if options.workers < 1:
+    if options.workers is not None and options.workers < 1:
         raise UserError(f"`--workers` must be >= 1: got {options.workers}. Take 1 or more.")
     folder = options.folder or Path("runs") / grid.name
     with options.results() as tell:
-        records = run_grid(grid, folder, num_processes=options.workers, progress=options.progress())
+        records = run_grid(
+            grid,
+            folder,
+            num_processes=options.workers,
+            ray=options.ray,
+            progress=options.progress(),
+        )
         subject = grid.arms[0].name
         rows = grid_rows(records, subject)
         table = grid_markdown(rows, {task: costs(grid, task) for task in grid.tasks}, subject)

@@ -34,8 +34,8 @@ class SynthesizeOptions:
         scripts: A .jsonl file of scripts, or a file or folder of SGD dialogues.
         out: Folder for the recordings; what is there already is not made again.
         limit: Dialogues to make, the first of all; 0 makes all.
-        workers: Processes that speak at the same time.
-        ray: Let them run on Ray.
+        workers: Processes that speak at the same time; one, or on Ray one for each core.
+        ray: Let them run on the Ray cluster at this address, such as auto; local starts one.
         agent: The agent's voices, such as "piper:joe:1.0" (engine, name, formant); by default all
             that are installed.
         user: The user's voices, named likewise.
@@ -45,8 +45,8 @@ class SynthesizeOptions:
     scripts: tyro.conf.Positional[Path]
     out: Path
     limit: int = 0
-    workers: int = 1
-    ray: bool = False
+    workers: int | None = None
+    ray: str | None = None
     agent: tuple[str, ...] = ()
     user: tuple[str, ...] = ()
     cache: Path | None = None
@@ -108,7 +108,7 @@ def _synthesize(
             options.out,
             config,
             workers=options.workers,
-            on_ray=options.ray,
+            ray=options.ray,
             speaker=None if options.cache is None else Synthesizer(options.cache),
             on_progress=lambda done, of, seconds: task(
                 done, of, f"{seconds / 60:.0f} min of speech"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -104,6 +105,12 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
         seconds=round(time.perf_counter() - begin, 2),
         threads=torch.get_num_threads(),
     )
+
+
+def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
+    """`run_cell` on a machine that does not see the folder of the grid."""
+    with TemporaryDirectory() as work:
+        return run_cell(grid, Path(work), cell)
 
 
 def _run(grid: Grid, cell: Cell, data: TaskData) -> Run:

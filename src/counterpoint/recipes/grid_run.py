@@ -9,6 +9,7 @@ reported on ``seeds``. A rate with which learning diverges is not chosen.
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
+from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes.cells import (
     WORK,
     Cell,
@@ -30,6 +32,7 @@ from counterpoint.recipes.cells import (
     keep_outcome,
     read_cells,
     run_cell,
+    run_cell_elsewhere,
     write_records,
 )
 from counterpoint.recipes.grid import Grid, costs
@@ -37,15 +40,31 @@ from counterpoint.recipes.grid import Grid, costs
 GRID = "grid.json"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """Who runs the cells of a grid: see `run_grid`."""
+
+    count: int | None = None
+    ray: str | None = None
+
+
 def run_grid(
-    grid: Grid, folder: Path, *, num_processes: int = 1, progress: Progress | None = None
+    grid: Grid,
+    folder: Path,
+    *,
+    num_processes: int | None = None,
+    ray: str | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Run all cells that are not there yet, in several processes.
 
     Args:
         grid: What to do.
         folder: Its folder; a grid that was begun there must be the same one.
-        num_processes: Processes, each with one thread and one cell at a time.
+        num_processes: Processes, each with one thread and one cell at a time; by default one, or on
+            Ray one for each core of the cluster.
+        ray: Address of a Ray cluster that runs the cells; see
+            `counterpoint.ray_tasks.work_on_ray`. Only this process needs the folder.
         progress: Shows how far it is; on stderr by default.
 
     Returns:
@@ -58,6 +77,7 @@ def run_grid(
     for task in grid.tasks:
         costs(grid, task)
     folder.mkdir(parents=True, exist_ok=True)
+    workers = Workers(count=num_processes, ray=ray)
     with locked(folder / ".grid.lock", wait=False), closing(progress):
         _keep_or_check(grid, folder)
         rates = {}
@@ -69,7 +89,7 @@ def run_grid(
                 for rate in grid.learning_rates
                 for arm in grid.arms
             ]
-            _run_cells(grid, folder, tuned, num_processes, progress, "choosing learning rates")
+            _run_cells(grid, folder, tuned, workers, progress, "choosing learning rates")
             rates = best_rates(read_cells(folder, tuned))
         reported = [
             Cell(
@@ -82,7 +102,7 @@ def run_grid(
             for task in grid.tasks
             for arm in grid.arms
         ]
-        _run_cells(grid, folder, reported, num_processes, progress, grid.name)
+        _run_cells(grid, folder, reported, workers, progress, grid.name)
         records = sorted(read_cells(folder, reported), key=lambda record: str(record["cell"]))
         write_records(folder / "results.parquet", records)
     return records
@@ -104,7 +124,7 @@ def _run_cells(
     grid: Grid,
     folder: Path,
     cells: Sequence[Cell],
-    num_processes: int,
+    workers: Workers,
     progress: Progress,
     title: str,
 ) -> None:
@@ -112,20 +132,24 @@ def _run_cells(
     task = progress.task(title)
     task(len(cells) - len(missing), len(cells))
     # Closed, so that processes end with an error or an interruption, and not later.
-    with closing(_worked(grid, folder, missing, num_processes)) as outcomes:
+    with closing(_worked(grid, folder, missing, workers)) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
             keep_outcome(folder, outcome)
             task(len(cells) - len(missing) + number, len(cells), figures=outcome.cell.key)
 
 
 def _worked(
-    grid: Grid, folder: Path, cells: Sequence[Cell], num_processes: int
+    grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
 ) -> Generator[CellOutcome, None, None]:
     """What cells give, in the order in which they are done."""
-    # Also one process is another one: each has one thread, so that numbers do not depend on how
-    # many there are.
-    work = partial(run_cell, grid, folder / WORK)
-    with closing(work_in_processes(work, cells, num_processes)) as done:
+    if workers.ray is not None:
+        elsewhere = partial(run_cell_elsewhere, grid)
+        done = work_on_ray(elsewhere, cells, workers.ray, num_workers=workers.count)
+    else:
+        # Also one process is another one: each has one thread, so that numbers do not depend on
+        # how many there are.
+        done = work_in_processes(partial(run_cell, grid, folder / WORK), cells, workers.count or 1)
+    with closing(done):
         yield from done
 
 

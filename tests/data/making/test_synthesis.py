@@ -273,7 +273,7 @@ def test_real_voices_make_equal_sets_in_any_number_of_processes(tmp_path: Path) 
 def test_ray_makes_the_same_bytes(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     synthesize(scripts(3), here, CONFIG, speaker=tone_synthesizer())
-    synthesize(scripts(3), there, CONFIG, workers=64, on_ray=True, speaker=tone_synthesizer())
+    synthesize(scripts(3), there, CONFIG, workers=64, ray="local", speaker=tone_synthesizer())
     assert digests(here) == digests(there)
 
 

@@ -5,8 +5,8 @@ the role (``{"alignments", "text_conditions": {"description"}}``), and ``NAME.ti
 every turn, pause, backchannel and interruption. ``dialogues.jsonl`` lists them all.
 
 Equal scripts, config and engines give equal bytes, whoever makes them: here, in several processes
-or on Ray. A dialogue whose files are there is not made again unless its script or the config has
-changed.
+or on a Ray cluster. A dialogue whose files are there is not made again unless its script or the
+config has changed.
 """
 
 import math
@@ -26,8 +26,8 @@ from counterpoint.data.making.turn_taking import Embellishment, embellish
 from counterpoint.data.speech.alignments import AGENT_SPEAKER, USER_SPEAKER
 from counterpoint.errors import UserError
 from counterpoint.files import read_json, read_json_lines, write_json_lines
-from counterpoint.packages import optional_module
 from counterpoint.processes import work_in_processes
+from counterpoint.ray_tasks import work_on_ray
 from counterpoint.speech.audio import inspect_audio, write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import (
@@ -184,8 +184,8 @@ def synthesize(
     folder: str | Path,
     config: SynthesisConfig | None = None,
     *,
-    workers: int = 1,
-    on_ray: bool = False,
+    workers: int | None = None,
+    ray: str | None = None,
     speaker: Speaker | None = None,
     on_progress: SynthesisProgress | None = None,
 ) -> Path:
@@ -195,9 +195,9 @@ def synthesize(
         scripts: Scripts with different names.
         folder: Where to; on Ray, all machines must see it.
         config: How.
-        workers: Processes that speak at the same time; 1 is this one.
-        on_ray: Whether they are actors on Ray, started or found by ``ray.init()``; no more than it
-            has cores.
+        workers: Processes that speak at the same time; by default this one, or on Ray one for each
+            core of the cluster.
+        ray: Address of a Ray cluster on which they run; see `counterpoint.ray_tasks.work_on_ray`.
         speaker: Who speaks; by default what is installed, with utterances kept below `folder`.
         on_progress: Called after each dialogue.
 
@@ -214,18 +214,17 @@ def synthesize(
             f"Scripts must have different names, at least one: got {len(set(names))} names in "
             f"{len(names)} scripts."
         )
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise UserError(f"`workers` must be >= 1: got {workers}.")
     config = _with_voices(config or SynthesisConfig())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     speaker = speaker or Synthesizer(folder / "utterances")
     maker = Maker(folder=folder.absolute(), config=config, speaker=speaker)
-    run = _on_ray if on_ray else _in_processes if workers > 1 else _here
     durations = dict[str, float]()
     total_s = 0.0
     # Closed, so that processes end with an error or an interruption, and not later.
-    with closing(run(maker, scripts, min(workers, len(scripts)))) as results:
+    with closing(_made(maker, scripts, workers, ray)) as results:
         for name, made in results:
             if isinstance(made, Exception):
                 raise made
@@ -238,6 +237,18 @@ def synthesize(
         [{"path": f"{name}.wav", "duration": durations[name]} for name in names],
     )
     return folder / LIST_NAME
+
+
+def _made(
+    maker: Maker, scripts: Sequence[Script], workers: int | None, ray: str | None
+) -> Generator[_Made, None, None]:
+    """What became of every script, in the order in which they are done."""
+    if ray is not None:
+        yield from work_on_ray(maker.attempt, scripts, ray, num_workers=workers)
+    elif workers is not None and workers > 1:
+        yield from work_in_processes(maker.attempt, scripts, workers)
+    else:
+        yield from map(maker.attempt, scripts)
 
 
 def measure_set(list_file: str | Path) -> TurnStatistics:
@@ -265,42 +276,6 @@ def _with_voices(config: SynthesisConfig) -> SynthesisConfig:
         agent_voices=config.agent_voices or installed,
         user_voices=config.user_voices or installed,
     )
-
-
-def _here(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_Made, None, None]:
-    yield from map(maker.attempt, scripts)
-
-
-def _in_processes(
-    maker: Maker, scripts: Sequence[Script], workers: int
-) -> Generator[_Made, None, None]:
-    yield from work_in_processes(maker.attempt, scripts, workers)
-
-
-def _on_ray(maker: Maker, scripts: Sequence[Script], workers: int) -> Generator[_Made, None, None]:
-    ray = optional_module("ray")
-    pools = optional_module("ray.util")
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False)
-    kind = ray.remote(num_cpus=1)(Maker)
-    # An actor without a core would wait for one, and its dialogues with it.
-    workers = max(1, min(workers, int(ray.cluster_resources().get("CPU", 1))))
-    actors = [
-        kind.remote(folder=maker.folder, config=maker.config, speaker=maker.speaker)
-        for _ in range(workers)
-    ]
-    try:
-        yield from pools.ActorPool(actors).map_unordered(_attempt_on_ray, scripts)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-        if started:
-            ray.shutdown()
-
-
-def _attempt_on_ray(actor: Any, script: Script) -> Any:
-    return actor.attempt.remote(script)
 
 
 def _alignments(timeline: Timeline) -> list[list[Any]]:

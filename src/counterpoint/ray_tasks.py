@@ -1,0 +1,140 @@
+"""Work for this process that is done on a Ray cluster."""
+
+import contextlib
+import os
+import pickle
+import re
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from counterpoint.errors import UserError
+from counterpoint.packages import optional_module
+from counterpoint.processes import attempted
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+LOCAL = "local"
+"""The address that starts a cluster on this machine, which ends with the work."""
+
+_MOST_TRIES = 5
+_KNOCK_S = 10.0
+
+
+def work_on_ray(
+    work: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    address: str,
+    *,
+    num_workers: int | None = None,
+) -> Generator[_Result, None, None]:
+    """Do the same work on many things, on the machines of a Ray cluster.
+
+    It is like `counterpoint.processes.work_in_processes`: every process gets ``work`` as a pickled
+    copy that stays ready, computes with one thread and takes one core. An item whose machine dies
+    is begun again on another one. Close the generator where it is not read to its end, best with
+    `contextlib.closing`: that ends the work.
+
+    Args:
+        work: Called with one item; it can be pickled, as its results can. The package that it comes
+            from must be installed on all machines, and they need no common disk.
+        items: What to work on, begun in this order.
+        address: Of the cluster: "auto" finds one that runs on this machine, ``ray://HOST:10001`` is
+            one elsewhere, `LOCAL` starts one. It does not count where ``ray`` is connected already.
+        num_workers: Most items at the same time; by default one for each core of the cluster, with
+            machines that join later.
+
+    Yields:
+        A result for each item, in the order in which they are done.
+
+    Raises:
+        UserError: There is no cluster at that address, or the package ``ray`` is missing.
+        OSError: Processes with the same item ended again and again.
+        Exception: Whatever ``work`` raises.
+    """
+    ray = optional_module("ray")
+    connected = _connect(ray, address)
+    pending = list[Any]()
+    try:
+        task = ray.remote(num_cpus=1, max_retries=_MOST_TRIES - 1)(_attempt)
+        copied = ray.put(pickle.dumps(work))
+        waiting = deque(items)
+        while waiting or pending:
+            room = num_workers or int(ray.cluster_resources().get("CPU", 1))
+            while waiting and len(pending) < max(room, 1):
+                pending.append(task.remote(copied, waiting.popleft()))
+            # Time by time, because machines may have joined.
+            ready, pending = ray.wait(pending, num_returns=1, timeout=5.0)
+            for reference in ready:
+                yield _result(ray, reference)
+    finally:
+        for reference in pending:
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                ray.cancel(reference, force=True)
+        if connected:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> bool:
+    """Connect, unless that was done before; whether it was done here."""
+    if ray.is_initialized():
+        return False
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"A Ray cluster must answer at {address!r}: {why[0].rstrip('.')}. Start one with `ray "
+            f"start --head`, or take the address {LOCAL!r}."
+        ) from error
+    return True
+
+
+def _knock(address: str) -> None:
+    """Ray asks a host and port for minutes where nobody answers; whether one does is soon known.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
+    if found:
+        host, port = found.groups()
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        content = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise OSError(
+            f"A process on Ray must give a result: {type(error).__name__} after {_MOST_TRIES} "
+            "tries. Look whether its machine has memory for it, then run again: what was made is "
+            "kept."
+        ) from error
+    done, value = pickle.loads(content)
+    if not done:
+        raise value
+    return value
+
+
+def _attempt(work: bytes, item: Any) -> bytes:
+    """What a process of the cluster does with an item."""
+    import torch
+
+    # Sums may depend on how many threads share them.
+    torch.set_num_threads(1)
+    try:
+        return attempted(_ready(work), item)
+    except (KeyboardInterrupt, SystemExit):
+        os._exit(1)  # its machine is being shut down: Ray begins the item on another one
+
+
+@lru_cache(maxsize=1)
+def _ready(work: bytes) -> Callable[[Any], Any]:
+    """The work, once for all items of a process: engines that it has started go on."""
+    loaded: Callable[[Any], Any] = pickle.loads(work)
+    return loaded
