@@ -272,8 +272,8 @@ def test_prompt_does_not_move_what_sounds() -> None:
 @pytest.mark.parametrize(
     ("audio", "num_predicted", "message"),
     [
-        ([("a", Role.HEARD, 1), ("b", Role.SPOKEN, 1)], 2, "speaks, then ones that it hears"),
-        ([("a", Role.SPOKEN, 1)], 1, "speaks, then ones that it hears: got a .spoken."),
+        ([("a", Role.HEARD, 1), ("b", Role.SPOKEN, 1)], 2, "speaks, then streams that it hears"),
+        ([("a", Role.SPOKEN, 1)], 1, "speaks, then streams that it hears: got a .spoken."),
         ([("a", Role.SPOKEN, 1), ("b", Role.SPOKEN, 1), ("c", Role.HEARD, 1)], 1, "predicts 1"),
         ([("a", Role.SPOKEN, 1), ("b", Role.HEARD, 2)], 1, "1 codebooks each: got 1 and 2"),
         ([("a", Role.SPOKEN, 2), ("b", Role.HEARD, 2)], 2, "codec's 1 codebooks each: got 2 and 2"),

@@ -114,10 +114,10 @@ def test_rebuilding_uses_every_coarser_level() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strides": (3,)}, "a stride between"),
+        ({"strides": (3,)}, "one stride between"),
         ({"strides": (3, 1)}, ">= 2"),
         ({"num_keys": 0}, ">= 1"),
-        ({"num_rounds": 3}, "equally many layers"),
+        ({"num_rounds": 3}, "the same number of layers"),
     ],
 )
 def test_impossible_shapes_are_refused(changes: dict[str, Any], message: str) -> None:

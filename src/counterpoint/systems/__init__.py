@@ -1,4 +1,4 @@
-"""Published models and our own, one a file, each readable alone."""
+"""Published models and our own: one system a file, and each file can be read alone."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ SYSTEMS: dict[str, type[System]] = {
 
 
 def build_system(config: Any, seed: int) -> System:
-    """The system of a config, with the random weights of a seed.
+    """Build the system of a config, with random weights.
 
     Args:
         config: Config of a system in `SYSTEMS`.
-        seed: Decides its weights.
+        seed: Seed of the weights.
 
     Raises:
         UserError: No system has such a config.
@@ -42,6 +42,6 @@ def build_system(config: Any, seed: int) -> System:
 
 
 def sketch(config: Any) -> System:
-    """A system without memory for its weights: enough to ask for its layout and its costs."""
+    """Build a system whose weights take no memory, to ask for its layout and its costs."""
     with shapes_only(), torch.random.fork_rng(devices=[]):
         return build_system(config, 0)

@@ -1,8 +1,8 @@
-"""What every system offers to training, runtime and evaluation.
+"""The contract: what every system offers to training, runtime and evaluation.
 
 A system is a subclass of `System`: a model over a layout of streams. Offline it scores whole rows
-(`forward`, `losses`); live it reads ticks into a state (`read`) and writes the next one element by
-element (`write`). Whatever else needs a system asks it through this class and its `layout`.
+(`forward`, `losses`). Live it reads ticks into a state (`read`) and writes the next tick element by
+element (`write`). All other code uses a system only through this class and its `layout`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,33 +21,33 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
 Logits = Mapping[str, Float[Tensor, "B T ... _V"]]
-"""Scores of the next element, by predicted stream: (B, T, V), or (B, T, K, V) of K codebooks."""
+"""Scores of the next element, by predicted stream: (B, T, V), or (B, T, K, V) for K codebooks."""
 
 State = Any
-"""What a model carries between ticks: nested tuples of tensors, batch first, all zeros at first.
+"""What a model carries between ticks: nested tuples of tensors, batch first, initially zeros.
 
-It is consumed by `System.read`: buffers are written in place, so keep only the state that is
-returned.
+`System.read` updates its buffers in place, so only the state that it returns may be used
+afterwards.
 """
 
 Choose = Callable[[str, int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
-"""Gives the ids of an element of a frame: of a stream, a codebook of it, and its scores."""
+"""A function that chooses the ids of one element, given its stream, codebook and scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SystemConfig:
-    """Base of the configs of all systems: what runs, presets and checkpoints hold."""
+    """Base class of the configs of all systems; runs, presets and checkpoints store a config."""
 
 
 class LossSums(NamedTuple):
-    """What some targets cost, as sums that add up over rows, parts of a batch and processes.
+    """The loss of some targets as sums, which add up over rows, parts of a batch and processes.
 
     Attributes:
-        num_ticks: Ticks with targets; of a stream with codebooks a tick counts by the share of its
-            codebooks that carry loss.
+        num_ticks: Number of ticks with targets. In a stream with codebooks a tick counts as the
+            share of its codebooks that carry loss.
         nats: Negative log likelihood, without weights.
-        weighted_nats: The same with the weights of the loss.
-        weight: What the weighted nats are divided by.
+        weighted_nats: Negative log likelihood, with the weights of the loss.
+        weight: Number by which the weighted nats are divided.
     """
 
     num_ticks: Float[Tensor, ""]
@@ -57,11 +57,11 @@ class LossSums(NamedTuple):
 
 
 Losses = Mapping[str, LossSums]
-"""Sums by name: of every predicted stream that has targets, and of auxiliary terms."""
+"""Loss sums by name: of every predicted stream that has targets, and of auxiliary terms."""
 
 
 def add_losses(losses: Iterable[Losses]) -> dict[str, LossSums]:
-    """The sums of several batches, by name; a batch may lack some of the names."""
+    """Return the sums over several batches, by name; a batch may lack some of the names."""
     added: dict[str, LossSums] = {}
     for one in losses:
         for name, sums in one.items():
@@ -74,10 +74,10 @@ def add_losses(losses: Iterable[Losses]) -> dict[str, LossSums]:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A training loss and what it is made of.
+    """A training loss and its parts.
 
     Attributes:
-        total: What is minimised; see `System.combine`.
+        total: The number that training minimises; see `System.combine`.
         nats: Summed negative log likelihood of all targets, without weights and auxiliary terms.
         terms: Auxiliary terms and measurements to log, by name; scalars.
     """
@@ -92,10 +92,10 @@ class Prefix:
     """The beginning of prompts, read once for any number of sessions that begin with it.
 
     Attributes:
-        columns: What was read, in order of arrival: the initial frame and the content.
-        num_ticks: Ticks of content in it.
-        hidden: What the model can write from behind the newest column.
-        state: The model's state behind it, one row; see `System.beginning`.
+        columns: The columns that were read, in arrival order: the initial frame and the content.
+        num_ticks: Number of ticks of content in them.
+        hidden: What `System.write` needs to write the column after the newest one.
+        state: State of the model after the columns, for one row; see `System.beginning`.
     """
 
     columns: Ticks
@@ -105,7 +105,7 @@ class Prefix:
 
     @property
     def num_columns(self) -> int:
-        """Columns that were read."""
+        """Number of columns that were read."""
         return next(iter(self.columns.values())).shape[1]
 
 
@@ -114,12 +114,13 @@ class System(nn.Module, ABC):
 
     Attributes:
         Config: Class of `config`; ``X(config)`` builds a system ``X``.
-        config: Its shape; a frozen dataclass.
-        layout: Its streams.
-        tick_stages: Methods that `counterpoint.runtime.compiled` compiles for single ticks.
+        config: Shape of the system; a frozen dataclass.
+        layout: Streams of the system.
+        tick_stages: Names of the methods that `counterpoint.runtime.compiled` compiles for single
+            ticks.
         writes_with_tower: Whether `write` needs the state.
-        free_fields: Fields of configs, on all levels, that do not change what weights mean: they
-            may differ where a run begins with the weights of another.
+        free_fields: Names of config fields, on all levels, that do not change the meaning of the
+            weights. They may differ if a run begins with the weights of another run.
     """
 
     Config: ClassVar[type[SystemConfig]]
@@ -137,22 +138,22 @@ class System(nn.Module, ABC):
     def forward(self, batch: Batch) -> Logits:
         """Score the next element at every tick of whole rows.
 
-        Where a frame is written element by element, each is scored after those before it in
-        ``batch.elements``.
+        If a frame is written element by element, the score of an element depends on the elements
+        before it, which are taken from ``batch.elements``.
         """
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """What the targets of a batch cost, by predicted stream, and auxiliary terms by name.
+        """Return the loss sums of each predicted stream, and of auxiliary terms, by name.
 
-        By default the cross-entropy of every stream's targets, without weights; `UNSET_ID` and
-        initial ids carry none.
+        By default they are the cross-entropy of the targets of every stream, without weights.
+        `UNSET_ID` and initial ids carry no loss.
         """
-        # Not `self(batch)`: distributed training has prepared the weights for this call already,
-        # and warns of outputs that are views.
+        # `self(batch)` would warn about outputs that are views, and distributed training has
+        # already prepared the weights for this call.
         return self.stream_losses(batch, self.forward(batch))
 
     def stream_losses(self, batch: Batch, scores: Logits) -> dict[str, LossSums]:
-        """What the targets of the streams cost that are scored, by scores of `forward`."""
+        """Return the loss sums of the streams for which ``scores`` holds scores of `forward`."""
         losses = {}
         for name, logits in scores.items():
             ids = batch.targets[name]
@@ -162,13 +163,14 @@ class System(nn.Module, ABC):
         return losses
 
     def target_weights(self, name: str, targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"] | None:
-        """Weight of each target of a stream, trained or not; ``None`` where all weigh the same."""
+        """Return the weight of each target of a stream, or ``None`` if all have the same weight."""
         return None
 
     def loss_weights(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """What the weighted nats of groups will be divided by, where targets weigh unlike.
+        """Return the weight of each loss group whose targets have different weights.
 
-        It is known before the losses are, so that the parts of a batch can share the weight of all.
+        It can be computed before the losses, so that all parts of a batch divide by the weight of
+        the whole batch.
         """
         weights: dict[str, Tensor] = {}
         for name, ids in batch.targets.items():
@@ -180,22 +182,22 @@ class System(nn.Module, ABC):
         return weights
 
     def loss_group(self, name: str) -> str:
-        """The group of a loss: the weighted sums of a group are divided by its common weight."""
+        """Return the group of a loss; the losses of a group are divided by their common weight."""
         return name
 
     def loss_factor(self, group: str) -> float:
-        """Weight of a group's mean in the training loss."""
+        """Return the factor of a group's mean in the training loss."""
         return 1.0
 
     def combine(
         self, losses: Losses, weights: Mapping[str, Float[Tensor, ""]] | None = None
     ) -> Loss:
-        """The training loss of sums: the means of all groups, each with its factor, added up.
+        """Compute the training loss: the sum over groups of each group's mean times its factor.
 
-        A group's weighted nats are divided by its weight in ``losses``, or in ``weights`` if it is
-        there: the mean weight of all parts of a batch makes the mean of their losses that of all.
-        Terms are the means of auxiliary losses; where several streams are predicted also those of
-        the groups, and the nats of every stream for each of its frames.
+        The weighted nats of a group are divided by its weight in ``weights``, or else in
+        ``losses``. If every part of a batch is given the mean weight of all parts, the mean of the
+        parts' losses equals the loss of the batch. The terms are the means of auxiliary losses; if
+        several streams are predicted, also the means of the groups and each stream's nats a frame.
         """
         predicted = [stream.name for stream in self.layout.predicted]
         nothing = next(iter(losses.values())).nats.new_zeros(())
@@ -211,10 +213,10 @@ class System(nn.Module, ABC):
             weight = sum((sums.weight for sums in own), nothing)
             if weights and group in weights:
                 weight = weights[group]
-            # Where nothing carries loss both sums are zero.
+            # Both sums are zero if nothing carries loss.
             mean = weighted / weight.clamp(min=1e-9)
             factor = self.loss_factor(group)
-            # A product by one is left out: it would be a step of the graph for nothing.
+            # Multiplication by one is skipped, because it would add a needless node to the graph.
             means.append(mean if factor == 1 else factor * mean)
             terms[group] = mean.detach()
         if len(predicted) == 1:
@@ -228,39 +230,39 @@ class System(nn.Module, ABC):
         return Loss(total=sum(means[1:], means[0]), nats=nats, terms=terms)
 
     def loss(self, batch: Batch) -> Loss:
-        """Training loss of a batch; see `combine`."""
+        """Compute the training loss of a batch; see `combine`."""
         return self.combine(self.losses(batch))
 
     def lay_out(self, content: Ticks, num_prompt: int = 0) -> Batch:
-        """A batch of content; see `counterpoint.streams.schedule.lay_out`."""
+        """Make a batch of content; see `counterpoint.streams.schedule.lay_out`."""
         return schedule.lay_out(self.layout, content, num_prompt)
 
     # Live
 
     @property
     def device(self) -> torch.device:
-        """Where the ids that are read must be: by default where the first weight is."""
+        """Device on which the ids that are read must be; by default that of the first weight."""
         return next(self.parameters()).device
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """State of ``batch_size`` sessions before their first tick."""
+        """Return the state of ``batch_size`` sessions before their first tick."""
 
     @abstractmethod
     def read(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """Read some more ticks of every session; call it without gradients.
+        """Read the next ticks of every session; call this without gradients.
 
         Args:
             ticks: The next T ticks of every row.
-            state: What `initial_state` or the previous call returned.
-            lengths: Ticks of each row that are real, from the left; the rest of the row is
-                ignored and leaves no trace. 0 pauses a row. ``None`` means all T.
+            state: State from `initial_state` or from the previous call.
+            lengths: Number of real ticks of each row, counted from the left. The other ticks are
+                ignored and do not change the state; 0 pauses a row. ``None`` means all T.
 
         Returns:
-            What `write` needs to write the tick behind each (meaningless beyond a row's length),
-            and the new state.
+            For each tick, what `write` needs to write the next tick (undefined beyond a row's
+            length), and the new state.
         """
 
     @abstractmethod
@@ -270,34 +272,36 @@ class System(nn.Module, ABC):
         """Write the next tick of every row, element by element.
 
         Args:
-            hidden: One tick of what `read` returned.
-            choose: Gives the ids of each element; what it gives is what later elements see.
-            state: What `read` returned with it, for a system that writes with its own tower: it may
-                use what lies behind the ticks that have been read, and changes nothing before.
+            hidden: One tick of the first result of `read`.
+            choose: Chooses the ids of each element; later elements depend on them.
+            state: State that `read` returned together with ``hidden``, needed by a system that
+                writes with its own tower. It may be overwritten after the ticks that were read, but
+                not before.
 
         Returns:
-            The tick by predicted stream: ids (B,), or (B, K) of codebooks.
+            The tick by predicted stream: ids (B,), or (B, K) for codebooks.
         """
 
     @property
     @abstractmethod
     def window_ticks(self) -> int:
-        """Most recent ticks that are read at once, through whichever stream reaches furthest.
+        """Number of most recent ticks that the model can read, over all its streams.
 
-        An upper bound where blocks may end early.
+        It is an upper bound if blocks may end early.
         """
 
     def beginning(self, state: State, num_ticks: int) -> State:
-        """A copy of a state of one row that has read so many ticks, to begin other sessions with.
+        """Return a copy of the state of one row after ``num_ticks`` ticks, to start other sessions.
 
-        Its tensors may be shorter than the state's: they fill the first places of an empty one.
+        Its tensors may be shorter than those of the state: they fill the first places of an empty
+        state.
         """
         return map_state(torch.Tensor.clone, state)
 
     def prefix(
         self, columns: Ticks, num_ticks: int, hidden: Float[Tensor, "1 T D"], state: State
     ) -> Prefix:
-        """The prefix of columns with so many ticks of content that one row has just read."""
+        """Make the prefix of columns that one row has just read; see `Prefix`."""
         num_columns = next(iter(columns.values())).shape[1]
         return Prefix(
             columns=columns,
@@ -307,25 +311,25 @@ class System(nn.Module, ABC):
         )
 
     def plain(self) -> "System":
-        """The model itself, where it is wrapped; see `Simultaneous`."""
+        """Return the system itself if this is a wrapper around it; see `Simultaneous`."""
         return self
 
     def wait(self) -> None:
-        """Come back when nothing is being computed beside the caller; see `Simultaneous`."""
+        """Return when no other thread computes for this system; see `Simultaneous`."""
 
     def agent_alone(self) -> "System":
-        """The model that predicts what the agent says, and hears everyone else."""
+        """Return a model that predicts only what the agent says; everyone else is heard."""
         return self
 
     def pinned(self, num_ticks: int) -> "System":
-        """The same model, whose sessions keep their first ticks in the window.
+        """Return the same model with sessions that keep their first ``num_ticks`` ticks readable.
 
         Raises:
-            UserError: It cannot.
+            UserError: The model cannot do that.
         """
         raise UserError(
-            f"Only models that pin their prompts can be given one to keep: {type(self).__name__} "
-            "does not. Leave the pin out."
+            f"Only models that pin their prompts can keep one: {type(self).__name__} does not. "
+            "Leave the pin out."
         )
 
     # Costs
@@ -334,52 +338,55 @@ class System(nn.Module, ABC):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """FLOPs a tick of `forward`, averaged over one row of ``num_ticks`` (multiply-add = 2).
+        """Return the FLOPs a tick of `forward`, averaged over a row (a multiply-add counts 2).
 
-        Matrix products as executed, masked entries included.
+        Matrix products are counted as they are executed, including masked entries.
 
         Args:
-            num_ticks: Ticks of the row.
-            training: Count `loss` with its auxiliary terms, forward and backward (three times the
-                forward).
+            num_ticks: Number of ticks of the row.
+            training: Whether to count `loss` with its auxiliary terms, forward and backward (three
+                times the forward FLOPs).
             predicted: Streams that have targets, as in ``batch.targets``; ``None`` means all.
         """
 
     def state_bytes_per_tick(self, num_ticks: int) -> float:
-        """State bytes of one session after ``num_ticks``, divided by ``num_ticks``."""
+        """Return the state bytes of one session after ``num_ticks``, divided by ``num_ticks``."""
         return state_bytes(self.initial_state(1)) / num_ticks
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return []
 
 
 @runtime_checkable
 class HasWhole(Protocol):
-    """A system whose whole can be read, replaced and lent; `TwoStream` is one."""
+    """A system whose whole can be read and replaced by that of another session."""
 
     config: Any
     layout: Layout
 
     def forward(self, batch: Batch, whole: Float[Tensor, "B W D"] | None = None) -> Logits:
-        """Scores under the model's own whole, or under another."""
+        """Return scores under the model's own whole, or under the given one."""
         ...
 
     def read_whole(self, batch: Batch) -> Any:
-        """``whole`` states, ``attention`` on null key and blocks, blocks ``finished`` by tick."""
+        """Return the ``whole`` states, their ``attention`` weights and the ``finished`` blocks.
+
+        See `counterpoint.systems.two_stream.Reading`.
+        """
         ...
 
     def finished_blocks(self, state: State) -> Int[Tensor, " B"]:
-        """Blocks that each session has finished."""
+        """Return the number of blocks that each session has finished."""
         ...
 
     @property
     def usable_blocks(self) -> int:
-        """Blocks that must be finished before a session reads any whole."""
+        """Number of blocks that must be finished before a session can read the whole."""
         ...
 
     def swap(self, state: State, donor: State) -> State:
-        """The session of ``state`` going on with a copy of the whole of ``donor``."""
+        """Return the session ``state`` with a copy of the whole of ``donor``, not its own."""
         ...
 
 
@@ -388,14 +395,14 @@ def stream_loss(
     targets: Int[Tensor, "*B"],
     weight: Float[Tensor, "*B"] | None = None,
 ) -> LossSums:
-    """Sums of one stream.
+    """Return the loss sums of one stream.
 
     Args:
         logits: Scores of every target.
         targets: Ids; `UNSET_ID` carries no loss.
-        weight: Weight of each; by default each target counts one and the weighted nats are divided
-            by the number of *all* places, so that the mean over equal parts of a batch is the
-            whole's, however many targets each part has.
+        weight: Weight of each target. ``None`` gives each target the weight 1, but divides by
+            the number of *all* positions: the mean over equal parts of a batch then equals the
+            loss of the batch, even if the parts have different numbers of targets.
     """
     counted = targets != UNSET_ID
     depth = targets.shape[2] if targets.ndim == 3 else 1
@@ -414,7 +421,7 @@ def stream_loss(
 
 
 def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
-    """Summed nats of the targets, in float32; `UNSET_ID` carries no loss."""
+    """Return the summed nats of the targets, in float32; `UNSET_ID` carries no loss."""
     return F.cross_entropy(
         logits.float().flatten(0, -2), targets.flatten(), ignore_index=UNSET_ID, reduction="sum"
     )
@@ -427,7 +434,7 @@ def in_chunks(
     state: State,
     lengths: Int[Tensor, " B"] | None,
 ) -> tuple[Float[Tensor, "B T D"], State]:
-    """Run `System.read` as calls of at most ``chunk_ticks`` ticks, joining what they return."""
+    """Run `System.read` in calls of at most ``chunk_ticks`` ticks, and join their results."""
     num_ticks = next(iter(ticks.values())).shape[1]
     if num_ticks <= chunk_ticks:
         return read_chunk(ticks, state, lengths)
@@ -441,14 +448,14 @@ def in_chunks(
 
 
 def state_tensors(state: State) -> list[Tensor]:
-    """All tensors of a state."""
+    """Return all tensors of a state."""
     if isinstance(state, Tensor):
         return [state]
     return [tensor for part in state for tensor in state_tensors(part)]
 
 
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
-    """A state with every tensor changed."""
+    """Return a state with every tensor replaced by ``change`` of it."""
     if isinstance(state, Tensor):
         return change(state)
     parts = [map_state(change, part) for part in state]
@@ -456,5 +463,5 @@ def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of all tensors of a state."""
+    """Return the number of bytes of all tensors of a state."""
     return sum(tensor.nbytes for tensor in state_tensors(state))

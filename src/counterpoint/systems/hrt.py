@@ -1,31 +1,34 @@
 """Hierarchical Resolution Transformer (arXiv:2509.20581), in a declared causal variant.
 
-One text at several resolutions. Level 0 is the part, every tick; a step of a level above it stands
-for a block of the level below. Every level has layers of its own. A round goes up and down once:
-
-    up:    a coarse step gathers its own finished block of the level below
+One text is read at several resolutions. Level 0 is the part, with one step a tick; a step of a
+higher level stands for a block of the level below. Every level has its own layers. A round goes up
+and down once:
+    up:    a coarse step reads its own finished block of the level below
     down:  a step reads the newest finished steps of every coarser level, through a learned gate
 
-The paper shows no mask, and its tables could not be retrieved; what it leaves open is decided here:
+The paper shows no mask, and its tables could not be retrieved. This file decides what it leaves
+open:
 
 1. A step of a level depends on the ticks up to the end of its block, and is read from that tick on.
-2. Blocks are aligned to the start of their document; one that is not finished is never read.
-3. Blocks go up as the approximation of a lifting wavelet with learned factors, whose inverse is
+2. Blocks are aligned to the start of their document; an unfinished block is never read.
+3. A block goes up as the approximation of a lifting wavelet with learned factors, whose inverse is
    exact; the details stay in the level below. ``compressor`` names other ways.
 4. Strides are free; (4, 4, 4) is meant for bytes.
-5. Every level attends to itself within a window of its own.
-6. Down, a step reads ``num_keys`` newest steps of each coarser level, or a learned null key. The
-   mix is ``a y + (1 - a) x`` with a learned gate ``a`` a feature that starts near 0.
-7. Up, from the second round on, a coarse step attends to the states of its own block.
-8. ``num_rounds`` rounds, each with layers of its own: going up and down keeps rule 1.
-9. What stands at tick t predicts the element of tick t + 1, so a block that ends at t counts at t.
-10. The loss of reconstruction is the cross-entropy of the ticks of finished blocks, rebuilt from
-    all coarser levels by one linear map a level.
-11. Documents in a row reset all grids.
-12. A level above is computed once a block; windows and coarse keys are kept in rings.
-13. Every level is normalised before another one reads it.
+5. Every level attends to itself within its own window.
+6. On the way down a step reads the ``num_keys`` newest steps of each coarser level, or a learned
+   null key. The mix is ``a y + (1 - a) x``, with a learned gate ``a`` for each feature that starts
+   near 0.
+7. On the way up, from the second round on, a coarse step attends to the states of its own block.
+8. There are ``num_rounds`` rounds, each with its own layers: going up and down keeps rule 1.
+9. The state at tick t predicts the element of tick t + 1, so a block that ends at t can be read at
+   t.
+10. The reconstruction loss is the cross-entropy of the ticks of finished blocks, rebuilt from all
+    coarser levels by one linear map a level.
+11. Each document of a row starts new blocks on all levels.
+12. A coarse level is computed once a block; sessions keep windows and coarse keys in rings.
+13. The states of every level are normalised before another level reads them.
 
-Source: as reported of arXiv:2509.20581 (levels with blocks of their own, attention between
+Source: arXiv:2509.20581, as reported elsewhere (levels with their own blocks, attention between
 neighbouring resolutions, gated fusion, reconstruction). Deviations: all of the above, and reading
 down from *every* coarser level. Checked against the rule of visibility
 (`tests/systems/test_contract.py`), the exact inverse of the wavelet, and counted costs
@@ -79,16 +82,16 @@ class HRTConfig(SystemConfig):
     """Shape of an `HRT`.
 
     Attributes:
-        levels: Towers from the finest level to the coarsest; each has an equal number of layers for
-            every round, and a window in steps of its own level.
-        strides: Steps of a level that one step of the next stands for, from the finest level.
-        num_rounds: How often a text goes up and down the levels.
-        num_keys: Newest steps of each coarser level that a step reads on the way down.
-        compressor: How a block becomes a coarse step; `counterpoint.blocks.compress`. Of the
+        levels: Towers from the finest level to the coarsest. The number of layers of each must be a
+            multiple of ``num_rounds``; its window is counted in steps of its own level.
+        strides: Number of steps of each level in one step of the next level, finest level first.
+        num_rounds: Number of times that the computation goes up and down the levels.
+        num_keys: Number of newest steps of each coarser level that a step reads on the way down.
+        compressor: How a block becomes a coarse step; see `counterpoint.blocks.compress`. Of the
             wavelet only the approximation goes up.
-        reconstruct_weight: Weight of rebuilding finished blocks from the coarser levels.
-        vocab_size: Ids of the part stream.
-        conv_taps: Taps of the convolution behind the embedding.
+        reconstruct_weight: Weight of the loss of rebuilding finished blocks from coarser levels.
+        vocab_size: Number of ids of the part stream.
+        conv_taps: Number of taps of the convolution after the embedding.
     """
 
     levels: tuple[TowerConfig, ...]
@@ -103,7 +106,7 @@ class HRTConfig(SystemConfig):
     def __post_init__(self) -> None:
         if len(self.levels) < 2 or len(self.strides) != len(self.levels) - 1:
             raise UserError(
-                f"`levels` must be two or more, with a stride between each two of them: got "
+                f"`levels` must be two or more, with one stride between neighbouring levels: got "
                 f"{len(self.levels)} levels and {len(self.strides)} strides."
             )
         if min(self.strides) < 2:
@@ -116,22 +119,22 @@ class HRTConfig(SystemConfig):
         for tower in self.levels:
             if tower.num_layers % self.num_rounds:
                 raise UserError(
-                    f"Every level must have equally many layers for each of the "
+                    f"Every level must have the same number of layers in each of the "
                     f"{self.num_rounds} rounds: got {tower.num_layers} layers."
                 )
             if not isinstance(tower.mixer, AttentionConfig):
                 raise UserError(
-                    "Reading another level rotates as the attention of the level that reads: its "
+                    "A level reads coarser levels with the rotation of its own attention: its "
                     f"`mixer` must be attention; got {type(tower.mixer).__name__}."
                 )
 
     def period_ticks(self, level: int) -> int:
-        """Ticks that a step of a level covers."""
+        """Return the number of ticks that a step of a level covers."""
         return math.prod(self.strides[:level])
 
 
 def tiny() -> HRTConfig:
-    """2.0M parameters: trains on a laptop in two minutes."""
+    """Return a model of 2.0M parameters, which trains on a laptop in two minutes."""
     return HRTConfig(
         levels=(
             TowerConfig(width=112, num_layers=4, num_heads=4, mlp_hidden=304, window=32),
@@ -144,7 +147,7 @@ def tiny() -> HRTConfig:
 
 
 def small() -> HRTConfig:
-    """About 25M parameters."""
+    """Return a model of about 25M parameters."""
     return HRTConfig(
         levels=(
             TowerConfig(width=384, num_layers=6, num_heads=6, mlp_hidden=1024, window=256),
@@ -157,9 +160,10 @@ def small() -> HRTConfig:
 
 
 def levels_for(num_ticks: int, window: int, stride: int) -> int:
-    """Levels with which the windows of all levels together see rows of so many ticks.
+    """Return the number of levels whose windows together cover rows of ``num_ticks`` ticks.
 
-    It grows with the logarithm of the row, and with it the cost of a tick: O(n log n) a row.
+    The number, and with it the cost of a tick, grows with the logarithm of the length of a row:
+    O(n log n) a row.
     """
     levels = 1
     while window * stride ** (levels - 1) < num_ticks:
@@ -168,12 +172,12 @@ def levels_for(num_ticks: int, window: int, stride: int) -> int:
 
 
 class HRTState(NamedTuple):
-    """What a session carries.
+    """State of a session.
 
     Attributes:
         counts: How far it is on every level.
         conv: Last steps of the convolution.
-        towers: States of every level's layers.
+        towers: States of the layers of every level.
         pending: The newest states before the chunk, by coarse level and round; see `Blocks.take`.
         memories: Keys and values of coarse steps, in the order of `HRT.links`.
     """
@@ -192,7 +196,7 @@ class HRT(System):
     config: HRTConfig
 
     def __init__(self, config: HRTConfig) -> None:
-        """Random weights; the head starts at zero, so the first loss is that of a fair die."""
+        """Make random weights; the head starts at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
         self.layout = _layout(config)
@@ -231,7 +235,7 @@ class HRT(System):
         return {"part": self.head(self.norm(levels[0]))}
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """Cross-entropy of the targets and of the rebuilt blocks; see `System.losses`."""
+        """Return the loss sums of the targets and of the rebuilt blocks; see `System.losses`."""
         levels, blocks = self._read_rows(batch)
         losses = {"part": stream_loss(self.head(self.norm(levels[0])), batch.targets["part"])}
         if self.config.reconstruct_weight and len(levels) > 1:
@@ -245,17 +249,17 @@ class HRT(System):
         return losses
 
     def loss_factor(self, group: str) -> float:
-        """Weight of the loss of reconstruction; see `System.loss_factor`."""
+        """Return the weight of the reconstruction loss; see `System.loss_factor`."""
         return self.config.reconstruct_weight if group == "reconstruct" else 1.0
 
     def _rebuilt(self, levels: list[Tensor], blocks: list[Blocks]) -> Float[Tensor, "B W R D"]:
-        """States of the ticks of finished blocks, from the coarsest level down."""
+        """Return rebuilt states of the ticks of finished blocks, from the coarsest level down."""
         top = len(levels) - 1
         state = levels[top]
         for level in range(top, 1, -1):
             grid = blocks[level - 1].grid
             below = levels[level - 1]
-            # A step whose block is not finished is rebuilt without the levels above.
+            # A step whose block is not finished gets nothing from the levels above.
             number = torch.where(grid.real, grid.step, below.shape[1]).flatten(1)
             added = F.pad(torch.zeros_like(below), (0, 0, 0, 1)).scatter(
                 1,
@@ -265,10 +269,10 @@ class HRT(System):
             state = below + added[:, :-1]
         return self.unfolds[0](state)
 
-    # One text for whole rows and for chunks of sessions
+    # The same code for whole rows and for chunks of sessions
 
     def _read_rows(self, batch: Batch) -> tuple[list[Tensor], list[Blocks]]:
-        """The states of all levels that have steps, and where their blocks lie."""
+        """Return the states of all levels that have steps, and their blocks."""
         ids = batch.ticks["part"]
         start = batch.document_start
         age = torch.arange(ids.shape[1], device=ids.device) - start
@@ -289,12 +293,13 @@ class HRT(System):
         reaches: list[MixerReach],
         state: HRTState | None,
     ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-        """All rounds over the levels that have steps in the chunk, as many as there are reaches.
+        """Run all rounds over the levels that have steps in the chunk.
 
-        What a session keeps of coarse steps is written in place.
+        ``reaches`` has one entry for each of these levels. The coarse keys of a session are updated
+        in place.
 
         Returns:
-            The states of these levels, and the pending ones of each laid level by round.
+            The states of these levels, and the pending states of each such level by round.
         """
         config = self.config
         views = level_views(
@@ -338,13 +343,13 @@ class HRT(System):
         return levels, pending
 
     def _kept(self, x: Tensor, level: int, number: int, state: HRTState | None) -> Tensor:
-        """The newest states of a level before the chunk, those of its unfinished block last."""
+        """Return the newest states of a level before the chunk; its unfinished block is last."""
         if state is not None:
             return state.pending[level][number]
         return x.new_zeros(len(x), self.config.strides[level], self.config.levels[level].width)
 
     def _memories(self, num_rows: int, state: HRTState | None) -> dict[str, Memory]:
-        """What was kept of coarse steps before the chunk; of whole rows the unread slot alone."""
+        """Return the keys of coarse steps before the chunk; for whole rows only the unread slot."""
         if state is not None:
             return dict(zip(self.links, state.memories, strict=True))
         return {key: link.no_memory(num_rows) for key, link in self.links.items()}
@@ -353,18 +358,18 @@ class HRT(System):
 
     @property
     def chunk_ticks(self) -> int:
-        """Most ticks that the rings can take at once; `read` cuts what is longer."""
+        """Largest number of ticks that the rings can take at once; `read` cuts longer calls."""
         periods = (self.config.period_ticks(level) for level in range(len(self.towers)))
         return min(t.chunk_steps * p for t, p in zip(self.towers, periods, strict=True))
 
     def _capacities(self) -> tuple[int, ...]:
-        """Steps of each coarse level that are kept: those of a chunk, and those read before it."""
+        """Return how many steps of each coarse level are kept: of a chunk, and read before it."""
         chunk = self.chunk_ticks
         periods = (self.config.period_ticks(level) for level in range(1, len(self.towers)))
         return tuple(self.config.num_keys + chunk // period + 1 for period in periods)
 
     def _counts(self, num_rows: int) -> Counts:
-        """Nothing was read yet."""
+        """Return the counts before the first tick."""
         none = torch.zeros(num_rows, dtype=torch.long, device=self.device)
         coarse = range(len(self.config.strides))
         zeros = tuple(none.clone() for _ in coarse)
@@ -372,7 +377,7 @@ class HRT(System):
 
     @property
     def window_ticks(self) -> int:
-        """What the furthest level reaches; see `System.window_ticks`."""
+        """Reach of the level that reaches furthest; see `System.window_ticks`."""
         streams = (*self.layout.predicted, *self.layout.by_role(Role.WHOLE))
         towers = zip(streams, self.config.levels, strict=True)
         return max(
@@ -380,7 +385,7 @@ class HRT(System):
         )
 
     def initial_state(self, batch_size: int) -> HRTState:
-        """State before the first tick; see `System.initial_state`."""
+        """Return the state before the first tick; see `System.initial_state`."""
         config = self.config
         capacities = self._capacities()
         new = self.embedding.weight.new_zeros
@@ -402,7 +407,7 @@ class HRT(System):
     def read(
         self, ticks: Ticks, state: HRTState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], HRTState]:
-        """Read some more ticks; see `System.read`."""
+        """Read the next ticks; see `System.read`."""
         return in_chunks(self._read_chunk, self.chunk_ticks, ticks, state, lengths)
 
     def _read_chunk(
@@ -436,7 +441,7 @@ class HRT(System):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
         head = 2 * self.head.weight.numel()
         total = head * num_ticks
@@ -461,12 +466,12 @@ class HRT(System):
         return total / num_ticks * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return [layer for tower in self.towers for layer in tower.layers]
 
 
 def _link(number: int, reader: int, source: int) -> str:
-    """Name of the link of a round by which a level reads a coarser one."""
+    """Return the name of the link through which a level reads a coarser level in a round."""
     return f"round{number}_level{reader}_reads{source}"
 
 
@@ -479,12 +484,12 @@ def _source(key: str) -> int:
 
 
 def _modules(modules: Iterable[nn.Module]) -> Any:
-    """A list of modules; typed as what it holds, which `nn.ModuleList` is not."""
+    """Return a `nn.ModuleList`, typed so that its items are not plain modules."""
     return nn.ModuleList(modules)
 
 
 def _layout(config: HRTConfig) -> Layout:
-    """The part stream, and a stream for each coarser level."""
+    """Return the part stream, and one stream for each coarser level."""
     part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
     coarse = (
         coarse_stream(

@@ -2,12 +2,13 @@
 
 Source: Moshi (arXiv:2410.00037), sections 3.4 (architecture, delays, inner monologue) and 4.4
 (loss). A temporal transformer reads the sum of all elements of a frame; a depth transformer writes
-the next frame element by element: text, then the codebooks. Of the reference implementation's
-options, per-step weight schedules and low-rank depth embeddings are here.
-Deviations: weights start as in the other systems (Moshi's own initialisation is another); the last
-slots of delayed streams are cut, as in the reference, so that every row keeps its length.
-Checked against: the `moshi` package with the same weights, training logits and streamed tokens
-(`tests/systems/test_moshi_reference.py`); names and parameter counts of the published 7B model.
+the next frame element by element: text, then the codebooks. Of the options of the reference
+implementation, per-step weight schedules and low-rank depth embeddings are included.
+Deviations: weights are initialised as in the other systems, not as in Moshi. As in the reference,
+the last elements of delayed streams are cut, so that every row keeps its length.
+Checked against: the `moshi` package with the same weights, for training logits and streamed tokens
+(`tests/systems/test_moshi_reference.py`), and the names and parameter counts of the published 7B
+model.
 """
 
 from collections.abc import Collection
@@ -48,11 +49,11 @@ class AudioStream:
     Attributes:
         name: Unique within the model.
         role: `Role.SPOKEN` for the agent, `Role.HEARD` for the others.
-        depth: Codebooks.
-        delay_ticks: Frames by which they come later than their content.
+        depth: Number of codebooks.
+        delay_ticks: Number of frames by which they arrive later than their content.
         loss_weight: Weight of each of its codebooks in the audio loss.
-        codebook_sizes: Ids of each codebook where some have fewer than the model's; empty if all
-            have as many. The others are never said.
+        codebook_sizes: Number of ids of each codebook if some have fewer than the model's; empty if
+            all have as many. The model never says the ids beyond these sizes.
     """
 
     name: str
@@ -65,7 +66,7 @@ class AudioStream:
     def __post_init__(self) -> None:
         if self.codebook_sizes and len(self.codebook_sizes) != self.depth:
             raise UserError(
-                f"`codebook_sizes` of {self.name!r} must be one for each of its {self.depth} "
+                f"`codebook_sizes` of {self.name!r} must have a size for each of its {self.depth} "
                 f"codebooks: got {self.codebook_sizes}."
             )
         if not self.loss_weight > 0:
@@ -81,18 +82,19 @@ class MoshiConfig(SystemConfig):
     Attributes:
         temporal: The transformer over frames; its window is the context in frames.
         depth: The transformer over the elements of a frame.
-        audio: Audio streams in the order of a frame, behind the text.
-        num_predicted: Codebooks that the model predicts, in the same order; whole streams.
-        text_vocab_size: Ids of the text; the initial id, one more, is only read.
-        audio_vocab_size: Ids of a codebook; likewise.
-        text_role: `Role.TEXT`, or `Role.THOUGHT` when it is not the transcript of what is said.
-        text_delay_ticks: Frames by which the text comes later than its content.
-        text_padding_id: Id of a frame in which no text is due.
-        text_light_ids: Text ids that weigh less in the loss.
-        text_light_weight: Their weight.
+        audio: Audio streams in the order of a frame, after the text.
+        num_predicted: Number of codebooks that the model predicts, in the same order; it must end
+            with a stream.
+        text_vocab_size: Number of ids of the text, without the initial id, which is only read.
+        audio_vocab_size: Number of ids of a codebook, without the initial id.
+        text_role: `Role.TEXT`, or `Role.THOUGHT` if it is not the transcript of what is said.
+        text_delay_ticks: Number of frames by which the text arrives later than its content.
+        text_padding_id: Text id of a frame without text.
+        text_light_ids: Text ids that have less weight in the loss.
+        text_light_weight: The weight of these ids.
         tick_hz: Frames a second.
-        heard_dropout: Share of the heard elements that a model in training does not get to read, so
-            that it does not learn recordings by heart.
+        heard_dropout: Share of the heard elements that are hidden from the model in training, so
+            that it does not memorise recordings.
     """
 
     temporal: TowerConfig
@@ -115,7 +117,7 @@ class MoshiConfig(SystemConfig):
         ends = [sum(s.depth for s in self.audio[: i + 1]) for i in range(len(self.audio))]
         if self.num_predicted not in ends:
             raise UserError(
-                f"`num_predicted` must end with a stream, after one of {ends} codebooks: got "
+                f"`num_predicted` must end with a stream, at one of {ends} codebooks: got "
                 f"{self.num_predicted}. Split a stream, or predict all of it."
             )
         for found in (self.text_padding_id, *self.text_light_ids):
@@ -133,18 +135,21 @@ class MoshiConfig(SystemConfig):
 
     @property
     def num_codebooks(self) -> int:
-        """Codebooks of all audio streams."""
+        """Number of codebooks of all audio streams."""
         return sum(stream.depth for stream in self.audio)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Ids of each codebook, in the order of a frame."""
+        """Number of ids of each codebook, in the order of a frame."""
         most = self.audio_vocab_size
         return tuple(n for s in self.audio for n in s.codebook_sizes or (most,) * s.depth)
 
 
 def two_speakers(num_acoustic: int, semantic_weight: float = 100.0) -> tuple[AudioStream, ...]:
-    """Streams of an agent and a user: a semantic codebook, and acoustic ones a frame later."""
+    """Return the streams of an agent and a user, each with a semantic codebook and acoustic ones.
+
+    The acoustic codebooks are delayed by one frame.
+    """
     return tuple(
         stream
         for speaker, role in (("agent", Role.SPOKEN), ("user", Role.HEARD))
@@ -158,7 +163,7 @@ def two_speakers(num_acoustic: int, semantic_weight: float = 100.0) -> tuple[Aud
 
 
 def tiny() -> MoshiConfig:
-    """2M parameters, two speakers with four codebooks each, both predicted."""
+    """Return a model of 2M parameters: two speakers with four codebooks each, both predicted."""
     return MoshiConfig(
         temporal=TowerConfig(
             width=128, num_layers=4, num_heads=4, mlp_hidden=344, window=64, norm_epsilon=1e-8
@@ -174,7 +179,7 @@ def tiny() -> MoshiConfig:
 
 
 def moshi_7b(num_predicted: int = 8) -> MoshiConfig:
-    """The published model (Table 1): 7.7B parameters; 8.4B with both speakers, 16, predicted."""
+    """Return the published model (Table 1): 7.7B parameters; 8.4B if it predicts 16 codebooks."""
     return MoshiConfig(
         temporal=TowerConfig(
             width=4096,
@@ -193,7 +198,7 @@ def moshi_7b(num_predicted: int = 8) -> MoshiConfig:
 
 
 class MoshiState(NamedTuple):
-    """What a session carries: frames read, and the caches of the temporal transformer."""
+    """State of a session: frames read, and the caches of the temporal transformer."""
 
     position: Int[Tensor, " B"]
     caches: tuple[Cache, ...]
@@ -202,9 +207,9 @@ class MoshiState(NamedTuple):
 class Moshi(System):
     """A model over a text stream and audio streams.
 
-    Ids of the text are (B, T), of an audio stream (B, T, K) with a codebook axis also for K = 1.
-    The initial ids, one above the vocabulary, stand where a stream has not begun; `UNSET_ID`
-    embeds to zero and carries no loss.
+    Ids of the text are (B, T). Ids of an audio stream are (B, T, K), with a codebook axis also for
+    K = 1. Initial ids, which are one above the vocabulary, stand where a stream has not begun;
+    `UNSET_ID` embeds to zero and carries no loss.
     """
 
     Config = MoshiConfig
@@ -217,7 +222,7 @@ class Moshi(System):
     }
 
     def __init__(self, config: MoshiConfig) -> None:
-        """Random weights; the heads start at zero, so the first loss is that of fair dice."""
+        """Make random weights; the heads start at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
         self.layout = _layout(config)
@@ -228,7 +233,7 @@ class Moshi(System):
         audio_ids = config.audio_vocab_size + 1
         self.text_embedding = CodebookEmbedding(1, text_ids, width)
         self.audio_embedding = CodebookEmbedding(config.num_codebooks, audio_ids, width)
-        with torch.no_grad():  # their sum has unit variance
+        with torch.no_grad():  # the sum of all embeddings of a frame has unit variance
             for embedding in (self.text_embedding, self.audio_embedding):
                 embedding.table.weight.mul_((1 + config.num_codebooks) ** -0.5)
         self.temporal = Tower(config.temporal)
@@ -244,7 +249,7 @@ class Moshi(System):
         )
 
     def _limited(self, scores: Float[Tensor, "N k V"], first: int) -> Float[Tensor, "N k V"]:
-        """Scores of the predicted codebooks ``first, first + 1, ...`` without ids they have not."""
+        """Mask the scores of ids that the codebooks ``first, first + 1, ...`` do not have."""
         sizes = self.config.codebook_sizes[first : first + scores.shape[1]]
         if min(sizes) == scores.shape[2]:
             return scores
@@ -257,7 +262,7 @@ class Moshi(System):
     def forward(self, batch: Batch) -> Logits:
         """Score the next frame at every tick; see `System.forward`.
 
-        Without audio targets only the text is scored.
+        Without audio targets only the text is scored, and the depth transformer does not run.
         """
         x = self.embed(self._with_gaps(batch.ticks))
         z = self.norm(self.temporal(x, self.temporal.reach(batch.document_start)))
@@ -277,7 +282,7 @@ class Moshi(System):
         return logits
 
     def _with_gaps(self, ticks: Ticks) -> Ticks:
-        """Frames, in training without some of the heard elements; see `heard_dropout`."""
+        """Return the frames, in training without some heard elements; see `heard_dropout`."""
         share = self.config.heard_dropout
         if not self.training or not share:
             return ticks
@@ -289,13 +294,13 @@ class Moshi(System):
         return {**ticks, **gaps}
 
     def embed(self, ticks: Ticks) -> Float[Tensor, "B T D"]:
-        """The sum of the embeddings of all elements of a frame."""
+        """Return the sum of the embeddings of all elements of each frame."""
         codes = torch.cat([ticks[stream.name] for stream in self.audio], -1)
         text = self.text_embedding(ticks[TEXT][..., None])
         return text.sum(-2) + self.audio_embedding(codes).sum(-2)
 
     def target_weights(self, name: str, targets: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        """Weights of the streams, and of text ids that weigh less; see `System.target_weights`."""
+        """Return the weight of each target: the stream's, and less for light text ids."""
         config = self.config
         if name == TEXT:
             light = torch.tensor(config.text_light_ids, device=targets.device)
@@ -305,7 +310,7 @@ class Moshi(System):
         return torch.full(targets.shape, own, device=targets.device)
 
     def loss_group(self, name: str) -> str:
-        """All audio streams share one mean (section 4.4); see `System.loss_group`."""
+        """Return the group of a stream: all audio streams share one mean (section 4.4)."""
         return TEXT if name == TEXT else "audio"
 
     # Live
@@ -316,20 +321,20 @@ class Moshi(System):
         return self.config.temporal.window
 
     def initial_state(self, batch_size: int) -> MoshiState:
-        """State before the first frame; see `System.initial_state`."""
+        """Return the state before the first frame; see `System.initial_state`."""
         none = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         return MoshiState(none, self.temporal.initial_state(batch_size))
 
     def read(
         self, ticks: Ticks, state: MoshiState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
-        """Read some more frames, the initial frame first; see `System.read`."""
+        """Read the next frames, starting with the initial frame; see `System.read`."""
         return in_chunks(self._read_chunk, self.temporal.chunk_steps, ticks, state, lengths)
 
     def read_embedded(
         self, x: Float[Tensor, "B T D"], state: MoshiState
     ) -> tuple[Float[Tensor, "B T D"], MoshiState]:
-        """Read some more frames that `embed` has summed up; see `read`."""
+        """Read the next frames, given as sums from `embed`; see `read`."""
         return in_chunks(self._read_sums, self.temporal.chunk_steps, {"x": x}, state, None)
 
     def _read_chunk(
@@ -348,7 +353,7 @@ class Moshi(System):
         return z, MoshiState(position, state.caches)
 
     def beginning(self, state: MoshiState, num_ticks: int) -> MoshiState:
-        """The slots of the caches that the first ticks fill; see `System.beginning`."""
+        """Return the filled slots of the caches; see `System.beginning`."""
         num_slots = min(num_ticks, self.temporal.capacity)
         caches = tuple(cache[:, :, :, :num_slots].clone() for cache in state.caches)
         return MoshiState(state.position.clone(), caches)
@@ -377,7 +382,7 @@ class Moshi(System):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """FLOPs a tick, without the depth transformer where only the text has targets."""
+        """Return the FLOPs a tick; the depth transformer counts only if audio has targets."""
         head = 2 * self.config.temporal.width * self.config.text_vocab_size
         forward = self.temporal.flops_per_step(num_ticks) + head
         if predicted is None or all(stream.name in predicted for stream in self.predicted):
@@ -385,19 +390,19 @@ class Moshi(System):
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return [*self.temporal.layers, *self.depth.layers]
 
     # Other forms of the same model
 
     def trimmed(self, num_predicted: int) -> "Moshi":
-        """The same model without the depth steps of its last codebooks.
+        """Return the same model without the depth steps of its last codebooks.
 
-        What it predicts of the others is the same, for the steps of a frame see only those before
-        them. The two models share the weights that stay whole.
+        Its predictions of the other codebooks are the same, because the steps of a frame read only
+        the steps before them. The two models share all weights that are not cut.
 
         Raises:
-            UserError: The model does not predict that many codebooks.
+            UserError: The model predicts fewer codebooks.
         """
         config = self.config
         if num_predicted > config.num_predicted:
@@ -409,22 +414,23 @@ class Moshi(System):
             model = Moshi(replace(config, depth=depth, num_predicted=num_predicted))
         weights = self.state_dict()
         for name, weight in model.state_dict().items():
-            if weights[name].shape != weight.shape:  # steps are stacked: the first ones stay
+            if weights[name].shape != weight.shape:  # steps are stacked: the first stay
                 weights[name] = weights[name][: len(weight)].clone()
         model.load_state_dict(weights, assign=True)
         return model.train(self.training)
 
     def agent_alone(self) -> "Moshi":
-        """The model that predicts the agent and hears everyone else.
+        """Return a model that predicts only the agent's codebooks; everyone else is heard.
 
         Raises:
-            UserError: It does not speak first and hear then, or does not predict what is spoken.
+            UserError: Its spoken streams do not come first, it hears none, or it does not predict
+                all spoken codebooks.
         """
         spoken = [stream for stream in self.audio if stream.role == Role.SPOKEN]
         others = self.audio[len(spoken) :]
         if not spoken or not others or any(stream.role == Role.SPOKEN for stream in others):
             raise UserError(
-                "A model that talks must have audio streams that it speaks, then ones that it "
+                "A model that talks must have audio streams that it speaks, then streams that it "
                 f"hears: got {', '.join(f'{s.name} ({s.role.value})' for s in self.audio)}."
             )
         depth = sum(stream.depth for stream in spoken)
@@ -437,12 +443,13 @@ class Moshi(System):
         return self if depth == predicted else self.trimmed(depth)
 
     def pinned(self, num_ticks: int) -> "Moshi":
-        """The same model, whose sessions keep their initial frame and this many more in the window.
+        """Return the same model whose sessions keep their first frames readable.
 
-        The two share their weights. Compile the new one, not the old one.
+        The kept frames are the initial frame and ``num_ticks`` more. The two models share their
+        weights. Compile the new model, not the old one.
 
         Raises:
-            UserError: The model's window is not longer.
+            UserError: The window is too short.
         """
         window = self.config.temporal.window
         if not 0 <= num_ticks < window - 1:
@@ -458,7 +465,7 @@ class Moshi(System):
 
 
 def _layout(config: MoshiConfig) -> Layout:
-    """Text, then the audio; initial ids are one above the vocabularies."""
+    """Return the layout: text, then audio; initial ids are one above the vocabularies."""
     text = Stream(
         name=TEXT,
         role=config.text_role,

@@ -12,12 +12,12 @@ from counterpoint.systems import SYSTEMS, SystemConfig
 
 
 def module_names() -> list[str]:
-    """The modules of `counterpoint.systems`; systems and their variants have presets."""
+    """Return the names of the modules of `counterpoint.systems`."""
     return [module.name for module in pkgutil.iter_modules(counterpoint.systems.__path__)]
 
 
 def load_preset(name: str) -> SystemConfig:
-    """The config of ``system.preset``, such as ``two_stream.small``.
+    """Return the config of ``system.preset``, such as ``two_stream.small``.
 
     Raises:
         UserError: There is no such system, or it has no such preset.
@@ -25,7 +25,7 @@ def load_preset(name: str) -> SystemConfig:
     system, _, preset = name.partition(".")
     if system not in module_names():
         raise UserError(
-            f"A preset must be of one of {', '.join(SYSTEMS)}: got {name!r}. "
+            f"A preset must belong to one of {', '.join(SYSTEMS)}: got {name!r}. "
             f"{nearest(system, SYSTEMS)}"
         )
     known = _presets(system)
@@ -38,7 +38,7 @@ def load_preset(name: str) -> SystemConfig:
 
 
 def _presets(system: str) -> dict[str, Callable[[], SystemConfig]]:
-    """The functions of a system's module that return a config when called without arguments."""
+    """Return the functions of a module that take no arguments and return a config, by name."""
     module = importlib.import_module(f"counterpoint.systems.{system}")
     found: dict[str, Callable[[], SystemConfig]] = {}
     for name, function in inspect.getmembers(module, inspect.isfunction):
