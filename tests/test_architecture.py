@@ -14,7 +14,7 @@ LADDER = (
 )  # fmt: skip
 # Modules beside the folders: every folder may import them, and they import only each other.
 ROOT_MODULES = (
-    *("errors", "files", "packages", "processes", "config_json"),
+    *("errors", "tracing", "files", "packages", "processes", "config_json"),
     *("digests", "locks", "progress", "ray_tasks"),
 )
 ENTRY = "__main__"  # of `python -m counterpoint`, below all folders

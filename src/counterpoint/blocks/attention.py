@@ -19,6 +19,7 @@ from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import SEQUENCE, Span, span, span_mask
+from counterpoint.tracing import is_traced
 
 Cache = Float[Tensor, "B 2 G C E"]
 """Keys and values of past steps; the last slot of C is never read."""
@@ -86,7 +87,7 @@ def offline_reach(
     seen = span(SEQUENCE, "sequence", "sequence", ahead, first=document_start, window=window)
     if num_steps <= 2 * window:
         # Reading the values of `document_start` would break a compiled graph.
-        traced = torch.compiler.is_compiling()
+        traced = is_traced()
         plain = num_steps <= window and not traced and not document_start.any()
         return Reach(cos, sin, None if plain else score_bias(span_mask(seen, position)))
     # Queries are grouped by windows: each group reads its own steps and those of the group before.
@@ -132,7 +133,7 @@ def filled_slots(end: Int[Tensor, " B"], capacity: int) -> int:
     Elsewhere shapes stay fixed, because kernels round differently at other shapes and the result of
     a row would then depend on how far the other rows are.
     """
-    if len(end) > 1 or end.device.type != "cpu" or torch.compiler.is_compiling():
+    if len(end) > 1 or end.device.type != "cpu" or is_traced():
         return capacity
     return min(capacity, -(-int(end) // 64) * 64)
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.tracing import is_traced
+
 
 class BlockGrid(NamedTuple):
     """The blocks that end within a chunk of steps.
@@ -66,7 +68,7 @@ def lay_blocks(
     size = step - torch.maximum(_earlier(latest), before)
     place = step - torch.maximum(latest, before)
     place = place.clamp(max=block_ticks - 1)  # padding steps would count on beyond a block
-    if counted and not torch.compiler.is_compiling():
+    if counted and not is_traced():
         most = int(finished[:, -1].max())
     # Every end writes the slot of its own block; all other steps share one slot, which is cut off.
     number = torch.where(ends, finished - 1, most).clamp(max=most)

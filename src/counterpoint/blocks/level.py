@@ -27,6 +27,7 @@ from counterpoint.blocks.steering import Guidance, Published, Steering, ring_slo
 from counterpoint.blocks.transformer import Branch, Layer, Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span, finished_span, first_visible
+from counterpoint.tracing import is_traced
 
 
 class LevelState(NamedTuple):
@@ -312,7 +313,7 @@ class Level(nn.Module):
 
     def advance(self, cut: Cut, state: LevelState) -> None:
         """Feed finished blocks of a session to the coarse tower, if there are any."""
-        on_host = cut.finished.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = cut.finished.device.type == "cpu" and not is_traced()
         if on_host and not cut.finished.any():
             return
         whole = self.read_blocks(self.compress(cut), cut, state)

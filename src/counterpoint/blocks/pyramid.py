@@ -25,6 +25,7 @@ from counterpoint.blocks.cross_attention import (
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.clock import finished_span
+from counterpoint.tracing import is_traced
 
 GATE_START = -3.0  # its sigmoid is 0.05, so at first a level works almost on its own
 
@@ -77,7 +78,7 @@ class Blocks(NamedTuple):
         """Whether a step of the coarse level must be computed in the chunk."""
         if not self.grid.end.shape[1]:
             return False
-        on_host = self.finished.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = self.finished.device.type == "cpu" and not is_traced()
         return not on_host or bool(self.finished.any())
 
     def ended(self, finer: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:

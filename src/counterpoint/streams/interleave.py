@@ -24,6 +24,7 @@ from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
+from counterpoint.tracing import is_traced
 
 Content = Mapping[str, Shaped[Tensor, "B T _K ..."]]
 """For each stream, a tensor with one entry for every element slot of its ticks, empty or not."""
@@ -239,7 +240,7 @@ def _real(
 
 def _room(frames: Bool[Tensor, "B T E"], num_places: int) -> int:
     """Return the number of places needed: more than ``num_places`` if documents end with more."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         return frames.shape[1] * frames.shape[2]
     return max(num_places, int(frames.flatten(1).sum(1).max()))
 
