@@ -217,7 +217,7 @@ def attend(
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     bias = bias.to(q.dtype)
-    if q.is_cuda or not q.requires_grad:
+    if q.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, bias)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return torch.softmax(scores + bias, -1) @ v

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from counterpoint.cli.running import Shown
+from counterpoint.cli.running import Running
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
 from counterpoint.files import write_text
@@ -13,6 +13,7 @@ from counterpoint.recipes.grid_run import run_grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse
+from counterpoint.train.distributed import pick_device
 
 _HELP = """usage: counterpoint study NAME [options]
 
@@ -28,19 +29,21 @@ _GRID_HELP = """Run the grid {name} cell by cell; one that was stopped goes on w
 Example: counterpoint study {name} --workers 2
 """
 _MAIN = (
-    *("folder", "workers", "ray", "quiet", "json", "tasks", "seeds", "learning-rates", "num-items"),
+    *("folder", "workers", "ray", "device", "quiet", "json"),
+    *("tasks", "seeds", "learning-rates", "num-items"),
     *("train.num-steps", "train.batch-rows", "train.precision"),
 )
 """Options that the short help shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyOptions(Shown):
+class StudyOptions(Running):
     """How a grid is run.
 
     Attributes:
         quiet: Show no progress.
         json: Print the results as one JSON object and nothing else.
+        device: Where cells are trained; "auto" takes a CUDA GPU where there is one, else the CPU.
         folder: Where everything is kept; runs/NAME by default.
         workers: Processes, each with one cell at a time; one, or on Ray one for each core.
         ray: Run cells on the Ray cluster at this address, such as auto; local starts one.
@@ -77,6 +80,7 @@ def main(arguments: Sequence[str]) -> int:
             folder,
             num_processes=options.workers,
             ray=options.ray,
+            device=str(pick_device(options.device)),
             progress=options.progress(),
         )
         subject = grid.arms[0].name

@@ -57,14 +57,12 @@ class CellOutcome:
     Attributes:
         cell: The cell.
         record: Its row of the results: the same wherever and however often it is run.
-        seconds: How long this run of it took.
-        threads: Threads that computed.
+        facts: What is no outcome, such as how long it took and where.
     """
 
     cell: Cell
     record: Mapping[str, Any]
-    seconds: float
-    threads: int
+    facts: Mapping[str, Any]
 
 
 def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
@@ -78,33 +76,29 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
     Raises:
         DivergedError: Its loss is not a number, and it is a cell that is reported.
     """
-    data = TaskData(task=TASKS[cell.task], seed=cell.seed)
+    run = cell_run(grid, cell)
     begin = time.perf_counter()
+    system: System | None = None
     try:
         result = train_run(
-            _run(grid, cell, data),
+            run,
             work / cell.key,
             World(),
             measure_end=False,
             progress=Progress(quiet=True),
             loggers=(),
-            also=partial(_score_on_the_way, cell, data),
+            also=partial(score_on_the_way, cell),
         )
     except DivergedError:
         if cell.seed not in grid.tuning_seeds:
             raise
-        record = _record(cell, float("-inf"))  # a rate that is too high is not chosen
     else:
         if not result.finished:
             raise KeyboardInterrupt
-        record = _answered(grid, cell, data, result.checkpoint)
-    record["curve"] = curve(read_metrics(work / cell.key / "metrics.jsonl"))
-    return CellOutcome(
-        cell=cell,
-        record=record,
-        seconds=round(time.perf_counter() - begin, 2),
-        threads=torch.get_num_threads(),
-    )
+        system = cast("System", load_system(result.checkpoint))
+    points = curve(read_metrics(work / cell.key / "metrics.jsonl"))
+    facts = {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}
+    return cell_outcome(grid, cell, system, points, facts)
 
 
 def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
@@ -113,15 +107,40 @@ def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
         return run_cell(grid, Path(work), cell)
 
 
-def _run(grid: Grid, cell: Cell, data: TaskData) -> Run:
-    """How a cell is trained."""
+def cell_run(grid: Grid, cell: Cell) -> Run:
+    """How a cell is trained; one that chooses a learning rate takes a share of the steps."""
     optimizer = replace(grid.train.optimizer, lr=cell.learning_rate, muon_lr=None)
+    train = replace(grid.train, seed=cell.seed, optimizer=optimizer)
+    if cell.seed in grid.tuning_seeds:
+        train = replace(train, num_steps=max(1, round(train.num_steps * grid.tuning_share)))
     return Run(
         name=cell.key,
         system=next(arm.system for arm in grid.arms if arm.name == cell.arm),
-        data=data,
-        train=replace(grid.train, seed=cell.seed, optimizer=optimizer),
+        data=TaskData(task=TASKS[cell.task], seed=cell.seed),
+        train=train,
     )
+
+
+def cell_outcome(
+    grid: Grid,
+    cell: Cell,
+    system: System | None,
+    points: Sequence[Mapping[str, float | None]],
+    facts: Mapping[str, Any],
+) -> CellOutcome:
+    """Let a trained system answer.
+
+    Args:
+        grid: What the cell is one of.
+        cell: The cell.
+        system: What was trained; ``None`` where learning diverged: its score is minus infinity.
+        points: How it learned; see `curve`.
+        facts: See `CellOutcome.facts`.
+    """
+    record = _record(cell, float("-inf")) if system is None else _answered(grid, cell, system)
+    record["curve"] = list(points)
+    facts = {**facts, "seconds": round(facts["seconds"], 2)}
+    return CellOutcome(cell=cell, record=record, facts=facts)
 
 
 def keep_outcome(folder: Path, outcome: CellOutcome) -> None:
@@ -136,9 +155,7 @@ def keep_outcome(folder: Path, outcome: CellOutcome) -> None:
     """
     key = outcome.cell.key
     write_records(cell_path(folder, outcome.cell), [outcome.record])
-    write_json(
-        folder / CELLS / f"{key}.json", {"seconds": outcome.seconds, "threads": outcome.threads}
-    )
+    write_json(folder / CELLS / f"{key}.json", outcome.facts)
     shutil.rmtree(folder / WORK / key, ignore_errors=True)
 
 
@@ -166,19 +183,19 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
     return list(points.values())
 
 
-def _score_on_the_way(cell: Cell, data: TaskData, system: nn.Module) -> dict[str, float]:
+def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
     """The primary score while a cell learns, where the grid measures that."""
     task = TASKS[cell.task]
     items = [task.item(HELD_OUT_SEED - 3, number) for number in range(CURVE_ITEMS)]
-    return {"score": task.score(items, list(answer(system, data, items))).get(task.primary, 0.0)}
+    given = list(answer(system, TaskData(task=task), items))
+    return {"score": task.score(items, given).get(task.primary, 0.0)}
 
 
-def _answered(grid: Grid, cell: Cell, data: TaskData, checkpoint: Path) -> dict[str, Any]:
+def _answered(grid: Grid, cell: Cell, system: System) -> dict[str, Any]:
     """The record of a cell that was trained."""
-    trained = cast("System", load_system(checkpoint))
-    items = _items(grid, cell)
-    given = list(answer(trained, data, items))
     task = TASKS[cell.task]
+    items = _items(grid, cell)
+    given = list(answer(system, TaskData(task=task, seed=cell.seed), items))
     scores = task.score(items, given)
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
     return _record(cell, scores.get(task.primary, 0.0), scores, counts)

@@ -53,6 +53,7 @@ class Grid:
         learning_rates: Rates that each arm may have.
         seeds: Training seeds that are reported.
         tuning_seeds: Seeds on which rates are chosen; none of them is reported.
+        tuning_share: Share of the steps that a run takes that chooses a rate.
         num_items: Items that are scored.
         limits: The budget.
     """
@@ -65,6 +66,7 @@ class Grid:
     learning_rates: tuple[float, ...] = (2e-3,)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seeds: tuple[int, ...] = (100,)
+    tuning_share: float = 0.25
     num_items: int = 1000
     limits: Limits = field(default_factory=Limits)
 
@@ -90,6 +92,10 @@ class Grid:
             raise UserError(
                 f"Seeds that choose learning rates must not be reported: got {self.tuning_seeds} "
                 f"and {self.seeds}. Make them different."
+            )
+        if not 0 < self.tuning_share <= 1:
+            raise UserError(
+                f"`tuning_share` must be above 0 and at most 1: got {self.tuning_share}."
             )
         if not self.seeds or not self.learning_rates:
             raise UserError("A grid must have at least one seed and one learning rate.")

@@ -7,6 +7,7 @@ for each arm and task the rate with the best primary score on ``tuning_seeds`` i
 reported on ``seeds``. A rate with which learning diverges is not chosen.
 """
 
+import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from counterpoint.recipes.cells import (
     write_records,
 )
 from counterpoint.recipes.grid import Grid, costs
+from counterpoint.recipes.stacks import BATCHES, record_batches, run_stack, stacks
 
 GRID = "grid.json"
 
@@ -46,6 +48,12 @@ class Workers:
 
     count: int | None = None
     ray: str | None = None
+    device: str = "cpu"
+
+    @property
+    def in_stacks(self) -> bool:
+        """Whether cells of an arm and a task are trained together: on the CPU that is no faster."""
+        return self.ray is None and self.device != "cpu"
 
 
 def run_grid(
@@ -54,6 +62,7 @@ def run_grid(
     *,
     num_processes: int | None = None,
     ray: str | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Run all cells that are not there yet, in several processes.
@@ -65,6 +74,8 @@ def run_grid(
             Ray one for each core of the cluster.
         ray: Address of a Ray cluster that runs the cells; see
             `counterpoint.ray_tasks.work_on_ray`. Only this process needs the folder.
+        device: Where cells are trained. On a GPU a process takes all cells of an arm and a task at
+            once, as lanes of a stack (`counterpoint.recipes.stacks`).
         progress: Shows how far it is; on stderr by default.
 
     Returns:
@@ -77,7 +88,7 @@ def run_grid(
     for task in grid.tasks:
         costs(grid, task)
     folder.mkdir(parents=True, exist_ok=True)
-    workers = Workers(count=num_processes, ray=ray)
+    workers = Workers(count=num_processes, ray=ray, device=device)
     with locked(folder / ".grid.lock", wait=False), closing(progress):
         _keep_or_check(grid, folder)
         rates = {}
@@ -103,6 +114,7 @@ def run_grid(
             for arm in grid.arms
         ]
         _run_cells(grid, folder, reported, workers, progress, grid.name)
+        shutil.rmtree(folder / BATCHES, ignore_errors=True)
         records = sorted(read_cells(folder, reported), key=lambda record: str(record["cell"]))
         write_records(folder / "results.parquet", records)
     return records
@@ -129,6 +141,8 @@ def _run_cells(
     title: str,
 ) -> None:
     missing = [cell for cell in cells if not cell_path(folder, cell).exists()]
+    if workers.in_stacks:
+        record_batches(grid, folder / BATCHES, missing, progress)
     task = progress.task(title)
     task(len(cells) - len(missing), len(cells))
     # Closed, so that processes end with an error or an interruption, and not later.
@@ -142,6 +156,13 @@ def _worked(
     grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
 ) -> Generator[CellOutcome, None, None]:
     """What cells give, in the order in which they are done."""
+    if workers.in_stacks:
+        together = partial(run_stack, grid, folder / BATCHES, workers.device)
+        stacked = work_in_processes(together, stacks(grid, cells), workers.count or 1)
+        with closing(stacked) as groups:
+            for outcomes in groups:
+                yield from outcomes
+        return
     if workers.ray is not None:
         elsewhere = partial(run_cell_elsewhere, grid)
         done = work_on_ray(elsewhere, cells, workers.ray, num_workers=workers.count)

@@ -1,0 +1,66 @@
+"""A stack of cells gives what cells give that are trained alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterpoint.progress import Progress
+from counterpoint.recipes import stacks as module
+from counterpoint.recipes.cells import Cell, run_cell
+from counterpoint.recipes.grid import Grid, GridArm
+from counterpoint.recipes.stacks import record_batches, run_stack, stacks
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.train.config import ScheduleConfig, TrainConfig
+from tests.systems.tiny_models import tower
+
+RATES = (1e-3, 4e-3)
+GRID = Grid(
+    name="tiny",
+    arms=(GridArm(name="a", system=SingleStreamConfig(tower=tower(8, 1, 2, 8))),),
+    tasks=("hierarchy",),
+    train=TrainConfig(
+        num_steps=4,
+        batch_rows=2,
+        precision="float32",
+        schedule=ScheduleConfig(warmup_steps=1),
+    ),
+    learning_rates=RATES,
+    seeds=(0, 1),
+    num_items=8,
+)
+
+
+def cell(seed: int, rate: float = 1e-3) -> Cell:
+    return Cell(task="hierarchy", arm="a", learning_rate=rate, seed=seed)
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(work: Any, items: Any, num_processes: int) -> Any:
+        yield from map(work, items)
+
+    monkeypatch.setattr(module, "work_in_processes", work)
+
+
+def test_cells_of_an_arm_and_a_task_make_a_stack_and_those_that_choose_rates_another() -> None:
+    chosen = [cell(seed, rate) for rate in RATES for seed in (100,)]
+    reported = [cell(seed) for seed in GRID.seeds]
+    assert stacks(GRID, [*chosen, *reported]) == [tuple(chosen), tuple(reported)]
+
+
+def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
+    cells = [cell(seed) for seed in GRID.seeds]
+    record_batches(GRID, tmp_path / "batches", cells, Progress(quiet=True))
+    assert len(list((tmp_path / "batches").iterdir())) == len(cells)
+    outcomes = run_stack(GRID, tmp_path / "batches", "cpu", cells)
+    for one, together in zip(cells, outcomes, strict=True):
+        alone = run_cell(GRID, tmp_path / "work", one).record
+        record = dict(together.record)
+        curve = record.pop("curve")
+        expected = dict(alone)
+        for point, other in zip(curve, expected.pop("curve"), strict=True):
+            assert point.pop("score") is other.pop("score") is None
+            assert point == pytest.approx(other, rel=1e-4)
+        assert record == expected
+    assert outcomes[0].facts["lanes"] == len(cells)

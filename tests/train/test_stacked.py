@@ -1,0 +1,88 @@
+"""Lanes of a stack learn what each would learn alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from counterpoint.data.recorded import Recorded, record
+from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.errors import UserError
+from counterpoint.recipes.part_whole import part_whole
+from counterpoint.systems import build_system
+from counterpoint.systems.contract import System
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.loop import Trainer
+from counterpoint.train.stacked import Stack
+from counterpoint.train.stop_signal import StopSignal
+
+NUM_STEPS = 4
+ROWS = 2
+SEEDS = (0, 1)
+ARMS = {arm.name: arm.system for arm in part_whole().arms}
+
+
+def lane_config(seed: int) -> TrainConfig:
+    """Lanes differ in seed and learning rate."""
+    return TrainConfig(
+        num_steps=NUM_STEPS,
+        batch_rows=ROWS,
+        seed=seed,
+        precision="float32",
+        optimizer=OptimizerConfig(lr=1e-3 * (seed + 1)),
+        schedule=ScheduleConfig(warmup_steps=2),
+    )
+
+
+def lane_batches(system: System, seed: int) -> Recorded:
+    prepared = TaskData(task=TASKS["hierarchy"], seed=seed).prepare(system)
+    return record(prepared.batches(ROWS, seed), NUM_STEPS)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_lane_learns_what_it_learns_alone(arm: str) -> None:
+    systems = [build_system(ARMS[arm], seed) for seed in SEEDS]
+    sources = [lane_batches(system, seed) for system, seed in zip(systems, SEEDS, strict=True)]
+    configs = [lane_config(seed) for seed in SEEDS]
+    stack = Stack(systems, configs)
+    curves: list[list[float]] = []
+    stack.train(sources, lambda step, bits: curves.append(list(bits)))
+    assert stack.finish() == [True, True]
+    for lane, seed in enumerate(SEEDS):
+        alone = build_system(ARMS[arm], seed)
+        alone.train()
+        trainer = Trainer(alone, sources[lane], configs[lane])
+        losses = [trainer.step(StopSignal()).loss for _ in range(NUM_STEPS)]
+        assert [bits[lane] for bits in curves] == pytest.approx(losses, abs=1e-5)
+        for name, weight in alone.named_parameters():
+            torch.testing.assert_close(
+                systems[lane].get_parameter(name), weight, rtol=1e-3, atol=1e-5
+            )
+
+
+def test_recorded_batches_are_those_of_the_source() -> None:
+    system = build_system(ARMS["window"], 0)
+    source = TaskData(task=TASKS["hierarchy"]).prepare(system).batches(ROWS, 0)
+    kept = record(source, NUM_STEPS)
+    for step in range(NUM_STEPS):
+        batch = source.batch(step)
+        assert torch.equal(kept.batch(step).ticks["part"], batch.ticks["part"])
+        assert torch.equal(kept.batch(step).targets["part"], batch.targets["part"])
+        assert kept.batch(step).size == batch.size
+    with pytest.raises(UserError, match="recorded"):
+        kept.batch(NUM_STEPS)
+
+
+def test_lanes_must_be_alike() -> None:
+    systems = [build_system(ARMS["window"], seed) for seed in SEEDS]
+    configs = [lane_config(seed) for seed in SEEDS]
+    with pytest.raises(UserError, match="num_steps"):
+        Stack(systems, [configs[0], replace(configs[1], num_steps=9)])
+    with pytest.raises(UserError, match="system"):
+        Stack([systems[0], build_system(ARMS["full"], 0)], configs)
+    muon = replace(configs[0], optimizer=OptimizerConfig(muon_lr=0.02))
+    with pytest.raises(UserError, match="AdamW"):
+        Stack(systems, [muon, muon])
+    with pytest.raises(UserError, match="config"):
+        Stack([], [])
