@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save
 
 from counterpoint.errors import UserError
 from counterpoint.systems.two_stream import TwoStream
-from tests.systems.tiny_models import VOCAB, batch_of, randomised, tower, two
+from tests.systems.tiny_models import VOCAB, batch_of, level, randomised, tower, two
 
 
 def shared_levels() -> TwoStream:
@@ -51,3 +52,78 @@ def test_shared_layers_are_stored_sharded_and_copied_once() -> None:
 def test_shared_layers_must_have_one_shape() -> None:
     with pytest.raises(UserError, match="must be the part's, but for its window"):
         two("wavelet", 0, shared_layers=True)
+
+
+def shuffled(lag: int = 0) -> TwoStream:
+    model = randomised(TwoStream(two("wavelet", lag, whole_control="shuffled")))
+    assert isinstance(model, TwoStream)
+    return model
+
+
+@torch.no_grad()
+def test_a_shuffled_whole_is_that_of_the_next_row() -> None:
+    model = shuffled()
+    own = TwoStream(replace(model.config, whole_control="none")).eval()
+    own.load_state_dict(model.state_dict())
+    batch = batch_of(torch.randint(0, VOCAB, (3, 41)))
+    whole = own.read_whole(batch).whole
+    expected = own(batch, whole=whole[[1, 2, 0]])["part"]
+    torch.testing.assert_close(model(batch)["part"], expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.read_whole(batch).whole, whole[[1, 2, 0]], rtol=0, atol=0)
+    losses = [float(one.losses(batch)["part"].nats) for one in (model, own)]
+    assert losses[0] != losses[1]
+    alone = batch_of(batch.ticks["part"][:1])
+    expected = own(alone, whole=torch.zeros_like(whole[:1]))["part"]
+    torch.testing.assert_close(model(alone)["part"], expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_shuffled_whole_tells_a_row_nothing_of_its_own_past() -> None:
+    """A change moves its own row within the reach of the part tower alone, and the row before."""
+    model = shuffled()
+    ids = torch.randint(0, VOCAB, (3, 60))
+    other = ids.clone()
+    other[1, 4] = (other[1, 4] + 1) % VOCAB
+    moved = (model(batch_of(ids))["part"] != model(batch_of(other))["part"]).any(-1)
+    reach = 4 + 3 * 6 + 3  # three layers with a window of 7, and 4 taps
+    assert moved[1, 4]
+    assert not moved[1, reach + 1 :].any()
+    assert moved[0, reach + 1 :].any()
+    assert not moved[2].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lag", [0, 1])
+def test_sessions_in_step_read_a_shuffled_whole_as_whole_rows_do(lag: int) -> None:
+    model = shuffled(lag)
+    ids = torch.randint(0, VOCAB, (3, 70))
+    expected = model(batch_of(ids))["part"]
+    state = model.initial_state(3)
+    first = 0
+    for length in (1, 9, 1, 1, 1, 17, 40):
+        hidden, state = model.read({"part": ids[:, first : first + length]}, state)
+        found = model.head(hidden)
+        close = expected[:, first : first + length]
+        torch.testing.assert_close(found, close, rtol=0, atol=1e-5)
+        first += length
+
+
+def test_a_frozen_whole_keeps_its_weights_and_passes_gradients_on() -> None:
+    model = TwoStream(two("convolution", 0, whole_control="frozen", part=tower(18, 3, 3, 2)))
+    torch.nn.init.normal_(model.head.weight)
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    parts = ("block_norm.", "compressor.", "merge.", "whole.", "whole_norm.")
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(parts)}
+    ids = torch.randint(0, VOCAB, (1, 41))
+    x = model.embedding(ids).detach().requires_grad_(True)
+    model.embedding.register_forward_hook(lambda *_: x)
+    model(batch_of(ids))["part"][0, -1].sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, 4].any()  # beyond the reach of the part tower: through the whole
+    assert all(weight.grad is None for name, weight in model.named_parameters() if name in frozen)
+
+
+@pytest.mark.parametrize("changes", [{"shared_layers": True}, {"levels": (level("mean", 0),)}])
+def test_a_frozen_whole_must_be_the_only_one(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="must be the only one"):
+        two("mean", 0, whole_control="frozen", **changes)

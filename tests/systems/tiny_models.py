@@ -130,6 +130,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
             levels=(replace(level("mean", 0), whole=tower(18, 3, 3, 4)),),
             shared_layers=True,
         ),
+        "frozen": two("convolution", 0, whole_control="frozen"),
+        "frozen_early_lag1": two("attention", 1, boundary_ids=(2, 5, 7), whole_control="frozen"),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
         "recall": two("mean", 0, recall=RecallConfig()),

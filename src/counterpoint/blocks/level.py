@@ -157,6 +157,11 @@ class Level(nn.Module):
             config.rope_of(fine),
         )
 
+    def freeze(self) -> None:
+        """Keep the weights of the compressor and the coarse tower as they are."""
+        for module in (self.block_norm, self.compressor, self.merge, self.whole, self.whole_norm):
+            module.requires_grad_(False)
+
     def initial_level(self, batch_size: int) -> LevelState:
         """Return the state before the first step."""
         config = self.config
@@ -439,6 +444,12 @@ class Level(nn.Module):
             above = num_blocks // self.above.config.block_ticks
             flops += share * self.above.flops_per_fine_step(num_blocks, above)
         return flops
+
+    @property
+    def frozen_flops(self) -> float:
+        """Forward FLOPs a block of the products with the weights that `freeze` keeps."""
+        products = self.merge.weight.numel() + self.compressor.products_per_block()
+        return 2 * products + self.whole.weight_flops
 
     def whole_layers(self) -> list[nn.Module]:
         """Return the layers of the coarse towers, lowest level first."""

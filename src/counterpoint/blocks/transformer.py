@@ -198,13 +198,17 @@ class Tower(nn.Module):
                 x = layer(x, reach)
         return x
 
-    def flops_per_step(self, num_steps: int) -> float:
-        """Return the forward FLOPs a step in rows of ``num_steps``, including masked entries."""
-        linear = 2 * sum(
+    @property
+    def weight_flops(self) -> float:
+        """Forward FLOPs a step of the products with weights."""
+        return 2 * sum(
             weight.numel()
             for layer in self.layers
             for weight in (*layer.parameters(), *layer.buffers())  # 8-bit ones are buffers
             if weight.ndim == 2
         )
+
+    def flops_per_step(self, num_steps: int) -> float:
+        """Return the forward FLOPs a step in rows of ``num_steps``, including masked entries."""
         mixing = self.config.mixer.flops_per_step(self.mixer_shape, num_steps)
-        return linear + mixing * self.config.num_layers
+        return self.weight_flops + mixing * self.config.num_layers

@@ -123,7 +123,7 @@ def costs(grid: Grid, task: str) -> dict[str, Costs]:
         system = sketch(arm.system)
         num_ticks = TaskData(task=TASKS[task]).num_ticks(system.layout)
         found[arm.name] = Costs(
-            parameters=sum(weight.numel() for weight in system.parameters()),
+            parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),
             flops=system.flops_per_tick(num_ticks, training=True),
             state=state_bytes(system.initial_state(1)),
         )

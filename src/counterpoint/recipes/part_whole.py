@@ -29,6 +29,8 @@ def part_whole() -> Grid:
             GridArm(name="two_stream", system=_two_stream()),
             GridArm(name="same_rate", system=_same_rate()),
             GridArm(name="shared_levels", system=_shared_levels()),
+            GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
+            GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
             GridArm(name="hrt", system=_hrt()),
             GridArm(name="window", system=_single(_tower(64, 5, WINDOW))),
             GridArm(

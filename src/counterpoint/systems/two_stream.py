@@ -19,7 +19,7 @@ from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import ring_steps
@@ -41,6 +41,7 @@ from counterpoint.systems.contract import (
     State,
     System,
     in_chunks,
+    map_state,
     stream_loss,
 )
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
@@ -167,6 +168,8 @@ class TwoStream(System, Level):
         nn.init.zeros_(self.head.weight)
         if config.reconstruct_weight:
             self.reconstructor = Unfold(config.whole.width, width, ticks)
+        if config.whole_control == "frozen":
+            self.freeze()
 
     # Offline
 
@@ -179,7 +182,7 @@ class TwoStream(System, Level):
         """
         lower = self._read_rows(batch)
         if whole is None:
-            whole = self.read_blocks(self.compress(lower.cut), lower.cut, None)
+            whole = self._read_whole(lower, self.compress(lower.cut))
         else:
             num_rows, num_blocks = lower.cut.end_step.shape
             expected = (num_rows, num_blocks, self.config.whole.width)
@@ -194,7 +197,7 @@ class TwoStream(System, Level):
         if not self.steering.links:
             raise UserError("Only links show attention: expected `num_links` >= 1, got 0.")
         lower = self._read_rows(batch)
-        whole = self.read_blocks(self.compress(lower.cut), lower.cut, None)
+        whole = self._read_whole(lower, self.compress(lower.cut))
         weights: list[Tensor] = []
         guidance = self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
         self._write_part(lower, guidance, weights=weights)
@@ -208,7 +211,7 @@ class TwoStream(System, Level):
         config = self.config
         lower = self._read_rows(batch)
         compressed = self.compress(lower.cut)
-        whole = self.read_blocks(compressed, lower.cut, None)
+        whole = self._read_whole(lower, compressed)
         keep = torch.rand(len(ids), 1, device=ids.device) >= config.whole_dropout
         published = self.steering.record(whole, lower.cut.end_step)
         guidance = self._guidance(lower, published, keep if self.training else None)
@@ -259,6 +262,13 @@ class TwoStream(System, Level):
         ends_early = self.ends_block[ids] if self.config.boundary_ids else None
         cut = self.cut(x, ends_early, start, level)
         return LowerStates(x, reach, cut, cut.before, cut.finished, None)
+
+    def _read_whole(
+        self, lower: LowerStates, compressed: Float[Tensor, "B W D2"]
+    ) -> Float[Tensor, "B W D2"]:
+        """The whole states of whole rows that each row is led by."""
+        whole = self.read_blocks(compressed, lower.cut, None)
+        return next_rows(whole) if self.config.whole_control == "shuffled" else whole
 
     def _guidance(
         self, lower: LowerStates, published: Published, keep: Bool[Tensor, "B 1"] | None = None
@@ -368,7 +378,10 @@ class TwoStream(System, Level):
         """Last third of `read`: the upper part layers write under the published whole."""
         if lower.after is None:
             raise AssertionError("`read_lower` of a session gives the state after it")
-        guidance = self._guidance(lower, state.whole.published)
+        published = state.whole.published
+        if self.config.whole_control == "shuffled":
+            published = map_state(next_rows, published)
+        guidance = self._guidance(lower, published)
         return self._write_part(lower, guidance, state.part), lower.after
 
     def kept_whole(self, state: TwoStreamState) -> tuple[Tensor, Tensor]:
@@ -408,8 +421,16 @@ class TwoStream(System, Level):
         if training and config.reconstruct_weight:
             a_block = 2 * self.reconstructor.unfold.weight.numel() + config.block_ticks * head
             forward += a_block * num_blocks / num_ticks
+        if training and config.whole_control == "frozen":
+            # Weights that do not learn have no gradient; what flows through them has.
+            return 3 * forward - self.frozen_flops * num_blocks / num_ticks
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""
         return list(dict.fromkeys([*self.part.layers, *self.whole_layers()]))
+
+
+def next_rows(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:
+    """For every row what stands in the next one: the last has the first one's, one alone zeros."""
+    return x.roll(-1, 0) if len(x) > 1 else torch.zeros_like(x)

@@ -1,6 +1,7 @@
 """The shape of a `TwoStream`, and the streams that follow from it."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -24,6 +25,10 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         shared_layers: The whole and those above it use the layers of the part tower in place of
             their own: one stack of layers serves all levels, whose shapes may differ in their
             windows alone. The control of levels without towers of their own.
+        whole_control: What is taken from the whole to see what it gives. "shuffled": each row reads
+            the whole of the next row of its batch, the last one that of the first, in training and
+            everywhere else; a row alone in a batch reads zeros. "frozen": compressor and whole
+            tower keep their random weights.
         predict_weight: Weight of the loss that each plan has as a prediction of its own.
         reconstruct_weight: Weight of rebuilding each block from its compressed form.
         vocab_size: Ids of the part stream.
@@ -36,6 +41,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     usual_block_ticks: float | None = None
     whole_dropout: float = 0.1
     shared_layers: bool = False
+    whole_control: Literal["none", "shuffled", "frozen"] = "none"
     predict_weight: float = 0.3
     reconstruct_weight: float = 0.0
     vocab_size: int = 258
@@ -47,6 +53,11 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         for level in self.levels:
             level.check(fine)
             fine = level.whole
+        if self.whole_control == "frozen" and (self.shared_layers or self.levels):
+            raise UserError(
+                "A frozen whole must be the only one and have layers of its own: got "
+                f"{len(self.levels)} `levels` and `shared_layers` = {self.shared_layers}."
+            )
         for level in levels_of(self) if self.shared_layers else ():
             if replace(level.whole, window=self.part.window) != self.part:
                 raise UserError(
