@@ -185,7 +185,7 @@ def test_loss_counts_the_nats_of_all_targets(model: System) -> None:
         return
     if len(batch.targets) == 1:  # the terms of several streams are their own means
         for name, value in loss.terms.items():
-            total += getattr(model.config, f"{name}_weight") * float(value)
+            total += model.loss_factor(name) * float(value)
     assert math.isclose(float(loss.total), total, rel_tol=1e-5)
 
 

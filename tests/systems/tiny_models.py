@@ -12,8 +12,10 @@ from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
+from counterpoint.blocks.stage import StageConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
+from counterpoint.systems.hnet import HNetConfig
 from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
@@ -79,6 +81,18 @@ def hrt(*levels: TowerConfig, **changes: Any) -> HRTConfig:
     return HRTConfig(**(fields | changes))
 
 
+def hnet(*stages: StageConfig, **changes: Any) -> HNetConfig:
+    fields: dict[str, Any] = {"stages": stages, "main": tower(20, 2, 2, 3), "vocab_size": VOCAB}
+    return HNetConfig(**(fields | changes))
+
+
+def stage(width: int, window: int, share: float = 1.0, ratio: float = 3.0) -> StageConfig:
+    encoder = tower(width, 1, 2, window)
+    return StageConfig(
+        encoder=encoder, decoder=replace(encoder, num_layers=2), ratio=ratio, max_share=share
+    )
+
+
 HRT_LEVELS = (tower(18, 2, 3, 7), tower(16, 2, 2, 3), tower(12, 2, 2, 3))
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -97,6 +111,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "two_rounds": hrt(*HRT_LEVELS, strides=(2, 4), compressor="wavelet", num_rounds=2),
         "attention": hrt(*HRT_LEVELS[:2], strides=(3,), compressor="attention", num_rounds=2),
         "last": hrt(*HRT_LEVELS[:2], strides=(2,), compressor="last", reconstruct_weight=0.0),
+    },
+    "hnet": {
+        "one_stage": hnet(stage(16, 7)),
+        "two_stages": hnet(stage(12, 7), stage(16, 4, ratio=2.0)),
+        "two_stages_bounded": hnet(stage(12, 7, 0.6), stage(12, 4, 0.75, 2.0)),
     },
     "two_stream": {
         **{
