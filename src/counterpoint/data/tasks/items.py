@@ -8,6 +8,7 @@ they get is the floor that a model has to beat.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ class ScoredTask(Protocol):
         ...
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """Policies by name; "oracle" reads the whole text, the others a part of it or nothing."""
+        """Policies by name; "oracle" reads the whole text, the others a part of it."""
         ...
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
@@ -169,18 +170,29 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
 
 
 def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
-    """Scores of every policy of a task, by policy and name."""
+    """Scores of every policy of a task, by policy and name, and of the best constant."""
     items = [task.item(seed, number) for number in range(num_items)]
     found = {}
     for name, policy in task.policies().items():
         given = [policy(item, draw(seed, -1 - number)) for number, item in enumerate(items)]
         found[name] = task.score(items, given)
+    most = commonest(items)
+    found["constant"] = task.score(items, [always(most, item) for item in items])
     return found
 
 
-def of_kind(item: Item, kind: str, text: str) -> Replies:
-    """One answer to every question of a kind."""
-    return {number: text for number, one in enumerate(item.answers) if one.kind == kind}
+def commonest(items: Iterable[Item]) -> dict[str, str]:
+    """The answer that is right most often, by kind: no other constant is right more often."""
+    counts: dict[str, Counter[str]] = {}
+    for item in items:
+        for answer in item.answers:
+            counts.setdefault(answer.kind, Counter())[answer.text] += 1
+    return {kind: own.most_common(1)[0][0] for kind, own in counts.items()}
+
+
+def always(texts: Mapping[str, str], item: Item) -> Replies:
+    """The same answer to every question of a kind."""
+    return {number: texts[one.kind] for number, one in enumerate(item.answers)}
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:

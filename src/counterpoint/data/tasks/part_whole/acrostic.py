@@ -13,6 +13,7 @@ from counterpoint.data.tasks.items import (
     Writer,
     draw,
 )
+from counterpoint.errors import UserError
 
 _VOWELS = "aeiou"
 _CONSONANTS = "bcdfghjklmnpqrstvwxyz"
@@ -21,7 +22,7 @@ _SCHEMES = ("AABB", "ABAB", "ABBA", "AAAA")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Acrostic(ExactMatch):
-    """A poem of eight lines under a plan: first letters, rhyme scheme, and length of a line.
+    """A poem under a plan: first letters, rhyme scheme, and length of a line.
 
     Consonants and vowels alternate, and a line begins with a consonant and has an even length. The
     last two letters of a line rhyme as the scheme says; each stanza of four lines has its own
@@ -30,26 +31,39 @@ class Acrostic(ExactMatch):
     letters of this line and of the next three.
 
     Attributes:
+        num_lines: Lines, in stanzas of four.
         filler: Symbols without a meaning between the plan and the poem.
+        any_order: Whether the three parts of the plan stand in any order.
     """
 
     name: ClassVar[str] = "acrostic"
     primary: ClassVar[str] = "acrostic"
+    num_lines: int = 8
     filler: int = 64
+    any_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_lines < 4 or self.num_lines % 4:
+            raise UserError(
+                f"`num_lines` must be a multiple of 4, as stanzas are: got {self.num_lines}."
+            )
 
     @property
     def most_symbols(self) -> int:
         """See `ScoredTask.most_symbols`."""
-        return len("bbbbbbbb AABB 12 \n") + self.filler + 8 * 13
+        return len(" AABB 12 \n") + self.filler + 14 * self.num_lines
 
     def item(self, seed: int, number: int) -> Item:
         """See `ScoredTask.item`."""
         rng = draw(seed, number)
-        word = rng.choices(_CONSONANTS, k=8)
+        word = rng.choices(_CONSONANTS, k=self.num_lines)
         scheme = rng.choice(_SCHEMES)
         length = rng.choice((8, 10, 12))
         writer = Writer()
-        writer.write(f"{''.join(word)} {scheme} {length} ")
+        plan = ["".join(word), scheme, str(length)]
+        if self.any_order:
+            rng.shuffle(plan)
+        writer.write(" ".join(plan) + " ")
         writer.write("".join(rng.choices("0123456789.,;:", k=self.filler)) + "\n")
         prompt = writer.text
         rhymes: dict[str, str] = {}
@@ -92,25 +106,22 @@ class Acrostic(ExactMatch):
         return {
             "oracle": oracle,
             "without the plan": without_plan,
-            "constant": lambda item, rng: {
-                number: {"acrostic": "b", "rhyme": "ba"}[answer.kind]
-                for number, answer in enumerate(item.answers)
-            },
         }
 
     def judge(self, item: Item, poem: str) -> dict[str, float]:
         """Scores of a poem that was written behind the item's plan.
 
         Returns:
-            Shares of the eight lines: "acrostic" with the right first letter, "rhyme" that rhyme as
+            Shares of the lines: "acrostic" with the right first letter, "rhyme" that rhyme as
             the scheme says with all lines of their stanza, "length" of the right length; and
             "violations", letters for each 100 that break the alternation.
         """
         word = item.facts["word"]
         length = item.facts["length"]
         scheme = item.facts["scheme"]
-        lines = poem.split("\n")[:8]
-        lines += [""] * (8 - len(lines))
+        count = self.num_lines
+        lines = poem.split("\n")[:count]
+        lines += [""] * (count - len(lines))
         ends = [line[-2:] for line in lines]
         rhymes = [
             bool(ends[i])
@@ -118,7 +129,7 @@ class Acrostic(ExactMatch):
                 (ends[i] == ends[j]) == (scheme[i % 4] == scheme[j % 4])
                 for j in range(i // 4 * 4, i // 4 * 4 + 4)
             )
-            for i in range(8)
+            for i in range(count)
         ]
         letters = "".join(lines)
         broken = sum(
@@ -127,8 +138,9 @@ class Acrostic(ExactMatch):
             for place, symbol in enumerate(line)
         )
         return {
-            "acrostic": sum(line[:1] == first for line, first in zip(lines, word, strict=True)) / 8,
-            "rhyme": sum(rhymes) / 8,
-            "length": sum(len(line) == length for line in lines) / 8,
+            "acrostic": sum(line[:1] == first for line, first in zip(lines, word, strict=True))
+            / count,
+            "rhyme": sum(rhymes) / count,
+            "length": sum(len(line) == length for line in lines) / count,
             "violations": 100 * broken / max(len(letters), 1),
         }

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import ClassVar
 
-from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, draw, of_kind
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, always, draw
 from counterpoint.errors import UserError
 
 _RIGHT = "."
 _WRONG = "!"
+_FILLER = "/_|~"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,7 @@ class StreamAudit:
         num_registers: Registers, which start at 0 and count modulo 10.
         num_steps: Updates and claims.
         claim_share: Share of the steps that are claims.
+        filler: Symbols without a meaning behind every step.
     """
 
     name: ClassVar[str] = "audit"
@@ -31,6 +33,7 @@ class StreamAudit:
     num_registers: int = 4
     num_steps: int = 60
     claim_share: float = 0.4
+    filler: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_registers <= 26:
@@ -39,7 +42,7 @@ class StreamAudit:
     @property
     def most_symbols(self) -> int:
         """See `ScoredTask.most_symbols`."""
-        return 5 * self.num_steps
+        return (5 + self.filler) * self.num_steps
 
     def item(self, seed: int, number: int) -> Item:
         """See `ScoredTask.item`."""
@@ -51,20 +54,21 @@ class StreamAudit:
         writer = Writer()
         steps: list[tuple[int, int, bool]] = []
         for step, claim in enumerate(claims):
+            gap = "".join(rng.choices(_FILLER, k=self.filler)) + " "
             register = rng.randrange(self.num_registers)
             letter = ascii_lowercase[register]
             writer.label("".join(map(str, values)))
             if not claim:
                 change = rng.randrange(1, 10)
                 values[register] = (values[register] + change) % 10
-                writer.write(f"{letter}+{change} ")
+                writer.write(f"{letter}+{change}{gap}")
                 steps.append((register, change, False))
                 continue
             wrong = step == false_at
             shown = (values[register] + (rng.randrange(1, 10) if wrong else 0)) % 10
             writer.write(f"{letter}={shown}")
             writer.answer("verdict", _WRONG if wrong else _RIGHT)
-            writer.write(" ")
+            writer.write(gap)
             steps.append((register, shown, True))
         return writer.item(steps=steps)
 
@@ -74,8 +78,7 @@ class StreamAudit:
             "oracle": self._window(self.num_steps),
             "last 8 steps": self._window(8),
             "last 16 steps": self._window(16),
-            "always wrong": lambda item, rng: of_kind(item, "verdict", _WRONG),
-            "always right": lambda item, rng: of_kind(item, "verdict", _RIGHT),
+            "always wrong": lambda item, rng: always({"verdict": _WRONG}, item),
         }
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:

@@ -14,7 +14,6 @@ from counterpoint.data.tasks.items import (
     Replies,
     Writer,
     draw,
-    of_kind,
 )
 from counterpoint.errors import UserError
 
@@ -26,30 +25,39 @@ _CUES = "!#$%&()*,./:;<>?"  # 16
 class KeyedCloze(ExactMatch):
     """Every block ends with a symbol that follows from the plan and from how the block begins.
 
-    The plan z is one of 16. Blocks 0 to 2 show it in noisy cues. A later block with first symbol s
-    and number i ends with symbol (s + 4 z + i) mod 64: without z that is one of 16, without s one
-    of 64. The whole is the cue of the plan, behind the blocks that show it.
+    The plan z is one of 16. Blocks 0 to 2 show it in noisy cues. Some blocks later, a block with
+    first symbol s and number i ends with symbol (s + 4 z + i) mod 64: without z that is one of 16,
+    without s one of 64. The first such block alone counts as "joint": those behind it ("joint, plan
+    shown") follow also from the block before. The whole is the cue of the plan, behind the blocks
+    that show it.
 
     Attributes:
+        num_plans: Plans: 2, 4, 8 or 16.
         num_blocks: Blocks, the three with cues included.
         block_symbols: Symbols of a block before its last one.
         num_cues: Cues in each of the first three blocks.
         noise: Share of cues that show any plan.
+        distance: Blocks between the cues and the first block that ends as the plan says.
     """
 
     name: ClassVar[str] = "cloze"
     primary: ClassVar[str] = "joint"
+    num_plans: int = 16
     num_blocks: int = 16
     block_symbols: int = 12
     num_cues: int = 4
     noise: float = 0.2
+    distance: int = 8
 
     def __post_init__(self) -> None:
-        if self.num_blocks <= 3 or not 1 <= self.num_cues < self.block_symbols:
+        if self.num_blocks <= self._first or not 1 <= self.num_cues < self.block_symbols:
             raise UserError(
-                "A text must have more than 3 blocks, with fewer cues than a block has symbols: "
-                f"got {self.num_blocks}, {self.num_cues} and {self.block_symbols}."
+                "A text must have more than 3 blocks and the distance, with fewer cues than a "
+                f"block has symbols: got {self.num_blocks} with a distance of {self.distance}, "
+                f"{self.num_cues} and {self.block_symbols}."
             )
+        if self.num_plans not in (2, 4, 8, 16):
+            raise UserError(f"`num_plans` must be 2, 4, 8 or 16: got {self.num_plans}.")
 
     @property
     def most_symbols(self) -> int:
@@ -59,7 +67,7 @@ class KeyedCloze(ExactMatch):
     def item(self, seed: int, number: int) -> Item:
         """See `ScoredTask.item`."""
         rng = draw(seed, number)
-        plan = rng.randrange(len(_CUES))
+        plan = rng.randrange(self.num_plans)
         writer = Writer()
         for block in range(self.num_blocks):
             first = rng.choice(_SYMBOLS)
@@ -67,17 +75,17 @@ class KeyedCloze(ExactMatch):
             if block < 3:
                 for place in rng.sample(range(len(cells)), self.num_cues):
                     noisy = rng.random() < self.noise
-                    cells[place] = rng.choice(_CUES) if noisy else _CUES[plan]
+                    cells[place] = _CUES[rng.randrange(self.num_plans) if noisy else plan]
             if block == 3:
                 writer.label(_CUES[plan])
             writer.write(first + "".join(cells))
-            last = _SYMBOLS[(_SYMBOLS.index(first) + 4 * plan + block) % len(_SYMBOLS)]
-            if block < 3:
-                writer.write("=" + rng.choice(_SYMBOLS) + " ")
+            writer.write("=")
+            if block < self._first:
+                writer.write(rng.choice(_SYMBOLS))
             else:
-                writer.write("=")
-                writer.answer("joint", last)
-                writer.write(" ")
+                kind = "joint" if block == self._first else "joint, plan shown"
+                writer.answer(kind, self._last(first, plan, block))
+            writer.write(" ")
         return writer.item()
 
     def policies(self) -> Mapping[str, ItemPolicy]:
@@ -86,14 +94,24 @@ class KeyedCloze(ExactMatch):
             "oracle": self._rule,
             "without the plan": self._without_plan,
             "without the symbol": self._without_symbol,
-            "constant": lambda item, rng: of_kind(item, "joint", "0"),
+            "block before": self._block_before,
         }
 
+    @property
+    def _first(self) -> int:
+        """The first block that ends as the plan says."""
+        return 3 + self.distance
+
+    def _last(self, first: str, plan: int, block: int) -> str:
+        """The symbol that a block ends with."""
+        step = len(_SYMBOLS) // self.num_plans
+        return _SYMBOLS[(_SYMBOLS.index(first) + step * plan + block) % len(_SYMBOLS)]
+
     def _ends(self, item: Item, plan: int) -> Replies:
-        firsts = [block[0] for block in item.text.split(" ")[: self.num_blocks]]
+        blocks = item.text.split(" ")[self._first : self.num_blocks]
         return {
-            number: _SYMBOLS[(_SYMBOLS.index(firsts[block]) + 4 * plan + block) % len(_SYMBOLS)]
-            for number, block in enumerate(range(3, self.num_blocks))
+            number: self._last(block[0], plan, self._first + number)
+            for number, block in enumerate(blocks)
         }
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
@@ -102,7 +120,13 @@ class KeyedCloze(ExactMatch):
         return self._ends(item, _CUES.index(cues.most_common(1)[0][0]))
 
     def _without_plan(self, item: Item, rng: random.Random) -> Replies:
-        return self._ends(item, rng.randrange(len(_CUES)))
+        return self._ends(item, rng.randrange(self.num_plans))
+
+    def _block_before(self, item: Item, rng: random.Random) -> Replies:
+        """Reads a block and the one before it, whose end shows the plan but for the first one."""
+        told = self._ends(item, rng.randrange(self.num_plans))
+        shown = {number: one.text for number, one in enumerate(item.answers)}
+        return {**shown, 0: told[0]}
 
     def _without_symbol(self, item: Item, rng: random.Random) -> Replies:
         return {number: rng.choice(_SYMBOLS) for number in range(len(item.answers))}

@@ -25,17 +25,19 @@ _MOST_LOGS = 20_000
 class Logbook(ExactMatch):
     """Events, each an entity and a value, of which a third misleads.
 
-    Asked: "joint", the last value of the most frequent entity; "whole", that entity; "part", the
-    last value of an entity that is named. One third of the log has another most frequent entity
-    than the whole: in half of the logs the last one, and these alone count as "joint" and "whole";
-    in the others the first or the middle one ("joint, end agrees"), so that no third can be
-    trusted. The last event is not of the most frequent entity. The whole is who is most frequent
-    so far.
+    Asked: "joint", the last value of the most frequent entity, or in some logs "whole", that
+    entity, for either answer would betray the other; and "part", the last value of an entity that
+    is named. One third of the log has another most frequent entity than the whole: in half of the
+    logs the last one, and these alone count as "joint" and "whole"; in the others the first or the
+    middle one ("joint, end agrees"), so that no third can be trusted. The last event is not of the
+    most frequent entity. The whole is who is most frequent so far.
 
     Attributes:
         num_events: Events.
         num_entities: Entities; at most 26.
         margin: Events by which the most frequent entity is ahead.
+        misleading: Thirds (0, 1, 2) of which one misleads; each is as likely as it stands there.
+        whole_share: Share of the logs that ask for the whole.
     """
 
     name: ClassVar[str] = "logbook"
@@ -43,6 +45,8 @@ class Logbook(ExactMatch):
     num_events: int = 48
     num_entities: int = 6
     margin: int = 2
+    misleading: tuple[int, ...] = (0, 1, 2, 2)
+    whole_share: float = 0.2
 
     def __post_init__(self) -> None:
         if self.num_events % 3 or not 3 <= self.num_entities <= 26:
@@ -50,18 +54,20 @@ class Logbook(ExactMatch):
                 "A log must have 3 to 26 entities and a number of events that 3 divides: got "
                 f"{self.num_entities} and {self.num_events}."
             )
+        if not self.misleading or not set(self.misleading) <= {0, 1, 2}:
+            raise UserError(f"`misleading` must be some of 0, 1 and 2: got {self.misleading}.")
 
     @property
     def most_symbols(self) -> int:
         """See `ScoredTask.most_symbols`."""
-        return 3 * self.num_events + len("J=0 W=A PA=0")
+        return 3 * self.num_events + len("J=0 PA=0")
 
     def item(self, seed: int, number: int) -> Item:
         """See `ScoredTask.item`."""
         rng = draw(seed, number)
         entities = ascii_uppercase[: self.num_entities]
         leader, misleader = rng.sample(entities, 2)
-        misleading = rng.choice((0, 1, 2, 2))
+        misleading = rng.choice(self.misleading)
         suffix = "" if misleading == 2 else ", end agrees"
         for _ in range(_MOST_LOGS):
             who = [
@@ -86,10 +92,12 @@ class Logbook(ExactMatch):
             writer.write(f"{entity}{value} ")
             counts[entity] += 1
             writer.label(max(counts, key=counts.__getitem__))  # of two, who came first
-        writer.write("J=")
-        writer.answer(f"joint{suffix}", last[leader])
-        writer.write(" W=")
-        writer.answer(f"whole{suffix}", leader)
+        if rng.random() < self.whole_share:
+            writer.write("W=")
+            writer.answer(f"whole{suffix}", leader)
+        else:
+            writer.write("J=")
+            writer.answer(f"joint{suffix}", last[leader])
         writer.write(f" P{asked}=")
         writer.answer("part", last[asked])
         return writer.item(events=events, asked=asked)
@@ -100,12 +108,12 @@ class Logbook(ExactMatch):
 
         def reads(first: int, stop: int | None) -> ItemPolicy:
             def policy(item: Item, rng: random.Random) -> Replies:
-                return _answers(item.facts["events"][first:stop], item.facts["asked"], rng)
+                return _answers(item, item.facts["events"][first:stop], rng)
 
             return policy
 
         def last_value(item: Item, rng: random.Random) -> Replies:
-            return dict.fromkeys((0, 2), item.facts["events"][-1][1])
+            return dict.fromkeys((0, 1), item.facts["events"][-1][1])
 
         return {
             "oracle": reads(0, None),
@@ -113,7 +121,6 @@ class Logbook(ExactMatch):
             "last two thirds": reads(-2 * third, None),
             "first two thirds": reads(0, 2 * third),
             "last value": last_value,
-            "constant": lambda item, rng: {0: "0", 1: "A", 2: "0"},
         }
 
     def _third(self, rng: random.Random, favourite: str) -> list[str]:
@@ -138,10 +145,12 @@ def _lead(who: list[str], entity: str) -> int:
     return counts[entity] - max(others, default=0)
 
 
-def _answers(events: list[tuple[str, str]], asked: str, rng: random.Random) -> Replies:
+def _answers(item: Item, events: list[tuple[str, str]], rng: random.Random) -> Replies:
     """What these events alone say."""
     last = dict(events)
     counts = Counter(entity for entity, _ in events)
     most = max(counts.values())
     leader = rng.choice([entity for entity in sorted(counts) if counts[entity] == most])
-    return {0: last[leader], 1: leader, 2: last.get(asked) or rng.choice(_VALUES)}
+    whole = item.answers[0].kind.startswith("whole")
+    part = last.get(item.facts["asked"]) or rng.choice(_VALUES)
+    return {0: leader if whole else last[leader], 1: part}

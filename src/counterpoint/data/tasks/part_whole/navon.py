@@ -17,6 +17,8 @@ from counterpoint.data.tasks.items import (
 )
 from counterpoint.errors import UserError
 
+_NO_ODD = "-"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Navon(ExactMatch):
@@ -24,7 +26,9 @@ class Navon(ExactMatch):
 
     The letters of the blocks repeat a motif, but for one odd block. Asked: "joint", the digit of
     the odd block; "whole", the letter of the block that would come next; "part", the digit of a
-    block that is named. The whole is the motif, as far as it has been shown.
+    block that is named. In half of the texts the odd block shows a letter of the motif, and these
+    alone count as "joint": only its place gives it away. In the others the letter is foreign to
+    the motif ("joint, foreign letter"). The whole is the motif, as far as it has been shown.
 
     Attributes:
         num_blocks: Blocks; at most 26.
@@ -32,6 +36,8 @@ class Navon(ExactMatch):
         period: Letters of the motif.
         majority: Share of cells that show the block's letter; the others show any.
         num_letters: Letters that cells may show.
+        foreign_share: Share of the odd blocks whose letter is foreign.
+        odd_share: Share of the texts that have an odd block; in the others "-" is the answer.
 
     Source: global and local letters of Navon (1977), as text.
     """
@@ -43,17 +49,19 @@ class Navon(ExactMatch):
     period: int = 4
     majority: float = 0.6
     num_letters: int = 16
+    foreign_share: float = 0.5
+    odd_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.period < self.num_blocks <= 26:
+        if not 2 <= self.period < self.num_blocks <= 26:
             raise UserError(
-                "A text must have up to 26 blocks, more than its motif has letters: got "
-                f"{self.num_blocks} and {self.period}."
+                "A text must have up to 26 blocks, more than its motif has letters, which are 2 or "
+                f"more: got {self.num_blocks} and {self.period}."
             )
-        if not max(self.period, 2) <= self.num_letters <= 26 or self.block_symbols < 2:
+        if not self.period < self.num_letters <= 26 or self.block_symbols < 2:
             raise UserError(
-                "Letters must be as many as the motif has, 2 to 26, and a block have 2 cells or "
-                f"more: got {self.num_letters} and {self.block_symbols}."
+                "There must be up to 26 letters, more than the motif has, and a block must have 2 "
+                f"cells or more: got {self.num_letters} and {self.block_symbols}."
             )
 
     @property
@@ -68,7 +76,11 @@ class Navon(ExactMatch):
         motif = rng.sample(letters, self.period)
         odd = rng.randrange(self.period, self.num_blocks)
         shown = [motif[block % self.period] for block in range(self.num_blocks)]
-        shown[odd] = rng.choice([letter for letter in letters if letter != shown[odd]])
+        foreign = rng.random() < self.foreign_share
+        has_odd = rng.random() < self.odd_share
+        if has_odd:
+            own = [letter for letter in letters if (letter not in motif) == foreign]
+            shown[odd] = rng.choice([letter for letter in own if letter != shown[odd]])
         numbers = rng.choices(digits, k=self.num_blocks)
         writer = Writer()
         for block, (letter, digit) in enumerate(zip(shown, numbers, strict=True), 1):
@@ -81,7 +93,8 @@ class Navon(ExactMatch):
             writer.label("".join(motif[:block]))
         asked = rng.randrange(self.num_blocks)
         writer.write("J=")
-        writer.answer("joint", numbers[odd])
+        kind = "joint, foreign letter" if has_odd and foreign else "joint"
+        writer.answer(kind, numbers[odd] if has_odd else _NO_ODD)
         writer.write(" G=")
         writer.answer("whole", motif[self.num_blocks % self.period])
         writer.write(f" L{ascii_uppercase[asked]}=")
@@ -94,7 +107,7 @@ class Navon(ExactMatch):
             "oracle": self._rule,
             "random block": self._random_block,
             "last two blocks": self._last_blocks,
-            "constant": lambda item, rng: {0: "0", 1: "a", 2: "0"},
+            "unordered blocks": self._unordered,
         }
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
@@ -106,12 +119,19 @@ class Navon(ExactMatch):
             for place in range(self.period)
         ]
         wrong = [i for i, letter in enumerate(shown) if letter != motif[i % self.period]]
-        odd = wrong[0] if wrong else self.period
         return {
-            0: _digit(blocks[odd]),
+            0: _digit(blocks[wrong[0]]) if wrong else _NO_ODD,
             1: motif[self.num_blocks % self.period],
             2: _digit(blocks[item.facts["asked"]]),
         }
+
+    def _unordered(self, item: Item, rng: random.Random) -> Replies:
+        """Knows how many blocks show each letter, but not in which order they stand."""
+        blocks = _blocks(item, self.num_blocks)
+        counts = Counter(map(_letter, blocks))
+        letter = min(counts, key=lambda one: (counts[one] > 1, -counts[one]))
+        odd = rng.choice([block for block in blocks if _letter(block) == letter])
+        return {0: _digit(odd), 1: rng.choice(list(counts)), 2: _digit(rng.choice(blocks))}
 
     def _random_block(self, item: Item, rng: random.Random) -> Replies:
         blocks = _blocks(item, self.num_blocks)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from string import ascii_lowercase
 from typing import ClassVar
 
@@ -19,22 +20,24 @@ from counterpoint.errors import UserError
 
 _MISSING = "_"
 _MOST_SENTENCES = 100
-Rules = tuple[dict[int, tuple[tuple[int, int], ...]], ...]
-"""By level from the root: the pairs that each symbol may become."""
+Rules = tuple[dict[int, tuple[tuple[int, ...], ...]], ...]
+"""By level from the root: the groups that each symbol may become."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomHierarchy(ExactMatch):
     """Leaves of a tree whose rules are the same in every item and must be learned.
 
-    A symbol of a level becomes one of ``num_rules`` pairs of the level below, and no pair comes
+    A symbol of a level becomes one of ``num_rules`` groups of the level below, and no group comes
     from two symbols. Asked: "whole", the root; "joint", a leaf that is left out and follows from
     all others. The whole is the symbols of the quarters that have been read.
 
     Attributes:
         num_symbols: Symbols of a level; at most 26.
-        num_rules: Pairs that a symbol may become.
-        num_levels: Levels below the root; there are 2 to the power of it leaves.
+        num_rules: Groups that a symbol may become.
+        num_levels: Levels below the root; there are ``branching`` to the power of it leaves.
+        branching: Symbols of a group, 2 to 4.
+        labelled_share: Share of the texts that ask for the root.
         grammar: Seed of the rules.
 
     Source: the random hierarchy model (arXiv:2307.02129).
@@ -45,6 +48,8 @@ class RandomHierarchy(ExactMatch):
     num_symbols: int = 8
     num_rules: int = 4
     num_levels: int = 6
+    branching: int = 2
+    labelled_share: float = 1.0
     grammar: int = 0
 
     def __post_init__(self) -> None:
@@ -54,17 +59,20 @@ class RandomHierarchy(ExactMatch):
                 "A grammar must have 2 to 26 symbols and fewer rules for each than symbols: got "
                 f"{self.num_symbols} and {self.num_rules}."
             )
-        if self.num_levels < 1:
-            raise UserError(f"`num_levels` must be >= 1: got {self.num_levels}.")
+        if self.num_levels < 1 or not 2 <= self.branching <= 4:
+            raise UserError(
+                "`num_levels` must be >= 1 and `branching` 2 to 4: got "
+                f"{self.num_levels} and {self.branching}."
+            )
 
     @property
     def most_symbols(self) -> int:
         """See `ScoredTask.most_symbols`."""
-        return 2**self.num_levels + len(" J=a W=a")
+        return self.branching**self.num_levels + len(" J=a W=a")
 
     def item(self, seed: int, number: int) -> Item:
         """See `ScoredTask.item`."""
-        rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
+        rules = self._rules()
         rng = draw(seed, number)
         for _ in range(_MOST_SENTENCES):
             root = rng.randrange(self.num_symbols)
@@ -83,7 +91,7 @@ class RandomHierarchy(ExactMatch):
             )
         shown = "".join(ascii_lowercase[leaf] for leaf in leaves)
         shown = shown[:missing] + _MISSING + shown[missing + 1 :]
-        upper = rows[min(2, self.num_levels - 1)]
+        upper = rows[min(2 if self.branching == 2 else 1, self.num_levels - 1)]
         size = len(leaves) // len(upper)
         writer = Writer()
         for number in range(len(upper)):
@@ -91,13 +99,14 @@ class RandomHierarchy(ExactMatch):
             writer.label("".join(ascii_lowercase[symbol] for symbol in upper[: number + 1]))
         writer.write(" J=")
         writer.answer("joint", ascii_lowercase[leaves[missing]])
-        writer.write(" W=")
-        writer.answer("whole", ascii_lowercase[root])
+        if rng.random() < self.labelled_share:
+            writer.write(" W=")
+            writer.answer("whole", ascii_lowercase[root])
         return writer.item(leaves=leaves, missing=missing)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """See `ScoredTask.policies`."""
-        rules = _rules(self.grammar, self.num_levels, self.num_symbols, self.num_rules)
+        rules = self._rules()
 
         def oracle(item: Item, rng: random.Random) -> Replies:
             leaves = list(item.facts["leaves"])
@@ -106,40 +115,46 @@ class RandomHierarchy(ExactMatch):
             leaves[missing] = leaf
             return {0: ascii_lowercase[leaf], 1: ascii_lowercase[_root(rules, leaves) or 0]}
 
-        def siblings(size: int) -> ItemPolicy:
-            """Reads the subtree of ``size`` leaves around the missing one."""
+        def siblings(num_levels: int) -> ItemPolicy:
+            """Reads the subtree of so many levels around the missing leaf."""
+            size = self.branching**num_levels
 
             def policy(item: Item, rng: random.Random) -> Replies:
                 first = item.facts["missing"] // size * size
                 leaves = item.facts["leaves"][first : first + size]
-                levels = rules[-(size.bit_length() - 1) :]
-                leaf = rng.choice(_fitting(levels, leaves, item.facts["missing"] - first))
+                at = item.facts["missing"] - first
+                leaf = rng.choice(_fitting(rules[-num_levels:], leaves, at))
                 return {0: ascii_lowercase[leaf]}
 
             return policy
 
-        def second_half(item: Item, rng: random.Random) -> Replies:
+        def last_branch(item: Item, rng: random.Random) -> Replies:
             leaves = item.facts["leaves"]
-            right = _root(rules[1:], leaves[len(leaves) // 2 :])
-            roots = [s for s, pairs in rules[0].items() if any(p[1] == right for p in pairs)]
+            last = _root(rules[1:], leaves[-(len(leaves) // self.branching) :])
+            roots = [s for s, groups in rules[0].items() if any(g[-1] == last for g in groups)]
             return {1: ascii_lowercase[rng.choice(roots)]}
 
         return {
             "oracle": oracle,
-            "sibling": siblings(2),
-            "four leaves": siblings(4),
-            "second half": second_half,
-            "constant": lambda item, rng: {0: "a", 1: "a"},
+            "siblings": siblings(1),
+            "subtree of two levels": siblings(2),
+            "last branch": last_branch,
         }
+
+    def _rules(self) -> Rules:
+        size = (self.num_levels, self.num_symbols, self.num_rules, self.branching)
+        return _rules(self.grammar, *size)
 
 
 @lru_cache(maxsize=8)
-def _rules(grammar: int, num_levels: int, num_symbols: int, num_rules: int) -> Rules:
+def _rules(
+    grammar: int, num_levels: int, num_symbols: int, num_rules: int, branching: int
+) -> Rules:
     rng = random.Random(f"grammar {grammar}")
     levels = []
     for _ in range(num_levels):
-        pairs = [(a, b) for a in range(num_symbols) for b in range(num_symbols)]
-        chosen = rng.sample(pairs, num_symbols * num_rules)
+        groups = list(product(range(num_symbols), repeat=branching))
+        chosen = rng.sample(groups, num_symbols * num_rules)
         levels.append(
             {
                 symbol: tuple(chosen[symbol * num_rules : (symbol + 1) * num_rules])
@@ -153,8 +168,9 @@ def _root(rules: Rules, leaves: Sequence[int]) -> int | None:
     """The symbol whose tree has these leaves; ``None`` if there is none."""
     row = list(leaves)
     for level in reversed(rules):
-        parents = {pair: symbol for symbol, pairs in level.items() for pair in pairs}
-        above = [parents.get((a, b)) for a, b in zip(row[::2], row[1::2], strict=True)]
+        parents = {group: symbol for symbol, groups in level.items() for group in groups}
+        size = len(next(iter(parents)))
+        above = [parents.get(tuple(row[at : at + size])) for at in range(0, len(row), size)]
         if None in above:
             return None
         row = [symbol for symbol in above if symbol is not None]

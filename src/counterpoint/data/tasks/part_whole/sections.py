@@ -13,7 +13,6 @@ from counterpoint.data.tasks.items import (
     Replies,
     Writer,
     draw,
-    of_kind,
 )
 from counterpoint.errors import UserError
 
@@ -32,6 +31,7 @@ class Sections(ExactMatch):
         num_keys: Keys of a section; at most 26.
         num_questions: Questions at the end.
         filler: Symbols without a meaning behind every section.
+        recency: Power of the section's number with which it is asked for; 0 asks alike for all.
 
     Source: multi-query associative recall (arXiv:2312.04927) and its compositional form.
     """
@@ -42,6 +42,7 @@ class Sections(ExactMatch):
     num_keys: int = 8
     num_questions: int = 4
     filler: int = 8
+    recency: float = 0.0
 
     def __post_init__(self) -> None:
         if not (1 <= self.num_sections <= 26 and 1 <= self.num_keys <= 26):
@@ -76,7 +77,10 @@ class Sections(ExactMatch):
             writer.write("".join(rng.choices(_FILLER, k=self.filler)) + " ")
         writer.label("?")
         places = [(s, key) for s in range(self.num_sections) for key in keys]
-        asked = rng.sample(places, self.num_questions)
+        # The highest of u ** (1 / weight) are a sample without replacement with these weights.
+        drawn = {place: rng.random() ** ((place[0] + 1) ** -self.recency) for place in places}
+        asked = sorted(places, key=drawn.__getitem__)[-self.num_questions :]
+        rng.shuffle(asked)
         for section_number, key in asked:
             writer.write(f"{ascii_uppercase[section_number]}{key}=")
             writer.answer("joint", table[section_number][key])
@@ -106,7 +110,6 @@ class Sections(ExactMatch):
             "key only": key_only,
             "section only": section_only,
             "last section": last_section,
-            "constant": lambda item, rng: of_kind(item, "joint", "0"),
         }
 
 
