@@ -21,36 +21,11 @@ from counterpoint.streams.clock import available_at
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 from tests.runtime.any_layout import AnyLayout
 from tests.runtime.talking import LEVELS, LevelCodec
+from tests.streams.layouts import layouts
 
 VOCAB = 6
 NUM_TICKS = 9
 GREEDY = FrameSampling(text=Sampling(temperature=0.0), audio=Sampling(temperature=0.0))
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> Layout:
-    """One or two streams that are said, up to two that are heard, of any periods and delays."""
-    num_said = draw(st.integers(1, 2))
-    num_heard = draw(st.integers(0, 2))
-    has_lead = draw(st.booleans())
-    streams = []
-    for number in range(num_said + num_heard):
-        is_heard = number >= num_said
-        is_vector = is_heard and draw(st.booleans())
-        streams.append(
-            Stream(
-                name=f"s{number}",
-                role=Role.HEARD if is_heard else Role.SPOKEN,
-                vocab_size=None if is_vector else VOCAB,
-                width=2 if is_vector else None,
-                depth=1 if is_vector else draw(st.integers(1, 2)),
-                period_ticks=draw(st.integers(1, 4)),
-                delay_ticks=draw(st.integers(0, 3)),
-                predicted=not is_heard,
-                initial_id=VOCAB if has_lead and not is_vector else None,
-            )
-        )
-    return Layout(streams=tuple(streams))
 
 
 def random_content(layout: Layout, num_ticks: int) -> dict[str, Tensor]:
@@ -118,7 +93,7 @@ def with_said(
 
 @settings(max_examples=30, deadline=None)
 @given(
-    layout=layouts(),
+    layout=layouts(vocab_size=VOCAB),
     num_prompt=st.integers(0, 6),
     pauses=st.lists(st.booleans(), min_size=1, max_size=4).filter(lambda own: not all(own)),
 )

@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
+import inspect
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / MIMI_FILE).rename(folder / "own_mimi.safetensors")
     (folder / TEXT_FILE).rename(folder / "own_words.model")
     return folder
+
+
+def as_users_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function without the checker of annotations that the tests run under."""
+    return inspect.unwrap(function)
 
 
 def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
@@ -80,6 +86,12 @@ def test_shapes_of_folders_are_known_without_weights(published: Path, tmp_path: 
     assert shape_of(published) == model.system.config
     counterpoint.save(model, tmp_path / "saved", shard_bytes=40_000)
     assert shape_of(tmp_path / "saved") == model.system.config
+
+
+def test_an_unknown_type_of_weights_is_refused(published: Path) -> None:
+    for dtype in ("float16", torch.float16):
+        with pytest.raises(UserError, match="one of float32, bfloat16, int8: got .*float16"):
+            as_users_call(counterpoint.load)(published, dtype=dtype)
 
 
 def test_run_is_saved_as_a_checkpoint_without_an_optimiser(tmp_path: Path) -> None:
@@ -143,6 +155,9 @@ def test_what_cannot_be_saved_is_told(published: Path, tmp_path: Path) -> None:
     two = TwoStream(two_stream.tiny())
     with pytest.raises(UserError, match="no published format holds"):
         counterpoint.save(two, tmp_path / "two", form="published")
+    with pytest.raises(UserError, match="one of counterpoint, published: got 'weird'"):
+        as_users_call(counterpoint.save)(two, tmp_path / "two", form="weird")
+    assert not (tmp_path / "two").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="must be a new folder"):

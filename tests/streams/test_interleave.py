@@ -7,13 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from counterpoint.streams.clock import SEQUENCE, Moment, span, span_mask, visible
+from counterpoint.errors import UserError
+from counterpoint.streams import schedule
+from counterpoint.streams.clock import SEQUENCE, Moment, available_at, span, span_mask, visible
 from counterpoint.streams.interleave import Interleaving, interleave
-from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
+from tests.streams.layouts import layouts
 
 NAMES = ("thought", "spoken", "heard")
 DEPTHS = {"thought": 3, "spoken": 2, "heard": 4}
 TICKS = 6
+NOT_CONTENT = 50  # an initial id
 
 
 def layout_of(thought_delay: int = 1, spoken_delay: int = 1) -> Layout:
@@ -269,6 +273,53 @@ def test_a_continuous_stream_has_an_element_at_every_tick() -> None:
     assert order.mask("heard")[order.real].tolist() == [False, True, True, False, True]
 
 
+def numbered(layout: Layout, num_ticks: int) -> dict[str, Tensor]:
+    """Content whose elements tell their step, counted from 1."""
+    content = {}
+    for stream in layout.streams:
+        steps = 1 + torch.arange(num_ticks // stream.period_ticks)
+        shape = (1, len(steps), *stream.element_shape)
+        numbers = steps.view(1, -1, *[1] * len(stream.element_shape)).expand(shape)
+        content[stream.name] = numbers if stream.is_discrete else numbers.float()
+    return content
+
+
+def steps_of(layout: Layout, columns: Ticks, order: Interleaving) -> list[tuple[str, int]]:
+    """(stream, step) of each place that holds content, one for every codebook."""
+    told = {
+        name: values.view(*values.shape[:2], -1)[:, :, : order.depths[name]].long()
+        for name, values in columns.items()
+    }
+    steps = order.merge(told)[order.real]
+    names = [name for name, depth in order.depths.items() for _ in range(depth)]
+    streams = [names[element % len(names)] for element in order.source[order.real].tolist()]
+    found = zip(streams, steps.tolist(), strict=True)
+    return [(name, step - 1) for name, step in found if step not in (NOT_CONTENT, 0)]
+
+
+@given(layouts(vocab_size=NOT_CONTENT, most_written=3, has_ticks=True), st.integers(1, 4))
+def test_slow_streams_stand_where_their_steps_come(layout: Layout, call_ticks: int) -> None:
+    """Whole rows and calls behind each other, against the moments of the dense rule."""
+    content = numbered(layout, TICKS)
+    columns = schedule.columns(layout, content)
+    elements = [
+        (available_at(layout, stream.name, step), stream.name, step)
+        for stream in layout.streams
+        for step in range(content[stream.name].shape[1])
+        for _ in range(stream.depth)
+    ]
+    expected = [(name, step) for _, name, step in sorted(elements)]
+    assert steps_of(layout, columns, interleave(layout, columns)) == expected
+    found, num_read = [], torch.zeros(1, dtype=torch.long)
+    for first in range(0, columns["s0"].shape[1], call_ticks):
+        call = {name: values[:, first : first + call_ticks] for name, values in columns.items()}
+        begun = torch.tensor([first])
+        order = interleave(layout, call, num_read=num_read, num_columns=begun)
+        found += steps_of(layout, call, order)
+        num_read = num_read + order.lengths
+    assert found == expected
+
+
 def shanks() -> tuple[dict[str, Tensor], Interleaving]:
     """Heard chunk i, then the thought about it, which ends as chunk i + 1 ends."""
     counts = torch.tensor([[[0, 0, 4], [3, 0, 4], [2, 0, 2], [1, 2, 0]]])
@@ -319,13 +370,13 @@ def test_interleave_refuses_an_unknown_stream() -> None:
         interleave(layout_of(), {"song": torch.zeros(1, 1, dtype=torch.long)})
 
 
-def test_interleave_refuses_slow_streams_and_unequal_ticks() -> None:
-    slow = Stream(name="heard", role=Role.HEARD, vocab_size=9, period_ticks=2)
-    with pytest.raises(ValueError, match="must have a period of one tick: got heard"):
-        interleave(Layout(streams=(slow,)), {"heard": torch.zeros(1, 2, dtype=torch.long)})
+def test_interleave_refuses_unequal_ticks_and_floats_whose_steps_are_unknown() -> None:
     ticks = ticks_of(torch.zeros(1, 3, 3))
     with pytest.raises(ValueError, match="the same ticks of the same rows: got .*'heard': .1, 2"):
         interleave(layout_of(), {**ticks, "heard": ticks["heard"][:, :2]})
+    whole = Stream(name="whole", role=Role.WHOLE, width=2, period_ticks=4, irregular=True)
+    with pytest.raises(UserError, match="must be regular to be interleaved.*got whole"):
+        interleave(Layout(streams=(whole,)), {"whole": torch.zeros(1, 2, 2)})
 
 
 def test_interleave_refuses_to_write_what_comes_later_than_what_is_heard() -> None:

@@ -10,34 +10,11 @@ from torch import Tensor
 from counterpoint.streams import schedule
 from counterpoint.streams.clock import available_at
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
+from tests.streams.layouts import layouts
 
 VOCAB = 50
 NUM_TICKS = 7
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> Layout:
-    """One to three streams that are written, up to two that are heard, of any delay and period."""
-    num_written, num_heard = draw(st.integers(1, 3)), draw(st.integers(0, 2))
-    has_lead = draw(st.booleans())
-    streams = []
-    for number in range(num_written + num_heard):
-        is_heard = number >= num_written
-        is_vector = is_heard and draw(st.booleans())
-        streams.append(
-            Stream(
-                name=f"s{number}",
-                role=Role.HEARD if is_heard else Role.SPOKEN,
-                vocab_size=None if is_vector else VOCAB,
-                width=2 if is_vector else None,
-                depth=1 if is_vector else draw(st.integers(1, 2)),
-                delay_ticks=draw(st.integers(0, 3)),
-                period_ticks=draw(st.sampled_from((1, 1, 2, 3))) if number else 1,
-                predicted=not is_heard,
-                initial_id=VOCAB if has_lead and not is_vector else None,
-            )
-        )
-    return Layout(streams=tuple(streams))
+ANY_LAYOUT = layouts(vocab_size=VOCAB, most_written=3, has_ticks=True)
 
 
 def content_of(layout: Layout) -> dict[str, Tensor]:
@@ -79,7 +56,7 @@ def before_content(stream: Stream) -> float:
     return UNSET_ID if stream.initial_id is None else stream.initial_id
 
 
-@given(layouts())
+@given(ANY_LAYOUT)
 def test_columns_hold_every_element_at_its_moment(layout: Layout) -> None:
     content = content_of(layout)
     arrived = schedule.columns(layout, content)
@@ -104,7 +81,7 @@ def test_columns_hold_every_element_at_its_moment(layout: Layout) -> None:
         assert torch.equal(again[name], elements)
 
 
-@given(layouts(), st.integers(0, NUM_TICKS))
+@given(ANY_LAYOUT, st.integers(0, NUM_TICKS))
 def test_a_document_reads_columns_and_learns_the_next_ones(layout: Layout, num_prompt: int) -> None:
     """Content of the prompt carries no loss, nor does what stands before the content."""
     content = content_of(layout)
@@ -136,7 +113,7 @@ def test_a_document_reads_columns_and_learns_the_next_ones(layout: Layout, num_p
     assert batch.size == NUM_TICKS - max(num_prompt, 1 - begins)
 
 
-@given(layouts(), st.integers(0, 4))
+@given(ANY_LAYOUT, st.integers(0, 4))
 def test_a_prompt_ends_where_its_last_tick_arrives(layout: Layout, num_prompt: int) -> None:
     """Behind the columns that are read at once, late streams still go on with the prompt."""
     first = schedule.next_column(layout, num_prompt)
@@ -147,7 +124,7 @@ def test_a_prompt_ends_where_its_last_tick_arrives(layout: Layout, num_prompt: i
                 assert (place.column in tail) == (place.tick < num_prompt)
 
 
-@given(layouts())
+@given(ANY_LAYOUT)
 def test_what_a_session_is_given_stands_where_it_arrives(layout: Layout) -> None:
     """What is heard in a tick; of what is written, the tick behind the one that is written."""
     for place in places(layout):
@@ -162,7 +139,7 @@ def test_what_a_session_is_given_stands_where_it_arrives(layout: Layout) -> None
             assert column >= schedule.next_column(layout, place.tick)  # not read yet
 
 
-@given(layouts())
+@given(ANY_LAYOUT)
 def test_a_tick_is_complete_when_all_that_is_written_has_arrived(layout: Layout) -> None:
     written = [place for place in places(layout) if place.stream.predicted]
     for num_ticks in range(NUM_TICKS):
@@ -182,7 +159,7 @@ def test_a_tick_is_complete_when_all_that_is_written_has_arrived(layout: Layout)
             assert not all(place.column > 0 for place in written if place.tick == num_ticks)
 
 
-@given(layouts())
+@given(ANY_LAYOUT)
 def test_a_session_keeps_the_columns_that_it_needs_and_no_more(layout: Layout) -> None:
     """The one that it reads, those of the complete tick, and those that it is given or had told."""
     needed = {-1, 0}

@@ -125,6 +125,11 @@ def test_impossible_shapes_are_refused(changes: dict[str, Any], message: str) ->
         hrt(*HRT_LEVELS, **changes)
 
 
+def test_a_wavelet_over_blocks_that_do_not_halve_is_refused() -> None:
+    with pytest.raises(UserError, match="steps of a block must be a power of two: got 3"):
+        HRT(hrt(*HRT_LEVELS, strides=(3, 2), compressor="wavelet"))
+
+
 def test_a_preset_builds() -> None:
     config = replace(
         tiny(),

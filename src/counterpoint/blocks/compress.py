@@ -142,8 +142,8 @@ class Wavelet(Compressor):
         num_levels = block_ticks.bit_length() - 1
         if block_ticks != 2**num_levels:
             raise UserError(
-                f"The wavelet halves a block until one step is left, so `block_ticks` must be a "
-                f"power of two: got {block_ticks}. Choose another size or another compressor."
+                f"The wavelet halves a block until one step is left, so the steps of a block must "
+                f"be a power of two: got {block_ticks}. Choose another size or another compressor."
             )
         self.num_slots = block_ticks
         self.predict = nn.Parameter(torch.ones(num_levels, width))

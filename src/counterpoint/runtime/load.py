@@ -218,8 +218,14 @@ def load(
         adapters: A folder or a file of adapters over a published model, which are merged.
 
     Raises:
-        UserError: There is none, it cannot be used, or torch cannot use the device.
+        UserError: There is none, it cannot be used, torch cannot use the device, or weights are not
+            stored in this type.
     """
+    if dtype is not None and dtype not in _TYPES:
+        raise UserError(
+            f"`dtype` must be None or one of {', '.join(_TYPES)}: got {dtype!r}. In bfloat16 "
+            "weights take no more memory than in float16."
+        )
     path = find_shipped(download(path) if is_on_hub(path) else Path(path))
     kept_in = None if dtype is None else _TYPES[dtype]
     device = pick_device(str(device))

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -42,13 +42,17 @@ def save(
         shard_bytes: Most bytes of a file of published weights; by default as its family does.
 
     Raises:
-        UserError: Nothing can be written, a file of the codec or tokeniser is gone, or there is no
-            published form of the model.
+        UserError: Nothing can be written, a file of the codec or tokeniser is gone, there is no
+            published form of the model, or no form of this name.
     """
     loaded = model if isinstance(model, Loaded) else None
     system = model.system if isinstance(model, Loaded) else model
     if form is None:
         form = "published" if loaded is not None and loaded.published else "counterpoint"
+    if form not in get_args(SavedForm):
+        raise UserError(
+            f"`form` must be None or one of {', '.join(get_args(SavedForm))}: got {form!r}."
+        )
     try:
         if form == "published":
             companions = Companions() if loaded is None else companions_of(loaded)

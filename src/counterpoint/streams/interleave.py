@@ -1,10 +1,12 @@
 """Interleaving: the elements of several streams as one sequence, ordered by their moments.
 
 A tick of an interleaved layout is a chunk of time, and each stream puts up to ``depth`` elements
-into it; `UNSET_ID` marks an empty slot. The elements of a row are put one after another, tick by
-tick and within a tick in the order of the layout; empty slots are left out. That is the order of
-their moments, so a plain causal tower over the sequence obeys the rule of visibility. This module
-decides only the order; the caller decides what is laid out (ids, embeddings or losses).
+into it; `UNSET_ID` marks an empty slot. A stream whose steps cover several ticks puts each into the
+tick in which it comes, as `counterpoint.streams.schedule.columns` does. The elements of a row are
+put one after another, tick by tick and within a tick in the order of the layout; empty slots are
+left out. That is the order of their moments, so a plain causal tower over the sequence obeys the
+rule of visibility. This module decides only the order; the caller decides what is laid out (ids,
+embeddings or losses).
 
 The same function orders whole rows and the next ticks of a session. The only state of a session is
 the number of elements that each row has read.
@@ -23,6 +25,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from counterpoint.errors import UserError
+from counterpoint.streams import schedule
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 from counterpoint.tracing import is_traced
 
@@ -169,6 +172,7 @@ def interleave(
     ticks: Ticks,
     *,
     num_read: Int[Tensor, " B"] | None = None,
+    num_columns: Int[Tensor, " B"] | None = None,
     lengths: Int[Tensor, " B"] | None = None,
     document_start: Int[Tensor, "B T"] | None = None,
     behind: Ticks | None = None,
@@ -179,11 +183,13 @@ def interleave(
     empty.
 
     Args:
-        layout: Streams, each with a period of one tick.
+        layout: Streams.
         ticks: Elements in arrival order: ids, with `UNSET_ID` in empty slots. A continuous stream
-            has an element at every tick.
+            has an element at every tick in which one of its steps may come.
         num_read: Number of elements that each row has read in earlier calls; ``None`` for whole
             rows.
+        num_columns: Number of ticks that each row has read in earlier calls; ``None`` for whole
+            rows, and if no continuous stream has steps of several ticks.
         lengths: Number of ticks of each row that are real, counted from the left; ``None`` means
             all.
         document_start: First tick of the document of each tick, for whole rows; ``None`` if a row
@@ -192,28 +198,24 @@ def interleave(
             a document ends; elsewhere the next tick holds them.
 
     Raises:
-        UserError: A step of a stream covers several ticks, the streams do not cover the same
-            ticks, or a stream of ``behind`` comes later in a frame than a stream that is only read.
+        UserError: The streams do not cover the same ticks, a continuous stream is irregular, or a
+            stream of ``behind`` comes later in a frame than a stream that is only read.
         KeyError: The layout does not have a stream.
     """
     behind = {} if behind is None else behind
     _check(layout, ticks, behind)
-    read = {s.name: _present(ticks[s.name]) for s in layout.streams if s.name in ticks}
+    starts = _document_starts(ticks, document_start)
+    read = _filled(layout, ticks, starts, num_columns)
     written = {s.name: _present(behind[s.name]) for s in layout.streams if s.name in behind}
-    stands = torch.cat(list(read.values()), 2)
-    rows, num_ticks = stands.shape[:2]
-    stands = _real(stands, lengths)
-    if document_start is None:
-        document_start = torch.zeros(rows, num_ticks, dtype=torch.long, device=stands.device)
-    ends = F.pad(document_start[:, 1:] != document_start[:, :-1], (0, 1), value=True)
-    behind_ends = [there & ends[..., None] for there in written.values()]
-    frames = torch.cat([stands, *behind_ends], 2)
-    num_places = num_ticks * stands.shape[2]
+    stands = _real(torch.cat(list(read.values()), 2), lengths)
+    ends = F.pad(starts[:, 1:] != starts[:, :-1], (0, 1), value=True)[..., None]
+    frames = torch.cat([stands, *(there & ends for there in written.values())], 2)
+    num_places = stands.shape[1] * stands.shape[2]
     if behind:
         num_places = _room(frames, num_places)
     source, at = _sequences(frames, num_places)
     first_of_tick = _count_before(frames.sum(2))
-    first = first_of_tick.gather(1, document_start)
+    first = first_of_tick.gather(1, starts)
     place = torch.arange(source.shape[1], device=source.device)
     return Interleaving(
         depths={name: there.shape[2] for name, there in read.items()},
@@ -226,6 +228,37 @@ def interleave(
         first=first,
         last=first_of_tick + stands.sum(2) - 1,
     )
+
+
+def _document_starts(ticks: Ticks, document_start: Int[Tensor, "B T"] | None) -> Int[Tensor, "B T"]:
+    """Return the first tick of the document of each tick; by default a row is one document."""
+    if document_start is not None:
+        return document_start
+    first = next(iter(ticks.values()))
+    return torch.zeros(first.shape[:2], dtype=torch.long, device=first.device)
+
+
+def _filled(
+    layout: Layout,
+    ticks: Ticks,
+    document_start: Int[Tensor, "B T"],
+    num_columns: Int[Tensor, " B"] | None,
+) -> dict[str, Bool[Tensor, "B T _K"]]:
+    """Return which slots are filled, by stream, in the order of the layout.
+
+    Ids say so themselves; a vector of floats is there in every tick in which it may come.
+    """
+    column = torch.arange(document_start.shape[1], device=document_start.device) - document_start
+    if num_columns is not None:
+        column = column + num_columns[:, None]
+    filled = {}
+    for stream in layout.streams:
+        if stream.name in ticks:
+            present = _present(ticks[stream.name])
+            if not stream.is_discrete:
+                present = present & schedule.may_stand(layout, stream, column)[..., None]
+            filled[stream.name] = present
+    return filled
 
 
 def _real(
@@ -302,11 +335,11 @@ def _in_order(
 
 
 def _check(layout: Layout, ticks: Ticks, behind: Ticks) -> None:
-    slow = [name for name in ticks if layout[name].period_ticks > 1]
-    if slow:
+    unknown = [name for name in ticks if layout[name].irregular and not layout[name].is_discrete]
+    if unknown:
         raise UserError(
-            f"Interleaved streams must have a period of one tick: got {', '.join(slow)}. Put each "
-            "element of a slow stream into the tick in which it arrives, and `UNSET_ID` elsewhere."
+            "A continuous stream must be regular to be interleaved, for floats do not say where "
+            f"nothing stands: got {', '.join(unknown)}. Give its steps as ids."
         )
     lengths = {name: tuple(ids.shape[:2]) for name, ids in (*ticks.items(), *behind.items())}
     if not ticks or len(set(lengths.values())) > 1:
