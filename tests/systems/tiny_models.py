@@ -153,7 +153,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "frozen_early_lag1": two("attention", 1, boundary_ids=(2, 5, 7), whole_control="frozen"),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
-        "recall": two("mean", 0, recall=RecallConfig()),
         "recall_lag1_without_links": two(
             "last", 1, num_links=0, recall=RecallConfig(num_blocks=1, kept_blocks=2)
         ),
@@ -170,6 +169,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
             levels=(replace(level("mean", 1), recall=RecallConfig(num_blocks=1)),),
             recall=RecallConfig(num_blocks=3),
         ),
+        "slots_apart": two("attention", 0, slots_apart=True, whole=tower(20, 2, 2, 7)),
+        "slots_apart_early_lag1": two(
+            "convolution",
+            1,
+            boundary_ids=(2, 5, 7),
+            slots_apart=True,
+            whole=tower(20, 2, 2, 6),
+            recall=RecallConfig(num_blocks=1),
+        ),
+        "slots_apart_two_wholes": two(
+            "attention",
+            0,
+            slots_apart=True,
+            whole=tower(20, 2, 2, 6),
+            levels=(replace(level("attention", 1), slots_apart=True, whole=tower(16, 2, 2, 4)),),
+        ),
+        "codes": two("attention", 0, code_levels=(5, 4, 3), num_links=1),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
         "wide_ring": two(
             "mean",

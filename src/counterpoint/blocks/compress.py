@@ -8,9 +8,10 @@ are aligned to the right, ``real`` marks them, and the other steps are zero.
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from counterpoint.blocks.fsq import FiniteScalarQuantizer
 from counterpoint.errors import UserError
 
 Kind = Literal["mean", "last", "convolution", "attention", "wavelet"]
@@ -177,15 +178,70 @@ class Wavelet(Compressor):
         return approximation
 
 
-def build_compressor(kind: Kind, width: int, block_ticks: int, num_slots: int) -> Compressor:
+class Coded(Compressor):
+    """A compressor whose slots are codes: what comes out can only be one of finitely many.
+
+    Args:
+        plain: The compressor itself.
+        width: Features of a slot.
+        levels: See `FiniteScalarQuantizer`.
+    """
+
+    def __init__(self, plain: Compressor, width: int, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.plain = plain
+        self.num_slots = plain.num_slots
+        self.quantizer = FiniteScalarQuantizer(width, levels)
+
+    def forward(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B S D"]:
+        """Compress, and round."""
+        coded: Tensor = self.quantizer(self.plain(blocks, real))
+        return coded
+
+    def codes(
+        self, blocks: Float[Tensor, "*B R D"], real: Bool[Tensor, "*B R"]
+    ) -> Int[Tensor, "*B S"]:
+        """Return the code of each slot."""
+        return self.quantizer.codes(self.plain(blocks, real))
+
+    def products_per_block(self) -> int:
+        """Return the multiply-adds of the matrix products of one block."""
+        maps = self.quantizer.down.weight.numel() + self.quantizer.up.weight.numel()
+        return self.plain.products_per_block() + self.num_slots * maps
+
+
+def count_slots(kind: Kind, block_ticks: int, num_slots: int) -> int:
+    """Return the slots of a compressor; ``num_slots`` counts for those with a free number."""
+    if kind in ("mean", "last"):
+        return 1
+    return block_ticks if kind == "wavelet" else num_slots
+
+
+def build_compressor(
+    kind: Kind,
+    width: int,
+    block_ticks: int,
+    num_slots: int,
+    code_levels: tuple[int, ...] = (),
+) -> Compressor:
     """Build a compressor by name.
 
-    ``num_slots`` is used only by the convolution and the attention; the others fix their own.
+    Args:
+        kind: Its name.
+        width: Features of a step and of a slot.
+        block_ticks: Steps of the longest block.
+        num_slots: Only used by the convolution and the attention; the others fix their own.
+        code_levels: Levels of the numbers of a slot's code; empty keeps slots continuous.
 
     Raises:
-        UserError: ``num_slots`` does not divide ``block_ticks``, or the wavelet's ``block_ticks``
-            is not a power of two.
+        UserError: ``num_slots`` does not divide ``block_ticks``, the wavelet's ``block_ticks``
+            is not a power of two, or a number of a code has fewer than three levels.
     """
+    if code_levels:
+        plain = build_compressor(kind, width, block_ticks, num_slots)
+        return Coded(plain, width, code_levels)
     if kind == "mean":
         return Mean()
     if kind == "last":

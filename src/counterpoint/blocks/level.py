@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, newest_steps
-from counterpoint.blocks.compress import Compressor, build_compressor
+from counterpoint.blocks.compress import Coded, Compressor, build_compressor
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.recall import Raw, Recall
-from counterpoint.blocks.steering import Guidance, Published, Steering, ring_slots
+from counterpoint.blocks.steering import Guidance, Published, Steering, each_step, ring_slots
 from counterpoint.blocks.transformer import Branch, Layer, Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span, finished_span, first_visible
@@ -117,21 +117,22 @@ class Level(nn.Module):
         """
         width = fine.width
         whole_width = config.whole.width
+        self.steps_a_block = config.steps_a_block
         self.block_norm = RMSNorm(width)
         self.compressor = build_compressor(
-            config.compressor, width, config.block_ticks, config.num_slots
+            config.compressor, width, config.block_ticks, config.num_slots, config.code_levels
         )
-        self.merge = nn.Linear(self.compressor.num_slots * width, whole_width, bias=False)
+        if config.slots_apart:
+            self.merge = nn.Linear(width, whole_width, bias=False)
+            self.slot = nn.Parameter(torch.zeros(self.steps_a_block, whole_width))
+        else:
+            self.merge = nn.Linear(self.compressor.num_slots * width, whole_width, bias=False)
         nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
         self.whole = Tower(config.whole, shared)
         self.whole_norm = RMSNorm(whole_width)
         self.steering = Steering(
-            width,
-            whole_width,
-            fine.num_heads,
-            config.num_links,
-            config.block_ticks,
-            config.rope_of(fine),
+            fine,
+            config,
             self._build_recall(fine, config),
         )
         self.above = None
@@ -143,14 +144,14 @@ class Level(nn.Module):
     def _build_recall(self, fine: TowerConfig, config: LevelConfig) -> Recall | None:
         if config.recall is None:
             return None
-        shape = config.recall.beneath(config.whole.window)
+        shape = config.recall.beneath(config.window_blocks)
         # Besides the kept blocks a session holds those that the lag hides, the one that goes on,
         # and what a chunk has written when its first step reads.
         num_blocks = (shape.kept_blocks or 0) + first_visible(config.lag_blocks)
         self.num_raw_steps = num_blocks * config.block_ticks + fine.chunk_steps
         return Recall(
             fine.width,
-            config.whole.width,
+            config.coarse_width,
             fine.num_heads,
             shape,
             config.block_ticks,
@@ -169,8 +170,8 @@ class Level(nn.Module):
         none = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         # The rings hold the plans of the blocks of a chunk and of the blocks that the lag hides,
         # and whole states for a window before the first step of such a chunk.
-        num_plans = first_visible(config.lag_blocks) + self.whole.chunk_steps
-        num_blocks = config.whole.window + num_plans
+        num_plans = first_visible(config.lag_blocks) + self._own_chunk_blocks
+        num_blocks = config.window_blocks + num_plans
         recall = self.steering.recall
         return LevelState(
             pending=like.new_zeros(batch_size, config.block_ticks, len(like)),
@@ -184,11 +185,16 @@ class Level(nn.Module):
             else (recall.initial_state(batch_size, self.num_raw_steps, num_blocks),),
         )
 
+    @property
+    def _own_chunk_blocks(self) -> int:
+        return self.whole.chunk_steps // self.steps_a_block
+
     def chunk_blocks(self) -> int:
         """Return the largest number of blocks that all rings can take from one chunk."""
-        most = self.whole.chunk_steps
+        most = self._own_chunk_blocks
         if self.above is not None:
-            most = min(most, self.above.chunk_blocks() * self.above.config.block_ticks)
+            most_steps = self.above.chunk_blocks() * self.above.config.block_ticks
+            most = min(most, most_steps // self.steps_a_block)
         return most
 
     # Up
@@ -278,26 +284,51 @@ class Level(nn.Module):
         return raw
 
     def compress(self, cut: Cut) -> Float[Tensor, "B W D2"]:
-        """Return the input of the coarse tower for each block."""
-        blocks = gather_blocks(self.block_norm(cut.steps), cut.grid)
-        return self.merge(self.compressor(blocks, cut.grid.real).flatten(-2))
+        """Return the input of the coarse tower for each block, that of all its steps together."""
+        slots = self.compressor(*self._blocks(cut))
+        if self.config.slots_apart:
+            return (self.merge(slots) + self.slot).flatten(-2)
+        return self.merge(slots.flatten(-2))
+
+    def codes(self, cut: Cut) -> Int[Tensor, "B W S"]:
+        """Return the codes of the slots of each block.
+
+        Raises:
+            UserError: Its slots are continuous.
+        """
+        if not isinstance(self.compressor, Coded):
+            raise UserError("Only slots with `code_levels` have codes: this level has none.")
+        return self.compressor.codes(*self._blocks(cut))
+
+    def _blocks(self, cut: Cut) -> tuple[Float[Tensor, "B W R D"], Bool[Tensor, "B W R"]]:
+        return gather_blocks(self.block_norm(cut.steps), cut.grid), cut.grid.real
 
     def read_blocks(
         self, compressed: Float[Tensor, "B W D2"], cut: Cut, state: LevelState | None
     ) -> Float[Tensor, "B W D2"]:
-        """Return the states of the coarse tower, one a block, guided by the level above."""
+        """Return the states of the coarse tower by block, guided by the level above.
+
+        The states of several steps of a block stand behind each other.
+        """
+        num_blocks = compressed.shape[1]
+        each = self.steps_a_block
+        steps = compressed.unflatten(-1, (each, -1)).flatten(1, 2)
         states = None if state is None else state.tower
         document = None
+        before = cut.before * each
+        finished = cut.finished * each
         if state is None:
-            document = cut.first_block.gather(1, cut.grid.end)
+            document = each_step(cut.first_block.gather(1, cut.grid.end) * each, each)
             reach = self.whole.reach(document)
         else:
-            reach = self.whole.streaming_reach(cut.before, compressed.shape[1], cut.finished)
-        if self.above is None or not compressed.shape[1]:
-            return self.whole_norm(self.whole(compressed, reach, states))
-        start = Start(document, cut.before, cut.finished)
-        over = None if state is None else state.above[0]
-        return self.whole_norm(self.above.lead(self.whole, compressed, reach, states, start, over))
+            reach = self.whole.streaming_reach(before, steps.shape[1], finished)
+        if self.above is None or not num_blocks:
+            read = self.whole(steps, reach, states)
+        else:
+            start = Start(document, before, finished)
+            over = None if state is None else state.above[0]
+            read = self.above.lead(self.whole, steps, reach, states, start, over)
+        return self.whole_norm(read).unflatten(1, (num_blocks, each)).flatten(2)
 
     def lent(self, mine: LevelState, theirs: LevelState) -> LevelState:
         """Return the state ``mine`` with a copy of the coarse steps of ``theirs``.
@@ -311,7 +342,11 @@ class Level(nn.Module):
                 f"has {mine.finished.tolist()}, the donor {theirs.finished.tolist()}."
             )
         published = self.steering.lend(
-            theirs.published, theirs.finished, mine.published, mine.finished, self.whole.capacity
+            theirs.published,
+            theirs.finished,
+            mine.published,
+            mine.finished,
+            self.whole.capacity // self.steps_a_block,
         )
         tower, above = deepcopy((theirs.tower, theirs.above))
         return mine._replace(tower=tower, published=published, above=above)
@@ -341,7 +376,7 @@ class Level(nn.Module):
         """
         finished = cut.before[:, None] + cut.grid.finished
         readable = finished_span(
-            finished, self.config.lag_blocks, cut.first_block, self.config.whole.window
+            finished, self.config.lag_blocks, cut.first_block, self.config.window_blocks
         )
         if keep is not None:
             readable = Span(readable.start, readable.stop * keep)
@@ -436,14 +471,17 @@ class Level(nn.Module):
         """
         share = num_blocks / num_steps
         a_block, a_step = self.steering.products(num_blocks)
-        a_block += self.merge.weight.numel() + self.compressor.products_per_block()
+        a_block += self.steps_a_block * self.merge.weight.numel()
+        a_block += self.compressor.products_per_block()
         flops = 2 * (a_step + share * a_block)
+        coarse_steps = num_blocks * self.steps_a_block
+        a_coarse_step = 0.0
         if num_blocks:
-            flops += share * self.whole.flops_per_step(num_blocks)
+            a_coarse_step += self.whole.flops_per_step(coarse_steps)
         if num_blocks and self.above is not None:
-            above = num_blocks // self.above.config.block_ticks
-            flops += share * self.above.flops_per_fine_step(num_blocks, above)
-        return flops
+            above = coarse_steps // self.above.config.block_ticks
+            a_coarse_step += self.above.flops_per_fine_step(coarse_steps, above)
+        return flops + coarse_steps / num_steps * a_coarse_step
 
     @property
     def frozen_flops(self) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.compress import Kind
+from counterpoint.blocks.compress import Kind, count_slots
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -15,7 +15,8 @@ class LevelConfig:
     """Shape of a `Level`.
 
     Attributes:
-        whole: Shape of the coarse tower; its window is counted in blocks.
+        whole: Shape of the coarse tower; its window is counted in its steps: blocks, or slots if
+            these are kept apart.
         lower_layers: Number of layers of the finer tower below the compressor; the layers above
             are guided.
         block_ticks: Number of steps of the finer tower in a block, or in the longest block if
@@ -23,6 +24,10 @@ class LevelConfig:
         lag_blocks: Number of the newest finished blocks that the finer tower may not read yet.
         compressor: How a finished block becomes slots; see `counterpoint.blocks.compress`.
         num_slots: Number of slots a block, for compressors with a free number.
+        slots_apart: Every slot is a step of the coarse tower of its own, instead of all slots of a
+            block being merged into one: more state and more detail.
+        code_levels: Levels of the numbers of each slot's code (finite scalar quantisation): the
+            coarse tower reads codes, which can be listed. Empty: slots are continuous.
         num_links: Number of guided layers, counted from the first, that also read the coarse tower
             through cross-attention.
         recall: How the finer tower reads its own steps of old blocks again, after the last link;
@@ -35,6 +40,8 @@ class LevelConfig:
     lag_blocks: int = 0
     compressor: Kind = "wavelet"
     num_slots: int = 2
+    slots_apart: bool = False
+    code_levels: tuple[int, ...] = ()
     num_links: int = 1
     recall: RecallConfig | None = None
 
@@ -64,8 +71,30 @@ class LevelConfig:
                 "its `mixer` must be attention if `num_links` is not 0 or `recall` is given; got "
                 f"{type(fine.mixer).__name__}."
             )
+        if self.steps_a_block > self.whole.chunk_steps:
+            raise UserError(
+                "With `slots_apart` the window of the whole must hold the slots of a block: it is "
+                f"{self.whole.window} (128 at most count), a block has {self.steps_a_block} slots."
+            )
         if self.recall is not None:
-            self.recall.beneath(self.whole.window)
+            self.recall.beneath(self.window_blocks)
+
+    @property
+    def steps_a_block(self) -> int:
+        """Steps of the coarse tower for one block."""
+        if not self.slots_apart:
+            return 1
+        return count_slots(self.compressor, self.block_ticks, self.num_slots)
+
+    @property
+    def coarse_width(self) -> int:
+        """Features of what the coarse tower knows of a block: of all its steps together."""
+        return self.whole.width * self.steps_a_block
+
+    @property
+    def window_blocks(self) -> int:
+        """Newest blocks that the finer tower may read."""
+        return self.whole.window // self.steps_a_block
 
     def rope_of(self, fine: TowerConfig) -> RopeConfig:
         """Return the rotation of a finer tower, which the links share."""

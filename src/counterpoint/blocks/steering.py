@@ -21,8 +21,9 @@ from counterpoint.blocks.attention import (
     write_ring,
 )
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
+from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.recall import Candidates, Raw, Recall, RecallReach
-from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
+from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span, span_mask
 
@@ -67,25 +68,26 @@ class Steering(nn.Module):
     """The plan and the links from a coarse tower to a fine tower."""
 
     def __init__(
-        self,
-        width: int,
-        coarse_width: int,
-        num_heads: int,
-        num_links: int,
-        block_ticks: int,
-        rope: RopeConfig = PLAIN_ROPE,
-        recall: Recall | None = None,
+        self, fine: TowerConfig, config: LevelConfig, recall: Recall | None = None
     ) -> None:
         """Make the modules with small plans, so that the fine tower learns to write alone first.
 
-        ``rope`` is the rotation of the fine tower; the links have as many heads as that tower.
+        Args:
+            fine: Shape of the fine tower, whose heads and rotation the links have.
+            config: Shape of the coarse level.
+            recall: How the fine tower reads its own old steps again; ``None``: not at all.
         """
         super().__init__()
-        self.block_ticks = block_ticks
-        self.plan = nn.Linear(coarse_width, block_ticks * width, bias=False)
-        nn.init.normal_(self.plan.weight, std=0.1 * coarse_width**-0.5)
+        width = fine.width
+        self.block_ticks = config.block_ticks
+        self.steps_a_block = config.steps_a_block
+        self.plan = nn.Linear(config.coarse_width, config.block_ticks * width, bias=False)
+        nn.init.normal_(self.plan.weight, std=0.1 * config.coarse_width**-0.5)
         self.no_plan = nn.Parameter(torch.zeros(width))
-        links = [CrossAttention(width, coarse_width, num_heads, rope) for _ in range(num_links)]
+        links = [
+            CrossAttention(width, config.whole.width, fine.num_heads, config.rope_of(fine))
+            for _ in range(config.num_links)
+        ]
         self.links = cast("Sequence[CrossAttention]", nn.ModuleList(links))
         self.recall = recall
 
@@ -101,7 +103,7 @@ class Steering(nn.Module):
             coarse: Coarse states.
             end_tick: Fine step at which each coarse step ended.
         """
-        memories = tuple(link.remember(coarse, end_tick) for link in self.links)
+        memories = tuple(self._memory(link, coarse, end_tick) for link in self.links)
         return Published(
             coarse, end_tick, self._plans(coarse), memories, self._recall_keys(coarse, end_tick)
         )
@@ -134,7 +136,8 @@ class Steering(nn.Module):
             capacity = published.coarse.shape[1] - 1
             limit = filled_slots(ends, capacity)
             number = ring_steps(ends, capacity, limit)
-            memories = tuple(memory[:, :, :, :limit] for memory in memories)
+            num_steps = limit * self.steps_a_block
+            memories = tuple(memory[:, :, :, :num_steps] for memory in memories)
             newest = newest % (plans.shape[1] - 1)
         has_plan = span.stop > span.start
         slot = torch.where(has_plan, newest * self.block_ticks + place, 0)
@@ -143,7 +146,7 @@ class Steering(nn.Module):
             plans.flatten(1, 2).gather(1, slot) if plans.shape[1] else self._no_plans(place),
             has_plan,
             memories,
-            cross_reach(reach.cos, reach.sin, span, number),
+            cross_reach(reach.cos, reach.sin, span, each_step(number, self.steps_a_block)),
             self._recall_reach(published, span, number, reach, raw, is_ring=ends is not None),
         )
 
@@ -180,12 +183,13 @@ class Steering(nn.Module):
         width = len(self.no_plan)
         coarse_width = self.plan.in_features
         new = self.no_plan.new_zeros
+        num_steps = (num_blocks + 1) * self.steps_a_block
         return Published(
             new(batch_size, num_blocks + 1, coarse_width),
             new(batch_size, num_blocks + 1, dtype=torch.long),
             new(batch_size, num_plans + 1, self.block_ticks, width),
             tuple(
-                new(batch_size, 2, link.num_heads, num_blocks + 1, width // link.num_heads)
+                new(batch_size, 2, link.num_heads, num_steps, width // link.num_heads)
                 for link in self.links
             ),
             ()
@@ -214,9 +218,10 @@ class Steering(nn.Module):
         state.coarse[row, slots] = coarse.to(state.coarse.dtype)
         state.end_tick[row, slots] = end_tick
         state.plan[row, slot(state.plan.shape[1])] = self._plans(coarse).to(state.plan.dtype)
+        each = torch.arange(self.steps_a_block, device=coarse.device)
+        step_slots = (slots[..., None] * self.steps_a_block + each).flatten(1)
         for memory, link in zip(state.memories, self.links, strict=True):
-            kv = link.remember(coarse, end_tick)
-            write_ring(memory, slots, kv)
+            write_ring(memory, step_slots, self._memory(link, coarse, end_tick))
         for ring, keys in zip(state.recall_keys, self._recall_keys(coarse, end_tick), strict=True):
             ring[row, slots] = keys.to(ring.dtype)
 
@@ -295,20 +300,30 @@ class Steering(nn.Module):
         a_block = self.plan.weight.numel()
         a_tick = 0
         for link in self.links:
-            a_block += link.key_value.weight.numel()
+            a_block += self.steps_a_block * link.key_value.weight.numel()
             a_tick += sum(m.weight.numel() for m in (link.query, link.gate, link.out))
-            a_tick += 2 * len(self.no_plan) * (num_blocks + 1)
+            a_tick += 2 * len(self.no_plan) * (num_blocks * self.steps_a_block + 1)
         if self.recall is not None:
             more_block, more_tick = self.recall.products(num_blocks)
             a_block += more_block
             a_tick += more_tick
         return a_block, a_tick
 
+    def _memory(self, link: CrossAttention, coarse: Tensor, end_tick: Tensor) -> Memory:
+        """Keys and values of all coarse steps, which stand where their block ends."""
+        steps = coarse.unflatten(-1, (self.steps_a_block, -1)).flatten(1, 2)
+        return link.remember(steps, each_step(end_tick, self.steps_a_block))
+
     def _plans(self, coarse: Tensor) -> Tensor:
         return self.plan(coarse).unflatten(-1, (self.block_ticks, -1))
 
     def _recall_keys(self, coarse: Tensor, end_tick: Tensor) -> tuple[Tensor, ...]:
         return () if self.recall is None else (self.recall.keys(coarse, end_tick),)
+
+
+def each_step(values: Int[Tensor, "B W"], steps_a_block: int) -> Int[Tensor, "B W2"]:
+    """Return what holds for each block for each of its coarse steps."""
+    return values if steps_a_block == 1 else values.repeat_interleave(steps_a_block, 1)
 
 
 def ring_slots(

@@ -167,7 +167,7 @@ class TwoStream(System, Level):
         self.head = nn.Linear(width, config.vocab_size, bias=False)
         nn.init.zeros_(self.head.weight)
         if config.reconstruct_weight:
-            self.reconstructor = Unfold(config.whole.width, width, ticks)
+            self.reconstructor = Unfold(config.coarse_width, width, ticks)
         if config.whole_control == "frozen":
             self.freeze()
 
@@ -185,7 +185,7 @@ class TwoStream(System, Level):
             whole = self._read_whole(lower, self.compress(lower.cut))
         else:
             num_rows, num_blocks = lower.cut.end_step.shape
-            expected = (num_rows, num_blocks, self.config.whole.width)
+            expected = (num_rows, num_blocks, self.config.coarse_width)
             got = tuple(whole.shape)
             if expected != got:
                 raise UserError(f"`whole` must hold all blocks: expected {expected}, got {got}.")
@@ -201,8 +201,19 @@ class TwoStream(System, Level):
         weights: list[Tensor] = []
         guidance = self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
         self._write_part(lower, guidance, weights=weights)
-        attention = torch.stack(weights).mean((0, 2))
+        by_step = torch.stack(weights).mean((0, 2))
+        by_block = by_step[..., 1:].unflatten(-1, (whole.shape[1], self.steps_a_block)).sum(-1)
+        attention = torch.cat((by_step[..., :1], by_block), -1)
         return Reading(whole, attention, lower.cut.grid.finished)
+
+    @torch.no_grad()
+    def read_codes(self, batch: Batch) -> Int[Tensor, "B W S"]:
+        """The codes of all blocks, one a slot: all that the whole knows of the text.
+
+        Raises:
+            UserError: The whole has no `code_levels`.
+        """
+        return self.codes(self._read_rows(batch).cut)
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
         """Cross-entropy of the targets and the whole's own losses; see `System.losses`."""
@@ -294,7 +305,7 @@ class TwoStream(System, Level):
     def window_ticks(self) -> int:
         """What the part tower or a whole reaches; see `System.window_ticks`."""
         wholes = zip(self.layout.by_role(Role.WHOLE), levels_of(self.config), strict=True)
-        reached = [reach_ticks(stream, level.whole.window) for stream, level in wholes]
+        reached = [reach_ticks(stream, level.window_blocks) for stream, level in wholes]
         return max(self.config.part.window, *reached)
 
     @property

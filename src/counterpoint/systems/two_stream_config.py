@@ -50,8 +50,15 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     def __post_init__(self) -> None:
         self.check(self.part)
         fine = self.whole
+        below: LevelConfig = self
         for level in self.levels:
             level.check(fine)
+            if level.block_ticks % below.steps_a_block:
+                raise UserError(
+                    "A block of a whole above must hold whole blocks of the one below, whose "
+                    f"`slots_apart` are {below.steps_a_block} steps each: got {level.block_ticks}."
+                )
+            below = level
             fine = level.whole
         if self.whole_control == "frozen" and (self.shared_layers or self.levels):
             raise UserError(
@@ -86,12 +93,14 @@ def layout_of(config: TwoStreamConfig) -> Layout:
     part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
     wholes: list[Stream] = []
     period = 1
+    steps_a_block = 1  # of the level below
     for number, level in enumerate(levels_of(config), 1):
-        period *= level.block_ticks
+        period = period * level.block_ticks // steps_a_block
+        steps_a_block = level.steps_a_block
         wholes.append(
             coarse_stream(
                 "whole" if number == 1 else f"whole_{number}",
-                width=level.whole.width,
+                width=level.coarse_width,
                 period_ticks=period,
                 lag_steps=level.lag_blocks,
                 irregular=bool(config.boundary_ids),
