@@ -10,7 +10,6 @@ is kept.
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, newest_steps
 from counterpoint.blocks.compress import Coded, Compressor, build_compressor
 from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.blocks.level_state import Cut, LevelState, Start, count_behind
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.recall import Raw, Recall
@@ -28,69 +28,6 @@ from counterpoint.blocks.transformer import Branch, Layer, Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import Span, finished_span, first_visible
 from counterpoint.tracing import is_traced
-
-
-class LevelState(NamedTuple):
-    """State of a level in a session.
-
-    Attributes:
-        pending: The newest fine states; the last ``place`` of them belong to the unfinished block.
-        place: Number of fine steps in the unfinished block.
-        finished: Number of finished blocks.
-        tower: States of the layers of the coarse tower.
-        published: What the finer tower reads from the coarse tower.
-        above: State of the level above, or empty if there is none.
-        raw: Fine steps that recall may read again; empty without recall.
-    """
-
-    pending: Float[Tensor, "B R D"]
-    place: Int[Tensor, " B"]
-    finished: Int[Tensor, " B"]
-    tower: tuple[MixerState, ...]
-    published: Published
-    above: tuple["LevelState", ...]
-    raw: tuple[Raw, ...] = ()
-
-
-class Cut(NamedTuple):
-    """The blocks that end within a chunk of fine steps.
-
-    Attributes:
-        grid: The blocks, and the place of every fine step.
-        steps: Fine states: the R states before the chunk, then those of the chunk.
-        end_step: Fine step at which each block ended, counted from the start of the row.
-        first_block: First block of the document of each fine step; 0 in a session.
-        before: Number of blocks finished before the chunk.
-        finished: Number of blocks finished within the chunk.
-        pending: The newest R fine states.
-        place: Number of these that belong to the block that continues after the chunk.
-        raw: Fine steps that recall may read again; ``None`` without recall.
-    """
-
-    grid: BlockGrid
-    steps: Float[Tensor, "B R_T D"]
-    end_step: Int[Tensor, "B W"]
-    first_block: Int[Tensor, "#B #T"]
-    before: Int[Tensor, " B"]
-    finished: Int[Tensor, " B"]
-    pending: Float[Tensor, "B R D"]
-    place: Int[Tensor, " B"]
-    raw: Raw | None
-
-
-class Start(NamedTuple):
-    """Where the rows of a chunk begin, and which of its steps are real.
-
-    Attributes:
-        document: First step of the document of each step; ``None`` if the chunk continues a
-            session.
-        step: Number of steps that each row has read before; ``None`` for whole rows.
-        lengths: Number of real steps of each row; ``None`` means all.
-    """
-
-    document: Int[Tensor, "B T"] | None = None
-    step: Int[Tensor, " B"] | None = None
-    lengths: Int[Tensor, " B"] | None = None
 
 
 class Level(nn.Module):
@@ -162,6 +99,8 @@ class Level(nn.Module):
         """Keep the weights of the compressor and the coarse tower as they are."""
         for module in (self.block_norm, self.compressor, self.merge, self.whole, self.whole_norm):
             module.requires_grad_(False)
+        if self.config.slots_apart:
+            self.slot.requires_grad_(False)
 
     def initial_level(self, batch_size: int) -> LevelState:
         """Return the state before the first step."""
@@ -241,7 +180,7 @@ class Level(nn.Module):
         # The counts start before the chunk, so that a row without real steps keeps its place.
         finished = F.pad(grid.finished, (1, 0))
         places = torch.cat((place[:, None], grid.place), 1)
-        count = _behind(finished, lengths)
+        count = count_behind(finished, lengths)
         return Cut(
             grid,
             steps,
@@ -250,7 +189,7 @@ class Level(nn.Module):
             before=before,
             finished=count,
             pending=newest_steps(steps, size, lengths),
-            place=_behind(places, lengths),
+            place=count_behind(places, lengths),
             raw=self._raw(x, grid, count, start, state),
         )
 
@@ -492,11 +431,3 @@ class Level(nn.Module):
     def whole_layers(self) -> list[nn.Module]:
         """Return the layers of the coarse towers, lowest level first."""
         return [*self.whole.layers, *([] if self.above is None else self.above.whole_layers())]
-
-
-def _behind(counts: Int[Tensor, "B T1"], lengths: Int[Tensor, " B"] | None) -> Int[Tensor, " B"]:
-    """Return the count after the real steps of each row.
-
-    ``counts`` holds the count before the chunk, then the count after every step.
-    """
-    return counts[:, -1] if lengths is None else counts.gather(1, lengths[:, None])[:, 0]

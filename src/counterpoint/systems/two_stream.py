@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from counterpoint.blocks.attention import ring_steps
 from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
-from counterpoint.blocks.level import Cut, Level, LevelState, Start
+from counterpoint.blocks.level import Level
+from counterpoint.blocks.level_state import Cut, LevelState, Start
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.steering import Guidance, Published
