@@ -39,13 +39,14 @@ def work_on_ray(
     `contextlib.closing`: that ends the work.
 
     Args:
-        work: Called with one item; it can be pickled, as its results can. The package that it comes
-            from must be installed on all machines, and they need no common disk.
-        items: What to work on, begun in this order.
-        address: Of the cluster: "auto" finds one that runs on this machine, ``ray://HOST:10001`` is
-            one elsewhere, `LOCAL` starts one. It does not count where ``ray`` is connected already.
-        num_workers: Most items at the same time; by default one for each core of the cluster, with
-            machines that join later.
+        work: Function of one item. It and its results must be picklable. Its package must be
+            installed on all machines; a shared disk is not needed.
+        items: The items, begun in this order.
+        address: Address of the cluster: "auto" finds a cluster that runs on this machine,
+            ``ray://HOST:10001`` is one elsewhere, and `LOCAL` starts one. It is ignored if ``ray``
+            is already connected.
+        num_workers: Largest number of items at the same time; by default one for each core of
+            the cluster, including machines that join later.
 
     Yields:
         A result for each item, in the order in which they are done.

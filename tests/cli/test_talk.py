@@ -227,7 +227,7 @@ def test_large_recordings_stay_beside_their_page(
         ("--voice text.pt", "text.pt must be a whole file of plain tensors"),
         ("--voice other.pt", "other.pt must have the shapes .* Use a voice made for this model"),
         ("--voice alien.pt", "must be of the model that hears it"),
-        ("--voice long.pt", "window of 300 frames: got 314, 290 of them of the voice. Take a"),
+        ("--voice long.pt", "window of 300 frames: got 314, of which 290 are the voice. Take a"),
         ("--voice silent.wav", "louder than -70.0 LUFS"),
         ("--words none.json", "`--words` must be an existing file: got 'none.json'"),
         ("--output folder.wav", "`--output` must be a file: 'folder.wav' is a folder"),
@@ -489,4 +489,4 @@ def test_adapters_belong_to_a_published_model(
     record("in.wav")
     words = ["talk", str(run), "--input", "in.wav", "--output", "o.wav", "--lora", "adapters"]
     assert counterpoint(words) == 2
-    assert "Adapters must belong to a published model" in capsys.readouterr().err
+    assert "Adapters can be used with a published model only" in capsys.readouterr().err

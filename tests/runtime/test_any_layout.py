@@ -176,7 +176,7 @@ def test_what_is_not_due_is_refused() -> None:
     sessions = Sessions(talker.system, 1)
     sessions.start(0, GREEDY)
     with pytest.raises(
-        ValueError, match="'user' with the last of the 2 ticks .* its tick 0 is non"
+        ValueError, match="'user' with the last of the 2 ticks .* tick 0 is not the last"
     ):
         sessions.step({0: {"user": [1]}})
     sessions.step()
@@ -196,7 +196,7 @@ def test_a_prompt_of_a_conversation_is_whole_steps() -> None:
         "agent": torch.tensor([[[1]]]),
         "user": torch.tensor([[[1]]]),
     }
-    with pytest.raises(ValueError, match="whole steps of 'agent', which covers 2 ticks .* got 3"):
+    with pytest.raises(ValueError, match="whole steps of 'agent', of 2 ticks each: got 3"):
         Conversation(talker, GREEDY, prompt=prompt)
     assert Sessions(talker.system, 1).start(0, GREEDY, prompt=prompt).num_ticks == 3
 

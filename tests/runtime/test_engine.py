@@ -394,7 +394,7 @@ def test_guidance_needs_a_row_of_its_own() -> None:
         FrameSampling(guidance=-1.0)
     sessions.start(2)
     for twin in (None, 0, 2, 3):
-        with pytest.raises(ValueError, match="`twin` must be a free row where `guidance` is not 1"):
+        with pytest.raises(ValueError, match="`twin` must be a free row if `guidance` is not 1"):
             sessions.start(0, guided, twin=twin)
     with pytest.raises(ValueError, match="`twin` must be a free row"):
         sessions.start(0, twin=1)

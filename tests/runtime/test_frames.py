@@ -298,12 +298,12 @@ def test_forced_streams_say_what_they_are_given(name: str) -> None:
     ("change", "message"),
     [
         ({"user_acoustic": None}, "must hear all of user_acoustic, user_semantic: got no user_ac"),
-        ({"user_semantic": [AUDIO_VOCAB]}, "1 ids of 0 to 6: got .7."),
-        ({"user_acoustic": [0]}, "2 ids of 0 to 6: got .0."),
-        ({"user_acoustic": torch.tensor([0.5, 2.0])}, "2 ids of 0 to 6: got .0.5, 2.0."),
-        ({"text": -1}, f"1 ids of 0 to {TEXT_VOCAB - 1}"),
+        ({"user_semantic": [AUDIO_VOCAB]}, "1 ids from 0 to 6: got .7."),
+        ({"user_acoustic": [0]}, "2 ids from 0 to 6: got .0."),
+        ({"user_acoustic": torch.tensor([0.5, 2.0])}, "2 ids from 0 to 6: got .0.5, 2.0."),
+        ({"text": -1}, f"1 ids from 0 to {TEXT_VOCAB - 1}"),
         ({"user_semantic": None}, "must hear all of"),
-        ({"user_semantic": [2**70]}, "1 ids of 0 to 6: got .1180591620717411303424."),
+        ({"user_semantic": [2**70]}, "1 ids from 0 to 6: got .1180591620717411303424."),
         ({"agents": [0]}, "must be of the layout .*got agents for row 0"),
     ],
 )
@@ -323,9 +323,9 @@ def test_ids_that_a_codebook_has_not_are_refused() -> None:
     sessions.start(0)
     heard = {"user_semantic": [3], "user_acoustic": [6, 1]}
     for more in ({"user_acoustic": [6, 2]}, {"agent_acoustic": [0, 2]}):
-        with pytest.raises(ValueError, match=r"must have 2 ids of 0 to .6, 1.: got .[06], 2."):
+        with pytest.raises(ValueError, match=r"must have 2 ids from 0 to .6, 1.: got .[06], 2."):
             sessions.step({0: heard | more})
-    with pytest.raises(ValueError, match="must have 1 ids of 0 to 3: got .4."):
+    with pytest.raises(ValueError, match="must have 1 ids from 0 to 3: got .4."):
         sessions.step({0: heard | {"user_semantic": [4]}})
     assert sessions[0].num_ticks == 0
     sessions.step({0: heard | {"agent_acoustic": [6, 1]}})
@@ -333,7 +333,7 @@ def test_ids_that_a_codebook_has_not_are_refused() -> None:
 
 def test_what_is_no_id_is_refused_also_without_type_checks() -> None:
     for codes in (None, "3", [None], [[1], [2, 3]], 1j, [2**70], [True]):
-        with pytest.raises(ValueError, match="'user' must have 1 ids of 0 to 6: got"):
+        with pytest.raises(ValueError, match="'user' must have 1 ids from 0 to 6: got"):
             unwrap(_parse_ids)("user", codes, (7,))
     assert _parse_ids("user", [6], (7,)) == [6]
 
@@ -347,7 +347,7 @@ def test_rows_must_have_been_started() -> None:
         sessions.start(2)
     with pytest.raises(ValueError, match="Row 1 must have been started"):
         sessions.step({1: {}})
-    with pytest.raises(ValueError, match=r"one row, of text .1, P.: got text .2, 3."):
+    with pytest.raises(ValueError, match=r"one row, with text of shape .1, P.: got text .2, 3."):
         sessions.start(0, prompt=random_codes(model, 2, 3))
     assert len(sessions) == 2
     assert sessions.running == []

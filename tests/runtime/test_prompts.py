@@ -92,5 +92,7 @@ def test_what_is_no_prompt_is_refused_also_without_type_checks() -> None:
         with pytest.raises(ValueError, match=r"whole numbers: got torch\.\w+ for text"):
             unwrap(check_prompt)(model.layout, prompt | {"text": ids}, CPU)
     for ids in (prompt["text"][0], prompt["text"][0, :1], torch.tensor(3)):
-        with pytest.raises(ValueError, match="must be one row, of text .1, P.: got text"):
+        with pytest.raises(
+            ValueError, match="must be one row, with text of shape .1, P.: got text"
+        ):
             unwrap(check_prompt)(model.layout, prompt | {"text": ids}, CPU)

@@ -153,7 +153,7 @@ def test_llama_folder_keeps_its_tokeniser_and_ids(tmp_path: Path) -> None:
 
 def test_what_cannot_be_saved_is_told(published: Path, tmp_path: Path) -> None:
     two = TwoStream(two_stream.tiny())
-    with pytest.raises(UserError, match="no published format holds"):
+    with pytest.raises(UserError, match="has a published format: got a TwoStream"):
         counterpoint.save(two, tmp_path / "two", form="published")
     with pytest.raises(UserError, match="one of counterpoint, published: got 'weird'"):
         as_users_call(counterpoint.save)(two, tmp_path / "two", form="weird")

@@ -150,7 +150,7 @@ def test_a_voice_can_be_dropped_while_its_sessions_go_on() -> None:
     with pytest.raises(ValueError, match="A voice must be shared first: got 'anna', have none"):
         engine.admit(voice="anna")
     engine.share("anna", *voice_prefix(voice, model))
-    with pytest.raises(ValueError, match="must be of all streams .text, agent_semantic.*got text"):
+    with pytest.raises(ValueError, match="must have all streams .text, agent_semantic.*got text"):
         engine.admit(prompt={"text": codes["text"]}, voice="anna")
     guided = FrameSampling(text=GREEDY.text, audio=GREEDY.audio, guidance=2.0)
     twin = engine.admit(guided, voice="anna")

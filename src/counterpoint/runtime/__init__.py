@@ -1,1 +1,1 @@
-"""Sessions and sampling: a system run tick by tick, on its device and without a network."""
+"""Sessions and sampling: running a system tick by tick, on its device and without a network."""

@@ -1,4 +1,4 @@
-"""Choosing the elements of a frame: every row by its own settings, all rows in one call."""
+"""Choosing the elements of a frame: each row has its own settings, all rows share one call."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,23 @@ from counterpoint.runtime.sampler import (
 from counterpoint.streams.spec import Layout, Role, Stream
 
 MOST_CANDIDATES = 256
-"""Sessions that keep at most so many ids (`top_k`) are sampled without sorting a vocabulary."""
+"""Sessions that keep at most this many ids (`top_k`) are sampled without sorting all ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSampling:
-    """How one session chooses text and audio; by default as the published Moshi does.
+    """How one session chooses text and audio; the defaults are those of the published Moshi.
 
     The two may have the same seed: no random number is used twice.
 
     Attributes:
-        text: For every stream that is not spoken.
-        audio: For every codebook of the streams that are spoken or heard.
-        guidance: Scale of classifier-free guidance: scores become those without the prompt, plus
-            so many times what the prompt adds. 1 is none; any other needs a second row.
-        padding_bias: What is added to the score of the text's padding: above 0 the model is slower
+        text: Sampling of every stream that is neither spoken nor heard.
+        audio: Sampling of every codebook of the streams that are spoken or heard.
+        guidance: Scale of classifier-free guidance: the scores without the prompt, plus this factor
+            times the change that the prompt makes. 1 means no guidance; other values need a second
+            row.
+        padding_bias: Number added to the score of the text's padding id. Above 0 the model is
+            slower to speak, below 0 it speaks more.
             to speak, below 0 it speaks more.
 
     Source of the bias: `pad_mult` of Kyutai's server.
@@ -54,7 +56,7 @@ class FrameSampling:
 
     @classmethod
     def of(cls, sampling: "Sampling | FrameSampling | None") -> "FrameSampling":
-        """One setting for all streams, or these, or the default."""
+        """Return one setting for all streams, the given settings, or the default."""
         if isinstance(sampling, Sampling):
             return cls(text=sampling, audio=sampling)
         return sampling or cls()
@@ -65,12 +67,12 @@ class SpeechChoices:
     """How an agent chooses what it says; ``None`` leaves a setting to the model.
 
     Attributes:
-        seed: Decides its choices.
-        text_temperature: Divides the scores of the text; 0 takes the likeliest id.
-        text_top_k: Likeliest text ids to choose among; 0 keeps all.
-        padding_bias: Added to the score of no text: above 0 the agent is slower to speak.
-        audio_temperature: Divides the scores of the audio; 0 takes the likeliest id.
-        audio_top_k: Likeliest audio ids to choose among; 0 keeps all.
+        seed: Seed of its choices.
+        text_temperature: Divisor of the text scores; 0 always takes the likeliest id.
+        text_top_k: Number of likeliest text ids that are kept; 0 keeps all.
+        padding_bias: Number added to the score of no text: above 0 the agent is slower to speak.
+        audio_temperature: Divisor of the audio scores; 0 always takes the likeliest id.
+        audio_top_k: Number of likeliest audio ids that are kept; 0 keeps all.
     """
 
     seed: int = 0
@@ -82,7 +84,7 @@ class SpeechChoices:
 
     @classmethod
     def of(cls, sampling: FrameSampling) -> "SpeechChoices":
-        """The same settings as a session has them."""
+        """Return the settings of a session in this form."""
         return cls(
             seed=sampling.text.seed,
             text_temperature=sampling.text.temperature,
@@ -93,7 +95,7 @@ class SpeechChoices:
         )
 
     def over(self, default: FrameSampling) -> FrameSampling:
-        """What was chosen, and where nothing was, what the model has by default."""
+        """Return ``default`` with the settings that were chosen here."""
         return replace(
             default,
             text=_chosen(default.text, self.seed, self.text_temperature, self.text_top_k),
@@ -112,14 +114,14 @@ def _chosen(default: Sampling, seed: int, temperature: float | None, top_k: int 
 
 
 def sampling_of(layout: Layout, sampling: Sampling | FrameSampling | None) -> FrameSampling:
-    """How a session of a model chooses: as it is told, or by default as its kind of model does."""
+    """Return the sampling of a session, or the default for this kind of model if it is ``None``."""
     if sampling is None and not layout.by_role(Role.SPOKEN):
         sampling = Sampling()
     return FrameSampling.of(sampling)
 
 
 class PromptGuidance(NamedTuple):
-    """Whose ids each row takes, whose scores are those without its prompt, and its scale."""
+    """For each row: the row whose ids it takes, the row without the prompt, and the scale."""
 
     lead: Int[Tensor, " n"]
     null: Int[Tensor, " n"]
@@ -127,7 +129,7 @@ class PromptGuidance(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """How one kind of elements is chosen, and which rows may keep over `MOST_CANDIDATES`."""
+    """How one kind of elements is chosen, and which rows may keep more than `MOST_CANDIDATES`."""
 
     rows: RowSamplings
     wide: Bool[Tensor, " n"] | None
@@ -143,13 +145,16 @@ class RowChoices(NamedTuple):
     places: Int[Tensor, " K"]
 
     def numbers(self, drawn: Int[Tensor, " n"]) -> Float[Tensor, "n K"]:
-        """Random numbers of the elements of a column; ``drawn`` counts the columns before it."""
+        """Return random numbers for the elements of a column.
+
+        ``drawn`` is the number of columns that each row has chosen before.
+        """
         return uniform(self.seed_hashes, drawn[:, None] * len(self.places) + self.places)
 
     def choose(
         self, stream: str, logits: Float[Tensor, "n V"], number: Float[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
-        """An id of a stream for every row, by one of its `numbers`."""
+        """Choose an id of a stream for every row, with one of its `numbers`."""
         if self.guidance is not None:
             logits = _guided(logits, self.guidance)
         if stream in self.biases:
@@ -163,13 +168,13 @@ def choices_of(
     guidance: PromptGuidance | None,
     device: torch.device,
 ) -> RowChoices:
-    """How some rows choose.
+    """Return how the elements of some rows are chosen.
 
     Args:
-        layout: What is chosen.
-        samplings: The sampling of every row.
-        guidance: Who guides whom; ``None`` where no row is guided.
-        device: Where the scores are.
+        layout: Streams whose elements are chosen.
+        samplings: Sampling of each row.
+        guidance: Guidance of the rows; ``None`` if no row is guided.
+        device: Device of the scores.
     """
     biases = {
         stream.name: _padding_bias(stream, samplings, device)
@@ -195,7 +200,7 @@ def choices_of(
 def _padding_bias(
     stream: Stream, samplings: Sequence[FrameSampling], device: torch.device
 ) -> Float[Tensor, "n V"]:
-    """What rows add to the scores of a stream that has padding."""
+    """Return the numbers that rows add to the scores of a stream that has padding."""
     added = torch.zeros(len(samplings), stream.vocab_size or 0, device=device)
     added[:, stream.padding_id] = torch.tensor([s.padding_bias for s in samplings], device=device)
     return added
@@ -208,7 +213,7 @@ def _kind(samplings: Sequence[Sampling], device: torch.device) -> _Kind:
 
 
 def _guided(logits: Float[Tensor, "n V"], guidance: PromptGuidance) -> Float[Tensor, "n V"]:
-    """Scores moved away from those without the prompt; equal ones, also of -inf, stay."""
+    """Move scores away from those without the prompt; equal scores stay, also if they are -inf."""
     null = logits[guidance.null]
     moved = null + guidance.scale.to(logits.dtype) * (logits - null)
     return torch.where(logits == null, logits, moved)
@@ -217,13 +222,13 @@ def _guided(logits: Float[Tensor, "n V"], guidance: PromptGuidance) -> Float[Ten
 def _sampled(
     logits: Float[Tensor, "n V"], kind: _Kind, number: Float[Tensor, " n"]
 ) -> Int[Tensor, " n"]:
-    """Choose as `sample` does; rows that keep few ids choose among their likeliest.
+    """Choose ids as `sample` does, but sort only the likeliest ids in rows that keep few.
 
-    The number of candidates is fixed, so that a row never feels how many others keep.
+    The number of candidates is fixed, so that a row does not depend on how many others keep.
     """
-    if logits.shape[1] < 2 * MOST_CANDIDATES:  # sorting them all costs no more
+    if logits.shape[1] < 2 * MOST_CANDIDATES:  # then sorting all ids costs no more
         return sample(logits, kind.rows, number)
-    # In the order of their ids, so that the first of equal ones stays the first.
+    # The candidates are in the order of their ids, so that the first of equal scores stays first.
     likeliest = logits.topk(MOST_CANDIDATES).indices.sort().values
     ids = sample(logits.gather(1, likeliest), kind.rows, number, likeliest)
     if kind.wide is None:

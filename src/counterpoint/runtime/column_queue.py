@@ -1,4 +1,4 @@
-"""The newest columns of every row: what was written and what is heard, until nobody needs them."""
+"""The newest columns of every row: what it has written and heard, as long as it is needed."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -13,26 +13,26 @@ from counterpoint.streams import schedule
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
 
 OPEN = -2
-"""An id that is still to be written; `UNSET_ID` is nothing, for good."""
+"""Id of an element that is still to be written; `UNSET_ID` means that it stays empty."""
 
 WhichRows = slice | Int[Tensor, " n"]
-"""Rows of a batch: these, or all of them in a slice, which is an index without a copy."""
+"""Rows of a batch: their numbers, or a slice for all of them, which indexes without a copy."""
 
 
 class ColumnQueue:
-    """Columns of all rows, by their distance to the one that each row writes next.
+    """Columns of all rows, stored by their distance to the column that each row writes next.
 
-    When a row has written a column, its columns move up by one place: so every place of a stream
-    is a constant, however far rows are.
+    When a row has written a column, its columns move by one slot. Therefore the slot of a given
+    distance is a constant, whatever the positions of the rows.
 
     Args:
-        layout: Its predicted and its heard streams are kept.
-        num_rows: Rows.
-        device: Where they are kept.
+        layout: Its predicted and heard streams are stored.
+        num_rows: Number of rows.
+        device: Device of the tensors.
 
     Attributes:
         places: Places of each discrete stream's ids in a column, predicted streams first.
-        num_said: Ids of the predicted streams in a column.
+        num_said: Number of ids of the predicted streams in a column.
     """
 
     def __init__(self, layout: Layout, num_rows: int, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class ColumnQueue:
         self._is_newest = min(by_id) == self._next
         self._complete = torch.tensor(by_id, device=device)
         self._said_index = torch.arange(self.num_said, device=device)
-        # Streams that have no element in some columns.
+        # Streams that have no element in some of the columns.
         self._slow_said = [stream for stream in said if stream.period_ticks > 1]
         self._has_slow_heard = any(stream.period_ticks > 1 for stream in layout.heard)
 
@@ -73,10 +73,10 @@ class ColumnQueue:
             queue[row] = 0
 
     def keep(self, given: Sequence[tuple[Sequence[int], Given]]) -> None:
-        """Put what rows are given into the columns where it stands.
+        """Store what rows are given in the columns to which it belongs.
 
         Args:
-            given: Rows that are given the same, and what it is.
+            given: Pairs of rows and the content that all of them are given.
         """
         found: list[tuple[int, int, int, int]] = []
         for rows, what in given:
@@ -92,7 +92,7 @@ class ColumnQueue:
             self._ids[row, columns, place] = ids_
 
     def keep_tail(self, row: int, columns: Ticks, num_prompt: int) -> None:
-        """Keep what late streams still have of a prompt, when the others go on with the session."""
+        """Store the elements of a prompt that arrive after the session has begun to write."""
         for name in (*self.places, *self._floats):
             own = columns[name][0]
             tail = schedule.tail_columns(self._layout, name, num_prompt)
@@ -106,7 +106,7 @@ class ColumnQueue:
                     self._ids[row, place, self.places[name]] = found
 
     def rest(self, row: int, num_ticks: int) -> None:
-        """Say nothing in the first ticks of content of a row that begins with hearing."""
+        """Fill the first ticks of content of a row that begins by hearing: it says nothing then."""
         for stream in self._said:
             for step in range(num_ticks // stream.period_ticks):
                 distance = schedule.column_of(self._layout, stream, step)
@@ -114,9 +114,9 @@ class ColumnQueue:
         self._move_up(torch.tensor([row], device=self._device))
 
     def newest(self, real: Bool[Tensor, " B"] | None) -> dict[str, Tensor]:
-        """The newest column of every row, as `System.read` takes it; zeros in rows not real."""
+        """Return the newest column of every row for `System.read`; rows not real get zeros."""
         ids = self._ids[:, self._next - 1 : self._next]
-        if self._has_slow_heard:  # nothing was given where nothing is due
+        if self._has_slow_heard:  # nothing was given between the elements of a slow stream
             ids = ids.masked_fill(ids == OPEN, UNSET_ID)
         if real is not None:
             ids = ids.masked_fill(~real[:, None, None], 0)
@@ -126,7 +126,7 @@ class ColumnQueue:
         return ticks
 
     def by_stream(self, ids: Int[Tensor, "B T K"]) -> dict[str, Tensor]:
-        """Ids of columns by stream."""
+        """Split the ids of columns by stream."""
         pieces: Mapping[str, Tensor] = {n: ids[..., place] for n, place in self.places.items()}
         return {
             name: own if self._layout[name].has_codebooks else own[..., 0]
@@ -134,13 +134,13 @@ class ColumnQueue:
         }
 
     def said(self, rows: WhichRows, columns: Sequence[int]) -> Int[Tensor, "n K"]:
-        """What stands in the predicted places of the next column already; `OPEN` where nothing.
+        """Return the predicted ids that the next column already holds, and `OPEN` for the others.
 
-        `UNSET_ID` stands where a slow stream has no element.
+        `UNSET_ID` means that a slow stream has no element in this column.
 
         Args:
             rows: Which rows.
-            columns: The number of the next column of each.
+            columns: Number of the next column of each row.
         """
         found = self._ids[rows, self._next, : self.num_said]
         if not self._slow_said:
@@ -156,10 +156,10 @@ class ColumnQueue:
         return found
 
     def write(self, rows: WhichRows, ids: Int[Tensor, "n K"]) -> Int[Tensor, "n K"]:
-        """Write the predicted places of the next column, and move up.
+        """Write the predicted ids of the next column, and make it the newest.
 
         Returns:
-            What is said in the tick that the column completes.
+            The ids that are said in the tick that the column completes.
         """
         self._ids[rows, self._next, : self.num_said] = ids
         if not self._is_newest:
@@ -168,7 +168,7 @@ class ColumnQueue:
         return ids
 
     def frames(self, ticks: Sequence[int], said: Int[Tensor, "n K"]) -> list[Frame]:
-        """What rows say in a tick of each, of the streams that have an element in it."""
+        """Return what each row says in a tick, in the streams that have an element in it."""
         by_stream = [(stream, said[:, self.places[stream.name]].unbind()) for stream in self._said]
         return [
             {s.name: ids[row] for s, ids in by_stream if schedule.ends_step(s, tick)}
@@ -176,14 +176,14 @@ class ColumnQueue:
         ]
 
     def _move_up(self, rows: WhichRows) -> None:
-        """Make what was the next column of rows the newest."""
+        """Make the next column of rows the newest column."""
         self._ids = _moved_up(self._ids, self._open, rows)
         for name, queue in self._floats.items():
             self._floats[name] = _moved_up(queue, torch.zeros_like(queue[:, :1]), rows)
 
 
 def _moved_up(queue: Tensor, behind: Tensor, rows: WhichRows) -> Tensor:
-    """A new tensor: models may keep what they were given of the old one."""
+    """Return the moved queue as a new tensor, because models may keep views of the old one."""
     moved = torch.cat((queue[:, 1:], behind), 1)
     if isinstance(rows, slice):
         return moved

@@ -1,8 +1,8 @@
-"""Checkpoints for inference: small weights, the files that they need beside them, and nothing else.
+"""Checkpoints for inference: small weights and the files that they need, and nothing else.
 
-Such a folder can be moved, uploaded, or put into a package. Whoever loads it finds a checkpoint
-like any other, and fine-tuning can begin with it. Training cannot go on from it, because the state
-of the optimiser is left out.
+Such a folder can be moved, uploaded, or put into a package. It is loaded like any other checkpoint,
+and fine-tuning can begin with it. Training cannot be resumed from it, because the state of the
+optimizer is left out.
 """
 
 from dataclasses import replace
@@ -16,10 +16,10 @@ from counterpoint.train.tensor_files import Stored, compacted
 
 
 def export_checkpoint(path: Path, folder: Path, weights: Stored = "bfloat16") -> None:
-    """Write a checkpoint for inference, with the files that it needs beside it.
+    """Write a checkpoint for inference, together with the files that it needs.
 
     Args:
-        path: A checkpoint, or a run folder with one.
+        path: A checkpoint, or a run folder with a checkpoint.
         folder: A new or empty folder.
         weights: How the weights are stored; see `counterpoint.train.tensor_files.compacted`.
 
@@ -31,7 +31,7 @@ def export_checkpoint(path: Path, folder: Path, weights: Stored = "bfloat16") ->
     path = find_checkpoint(path)
     manifest = read_manifest(path)
     run, beside = with_files_beside(load_run(path))
-    # Adapters are merged into what `load_weights` gives.
+    # `load_weights` has merged the adapters into the weights.
     run = replace(run, train=replace(run.train, fine_tune=None))
     sampling = file_beside(path, SAMPLING)
     beside += [] if sampling is None else [sampling]

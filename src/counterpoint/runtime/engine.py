@@ -1,9 +1,9 @@
-"""The batch engine: many live sessions of one model, all in one step.
+"""The batch engine: many live sessions of one model, which share every step.
 
-`Sessions` with admission: sessions have numbers that are never used again, a full house
-refuses, and the beginning of prompts (a voice) is read once for all. A step costs about the same
-however many rows are busy. One thread at a time may use an engine, in the process that made it: a
-`Guard` refuses others.
+It adds admission to `Sessions`. Sessions have numbers that are never used again, a full engine
+refuses further sessions, and the beginning of prompts (a voice) is read once for all sessions. A
+step costs about the same however many rows are in use. Only one thread may use an engine at a time,
+in the process that made it; a `Guard` refuses other calls.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class FullHouseError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Admission:
-    """What a session began with, and the row that it has."""
+    """The row of a session, and what the session began with."""
 
     row: int
     sampling: FrameSampling
@@ -40,7 +40,7 @@ class _Admission:
 
 
 class _Shared(NamedTuple):
-    """The beginning of prompts: its codes, and what the model has made of them."""
+    """The beginning of prompts: its codes, and the model's state after them."""
 
     codes: Ticks
     prefix: Prefix
@@ -50,30 +50,31 @@ class _Shared(NamedTuple):
 class Engine:
     """Up to ``num_rows`` sessions of one model, each with its own prompt, seed and pace.
 
-    What a session says depends on what it hears, its prompt and its sampling alone, whatever the
-    others do: they may be admitted, pause, be reset, end or send frames that are refused. Its
-    scores are then the same bit for bit in the same row of an engine of this size. In another row
-    they are the same to float tolerance, because some kernels round the last rows of a product in
-    another way. Whoever is not in a `step` pauses.
+    The output of a session depends only on its input, its prompt and its sampling, whatever the
+    other sessions do: they may be admitted, pause, be reset, end or send frames that are refused.
+    Its scores are equal bit for bit in the same row of an engine of this size. In another row they
+    are equal to float tolerance, because some kernels round the last rows of a product differently.
+    A session that is not named in a `step` pauses.
 
     Args:
-        system: The model; of one that predicts the user as well, its `trimmed` form.
-        num_rows: Sessions at a time; a guided session counts as two.
-        pinned_frames: Frames at the beginning of every session, at least those of the longest
-            prompt, that stay visible when the model's window has moved on; 0 pins nothing. The
-            rest of the window is for the newest frames.
+        system: The model. For a model that also predicts the user, use its `trimmed` form.
+        num_rows: Largest number of sessions at a time; a guided session counts as two.
+        pinned_frames: Number of frames at the beginning of every session that stay visible when the
+            model's window has moved on; at least the length of the longest prompt. 0 pins nothing.
+            The rest of the window is for the newest frames.
 
     Raises:
-        UserError: The numbers do not fit the model.
+        UserError: The model predicts what it hears, cannot pin, or the numbers do not fit it.
     """
 
     def __init__(self, system: System, num_rows: int, *, pinned_frames: int = 0) -> None:
         if invented := [s.name for s in system.layout.predicted if s.role == Role.HEARD]:
-            # Given ids of a predicted stream are the next frame's: the user would be heard late,
-            # and made up where nothing is given (defects 1 and 2 of PersonaPlex's server).
+            # Ids that are given to a predicted stream are those of the next frame: the user would
+            # be heard late, and made up where nothing is given (defects 1 and 2 of PersonaPlex's
+            # server).
             raise UserError(
                 f"A model that listens must not predict what it hears: it predicts "
-                f"{', '.join(invented)}. Give `model.trimmed(n)`, n being the agent's codebooks."
+                f"{', '.join(invented)}. Pass `model.trimmed(n)`, where n is the agent's codebooks."
             )
         self.guard = Guard()
         self.pinned_frames = pinned_frames
@@ -88,27 +89,29 @@ class Engine:
 
     @property
     def running(self) -> list[int]:
-        """Sessions that have been admitted and not ended."""
+        """Sessions that were admitted and have not ended."""
         return list(self._admissions)
 
     @property
     def num_free(self) -> int:
-        """Rows that are free."""
+        """Number of free rows."""
         return len(self._sessions.free)
 
     @guarded
     def share(self, name: str, codes: Ticks, prefix: Prefix | None = None) -> None:
-        """Read the beginning of prompts once, for all that begin with it.
+        """Read the beginning of prompts once, for all sessions that begin with it.
 
         Args:
-            name: Name of the prefix, such as that of a voice; an earlier one is dropped.
-            codes: Its frames, as a prompt of `admit`: each prompt that begins so goes on behind it.
-            prefix: What the model has made of them already, as of a voice that comes as a file
-                (`counterpoint.formats.open_voice`). Sessions have it that are admitted with its
-                name as their voice.
+            name: Name of the prefix, such as that of a voice; an earlier prefix of this name is
+                dropped.
+            codes: Its frames, as a prompt of `admit`. A prompt that begins with them continues from
+                this prefix.
+            prefix: The model's state after the frames if it has been computed, as for a voice in a
+                file (`counterpoint.formats.open_voice`). Only sessions that are admitted with this
+                name as their voice use it.
 
         Raises:
-            UserError: They do not fit the model.
+            UserError: The codes do not fit the model.
         """
         check_tensors(codes, "A prefix")
         own = {key: ids.cpu() for key, ids in codes.items()}
@@ -117,10 +120,10 @@ class Engine:
 
     @guarded
     def unshare(self, name: str) -> None:
-        """Drop a shared prefix; sessions that began with it go on.
+        """Drop a shared prefix; sessions that began with it continue.
 
         Raises:
-            UserError: There is none of this name.
+            UserError: There is no prefix of this name.
         """
         if name not in self._shared:
             known = ", ".join(sorted(self._shared)) or "none"
@@ -139,16 +142,16 @@ class Engine:
 
         Args:
             sampling: How its ids are chosen; by default `FrameSampling()`.
-            prompt: What all streams said before, one row in content order; see
-                `Sessions.start`. As of a conversation, the model sees of it what its window
-                reaches: of a longer one the end, unless `pinned_frames` refuses it.
-            voice: Name of a shared voice that the agent has; the prompt follows behind it.
+            prompt: Earlier content of all streams, one row in content order; see `Sessions.start`.
+                The model reads what its window reaches: of a longer prompt only the end, unless
+                `pinned_frames` refuses it.
+            voice: Name of a shared voice that the agent gets; the prompt follows after it.
 
         Returns:
-            Its number, which no other session ever has.
+            The number of the session. No other session ever gets it.
 
         Raises:
-            FullHouseError: There is no row for it.
+            FullHouseError: No row is free for it.
             UserError: The prompt does not fit, or there is no such voice.
         """
         sampling = sampling or FrameSampling()
@@ -165,8 +168,8 @@ class Engine:
         needed = 1 if sampling.guidance == 1 else 2
         if len(free) < needed:
             raise FullHouseError(
-                f"A session of this sampling must have {needed} free rows: {len(free)} of "
-                f"{len(self._sessions)} are free. Try again when one has ended."
+                f"A session with this sampling must have {needed} free rows: {len(free)} of "
+                f"{len(self._sessions)} are free. Try again when another session has ended."
             )
         begun = _Admission(row=free[0], sampling=sampling, prompt=prompt, voice=prefix)
         self._start(self._num_admitted, begun)
@@ -174,10 +177,10 @@ class Engine:
         return self._num_admitted - 1
 
     def opening(self, session: int) -> Frame | None:
-        """What a session said before it heard anything; only models without delay have it.
+        """Return what a session said before it heard anything; only models without delay do so.
 
         Raises:
-            UserError: It is not running; so do `reset` and `end`.
+            UserError: The session is not running. `reset` and `end` raise it too.
         """
         return self._admission(session).opening
 
@@ -186,26 +189,27 @@ class Engine:
         """Let some sessions hear a frame and say the next one; the others pause.
 
         Args:
-            heard: What each hears, by session; see `Sessions.step`.
+            heard: What each session hears, by its number; see `Sessions.step`.
 
         Returns:
-            The frames that are complete, by session.
+            The frames that are complete now, by session.
 
         Raises:
-            UserError: A session is not running or what it hears does not fit. The message names
-                it, and no session has heard anything then: leave it out and step again.
-            NoIdError: As for `Sessions.step`: all sessions have heard this.
+            UserError: A session is not running, or what it hears does not fit. The message names
+                the session, and no session has heard anything: leave that one out and step again.
+            NoIdError: The scores of a session allow no id. All sessions have heard this frame, and
+                the frames of the other sessions are lost.
         """
         if not isinstance(heard, Mapping):
             raise UserError(
-                f"What sessions hear must be given by session, as a dict: got "
+                f"What sessions hear must be given as a dict by session number: got "
                 f"{type(heard).__name__}."
             )
         rows = {self._admission(session).row: session for session in heard}
         given = {row: heard[session] for row, session in rows.items()}
         try:
             said = self._sessions.step(given)
-        except NoIdError:  # nothing was refused
+        except NoIdError:  # the input of all sessions was accepted
             raise
         except ValueError:
             for row, session in rows.items():
@@ -218,12 +222,12 @@ class Engine:
 
     @guarded
     def reset(self, session: int) -> None:
-        """Let a session begin again, with its sampling and its prompt."""
+        """Let a session begin again with its sampling and its prompt."""
         self._start(session, self._admission(session))
 
     @guarded
     def end(self, session: int) -> None:
-        """End a session; its row is free then."""
+        """End a session and free its row."""
         self._sessions.stop(self._admission(session).row)
         del self._admissions[session]
 
@@ -246,12 +250,12 @@ class Engine:
         self._admissions[session] = replace(begun, opening=started.opening)
 
     def _prefix_of(self, prompt: Ticks | None) -> Prefix | None:
-        """The longest shared prefix with which a prompt begins."""
+        """Return the longest shared prefix with which a prompt begins."""
         found = None
         for codes, prefix, is_voice in self._shared.values():
             fits = (
                 prompt is not None
-                and not is_voice  # two of them may have the same codes where they are known
+                and not is_voice  # two voices may have the same codes where these are known
                 and set(prompt) == set(codes)
                 and all(
                     torch.equal(ids, prompt[name][:, : prefix.num_ticks].cpu())
@@ -271,7 +275,7 @@ class Engine:
 
     def _admission(self, session: int) -> _Admission:
         if type(session) is not int:
-            raise UserError(f"A session must be its number: got {session!r}.")
+            raise UserError(f"A session must be given by its number: got {session!r}.")
         if session not in self._admissions:
             was = "has ended" if 0 <= session < self._num_admitted else "was never admitted"
             raise UserError(f"Session {session} must be running: it {was}. Admit a new one.")

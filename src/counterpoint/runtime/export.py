@@ -1,4 +1,4 @@
-"""What a run has learned, as folders that the programs of its family read."""
+"""Exporting a run: its model or adapters as a folder that the programs of its family can read."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from counterpoint.train.checkpoint import (
 
 
 def has_adapters(path: Path) -> bool:
-    """Whether a checkpoint or run folder is of a system with adapters.
+    """Return whether a checkpoint or run folder holds a system with adapters.
 
     Raises:
         CheckpointError: There is no checkpoint.
@@ -36,8 +36,8 @@ def has_adapters(path: Path) -> bool:
 def export_model(path: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the model of a run in the format in which models of its system are published.
 
-    Adapters are merged into the weights. Codec and tokeniser of a run of speech come with it, so
-    that the folder can talk.
+    Adapters are merged into the weights. The codec and the tokeniser of a speech run are copied, so
+    that the exported model can talk.
 
     Args:
         path: Checkpoint or run folder.
@@ -45,8 +45,8 @@ def export_model(path: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) 
         dtype: Type of the weights.
 
     Raises:
-        UserError: There is no format for it, it is damaged, a file of its codec or tokeniser is
-            gone, or nothing can be written.
+        UserError: There is no format for the system, the checkpoint is damaged, a file of its codec
+            or tokeniser is missing, or the folder cannot be written.
     """
     loaded = load(path)
     companions = companions_of(loaded)
@@ -61,8 +61,8 @@ def export_adapters(path: Path, folder: Path) -> None:
         folder: A new or empty folder.
 
     Raises:
-        UserError: It has no adapters, there is no format for them, it is damaged, or nothing can be
-            written.
+        UserError: There are no adapters, there is no format for them, the checkpoint is damaged, or
+            the folder cannot be written.
     """
     path = resolve(path)
     manifest = read_manifest(path)

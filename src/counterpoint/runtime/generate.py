@@ -25,15 +25,18 @@ def generate(
         system: The model.
         prompt: At least one id, such as the start id of the tokeniser.
         sampling: How ids are chosen.
-        num_ticks: Most ids to give.
-        end_id: Id after which it ends; it is given too.
-        whole_from: Ids of another text, at least as many as the prompt has: the prompt goes on
-            under the whole of these (systems with a whole only).
-        sliding: Accept a prompt longer than the model's window.
+        num_ticks: Largest number of ids to generate.
+        end_id: Id after which the text ends; it is yielded too.
+        whole_from: Ids of another text, at least as many as the prompt has. The prompt is continued
+            under the whole of that text (systems with a whole only).
+        sliding: Whether the prompt may be longer than the model's window.
+
+    Yields:
+        The ids that continue the prompt.
 
     Raises:
-        UserError: The prompt is empty, too long, or not of the model's vocabulary; or it cannot go
-            on under another whole.
+        UserError: The prompt is empty, too long, or has ids outside the vocabulary; or it cannot be
+            continued under another whole.
     """
     sessions = Sessions(system, 1, sliding=sliding)
     session = sessions.start(0, sampling, end_id=end_id, max_sampled=num_ticks)
@@ -48,11 +51,11 @@ def generate(
 def _feed_under(
     sessions: Sessions, prompt: Sequence[int], whole_from: Sequence[int]
 ) -> Sequence[int]:
-    """Feed all of a prompt but its last id, change its whole, and give back that last id."""
+    """Feed all of a prompt except its last id, replace its whole, and return that last id."""
     model = sessions.system.plain()
     if not isinstance(model, HasWhole):
         raise UserError(
-            "Only a system with a whole can go on under another: "
+            "Only a system with a whole can continue a text under another whole: "
             f"{type(model).__name__} has none. Leave `whole_from` out."
         )
     fed = len(prompt) - 1
@@ -62,20 +65,20 @@ def _feed_under(
     usable = model.usable_blocks
     if needed < usable:
         raise UserError(
-            f"To go on under another whole, a prompt must finish {usable} blocks or more before "
+            f"To continue under another whole, a prompt must finish {usable} blocks or more before "
             f"its last id: got {needed}. Give a longer prompt."
         )
     sessions.system.wait()
     donor = Sessions(model, 1, sliding=True)
     donor.start(0)
     rest = list(whole_from)
-    # Id by id where blocks end early: the donor should stop close to as many blocks as there are.
+    # Blocks may end early, so the donor is fed id by id until it has as many blocks as needed.
     while rest and int(model.finished_blocks(donor.state)[0]) < needed:
         donor.feed({0: [rest.pop(0)]})
     have = int(model.finished_blocks(donor.state)[0])
     if have < needed:
         raise UserError(
-            f"The text that gives its whole must finish as many blocks as the prompt, {needed}: "
+            f"The text whose whole is used must finish as many blocks as the prompt, {needed}: "
             f"got {have}. Give a longer text."
         )
     sessions.state = model.swap(sessions.state, donor.state)

@@ -1,4 +1,4 @@
-"""What sessions are given: the ids of a frame and prompts, checked before anything changes."""
+"""Input of sessions: ids of a frame, and prompts, checked before anything changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,18 +12,18 @@ from counterpoint.streams import schedule
 from counterpoint.streams.spec import Layout, Stream, Ticks
 
 Codes = Tensor | Sequence[int] | int
-"""One tick of a stream: an id for a text stream, one for each codebook, or floats (width,)."""
+"""One tick of a stream: an id of text, one id for each codebook, or floats (width,)."""
 
 
 class Given(NamedTuple):
-    """What a row is given in a tick, by stream."""
+    """What a row is given in one tick, by stream."""
 
     ids: Mapping[str, list[int]]
     floats: Mapping[str, Float[Tensor, " D"]]
 
 
 def check_mapping(given: object, what: str) -> None:
-    """Refuse what is no mapping by stream, whatever it is.
+    """Refuse anything that is not a mapping by stream name.
 
     Raises:
         UserError: It is something else.
@@ -33,7 +33,7 @@ def check_mapping(given: object, what: str) -> None:
 
 
 def check_tensors(given: object, what: str) -> None:
-    """Refuse what are no tensors by stream.
+    """Refuse anything that is not a mapping of tensors by stream name.
 
     Raises:
         UserError: It is something else.
@@ -46,11 +46,11 @@ def check_tensors(given: object, what: str) -> None:
 
 
 def parse_frame(layout: Layout, row: int, num_ticks: int, codes: Mapping[str, Codes]) -> Given:
-    """What a row that has gone through so many ticks is given for a step.
+    """Check and convert what a row is given for a step after ``num_ticks`` ticks.
 
     Raises:
-        UserError: A stream that is heard is missing, one is unknown or has no element in this
-            tick, or something does not fit.
+        UserError: A heard stream is missing, a stream is unknown or has no element in this tick, or
+            a value does not fit.
     """
     check_mapping(codes, f"What row {row} hears")
     streams = (*layout.predicted, *layout.heard)
@@ -71,7 +71,7 @@ def parse_frame(layout: Layout, row: int, num_ticks: int, codes: Mapping[str, Co
         tick = schedule.given_tick(layout[name], num_ticks)
         raise UserError(
             f"Row {row} must be given {name!r} with the last of the {layout[name].period_ticks} "
-            f"ticks that a step covers: its tick {tick} is none. Leave the stream out here."
+            f"ticks of a step: tick {tick} is not the last one. Leave the stream out here."
         )
     ids = {}
     floats = {}
@@ -85,7 +85,9 @@ def parse_frame(layout: Layout, row: int, num_ticks: int, codes: Mapping[str, Co
 
 
 def check_prompt(layout: Layout, prompt: Ticks | None, device: torch.device) -> tuple[Ticks, int]:
-    """The columns of a prompt behind the initial frame, late streams at their end; its ticks.
+    """Return the columns of a prompt after the initial frame, and its number of ticks.
+
+    The columns include the late ones, in which delayed streams finish.
 
     Raises:
         UserError: The prompt does not fit the layout.
@@ -103,7 +105,7 @@ def check_prompt(layout: Layout, prompt: Ticks | None, device: torch.device) -> 
         prompt[first].ndim != 2 + given[0].has_codebooks or len(prompt[first]) != 1
     ):
         raise UserError(
-            f"A prompt must be one row, of {first} (1, P): got {first} "
+            f"A prompt must be one row, with {first} of shape (1, P): got {first} "
             f"{tuple(prompt[first].shape)}."
         )
     asked = Layout(streams=tuple(given), tick_hz=layout.tick_hz)
@@ -112,7 +114,7 @@ def check_prompt(layout: Layout, prompt: Ticks | None, device: torch.device) -> 
 
 
 def check_begun(layout: Layout, row: int) -> None:
-    """Refuse to let a row write that has read nothing and hears nothing.
+    """Refuse a step of a row that has read nothing and hears nothing.
 
     Raises:
         UserError: Always; the message says what is missing.
@@ -123,7 +125,7 @@ def check_begun(layout: Layout, row: int) -> None:
             "Feed a prompt, or the start id of the tokeniser."
         )
     raise UserError(
-        f"Row {row} must begin with an initial frame or a prompt, for it hears nothing: give "
+        f"Row {row} must begin with an initial frame or a prompt, because it hears nothing: give "
         "`start` a prompt, or declare the `initial_id` of one of "
         f"{', '.join(stream.name for stream in layout.predicted)}."
     )
@@ -135,7 +137,7 @@ def check_limits(
     """Refuse limits that a session cannot have.
 
     Raises:
-        UserError: They do not fit.
+        UserError: A limit is below 1, or the model does not write one id a tick.
     """
     if max_sampled is not None and max_sampled < 1:
         raise UserError(f"`max_sampled` must be >= 1, got {max_sampled}.")
@@ -147,26 +149,26 @@ def check_limits(
 
 
 def _nothing(stream: Stream) -> Tensor:
-    """No ticks of a stream."""
+    """Return no ticks of a stream, as an empty tensor."""
     dtype = torch.long if stream.is_discrete else torch.float32
     return torch.zeros(1, 0, *stream.element_shape, dtype=dtype)
 
 
 def _parse_ids(name: str, codes: Codes, sizes: Sequence[int]) -> list[int]:
-    """Ids of a tick of a stream whose codebooks have so many, or an error if they do not fit."""
+    """Return the ids of one tick of a stream whose codebooks have ``sizes`` ids, or refuse them."""
     ids: list[int]
     try:
         given = torch.as_tensor(codes)
         ids = given.reshape(-1).tolist()
         fits = holds_whole_numbers(given)
-    except (TypeError, ValueError, RuntimeError):  # no numbers at all
+    except (TypeError, ValueError, RuntimeError):  # the codes are not numbers
         ids = []
         fits = False
     fits = fits and len(ids) == len(sizes)
     if not fits or any(not 0 <= found < size for found, size in zip(ids, sizes, strict=True)):
         last = [size - 1 for size in sizes]
         raise UserError(
-            f"A frame of {name!r} must have {len(sizes)} ids of 0 to "
+            f"A frame of {name!r} must have {len(sizes)} ids from 0 to "
             f"{last[0] if len(set(last)) == 1 else last}: got {ids or codes}."
         )
     return ids
@@ -185,7 +187,7 @@ def _parse_floats(stream: Stream, given: Codes) -> Float[Tensor, " D"]:
 
 
 def holds_whole_numbers(ids: Tensor) -> bool:
-    """Whether a tensor may hold ids; truth values may not."""
+    """Return whether a tensor may hold ids; booleans may not."""
     return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
 
 
@@ -193,7 +195,7 @@ def check_ids(stream: Stream, row: int, ids: Sequence[int]) -> None:
     """Refuse ids that a stream does not have.
 
     Raises:
-        UserError: One is outside the vocabulary.
+        UserError: An id is outside the vocabulary.
     """
     vocab_size = stream.vocab_size or 0
     for found in ids:

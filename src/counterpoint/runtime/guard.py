@@ -1,4 +1,4 @@
-"""A guard for what only one thread of one process may use at a time."""
+"""A guard for objects that only one thread of one process may use at a time."""
 
 import os
 import threading
@@ -12,10 +12,11 @@ _Result = TypeVar("_Result")
 
 
 class Guard:
-    """Refuses calls that overlap, and calls in a process that was forked off.
+    """Refuses calls that overlap, and calls in a forked process.
 
-    Threads may use what is guarded one after the other. A fork copies one thread of several, so
-    whatever waits for the others (the threads of torch, for a start) would wait forever there.
+    Different threads may use the guarded object one after another. A fork copies only one of
+    several threads, so anything that waits for the others (such as torch's thread pool) would wait
+    for ever.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,8 @@ class Guard:
             )
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(
-                "An engine must be used by one thread at a time: another one is in it. Let one "
-                "thread step, and the others hand it what they have."
+                "An engine must be used by one thread at a time: another thread is using it. Let "
+                "one thread call `step`, and let the other threads pass their input to it."
             )
 
     def __exit__(
@@ -45,7 +46,7 @@ class Guard:
 
 
 def guarded(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """A method of an object with a `Guard` named ``guard``, which it holds while it runs."""
+    """Let a method hold the `Guard` of its object, an attribute ``guard``, while it runs."""
 
     @wraps(method)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

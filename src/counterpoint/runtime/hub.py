@@ -1,7 +1,7 @@
 """Folders of models on the Hugging Face hub, through `huggingface_hub`.
 
-Its plain functions are used and not its mixin, because the mixin would be a base class of every
-system and would bring the package into the core.
+Its plain functions are used instead of its mixin, because the mixin would be a base class of every
+system and would make the package a dependency of the core.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,24 +15,24 @@ from counterpoint.files import write_text
 from counterpoint.packages import optional_module
 
 PREFIX = "hub:"
-"""Begins the name of a model on the hub: "hub:owner/name", or "hub:owner/name@revision"."""
+"""Beginning of the name of a model on the hub: "hub:owner/name" or "hub:owner/name@revision"."""
 
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.flac", "*.pt")
 
 
 def is_on_hub(name: str | Path) -> bool:
-    """Whether a name means a model on the hub."""
+    """Return whether a name refers to a model on the hub."""
     return str(name).startswith(PREFIX)
 
 
 def download(name: str | Path) -> Path:
-    """The folder of a model, from the local cache of `huggingface_hub` or from the hub.
+    """Return the folder of a model, from the local cache of `huggingface_hub` or from the hub.
 
     Args:
-        name: Its name; see `PREFIX`.
+        name: Name of the model; see `PREFIX`.
 
     Raises:
-        UserError: There is no such model, or no network and nothing in the cache.
+        UserError: There is no such model, or there is no network and no copy in the cache.
         MissingPackageError: `huggingface-hub` is not installed.
     """
     plain, _, revision = str(name).removeprefix(PREFIX).partition("@")
@@ -44,19 +44,19 @@ def download(name: str | Path) -> Path:
 
 
 def upload(write: Callable[[Path], None], name: str, card: str, *, private: bool) -> str:
-    """Upload a folder, which is made for it and deleted afterwards.
+    """Write a temporary folder and upload it.
 
     Args:
         write: Writes the folder, which does not exist before.
-        name: The repository, "owner/name", with or without `PREFIX`; made if there is none.
+        name: The repository, "owner/name", with or without `PREFIX`; it is created if needed.
         card: Text of its README.md.
-        private: Whether a new repository is seen by its owner alone.
+        private: Whether a new repository is visible to its owner alone.
 
     Returns:
         Address of the commit.
 
     Raises:
-        UserError: The hub refuses.
+        UserError: The hub refuses the upload.
         MissingPackageError: `huggingface-hub` is not installed.
     """
     plain = name.removeprefix(PREFIX)
@@ -74,15 +74,15 @@ def upload(write: Callable[[Path], None], name: str, card: str, *, private: bool
 
 @contextmanager
 def _hub(name: str) -> Iterator[Any]:
-    """The package, whose errors about a repository become one line."""
+    """Give the package; errors of the hub become a `UserError` of one line."""
     hub = optional_module("huggingface_hub")
     try:
         yield hub
     except UserError:
         raise
-    except Exception as error:  # the hub, its client and the network have many error classes
+    except Exception as error:  # the hub, its client and the network raise many classes
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"The hub must have {name!r} and let it be used: {reason}. Check the name, the network "
-            "and `hf auth login`."
+            f"The hub must have {name!r} and allow access to it: {reason}. Check the name, the "
+            "network and `hf auth login`."
         ) from error

@@ -1,4 +1,4 @@
-"""Load a model with what belongs to it: one function for every verb, example and notebook."""
+"""Loading a model with its codec and tokeniser: every verb, example and notebook uses `load`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ from counterpoint.train.distributed import pick_device
 from counterpoint.train.run import Run
 
 WeightType = Literal["float32", "bfloat16", "int8"]
-"""How the weights of a loaded model are stored."""
+"""Type in which the weights of a loaded model are stored."""
 
 _TYPES: dict[WeightType, torch.dtype] = {
     "float32": torch.float32,
@@ -48,18 +48,18 @@ _TYPES: dict[WeightType, torch.dtype] = {
 }
 
 SAMPLING = "sampling.json"
-"""Name of the file beside a model that says how it talks best."""
+"""Name of the file next to a model that holds its preferred sampling of speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model, ready for inference, and what turns text and sound into its ids.
+    """A model, ready for inference, with what converts text and sound to its ids.
 
     Attributes:
         path: Its checkpoint, or its folder of published files.
         system: The model, in evaluation mode.
-        run: What it was trained by; ``None`` for a published model, or one that was saved alone.
-        published: What came with a published model.
+        run: The run that trained it; ``None`` for a published model or one that was saved alone.
+        published: What came with a published model; ``None`` for other models.
         in_int8: Whether the matrices of the talker are stored in 8 bits.
     """
 
@@ -76,10 +76,10 @@ class Loaded:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokeniser of a model of text.
+        """The tokeniser of a text model.
 
         Raises:
-            UserError: The model is one of speech, or has not as many ids as its tokeniser.
+            UserError: It is a speech model, or its tokeniser has another number of ids.
         """
         if self.is_speech:
             raise UserError(
@@ -101,13 +101,17 @@ class Loaded:
         """Continue a text, piece by piece.
 
         Args:
-            prompt: What is continued; empty starts a new text.
+            prompt: The text to continue; an empty one starts a new text.
             sampling: How ids are chosen.
-            num_ticks: Most ids to write.
-            whole_from: Another text, at least as long as the prompt, under whose whole it goes on.
+            num_ticks: Largest number of ids to write.
+            whole_from: Another text, at least as long as the prompt, under whose whole the prompt
+                is continued.
+
+        Yields:
+            Pieces of text, such as the characters of one id.
 
         Raises:
-            UserError: As `tokenizer` and `counterpoint.generate`.
+            UserError: See `tokenizer` and `counterpoint.generate`.
         """
         tokenizer = self.tokenizer
         before = [tokenizer.start_id, *tokenizer.encode(prompt).tolist()]
@@ -129,43 +133,43 @@ class Loaded:
         if not self.is_speech:
             raise UserError(
                 f"{self.path} must hold a system that talks, trained on speech: got "
-                f"{type(self.system).__name__}, trained on text. For text there is "
+                f"{type(self.system).__name__}, trained on text. For text use "
                 "`counterpoint generate`."
             )
         system = self.system.agent_alone()
         if self.in_int8:
-            store_int8(system)  # behind what trims
+            store_int8(system)  # it must follow trimming
         data = self._speech_data
         tokenizer = open_tokenizer(data.tokenizer)
         codec = codec_of(system, data.codec, system.device)
-        # The published codes of silence and of a hum are those of the published Mimi.
+        # The known codes of silence and of a hum belong to the published Mimi.
         known = self.published is not None and codec.codebook_sizes == PUBLISHED_SIZES
         fillers = Fillers() if known else None
         return Talker(system=system, codec=codec, tokenizer=tokenizer, fillers=fillers)
 
     def measured_on(self, recordings: str = "") -> DataSource:
-        """What the model is measured on: what its run held out, or recordings that are named.
+        """Return the data on which the model is measured.
 
         Args:
-            recordings: A list of recordings, as `SpeechData.held_out`, for a model of speech. A
-                published model has none of its own.
+            recordings: A list of recordings, as `SpeechData.held_out`, for a speech model. By
+                default the data that its run held out; a published model has none.
 
         Raises:
-            UserError: Recordings are named for a model of text, or the model has no run to ask.
+            UserError: Recordings are given for a text model, or the model has no run.
         """
         if self.is_speech:
             data = self._speech_data
             return replace(data, held_out=recordings) if recordings else data
         if recordings:
             raise UserError(
-                f"Recordings must be named for a model of speech: {self.path} is one of text."
+                f"Recordings can be given for a speech model only: {self.path} is a text model."
             )
-        _ = self.tokenizer  # it must be the model's
+        _ = self.tokenizer  # check that it fits the model
         return self.trained_by.data
 
     @property
     def _speech_data(self) -> SpeechData:
-        """Codec and tokeniser of a model of speech, and the data of its run if it has one."""
+        """Codec and tokeniser of a speech model, and the data of its run if it has one."""
         if self.published is None:
             return self.trained_by.speech_data
         codec = str(self.published.codec)
@@ -173,10 +177,10 @@ class Loaded:
 
     @property
     def sampling(self) -> FrameSampling:
-        """How the model was chosen to talk; by default as the published Moshi does.
+        """The sampling that was chosen for the model; by default that of the published Moshi.
 
         Raises:
-            UserError: The file that says so cannot be read.
+            UserError: The file of the sampling cannot be read.
         """
         file = file_beside(self.path, SAMPLING)
         if file is None:
@@ -206,25 +210,29 @@ def load(
     dtype: WeightType | None = None,
     adapters: Path | None = None,
 ) -> Loaded:
-    """Load a checkpoint, a run folder's newest good one, or a folder of a published model.
+    """Load a checkpoint, the newest good checkpoint of a run folder, or a published model.
 
     Args:
-        path: The checkpoint or folder, or a file of published weights; also the name of a model
-            that comes with the package, or one on the Hugging Face hub: "hub:owner/name".
-        device: Where the model computes.
-        dtype: Type of the weights; by default float32 for runs of ours, and for published models
-            the one that they are published in. ``"int8"`` stores the matrices of a model that
-            talks in 8 bits, and all else in bfloat16.
-        adapters: A folder or a file of adapters over a published model, which are merged.
+        path: The checkpoint, the run folder, or a folder or file of published weights. It may also
+            be the name of a model that comes with the package, or of one on the Hugging Face hub:
+            "hub:owner/name".
+        device: Device on which the model computes.
+        dtype: Type of the weights. The default is float32 for our own runs, and the published type
+            for published models. ``"int8"`` stores the matrices of a model that talks in 8 bits,
+            and everything else in bfloat16.
+        adapters: A folder or file of adapters for a published model; they are merged.
+
+    Returns:
+        The model with its codec and tokeniser.
 
     Raises:
-        UserError: There is none, it cannot be used, torch cannot use the device, or weights are not
-            stored in this type.
+        UserError: There is no such model, it cannot be used, torch cannot use the device, or
+            ``dtype`` is none of the types above.
     """
     if dtype is not None and dtype not in _TYPES:
         raise UserError(
-            f"`dtype` must be None or one of {', '.join(_TYPES)}: got {dtype!r}. In bfloat16 "
-            "weights take no more memory than in float16."
+            f"`dtype` must be None or one of {', '.join(_TYPES)}: got {dtype!r}. Weights "
+            "in bfloat16 take the same memory as in float16."
         )
     path = find_shipped(download(path) if is_on_hub(path) else Path(path))
     kept_in = None if dtype is None else _TYPES[dtype]
@@ -232,7 +240,7 @@ def load(
     found = None if is_ours(path) else find_format(path)
     if found is not None:
         published = found.open(path)
-        # What can be wrong quickly comes before the gigabytes.
+        # Quick checks come before gigabytes are read.
         check_tokenizer(published)
         system = published.load(dtype=kept_in, adapters=adapters)
         return Loaded(
@@ -243,8 +251,8 @@ def load(
         )
     if adapters is not None:
         raise UserError(
-            f"Adapters must belong to a published model: {path} is none, and a run of ours has its "
-            "own. Name the folder of the model that they were trained over."
+            f"Adapters can be used with a published model only: {path} is none, and a run of ours "
+            "has its own adapters. Name the folder of the model for which they were trained."
         )
     path = find_checkpoint(path)
     run = load_run(path) if "run" in read_manifest(path) else None
@@ -266,12 +274,15 @@ def from_pretrained(
 
     Args:
         name: "owner/name" on the hub, or a folder.
-        device: Where the model computes.
+        device: Device on which the model computes.
         revision: Branch, tag or commit on the hub.
         dtype: Type of the weights; see `load`.
 
+    Returns:
+        The model with its codec and tokeniser.
+
     Raises:
-        UserError: As `load`.
+        UserError: See `load`.
         MissingPackageError: `huggingface-hub` is not installed.
     """
     if Path(name).exists() or find_shipped(Path(name)) != Path(name):
@@ -280,10 +291,10 @@ def from_pretrained(
 
 
 def shape_of(path: Path) -> Run | SystemConfig:
-    """The run of a checkpoint, or the config of a published model, without reading weights.
+    """Return the run of a checkpoint, or the config of a published model, without its weights.
 
     Raises:
-        UserError: There is none, or it cannot be used.
+        UserError: There is no such model, or it cannot be used.
     """
     path = download(path) if is_on_hub(path) else path
     known = None if is_ours(find_shipped(path)) else find_format(path)
@@ -293,10 +304,14 @@ def shape_of(path: Path) -> Run | SystemConfig:
 
 
 def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
-    """The tokeniser of a model of text, which must have as many ids.
+    """Return the tokeniser of a text model, after a check that both have the same ids.
+
+    Args:
+        layout: Layout of the model.
+        name: Name of the tokeniser.
 
     Raises:
-        UserError: It cannot be used, or has not.
+        UserError: The tokeniser cannot be used, or has another number of ids.
     """
     tokenizer = load_tokenizer(name)
     vocab_size = layout.text_part.vocab_size
@@ -309,7 +324,7 @@ def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
 
 
 def open_published(published: PublishedModel) -> Tokenizer:
-    """The tokeniser of a published model of text.
+    """Return the tokeniser of a published text model.
 
     Raises:
         UserError: It cannot be used.
@@ -325,7 +340,7 @@ def check_tokenizer(published: PublishedModel) -> None:
     """Refuse a published model whose tokeniser cannot be opened.
 
     Raises:
-        UserError: It cannot.
+        UserError: The tokeniser cannot be opened.
     """
     if published.codec is None:
         open_published(published)
@@ -334,19 +349,21 @@ def check_tokenizer(published: PublishedModel) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a path is a checkpoint of this library, or a folder with some."""
+    """Return whether a path is a checkpoint of this library, or a folder with checkpoints."""
     return (path / MANIFEST).exists() or (path / "checkpoints").exists()
 
 
 def find_checkpoint(path: Path, note: Callable[[str], None] | None = None) -> Path:
-    """The checkpoint that a user names: itself, or a run folder's newest good one.
+    """Return the checkpoint that a user names.
 
     Args:
-        path: What the user names; also the name of a model that comes with the package.
-        note: Told of newer ones that are damaged; by default on stderr.
+        path: A checkpoint, or a run folder, whose newest good checkpoint is returned. It may also
+            be the name of a model that comes with the package.
+        note: Function that is told about damaged newer checkpoints; by default they are reported
+            on stderr.
 
     Raises:
-        UserError: There is none; the folder of a study has one for each arm.
+        UserError: There is no checkpoint; a study folder has one for each arm.
     """
     path = find_shipped(path)
     arms = [str(arm.parent) for arm in sorted(path.glob("*/checkpoints"))]
@@ -356,7 +373,7 @@ def find_checkpoint(path: Path, note: Callable[[str], None] | None = None) -> Pa
 
 
 def load_run(path: Path) -> Run:
-    """The run that wrote a checkpoint.
+    """Return the run that wrote a checkpoint.
 
     Raises:
         UserError: The checkpoint was written without its run.
@@ -379,7 +396,7 @@ def load_run(path: Path) -> Run:
 
 
 def file_beside(path: Path, name: str) -> Path | None:
-    """A file that lies in the folder of a checkpoint or of its run; ``None`` if there is none.
+    """Return a file in the folder of a checkpoint or of its run; ``None`` if there is none.
 
     Args:
         path: The checkpoint.

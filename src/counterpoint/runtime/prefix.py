@@ -1,4 +1,4 @@
-"""Beginnings of prompts that are read once, for any number of sessions that begin with them."""
+"""Prefixes: beginnings of prompts that are read once for all sessions that begin with them."""
 
 import torch
 
@@ -11,14 +11,14 @@ from counterpoint.systems.contract import Prefix, System
 
 @torch.no_grad()
 def read_prefix(system: System, codes: Ticks) -> Prefix:
-    """Read the beginning of prompts, such as a voice, for any number of sessions of this model.
+    """Read the beginning of prompts, such as a voice, once for many sessions of this model.
 
     Args:
         system: The model.
-        codes: As a prompt of `Sessions.start`.
+        codes: Its content, as a prompt of `Sessions.start`.
 
     Raises:
-        UserError: They do not fit the model.
+        UserError: The codes do not fit the model.
     """
     columns, num_ticks = check_prompt(system.layout, codes, system.device)
     num_columns = schedule.next_column(system.layout, num_ticks)
@@ -28,10 +28,10 @@ def read_prefix(system: System, codes: Ticks) -> Prefix:
 
 
 def check_prefix(prefix: Prefix, columns: Ticks, num_prompt: int) -> None:
-    """Refuse a prefix with which the columns of a prompt do not begin.
+    """Refuse a prefix if the columns of a prompt do not begin with it.
 
     Raises:
-        UserError: They begin otherwise.
+        UserError: They begin differently.
     """
     read = {name: ids[:, : prefix.num_columns] for name, ids in columns.items()}
     if not all(torch.equal(ids, read[name]) for name, ids in prefix.columns.items()):
@@ -42,7 +42,7 @@ def check_prefix(prefix: Prefix, columns: Ticks, num_prompt: int) -> None:
 
 
 def behind(codes: Ticks, prompt: Ticks | None) -> Ticks:
-    """A prompt that begins with other codes, such as those of a voice.
+    """Return a prompt that begins with other codes, such as those of a voice.
 
     Raises:
         UserError: The prompt has other streams.
@@ -51,7 +51,7 @@ def behind(codes: Ticks, prompt: Ticks | None) -> Ticks:
         return codes
     if set(prompt) != set(codes):
         raise UserError(
-            f"A prompt behind a voice must be of all streams ({', '.join(codes)}): got "
+            f"A prompt after a voice must have all streams ({', '.join(codes)}): got "
             f"{', '.join(prompt) or 'none'}."
         )
     return {name: torch.cat((ids, prompt[name].to(ids.device)), 1) for name, ids in codes.items()}

@@ -1,4 +1,4 @@
-"""Sampling: from scores to ids, each row by its own settings and its own random numbers."""
+"""Sampling: from scores to ids; each row has its own settings and its own random numbers."""
 
 import math
 from collections.abc import Sequence
@@ -19,22 +19,23 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _ALL = (1 << 63) - 1  # more ids than a vocabulary has
 
 NO_ID = -3
-"""What `sample` gives a row of which no score is finite, or one is no number: no id is possible."""
+"""Result of `sample` for a row whose scores allow no id: all are -inf, or one is inf or NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How one session chooses among the next ids.
+    """How one session chooses the next ids.
 
-    The limits are applied one after the other: temperature, `top_k`, `top_p` of what `top_k` left,
-    `min_p`. The likeliest id always stays.
+    The limits are applied in this order: temperature, `top_k`, `top_p` of what `top_k` has kept,
+    `min_p`. The likeliest id is always kept.
 
     Attributes:
-        temperature: Divides the scores; 0 always takes the likeliest id.
-        top_k: Keep the likeliest ids, this many; 0 keeps all.
-        top_p: Keep the fewest likeliest ids that have this probability together; 1 keeps all.
-        min_p: Keep ids at least this share as likely as the likeliest; 0 keeps all.
-        seed: Decides the session's random numbers.
+        temperature: Divisor of the scores; 0 always takes the likeliest id.
+        top_k: Number of likeliest ids that are kept; 0 keeps all.
+        top_p: Keep the smallest number of likeliest ids that together have this probability; 1
+            keeps all.
+        min_p: Keep ids whose probability is at least this share of the highest one; 0 keeps all.
+        seed: Seed of the session's random numbers.
     """
 
     temperature: float = 1.0
@@ -67,13 +68,13 @@ def _check(name: str, value: float, holds: bool, needed: str) -> None:
 
 
 class RowSamplings(NamedTuple):
-    """The settings of all rows of a batch, laid out for `sample`; see `Sampling`.
+    """The settings of all rows of a batch, as tensors for `sample`; see `Sampling`.
 
     Attributes:
-        temperature: What scores are divided by; 1 in rows that take the likeliest id.
-        most: Ids that a row keeps at most; 1 in rows that take the likeliest id.
-        top_p: ``None`` where no row limits.
-        min_p: ``None`` where no row limits.
+        temperature: Divisor of the scores; 1 in rows that take the likeliest id.
+        most: Largest number of ids that a row keeps; 1 in rows that take the likeliest id.
+        top_p: Limits of the rows; ``None`` if no row has one.
+        min_p: Limits of the rows; ``None`` if no row has one.
     """
 
     temperature: Float[Tensor, "B 1"]
@@ -83,7 +84,7 @@ class RowSamplings(NamedTuple):
 
 
 def row_samplings(samplings: Sequence[Sampling], device: torch.device | str) -> RowSamplings:
-    """The settings of every row."""
+    """Return the settings of every row as tensors."""
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)[:, None]
@@ -103,22 +104,25 @@ def sample(
     number: Float[Tensor, " B"],
     ids: Int[Tensor, "B V"] | None = None,
 ) -> Int[Tensor, " B"]:
-    """Choose one id a row, or `NO_ID` where the scores allow none.
+    """Choose one id a row, or `NO_ID` if the scores of the row allow none.
 
-    A choice depends on the row's scores, its settings and its number alone: not on other rows and
-    not on the size of the batch.
+    The choice depends only on the row's scores, settings and number: not on other rows and not on
+    the size of the batch.
 
     Args:
         logits: Scores of the ids.
         rows: Settings of each row.
-        number: Decides among the ids that a row keeps; see `uniform`.
-        ids: What the scores are of; by default their places.
+        number: Random number in [0, 1) of each row; see `uniform`.
+        ids: Id of each score; by default its index.
+
+    Returns:
+        The chosen ids.
     """
     scores, order = logits.double().sort(dim=-1, descending=True, stable=True)
-    # Scores are differences to the highest before they are divided: no temperature overflows.
+    # The highest score is subtracted before the division, so that no temperature overflows.
     likelihood = torch.softmax((scores - scores[:, :1]) / rows.temperature, -1)
     below = likelihood.cumsum(-1)
-    # The ids are sorted, so that every limit keeps the first few, up to the place of the last.
+    # The ids are sorted, so every limit keeps the first few, up to the index of the last one kept.
     last = rows.most.clamp(max=logits.shape[1]) - 1
     limits = []
     if rows.top_p is not None:
@@ -131,43 +135,43 @@ def sample(
     point = number[:, None] * below.gather(1, last)
     place = torch.searchsorted(below, point, right=True).minimum(last)
     chosen = order.gather(1, place) if ids is None else ids.gather(1, order.gather(1, place))
-    # The sum is no number where the highest score is none, or is not finite.
+    # The sum is NaN if the highest score is NaN or not finite.
     return torch.where(below[:, -1].isnan(), NO_ID, chosen[:, 0])
 
 
 class NoIdError(UserError):
-    """The scores of a row allow no id; the rows that were stepped with it have gone on."""
+    """The scores of a row allow no id; the other rows of the step have advanced."""
 
 
 def check_possible(rows: Sequence[int], ids: Int[Tensor, "n K"]) -> None:
-    """Refuse ids among which is `NO_ID`.
+    """Refuse ids that contain `NO_ID`.
 
     Raises:
-        NoIdError: One is; the message names the first such row.
+        NoIdError: One is `NO_ID`; the message names the first such row.
     """
     impossible = ids == NO_ID
     if impossible.any():
         row = rows[int(impossible.any(1).nonzero()[0])]
         raise NoIdError(
             f"A model must give scores that allow an id: in row {row} all are minus infinity, or "
-            "one is infinite or no number. Stop the row; look at the model's weights, and at what "
-            "it was given."
+            "one is infinite or NaN. Stop the row, and check the model's weights and the row's "
+            "input."
         )
 
 
 def seed_hashes(seeds: Sequence[int], device: torch.device | str) -> Int[Tensor, " B"]:
-    """What `uniform` needs of the seeds of rows: computed once for all their numbers."""
+    """Return hashes of the seeds of rows for `uniform`; they are computed once a session."""
     return _mix(torch.tensor(seeds, dtype=torch.int64, device=device) + _STEP)
 
 
 def uniform(seed_hash: Int[Tensor, "*#B"], count: Int[Tensor, "*#B"]) -> Float[Tensor, "*B"]:
-    """Number ``count`` of the random numbers of each seed: float64 in [0, 1).
+    """Return the random number with the index ``count`` of each seed: float64 in [0, 1).
 
-    Source: SplitMix64, as a hash of (seed, count), so that no state is kept.
+    Source: SplitMix64, used as a hash of (seed, count), so that there is no state.
 
     Args:
         seed_hash: From `seed_hashes`.
-        count: Numbers that each row has drawn before: its place among them.
+        count: Number of random numbers that each row has drawn before.
     """
     bits = _mix(seed_hash + count * _STEP)
     return _shift_right(bits, 11).double() * 2.0**-53
@@ -180,5 +184,5 @@ def _mix(x: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
 
 
 def _shift_right(x: Int[Tensor, "*B"], bits: int) -> Int[Tensor, "*B"]:
-    """Shift as unsigned numbers: zeros come in from the left."""
+    """Shift the bits as unsigned numbers: zeros come in from the left."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Write a model with what belongs to it, so that `load` finds it again as it was."""
+"""Saving a model with its codec and tokeniser, so that `load` restores it."""
 
 import shutil
 from dataclasses import replace
@@ -20,7 +20,7 @@ from counterpoint.train.manifest import MANIFEST, WEIGHTS, Counters, make_manife
 from counterpoint.train.run import Run
 
 SavedForm = Literal["counterpoint", "published"]
-"""Whose files are written: a checkpoint of this library, or those of the model's family."""
+"""Kind of files: a checkpoint of this library, or the published format of the model's family."""
 
 
 def save(
@@ -30,20 +30,21 @@ def save(
     form: SavedForm | None = None,
     shard_bytes: int | None = None,
 ) -> None:
-    """Write a model to a new folder, with codec, tokeniser and settings, so that it can be moved.
+    """Write a model with codec, tokeniser and settings to a new folder, which can be moved.
 
-    The weights are those that the model has now, in their type. `load` reads the folder; training
-    cannot go on from it, but another run can begin with it.
+    The current weights of the model are written in their current type. `load` reads the folder.
+    Training cannot be resumed from it, but another run can begin with it.
 
     Args:
-        model: What `load` gave, or a system alone, which has no tokeniser and no run.
+        model: A result of `load`, or a system alone, which has no tokeniser and no run.
         folder: A new or empty folder.
-        form: By default the one in which it was loaded; of a system alone "counterpoint".
-        shard_bytes: Most bytes of a file of published weights; by default as its family does.
+        form: Kind of files; by default the one that was loaded, and "counterpoint" for a system
+            alone.
+        shard_bytes: Largest size of a file of published weights; by default that of its family.
 
     Raises:
-        UserError: Nothing can be written, a file of the codec or tokeniser is gone, there is no
-            published form of the model, or no form of this name.
+        UserError: The folder cannot be written, a file of the codec or tokeniser is missing, there
+            is no published format for the model, or ``form`` is unknown.
     """
     loaded = model if isinstance(model, Loaded) else None
     system = model.system if isinstance(model, Loaded) else model
@@ -62,7 +63,7 @@ def save(
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(
-            f"{folder} must be a new folder on a disk with room: {reason}. Choose another."
+            f"{folder} must be a new folder on a disk with free space: {reason}. Choose another."
         ) from None
 
 
@@ -74,20 +75,20 @@ def push_to_hub(
     card: str = "",
     private: bool = True,
 ) -> str:
-    """Upload a model to the Hugging Face hub, as `save` writes it.
+    """Upload a model to the Hugging Face hub, in the form that `save` writes.
 
     Args:
-        model: As `save`.
-        name: Name of the repository, "owner/name"; it is made if there is none.
-        form: As `save`.
-        card: Text of its README.md; by default one that says what it is and how it is loaded.
-        private: Whether a new repository is seen by its owner alone.
+        model: See `save`.
+        name: Name of the repository, "owner/name"; it is created if needed.
+        form: See `save`.
+        card: Text of its README.md; by default a short one that says how the model is loaded.
+        private: Whether a new repository is visible to its owner alone.
 
     Returns:
-        Address of what was uploaded.
+        Address of the commit.
 
     Raises:
-        UserError: As `save`; or the hub refuses.
+        UserError: See `save`; or the hub refuses the upload.
         MissingPackageError: `huggingface-hub` is not installed.
     """
     system = model.system if isinstance(model, Loaded) else model
@@ -101,7 +102,7 @@ def save_published(
     """Write a system in the format in which models of its class are published.
 
     Raises:
-        UserError: There is none, or nothing can be written.
+        UserError: There is no such format, or the folder cannot be written.
     """
     writer = _format_of(system).save
     assert writer is not None
@@ -109,12 +110,13 @@ def save_published(
 
 
 def companions_of(loaded: Loaded) -> Companions:
-    """What belongs to a model: what it was published with, or codec and tokeniser of its run.
+    """Return the files that belong to a model: those published with it, or those of its run.
 
-    A run that began with a published model has the settings of that model, where it still lies.
+    If the run began with a published model, the settings of that model are included as long as its
+    folder still exists.
 
     Raises:
-        UserError: A file is gone.
+        UserError: A file is missing.
     """
     if loaded.published is not None:
         return loaded.published.companions()
@@ -129,7 +131,7 @@ def companions_of(loaded: Loaded) -> Companions:
 
 
 def _existing(name: str) -> Path | None:
-    """The file of a codec or tokeniser; ``None`` where it is built in."""
+    """Return the file of a codec or tokeniser; ``None`` if it is built in."""
     if name in ("codec2", "bytes"):
         return None
     file = Path(name).expanduser()
@@ -155,19 +157,19 @@ def _format_of(system: System) -> Format:
     writable = {known.system: known for known in FORMATS.values() if known.save}
     if name not in writable:
         raise UserError(
-            f"A model must be a {' or a '.join(writable)} to be written as it is published: got a "
-            f'{name}, which no published format holds. Write it as "counterpoint".'
+            f"Only a {' or a '.join(writable)} has a published format: got a "
+            f'{name}. Write it as "counterpoint".'
         )
     return writable[name]
 
 
 def _save_own(system: System, folder: Path, loaded: Loaded | None) -> None:
-    """Write a checkpoint of this library without the state of an optimiser."""
+    """Write a checkpoint of this library without the state of the optimizer."""
     run = None if loaded is None else loaded.run
     beside: list[Path] = []
     if run is not None and loaded is not None:
         run, beside = with_files_beside(run)
-        run = replace(run, train=replace(run.train, fine_tune=None))  # adapters were merged
+        run = replace(run, train=replace(run.train, fine_tune=None))  # adapters are merged
         sampling = file_beside(loaded.path, SAMPLING)
         beside += [] if sampling is None else [sampling]
     write_checkpoint(
@@ -190,16 +192,16 @@ def write_checkpoint(
     counters: Counters | None = None,
     beside: list[Path] | None = None,
 ) -> None:
-    """Write a checkpoint for inference, with the files that it needs beside it.
+    """Write a checkpoint for inference, together with the files that it needs.
 
     Args:
         folder: A new or empty folder.
         system: Name of the class.
         config: Its config, encoded.
-        weights: As they are stored.
-        run: What it was trained by, if anything.
-        counters: What the run had done.
-        beside: Files that are copied.
+        weights: Weights in the form in which they are stored.
+        run: Run that trained the model, if there is one.
+        counters: Counters of that run.
+        beside: Files that are copied into the folder.
 
     Raises:
         OSError: The folder cannot be written, or is not empty.
@@ -216,10 +218,10 @@ def write_checkpoint(
 
 
 def with_files_beside(run: Run) -> tuple[Run, list[Path]]:
-    """A run whose tokeniser and codec lie beside its checkpoint, and those that are files.
+    """Return a run that refers to copies of its tokeniser and codec, and the files to copy.
 
     Raises:
-        UserError: One of these is gone.
+        UserError: One of the files is missing.
     """
     if not isinstance(run.data, DataConfig | SpeechData):
         return run, []
@@ -233,7 +235,7 @@ def with_files_beside(run: Run) -> tuple[Run, list[Path]]:
 
 
 def _card(system: System, name: str) -> str:
-    """A short README.md of a model."""
+    """Return a short README.md for a model."""
     num_parameters = sum(parameter.numel() for parameter in system.parameters())
     return (
         f"---\nlibrary_name: counterpoint\n---\n# {name}\n\n"

@@ -1,4 +1,4 @@
-"""One session, and what a batch of them needs of a model."""
+"""One session, and the interface of a model that a batch of sessions uses."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,15 +13,15 @@ from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems.contract import Choose, State, System
 
 Frame = dict[str, Int[Tensor, " _K"]]
-"""Ids of one frame by predicted stream, for each codebook one; a text stream has one.
+"""Ids of one frame by predicted stream: one for each codebook; a text stream has one.
 
-A stream whose steps cover several ticks is in the frame of the last of them alone.
+A stream whose steps cover several ticks is only in the frame of the last of these ticks.
 """
 
 
 @runtime_checkable
 class Streaming(Protocol):
-    """What sessions need of a model: every `System` has it, and so has `Simultaneous`."""
+    """The interface that sessions need; every `System` has it, and so has `Simultaneous`."""
 
     layout: Layout
 
@@ -66,7 +66,7 @@ class Streaming(Protocol):
 
 
 class Ended(StrEnum):
-    """Why a session gives no more frames."""
+    """The reason why a session has ended."""
 
     END_ID = "end id"
     LIMIT = "limit"
@@ -75,23 +75,23 @@ class Ended(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Session:
-    """What one row does and has done; read it, and leave the writing to `Sessions`.
+    """State and settings of one row. Read it only: `Sessions` writes it.
 
     Attributes:
         sampling: How its ids are chosen.
-        end_id: Id after which it ends; of models that write one id a tick.
-        max_sampled: Ids after which it ends; likewise.
-        num_prompt: Ticks of content that it began with.
-        num_ticks: Ticks of content that it has gone through: prompted, fed, heard or sampled.
-        first_said: The first tick of content that it says, all of it.
-        num_fed: Ticks that it was fed.
-        sampled: Ids it has chosen, an end id included; of models that write one id a tick.
-        opening: What it said before it heard anything: only models without delay have it.
+        end_id: Id after which it ends, in models that write one id a tick.
+        max_sampled: Number of ids after which it ends, in models that write one id a tick.
+        num_prompt: Number of ticks of content in its prompt.
+        num_ticks: Number of ticks of content so far: prompted, fed, heard or sampled.
+        first_said: The first tick of content that it says completely.
+        num_fed: Number of ticks that it was fed.
+        sampled: Ids that it has chosen, including an end id, in models that write one id a tick.
+        opening: What it said before it heard anything; only models without delay do so.
         twin: The row that hears the same without the prompt, for guidance.
         ended: Why it has ended; ``None`` while it runs.
-        has_read: Whether there is anything to write from.
-        is_written: Whether the next column is written already, and to be read.
-        num_drawn: Its place in its random numbers, in columns.
+        has_read: Whether the model has read anything, so that a column can be written.
+        is_written: Whether the next column has been written but not read.
+        num_drawn: Number of columns for which it has drawn random numbers.
     """
 
     sampling: FrameSampling
@@ -111,11 +111,11 @@ class Session:
 
     @property
     def unread(self) -> list[int]:
-        """The id that a session of text wrote last, if the model has not read it."""
+        """The id that a text session wrote last, if the model has not read it yet."""
         return self.sampled[-1:] if self.is_written else []
 
     def note(self, found: int) -> None:
-        """Keep an id that the session has chosen, and end it if it shall end with that."""
+        """Store an id that the session has chosen, and end the session if a limit is reached."""
         self.sampled.append(found)
         if found == self.end_id:
             self.ended = Ended.END_ID

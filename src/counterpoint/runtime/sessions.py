@@ -1,9 +1,9 @@
-"""Sessions: the rows of one batch, each fed, stepped, stopped and started again on its own.
+"""Sessions: the rows of one batch; each is fed, stepped, stopped and started on its own.
 
-A session is a loop at the rate of the ticks: the model *reads* a column of the row (what it wrote
+A session is a loop at the rate of the ticks. The model *reads* a column of the row (what it wrote
 itself, and what is heard meanwhile) and *writes* the next one. A text model hears nothing and
-writes one id a tick; a speech model hears a frame while it says one. Everything is kept by column,
-the place in the order of arrival (`counterpoint.streams.schedule`).
+writes one id a tick; a speech model hears a frame while it says one. Everything is stored by
+column, the position in arrival order (`counterpoint.streams.schedule`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -42,29 +42,30 @@ class Sessions:
     """A batch of sessions over one model.
 
     The model says the streams that it predicts and hears the others. A model that predicts both
-    speakers talks with itself; for a live user, give it `System.agent_alone`.
+    speakers talks with itself; for a live user, use its `System.agent_alone`.
 
-    A session that has gone through f ticks has written column lead + f; what it returns is the
-    newest frame of which all streams have arrived. With Moshi's one frame of delay what is said in
-    a frame is complete when that frame has been heard.
+    A session that has processed f ticks has written column lead + f, and returns the newest frame
+    of which all streams have arrived. With Moshi's delay of one frame, a frame that is said is
+    complete when the same frame has been heard.
 
-    Rows share nothing but the computation. What a row gives depends on what it is given and on its
-    sampling alone. Whatever the other rows do, it is the same bit for bit as long as the model's
-    calls have the same shape, which only `feed` changes; otherwise, and however its ids are cut
-    into calls of `feed`, it is the same to float tolerance. A prompt runs by itself.
+    The rows share nothing but the computation. The output of a row depends only on its input and
+    its sampling. Whatever the other rows do, it is equal bit for bit as long as the model's calls
+    have the same shape, which only `feed` changes. Otherwise, and however its ids are cut into
+    calls of `feed`, it is equal to float tolerance. A prompt is read in a call of its own.
 
-    What was written last is read by the model only with the next `step` or `feed` of its row, so
-    the first id after a prompt waits for the prompt alone.
+    The model reads a column that was written last only with the next `step` or `feed` of its row,
+    so the first id after a prompt waits for the prompt alone.
 
     Args:
-        system: The model, or one whose towers run simultaneously.
-        num_rows: Rows; a session takes one, a guided session two.
-        sliding: Let `feed` give sessions more than the model's window: what is older is then seen
-            through states only, or not at all. What is sampled or heard always lets it slide.
+        system: The model, or a `Simultaneous` around it.
+        num_rows: Number of rows; a session takes one, a guided session two.
+        sliding: Whether `feed` may give sessions more than the model's window. Older ticks are then
+            known only through states, or not at all. Sampling and hearing may always go beyond the
+            window.
 
-    Source: section 3.4 of Moshi (arXiv:2410.00037), schedule and guidance of the reference
-    implementation. Where a stream has not begun, the elements of the frame behind it see its
-    initial id as in training; in the reference they see a sampled id that is then dropped.
+    Source: section 3.4 of Moshi (arXiv:2410.00037); schedule and guidance follow the reference
+    implementation. Deviation: where a stream has not begun, later elements of the same frame see
+    its initial id, as in training; in the reference they see a sampled id that is then dropped.
     """
 
     def __init__(self, system: Streaming, num_rows: int, *, sliding: bool = False) -> None:
@@ -77,17 +78,17 @@ class Sessions:
         self._device = system.device
         self._said = layout.predicted
         self._heard = layout.heard
-        # A session that has gone through so many ticks writes the column of this many more, which
-        # completes the tick of that many more.
+        # A session that has processed f ticks writes column f + `_lead`, which completes the tick
+        # f + `_first_tick`.
         self._lead = schedule.next_column(layout, 0)
         self._first_tick = schedule.complete_tick(layout, self._lead)
         self._queue = ColumnQueue(layout, num_rows, self._device)
-        # One id a tick and nothing heard: what is sampled is kept, and may be fed.
+        # A text model writes one id a tick and hears nothing; its ids are stored, and may be fed.
         self._is_text = self._queue.num_said == 1 and not self._heard and not self._lead
         self._every = torch.arange(num_rows, device=self._device)
         self._hidden: Float[Tensor, "B D"] | None = None
         self._rows: list[Session | None] = [None] * num_rows
-        self._leads: dict[int, int] = {}  # of twins
+        self._leads: dict[int, int] = {}  # for each twin, the row that it guides
         self._choices: RowChoices | None = None
 
     def __len__(self) -> int:
@@ -113,7 +114,7 @@ class Sessions:
 
     @property
     def free(self) -> list[int]:
-        """Rows that nobody uses."""
+        """Rows that are not in use."""
         return [
             row
             for row, session in enumerate(self._rows)
@@ -132,25 +133,29 @@ class Sessions:
         end_id: int | None = None,
         max_sampled: int | None = None,
     ) -> Session:
-        """Begin a new session in a row, whatever was there before.
+        """Begin a new session in a row, whatever the row held before.
 
         The model reads the initial frame and the prompt in one pass and writes the next column.
-        Without either, a model that hears does so first and says nothing meanwhile; one of text
-        waits for `feed`.
+        If there is neither, a model that hears begins by hearing and says nothing meanwhile; a text
+        model waits for `feed`.
 
         Args:
-            row: Which row.
-            sampling: How its ids are chosen: one `Sampling` for all streams, or one for each kind;
-                by default `Sampling()` for a model of text and `FrameSampling()` for speech.
-            prompt: What all streams said before, one row in content order: ids (1, P), of codebooks
-                (1, P, K), floats (1, P, width). `UNSET_ID` is read as nothing.
-            prefix: The beginning of the prompt, read before.
-            twin: A free row, which guidance needs: it reads the prompt as unset.
-            end_id: Id after which the session ends; of models that write one id a tick.
-            max_sampled: Ids after which it ends; likewise.
+            row: Number of the row.
+            sampling: How its ids are chosen: one `Sampling` for all streams, or a `FrameSampling`
+                for text and audio. The default is `Sampling()` for a text model and
+                `FrameSampling()` for a speech model.
+            prompt: Earlier content of all streams, one row in content order: ids (1, P), ids of
+                codebooks (1, P, K), floats (1, P, width). `UNSET_ID` marks an empty element.
+            prefix: The beginning of the prompt, if it has been read already.
+            twin: A free row, needed for guidance: it reads the prompt as unset.
+            end_id: Id after which the session ends, in models that write one id a tick.
+            max_sampled: Number of ids after which it ends, in models that write one id a tick.
+
+        Returns:
+            The session.
 
         Raises:
-            UserError: Rows or the prompt do not fit; nothing has changed then.
+            UserError: The rows, limits or prompt do not fit. Then nothing has changed.
         """
         own = sampling_of(self.layout, sampling)
         self._check_rows(row, twin, own)
@@ -167,7 +172,8 @@ class Sessions:
             num_prompt=num_prompt,
             num_ticks=num_prompt,
             first_said=schedule.first_said_tick(self.layout, num_prompt),
-            # With an initial frame random numbers go by the column; else by what was drawn.
+            # With an initial frame random numbers are numbered by column, otherwise as they are
+            # drawn.
             num_drawn=schedule.next_column(self.layout, num_prompt) if self._lead else 0,
             twin=twin,
         )
@@ -181,7 +187,7 @@ class Sessions:
         return session
 
     def _begin(self, row: int, hidden: Sequence[Float[Tensor, "1 D"]]) -> None:
-        """Write what stands behind all that was read; where nothing was, hear, and say nothing."""
+        """Write the column after all that was read; if nothing was read, hear and say nothing."""
         session = self[row]
         if hidden:
             session.opening = self._write_first(row, torch.cat([*hidden])).get(row)
@@ -191,18 +197,18 @@ class Sessions:
             session.has_read = session.is_written = True
 
     def stop(self, row: int) -> None:
-        """End the session of a row, which is free then; one that has ended stays to be read."""
+        """End the session of a row and free the row; the ended session can still be inspected."""
         session = self[row]
         session.ended = session.ended or Ended.STOPPED
         self._release(row, keep=session)
 
     @torch.no_grad()
     def feed(self, ids: Mapping[int, Sequence[int]]) -> None:
-        """Let rows of a text model read ids, each any number of them, in one pass of the model.
+        """Let rows of a text model read ids, any number in each row, in one pass of the model.
 
         Raises:
-            UserError: A row is not running, an id is not in the vocabulary, a session is given
-                more than the model's window and may not slide, or the model is not one of text.
+            UserError: A row is not running, an id is outside the vocabulary, a session is given
+                more than the model's window and may not slide, or the model is no text model.
         """
         for row, new in ids.items():
             self._check_feed(row, new)
@@ -220,24 +226,24 @@ class Sessions:
     def step(
         self, given: Mapping[int, Mapping[str, Codes]] | Collection[int] | None = None
     ) -> dict[int, Frame]:
-        """Let rows go on by a tick: read what they wrote and hear, and write the next column.
+        """Advance rows by a tick: read what they wrote and hear, and write the next column.
 
         Args:
-            given: By row, what it is given in this tick: the ids (or floats) of every stream that
-                is heard, with the last tick that they cover. Ids of a stream that is said force it:
-                they are those of its next tick. Rows alone, or ``None`` for all that run, where
-                nothing is heard. Rows that are not named pause.
+            given: For each row, its input in this tick: the ids (or floats) of every stream that is
+                heard, with the last tick that they cover. Ids of a stream that is said force that
+                stream: they are those of its next tick. If nothing is heard, give rows alone, or
+                ``None`` for all running rows. Rows that are not named pause.
 
         Returns:
-            The frame that is complete now, by row, of the streams that have an element in it;
-            nothing for a row whose first frame is not complete yet. A row that ends with this frame
-            is not in the next step.
+            For each row the frame that is complete now, with the streams that have an element in
+            it. A row whose first frame is not complete yet is left out. A row that ends with this
+            frame does not take part in later steps.
 
         Raises:
             UserError: A row is not running or was never fed, a stream is missing or unknown, or
-                ids do not fit. Nothing has changed then.
-            NoIdError: The scores of a row allow no id. All rows have gone on then, and this frame
-                of the others is lost.
+                ids do not fit. Then nothing has changed.
+            NoIdError: The scores of a row allow no id. Then all rows have advanced, and this frame
+                of the other rows is lost.
         """
         if given is None:
             given = self.running
@@ -253,10 +259,10 @@ class Sessions:
         return self._write_columns(rows)
 
     def check(self, row: int, codes: Mapping[str, Codes]) -> Given:
-        """What a row is given for `step`, as it is kept.
+        """Check the input of a row for `step`, and return it in the form in which it is stored.
 
         Raises:
-            UserError: No session has the row, or what it is given does not fit.
+            UserError: No session has the row, or its input does not fit.
         """
         session = self._running(row)
         if not session.has_read:
@@ -281,19 +287,19 @@ class Sessions:
             self[row].num_ticks += 1
 
     def _read_ids(self, ids: Mapping[int, Sequence[int]]) -> None:
-        """One pass of the model over the new ids of some rows."""
+        """Run the model once over the new ids of some rows."""
         counts = [len(ids.get(row, ())) for row in range(len(self._rows))]
         num_ticks = max(counts)
         if not num_ticks:
             return
-        # 0 stands where nothing is real; `lengths` makes the model ignore it.
+        # Padding is 0; `lengths` makes the model ignore it.
         padded = [[*ids.get(row, ()), *[0] * (num_ticks - n)] for row, n in enumerate(counts)]
         ticks = self._queue.by_stream(torch.tensor(padded, device=self._device)[..., None])
         is_full = min(counts) == num_ticks
         self._read(ticks, None if is_full else torch.tensor(counts, device=self._device))
 
     def _read(self, ticks: Ticks, lengths: Int[Tensor, " B"] | None) -> None:
-        """Read ticks of all rows; those that read nothing keep what they can write from."""
+        """Read ticks of all rows; rows without real ticks keep their hidden state."""
         hidden, self.state = self.system.read(ticks, self.state, lengths)
         if lengths is None:
             self._hidden = hidden[:, -1]
@@ -306,7 +312,7 @@ class Sessions:
     def _prefill(
         self, row: int, columns: Ticks, num_prompt: int, prefix: Prefix | None
     ) -> Float[Tensor, "1 D"] | None:
-        """Empty a row and let it read the initial frame and a prompt."""
+        """Empty a row, and let it read the initial frame and a prompt."""
         self._queue.clear(row)
         self._queue.keep_tail(row, columns, num_prompt)
         mine = map_state(lambda tensor: tensor[row : row + 1], self.state)
@@ -326,12 +332,12 @@ class Sessions:
             self.system.wait()
             hidden = all_hidden[:, -1]
             for tensor, new in zip(state_tensors(mine), state_tensors(read), strict=True):
-                if tensor.data_ptr() != new.data_ptr():  # caches are written in place
+                if tensor.data_ptr() != new.data_ptr():  # caches have been written in place
                     tensor.copy_(new)
         return hidden
 
     def _unprompted(self, prompt: Ticks | None) -> Ticks:
-        """The columns of a prompt of which nothing is told."""
+        """Return the columns of a prompt of the same length in which every element is unset."""
         nothing = {
             name: torch.full_like(ids, 0 if ids.is_floating_point() else UNSET_ID)
             for name, ids in (prompt or {}).items()
@@ -341,7 +347,7 @@ class Sessions:
     # Writing
 
     def _write_first(self, row: int, hidden: Float[Tensor, "n D"]) -> dict[int, Frame]:
-        """Write the first column of a row, and of its twin, from what was read."""
+        """Write the first column of a row and of its twin, from what was read."""
         written = self._with_twins([row])
         if self._hidden is None:
             self._hidden = hidden.new_zeros(len(self._rows), hidden.shape[1])
@@ -351,7 +357,7 @@ class Sessions:
         return self._complete(written, self._queue.write(which, ids))
 
     def _write_columns(self, rows: Sequence[int]) -> dict[int, Frame]:
-        """Write the next column of rows; others are computed with them, so that shapes stay."""
+        """Write the next column of rows; all rows are computed, so that shapes stay fixed."""
         if self._hidden is None:
             raise AssertionError("a row that is checked has read something")
         every = range(len(self._rows))
@@ -363,7 +369,7 @@ class Sessions:
         return self._complete(written, self._queue.write(which, ids))
 
     def _which(self, rows: Sequence[int]) -> WhichRows:
-        """Rows as an index: a slice where they are all, in their order."""
+        """Return rows as an index: a slice if they are all rows in order."""
         every = [*range(len(self._rows))]
         return slice(None) if rows == every else torch.tensor(rows, device=self._device)
 
@@ -374,7 +380,7 @@ class Sessions:
         hidden: Float[Tensor, "n D"],
         choices: RowChoices,
     ) -> Int[Tensor, "n K"]:
-        """What stands in the next column of some rows: what is given, else what is chosen."""
+        """Return the next column of some rows: ids that were given, otherwise chosen ids."""
         sessions = [self._rows[row] for row in rows]
         drawn = [session.num_drawn if session else 0 for session in sessions]
         numbers = choices.numbers(torch.tensor(drawn, device=self._device)).unbind(1)
@@ -396,11 +402,11 @@ class Sessions:
         return torch.where(is_open, ids, given)
 
     def _complete(self, written: Sequence[int], said: Int[Tensor, "n K"]) -> dict[int, Frame]:
-        """Note what rows have written; the frames that are complete now.
+        """Record what rows have written, and return the frames that are complete now.
 
         Args:
             written: Rows and their twins, in the order of ``said``.
-            said: What is said in the tick that the column has completed.
+            said: Ids said in the tick that the column has completed.
         """
         sessions = [self._rows[row] for row in written]
         ticks = [self._first_tick + session.num_ticks if session else 0 for session in sessions]
@@ -420,7 +426,7 @@ class Sessions:
         return frames
 
     def _choices_of(self, rows: Sequence[int]) -> RowChoices:
-        """How the elements of some rows are chosen."""
+        """Return how the elements of some rows are chosen."""
         sessions = [self._rows[row] for row in rows]
         own = [session.sampling if session else FrameSampling() for session in sessions]
         guidance = None
@@ -437,7 +443,7 @@ class Sessions:
     # Rows
 
     def _with_twins(self, rows: Iterable[int]) -> list[int]:
-        """Rows, and behind them those that hear the same for their guidance."""
+        """Return rows, followed by their twins."""
         own = list(rows)
         return own + [twin for row in own if (twin := self[row].twin) is not None]
 
@@ -467,15 +473,15 @@ class Sessions:
         fits = twin is None or (twin != row and twin in (own, *self.free))
         if not fits or (twin is None) != (sampling.guidance == 1):
             raise UserError(
-                "`twin` must be a free row where `guidance` is not 1, and only then: got "
-                f"{twin} for row {row} and {sampling.guidance}."
+                "`twin` must be a free row if `guidance` is not 1, and None otherwise: got "
+                f"{twin} for row {row} with guidance {sampling.guidance}."
             )
 
     def _check_feed(self, row: int, new: Sequence[int]) -> None:
         session = self._running(row)
         if not self._is_text:
             raise UserError(
-                "Only models of one text stream can be fed ids: this one has "
+                "Only text models can be fed ids: this one has "
                 f"{', '.join(s.name for s in self.layout.streams)}. Give `start` a prompt."
             )
         (stream,) = self._said
@@ -484,5 +490,5 @@ class Sessions:
         if self._window is not None and num_ticks > self._window:
             raise UserError(
                 f"A prompt must fit the model's window of {self._window} ticks: got {num_ticks}. "
-                "Shorten it, or allow sliding, which forgets its beginning."
+                "Shorten it, or set `sliding`, which forgets its beginning."
             )

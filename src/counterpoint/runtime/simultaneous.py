@@ -1,4 +1,4 @@
-"""The whole tower in a thread of its own, beside the part tower instead of before its next step."""
+"""Running the whole tower in its own thread while the part tower continues."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +17,7 @@ from counterpoint.systems.contract import Choose, State, System
 
 @runtime_checkable
 class LowerChunk(Protocol):
-    """A chunk between the stages of a system: what its part tower has read, before it writes."""
+    """A chunk between the stages of a system: the lower layers have read it, nothing is written."""
 
     x: Float[Tensor, "B T D"]
     before: Int[Tensor, " B"]
@@ -27,14 +27,14 @@ class LowerChunk(Protocol):
 
 @runtime_checkable
 class Staged(Streaming, Protocol):
-    """A system whose `read` is three stages, the middle one of which may come later.
+    """A system whose `read` has three stages; the middle one may run later.
 
-    `counterpoint.systems.two_stream.TwoStream` is one; see there.
+    `counterpoint.systems.two_stream.TwoStream` is such a system; it documents the stages.
     """
 
     @property
     def chunk_ticks(self) -> int:
-        """Most ticks of a chunk."""
+        """Largest number of ticks of a chunk."""
         ...
 
     @property
@@ -49,50 +49,50 @@ class Staged(Streaming, Protocol):
     def read_lower(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> Any:
-        """The part tower below the whole, and the blocks that it finishes."""
+        """Run the lower layers of the part tower, and find the blocks that they finish."""
         ...
 
     def read_whole_tower(self, lower: Any, state: State) -> None:
-        """The whole tower takes the blocks."""
+        """Feed the finished blocks to the whole tower."""
         ...
 
     def read_upper(self, lower: Any, state: State) -> tuple[Float[Tensor, "B T D"], State]:
-        """The part tower above, under the whole that is published."""
+        """Run the upper layers of the part tower, guided by the published whole."""
         ...
 
 
 class _Job(NamedTuple):
-    """A chunk whose blocks the whole tower has been given."""
+    """A chunk whose blocks were given to the whole tower."""
 
     lower: LowerChunk
     future: Future[None]
 
 
 class Simultaneous:
-    """A `TwoStream` with a lag, whose whole tower works while the part tower goes on.
+    """A `TwoStream` with a lag whose whole tower works while the part tower continues.
 
-    A block that is finished at one tick is used ``lag_blocks`` blocks later. Until then the whole
-    tower has time, and the part tower waits only for chunks up to the latest one with a block that
-    is due in some row. Those that are not ready then are *misses*. What comes out equals
-    `TwoStream.read` of the same chunks bit for bit, without gradients, with and without misses:
-    the worker takes the caller's inference mode and autocast over.
+    A block that is finished at one tick is used ``lag_blocks`` blocks later; until then the whole
+    tower has time to compute. The part tower waits only for chunks up to the latest one with a
+    block that some row needs now. Chunks that are not ready by then are *misses*. With and without
+    misses, the result equals that of `TwoStream.read` on the same chunks bit for bit; there are no
+    gradients. The worker thread takes over the caller's inference mode and autocast.
 
-    It serves the sessions of one batch, one state after the other; a new initial state ends the
-    one before. Whoever reads or changes the whole of a state between two calls (resets a row,
-    edits or swaps) calls `wait` first.
+    An instance serves the sessions of one batch and one state at a time; a new initial state ends
+    the use of the one before. Code that reads or changes the whole of a state between two calls
+    (resets a row, edits or swaps) must call `wait` first.
 
-    Threads inside operations are counted for every thread by itself: the worker uses
-    ``num_threads``, and the caller keeps its own number. Together they should not exceed the cores,
-    so call ``torch.set_num_threads`` with what is left. On a GPU both towers share one queue: the
-    result is the same, the time too.
+    Torch counts the threads inside operations separately for every thread: the worker uses
+    ``num_threads``, and the caller keeps its own number. Together they should not exceed the number
+    of cores, so call ``torch.set_num_threads`` with the rest. On a GPU both towers share one queue:
+    the result is the same, and so is the time.
 
     Args:
         system: The model, with ``lag_blocks >= 1``.
-        num_threads: Threads inside operations of the whole tower.
+        num_threads: Number of threads inside operations of the whole tower.
 
     Attributes:
-        num_jobs: Chunks with finished blocks that the whole tower has been given.
-        num_misses: Chunks that the part tower had to wait for.
+        num_jobs: Number of chunks with finished blocks that were given to the whole tower.
+        num_misses: Number of chunks for which the part tower had to wait.
 
     Raises:
         UserError: The model has no lag, so the part tower always needs the newest block at once.
@@ -101,8 +101,8 @@ class Simultaneous:
     def __init__(self, system: Staged, num_threads: int = 1) -> None:
         if system.usable_blocks < 2:
             raise UserError(
-                "The whole tower can only run beside the part tower with `lag_blocks` >= 1: this "
-                f"model has {system.usable_blocks - 1}. Train one with a lag, or run them in turn."
+                "The whole tower can run during later ticks only if `lag_blocks` >= 1: this model "
+                f"has {system.usable_blocks - 1}. Train one with a lag, or run the towers in turn."
             )
         self.system = system
         self.layout = system.layout
@@ -112,12 +112,12 @@ class Simultaneous:
         self._jobs: deque[_Job] = deque()
         callers_threads = torch.get_num_threads()
         self._worker = ThreadPoolExecutor(1, "whole-tower", torch.set_num_threads, (num_threads,))
-        # Torch also keeps the number last set as the default of later threads: put it back.
+        # Torch also makes the number set last the default of new threads: restore the caller's.
         self._worker.submit(torch.get_num_threads).result()
         torch.set_num_threads(callers_threads)
 
     def initial_state(self, batch_size: int) -> State:
-        """State before the first tick; see `System.initial_state`."""
+        """Return the state before the first tick; see `System.initial_state`."""
         self.wait()
         return self.system.initial_state(batch_size)
 
@@ -125,9 +125,9 @@ class Simultaneous:
     def read(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """Read some more ticks; see `System.read`.
+        """Read the next ticks; see `System.read`.
 
-        Chunks longer than a block, or than the model takes at once, run in turn.
+        In chunks longer than a block, or than the model takes at once, the towers run in turn.
         """
         if ticks["part"].shape[1] > min(self.layout.block_ticks, self.system.chunk_ticks):
             self.wait()
@@ -136,7 +136,8 @@ class Simultaneous:
         if lower.finished.any():
             self._submit(lower, state)
         usable = self.system.finished_blocks(lower.after) - (self.system.usable_blocks - 1)
-        # All of them: the first may belong to a row that has stopped, and never be due.
+        # All jobs are checked: the first one may belong to a row that has stopped, and is never
+        # due.
         while any(_is_due(job.lower, usable) for job in self._jobs):
             future = self._jobs.popleft().future
             self.num_misses += not future.done()
@@ -160,17 +161,17 @@ class Simultaneous:
         return self.system.window_ticks
 
     def plain(self) -> System:
-        """The model itself; see `System.plain`."""
+        """Return the model itself; see `System.plain`."""
         return self.system.plain()
 
     def wait(self) -> None:
-        """Come back when the whole tower has nothing left to do."""
+        """Return when the whole tower has no work left."""
         while self._jobs:
             self._jobs.popleft().future.result()
 
     def _submit(self, lower: LowerChunk, state: State) -> None:
-        """Give the whole tower a chunk."""
-        # Torch keeps all of these modes for every thread by itself.
+        """Give a chunk to the whole tower."""
+        # Torch keeps each of these modes separately for every thread.
         inference = torch.is_inference_mode_enabled()
         device = lower.x.device.type
         enabled = torch.is_autocast_enabled(device)
@@ -196,10 +197,13 @@ class Simultaneous:
         self.close()
 
     def close(self) -> None:
-        """End the thread when its last job is done."""
+        """End the worker thread when its last job is done."""
         self._worker.shutdown()
 
 
 def _is_due(lower: LowerChunk, usable: Int[Tensor, " B"]) -> bool:
-    """Whether a row may read a block of this job: ``usable`` blocks of each row are visible."""
+    """Return whether a row may read a block of this job.
+
+    ``usable`` is the number of visible blocks of each row.
+    """
     return bool(((lower.finished > 0) & (lower.before < usable)).any())

@@ -1,12 +1,12 @@
-"""A live conversation: samples of the user in, the samples that sound meanwhile out.
+"""A live conversation: samples of the user go in, samples of the agent come out meanwhile.
 
-Source: the schedule of Moshi (arXiv:2410.00037), section 3.4, as `Sessions` keeps it.
+Source: the schedule of Moshi (arXiv:2410.00037), section 3.4, as `Sessions` implements it.
 
-When things sound. A frame of the user is heard when its last sample has come. What a model of delay
-m (of the latest stream that it says) then completes is frame f + 1 - m of its own, and can be
-played at once. So its content frame c sounds from sample (c + m) * frame_samples on, and its text
-at the same time: what a listener in the room hears from a computer without computing time. Before
-frame m there is silence. What sounds in a frame depends on no sample of that frame.
+Timing of the sound. Frame f of the user is heard when its last sample has arrived. If m is the
+delay of the latest stream that the model says, the model then completes frame f + 1 - m of its own,
+which can be played at once. Its content frame c, sound and text, is therefore played from sample
+(c + m) * frame_samples on: that is what a listener hears if computing takes no time. Before frame m
+there is silence. The sound played during a frame depends on no sample of that frame.
 """
 
 import time
@@ -48,17 +48,17 @@ USER = "user"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Talker:
-    """A model that talks, with what turns sound and words into its ids.
+    """A model that talks, with what converts sound and words to its ids.
 
     Attributes:
-        system: A model with streams that are spoken, before those that are heard.
-        codec: Turns the sound of both speakers into ids and back.
-        tokenizer: Turns the text into ids and back.
-        fillers: What a prompt carries where nothing is said; ``None`` for silence and a hum as the
+        system: A model whose spoken streams come before its heard streams.
+        codec: Converts the sound of both speakers to ids and back.
+        tokenizer: Converts text to ids and back.
+        fillers: Content of a prompt where nothing is said; ``None`` for silence and a hum as the
             codec encodes them.
 
     Raises:
-        UserError: The model cannot talk; or rate, codebooks or ids of model and codec differ.
+        UserError: The model cannot talk, or the rate, codebooks or ids of model and codec differ.
     """
 
     system: System
@@ -102,31 +102,31 @@ class Talker:
 
 
 def _sizes(layout: Layout, role: Role) -> tuple[int, ...]:
-    """Ids of each codebook of a speaker."""
+    """Return the number of ids of each codebook of a speaker."""
     return tuple(size for stream in layout.by_role(role) for size in stream.sizes)
 
 
 class Conversation:
     """One conversation with a model, from its first sample on.
 
-    Memory does not grow but for a text id and a time of each frame.
+    Its memory grows only by a text id and a time for each frame.
 
     Args:
-        talker: Who talks; a model that predicts both speakers says its own part.
-        sampling: How it chooses; by default as the published Moshi does.
-        prompt: What was before, of `opening`.
-        prefix: What of the prompt has been read, of `opening_in_voice`.
-        pin: Whether the prompt stays when the model's window has moved on; the rest of the window
-            is for the newest frames.
-        clock: Gives seconds, to time the steps.
+        talker: The model. If it predicts both speakers, it says only its own part.
+        sampling: How it chooses ids; by default as the published Moshi does.
+        prompt: Earlier content, from `opening`.
+        prefix: The part of the prompt that has been read already, from `begin`.
+        pin: Whether the prompt stays readable when the model's window has moved on. The rest of the
+            window is for the newest frames.
+        clock: Returns seconds, to time the steps.
 
     Attributes:
-        text_ids: The text of each frame said so far.
+        text_ids: Text id of each frame said so far.
         step_s: Seconds that each tick took: encode, read, write, decode.
 
     Raises:
-        UserError: The prompt does not fit the model, ends within a step of a stream, or leaves a
-            pinned window no room.
+        UserError: The prompt does not fit the model, ends within a step of a stream, or leaves no
+            room in a window that pins it.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Conversation:
         self._encoder = talker.codec.encoder()
         self._decoder = talker.codec.decoder()
         self._sessions = Sessions(system, 1)
-        # What sounds in the frame that is being heard, and how much of that has come.
+        # The sound of the frame that is being heard, and how much of that frame has arrived.
         period = schedule.sound_period(self._layout, Role.SPOKEN)
         self._tick_samples = talker.codec.frame_samples // period
         started = self._sessions.start(0, sampling, prompt=prompt, prefix=prefix)
@@ -162,16 +162,17 @@ class Conversation:
 
     @property
     def delay_s(self) -> float:
-        """Seconds by which the model's own frames sound later than their content."""
+        """Seconds between the start of a content frame and the time at which it is played."""
         return schedule.sounding_delay(self._layout) / (self._layout.tick_hz or 0.0)
 
     def hear(self, samples: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Hear further samples, any number, at the codec's rate; give what sounds meanwhile.
+        """Hear any number of samples at the codec's rate, and return what sounds meanwhile.
 
         Raises:
-            UserError: They are no samples of one channel (see `check_channel`). Nothing was heard.
+            UserError: The samples are not of one channel (see `check_channel`). Then nothing was
+                heard.
         """
-        check_channel(samples)  # of all frames: the sound of those before would be lost
+        check_channel(samples)  # check all frames first, or the sound of earlier ones would be lost
         sound = [self._sound[:0]]
         while len(samples):
             stop = min(self._num_heard + len(samples), self._tick_samples)
@@ -188,10 +189,10 @@ class Conversation:
         return torch.cat(sound)
 
     def words(self) -> Timeline:
-        """What was said so far as events of kind "word" of the agent, when it sounds.
+        """Return the words said so far, as events of kind "word" at the time when they sound.
 
-        A word begins with the frame of its first id and ends with that of its last, as in
-        `read_monologue`; how long it sounds is not in the text.
+        A word begins with the frame of its first id and ends with that of its last id, as in
+        `read_monologue`; the text does not say how long it sounds.
         """
         padding_id = self._layout.text.padding_id or 0
         text_hz = self._layout.rate_hz(self._layout.text.name)
@@ -211,12 +212,12 @@ class Conversation:
         return said.shift(self.delay_s + unsaid_s)
 
     def _answer(self, codes: Int[Tensor, "_n K"]) -> Mapping[str, Tensor] | None:
-        """Hear the frame that a tick has completed, if it has, and say what is complete then."""
+        """Hear the frame that a tick has completed, if any, and return the frame to say."""
         heard = self._layout.with_role(Role.HEARD, codes) if len(codes) else {}
         return self._sessions.step({0: {name: ids[0] for name, ids in heard.items()}}).get(0)
 
     def _sound_next(self, frame: Mapping[str, Tensor] | None) -> None:
-        """Let a frame sound from now on; silence where none has begun yet."""
+        """Play a frame from now on, or silence if none has begun yet."""
         frame = frame or {}
         if self._layout.text.name in frame:
             self.text_ids.append(int(frame[self._layout.text.name]))
@@ -229,31 +230,31 @@ class Conversation:
 
 
 def check_whole_steps(layout: Layout, num_ticks: int) -> None:
-    """Refuse a prompt that ends within a step of a stream, which sound cannot go on with.
+    """Refuse a prompt that ends within a step of a stream, because sound cannot continue there.
 
     Raises:
-        UserError: It does.
+        UserError: The prompt ends within a step.
     """
     for stream in (*layout.predicted, *layout.heard):
         if num_ticks % stream.period_ticks:
             raise UserError(
-                f"A prompt of a conversation must be whole steps of {stream.name!r}, which covers "
-                f"{stream.period_ticks} ticks with each: got {num_ticks} ticks."
+                f"A prompt of a conversation must be whole steps of {stream.name!r}, of "
+                f"{stream.period_ticks} ticks each: got {num_ticks} ticks."
             )
 
 
 def converse(
     conversation: Conversation, blocks: Iterable[Float[Tensor, "1 _N"]], tail_s: float = 0.0
 ) -> Iterator[Float[Tensor, "2 _N"]]:
-    """Answer a recording block by block, however long it is.
+    """Answer a recording of any length, block by block.
 
     Args:
-        conversation: Hears the recording.
+        conversation: The conversation that hears the recording.
         blocks: The recording at the codec's rate.
-        tail_s: Seconds of silence that are heard behind it.
+        tail_s: Seconds of silence that are heard after it.
 
     Yields:
-        For each block the agent (left) and the user as the model heard it (right).
+        For each block, the agent (left) and the user as the model heard it (right).
     """
     rate = conversation.talker.codec.sample_rate
     for block in blocks:
@@ -275,7 +276,7 @@ def talk(
     """Answer a whole recording in memory.
 
     Args:
-        talker: Who answers.
+        talker: The model that answers.
         audio: The user, at the codec's rate.
         sampling: See `Conversation`.
         prompt: See `Conversation`.
@@ -291,12 +292,13 @@ def talk(
 def opening(
     talker: Talker, role: str = "", voice: Float[Tensor, " N"] | None = None
 ) -> Ticks | None:
-    """The prompt that gives a conversation its role and voice; ``None`` without either.
+    """Return the prompt of a conversation with a role and a voice; ``None`` without either.
 
     Args:
-        talker: Who shall have them.
-        role: Text; put between tags as PersonaPlex reads it. Empty or blank for none.
-        voice: A recording of the voice at the codec's rate; brought to -24 LUFS.
+        talker: The model.
+        role: Text of the role; it is put between tags, as PersonaPlex reads it. Empty or blank
+            means no role.
+        voice: A recording of the voice at the codec's rate; it is scaled to -24 LUFS.
 
     Raises:
         UserError: The voice is silent, or the prompt is longer than the model's window.
@@ -312,15 +314,15 @@ def opening(
 
 
 def opening_behind(talker: Talker, codes: Ticks, role: str = "") -> Ticks:
-    """The prompt that gives a conversation a role behind the frames of a voice that was read.
+    """Return the prompt that adds a role after the frames of a voice that was read already.
 
     Args:
-        talker: Who shall have them.
-        codes: Codes of the voice, such as `counterpoint.formats.open_voice` gives.
-        role: As in `opening`.
+        talker: The model.
+        codes: Codes of the voice, such as those of `counterpoint.formats.open_voice`.
+        role: See `opening`.
 
     Raises:
-        UserError: The prompt is longer than the model's window.
+        UserError: The prompt is not shorter than the model's window.
     """
     text = talker.system.layout.text.name
     prompt = behind(codes, _prompt(talker, role, None))
@@ -329,7 +331,7 @@ def opening_behind(talker: Talker, codes: Ticks, role: str = "") -> Ticks:
     if num_frames >= window:
         raise UserError(
             f"A prompt must be shorter than the model's window of {window} frames: got "
-            f"{num_frames}, {codes[text].shape[1]} of them of the voice. "
+            f"{num_frames}, of which {codes[text].shape[1]} are the voice. "
             + ("Shorten the role." if tagged_role(role) else "Take a shorter voice.")
         )
     return prompt
@@ -354,13 +356,13 @@ def check_opening(role: str, voice: Path | None, pin: bool) -> None:
 def begin(
     talker: Talker, role: str = "", voice: Path | None = None
 ) -> tuple[Ticks | None, Prefix | None]:
-    """The prompt of a role and of the voice of a file, and what of it has been read.
+    """Return the prompt of a role and of a voice file, and the part that has been read already.
 
     Args:
-        talker: Who shall have them.
-        role: As in `opening`.
+        talker: The model.
+        role: See `opening`.
         voice: A recording of the voice, or a voice that a model has embedded already
-            (`counterpoint.formats.is_voice`); ``None`` leaves it to the model.
+            (`counterpoint.formats.is_voice`); ``None`` leaves the voice to the model.
 
     Raises:
         UserError: The voice cannot be used, or the prompt is longer than the model's window.
@@ -370,7 +372,7 @@ def begin(
         return opening_behind(talker, codes, role), prefix
     sample = None
     if voice is not None:
-        duration_s = inspect_audio(voice).duration_s  # reading an hour takes long
+        duration_s = inspect_audio(voice).duration_s  # checked first: reading an hour takes long
         check_voice(talker.system.window_ticks, duration_s * talker.codec.frame_rate_hz)
         sample = read_audio(voice, talker.codec.sample_rate, 1)[0]
     return opening(talker, role, sample), None

@@ -1,4 +1,4 @@
-"""How many threads a session needs."""
+"""The number of threads that a session needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,12 @@ _WEIGHTS_A_THREAD = 16_000_000
 def few_threads(model: nn.Module) -> Iterator[None]:
     """Compute the ticks of one session with as many threads as its model can use.
 
-    The products of one tick of a small model take microseconds, and at the end of each all threads
-    wait for the slowest. Where other programs want the cores, a thread may have to wait for its
-    core a hundred times as long: a conversation of 13 s then took ten minutes with two threads, and
-    30 s with one.
+    The products of one tick of a small model take microseconds, and after each of them all threads
+    wait for the slowest. If other programs use the cores, a thread may wait for its core a hundred
+    times as long: a conversation of 13 s then took ten minutes with two threads, and 30 s with one.
 
     Args:
-        model: On a CPU. There are never more threads than before.
+        model: A model on a CPU. The number of threads is never raised.
     """
     before = torch.get_num_threads()
     num_weights = sum(weight.numel() for weight in model.parameters())
