@@ -258,7 +258,7 @@ def test_batches_may_come_from_the_model(tmp_path: Path) -> None:
 def test_uneven_accumulation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be a multiple of `accumulation`, got 4 rows in 3"):
         settings(accumulation=3)
-    with pytest.raises(ValueError, match=r"`batch_rows` must be shared evenly.*gives 4 a process"):
+    with pytest.raises(ValueError, match=r"`batch_rows` must be divided evenly.*gives 4 a process"):
         run_here(tmp_path, settings(batch_rows=8))
 
 

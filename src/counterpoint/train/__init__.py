@@ -1,1 +1,1 @@
-"""Training: one loop for every system, its optimiser, checkpoints and many processes."""
+"""Training: one loop for every system, optimisers, checkpoints and several processes."""

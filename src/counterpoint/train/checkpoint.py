@@ -1,16 +1,18 @@
-"""Checkpoints: written whole or not at all, checked before use, free of pickle.
+"""Checkpoints: written completely or not at all, checked before use, without pickle.
 
 A checkpoint is the folder ``<run>/checkpoints/step_00000100``:
 
 * ``manifest.json``: format, system and its config, step, counters, size and SHA-256 of each file,
   and a digest of all that (`counterpoint.train.manifest`);
-* ``weights.safetensors``: all weights, whole, whatever the number of processes; adapters beside the
-  weights that they change, so that a checkpoint needs no other file;
-* ``optimizer/*.safetensors``: moments by `KindOptimizers.named_state`: one file, or one of each
-  process in the layout of `torch.distributed.checkpoint`, which any number of processes can read.
+* ``weights.safetensors``: all weights in one file, whatever the number of processes. Adapters are
+  stored together with the weights that they change, so that a checkpoint needs no other file;
+* ``optimizer/*.safetensors``: moments, named by `KindOptimizers.named_state`: one file, or one of
+  each process in the layout of `torch.distributed.checkpoint`, which any number of processes can
+  read.
 
-Random state needs no file: noise is a function of (seed, step, part of the batch). A checkpoint is
-written under a hidden name, flushed to the disk, then renamed: a reader sees all of it or none.
+Random state is not stored, because noise is a function of (seed, step, part of the batch). A
+checkpoint is written under a hidden name, flushed to the disk, then renamed, so that a reader sees
+all of it or none.
 """
 
 import contextlib
@@ -49,12 +51,12 @@ from counterpoint.train.tensor_files import (
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies in a run folder."""
+    """Return the folder of the checkpoint of a step in a run folder."""
     return folder / "checkpoints" / f"step_{step:08d}"
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Finished checkpoints of a run folder, newest first, unchecked."""
+    """Return the finished checkpoints of a run folder, newest first, without checking them."""
     return sorted((folder / "checkpoints").glob("step_" + "[0-9]" * 8), reverse=True)
 
 
@@ -69,22 +71,22 @@ def save_checkpoint(
     world: World,
     extra: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint; every process must call it.
+    """Write a checkpoint; every process must call this.
 
     Args:
-        folder: Run folder, which all processes must see (a shared disk when on many machines).
+        folder: Run folder. All processes must see it (on many machines: a shared disk).
         system: Model, sharded or not.
         optimizers: Its optimisers.
-        counters: What the run has done so far.
+        counters: Counters of the run.
         world: The processes.
-        extra: JSON that goes into the manifest, such as the training config.
+        extra: JSON that is stored in the manifest, such as the training config.
 
     Returns:
         Folder of the checkpoint.
 
     Raises:
-        CheckpointError: It could not be written (disk full...), or is not finite. Older ones are
-            untouched.
+        CheckpointError: The checkpoint could not be written (the disk is full, for example), or a
+            number in it is not finite. Older checkpoints are not changed.
     """
     _check_finite(folder, system, optimizers, counters, world)
     path = checkpoint_path(folder, counters.step)
@@ -120,23 +122,24 @@ def save_checkpoint(
 
 
 def remove_checkpoint_remains(folder: Path) -> None:
-    """Delete what a killed process left behind."""
+    """Delete the unfinished files of a process that was killed."""
     for remains in (folder / "checkpoints").glob(".step_*"):
         shutil.rmtree(remains, ignore_errors=True)
 
 
 def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
-    """Delete all but the ``keep`` newest checkpoints up to the one just saved.
+    """Delete all checkpoints except the ``keep`` newest ones up to the one just saved.
 
-    Those of later steps were refused when the run went on from an earlier one: they go too.
+    Checkpoints of later steps are deleted too: they were refused when the run was resumed from an
+    earlier one.
 
     Raises:
-        CheckpointError: One cannot be deleted.
+        CheckpointError: A checkpoint cannot be deleted.
     """
     paths = checkpoint_paths(folder)
     refused = [path for path in paths if path.name > saved.name]
     for path in refused + paths[len(refused) + keep :]:
-        # Renamed first: a deletion that is cut short must not look like a checkpoint.
+        # It is renamed first: a deletion that is interrupted must not look like a checkpoint.
         remains = path.with_name(f".{path.name}.old")
         shutil.rmtree(remains, ignore_errors=True)
         try:
@@ -151,7 +154,7 @@ def remove_old_checkpoints(folder: Path, keep: int, saved: Path) -> None:
 def _check_finite(
     folder: Path, system: nn.Module, optimizers: KindOptimizers, counters: Counters, world: World
 ) -> None:
-    """Refuse to call a state good that has an infinite number, or none, in it."""
+    """Refuse to save a state that contains an infinite number or NaN."""
     tensors = {**system.state_dict(), **optimizers.named_state()}
     name = world.any_error(not_finite(tensors.items()))
     if name is not None:
@@ -164,10 +167,10 @@ def _check_finite(
 
 
 def _finish(partial: Path, path: Path, manifest: Mapping[str, Any]) -> None:
-    """Flush everything to the disk, then let it appear under its name."""
+    """Flush everything to the disk, then rename the folder to its final name."""
     write_json(partial / MANIFEST, manifest)
     settle(partial)
-    if path.exists():  # a refused checkpoint of the same step
+    if path.exists():  # an earlier checkpoint of this step that was refused
         shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
     partial.rename(path)
     flush(path.parent)
@@ -177,10 +180,10 @@ def _finish(partial: Path, path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def check_origin(path: Path, system: nn.Module) -> None:
-    """Check that a checkpoint belongs to this very system: class, config and shapes.
+    """Check that a checkpoint belongs to this system: same class, config and shapes.
 
     Raises:
-        CheckpointError: It belongs to another one.
+        CheckpointError: It belongs to another system.
     """
     manifest = read_manifest(path)
     hint = "Train in another folder, or change the recipe back."
@@ -191,8 +194,8 @@ def check_origin(path: Path, system: nn.Module) -> None:
         )
     config = getattr(system, "config", None)
     written = manifest["config"]
-    with contextlib.suppress(ValueError):  # the difference is then that of what was written
-        # Fields that a config has got since then have their defaults.
+    with contextlib.suppress(ValueError):  # then the config is compared as it was written
+        # Fields that were added to the config since then get their defaults.
         written = encode(decode(type(config), written))
     difference = first_difference(written, encode(config))
     if difference is not None:
@@ -215,20 +218,20 @@ def newest_checkpoint(
     system: nn.Module | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path | None:
-    """Newest usable checkpoint of a run folder.
+    """Return the newest usable checkpoint of a run folder.
 
     Args:
         folder: Run folder.
-        system: Model that must be able to go on from it; ``None`` accepts any system and asks for
-            good weights only, as inference does.
-        note: Told, in one line, about each newer checkpoint that is refused.
+        system: Model that must be able to continue from it. ``None`` accepts any system and checks
+            only the weights, as inference needs it.
+        note: Function that is told, in one line, about each newer checkpoint that is refused.
 
     Returns:
-        Its folder, or ``None`` when the run has no checkpoint.
+        Folder of the checkpoint, or ``None`` if the run has none.
 
     Raises:
-        CheckpointError: There are checkpoints and none is usable: to begin anew over them would
-            lose them.
+        CheckpointError: There are checkpoints and none is usable. Starting anew would overwrite
+            them.
     """
     problem: CheckpointError | None = None
     for path in checkpoint_paths(folder):
@@ -266,7 +269,11 @@ def _check_usable(path: Path, system: nn.Module | None) -> None:
 
 
 def restore(path: Path, system: nn.Module, optimizers: KindOptimizers, world: World) -> Counters:
-    """Load a checked checkpoint into a system and its optimisers, whatever their sharding."""
+    """Load a checked checkpoint into a system and its optimisers, whatever their sharding.
+
+    Returns:
+        The counters of the run at the checkpoint.
+    """
     with torch.no_grad():
         read_tensors(path, dict(system.state_dict()), world)
     folder = path / OPTIMIZER
@@ -275,7 +282,10 @@ def restore(path: Path, system: nn.Module, optimizers: KindOptimizers, world: Wo
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of a checkpoint, or of a run folder's newest good one, on the CPU; adapters merged.
+    """Return the weights of a checkpoint on the CPU, with adapters merged.
+
+    Args:
+        path: A checkpoint, or a run folder, whose newest good checkpoint is used.
 
     Raises:
         CheckpointError: There is no checkpoint, or its weights are damaged.
@@ -287,24 +297,24 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     name = not_finite(weights.items())
     if name is not None:
         raise CheckpointError(
-            f"{path / WEIGHTS} must hold finite numbers: {name!r} has others. The training had "
+            f"{path / WEIGHTS} must hold finite numbers: {name!r} has others. The training has "
             "failed; use an older checkpoint."
         )
     return weights if low_rank is None else merged_weights(weights, low_rank.scaling)
 
 
 def adapters_of(path: Path) -> LowRankConfig | None:
-    """Adapters of the system in a checkpoint; ``None`` without any."""
+    """Return the adapters of the system in a checkpoint; ``None`` if it has none."""
     fine_tune = (read_manifest(path).get("train") or {}).get("fine_tune") or {}
     found: LowRankConfig | None = decode(LowRankConfig | None, fine_tune.get("low_rank"))
     return found
 
 
 def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Module:
-    """The model of a checkpoint, or of a run folder's newest good one, ready for inference.
+    """Return the model of a checkpoint, or of a run folder's newest good one, for inference.
 
     Args:
-        path: Checkpoint or run folder. Optimiser files need not be there.
+        path: Checkpoint or run folder. Its optimiser files may be missing.
         systems: Classes by class name; by default those of `counterpoint.systems.SYSTEMS`.
 
     Raises:
@@ -335,14 +345,15 @@ def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Modu
 
 
 def resolve(path: Path, note: Callable[[str], None] | None = None) -> Path:
-    """The checkpoint itself when ``path`` is one, else the newest good one of the run folder.
+    """Return ``path`` if it is a checkpoint, otherwise the newest good one of the run folder.
 
     Args:
         path: A checkpoint or a run folder.
-        note: Told, in one line, about each newer checkpoint that is refused; a warning by default.
+        note: Function that is told, in one line, about each newer checkpoint that is refused; by
+            default a warning is issued.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no checkpoint.
     """
     if (path / MANIFEST).exists():
         return path

@@ -1,4 +1,4 @@
-"""What a training run is made of, without the model and the data."""
+"""The settings of a training run, except the model and the data."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,19 +22,19 @@ def _require_share(value: float, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW, or Muon for hidden matrices. Matrices decay; vectors and embeddings do not.
+    """Settings of AdamW, and of Muon for hidden matrices. Vectors and embeddings have no decay.
 
     Attributes:
         lr: Highest learning rate of AdamW.
-        muon_lr: Highest learning rate of Muon (https://kellerjordan.github.io/posts/muon) on the
-            weights of linear layers but the head's; ``None`` leaves them to AdamW.
+        muon_lr: Highest learning rate of Muon (https://kellerjordan.github.io/posts/muon), which
+            trains the weights of all linear layers except the head; ``None`` leaves them to AdamW.
         muon_momentum: Momentum of Muon.
-        betas: Decay of AdamW's two moments.
-        eps: Added to the root of the second moment.
+        betas: Decay rates of AdamW's two moments.
+        eps: Number added to the square root of the second moment.
         weight_decay: Decoupled decay of matrices.
-        lr_factors: (prefix of parameter names, factor of `lr` and `muon_lr`); the longest
-            matching prefix counts.
-        kind_lr_factors: (kind of batch, factor of all learning rates in its steps); see
+        lr_factors: Pairs (prefix of parameter names, factor of `lr` and `muon_lr`); the longest
+            matching prefix applies.
+        kind_lr_factors: Pairs (kind of batch, factor of all learning rates in its steps); see
             `counterpoint.train.optimizer.KindOptimizers`.
     """
 
@@ -68,19 +68,20 @@ class OptimizerConfig:
             _require(factor >= 0, f"The factor of {name!r} must be >= 0", factor, "0 freezes.")
 
     def kind_lr_factor(self, kind: str) -> float:
-        """Factor of the learning rates in a step of a kind of batch."""
+        """Return the factor of the learning rates in the steps of a kind of batch."""
         return dict(self.kind_lr_factors).get(kind, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """Learning rate over the run: linear warm-up, then cosine or warm-up/stable/decay.
+    """The learning rate over the run: linear warm-up, then a cosine or a constant and a decay.
 
     Attributes:
-        kind: ``"cosine"``: falls over all steps after the warm-up. ``"wsd"``: stays, then falls
-            linearly over the last `decay_fraction` of the run.
-        warmup_steps: Steps until the highest rate.
-        decay_fraction: Share of all steps that ``"wsd"`` decays over.
+        kind: ``"cosine"`` decreases over all steps after the warm-up. ``"wsd"`` (warm-up, stable,
+            decay) stays constant, then decreases linearly over the last `decay_fraction` of the
+            run.
+        warmup_steps: Number of steps until the highest rate.
+        decay_fraction: Share of all steps in which ``"wsd"`` decreases.
         final_ratio: Rate at the end, as a share of the highest.
     """
 
@@ -105,12 +106,13 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuneConfig:
-    """What a run begins with instead of random weights.
+    """The weights with which a run begins instead of random ones.
 
     Attributes:
         init_from: A checkpoint or run folder of ours; for a Moshi also a folder of Kyutai's or
-            NVIDIA's, or a file of weights in it.
-        low_rank: Adapters that are trained while the weights stay; ``None`` trains all weights.
+            NVIDIA's, or a file of weights in such a folder.
+        low_rank: Adapters that are trained while the weights are frozen; ``None`` trains all
+            weights.
     """
 
     init_from: str
@@ -119,26 +121,27 @@ class FineTuneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run.
+    """Settings of one training run.
 
     Attributes:
-        num_steps: Optimiser steps.
-        batch_rows: Rows of a step, over all processes.
-        accumulation: Equal parts of the batch, computed one after the other; several processes
-            share them out, so that a recipe gives the same run on 1 to `accumulation` processes.
-        seed: Decides all randomness inside the model: noise is a function of (seed, step, part).
-        clip_norm: Longest gradient; ``None`` leaves it as it is.
-        precision: Type of the products, Muon's included; ``"bfloat16"`` computes under autocast,
-            and weights and moments stay float32. ``"auto"`` takes the faster one, measured when the
-            run begins (`counterpoint.train.precision`).
-        compile: Compile the loss with `torch.compile`.
-        evaluate_every: Steps between evaluations; 0 evaluates at the end only.
-        checkpoint_every: Steps between checkpoints; 0 saves at the end only.
-        keep_checkpoints: Newest checkpoints that are kept.
-        log_every: Steps between lines of ``metrics.jsonl``.
-        optimizer: AdamW or Muon, and their rates.
-        schedule: Learning rate over the run.
-        fine_tune: What the run begins with; ``None`` begins with random weights.
+        num_steps: Number of optimiser steps.
+        batch_rows: Number of rows of a step, over all processes.
+        accumulation: Number of equal parts of the batch, computed one after another. Several
+            processes share the parts, so that a recipe gives the same run on 1 to `accumulation`
+            processes.
+        seed: Seed of all randomness inside the model: noise is a function of (seed, step, part).
+        clip_norm: Largest norm of the gradient; ``None`` does not clip it.
+        precision: Type of the matrix products, including Muon's. ``"bfloat16"`` computes under
+            autocast; weights and moments stay in float32. ``"auto"`` uses the faster type, measured
+            when the run begins (`counterpoint.train.precision`).
+        compile: Whether to compile the loss with `torch.compile`.
+        evaluate_every: Number of steps between evaluations; 0 evaluates at the end only.
+        checkpoint_every: Number of steps between checkpoints; 0 saves at the end only.
+        keep_checkpoints: Number of newest checkpoints that are kept.
+        log_every: Number of steps between lines of ``metrics.jsonl``.
+        optimizer: Settings of AdamW and Muon.
+        schedule: The learning rate over the run.
+        fine_tune: The weights with which the run begins; ``None`` means random weights.
     """
 
     num_steps: int

@@ -1,6 +1,7 @@
-"""Many processes and machines: `torchrun`, FSDP2, and what the processes tell each other.
+"""Several processes and machines: `torchrun`, FSDP2, and communication between processes.
 
-Started without `torchrun`, everything here is a no-op of one process.
+In a program that was started without `torchrun`, the functions here do nothing or act as in a group
+of one process.
 """
 
 import gc
@@ -22,10 +23,9 @@ from counterpoint.errors import UserError
 class World:
     """The processes of a run.
 
-    Attributes:
-        rank: This process, 0 first; 0 writes files and reports.
-        size: Processes on all machines.
-        device: Where this process computes.
+    rank: Number of this process, counted from 0; process 0 writes files and reports.
+    size: Number of processes on all machines.
+    device: Device on which this process computes.
     """
 
     rank: int = 0
@@ -34,17 +34,17 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True in the one process that writes files and reports."""
+        """True in the only process that writes files and reports."""
         return self.rank == 0
 
     def sum(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Sum over all processes, in place."""
+        """Add values of all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value, in every process; others may pass anything."""
+        """Return the first process's value in every process; others may pass any value."""
         if self.size == 1:
             return value
         box = [value]
@@ -52,7 +52,7 @@ class World:
         return box[0]
 
     def any_error(self, error: str | None) -> str | None:
-        """The first error of any process, in every process, so that all stop together."""
+        """Return the first error of any process in every process, so that all of them stop."""
         if self.size == 1:
             return error
         errors: list[str | None] = [None] * self.size
@@ -61,38 +61,41 @@ class World:
 
 
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """A device that torch can compute on.
+    """Return a device on which torch can compute.
 
     Args:
-        name: ``"cpu"``, ``"cuda"``, ``"mps"``...; ``"auto"`` takes this process's CUDA GPU where
-            there is one, else the CPU.
+        name: ``"cpu"``, ``"cuda"``, ``"mps"`` and so on. ``"auto"`` takes this process's CUDA GPU
+            if there is one, otherwise the CPU.
         local_rank: Number of this process on its machine.
 
     Raises:
-        UserError: It cannot.
+        UserError: Torch cannot compute on the device.
     """
     if name == "auto":
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         probe = torch.zeros(1, device=name)
-        probe.item()  # what cannot be read, such as "meta", is no place to compute
+        probe.item()  # a device from which nothing can be read, such as "meta", cannot compute
         return probe.device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"`--device` must be auto, cpu or one that torch can use: got {name} ({reason}). "
-            "Leave it out to take the best there is."
+            "Leave it out to use the best device there is."
         ) from None
 
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """Join the process group that `torchrun` describes; without `torchrun`, a world of one.
+    """Join the process group that `torchrun` describes, or be a group of one without it.
 
-    gloo connects processes on the CPU, nccl on GPUs.
+    Processes communicate through gloo on CPUs and through nccl on GPUs.
 
     Args:
         device: See `pick_device`.
+
+    Yields:
+        The processes. The group is left at the end of the block.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World(device=pick_device(device))
@@ -107,14 +110,15 @@ def joined(device: str = "auto") -> Iterator[World]:
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=place)
     finally:
-        # Sharded systems are cycles that hold the group: left to the interpreter's end, gloo's
-        # threads may drop tensors when Python is gone, which aborts a run that was done.
+        # Sharded systems are reference cycles that hold the group. If they are left until Python
+        # ends, threads of gloo may free tensors without an interpreter, which aborts a finished
+        # run.
         gc.collect()
         dist.destroy_process_group()
 
 
 def current_world(device: torch.device) -> World:
-    """The group this process has joined, or a world of one."""
+    """Return the group that this process has joined, or a group of one."""
     if not (dist.is_available() and dist.is_initialized()):
         return World(device=device)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
@@ -123,9 +127,9 @@ def current_world(device: torch.device) -> World:
 def shard(system: nn.Module, world: World) -> nn.Module:
     """Split parameters, gradients and optimiser state over all processes (FSDP2), in place.
 
-    Each module of ``system.shard_units()`` is gathered on its own, just before it computes; what
-    remains is gathered with the root. Build the system with one seed in all processes and move it
-    to its device first. A world of one leaves it untouched.
+    Each module of ``system.shard_units()`` is gathered on its own just before it computes; all
+    other parameters are gathered with the root. Build the system with the same seed in all
+    processes, and move it to its device first. In a group of one nothing is changed.
 
     Returns:
         The same system.
@@ -139,28 +143,28 @@ def shard(system: nn.Module, world: World) -> nn.Module:
     units = getattr(system, "shard_units", None)
     for unit in units() if callable(units) else ():
         fully_shard(unit, mesh=mesh)
-    # The root keeps its parameters between forward and backward: gathering them twice buys nothing.
+    # The root keeps its parameters between forward and backward; freeing them would save nothing.
     fully_shard(system, mesh=mesh, reshard_after_forward=False)
-    # Hooks sit on `forward`; training enters by `losses`.
+    # FSDP installs its hooks on `forward`, but training calls `losses`.
     register_fsdp_forward_method(system, "losses")
     return system
 
 
 def sync_gradients(system: nn.Module, sync: bool) -> None:
-    """Whether the next backward pass averages gradients over processes (sharded systems only)."""
+    """Set whether the next backward pass averages gradients over processes (sharded systems)."""
     setter = getattr(system, "set_requires_gradient_sync", None)
     if callable(setter):
         setter(sync)
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; every process must call it."""
+    """Return the whole of a tensor that may be sharded; every process must call this."""
     full = getattr(tensor, "full_tensor", None)
     return full() if callable(full) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's piece of a tensor that all processes hold, if ``like`` is sharded."""
+    """Return this process's part of a tensor that all processes hold, if ``like`` is sharded."""
     if not callable(getattr(like, "full_tensor", None)):
         return tensor
     from torch.distributed.tensor import DTensor, Replicate
@@ -172,5 +176,5 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def system_class(system: nn.Module) -> type:
-    """Class of a system as it was written; sharding puts a class of its own in front."""
+    """Return the class of a system as it was written; sharding puts its own class in front."""
     return next(cls for cls in type(system).__mro__ if not cls.__name__.startswith("FSDP"))

@@ -1,4 +1,4 @@
-"""Fine-tuning: a run that begins with the weights of another, all of them trained or adapters only.
+"""Fine-tuning: a run that begins with other weights and trains all of them or adapters only.
 
 Source: adapters as in Kyutai's moshi-finetune, whose files are read and written.
 """
@@ -27,24 +27,24 @@ from counterpoint.train.distributed import system_class
 
 
 def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) -> System:
-    """A system of the weights that a run begins with, and its adapters, on the CPU.
+    """Build the system with which a run begins, with its adapters, on the CPU.
 
-    No other weights are made. Where adapters are trained over weights of a smaller type, those of a
-    published model are never in memory in float32 as a whole.
+    If the run begins with given weights, no random ones are made. If the weights below adapters are
+    stored in a smaller type, those of a published model are never in memory in float32 as a whole.
 
     Args:
         shape: Config of the system.
-        config: Where the weights are, and the adapters; ``None`` begins with random weights.
-        seed: Decides random weights, and how adapters begin.
+        config: The weights and the adapters; ``None`` begins with random weights.
+        seed: Seed of random weights and of the adapters.
 
     Raises:
-        UserError: As `begin_from`.
+        UserError: See `begin_from`.
     """
     if config is None:
         return build_system(shape, seed)
     system = sketch(shape)
     if not {name for name, _ in system.named_buffers()} <= system.state_dict().keys():
-        system = build_system(shape, seed)  # buffers that no file holds are made with it
+        system = build_system(shape, seed)  # it also makes the buffers, which no file holds
     low_rank = config.low_rank
     if low_rank is not None and low_rank.frozen != "float32" and not low_rank.train_embeddings:
         system.to(torch.bfloat16)
@@ -53,17 +53,17 @@ def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) 
 
 
 def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
-    """Give a new system the weights that it begins with, and its adapters, in place.
+    """Load the weights with which a new system begins, and add its adapters, in place.
 
-    Call it before the system is sharded.
+    Call this before the system is sharded.
 
     Args:
-        system: With any weights, on its device.
-        config: Where the weights are, and the adapters.
-        seed: Decides how adapters begin.
+        system: The system, with any weights, on its device.
+        config: The weights and the adapters.
+        seed: Seed of the adapters.
 
     Raises:
-        UserError: There are no weights, or they are those of another system.
+        UserError: There are no weights, or they belong to another system.
     """
     path = Path(config.init_from).expanduser()
     found, weights = _weights_of(path, system)
@@ -81,7 +81,7 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
 
 
 def _weights_of(path: Path, system: nn.Module) -> tuple[Any, Mapping[str, Tensor]]:
-    """Config and weights of what a path holds: a checkpoint of ours, or a published model."""
+    """Return config and weights of a path: a checkpoint of ours, or a published model."""
     name = system_class(system).__name__
     if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
         path = resolve(path)
@@ -94,7 +94,7 @@ def _weights_of(path: Path, system: nn.Module) -> tuple[Any, Mapping[str, Tensor
             f"`init_from` must be a checkpoint or a run folder with one, or a published model of a "
             f"known format ({', '.join(FORMATS)}): {path} is neither. Check the path."
         )
-    # Before the gigabytes are read.
+    # This check comes before gigabytes are read.
     _check_name(known.system, name, path)
     model = known.load(path, cast("System", system))
     return encode(model.config), model.state_dict()
@@ -108,23 +108,23 @@ def _check_name(found: str, name: str, path: Path) -> None:
 
 
 def check_begun(system: nn.Module, config: FineTuneConfig | None) -> None:
-    """Check that a system has adapters just when a run asks for them.
+    """Check that a system has adapters if, and only if, a run asks for them.
 
     Raises:
-        UserError: It is not so: `begin_from` was not called, or of another run.
+        UserError: It is not so: `begin_from` was not called, or it was called for another run.
     """
     wanted = config is not None and config.low_rank is not None
     found = any(name.endswith(FACTOR_A) for name, _ in system.named_parameters())
     if found != wanted:
         raise UserError(
-            "A system must have adapters just when `fine_tune` asks for them: it "
+            "A system must have adapters if, and only if, `fine_tune` asks for them: it "
             f"{'asks' if wanted else 'does not ask'} for them and the system has "
             f"{'some' if found else 'none'}. Call `begin_from` before `shard` and `train`."
         )
 
 
 def without(config: Any, names: Container[str]) -> Any:
-    """An encoded config without the fields of some names, on all its levels."""
+    """Return an encoded config without the fields of the given names, on all its levels."""
     if isinstance(config, dict):
         return {key: without(value, names) for key, value in config.items() if key not in names}
     return [without(item, names) for item in config] if isinstance(config, list) else config

@@ -30,24 +30,24 @@ from counterpoint.train.run_folder import only_one
 from counterpoint.train.stop_signal import StopSignal
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-"""Measures a model: called in all processes, in evaluation mode and without gradients."""
+"""A function that measures a model; all processes call it in evaluation mode, without gradients."""
 
 
 class DivergedError(UserError):
-    """The loss or the gradient is not a number; the message is one line."""
+    """The loss or the gradient is not finite; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """How a call of `train` ended.
+    """The end of a call of `train`.
 
     Attributes:
-        finished: False when a signal stopped it; the same call goes on from there.
+        finished: False if a signal stopped the run; the same call continues it.
         checkpoint: Folder of the last checkpoint.
-        counters: What the whole run has done, earlier calls included.
-        loss: Loss of the last step in bits a byte of text, or a frame of speech; ``nan`` when this
-            call took none.
-        evaluation: Last evaluation of this call, empty when there was none.
+        counters: Counters of the whole run, including earlier calls.
+        loss: Loss of the last step in bits a byte of text, or bits a frame of speech; ``nan`` if
+            this call took no step.
+        evaluation: Last evaluation of this call; empty if there was none.
     """
 
     finished: bool
@@ -58,7 +58,7 @@ class TrainResult:
 
 
 class Trainer:
-    """Takes the steps of a run, one after the other."""
+    """Takes the steps of a run, one after another."""
 
     def __init__(self, system: nn.Module, loader: BatchSource, config: TrainConfig) -> None:
         check_begun(system, config.fine_tune)
@@ -77,12 +77,17 @@ class Trainer:
         attach(loader, system)
 
     def autocast(self) -> torch.autocast:
-        """Compute in the type of the run."""
+        """Return the autocast context of the run's type."""
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def step(self, stop: StopSignal) -> StepNumbers:
-        """Learn from the next batch; a stop of any process is told to all."""
+        """Learn from the next batch; a stop signal of any process reaches all processes.
+
+        Raises:
+            DivergedError: The loss or the gradient is not finite.
+            UserError: The batch has another number of rows than the config says.
+        """
         begin = time.perf_counter()
         counters = self.state.counters
         batch = self.loader.batch(counters.step)
@@ -92,7 +97,7 @@ class Trainer:
         parameters = [p for p in self.state.system.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = gathered(torch.nn.utils.get_total_norm(gradients, foreach=True))
-        # One reduction and one transfer a step carry all that the loop decides on.
+        # One reduction and one transfer a step carry everything that the loop decides on.
         losses, (rows, size, stops) = self._over_processes(
             losses, (num_rows, batch.size, float(stop.requested))
         )
@@ -129,7 +134,7 @@ class Trainer:
     def _loss(
         self, batch: Batch, weights: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, LossSums]]:
-        """What is minimised, and the sums that it is made of, which carry no gradient."""
+        """Return the loss to minimise, and the sums it consists of, without gradients."""
         losses = self.contract.losses(batch)
         total = self.contract.combine(losses, weights).total
         return total, {
@@ -137,7 +142,7 @@ class Trainer:
         }
 
     def _gradients(self, batch: Batch) -> dict[str, LossSums]:
-        """Accumulate the gradient of the mean loss of the parts; give back the sums of all."""
+        """Accumulate the gradient of the mean loss of the parts, and return the sums over them."""
         parts = split_batch(batch, self.num_parts)
         weights = self._mean_weights(batch)
         found = list[dict[str, LossSums]]()
@@ -154,9 +159,9 @@ class Trainer:
         return add_losses(found)
 
     def _mean_weights(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean weight of a part, over all processes, of groups whose parts weigh unlike.
+        """Return the mean weight of a part, over all processes, of each group with unequal weights.
 
-        With it the mean of the parts' losses is the loss of the whole batch.
+        With these weights the mean of the parts' losses is the loss of the whole batch.
         """
         own = self.contract.loss_weights(batch)
         if not own:
@@ -168,7 +173,7 @@ class Trainer:
     def _over_processes(
         self, losses: Losses, numbers: tuple[float, float, float]
     ) -> tuple[dict[str, LossSums], tuple[float, float, float]]:
-        """Sums of losses and of three numbers over all processes, on the CPU."""
+        """Return the sums of losses and of three numbers over all processes, on the CPU."""
         own = [torch.stack(sums) for sums in losses.values()]
         others = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         added = self.world.sum(torch.cat((*own, others))).cpu()
@@ -179,7 +184,7 @@ class Trainer:
         return together, (float(first), float(second), float(third))
 
     def _update(self, parameters: list[nn.Parameter], norm: Tensor, kind: str) -> float:
-        """Clip the gradient and take the step; the learning rate of AdamW in it."""
+        """Clip the gradient, take the step, and return AdamW's learning rate in it."""
         config = self.config
         if config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
@@ -192,30 +197,30 @@ class Trainer:
         return config.optimizer.lr * ratio
 
     def note_surprises(self, record: Record) -> None:
-        """Say where a run will not do what its config seems to say."""
+        """Tell the user where a run differs from what its config seems to say."""
         warm_up = warm_up_note(self.config.schedule, self.config.num_steps)
         if warm_up is not None and self.state.counters.step < self.config.num_steps:
             record.note(warm_up)
         parts = self.num_parts * self.world.size
         if parts != self.config.accumulation:
             record.note(
-                f"Noise such as whole dropout is not that of one process: {self.world.size} "
+                f"Noise such as whole dropout differs from a run of one process: {self.world.size} "
                 f"processes compute {parts} parts of each batch and `accumulation` is "
-                f"{self.config.accumulation}. Make it a multiple of {self.world.size} to have the "
-                "same."
+                f"{self.config.accumulation}. Make it a multiple of {self.world.size} to get the "
+                "same noise."
             )
 
     def _check_rows(self, num_rows: int) -> None:
         expected = self.config.batch_rows
         if num_rows * self.world.size != expected or num_rows % self.num_parts:
             raise UserError(
-                "`batch_rows` must be shared evenly by processes and accumulation: "
+                "`batch_rows` must be divided evenly by processes and accumulation: "
                 f"{expected} rows over {self.world.size} processes in {self.num_parts} parts "
                 f"each, and the loader gives {num_rows} a process. Change one of them."
             )
 
     def evaluate(self, evaluate: Evaluate) -> dict[str, float]:
-        """Measure the model as it is now."""
+        """Measure the model in its current state."""
         system = self.state.system
         system.eval()
         with torch.no_grad(), self.autocast():
@@ -235,28 +240,31 @@ def train(
     loggers: Sequence[MetricLogger] = (),
     run: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Train a system; go on from the folder's newest good checkpoint when there is one.
+    """Train a system, or continue from the newest good checkpoint of the folder.
 
-    The folder gets ``metrics.jsonl`` and ``checkpoints/``. On SIGINT or SIGTERM the step is
-    finished, a checkpoint is written and the call returns; the same call goes on, and on the CPU
-    its losses are bit for bit those of a run that was never stopped.
+    The folder gets ``metrics.jsonl`` and ``checkpoints/``. On SIGINT or SIGTERM the current step is
+    finished, a checkpoint is written and the call returns. The same call continues the run; on the
+    CPU its losses are equal bit for bit to those of a run that was never stopped.
 
     Args:
-        system: A model that follows `counterpoint.systems.contract.System`, on its device; with
-            several processes, sharded by `counterpoint.train.distributed.shard`.
-        loader: Gives this process's rows of each step.
-        config: What to do.
-        folder: Run folder; on many machines, on a disk that all of them share.
+        system: A `counterpoint.systems.contract.System` on its device; with several processes,
+            sharded by `counterpoint.train.distributed.shard`.
+        loader: Yields this process's rows of each step.
+        config: Settings of the training.
+        folder: Run folder; with several machines, on a disk that all of them share.
         evaluate: Measures the model at the intervals of the config and at the end.
         reporter: Shows the run to a person (first process only).
-        loggers: Follow the numbers (first process only).
-        run: JSON that every checkpoint carries, such as
-            `counterpoint.config_json.encode(run)`. Its "data" must stay what it was.
+        loggers: Receive the numbers (first process only).
+        run: JSON that every checkpoint stores, such as `counterpoint.config_json.encode(run)`. Its
+            "data" must not change when the run is continued.
+
+    Returns:
+        How the call ended.
 
     Raises:
-        DivergedError: The loss or the gradient is not finite. Nothing of that step was learned.
-        CheckpointError: The disk is full, or the folder's checkpoints cannot be used, or they
-            learned from other data, or another command is at work in the folder.
+        DivergedError: The loss or the gradient is not finite. Nothing was learned from that step.
+        CheckpointError: The disk is full, the folder's checkpoints cannot be used or learned from
+            other data, or another command uses the folder.
     """
     with StopSignal().listening() as stop:
         why = ""
@@ -286,8 +294,8 @@ def _run(
     evaluation = dict[str, float]()
     stopped = False
     while True:
-        # A checkpoint comes before the evaluation of its step. Whoever is stopped between the two,
-        # or resumes there, evaluates first.
+        # A checkpoint is written before the evaluation of its step. A run that was stopped between
+        # the two evaluates first when it is resumed.
         if (
             evaluate is not None
             and not stopped
@@ -329,7 +337,7 @@ def _run(
 
 
 def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
-    """Equal parts of a batch, by rows. Each keeps the whole's `size`, which losses ignore."""
+    """Split a batch into equal parts by rows. Each keeps the `size` of the whole batch."""
     if num_parts == 1:
         return [batch]
     rows = batch.document_start.shape[0] // num_parts
@@ -351,14 +359,14 @@ def _check_regular(layout: Layout) -> None:
         if stream.irregular:
             raise UserError(
                 f"`compile` needs steps of fixed length: {stream.name!r} is irregular, and a "
-                "compiled graph would compute a step of it at every tick. Train without `compile`."
+                "compiled graph would compute its steps at every tick. Train without `compile`."
             )
 
 
 def _seed(seed: int, step: int, part: int) -> None:
-    """Make noise a function of (seed, step, part of the batch).
+    """Seed torch so that noise is a function of (seed, step, part of the batch).
 
-    No random state has to be saved, and a part has the same noise in whatever process.
+    No random state has to be saved, and a part has the same noise in every process.
     """
     mixed = np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed))

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what the checkpoint is, and that it is still what was written.
+"""The manifest of a checkpoint: what the checkpoint holds, and proof that it was not changed.
 
 ``manifest.json`` holds the format, the system and its config, counters, size and SHA-256 of every
-file, and a digest of all that. So nothing in a checkpoint can change unnoticed.
+file, and a digest of all that. No change in a checkpoint can therefore stay unnoticed.
 """
 
 import json
@@ -18,7 +18,7 @@ from counterpoint.digests import DIGEST, file_digest, is_intact, sealed
 from counterpoint.errors import UserError
 
 FORMAT = 2
-_UNSEALED_FORMAT = 1  # without a digest of the manifest itself: still read
+_UNSEALED_FORMAT = 1  # its manifest has no digest of itself; it can still be read
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer"
@@ -31,13 +31,13 @@ class CheckpointError(UserError):
 
 @dataclass(kw_only=True, slots=True)
 class Counters:
-    """What a run has done so far, over all processes.
+    """The progress of a run so far, over all processes.
 
     Attributes:
-        step: Optimiser steps done; the next step reads batch ``step``.
-        size: Bytes of text, or frames of speech, learned from.
+        step: Number of optimiser steps done; the next step reads batch ``step``.
+        size: Number of bytes of text, or frames of speech, learned from.
         flops: Training FLOPs (three times the forward pass).
-        seconds: Time in training steps, without evaluation, saving and loading.
+        seconds: Time of the training steps, without evaluation, saving and loading.
     """
 
     step: int = 0
@@ -54,15 +54,15 @@ def make_manifest(
     num_processes: int,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest of the files that lie in a folder.
+    """Make the manifest of the files in a folder.
 
     Args:
-        folder: Holds everything but the manifest.
+        folder: Holds all files except the manifest.
         system: Name of the class.
         config: Its config, encoded.
-        counters: What the run has done.
-        num_processes: Processes that have written.
-        extra: JSON that is kept beside the rest.
+        counters: Counters of the run.
+        num_processes: Number of processes that have written.
+        extra: Further JSON entries.
     """
     try:
         release = version("counterpoint")
@@ -90,11 +90,11 @@ def make_manifest(
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Manifest of a checkpoint.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: There is none, another version of the format wrote it, or it is not what
-            was written.
+        CheckpointError: There is no manifest, another version of the format wrote it, or it was
+            changed.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -116,14 +116,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def check_files(path: Path, names: Callable[[str], bool] = lambda name: True) -> None:
-    """Check that files are as they were written, and that none has come to them.
+    """Check that files are as they were written, and that there are no other files.
 
     Args:
         path: Folder of the checkpoint.
-        names: Tells which files of the manifest are checked; the others may be missing.
+        names: Selects the files of the manifest that are checked; the others may be missing.
 
     Raises:
-        CheckpointError: A file is missing, cut short, changed or unknown.
+        CheckpointError: A file is missing, truncated, changed or unknown.
     """
     files = read_manifest(path)["files"]
     for file in path.rglob("*.safetensors"):
@@ -151,7 +151,7 @@ def check_files(path: Path, names: Callable[[str], bool] = lambda name: True) ->
 
 
 def _check_content(manifest: Mapping[str, Any], path: Path) -> None:
-    """Check the parts that are used without further question."""
+    """Check the entries that are used without further checks."""
     files = manifest.get("files")
     counters = manifest.get("counters")
     _must(isinstance(manifest.get("system"), str), path, "names no `system`")

@@ -1,8 +1,8 @@
-"""Bytes that a training run needs at the end of a forward pass, computed without having them.
+"""Memory of a training run at the end of a forward pass, computed without using that memory.
 
-The forward pass of one part of a batch runs on tensors that have shapes and no numbers; what
-autograd keeps of it is counted, each storage once. What is not counted is working memory of single
-operations, the codec while recordings are encoded, and what an allocator wastes.
+The forward pass of one part of a batch runs on tensors that have shapes but no values. Every
+storage that autograd keeps is counted once. Working memory of single operations, the codec while
+recordings are encoded, and memory that the allocator wastes are not counted.
 """
 
 from dataclasses import dataclass, replace
@@ -32,15 +32,15 @@ _CHECKPOINTS = "checkpoint_activations"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingMemory:
-    """Bytes of one process.
+    """Memory of one process, in bytes.
 
     Attributes:
-        weights: Parameters, also those that are not trained, and adapters.
-        gradients: One number for each that is trained.
+        weights: Parameters, including frozen ones, and adapters.
+        gradients: One number for each parameter that is trained.
         optimizer: Moments.
-        activations: What the gradients of one part of a batch need, with the copies of bfloat16 of
-            trained weights; with checkpoints also what one layer computes again. ``None`` where it
-            depends on the content.
+        activations: Tensors that the gradients of one part of a batch need, including bfloat16
+            copies of trained weights; with activation checkpointing also those that one layer
+            computes again. ``None`` if the size depends on the content.
     """
 
     weights: int
@@ -50,15 +50,16 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All that is known."""
+        """Sum of all known entries."""
         return self.weights + self.gradients + self.optimizer + (self.activations or 0)
 
 
 def training_memory(run: Run) -> TrainingMemory:
-    """What a run needs on one device.
+    """Compute the memory that a run needs on one device.
 
     Args:
-        run: Its rows are as long as its data say, prompts left out; nothing is read.
+        run: The run. Its rows have the length that its data declare, without prompts; no data are
+            read.
     """
     batch = example_batch(run)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
@@ -74,7 +75,7 @@ def training_memory(run: Run) -> TrainingMemory:
 
 
 def _begun(config: SystemConfig, train: TrainConfig) -> System:
-    """A system with its adapters, whatever its weights."""
+    """Return a system with its adapters and any weights."""
     system = build_system(config, seed=0)
     if train.fine_tune is not None and train.fine_tune.low_rank is not None:
         add_low_rank(system, train.fine_tune.low_rank, seed=0)
@@ -82,7 +83,10 @@ def _begun(config: SystemConfig, train: TrainConfig) -> System:
 
 
 def _moments(system: nn.Module, run: Run) -> int:
-    """AdamW has two, Muon has one; batches of text beside speech have their own."""
+    """Return the bytes of the moments: two for AdamW, one for Muon.
+
+    If text is trained in addition to speech, batches of text have their own moments.
+    """
     total = 0
     for part in build_optimizer(system, run.train.optimizer).parts:
         count = 1 if isinstance(part, Muon) else 2
@@ -93,8 +97,8 @@ def _moments(system: nn.Module, run: Run) -> int:
 
 
 def _activations(run: Run, batch: Batch) -> int | None:
-    """What is kept of the forward pass, and what the largest layer adds when it runs again."""
-    bfloat16 = run.train.precision != "float32"  # "auto" is it where memory is short
+    """Return the bytes kept from the forward pass, plus those of the largest layer run again."""
+    bfloat16 = run.train.precision != "float32"  # "auto" chooses it where memory is scarce
     try:
         system = _begun(run.system, run.train)
         kept = kept_bytes(system, batch, bfloat16)
@@ -102,18 +106,18 @@ def _activations(run: Run, batch: Batch) -> int | None:
             (kept_bytes(_begun(other, run.train), batch, bfloat16) - kept) // layers
             for other, layers in _without_checkpoints(run.system)
         ]
-    except (RuntimeError, NotImplementedError, AttributeError):  # an operation asks for numbers
+    except (RuntimeError, NotImplementedError, AttributeError):  # an operation needs values
         return None
     copies = 0
     if again and bfloat16:
-        # Autocast holds what it has converted until the pass ends; without checkpoints the graph
-        # holds the same tensors.
+        # Autocast keeps converted weights until the pass ends. Without activation checkpointing the
+        # graph holds the same tensors.
         copies = sum(weight.nbytes // 2 for weight in system.parameters() if weight.requires_grad)
     return kept + copies + max(again, default=0)
 
 
 def _without_checkpoints(config: Any) -> list[tuple[SystemConfig, int]]:
-    """For each part with checkpoints the config in which it has none, and its layers."""
+    """Return, for each part with checkpointing, the config without it and its number of layers."""
     found = []
     for name in getattr(config, "__dataclass_fields__", ()):
         part = getattr(config, name)
@@ -124,16 +128,16 @@ def _without_checkpoints(config: Any) -> list[tuple[SystemConfig, int]]:
 
 
 def kept_bytes(system: System, batch: Batch, bfloat16: bool) -> int:
-    """Bytes of the tensors that the gradient of a loss needs, without parameters.
+    """Return the bytes of the tensors that the gradient of a loss needs, without parameters.
 
     Args:
-        system: Computes the loss, also on tensors without numbers.
-        batch: What it learns from.
-        bfloat16: Compute under autocast.
+        system: The model, possibly on tensors without values.
+        batch: The batch.
+        bfloat16: Whether to compute under autocast.
     """
     own = {_storage(tensor) for tensor in (*system.parameters(), *system.buffers())}
     held = dict[int, int]()
-    alive = list[Tensor]()  # a storage that is gone could give its place to another
+    alive = list[Tensor]()  # otherwise a freed storage could give its address to another one
 
     def keep(tensor: Tensor) -> Tensor:
         place = _storage(tensor)
@@ -157,9 +161,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Guessed(TorchDispatchMode):
-    """Answers whoever asks a tensor whether: "yes", so that rows hold several documents.
+    """Answers True if code reads a boolean tensor, so that rows may hold several documents.
 
-    How many there are of something, such as blocks that end by their content, nobody knows.
+    Counts that depend on the content, such as learned blocks, stay unknown.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -169,7 +173,7 @@ class _Guessed(TorchDispatchMode):
 
 
 def example_batch(run: Run) -> Batch:
-    """One part of a batch of a run: rows of the length that it trains on."""
+    """Return one part of a batch of a run, with rows of the length on which it trains."""
     layout = sketch(run.system).layout
     num_rows = max(run.train.batch_rows // run.train.accumulation, 1)
     num_ticks = run.data.num_ticks(layout)

@@ -1,4 +1,4 @@
-"""The record of a run: ``metrics.jsonl``, and writers that follow it."""
+"""The record of a run: ``metrics.jsonl``, and loggers that receive the same numbers."""
 
 import errno
 import json
@@ -13,25 +13,26 @@ from counterpoint.packages import optional_module
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, in step order, each step once, however resumed.
+    """``metrics.jsonl``: one JSON object a line, in step order; no step twice after resuming.
 
     A training line has ``step size flops seconds loss lr grad_norm terms``, an evaluation line
     ``step size flops seconds evaluation``. ``size`` counts bytes of text, or frames of speech;
-    ``loss`` is in bits a byte, or a frame. A number that is not finite is null.
+    ``loss`` is in bits a byte, or bits a frame. A number that is not finite is null.
 
     Attributes:
         evaluated_steps: Steps that have an evaluation line.
-        num_damaged: Lines that were no lines of a record when the file was opened: they are gone.
+        num_damaged: Number of damaged lines that were dropped when the file was opened.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        """Open for a run that goes on after ``step``: later lines, and half ones, are dropped."""
+        """Open the file for a run that continues after ``step``; drop later and partial lines."""
         found, self.num_damaged = _read(path)
         rows = [row for row in found if row["step"] <= step]
         self.evaluated_steps = {row["step"] for row in rows if "evaluation" in row}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(_line(row) for row in rows))
-        # Unbuffered: a line is on its way once `write` returns, and `close` has nothing to lose.
+        # The file is unbuffered: a line is written when `write` returns, and `close` cannot lose
+        # any.
         self._stream = path.open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -43,7 +44,7 @@ class MetricsFile:
             self.evaluated_steps.add(row["step"])
 
     def sync(self) -> None:
-        """Put all lines on the disk, so that none is lost that a checkpoint has passed."""
+        """Flush all lines to the disk, so that no line before a checkpoint can be lost."""
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
@@ -52,12 +53,12 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All good lines of a ``metrics.jsonl``; damaged ones, and half a last one, are left out."""
+    """Return all good lines of a ``metrics.jsonl``; damaged or partial lines are left out."""
     return _read(path)[0]
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Good lines, and the number of whole lines that are damaged."""
+    """Return the good lines, and the number of complete lines that are damaged."""
     if not path.exists():
         return [], 0
     lines = path.read_bytes().split(b"\n")[:-1]  # a whole line ends with a newline
@@ -79,7 +80,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with ``None`` for numbers that JSON cannot hold."""
+    """Return the value with ``None`` in place of numbers that JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -89,14 +90,14 @@ def _finite(value: Any) -> Any:
 
 @runtime_checkable
 class MetricLogger(Protocol):
-    """Something that follows the numbers of a run, such as TensorBoard."""
+    """A receiver of the numbers of a run, such as TensorBoard."""
 
     def start(self, step: int) -> None:
-        """The run begins, or goes on, after ``step``; what came later is void."""
+        """The run begins or continues after ``step``; later numbers of earlier calls are void."""
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, such as ``train/loss`` or ``evaluation/bits_per_byte``."""
+        """Receive numbers by name, such as ``train/loss`` or ``evaluation/bits_per_byte``."""
         ...
 
     def close(self) -> None:
@@ -108,7 +109,7 @@ class TensorBoardLogger:
     """Writes event files for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        """Write below ``folder``.
+        """Write files below ``folder``.
 
         Raises:
             UserError: The package ``tensorboard`` is missing.

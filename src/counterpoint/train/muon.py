@@ -1,4 +1,4 @@
-"""Muon that takes all matrices of one shape in one product."""
+"""Muon with batched products: all matrices of one shape are updated together."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,15 +19,15 @@ _EPSILON = 1e-7
 
 
 class Muon(Optimizer):
-    """Momentum, made orthogonal: the arithmetic of `torch.optim.Muon`, in batched products.
+    """Orthogonalised momentum: the arithmetic of `torch.optim.Muon` in batched products.
 
-    Torch takes one matrix after the other, in products too small to be fast and never shared by
-    threads; at the first run's 2,048 bytes a step that was 20 and 26 % of the time of a step on
-    two cores. Here all matrices of one shape are stacked. Each update is that of torch but for the
-    last bits of bfloat16 (`tests/train/test_muon.py`), which is torch's type; float32 is for
-    machines where that is slow.
+    Torch updates one matrix after another, in products that are too small to be fast and never use
+    several threads; at the first run's 2,048 bytes a step that took 20 to 26 % of the time of a
+    step on two cores. Here all matrices of one shape are stacked. Each update equals torch's except
+    for the last bits of bfloat16 (`tests/train/test_muon.py`), the type that torch uses; float32 is
+    for machines on which bfloat16 is slow.
 
-    Source: https://kellerjordan.github.io/posts/muon, rates scaled by shape as there.
+    Source: https://kellerjordan.github.io/posts/muon, with learning rates scaled by shape as there.
     """
 
     def __init__(
@@ -39,7 +39,13 @@ class Muon(Optimizer):
         weight_decay: float = 0,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """Take matrices, or groups of them with rates of their own; multiply in ``dtype``."""
+        """Make an optimiser of matrices, or of groups of them with their own rates.
+
+        Products are computed in ``dtype``.
+
+        Raises:
+            UserError: A parameter is not a matrix.
+        """
         self._dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
@@ -49,7 +55,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Learn from the gradients that there are."""
+        """Update all parameters that have gradients."""
         if closure is not None:
             raise UserError("Muon computes no loss: call the closure before, not here.")
         stacks: dict[torch.Size, list[tuple[nn.Parameter, Tensor, float]]] = defaultdict(list)
@@ -70,7 +76,7 @@ class Muon(Optimizer):
                 parameter.add_(shard_like(update, parameter), alpha=-lr)
 
     def _momentum(self, parameter: nn.Parameter, gradient: Tensor, momentum: float) -> Tensor:
-        """Nesterov's update; moves the moment on."""
+        """Return Nesterov's update, and update the moment."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
@@ -80,10 +86,10 @@ class Muon(Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Matrices (N, m, n) with their singular values moved to about 1 (0.7 to 1.2).
+    """Return matrices (N, m, n) with all singular values near 1 (0.7 to 1.2).
 
-    Five steps of the Newton-Schulz iteration whose coefficients rise steepest at zero, on the
-    shorter side, without turning matrices: copies across memory cost more than they would save.
+    Five steps of the Newton-Schulz iteration, with the coefficients that are steepest at zero, on
+    the shorter side. Matrices are not transposed, because copies would cost more than they save.
     """
     tall = x.shape[1] > x.shape[2]
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=_EPSILON)

@@ -16,10 +16,10 @@ from counterpoint.train.muon import Muon
 
 
 class JointOptimizer:
-    """Optimisers of disjoint parameters that act as one, with one state."""
+    """Optimisers of disjoint parameters that act as one and share one state."""
 
     def __init__(self, parts: list[Optimizer]) -> None:
-        """Take the parts over; the first one's state holds that of all."""
+        """Take over the parts; the state of the first part holds the states of all."""
         self.parts = parts
         self.state: dict[Tensor, dict[str, Tensor]] = parts[0].state
         for part in parts:
@@ -31,7 +31,7 @@ class JointOptimizer:
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self) -> None:
-        """One step of every part."""
+        """Take one step of every part."""
         for part in self.parts:
             part.step()
 
@@ -41,20 +41,19 @@ class JointOptimizer:
             part.zero_grad(set_to_none=True)
 
     def set_lr(self, ratio: float) -> None:
-        """Give every group this share of its highest learning rate."""
+        """Set the learning rate of every group to ``ratio`` times its highest rate."""
         for group in self.param_groups:
             group["lr"] = group["highest_lr"] * ratio
 
 
 class KindOptimizers:
-    """An optimiser for every kind of batch, all of them over the same parameters.
+    """One optimiser for every kind of batch, all over the same parameters.
 
-    Moments say how gradients usually are, and those of text alone are not like those of speech: so
-    a step uses and changes only the moments of its kind. Kinds are the names in `Batch.kind`; a
-    run whose batches name none has one optimiser.
+    Moments describe typical gradients, and those of text alone differ from those of speech. A step
+    therefore uses and changes only the moments of its own kind. Kinds are the names in
+    `Batch.kind`; a run whose batches have no kind has one optimiser.
 
-    Source: Moshi (arXiv:2410.00037), section 4: batches of text alone have an optimiser state of
-    their own.
+    Source: Moshi (arXiv:2410.00037), section 4: text-only batches have their own optimiser state.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class KindOptimizers:
         self._by_kind = {"": build_optimizer(system, config, dtype)}
 
     def for_kind(self, kind: str) -> JointOptimizer:
-        """The optimiser of a kind; at first without moments.
+        """Return the optimiser of a kind, which starts without moments.
 
         Raises:
             UserError: The kind's name is not one word.
@@ -82,7 +81,7 @@ class KindOptimizers:
         return self._by_kind[kind]
 
     def named_state(self) -> dict[str, Tensor]:
-        """All moments as ``<slot>.<parameter>``; of a named kind ``<kind>/<slot>.<parameter>``."""
+        """Return all moments as ``<slot>.<parameter>``, or ``<kind>/<slot>.<parameter>``."""
         return {
             f"{kind}/{slot}.{name}" if kind else f"{slot}.{name}": tensor
             for kind, optimizer in self._by_kind.items()
@@ -91,7 +90,7 @@ class KindOptimizers:
         }
 
     def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Forget all moments; give back those of ``names`` anew, zero and ready to be filled."""
+        """Forget all moments, and return zeros under the given names, ready to be filled."""
         for optimizer in self._by_kind.values():
             optimizer.state.clear()
         parameters = dict(self._system.named_parameters())
@@ -100,7 +99,7 @@ class KindOptimizers:
             place, _, name = key.partition(".")
             kind, _, slot = place.rpartition("/")
             like = parameters[name]
-            # AdamW counts steps in one float32 number, on the device because it is fused.
+            # AdamW counts steps in one float32 number on the device, because it is fused.
             tensor = (
                 torch.zeros((), dtype=torch.float32, device=like.device)
                 if slot == "step"
@@ -113,16 +112,16 @@ class KindOptimizers:
 def build_optimizer(
     system: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.bfloat16
 ) -> JointOptimizer:
-    """Optimisers over all trainable parameters, in groups of equal decay and learning rate.
+    """Make optimisers over all trainable parameters, in groups of equal decay and learning rate.
 
-    With `muon_lr`, `counterpoint.train.muon.Muon` takes the weights of linear layers except the
-    head's; AdamW takes the rest. AdamW is fused, one pass over memory. Best of 11 steps on 2 CPU
-    cores, 9 M parameters in 120 tensors: fused 8 ms, one parameter after the other 25 ms, foreach
-    54 ms.
+    With `muon_lr`, `counterpoint.train.muon.Muon` trains the weights of all linear layers except
+    the head; AdamW trains the rest. AdamW is fused, with one pass over memory. Best of 11 steps on
+    2 CPU cores, 9 M parameters in 120 tensors: fused 8 ms, one parameter after another 25 ms,
+    foreach 54 ms.
 
     Args:
-        system: Has the parameters.
-        config: How they learn.
+        system: The model.
+        config: Settings of the optimisers.
         dtype: Type of Muon's products.
 
     Raises:
@@ -170,9 +169,9 @@ def _check_prefixes(names: list[str], config: OptimizerConfig) -> None:
 
 
 def lr_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
-    """Share of the highest learning rate that optimiser step ``step`` (0 first) uses.
+    """Return the learning rate of step ``step`` (counted from 0) as a share of the highest.
 
-    The warm-up reaches 1 at step ``warmup_steps - 1``; the last step uses ``final_ratio``.
+    The warm-up reaches 1 at step ``warmup_steps - 1``; the last step has ``final_ratio``.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -189,7 +188,7 @@ def lr_ratio(config: ScheduleConfig, step: int, num_steps: int) -> float:
 
 
 def warm_up_note(config: ScheduleConfig, num_steps: int) -> str | None:
-    """What a person is told where the warm-up is longer than the run."""
+    """Return a note for the user if the warm-up is longer than the run."""
     if config.warmup_steps <= num_steps:
         return None
     highest = lr_ratio(config, num_steps - 1, num_steps)

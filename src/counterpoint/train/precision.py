@@ -1,10 +1,10 @@
-"""In which type a run computes: the one in which this machine multiplies its matrices faster.
+"""The type in which a run computes: the one in which this machine multiplies matrices faster.
 
-What a machine can do says too little. Of CPUs without bfloat16 a product in it takes 20 to 100
-times as long as in float32; but one that names AVX-512 BF16 among its capabilities may still take
-1.4 to 2.7 times as long (measured with oneDNN held to those instructions), one with AMX a tenth.
-So a product of the run's own size is measured in both types, which takes some hundredths of a
-second.
+The declared capabilities of a machine are not enough. On CPUs without bfloat16 a product in it
+takes 20 to 100 times as long as in float32. A CPU that declares AVX-512 BF16 may still take 1.4 to
+2.7 times as long (measured with oneDNN limited to those instructions), and one with AMX a tenth.
+Therefore a product of the run's own size is measured in both types, which takes some hundredths of
+a second.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from torch import nn
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, read_manifest
 from counterpoint.train.distributed import World
 
-_FASTER = 0.75  # of float32's time: converting weights and activations costs some of what is gained
-_MUCH_SLOWER = 2.0  # then a run does not go on in its type
-_SECONDS = 0.01  # for each type
+_FASTER = 0.75  # of float32's time; converting weights and activations costs some of the gain
+_MUCH_SLOWER = 2.0  # from this factor on, a run is not continued in its type
+_SECONDS = 0.01  # measuring time for each type
 _MOST_ROWS = 4096
-_CPU_SIZE = 1 << 24  # multiplications of a product: 30 ms where bfloat16 is emulated
-_DEVICE_SIZE = 1 << 34  # long enough on a GPU that starting it does not count
+_CPU_SIZE = 1 << 24  # multiplications of a product: 30 ms if bfloat16 is emulated
+_DEVICE_SIZE = 1 << 34  # large enough on a GPU that launching does not matter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProductTimes:
-    """How long one product takes in both types.
+    """Time of one product in both types.
 
     Attributes:
         shape: Rows, inputs, outputs.
         float32_s: Seconds in float32.
-        bfloat16_s: Seconds in bfloat16; infinite where the device has no such type.
+        bfloat16_s: Seconds in bfloat16; infinite if the device does not have that type.
     """
 
     shape: tuple[int, int, int]
@@ -60,7 +60,7 @@ class Choice:
 
     Attributes:
         precision: ``"float32"`` or ``"bfloat16"``.
-        why: One line for a person; empty where the config says it and nothing speaks against it.
+        why: One line for the user; empty if the config sets the type and nothing argues against it.
     """
 
     precision: Literal["float32", "bfloat16"]
@@ -68,12 +68,12 @@ class Choice:
 
 
 def choose_precision(wanted: str, begun: str | None, measure: Callable[[], ProductTimes]) -> Choice:
-    """Settle the type of a computation.
+    """Choose the type in which a run computes.
 
     Args:
-        wanted: What its config says.
-        begun: In which type it was computed so far, where it goes on.
-        measure: See `time_products`; called where it matters.
+        wanted: The setting of its config.
+        begun: The type in which it has computed so far, if it is continued.
+        measure: See `time_products`; it is called only if it matters.
     """
     if wanted == "float32":
         return Choice(precision="float32", why="")
@@ -96,12 +96,12 @@ def choose_precision(wanted: str, begun: str | None, measure: Callable[[], Produ
 def settle_precision(
     wanted: str, systems: Sequence[nn.Module], folders: Sequence[Path], world: World
 ) -> Choice:
-    """Settle the type of runs, which compute in one type; all processes must call this.
+    """Choose the common type of some runs; all processes must call this.
 
     Args:
-        wanted: What their config says.
-        systems: What is trained.
-        folders: Run folders; the first that has a checkpoint says how the runs began.
+        wanted: The setting of their config.
+        systems: The models that are trained.
+        folders: Run folders; the first one that has a checkpoint tells how the runs began.
         world: The processes; the first one decides.
     """
     choice = None
@@ -113,7 +113,7 @@ def settle_precision(
 
 
 def _begun(folder: Path) -> str | None:
-    """The type in which the newest checkpoint of a run folder was computed."""
+    """Return the type in which the newest checkpoint of a run folder was computed."""
     for path in checkpoint_paths(folder):
         with contextlib.suppress(CheckpointError):
             found = (read_manifest(path).get("train") or {}).get("precision")
@@ -122,10 +122,10 @@ def _begun(folder: Path) -> str | None:
 
 
 def time_products(systems: Sequence[nn.Module], device: torch.device) -> ProductTimes:
-    """Measure a product of the size that takes most of these systems' parameters.
+    """Measure a product of the size that holds most of these systems' parameters.
 
-    Each time is the shortest of several and, on a CPU, that of one thread: threads that wait for
-    each other while another program has a core would make all products equally slow.
+    Each time is the shortest of several. On a CPU one thread is used: if another program has a
+    core, threads wait for each other, and all products would look equally slow.
     """
     threads = torch.get_num_threads()
     if device.type == "cpu":
@@ -145,7 +145,7 @@ def _times(shape: tuple[int, int], device: torch.device) -> ProductTimes:
     times = {torch.float32: _seconds(x, weight)}
     try:
         times[torch.bfloat16] = _seconds(x.bfloat16(), weight.bfloat16())
-    except (RuntimeError, TypeError):  # the device has no such type
+    except (RuntimeError, TypeError):  # the device does not have this type
         times[torch.bfloat16] = float("inf")
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         times[torch.bfloat16] = float("inf")
@@ -157,7 +157,7 @@ def _times(shape: tuple[int, int], device: torch.device) -> ProductTimes:
 
 
 def _main_shape(systems: Sequence[nn.Module]) -> tuple[int, int]:
-    """Inputs and outputs of the linear layers that have most parameters together."""
+    """Return inputs and outputs of the linear layers that together have most parameters."""
     sizes: Counter[tuple[int, int]] = Counter()
     for system in systems:
         for module in system.modules():
@@ -168,7 +168,7 @@ def _main_shape(systems: Sequence[nn.Module]) -> tuple[int, int]:
 
 
 def _seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
-    """Shortest time of a product, the first one left out."""
+    """Return the shortest time of a product, without the first one."""
     best = float("inf")
     _product_seconds(x, weight)
     end = time.perf_counter() + _SECONDS
@@ -181,5 +181,5 @@ def _product_seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
     begin = time.perf_counter()
     product = nn.functional.linear(x, weight)
     if x.device.type != "cpu":
-        product[0, 0].item()  # waits until it is there
+        product[0, 0].item()  # wait until it is computed
     return time.perf_counter() - begin

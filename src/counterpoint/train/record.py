@@ -1,4 +1,4 @@
-"""The folder of a run, and those who follow it: checkpoints, metrics, reporters, loggers."""
+"""The folder of a run, and those who follow the run: reporter and loggers."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,13 @@ from counterpoint.train.run import Run
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """A system in training: all that a checkpoint holds.
+    """A system in training: everything that a checkpoint holds.
 
     Attributes:
         system: The model, sharded or not.
         optimizers: Its optimisers.
-        config: How it learns.
-        counters: What the whole run has done so far.
+        config: Settings of the training.
+        counters: Progress of the whole run so far.
     """
 
     system: nn.Module
@@ -50,15 +50,15 @@ class StepNumbers:
     """Numbers of one step, over all processes.
 
     Attributes:
-        loss: In bits a unit.
+        loss: Loss in bits a unit.
         lr: Learning rate.
-        grad_norm: Length of the gradient before it was clipped.
-        size: What was learned from, in ``unit``.
+        grad_norm: Norm of the gradient before it was clipped.
+        size: Amount that was learned from, in ``unit``.
         unit: Bytes of text, or frames of speech.
         flops: Training FLOPs.
-        seconds: Length of the step.
+        seconds: Duration of the step.
         terms: Terms of the loss, by name.
-        stop: Whether a process was told to stop.
+        stop: Whether a process received a stop signal.
     """
 
     loss: float
@@ -73,14 +73,14 @@ class StepNumbers:
 
 
 class Record:
-    """The folder of a run and those who follow it; silent in all processes but the first.
+    """The folder of a run and those who follow it; only the first process writes and reports.
 
     Args:
         folder: The run's folder.
-        world: The processes; every one must call the methods that say so.
+        world: The processes; all of them must call the methods that say so.
         reporter: Shows the run to a person.
-        loggers: Follow the numbers.
-        run: JSON that every checkpoint carries.
+        loggers: Receive the numbers.
+        run: JSON that every checkpoint stores.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class Record:
         self.checkpoint: Path | None = None
 
     def note(self, text: str) -> None:
-        """Tell the person something."""
+        """Tell the user something."""
         if self.reporter is not None:
             self.reporter.note(text)
 
     def begin(self, state: TrainState) -> None:
-        """Restore the newest good checkpoint, in all processes; cut the metrics back to it.
+        """Restore the newest good checkpoint in all processes, and cut the metrics back to it.
 
         Raises:
             CheckpointError: No checkpoint can be used, or they learned from other data.
@@ -147,12 +147,12 @@ class Record:
             self.note(f"The run does not go on as it began: changed {changed}.")
 
     def _check_data(self, path: Path) -> None:
-        """Refuse other data: what was held out might be trained on, and nobody would see it."""
+        """Refuse other data: the model might train on held-out text, and nobody would see it."""
         old = _data_of(read_manifest(path)["run"])
         new = (self.run or {}).get("data")
         if old is None or new is None:
             return
-        # Where the cache lies changes nothing that is learned.
+        # The place of the cache does not change what is learned.
         old, new = (without(data, ["cache_folder"]) for data in (old, encode(new)))
         changed = first_difference(old, new, "data")
         if changed is not None:
@@ -162,12 +162,12 @@ class Record:
             )
 
     def evaluated(self, step: int) -> bool:
-        """Whether the evaluation of a step is written already; all processes must ask."""
+        """Return whether the evaluation of a step was written; all processes must ask."""
         known = self.metrics is not None and step in self.metrics.evaluated_steps
         return bool(self.world.from_first(known))
 
     def step(self, state: TrainState, step: StepNumbers) -> None:
-        """A step is done."""
+        """Record a step that is done."""
         counters = state.counters
         config = state.config
         if self.reporter is not None:
@@ -189,7 +189,7 @@ class Record:
             self._log(counters.step, "train", {**values, **step.terms})
 
     def evaluation(self, counters: Counters, values: dict[str, float]) -> None:
-        """The model was measured."""
+        """Record an evaluation."""
         self._write({**asdict(counters), "evaluation": values})
         self._log(counters.step, "evaluation", values)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -236,7 +236,7 @@ class Record:
             remove_old_checkpoints(self.folder, state.config.keep_checkpoints, self.checkpoint)
 
     def close(self) -> None:
-        """The run has ended, or failed."""
+        """Close the record of a run that has ended or failed."""
         if self.reporter is not None:
             self.reporter.close()
         if self.metrics is not None:
@@ -246,12 +246,12 @@ class Record:
 
 
 def _data_of(run: Any) -> Any:
-    """Config of the data of a run that was written; fields that it has got since have defaults."""
-    with contextlib.suppress(ValueError):  # the difference is then that of what was written
+    """Return the config of the data of a stored run; newer fields get their defaults."""
+    with contextlib.suppress(ValueError):  # then the config is compared as it was written
         return encode(decode(Run, run, "run").data)
     return (run or {}).get("data")
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something happens at a step that happens at every so many steps, and at the last."""
+    """Return whether an action that is due every ``every`` steps and at the last one is due."""
     return step >= last or (every > 0 and step % every == 0)

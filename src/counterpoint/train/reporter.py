@@ -1,4 +1,4 @@
-"""What a person sees while a model trains."""
+"""What the user sees while a model trains."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,8 @@ import torch
 from counterpoint.progress import Pace, Progress, spell_count
 from counterpoint.streams.batch import ContentUnit
 
-# Dense bf16 FLOP/s on tensor cores, float32 FLOP/s: vendors' data sheets. The first match counts.
+# Dense bf16 FLOP/s on tensor cores and float32 FLOP/s, from vendors' data sheets. The first match
+# counts.
 _GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250e12, 75e12),
     ("H200", 989e12, 67e12),
@@ -26,12 +27,12 @@ _GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Highest FLOP/s of one device, by data sheet.
+    """Return the highest FLOP/s of one device by its data sheet.
 
     Returns:
-        ``None`` for a GPU that is not in the table, and for a CPU: what its cores can do changes
-        with their clock and with who else computes, so a short measurement is no bound (steps
-        have been at 280 % of one).
+        FLOP/s, or ``None`` for a GPU that is not in the table and for a CPU. The speed of CPU
+        cores changes with their clock and with other programs, so a short measurement is no bound
+        (steps have reached 280 % of one).
     """
     if device.type != "cuda":
         return None
@@ -44,17 +45,17 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """One training step, as a reporter is told about it.
+    """One training step, as a reporter receives it.
 
     Attributes:
-        step: Steps done, this one included.
-        num_steps: Steps of the whole run.
+        step: Number of steps done, including this one.
+        num_steps: Number of steps of the whole run.
         loss: Loss in bits a unit.
-        seconds: Length of the step.
-        size: What it learned from, in ``unit``, over all processes.
+        seconds: Duration of the step.
+        size: Amount that was learned from, in ``unit``, over all processes.
         unit: Bytes of text, or frames of speech.
         flops: Training FLOPs of the step, over all processes.
-        num_processes: Processes that shared them.
+        num_processes: Number of processes that shared them.
     """
 
     step: int
@@ -72,26 +73,26 @@ class Reporter(Protocol):
     """Shows a run to a person."""
 
     def step(self, report: StepReport) -> None:
-        """A step is done."""
+        """Show a step that is done."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth one line has happened."""
+        """Show one line about an event."""
         ...
 
     def close(self) -> None:
-        """The run has ended, or failed."""
+        """End the display of a run that has ended or failed."""
         ...
 
 
 class RunReporter:
     """Shows the steps of a run as a task of `Progress`, with the speed of the last ten seconds.
 
-    Time is that of the steps alone: evaluations and checkpoints between them do not count.
+    Only the time of the steps counts, without evaluations and checkpoints between them.
     """
 
     def __init__(self, progress: Progress, title: str, peak: float | None = None) -> None:
-        """Show ``title`` beside the steps; ``peak`` is the highest FLOP/s of a process's device."""
+        """Show ``title`` with the steps; ``peak`` is the highest FLOP/s of a process's device."""
         self._progress = progress
         self._task = progress.task(title, "steps")
         self._peak = peak

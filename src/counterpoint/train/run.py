@@ -1,4 +1,4 @@
-"""A run: everything that decides what is trained, on what and how, as one frozen value."""
+"""A run: everything that decides what is trained, on which data and how, as one frozen value."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ class Run:
     """One training run.
 
     Attributes:
-        name: Names its folder and its curves.
+        name: Name of its folder and its curves.
         system: Config of the model.
-        data: What it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
-            those of text, `TaskData` for items of a task, or a source of one's own.
-        train: How it learns.
-        minutes: Time in which it shall be over: so many of its steps are taken as fit on this
-            machine (`counterpoint.recipes.budget`). ``None`` takes all.
+        data: Data it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
+            text systems, `TaskData` for items of a task, or another `DataSource`.
+        train: Settings of the training.
+        minutes: Time limit: the run takes as many of its steps as fit into it on this machine
+            (`counterpoint.recipes.budget`). ``None`` takes all steps.
     """
 
     name: str
@@ -49,9 +49,10 @@ class Run:
 
     @property
     def text_data(self) -> DataConfig:
-        """``data`` of a run on text.
+        """The ``data`` of a text run.
 
         Raises:
+            UserError: The run has other data.
             UserError: The run is on speech.
         """
         if not isinstance(self.data, DataConfig):
@@ -60,9 +61,10 @@ class Run:
 
     @property
     def speech_data(self) -> SpeechData:
-        """``data`` of a run on speech.
+        """The ``data`` of a speech run.
 
         Raises:
+            UserError: The run has other data.
             UserError: The run is on text.
         """
         if not isinstance(self.data, SpeechData):
@@ -71,15 +73,16 @@ class Run:
 
 
 def to_json(run: Run) -> str:
-    """Lossless JSON text of a run."""
+    """Return the run as JSON text; `from_json` restores it."""
     return json.dumps(encode(run), indent=1)
 
 
 def from_json(text: str) -> Run:
-    """Read back what `to_json` wrote.
+    """Read a run from the text that `to_json` wrote.
 
     Raises:
-        UserError: Not JSON, an unknown field (the nearest is named), or a value of another type.
+        UserError: The text is not JSON, a field is unknown (the nearest is named), or a value has
+            another type.
     """
     try:
         data = json.loads(text)

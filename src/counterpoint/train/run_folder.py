@@ -1,4 +1,4 @@
-"""A run folder belongs to one command at a time."""
+"""Run folders: only one command may use a folder at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,15 +11,15 @@ from counterpoint.train.manifest import CheckpointError
 
 @contextmanager
 def only_one(folder: Path, world: World, lock: str) -> Iterator[None]:
-    """Keep others out of a folder; it is made where it is missing.
+    """Keep other commands out of a folder, which is created if it is missing.
 
     Args:
         folder: Folder of a run or a study.
-        world: The processes that work there together; every one must call this.
-        lock: Name of a file in the folder, one for each thing that is done there.
+        world: The processes that use it together; all of them must call this.
+        lock: Name of a file in the folder, one for each activity.
 
     Raises:
-        CheckpointError: Somebody else is there, or the folder cannot be written.
+        CheckpointError: Another command uses the folder, or it cannot be written.
     """
     with ExitStack() as stack:
         problem = None
@@ -34,7 +34,7 @@ def only_one(folder: Path, world: World, lock: str) -> Iterator[None]:
                 )
             except OSError as error:
                 problem = f"{folder} must be writable: {error.strerror}. Take another folder."
-        problem = world.from_first(problem)  # told to all processes, which wait
+        problem = world.from_first(problem)  # all processes wait for the answer
         if problem is not None:
             raise CheckpointError(problem)
         yield

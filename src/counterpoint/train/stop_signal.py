@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a model trains: the running step is finished first."""
+"""SIGINT and SIGTERM during training: the current step is finished first."""
 
 import signal
 import threading
@@ -7,21 +7,21 @@ from contextlib import contextmanager
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM, to be obeyed at the end of a step."""
+    """Remembers SIGINT and SIGTERM until the end of a step."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
-        # Whoever insists is obeyed at once; the last checkpoint is whole in any case.
+        # A second signal stops at once; the last checkpoint is complete in any case.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
-        """Listen until the block ends."""
+        """Listen for the signals until the block ends."""
         if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread receives signals
+            yield self  # signals reach only the main thread
             return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, self._request) for number in numbers]

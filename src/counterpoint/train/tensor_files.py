@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint, sharded over processes or not, in safetensors files and back."""
+"""Reading and writing the tensors of a checkpoint, sharded or not, as safetensors files."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -16,20 +16,20 @@ from counterpoint.train.manifest import OPTIMIZER, WEIGHTS
 from counterpoint.train.optimizer import KindOptimizers
 
 Stored = Literal["float32", "bfloat16", "int8"]
-"""How the weights of a file are written."""
+"""Type in which the weights of a file are stored."""
 
-_SCALE = ".scale"  # behind the name of a matrix of 8 bits: the name of its scales
+_SCALE = ".scale"  # the scales of a matrix of 8 bits have its name with this suffix
 
 
 def write_tensors(
     partial: Path, system: nn.Module, optimizers: KindOptimizers, world: World
 ) -> str | None:
-    """Write weights and optimiser state; give back what went wrong in this process."""
+    """Write weights and optimiser state, and return the error message if there was an error."""
     weights: dict[str, Tensor] = {}
     for name, tensor in system.state_dict().items():
         full = gathered(tensor.detach())
         if world.is_first:
-            weights[name] = full.cpu()  # the device has no room for all of them
+            weights[name] = full.cpu()  # all of them may not fit on the device
     state = optimizers.named_state()
     error = None
     try:
@@ -57,7 +57,7 @@ def read_tensors(folder: Path, targets: dict[str, Tensor], world: World) -> None
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # meant so
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended
         load(
             targets,
             storage_reader=HuggingFaceStorageReader(str(folder)),
@@ -66,7 +66,7 @@ def read_tensors(folder: Path, targets: dict[str, Tensor], world: World) -> None
 
 
 def tensor_names(folder: Path) -> list[str]:
-    """Names of the tensors in the safetensors files of a folder."""
+    """Return the names of the tensors in the safetensors files of a folder."""
     keys: dict[str, None] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -75,7 +75,10 @@ def tensor_names(folder: Path) -> list[str]:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """First tensor with a number that is not finite; of sharded ones the own part is read."""
+    """Return the first tensor with a number that is not finite.
+
+    Of a sharded tensor only this process's part is read.
+    """
     names: list[str] = []
     flags: list[Tensor] = []
     for name, tensor in tensors:
@@ -103,12 +106,12 @@ def _write_shards(state: Mapping[str, Tensor], folder: Path) -> str | None:
 
 
 def compacted(weights: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
-    """Weights by name as a small file holds them; `expanded` undoes it but for the rounding.
+    """Return weights in the form of a small file; `expanded` undoes it except for rounding.
 
     Args:
-        weights: Floats of any kind, or whole numbers, which stay.
-        stored: Their form. With "int8" each row of a matrix, embeddings too, gets a float32 scale,
-            and all other floats are float32.
+        weights: Tensors by name; floats of any type. Whole numbers are not changed.
+        stored: Type in which they are stored. With "int8" each row of a matrix, also of an
+            embedding, gets a float32 scale, and all other floats are float32.
     """
     dtype = torch.bfloat16 if stored == "bfloat16" else torch.float32
     small: dict[str, Tensor] = {}
@@ -121,7 +124,7 @@ def compacted(weights: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor
 
 
 def expanded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they are computed with: matrices of 8 bits as float32, all others as they are."""
+    """Return weights for computing: matrices of 8 bits as float32, all others unchanged."""
     # Maps that a run keeps in 8 bits have scales of another name and are merged elsewhere.
     scales = {
         name + _SCALE
