@@ -1,5 +1,6 @@
-"""Data for training: text as documents, token shards and packed rows; spoken dialogues as streams.
+"""Data for training: text as token shards and packed rows; spoken dialogues as streams.
 
-The way of a corpus: `documents` reads it, `tokenizer` turns it into ids, `shards` keeps the ids on
-disk, `packing` cuts them into rows, `loader` orders the rows, `config` states all of it.
+A text corpus passes through these modules: `documents` reads it, `tokenizer` turns it into ids,
+`shards` stores the ids on disk, `packing` cuts them into rows, `loader` orders the rows. `corpus`
+has the config of all these steps.
 """

@@ -1,4 +1,4 @@
-"""Order: which rows every step reads, as a pure function of the seed and the step."""
+"""The order of training rows: the rows of every step are a function of the seed and the step."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -20,21 +20,21 @@ class Rows(Protocol):
         ...
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """The rows at ``indices``."""
+        """Return the rows at ``indices`` as a batch."""
         ...
 
 
 @runtime_checkable
 class TitledRows(Rows, Protocol):
-    """Rows that can say where they come from."""
+    """Rows that can name their source."""
 
     def title(self, index: int) -> str:
-        """Where a row comes from, in words."""
+        """Return the source of a row, in words."""
         ...
 
 
 class HeldOutRows:
-    """Rows that are scored one by one; it follows `counterpoint.data.source.HeldOutUnits`."""
+    """Rows that are scored one by one; a `counterpoint.data.source.HeldOutUnits`."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -43,20 +43,20 @@ class HeldOutRows:
         return len(self.rows)
 
     def title(self, index: int) -> str:
-        """Where a row comes from, or its number."""
+        """Return the source of a row, or its number."""
         return self.rows.title(index) if isinstance(self.rows, TitledRows) else f"row {index}"
 
     def batches(self, index: int) -> Iterator[Batch]:
-        """A row, as a batch of its own."""
+        """Yield a row as a batch of its own."""
         yield self.rows.rows(np.array([index]))
 
 
 class Share(NamedTuple):
-    """Some of the rows, and their weight beside that of others.
+    """A part of the rows, and its weight.
 
     Attributes:
-        rows: Which.
-        weight: Places of a batch that they take, beside the weights of others.
+        rows: The rows.
+        weight: Relative number of places of a batch that they take.
     """
 
     rows: range
@@ -64,23 +64,23 @@ class Share(NamedTuple):
 
 
 class Loader:
-    """Batches by step. Nothing is carried from one step to the next, so any step can come first.
+    """Batches by step. A step depends on no earlier step, so steps can be read in any order.
 
-    Every epoch reads all rows in a new order that depends on the seed and the epoch alone, and the
-    batch that ends an epoch goes on into the next: no row is dropped. The global batch of a step is
-    the same at every world size; rank r reads its r-th part.
+    Every epoch reads all rows in a new order that depends only on the seed and the epoch. The batch
+    that ends an epoch continues with the next one, so no row is dropped. The global batch of a step
+    is the same for every number of processes; rank r reads its r-th part.
 
     Args:
-        rows: What is read.
-        batch_rows: Rows of the global batch; a multiple of ``world_size``.
-        seed: Decides the order.
-        rank: This process, 0 first.
+        rows: The rows.
+        batch_rows: Number of rows of the global batch; a multiple of ``world_size``.
+        seed: Seed of the order.
+        rank: Number of this process, counted from 0.
         world_size: Number of processes.
-        shares: Parts of the rows that are read by their weights and not by their numbers, evenly
-            spread: each has epochs of its own. By default all rows are read equally often.
+        shares: Parts of the rows that are read in proportion to their weights, evenly spread; each
+            has its own epochs. By default all rows are read equally often.
 
     Raises:
-        UserError: There are no rows, or the batch cannot be shared out evenly.
+        UserError: There are no rows, or the batch cannot be divided evenly among the processes.
     """
 
     def __init__(
@@ -115,11 +115,15 @@ class Loader:
         self._orders = [np.empty(0, np.int64)] * len(self._shares)
 
     def batch(self, step: int) -> Batch:
-        """This rank's part of the global batch of a step, 0 first."""
+        """Return this rank's part of the global batch of a step, counted from 0."""
         return self.rows.rows(self.indices(step))
 
     def indices(self, step: int) -> Int[np.ndarray, " B"]:
-        """Rows that this rank reads at a step, 0 first."""
+        """Return the numbers of the rows that this rank reads at a step, counted from 0.
+
+        Raises:
+            UserError: ``step`` is negative.
+        """
         if step < 0:
             raise UserError(f"`step` must be >= 0, got {step}.")
         share = self.batch_rows // self.world_size
@@ -133,11 +137,11 @@ class Loader:
         return found
 
     def _epoch_order(self, number: int, epoch: int) -> Int[np.ndarray, " N"]:
-        """Permutation of the rows of a share; the latest one is kept, only to save time."""
+        """Return the permutation of the rows of a share; the latest one is kept to save time."""
         if epoch != self._epochs[number]:
-            # The raw stream of a bit generator is the same in all NumPy versions; `permutation`
-            # of a `Generator` is not promised to be, and a run must resume after an upgrade.
-            # The first share has the order that all rows have without shares.
+            # The raw stream of a bit generator is the same in all NumPy versions. That of
+            # `permutation` is not guaranteed, and a run must be resumable after an upgrade. The
+            # first share has the same order as all rows have without shares.
             key = (self.seed, epoch, number) if number else (self.seed, epoch)
             keys = np.random.Philox(np.random.SeedSequence(key))
             random = keys.random_raw(len(self._shares[number].rows))
@@ -147,14 +151,15 @@ class Loader:
 
 
 def spread_turn(slot: int, weights: Sequence[float]) -> tuple[int, int]:
-    """Whose turn a slot is, and how many turns that one has had before.
+    """Return which share a slot belongs to, and the number of that share's earlier slots.
 
-    The first takes slot s where ``floor((s + 1) * share)`` is more than ``floor(s * share)``, as in
-    `counterpoint.data.mixture.Mixture`; the others share out what is left in the same way.
+    The first share takes slot s if ``floor((s + 1) * share)`` is more than ``floor(s * share)``, as
+    in `counterpoint.data.mixture.Mixture`. The other shares divide the remaining slots in the same
+    way.
 
     Args:
-        slot: 0 is the first.
-        weights: Above 0; what each takes of all slots beside the others.
+        slot: Number of the slot, counted from 0.
+        weights: Relative numbers of slots of the shares, above 0.
     """
     left = sum(map(_exact, weights))
     for number, weight in enumerate(weights[:-1]):

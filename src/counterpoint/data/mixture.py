@@ -1,10 +1,9 @@
-"""Batches of text alone between those of speech, so that a model does not forget what it has read.
+"""Text-only batches among those of speech, so that a model does not forget how to write text.
 
-They are of the kind "text": `counterpoint.train.optimizer.KindOptimizers` keeps moments of their
-own for them.
+Their kind is "text": `counterpoint.train.optimizer.KindOptimizers` keeps separate moments for them.
 
-Source: Moshi (arXiv:2410.00037), section 4: half of the batches in pre-training, one in ten after
-diarisation.
+Source: Moshi (arXiv:2410.00037), section 4: half of the batches are text-only in pre-training, and
+one in ten after diarisation.
 """
 
 from dataclasses import replace
@@ -16,20 +15,21 @@ from counterpoint.data.source import BatchSource, attach
 from counterpoint.streams.batch import Batch
 
 TEXT_KIND = "text"
-"""Kind of the batches without audio."""
+"""Kind of the text-only batches."""
 
 
 class Mixture:
-    """Batches of speech, and of text at a share of the steps, evenly spread.
+    """Batches of speech, and text-only batches in a share of the steps, evenly spread.
 
-    Step s is of text where ``floor((s + 1) * share)`` is more than ``floor(s * share)``: with a
-    share of 0.1 steps 9, 19, ... Each source gives its batches 0, 1, 2, ... in turn. So a batch is
-    a function of the step alone, and the sources may be those of one process among many.
+    Step s is a text step if ``floor((s + 1) * share)`` is more than ``floor(s * share)``: with a
+    share of 0.1, steps 9, 19 and so on. Each source gives its batches 0, 1, 2, ... in turn. A batch
+    is therefore a function of the step alone, and the sources may be those of one process among
+    many.
 
     Args:
-        speech: Gives the other steps.
-        text: Gives the steps of text, of as many rows.
-        share: Share of the steps.
+        speech: Source of the other steps.
+        text: Source of the text steps, with equally many rows.
+        share: Share of the text steps.
     """
 
     def __init__(self, speech: BatchSource, text: BatchSource, share: float) -> None:
@@ -43,7 +43,7 @@ class Mixture:
         attach(self.text, model)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, 0 first; its kind says what it is."""
+        """Return the batch of a step, counted from 0; its kind tells its source."""
         before, after = (int(done * self._share) for done in (step, step + 1))
         if after > before:
             return replace(self.text.batch(before), kind=TEXT_KIND)

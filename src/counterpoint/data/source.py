@@ -1,8 +1,8 @@
-"""What a run learns from, as training sees it; text and speech are two implementations.
+"""The protocols of training data; text and speech implement them.
 
-A `DataSource` is a frozen config. Prepared for a system it gives a `PreparedSource`: batches by
-step, held-out units to be scored, and a fingerprint of what is learned from. Training, studies and
-evaluation know nothing else of their data.
+A `DataSource` is a frozen config. Prepared for a system it becomes a `PreparedSource`: batches by
+step, held-out units to be scored, and a fingerprint of the training data. Training, studies and
+evaluation use data only through these protocols.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
 
 Fingerprint = Mapping[str, Mapping[str, Any]]
-"""What is learned from, as JSON: by its noun ("recordings", "text"), digests by place."""
+"""Digests of the training data as JSON: by kind ("recordings", "text"), then by place."""
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class BatchSource(Protocol):
     """Batches by step, such as those of `counterpoint.data.loader.Loader`."""
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of step ``step`` (0 first), a pure function of the step."""
+        """Return this process's rows of a step, counted from 0; a function of the step alone."""
         ...
 
 
@@ -32,61 +32,61 @@ class AsksTheModel(Protocol):
     """A `BatchSource` whose batches come from the model itself, such as rollouts."""
 
     def attach(self, model: nn.Module) -> None:
-        """Keep the model that is trained; called once, before the first batch is asked for."""
+        """Store the model that is trained; called once, before the first batch is asked for."""
         ...
 
 
 @runtime_checkable
 class HeldOutUnits(Protocol):
-    """Units that are kept from training, to be scored one by one."""
+    """Units that are held out from training, to be scored one by one."""
 
     def __len__(self) -> int:
         """Number of units."""
         ...
 
     def title(self, index: int) -> str:
-        """Where a unit comes from, in words."""
+        """Return the source of a unit, in words."""
         ...
 
     def batches(self, index: int) -> Iterator[Batch]:
-        """A unit, in one batch or in several whose sums of losses are added up."""
+        """Yield a unit as one batch, or as several batches whose loss sums are added."""
         ...
 
 
 @runtime_checkable
 class PreparedSource(Protocol):
-    """Data that can be read for one system, or for several that read the same rows."""
+    """Data that can be read for one system, or for several systems that read the same rows."""
 
     def batches(
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> BatchSource:
-        """What a run learns from, step by step; arguments as for `Loader`."""
+        """Return the training batches by step; the arguments are those of `Loader`."""
         ...
 
     def held_out_units(self) -> HeldOutUnits | None:
-        """What is only measured on; ``None`` where nothing is held out."""
+        """Return the held-out units; ``None`` if nothing is held out."""
         ...
 
     def describe(self) -> str:
-        """How much there is, in words."""
+        """Return the amount of data, in words."""
         ...
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What is learned from; a run that goes on must find it unchanged."""
+        """Digests of the training data; they must not change when a run is resumed."""
         ...
 
 
 @runtime_checkable
 class DataSource(Protocol):
-    """A frozen config of data: `DataConfig` of text and `SpeechData` of speech follow it."""
+    """A frozen config of data, such as `DataConfig` for text and `SpeechData` for speech."""
 
     def fits(self, layout: Layout) -> bool:
-        """Whether a system with this layout can read the data at all."""
+        """Return whether a system with this layout can read the data at all."""
         ...
 
     def num_ticks(self, layout: Layout) -> int:
-        """Ticks in a row to learn from, without what is put before it, such as prompts."""
+        """Return the number of ticks of a training row, without prompts before it."""
         ...
 
     def prepare(
@@ -102,14 +102,14 @@ class DataSource(Protocol):
         """Read the data, or make them in the cache.
 
         Args:
-            system: Reads the rows: it has a `layout` and lays content out as batches.
+            system: The system that reads the rows: its `layout` and its `lay_out` are used.
             block_ticks: Every document starts at a multiple of this many ticks; by default the
-                layout's `block_ticks`. Systems that are compared take their common multiple.
-            progress: Shows how far the work is; ``None`` for silence.
-            rank: This process, 0 first.
+                layout's `block_ticks`. Systems that are compared use a common multiple.
+            progress: Shows the progress of the work; ``None`` shows nothing.
+            rank: Number of this process, counted from 0.
             world_size: Number of processes.
-            held_out_only: What is learned from may be left out, where that saves work: no batches
-                are asked for, and the fingerprint is that of what is read.
+            held_out_only: Whether training data may be left out to save work: then no training
+                batches are asked for, and the fingerprint is that of the data that was read.
 
         Raises:
             UserError: The data cannot be used, or do not fit the system.

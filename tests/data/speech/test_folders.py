@@ -111,7 +111,7 @@ def test_data_is_named_with_its_weight(calls: Path, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(ValueError, match="must be a number above 0: got 'x'"):
         parse_folder("calls:x")
-    with pytest.raises(ValueError, match="'nowhere' is none"):
+    with pytest.raises(ValueError, match="'nowhere' is neither"):
         parse_folder("nowhere")
 
 
@@ -121,7 +121,7 @@ def test_data_may_have_any_path_and_no_name_of_another_file(
     monkeypatch.chdir(calls.parent)
     calls.rename("held_out")
     for word in ("held_out", "held_out=held_out", "../lists=held_out:2"):
-        with pytest.raises(ValueError, match="that serves for a file beside 'held_out'"):
+        with pytest.raises(ValueError, match="that can be a file name and is not 'held_out'"):
             parse_folder(word)
     Path("held_out").rename("a=b")
     assert parse_folder("a=b").name == "a=b"

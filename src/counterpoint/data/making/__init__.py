@@ -1,1 +1,1 @@
-"""Dialogues made on this machine: scripts, timing, layout, synthesis."""
+"""Making dialogues: scripts, timing, layout and speech synthesis."""

@@ -1,4 +1,4 @@
-"""A script and its utterances laid out in time: two channels of audio, and a timeline."""
+"""Laying out a script and its utterances in time: two channels of audio, and a timeline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from counterpoint.speech.voices import Spoken
 from counterpoint.streams.timeline import Event, Timeline
 
 _JOINED_S = 0.2
-_SILENCE_S = 0.08  # less than this between words is the sound of going from one to the other
+_SILENCE_S = 0.08  # a shorter gap between words is the sound of passing from one to the other
 _FADE_S = 0.005
 _CUT_FADE_S = 0.02
 _SEARCH_S = 0.02
@@ -31,7 +31,7 @@ _SEARCH_S = 0.02
 
 @dataclass(kw_only=True, slots=True)
 class _Placed:
-    """A turn in time; everything in samples, words and pauses since the turn's start."""
+    """A turn in time. All numbers are samples; words and pauses count from the turn's start."""
 
     index: int
     turn: Turn
@@ -56,32 +56,34 @@ def lay_out(
     tail_s: float = 1.5,
     header: Mapping[str, Any] | None = None,
 ) -> tuple[Float[Tensor, "2 N"], Timeline]:
-    """Place the utterances of a script; what it leaves open is drawn by seed, name and turn.
+    """Place the utterances of a script in time.
 
-    A turn starts a floor transfer after the end of the turn before it (a pause, if the speaker is
-    the same), yet not before half of that one; and nothing starts less than 0.2 s after what the
-    same speaker said before. A backchannel leaves the floor where it is. An
-    interruption starts at the end of a word of the other speaker, who goes on for a yield latency:
-    the rest is silent, and so are its words; a word that is cut in its first half is left out. (Its
-    sound is not: people stop within words.)
+    What the script leaves open is drawn from a generator seeded by seed, name and turn. A turn
+    starts a floor transfer time after the end of the turn before it (a pause time if the speaker is
+    the same), but not before the middle of that turn. Nothing starts less than 0.2 s after the same
+    speaker's last utterance. A backchannel does not take the floor. An interruption starts at the
+    end of a word of the other speaker, who continues for a yield latency. The rest of that turn is
+    silent and its words are left out; so is a word that is cut in its first half, although its
+    sound is kept, because people stop within words.
 
     Args:
-        script: What is said.
-        spoken: An utterance a turn.
+        script: The dialogue in text.
+        spoken: One utterance for each turn.
         sample_rate: Sample rate of the utterances.
-        seed: Decides what is drawn.
-        lead_s: Silence before the first turn.
-        tail_s: Silence after all speech.
+        seed: Seed of what is drawn.
+        lead_s: Silence before the first turn, in seconds.
+        tail_s: Silence after all speech, in seconds.
         header: Header of the timeline.
 
     Returns:
-        The agent's channel, then the user's; and the timeline. Its streams are "agent" and "user".
-        Events of kind "turn", "backchannel" and "interruption" are utterances from the first to the
-        last sound, with the payload ``{"turn": index}``, ``"cut_by": index`` of a turn that was
-        interrupted, and ``"interrupts": index, "cut_s": seconds`` of an interruption: when the
-        other one has stopped, ``None`` if it was done before. "speech" events are their parts
-        between pauses, "pause" events the silences of at least 200 ms (or as the script says)
-        between two of their words, "word" events the words that sound.
+        The agent's channel and the user's channel, and the timeline with the streams "agent" and
+        "user". Events of kind "turn", "backchannel" and "interruption" are utterances from the
+        first to the last sound. Their payload is ``{"turn": index}``; a turn that was interrupted
+        also has ``"cut_by": index``, and an interruption has ``"interrupts": index, "cut_s":
+        seconds``, the time at which the other speaker stopped, or ``None`` if that turn had ended.
+        "speech" events are the parts of utterances between pauses. "pause" events are silences
+        between two words of an utterance of at least 200 ms, or as the script says. "word" events
+        are the words that sound.
     """
     placed = list[_Placed]()
     floor: _Placed | None = None
@@ -109,7 +111,7 @@ def lay_out(
 
 
 def _start(turn: Turn, floor: _Placed | None, rng: Random, sample_rate: int, lead_s: float) -> int:
-    """First sample of a turn that may start at any time."""
+    """Return the first sample of a turn that may start at any time."""
     if floor is None:
         return round(lead_s * sample_rate)
     if turn.kind == "turn":
@@ -127,7 +129,7 @@ def _start(turn: Turn, floor: _Placed | None, rng: Random, sample_rate: int, lea
             after = rng.choices(range(len(weights)), weights)[0]
     elif after is None:
         after = rng.randrange(len(words) // 4, max(3 * len(words) // 4, len(words) // 4 + 1))
-    # Of a turn that was cut short, the words that were said.
+    # If the turn was cut short, only the words that were said count.
     _, _, end = floor.words[min(after, len(floor.words) - 1)] if floor.words else ("", 0, 0)
     return max(floor.start + end + round(offset_s * sample_rate), floor.start)
 
@@ -140,7 +142,7 @@ def _interrupt(floor: _Placed, new: _Placed, latency: int, sample_rate: int) -> 
         return
     for start, stop in floor.pauses:
         if start <= cut < stop:
-            cut = start  # it was silent already, and stays so
+            cut = start  # it was silent already
     fade = min(round(_CUT_FADE_S * sample_rate), cut)
     floor.audio = _faded(floor.audio[:cut], 0, fade)
     floor.words = [
@@ -156,7 +158,7 @@ def _interrupt(floor: _Placed, new: _Placed, latency: int, sample_rate: int) -> 
 def _spliced(
     spoken: Spoken, turn: Turn, sample_rate: int
 ) -> tuple[Float[Tensor, " N"], list[tuple[str, int, int]], list[tuple[int, int]]]:
-    """Audio, words and pauses of an utterance with the silences that its turn asks for."""
+    """Return audio, words and pauses of an utterance with the silences that its turn asks for."""
     if len(spoken.words) != len(turn.words):
         raise UserError(
             f"An utterance must have a word for each of the {len(turn.words)} pieces of "
@@ -199,7 +201,7 @@ def _spliced(
 def _silences(
     words: Sequence[tuple[str, int, int]], asked: set[int], shortest: int
 ) -> list[tuple[int, int]]:
-    """Spans between words that are long enough, or asked for before a word."""
+    """Return the spans between words that are long enough, or that were asked for."""
     spans = list[tuple[int, int]]()
     last = None
     pending = False
@@ -217,7 +219,7 @@ def _silences(
 def _quietest(
     audio: Float[Tensor, " N"], before: SpokenWord, after: SpokenWord, sample_rate: int
 ) -> int:
-    """The middle of the quietest 5 ms between two words or just around their boundary."""
+    """Return the middle of the quietest 5 ms between two words or just around their boundary."""
     search = round(_SEARCH_S * sample_rate)
     size = round(_FADE_S * sample_rate)
     low = round(before.end_s * sample_rate)

@@ -1,10 +1,10 @@
-"""The wordings of spoken orders, in families of like ones; some wordings and orders are held out.
+"""The wordings of spoken orders, in families of similar ones; some wordings are held out.
 
-A wording to learn from is put together of parts. None holds a wording that is held out, and none
-differs from one by a single word. The words themselves are all trained on, in other wordings.
+A training wording is composed of parts. None contains a held-out wording, and none differs from a
+held-out wording by a single word. All single words occur in training, in other wordings.
 
-Three splits: "train" to learn from, "tuning" to choose settings by, "held_out" to report on. Some
-pairs of device and state are held out from all wordings to learn from, too.
+There are three splits: "train" for training, "tuning" for choosing settings, "held_out" for
+reported results. Some pairs of device and state are also held out from all training wordings.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 DEVICES = ("lamp", "radio", "heater", "camera")
 STATES = ("on", "off", "high", "low")
 HELD_OUT_PAIRS = (("lamp", "high"), ("radio", "off"), ("heater", "on"), ("camera", "low"))
-"""Never ordered in training: each device is, in other states, and each state of other devices."""
+"""Pairs that are never ordered in training; each device and each state occurs in other pairs."""
 
 Split = Literal["train", "tuning", "held_out"]
 
@@ -58,7 +58,7 @@ _TUNING_DEVICES = (
     "the {device} must go {state} will you",
 )
 
-# Short orders are common, so the empty parts are repeated.
+# Short orders are common in speech, so the empty parts are repeated.
 _ASKING = (
     *("", "", "", "please", "now", "well", "so", "just", "can you", "could you", "would you"),
     *("can you please", "could you please", "will you please", "i would like you to"),
@@ -74,13 +74,13 @@ _FIRST = ("", "", "", "well", "so", "maybe", "i think", "this time", "for me", "
 
 
 def families(what: Literal["digit", "device"], split: Split) -> tuple[tuple[str, ...], ...]:
-    """Wordings of one kind of order in families; every family is equally likely."""
+    """Return the wordings of one kind of order in families; every family is equally likely."""
     made = _digit_families() if what == "digit" else _device_families()
     return made[split]
 
 
 def _wordings(not_these: Iterable[str], *parts: Iterable[str]) -> tuple[str, ...]:
-    """All that can be put together of parts, without what holds or is near one of others."""
+    """Return all texts composed of parts, without those that contain or nearly equal others."""
     others = tuple(not_these)
     is_near = near(others)
     texts = (" ".join(" ".join(chosen).split()) for chosen in product(*parts))
@@ -92,7 +92,10 @@ def _wordings(not_these: Iterable[str], *parts: Iterable[str]) -> tuple[str, ...
 
 
 def near(others: Iterable[str]) -> Callable[[str], bool]:
-    """Tells whether a text is one of others, or one word was put in, left out or replaced."""
+    """Return a function that tells whether a text equals one of others up to one word.
+
+    One word may be inserted, left out or replaced.
+    """
     words = [tuple(other.split()) for other in others]
     whole = set(words)
     shorter = {other[:i] + other[i + 1 :] for other in words for i in range(len(other))}

@@ -1,10 +1,10 @@
 """Spoken orders: short dialogues with an exact answer to every order.
 
-The user says a digit or has a device switched, in one of many wordings; the agent confirms it. The
-user pauses, mostly before the order is complete and sometimes behind its last content word,
-interrupts answers with another order, and says "mhm" while the agent talks. Some wordings and some
-pairs of device and state are held out. Before that a model may learn to hear the words: in scripts
-to listen to, only the user talks.
+The user says a digit or asks to switch a device, in one of many wordings; the agent confirms it.
+The user pauses, mostly before the order is complete and sometimes after its last content word. The
+user also interrupts answers with another order, and says "mhm" while the agent talks. Some wordings
+and some pairs of device and state are held out. A model may first learn to recognise the words: in
+scripts for listening only the user talks.
 """
 
 import random
@@ -25,19 +25,19 @@ from counterpoint.data.making.scripts import Script, Turn
 
 BACKCHANNELS = ("mhm", "okay", "right", "yes")
 OPENINGS = ("", "", "wait", "no", "stop", "sorry")
-"""How an interruption begins."""
+"""Words with which an interruption begins."""
 
 PAUSE_S = (0.4, 1.6)
 LONG_PAUSE_S = (1.6, 3.5)
-"""Some pauses take longer than an answer may."""
+"""Some pauses are longer than an answer may take."""
 
-# Both are narrow, so that there is one moment at which to begin, or to stop. When it may happen at
-# any of many frames it is unlikely at each of them, even for a model that knows what it heard.
+# Both ranges are narrow, so that there is one moment at which to begin or to stop. If many frames
+# were possible, each would be unlikely, even for a model that knows what it has heard.
 _ANSWER_GAP_S = (0.45, 0.55)
-# "mhm" takes 0.55 s. An agent that stopped much earlier would stop before it can know at what;
-# where it is wrong to stop half of the time, a model learns to go on, and then does not stop.
+# "mhm" takes 0.55 s. An agent that stopped much earlier would have to stop before it can recognise
+# an interruption. If stopping is wrong half of the time, a model learns not to stop at all.
 _YIELD_S = (0.4, 0.5)
-_NUM_WORDS = (3, 8)  # of what is said to a listener
+_NUM_WORDS = (3, 8)  # number of words in an utterance of a listening script
 _CONTENT_SHARE = 0.5
 _PAUSE_SHARE = 0.5
 _LONG_SHARE = 0.2
@@ -49,14 +49,15 @@ Pairs = Literal["trained", "held_out"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """One order and what belongs to it.
+    """One order and its answer.
 
     Attributes:
         text: What the user says.
-        phrases: What the agent must answer, in pieces that are spoken one by one. Speech engines
-            give a word another sound in every sentence: spoken as one, the first sounds of an
-            answer would tell how it goes on, and a model would listen to itself, not to the user.
-        complete: Number of words after which nothing is missing.
+        phrases: What the agent must answer, in phrases that are synthesised separately. Speech
+            engines pronounce a word differently in every sentence. If the answer were synthesised
+            as one, its first sounds would reveal the rest, and a model would listen to itself
+            instead of the user.
+        complete: Number of words after which the order is complete.
     """
 
     text: str
@@ -65,18 +66,18 @@ class Order:
 
     @property
     def reply(self) -> str:
-        """All of the answer."""
+        """The whole answer as one text."""
         return " ".join(self.phrases)
 
 
 def draw_order(split: Split, rng: random.Random, pairs: Pairs = "trained") -> Order:
-    """An order in one of the wordings of a split.
+    """Draw an order in one of the wordings of a split.
 
     Args:
-        split: Which wordings are used.
-        rng: Draws.
-        pairs: "trained" draws a digit half of the time, and else a pair of device and state that
-            is trained on; "held_out" draws one of `HELD_OUT_PAIRS`.
+        split: Split of the wordings.
+        rng: Source of randomness.
+        pairs: "trained" draws a digit half of the time, and otherwise a pair of device and state
+            that occurs in training; "held_out" draws one of `HELD_OUT_PAIRS`.
     """
     if pairs == "trained" and rng.random() < 0.5:
         return digit_order(rng.choice(DIGITS), split, rng)
@@ -91,18 +92,18 @@ def draw_order(split: Split, rng: random.Random, pairs: Pairs = "trained") -> Or
 
 
 def digit_order(digit: str, split: Split, rng: random.Random) -> Order:
-    """An order of one digit in one of the wordings of a split."""
+    """Draw an order of the given digit in one of the wordings of a split."""
     text = rng.choice(rng.choice(families("digit", split))).format(digit=digit)
     return Order(text=text, phrases=_digit_phrases(digit), complete=text.split().index(digit) + 1)
 
 
 def bare_digit(digit: str) -> Order:
-    """The digit and no word more."""
+    """Return an order that consists of the digit alone."""
     return Order(text=digit, phrases=_digit_phrases(digit), complete=1)
 
 
 def order_pairs(pairs: Pairs) -> tuple[tuple[str, str], ...]:
-    """Pairs of device and state, trained on or held out."""
+    """Return the pairs of device and state that are trained, or those held out."""
     if pairs == "held_out":
         return HELD_OUT_PAIRS
     every = ((device, state) for device in DEVICES for state in STATES)
@@ -110,7 +111,7 @@ def order_pairs(pairs: Pairs) -> tuple[tuple[str, str], ...]:
 
 
 def answers() -> tuple[tuple[str, ...], ...]:
-    """The phrases of every answer that an order can ask for."""
+    """Return the phrases of every answer that an order can ask for."""
     pairs = (*order_pairs("trained"), *order_pairs("held_out"))
     return (*map(_digit_phrases, DIGITS), *(_device_phrases(*pair) for pair in pairs))
 
@@ -130,13 +131,13 @@ def draw_pause(
     *,
     late: bool = False,
 ) -> tuple[int, float] | None:
-    """Word before which the user hesitates, and for how many seconds; some orders have no place.
+    """Draw the word before which the user hesitates and the seconds; ``None`` if none is possible.
 
     Args:
-        order: What is said.
-        rng: Draws.
-        seconds: Shortest and longest.
-        late: Whether the pause comes behind the last content word, not before.
+        order: The order.
+        rng: Source of randomness.
+        seconds: Shortest and longest pause.
+        late: Whether the pause comes after the last content word instead of before it.
     """
     first, stop = (order.complete, len(order.text.split())) if late else (1, order.complete)
     if first >= stop:
@@ -145,7 +146,7 @@ def draw_pause(
 
 
 def order_scripts(split: Split, num_scripts: int, seed: int = 0) -> list[Script]:
-    """Dialogues of orders and answers, a pure function of split, number and seed."""
+    """Return dialogues of orders and answers, a function of split, number and seed alone."""
     return [_script(split, number, seed) for number in range(num_scripts)]
 
 
@@ -159,7 +160,7 @@ def _script(split: Split, number: int, seed: int) -> Script:
         order = draw_order(split, rng)
         pauses = _drawn_pauses(order, rng)
         if interrupted:
-            # Behind one of the first seven words; later, little would be left to cut.
+            # The interruption follows one of the first words; later, little would be left to cut.
             after_word = rng.randrange(len(turns[-1].words) - 2) * 3 // 4
             turns.append(interruption(order, rng, after_word, pauses))
         else:
@@ -180,7 +181,7 @@ def _drawn_pauses(order: Order, rng: random.Random) -> tuple[tuple[int, float], 
 
 
 def _backchannel(reply: Turn, rng: random.Random) -> list[Turn]:
-    """Three answers in ten are accompanied."""
+    """Return a backchannel for three in ten answers."""
     if rng.random() >= 0.3:
         return []
     after_word = rng.randrange(len(reply.words) - 2)
@@ -189,7 +190,7 @@ def _backchannel(reply: Turn, rng: random.Random) -> list[Turn]:
 
 
 def answer(order: Order, gap_s: float) -> Turn:
-    """All of the answer, phrase by phrase."""
+    """Return the turn of the whole answer, phrase by phrase."""
     breaths = accumulate(len(phrase.split()) for phrase in order.phrases[:-1])
     return Turn(speaker="agent", text=order.reply, breaths=tuple(breaths), gap_s=gap_s)
 
@@ -200,7 +201,7 @@ def interruption(
     after_word: int | None,
     pauses: tuple[tuple[int, float], ...] = (),
 ) -> Turn:
-    """An order that cuts the answer before; some begin with "wait" and the like."""
+    """Return an order that interrupts the answer before it; some begin with "wait" and the like."""
     if opening := rng.choice(OPENINGS):
         pauses = tuple((word + 1, seconds) for word, seconds in pauses)
     return Turn(
@@ -214,7 +215,7 @@ def interruption(
 
 
 def listening_scripts(num_scripts: int, seed: int = 0) -> list[Script]:
-    """The user alone, saying orders to learn from and words of them in any order."""
+    """Return scripts in which only the user talks: training orders, and their words shuffled."""
     words = list(dict.fromkeys(word for text in _texts() for word in text.split()))
     return [_monologue(number, seed, words) for number in range(num_scripts)]
 
@@ -240,7 +241,7 @@ def _monologue(number: int, seed: int, words: Sequence[str]) -> Script:
 
 
 def _any_words(rng: random.Random, words: Sequence[str]) -> str:
-    """Words in any order, never both of a pair that is held out."""
+    """Return words in any order, never both words of a held-out pair."""
     while True:
         said = [
             rng.choice(

@@ -1,7 +1,7 @@
-"""Scripts: what two speakers say, in text, before there is sound.
+"""Scripts: what two speakers say, as text, before it is synthesised.
 
-A file is JSONL, one script a line: ``{"name", "role", "turns": [{"speaker", "text", ...}]}``, the
-further fields of a turn as in `Turn`, each left out where it has its default.
+A file is JSONL, one script a line: ``{"name", "role", "turns": [{"speaker", "text", ...}]}``. The
+other fields of a turn are those of `Turn`; a field with its default value is left out.
 """
 
 import math
@@ -29,19 +29,20 @@ class Turn:
     """One utterance.
 
     Attributes:
-        speaker: Who.
-        text: What is said; words are its blank-separated pieces.
-        kind: A "turn" takes the floor after the turn before it. The other two come into the turn of
-            the other speaker that has the floor: a "backchannel" leaves it there; an "interruption"
-            takes it, and the other one stops.
-        pauses: (word index, seconds) each: silence before that word, not before the first one.
-        breaths: Indices of words before which a breath is taken, not the first: what lies between
-            is spoken by itself, as if nothing came before and behind, 0.2 s apart.
-        gap_s: For a "turn", the silence between the turn before and this one, negative where they
-            overlap; ``None`` is drawn from what humans do.
+        speaker: The speaker.
+        text: What is said; its words are separated by blanks.
+        kind: A "turn" takes the floor after the turn before it. The other two kinds start during
+            the other speaker's turn that has the floor: a "backchannel" leaves the floor there; an
+            "interruption" takes it, and the other speaker stops.
+        pauses: Pairs (word index, seconds): silence before that word, which is not the first one.
+        breaths: Indices of words before which a breath is taken, not the first one. The phrases
+            between them are synthesised separately, 0.2 s apart.
+        gap_s: For a "turn", the silence between the turn before and this one in seconds, negative
+            if they overlap; ``None`` draws it from human turn-taking.
         after_word: For the other kinds, the index of the word of the other's turn after whose end
-            this one starts; ``None`` is drawn.
-        yield_s: For an "interruption", how long the other one goes on; ``None`` is drawn.
+            this one starts; ``None`` draws it.
+        yield_s: For an "interruption", how many seconds the other speaker continues; ``None`` draws
+            them.
     """
 
     speaker: SpeakerName
@@ -91,12 +92,12 @@ class Turn:
 
     @property
     def words(self) -> list[str]:
-        """Blank-separated pieces of the text."""
+        """The words of the text."""
         return self.text.split()
 
     @property
     def phrases(self) -> list[str]:
-        """What is spoken by itself."""
+        """The phrases that are synthesised separately."""
         edges = [0, *self.breaths, len(self.words)]
         return [" ".join(self.words[start:stop]) for start, stop in pairwise(edges)]
 
@@ -106,8 +107,8 @@ class Script:
     """A dialogue in text.
 
     Attributes:
-        name: Name of its files: letters, digits, and ``. _ -`` behind the first.
-        role: What the agent is told before the conversation.
+        name: Name of its files: letters and digits, and also ``. _ -`` after the first character.
+        role: What the agent is told before the conversation; ``None`` for nothing.
         turns: Turns in the order in which they start.
     """
 
@@ -118,7 +119,7 @@ class Script:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UserError(
-                "`name` of a script must be letters, digits, and . _ - behind the first: got "
+                "`name` of a script must be letters, digits, and . _ - after the first: got "
                 f"{self.name!r}."
             )
         if not self.turns:
@@ -140,7 +141,7 @@ class Script:
                 floor = turn
 
     def to_json(self) -> dict[str, Any]:
-        """An object of a .jsonl file; `from_json` gives back an equal script."""
+        """Return an object of a .jsonl file; `from_json` reads an equal script from it."""
         turns = [
             {
                 field.name: value
@@ -157,7 +158,7 @@ class Script:
         """Read an object of a .jsonl file.
 
         Raises:
-            UserError: It is not what it must be.
+            UserError: A field is missing or has a wrong value.
         """
         try:
             turns = tuple(_turn(values) for values in record["turns"])
@@ -174,10 +175,10 @@ class Script:
 
 
 def read_scripts(path: str | Path) -> list[Script]:
-    """The scripts of a .jsonl file.
+    """Read the scripts of a .jsonl file.
 
     Raises:
-        UserError: No such file, a line is not what it must be, or a name comes twice.
+        UserError: There is no such file, a line is no script, or a name occurs twice.
     """
     scripts = [_named(Script.from_json, record, place) for place, record in _records(Path(path))]
     counts = Counter(script.name for script in scripts)
@@ -192,18 +193,19 @@ def write_scripts(path: str | Path, scripts: Iterable[Script]) -> None:
 
 
 def read_sgd(path: str | Path) -> list[Script]:
-    """Task dialogues of the Schema-Guided Dialogue corpus as scripts; the system is the agent.
+    """Read task dialogues of the Schema-Guided Dialogue corpus; the system becomes the agent.
 
-    The role names the services and what they do, and gives as information what the agent tells: the
-    values of slots that it says before the user does.
+    The role names the services and what they do. As information it gives what the agent will tell:
+    the values of slots that the agent says before the user does.
 
     Args:
         path: A .jsonl file with a line ``{"id", "services", "turns": [{"speaker", "text", "frames":
-            [{"service", "intent", "slots"}]}]}`` a dialogue, or a folder with such files, which are
-            read in the order of their names and lend them to the scripts ("train-3_00075").
+            [{"service", "intent", "slots"}]}]}`` for each dialogue; or a folder with such files,
+            which are read in the order of their names and give them to the scripts
+            ("train-3_00075").
 
     Raises:
-        UserError: No such file, or a line is not what it must be.
+        UserError: There is no such file, or a line is no dialogue.
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -217,7 +219,7 @@ def read_sgd(path: str | Path) -> list[Script]:
 
 
 def is_sgd(path: str | Path) -> bool:
-    """Whether the first line of a file, or of a folder's first file, is a dialogue of SGD."""
+    """Return whether the first line of a file, or of a folder's first file, is an SGD dialogue."""
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     return bool(files) and "services" in _records(files[0])[0][1]
@@ -239,7 +241,7 @@ def _sgd_script(record: dict[str, Any], stem: str) -> Script:
 
 
 def _sgd_role(services: list[str], turns: list[dict[str, Any]]) -> str:
-    """The role, in the words of PersonaPlex's published roles."""
+    """Return the role, worded like PersonaPlex's published roles."""
     frames = [frame for turn in turns for frame in turn["frames"]]
     intents = dict.fromkeys(
         " ".join(re.findall(r"[A-Z][a-z]*", frame["intent"])).lower()
@@ -258,7 +260,7 @@ def _sgd_role(services: list[str], turns: list[dict[str, Any]]) -> str:
 
 
 def _first_speaker(value: str, turns: list[dict[str, Any]]) -> str:
-    """Who says a value first; nobody ("user") may."""
+    """Return the speaker who says a value first; "user" if nobody says it."""
     said = (turn["speaker"].lower() for turn in turns if value.lower() in turn["text"].lower())
     return next(said, "user")
 
@@ -324,7 +326,7 @@ def _named(read: Any, record: dict[str, Any], place: str) -> Script:
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Place and object of each line."""
+    """Return the place and object of each line."""
     if not path.is_file():
         raise UserError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
     records = list(read_json_lines(path))

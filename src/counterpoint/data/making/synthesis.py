@@ -1,12 +1,13 @@
-"""Spoken dialogues made from scripts: a training set in the form that `read_dialogues` reads.
+"""Spoken dialogues synthesised from scripts: a training set that `read_dialogues` reads.
 
-Beside ``NAME.wav`` (the agent left, the user right) lie ``NAME.json`` with the words of both and
-the role (``{"alignments", "text_conditions": {"description"}}``), and ``NAME.timeline.jsonl`` with
-every turn, pause, backchannel and interruption. ``dialogues.jsonl`` lists them all.
+Each dialogue has three files: ``NAME.wav`` (the agent left, the user right), ``NAME.json`` with the
+words of both speakers and the role (``{"alignments", "text_conditions": {"description"}}``), and
+``NAME.timeline.jsonl`` with every turn, pause, backchannel and interruption. ``dialogues.jsonl``
+lists all dialogues.
 
-Equal scripts, config and engines give equal bytes, whoever makes them: here, in several processes
-or on a Ray cluster. A dialogue whose files are there is not made again unless its script or the
-config has changed.
+Equal scripts, config and engines give equal bytes, whether one process, several processes or a Ray
+cluster makes them. A dialogue whose files exist is made again only if its script or the config has
+changed.
 """
 
 import math
@@ -43,12 +44,12 @@ from counterpoint.streams.timeline import Timeline
 LIST_NAME = "dialogues.jsonl"
 _VERSION = 1
 _BREATH_S = 0.2
-_PACE_STEP = 0.05  # few paces, so that utterances are found again
+_PACE_STEP = 0.05  # paces are few, so that cached utterances can be used again
 
 _Made = tuple[str, float | Exception]
 
 SynthesisProgress = Callable[[int, int, float], None]
-"""Called with the dialogues done so far, those of all, and the seconds of audio of those done."""
+"""A function called with the dialogues done, all dialogues, and the seconds of audio done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,13 +58,13 @@ class SynthesisConfig:
 
     Attributes:
         sample_rate: Sample rate of the recordings.
-        seed: Decides voices, paces and all that a script leaves open.
-        agent_voices: The agent's voice is drawn from these; empty stands for all installed ones.
-        user_voices: Voices of the user, who never has the agent's voice if there is another.
-        pace_spread: Each speaker is up to this share slower or faster, in steps of 0.05.
-        lead_s: Silence before the first turn.
-        tail_s: Silence after the last one.
-        embellishment: What is added to scripts.
+        seed: Seed of voices, paces and everything that a script leaves open.
+        agent_voices: Voices from which the agent's is drawn; empty means all installed voices.
+        user_voices: Voices of the user, who has another voice than the agent if there is another.
+        pace_spread: Largest relative change of each speaker's pace, in steps of 0.05.
+        lead_s: Silence before the first turn, in seconds.
+        tail_s: Silence after the last turn, in seconds.
+        embellishment: Pauses, backchannels and interruptions that are added to scripts.
     """
 
     sample_rate: int = 16_000
@@ -88,12 +89,12 @@ class SynthesisConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes one dialogue after the other.
+    """Makes one dialogue after another.
 
     Attributes:
         folder: An existing folder.
-        config: How; with voices.
-        speaker: Who speaks.
+        config: How scripts become dialogues; its voices must be set.
+        speaker: Speech engines that speak the turns.
     """
 
     folder: Path
@@ -101,14 +102,14 @@ class Maker:
     speaker: Speaker
 
     def attempt(self, script: Script) -> tuple[str, float | Exception]:
-        """The dialogue's name, and its seconds or why there is none."""
+        """Return the dialogue's name, and its seconds or the error that prevented it."""
         try:
             return script.name, self.make(script)
         except (ValueError, OSError) as error:
             return script.name, error
 
     def make(self, script: Script) -> float:
-        """Write the files of one dialogue, if they are not there; its seconds.
+        """Write the files of one dialogue if they do not exist, and return its seconds.
 
         Raises:
             UserError: Something in it cannot be said.
@@ -155,7 +156,7 @@ class Maker:
         )
 
     def _said(self, script: Script, turn: Turn, voice: Voice) -> Spoken:
-        """A turn with its breaths; an error names it."""
+        """Speak a turn with its breaths; an error names the turn."""
         rate = self.config.sample_rate
         try:
             phrases = [self.speaker.speak(phrase, voice, rate) for phrase in turn.phrases]
@@ -167,7 +168,7 @@ class Maker:
 
 
 def cast_voices(name: str, config: SynthesisConfig) -> dict[str, Voice]:
-    """The voices of "agent" and "user" in the dialogue of that name."""
+    """Return the voices of "agent" and "user" in the dialogue of that name."""
     rng = Random(f"{config.seed}/{name}/voices")
     agent = rng.choice(config.agent_voices)
     others = [voice for voice in config.user_voices if voice != agent]
@@ -189,20 +190,21 @@ def synthesize(
     speaker: Speaker | None = None,
     on_progress: SynthesisProgress | None = None,
 ) -> Path:
-    """Make spoken dialogues of scripts.
+    """Synthesise spoken dialogues from scripts.
 
     Args:
         scripts: Scripts with different names.
-        folder: Where to; on Ray, all machines must see it.
-        config: How.
-        workers: Processes that speak at the same time; by default this one, or on Ray one for each
-            core of the cluster.
+        folder: Folder of the dialogues; on Ray, all machines must see it.
+        config: How scripts become dialogues.
+        workers: Number of processes that speak at the same time; by default this process alone, or
+            on Ray one for each core of the cluster.
         ray: Address of a Ray cluster on which they run; see `counterpoint.ray_tasks.work_on_ray`.
-        speaker: Who speaks; by default what is installed, with utterances kept below `folder`.
+        speaker: Speech engines; by default the installed ones, with utterances cached below
+            ``folder``.
         on_progress: Called after each dialogue.
 
     Returns:
-        The list of all, for `read_dialogues`; it appears when all of them are there.
+        The list of all dialogues, for `read_dialogues`; it is written when all of them exist.
 
     Raises:
         UserError: No engine is installed, names are not different, or a script cannot be said.
@@ -223,7 +225,7 @@ def synthesize(
     maker = Maker(folder=folder.absolute(), config=config, speaker=speaker)
     durations = dict[str, float]()
     total_s = 0.0
-    # Closed, so that processes end with an error or an interruption, and not later.
+    # It is closed at the end of the block, so that an error or an interruption ends the processes.
     with closing(_made(maker, scripts, workers, ray)) as results:
         for name, made in results:
             if isinstance(made, Exception):
@@ -242,7 +244,7 @@ def synthesize(
 def _made(
     maker: Maker, scripts: Sequence[Script], workers: int | None, ray: str | None
 ) -> Generator[_Made, None, None]:
-    """What became of every script, in the order in which they are done."""
+    """Yield the result of every script, in the order in which they are done."""
     if ray is not None:
         yield from work_on_ray(maker.attempt, scripts, ray, num_workers=workers)
     elif workers is not None and workers > 1:
@@ -252,7 +254,7 @@ def _made(
 
 
 def measure_set(list_file: str | Path) -> TurnStatistics:
-    """Statistics of a set that `synthesize` made."""
+    """Compute the statistics of a set that `synthesize` made."""
     list_file = Path(list_file)
     return measure(
         (
@@ -296,7 +298,7 @@ def _source(file: Path) -> str | None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums may depend on how many threads share them, and processes share cores."""
+    """Compute with one thread: sums depend on the number of threads, and processes share cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

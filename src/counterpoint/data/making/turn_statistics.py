@@ -1,4 +1,4 @@
-"""What turn-taking in dialogues is like, measured from their timelines."""
+"""Statistics of turn-taking in dialogues, measured from their timelines."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ HUMAN: Mapping[str, float] = MappingProxyType(
         "yield_median_s": 0.261,
     }
 )
-"""The same of the 2438 Switchboard conversations of `turn_taking`."""
+"""Statistics of the 2438 Switchboard conversations of `turn_taking`."""
 
 
 class TurnMeasure(NamedTuple):
-    """How a number of `TurnStatistics` is shown: its title, its field and its format."""
+    """Title, field and format with which a number of `TurnStatistics` is shown."""
 
     title: str
     name: str
@@ -41,20 +41,20 @@ MEASURES = (
     TurnMeasure("backchannels of the user a minute", "backchannels_per_minute", "{:.1f}"),
     TurnMeasure("yields to an interruption after, median", "yield_median_s", "{:.2f} s"),
 )
-"""The numbers that are known of people, too."""
+"""The numbers that are also known for people."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnStatistics:
-    """What was measured in some dialogues; NaN where nothing of the kind is there.
+    """Statistics of some dialogues; NaN if there is nothing of the kind.
 
     Attributes:
         dialogues: Number of dialogues.
-        hours: Length of them all.
+        hours: Total length in hours.
         overlap_share: Share of the time in which both speak.
         overlapping_share: Share of the floor transfers that overlap.
-        transfer_median_s: Median time from the end of a turn to the start of the other's.
-        gap_median_s: The same of those transfers that do not overlap.
+        transfer_median_s: Median time from the end of a turn to the start of the other's turn.
+        gap_median_s: Median time of those transfers that do not overlap.
         pauses_per_minute: Silences within turns, a minute.
         pause_median_s: Median length of these silences.
         backchannels_per_minute: Backchannels of the user, a minute.
@@ -77,7 +77,7 @@ class TurnStatistics:
 
 
 def measure(dialogues: Iterable[tuple[float, Timeline]]) -> TurnStatistics:
-    """Statistics of dialogues from `lay_out`, each with its seconds."""
+    """Compute the statistics of dialogues from `lay_out`, each given with its length in seconds."""
     count = 0
     total_s = 0.0
     overlap_s = 0.0

@@ -1,8 +1,8 @@
-"""When speakers speak: human distributions, and what they add to a script.
+"""The timing of human speakers, and what it adds to a script.
 
 The distributions are quantiles computed from the word alignments of 2438 Switchboard conversations
-(259 h, MS-State transcripts), stretches of speech joined over silences of up to 200 ms. A draw
-inverts their distribution function, linear between the quantiles; the outermost 1 % on either side
+(259 h, MS-State transcripts); stretches of speech were joined over silences of up to 200 ms. A draw
+inverts the distribution function, linearly between the quantiles. The outermost 1 % on either side
 are drawn as the outermost quantile.
 """
 
@@ -22,15 +22,15 @@ class Quantiles:
     """A distribution of seconds.
 
     Attributes:
-        values: Seconds, rising.
-        levels: Share of all that is at most as long, one for each value.
+        values: Seconds, increasing.
+        levels: Share of all cases that are at most as long, one for each value.
     """
 
     values: tuple[float, ...]
     levels: tuple[float, ...] = _LEVELS
 
     def at(self, level: float) -> float:
-        """Seconds that a share ``level`` does not exceed; the first or last value beyond them."""
+        """Return the quantile of ``level``; beyond the levels, the first or last value."""
         right = bisect_right(self.levels, level)
         if right in (0, len(self.levels)):
             return self.values[min(right, len(self.values) - 1)]
@@ -47,20 +47,20 @@ def _quantiles(*values: float) -> Quantiles:
 FLOOR_TRANSFER = _quantiles(
     -0.994, -0.524, -0.355, -0.171, -0.040, 0.052, 0.131, 0.206, 0.293, 0.417, 0.650, 0.920, 1.672
 )  # fmt: skip
-"""From the end of a turn to the start of the other speaker's; negative where they overlap."""
+"""Time from the end of a turn to the start of the other speaker's; negative if they overlap."""
 
 PAUSE = _quantiles(
     0.206, 0.222, 0.249, 0.300, 0.354, 0.412, 0.476, 0.550, 0.644, 0.780, 1.022, 1.276, 1.963
 )  # fmt: skip
-"""Silences of more than 200 ms within the speech of one speaker."""
+"""Silences longer than 200 ms within the speech of one speaker."""
 
 YIELD = _quantiles(
     0.004, 0.017, 0.036, 0.087, 0.134, 0.192, 0.261, 0.340, 0.440, 0.573, 0.814, 1.041, 1.536
 )  # fmt: skip
-"""How long a speaker who is interrupted goes on."""
+"""Time for which a speaker who is interrupted continues."""
 
 BACKCHANNEL = Quantiles(values=(-0.467, 0.047, 0.251), levels=(0.25, 0.5, 0.75))
-"""Start of a backchannel after the end of a stretch of the other's speech: its middle half."""
+"""Start of a backchannel after the end of a stretch of the other's speech: the middle half."""
 
 BACKCHANNELS = ("yeah", "uh-huh", "right", "okay", "mm-hmm", "I see")
 
@@ -74,11 +74,12 @@ class Embellishment:
     """What is added to a script that says only who says what.
 
     Attributes:
-        pauses_per_minute: Within turns, a minute of speech. Engines pause on their own at some
-            punctuation; together with those, the default makes humans' 13.5 a minute of dialogue.
+        pauses_per_minute: Pauses within turns, a minute of speech. Engines also pause at some
+            punctuation; together with those, the default gives the human 13.5 pauses a minute of
+            dialogue.
         backchannels_per_minute: Backchannels of the user, a minute of the agent's speech in turns
-            of at least 8 words. Humans: 2.27 a minute and side, in which the other one speaks for
-            25.6 s.
+            of at least 8 words. Humans have 2.27 a minute and side, and in a minute the other
+            speaker talks for 25.6 s.
         interruption_share: Share of the user's turns after such a turn that interrupt it.
     """
 
@@ -98,9 +99,9 @@ PLAIN = Embellishment(pauses_per_minute=0, backchannels_per_minute=0, interrupti
 
 
 def embellish(script: Script, config: Embellishment, seed: int) -> Script:
-    """Add pauses, and the user's backchannels and interruptions, decided by seed and name.
+    """Add pauses, and the user's backchannels and interruptions, drawn by seed and script name.
 
-    Turns that say more than who says what (kind, pauses, gap) stay as they are.
+    Turns that declare more than who says what (kind, pauses, gap) are not changed.
     """
     turns = list[Turn]()
     floor: Turn | None = None
@@ -138,5 +139,5 @@ def _drawn_pauses(turn: Turn, config: Embellishment, rng: Random) -> tuple[tuple
 
 
 def boundary_weights(words: Sequence[str]) -> list[float]:
-    """How likely something happens after each word but the last: mostly after punctuation."""
+    """Return the weight of an event after each word but the last: higher after punctuation."""
     return [_BOUNDARY_WEIGHT if word[-1] in ".,;:!?" else 1.0 for word in words[:-1]]

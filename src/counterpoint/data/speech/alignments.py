@@ -1,6 +1,6 @@
-"""Words of a recording with their times and speakers, as other programs write them in JSON.
+"""Timed words of a recording with their speakers, read from JSON files of other programs.
 
-Two forms are read: ``{"alignments": [[word, [start, end], speaker], ...]}`` of `moshi-finetune`,
+Two formats are read: ``{"alignments": [[word, [start, end], speaker], ...]}`` of `moshi-finetune`,
 and ``{"chunks": [{"text": word, "timestamp": [start, end]}, ...]}`` of the pipelines of
 `transformers`, which name no speaker.
 """
@@ -16,14 +16,14 @@ from counterpoint.errors import UserError
 from counterpoint.files import read_json
 
 AGENT_SPEAKER = "SPEAKER_MAIN"
-"""The agent; every other name is another speaker's."""
+"""Name of the agent; every other name is another speaker's."""
 
 USER_SPEAKER = "SPEAKER_OTHER"
-"""The user, as files that are made here name it."""
+"""Name of the user in files that this library makes."""
 
 
 class TimedWord(NamedTuple):
-    """A word, when it was said, and who said it; ``None`` where that is not known."""
+    """A word, its times, and its speaker; ``None`` if the speaker is not known."""
 
     text: str
     start_s: float
@@ -32,20 +32,20 @@ class TimedWord(NamedTuple):
 
     @property
     def word(self) -> Word:
-        """Without the speaker."""
+        """The word without its speaker."""
         return Word(self.text, self.start_s, self.end_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transcript:
-    """What is known of a recording.
+    """The known facts of a recording.
 
     Attributes:
         path: The file.
-        words: As the file orders them, without those that are blank; ``None`` if they are not
-            known: ``"alignments": null``.
-        role: What the agent was told to be (``"text_conditions": {"description": text}``); empty
-            for nothing.
+        words: Words in the order of the file, without blank ones; ``None`` if they are not known
+            (``"alignments": null``).
+        role: The role that the agent was given (``"text_conditions": {"description": text}``);
+            empty for none.
     """
 
     path: Path
@@ -53,11 +53,11 @@ class Transcript:
     role: str = ""
 
     def by_agent(self) -> tuple[Word, ...]:
-        """The words of the agent.
+        """Return the words of the agent.
 
         Raises:
-            UserError: There are words, all of speakers that are neither the agent nor named
-                `USER_SPEAKER`: nobody knows then whether one of them is the agent.
+            UserError: There are words, and all their speakers are neither the agent nor named
+                `USER_SPEAKER`, so that it is not known whether one of them is the agent.
         """
         words = self.words or ()
         said = tuple(word.word for word in words if word.speaker == AGENT_SPEAKER)
@@ -70,17 +70,17 @@ class Transcript:
         return said
 
     def by_others(self) -> tuple[Word, ...]:
-        """The words of all speakers but the agent."""
+        """Return the words of all speakers except the agent."""
         return tuple(word.word for word in self.words or () if word.speaker != AGENT_SPEAKER)
 
 
 def read_transcript(path: Path) -> Transcript:
     """Read a file of alignments or of chunks.
 
-    A last chunk without end, as it comes from sound that was cut, ends where it starts.
+    A last chunk without an end time, as it occurs if the sound was cut, ends where it starts.
 
     Raises:
-        UserError: There is no such file, or a word, a time or the role is not what it must be.
+        UserError: There is no such file, or a word, a time or the role has a wrong form.
     """
     if not path.is_file():
         raise UserError(f"A file of words must exist: got {str(path)!r}.")
@@ -99,7 +99,7 @@ def read_transcript(path: Path) -> Transcript:
 
 
 _Entry = tuple[Any, Any, Any]
-"""A word, its times, its speaker."""
+"""A word, its times, and its speaker."""
 
 
 def _checked(path: Path, entries: Iterator[_Entry]) -> Iterator[_Entry]:

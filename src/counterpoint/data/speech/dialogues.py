@@ -1,12 +1,13 @@
 """Spoken dialogues: recordings of two speakers with timed words, as streams of ids.
 
-The form on disk is that of `moshi-finetune`: a .jsonl file with a line ``{"path", "duration"}`` for
-each recording, the path relative to the file. A recording has two channels, the agent left and the
-user right; beside ``x.wav`` lies ``x.json``, or elsewhere the file that the line names as
-``words``, with ``{"alignments": [[word, [start, end], speaker], ...]}``. There the agent may have a
-role: ``"text_conditions": {"description": text}``. A sample of the agent's voice may lie beside
-them: ``x.voice.wav``. Encoding audio is slow, so that ids are kept on disk, found again by the
-audio's content.
+The files have the form of `moshi-finetune`: a .jsonl file has a line ``{"path", "duration"}`` for
+each recording, with a path relative to the file. A recording has two channels: the agent left, the
+user right. Its words are in ``x.json`` next to ``x.wav``, or in the file that the line names as
+``words``: ``{"alignments": [[word, [start, end], speaker], ...]}``. The agent may have a role
+there: ``"text_conditions": {"description": text}``. A sample of the agent's voice may lie next to
+    them:
+``x.voice.wav``. Because encoding audio is slow, ids are cached on disk and found by the content of
+the audio.
 """
 
 import hashlib
@@ -43,12 +44,12 @@ from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.streams.spec import UNSET_ID
 
 VOICE_LUFS = -24.0
-"""Loudness of a sample of a voice, that of PersonaPlex's own."""
+"""Loudness to which a voice sample is scaled; that of PersonaPlex's own samples."""
 
 _FORMAT = {"format": "counterpoint-dialogue-codes", "version": "1"}
 
 RecordingProgress = Callable[[float, float], None]
-"""Called with the seconds of audio that are encoded so far, and with those of all recordings."""
+"""A function called with the seconds of audio encoded so far and those of all recordings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +58,10 @@ class Dialogue:
 
     Attributes:
         audio: Its file: the agent left, the user right.
-        duration_s: Its length as the list of recordings says.
-        words: What the text stream is to hold; ``None`` if that is not known.
-        role: What the agent was told to be; empty for nothing.
-        voice: File with a sample of the agent's voice; ``None`` without one.
+        duration_s: Its length in seconds, from the list of recordings.
+        words: Words of the text stream; ``None`` if they are not known.
+        role: Role of the agent; empty for none.
+        voice: File with a sample of the agent's voice; ``None`` if there is none.
     """
 
     audio: Path
@@ -72,15 +73,15 @@ class Dialogue:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Example:
-    """Frames of one dialogue in a row.
+    """Consecutive frames of one dialogue.
 
     Attributes:
-        source: Where they come from.
-        first_frame: Where in the source they begin.
-        streams: "text" Int[T], "agent" Int[T, K], "user" Int[T, K]: every id on the frame whose
-            content it is, no stream delayed. Text is `UNSET_ID` where words are not known.
-        role: That of its dialogue.
-        voice: Recording of the agent's voice, if it is known.
+        source: Name of the recording.
+        first_frame: Frame of the recording with which they begin.
+        streams: "text" Int[T], "agent" Int[T, K], "user" Int[T, K]: every id on the frame of its
+            content; no stream is delayed. Text is `UNSET_ID` if the words are not known.
+        role: Role of the agent; empty for none.
+        voice: Recording of the agent's voice; ``None`` if there is none.
     """
 
     source: str
@@ -95,11 +96,11 @@ class DialogueConfig:
     """How recordings become examples.
 
     Attributes:
-        chunk_s: Length of an example; a whole number of frames. The last one of a recording is
-            what remains. Each is encoded by itself, as if nothing had come before.
-        augmentation: What happens to the user's audio before it is encoded.
-        seed: Decides what happens; another seed makes another set of codes.
-        cache_folder: Where codes are kept.
+        chunk_s: Length of an example in seconds; a whole number of frames. The last example of a
+            recording may be shorter. Each example is encoded separately.
+        augmentation: Changes of the user's audio before it is encoded.
+        seed: Seed of the augmentation; each seed gives another set of codes.
+        cache_folder: Folder of the cached codes.
     """
 
     chunk_s: float = 100.0
@@ -108,10 +109,10 @@ class DialogueConfig:
     cache_folder: str = "~/.cache/counterpoint/dialogues"
 
     def chunk_frames(self, codec: Codec) -> int:
-        """Frames in an example.
+        """Return the number of frames in an example.
 
         Raises:
-            UserError: They are not whole.
+            UserError: It is not a whole number.
         """
         frames = self.chunk_s * codec.frame_rate_hz
         if not 1 <= frames < math.inf or abs(frames - round(frames)) > 1e-6:
@@ -123,12 +124,12 @@ class DialogueConfig:
 
 
 class DialogueExamples(Sequence[Example]):
-    """The examples of some dialogues, read from the files of their codes when asked for.
+    """The examples of some dialogues, read from the files of their codes when they are needed.
 
     Args:
         dialogues: The recordings.
         files: Their codes, as written by `encode_dialogues`.
-        encode: Ids of one word.
+        encode: Returns the ids of one word.
         pad_id: See `write_monologue`.
         epad_id: See `write_monologue`.
         word_starts: See `write_monologue`.
@@ -169,7 +170,7 @@ class DialogueExamples(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Example ``index``, or the list of examples of a slice."""
+        """Return example ``index``, or the list of examples of a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number, first, stop = self._places[index]
@@ -197,11 +198,11 @@ class DialogueExamples(Sequence[Example]):
         )
 
     def note(self) -> str:
-        """A line that counts the words that are not in the text as they were said; or nothing.
+        """Return a line that counts the words that are incomplete in the text, or an empty text.
 
-        Words are left out that have no length, begin outside of the recording, have no ids, or
-        begin on the frame of another one; a word is cut short where the next one begins before all
-        its ids are written, or the example ends.
+        Words are left out if they have no length, begin outside the recording, have no ids, or
+        begin on the frame of another word. A word is cut short if the next word begins, or the
+        example ends, before all its ids are written.
         """
         num_words = sum(len(dialogue.words or ()) for dialogue, _ in self._files)
         whole = cut = 0
@@ -230,22 +231,22 @@ class DialogueExamples(Sequence[Example]):
 
 
 def _words_near(words: Iterable[Word], start_s: float, stop_s: float) -> list[Word]:
-    """Those that begin in a part of a recording, or so near that rounding decides."""
+    """Return the words that begin in a part of a recording, or within a second of it."""
     return [word for word in words if not (word.start_s < start_s - 1 or word.start_s > stop_s + 1)]
 
 
 def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dialogue]:
-    """The recordings that a .jsonl file lists, with the agent's words, role and voice.
+    """Read the recordings that a .jsonl file lists, with the agent's words, role and voice.
 
-    ``"alignments": null`` says that the words are not known.
+    ``"alignments": null`` in a file of words says that they are not known.
 
     Args:
         path: The list.
-        hearing: Take the words of all speakers but `AGENT_SPEAKER` instead of the agent's, where
-            this places them.
+        hearing: If it is given, the words are those of all speakers except `AGENT_SPEAKER`, at
+            the times at which it places them; otherwise they are the agent's.
 
     Raises:
-        UserError: No such file, or a line or a file of alignments is not what it must be.
+        UserError: There is no such file, or a line or a file of alignments has a wrong form.
     """
     path = Path(path)
     if not path.is_file():
@@ -289,22 +290,23 @@ def encode_dialogues(
     on_progress: RecordingProgress | None = None,
     first: int = 0,
 ) -> list[Path]:
-    """The files with the codes of recordings; those that are not there yet are written.
+    """Encode recordings that are not cached yet, and return the files with the codes of all.
 
-    A file is found by the content of its audio, the codec's name, and all of the config that codes
-    depend on; it appears whole or not at all. So a run that was stopped goes on where it was, and
-    processes that begin at different recordings share the work: each finds what others have
-    written. Every call reads all audio files once to know their content.
+    A file is named by the content of its audio, the codec's name, and those parts of the config on
+    which codes depend. It appears complete or not at all, so an interrupted run continues where it
+    was. Processes that begin at different recordings share the work, because each finds the files
+    of the others. Every call reads all audio files once to know their content.
 
     Args:
         dialogues: The recordings.
         codec: Encodes both speakers.
-        config: How.
+        config: How they are encoded.
         on_progress: Called after each recording.
-        first: Index of the recording to begin with; those before it are the last.
+        first: Index of the recording to begin with; those before it come last.
 
     Raises:
-        UserError: A recording cannot be read or has not two channels, or the config does not fit.
+        UserError: A recording cannot be read or does not have two channels, or the config does not
+            fit.
         OSError: The cache cannot be written.
     """
     config.chunk_frames(codec)
@@ -332,7 +334,7 @@ def encode_dialogues(
 
 
 def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T K"]:
-    """Codes of a sample of a voice, brought to `VOICE_LUFS`; read from the cache if they are there.
+    """Return the codes of a voice sample, scaled to `VOICE_LUFS`, from the cache if possible.
 
     Raises:
         UserError: The sample cannot be read or is silent, or its file in the cache is damaged.
@@ -355,10 +357,10 @@ def encode_voice(path: Path, codec: Codec, cache_folder: str) -> Int[Tensor, "T 
 
 
 def _read_beside(path: Path, hearing: Hearing | None) -> tuple[tuple[Word, ...] | None, str]:
-    """What the agent says, or is to write of what it hears; and its role."""
+    """Return the words that the agent says, or should write of what it hears; and its role."""
     if not path.is_file():
         raise UserError(
-            f"A recording must have its words beside it: {str(path)!r} is missing. Write it, with "
+            f"A recording must have its words in a file: {str(path)!r} is missing. Write it, with "
             '{"alignments": null} if the words are not known.'
         )
     transcript = read_transcript(path)
@@ -376,7 +378,7 @@ def _audio_digest(path: Path) -> str:
 
 
 def _key(digest: str, codec: Codec, config: DialogueConfig) -> str:
-    """Name of the file: everything that the codes depend on."""
+    """Return the name of the file, a digest of everything on which the codes depend."""
     augmentation = None
     if config.augmentation is not None:
         augmentation = [asdict(config.augmentation), config.seed]
@@ -387,7 +389,7 @@ def _key(digest: str, codec: Codec, config: DialogueConfig) -> str:
 def _encode(
     path: Path, digest: str, codec: Codec, config: DialogueConfig
 ) -> dict[str, Int[Tensor, "T K"]]:
-    """Codes of both channels, chunk by chunk."""
+    """Encode both channels, chunk by chunk."""
     if (num_channels := inspect_audio(path).num_channels) != 2:
         raise UserError(
             "A recording must have two channels, the agent left and the user right: "
@@ -408,7 +410,7 @@ def _encode(
 
 
 def _chunks(path: Path, sample_rate: int, chunk_samples: int) -> Iterator[Float[Tensor, "2 N"]]:
-    """A recording in pieces of equal length, only the last one shorter; one in memory at a time."""
+    """Yield pieces of equal length, the last one shorter; only one of them is in memory."""
     pending = list[Tensor]()
     num_pending = 0
     for block in audio_blocks(path, sample_rate, 2):

@@ -1,7 +1,8 @@
-"""Folders of recordings as lists to learn from, with their words written where they are missing.
+"""Folders of recordings as training lists; missing words are transcribed.
 
-A recording is a file of two channels, the agent left and the user right; `x.voice.wav` is a sample
-of a voice and no recording. What is written is what `counterpoint.data.speech.dialogues` reads.
+A recording is a file with two channels: the agent left, the user right. `x.voice.wav` is a voice
+sample and no recording. The lists and words that are written have the form that
+`counterpoint.data.speech.dialogues` reads.
 """
 
 import hashlib
@@ -20,21 +21,24 @@ from counterpoint.speech.audio import inspect_audio, read_audio
 from counterpoint.speech.transcriber import HeardWord
 
 HELD_OUT = "held_out"
-"""Name of the list of recordings that are only measured on."""
+"""Name of the list of held-out recordings."""
 
 _ENDINGS = (".wav", ".flac", ".ogg")
 _VOICE = ".voice"
 _RATE = 16_000
 
 WriteWords = Callable[[Float[Tensor, " N"], int], Sequence[HeardWord]]
-"""The words of a channel at a sample rate: `counterpoint.speech.transcriber.Transcriber.words`."""
+"""A function that returns the words of a channel, such as `Transcriber.words`.
+
+Its arguments are the samples and the sample rate.
+"""
 
 OnRecording = Callable[[float, float], None]
-"""Called with the seconds of sound that are done, and with those of all recordings."""
+"""A function called with the seconds of sound done so far and those of all recordings."""
 
 
 class Recording(NamedTuple):
-    """A file of two channels, its length, and where its words are or shall be."""
+    """A file with two channels, its length in seconds, and the file of its words."""
 
     audio: Path
     duration_s: float
@@ -43,12 +47,12 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderOfData:
-    """A folder of recordings, or a list of them, by name and weight.
+    """A folder or a list of recordings, with a name and a weight.
 
     Attributes:
-        name: Names its lists.
+        name: Name of its lists.
         path: The folder, or a .jsonl file.
-        weight: How often its rows are read, beside the weights of others.
+        weight: Relative frequency at which its rows are read.
     """
 
     name: str
@@ -57,7 +61,7 @@ class FolderOfData:
 
 
 def parse_folder(word: str) -> FolderOfData:
-    """A folder from a word of the command line: ``PATH``, ``PATH:2`` or ``calls=PATH:0.5``.
+    """Parse a word of the command line: ``PATH``, ``PATH:2`` or ``calls=PATH:0.5``.
 
     Raises:
         UserError: There is no such folder or list, the weight is not above 0, or the name cannot
@@ -79,14 +83,14 @@ def parse_folder(word: str) -> FolderOfData:
     is_list = path.suffix == ".jsonl"
     if not place or not (path.is_file() if is_list else path.is_dir()):
         raise UserError(
-            f"Data must be a folder of recordings or a .jsonl list of them: {place!r} is none. "
+            f"Data must be a folder of recordings or a .jsonl list of them: {place!r} is neither. "
             "Give PATH, PATH:WEIGHT or NAME=PATH:WEIGHT."
         )
     name = name or path.resolve().stem
     if name == HELD_OUT or Path(name).name != name:
         raise UserError(
-            f"Data must have a name that serves for a file beside {HELD_OUT!r}, the list of what "
-            f"is held out: got {name!r}. Give NAME=PATH."
+            f"Data must have a name that can be a file name and is not {HELD_OUT!r}, the list of "
+            f"held-out recordings: got {name!r}. Give NAME=PATH."
         )
     return FolderOfData(name=name, path=path, weight=weight)
 
@@ -96,15 +100,15 @@ def _exists(word: str) -> bool:
 
 
 def find_recordings(data: FolderOfData, words_folder: Path | None = None) -> list[Recording]:
-    """The recordings of a folder or of a list, in order of their names.
+    """Return the recordings of a folder or of a list, in the order of their names.
 
     Args:
-        data: Where they are.
-        words_folder: Where words are kept that are not beside their recording; by default they are
-            written beside it.
+        data: The folder or list.
+        words_folder: Folder for words that are not next to their recording; by default they are
+            written next to it.
 
     Raises:
-        UserError: There are none, or one has not two channels.
+        UserError: There are no recordings, or one does not have two channels.
     """
     found = []
     for audio in _audio_files(data.path):
@@ -139,9 +143,14 @@ def _audio_files(path: Path) -> list[Path]:
 def write_missing_words(
     recordings: Iterable[Recording], write_words: WriteWords, on_recording: OnRecording
 ) -> None:
-    """Write the words of both speakers of every recording that has none yet.
+    """Write the words of both speakers of every recording that has no words yet.
 
-    Each file appears whole or not at all, so that whoever is stopped goes on where it was.
+    Each file appears complete or not at all, so that an interrupted call can be repeated.
+
+    Args:
+        recordings: The recordings.
+        write_words: Recognises the words of a channel.
+        on_recording: Called after each recording.
 
     Raises:
         UserError: A recording cannot be read.
@@ -164,7 +173,7 @@ def write_missing_words(
 
 
 def write_unknown_words(recordings: Iterable[Recording]) -> None:
-    """Say of every recording without words that they are not known: its text is not trained."""
+    """Mark the words of recordings without words as unknown, so that their text is not trained."""
     for recording in recordings:
         if not recording.words.is_file():
             recording.words.parent.mkdir(parents=True, exist_ok=True)
@@ -174,14 +183,17 @@ def write_unknown_words(recordings: Iterable[Recording]) -> None:
 def split(
     recordings: Sequence[Recording], held_out: float
 ) -> tuple[list[Recording], list[Recording]]:
-    """Recordings to learn from, and those that are only measured on.
+    """Split recordings into training recordings and held-out ones.
 
-    Which is decided by the names of the files alone. Of two or more recordings at least one is
-    held out, unless the share is 0, and at least one is not.
+    The split depends only on the names of the files. If there are two or more recordings, at least
+    one is trained on, and at least one is held out unless the share is 0.
 
     Args:
-        recordings: All.
+        recordings: All recordings.
         held_out: Share that is held out.
+
+    Returns:
+        The training recordings and the held-out recordings.
     """
     count = round(held_out * len(recordings))
     if held_out > 0:
@@ -204,7 +216,7 @@ def write_list(recordings: Iterable[Recording], path: Path) -> None:
     """Write a list of recordings with their words.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The list cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(

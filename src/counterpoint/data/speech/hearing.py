@@ -1,7 +1,7 @@
-"""What a model that listens has to write: the words of the other speaker, a moment later.
+"""The words that a listening model writes: those of the other speaker, a moment later.
 
-Either each word when it is over, or all words of a stretch of speech when that is over: then they
-have to be kept in mind, as an answer demands.
+A word is written when it is over, or all words of a stretch of speech are written when the stretch
+is over. In the second case the model must remember them, as it must in order to answer.
 """
 
 import math
@@ -14,12 +14,12 @@ from counterpoint.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hearing:
-    """When words that are heard are written.
+    """When heard words are written.
 
     Attributes:
-        after_s: Seconds behind the end of a word, or of a stretch.
-        stretch_gap_s: Silence that ends a stretch of speech, whose words are then written one
-            behind the other; ``None`` writes each word by itself.
+        after_s: Seconds after the end of a word, or of a stretch.
+        stretch_gap_s: Silence in seconds that ends a stretch of speech, whose words are then
+            written one after another; ``None`` writes each word separately.
         word_s: Seconds from one word of a stretch to the next.
     """
 
@@ -34,14 +34,14 @@ class Hearing:
                 raise UserError(f"`{name}` must be seconds >= 0: got {value}.")
         if self.after_s < (self.stretch_gap_s or 0.0):
             raise UserError(
-                "`after_s` must be at least `stretch_gap_s`, the silence by which the end of a "
-                f"stretch is known: got {self.after_s} and {self.stretch_gap_s}."
+                "`after_s` must be at least `stretch_gap_s`, the silence that ends a stretch: got "
+                f"{self.after_s} and {self.stretch_gap_s}."
             )
 
     def place(self, words: Iterable[Word]) -> tuple[Word, ...]:
-        """The words where they are to be written, each as long as it was heard.
+        """Return the words at the times at which they are written, with their heard durations.
 
-        A stretch that is over before the one before it is written waits for its turn.
+        A stretch that ends before the stretch before it has been written waits until that is done.
         """
         placed = list[Word]()
         free_s = 0.0

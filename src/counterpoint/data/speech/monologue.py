@@ -1,7 +1,7 @@
 """The inner monologue: timed words as one text id a frame, and back.
 
-Between words stands the pad id; the frame before a word, if nothing else is there, holds the epad
-id ("end of padding").
+The pad id stands between words. The frame before a word holds the epad id ("end of padding") if it
+holds nothing else.
 """
 
 import math
@@ -18,24 +18,24 @@ from counterpoint.streams.timeline import Event, Timeline
 
 PAD_ID = 3
 EPAD_ID = 0
-"""Moshi's ids; they are rows of its text embedding."""
+"""Ids of Moshi; they are rows of its text embedding."""
 
 WordStarts = Literal["exact", "moshi_finetune"]
-"""Which frame a word starts on when its start lies on the edge of two frames.
+"""The frame on which a word starts if its start lies on the edge of two frames.
 
-- ``"exact"`` takes the product of time and frame rate as the decimal numbers mean it, so that
-  2.32 s at 12.5 Hz is frame 29, wherever the part of the recording begins.
-- ``"moshi_finetune"`` rounds as `moshi-finetune` does: it subtracts the time at which the part
-  begins, which its reader rounds to float32, and multiplies in float64. There 2.32 s is 28.999...
-  and so frame 28, and a word that starts with a part may be before its first frame.
+- ``"exact"`` uses the product of time and frame rate as decimal numbers, so that 2.32 s at 12.5 Hz
+  is frame 29, wherever the part of the recording begins.
+- ``"moshi_finetune"`` rounds as `moshi-finetune` does: it subtracts the start time of the part,
+  which its reader rounds to float32, and multiplies in float64. There 2.32 s is 28.999... and so
+  frame 28, and a word that starts together with a part may lie before the part's first frame.
 """
 
 _EDGE_FRAMES = 1e-6
-"""How far below the edge of a frame a float may be that stands for the edge itself."""
+"""Distance below the edge of a frame at which a float still counts as the edge itself."""
 
 
 class Word(NamedTuple):
-    """A spoken word and when it was spoken."""
+    """A spoken word and its times in seconds."""
 
     text: str
     start_s: float
@@ -53,34 +53,37 @@ def write_monologue(
     epad_id: int = EPAD_ID,
     word_starts: WordStarts = "exact",
 ) -> Int[Tensor, " T"]:
-    """Put the ids of words on the frames where the words are spoken.
+    """Put the ids of words on the frames in which the words are spoken.
 
-    - A word starts on the frame that holds its start, ``floor(start_s * frame_rate_hz)``, and takes
-      one frame for each of its ids.
-    - A word that starts before the one before it is written replaces the rest of that one. Of
-      several that start on one frame, the last in order of time is written. So it is with words
-      without ids, too.
+    - A word starts on the frame that contains its start, ``floor(start_s * frame_rate_hz)``, and
+      takes one frame for each of its ids.
+    - If a word starts before the word before it is complete, it replaces the rest of that word. If
+      several words start on one frame, the last one in order of time is written. This holds for
+      words without ids, too.
     - ``epad_id`` stands on the frame before a word if that frame is otherwise padding. A word on
       the first frame has none.
-    - Left out are words that do not end after they start or start before the first frame, and ids
-      beyond the last frame.
+    - Words that do not end after they start or that start before the first frame are left out, and
+      so are ids beyond the last frame.
 
     Args:
-        words: Words in any order; those that start at the same time keep theirs.
-        encode: Ids of one word, stripped of blanks around it.
+        words: Words in any order; words with the same start keep their order.
+        encode: Returns the ids of one word, stripped of blanks around it.
         frame_rate_hz: Frames a second.
-        num_frames: T.
-        first_frame: Frame of the recording that comes first, where only a part of it is wanted.
-        pad_id: Stands where nothing is said.
-        epad_id: Stands before a word.
-        word_starts: What holds for starts on the edge of two frames.
+        num_frames: The number of frames T.
+        first_frame: Number of the recording's frame that comes first, if only a part is wanted.
+        pad_id: Id of a frame without text.
+        epad_id: Id before a word.
+        word_starts: Rule for starts on the edge of two frames.
+
+    Returns:
+        One id for each frame.
 
     Raises:
         UserError: A time is not a finite number.
 
-    Source: Moshi (arXiv:2410.00037), section 3.4.4, as the interleaver of `moshi-finetune` does it
-    (``keep_and_shift=False``). Deviation from the paper, shared with that: the paper moves a word
-    on the first frame one frame later and puts epad before it. Deviation from both, unless
+    Source: Moshi (arXiv:2410.00037), section 3.4.4, implemented like the interleaver of
+    `moshi-finetune` with ``keep_and_shift=False``. Deviation of both from the paper, which moves a
+    word on the first frame one frame later and puts epad before it. Deviation from both, unless
     ``word_starts`` is ``"moshi_finetune"``: starts on the edge of two frames are not rounded down.
     """
     ids = [pad_id] * num_frames
@@ -93,11 +96,11 @@ def write_monologue(
 
 
 class Written(NamedTuple):
-    """What became of words in a monologue.
+    """How many words a monologue holds.
 
     Attributes:
-        whole: Words with all their ids.
-        cut: Words of which the next one, or the end of the part, took ids away.
+        whole: Number of words with all their ids.
+        cut: Number of words that lost ids to the next word or to the end of the part.
     """
 
     whole: int
@@ -113,7 +116,7 @@ def count_written(
     first_frame: int = 0,
     word_starts: WordStarts = "exact",
 ) -> Written:
-    """How many words `write_monologue` writes, of the same arguments; all others are left out."""
+    """Count the words that `write_monologue` writes for the same arguments; others are left out."""
     starts = _starts(words, frame_rate_hz, first_frame, num_frames, word_starts)
     whole = cut = 0
     for start, stop, encoded in _placed(starts, encode, num_frames):
@@ -132,20 +135,20 @@ def read_monologue(
     pad_id: int = PAD_ID,
     epad_id: int = EPAD_ID,
 ) -> Timeline:
-    """Timed words of a monologue: events of kind "word".
+    """Return the timed words of a monologue as events of kind "word".
 
-    A word ends with the frame of its last id: how long it lasts is not written in the ids. Words
-    that were cut short by the next one stay so.
+    A word ends with the frame of its last id, because the ids do not tell how long it lasts. Words
+    that were cut short by the next word stay so.
 
     Args:
-        ids: One a frame; pad, epad and `UNSET_ID` are no part of a word.
-        decode: Text of ids.
+        ids: One id a frame; pad, epad and `UNSET_ID` belong to no word.
+        decode: Returns the text of ids.
         frame_rate_hz: Frames a second.
-        starts_word: Whether an id begins a word where the frame before holds an id, too. For
-            SentencePiece: its piece begins with U+2581.
+        starts_word: Tells whether an id begins a word if the frame before it holds an id, too. For
+            SentencePiece: whether its piece begins with U+2581.
         stream: Name of the stream in the events.
-        pad_id: Stands where nothing is said.
-        epad_id: Stands before a word.
+        pad_id: Id of a frame without text.
+        epad_id: Id before a word.
     """
     events = []
     first = 0
@@ -169,7 +172,7 @@ def read_monologue(
 def _starts(
     words: Iterable[Word], frame_rate_hz: float, first_frame: int, num_frames: int, rule: WordStarts
 ) -> list[tuple[int, str]]:
-    """Frame and text of each word that lasts, in order of time; others than the part's may come."""
+    """Return frame and text of each word with a duration, in order of time, near the part."""
     starts: list[tuple[int, str]] = []
     part_s = torch.tensor(first_frame / frame_rate_hz, dtype=torch.float32).item()
     part_end_s = part_s + num_frames / frame_rate_hz
@@ -194,7 +197,7 @@ def _starts(
 def _placed(
     starts: Iterable[tuple[int, str]], encode: Callable[[str], Sequence[int]], num_frames: int
 ) -> list[tuple[int, int, list[int]]]:
-    """First frame, frame to stop before, and ids of each word that is not replaced at once."""
+    """Return first frame, stop frame and ids of each word that is not replaced at once."""
     placed: list[tuple[int, list[int]]] = []
     for start, text in starts:
         if 0 <= start < num_frames:

@@ -1,11 +1,11 @@
-"""Openings: the past that gives a session its voice and its role.
+"""Openings: a prompt that gives a session its voice and its role.
 
-PersonaPlex's hybrid prompt, a past that never was: the agent speaks a sample of its voice, then
-reads its role in the text stream, while the user's channel hums. It is content of all streams of a
-layout, so any model with streams that are spoken and heard can be given one.
+PersonaPlex's hybrid prompt is an invented past: the agent speaks a sample of its voice, then reads
+its role in the text stream, while the user's channel holds a hum. The prompt is content of all
+streams of a layout, so any model with spoken and heard streams can use it.
 
 Source: PersonaPlex (arXiv:2602.06053) and its published code. Deviations: the prompt is read in one
-pass (`Sessions.start`), not frame by frame; an empty role leaves its segment out, where the
+pass (`Sessions.start`), not frame by frame; an empty role leaves its segment out, while the
 published code fails.
 """
 
@@ -22,7 +22,7 @@ from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.contract import System
 
 TAG = "<system>"
-"""Opens and closes a role; plain text to the tokeniser."""
+"""Marks the beginning and the end of a role; it is plain text for the tokeniser."""
 
 SILENCE = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 """Mimi codes of a silent frame, as published."""
@@ -31,17 +31,17 @@ SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 """Mimi codes of a frame of a 440 Hz sine of amplitude 0.5, as published."""
 
 PUBLISHED_SIZES = (2048,) * len(SILENCE)
-"""Ids of the codebooks of the Mimi that these codes are of."""
+"""Number of ids of each codebook of the Mimi to which these codes belong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fillers:
-    """What the channels carry where a prompt says nothing; one code a codebook of a speaker.
+    """Content of the channels where a prompt says nothing; one code for each codebook.
 
     Attributes:
         agent: Codes of a silent frame.
-        user: Codes of a hum.
-        pause_s: Silence behind the voice and behind the role, in seconds.
+        user: Codes of a frame of a hum.
+        pause_s: Silence after the voice and after the role, in seconds.
     """
 
     agent: tuple[int, ...] = SILENCE
@@ -50,7 +50,7 @@ class Fillers:
 
 
 def codec_fillers(codec: Codec) -> Fillers:
-    """Silence and the hum of PersonaPlex in the ids of any codec: a frame amid a second of it."""
+    """Encode silence and PersonaPlex's hum with any codec; the frames are cut from a second."""
     time_s = torch.arange(codec.sample_rate) / codec.sample_rate
     hum = 0.5 * torch.sin(2 * torch.pi * 440.0 * time_s)
     codes = codec.encode(torch.stack((torch.zeros_like(hum), hum)))
@@ -59,13 +59,13 @@ def codec_fillers(codec: Codec) -> Fillers:
 
 
 def tagged_role(role: str) -> str:
-    """A role between tags, as the model was trained to read it.
+    """Put a role between tags, as the model was trained to read it.
 
-    Tags that the role brings stay and are never doubled: where only one end has a tag, the other
-    end gets one. A role that is blank, or a tag and nothing else, stays as it is.
+    Tags in the role are kept and never doubled: if only one end has a tag, the other end gets one.
+    A role that is blank, or only a tag, is not changed.
 
-    Source: the published code, which puts both tags around a role that has one of them. Deviation:
-    no tag is written twice.
+    Source: the published code, which adds both tags to a role that has one of them. Deviation: no
+    tag is written twice.
     """
     role = role.strip()
     if not role or role == TAG:
@@ -78,7 +78,7 @@ def tagged_role(role: str) -> str:
 
 
 def check_voice(window_ticks: int, num_frames: float) -> None:
-    """Refuse a sample of a voice that no prompt can hold, before the work of encoding it.
+    """Refuse a voice sample that no prompt can hold, before it is encoded.
 
     Raises:
         UserError: It is not shorter than the model's window.
@@ -96,31 +96,32 @@ def hybrid_prompt(
     voice: Int[Tensor, "T K"] | None = None,
     fillers: Fillers | None = None,
 ) -> Ticks:
-    """The past that gives a session its voice and its role.
+    """Return the prompt that gives a session its voice and its role.
 
-    Voice, pause, role (one text id a frame), pause. In training nothing of it carries loss.
+    It consists of voice, pause, role (one text id a frame) and pause. In training it carries no
+    loss.
 
     Args:
-        system: The model, with a text stream with padding and streams that are spoken and heard.
+        system: A model with spoken and heard streams, and a text stream with padding.
         role_ids: Text ids of `tagged_role`; empty for no role.
-        voice: Codes of a sample of the voice (the published ones are of -24 LUFS); ``None`` leaves
-            the voice to the model.
-        fillers: What is said where nothing is; by default the published model's.
+        voice: Codes of a voice sample (the published ones have a loudness of -24 LUFS); ``None``
+            leaves the voice to the model.
+        fillers: Content of the channels where nothing is said; by default the published model's.
 
     Returns:
-        One row in content order of all streams, as `Sessions.start` and `System.lay_out` take it:
-        text (1, P), audio (1, P, K).
+        One row in content order of all streams, for `Sessions.start` and `System.lay_out`: text
+        (1, P), audio (1, P, K).
 
     Raises:
-        UserError: Codes do not fit the model's codebooks, or the prompt its window; or a stream
-            has steps of several ticks.
+        UserError: The codes do not fit the model's codebooks, the prompt does not fit its window,
+            or a stream has steps of several ticks.
     """
     fillers = fillers or Fillers()
     layout = system.layout
     if layout.slow:
         raise UserError(
-            "A voice and a role make a prompt where every stream has an element in every frame: "
-            f"{', '.join(stream.name for stream in layout.slow)} has not. Give it by stream."
+            "A prompt of a voice and a role needs an element of every stream in every frame: "
+            f"{', '.join(stream.name for stream in layout.slow)} has fewer. Give it by stream."
         )
     window_ticks = system.window_ticks
     agent = torch.tensor([fillers.agent])

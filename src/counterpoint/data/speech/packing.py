@@ -1,8 +1,8 @@
-"""Packing: whole dialogues behind each other in rows of equal length.
+"""Packing: whole dialogues one after another in rows of equal length.
 
-Each goes into the first row with room, begins with the initial frame of the model and sees nothing
-of the others. A dialogue in which the agent has a role may begin with a prompt, which carries no
-loss.
+Each dialogue goes into the first row with enough room, begins with the initial frame of the model
+and cannot see the others. If the agent has a role, the dialogue may begin with a prompt, which
+carries no loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +24,19 @@ from counterpoint.systems.contract import System
 class DialogueRows:
     """Rows of equal length, filled with whole examples: each goes into the first row with room.
 
-    Behind the last example of a row nothing is read and nothing is trained.
+    After the last example of a row nothing is read and nothing is trained.
 
     Args:
         examples: Dialogues, none longer than a row.
-        model: Lays them out; only its layout is used.
-        row_ticks: Frames in a row; the longest prompt comes on top.
-        prompts: Gives what an example begins with, which carries no loss; ``None`` for nothing.
-        only_text: Train the text alone.
-        parts: Numbers of examples whose rows are kept apart, in order; by default all together.
+        model: Only its layout is used.
+        row_ticks: Number of frames in a row, to which the longest prompt is added.
+        prompts: Returns the prompt of an example, which carries no loss; ``None`` for no prompts.
+        only_text: Whether only the text is trained.
+        parts: Numbers of consecutive examples whose rows are kept apart; by default all examples
+            share their rows.
 
     Attributes:
-        row_ticks: Frames in a row.
+        row_ticks: Number of frames in a row.
         parts: The rows of each part.
 
     Raises:
@@ -75,7 +76,7 @@ class DialogueRows:
             self.parts.append(range(before, len(self._rows)))
 
     def _pack(self, examples: Sequence[tuple[int, int]]) -> None:
-        """Put examples, of some lengths, into new rows."""
+        """Put examples, given as (number, length), into new rows."""
         before = len(self._rows)
         room = np.full(len(examples), self.row_ticks)
         for number, length in examples:
@@ -88,11 +89,11 @@ class DialogueRows:
         return len(self._rows)
 
     def title(self, index: int) -> str:
-        """Recordings in a row, in words."""
+        """Return the recordings in a row, in words."""
         return ", ".join(dict.fromkeys(self._examples[n].source for n in self._rows[index]))
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """The rows at ``indices`` as a batch; its size counts frames."""
+        """Return the rows at ``indices`` as a batch; its size counts frames."""
         rows = [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
         targets = _stacked([row.targets for row in rows])
         return Batch(
@@ -134,7 +135,7 @@ class DialogueRows:
                 num_prompt = prompt[self._text].shape[1]
             parts.append(self._model.lay_out(codes, num_prompt))
             starts.append(parts[-1].document_start + filled)
-            # Without an initial frame a document is read a tick shorter than its content.
+            # Without an initial frame the batch of a document is a tick shorter than its content.
             filled += parts[-1].document_start.shape[1]
         rest = self.row_ticks - filled
         starts.append(torch.full((1, rest), filled))
@@ -149,7 +150,7 @@ class DialogueRows:
 
 
 def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
-    """Parts of one row behind each other, and ``rest`` ticks of nothing."""
+    """Join the parts of one row one after another, followed by ``rest`` empty ticks."""
     joined = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
     return {
         name: F.pad(ids, (0, rest) if ids.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
@@ -158,5 +159,5 @@ def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
 
 
 def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows below each other."""
+    """Stack rows along the batch axis."""
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -1,7 +1,7 @@
-"""What a speech run trains on: recordings of dialogues as rows of frames.
+"""Training data of a speech run: recordings of dialogues as rows of frames.
 
-Dialogues are packed whole into rows (`counterpoint.data.speech.packing`). A dialogue in which the
-agent has a role may begin with PersonaPlex's prompt.
+Dialogues are packed into rows as a whole (`counterpoint.data.speech.packing`). If the agent has a
+role, a dialogue may begin with PersonaPlex's prompt.
 """
 
 import hashlib
@@ -52,11 +52,11 @@ from counterpoint.systems.contract import System
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightedList:
-    """A further list of recordings to learn from.
+    """A further list of training recordings.
 
     Attributes:
-        path: As `SpeechData.train`.
-        weight: How often its rows are read, where those of `SpeechData.train` have 1.
+        path: See `SpeechData.train`.
+        weight: Relative frequency at which its rows are read; that of `SpeechData.train` is 1.
     """
 
     path: str
@@ -69,29 +69,30 @@ class WeightedList:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechData:
-    """Recordings of dialogues, and what they are turned into.
+    """Recordings of dialogues, and how they become rows.
 
     Attributes:
-        train: List of recordings (see `counterpoint.data.speech.dialogues`) to learn from, or a
-            .parquet file or folder of codes and text ids (see
-            `counterpoint.data.speech.token_parquet`), read as they are: what is said below of
-            recordings does not apply, and no codec is opened.
-        others: Further lists, each with a weight. Rows of a list are kept apart and read by its
-            weight, however many they are.
-        held_out: A list or file like it, only measured on; empty for none.
+        train: List of training recordings (see `counterpoint.data.speech.dialogues`), or a .parquet
+            file or folder of codes and text ids (see `counterpoint.data.speech.token_parquet`).
+            Parquet data are read as they are: fields below that concern sound do not apply, and no
+            codec is opened.
+        others: Further lists, each with a weight. Rows of a list are kept apart and read in
+            proportion to its weight, whatever their number.
+        held_out: A list or file of the same form that is only measured on; empty for none.
         codec: "codec2", or the path of Mimi's weights.
-        tokenizer: Tokeniser of the text: "bytes", or the path of a SentencePiece .model.
-        row_s: Length of a row, and the longest piece of a recording that is read as one. With
-            prompts rows are longer by the longest of them.
-        augmentation: What happens to the user's audio in training.
-        copies: Times that each recording is encoded, each with another draw of the augmentation.
-        seed: Decides what happens.
-        cache_folder: Where codes are kept.
-        hearing: Let the text be what the user says, where this places it, and train it alone;
-            ``None`` for what the agent says.
-        word_starts: Frame of words that start on the edge of two (see `WordStarts`).
-        role_prompts: Let each piece of a dialogue with a role or a voice begin with a prompt.
-        text: Batches of text alone between those of speech, by the same tokeniser.
+        tokenizer: Tokeniser of the text: "bytes", or the path of a SentencePiece .model file.
+        row_s: Length of a row in seconds, and the longest piece of a recording that is read as one.
+            With prompts, rows are longer by the longest prompt.
+        augmentation: Changes of the user's audio in training.
+        copies: Number of times that each recording is encoded, each with another draw of the
+            augmentation.
+        seed: Seed of the augmentation.
+        cache_folder: Folder of the cached codes.
+        hearing: If it is given, the text is what the user says, at the times at which it places the
+            words, and only the text is trained; ``None`` trains what the agent says.
+        word_starts: Frame of words that start on the edge of two frames (see `WordStarts`).
+        role_prompts: Whether each piece of a dialogue with a role or a voice begins with a prompt.
+        text: Text-only batches among those of speech, with the same tokeniser; ``None`` for none.
     """
 
     train: str
@@ -123,7 +124,7 @@ class SpeechData:
 
     @property
     def lists(self) -> tuple[str, ...]:
-        """All lists to learn from."""
+        """All training lists."""
         return (self.train, *(other.path for other in self.others))
 
     @staticmethod
@@ -136,11 +137,11 @@ class SpeechData:
 
     @staticmethod
     def fits(layout: Layout) -> bool:
-        """Whether a system hears or speaks; see `DataSource.fits`."""
+        """Return whether a system hears or speaks; see `DataSource.fits`."""
         return any(stream.role in (Role.HEARD, Role.SPOKEN) for stream in layout.streams)
 
     def num_ticks(self, layout: Layout) -> int:
-        """Frames in a row without prompts; see `DataSource.num_ticks`."""
+        """Return the number of frames in a row without prompts; see `DataSource.num_ticks`."""
         return round(self.row_s * (layout.tick_hz or 0.0))
 
     def prepare(
@@ -153,9 +154,9 @@ class SpeechData:
         world_size: int = 1,
         held_out_only: bool = False,
     ) -> "SpeechCorpus":
-        """The rows of this config; see `DataSource.prepare` and `prepare_speech`.
+        """Make the rows of this config; see `DataSource.prepare` and `prepare_speech`.
 
-        All processes make what is not in the cache; the first one tells about it.
+        All processes make what is not in the cache; the first one shows the progress.
         """
         if (block_ticks or 1) != 1:
             raise UserError(
@@ -172,16 +173,16 @@ class SpeechData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechCorpus:
-    """Rows to learn from and to measure on.
+    """Rows to train on and to measure on.
 
     Attributes:
-        learned: To learn from; ``None`` where only held-out rows were asked for.
-        held_out: Rows to measure on; ``None`` where there are none.
-        text: Rows of text alone, to learn from; ``None`` where there are none.
-        text_share: Share of their batches.
+        learned: Training rows; ``None`` if only held-out rows were asked for.
+        held_out: Rows to measure on; ``None`` if there are none.
+        text: Text-only training rows; ``None`` if there are none.
+        text_share: Share of text-only batches.
         weights: Weights of the parts of `learned`.
-        recordings: Digests of what is learned from each recording, by list, place and name.
-        notes: What a person should know about the data, each a line.
+        recordings: Digests of the training data of each recording, by list, place and name.
+        notes: Notes about the data for the user, one line each.
     """
 
     learned: DialogueRows | None
@@ -194,7 +195,7 @@ class SpeechCorpus:
 
     @property
     def train(self) -> DialogueRows:
-        """The rows to learn from; whoever asked for held-out rows alone does not ask for them."""
+        """The training rows; code that asked for held-out rows alone must not use them."""
         if self.learned is None:
             raise AssertionError("only held-out rows were asked for")
         return self.learned
@@ -202,7 +203,7 @@ class SpeechCorpus:
     def batches(
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> Loader | Mixture:
-        """What a run learns from, step by step; arguments as for `Loader`."""
+        """Return the training batches by step; the arguments are those of `Loader`."""
         shares = [Share(*share) for share in zip(self.train.parts, self.weights, strict=True)]
         speech = Loader(self.train, batch_rows, seed, rank, world_size, shares)
         if self.text is None:
@@ -211,7 +212,7 @@ class SpeechCorpus:
         return Mixture(speech, text, self.text_share)
 
     def describe(self) -> str:
-        """How much there is, in words."""
+        """Return the number of rows, in words."""
         num_held_out = 0 if self.held_out is None else len(self.held_out)
         if self.learned is None:
             return f"{num_held_out} held-out rows"
@@ -221,21 +222,21 @@ class SpeechCorpus:
         )
 
     def held_out_units(self) -> HeldOutRows | None:
-        """Rows that are only measured on, in frames; ``None`` where nothing is held out."""
+        """Return the held-out rows, sized in frames; ``None`` if nothing is held out."""
         return None if self.held_out is None else HeldOutRows(self.held_out)
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """Digests of the recordings, and of the text beside them."""
+        """Digests of the recordings, and of the text if there is any."""
         text = {} if self.text is None else self.text.fingerprint
         return {"recordings": self.recordings, **text}
 
 
 def codec_of(model: System, name: str, device: torch.device | str = "cpu") -> Codec:
-    """The codec of both speakers of a model.
+    """Open the codec of both speakers of a model.
 
     Raises:
-        UserError: Rates or codebooks differ.
+        UserError: The rate, codebooks or ids of model and codec differ.
     """
     depths = {
         sum(stream.depth for stream in model.layout.by_role(role))
@@ -273,15 +274,16 @@ def prepare_speech(
     world_size: int = 1,
     held_out_only: bool = False,
 ) -> SpeechCorpus:
-    """The rows of a config, encoded into the cache where they are not yet.
+    """Make the rows of a config; recordings that are not in the cache are encoded into it.
 
     Args:
-        config: What to read.
-        model: Reads the rows.
+        config: The data.
+        model: The model that reads the rows.
         on_progress: See `encode_dialogues`.
-        rank: This process, 0 first; each begins to encode elsewhere, so that they share the work.
+        rank: Number of this process, counted from 0. Each process begins to encode at another
+            recording, so that they share the work.
         world_size: Number of processes.
-        held_out_only: Leave out what is learned from.
+        held_out_only: Whether training data are left out.
 
     Raises:
         UserError: A list, a .parquet file, the codec or the tokeniser cannot be used, or does not
@@ -307,11 +309,11 @@ def prepare_speech(
 
 
 class _Reader:
-    """Makes rows of lists and of .parquet files, and notes what was read.
+    """Makes rows of lists and of .parquet files, and records what was read.
 
     Attributes:
-        recordings: As in `SpeechCorpus.recordings`.
-        notes: As in `SpeechCorpus.notes`.
+        recordings: See `SpeechCorpus.recordings`.
+        notes: See `SpeechCorpus.notes`.
     """
 
     def __init__(
@@ -334,7 +336,7 @@ class _Reader:
 
     @cached_property
     def _sound(self) -> tuple[Codec, "RolePrompts | None"]:
-        """What encodes recordings, and what their prompts are made by: opened once, or never."""
+        """The codec, and the prompts that use it; they are opened once, and only if needed."""
         codec = codec_of(self._model, self._config.codec)
         if not self._config.role_prompts:
             return codec, None
@@ -344,7 +346,7 @@ class _Reader:
     def rows(
         self, paths: Sequence[str], seeds: Sequence[int], augmentation: Augmentation | None
     ) -> DialogueRows:
-        """Rows of lists, encoded once for each seed, or of .parquet files; lists are kept apart."""
+        """Return rows of lists (encoded once a seed) or of .parquet files; lists are kept apart."""
         lists = [self._examples(path, seeds, augmentation) for path in paths]
         return DialogueRows(
             lists[0] if len(lists) == 1 else _Joined(lists),
@@ -388,7 +390,7 @@ class _Reader:
 
 
 class _Joined(Sequence[Example]):
-    """Examples of several lists, one behind the other."""
+    """Examples of several lists, one after another."""
 
     def __init__(self, lists: Sequence[Sequence[Example]]) -> None:
         self._lists = lists
@@ -426,9 +428,9 @@ def _tokenizer_of(config: SpeechData, model: System) -> WordTokenizer:
 def _digests(
     dialogues: Sequence[Dialogue], files: Sequence[Path], *, with_prompts: bool
 ) -> dict[str, str]:
-    """Digest of what is learned from each recording, by its place in the list and its name.
+    """Return a digest of the training data of each recording, by its place in the list and name.
 
-    Files of codes are named by the sound and by how it was encoded.
+    The names of code files already depend on the sound and on how it was encoded.
     """
     digests = {}
     for number, (dialogue, file) in enumerate(zip(dialogues, files, strict=False), 1):
@@ -442,13 +444,13 @@ def _digests(
 
 
 class RolePrompts:
-    """What stands before a dialogue in which the agent has a role, a voice or both.
+    """Makes the prompt of a dialogue in which the agent has a role, a voice or both.
 
     Args:
-        model: Hears the prompts.
+        model: The model that hears the prompts.
         codec: Codec of both speakers.
         tokenizer: Tokeniser of the text.
-        cache_folder: Where codes of voices are kept.
+        cache_folder: Folder of the cached codes of voices.
     """
 
     def __init__(
@@ -462,10 +464,11 @@ class RolePrompts:
         self._voices: dict[Path, Tensor] = {}
 
     def __call__(self, example: Example) -> Ticks | None:
-        """The prompt of an example, as `System.lay_out` takes it; ``None`` without role and voice.
+        """Return the prompt of an example for `System.lay_out`; ``None`` without role and voice.
 
         Raises:
-            UserError: It is not shorter than the model's window, or the voice cannot be used.
+            UserError: The prompt is not shorter than the model's window, or the voice cannot be
+                used.
         """
         tagged = tagged_role(example.role)
         voice = None

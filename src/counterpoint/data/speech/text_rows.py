@@ -1,10 +1,10 @@
-"""Text alone as a model of speech reads it, for a `counterpoint.data.mixture.Mixture`.
+"""Text-only rows in the form that a speech model reads, for a `counterpoint.data.mixture.Mixture`.
 
 In a text-only batch documents follow each other without padding, one id a tick, and the audio is
 unset.
 
-Source: Moshi (arXiv:2410.00037), section 4. How documents are packed is not said there; here none
-sees another.
+Source: Moshi (arXiv:2410.00037), section 4. The paper does not say how documents are packed; here
+none of them can see another.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.contract import System
 
 END_ID = 2
-"""Text id behind a document: the end of a sequence in the published tokeniser."""
+"""Text id after a document: the end of a sequence in the published tokeniser."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +33,10 @@ class TextBatches:
     """Text-only batches of a speech run.
 
     Attributes:
-        source: Where documents come from.
-        share: Share of the batches.
-        row_ticks: Ids in a row.
-        cache_folder: Where tokenised text is kept.
+        source: Source of the documents.
+        share: Share of these batches.
+        row_ticks: Number of ids in a row.
+        cache_folder: Folder of the cached token shards.
     """
 
     source: Source = Kjv()
@@ -50,15 +50,15 @@ class TextBatches:
 
 
 class TextRows:
-    """Rows of text as a model of speech reads it; documents begin with the initial frame.
+    """Rows of text as a speech model reads it; documents begin with the initial frame.
 
     The size of a batch counts ticks that carry loss, as in speech.
 
     Args:
-        rows: The text, packed; ids of its tokeniser less the last two, start and end, are those of
-            the model.
-        model: Lays them out; only its layout is used.
-        fingerprint: What the text is; see `counterpoint.data.source.PreparedSource`.
+        rows: The packed text. The ids of its tokeniser, except the last two (start and end), must
+            be those of the model.
+        model: Only its layout is used.
+        fingerprint: Digests of the text; see `counterpoint.data.source.PreparedSource`.
 
     Raises:
         UserError: The model has fewer text ids.
@@ -79,15 +79,15 @@ class TextRows:
         most = model.layout.text.vocab_size or 0
         if found > most or (rows.shards.start_id, rows.shards.end_id) != (found, found + 1):
             raise UserError(
-                f"`text_vocab_size` must be at least the {found} ids of the text, which start and "
-                f"end follow: got {most}. Change the model or the tokeniser."
+                f"`text_vocab_size` must be at least the {found} ids of the text without start and "
+                f"end: got {most}. Change the model or the tokeniser."
             )
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """The rows at ``indices``."""
+        """Return the rows at ``indices`` as a batch."""
         batch = self._rows.rows(indices)
         text = self._model_ids(batch.ticks[self._rows.stream])
         targets = self._model_ids(batch.targets[self._rows.stream])
@@ -102,7 +102,7 @@ class TextRows:
         )
 
     def _model_ids(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-        # The end first: the model's initial id may be as high as the text's end.
+        # The end id is replaced first, because the model's initial id may equal the text's end id.
         shards = self._rows.shards
         ids = torch.where(ids == shards.end_id, END_ID, ids)
         return torch.where(ids == shards.start_id, self._initial_id, ids)
@@ -114,12 +114,12 @@ def prepare_text(
     model: System,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TextRows:
-    """The rows of a config, tokenised into the cache where they are not yet.
+    """Make the rows of a config; text that is not in the cache is tokenised into it.
 
     Args:
-        config: What to read.
-        tokenizer: That of the speech run, as in `SpeechData.tokenizer`.
-        model: Reads them.
+        config: The text.
+        tokenizer: Tokeniser of the speech run, as in `SpeechData.tokenizer`.
+        model: The model that reads the rows.
         on_progress: See `counterpoint.data.text.corpus.prepare`.
 
     Raises:
@@ -133,6 +133,6 @@ def prepare_text(
         held_out=(),
         cache_folder=config.cache_folder,
     )
-    # The text of a speech run is never counted in bytes, so its tokeniser may normalise.
+    # The size of a speech run is never counted in bytes, so its tokeniser may normalise text.
     corpus = prepare(data, model.layout.block_ticks, on_progress, normalising=True)
     return TextRows(corpus.train, model, corpus.fingerprint)

@@ -1,4 +1,4 @@
-"""Dialogues that are tokenised already: ids of both speakers in .parquet files."""
+"""Dialogues that have been tokenised already: ids of both speakers in .parquet files."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,23 +17,23 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 
 def is_token_parquet(path: str | Path) -> bool:
-    """Whether a path names .parquet files (one, or a folder of them); an empty one does not."""
+    """Return whether a path names a .parquet file or a folder; an empty path names neither."""
     return Path(path).suffix == ".parquet" or (bool(str(path)) and Path(path).is_dir())
 
 
 class TokenExamples(Sequence[Example]):
-    """The examples of `read_token_parquet`, in memory: four bytes an id.
+    """The examples of `read_token_parquet`, held in memory with four bytes an id.
 
     Args:
         path: A .parquet file, or a folder of them; speaker A is the agent.
-        chunk_frames: Frames in an example.
+        chunk_frames: Number of frames in an example.
         layout: Layout of the model that reads them.
 
     Attributes:
         digest: Digest of the files.
 
     Raises:
-        UserError: A row is not what it must be, or an id is none of the model's.
+        UserError: A row has a wrong form, or an id is outside the model's vocabulary.
     """
 
     def __init__(self, path: str | Path, chunk_frames: int, layout: Layout) -> None:
@@ -58,7 +58,7 @@ class TokenExamples(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Example ``index``, or the list of examples of a slice."""
+        """Return example ``index``, or the list of examples of a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         example = self._examples[index]
@@ -84,18 +84,20 @@ def _check_ids(example: Example, layout: Layout) -> None:
 
 
 def read_token_parquet(path: str | Path, chunk_frames: int, agent: str = "A") -> Iterator[Example]:
-    """Examples of tokenised dialogues in the form of `nu-dialogue/moshi-finetune`.
+    """Yield examples of tokenised dialogues in the form of `nu-dialogue/moshi-finetune`.
 
-    A row has ``dialogue_id`` and, for the speakers ``A`` and ``B``, a list of K + 1 lists of T ids:
-    text, then each codebook. Either can be the agent; the other one's text is left out.
+    A row has ``dialogue_id`` and, for each of the speakers ``A`` and ``B``, a list of K + 1 lists
+    of T ids: text, then each codebook. Either speaker can be the agent; the other's text is left
+    out.
 
     Args:
         path: A .parquet file, or a folder of them.
-        chunk_frames: Frames in an example; the last one of a dialogue has what remains.
-        agent: Which speaker, "A" or "B".
+        chunk_frames: Number of frames in an example; the last one of a dialogue may be shorter.
+        agent: Speaker who is the agent, "A" or "B".
 
     Raises:
-        UserError: `pyarrow` is missing, no such file or speaker, or a row is not what it must be.
+        UserError: `pyarrow` is missing, there is no such file or speaker, or a row has a wrong
+            form.
     """
     if agent not in ("A", "B"):
         raise UserError(f"`agent` must be A or B: got {agent!r}.")

@@ -1,4 +1,4 @@
-"""Words that somebody else has timed: what the user says in a recording."""
+"""Timed words of the user in a recording, written by another program."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ USER = "user"
 
 
 def read_user_words(path: Path) -> Timeline:
-    """What the user says: events of kind "word" from a file of alignments or of chunks.
+    """Return the words of the user as events of kind "word", from alignments or chunks.
 
     Args:
-        path: See `read_transcript`. The words of `AGENT_SPEAKER` are left out; those of chunks,
-            which name no speaker, are the user's.
+        path: See `read_transcript`. The words of `AGENT_SPEAKER` are left out. Chunks name no
+            speaker, so their words are the user's.
 
     Raises:
         UserError: See `read_transcript`; or there are words, and all are the agent's.
@@ -31,7 +31,7 @@ def read_user_words(path: Path) -> Timeline:
             f"{path} must hold words of the user: all are of {AGENT_SPEAKER!r}, the agent. Give "
             "the user another name."
         )
-    # A time before the recording is a matter of rounding.
+    # A negative time can only come from rounding.
     events = [
         Event(
             start_s=max(word.start_s, 0.0),

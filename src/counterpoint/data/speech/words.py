@@ -1,4 +1,4 @@
-"""Words as text ids, on which Moshi's text leaves those of padding free."""
+"""Tokenisers of single words, whose text ids leave Moshi's padding ids free."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from counterpoint.packages import optional_module
 
 @runtime_checkable
 class WordTokenizer(Protocol):
-    """Turns single words into text ids that leave those of padding free."""
+    """Turns single words into text ids, without using the ids of padding."""
 
     @property
     def vocab_size(self) -> int:
@@ -21,39 +21,39 @@ class WordTokenizer(Protocol):
         ...
 
     def encode_word(self, word: str) -> list[int]:
-        """Ids of one word."""
+        """Return the ids of one word."""
         ...
 
     def starts_word(self, token: int) -> bool:
-        """Whether an id begins a word."""
+        """Return whether an id begins a word."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids."""
+        """Return the text of ids."""
         ...
 
 
 class ByteWords:
-    """A word is a blank and its UTF-8 bytes; control characters, padding among them, are free."""
+    """A word becomes a blank and its UTF-8 bytes; control characters (padding) are unused."""
 
     vocab_size = 256
 
     def encode_word(self, word: str) -> list[int]:
-        """A blank, and the bytes of a word without control characters; nothing of no word."""
+        """Return a blank and the bytes of a word without control characters; none for no word."""
         letters = [byte for byte in word.encode() if byte >= ord(" ")]
         return [ord(" "), *letters] if bytes(letters).strip() else []
 
     def starts_word(self, token: int) -> bool:
-        """Whether it is a blank."""
+        """Return whether the id is that of a blank."""
         return token == ord(" ")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of bytes; broken UTF-8 gives U+FFFD."""
+        """Return the text of bytes; broken UTF-8 becomes U+FFFD."""
         return bytes(token for token in ids if token >= ord(" ")).decode("utf-8", "replace")
 
 
 class SentencePieceWords:
-    """The published models' text: a SentencePiece .model file.
+    """The tokeniser of the published models: a SentencePiece .model file.
 
     Raises:
         UserError: The package `sentencepiece` is missing, or the file cannot be read.
@@ -71,30 +71,30 @@ class SentencePieceWords:
 
     @property
     def vocab_size(self) -> int:
-        """Pieces of the file."""
+        """Number of pieces of the file."""
         return int(self._pieces.get_piece_size())
 
     def encode_word(self, word: str) -> list[int]:
-        """Pieces of one word; the first begins with U+2581.
+        """Return the pieces of one word; the first begins with U+2581.
 
-        Letters that the file does not know are left out: the id of "unknown" says nothing, and in
-        Moshi's text it is that of the end of padding.
+        Letters that the file does not know are left out: the id of "unknown" carries no text, and
+        in Moshi's text it is the id of the end of padding.
         """
         unknown = self._pieces.unk_id()
         known = [token for token in self._pieces.encode(word) if token != unknown]
         return known if self._pieces.decode(known).strip() else []
 
     def starts_word(self, token: int) -> bool:
-        """Whether a piece begins with U+2581."""
+        """Return whether a piece begins with U+2581."""
         return str(self._pieces.id_to_piece(token)).startswith("\N{LOWER ONE EIGHTH BLOCK}")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of pieces."""
+        """Return the text of pieces."""
         return str(self._pieces.decode(list(ids)))
 
 
 def open_tokenizer(name: str) -> WordTokenizer:
-    """The tokeniser "bytes", or that of a SentencePiece .model file.
+    """Return the tokeniser "bytes", or that of a SentencePiece .model file.
 
     Raises:
         UserError: It cannot be used.
@@ -103,14 +103,14 @@ def open_tokenizer(name: str) -> WordTokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
-    """Learn pieces by byte-pair encoding and write them as a .model file.
+    """Learn pieces by byte-pair encoding, and write them as a .model file.
 
-    Id 0 is the unknown piece and the end of padding, 3 is padding, as in Moshi's own tokeniser.
+    As in Moshi's own tokeniser, id 0 is the unknown piece and the end of padding, and 3 is padding.
 
     Args:
-        texts: What it learns from.
-        path: The file to write; ends in .model.
-        vocab_size: Most pieces; fewer where the texts have no more.
+        texts: The texts to learn from.
+        path: The file to write; its name ends in .model.
+        vocab_size: Largest number of pieces; there are fewer if the texts have fewer.
 
     Raises:
         UserError: The package `sentencepiece` is missing, or there is no text.

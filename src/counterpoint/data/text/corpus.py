@@ -1,4 +1,4 @@
-"""What a run trains on: a frozen statement, made into a corpus that is cached on disk."""
+"""The training text of a run: a frozen config that becomes a corpus, cached on disk."""
 
 import hashlib
 import json
@@ -44,13 +44,13 @@ KJV_HELD_OUT = (
 )
 """Books of the King James Bible that are held out: 9.0 % of its text.
 
-Story, wisdom, vision, prophecy, gospel, letter. They have little parallel text elsewhere: 0.23 % of
-their distinct 8-word sequences also stand in the other books. Left in training are the books that
-tell the same twice (share of their 8-word sequences in other books: Samuel, Kings and Chronicles
-5-11 %, Ezra 6 %, Isaiah 4 %, Matthew, Mark and Luke 5-8 %).
+They are story, wisdom, vision, prophecy, gospel and letter. They have few parallels elsewhere:
+0.23 % of their distinct 8-word sequences also occur in the other books. Books with strong parallels
+stay in training (share of their 8-word sequences that occur in other books: Samuel, Kings and
+Chronicles 5-11 %, Ezra 6 %, Isaiah 4 %, Matthew, Mark and Luke 5-8 %).
 """
 
-_MAX_TITLES = 10_000  # kept only to name the nearest title in an error
+_MAX_TITLES = 10_000  # they are kept only to suggest the nearest title in an error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class Kjv:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folder:
-    """All .txt and .md files below ``path``, a document each."""
+    """All .txt and .md files below ``path``; each is a document."""
 
     path: str
 
@@ -76,7 +76,7 @@ class Jsonl:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parquet:
-    """A .parquet file, or all below a folder; the title column may be missing."""
+    """A .parquet file, or all .parquet files below a folder; the title column may be missing."""
 
     path: str
     text_column: str = "text"
@@ -85,9 +85,9 @@ class Parquet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubDataset:
-    """A data set that the `datasets` package loads by name, read as a stream.
+    """A data set that the `datasets` package loads by name and reads as a stream.
 
-    It is cached under its name: delete the cache when the data set has changed.
+    It is cached under its name: delete the cache if the data set has changed.
     """
 
     name: str
@@ -102,17 +102,18 @@ Source = Kjv | Folder | Jsonl | Parquet | HubDataset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """A corpus, how it is cut and what is kept from training.
+    """A corpus, how it is cut into units and rows, and what is held out.
 
     Attributes:
-        source: Where documents come from.
+        source: Source of the documents.
         tokenizer: "bytes", or the path of a Hugging Face tokenizer.json or a SentencePiece .model.
-        unit: What is packed as one piece: each "section", or the whole "document".
-        row_ticks: Ticks in a row of a batch.
-        held_out: Titles of the documents that are not trained on, or the fraction of documents,
-            chosen by a hash of their titles (of their texts where they have none), at least one.
-            ``None``: `KJV_HELD_OUT` for `Kjv`, 5 % for other sources. ``()`` holds out nothing.
-        cache_folder: Where tokenised corpora are kept.
+        unit: Pieces that are packed as one: each "section", or the whole "document".
+        row_ticks: Number of ticks in a row of a batch.
+        held_out: Titles of the documents that are held out; or the fraction of documents, chosen by
+            a hash of their titles (of their texts if they have none), at least one document.
+            ``None`` means `KJV_HELD_OUT` for `Kjv` and 5 % for other sources. ``()`` holds out
+            nothing.
+        cache_folder: Folder of the cached token shards.
     """
 
     source: Source = Kjv()
@@ -136,18 +137,18 @@ class DataConfig:
 
     @property
     def held_out_rule(self) -> tuple[str, ...] | float:
-        """``held_out``, with the default of the source filled in."""
+        """``held_out``, or the default of the source if it is ``None``."""
         if self.held_out is not None:
             return self.held_out
         return KJV_HELD_OUT if isinstance(self.source, Kjv) else 0.05
 
     @staticmethod
     def fits(layout: Layout) -> bool:
-        """Whether a system reads text: it has a part; see `DataSource.fits`."""
+        """Return whether a system reads text, and so has a part; see `DataSource.fits`."""
         return any(stream.role == Role.PART for stream in layout.streams)
 
     def num_ticks(self, layout: Layout) -> int:
-        """Ticks in a row; see `DataSource.num_ticks`."""
+        """Return the number of ticks in a row; see `DataSource.num_ticks`."""
         return self.row_ticks
 
     def prepare(
@@ -160,16 +161,16 @@ class DataConfig:
         world_size: int = 1,
         held_out_only: bool = False,
     ) -> "Corpus":
-        """The corpus of this config; see `DataSource.prepare` and `prepare`.
+        """Make the corpus of this config; see `DataSource.prepare` and `prepare`.
 
-        The process that comes first makes what is not in the cache, and tells about it.
+        The process that comes first makes what is not in the cache, and shows the progress.
         """
         show = None if progress is None else _shown(progress)
         return prepare(self, block_ticks or system.layout.block_ticks, show)
 
 
 def _shown(progress: Progress) -> "TextProgress":
-    """Show how much text is tokenised; how much there is, nobody knows before its end."""
+    """Show how much text is tokenised; the total is not known before the end."""
     task = progress.task("tokenising", spell=lambda size: f"{spell_count(size)}B")
 
     def show(num_documents: int, num_bytes: int) -> None:
@@ -183,12 +184,12 @@ class Corpus:
     """A tokenised corpus.
 
     Attributes:
-        train: Rows to train on.
-        held_out: Units of the documents that are kept from training; may be empty.
-        tokenizer: What made the ids.
-        fingerprint: What is learned from, and what is held out; see
-            `counterpoint.data.source.PreparedSource`. It stays equal exactly as long as all ids and
-            titles do.
+        train: Training rows.
+        held_out: Units of the held-out documents; may be empty.
+        tokenizer: Tokeniser that made the ids.
+        fingerprint: Digests of the training and held-out text; see
+            `counterpoint.data.source.PreparedSource`. They change if, and only if, an id or a title
+            changes.
     """
 
     train: PackedRows
@@ -197,18 +198,18 @@ class Corpus:
     fingerprint: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
-        """What a run learns from, step by step; arguments as for `Loader`."""
+        """Return the training batches by step; the arguments are those of `Loader`."""
         return Loader(self.train, batch_rows, seed, rank, world_size)
 
     def describe(self) -> str:
-        """How much there is, in words."""
+        """Return the amount of text, in words."""
         return (
             f"{len(self.train)} rows of {self.train.row_ticks} ticks to learn from, "
             f"{len(self.held_out)} held-out units"
         )
 
     def held_out_units(self) -> HeldOutText | None:
-        """What is only measured on, in bytes; ``None`` where nothing is held out."""
+        """Return the held-out text, sized in bytes; ``None`` if nothing is held out."""
         if not self.held_out:
             return None
         return HeldOutText(
@@ -219,7 +220,7 @@ class Corpus:
 
 
 TextProgress = Callable[[int, int], None]
-"""Called with the numbers of documents and of bytes that have been tokenised so far."""
+"""A function called with the numbers of documents and bytes that have been tokenised so far."""
 
 
 def prepare(
@@ -229,17 +230,17 @@ def prepare(
     *,
     normalising: bool = False,
 ) -> Corpus:
-    """The corpus of a config: read from the cache, or tokenised into it once.
+    """Make the corpus of a config: read it from the cache, or tokenise it into the cache once.
 
-    Processes that ask for the same corpus at the same time wait for the first one to write it. The
-    cache is found by the config, the tokeniser's file, and the content of the files of the source
-    (0.7 GB are read a second); what it holds is checked against the digests that were written.
+    Processes that ask for the same corpus at the same time wait until the first one has written it.
+    The cache is found by the config, the tokeniser's file and the content of the source's files
+    (0.7 GB are read a second). Its content is checked against the stored digests.
 
     Args:
-        config: What to prepare.
+        config: The config.
         block_ticks: Every unit starts at a multiple of this (`Layout.block_ticks`).
         on_progress: Called after each document while the corpus is written.
-        normalising: Accept a SentencePiece tokeniser that normalises text.
+        normalising: Whether a SentencePiece tokeniser that normalises text is accepted.
 
     Raises:
         UserError: The source, the tokeniser or the held-out titles cannot be used, the source
@@ -274,7 +275,7 @@ def _verified(folder: Path) -> TokenShards:
 
 
 def _facts(shards: TokenShards) -> Mapping[str, Any]:
-    """What tells shards from others, with counts before digests for whoever reads it."""
+    """Return the facts that identify shards; counts come before the digest, for human readers."""
     return {"units": len(shards), "bytes": shards.num_bytes, "digest": shards.digest}
 
 
@@ -295,7 +296,7 @@ def _read(source: Source) -> Iterator[Document]:
 
 
 def _key(config: DataConfig, tokenizer: Tokenizer) -> str:
-    """Name of the cache folder: everything that the ids depend on."""
+    """Return the name of the cache folder, a digest of everything on which the ids depend."""
     source = config.source
     content = {
         "version": VERSION,
@@ -313,7 +314,7 @@ def _key(config: DataConfig, tokenizer: Tokenizer) -> str:
 
 
 def _content(source: Source) -> list[tuple[str, str]]:
-    """Names and digests of the files that a source is read from."""
+    """Return names and digests of the files of a source."""
     match source:
         case Folder(path=path):
             return [(str(f.relative_to(path)), file_digest(f)) for f in folder_files(path)]
@@ -328,7 +329,7 @@ def _content(source: Source) -> list[tuple[str, str]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time is in here for the same folder."""
+    """Let only one process at a time work on a folder."""
     with ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -345,7 +346,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _build(
     config: DataConfig, tokenizer: Tokenizer, folder: Path, on_progress: TextProgress | None
 ) -> None:
-    """Write both parts of the corpus; the folder appears whole or not at all."""
+    """Write both parts of the corpus; the folder appears complete or not at all."""
     with whole_folder(folder) as partial:
         with ShardWriter(partial / "train", tokenizer) as train:
             if config.held_out_rule:
@@ -404,9 +405,9 @@ def _is_held_out(document: Document, rule: tuple[str, ...] | float) -> bool:
 
 
 def _cutoff(documents: Iterator[Document], fraction: float) -> float:
-    """The fraction, or the smallest share of all where the corpus is so small that none is below.
+    """Return the fraction, or the smallest share of all if no document is below the fraction.
 
-    Stops at the first document below the fraction, so a large corpus is not read twice.
+    Reading stops at the first document below the fraction, so a large corpus is not read twice.
     """
     smallest = 1.0
     for document in documents:
@@ -418,7 +419,7 @@ def _cutoff(documents: Iterator[Document], fraction: float) -> float:
 
 
 def _share(document: Document) -> float:
-    """A number in [0, 1] that depends on the title alone, or on the text where there is none."""
+    """Return a number in [0, 1] that depends on the title alone, or on the text without a title."""
     name = document.title or document.text()
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64

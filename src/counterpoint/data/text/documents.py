@@ -17,12 +17,12 @@ from counterpoint.files import read_json_lines, read_text
 from counterpoint.packages import optional_module
 
 UnitKind = Literal["document", "section"]
-"""What is packed and read as one piece: whole documents, or each section on its own."""
+"""Piece that is packed and read as one: a whole document, or each section separately."""
 
 KJV_FILE = Path(__file__).with_name("king_james_bible.txt.xz")
-"""The text of `kjv`; `king_james_bible.md` beside it says where it came from."""
+"""The text of `kjv`; `king_james_bible.md` in the same folder tells its origin."""
 
-# Every pattern is linear in the length of the line, and so is what is done with what it finds.
+# Every pattern takes time linear in the length of the line, and so does the code that uses it.
 _MARKDOWN_HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)(.*)")
 _MARKDOWN_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
@@ -36,7 +36,7 @@ class Section:
     paragraphs: tuple[str, ...]
 
     def text(self) -> str:
-        """Heading line and paragraphs, with a blank line between any two of them."""
+        """Return heading line and paragraphs, separated by blank lines."""
         return "\n\n".join(part for part in (self.heading, *self.paragraphs) if part)
 
 
@@ -48,15 +48,15 @@ class Document:
     sections: tuple[Section, ...]
 
     def text(self) -> str:
-        """Title line and sections, with a blank line between any two of them."""
+        """Return title line and sections, separated by blank lines."""
         parts = (self.title, *(section.text() for section in self.sections))
         return "\n\n".join(part for part in parts if part)
 
     def units(self, unit: UnitKind) -> Iterator[tuple[str, str]]:
-        """The (heading, text) of each unit.
+        """Yield the (heading, text) of each unit.
 
-        A document is one unit, with an empty heading. Sections that hold only a heading are no
-        units of their own.
+        A document is one unit with an empty heading. Sections that hold only a heading are not
+        units.
         """
         if unit == "document":
             yield "", self.text()
@@ -67,16 +67,16 @@ class Document:
 
 
 def plain_document(text: str, title: str = "") -> Document:
-    """One section without a heading; blank lines separate paragraphs."""
+    """Return a document of one section without a heading; blank lines separate paragraphs."""
     return Document(title, (Section("", _paragraphs(text)),))
 
 
 def markdown_document(text: str, title: str) -> Document:
-    """Headings start sections, blank lines separate paragraphs, rules are dropped.
+    """Parse Markdown: headings start sections, blank lines separate paragraphs, rules are dropped.
 
-    A first line of the form ``# heading`` is the title; without one, ``title`` is. What stands
-    between fences stays as it is. A fence ends with its own character, at least as often, and
-    nothing behind it.
+    A first line of the form ``# heading`` is the title; without one, ``title`` is used. Text
+    between fences is not changed. A fence is closed by a line with at least as many of the same
+    character and nothing after them.
 
     Source: CommonMark 0.31, thematic breaks, ATX headings and fenced code blocks.
     """
@@ -99,7 +99,7 @@ def markdown_document(text: str, title: str) -> Document:
 
 
 def _fence_behind(line: str, fence: str) -> str:
-    """The fence that is open behind a line, given the one that is open before it; "" for none."""
+    """Return the fence that is open after a line, given the one open before it; "" for none."""
     match = _MARKDOWN_FENCE.match(line)
     if match is None:
         return fence
@@ -112,7 +112,7 @@ def _fence_behind(line: str, fence: str) -> str:
 
 
 def _heading(text: str) -> str:
-    """Text of a heading without the blanks around it and the number signs that may close it."""
+    """Return the text of a heading without blanks around it and without closing number signs."""
     text = text.strip(" \t")
     without_signs = text.rstrip("#")
     is_closed = without_signs == "" or without_signs[-1] in " \t"
@@ -120,7 +120,7 @@ def _heading(text: str) -> str:
 
 
 def _is_rule(line: str) -> bool:
-    """Whether a line is a thematic break: three or more equal signs, and blanks between them."""
+    """Return whether a line is a thematic break: three or more equal signs, and blanks."""
     body = line.lstrip(" ")
     signs = body.replace(" ", "").replace("\t", "")
     has_place = len(line) - len(body) <= 3 and body[:1] in ("-", "*", "_")
@@ -128,13 +128,13 @@ def _is_rule(line: str) -> bool:
 
 
 def read_folder(path: str | Path) -> Iterator[Document]:
-    """Documents of all .txt and .md files below a folder, in the order of their paths.
+    """Yield the documents of all .txt and .md files below a folder, in the order of their paths.
 
-    The title is the file's name without its ending, or the first ``# heading`` of a .md file.
-    Files with nothing but blanks are passed over. Links are followed.
+    The title is the file's name without its ending, or the first ``# heading`` of a .md file. Files
+    that are empty or blank are skipped. Links are followed.
 
     Raises:
-        UserError: No such folder, no such files, or a file that is not UTF-8.
+        UserError: There is no such folder, there are no such files, or a file is not UTF-8.
     """
     for file in folder_files(path):
         text = read_text(file)
@@ -146,10 +146,11 @@ def read_folder(path: str | Path) -> Iterator[Document]:
 def read_jsonl(
     path: str | Path, text_field: str = "text", title_field: str = "title"
 ) -> Iterator[Document]:
-    """Documents of a file with one JSON object a line; a line without a title gives an empty one.
+    """Yield the documents of a file with one JSON object a line; the title may be missing.
 
     Raises:
-        UserError: No such file, a line that is not UTF-8 or not an object with the text field.
+        UserError: There is no such file, or a line is not UTF-8 or not an object with the text
+            field.
     """
     for place, record in read_json_lines(existing_file(path)):
         yield from _record_document(record, text_field, title_field, place)
@@ -158,11 +159,11 @@ def read_jsonl(
 def read_parquet(
     path: str | Path, text_column: str = "text", title_column: str = "title"
 ) -> Iterator[Document]:
-    """Documents of a parquet file, or of all .parquet files below a folder, row by row.
+    """Yield the documents of a parquet file, or of all .parquet files below a folder, row by row.
 
     Raises:
-        UserError: `pyarrow` is missing, no such file, or a file that is damaged or without the
-            text column.
+        UserError: `pyarrow` is missing, there is no such file, or a file is damaged or has no text
+            column.
     """
     for place, record in parquet_rows(path, [text_column], [title_column]):
         yield from _record_document(record, text_column, title_column, place)
@@ -175,20 +176,21 @@ def read_hub(
     text_column: str = "text",
     title_column: str = "title",
 ) -> Iterator[Document]:
-    """Documents of a data set that the `datasets` package finds by name, read as a stream.
+    """Yield the documents of a data set that the `datasets` package finds by name, as a stream.
 
     Raises:
-        UserError: `datasets` is missing, or it cannot load the name or read on in the stream.
+        UserError: `datasets` is missing, or it cannot load the data set or continue the stream.
     """
     for record in _hub_records(name, subset, split):
         yield from _record_document(record, text_column, title_column, f"{name!r}")
 
 
 def kjv() -> Iterator[Document]:
-    """The King James Bible, which comes with this library.
+    """Yield the books of the King James Bible, which comes with this library.
 
-    66 books are documents, 1,189 chapters sections ("Genesis 1"), 31,102 verses paragraphs. Verse
-    numbers and the brackets around words that the translators added are left out. 4.2 MB of text.
+    66 books are documents, 1,189 chapters are sections ("Genesis 1"), 31,102 verses are paragraphs.
+    Verse numbers, and the brackets around words that the translators added, are left out. It is
+    4.2 MB of text.
     """
     text = lzma.decompress(KJV_FILE.read_bytes()).decode().removeprefix("# ").rstrip("\n")
     for book in text.split("\n# "):
@@ -201,7 +203,7 @@ def kjv() -> Iterator[Document]:
 
 
 def folder_files(path: str | Path) -> list[Path]:
-    """The .txt and .md files below a folder, sorted; at least one.
+    """Return the .txt and .md files below a folder, sorted; at least one.
 
     Raises:
         UserError: There is none.
@@ -222,7 +224,7 @@ def _hub_records(name: str, subset: str | None, split: str) -> Iterator[dict[str
 
 
 def _paragraphs(text: str) -> tuple[str, ...]:
-    # Leading blanks of a line stay: they carry the shape of verse and code.
+    # Leading blanks of a line are kept: they carry the layout of verse and code.
     parts = (part.strip("\n").rstrip() for part in _BLANK_LINES.split(_plain_newlines(text)))
     return tuple(part for part in parts if part.strip())
 
@@ -234,7 +236,7 @@ def _plain_newlines(text: str) -> str:
 def _record_document(
     record: dict[str, Any], text_field: str, title_field: str, place: str
 ) -> Iterator[Document]:
-    """The document of a row; none when its text is null or blank."""
+    """Yield the document of a row; none if its text is null or blank."""
     if text_field not in record:
         raise UserError(f"{place} must have the field {text_field!r}: it has {sorted(record)}.")
     text = record[text_field]

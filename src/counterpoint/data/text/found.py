@@ -1,4 +1,4 @@
-"""The files of a corpus: found below a folder, links followed, none left out in silence."""
+"""Finding the files of a corpus below a folder; links are followed, and problems are reported."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from counterpoint.errors import UserError
 
 
 def existing_file(path: str | Path) -> Path:
-    """The file.
+    """Return the path of an existing file.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such file.
     """
     file = Path(path)
     if not file.is_file():
@@ -20,14 +20,14 @@ def existing_file(path: str | Path) -> Path:
 
 
 def files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files below a folder whose names have one of the endings, in any case, sorted.
+    """Return the files below a folder with one of the endings (in upper or lower case), sorted.
 
-    Links are followed. A folder that can be reached in several ways is read once, so links that
-    lead in a circle do no harm.
+    Links are followed. A folder that can be reached in several ways is read once, so circular links
+    do no harm.
 
     Raises:
-        UserError: No such folder or no such file, or a link leads nowhere.
-        OSError: A folder must not be read.
+        UserError: There is no such folder or no such file, or a link is broken.
+        OSError: A folder cannot be read.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -36,7 +36,7 @@ def files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
     seen = {_identity(folder)}
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         new = {name: _identity(Path(place, name)) for name in sorted(folders)}
-        # Links come last, so that a folder has its own name where it has one here.
+        # Links come last, so that a folder keeps its own name if it lies below this folder.
         order = sorted(new, key=lambda name: (Path(place, name).is_symlink(), name))
         folders[:] = []
         for name in order:
@@ -47,7 +47,7 @@ def files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
     for file in found:
         if not file.exists():
             raise UserError(
-                f"A file of the corpus must exist: the link {str(file)!r} leads nowhere. Mend it, "
+                f"A file of the corpus must exist: the link {str(file)!r} is broken. Repair it, "
                 "or remove it."
             )
     found = sorted(file for file in found if file.is_file())

@@ -1,4 +1,4 @@
-"""Units of text that are kept from training, as batches that are scored."""
+"""Held-out units of text, as batches that are scored."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 
 BATCH_TICKS = 8192
-"""Ticks of a batch: the largest attention matrices stay below 300 MB in the first run."""
+"""Ticks of a batch; with this number the largest attention matrices stay below 300 MB."""
 
 
 def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batch:
-    """One batch of rows of ids, each a document of its own that predicts all ids but its first.
+    """Make one batch of rows of ids; each row is a document that predicts all ids but its first.
 
-    Shorter rows are filled up with their last id, which trains and scores nothing. The size of the
-    batch counts targets.
+    Shorter rows are filled up with their last id, which carries no loss and is not scored. The size
+    of the batch counts targets.
     """
     longest = max(len(row) - 1 for row in rows)
     num_ticks = -(-longest // block_ticks) * block_ticks
@@ -38,16 +38,16 @@ def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batc
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeldOutText:
-    """Units of text; it follows `counterpoint.data.source.HeldOutUnits`.
+    """Units of text; a `counterpoint.data.source.HeldOutUnits`.
 
-    A unit longer than ``batch_ticks`` is cut, and each piece starts without a past, as rows do in
+    A unit longer than ``batch_ticks`` is cut, and each piece starts without context, like rows in
     training.
 
     Attributes:
-        units: What is scored.
+        units: The units.
         byte_lengths: Bytes of text of each id of the vocabulary (`Tokenizer.byte_lengths`).
         block_ticks: Rows are filled up to a multiple of this.
-        batch_ticks: Most ticks of a batch.
+        batch_ticks: Largest number of ticks of a batch.
     """
 
     units: Sequence[Unit]
@@ -59,11 +59,11 @@ class HeldOutText:
         return len(self.units)
 
     def title(self, index: int) -> str:
-        """Title of the document of a unit."""
+        """Return the title of the document of a unit."""
         return self.units[index].title
 
     def batches(self, index: int) -> Iterator[Batch]:
-        """A unit in one row, or in several batches of one; sizes count bytes."""
+        """Yield a unit as one batch of one row, or as several; sizes count bytes."""
         ids = self.units[index].ids
         for start in range(0, len(ids) - 1, self.batch_ticks):
             piece = ids[start : start + self.batch_ticks + 1]

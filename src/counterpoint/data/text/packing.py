@@ -11,17 +11,17 @@ from counterpoint.streams.spec import UNSET_ID
 
 
 class PackedRows:
-    """Rows of equal length over a virtual stream of all units, each padded to whole blocks.
+    """Rows of equal length over a virtual sequence of all units, each padded to whole blocks.
 
-    A unit that reaches the end of a row goes on in the next one, where its ``document_start`` is 0.
-    Padding reads ``end_id`` and trains nothing; the last row is filled up with it. Only one number
-    a unit is held in memory.
+    A unit that reaches the end of a row continues in the next one, where its ``document_start`` is
+    0. Padding holds ``end_id`` and carries no loss; the last row is filled up with it. Only one
+    number a unit is held in memory.
 
     Args:
         shards: The units.
-        row_ticks: Ticks in a row; a multiple of ``block_ticks``.
+        row_ticks: Number of ticks in a row; a multiple of ``block_ticks``.
         block_ticks: Every unit starts at a multiple of this.
-        stream: Name of the stream that the ids are for.
+        stream: Name of the stream of the ids.
 
     Raises:
         UserError: ``row_ticks`` is not a multiple of ``block_ticks``.
@@ -41,7 +41,7 @@ class PackedRows:
         self.stream = stream
         self._token_stops = np.asarray(shards.token_stops)
         num_blocks = -(-np.diff(self._token_stops, prepend=0) // block_ticks)
-        self._stops = np.cumsum(num_blocks) * block_ticks  # tick at which each unit stops
+        self._stops = np.cumsum(num_blocks) * block_ticks  # tick at which each unit ends
         self._num_rows = -(-int(self._stops[-1]) // row_ticks)
         self._stops[-1] = self._num_rows * row_ticks
 
@@ -49,9 +49,9 @@ class PackedRows:
         return self._num_rows
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """The rows at ``indices`` as a batch.
+        """Return the rows at ``indices`` as a batch.
 
-        ``size`` counts the bytes of text that the targets stand for.
+        ``size`` counts the bytes of text of the targets.
 
         Raises:
             UserError: An index is out of range.
@@ -61,7 +61,7 @@ class PackedRows:
         tick = row_start + np.arange(self.row_ticks)
         unit_start = np.where(units > 0, self._stops[units - 1], 0)
         token_start = np.where(units > 0, self._token_stops[units - 1], 0)
-        last = self._token_stops[units] - 1  # where each unit keeps its end_id
+        last = self._token_stops[units] - 1  # position of the end_id of each unit
         position = token_start + (tick - unit_start)
         ticks = self.shards.tokens(np.minimum(position, last))
         following = self.shards.tokens(np.minimum(position + 1, last))
@@ -75,7 +75,7 @@ class PackedRows:
         )
 
     def units(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T"]:
-        """Number of the unit that each tick of the rows belongs to."""
+        """Return the number of the unit to which each tick of the rows belongs."""
         indices = np.asarray(indices)
         if ((indices < 0) | (indices >= self._num_rows)).any():
             raise UserError(f"Rows must be 0 to {self._num_rows - 1}: got {indices.tolist()}.")
@@ -84,7 +84,7 @@ class PackedRows:
         last = np.searchsorted(self._stops, start + self.row_ticks - 1, side="right")
         counts = last - first + 1
         row = np.repeat(np.arange(len(indices)), counts)
-        # Number of each unit within its row, added to the row's first unit.
+        # Number of each unit within its row, added to the first unit of the row.
         units = first[row] + np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         stop = np.minimum(self._stops[units], start[row] + self.row_ticks)
         begin = np.maximum(np.where(units > 0, self._stops[units - 1], 0), start[row])

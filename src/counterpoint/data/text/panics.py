@@ -1,4 +1,4 @@
-"""Calls of packages that are written in Rust, which may panic."""
+"""Calls of packages written in Rust, whose code may panic."""
 
 import os
 import sys
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-_STDERR = threading.Lock()  # there is one in a process, and threads may tokenise side by side
+_STDERR = threading.Lock()  # a process has one stderr, and threads may tokenise at the same time
 
 
 class PanicError(RuntimeError):
-    """A call has panicked; the message is what the panic says of itself."""
+    """A call has panicked; the message is that of the panic."""
 
 
 def without_panic(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The result of a call; a panic is an ordinary error, and prints nothing.
+    """Return the result of a call; a panic becomes an ordinary error and prints nothing.
 
-    Rust prints a panic and the names of the functions that led to it before Python is told, so
-    what is written to stderr meanwhile is held back. Whatever else it was is written afterwards.
+    Rust prints a panic and its backtrace before Python is told, so everything that is written to
+    stderr during the call is held back. Other output is written afterwards.
 
     Raises:
         PanicError: The call has panicked.
@@ -37,9 +37,9 @@ def without_panic(call: Callable[..., Any], *arguments: Any, **options: Any) -> 
 
 @contextmanager
 def _held_back() -> Iterator[BinaryIO | None]:
-    """Hold back what this process writes to stderr; ``None`` where it has none.
+    """Hold back what this process writes to stderr; give ``None`` if it has no stderr.
 
-    What is in the file at the end is written then.
+    The content of the file at the end is written to stderr then.
     """
     try:
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Rows of .parquet files, one at a time, whatever the size of the files."""
+"""Rows of .parquet files, read one at a time, whatever the size of the files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ _BUFFER_BYTES = 64 * 1024
 
 
 def parquet_files(path: str | Path) -> list[Path]:
-    """The file itself, or the .parquet files below a folder, sorted; at least one.
+    """Return the file itself, or the .parquet files below a folder, sorted; at least one.
 
     Raises:
         UserError: There is none.
@@ -24,24 +24,25 @@ def parquet_files(path: str | Path) -> list[Path]:
 def parquet_rows(
     path: str | Path, needed: Sequence[str], wanted: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a .parquet file, or of all below a folder.
+    """Yield the rows of a .parquet file, or of all .parquet files below a folder.
 
     Args:
         path: The file or folder.
         needed: Columns that every file must have.
-        wanted: Columns that are read where a file has them.
+        wanted: Columns that are read if a file has them.
 
     Yields:
-        The place of the row, for errors, such as "a.parquet, row 3", and its values by column.
+        The place of the row for errors, such as "a.parquet, row 3", and its values by column.
 
     Raises:
-        UserError: `pyarrow` is missing, no such file, a column is missing, or the file is damaged.
+        UserError: `pyarrow` is missing, there is no such file, a column is missing, or the file is
+            damaged.
     """
     parquet = optional_module("pyarrow.parquet")
     for file in parquet_files(path):
         try:
-            # A row group is read as its rows are asked for: not before (`pre_buffer`), and not the
-            # whole column at once (`buffer_size`, in bytes).
+            # A row group is read while its rows are asked for: not in advance (`pre_buffer`), and
+            # not a whole column at once (`buffer_size`, in bytes).
             source = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         except Exception as error:  # pyarrow has many error classes
             raise UserError(f"{file} must be a parquet file: {_reason(error)}") from error
@@ -68,8 +69,8 @@ def _rows(source: Any, columns: Sequence[str], file: Path) -> Iterator[tuple[str
             ) from None
         except Exception as error:
             raise UserError(
-                f"{file} must be a whole parquet file: reading the rows from {number + 1} on ended "
-                f"in {_reason(error)}. Fetch it again, or leave it out."
+                f"{file} must be a complete parquet file: reading rows from {number + 1} on failed "
+                f"with {_reason(error)}. Fetch it again, or leave it out."
             ) from error
         if batch is None:
             return

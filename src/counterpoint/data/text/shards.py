@@ -1,14 +1,14 @@
 """Token shards: a tokenised corpus on disk, written as a stream and read through memory maps.
 
-A folder of shards holds
+A folder of shards has these files:
 
-- ``manifest.json``: format, version, tokeniser, counts, SHA-256 of each file and of itself; written
-  last,
-- ``tokens-00000.bin`` ...: the ids of all units one after another, each unit as
-  ``start_id, tokens, end_id``; little-endian uint16 or uint32, cut every ``shard_tokens`` ids,
-- ``units.bin``: for each unit, int64: where its ids stop, its bytes, where its names stop,
-- ``names.bin``: for each unit, the UTF-8 JSON list of its title and heading,
-- ``byte_lengths.bin``: for each id, int64: the bytes of text it stands for.
+- ``manifest.json``: format, version, tokeniser, counts, SHA-256 of each file and of itself. It is
+  written last.
+- ``tokens-00000.bin`` and so on: the ids of all units one after another, each unit as
+  ``start_id, tokens, end_id``; little-endian uint16 or uint32, with ``shard_tokens`` ids in a file.
+- ``units.bin``: for each unit, as int64: where its ids stop, its bytes, where its names stop.
+- ``names.bin``: for each unit, the UTF-8 JSON list of its title and heading.
+- ``byte_lengths.bin``: for each id, as int64: the bytes of text that it stands for.
 """
 
 import json
@@ -51,12 +51,12 @@ class Unit:
 
 
 class ShardWriter:
-    """Writes a folder of shards; it appears whole when the ``with`` block ends, or not at all.
+    """Writes a folder of shards; it appears complete when the ``with`` block ends, or not at all.
 
     Args:
-        folder: The folder to make; must not exist. One process may write to it at a time.
+        folder: The new folder. Only one process may write to it at a time.
         tokenizer: Turns text into ids.
-        shard_tokens: Ids in one file.
+        shard_tokens: Number of ids in one file.
 
     Raises:
         UserError: The folder exists, or nothing was added.
@@ -81,7 +81,7 @@ class ShardWriter:
         self._digests = dict[str, str]()
 
     def __enter__(self) -> "ShardWriter":
-        shutil.rmtree(self._partial, ignore_errors=True)  # left by a writer that was killed
+        shutil.rmtree(self._partial, ignore_errors=True)  # remains of a writer that was killed
         try:
             self._partial.mkdir(parents=True)
         except OSError as error:
@@ -92,7 +92,7 @@ class ShardWriter:
         """Append a unit.
 
         Raises:
-            UserError: The text cannot be encoded as UTF-8, or the tokeniser does not give it back.
+            UserError: The text cannot be encoded as UTF-8, or the tokeniser cannot restore it.
         """
         try:
             num_bytes = len(text.encode("utf-8"))
@@ -199,13 +199,13 @@ class ShardWriter:
 
 
 class TokenShards(Sequence[Unit]):
-    """A folder of shards, as a sequence of units. Files are mapped into memory, not read.
+    """A folder of shards, as a sequence of units. Files are mapped into memory.
 
     Args:
         folder: A folder that `ShardWriter` wrote.
 
     Attributes:
-        token_stops: Where the ids of each unit stop in the whole of all ids.
+        token_stops: Position after the last id of each unit, in the sequence of all ids.
         unit_bytes: UTF-8 bytes of the text of each unit.
         byte_lengths: UTF-8 bytes of text that each id stands for.
 
@@ -253,15 +253,15 @@ class TokenShards(Sequence[Unit]):
 
     @property
     def digest(self) -> str:
-        """Digest of all that is learned from the units: ids, their bounds, titles and headings."""
+        """Digest of the training content of the units: ids, their bounds, titles and headings."""
         learned = {name: own for name, own in self._files.items() if name != "byte_lengths.bin"}
         return json_digest([self.tokenizer_identity, self.shard_tokens, learned])
 
     def verify(self) -> None:
-        """Check that every byte is what was written; it reads all files once.
+        """Check that every byte is as it was written; all files are read once.
 
         Raises:
-            UserError: One is not.
+            UserError: A file was changed.
         """
         for name, written in self._files.items():
             if file_digest(self.folder / name) != written:
@@ -274,7 +274,7 @@ class TokenShards(Sequence[Unit]):
     def __getitem__(self, index: slice) -> list[Unit]: ...
 
     def __getitem__(self, index: int | slice) -> Unit | list[Unit]:
-        """Unit ``index``, or the list of units of a slice."""
+        """Return unit ``index``, or the list of units of a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
@@ -289,7 +289,7 @@ class TokenShards(Sequence[Unit]):
         )
 
     def tokens(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-        """Ids at positions of the whole of all ids."""
+        """Return the ids at positions in the sequence of all ids."""
         if len(self._shards) == 1:
             return self._shards[0].view(np.ndarray)[positions].astype(np.int64)
         shards, offsets = np.divmod(positions, self.shard_tokens)
@@ -300,7 +300,7 @@ class TokenShards(Sequence[Unit]):
         return ids
 
     def _map(self, name: str, dtype: np.dtype[Any], size: int) -> np.memmap[Any, Any]:
-        """A file as an array; its size must be exact."""
+        """Map a file as an array; its size must be exact."""
         path = self.folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size * dtype.itemsize:

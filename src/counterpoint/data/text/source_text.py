@@ -1,4 +1,4 @@
-"""A source of text as one word of a command line, such as ``folder:texts``."""
+"""Text sources as one word of a command line, such as ``folder:texts``."""
 
 import dataclasses
 import re
@@ -17,10 +17,10 @@ _SOURCES: Mapping[str, type[Source]] = {
 
 
 def parse_source(text: str) -> Source:
-    """A source from ``kind:place,field=value``; the place is the kind's first field.
+    """Parse a source from ``kind:place,field=value``; the place is the kind's first field.
 
     Raises:
-        UserError: The kind or a field is unknown, or one is missing.
+        UserError: The kind or a field is unknown, or a field is missing.
     """
     kind, _, rest = text.partition(":")
     if kind not in _SOURCES:
@@ -46,7 +46,7 @@ def parse_source(text: str) -> Source:
 
 
 def write_source(source: Source) -> str:
-    """The text that `parse_source` reads back."""
+    """Return the text from which `parse_source` makes the source."""
     kind = next(name for name, cls in _SOURCES.items() if type(source) is cls)
     place, *others = dataclasses.fields(source) or (None,)
     if place is None:

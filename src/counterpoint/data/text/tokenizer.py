@@ -1,8 +1,8 @@
-"""Text to ids and back, with the exact bytes that every id stands for.
+"""Tokenisers: text to ids and back, with the exact bytes that every id stands for.
 
-A tokeniser gives back every text that it is given, or refuses it: nothing that a model learns from
-is lost on the way. Decoding is the same for all of them, and the same in one piece as id by id: the
-bytes of the ids one behind the other, read as UTF-8, with U+FFFD for what is none.
+A tokeniser restores every text that it encodes, or refuses the text, so that training loses
+nothing. Decoding works the same way for all tokenisers, and gives the same text in one piece as id
+by id: the bytes of the ids are concatenated and read as UTF-8, with U+FFFD for invalid bytes.
 """
 
 import codecs
@@ -20,10 +20,10 @@ from counterpoint.errors import UserError
 from counterpoint.packages import optional_module
 
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How vocabularies in the style of SentencePiece spell a space: a text cannot have it."""
+"""Spelling of a space in SentencePiece-style vocabularies; such a text cannot contain it."""
 
-_MOST_IDS = 1 << 22  # vocabularies of published models have up to about a million
-_SHOWN = 40  # characters of a text in an error
+_MOST_IDS = 1 << 22  # vocabularies of published models have up to about a million ids
+_SHOWN = 40  # characters of a text that an error shows
 
 
 @runtime_checkable
@@ -32,12 +32,12 @@ class Tokenizer(Protocol):
 
     @property
     def identity(self) -> str:
-        """Equal exactly for tokenisers that give equal ids."""
+        """Name that is equal for two tokenisers if, and only if, they give equal ids."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, start and end included."""
+        """Number of ids, including start and end."""
         ...
 
     @property
@@ -52,12 +52,12 @@ class Tokenizer(Protocol):
 
     @property
     def token_bytes(self) -> Sequence[bytes]:
-        """UTF-8 bytes of text that each id stands for; none for special ids."""
+        """UTF-8 bytes of text that each id stands for; empty for special ids."""
         ...
 
     @property
     def prefix(self) -> bytes:
-        """What `encode` puts before every text and `decode` takes away: a space, or nothing."""
+        """Bytes that `encode` puts before every text and `decode` removes: a space, or nothing."""
         ...
 
     @property
@@ -66,29 +66,29 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids of a text, without start and end.
+        """Return the ids of a text, without start and end.
 
         Raises:
-            UserError: The ids would not give the text back.
+            UserError: The ids would not restore the text.
         """
         ...
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Text of ids; special ids give nothing, broken UTF-8 gives U+FFFD."""
+        """Return the text of ids; special ids give nothing, broken UTF-8 becomes U+FFFD."""
         ...
 
     def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
-        """UTF-8 bytes of the text that the ids stand for; special ids count 0."""
+        """Return the UTF-8 bytes of the text of ids; special ids count 0."""
         ...
 
 
 class ModelIds(NamedTuple):
-    """Ids of a published model, which has a start and an end of its own.
+    """Ids of a published model, which has its own start and end.
 
     Attributes:
         start_id: Id before the first token of a text.
-        end_id: Id after the last one.
-        num_ids: Ids that the model has; those that its tokeniser does not know give no text.
+        end_id: Id after the last token.
+        num_ids: Number of ids of the model; ids that its tokeniser does not know give no text.
     """
 
     start_id: int
@@ -97,11 +97,11 @@ class ModelIds(NamedTuple):
 
 
 class _Vocabulary:
-    """Decoding by a table of bytes; a start id and an end id follow the given ones.
+    """Decoding through a table of bytes; a start id and an end id follow the given ids.
 
     Args:
-        token_bytes: Bytes of every id but those two.
-        model: Ids of the model that the tokeniser belongs to: none follow then.
+        token_bytes: Bytes of every id except those two.
+        model: Ids of the model to which the tokeniser belongs; then no ids are added.
     """
 
     def __init__(self, token_bytes: Sequence[bytes], model: ModelIds | None = None) -> None:
@@ -119,11 +119,11 @@ class _Vocabulary:
         self.end_id = model.end_id
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Text of ids; special ids give nothing, broken UTF-8 gives U+FFFD."""
+        """Return the text of ids; special ids give nothing, broken UTF-8 becomes U+FFFD."""
         return self._content(ids).removeprefix(self.prefix).decode("utf-8", "replace")
 
     def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
-        """UTF-8 bytes of the text that the ids stand for; special ids count 0."""
+        """Return the UTF-8 bytes of the text of ids; special ids count 0."""
         return int(self.byte_lengths[ids].sum())
 
     def _content(self, ids: Int[np.ndarray, " n"]) -> bytes:
@@ -131,7 +131,7 @@ class _Vocabulary:
 
 
 class ByteTokenizer(_Vocabulary):
-    """Every UTF-8 byte is its own id; 256 starts a unit and 257 ends it."""
+    """Every UTF-8 byte is an id; 256 starts a unit and 257 ends it."""
 
     identity = "bytes"
 
@@ -139,23 +139,24 @@ class ByteTokenizer(_Vocabulary):
         super().__init__([bytes([value]) for value in range(256)])
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """UTF-8 bytes of a text."""
+        """Return the UTF-8 bytes of a text."""
         return np.frombuffer(_utf8(text), np.uint8).astype(np.int64)
 
 
 class HuggingFaceTokenizer(_Vocabulary):
-    """A `tokenizer.json` of the Hugging Face `tokenizers` package, with start and end ids added.
+    """A `tokenizer.json` of the Hugging Face `tokenizers` package, with added start and end ids.
 
-    Byte counts are exact for byte-level BPE (GPT-2, Llama 3 ...). With SentencePiece-style BPE
-    (Llama 2, Gemma) they include the space that some put before a text, and a text with U+2581,
-    which stands for a space there, is refused. A tokeniser that cannot give back every other text
-    is refused as a whole. Special tokens that a text spells out are encoded as plain text.
+    Byte counts are exact for byte-level BPE (GPT-2, Llama 3 and others). With SentencePiece-style
+    BPE (Llama 2, Gemma) they include the space that some put before a text. A text with U+2581 is
+    refused there, because it stands for a space. A tokeniser that cannot restore every other text
+    is refused. Special tokens that are spelled in a text are encoded as plain text.
 
     Args:
         path: The `tokenizer.json` file.
-        model: Ids of the published model that the tokeniser belongs to, which are used instead of
-            added ones. Such a tokeniser may lose rare characters: a text that has some is refused.
-        content: What the file holds, where it lies inside another, which ``path`` names then.
+        model: Ids of the published model to which the tokeniser belongs; they are used instead of
+            added ones. Such a tokeniser may lose rare characters; texts that contain them are
+            refused.
+        content: Content of the file if it lies inside another file, which ``path`` then names.
 
     Raises:
         UserError: The file is missing, broken or of a kind that loses text, or the model has fewer
@@ -177,7 +178,7 @@ class HuggingFaceTokenizer(_Vocabulary):
                 f"The tokenizer must be 'bytes' or the path of a Hugging Face tokenizer.json: "
                 f"got {self._path!r} ({reason})."
             ) from error
-        # Only a pattern of its own is known to panic; holding stderr back takes some 50 us a text.
+        # Only an own pattern is known to panic. Holding stderr back takes about 50 us a text.
         self._may_panic = b'"Regex"' in content
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -197,10 +198,10 @@ class HuggingFaceTokenizer(_Vocabulary):
             _check_lossless(self, [f"a{token}b {token} c" for token in added])
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids of a text, without start and end.
+        """Return the ids of a text, without start and end.
 
         Raises:
-            UserError: The ids would not give the text back.
+            UserError: The ids would not restore the text.
         """
         ids = self._ids(text)
         content = self._content(ids).removeprefix(self.prefix)
@@ -225,15 +226,15 @@ class HuggingFaceTokenizer(_Vocabulary):
 
 
 class SentencePieceTokenizer(_Vocabulary):
-    """A SentencePiece .model file, as models of the Moshi family have; start and end ids are added.
+    """A SentencePiece .model file, as models of the Moshi family use; start and end ids are added.
 
-    Most such files normalise text (blanks in a row become one, ligatures are resolved). That loses
-    text, so they are refused where it counts.
+    Most such files normalise text (repeated blanks become one, ligatures are resolved). That loses
+    text, so they are refused by default.
 
     Args:
         path: The .model file.
-        normalising: Accept a file that normalises: what is encoded, counted and given back is the
-            normalised text then.
+        normalising: Whether to accept a file that normalises; then the normalised text is what is
+            encoded, counted and restored.
 
     Raises:
         UserError: The package `sentencepiece` is missing, the file cannot be read, or it loses
@@ -259,10 +260,10 @@ class SentencePieceTokenizer(_Vocabulary):
             _check_lossless(self, [])
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Ids of a text, without start and end.
+        """Return the ids of a text, without start and end.
 
         Raises:
-            UserError: The ids would not give the text back.
+            UserError: The ids would not restore the text.
         """
         ids = self._ids(text)
         expected = _utf8(text)
@@ -287,14 +288,14 @@ class SentencePieceTokenizer(_Vocabulary):
 
 
 def load_tokenizer(name: str, *, normalising: bool = False) -> Tokenizer:
-    """The tokeniser ``"bytes"``, or the one of a `tokenizer.json` or SentencePiece .model file.
+    """Load the tokeniser ``"bytes"``, a `tokenizer.json` or a SentencePiece .model file.
 
     Args:
-        name: Which.
-        normalising: Accept a SentencePiece file that normalises text.
+        name: ``"bytes"``, or the path of the file.
+        normalising: Whether a SentencePiece file that normalises text is accepted.
 
     Raises:
-        UserError: There is no such file, or it cannot be used, or it loses text.
+        UserError: There is no such file, it cannot be used, or it loses text.
     """
     if name.endswith(".model"):
         return SentencePieceTokenizer(name, normalising)
@@ -304,14 +305,14 @@ def load_tokenizer(name: str, *, normalising: bool = False) -> Tokenizer:
 def text_pieces(
     tokenizer: Tokenizer, ids: Iterable[int], before: Sequence[int] = ()
 ) -> Iterator[str]:
-    """Text of ids as they come; a character waits for its last byte.
+    """Yield the text of ids as they come; a character waits for its last byte.
 
-    The pieces, joined behind ``decode(before)``, are ``decode`` of all the ids.
+    The pieces, joined after ``decode(before)``, equal ``decode`` of all the ids.
 
     Args:
-        tokenizer: Made the ids.
-        ids: What is decoded.
-        before: Ids of the text before them, which is whole.
+        tokenizer: Tokeniser that made the ids.
+        ids: Ids to decode.
+        before: Ids of the text before them, which must be complete.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     at_start = not any(tokenizer.token_bytes[one] for one in before)
@@ -340,12 +341,12 @@ def _utf8(text: str) -> bytes:
 
 
 def _prefix(content: bytes) -> bytes:
-    """What stands before the text "a" in the bytes of its ids."""
+    """Return the bytes before the text "a" in the bytes of its ids."""
     return b" " if content == b" a" else b""
 
 
 def _check_given_back(content: bytes, text: bytes, path: str) -> None:
-    """Refuse a text that is not what the bytes of its ids are, without the prefix."""
+    """Refuse a text if the bytes of its ids, without the prefix, differ from it."""
     if content == text:
         return
     mark = SPACE_MARK.encode()
@@ -368,29 +369,29 @@ def _check_lossless(tokenizer: Tokenizer, more: Sequence[str]) -> None:
 
 
 def _texts_of_all_kinds() -> Iterator[str]:
-    """Texts on which the known ways to lose text show."""
+    """Yield texts that reveal the known ways of losing text."""
     yield ""
     yield "a "
     yield " a"
     yield "  two  blanks\t\ttabs \n\n lines\r\nof \r all kinds\x0b\x0c\x85\u2028.  "
     yield "The DOG, the dog's 'best' friend, isn't \u201cHERE\u201d . Is it ? No ! n't 's"
     yield "".join(map(chr, range(128)))
-    # All continuation bytes, then all first bytes of two, three and four.
+    # All continuation bytes, then all first bytes of two-, three- and four-byte characters.
     yield "".join(map(chr, range(0x80, 0xC0)))
     yield "".join(map(chr, range(0x80, 0x800, 0x40)))
     yield "".join(map(chr, (*range(0x800, 0xD800, 0x400), *range(0xE000, 0x10000, 0x400))))
     yield "".join(map(chr, (*range(0x10000, 0x110000, 0x8000), 0x10FFFF)))
-    # What normal forms, lower case and stripping of accents or of invisible characters change.
+    # Texts that normal forms, lower case, or stripping accents or invisible characters change.
     yield "e\u0301 \u00e9 \u1e9b\u0323 \u212b \ufb01 \u2460 \uff21 \u2126 \u00bd"
     yield "\u0130 \u00df \u03a3\u03c2 \ud55c \u4e00\u4e8c\u0e01\u0e33 \U0001f469\u200d\U0001f52c"
     yield "\ufeffa\u200b\u200d\u00ad\u00a0\u3000\ufffd"
     yield "1234567890 3.14 1,000 x2 _a_ #hash @at http://a.b/c?d=e <s></s> [UNK] <unk> </w> ##a @@"
-    for character in "a0 .\n-\u00e9":  # where a pattern, or a longest word, comes to its end
+    for character in "a0 .\n-\u00e9":  # to reach the end of a pattern or of the longest word
         yield character * 300 + "!"
 
 
 def _difference(expected: bytes, content: bytes) -> str:
-    """The first place where a text is not given back."""
+    """Return the first place at which a text is not restored."""
     ends = zip(expected, content, strict=False)
     first = next((i for i, (a, b) in enumerate(ends) if a != b), min(len(expected), len(content)))
     start = max(first - _SHOWN // 2, 0)
@@ -414,13 +415,13 @@ def _check_same_ids_again(spec: Any, path: str) -> None:
 
 
 def _huggingface_bytes(spec: Any, tokenizer: Any, path: str) -> list[bytes]:
-    """Bytes of each id."""
+    """Return the bytes of each id."""
     kinds = set(_component_types([spec.get("pre_tokenizer"), spec.get("decoder")]))
     is_byte_level = "ByteLevel" in kinds
     if not is_byte_level and not kinds & {"Metaspace", "ByteFallback"}:
         raise UserError(
             f"The tokenizer must keep every byte of a text: {path!r} is not a byte-level or "
-            f"SentencePiece-style tokenizer (it has {sorted(kinds)}). Use such a one, or 'bytes'."
+            f"SentencePiece-style tokenizer (it has {sorted(kinds)}). Use one of these, or 'bytes'."
         )
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if (most := max(vocabulary.values(), default=0)) >= _MOST_IDS:
@@ -446,10 +447,10 @@ def _huggingface_bytes(spec: Any, tokenizer: Any, path: str) -> list[bytes]:
 
 
 def _bytes_of_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary spells.
+    """Return the byte that each character of a byte-level vocabulary spells.
 
-    Source: GPT-2. Printable characters of Latin-1 spell themselves, the characters from U+0100 on
-    spell the other bytes in turn.
+    Source: GPT-2. Printable characters of Latin-1 spell themselves; the characters from U+0100 on
+    spell the other bytes in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
@@ -458,7 +459,7 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def _component_types(part: Any) -> Iterator[str]:
-    """Every ``type`` named anywhere in a part of a tokenizer.json."""
+    """Yield every ``type`` named anywhere in a part of a tokenizer.json."""
     if isinstance(part, dict):
         if isinstance(part.get("type"), str):
             yield part["type"]
