@@ -61,6 +61,9 @@ class RetentionConfig:
         before = (decay[:, None] ** (step + 1)).expand(len(position), -1, -1)
         return Reach(within, before, to_state, decay ** lengths[:, None])
 
+    def reach_steps(self, shape: MixerShape) -> int:
+        return shape.window
+
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
         return 4 * shape.width * num_steps
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.compress import Kind
+from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
 from counterpoint.blocks.recall import RecallConfig
@@ -103,6 +104,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "shared_heads": mixed(7, AttentionConfig(num_kv_heads=2, rope=STRETCHED)),
         "one_shared_head": mixed(200, AttentionConfig(num_kv_heads=1)),
         "retention": mixed(7, RetentionConfig()),
+        "strided": mixed(7, FarAttentionConfig(block_ticks=4, kept_blocks=3)),
+        "strided_wide": mixed(3, FarAttentionConfig(block_ticks=5, kept_blocks=6, rope=STRETCHED)),
+        "summaries": mixed(
+            7, FarAttentionConfig(block_ticks=4, kept_blocks=3, num_summaries=2, rope=STRETCHED)
+        ),
+        "one_summary": mixed(5, FarAttentionConfig(block_ticks=5, kept_blocks=40, num_summaries=1)),
         "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
     },
     "hrt": {
@@ -149,10 +156,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
             levels=(replace(level("mean", 0), whole=tower(18, 3, 3, 4)),),
             shared_layers=True,
         ),
-        "frozen": two("convolution", 0, whole_control="frozen"),
+        "frozen": two("wavelet", 0, whole_control="frozen"),
+        "frozen_slots_apart": two("convolution", 0, slots_apart=True, whole_control="frozen"),
         "frozen_early_lag1": two("attention", 1, boundary_ids=(2, 5, 7), whole_control="frozen"),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
+        "dilated_at_one_rate": two(
+            "last",
+            1,
+            block_ticks=1,
+            whole=replace(
+                tower(10, 2, 1, 3), mixer=FarAttentionConfig(block_ticks=4, kept_blocks=3)
+            ),
+        ),
         "recall_lag1_without_links": two(
             "last", 1, num_links=0, recall=RecallConfig(num_blocks=1, kept_blocks=2)
         ),

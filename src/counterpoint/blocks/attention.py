@@ -90,15 +90,36 @@ def offline_reach(
         traced = is_traced()
         plain = num_steps <= window and not traced and not document_start.any()
         return Reach(cos, sin, None if plain else score_bias(span_mask(seen, position)))
-    # Queries are grouped by windows: each group reads its own steps and those of the group before.
+    return Reach(cos, sin, grouped_bias(seen, window))
+
+
+def grouped_bias(seen: Span, window: int) -> Float[Tensor, "B G 1 w w2"]:
+    """Return the bias of queries in groups of one window; see `attend_in_groups`.
+
+    Args:
+        seen: Steps that each query may read.
+        window: Number of most recent steps that a query reads, including its own.
+    """
+    num_rows, num_steps = seen.start.shape
     padding = -num_steps % window
     start, stop = (F.pad(edge, (0, padding)).view(-1, 1, window) for edge in seen)
     num_groups = (num_steps + padding) // window
-    group_start = torch.arange(num_groups, device=position.device) * window
-    key = group_start[:, None] + torch.arange(-window, window, device=position.device)
-    key = key.repeat(len(document_start), 1)  # (B*G, 2w)
+    group_start = torch.arange(num_groups, device=start.device) * window
+    key = group_start[:, None] + torch.arange(-window, window, device=start.device)
+    key = key.repeat(num_rows, 1)  # (B*G, 2w)
     mask = span_mask(Span(start[:, 0], stop[:, 0]), key)
-    return Reach(cos, sin, score_bias(mask).unflatten(0, (-1, num_groups)))
+    return score_bias(mask).unflatten(0, (-1, num_groups))
+
+
+def in_groups(x: Float[Tensor, "B H T E"], window: int) -> Float[Tensor, "B H G w E"]:
+    """Cut steps into groups of one window; zeros fill the last one."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % window)).unflatten(2, (-1, window))
+
+
+def with_previous(x: Float[Tensor, "B H T E"], window: int) -> Float[Tensor, "B H G w2 E"]:
+    """Return every group of `in_groups` behind the group before it, which is zeros at first."""
+    groups = in_groups(F.pad(x, (0, 0, window, 0)), window)
+    return torch.cat((groups[:, :, :-1], groups[:, :, 1:]), 3)
 
 
 def score_bias(mask: Bool[Tensor, "B Q K"]) -> Float[Tensor, "B 1 Q K"]:
@@ -243,17 +264,10 @@ def attend_in_groups(
 ) -> Float[Tensor, "B H T E"]:
     """Compute windowed attention in O(T * window): each group reads itself and the last one."""
     num_heads, num_steps = q.shape[1:3]
-    num_groups = bias.shape[1]
     window = bias.shape[3]
-    padding = num_groups * window - num_steps
-
-    def with_previous(x: Tensor) -> Tensor:  # (B, H, T, E) -> (B, H, G, 2w, E)
-        groups = F.pad(x, (0, 0, window, padding)).unflatten(2, (num_groups + 1, window))
-        return torch.cat((groups[:, :, :-1], groups[:, :, 1:]), 3)
-
-    groups = F.pad(q, (0, 0, 0, padding)).unflatten(2, (num_groups, window))
     bias = bias.to(q.dtype).transpose(1, 2).expand(-1, num_heads, -1, -1, -1)
-    y = attend(*(x.flatten(0, 1) for x in (groups, with_previous(k), with_previous(v), bias)))
+    near = (in_groups(q, window), with_previous(k, window), with_previous(v, window), bias)
+    y = attend(*(x.flatten(0, 1) for x in near))
     return y.reshape(len(q), num_heads, -1, q.shape[3])[:, :, :num_steps]
 
 
@@ -307,6 +321,10 @@ class AttentionConfig:
             shape.num_pinned,
             self.rope,
         )
+
+    def reach_steps(self, shape: MixerShape) -> int:
+        """Return how many most recent steps a step reads: the window."""
+        return shape.window
 
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
         """Return the forward FLOPs a step of scores and sums, including masked entries."""

@@ -425,8 +425,8 @@ class Level(nn.Module):
     @property
     def frozen_flops(self) -> float:
         """Forward FLOPs a block of the products with the weights that `freeze` keeps."""
-        products = self.merge.weight.numel() + self.compressor.products_per_block()
-        return 2 * products + self.whole.weight_flops
+        a_step = 2 * self.merge.weight.numel() + self.whole.weight_flops
+        return 2 * self.compressor.products_per_block() + self.steps_a_block * a_step
 
     def whole_layers(self) -> list[nn.Module]:
         """Return the layers of the coarse towers, lowest level first."""

@@ -92,6 +92,10 @@ class MixerConfig(Protocol):
         """
         ...
 
+    def reach_steps(self, shape: MixerShape) -> int:
+        """Return how many most recent steps a step reads, including its own."""
+        ...
+
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
         """Return the forward FLOPs a step in rows of ``num_steps``, without its linear maps."""
         ...

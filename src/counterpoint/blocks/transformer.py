@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.mixer import MixerConfig, MixerReach, MixerShape, MixerState
 from counterpoint.blocks.mlp import GatedMLP
 from counterpoint.blocks.norm import RMSNorm
@@ -46,7 +47,7 @@ class TowerConfig:
     window: int
     norm_epsilon: float = 1e-6
     pinned_steps: int = 0
-    mixer: AttentionConfig | MixerConfig = AttentionConfig()
+    mixer: AttentionConfig | FarAttentionConfig | MixerConfig = AttentionConfig()
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +75,11 @@ class TowerConfig:
             capacity=self.window + self.chunk_steps - 1,
             num_pinned=self.pinned_steps,
         )
+
+    @property
+    def reach_steps(self) -> int:
+        """Number of most recent steps that a step reads in one layer, including its own."""
+        return self.mixer.reach_steps(self.mixer_shape)
 
 
 class Layer(nn.Module):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.recipes.grid import Grid, GridArm, Limits
 from counterpoint.systems.hrt import HRTConfig
@@ -33,6 +34,8 @@ def part_whole() -> Grid:
             GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
             GridArm(name="hrt", system=_hrt()),
             GridArm(name="window", system=_single(_tower(64, 5, WINDOW))),
+            GridArm(name="window_summary", system=_window_summary()),
+            GridArm(name="strided", system=_strided()),
             GridArm(
                 name="window_as_large",
                 system=_single(_tower(80, 5, WINDOW)),
@@ -73,6 +76,18 @@ def _single(tower: TowerConfig) -> SingleStreamConfig:
     return SingleStreamConfig(tower=tower)
 
 
+def _window_summary() -> SingleStreamConfig:
+    """A window and inline summary steps: as many for a block as two_stream has slots for it."""
+    mixer = FarAttentionConfig(block_ticks=8, kept_blocks=64, num_summaries=2)
+    return _single(replace(_tower(64, 4, WINDOW), mlp_hidden=144, mixer=mixer))
+
+
+def _strided() -> SingleStreamConfig:
+    """A window and every third older tick: about as many bytes of state as two_stream."""
+    mixer = FarAttentionConfig(block_ticks=3, kept_blocks=170)
+    return _single(replace(_tower(56, 5, WINDOW), mlp_hidden=184, mixer=mixer))
+
+
 def _two_stream() -> TwoStreamConfig:
     """A whole over blocks of eight ticks."""
     return TwoStreamConfig(
@@ -91,10 +106,15 @@ def _shared_levels() -> TwoStreamConfig:
 
 
 def _same_rate() -> TwoStreamConfig:
-    """The control of two towers without two levels: the whole takes a step every tick."""
+    """The control of two towers without two levels: the whole takes a step every tick.
+
+    Nothing is compressed. The whole is dilated, so that it reaches as far back as that of
+    `_two_stream` with as many keys: its window, and every eighth older step.
+    """
+    dilated = FarAttentionConfig(block_ticks=8, kept_blocks=64)
     return TwoStreamConfig(
         part=_tower(64, 3, WINDOW),
-        whole=_tower(56, 1, WINDOW),
+        whole=replace(_tower(56, 1, WINDOW), mixer=dilated),
         lower_layers=1,
         block_ticks=1,
         compressor="last",

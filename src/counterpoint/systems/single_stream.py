@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.far_attention import FarAttentionConfig
+from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
@@ -47,6 +48,12 @@ class SingleStreamConfig(SystemConfig):
     vocab_size: int = 258
     conv_taps: int = 4
     tied_head: bool = False
+
+    @property
+    def num_summaries(self) -> int:
+        """Summary steps that the tower's mixer wants behind each block."""
+        mixer = self.tower.mixer
+        return mixer.num_summaries if isinstance(mixer, FarAttentionConfig) else 0
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -81,7 +88,7 @@ class SingleStreamState(NamedTuple):
 
     position: Int[Tensor, " B"]
     conv: Float[Tensor, "B C D"]
-    caches: tuple[Cache, ...]
+    caches: tuple[MixerState, ...]
 
 
 class SingleStream(System):
@@ -100,6 +107,9 @@ class SingleStream(System):
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.conv = CausalConvolution(width, config.conv_taps) if config.conv_taps else None
         self.tower = Tower(config.tower)
+        self.summary = None
+        if config.num_summaries:
+            self.summary = nn.Parameter(torch.randn(config.num_summaries, width))
         self.norm = RMSNorm(width, config.tower.norm_epsilon)
         if config.tied_head:
             self.head = None
@@ -116,8 +126,21 @@ class SingleStream(System):
         if self.conv is not None:
             age = torch.arange(ids.shape[1], device=ids.device) - start
             x, _ = self.conv(x, age=age)
-        x = self.tower(x, self.tower.reach(start))
+        x = self._mixed(x, self.tower.reach(start))
         return {"part": self._scores(self.norm(x))}
+
+    def _mixed(
+        self,
+        x: Float[Tensor, "B T D"],
+        reach: MixerReach,
+        caches: tuple[MixerState, ...] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The tower over ticks, and over the summary steps of their blocks if it has such steps."""
+        if self.summary is None:
+            return self.tower(x, reach, caches)
+        summaries = self.summary.to(x.dtype).repeat(reach.num_blocks, 1)
+        both = torch.cat((x, summaries.expand(len(x), -1, -1)), 1)
+        return self.tower(both, reach, caches)[:, : x.shape[1]]
 
     def _scores(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         if self.head is None:
@@ -127,7 +150,7 @@ class SingleStream(System):
     @property
     def window_ticks(self) -> int:
         """The context; see `System.window_ticks`."""
-        return self.config.tower.window
+        return self.config.tower.reach_steps
 
     def initial_state(self, batch_size: int) -> SingleStreamState:
         """State before the first tick; see `System.initial_state`."""
@@ -154,7 +177,7 @@ class SingleStream(System):
         if self.conv is not None:
             x, conv = self.conv(x, conv, lengths=lengths)
         reach = self.tower.streaming_reach(state.position, num_ticks, lengths)
-        x = self.tower(x, reach, state.caches)
+        x = self._mixed(x, reach, state.caches)
         position = state.position + (num_ticks if lengths is None else lengths)
         return self.norm(x), SingleStreamState(position, conv, state.caches)
 
@@ -169,6 +192,9 @@ class SingleStream(System):
     ) -> float:
         """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         forward = self.tower.flops_per_step(num_ticks) + 2 * self.embedding.weight.numel()
+        mixer = self.config.tower.mixer
+        if isinstance(mixer, FarAttentionConfig):
+            forward += self.tower.weight_flops * mixer.summary_steps(num_ticks) / num_ticks
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:

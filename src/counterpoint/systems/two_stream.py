@@ -306,7 +306,10 @@ class TwoStream(System, Level):
     def window_ticks(self) -> int:
         """What the part tower or a whole reaches; see `System.window_ticks`."""
         wholes = zip(self.layout.by_role(Role.WHOLE), levels_of(self.config), strict=True)
-        reached = [reach_ticks(stream, level.window_blocks) for stream, level in wholes]
+        reached = [
+            reach_ticks(stream, level.whole.reach_steps // level.steps_a_block)
+            for stream, level in wholes
+        ]
         return max(self.config.part.window, *reached)
 
     @property
