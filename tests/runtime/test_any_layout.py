@@ -12,8 +12,8 @@ from counterpoint.data.speech.monologue import PAD_ID
 from counterpoint.data.speech.words import ByteWords
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.engine import Engine
-from counterpoint.runtime.sampler import NoIdError, Sampling
-from counterpoint.runtime.session import Frame
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.session import Ended, Frame, NoIdError
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.runtime.talk import Conversation, Talker
 from counterpoint.streams import schedule
@@ -222,12 +222,31 @@ def test_a_codec_fits_the_steps_of_sound() -> None:
         replace(talker, system=AnyLayout(Layout(streams=thirds, tick_hz=75.0)))
 
 
-def test_an_engine_blames_no_session_for_scores_that_allow_no_id() -> None:
-    system = AnyLayout(duplex(2, 1, 0).system.layout)
-    engine = Engine(system, 2)
-    sessions = [engine.admit(GREEDY), engine.admit(GREEDY)]
-    engine.step({session: {} for session in sessions})
-    for head in system.heads.values():
-        head.fill_(torch.nan)
-    with pytest.raises(NoIdError, match="must give scores that allow an id: in row 0"):
-        engine.step({session: {"user": [1]} for session in sessions})
+def test_scores_that_allow_no_id_end_their_own_session_alone() -> None:
+    """The frames of the others are kept, and they go on as if nothing had happened."""
+    layout = duplex(2, 1, 0).system.layout
+    system = AnyLayout(layout)
+    engine, alone = Engine(system, 2), Engine(system, 1)
+    ill, well = engine.admit(GREEDY), engine.admit(GREEDY)
+    other = alone.admit(GREEDY)
+    said, expected = [], []
+    system.tables["user"][0, 3] = torch.nan  # whoever hears this id knows nothing any more
+    for tick in range(6):
+        is_due = tick % 2 == 1
+        heard = {well: {"user": [1]} if is_due else {}}
+        expected.append(alone.step({other: heard[well]})[other])
+        if tick < 3:
+            heard[ill] = {"user": [3 if tick == 1 else 1]} if is_due else {}
+        if tick == 1:
+            with pytest.raises(NoIdError, match=f"for session {ill} all are minus") as caught:
+                engine.step(heard)
+            assert caught.value.ended == [ill]
+            said.append(caught.value.frames[well])
+            assert engine[ill].ended == Ended.NO_ID
+            engine.reset(ill)
+        else:
+            said.append(engine.step(heard)[well])
+    for found, frame in zip(said, expected, strict=True):
+        assert {n: ids.tolist() for n, ids in found.items()} == {
+            n: ids.tolist() for n, ids in frame.items()
+        }

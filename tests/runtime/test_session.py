@@ -5,10 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.errors import UserError
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import Ended
+from counterpoint.runtime.session import Ended, NoIdError
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.systems.contract import Choose, System
 from tests.runtime import tiny
@@ -211,12 +210,14 @@ def test_scores_that_allow_no_id_are_one_line_and_the_other_rows_go_on() -> None
     for row, prompt in ((0, PROMPT), (2, [7, 8, 9])):
         sessions.start(row, Sampling(temperature=0))
         sessions.feed({row: prompt})
-    with pytest.raises(UserError, match="must give scores that allow an id: in row 0") as caught:
+    with pytest.raises(NoIdError, match="scores that allow an id: for row 0 all are") as caught:
         sessions.step()
     assert "\n" not in str(caught.value)
-    sessions.stop(0)
-    found = [int(sessions.step()[2]["part"]) for _ in range(5)]
-    assert found == expected[1:]
+    assert caught.value.ended == [0]
+    assert (sessions[0].ended, sessions[0].sampled) == (Ended.NO_ID, [])
+    frames = [caught.value.frames, *(sessions.step() for _ in range(5))]
+    assert [int(frame[2]["part"]) for frame in frames] == expected
+    assert all(frame.keys() == {2} for frame in frames)
 
 
 def test_generate_refuses_an_empty_prompt() -> None:

@@ -17,8 +17,7 @@ from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.given import Codes, check_prompt, check_tensors
 from counterpoint.runtime.guard import Guard, guarded
 from counterpoint.runtime.prefix import behind, read_prefix
-from counterpoint.runtime.sampler import NoIdError
-from counterpoint.runtime.session import Frame, Session
+from counterpoint.runtime.session import Frame, NoIdError, Session
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.contract import Prefix, System
@@ -197,8 +196,8 @@ class Engine:
         Raises:
             UserError: A session is not running, or what it hears does not fit. The message names
                 the session, and no session has heard anything: leave that one out and step again.
-            NoIdError: The scores of a session allow no id. All sessions have heard this frame, and
-                the frames of the other sessions are lost.
+            NoIdError: As for `Sessions.step`, with the numbers of sessions. End those that it
+                names, or reset them.
         """
         if not isinstance(heard, Mapping):
             raise UserError(
@@ -209,8 +208,10 @@ class Engine:
         given = {row: heard[session] for row, session in rows.items()}
         try:
             said = self._sessions.step(given)
-        except NoIdError:  # the input of all sessions was accepted
-            raise
+        except NoIdError as problem:  # the input of all sessions was accepted
+            frames = {rows[row]: frame for row, frame in problem.frames.items()}
+            ended = [rows[row] for row in problem.ended]
+            raise NoIdError.of("session", ended, frames) from None
         except ValueError:
             for row, session in rows.items():
                 try:

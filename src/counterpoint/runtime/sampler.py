@@ -139,26 +139,6 @@ def sample(
     return torch.where(below[:, -1].isnan(), NO_ID, chosen[:, 0])
 
 
-class NoIdError(UserError):
-    """The scores of a row allow no id; the other rows of the step have advanced."""
-
-
-def check_possible(rows: Sequence[int], ids: Int[Tensor, "n K"]) -> None:
-    """Refuse ids that contain `NO_ID`.
-
-    Raises:
-        NoIdError: One is `NO_ID`; the message names the first such row.
-    """
-    impossible = ids == NO_ID
-    if impossible.any():
-        row = rows[int(impossible.any(1).nonzero()[0])]
-        raise NoIdError(
-            f"A model must give scores that allow an id: in row {row} all are minus infinity, or "
-            "one is infinite or NaN. Stop the row, and check the model's weights and the row's "
-            "input."
-        )
-
-
 def seed_hashes(seeds: Sequence[int], device: torch.device | str) -> Int[Tensor, " B"]:
     """Return hashes of the seeds of rows for `uniform`; they are computed once a session."""
     return _mix(torch.tensor(seeds, dtype=torch.int64, device=device) + _STEP)

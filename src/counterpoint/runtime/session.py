@@ -1,5 +1,6 @@
 """One session, and the interface of a model that a batch of sessions uses."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems.contract import Choose, State, System
@@ -71,6 +73,32 @@ class Ended(StrEnum):
     END_ID = "end id"
     LIMIT = "limit"
     STOPPED = "stopped"
+    NO_ID = "no id"
+
+
+class NoIdError(UserError):
+    """The scores of some rows allow no id. These rows have ended; the others have gone on.
+
+    Attributes:
+        ended: Numbers of the rows that have ended, or of the sessions of an engine.
+        frames: What the call would have returned for the others.
+    """
+
+    ended: Sequence[int]
+    frames: Mapping[int, Frame]
+
+    @classmethod
+    def of(cls, noun: str, ended: Sequence[int], frames: Mapping[int, Frame]) -> "NoIdError":
+        """Make the error for some rows, or for whatever ``noun`` calls them."""
+        numbers = ", ".join(map(str, ended))
+        error = cls(
+            f"The model must give scores that allow an id: for {noun} {numbers} all are minus "
+            f"infinity, or one is infinite or not a number. This {noun} has ended. Check the "
+            "model's weights and what it was given."
+        )
+        error.ended = ended
+        error.frames = frames
+        return error
 
 
 @dataclass(kw_only=True, slots=True)

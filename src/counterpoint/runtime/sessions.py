@@ -30,12 +30,12 @@ from counterpoint.runtime.given import (
     check_prompt,
     parse_frame,
 )
-from counterpoint.runtime.prefix import check_prefix
-from counterpoint.runtime.sampler import Sampling, check_possible
-from counterpoint.runtime.session import Ended, Frame, Session, Streaming
+from counterpoint.runtime.prefix import check_prefix, read_prompt, unset
+from counterpoint.runtime.sampler import NO_ID, Sampling
+from counterpoint.runtime.session import Ended, Frame, NoIdError, Session, Streaming
 from counterpoint.streams import schedule
-from counterpoint.streams.spec import UNSET_ID, Ticks
-from counterpoint.systems.contract import Prefix, State, map_state, state_tensors
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.contract import Prefix, State, map_state
 
 
 class Sessions:
@@ -141,9 +141,8 @@ class Sessions:
 
         Args:
             row: Number of the row.
-            sampling: How its ids are chosen: one `Sampling` for all streams, or a `FrameSampling`
-                for text and audio. The default is `Sampling()` for a text model and
-                `FrameSampling()` for a speech model.
+            sampling: How its ids are chosen: one `Sampling` for all streams, or a `FrameSampling`.
+                The default is `Sampling()` for text models and `FrameSampling()` for speech models.
             prompt: Earlier content of all streams, one row in content order: ids (1, P), ids of
                 codebooks (1, P, K), floats (1, P, width). `UNSET_ID` marks an empty element.
             prefix: The beginning of the prompt, if it has been read already.
@@ -151,11 +150,9 @@ class Sessions:
             end_id: Id after which the session ends, in models that write one id a tick.
             max_sampled: Number of ids after which it ends, in models that write one id a tick.
 
-        Returns:
-            The session.
-
         Raises:
             UserError: The rows, limits or prompt do not fit. Then nothing has changed.
+            NoIdError: The scores behind the prompt allow no id. The session has ended.
         """
         own = sampling_of(self.layout, sampling)
         self._check_rows(row, twin, own)
@@ -172,15 +169,15 @@ class Sessions:
             num_prompt=num_prompt,
             num_ticks=num_prompt,
             first_said=schedule.first_said_tick(self.layout, num_prompt),
-            # With an initial frame random numbers are numbered by column, otherwise as they are
-            # drawn.
+            # Random numbers are numbered by column with an initial frame, else as they are drawn.
             num_drawn=schedule.next_column(self.layout, num_prompt) if self._lead else 0,
             twin=twin,
         )
         hidden = [self._prefill(row, columns, num_prompt, prefix)]
         self._rows[row] = session
         if twin is not None:
-            hidden.append(self._prefill(twin, self._unprompted(prompt), num_prompt, None))
+            nothing = check_prompt(self.layout, unset(prompt), self._device)[0]
+            hidden.append(self._prefill(twin, nothing, num_prompt, None))
             self._rows[twin] = session
             self._leads[twin] = row
         self._begin(row, [z for z in hidden if z is not None])
@@ -242,8 +239,8 @@ class Sessions:
         Raises:
             UserError: A row is not running or was never fed, a stream is missing or unknown, or
                 ids do not fit. Then nothing has changed.
-            NoIdError: The scores of a row allow no id. Then all rows have advanced, and this frame
-                of the other rows is lost.
+            NoIdError: The scores of a row allow no id. This row has ended, the others have
+                advanced, and the error holds their frames.
         """
         if given is None:
             given = self.running
@@ -315,34 +312,7 @@ class Sessions:
         """Empty a row, and let it read the initial frame and a prompt."""
         self._queue.clear(row)
         self._queue.keep_tail(row, columns, num_prompt)
-        mine = map_state(lambda tensor: tensor[row : row + 1], self.state)
-        for tensor in state_tensors(mine):
-            tensor.zero_()
-        num_read = 0
-        hidden = None
-        if prefix is not None:
-            num_read = prefix.num_columns
-            hidden = prefix.hidden
-            for tensor, kept in zip(state_tensors(mine), state_tensors(prefix.state), strict=True):
-                tensor[tuple(slice(0, size) for size in kept.shape)] = kept
-        num_columns = schedule.next_column(self.layout, num_prompt)
-        if num_read < num_columns:
-            rest = {name: ids[:, num_read:num_columns] for name, ids in columns.items()}
-            all_hidden, read = self.system.read(rest, mine)
-            self.system.wait()
-            hidden = all_hidden[:, -1]
-            for tensor, new in zip(state_tensors(mine), state_tensors(read), strict=True):
-                if tensor.data_ptr() != new.data_ptr():  # caches have been written in place
-                    tensor.copy_(new)
-        return hidden
-
-    def _unprompted(self, prompt: Ticks | None) -> Ticks:
-        """Return the columns of a prompt of the same length in which every element is unset."""
-        nothing = {
-            name: torch.full_like(ids, 0 if ids.is_floating_point() else UNSET_ID)
-            for name, ids in (prompt or {}).items()
-        }
-        return check_prompt(self.layout, nothing or None, self._device)[0]
+        return read_prompt(self.system, self.state, row, columns, num_prompt, prefix)
 
     # Writing
 
@@ -354,7 +324,7 @@ class Sessions:
         self._hidden[written] = hidden
         which = self._which(written)
         ids = self._write(which, written, hidden, self._choices_of(written))
-        return self._complete(written, self._queue.write(which, ids))
+        return self._complete(written, ids, self._queue.write(which, ids))
 
     def _write_columns(self, rows: Sequence[int]) -> dict[int, Frame]:
         """Write the next column of rows; all rows are computed, so that shapes stay fixed."""
@@ -366,7 +336,7 @@ class Sessions:
         written = sorted(self._with_twins(rows))
         which = self._which(written)
         ids = self._write(slice(None), every, self._hidden, self._choices)[which]
-        return self._complete(written, self._queue.write(which, ids))
+        return self._complete(written, ids, self._queue.write(which, ids))
 
     def _which(self, rows: Sequence[int]) -> WhichRows:
         """Return rows as an index: a slice if they are all rows in order."""
@@ -401,28 +371,37 @@ class Sessions:
         ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
         return torch.where(is_open, ids, given)
 
-    def _complete(self, written: Sequence[int], said: Int[Tensor, "n K"]) -> dict[int, Frame]:
+    def _complete(
+        self, written: Sequence[int], ids: Int[Tensor, "n K"], said: Int[Tensor, "n K"]
+    ) -> dict[int, Frame]:
         """Record what rows have written, and return the frames that are complete now.
 
         Args:
-            written: Rows and their twins, in the order of ``said``.
-            said: Ids said in the tick that the column has completed.
+            written: Rows and their twins, in the order of ``ids``.
+            ids: Ids that they have written into the newest column.
+            said: Ids said in the tick that this column has completed.
         """
         sessions = [self._rows[row] for row in written]
         ticks = [self._first_tick + session.num_ticks if session else 0 for session in sessions]
-        sampled = said[:, 0].tolist() if self._is_text else None
         complete = self._queue.frames(ticks, said)
         frames = {}
-        for place, (row, session) in enumerate(zip(written, sessions, strict=True)):
+        without = []
+        rows = zip(written, sessions, ids.tolist(), ticks, complete, strict=True)
+        for row, session, new, tick, frame in rows:
             if session is None or row in self._leads:
                 continue
             session.has_read = session.is_written = True
             session.num_drawn += 1
-            if sampled is not None:
-                session.note(sampled[place])
-            if ticks[place] >= session.first_said:
-                frames[row] = complete[place]
-        check_possible(written, said)
+            if NO_ID in new:  # nothing can be read there, so the row cannot go on
+                session.ended = Ended.NO_ID
+                without.append(row)
+                continue
+            if self._is_text:
+                session.note(new[0])
+            if tick >= session.first_said:
+                frames[row] = frame
+        if without:
+            raise NoIdError.of("row", without, frames)
         return frames
 
     def _choices_of(self, rows: Sequence[int]) -> RowChoices:

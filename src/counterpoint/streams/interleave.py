@@ -210,10 +210,8 @@ def interleave(
     stands = _real(torch.cat(list(read.values()), 2), lengths)
     ends = F.pad(starts[:, 1:] != starts[:, :-1], (0, 1), value=True)[..., None]
     frames = torch.cat([stands, *(there & ends for there in written.values())], 2)
-    num_places = stands.shape[1] * stands.shape[2]
-    if behind:
-        num_places = _room(frames, num_places)
-    source, at = _sequences(frames, num_places)
+    num_places = stands.shape[1:].numel()
+    source, at = _sequences(frames, _room(frames, num_places) if behind else num_places)
     first_of_tick = _count_before(frames.sum(2))
     first = first_of_tick.gather(1, starts)
     place = torch.arange(source.shape[1], device=source.device)
