@@ -1,5 +1,6 @@
 """The verb ``study``."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from counterpoint.cli.main import main
-from counterpoint.recipes import grid_run as module
+from counterpoint.recipes import grid_report
+from counterpoint.recipes import grid_workers as module
 
 RECIPE = """
 from counterpoint.blocks.transformer import TowerConfig
@@ -36,13 +38,18 @@ def test_a_grid_is_run_and_its_tables_are_written(
         yield from map(work, items)
 
     monkeypatch.setattr(module, "work_in_processes", work)
+    monkeypatch.setattr(grid_report, "work_in_processes", work)
     (tmp_path / "grid.py").write_text(RECIPE)
     words = ["study", f"{tmp_path}/grid.py:small", "--folder", f"{tmp_path}/out", "--quiet"]
     assert main(words) == 0
     shown = capsys.readouterr()
-    assert "constant" in shown.out
+    assert "best policy" in shown.out
+    assert "oracle" in shown.out
     assert shown.out.endswith("results.parquet\n")
     assert (tmp_path / "out" / "report.md").read_text().startswith("# small")
+    assert "counterpoint study" in (tmp_path / "out" / "report.html").read_text()
+    assert main(["report", f"{tmp_path}/out"]) == 0
+    assert capsys.readouterr().out == shown.out
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["arm"] == "a"
 
@@ -52,3 +59,15 @@ def test_what_is_no_grid_is_said_in_one_line(capsys: pytest.CaptureFixture[str])
     assert "must be a recipe that returns a `Grid`" in capsys.readouterr().err
     assert main(["study", "part_whole", "--workers", "0"]) == 2
     assert ">= 1" in capsys.readouterr().err
+    assert main(["report", "/nowhere"]) == 2
+
+
+@pytest.mark.parametrize("words", [["--list"], ["--help"], ["part_whole", "--help"]])
+def test_what_there_is_is_said_in_forty_lines(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["study", *words])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert any("part_whole" in line for line in lines)

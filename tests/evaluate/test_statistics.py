@@ -1,9 +1,15 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from counterpoint.evaluate.statistics import bootstrap_ratio
+from counterpoint.evaluate.statistics import (
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio,
+    holm,
+)
 
 
 def test_ratio_weighs_documents_by_their_length() -> None:
@@ -64,3 +70,35 @@ def test_nothing_measured_is_nan() -> None:
 def test_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="must be as many documents"):
         bootstrap_ratio(np.zeros(0), np.zeros(0))
+
+
+def test_a_difference_that_is_there_is_found_and_none_is_not() -> None:
+    rng = np.random.default_rng(0)
+    ones = np.ones((5, 400))
+
+    def right(share: float) -> Any:
+        return (rng.random((5, 400)) < share).astype(float), ones
+
+    interval, p_value = bootstrap_difference(right(0.6), right(0.4))
+    assert interval.low > 0.1
+    assert p_value < 0.01
+    interval, p_value = bootstrap_difference(right(0.5), right(0.5))
+    assert interval.low < 0 < interval.high
+    assert p_value > 0.05
+
+
+def test_holm_corrects_step_by_step() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    untested = holm([0.01, float("nan"), 0.02])
+    assert untested == pytest.approx([0.02, float("nan"), 0.02], nan_ok=True)
+
+
+def test_a_mean_of_ratios_weighs_each_alike_and_has_less_spread() -> None:
+    rng = np.random.default_rng(5)
+    pairs = [((rng.random((3, 100)) < 0.5).astype(float), np.ones((3, 100))) for _ in range(4)]
+    found = bootstrap_mean(pairs)
+    alone = [bootstrap_ratio(*pair) for pair in pairs]
+    assert found.value == pytest.approx(np.mean([one.value for one in alone]))
+    widths = [one.high - one.low for one in alone]
+    assert found.high - found.low == pytest.approx(np.mean(widths) / 2, rel=0.3)

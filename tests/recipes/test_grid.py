@@ -4,16 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
-from counterpoint.evaluate.statistics import bootstrap_difference, holm
 from counterpoint.evaluate.tasks import answer
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells
-from counterpoint.recipes import grid_run as module
+from counterpoint.recipes import grid_workers as module
 from counterpoint.recipes.cells import Cell, CellOutcome, read_cells, run_cell
 from counterpoint.recipes.grid import Grid, GridArm, Limits, costs
 from counterpoint.recipes.grid_run import best_rates, run_grid
@@ -186,39 +183,6 @@ def test_the_arms_of_part_whole_have_equal_flops() -> None:
     assert close["window_as_large"].parameters == pytest.approx(
         close["two_stream"].parameters, rel=0.02
     )
-
-
-def test_a_difference_that_is_there_is_found_and_none_is_not() -> None:
-    rng = np.random.default_rng(0)
-    ones = np.ones((5, 400))
-
-    def right(share: float) -> Any:
-        return (rng.random((5, 400)) < share).astype(float), ones
-
-    interval, p_value = bootstrap_difference(right(0.6), right(0.4))
-    assert interval.low > 0.1
-    assert p_value < 0.01
-    interval, p_value = bootstrap_difference(right(0.5), right(0.5))
-    assert interval.low < 0 < interval.high
-    assert p_value > 0.05
-
-
-def test_holm_corrects_step_by_step() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-    untested = holm([0.01, float("nan"), 0.02])
-    assert untested == pytest.approx([0.02, float("nan"), 0.02], nan_ok=True)
-
-
-def test_tables_tell_scores_floors_costs_and_differences(tmp_path: Path) -> None:
-    grid = tiny_grid(seeds=(0, 1))
-    records = run_grid(grid, tmp_path, progress=quiet())
-    rows = grid_rows(records, "a")
-    assert [row.arm for row in rows] == ["a", "b"]
-    assert rows[1].difference is not None
-    table = grid_markdown(rows, {"hierarchy": costs(grid, "hierarchy")}, "a")
-    assert "constant" in table
-    assert table.count("\n| ") == 3
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import tyro
 
+from counterpoint.cli.study import show as show_grid
 from counterpoint.errors import UserError, nearest_file
+from counterpoint.evaluate.report.grid_findings import is_grid
+from counterpoint.evaluate.report.grid_page import write_grid_report
 from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.report.run_report import write_run_report
 from counterpoint.recipes.overrides import parse_options
@@ -24,7 +27,7 @@ class ReportOptions:
     """What ``report`` does.
 
     Attributes:
-        run: Folder of a run or a study that `counterpoint train` wrote.
+        run: Folder of a run or a study that was written by `train` or `study`.
     """
 
     run: tyro.conf.Positional[Path]
@@ -38,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
             f"The folder of a run or a study must exist: {str(options.run)!r} does not. "
             f"{nearest_file(options.run)}"
         )
-    if (options.run / "checkpoints").is_dir():
+    if is_grid(options.run):
+        show_grid(write_grid_report(options.run), options.run)
+    elif (options.run / "checkpoints").is_dir():
         print(write_run_report(options.run))
     else:
         show(write_report(options.run), options.run, sys.stdout)

@@ -1,30 +1,38 @@
-"""The verb ``study``: run a grid of arms, tasks, learning rates and seeds, and write its tables."""
+"""The verb ``study``: run a grid of arms, tasks, learning rates and seeds, and write its report."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from counterpoint.cli.running import Running
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.grid_table import grid_markdown, grid_rows
-from counterpoint.files import write_text
-from counterpoint.recipes.grid import Grid, costs
+from counterpoint.evaluate.report.grid_findings import RESULTS, GridFindings
+from counterpoint.evaluate.report.grid_page import HTML, MARKDOWN
+from counterpoint.evaluate.report.grid_table import TextTable, comparisons, overview, verdict
+from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid_report import report_grid
 from counterpoint.recipes.grid_run import run_grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse
 from counterpoint.train.distributed import pick_device
 
-_HELP = """usage: counterpoint study NAME [options]
+_HELP = """usage: counterpoint study NAME [OPTIONS]
 
-Run a grid cell by cell; one that was stopped goes on where it was.
+Run a grid cell by cell and write its report; one that was stopped goes on where it was.
 
 Example: counterpoint study part_whole --workers 2
 
-NAME is a recipe that returns a `Grid`, such as part_whole, or path/to/file.py:function.
-`counterpoint study NAME --help` shows what matters most of it, `--help-all` every field.
+NAME is a recipe that returns a `Grid`, or path/to/file.py:function.
+`counterpoint study --list` lists the grids of the library.
+`counterpoint study NAME --help` shows what matters most of one, `--help-all` every field.
 """
-_GRID_HELP = """Run the grid {name} cell by cell; one that was stopped goes on where it was.
+_GRID_HELP = """Run the grid {name} cell by cell and write its report; one that was stopped goes on.
 
 Example: counterpoint study {name} --workers 2
 """
@@ -60,35 +68,77 @@ def main(arguments: Sequence[str]) -> int:
     if name in ("-h", "--help", "--help-all"):
         print(_HELP, end="")
         return 0
+    if name == "--list":
+        _list()
+        return 0
     grid = load_recipe(name)
     if not isinstance(grid, Grid):
         raise UserError(
             f"A study must be a recipe that returns a `Grid`: {name!r} returned "
-            f"{type(grid).__name__}. Recipes: {', '.join(recipe_names())}."
+            f"{type(grid).__name__}. Grids: {', '.join(_grids())}."
         )
     own: Field = ("options", StudyOptions, StudyOptions())
     fields: list[Field] = [own, ("recipe", Grid, grid)]
     chosen = parse(fields, rest, f"study {name}", _GRID_HELP.format(name=name), main=_MAIN)
-    options = chosen.options
-    grid = chosen.recipe
+    options: StudyOptions = chosen.options
     if options.workers is not None and options.workers < 1:
         raise UserError(f"`--workers` must be >= 1: got {options.workers}. Take 1 or more.")
-    folder = options.folder or Path("runs") / grid.name
+    command = shlex.join(("counterpoint", "study", *arguments))
     with options.results() as tell:
-        records = run_grid(
-            grid,
-            folder,
-            num_processes=options.workers,
-            ray=options.ray,
-            device=str(pick_device(options.device)),
-            progress=options.progress(),
-        )
-        subject = grid.arms[0].name
-        rows = grid_rows(records, subject)
-        table = grid_markdown(rows, {task: costs(grid, task) for task in grid.tasks}, subject)
-        write_text(folder / "report.md", f"# {grid.name}\n\n{grid.purpose}\n\n{table}")
-        print(table)
-        print(folder / "report.md")
-        print(folder / "results.parquet")
-        tell([asdict(row) for row in rows])
+        found = _run(chosen.recipe, options, command)
+        tell([asdict(row) for row in found.rows])
     return 0
+
+
+def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
+    folder = options.folder or Path("runs") / grid.name
+    device = str(pick_device(options.device))
+    progress = options.progress()
+    run_grid(
+        grid,
+        folder,
+        num_processes=options.workers,
+        ray=options.ray,
+        device=device,
+        progress=progress,
+    )
+    found = report_grid(grid, folder, command=command, device=device, progress=progress)
+    show(found, folder)
+    return found
+
+
+def show(found: GridFindings, folder: Path) -> None:
+    """Print the scores, what is shown, and where everything lies."""
+    wide = None if sys.stdout.isatty() else 140
+    console = Console(file=sys.stdout, width=wide, markup=False, emoji=False)
+    console.print(_drawn(overview(found, "{:.0f}"), f"{found.about.name}: scores in %"))
+    console.print(_drawn(comparisons(found), ""))
+    console.print(verdict(found), highlight=False)
+    for name in (HTML, MARKDOWN, RESULTS):
+        console.print(str(folder / name), highlight=False, soft_wrap=True)
+
+
+def _drawn(texts: TextTable, title: str) -> Table:
+    table = Table(title=title or None)
+    for head in texts.heads:
+        table.add_column(head)
+    for row in texts.cells:
+        table.add_row(*row)
+    return table
+
+
+def _grids() -> dict[str, Grid]:
+    """The grids of the library."""
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    return {name: recipe for name, recipe in recipes.items() if isinstance(recipe, Grid)}
+
+
+def _list() -> None:
+    for name, grid in _grids().items():
+        rates = len(grid.learning_rates)
+        tuned = rates * len(grid.tuning_seeds) if rates > 1 else 0
+        cells = len(grid.arms) * len(grid.tasks) * (len(grid.seeds) + tuned)
+        print(
+            f"{name}: {len(grid.arms)} arms x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds, "
+            f"{rates} learning rates, {cells} cells\n    {grid.purpose}"
+        )

@@ -9,6 +9,7 @@ Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Boots
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -56,19 +57,29 @@ def bootstrap_ratio(
         )
     above = np.atleast_2d(numerators)
     below = np.atleast_2d(denominators)
-    generator = np.random.default_rng(seed)
-    documents = _draws(generator, num_resamples, above.shape[1])
-    seeds = _draws(generator, num_resamples, above.shape[0])
-    samples = _ratio(
-        np.einsum("rs,sn,rn->r", seeds, above, documents, optimize=True),
-        np.einsum("rs,sn,rn->r", seeds, below, documents, optimize=True),
-    )
-    value = float(_ratio(above.sum(), below.sum()))
-    samples = samples[~np.isnan(samples)]
-    if not len(samples):
-        return Interval(value=value, low=float("nan"), high=float("nan"))
-    low, high = np.quantile(samples, (0.025, 0.975))
-    return Interval(value=value, low=float(low), high=float(high))
+    samples = _resampled((above, below), np.random.default_rng(seed), num_resamples, seed)
+    return _interval(float(_ratio(above.sum(), below.sum())), samples)
+
+
+def bootstrap_mean(
+    ratios: Sequence[tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]],
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The mean of several ratios of sums, such as the scores of an arm on several tasks.
+
+    Args:
+        ratios: Numerators and denominators of each, for each training seed and item; all are
+            resampled independently of each other.
+        num_resamples: Bootstrap samples.
+        seed: Decides the resampling.
+    """
+    samples = [
+        _resampled(pair, np.random.default_rng((seed, number)), num_resamples, (seed, number))
+        for number, pair in enumerate(ratios)
+    ]
+    value = float(np.mean([_ratio(above.sum(), below.sum()) for above, below in ratios]))
+    return _interval(value, np.mean(samples, 0))
 
 
 def bootstrap_difference(
@@ -92,23 +103,16 @@ def bootstrap_difference(
         other side of zero, at least one sample.
     """
     generator = np.random.default_rng(seed)
-    items = _draws(generator, num_resamples, ours[0].shape[1])
     samples = np.zeros(num_resamples)
     value = 0.0
     for sign, (above, below) in ((1, ours), (-1, theirs)):
-        seeds = _draws(generator, num_resamples, above.shape[0])
-        samples += sign * _ratio(
-            np.einsum("rs,sn,rn->r", seeds, above, items, optimize=True),
-            np.einsum("rs,sn,rn->r", seeds, below, items, optimize=True),
-        )
+        samples += sign * _resampled((above, below), generator, num_resamples, seed)
         value += sign * float(_ratio(above.sum(), below.sum()))
-    samples = samples[~np.isnan(samples)]
-    if not len(samples):
-        return Interval(value=value, low=float("nan"), high=float("nan")), float("nan")
-    low, high = np.quantile(samples, (0.025, 0.975))
-    tail = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
-    p_value = min(1.0, 2 * max(tail, 1) / len(samples))
-    return Interval(value=value, low=float(low), high=float(high)), p_value
+    tested = samples[~np.isnan(samples)]
+    if not len(tested):
+        return _interval(value, samples), float("nan")
+    tail = min(int((tested <= 0).sum()), int((tested >= 0).sum()))
+    return _interval(value, samples), min(1.0, 2 * max(tail, 1) / len(tested))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -126,6 +130,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p_values[number]))
         corrected[number] = largest
     return corrected
+
+
+def _resampled(
+    ratio: tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]],
+    generator: np.random.Generator,
+    num_resamples: int,
+    item_seed: int | tuple[int, ...],
+) -> Float[np.ndarray, " R"]:
+    """A ratio of sums in every resample of seeds, drawn here, and of items, drawn by their seed."""
+    above, below = ratio
+    items = _item_draws(item_seed, num_resamples, above.shape[1])
+    seeds = _draws(generator, num_resamples, above.shape[0])
+    return _ratio(
+        np.einsum("rs,rs->r", seeds, items @ above.T), np.einsum("rs,rs->r", seeds, items @ below.T)
+    )
+
+
+def _interval(value: float, samples: Float[np.ndarray, " R"]) -> Interval:
+    """A value with its percentiles over the resamples in which something was measured."""
+    samples = samples[~np.isnan(samples)]
+    if not len(samples):
+        return Interval(value=value, low=float("nan"), high=float("nan"))
+    low, high = np.quantile(samples, (0.025, 0.975))
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=8)
+def _item_draws(seed: int | tuple[int, ...], count: int, size: int) -> Float[np.ndarray, "R N"]:
+    """How often each item is in each resample; many arms are measured on the same items."""
+    # The stream of numbers is another one than that of training seeds.
+    return _draws(np.random.default_rng([1, *np.atleast_1d(seed)]), count, size).astype(float)
 
 
 def _draws(generator: np.random.Generator, count: int, size: int) -> Int[np.ndarray, "R N"]:

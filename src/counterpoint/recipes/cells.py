@@ -31,6 +31,9 @@ from counterpoint.train.run import Run
 
 CELLS = "cells"
 WORK = "work"
+ITEMS_SEED = HELD_OUT_SEED - 1
+"""This seed makes the items that are reported; the one before it, those that choose a rate."""
+
 CURVE_ITEMS = 100
 """Items on which a cell is scored while it learns, if ``train.evaluate_every`` says so."""
 
@@ -186,7 +189,7 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
 def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
     """The primary score while a cell learns, where the grid measures that."""
     task = TASKS[cell.task]
-    items = [task.item(HELD_OUT_SEED - 3, number) for number in range(CURVE_ITEMS)]
+    items = [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
     given = list(answer(system, TaskData(task=task), items))
     return {"score": task.score(items, given).get(task.primary, 0.0)}
 
@@ -222,7 +225,7 @@ def _record(
 
 def _items(grid: Grid, cell: Cell) -> list[Item]:
     """What a cell is asked: the same of every arm, and other items where a rate is chosen."""
-    seed = HELD_OUT_SEED - 1 - (cell.seed in grid.tuning_seeds)
+    seed = ITEMS_SEED - (cell.seed in grid.tuning_seeds)
     return [TASKS[cell.task].item(seed, number) for number in range(grid.num_items)]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.grid_findings import ArmCost
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.contract import state_bytes
 from counterpoint.train.config import TrainConfig
@@ -103,16 +104,7 @@ class Grid:
             raise UserError("Several learning rates need `tuning_seeds` to be chosen on.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """What an arm costs on a task: parameters, training FLOPs a tick, state bytes of a session."""
-
-    parameters: int
-    flops: float
-    state: int
-
-
-def costs(grid: Grid, task: str) -> dict[str, Costs]:
+def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
     """What every arm costs on a task.
 
     Raises:
@@ -122,7 +114,7 @@ def costs(grid: Grid, task: str) -> dict[str, Costs]:
     for arm in grid.arms:
         system = sketch(arm.system)
         num_ticks = TaskData(task=TASKS[task]).num_ticks(system.layout)
-        found[arm.name] = Costs(
+        found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),
             flops=system.flops_per_tick(num_ticks, training=True),
             state=state_bytes(system.initial_state(1)),

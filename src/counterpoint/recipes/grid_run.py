@@ -8,10 +8,8 @@ reported on ``seeds``. A rate with which learning diverges is not chosen.
 """
 
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +18,22 @@ import numpy as np
 from counterpoint.config_json import encode
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.grid_findings import RESULTS
 from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
-from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
-from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes.cells import (
-    WORK,
     Cell,
-    CellOutcome,
     cell_path,
     keep_outcome,
     read_cells,
-    run_cell,
-    run_cell_elsewhere,
     write_records,
 )
 from counterpoint.recipes.grid import Grid, costs
-from counterpoint.recipes.stacks import BATCHES, record_batches, run_stack, stacks
+from counterpoint.recipes.grid_workers import Workers, worked
+from counterpoint.recipes.stacks import BATCHES, record_batches
 
 GRID = "grid.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workers:
-    """Who runs the cells of a grid: see `run_grid`."""
-
-    count: int | None = None
-    ray: str | None = None
-    device: str = "cpu"
-
-    @property
-    def in_stacks(self) -> bool:
-        """Whether cells of an arm and a task are trained together: on the CPU that is no faster."""
-        return self.ray is None and self.device != "cpu"
 
 
 def run_grid(
@@ -92,32 +72,49 @@ def run_grid(
     with locked(folder / ".grid.lock", wait=False), closing(progress):
         _keep_or_check(grid, folder)
         rates = {}
-        if len(grid.learning_rates) > 1:
-            tuned = [
-                Cell(task=task, arm=arm.name, learning_rate=rate, seed=seed)
-                for task in grid.tasks
-                for seed in grid.tuning_seeds
-                for rate in grid.learning_rates
-                for arm in grid.arms
-            ]
+        tuned = tuned_cells(grid)
+        if tuned:
             _run_cells(grid, folder, tuned, workers, progress, "choosing learning rates")
             rates = best_rates(read_cells(folder, tuned))
-        reported = [
-            Cell(
-                task=task,
-                arm=arm.name,
-                learning_rate=rates.get((task, arm.name), grid.learning_rates[0]),
-                seed=seed,
-            )
-            for seed in grid.seeds  # by seed first: an early stop has some of everything
-            for task in grid.tasks
-            for arm in grid.arms
-        ]
+        reported = reported_cells(grid, rates)
         _run_cells(grid, folder, reported, workers, progress, grid.name)
         shutil.rmtree(folder / BATCHES, ignore_errors=True)
         records = sorted(read_cells(folder, reported), key=lambda record: str(record["cell"]))
-        write_records(folder / "results.parquet", records)
+        write_records(folder / RESULTS, records)
     return records
+
+
+def tuned_cells(grid: Grid) -> list[Cell]:
+    """The cells that choose learning rates; none where there is one rate."""
+    if len(grid.learning_rates) == 1:
+        return []
+    return [
+        Cell(task=task, arm=arm.name, learning_rate=rate, seed=seed)
+        for task in grid.tasks
+        for seed in grid.tuning_seeds
+        for rate in grid.learning_rates
+        for arm in grid.arms
+    ]
+
+
+def reported_cells(grid: Grid, rates: Mapping[tuple[str, str], float]) -> list[Cell]:
+    """The cells that are reported, by seed first: an early stop has some of everything.
+
+    Args:
+        grid: What they are cells of.
+        rates: Learning rates that were chosen, by task and arm; the first one is the default.
+    """
+    return [
+        Cell(
+            task=task,
+            arm=arm.name,
+            learning_rate=rates.get((task, arm.name), grid.learning_rates[0]),
+            seed=seed,
+        )
+        for seed in grid.seeds
+        for task in grid.tasks
+        for arm in grid.arms
+    ]
 
 
 def best_rates(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
@@ -146,32 +143,10 @@ def _run_cells(
     task = progress.task(title)
     task(len(cells) - len(missing), len(cells))
     # Closed, so that processes end with an error or an interruption, and not later.
-    with closing(_worked(grid, folder, missing, workers)) as outcomes:
+    with closing(worked(grid, folder, missing, workers)) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
             keep_outcome(folder, outcome)
             task(len(cells) - len(missing) + number, len(cells), figures=outcome.cell.key)
-
-
-def _worked(
-    grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
-) -> Generator[CellOutcome, None, None]:
-    """What cells give, in the order in which they are done."""
-    if workers.in_stacks:
-        together = partial(run_stack, grid, folder / BATCHES, workers.device)
-        stacked = work_in_processes(together, stacks(grid, cells), workers.count or 1)
-        with closing(stacked) as groups:
-            for outcomes in groups:
-                yield from outcomes
-        return
-    if workers.ray is not None:
-        elsewhere = partial(run_cell_elsewhere, grid)
-        done = work_on_ray(elsewhere, cells, workers.ray, num_workers=workers.count)
-    else:
-        # Also one process is another one: each has one thread, so that numbers do not depend on
-        # how many there are.
-        done = work_in_processes(partial(run_cell, grid, folder / WORK), cells, workers.count or 1)
-    with closing(done):
-        yield from done
 
 
 def _keep_or_check(grid: Grid, folder: Path) -> None:

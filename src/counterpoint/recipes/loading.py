@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -15,13 +16,17 @@ from counterpoint.errors import UserError, nearest, nearest_file
 
 
 def recipe_names() -> list[str]:
-    """Recipes that come with the library: modules with a function of the same name."""
-    modules = [module.name for module in pkgutil.iter_modules(counterpoint.recipes.__path__)]
-    return [
-        name
-        for name in modules
-        if callable(getattr(importlib.import_module(f"counterpoint.recipes.{name}"), name, None))
-    ]
+    """Recipes that come with the library: modules with a function of the same name.
+
+    A function that needs arguments is no recipe.
+    """
+    names = []
+    for module in pkgutil.iter_modules(counterpoint.recipes.__path__):
+        found = importlib.import_module(f"counterpoint.recipes.{module.name}")
+        function = getattr(found, module.name, None)
+        if callable(function) and not inspect.signature(function).parameters:
+            names.append(module.name)
+    return names
 
 
 def load_recipe(name: str) -> Any:

@@ -2,12 +2,10 @@
 
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,6 +24,7 @@ from counterpoint.evaluate.results import (
 )
 from counterpoint.progress import Output, Progress
 from counterpoint.recipes.budget import Budget, Plan, find_budget
+from counterpoint.recipes.machine import machine_facts
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import sketch
 from counterpoint.systems.contract import System
@@ -331,12 +330,7 @@ def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, 
             for name in own
             if (found := load_evaluation(folder / name)) is not None
         },
-        "versions": {
-            "counterpoint": _version("counterpoint"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        **machine_facts(device),
         "study": encode(study),
     }
 
@@ -346,10 +340,3 @@ def _field(run: Run, place: str) -> Any:
     for name in place.split("."):
         value = getattr(value, name)
     return value
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"

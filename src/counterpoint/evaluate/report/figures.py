@@ -191,7 +191,7 @@ def _draw_curve(
     rows = [row for row in curve.metrics if "loss" in row]
     x = np.array([row[scale.key] for row in rows]) / scale.size
     y = np.array([row["loss"] for row in rows], float)  # None gives nan: a gap
-    smooth = _smooth(y, max(len(y) // 40, 1))
+    smooth = smoothed(y, max(len(y) // 40, 1))
     axis.plot(x, y, color=curve.colour, alpha=0.15, linewidth=0.6)
     axis.plot(x, smooth, color=curve.colour, linewidth=1.8)
     seen = [float(np.nanmin(smooth)), float(np.nanmax(smooth[len(smooth) // 10 :]))]
@@ -256,7 +256,7 @@ def _colours(arms: Sequence[Arm]) -> list[str]:
     return [PALETTE[i % len(PALETTE)] for i in range(len(arms))]
 
 
-def _smooth(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, " N"]:
+def smoothed(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, " N"]:
     """Mean of the last ``width`` values, of all when there are fewer."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     stop = np.arange(1, len(values) + 1)

@@ -1,137 +1,213 @@
-"""The tables of a grid: means with intervals, floors, costs, and corrected differences."""
+"""The tables of a grid, as texts: overview, comparisons, costs, and one of each task."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
-from counterpoint.data.tasks.items import floors
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio, holm
-
-SOLVED = 0.9
-"""A seed has solved a task where its primary score is at least this."""
-
-FLOOR_ITEMS = 1000
+from counterpoint.evaluate.report.grid_findings import GridFindings
+from counterpoint.evaluate.report.grid_rows import ORACLE, SIGNIFICANT, SOLVED, GridRow, by_cell
+from counterpoint.evaluate.report.summary import spell
+from counterpoint.evaluate.statistics import Interval
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GridRow:
-    """What an arm showed on a task.
+class TextTable(NamedTuple):
+    """Heads and cells of a table."""
 
-    Attributes:
-        task: The task.
-        arm: The arm.
-        score: Mean primary score over seeds; the interval is over seeds and items.
-        by_seed: Primary score of each seed.
-        learning_rate: What was chosen.
-        difference: To the arm that is asked about; ``None`` for itself.
-        p_value: That there is none, corrected over all rows.
-    """
+    heads: tuple[str, ...]
+    cells: Sequence[tuple[str, ...]]
 
-    task: str
-    arm: str
-    score: Interval
-    by_seed: tuple[float, ...]
-    learning_rate: float
-    difference: Interval | None = None
-    p_value: float | None = None
-
-    @property
-    def solved(self) -> float:
-        """Share of seeds that solved the task."""
-        return float(np.mean([score >= SOLVED for score in self.by_seed]))
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        rows = [self.heads, ("---",) * len(self.heads), *self.cells]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def grid_rows(records: Sequence[Mapping[str, Any]], subject: str) -> list[GridRow]:
-    """Rows by task and arm, in the order of the records.
+def verdict(found: GridFindings) -> str:
+    """Sentences that say what is shown of the first arm, and what is not."""
+    subject = found.about.subject
+    asked = [row for row in found.rows if row.p_value is not None]
+    if not asked:
+        return f"Only {subject} was run: nothing is compared."
+    better, worse, neither = (sum(row.shown == sign for row in asked) for sign in (1, -1, 0))
+    shown = (
+        f"Of {_count(len(asked), 'difference')} between {subject} and other arms, {better} "
+        f"{_is(better)} shown in favour of {subject}, {worse} against it, and {neither} "
+        f"{_is(neither)} not shown (p < {SIGNIFICANT} after Holm's correction over all of them)."
+    )
+    reached = [row.task for row in found.rows if row.arm == subject and row.above_floors]
+    floors = (
+        f"{subject} lies above every policy that sees a part only on {_listed(reached)}."
+        if reached
+        else f"On no task does {subject} lie above every policy that sees a part only."
+    )
+    seeds = (
+        "One training seed: intervals cover the choice of items only."
+        if found.num_seeds == 1
+        else f"{found.num_seeds} training seeds: intervals cover them and the items."
+    )
+    return f"{shown} {floors} {seeds}"
 
-    Args:
-        records: What `counterpoint.recipes.grid_run.run_grid` returned.
-        subject: The arm whose differences to all others are asked about.
-    """
-    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
-        cells.setdefault((record["task"], record["arm"]), []).append(record)
-    rows = []
-    compared = []
-    for (task, arm), own in cells.items():
-        difference = None
-        p_value = None
-        if arm != subject and (task, subject) in cells:
-            pair = (_counts(cells[task, subject]), _counts(own))
-            difference, p_value = bootstrap_difference(*pair)
-            compared.append(p_value)
-        rows.append(
-            GridRow(
-                task=task,
-                arm=arm,
-                score=bootstrap_ratio(*_counts(own)),
-                by_seed=tuple(record["score"] for record in own),
-                learning_rate=own[0]["learning_rate"],
-                difference=difference,
-                p_value=p_value,
+
+def overview(found: GridFindings, form: str = "{:.1f}") -> TextTable:
+    """Scores in % of all arms on all tasks, then the best policy of a part, and the oracle."""
+    scores = {(row.task, row.arm): row.score for row in found.rows}
+    arms = [arm for arm in found.about.arms if any(row.arm == arm for row in found.rows)]
+    cells = [
+        (
+            arm,
+            *(percent(scores.get((task, arm)), form) for task in found.tasks),
+            percent(found.means.get(arm), form),
+        )
+        for arm in arms
+    ]
+    policies = {task: [row for row in found.of_task(task) if row.is_policy] for task in found.tasks}
+    parts = {task: [row for row in own if row.arm != ORACLE] for task, own in policies.items()}
+    if all(parts.values()):
+        best = [max(parts[task], key=lambda row: row.score.value) for task in found.tasks]
+        cells.append(("best policy of a part", *(percent(row.score, form) for row in best), ""))
+    if any(row.arm == ORACLE for own in policies.values() for row in own):
+        oracles = [percent(scores.get((task, ORACLE)), form) for task in found.tasks]
+        cells.append((ORACLE, *oracles, ""))
+    return TextTable(("arm", *found.tasks, "mean"), cells)
+
+
+def comparisons(found: GridFindings) -> TextTable:
+    """On which tasks the first arm is shown to be better or worse than each other one."""
+    cells = []
+    for arm in found.about.arms[1:]:
+        rows = [row for row in found.rows if row.arm == arm and row.p_value is not None]
+        if rows:
+            shown = (
+                ", ".join(row.task for row in rows if row.shown == sign) or "–"
+                for sign in (1, -1, 0)
+            )
+            cells.append((arm, *shown))
+    subject = found.about.subject
+    heads = ("compared with", f"{subject} better", f"{subject} worse", "no difference shown")
+    return TextTable(heads, cells)
+
+
+def task_table(found: GridFindings, task: str) -> TextTable:
+    """Arms, then policies, on a task."""
+    heads = (
+        *("arm", "score %", f"{found.about.subject} minus it", "p (Holm)"),
+        *("seeds that solve it", "above policies of a part", "by seed", "learning rate"),
+    )
+    return TextTable(heads, [_task_cells(row) for row in found.of_task(task)])
+
+
+def costs_table(found: GridFindings) -> TextTable:
+    """What every arm costs; ranges are those over tasks."""
+    about = found.about
+    cells = []
+    for arm in about.arms:
+        own = [about.costs[task][arm] for task in about.costs]
+        first = [about.costs[task][about.subject] for task in about.costs]
+        shares = [cost.flops / other.flops for cost, other in zip(own, first, strict=True)]
+        latency = found.latency.get(arm)
+        cells.append(
+            (
+                arm,
+                _range([cost.parameters for cost in own], "{:,.0f}"),
+                _range([cost.flops for cost in own], "{:.3g}"),
+                _range(shares, "{:.2f}"),
+                _range([cost.state for cost in own], "{:,.0f}"),
+                f"{latency.p50_ms:.2f} / {latency.p95_ms:.2f}" if latency else "–",
+                about.unmatched.get(arm, ""),
             )
         )
-    corrected = iter(holm(compared))
-    return [row if row.p_value is None else replace(row, p_value=next(corrected)) for row in rows]
+    heads = (
+        *("arm", "parameters", "training FLOPs a byte", f"FLOPs / {about.subject}", "state bytes"),
+        *("ms a tick, p50 / p95", "why it is not held to the budget"),
+    )
+    return TextTable(heads, cells)
 
 
-def grid_markdown(
-    rows: Sequence[GridRow], costs: Mapping[str, Mapping[str, Any]], subject: str
-) -> str:
-    """All tables of a grid as Markdown.
-
-    Args:
-        rows: From `grid_rows`.
-        costs: By task and arm, from `counterpoint.recipes.grid.costs`.
-        subject: As for `grid_rows`.
-    """
-    parts = []
-    for task in dict.fromkeys(row.task for row in rows):
-        about = (
-            f"Primary score: {TASKS[task].primary}, in %; brackets: 95 % over seeds and items. "
-            f"Floors: {_floor_text(task)}."
-        )
-        head = (
-            f"| arm | score | solved | by seed | {subject} minus it | p (Holm) | parameters | "
-            "training FLOPs a tick | state bytes | learning rate |"
-        )
-        lines = [f"## {task}", "", about, "", head, "|" + "---|" * 10]
-        for row in rows:
-            if row.task == task:
-                lines.append(_line(row, costs[task][row.arm]))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _line(row: GridRow, cost: Any) -> str:
-    by_seed = ", ".join(f"{100 * score:.0f}" for score in row.by_seed)
-    difference = "" if row.difference is None else _percent(row.difference, sign="+")
-    p_value = "" if row.p_value is None else f"{row.p_value:.3f}"
+def about_task(found: GridFindings, task: str) -> str:
+    """What the score of a task is."""
     return (
-        f"| {row.arm} | {_percent(row.score)} | {row.solved:.0%} | {by_seed} | {difference} | "
-        f"{p_value} | {cost.parameters:,} | {cost.flops:.3g} | {cost.state:,} | "
-        f"{row.learning_rate:g} |"
+        f"Primary score: {TASKS[task].primary}, in %, on {found.about.num_items:,} items that no "
+        f"run has learned from; brackets: 95 % over seeds and items. A seed solves the task from "
+        f"{100 * SOLVED:.0f} % on. Rows without a learning rate are policies that learn nothing; "
+        "the oracle reads the whole text, the others a part of it or nothing."
     )
 
 
-def _percent(interval: Interval, sign: str = "") -> str:
-    value, low, high = (100 * x for x in (interval.value, interval.low, interval.high))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+def grid_markdown(found: GridFindings) -> str:
+    """The whole report as Markdown."""
+    about = found.about
+    parts = [f"# {about.name}", about.purpose, verdict(found), about.left_out]
+    parts += ["## All tasks", overview(found).markdown()]
+    if comparisons(found).cells:
+        parts += ["## Comparisons", comparisons(found).markdown()]
+    for task in found.tasks:
+        parts += [f"## {task}", about_task(found, task), task_table(found, task).markdown()]
+    parts += ["## Costs", costs_table(found).markdown()]
+    if about.command:
+        parts += ["## How this was made", f"    {about.command}"]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _floor_text(task: str) -> str:
-    found = floors(TASKS[task], FLOOR_ITEMS, seed=0)
-    primary = TASKS[task].primary
-    return ", ".join(f"{name} {100 * one.get(primary, 0):.1f}" for name, one in found.items())
+def running_table(
+    records: Sequence[Mapping[str, Any]], arms: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """Mean scores in % so far, with the number of seeds where it is not the same everywhere."""
+    cells = by_cell(records)
+    counts = {len(own) for own in cells.values()}
+    texts = [("", *tasks)]
+    for arm in arms:
+        row = [arm]
+        for task in tasks:
+            own = cells.get((task, arm), ())
+            text = f"{100 * np.mean([record['score'] for record in own]):.1f}" if own else "–"
+            row.append(text if len(counts) == 1 or not own else f"{text} ({len(own)})")
+        texts.append(tuple(row))
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in texts
+    )
 
 
-def _counts(
-    records: Sequence[Mapping[str, Any]],
-) -> tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]:
-    above = np.array([record["numerators"] for record in records], float)
-    below = np.array([record["denominators"] for record in records], float)
-    return above, below
+def percent(interval: Interval | None, form: str = "{:.1f}") -> str:
+    """A share with its interval, in %."""
+    return spell(None if interval is None else interval.map(100), form)
+
+
+def _task_cells(row: GridRow) -> tuple[str, ...]:
+    if row.is_policy:
+        return (row.arm, percent(row.score), "", "", "", "", "", "")
+    return (
+        row.arm,
+        percent(row.score),
+        "" if row.difference is None else percent(row.difference, "{:+.1f}"),
+        "" if row.p_value is None else f"{row.p_value:.4f}",
+        f"{row.solved:.0%}",
+        {True: "yes", False: "no", None: ""}[row.above_floors],
+        ", ".join(f"{100 * score:.0f}" for score in row.by_seed),
+        f"{row.learning_rate:g}",
+    )
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low = form.format(min(values))
+    high = form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -23,6 +23,7 @@ th, td { padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align:
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--paper); }
+table.words th, table.words td { text-align: left; white-space: normal; vertical-align: top; }
 figure { margin: 1rem 0 0; }
 figure .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr));
   gap: 1rem; }
@@ -53,14 +54,21 @@ def page(title: str, body: Iterable[str], style: str = "") -> str:
     )
 
 
-def table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts, which may be wider than the page."""
+def table(heads: Sequence[str], cells: Sequence[Sequence[str]], *, words: bool = False) -> str:
+    """A table of plain texts, which may be wider than the page.
+
+    Args:
+        heads: Names of the columns.
+        cells: Rows.
+        words: Whether cells are words and not numbers: they stand left, and lines may break.
+    """
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in cells
     )
+    kind = ' class="words"' if words else ""
     content = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="wide"><table>{content}</table></div>'
+    return f'<div class="wide"><table{kind}>{content}</table></div>'
 
 
 def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = False) -> str:
@@ -72,12 +80,17 @@ def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = Fals
         panels: SVG elements.
         wide: Whether it is not made smaller for a narrow page, which then scrolls it.
     """
-    kind = "wide" if wide else "panels"
     name = html.escape(title, quote=True)
+    drawn = f'<div class="wide">{"".join(panels)}</div>' if wide else side_by_side(panels)
     return (
-        f'<h2>{name}</h2><figure role="img" aria-label="{name}"><div class="{kind}">'
-        f"{''.join(panels)}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<h2>{name}</h2><figure role="img" aria-label="{name}">{drawn}'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def side_by_side(panels: Sequence[str]) -> str:
+    """Panels side by side where there is room, without a title."""
+    return f'<div class="panels">{"".join(panels)}</div>'
 
 
 def made(parts: Mapping[str, Any]) -> str:

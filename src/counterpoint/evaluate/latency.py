@@ -1,0 +1,62 @@
+"""How long a system takes for the next tick of one session."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from counterpoint.data.text.tokenizer import ByteTokenizer
+from counterpoint.runtime.sessions import Sessions
+from counterpoint.systems.contract import System
+
+_SKIPPED = 0.1  # of the ticks: buffers are made in the first ones
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TickLatency:
+    """Seconds between two ticks that a session writes.
+
+    Attributes:
+        p50_ms: Median of the milliseconds.
+        p95_ms: What 95 % of the ticks need at most.
+        num_ticks: Ticks that the session wrote.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    num_ticks: int
+
+
+def decode_latency(system: System, num_ticks: int) -> TickLatency:
+    """Let one session of a text model write on this machine, and look at the clock.
+
+    With one thread on the CPU the clock is that of the thread, which other programs on the machine
+    do not lengthen.
+
+    What is written does not matter, so the weights may be random; only a system that finds its own
+    blocks makes others with weights that are trained.
+
+    Args:
+        system: In evaluation mode.
+        num_ticks: Ticks that are written.
+    """
+    sessions = Sessions(system, 1, sliding=True)
+    sessions.start(0)
+    if len(system.layout.predicted) == 1:  # others begin with their initial frame
+        sessions.feed({0: [ByteTokenizer().start_id]})
+    on_cpu = system.device.type == "cpu"
+    now = time.thread_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
+    seconds = []
+    for _ in range(num_ticks):
+        begin = now()
+        sessions.step()
+        _settle(system.device)
+        seconds.append(now() - begin)
+    p50_ms, p95_ms = 1e3 * np.quantile(seconds[int(_SKIPPED * num_ticks) :], (0.5, 0.95))
+    return TickLatency(p50_ms=float(p50_ms), p95_ms=float(p95_ms), num_ticks=num_ticks)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,163 @@
+"""What the records of a grid show: means with intervals, floors, and corrected differences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from counterpoint.data.tasks.items import Item, draw
+from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.evaluate.statistics import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio,
+    holm,
+)
+
+SOLVED = 0.9
+"""A seed has solved a task where its primary score is at least this."""
+
+SIGNIFICANT = 0.05
+"""A difference is shown where its p-value, corrected over all that are asked about, is below."""
+
+ORACLE = "oracle"
+"""The policy that reads the whole text: no model can do better, so it is no floor."""
+
+_RESAMPLES = 5000  # the smallest p-value is 1 / 2,500, so that 100 comparisons can show something
+
+ScoreCounts = tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]
+"""Numerators and denominators of a score, for each training seed and item."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridRow:
+    """What an arm, or a policy that learns nothing, showed on a task.
+
+    Attributes:
+        task: The task.
+        arm: The arm, or the policy.
+        score: Mean primary score over seeds; the interval is over seeds and items.
+        by_seed: Primary score of each seed; empty for a policy.
+        learning_rate: What was chosen; ``None`` for a policy.
+        difference: How much more the arm that is asked about has than this one; ``None`` for itself
+            and for policies.
+        p_value: That there is none, corrected over all rows.
+        above_floors: Whether its interval lies above those of all policies that see a part only.
+    """
+
+    task: str
+    arm: str
+    score: Interval
+    by_seed: tuple[float, ...] = ()
+    learning_rate: float | None = None
+    difference: Interval | None = None
+    p_value: float | None = None
+    above_floors: bool | None = None
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is a policy."""
+        return not self.by_seed
+
+    @property
+    def solved(self) -> float:
+        """Share of seeds that solved the task."""
+        return float(np.mean([score >= SOLVED for score in self.by_seed]))
+
+    @property
+    def shown(self) -> int:
+        """1 where the arm that is asked about is shown to be better, -1 worse, 0 neither."""
+        if self.p_value is None or self.difference is None or not self.p_value < SIGNIFICANT:
+            return 0
+        return int(math.copysign(1, self.difference.value))
+
+
+def grid_rows(
+    records: Sequence[Mapping[str, Any]],
+    subject: str,
+    items: Mapping[str, Sequence[Item]] | None = None,
+) -> list[GridRow]:
+    """Rows by task: arms in the order of the records, then policies.
+
+    Args:
+        records: What `counterpoint.recipes.grid_run.run_grid` returned.
+        subject: The arm whose differences to all others are asked about.
+        items: What was asked, by task: policies answer it too. Without it there are no policies.
+    """
+    cells = by_cell(records)
+    rows = list[GridRow]()
+    for task in dict.fromkeys(task for task, _ in cells):
+        policies = policy_rows(task, items[task]) if items is not None else []
+        floor = max((row.score.high for row in policies if row.arm != ORACLE), default=None)
+        for arm in [arm for other, arm in cells if other == task]:
+            row = _arm_row(cells, task, arm, subject)
+            above = None if floor is None else row.score.low > floor
+            rows.append(replace(row, above_floors=above))
+        rows += policies
+    corrected = iter(holm([row.p_value for row in rows if row.p_value is not None]))
+    return [row if row.p_value is None else replace(row, p_value=next(corrected)) for row in rows]
+
+
+def policy_rows(task: str, items: Sequence[Item]) -> list[GridRow]:
+    """What policies get that learn nothing, the oracle last; the interval is over items."""
+    rows = []
+    for name, policy in TASKS[task].policies().items():
+        given = [policy(item, draw(0, -1 - number)) for number, item in enumerate(items)]
+        counts = [TASKS[task].counts(*pair) for pair in zip(items, given, strict=True)]
+        above, below = np.array(counts, float).T
+        score = bootstrap_ratio(above, below, _RESAMPLES)
+        rows.append(GridRow(task=task, arm=name, score=score))
+    return sorted(rows, key=lambda row: row.arm == ORACLE)
+
+
+def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """The mean of the primary scores of all tasks, by arm; of arms that have all of them."""
+    cells = by_cell(records)
+    tasks = dict.fromkeys(task for task, _ in cells)
+    return {
+        arm: bootstrap_mean([counts_of(cells[task, arm]) for task in tasks])
+        for arm in dict.fromkeys(arm for _, arm in cells)
+        if all((task, arm) in cells for task in tasks)
+    }
+
+
+def by_cell(
+    records: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """The records of all seeds, by task and arm."""
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        cells.setdefault((record["task"], record["arm"]), []).append(record)
+    return cells
+
+
+def counts_of(records: Sequence[Mapping[str, Any]]) -> ScoreCounts:
+    """Numerators and denominators of the primary score of the seeds of an arm on a task."""
+    above = np.array([record["numerators"] for record in records], float)
+    below = np.array([record["denominators"] for record in records], float)
+    return above, below
+
+
+def _arm_row(
+    cells: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], task: str, arm: str, subject: str
+) -> GridRow:
+    """A row whose p-value is not corrected yet."""
+    own = cells[task, arm]
+    difference = None
+    p_value = None
+    if arm != subject and (task, subject) in cells:
+        pair = (counts_of(cells[task, subject]), counts_of(own))
+        difference, p_value = bootstrap_difference(*pair, _RESAMPLES)
+    return GridRow(
+        task=task,
+        arm=arm,
+        score=bootstrap_ratio(*counts_of(own), _RESAMPLES),
+        by_seed=tuple(record["score"] for record in own),
+        learning_rate=own[0]["learning_rate"],
+        difference=difference,
+        p_value=p_value,
+    )

@@ -1,0 +1,77 @@
+"""The report of a grid that was run: what it needs beside the results, and the report itself."""
+
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from counterpoint.config_json import encode
+from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.evaluate.latency import TickLatency, decode_latency
+from counterpoint.evaluate.report.grid_findings import ABOUT, LATENCY, GridAbout, GridFindings
+from counterpoint.evaluate.report.grid_page import write_grid_report
+from counterpoint.files import json_value, read_json, write_json
+from counterpoint.processes import work_in_processes
+from counterpoint.progress import Progress
+from counterpoint.recipes.cells import ITEMS_SEED
+from counterpoint.recipes.grid import Grid, GridArm, costs
+from counterpoint.recipes.machine import machine_facts
+from counterpoint.systems import build_system
+
+
+def report_grid(
+    grid: Grid,
+    folder: Path,
+    *,
+    command: str = "",
+    left_out: str = "",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> GridFindings:
+    """Write the report of a grid that `counterpoint.recipes.grid_run.run_grid` has run.
+
+    Args:
+        grid: What was run.
+        folder: Its folder.
+        command: How a person would start this again.
+        left_out: What was left out for lack of time, in a sentence.
+        device: Where cells were trained.
+        progress: Shows how far it is.
+
+    Returns:
+        What the grid showed.
+    """
+    about = GridAbout(
+        name=grid.name,
+        arms=tuple(arm.name for arm in grid.arms),
+        costs={task: costs(grid, task) for task in grid.tasks},
+        num_items=grid.num_items,
+        items_seed=ITEMS_SEED,
+        purpose=grid.purpose,
+        unmatched={arm.name: arm.unmatched for arm in grid.arms if arm.unmatched},
+        left_out=left_out,
+        command=command,
+        machine=machine_facts(device),
+        grid=encode(grid),
+    )
+    write_json(folder / ABOUT, json_value(encode(about)))
+    _measure_latency(grid, folder, progress or Progress())
+    return write_grid_report(folder)
+
+
+def _measure_latency(grid: Grid, folder: Path, progress: Progress) -> None:
+    """Measure how long a tick of each arm takes, unless that was done; others keep the machine."""
+    path = folder / LATENCY
+    known = read_json(path) if path.is_file() else {}
+    missing = [arm for arm in grid.arms if arm.name not in known]
+    shown = progress.task("timing single ticks")
+    num_ticks = max(TASKS[task].most_symbols for task in grid.tasks)
+    # One process with one thread: what is measured is the machine, and not its load by this grid.
+    with closing(work_in_processes(partial(_timed, num_ticks), missing, 1)) as done:
+        for number, (name, latency) in enumerate(done, 1):
+            known[name] = encode(latency)
+            shown(number, len(missing), figures=name)
+    write_json(path, known)
+
+
+def _timed(num_ticks: int, arm: GridArm) -> tuple[str, TickLatency]:
+    return arm.name, decode_latency(build_system(arm.system, 0).eval(), num_ticks)

@@ -1,0 +1,59 @@
+"""Who runs the cells of a grid: processes of this machine, a GPU, or a Ray cluster."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from counterpoint.processes import work_in_processes
+from counterpoint.ray_tasks import work_on_ray
+from counterpoint.recipes.cells import WORK, Cell, CellOutcome, run_cell, run_cell_elsewhere
+from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.stacks import BATCHES, run_stack, stacks
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """Who runs the cells of a grid: see `counterpoint.recipes.grid_run.run_grid`."""
+
+    count: int | None = None
+    ray: str | None = None
+    device: str = "cpu"
+
+    @property
+    def in_stacks(self) -> bool:
+        """Whether cells of an arm and a task are trained together: on the CPU that is no faster."""
+        return self.ray is None and self.device != "cpu"
+
+    def work(
+        self, work: Callable[[_Item], _Result], items: Sequence[_Item]
+    ) -> Generator[_Result, None, None]:
+        """The results of some work on every item, in the order in which they are done."""
+        if self.ray is not None:
+            return work_on_ray(work, items, self.ray, num_workers=self.count)
+        # Also one process is another one: each has one thread, so that numbers do not depend on
+        # how many there are.
+        return work_in_processes(work, items, self.count or 1)
+
+
+def worked(
+    grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
+) -> Generator[CellOutcome, None, None]:
+    """What cells give, in the order in which they are done."""
+    if workers.in_stacks:
+        together = partial(run_stack, grid, folder / BATCHES, workers.device)
+        with closing(workers.work(together, stacks(grid, cells))) as groups:
+            for outcomes in groups:
+                yield from outcomes
+        return
+    if workers.ray is None:
+        done = workers.work(partial(run_cell, grid, folder / WORK), cells)
+    else:
+        done = workers.work(partial(run_cell_elsewhere, grid), cells)
+    with closing(done):
+        yield from done

@@ -1,0 +1,30 @@
+"""What a report says of the programs and the machine that made it."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+
+def machine_facts(device: torch.device | str) -> dict[str, Any]:
+    """Versions and the machine, as JSON.
+
+    Args:
+        device: Where it was computed.
+    """
+    return {
+        "versions": {
+            "counterpoint": _version("counterpoint"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
