@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import Ticks
+from counterpoint.streams.schedule import may_stand
+from counterpoint.streams.spec import UNSET_ID, Stream, Ticks
 from counterpoint.systems import SYSTEMS
 from counterpoint.systems.contract import System
+from counterpoint.systems.hdlm import HdLM
 from tests.probes.injected import Injected, InjectedConfig
 from tests.probes.interleaved import Interleaved, InterleavedConfig
 from tests.systems import tiny_models, tiny_moshi
@@ -67,19 +69,27 @@ def predicted(model: System) -> list[str]:
 
 
 def random_ticks(model: System, rows: int, ticks: int) -> dict[str, Tensor]:
-    """Random elements of every stream that is read."""
-    return {
+    """Random elements of every stream that is read, wherever one may stand."""
+    drawn = {
         name: (torch.rand(rows, ticks, *size.shape) * size).long()
         if model.layout[name].is_discrete
         else torch.randn(rows, ticks, *model.layout[name].element_shape)
         for name, size in sizes(model).items()
     }
+    for stream in model.layout.slow:
+        drawn[stream.name][:, ~stands(model, stream, ticks)] = UNSET_ID
+    return drawn
+
+
+def stands(model: System, stream: Stream, num_ticks: int) -> Tensor:
+    """The ticks of a row in which a stream may have an element: (T,)."""
+    return may_stand(model.layout, stream, torch.arange(num_ticks))
 
 
 def content_decides_places(model: System) -> bool:
     """Whether what an element is decides where later ones stand in a tower: rounding differs."""
     irregular = any(stream.irregular for stream in model.layout.streams)
-    return irregular or isinstance(model, Interleaved)
+    return irregular or isinstance(model, Interleaved | HdLM)
 
 
 def batch_of(model: System, ticks: Ticks, starts: Tensor | None = None) -> Batch:
@@ -111,9 +121,11 @@ def joined(pieces: list[dict[str, Tensor]], dim: int = 1) -> dict[str, Tensor]:
 
 
 def changed(model: System, ticks: Ticks) -> dict[str, Tensor]:
-    """Another id for every element, or other numbers."""
+    """Another id for every element, or other numbers; what is unset stays so."""
     return {
-        name: values + 1 if values.is_floating_point() else (values + 1) % sizes(model)[name]
+        name: values + 1
+        if values.is_floating_point()
+        else torch.where(values == UNSET_ID, values, (values + 1) % sizes(model)[name])
         for name, values in ticks.items()
     }
 

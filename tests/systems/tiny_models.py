@@ -16,6 +16,7 @@ from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.stage import StageConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.batch import Batch
+from counterpoint.systems.hdlm import ExitMode, HdLMConfig
 from counterpoint.systems.hnet import HNetConfig
 from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
@@ -96,6 +97,20 @@ def stage(width: int, window: int, share: float = 1.0, ratio: float = 3.0) -> St
 
 HRT_LEVELS = (tower(18, 2, 3, 7), tower(16, 2, 2, 3), tower(12, 2, 2, 3))
 
+
+def hdlm(exit_mode: ExitMode, **changes: Any) -> HdLMConfig:
+    """A turn of two ids may come before every tick."""
+    fields: dict[str, Any] = {
+        "tower": tower(12, 3, 2, 24),
+        "coarse_layer": 1,
+        "coarse_depth": 2,
+        "coarse_vocab_size": 7,
+        "turn_ticks": 1,
+        "vocab_size": VOCAB,
+    }
+    return HdLMConfig(exit_mode=exit_mode, **(fields | changes))
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "single_stream": {
         "full": single(200),
@@ -123,6 +138,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "one_stage": hnet(stage(16, 7)),
         "two_stages": hnet(stage(12, 7), stage(16, 4, ratio=2.0)),
         "two_stages_bounded": hnet(stage(12, 7, 0.6), stage(12, 4, 0.75, 2.0)),
+    },
+    "hdlm": {
+        "none": hdlm("none", coarse_norm=False),
+        "lazy_last_layer": hdlm("lazy", coarse_layer=3, tower=tower(12, 3, 2, 200)),
+        "masked": hdlm("masked", coarse_layer=2),
+        "masked_slow": hdlm("masked", turn_ticks=4, coarse_depth=3),
+        "propagate": hdlm("propagate"),
+        "propagate_slow": hdlm(
+            "propagate",
+            turn_ticks=3,
+            tower=replace(tower(24, 2, 4, 9), mixer=AttentionConfig(num_kv_heads=2)),
+        ),
+        "embedding": hdlm("none", feedback="embedding", coarse_depth=3),
+        "embedding_slow": hdlm("none", feedback="embedding", turn_ticks=4, conv_taps=1),
+        "part_alone": hdlm("masked", coarse_depth=0, tower=tower(12, 3, 2, 7)),
     },
     "two_stream": {
         **{

@@ -221,6 +221,34 @@ def streaming_reach(
     return Reach(cos, sin, bias, slot, limit, Pinned(num_pinned, *near))
 
 
+def placed_reach(
+    step: Int[Tensor, "B Q"],
+    key_step: Int[Tensor, "B K"],
+    head_width: int,
+    window: int,
+    *,
+    first: Int[Tensor, "B Q"] | int = 0,
+    slot: Int[Tensor, "B Q"] | None = None,
+    rope: RopeConfig = PLAIN_ROPE,
+) -> Reach:
+    """Return the reach of steps that need not follow each other in their sequence.
+
+    Args:
+        step: Number of each query's step in the sequence.
+        key_step: Number of each key's step; negative for a key that is never read. With ``slot``
+            the keys are the slots of the cache, as they are once the queries are written; without,
+            they are the queries' own steps and after them those of the cache.
+        head_width: Width of a head.
+        window: Number of most recent steps that a query reads, including its own.
+        first: First step of each query's document.
+        slot: Cache slot of every query; ``None`` if the queries are not written.
+        rope: Rotation frequencies.
+    """
+    cos, sin = rope_tables(step, head_width, rope)
+    seen = span(SEQUENCE, "sequence", "sequence", step + 1, first=first, window=window)
+    return Reach(cos, sin, score_bias(span_mask(seen, key_step)), slot, key_step.shape[1])
+
+
 def attend(
     q: Float[Tensor, "*B H Q E"],
     k: Float[Tensor, "*B H K E"],
@@ -378,12 +406,15 @@ class SelfAttention(nn.Module):
         Args:
             x: Steps of the chunk.
             reach: From `offline_reach`, or from `streaming_reach` if there is a cache.
-            cache: Past steps; the chunk is written into it.
+            cache: Past steps; the chunk is written into it. If ``reach`` has no slots, the keys and
+                values of further steps, which are read beside those of the chunk.
         """
         q, k, v, q_near = self._rotated_heads(x, reach)
         if cache is not None and reach.slot is not None:
             write_ring(cache, reach.slot, torch.stack((k, v), 1))
             k, v = cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
+        elif cache is not None:
+            k, v = torch.cat((torch.stack((k, v), 1), cache), 3).unbind(1)
         bias = reach.bias
         num_sharing = self.num_heads // self.num_kv_heads
         folded = num_sharing > 1 and bias is not None and bias.ndim == 4
@@ -405,6 +436,24 @@ class SelfAttention(nn.Module):
         if folded:
             y = y.reshape(len(x), self.num_heads, -1, self.head_width)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def keys_values(
+        self,
+        x: Float[Tensor, "B T D"],
+        cos: Float[Tensor, "B 1 T E"],
+        sin: Float[Tensor, "B 1 T E"],
+    ) -> Float[Tensor, "B 2 G T E"]:
+        """Return the keys and values of steps that read nothing themselves, for a cache.
+
+        Args:
+            x: The steps.
+            cos: Cosines of the rotation of each step; see `rope_tables`.
+            sin: Sines of the same angles.
+        """
+        shared = self.num_kv_heads * self.head_width
+        heads = self.qkv(x)[..., -2 * shared :].unflatten(-1, (2, self.num_kv_heads, -1))
+        k, v = heads.permute(2, 0, 3, 1, 4).unbind()
+        return torch.stack((rotate(k, cos, sin), v), 1)
 
     def _rotated_heads(self, x: Tensor, reach: Reach) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return queries, keys, values, and queries for pinned steps, each (B, heads, T, E)."""

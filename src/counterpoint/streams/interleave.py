@@ -124,6 +124,31 @@ class Interleaving(NamedTuple):
         pieces = frames.split(list(depths.values()), 2)
         return {name: piece for name, piece in zip(depths, pieces, strict=True) if name}
 
+    def places_of(self, other: "Interleaving") -> Int[Tensor, "B M"]:
+        """Return the place here of what stands at each place of another order of the same ticks.
+
+        Args:
+            other: An order of some of the streams of this one.
+
+        Returns:
+            Places; for those of ``other`` that hold no element, any place.
+        """
+        device = self.source.device
+        numbers = torch.arange(len(self._streams()), device=device).split(
+            [*self.depths.values(), *self.behind_depths.values()]
+        )
+        read = dict(zip(self.depths, numbers, strict=False))
+        behind = dict(zip(self.behind_depths, numbers[len(read) :], strict=True))
+        element = torch.cat(
+            [
+                *(read[name] for name in other.depths),
+                *(behind[name] for name in other.behind_depths),
+            ]
+        )
+        tick = other.source // len(element)
+        place = tick * len(self._streams()) + element[other.source % len(element)]
+        return self.at.gather(1, place).clamp(min=0)
+
     def states_at_ticks(
         self, states: Shaped[Tensor, "B N D"], before: Shaped[Tensor, "B D"] | None = None
     ) -> Shaped[Tensor, "B T D"]:
@@ -176,6 +201,7 @@ def interleave(
     lengths: Int[Tensor, " B"] | None = None,
     document_start: Int[Tensor, "B T"] | None = None,
     behind: Ticks | None = None,
+    num_places: int | None = None,
 ) -> Interleaving:
     """Order the elements of some ticks of every row by their moments.
 
@@ -196,6 +222,7 @@ def interleave(
             is one document.
         behind: Elements written after each tick, by predicted stream. They are laid out only where
             a document ends; elsewhere the next tick holds them.
+        num_places: Length of the sequences, if no row has more elements; ``None`` makes room.
 
     Raises:
         UserError: The streams do not cover the same ticks, a continuous stream is irregular, or a
@@ -210,8 +237,9 @@ def interleave(
     stands = _real(torch.cat(list(read.values()), 2), lengths)
     ends = F.pad(starts[:, 1:] != starts[:, :-1], (0, 1), value=True)[..., None]
     frames = torch.cat([stands, *(there & ends for there in written.values())], 2)
-    num_places = stands.shape[1:].numel()
-    source, at = _sequences(frames, _room(frames, num_places) if behind else num_places)
+    if num_places is None:
+        num_places = _room(frames, stands.shape[2])
+    source, at = _sequences(frames, num_places)
     first_of_tick = _count_before(frames.sum(2))
     first = first_of_tick.gather(1, starts)
     place = torch.arange(source.shape[1], device=source.device)
@@ -269,11 +297,12 @@ def _real(
     return stands & (tick < lengths[:, None])[..., None]
 
 
-def _room(frames: Bool[Tensor, "B T E"], num_places: int) -> int:
-    """Return the number of places needed: more than ``num_places`` if documents end with more."""
-    if is_traced():
-        return frames.shape[1] * frames.shape[2]
-    return max(num_places, int(frames.flatten(1).sum(1).max()))
+def _room(frames: Bool[Tensor, "B T E"], num_read: int) -> int:
+    """Return the number of places of full frames, or more if documents end with more."""
+    num_ticks, num_slots = frames.shape[1:]
+    if num_slots == num_read or is_traced():
+        return num_ticks * num_slots
+    return max(num_ticks * num_read, int(frames.flatten(1).sum(1).max()))
 
 
 def _sequences(

@@ -8,6 +8,7 @@ from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.errors import UserError
 from counterpoint.systems.contract import System
 from counterpoint.systems.contract import SystemConfig as SystemConfig
+from counterpoint.systems.hdlm import HdLM
 from counterpoint.systems.hnet import HNet
 from counterpoint.systems.hrt import HRT
 from counterpoint.systems.moshi import Moshi
@@ -19,6 +20,7 @@ SYSTEMS: dict[str, type[System]] = {
     "two_stream": TwoStream,
     "hrt": HRT,
     "hnet": HNet,
+    "hdlm": HdLM,
     "moshi": Moshi,
 }
 """Every system by name. PersonaPlex is a preset of `Moshi` (`counterpoint.systems.personaplex`)."""
