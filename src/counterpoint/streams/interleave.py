@@ -229,27 +229,25 @@ def interleave(
             stream of ``behind`` comes later in a frame than a stream that is only read.
         KeyError: The layout does not have a stream.
     """
-    behind = {} if behind is None else behind
+    behind = behind or {}
     _check(layout, ticks, behind)
     starts = _document_starts(ticks, document_start)
     read = _filled(layout, ticks, starts, num_columns)
     written = {s.name: _present(behind[s.name]) for s in layout.streams if s.name in behind}
     stands = _real(torch.cat(list(read.values()), 2), lengths)
-    ends = F.pad(starts[:, 1:] != starts[:, :-1], (0, 1), value=True)[..., None]
-    frames = torch.cat([stands, *(there & ends for there in written.values())], 2)
+    frames = torch.cat([stands, *_at_ends(written, starts)], 2)
     if num_places is None:
         num_places = _room(frames, stands.shape[2])
     source, at = _sequences(frames, num_places)
     first_of_tick = _count_before(frames.sum(2))
     first = first_of_tick.gather(1, starts)
-    place = torch.arange(source.shape[1], device=source.device)
     return Interleaving(
         depths={name: there.shape[2] for name, there in read.items()},
         behind_depths={name: there.shape[2] for name, there in written.items()},
         source=source,
         at=at,
         lengths=frames.flatten(1).sum(1),
-        position=place.expand_as(source) if num_read is None else num_read[:, None] + place,
+        position=_positions(source, num_read),
         document_start=first.gather(1, source // frames.shape[2]),
         first=first,
         last=first_of_tick + stands.sum(2) - 1,
@@ -297,6 +295,14 @@ def _real(
     return stands & (tick < lengths[:, None])[..., None]
 
 
+def _at_ends(
+    written: Mapping[str, Bool[Tensor, "B T _K"]], document_start: Int[Tensor, "B T"]
+) -> list[Bool[Tensor, "B T _K"]]:
+    """Return which written slots are filled, limited to the last tick of each document."""
+    ends = F.pad(document_start[:, 1:] != document_start[:, :-1], (0, 1), value=True)
+    return [there & ends[..., None] for there in written.values()]
+
+
 def _room(frames: Bool[Tensor, "B T E"], num_read: int) -> int:
     """Return the number of places of full frames, or more if documents end with more."""
     num_ticks, num_slots = frames.shape[1:]
@@ -315,6 +321,12 @@ def _sequences(
     element = torch.arange(there.shape[1], device=there.device).expand_as(place)
     source = place.new_zeros(len(place), num_places + 1).scatter(1, place, element)
     return source[:, :num_places], torch.where(there, place, -1)
+
+
+def _positions(source: Int[Tensor, "B N"], num_read: Int[Tensor, " B"] | None) -> Tensor:
+    """Return the number of elements before each place, with ``num_read`` before the first."""
+    place = torch.arange(source.shape[1], device=source.device)
+    return place.expand_as(source) if num_read is None else num_read[:, None] + place
 
 
 def _present(elements: Shaped[Tensor, "B T ..."]) -> Bool[Tensor, "B T _K"]:
