@@ -10,7 +10,7 @@ from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
-WINDOW = 16
+WINDOW = 8
 """Steps that a layer of a limited arm reads at its finest level."""
 
 
