@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from counterpoint.data.recorded import Recorded
 from counterpoint.errors import UserError
@@ -26,7 +27,7 @@ from counterpoint.train.optimizer import build_optimizer, lr_ratio
 _EAGER_STEPS = 3
 """Steps before a CUDA graph is made: libraries prepare themselves in them."""
 
-_LIKE = ("num_steps", "batch_rows", "clip_norm", "schedule", "precision")
+_LIKE = ("num_steps", "batch_rows", "clip_norm", "schedule", "precision", "compile")
 """Fields of a `TrainConfig` that all lanes share."""
 
 
@@ -78,6 +79,8 @@ class Stack:
         self._parameters = self._views(trained, lanes[0])
         self._rates, self._decay = self._groups(systems, configs, trained)
         self._numbers = self._schedule()
+        compute: Callable[..., Any] = self._all_lanes
+        self._compute = torch.compile(compute) if self.config.compile else compute
 
     def _views(self, names: list[str], like: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
         """Parameters of all lanes as views of the weights."""
@@ -123,9 +126,20 @@ class Stack:
         ]
         return torch.tensor(rows, device=self.device)
 
-    def losses(self, content: StackedBatch) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+    def losses(self, batch: StackedBatch) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
         """What every lane minimises, and its summed nats."""
+        weights = {**self._parameters, **self._frozen}
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        )
+        # The gradient of the fused kernels of CUDA does not take a further axis (torch 2.11).
+        with tracing(), autocast, sdpa_kernel(SDPBackend.MATH):
+            both: tuple[Tensor, Tensor] = self._compute(weights, tuple(batch))
+        return both
 
+    def _all_lanes(
+        self, weights: dict[str, Tensor], batch: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
         def lane(weights: dict[str, Tensor], own: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
             ticks, targets, elements, start = own
             batch = Batch(
@@ -136,13 +150,8 @@ class Stack:
             )
             return both
 
-        weights = {**self._parameters, **self._frozen}
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        )
-        with tracing(), autocast:
-            total, nats = torch.vmap(lane, randomness="different")(weights, tuple(content))
-        return total, nats
+        both: tuple[Tensor, Tensor] = torch.vmap(lane, randomness="different")(weights, batch)
+        return both
 
     def step(self, content: StackedBatch, numbers: Float[Tensor, " 3"]) -> Float[Tensor, " S"]:
         """Learn from the next batch of every lane; the summed nats of each.
