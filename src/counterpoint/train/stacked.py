@@ -132,7 +132,7 @@ class Stack:
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         )
-        # The gradient of the fused kernels of CUDA does not take a further axis (torch 2.11).
+        # Compiled too, attention must not take CUDA's fused kernels: see `attend`.
         with tracing(), autocast, sdpa_kernel(SDPBackend.MATH):
             both: tuple[Tensor, Tensor] = self._compute(weights, tuple(batch))
         return both
