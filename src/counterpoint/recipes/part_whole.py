@@ -3,8 +3,11 @@
 from dataclasses import replace
 
 from counterpoint.blocks.far_attention import FarAttentionConfig
+from counterpoint.blocks.recall import RecallConfig
+from counterpoint.blocks.stage import StageConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.recipes.grid import Grid, GridArm, Limits
+from counterpoint.systems.hnet import HNetConfig
 from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
@@ -28,12 +31,15 @@ def part_whole() -> Grid:
         ),
         arms=(
             GridArm(name="two_stream", system=_two_stream()),
+            GridArm(name="two_stream_slots", system=_slots()),
+            GridArm(name="two_stream_recall", system=_recall()),
             GridArm(name="same_rate", system=_same_rate()),
             GridArm(name="shared_levels", system=_shared_levels()),
             GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
             GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
             GridArm(name="hrt", system=_hrt()),
-            GridArm(name="window", system=_single(_tower(64, 5, WINDOW))),
+            GridArm(name="hnet", system=_hnet()),
+            GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=176))),
             GridArm(name="window_summary", system=_window_summary()),
             GridArm(name="strided", system=_strided()),
             GridArm(
@@ -123,11 +129,40 @@ def _same_rate() -> TwoStreamConfig:
     )
 
 
+def _slots() -> TwoStreamConfig:
+    """Two slots of a block are steps of the whole of their own: more state, more detail."""
+    return replace(
+        _two_stream(),
+        whole=_tower(56, 2, 128),
+        compressor="attention",
+        num_slots=2,
+        slots_apart=True,
+    )
+
+
+def _recall() -> TwoStreamConfig:
+    """The whole is an index too: a tick reads the ticks of two old blocks again."""
+    return replace(_two_stream(), num_links=1, recall=RecallConfig(num_blocks=2))
+
+
 def _hrt() -> HRTConfig:
-    """Levels of 1, 4 and 16 ticks."""
+    """Levels of 1, 4 and 16 ticks; the coarse ones attend to all of theirs."""
     return HRTConfig(
-        levels=(_tower(64, 4, WINDOW), _tower(56, 2, WINDOW), _tower(56, 2, WINDOW)),
+        levels=(
+            replace(_tower(64, 4, WINDOW), mlp_hidden=136),
+            _tower(56, 2, 64),
+            _tower(56, 2, 64),
+        ),
         strides=(4, 4),
         num_rounds=1,
-        num_keys=8,
+        num_keys=64,
+    )
+
+
+def _hnet() -> HNetConfig:
+    """One stage whose chunks are meant to have six ticks."""
+    outer = _tower(64, 2, WINDOW)
+    return HNetConfig(
+        stages=(StageConfig(encoder=outer, decoder=outer, ratio=6.0, max_share=1 / 3),),
+        main=_tower(64, 3, 64),
     )
