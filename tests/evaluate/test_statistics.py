@@ -68,7 +68,7 @@ def test_nothing_measured_is_nan() -> None:
 
 
 def test_different_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be as many documents"):
+    with pytest.raises(ValueError, match="must have the same documents"):
         bootstrap_ratio(np.zeros(0), np.zeros(0))
 
 

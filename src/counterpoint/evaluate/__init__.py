@@ -1,1 +1,1 @@
-"""Measurements of trained systems: bits/byte, the use of the whole, intervals, figures, report."""
+"""Measurements of trained systems: bits a byte, the use of the whole, intervals and reports."""

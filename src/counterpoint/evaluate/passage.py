@@ -1,4 +1,4 @@
-"""A passage to look at: what each byte read of the whole, and continuations of a prompt."""
+"""A passage for a figure: what each byte read of the whole; and continuations of prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,15 +22,15 @@ from counterpoint.runtime.sessions import Sessions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passage:
-    """Some ticks in a row of a unit.
+    """Some consecutive ticks of a unit.
 
     Attributes:
         source: Title and heading of the unit.
-        first_tick: Tick of the first id; where the model has a whole, the first of a block.
+        first_tick: Tick of the first id; if the model has a whole, the first tick of a block.
         symbols: One short text for each id.
-        bits: What the model paid for each id.
-        edges: Where blocks start and end, counted in ids; empty when the model has no whole.
-        null: Attention on the null key when each id was produced.
+        bits: Bits that each id cost the model.
+        edges: Edges of blocks, counted in ids; empty if the model has no whole.
+        null: Attention on the null key when each id was predicted.
         earlier: Attention on all blocks before the passage.
         blocks: Attention on each block of the passage, by id.
     """
@@ -47,13 +47,13 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Continuation:
-    """How a model went on.
+    """A prompt and its continuation by a model.
 
     Attributes:
-        source: Where the prompt is from.
-        prompt: Its text.
-        whole_of: Where the whole is from; empty when the model has none.
-        text: What the model wrote.
+        source: Unit of the prompt.
+        prompt: Text of the prompt.
+        whole_of: Unit whose whole was used; empty if the model has no whole.
+        text: Text that the model wrote.
     """
 
     source: str
@@ -63,22 +63,25 @@ class Continuation:
 
 
 def unit_name(unit: Unit) -> str:
-    """Heading of a unit, or the title of its document where it has none."""
+    """Return the heading of a unit, or the title of its document if it has none."""
     return unit.heading or unit.title
 
 
 def read_passage(
     system: nn.Module, unit: Unit, tokenizer: Tokenizer, first_tick: int, num_ticks: int
 ) -> Passage:
-    """Read a unit up to the end of a passage and keep what happened in it.
+    """Read a unit up to the end of a passage, and record what happened in the passage.
 
     Args:
-        system: Any system; one with a whole also shows what was read of it.
-        unit: Longer than ``first_tick``.
-        tokenizer: Spells ids.
-        first_tick: Where the passage starts; moved back to the start of a block, at least to the
-            second one.
-        num_ticks: Its length; cut at the end of a block and of the unit.
+        system: Any system; for a system with a whole its readings are recorded, too.
+        unit: A unit longer than ``first_tick``.
+        tokenizer: Converts ids to text.
+        first_tick: Start of the passage; it is moved back to the start of a block, but not before
+            the second block.
+        num_ticks: Length of the passage; it is cut at the end of a block and of the unit.
+
+    Raises:
+        UserError: The passage does not lie within the unit.
     """
     model: Any = system
     reading = None
@@ -120,7 +123,7 @@ def read_passage(
 
 
 def _block_ends(finished: Int[Tensor, " T"]) -> list[int]:
-    """Ticks at which blocks end."""
+    """Return the ticks at which blocks end."""
     return torch.diff(finished, prepend=finished.new_zeros(1)).nonzero()[:, 0].tolist()
 
 
@@ -134,24 +137,24 @@ def continue_prompts(
     sampling: Sampling | None = None,
     on_progress: CountProgress | None = None,
 ) -> tuple[Continuation, ...]:
-    """Continue the beginnings of units, under their own whole and under another unit's.
+    """Continue the beginnings of units under their own whole and under another unit's.
 
-    All continuations of a prompt draw the same random numbers. The whole is exchanged once, between
-    prompt and continuation; after that it goes on to grow from what is written.
+    All continuations of a prompt use the same random numbers. The whole is replaced once, between
+    prompt and continuation; after that it grows with the text that is written.
 
     Args:
-        system: A system; one without a whole gives one continuation a prompt.
-        pairs: Units for prompts, each with the unit that lends its whole.
-        tokenizer: Spells ids.
-        prompt_ticks: Ticks of a prompt; fewer when a unit is shorter.
-        num_ticks: Most ids that are written.
+        system: The system. Without a whole it gives one continuation a prompt.
+        pairs: Units of the prompts, each with the unit whose whole is used.
+        tokenizer: Converts ids to text.
+        prompt_ticks: Ticks of a prompt; fewer if a unit is shorter.
+        num_ticks: Largest number of ids that are written.
         sampling: How ids are chosen.
         on_progress: Called after each prompt.
     """
     sampling = sampling or Sampling(temperature=0.7, seed=1)
     found = []
     for done, (unit, donor) in enumerate(pairs, 1):
-        # The donor's text may divide into fewer blocks, so it has to be longer.
+        # The donor's text may have fewer blocks in the same length, so it has to be longer.
         length = min(prompt_ticks, len(unit.ids) - 1, len(donor.ids) * 3 // 4)
         own = unit.ids[:length].tolist()
         other = donor.ids.tolist()
@@ -180,7 +183,7 @@ def continue_prompts(
 
 
 def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
-    """Let every row go on with the whole of another text, with as many blocks as it has itself.
+    """Let every row continue with the whole of another text, of as many blocks as it has itself.
 
     Raises:
         UserError: A text has fewer blocks.
@@ -190,7 +193,7 @@ def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
     for row in range(len(sessions)):
         lenders.start(row)
     rest = [list(text) for text in texts]
-    # Id by id, because the texts may divide into blocks differently.
+    # Texts are fed id by id, because they may divide into blocks differently.
     while True:
         lent = system.finished_blocks(lenders.state)
         short = (lent < system.finished_blocks(sessions.state)).tolist()
@@ -202,7 +205,7 @@ def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
 
 
 def _symbol(tokenizer: Tokenizer, number: int) -> str:
-    """Text of one id that takes the room of its characters; bytes of longer characters are dots."""
+    """Return the text of one id in as many characters; bytes of longer characters become dots."""
     if number == tokenizer.end_id:
         return "■"
     text = tokenizer.decode(np.array([number])).replace("\n", "↵")

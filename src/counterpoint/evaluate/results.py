@@ -1,4 +1,4 @@
-"""Everything that is measured on one trained system, as a value that is kept beside it."""
+"""All measurements of one trained system, as a value that is stored in its run folder."""
 
 import json
 import os
@@ -39,15 +39,15 @@ FILE = "evaluation.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """How much is measured.
+    """Extent of the measurements.
 
     Attributes:
-        max_units: Held-out units that are scored, spread evenly; 0 scores all.
-        whole_units: Units on which the whole is exchanged, spread evenly.
+        max_units: Number of held-out units that are scored, spread evenly; 0 scores all.
+        whole_units: Number of units on which the whole is replaced, spread evenly.
         whole_ticks: Ticks of each of them.
         passage_ticks: Ticks of the drawn passage.
-        passage_start: Its first tick.
-        num_prompts: Prompts that are continued.
+        passage_start: First tick of the passage.
+        num_prompts: Number of prompts that are continued.
         prompt_ticks: Ticks of a prompt.
         continuation_ticks: Ticks that are written after it.
     """
@@ -64,11 +64,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamCosts:
-    """What one predicted stream cost.
+    """The cost of one predicted stream.
 
     Attributes:
         num_ticks: Ticks with targets in each unit; see `LossSums.num_ticks`.
-        nats: Nats of them.
+        nats: Nats of these targets.
     """
 
     num_ticks: tuple[float, ...]
@@ -77,7 +77,7 @@ class StreamCosts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Positions:
-    """What text cost by its position in its unit.
+    """The cost of text by its position in its unit.
 
     Attributes:
         edges: K + 1 edges in bytes since the start of a unit.
@@ -92,23 +92,23 @@ class Positions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What was measured on one system.
+    """The measurements of one system.
 
     Attributes:
-        weights: SHA-256 of the weights; empty where they are not on disk.
+        weights: SHA-256 of the weights; empty if they are not on disk.
         precision: Precision of the computation.
-        num_parameters: Trainable numbers of the system.
-        unit: What sizes count: bytes of text, or frames of speech.
-        titles: Where each scored unit comes from.
-        sizes: Size of each.
-        bits: Bits of each, over all predicted streams.
-        streams: The same by stream, where several are predicted.
-        positions: The same by position, of text.
-        whole: How the whole is used; ``None`` without one.
-        passage: What happened in one passage of text.
-        continuations: How the same prompts go on.
-        seconds: Time that all this took.
-        config: How much was measured.
+        num_parameters: Number of trainable parameters of the system.
+        unit: Unit of sizes: bytes of text, or frames of speech.
+        titles: Source of each scored unit.
+        sizes: Size of each unit.
+        bits: Bits of each unit, over all predicted streams.
+        streams: Costs by stream, if several are predicted.
+        positions: Costs by position, for text.
+        whole: Use of the whole; ``None`` without one.
+        passage: Record of one passage of text.
+        continuations: Continuations of the same prompts.
+        seconds: Duration of all measurements.
+        config: Extent of the measurements.
     """
 
     weights: str
@@ -129,7 +129,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
-    """What `evaluate` keeps of the data of one kind."""
+    """The measurements that `evaluate` takes from one kind of data."""
 
     unit: ContentUnit
     titles: tuple[str, ...]
@@ -156,11 +156,11 @@ def evaluate(
 
     Args:
         system: The system in evaluation mode, on its device.
-        data: With held-out units.
-        config: How much is measured.
-        precision: ``"bfloat16"`` computes under autocast; ``"auto"`` takes what is faster.
-        weights: Kept with the result, to know later what it belongs to.
-        progress: Shows how far it is; ``None`` for silence.
+        data: Data with held-out units.
+        config: Extent of the measurements.
+        precision: ``"bfloat16"`` computes under autocast; ``"auto"`` chooses the faster type.
+        weights: Stored with the result, to identify the weights later.
+        progress: Shows the progress; ``None`` shows nothing.
         title: Stands before what is shown, such as a run's name.
 
     Raises:
@@ -208,7 +208,7 @@ def _autocast(system: nn.Module, precision: str) -> torch.autocast:
 
 
 def _of_units(system: System, scores: Sequence[UnitScore]) -> _Found:
-    """What is kept of units that were scored as their kind says."""
+    """Return the measurements of units that were scored in the way of their kind."""
     return _Found(
         unit=scores[0].unit,
         titles=tuple(score.title for score in scores),
@@ -219,7 +219,7 @@ def _of_units(system: System, scores: Sequence[UnitScore]) -> _Found:
 
 
 def _by_stream(system: System, scores: Sequence[UnitScore]) -> dict[str, StreamCosts]:
-    """Costs of every predicted stream that has targets anywhere; a unit may lack some of them."""
+    """Return the costs of every predicted stream with targets; a unit may lack some streams."""
     found = {}
     for stream in system.layout.predicted:
         own = [score.losses.get(stream.name) for score in scores]
@@ -234,7 +234,7 @@ def _by_stream(system: System, scores: Sequence[UnitScore]) -> dict[str, StreamC
 def _evaluate_text(
     system: nn.Module, corpus: Corpus, config: EvaluationConfig, precision: str, shows: "_Tasks"
 ) -> _Found:
-    """Text is scored id by id, which also gives positions and a passage to be drawn."""
+    """Score text id by id, which also gives positions and a passage to be drawn."""
     units = spread(corpus.held_out, config.max_units)
     lengths = corpus.tokenizer.byte_lengths
     block_ticks = corpus.train.block_ticks
@@ -263,12 +263,12 @@ def _evaluate_text(
 
 
 def spread(units: Sequence[Unit], count: int) -> list[Unit]:
-    """``count`` units at equal distances, all when ``count`` is 0 or too large."""
+    """Return ``count`` units at equal distances, or all if ``count`` is 0 or too large."""
     return [units[int(place)] for place in spread_places(len(units), count)]
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write it into a run folder, whole or not at all."""
+    """Write an evaluation into a run folder, completely or not at all."""
     partial = folder / f".{FILE}.partial"
     with partial.open("w", encoding="utf-8") as stream:
         json.dump(encode(evaluation), stream)
@@ -278,7 +278,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:
-    """Read it back from a run folder; ``None`` when it was not evaluated.
+    """Read the evaluation of a run folder; ``None`` if the run was not evaluated.
 
     Raises:
         UserError: The file is damaged or of another version.
@@ -297,7 +297,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
 
 @dataclass(frozen=True, slots=True)
 class _Tasks:
-    """Makes the tasks of an evaluation."""
+    """Makes the progress tasks of an evaluation."""
 
     progress: Progress
     title: str
@@ -313,7 +313,7 @@ def _whole_use(
     config: EvaluationConfig,
     on_progress: CountProgress,
 ) -> WholeUse | None:
-    """How the whole is used, where there is one and another document's to exchange it with."""
+    """Measure the use of the whole if there is one, and another document's to replace it with."""
     if not has_whole(system) or not _several_documents(units):
         return None
     return measure_whole(
@@ -332,13 +332,13 @@ def _passage(
     config: EvaluationConfig,
     block_ticks: int,
 ) -> Passage | None:
-    """The passage of the middle unit among those that are long enough, or of the longest."""
+    """Read a passage of the middle unit among those that are long enough, or of the longest."""
     if not config.passage_ticks:
         return None
     needed = config.passage_start + config.passage_ticks
     fitting = [unit for unit in units if len(unit.ids) > needed]
     unit = fitting[len(fitting) // 2] if fitting else max(units, key=lambda unit: len(unit.ids))
-    # Aligned for all that are compared, so that all show the same ids.
+    # The start is aligned for all systems that are compared, so that all show the same ids.
     start = max(min(config.passage_start, len(unit.ids) // 2) // block_ticks, 1) * block_ticks
     return read_passage(system, unit, corpus.tokenizer, start, config.passage_ticks)
 
@@ -350,7 +350,7 @@ def _continuations(
     config: EvaluationConfig,
     on_progress: CountProgress,
 ) -> tuple[Continuation, ...]:
-    """What the system writes after its prompts; nothing without another document's whole."""
+    """Return what the system writes after its prompts; nothing without another document's whole."""
     if not config.num_prompts or not _several_documents(units):
         return ()
     return continue_prompts(
@@ -364,12 +364,12 @@ def _continuations(
 
 
 def _several_documents(units: Sequence[Unit]) -> bool:
-    """Whether some unit can lend its whole to a unit of another document."""
+    """Return whether some unit can give its whole to a unit of another document."""
     return len({unit.title for unit in units}) > 1
 
 
 def _prompts(units: Sequence[Unit], count: int) -> list[tuple[Unit, Unit]]:
-    """The first units of different documents, each with the unit that lends its whole."""
+    """Return the first units of different documents, each with the unit whose whole is used."""
     firsts = {unit.title: i for i, unit in reversed(list(enumerate(units)))}
     partners: Any = donors(units)
     return [(units[i], units[partners[i]]) for i in sorted(firsts.values())[:count]]

@@ -1,9 +1,9 @@
-"""Bits/byte of a system on units of text, in full and by position since their start.
+"""Bits a byte of a system on units of text, in total and by position since their start.
 
-A unit is scored in one row as long as itself: every id is predicted from its real past, as far as
-the windows of the model reach. Offline rows are streaming to float tolerance (the contract of every
-system), so this is what a session would see, and it is the same for all systems. Only units longer
-than ``batch_ticks`` are cut, and each piece then starts without a past, as rows do in training.
+A unit is scored in one row of its own length: every id is predicted from its true past, as far as
+the windows of the model reach. Offline rows equal streaming to float tolerance (the contract of
+every system), so a session would give the same numbers. Only units longer than ``batch_ticks`` are
+cut; each piece then starts without a past, like rows in training.
 """
 
 import math
@@ -22,16 +22,16 @@ from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
 
 CountProgress = Callable[[int, int], None]
-"""Called with the number of ticks done and of all."""
+"""A function called with the numbers of ticks done and of all ticks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Score:
-    """What a system paid for one unit.
+    """The cost of one unit for a system.
 
     Attributes:
         title: Title of its document.
-        nats: What every id of the unit but the first costs.
+        nats: Cost of every id of the unit except the first.
         byte_lengths: Bytes of text that each of these ids stands for (0 for the end id).
     """
 
@@ -46,14 +46,14 @@ class Score:
 
     @property
     def bits(self) -> float:
-        """Bits of the whole unit, its end included."""
+        """Bits of the whole unit, including its end id."""
         return float(self.nats.sum()) / math.log(2)
 
 
 def target_nats(
     logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """Nats of each target in float32; 0 where there is none."""
+    """Return the nats of each target in float32; 0 where there is no target."""
     scores = logits.float().transpose(1, 2)
     return F.cross_entropy(scores, targets, ignore_index=UNSET_ID, reduction="none")
 
@@ -67,16 +67,16 @@ def score(
     batch_ticks: int = BATCH_TICKS,
     on_progress: CountProgress | None = None,
 ) -> list[Score]:
-    """Nats of every id of every unit.
+    """Compute the nats of every id of every unit.
 
-    Precision is the caller's: wrap the call in `torch.autocast` to score as in training.
+    The caller sets the precision: wrap the call in `torch.autocast` to score as in training.
 
     Args:
-        system: Scores the stream ``part``; evaluation mode.
-        units: What is scored.
+        system: A system that scores the stream ``part``, in evaluation mode.
+        units: Units to score.
         byte_lengths: Bytes of text of each id of the vocabulary (`Tokenizer.byte_lengths`).
         block_ticks: Rows are filled up to a multiple of this (`Layout.block_ticks`).
-        batch_ticks: Most ticks of a batch, filling included, and of a row.
+        batch_ticks: Largest number of ticks of a batch, including padding, and of a row.
         on_progress: Called after each batch.
 
     Raises:
@@ -111,12 +111,12 @@ def score(
 
 
 def bits_per_byte(scores: Sequence[Score]) -> float:
-    """Bits of all units over bytes of all units."""
+    """Return the bits of all units over the bytes of all units."""
     return sum(score.bits for score in scores) / sum(score.num_bytes for score in scores)
 
 
 def position_edges(num_bytes: int, first: int = 64, per_doubling: int = 1) -> tuple[int, ...]:
-    """Log-spaced edges ``0, first, 2 first ...`` of bins that cover ``num_bytes`` positions."""
+    """Return log-spaced edges ``0, first, 2 first ...`` of bins that cover ``num_bytes`` bytes."""
     count = max(math.ceil(math.log2(max(num_bytes, first) / first) * per_doubling), 0)
     return (0, *(round(first * 2 ** (i / per_doubling)) for i in range(count + 1)))
 
@@ -124,12 +124,12 @@ def position_edges(num_bytes: int, first: int = 64, per_doubling: int = 1) -> tu
 def by_position(
     scores: Sequence[Score], edges: Sequence[int]
 ) -> tuple[Float[np.ndarray, "N K"], Int[np.ndarray, "N K"]]:
-    """Bits and bytes of each unit in bins of the position since its start.
+    """Return bits and bytes of each unit in bins of the position since its start.
 
     Args:
-        scores: N units.
-        edges: K + 1 edges in bytes; an id belongs to the bin in which its text starts. What lies
-            outside all bins is left out.
+        scores: Scores of N units.
+        edges: K + 1 edges in bytes; an id belongs to the bin in which its text starts. Ids outside
+            all bins are left out.
     """
     bits = np.zeros((len(scores), len(edges) - 1))
     num_bytes = np.zeros(bits.shape, np.int64)
@@ -145,7 +145,7 @@ def by_position(
 def _groups(
     pieces: Sequence[tuple[int, int, Int[np.ndarray, " _n"]]], batch_ticks: int
 ) -> Iterator[list[tuple[int, int, Int[np.ndarray, " _n"]]]]:
-    """Pieces of similar lengths, longest first, so that little is filled up."""
+    """Yield pieces of similar lengths, longest first, so that little padding is needed."""
     group: list[tuple[int, int, Int[np.ndarray, " _n"]]] = []
     for piece in sorted(pieces, key=lambda piece: -len(piece[2])):
         if group and (len(group) + 1) * (len(group[0][2]) - 1) > batch_ticks:

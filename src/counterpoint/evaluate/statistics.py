@@ -1,8 +1,8 @@
 """Bootstrap intervals for ratios of sums, such as bits a byte over documents.
 
-A ratio of sums weighs every document by its length. Two systems that were measured on the same
-documents are compared in pairs by giving the sums of one as numerators and those of the other as
-denominators: both are then resampled together.
+A ratio of sums weighs every document by its length. To compare two systems on the same documents in
+pairs, give the sums of one as numerators and those of the other as denominators: both are then
+resampled together.
 
 Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap (1993), 13.3.
 """
@@ -19,14 +19,14 @@ from counterpoint.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A number with the ends of its 95 % interval; ``nan`` where nothing was measured."""
+    """A number and the ends of its 95 % interval; ``nan`` if nothing was measured."""
 
     value: float
     low: float
     high: float
 
     def map(self, scale: float, offset: float = 0.0) -> "Interval":
-        """The interval of ``scale * x + offset``."""
+        """Return the interval of ``scale * x + offset``."""
         ends = sorted((scale * self.low + offset, scale * self.high + offset))
         return Interval(value=scale * self.value + offset, low=ends[0], high=ends[1])
 
@@ -37,23 +37,23 @@ def bootstrap_ratio(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """``sum(numerators) / sum(denominators)`` with its interval over documents, and over seeds.
+    """Return ``sum(numerators) / sum(denominators)`` with its interval.
 
     Args:
-        numerators: One for each document; with a further axis in front, for each training seed and
-            document. Then seeds and documents are resampled independently of each other, because
-            all seeds are measured on the same documents.
-        denominators: What each numerator is divided by, in the same shape.
-        num_resamples: Bootstrap samples.
-        seed: Decides the resampling.
+        numerators: One for each document; or, with a further axis in front, for each training seed
+            and document. Then seeds and documents are resampled independently, because all seeds
+            are measured on the same documents.
+        denominators: Denominator of each numerator, in the same shape.
+        num_resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
 
     Raises:
-        UserError: The shapes differ or there is nothing to resample.
+        UserError: The shapes differ, or there is nothing to resample.
     """
     if numerators.shape != denominators.shape or not numerators.size or numerators.ndim > 2:
         raise UserError(
-            f"Numerators and denominators must be as many documents (and seeds), at least one: got "
-            f"shapes {numerators.shape} and {denominators.shape}."
+            f"Numerators and denominators must have the same documents (and seeds), at least one: "
+            f"got shapes {numerators.shape} and {denominators.shape}."
         )
     above = np.atleast_2d(numerators)
     below = np.atleast_2d(denominators)
@@ -88,19 +88,19 @@ def bootstrap_difference(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Interval, float]:
-    """Difference of two ratios of sums on the same items, and how likely none is.
+    """Return the difference of two ratios of sums on the same items, and its p-value.
 
     Training seeds of the two are resampled independently of each other, items together.
 
     Args:
         ours: Numerators and denominators, for each training seed and item.
-        theirs: The same of what is compared with, on the same items.
-        num_resamples: Bootstrap samples.
-        seed: Decides the resampling.
+        theirs: Those of the other system, on the same items.
+        num_resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
 
     Returns:
         The difference with its interval, and a two-sided p-value: twice the share of samples on the
-        other side of zero, at least one sample.
+        other side of zero, of which at least one is counted.
     """
     generator = np.random.default_rng(seed)
     samples = np.zeros(num_resamples)
@@ -116,9 +116,9 @@ def bootstrap_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several tests at once, corrected so that all claims hold together.
+    """Correct the p-values of several tests so that all claims hold together.
 
-    What is ``nan`` was not tested: it stays, and corrects nothing.
+    A value of ``nan`` stands for no test: it is kept and not counted.
 
     Source: Holm, Scand. J. Statist. 6 (1979).
     """
@@ -164,22 +164,25 @@ def _item_draws(seed: int | tuple[int, ...], count: int, size: int) -> Float[np.
 
 
 def _draws(generator: np.random.Generator, count: int, size: int) -> Int[np.ndarray, "R N"]:
-    """How often each of ``size`` items is in each of ``count`` resamples."""
+    """Return how often each of ``size`` items is in each of ``count`` resamples."""
     return generator.multinomial(size, np.full(size, 1 / size), count)
 
 
 def _ratio(
     above: Float[np.ndarray, "..."] | np.floating, below: Float[np.ndarray, "..."] | np.floating
 ) -> Float[np.ndarray, "..."]:
-    """Quotient, ``nan`` where nothing was measured."""
+    """Return the quotient, ``nan`` where nothing was measured."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(np.asarray(below) == 0, np.nan, np.asarray(above) / np.asarray(below))
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """A share with its 95 % interval by Wilson's score; ``nan`` of no trials.
+    """Return a share with its 95 % interval by Wilson's score; ``nan`` without trials.
 
-    Source: Wilson, J. Amer. Statist. Assoc. 22 (1927); holds near 0 and 1 too.
+    Source: Wilson, J. Amer. Statist. Assoc. 22 (1927); it also holds near 0 and 1.
+
+    Raises:
+        UserError: ``successes`` is negative or more than ``trials``.
     """
     if not 0 <= successes <= trials:
         raise UserError(f"`successes` must be 0 to {trials} trials: got {successes}.")

@@ -1,7 +1,7 @@
-"""What a system pays for held-out units of any data: sums of losses by stream, unit by unit.
+"""The cost of held-out units of any data: sums of losses by stream, unit by unit.
 
-Sums add up (`counterpoint.systems.contract.LossSums`), so that bits a byte of text, bits a frame of
-speech and nats a frame of each stream are made of the same numbers, over some units or over all.
+Sums add up (`counterpoint.systems.contract.LossSums`), so bits a byte of text, bits a frame of
+speech and nats a frame of each stream come from the same numbers, over some units or over all.
 """
 
 import math
@@ -18,18 +18,18 @@ from counterpoint.streams.batch import Batch, ContentUnit
 from counterpoint.systems.contract import LossSums, System, add_losses
 
 UnitProgress = Callable[[int, int], None]
-"""Called with the number of units done and of all."""
+"""A function called with the numbers of units done and of all units."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitScore:
-    """What a system paid for one unit.
+    """The cost of one unit for a system.
 
     Attributes:
-        title: Where the unit comes from.
-        size: How much it is, in ``unit``.
+        title: Source of the unit.
+        size: Size of the unit, in ``unit``.
         unit: Bytes of text, or frames of speech.
-        nats: Cost of all predicted streams, unweighted.
+        nats: Cost of all predicted streams, without weights.
         losses: Sums by predicted stream and auxiliary term; float64, on the CPU.
     """
 
@@ -41,7 +41,7 @@ class UnitScore:
 
     @property
     def bits(self) -> float:
-        """Bits of all predicted streams, unweighted."""
+        """Bits of all predicted streams, without weights."""
         return self.nats / math.log(2)
 
 
@@ -51,14 +51,14 @@ def score_units(
     max_units: int = 0,
     on_progress: UnitProgress | None = None,
 ) -> list[UnitScore]:
-    """Score units one by one, every document in them by itself.
+    """Score units one by one; every document in them is scored on its own.
 
-    Precision is the caller's: wrap the call in `torch.autocast` to score as in training.
+    The caller sets the precision: wrap the call in `torch.autocast` to score as in training.
 
     Args:
-        system: In evaluation mode.
-        units: What is scored.
-        max_units: Units at equal distances that are scored; 0 scores all.
+        system: The system in evaluation mode.
+        units: Units to score.
+        max_units: Number of units that are scored, at equal distances; 0 scores all.
         on_progress: Called after each unit.
     """
     device = next(system.parameters()).device
@@ -90,16 +90,16 @@ def score_units(
 
 
 def spread_places(count: int, wanted: int) -> Int[np.ndarray, " _n"]:
-    """``wanted`` of ``count`` places at equal distances, all when 0 or more are wanted."""
+    """Return ``wanted`` of ``count`` places at equal distances; all if it is 0 or too large."""
     if not 0 < wanted < count:
         return np.arange(count)
     return np.linspace(0, count - 1, wanted).astype(np.int64)
 
 
 def measures(system: System, scores: Sequence[UnitScore]) -> dict[str, float]:
-    """Bits a unit of all predicted streams; where the loss has terms, also it and them.
+    """Return bits a unit of all predicted streams, and the loss and its terms if it has any.
 
-    The loss is that of all units together, not a mean of theirs.
+    The loss is that of all units together, not the mean of their losses.
     """
     bits = sum(score.bits for score in scores) / sum(score.size for score in scores)
     found = {f"bits_per_{scores[0].unit}": bits}
@@ -113,7 +113,7 @@ def measures(system: System, scores: Sequence[UnitScore]) -> dict[str, float]:
 def evaluator(
     units: HeldOutUnits | None, max_units: int
 ) -> Callable[[Any], dict[str, float]] | None:
-    """What measures a system in training, on some of the units; ``None`` where there are none."""
+    """Return a function that measures a system on some of the units; ``None`` without units."""
     if units is None or not len(units):
         return None
 

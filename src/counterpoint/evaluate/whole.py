@@ -1,4 +1,4 @@
-"""Is the whole used? Swap-delta, the price of having none, and signs of collapse."""
+"""The use of the whole: swap-delta, the cost of having no whole, and signs of collapse."""
 
 import math
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import HasWhole
 
 SMALLEST_SWAP_DELTA = 0.01
-"""Bits a byte that another document's whole must cost before a whole is called used."""
+"""Bits a byte that another document's whole must cost before the own whole is called used."""
 
 
 def has_whole(system: object) -> bool:
-    """Whether a system has a whole that shows how it is read (`num_links` >= 1)."""
+    """Return whether a system has a whole, and links that show how it is read."""
     return isinstance(system, HasWhole) and getattr(system.config, "num_links", 1) > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WholeUse:
-    """How a system uses its whole, on the beginnings of N units.
+    """The use of a system's whole, on the beginnings of N units.
 
     Attributes:
         num_bytes: Bytes scored of each unit.
         own_bits: Bits of each unit under its own whole.
         other_bits: Bits under the whole of a unit of another document.
-        none_bits: Bits without any whole; empty where the model was never trained without.
+        none_bits: Bits without any whole; empty if the model was never trained without one.
         null_share: Mean attention on the null key at ticks that could read a block.
-        effective_rank: Effective rank of the whole states: 1 when all are multiples of one vector.
-        width: Features of the whole states, the largest rank there can be.
+        effective_rank: Effective rank of the whole states: 1 if all are multiples of one vector.
+        width: Features of the whole states, which is the largest possible rank.
     """
 
     num_bytes: tuple[int, ...]
@@ -53,7 +53,7 @@ class WholeUse:
 
 
 def donors(units: Sequence[Unit]) -> list[int]:
-    """For each unit the unit of another document whose length is nearest.
+    """Return for each unit the unit of another document whose length is nearest.
 
     Raises:
         UserError: All units belong to one document.
@@ -78,23 +78,24 @@ def measure_whole(
     max_ticks: int = 2048,
     on_progress: CountProgress | None = None,
 ) -> WholeUse:
-    """Score the beginning of every unit under its own whole, another's and none.
+    """Score the beginning of every unit under its own whole, under another's and under none.
 
-    Unit and donor are cut to equally many whole blocks, so that states are swapped one for one.
+    Unit and donor are cut to the same number of complete blocks, so that states correspond.
 
     Args:
-        system: Follows `HasWhole`; evaluation mode.
+        system: A `HasWhole` in evaluation mode.
         units: Units of at least two documents.
         byte_lengths: Bytes of text of each id of the vocabulary.
         max_ticks: Ticks of a unit that are scored.
         on_progress: Called after each unit.
 
     Raises:
-        UserError: All units belong to one document.
+        UserError: The system has no whole that can be read, all units belong to one document, or
+            they are shorter than a block.
     """
     if not has_whole(system):
         raise UserError(
-            f"The system must have a whole to be read: {type(system).__name__} lacks it."
+            f"The system must have a whole that can be read: {type(system).__name__} has none."
         )
     reader = cast("HasWhole", system)
     alone = without_whole(system)
@@ -135,17 +136,17 @@ def measure_whole(
 def price_of_another(
     system: nn.Module, tokenizer: Tokenizer, text: str, other: str, max_ticks: int = 1024
 ) -> tuple[float, float]:
-    """Bits a byte that a text costs under its own whole, and under that of another text.
+    """Return the bits a byte of a text under its own whole, and under that of another text.
 
     Args:
-        system: Follows `HasWhole`; evaluation mode.
-        tokenizer: That of the system.
-        text: What is scored, from its beginning.
-        other: Whose whole it also gets.
+        system: A `HasWhole` in evaluation mode.
+        tokenizer: Tokeniser of the system.
+        text: Text that is scored, from its beginning.
+        other: Text whose whole is also used.
         max_ticks: Ticks of the text that are scored.
 
     Raises:
-        UserError: A text has not one whole block.
+        UserError: A text has no complete block.
     """
     units = [
         Unit(
@@ -164,7 +165,7 @@ def price_of_another(
 def _matched(
     reader: HasWhole, unit: Unit, donor: Unit, max_ticks: int, device: torch.device
 ) -> tuple[Batch, Any, Tensor] | None:
-    """A unit cut to the blocks that its donor has: its row, its reading, the donor's whole."""
+    """Cut a unit to the blocks that its donor has; return row, reading and the donor's whole."""
     own, other = (rows_batch([u.ids[: max_ticks + 1]], 1).to(device) for u in (unit, donor))
     with torch.no_grad():
         foreign = reader.read_whole(other).whole
@@ -180,7 +181,7 @@ def _matched(
 def _bits(
     reader: HasWhole, alone: Any | None, row: Batch, wholes: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
-    """Bits of a row under its own whole, under another and, where the system can, without."""
+    """Return the bits of a row under its own whole, under another and, if possible, without one."""
     targets = row.targets["part"]
     with torch.no_grad():
         nats = {
@@ -193,9 +194,9 @@ def _bits(
 
 
 def without_whole(system: Any) -> Any | None:
-    """A copy of the system that drops the whole of every row, or ``None``.
+    """Return a copy of the system that hides the whole in every row, or ``None``.
 
-    Only a system that was trained with `whole_dropout` knows how to do without it.
+    Only a system that was trained with `whole_dropout` can do without it.
     """
     if not getattr(system.config, "whole_dropout", 0.0):
         return None
@@ -205,9 +206,10 @@ def without_whole(system: Any) -> Any | None:
 
 
 def effective_rank(states: Float[Tensor, "N D"]) -> float:
-    """Exponential of the entropy of the normalised singular values.
+    """Return the exponential of the entropy of the normalised singular values.
 
-    Source: RankMe (arXiv:2210.02885), section 3.1, not centred, so that constant states give 1.
+    Source: RankMe (arXiv:2210.02885), section 3.1, without centring, so that constant states give
+        1.
     """
     values = torch.linalg.svdvals(states.double().cpu())
     share = values / values.sum()
@@ -215,11 +217,11 @@ def effective_rank(states: Float[Tensor, "N D"]) -> float:
 
 
 def _null_attention(reading: Any, system: Any) -> Float[Tensor, " _n"]:
-    """Attention on the null key where a block could be read instead."""
+    """Return the attention on the null key at ticks where a block could be read instead."""
     layout = system.layout
     finished = reading.finished[0]
     (part,) = layout.predicted
-    # The part reads the finest whole; those above it lead that one.
+    # The part reads the finest whole; the wholes above guide that one.
     whole = min(layout.by_role(Role.WHOLE), key=lambda stream: stream.period_ticks)
     tick = torch.arange(len(finished), device=finished.device)
     readable = span(layout, part.name, whole.name, tick + 1, finished=finished).stop > 0

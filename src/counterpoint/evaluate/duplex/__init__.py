@@ -1,1 +1,1 @@
-"""Who spoke when, and live trials of turn-taking."""
+"""Turn-taking: who spoke when, and live trials."""

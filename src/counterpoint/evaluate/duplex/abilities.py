@@ -1,4 +1,4 @@
-"""One ability of a model that talks: many live trials, counted; and the table of all abilities."""
+"""Scores of the abilities of a model that talks, from many live trials, and their table."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,17 @@ _AT_A_TIME = 25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AbilityScore:
-    """What the trials of one ability have shown.
+    """The score of one ability over its trials.
 
     Attributes:
-        ability: Which one.
-        trials: How many conversations were had.
-        passed: Share in which the ability was shown, with its interval.
+        ability: The ability.
+        trials: Number of conversations.
+        passed: Share of them in which the ability was shown, with its interval.
         text_right: Share in which the text was right.
-        latency_s: Percentiles (by share) of the time until the agent answers; ``None`` if never.
-        stop_s: The same of the time until it is silent when it is interrupted.
-        failures: What happened where either was wrong.
+        latency_s: Percentiles (by share) of the seconds until the agent answers; ``None`` if it
+            never does.
+        stop_s: Percentiles of the seconds until it is silent after an interruption.
+        failures: Descriptions of the conversations in which either was wrong.
     """
 
     ability: Ability
@@ -47,12 +48,12 @@ def hold_trials(
     sampling: Callable[[int], FrameSampling],
     on_progress: Callable[[int], None],
 ) -> list[Outcome]:
-    """Have conversations, some at a time.
+    """Hold conversations, several at a time.
 
     Args:
         agent: The model that talks.
         trials: The conversations.
-        sampling: How it talks in the n-th of them, 1 first.
+        sampling: Returns the sampling of the n-th conversation, counted from 1.
         on_progress: Called with the number of conversations done.
     """
     every = list(trials)
@@ -66,7 +67,7 @@ def hold_trials(
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> AbilityScore:
-    """What conversations of one ability have shown; at least one is needed."""
+    """Compute the score of one ability from its conversations; at least one is needed."""
     latencies = [found for one in outcomes if (found := one.latency_s) is not None]
     stops = [found for one in outcomes if (found := one.stop_s) is not None]
     return AbilityScore(
@@ -98,7 +99,7 @@ def _described(outcome: Outcome) -> dict[str, Any]:
 
 
 def abilities_table(scores: Sequence[AbilityScore]) -> "Table":
-    """The table for a terminal."""
+    """Return the table of all abilities for a terminal."""
     from rich.table import Table
 
     heads = ("ability", "shown", "text right", "latency p50 / p95", "stops after p50 / p95")

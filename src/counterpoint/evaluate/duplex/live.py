@@ -1,7 +1,6 @@
-"""Conversations of trials: a user who acts by what is heard, and whoever answers.
+"""Conversations of trials: a simulated user who reacts to what is heard, and an agent.
 
-All trials of a batch go on at the same time, frame by frame, so that a model reads them as one
-batch.
+All trials of a batch run at the same time, frame by frame, so that a model reads them as one batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,20 +32,20 @@ _MUTED_REST_S = STOP_S + 0.5
 
 @runtime_checkable
 class Conversations(Protocol):
-    """Conversations that go on at the same time."""
+    """Conversations that run at the same time."""
 
     def hear(self, frames: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-        """Hear a frame in each; give what sounds meanwhile, which depends on earlier frames."""
+        """Hear a frame in each, and return what sounds meanwhile: it depends on earlier frames."""
         ...
 
     def words(self, row: int) -> Timeline:
-        """What the agent has said in one of them, by its text."""
+        """Return what the agent has said in one of them, according to its text."""
         ...
 
 
 @runtime_checkable
 class Agent(Protocol):
-    """Whoever answers in trials: a model, or a policy to compare it with."""
+    """An agent that answers in trials: a model, or a policy to compare it with."""
 
     @property
     def sample_rate(self) -> int:
@@ -55,11 +54,11 @@ class Agent(Protocol):
 
     @property
     def frame_samples(self) -> int:
-        """Samples of a frame."""
+        """Number of samples of a frame."""
         ...
 
     def begin(self, trials: Sequence[Trial]) -> Conversations:
-        """Begin the conversations of trials; only an oracle may look at them."""
+        """Begin the conversations of trials; only an oracle may look at the trials."""
         ...
 
 
@@ -69,7 +68,7 @@ class ModelAgent:
 
     Attributes:
         talker: The model.
-        sampling: How it talks in the n-th trial of a batch, 1 first.
+        sampling: Returns the sampling of the n-th trial of a batch, counted from 1.
     """
 
     talker: Talker
@@ -77,12 +76,12 @@ class ModelAgent:
 
     @property
     def sample_rate(self) -> int:
-        """The codec's."""
+        """Sample rate of the codec."""
         return self.talker.codec.sample_rate
 
     @property
     def frame_samples(self) -> int:
-        """The codec's."""
+        """Samples of a frame of the codec."""
         return self.talker.codec.frame_samples
 
     def begin(self, trials: Sequence[Trial]) -> Conversations:
@@ -91,7 +90,7 @@ class ModelAgent:
 
 
 class _Modelled:
-    """Rows of a model that hear and say a frame in step, as `Conversation` does with one."""
+    """Rows of a model that hear and say a frame at each step; see `Conversation`."""
 
     def __init__(self, talker: Talker, samplings: Sequence[FrameSampling | None]) -> None:
         self._talker = talker
@@ -101,7 +100,7 @@ class _Modelled:
         if self._layout.slow:
             raise UserError(
                 "In trials every stream must have an element in every frame: "
-                f"{', '.join(stream.name for stream in self._layout.slow)} has not."
+                f"{', '.join(stream.name for stream in self._layout.slow)} has fewer."
             )
         num_rows = len(samplings)
         self._encoder = codec.encoder(num_rows)
@@ -125,7 +124,7 @@ class _Modelled:
         return sounding
 
     def _decoded(self, said: dict[int, dict[str, Tensor]]) -> Float[Tensor, "B N"]:
-        """The sound of frames; silence where a model's first is not complete yet."""
+        """Return the sound of frames; silence as long as the first frame is not complete."""
         sound = torch.zeros(len(self._text_ids), self._talker.codec.frame_samples)
         spoken = self._layout.by_role(Role.SPOKEN)
         codes = dict[int, Tensor]()
@@ -155,7 +154,10 @@ class _Modelled:
 
 
 def run_trials(agent: Agent, trials: Sequence[Trial]) -> list[Outcome]:
-    """Have conversations, all at once; interruptions also with a user who stays silent instead."""
+    """Hold conversations at the same time.
+
+    Interruptions are also held with a user who stays silent instead of interrupting.
+    """
     outcomes = _run(agent, trials)
     places = [n for n, trial in enumerate(trials) if trial.ability == "interruption"]
     if places:
@@ -168,9 +170,9 @@ def run_trials(agent: Agent, trials: Sequence[Trial]) -> list[Outcome]:
 def _run(
     agent: Agent, trials: Sequence[Trial], places: Sequence[int] | None = None
 ) -> list[Outcome]:
-    """Conversations until those at `places` are over, by default all.
+    """Hold conversations until those at ``places`` are over; by default until all are over.
 
-    Every trial keeps its row, so that random numbers stay the same.
+    Every trial keeps its row, so that its random numbers stay the same.
     """
     waited_for = range(len(trials)) if places is None else places
     users = [User(trial, agent.sample_rate) for trial in trials]
@@ -208,19 +210,19 @@ def _outcome(
 
 
 def is_loud(frames: Float[Tensor, "B N"]) -> Bool[Tensor, " B"]:
-    """Whether a frame sounds like speech close to the microphone."""
+    """Return whether a frame sounds like speech close to the microphone."""
     return 10 * frames.square().mean(1).clamp(min=1e-12).log10() > _SPEAKING_DB
 
 
 class User:
-    """Says the first turn, waits until the agent answers, comes in if asked to, and listens.
+    """Says the first turn, waits for the answer, interrupts if the trial says so, and listens.
 
     Args:
-        trial: What to say.
+        trial: The trial, which says what the user says.
         sample_rate: Samples a second.
 
     Attributes:
-        turns: From first to last sound, what was said so far.
+        turns: What was said so far, each from its first to its last sound.
         done: Whether the conversation is over.
     """
 
@@ -231,7 +233,7 @@ class User:
         self._rate = sample_rate
         self._now = 0
         self._audio = torch.zeros(0)
-        self._spoke_s = 0.0  # how long the agent has spoken since the first turn
+        self._spoke_s = 0.0  # seconds for which the agent has spoken since the first turn
         self._say(trial.audio, LEAD_S)
 
     def _say(self, audio: Float[Tensor, " N"], after_s: float) -> None:
@@ -241,7 +243,7 @@ class User:
         self.turns.append(Segment(start / self._rate, (start + len(audio)) / self._rate))
 
     def next_frame(self, num_samples: int) -> Float[Tensor, " N"]:
-        """What the user says in the next samples."""
+        """Return what the user says in the next samples."""
         frame = self._audio[:num_samples]
         self._audio = self._audio[num_samples:]
         self._now += num_samples

@@ -1,7 +1,7 @@
-"""Agents without a model: floors that listen to nothing but loudness, and an oracle.
+"""Agents without a model: baselines that react to nothing but loudness, and an oracle.
 
-A measure of turn-taking is worth something where the oracle passes it and each of the others fails.
-All of them say answers that a voice has spoken and the codec has coded, as a model's are.
+A measure of turn-taking is useful if the oracle passes it and each of the baselines fails. Like a
+model's, their answers are spoken by a voice and passed through the codec.
 """
 
 import math
@@ -27,11 +27,11 @@ _ORACLE_STOP_S = 0.5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpokenAnswer:
-    """An answer as it sounds behind the codec.
+    """An answer as it sounds after the codec.
 
     Attributes:
         audio: Its samples.
-        words: Each with the second at which it begins.
+        words: Pairs of a word and the second at which it begins.
     """
 
     audio: Float[Tensor, " N"]
@@ -41,14 +41,14 @@ class SpokenAnswer:
 def speak_answer(
     phrases: Sequence[str], speaker: Speaker, voice: Voice, codec: Codec, *, coded: bool = True
 ) -> SpokenAnswer:
-    """An answer spoken phrase by phrase, as in training.
+    """Synthesise an answer phrase by phrase, as in training.
 
     Args:
-        phrases: What is said.
-        speaker: Who speaks.
-        voice: In which voice.
-        codec: What it is sent through.
-        coded: False leaves the codec out.
+        phrases: The phrases of the answer.
+        speaker: Speech engines.
+        voice: Voice of the agent.
+        codec: Codec through which the sound is passed.
+        coded: Whether it is passed through the codec.
     """
     pieces = list[Tensor]()
     words = list[tuple[str, float]]()
@@ -68,10 +68,10 @@ def speak_answer(
 
 @runtime_checkable
 class _Row(Protocol):
-    """What one conversation of a policy needs: it says which answer plays from when on."""
+    """The decisions of one conversation of a policy: which answer plays from when on."""
 
     def hear(self, now_s: float, loud: bool, playing: bool) -> "SpokenAnswer | bool":
-        """An answer begins it; True goes on with what plays, False is silent."""
+        """Return an answer to begin it, True to continue what plays, or False to be silent."""
         ...
 
 
@@ -80,8 +80,8 @@ class Policy:
     """An agent whose rows are made by a function.
 
     Attributes:
-        codec: Gives the rates.
-        row: Makes what decides in the conversation of a trial.
+        codec: Codec whose sample rate and frames are used.
+        row: Makes the decisions of the conversation of a trial.
     """
 
     codec: Codec
@@ -89,12 +89,12 @@ class Policy:
 
     @property
     def sample_rate(self) -> int:
-        """The codec's."""
+        """Sample rate of the codec."""
         return self.codec.sample_rate
 
     @property
     def frame_samples(self) -> int:
-        """The codec's."""
+        """Samples of a frame of the codec."""
         return self.codec.frame_samples
 
     def begin(self, trials: Sequence[Trial]) -> Conversations:
@@ -103,7 +103,7 @@ class Policy:
 
 
 class _Played:
-    """Rows that play answers; what sounds in a frame was decided before it."""
+    """Rows that play answers; the sound of a frame is decided before the frame."""
 
     def __init__(self, policy: Policy, rows: Sequence[_Row]) -> None:
         self._rows = rows
@@ -148,12 +148,12 @@ class _Played:
 
 
 def silent(codec: Codec) -> Policy:
-    """Never says anything."""
+    """Return a policy that never says anything."""
     return Policy(codec=codec, row=lambda _: _Always(None))
 
 
 def talking(codec: Codec, answer: SpokenAnswer) -> Policy:
-    """Says one answer again and again."""
+    """Return a policy that says one answer again and again."""
     return Policy(codec=codec, row=lambda _: _Always(answer))
 
 
@@ -165,15 +165,15 @@ def timeout(
     stops_after_s: float | None = None,
     longest_s: float | None = None,
 ) -> Policy:
-    """Says one answer when the user has been silent for a while after speech.
+    """Return a policy that says one answer after the user has spoken and then been silent.
 
     Args:
-        codec: Gives the rates.
-        answer: What it says.
-        silence_s: How long the user is silent before.
-        stops_after_s: Sound of the user after which it stops; ``None`` hears nothing while it
-            speaks.
-        longest_s: Where the answer is cut off.
+        codec: Codec whose sample rate and frames are used.
+        answer: The answer.
+        silence_s: Seconds of silence before the answer.
+        stops_after_s: Seconds of the user's sound after which it stops; ``None`` ignores the user
+            while it speaks.
+        longest_s: Second at which the answer is cut off; ``None`` for never.
     """
     if longest_s is not None:
         answer = SpokenAnswer(
@@ -185,11 +185,11 @@ def timeout(
 
 
 def oracle(codec: Codec, answers: Mapping[tuple[str, ...], SpokenAnswer]) -> Policy:
-    """Knows the orders and when they end, and says the right answer 0.5 s behind.
+    """Return a policy that knows the orders and gives the right answer 0.5 s after their end.
 
     Args:
-        codec: Gives the rates.
-        answers: By their phrases.
+        codec: Codec whose sample rate and frames are used.
+        answers: Answers by their phrases.
     """
     return Policy(codec=codec, row=lambda trial: _Oracle(trial, answers, codec.sample_rate))
 
@@ -227,7 +227,7 @@ class _Timeout:
             self._silent_s = 0.0
             return False
         self._silent_s += self._frame_s
-        # A silence of so many frames has lasted: sums of frames round.
+        # The silence counts as long enough from half a frame before, because sums of frames round.
         if self._has_heard and self._silent_s > self._silence_s - self._frame_s / 2:
             self._has_heard = False
             self._heard_s = 0.0
@@ -268,6 +268,6 @@ class _Oracle:
         if self._due_s is not None and now_s >= self._due_s:
             self._due_s = None
             if self._order is second:
-                self._stop_s = math.inf  # this answer is said to its end
+                self._stop_s = math.inf  # this answer is played to its end
             return self._answers[self._order.phrases]
         return False

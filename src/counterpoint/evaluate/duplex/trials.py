@@ -1,25 +1,26 @@
-"""Abilities of full-duplex speech, measured on live conversations about spoken orders.
+"""Abilities of full-duplex speech, measured in live conversations about spoken orders.
 
-A user who acts by what is heard gives an order of `counterpoint.data.making.orders`; wordings and
-dialogues are held out from training. Scored is sound, not the model's text: speech is found by the
-rule of `counterpoint.evaluate.duplex.turns`. Times count from what a listener would hear.
+A simulated user who reacts to what is heard gives an order of `counterpoint.data.making.orders`;
+its wordings and dialogues are held out from training. Sound is scored, not the model's text; speech
+is found by the rule of `counterpoint.evaluate.duplex.turns`. Times are those of a listener.
 
-- *turn*: an order without pauses is answered: the agent's first speech begins within 2 s of the
+- *turn*: an order without pauses. The agent must answer: its first speech begins within 2 s of the
   user's last sound, and not more than 0.2 s before it.
-- *pause*: an order with a pause of 0.4 to 1.6 s before it is complete. The agent stays silent
-  through all of it, and answers within 2 s of its end.
+- *pause*: an order with a pause of 0.4 to 1.6 s before it is complete. The agent must stay silent
+  through all of it, and answer within 2 s of its end.
 - *long pause*: the same with a pause of 2.2 to 3.5 s, which is longer than an answer may take.
-- *late pause*: the same with a pause of 0.4 to 1.6 s behind the last content word.
-- *interruption*: while the agent answers, the user gives another order. The agent was going to go
-  on: in a conversation that is equal but for a user who then stays silent, it speaks 1 s later. It
-  is silent within 1 s of the order's first sound, and until 0.2 s before its end.
-- *backchannel*: while the agent answers, the user says "mhm" or the like. The agent says all of its
-  answer. (A control: who stops at every sound fails here.)
+- *late pause*: the same with a pause of 0.4 to 1.6 s after the last content word.
+- *interruption*: while the agent answers, the user gives another order. The agent must have had
+    more
+  to say: in an equal conversation whose user then stays silent, it speaks 1 s later. It must be
+  silent within 1 s of the order's first sound, and until 0.2 s before its end.
+- *backchannel*: while the agent answers, the user says "mhm" or the like. The agent must say all of
+  its answer. (This is a control: an agent that stops at every sound fails.)
 
-*Prompt and patient* is who waits through a pause and answers within 1 s of the end of the order: a
-timeout cannot do both where pauses are longer than it. *Text* is right where the agent's text
-stream says the answer to the last order word for word. The rules were written before the runs
-(`docs/results/duplex-protocol.md`).
+An agent is *prompt and patient* if it waits through a pause and answers within 1 s of the end of
+the order; a silence timeout cannot do both if pauses are longer than it. The *text* is right if the
+agent's text stream says the answer to the last order word for word. The rules were written before
+the runs (`docs/results/duplex-protocol.md`).
 """
 
 import random
@@ -64,23 +65,23 @@ LATE_S = 2.0
 PROMPT_S = 1.0
 STOP_S = 1.0
 _TRIAL_LONG_PAUSE_S = (2.2, 3.5)
-_AFTER_S = (0.4, 1.2)  # of an answer, before the user comes in: it takes about 3 s
+_AFTER_S = (0.4, 1.2)  # of an answer, before the user speaks; an answer takes about 3 s
 _BREATH_S = 0.3  # between two phrases of an answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """One conversation to be had.
+    """One conversation to be held.
 
     Attributes:
-        ability: What it measures.
+        ability: The ability that it measures.
         order: What the user says first.
-        audio: The same, at the codec's rate, pauses within.
-        pauses: Silences within.
+        audio: Sound of that order at the codec's rate, including pauses.
+        pauses: Silences within it.
         second: The order that interrupts; ``None`` if the user only says "mhm", or nothing.
-        second_audio: What comes into the answer; empty for nothing.
-        after_s: How long the agent speaks before that.
-        muted: Whether the user is silent instead of coming in.
+        second_audio: Sound that interrupts the answer; empty for nothing.
+        after_s: Seconds for which the agent speaks before that.
+        muted: Whether the user stays silent instead of interrupting.
     """
 
     ability: Ability
@@ -94,21 +95,22 @@ class Trial:
 
     @property
     def due(self) -> Order:
-        """The order that is to be answered in the end."""
+        """The order that must finally be answered."""
         return self.order if self.second is None else self.second
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """A conversation that was had.
+    """A conversation that was held.
 
     Attributes:
-        trial: Which.
+        trial: The trial.
         audio: Agent (left) and user (right).
-        words: What the agent said, by its text stream.
-        agent: Where the agent spoke.
-        turns: Where the user spoke, from first to last sound.
-        undisturbed: For an interruption, where the agent spoke in the same conversation without it.
+        words: What the agent said, according to its text stream.
+        agent: Times at which the agent spoke.
+        turns: Times at which the user spoke, from first to last sound.
+        undisturbed: For an interruption, times at which the agent spoke in the same conversation
+            without the interruption.
     """
 
     trial: Trial
@@ -120,16 +122,17 @@ class Outcome:
 
     @property
     def latency_s(self) -> float | None:
-        """From the end of the last turn to the agent's next speech; ``None`` if there is none."""
+        """Seconds from the end of the last turn to the agent's next speech; ``None`` if none."""
         end_s = self.turns[-1].end_s
         starts = [s.start_s - end_s for s in self.agent if s.start_s >= end_s - EARLY_S]
         return min(starts, default=None)
 
     @property
     def stop_s(self) -> float | None:
-        """From the first sound of the second turn until the agent falls silent; 0 if it is.
+        """Seconds from the first sound of the second turn until the agent is silent; 0 if it is.
 
-        Speech that begins later than 1 s, or 0.2 s before the end of that turn, is another matter.
+        Speech that begins more than 1 s later, or less than 0.2 s before the end of that turn, does
+        not count.
         """
         if len(self.turns) < 2:
             return None
@@ -140,7 +143,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether the ability was shown; see the rules of the module."""
+        """Whether the ability was shown, by the rules of the module."""
         match self.trial.ability:
             case "turn" | "pause" | "long pause" | "late pause":
                 return self._answered_within(LATE_S)
@@ -151,12 +154,12 @@ class Outcome:
 
     @property
     def prompt_and_patient(self) -> bool:
-        """Whether the agent waited for the end of the first order, and then not over 1 s."""
+        """Whether the agent waited for the end of the first order, and then at most 1 s."""
         return self._answered_within(PROMPT_S)
 
     @property
     def was_going_on(self) -> bool:
-        """Whether the agent would have spoken 1 s behind the beginning of the second turn."""
+        """Whether the agent would have spoken 1 s after the beginning of the second turn."""
         if len(self.turns) < 2:
             return False
         at_s = self.turns[1].start_s + STOP_S
@@ -169,7 +172,7 @@ class Outcome:
 
     def _yielded(self) -> bool:
         begin, end = self.turns[1]
-        stretches = joined(self.agent, _BREATH_S)  # drawing breath is no silence
+        stretches = joined(self.agent, _BREATH_S)  # a breath does not count as silence
         if not any(s.start_s < begin <= s.end_s + _BREATH_S for s in stretches):
             return False
         quiet = Segment(begin + STOP_S, max(end - EARLY_S, begin + STOP_S))
@@ -177,7 +180,7 @@ class Outcome:
 
     @property
     def said_right(self) -> bool:
-        """Whether the text stream holds the answer that is due, and nothing else."""
+        """Whether the text stream holds the due answer, and nothing else."""
         from_s = self.answer_from_s
         if from_s is None:
             return False
@@ -186,7 +189,7 @@ class Outcome:
 
     @property
     def answer_from_s(self) -> float | None:
-        """From when on the due answer is to be heard; ``None`` where its order was never given."""
+        """Time from which the due answer may be heard; ``None`` if its order was never given."""
         if self.trial.second is None:
             return 0.0
         return None if len(self.turns) < 2 else self.turns[1].end_s - EARLY_S
@@ -203,17 +206,17 @@ def order_trials(
     split: Split = "held_out",
     pairs: Pairs = "trained",
 ) -> Iterator[Trial]:
-    """Trials of one ability, a pure function of the arguments.
+    """Yield trials of one ability, a function of the arguments alone.
 
     Args:
-        ability: What they measure.
-        num_trials: How many.
-        speaker: Speaks for the user.
-        voices: One of these in each trial.
+        ability: The ability that they measure.
+        num_trials: Number of trials.
+        speaker: Speech engines of the user.
+        voices: Voices of the user; each trial uses one.
         sample_rate: Sample rate of the sound.
-        seed: Draws.
-        split: Whose wordings the user says.
-        pairs: Which devices and states; see `draw_order`.
+        seed: Seed of the trials.
+        split: Split of the wordings that the user says.
+        pairs: Choice of devices and states; see `draw_order`.
     """
     for number in range(num_trials):
         name = f"trial_{ability}_{seed}_{number}"
@@ -256,7 +259,7 @@ def order_trials(
 def _first_order(
     ability: Ability, split: Split, pairs: Pairs, rng: random.Random
 ) -> tuple[Order, tuple[tuple[int, float], ...]]:
-    """The order, and where the user hesitates; orders without a place for it are drawn again."""
+    """Return an order and its pauses; orders without a place for a pause are drawn again."""
     if ability not in PAUSES:
         return draw_order(split, rng, pairs), ()
     seconds = _TRIAL_LONG_PAUSE_S if ability == "long pause" else PAUSE_S

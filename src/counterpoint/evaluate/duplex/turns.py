@@ -1,20 +1,21 @@
 """Who spoke when in a recording of two speakers, and how they took turns.
 
-The rule, of which every number is in `ConversationRule`:
+The rule (all its numbers are in `ConversationRule`):
 
-- *Speech*: parts of 10 ms that are louder than a floor, about the channel's offset, and stand out
-  from the channel's own quiet. Gaps of up to 0.2 s are bridged; what is shorter than 0.1 s is no
-  speech. It is an energy detector: for one voice a channel, close to the microphone.
-- A *turn* of the user is speech with pauses of up to 0.6 s. One that begins while the agent speaks
-  and takes less than 1 s is a backchannel and asks for no answer.
-- The *answer* to a turn is the agent's first speech that begins from 0.3 s before the turn's end on
-  and before the user's next turn. Its latency is its start less the turn's end: below 0 it was
-  early. An agent that already spoke then, and goes on behind the turn's end, talked over it.
-- An *overlap* is speech of both at once for 0.1 s or more. The first speaker *yields* where it had
-  spoken for 0.5 s, stops before the second, and the second speaks for more than 1 s.
+- *Speech*: parts of 10 ms that are louder than a floor, measured about the channel's offset, and
+  louder than the channel's own quiet parts by a margin. Gaps of up to 0.2 s are bridged; segments
+  shorter than 0.1 s are not speech. This is an energy detector for one voice a channel, close to
+  the microphone.
+- A *turn* of the user is speech with pauses of up to 0.6 s. A turn that begins while the agent
+  speaks and takes less than 1 s is a backchannel and needs no answer.
+- The *answer* to a turn is the agent's first speech that begins after 0.3 s before the turn's end
+  and before the user's next turn. Its latency is its start minus the turn's end; a negative latency
+  is early. An agent that already spoke then, and continues after the turn's end, talked over it.
+- An *overlap* is speech of both for 0.1 s or more. The first speaker *yields* if it had spoken for
+  0.5 s and stops before the second, who speaks for more than 1 s.
 
 Source: 0.2 s, as in dGSLM (arXiv:2203.16502); 0.6 s as Full-Duplex-Bench v1.5 (arXiv:2507.23159)
-joins a user's speech. The others are ours.
+joins a user's speech. The other numbers are ours.
 """
 
 import math
@@ -34,8 +35,8 @@ from counterpoint.streams.timeline import Event, Timeline
 _SILENT_DB = -100.0
 _PARTS_HZ = 100
 _OFFSET_PARTS = 50  # half a second
-_MOST_OFFSET = 0.1  # of full scale; no microphone and no sound card has more
-_CHUNK_PARTS = 4096  # bounds the memory of windows
+_MOST_OFFSET = 0.1  # of full scale; microphones and sound cards have less
+_CHUNK_PARTS = 4096  # limits the memory of windows
 _ROUNDING_S = 1e-6  # times are multiples of 10 ms as floats: 0.3 - 0.1 must be 0.2
 
 AnswerOutcome = Literal["answered", "talked over", "unanswered", "backchannel"]
@@ -43,19 +44,19 @@ AnswerOutcome = Literal["answered", "talked over", "unanswered", "backchannel"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConversationRule:
-    """What counts as speech, as a turn, as an answer.
+    """What counts as speech, as a turn and as an answer.
 
     Attributes:
-        floor_db: Level that speech exceeds, root mean square in dB of full scale.
-        contrast_db: By how much it also exceeds the level that a tenth of the channel stays below;
-            digital silence behind the channel's last sound does not count.
-        bridged_s: Longest gap within a segment of speech.
+        floor_db: Level that speech exceeds: root mean square in dB of full scale.
+        contrast_db: Margin by which it also exceeds the level below which a tenth of the channel
+            lies; digital silence after the channel's last sound does not count.
+        bridged_s: Longest gap within a segment of speech, in seconds.
         shortest_s: Shortest segment of speech, and shortest overlap.
         pause_s: Longest pause within a turn.
-        backchannel_s: A turn begun under the agent's speech asks for an answer from this length on.
-        early_s: By how much an answer may begin before the end of a turn.
-        spoken_s: Time for which one must have spoken to yield.
-        taken_s: Length of the other's speech for which one yields.
+        backchannel_s: Shortest turn that needs an answer if it begins while the agent speaks.
+        early_s: Longest time by which an answer may begin before the end of a turn.
+        spoken_s: Shortest time for which a speaker must have spoken to yield.
+        taken_s: Shortest speech of the other speaker to which one yields.
     """
 
     floor_db: float = -50.0
@@ -73,8 +74,8 @@ class Levels(NamedTuple):
     """Channels in parts of 10 ms.
 
     Attributes:
-        loudness_db: Root mean square about the channel's offset, dB of full scale; -100 at the
-            least.
+        loudness_db: Root mean square about the channel's offset, in dB of full scale, at least
+            -100.
         low: Lowest sample.
         high: Highest sample.
         duration_s: Length of the recording; its last part may be incomplete.
@@ -94,12 +95,12 @@ class Segment(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A turn of the user and what became of it.
+    """A turn of the user, and the agent's reaction.
 
     Attributes:
-        turn: When the user spoke.
-        outcome: How the agent took it.
-        start_s: Where the answer begins; ``None`` without one.
+        turn: Time of the turn.
+        outcome: The agent's reaction.
+        start_s: Start of the answer; ``None`` without one.
     """
 
     turn: Segment
@@ -113,13 +114,13 @@ class Answer(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """Both speak.
+    """A time in which both speak.
 
     Attributes:
-        start_s: The second speaker begins.
-        end_s: One of the two stops.
-        second: Who began second: "agent" or "user".
-        yields: Whether the first speaker gave way; it took ``end_s - start_s``.
+        start_s: Time at which the second speaker begins.
+        end_s: Time at which one of the two stops.
+        second: The speaker who began second: "agent" or "user".
+        yields: Whether the first speaker yielded; that took ``end_s - start_s``.
     """
 
     start_s: float
@@ -130,13 +131,13 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnTaking:
-    """What happened between agent and user; see the rule of the module.
+    """Turn-taking of agent and user; see the rule of the module.
 
     Attributes:
-        agent: Speech of the agent, in order.
-        user: Speech of the user.
-        answers: The user's turns.
-        overlaps: Where both speak.
+        agent: Speech of the agent, in order of time.
+        user: Speech of the user, in order of time.
+        answers: The user's turns and their answers.
+        overlaps: Times in which both speak.
         duration_s: Length of the recording.
     """
 
@@ -153,12 +154,12 @@ class TurnTaking:
 
     @property
     def num_due(self) -> int:
-        """Turns that ask for an answer."""
+        """Number of turns that need an answer."""
         return sum(answer.outcome != "backchannel" for answer in self.answers)
 
 
 def measure_levels(blocks: Iterable[Float[Tensor, "C _N"]], sample_rate: int) -> Levels:
-    """Loudness and extremes of a recording that comes in blocks of any length.
+    """Measure loudness and extremes of a recording that is given in blocks of any length.
 
     Raises:
         UserError: There are no blocks, or the rate is not a multiple of 100 Hz.
@@ -188,7 +189,7 @@ def measure_levels(blocks: Iterable[Float[Tensor, "C _N"]], sample_rate: int) ->
 
 
 class _Parts(NamedTuple):
-    """Channels in parts of 10 ms; what is missing of the last one counts as zeros."""
+    """Channels in parts of 10 ms; missing samples of the last part count as zeros."""
 
     mean: Float[Tensor, "C T"]
     power: Float[Tensor, "C T"]
@@ -206,10 +207,10 @@ def _measured(parts: Float[Tensor, "C n P"], share: float = 1.0) -> _Parts:
 
 
 def _power(parts: _Parts) -> Float[Tensor, "C T"]:
-    """Mean squares about the offset of the channel: microphones and sound cards add a constant.
+    """Return mean squares about the offset of the channel, a constant that sound cards add.
 
-    The offset is the median of the means of the parts within half a second, so that it may drift
-    or jump. Digital silence amid a constant stays silence.
+    The offset is the median of the means of the parts within half a second, so it may drift or
+    jump. Digital silence within a recording with an offset stays silence.
     """
     around = F.pad(parts.mean, (_OFFSET_PARTS, _OFFSET_PARTS), "replicate")
     windows = around.unfold(1, 2 * _OFFSET_PARTS + 1, 1)
@@ -222,12 +223,12 @@ def _power(parts: _Parts) -> Float[Tensor, "C T"]:
 def speech_segments(
     loudness_db: Float[Tensor, " T"], duration_s: float, rule: ConversationRule | None = None
 ) -> tuple[Segment, ...]:
-    """Where a channel holds speech.
+    """Return the times at which a channel holds speech.
 
     Args:
         loudness_db: See `Levels`.
-        duration_s: Where the recording ends.
-        rule: What is speech.
+        duration_s: End of the recording.
+        rule: Definition of speech.
     """
     rule = rule or ConversationRule()
     sounding = (loudness_db > _SILENT_DB + 1).nonzero()[:, 0]
@@ -251,7 +252,7 @@ def speech_segments(
 
 
 def joined(segments: Sequence[Segment], longest_gap_s: float) -> tuple[Segment, ...]:
-    """Segments in order of time, with the gaps of up to a length bridged."""
+    """Return segments in order of time, with gaps of up to ``longest_gap_s`` bridged."""
     result = list[Segment]()
     for segment in segments:
         if result and not segment.start_s - result[-1].end_s > longest_gap_s + _ROUNDING_S:
@@ -267,7 +268,7 @@ def take_turns(
     duration_s: float,
     rule: ConversationRule | None = None,
 ) -> TurnTaking:
-    """How two speakers took turns; segments are each in order of time."""
+    """Return how two speakers took turns; their segments must be in order of time."""
     rule = rule or ConversationRule()
     return TurnTaking(
         agent=tuple(agent),
@@ -281,7 +282,7 @@ def take_turns(
 def find_answers(
     agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
 ) -> tuple[Answer, ...]:
-    """The user's turns, and what the agent made of each."""
+    """Return the user's turns and the agent's reaction to each."""
     turns = joined(user, rule.pause_s)
     answers = list[Answer]()
     asking = [turn for turn in turns if not _is_backchannel(turn, agent, rule)]
@@ -309,7 +310,7 @@ def _is_backchannel(turn: Segment, agent: Sequence[Segment], rule: ConversationR
 def find_overlaps(
     agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
 ) -> tuple[Overlap, ...]:
-    """Where both speak, in order of time."""
+    """Return the times in which both speak, in order."""
     overlaps = list[Overlap]()
     mine = list(agent)
     theirs = list(user)
@@ -324,13 +325,13 @@ def find_overlaps(
                 and second.end_s - second.start_s > rule.taken_s
             )
             overlaps.append(Overlap(start_s, end_s, name, yields))
-        # What ends first meets nobody else.
+        # The segment that ends first overlaps with no further one.
         (mine if mine[0].end_s <= theirs[0].end_s else theirs).pop(0)
     return tuple(overlaps)
 
 
 def as_timeline(found: TurnTaking) -> Timeline:
-    """Events of the kinds "speech", "turn" and "overlap"; times beside them are in the payload."""
+    """Return events of the kinds "speech", "turn" and "overlap"; other times are in the payload."""
     events = [
         Event(start_s=start_s, end_s=end_s, stream=stream, kind="speech")
         for stream, segments in ((AGENT, found.agent), (USER, found.user))
@@ -356,7 +357,7 @@ def as_timeline(found: TurnTaking) -> Timeline:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile; NaN of nothing."""
+    """Return the nearest-rank percentile; NaN if there are no values."""
     ordered = sorted(values)
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan
 

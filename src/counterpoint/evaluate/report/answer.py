@@ -1,4 +1,4 @@
-"""What is written of an answer to a recording: words, timeline, picture, page and numbers."""
+"""The files of an answer to a recording: words, timeline, figure, page and numbers."""
 
 import base64
 import json
@@ -34,26 +34,26 @@ from counterpoint.speech.audio import audio_blocks
 from counterpoint.streams.timeline import Timeline
 
 ENDINGS = (".wav", ".txt", ".json", ".timeline.jsonl", ".png", ".html")
-"""Endings of the files of an answer, the recording first."""
+"""Endings of the files of an answer; the recording comes first."""
 
-_EMBEDDED_BYTES = 8_000_000  # a larger recording stays beside its page
-_SOON_S = 2.0  # a turn that ends so near the end has hardly been given time
+_EMBEDDED_BYTES = 8_000_000  # a larger recording is not embedded in its page
+_SOON_S = 2.0  # a turn that ends this near the end leaves too little time to answer
 
 
 def answer_files(path: Path) -> dict[str, Path]:
-    """The files of an answer, by ending."""
+    """Return the files of an answer, by ending."""
     return {ending: path.with_name(path.stem + ending) for ending in ENDINGS[1:]} | {".wav": path}
 
 
 def check_answer_path(output: Path, read: Sequence[Path]) -> None:
-    """Refuse a path at which an answer cannot be written, or only over what is read.
+    """Refuse a path at which an answer cannot be written, or would overwrite its input.
 
     Args:
-        output: The recording to write; it names the other files.
-        read: Files that the answer is made of.
+        output: The recording to write; its name gives the names of the other files.
+        read: Files from which the answer is made.
 
     Raises:
-        UserError: It is no place for a WAV file, or one of the files is to be read.
+        UserError: The path cannot be a WAV file, or one of the files to write is an input.
     """
     if output.suffix.lower() != ".wav":
         raise UserError(f"`--output` must end in .wav: got {str(output)!r}.")
@@ -64,16 +64,16 @@ def check_answer_path(output: Path, read: Sequence[Path]) -> None:
     sources = {path.resolve() for path in read}
     for written in answer_files(output).values():
         if written.resolve() in sources:
-            raise UserError(f"`--output` must not write over what is read: {written} is both.")
+            raise UserError(f"`--output` must not overwrite an input: {written} is both.")
 
 
 def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> Talk:
-    """What happened, by the recording that was written.
+    """Measure what happened in a recording of an answer.
 
     Args:
-        title: Names it.
+        title: Title of the conversation.
         recording: Agent left, user right.
-        rate: Its samples a second.
+        rate: Samples a second of the recording.
         words: Words of both speakers.
     """
     levels = measure_levels(audio_blocks(recording, rate, 2), rate)
@@ -87,12 +87,12 @@ def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> T
 
 
 def answer_title(model: Path, heard: Path) -> str:
-    """Who answers what."""
+    """Return a title that says which model answers which recording."""
     return f"{Path(shown(model.resolve())).name} answers {Path(shown(heard)).name}"
 
 
 def answer_table(title: str, numbers: Mapping[str, str]) -> Table:
-    """What `measured` gives, for a terminal."""
+    """Return the numbers of `measured` as a table for a terminal."""
     table = Table("measure", "value", title=title)
     for name, value in numbers.items():
         table.add_row(name, value)
@@ -100,7 +100,7 @@ def answer_table(title: str, numbers: Mapping[str, str]) -> Table:
 
 
 def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -> dict[str, str]:
-    """The numbers of an answer, spelled out; a dash where nothing could be measured."""
+    """Return the numbers of an answer as text; a dash if nothing could be measured."""
     latencies = found.latencies_s
     overlaps = found.overlaps
     num_answered = sum(answer.outcome == "answered" for answer in found.answers)
@@ -126,7 +126,7 @@ def _spelled(value: float, pattern: str) -> str:
 def write_answer(
     output: Path, talk: Talk, numbers: Mapping[str, str], options: Mapping[str, Any]
 ) -> None:
-    """Write the files of an answer beside its recording."""
+    """Write the files of an answer next to its recording."""
     paths = answer_files(output)
     said = spoken_words(talk.words)
     paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")
@@ -152,7 +152,7 @@ def write_answer(
 
 
 def spoken_words(words: Timeline) -> dict[str, Any]:
-    """The agent's words as alignments and as chunks, both of them forms that others read."""
+    """Return the agent's words as alignments and chunks, two formats that other programs read."""
     spoken = [
         (event.text, [round(event.start_s, 3), round(event.end_s, 3)])
         for event in words.where(stream=AGENT)
@@ -165,12 +165,12 @@ def spoken_words(words: Timeline) -> dict[str, Any]:
 
 
 def answer_notes(found: TurnTaking, output: Path, num_clipped: int) -> list[str]:
-    """What a person should be told of an answer, a line each.
+    """Return notes about an answer for the user, one line each.
 
     Args:
-        found: What happened.
+        found: Turn-taking in the answer.
         output: The recording that was written.
-        num_clipped: Samples of it that are beyond full scale.
+        num_clipped: Number of its samples that are beyond full scale.
     """
     notes = []
     if num_clipped:
@@ -184,7 +184,7 @@ def answer_notes(found: TurnTaking, output: Path, num_clipped: int) -> list[str]
 
 
 def is_cut_short(found: TurnTaking) -> bool:
-    """Whether the agent still speaks at the end, or had little time to answer."""
+    """Return whether the agent still speaks at the end, or had little time to answer."""
     end_s = found.duration_s
     late = [
         a for a in found.answers if a.outcome == "unanswered" and end_s - a.turn.end_s < _SOON_S

@@ -1,4 +1,4 @@
-"""What is known of one arm of a study: a row of its table."""
+"""The summary of one arm of a study, which is a row of its table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ class ArmSummary:
 
     Attributes:
         name: The arm's name.
-        num_parameters: Trainable numbers.
+        num_parameters: Number of trainable parameters.
         training_flops: FLOPs of the whole run.
-        training_size: Bytes or frames learned from, repetitions counted.
+        training_size: Bytes or frames learned from, counting repetitions.
         training_seconds: Time in training steps.
-        bits_per_unit: Bits a byte or a frame on what is held out, over units.
-        difference_percent: Difference to the first arm, on the same units; ``None`` for the first.
-        streams: Nats a frame of each predicted stream, where several are predicted.
-        swap_delta: Bits/byte lost under the whole of another document.
-        none_delta: Bits/byte lost without any whole.
+        bits_per_unit: Bits a byte or a frame on held-out units.
+        difference_percent: Difference to the first arm on the same units; ``None`` for the first.
+        streams: Nats a frame of each predicted stream, if several are predicted.
+        swap_delta: Bits a byte lost under the whole of another document.
+        none_delta: Bits a byte lost without any whole.
         null_share: Attention on the null key.
         effective_rank: Effective rank of the whole states.
     """

@@ -1,6 +1,6 @@
-"""A conversation as a picture: both waveforms, words, overlaps and latencies.
+"""The figure of a conversation: both waveforms, words, overlaps and latencies.
 
-Long recordings go on in the next row, like a score: user above, agent below.
+Long recordings continue in further rows, like a musical score: user above, agent below.
 """
 
 import math
@@ -53,7 +53,7 @@ _FONT = 9.0
 
 
 class Row(NamedTuple):
-    """A stretch of time and where the picture shows it, in shares of its width and height."""
+    """A stretch of time, and its place in the figure as shares of the figure's width and height."""
 
     start_s: float
     stop_s: float
@@ -65,12 +65,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Talk:
-    """What a picture of a conversation shows.
+    """The content of the figure of a conversation.
 
     Attributes:
-        title: Stands above the picture.
+        title: Title of the figure.
         levels: Levels of the agent and the user, in this order.
-        found: Who spoke when.
+        found: Turn-taking of the two.
         words: Events of kind "word" on the streams "agent" and "user".
     """
 
@@ -81,11 +81,11 @@ class Talk:
 
 
 def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
-    """Rows of equal length: of up to 15 s, and longer ones where there would be more than 24.
+    """Return rows of equal length: at most 15 s, but longer if there would be more than 24 rows.
 
     Args:
         duration_s: Length of the recording.
-        lines: Speakers whose words are shown, 0 to 2.
+        lines: Number of speakers whose words are shown, 0 to 2.
     """
     num_rows = min(max(math.ceil(duration_s / _ROW_S), 1), _MOST_ROWS)
     row_s = duration_s / num_rows
@@ -114,12 +114,12 @@ def _height(num_rows: int, lines: int) -> float:
 
 
 def shown_rows(talk: Talk) -> tuple[Row, ...]:
-    """Where the picture of a conversation shows which time."""
+    """Return the rows of the figure of a conversation."""
     return rows_of(talk.found.duration_s, len(_speakers_with_words(talk)))
 
 
 def draw_conversation(talk: Talk) -> bytes:
-    """The picture as PNG bytes.
+    """Draw the figure as PNG bytes.
 
     Raises:
         UserError: The package ``matplotlib`` is missing.
@@ -129,7 +129,7 @@ def draw_conversation(talk: Talk) -> bytes:
 
 
 def conversation_vector(talk: Talk) -> str:
-    """The picture as SVG for a page, whose colours it takes.
+    """Draw the figure as SVG for a page, in the colours of the page.
 
     Raises:
         UserError: The package ``matplotlib`` is missing.
@@ -140,7 +140,7 @@ def conversation_vector(talk: Talk) -> str:
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    new_figure(1, 1)  # says what to install before anything else needs it
+    new_figure(1, 1)  # raises the error about a missing package first
     from matplotlib import rc_context
 
     style = {**STYLE, "savefig.dpi": _DOTS_PER_INCH, "axes.grid": False}
@@ -154,7 +154,7 @@ def conversation_figure(talk: Talk) -> "Figure":
     with_words = _speakers_with_words(talk)
     height = _height(len(rows), len(with_words))
     figure = new_figure(_WIDTH, height)
-    figure.set_layout_engine("none")  # a page must know where the rows are
+    figure.set_layout_engine("none")  # a page must know the places of the rows
     figure.text(_LEFT / _WIDTH, 1 - 0.14 / height, talk.title, fontsize=12, weight="bold", va="top")
     left_out = 0 if with_words else len(talk.words)
     for row in rows:
@@ -167,14 +167,14 @@ def conversation_figure(talk: Talk) -> "Figure":
 
 
 def _speakers_with_words(talk: Talk) -> tuple[str, ...]:
-    """Speakers whose words are known; none where rows are so long that a few words would stay."""
+    """Return the speakers whose words are known; none if rows are too long to show words."""
     if talk.found.duration_s > _MOST_ROWS * _LONGEST_SPELLED_S:
         return ()
     return tuple(name for name in (USER, AGENT) if len(talk.words.where(stream=name)))
 
 
 def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> int:
-    """One row; gives the number of words for which there was no room."""
+    """Draw one row, and return the number of words that did not fit."""
     height = _row_height(len(with_words))
     words_height = _WORD * _WORD_LINES
     centre = {USER: height - _WAVE / 2}
@@ -198,7 +198,7 @@ def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> 
         if name in with_words:
             events = talk.words.where(stream=name).events
             left_out += _draw_words(axis, events, row, centre[name] - _WAVE / 2, COLOURS[name])
-    taken = list[tuple[float, float]]()  # where labels stand
+    taken = list[tuple[float, float]]()  # places of labels
     for answer in talk.found.answers:
         _draw_answer(axis, answer, row, middle, (centre[USER], centre[AGENT]), taken)
     return left_out
@@ -214,7 +214,7 @@ def _set_ticks(axis: "Axes", row: Row) -> None:
 
 
 def moment(seconds: float, decimals: int) -> str:
-    """Seconds; from two minutes on, minutes and seconds."""
+    """Return seconds as text; from two minutes on, minutes and seconds."""
     if seconds < 120:
         return f"{seconds:.{decimals}f} s"
     return f"{int(seconds) // 60}:{seconds % 60:0{2 + decimals + (decimals > 0)}.{decimals}f}"
@@ -228,7 +228,7 @@ def _draw_wave(
     centre: float,
     segments: Sequence[Segment],
 ) -> None:
-    """Extremes of a channel, strong where it is speech and faint elsewhere."""
+    """Draw the extremes of a channel, strong in speech and faint elsewhere."""
     hop_s = 0.01
     first = int(row.start_s / hop_s)
     stop = math.ceil(row.stop_s / hop_s) + 1
@@ -247,7 +247,7 @@ def _draw_wave(
     for segment in segments:
         spoken |= (time_s >= segment.start_s) & (time_s <= segment.end_s)
     below, above = (centre + scale * torch.stack((low, high))).numpy()
-    thin = 0.006  # a line where there is silence
+    thin = 0.006  # silence is drawn as a line
     for shown, alpha in ((np.ones_like(spoken), 0.28), (spoken, 1.0)):
         axis.fill_between(
             time_s, below - thin, above + thin, where=shown.tolist(), color=colour, alpha=alpha,
@@ -256,7 +256,7 @@ def _draw_wave(
 
 
 def _draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, colour: str) -> int:
-    """Words under their waveform, each where it begins, in lines so that none covers another."""
+    """Draw words below their waveform, each where it begins, on several lines without overlaps."""
     inches = _WIDTH - _LEFT - _RIGHT
     second = inches / (row.stop_s - row.start_s)  # inches of a second
     ends = [-math.inf] * _WORD_LINES
@@ -280,7 +280,7 @@ def _draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, col
 
 
 def _text_width(text: str) -> float:
-    """Inches of a word."""
+    """Return the width of a word in inches."""
     from matplotlib.textpath import TextPath
 
     shown = text.replace("$", r"\$")
@@ -295,7 +295,7 @@ def _draw_answer(
     centres: tuple[float, float],
     taken: list[tuple[float, float]],
 ) -> None:
-    """An arrow from the end of a turn to its answer, with its seconds; or what else happened."""
+    """Draw an arrow with its seconds from a turn's end to its answer, or what else happened."""
     end_s = answer.turn.end_s
     start_s = answer.start_s
     user, agent = centres
@@ -335,7 +335,7 @@ def _label(
     taken: list[tuple[float, float]],
     **style: Any,
 ) -> None:
-    """Write behind two times, or before them at the end of a row; not over another label."""
+    """Write a label after two times, or before them at the end of a row, not over another label."""
     second = (_WIDTH - _LEFT - _RIGHT) / (row.stop_s - row.start_s)  # inches of a second
     width = (1.15 * _text_width(text) + 0.1) / second  # bold letters are wider
     right = edges[1] + width > row.stop_s + _RIGHT / second
@@ -351,7 +351,7 @@ def _label(
 
 
 def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
-    """What the marks mean, below everything."""
+    """Draw the legend below everything."""
     from matplotlib.patches import Rectangle
 
     y = 0.2 / height

@@ -1,4 +1,4 @@
-"""A conversation as lines of text: who said what and when, and what was noticed."""
+"""A conversation as lines of text: who said what and when, and what was observed."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -7,11 +7,11 @@ from counterpoint.evaluate.duplex.turns import TurnTaking
 from counterpoint.runtime.talk import USER
 from counterpoint.streams.timeline import Event, Timeline
 
-_APART_S = 1.0  # words of a speaker that are further apart stand in two lines
+_APART_S = 1.0  # words of a speaker with a longer gap are put on two lines
 
 
 def transcript_lines(words: Timeline) -> list[str]:
-    """What each speaker said at a stretch, in order of time."""
+    """Return what each speaker said without a longer gap, in order of time."""
     stretches: list[Event] = []
     newest: dict[str, int] = {}  # place of each speaker's last stretch
     for word in words.where(kind="word"):
@@ -27,7 +27,7 @@ def transcript_lines(words: Timeline) -> list[str]:
 
 
 def finding_lines(found: TurnTaking) -> list[str]:
-    """What happened, a sentence each, as it was measured in the sound."""
+    """Return what happened, one sentence each, as it was measured in the sound."""
     lines = []
     for turn, following in pairwise(answer.turn for answer in found.answers):
         if not any(turn.end_s < own.start_s < following.start_s for own in found.agent):

@@ -1,4 +1,4 @@
-"""A conversation as a page that stands alone: its sound, its picture, its turns and its words."""
+"""A self-contained page of a conversation: its sound, its figure, its turns and its words."""
 
 import html
 import json
@@ -33,11 +33,11 @@ td.text, th.text { white-space: normal; text-align: left; min-width: 12rem; }
 """
 
 REAL_TIME = "real-time factor"
-"""The number of a conversation that must be at most 1 for a live talk."""
+"""Name of the number that must be at most 1 for a live conversation."""
 
 _LATE = (
-    "A real-time factor above 1: this machine takes longer than the recording lasts, so that the "
-    "model cannot talk live on it."
+    "The real-time factor is above 1: this machine takes longer than the recording lasts, so "
+    "the model cannot talk live on it."
 )
 
 _SCRIPT = """
@@ -72,11 +72,11 @@ show();
 """
 
 _NOTE = (
-    "Left the agent, right the user as the model heard it. The agent sounds when a live system "
-    "without computing time could first play it. Speech is found by its energy: gaps of up to "
-    "0.2 s are bridged, a turn of the user may pause for 0.6 s. Latency: from the end of a turn to "
-    "the agent's first sound from 0.3 s before that end on. Click the picture, a turn or a word to "
-    "listen from there."
+    "The agent is on the left, the user as the model heard it on the right. The agent sounds at "
+    "the time at which a live system without computing time could first play it. Speech is found "
+    "by its energy: gaps of up to 0.2 s are bridged, and a turn of the user may pause for 0.6 s. "
+    "Latency: from the end of a turn to the agent's first sound, which may begin 0.3 s before that "
+    "end. Click the figure, a turn or a word to listen from there."
 )
 
 
@@ -87,14 +87,14 @@ def conversation_page(
     numbers: Mapping[str, str],
     about: Mapping[str, Any],
 ) -> str:
-    """The page of a conversation as HTML text.
+    """Return the page of a conversation as HTML text.
 
     Args:
         talk: The conversation.
-        picture: Its picture, of `conversation_vector`.
-        audio_source: Address of the recording: a data URL, or a file beside the page.
-        numbers: What was measured, by its name.
-        about: How it was made; JSON values.
+        picture: Its figure, from `conversation_vector`.
+        audio_source: Address of the recording: a data URL, or a file next to the page.
+        numbers: Measured numbers, by name.
+        about: How the conversation was made; JSON values.
     """
     title = html.escape(talk.title)
     rows = _script_json([row._asdict() for row in shown_rows(talk)])
@@ -114,10 +114,10 @@ def conversation_page(
 
 
 def is_late(numbers: Mapping[str, str]) -> bool:
-    """Whether the model takes longer than what it hears and says lasts."""
+    """Return whether the model takes longer than what it hears and says lasts."""
     try:
         return float(numbers.get(REAL_TIME, "")) > 1
-    except ValueError:  # it was not measured
+    except ValueError:  # the factor was not measured
         return False
 
 
@@ -127,7 +127,7 @@ def _card(name: str, value: str) -> str:
 
 
 def _score(title: str, picture: str) -> str:
-    """The picture, with a playhead over it."""
+    """Return the figure with a playhead over it."""
     return (
         f'<figure role="img" aria-label="Waveforms and words: {title}"><div class="wide">'
         f'<div class="score">{picture}<div id="head"></div></div></div>'
@@ -136,16 +136,16 @@ def _score(title: str, picture: str) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot end a script element."""
+    """Return JSON text that cannot end a script element."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def _turns_table(talk: Talk) -> str:
-    """The user's turns, and what the agent made of each."""
+    """Return the table of the user's turns and the agent's reactions."""
     answers = talk.found.answers
     if not answers:
         return "<h2>Turns</h2><p>The user does not speak.</p>"
-    # A word of the user belongs to the turn that ends next; one of the agent to the turn before.
+    # A user's word belongs to the turn that ends next, an agent's word to the turn before it.
     ends = [answer.turn.end_s for answer in answers]
     asked = _by_turn(talk.words, USER, [0.0, *ends[:-1], math.inf])
     opens = [min(end_s, a.start_s or end_s) for end_s, a in zip(ends, answers, strict=True)]
@@ -172,7 +172,7 @@ def _turns_table(talk: Talk) -> str:
 
 
 def _by_turn(words: Timeline, speaker: str, edges: Sequence[float]) -> list[str]:
-    """What a speaker begins to say between each edge and the next."""
+    """Return what a speaker begins to say between each edge and the next."""
     events = words.where(stream=speaker)
     return [
         " ".join(event.text for event in events if first <= event.start_s < stop)
@@ -181,7 +181,7 @@ def _by_turn(words: Timeline, speaker: str, edges: Sequence[float]) -> list[str]
 
 
 def _said(talk: Talk) -> str:
-    """All words of both, which light up as they are spoken."""
+    """Return all words of both speakers; each is highlighted while it is spoken."""
     parts = []
     for speaker in (USER, AGENT):
         events = talk.words.where(stream=speaker)

@@ -1,4 +1,4 @@
-"""Pictures of a study, as PNG bytes. Needs matplotlib; draws without a display."""
+"""Figures of a study as PNG bytes; they need matplotlib, but no display."""
 
 import io
 import warnings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#6b7280", "#c8481f", "#2a6f97", "#5a8f3c", "#8a5a9e", "#b58a00")
-"""By arm: the control is grey, ours is red. The whole is drawn in `WHOLE`, on its own."""
+"""Colours by arm: the control is grey, ours is red. The whole is drawn in `WHOLE`."""
 WHOLE = "#1f5f8b"
 INK = "#222222"
 FAINT = "#d8d8d8"
@@ -42,12 +42,12 @@ STYLE: Mapping[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
     "savefig.dpi": 100,
-    "text.parse_math": False,  # names and passages are not ours: a $ is a $
+    "text.parse_math": False,  # a $ in names and passages is an ordinary character
 }
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure that needs no display.
+    """Return an empty figure that needs no display.
 
     Raises:
         UserError: The package ``matplotlib`` is missing.
@@ -59,7 +59,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The picture as the bytes of a PNG file."""
+    """Return a figure as the bytes of a PNG file."""
     stream = io.BytesIO()
     with without_glyph_warnings():
         figure.savefig(stream, format="png")
@@ -68,15 +68,15 @@ def to_png(figure: "Figure") -> bytes:
 
 @contextmanager
 def without_glyph_warnings() -> Iterator[None]:
-    """Letters that the font lacks are drawn as boxes, which needs no warning."""
+    """Ignore warnings about letters that the font lacks; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph.*missing")
         yield
 
 
 def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
-    """All pictures of a study, PNG bytes by file name."""
-    new_figure(1, 1)  # says what to install before anything else needs it
+    """Draw all figures of a study, as PNG bytes by file name."""
+    new_figure(1, 1)  # raises the error about a missing package first
     from matplotlib import rc_context
 
     with rc_context({**STYLE}):
@@ -85,7 +85,7 @@ def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
 
 
 def draw_panels(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
-    """The same for a page: panels as SVG, narrow enough to stand one below the other."""
+    """Draw all figures for a page: SVG panels that are narrow enough to be stacked."""
     new_figure(1, 1)
     from matplotlib import rc_context
 
@@ -95,7 +95,7 @@ def draw_panels(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
 
 
 def curve_panels(curves: Sequence["Curve"]) -> tuple[str, ...]:
-    """A panel of SVG for each scale of learning curves."""
+    """Draw a panel of learning curves as SVG for each scale."""
     new_figure(1, 1)
     from matplotlib import rc_context
 
@@ -118,14 +118,14 @@ def _others(arms: Sequence[Arm]) -> dict[str, "Figure"]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """How a run learned.
+    """The learning curve of a run.
 
     Attributes:
-        name: Names it.
-        unit: What bits are counted for: "byte" or "frame".
+        name: Name of the run.
+        unit: Unit of the bits: "byte" or "frame".
         metrics: Lines of its ``metrics.jsonl``.
         colour: Its colour.
-        final: Bits a unit of what is held out, at its end; ``None`` where that is not known.
+        final: Held-out bits a unit at its end; ``None`` if not known.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Curve:
 
 
 class Scale(NamedTuple):
-    """What learning curves are drawn against."""
+    """A horizontal axis of learning curves."""
 
     key: str
     label: str
@@ -151,7 +151,7 @@ SCALES = (
 
 
 def curves_of(arms: Sequence[Arm]) -> list[Curve]:
-    """The learning curves of the arms of a study."""
+    """Return the learning curves of the arms of a study."""
     return [
         Curve(
             name=arm.name,
@@ -165,7 +165,7 @@ def curves_of(arms: Sequence[Arm]) -> list[Curve]:
 
 
 def curves_figure(curves: Sequence[Curve], scales: Sequence[Scale] = SCALES) -> "Figure":
-    """Training loss against FLOPs and against seconds, with the held-out result at the end."""
+    """Draw the training loss against FLOPs and seconds, with the held-out result at the end."""
     figure = new_figure(5 * len(scales), 4)
     axes = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]
     finals = [curve.final for curve in curves if curve.final is not None]
@@ -187,7 +187,7 @@ def curves_figure(curves: Sequence[Curve], scales: Sequence[Scale] = SCALES) -> 
 def _draw_curve(
     axis: "Axes", curve: Curve, scale: Scale, finals: Sequence[float], labelled: bool
 ) -> list[float]:
-    """One curve with its end; gives what must be in sight."""
+    """Draw one curve with its end, and return the values that must be visible."""
     rows = [row for row in curve.metrics if "loss" in row]
     x = np.array([row[scale.key] for row in rows]) / scale.size
     y = np.array([row["loss"] for row in rows], float)  # None gives nan: a gap
@@ -200,13 +200,13 @@ def _draw_curve(
     if curve.final is not None:
         axis.plot(x[-1], end, "o", color=curve.colour, markersize=7, markeredgecolor="white")
         text += f"\nheld-out {end:.3f}"
-    if labelled:  # elsewhere colours say the rest
+    if labelled:  # in the other panels colours are enough
         _label(axis, x[-1], end, text, curve.colour, end >= max(finals, default=end))
     return [*seen, end]
 
 
 def positions_figure(arms: Sequence[Arm]) -> "Figure":
-    """Bits/byte by position since the start of a unit, with 95 % intervals over units."""
+    """Draw bits a byte by position since the start of a unit, with 95 % intervals over units."""
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
     found = [arm.evaluation.positions for arm in arms if arm.evaluation.positions]
@@ -232,18 +232,18 @@ def positions_figure(arms: Sequence[Arm]) -> "Figure":
     axis.set_xlim(right=axis.get_xlim()[1] * 1.9)
     axis.set_xlabel("bytes since the start of the text")
     axis.set_ylabel("held-out bits/byte")
-    axis.set_title("What the past is worth (bands: 95 % over texts)")
+    axis.set_title("Use of the past (bands: 95 % over texts)")
     return figure
 
 
 def position_curve(
     positions: Positions,
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "3 K"]]:
-    """Centres of the bins that hold text, and value, low and high end of each."""
+    """Return the centres of the bins that hold text, and value, low and high end of each."""
     bits = np.array(positions.bits)
     num_bytes = np.array(positions.num_bytes, float)
     edges = np.array(positions.edges, float)
-    # Where few chapters reach, an interval over chapters says nothing.
+    # An interval over units means nothing in bins that few units reach.
     kept = np.flatnonzero((num_bytes > 0).sum(0) >= min(5, len(bits)))
     centres = np.sqrt(np.maximum(edges[kept], edges[1] / 2) * edges[kept + 1])
     intervals = [bootstrap_ratio(bits[:, k], num_bytes[:, k]) for k in kept]
@@ -266,7 +266,7 @@ def smoothed(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, "
 
 
 def _label(axis: "Axes", x: float, y: float, text: str, colour: str, above: bool) -> None:
-    """A name beside the end of a curve, so that no legend is needed."""
+    """Write a name next to the end of a curve, so that no legend is needed."""
     axis.annotate(
         text,
         (x, y),

@@ -1,4 +1,4 @@
-"""The parts of which every page is made: one HTML text that needs nothing else."""
+"""The parts of every page: one self-contained HTML text."""
 
 import html
 import json
@@ -39,12 +39,12 @@ summary { cursor: pointer; }
 
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """A whole page.
+    """Return a whole page.
 
     Args:
-        title: Names it; plain text.
-        body: Elements, one after the other; empty ones are left out.
-        style: More CSS.
+        title: Title of the page; plain text.
+        body: Elements, one after another; empty ones are left out.
+        style: Additional CSS.
     """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -55,7 +55,7 @@ def page(title: str, body: Iterable[str], style: str = "") -> str:
 
 
 def table(heads: Sequence[str], cells: Sequence[Sequence[str]], *, words: bool = False) -> str:
-    """A table of plain texts, which may be wider than the page.
+    """Return a table of plain texts, which may be wider than the page.
 
     Args:
         heads: Names of the columns.
@@ -72,13 +72,13 @@ def table(heads: Sequence[str], cells: Sequence[Sequence[str]], *, words: bool =
 
 
 def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = False) -> str:
-    """Panels side by side where there is room.
+    """Return a figure of panels, side by side if there is room.
 
     Args:
         title: Heading and name; plain text.
-        caption: Stands below; plain text.
+        caption: Text below the figure; plain text.
         panels: SVG elements.
-        wide: Whether it is not made smaller for a narrow page, which then scrolls it.
+        wide: Whether a narrow page scrolls the figure instead of shrinking it.
     """
     name = html.escape(title, quote=True)
     drawn = f'<div class="wide">{"".join(panels)}</div>' if wide else side_by_side(panels)
@@ -89,12 +89,12 @@ def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = Fals
 
 
 def side_by_side(panels: Sequence[str]) -> str:
-    """Panels side by side where there is room, without a title."""
+    """Return panels without a title, side by side if there is room."""
     return f'<div class="panels">{"".join(panels)}</div>'
 
 
 def made(parts: Mapping[str, Any]) -> str:
-    """How the content was made: JSON values, folded away."""
+    """Return how the content was made: JSON values in folded elements."""
     folded = "".join(
         f"<details><summary>{html.escape(name)}</summary>"
         f"<pre>{html.escape(json.dumps(value, indent=1, ensure_ascii=False))}</pre></details>"
@@ -104,7 +104,7 @@ def made(parts: Mapping[str, Any]) -> str:
 
 
 def learned_from(data: Mapping[str, Any]) -> str:
-    """What a run learned from, in words, by the JSON form of its data."""
+    """Return in words what a run learned from, given the JSON form of its data."""
     source = data.get("source", data.get("train"))
     if isinstance(source, Mapping):
         kind, *place = [str(value) for value in source.values() if value is not None]

@@ -1,4 +1,4 @@
-"""The two streams over one passage: blocks above, bytes below, and who read what."""
+"""The two streams over one passage: blocks above, bytes below, and what each byte read."""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WEAKEST = 0.02  # attention below this is not drawn as a line
+_WEAKEST = 0.02  # weaker attention is not drawn as a line
 
 
 def passage_figure(arm: Arm, control: Arm | None = None) -> "Figure":
-    """Draw the passage of an arm with a whole; ``control`` adds its bits for comparison."""
+    """Draw the passage of an arm with a whole; ``control`` adds the bits of another arm."""
     passage = arm.evaluation.passage
     assert passage is not None
     columns = len(passage.symbols)
@@ -41,14 +41,14 @@ def passage_figure(arm: Arm, control: Arm | None = None) -> "Figure":
 
 
 def _draw_reading(axis: "Axes", passage: Passage) -> None:
-    """Blocks in a row above, symbols in a row below, a line for every reading that counts."""
+    """Draw blocks above, symbols below, and a line for every strong enough reading."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
 
     weights = np.array(passage.blocks)  # (bytes, blocks)
     edges = np.array(passage.edges)
     centres = (edges[:-1] + edges[1:]) / 2 - 0.5
-    # Mean over the bytes that came after the block was finished, so that old blocks gain nothing.
+    # The mean is over bytes after the block was finished, so that old blocks have no advantage.
     readable = (weights > 0).sum(0)
     received = weights.sum(0) / np.maximum(readable, 1)
     shade = received / max(received.max(), 1e-9)
@@ -58,7 +58,7 @@ def _draw_reading(axis: "Axes", passage: Passage) -> None:
     strength = weights[readers, blocks]
     feet = np.stack((readers, np.full(len(readers), 0.06)), 1)
     heads = np.stack((centres[blocks], np.full(len(blocks), 0.94)), 1)
-    # Relative to the strongest: a model that reads many blocks a little shows its pattern too.
+    # Strength is relative to the strongest, so that the pattern of weak readings is visible, too.
     strength = strength / max(weights.max(), _WEAKEST)
     colours = [(*to_rgb(WHOLE), 0.06 + 0.94 * float(s) ** 1.5) for s in strength]
     axis.add_collection(
@@ -92,7 +92,7 @@ def _draw_reading(axis: "Axes", passage: Passage) -> None:
 
 
 def _draw_blocks(axis: "Axes", edges: np.ndarray, shade: np.ndarray) -> None:
-    """A box for every block, as dark as its shade."""
+    """Draw a box for every block, as dark as its shade."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import FancyBboxPatch
 
@@ -112,7 +112,7 @@ def _draw_blocks(axis: "Axes", edges: np.ndarray, shade: np.ndarray) -> None:
 
 
 def _draw_strip(axis: "Axes", values: tuple[float, ...], colour: str, label: str) -> None:
-    """One bar a byte between 0 and 1."""
+    """Draw one bar a byte between 0 and 1."""
     axis.bar(range(len(values)), values, width=0.85, color=colour, linewidth=0)
     axis.set_ylim(0, 1)
     axis.text(
@@ -131,7 +131,7 @@ def _draw_strip(axis: "Axes", values: tuple[float, ...], colour: str, label: str
 def _draw_bits(
     axis: "Axes", passage: Passage, other: Passage | None, names: tuple[str, str]
 ) -> None:
-    """Price of each byte; beside it the control's."""
+    """Draw the bits of each byte, together with those of the control."""
     place = np.arange(len(passage.bits))
     axis.bar(place, passage.bits, width=0.85, color=PALETTE[1], alpha=0.8, linewidth=0)
     legend = [(names[0], PALETTE[1])]

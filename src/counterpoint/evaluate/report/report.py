@@ -1,10 +1,10 @@
-"""The report of a study: one HTML file that needs nothing else, and the numbers as JSON.
+"""The report of a study: one self-contained HTML file, and the numbers as JSON.
 
-A study folder holds
+A study folder has
 
 - ``study.json``: names of the arms, command, versions, machine, durations,
 - a run folder for each arm: ``metrics.jsonl``, ``checkpoints/``, ``evaluation.json``,
-- ``report.html``, ``summary.json`` and the pictures: all of them are made from the files above.
+- ``report.html``, ``summary.json`` and the figures, all made from the files above.
 """
 
 import html
@@ -32,35 +32,35 @@ TITLES: Mapping[str, str] = {
 }
 CAPTIONS: Mapping[str, str] = {
     "curves.png": "Training loss of every step (faint) and its running mean, against training "
-    "FLOPs and against seconds. The dots are the final result on what is held out.",
-    "streams.png": "Below, the bytes of a held-out passage; above, the blocks of the whole that "
+    "FLOPs and against seconds. The dots are the final results on held-out data.",
+    "streams.png": "Below are the bytes of a held-out passage; above, the blocks of the whole that "
     "were finished while it was read. Lines show which blocks were read to predict each byte (mean "
-    "over links and heads; weights below 2 % are left out); each byte is also written under the "
-    "plan of the newest finished block, which is not drawn. Bars show the attention that went to "
-    "the null key, which means to nothing, and to older blocks, and what each byte cost.",
-    "positions.png": "Held-out bits/byte by the number of bytes since the start of the text. A "
-    "model that uses a longer past keeps falling to the right.",
+    "over links and heads; weights below 2 % are left out). Each byte is also written under the "
+    "plan of the newest finished block, which is not drawn. Bars show the attention on the null "
+    "key, which means on nothing, the attention on older blocks, and the bits of each byte.",
+    "positions.png": "Held-out bits a byte by the number of bytes since the start of the text. The "
+    "curve of a model that uses a longer past keeps falling to the right.",
 }
 _ABOUT_TIMES = "Seconds are those of training steps."
 NOTES: Mapping[ContentUnit, str] = {
-    "byte": "Each byte is scored from its real past. Brackets: 95 % bootstrap interval over units; "
-    "differences are paired. Swap-Δ: bits/byte lost when the whole is replaced by that of a "
+    "byte": "Each byte is scored from its true past. Brackets: 95 % bootstrap interval over units; "
+    "differences are paired. Swap-Δ: bits a byte lost when the whole is replaced by that of a "
     f"text of another document. {_ABOUT_TIMES}",
-    "frame": "Each frame is scored from its real past; bits a frame are those of all predicted "
+    "frame": "Each frame is scored from its true past; bits a frame are those of all predicted "
     "streams, without weights. Brackets: 95 % bootstrap interval over rows; differences "
     f"are paired. {_ABOUT_TIMES}",
 }
 
 
 def load_arm(name: str, folders: Sequence[Path]) -> Arm:
-    """A trained and evaluated arm.
+    """Load a trained and evaluated arm.
 
     Args:
         name: The arm's name.
         folders: Folders of its runs, one a training seed.
 
     Raises:
-        UserError: A folder holds no evaluation or no checkpoint.
+        UserError: A folder has no evaluation or no checkpoint.
     """
     folder = folders[0]
     evaluation, *others = (_evaluation_of(one) for one in folders)
@@ -86,10 +86,10 @@ def _evaluation_of(folder: Path) -> Evaluation:
 
 
 def write_report(folder: Path) -> Summary:
-    """Make report, pictures and ``summary.json`` anew from what a study folder holds.
+    """Make the report, the figures and ``summary.json`` from the files of a study folder.
 
     Returns:
-        What the study found.
+        The summary of the study.
 
     Raises:
         UserError: The folder holds no study, or an arm is not finished.
@@ -113,7 +113,7 @@ def write_report(folder: Path) -> Summary:
 
 
 def report_html(summary: Summary, arms: Sequence[Arm], panels: Mapping[str, Sequence[str]]) -> str:
-    """The report as one HTML text without any outside reference."""
+    """Return the report as self-contained HTML text."""
     heads, cells = columns(summary)
     about = summary.about
     data = learned_from(arms[0].run.get("data", {}))
@@ -144,7 +144,7 @@ def report_html(summary: Summary, arms: Sequence[Arm], panels: Mapping[str, Sequ
 
 
 def _contrasts(summary: Summary) -> str:
-    """The declared pairs of arms, if there are any."""
+    """Return the table of declared pairs of arms, if there are any."""
     cells = [
         (pair.arm, pair.other, spell(pair.difference_percent, "{:+.1f}", " %"))
         for pair in summary.contrasts
@@ -156,7 +156,7 @@ def _contrasts(summary: Summary) -> str:
 
 
 def _by_stream(summary: Summary) -> str:
-    """What every predicted stream cost, where several are predicted."""
+    """Return the costs of every predicted stream, if several are predicted."""
     names = dict.fromkeys(name for row in summary.rows for name in row.streams)
     if not names:
         return ""
@@ -168,7 +168,7 @@ def _by_stream(summary: Summary) -> str:
 
 
 def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
-    """Numbers that show whether the whole is used or has collapsed."""
+    """Return the numbers that show whether the whole is used or has collapsed."""
     cells = []
     for row, arm in zip(summary.rows, arms, strict=True):
         use = arm.evaluation.whole
@@ -208,7 +208,7 @@ def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
 
 
 def _continuations(arms: Sequence[Arm]) -> str:
-    """The same prompts, continued by every arm and under every whole."""
+    """Return the same prompts, continued by every arm and under every whole."""
     found = [(arm.name, one) for arm in arms for one in arm.evaluation.continuations]
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""The report of a single run: what was trained, on what, and how it learned."""
+"""The report of a single run: what was trained, on which data, and how it learned."""
 
 import html
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ _CAPTION = (
 
 
 def write_run_report(folder: Path) -> Path:
-    """Make ``report.html`` anew from what a run folder holds.
+    """Make ``report.html`` from the files of a run folder.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        UserError: The folder holds no checkpoint, or a package is missing.
+        UserError: The folder has no checkpoint, or a package is missing.
     """
     manifest = read_manifest(resolve(folder))
     run = manifest.get("run")

@@ -1,4 +1,4 @@
-"""The one table of a study: arms side by side, with intervals and an honest sentence."""
+"""The table of a study: all arms with intervals, and a sentence that the intervals allow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from counterpoint.streams.batch import ContentUnit
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MAX_TITLES = 20  # of recordings there may be thousands
+_MAX_TITLES = 20  # there may be thousands of recordings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +27,10 @@ class Arm:
         name: The name of its run.
         run: JSON form of its run.
         metrics: Lines of its ``metrics.jsonl``.
-        counters: What training took: step, size in bytes, flops, seconds.
-        evaluation: What was measured.
-        others: The same of its other training seeds; `run`, `metrics` and `counters` are those of
-            the first one.
+        counters: Totals of the training: step, size in bytes, flops, seconds.
+        evaluation: Its measurements.
+        others: Measurements of its other training seeds; `run`, `metrics` and `counters` are those
+            of the first seed.
     """
 
     name: str
@@ -42,18 +42,18 @@ class Arm:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """One a training seed."""
+        """The measurements, one a training seed."""
         return (self.evaluation, *self.others)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contrast:
-    """How far an arm is from another one, on the same units.
+    """The difference between two arms on the same units.
 
     Attributes:
         arm: The arm's name.
-        other: The arm that it is compared with.
-        difference_percent: By how much it needs more bits.
+        other: Name of the arm that it is compared with.
+        difference_percent: Percent more bits that it needs.
     """
 
     arm: str
@@ -63,16 +63,16 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a study found.
+    """The findings of a study.
 
     Attributes:
         name: The study's name.
-        unit: What sizes count: bytes of text, or frames of speech.
-        rows: One an arm.
-        verdict: What the intervals allow to say, in one or two sentences.
-        held_out: What was scored, in words.
+        unit: Unit of sizes: bytes of text, or frames of speech.
+        rows: One summary an arm.
+        verdict: Conclusion that the intervals allow, in one or two sentences.
+        held_out: Held-out data, in words.
         about: Command, versions, machine, durations.
-        contrasts: Pairs of arms that the study declares, besides those with the first arm.
+        contrasts: Pairs of arms that the study declares, in addition to those with the first arm.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Summary:
 
 
 def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summary:
-    """Intervals and differences of all arms to the first, and of the pairs that a study declares.
+    """Compute intervals, differences of all arms to the first, and the declared contrasts.
 
     Args:
         name: The study's name.
         arms: Its arms, in their order.
-        about: What its folder holds of it; "contrasts" are pairs of names.
+        about: Facts of the study folder; "contrasts" are pairs of names.
 
     Raises:
         UserError: The arms were not scored on the same units.
@@ -147,7 +147,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
 
 
 def _difference(arm: Arm, other: Arm) -> Interval:
-    """By how many percent an arm needs more bits than another one, on the same units."""
+    """Return by how many percent an arm needs more bits than another one, on the same units."""
     own, control = (np.array([e.bits for e in one.evaluations]) for one in (arm, other))
     return bootstrap_ratio(own, control).map(100, -100)
 
@@ -162,14 +162,14 @@ def _check_comparable(arm: Arm, first: Arm) -> None:
             )
     if len(arm.evaluations) != len(first.evaluations):
         raise UserError(
-            f"All arms must be trained with as many seeds: {arm.name!r} has "
+            f"All arms must be trained with equally many seeds: {arm.name!r} has "
             f"{len(arm.evaluations)} and {first.name!r} {len(first.evaluations)}. Run the study "
             "again."
         )
 
 
 def _by_stream(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
-    """Nats a frame of each stream, over units and seeds."""
+    """Return the nats a frame of each stream, over units and seeds."""
     costs = {
         name: [found.streams[name] for found in evaluations] for name in evaluations[0].streams
     }
@@ -198,7 +198,7 @@ def _use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Heads and cells of the table as texts."""
+    """Return heads and cells of the table as texts."""
     heads: tuple[str, ...] = (
         "arm",
         "parameters",
@@ -230,7 +230,7 @@ def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def spell(interval: Interval | None, form: str, unit: str = "") -> str:
-    """``value unit [low, high]``."""
+    """Return ``value unit [low, high]``."""
     if interval is None:
         return "–"
     value, low, high = (
@@ -240,7 +240,7 @@ def spell(interval: Interval | None, form: str, unit: str = "") -> str:
 
 
 def rich_table(summary: Summary) -> "Table":
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     from rich.table import Table
 
     heads, cells = columns(summary)

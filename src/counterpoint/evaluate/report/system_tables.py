@@ -1,4 +1,4 @@
-"""What a system is made of and what it costs, as tables for a terminal."""
+"""Streams, parameters and costs of a system, as tables for a terminal."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from counterpoint.train.run import Run
 
 _FEWEST_TICKS = 16
 _MOST_TICKS = 72
-"""Ticks of a drawing."""
+"""Fewest and most ticks of a drawing."""
 
 
 def show_system(console: Console, name: str, system: System, num_ticks: int) -> None:
@@ -26,7 +26,7 @@ def show_system(console: Console, name: str, system: System, num_ticks: int) -> 
     Args:
         console: Where to print.
         name: Heading.
-        system: May be on the device "meta": nothing is computed.
+        system: The system; it may be on the device "meta", because nothing is computed.
         num_ticks: Ticks of the context over which costs are averaged.
     """
     layout = system.layout
@@ -44,7 +44,7 @@ def _streams(layout: Layout) -> Table:
     for stream in layout.streams:
         most = "<= " if stream.irregular else ""
         covers = f"{most}{stream.period_ticks} tick{'s' * (stream.period_ticks > 1)}"
-        # The delay of a stream that is not late is exact, however its steps end.
+        # A delay of zero is exact for irregular steps, too.
         most = most if stream.delay_ticks else ""
         delay = f"{most}{stream.delay_ticks} ticks"
         table.add_row(stream.name, stream.role.value, covers, delay, _elements(stream))
@@ -57,7 +57,7 @@ def _elements(stream: Stream) -> str:
 
 
 def _parameters(system: nn.Module) -> Table:
-    """Parameters by the first part of their names, the largest part first."""
+    """Return the parameters by the first part of their names, the largest part first."""
     counts: dict[str, int] = {}
     for name, parameter in system.named_parameters():
         part = name.split(".")[0]
@@ -82,7 +82,7 @@ def _costs(system: System, num_ticks: int) -> Table:
 
 
 def show_memory(console: Console, memory: TrainingMemory, run: Run) -> None:
-    """Print what training a run needs on one device."""
+    """Print the memory that training a run needs on one device."""
     rows = max(run.train.batch_rows // run.train.accumulation, 1)
     table = Table("memory of training", f"{rows} row{'s' * (rows > 1)} at once")
     parts = {
@@ -99,11 +99,11 @@ def show_memory(console: Console, memory: TrainingMemory, run: Run) -> None:
 
 
 def draw_layout(layout: Layout) -> str:
-    """The clock: coarse steps above the ticks they cover, and what is read when a tick is written.
+    """Draw the clock: coarse steps above the ticks they cover, and which one a tick may read.
 
-    One column is a tick. ``newest`` is the last step of a coarse stream that producing the element
-    at this tick may read, by the rule of visibility. An irregular stream is drawn with its longest
-    steps, as on content that ends none early.
+    One column is a tick. ``newest`` is the last step of a coarse stream that may be read to write
+    the element at this tick, by the rule of visibility. An irregular stream is drawn with its
+    longest steps, as if the content ended none early.
     """
     irregular = [stream.name for stream in layout.streams if stream.irregular]
     longest = tuple(replace(stream, irregular=False) for stream in layout.streams)

@@ -1,4 +1,4 @@
-"""Figures as SVG that takes its colours from the page, so that it follows a dark one."""
+"""Figures as SVG in the colours of their page, so that they follow its dark mode."""
 
 import io
 import re
@@ -26,7 +26,7 @@ COLOURS: Mapping[str, tuple[str, str]] = {
     "#b58a00": ("#b58a00", "#e3c04e"),
     "#1f5f8b": ("#1f5f8b", "#7fb6e0"),
 }
-"""What a colour of a figure is on light paper, and on dark."""
+"""Light and dark shade of each colour of a figure."""
 
 _FONTS = {"'DejaVu Sans Mono'": "ui-monospace, monospace", "'DejaVu Sans'": "system-ui, sans-serif"}
 
@@ -36,7 +36,7 @@ def _name(colour: str) -> str:
 
 
 def colour_style() -> str:
-    """The CSS that gives the colours of figures their values."""
+    """Return the CSS that defines the colours of figures."""
     light, dark = (
         " ".join(f"{_name(colour)}: {shades[side]};" for colour, shades in COLOURS.items())
         for side in (0, 1)
@@ -45,7 +45,7 @@ def colour_style() -> str:
 
 
 def to_svg(figure: "Figure") -> str:
-    """The figure as an element of a page.
+    """Return a figure as an element of a page.
 
     The same figure gives the same text. Letters stay letters, in a font of the reader's machine.
 

@@ -1,7 +1,7 @@
-"""What the intervals of a study allow to say, whoever wins.
+"""The conclusions that the intervals of a study allow, whichever arm wins.
 
 A difference counts from a smallest size on, which is declared here: with enough text an interval
-excludes zero for differences that matter to nobody, and after a few steps everything is small.
+excludes zero for differences that do not matter, and after a few steps every difference is small.
 """
 
 import math
@@ -14,11 +14,11 @@ from counterpoint.evaluate.whole import SMALLEST_SWAP_DELTA
 from counterpoint.streams.batch import ContentUnit
 
 SMALLEST_DIFFERENCE = 0.5
-"""Percent of bits a unit by which arms must differ; training seeds alone differ by 0.2."""
+"""Percent of bits a unit by which arms must differ; training seeds alone differ by 0.2 %."""
 
 
 LEAST_SHARE = 0.05
-"""Share of a recipe's steps from which on its arms are compared; before, they have hardly begun."""
+"""Share of a recipe's steps that must be taken before its arms are compared."""
 
 
 def verdict(
@@ -27,13 +27,13 @@ def verdict(
     unit: ContentUnit,
     num_seeds: int,
 ) -> str:
-    """Sentences that compare arms and say whether wholes are used.
+    """Return sentences that compare arms and say whether wholes are used.
 
     Args:
         rows: All arms.
-        pairs: An arm, what it is compared with, and the difference in percent.
-        unit: What bits are counted by.
-        num_seeds: Training seeds of every arm.
+        pairs: Tuples of an arm, the arm it is compared with, and the difference in percent.
+        unit: Unit of the bits.
+        num_seeds: Number of training seeds of every arm.
     """
     sentences = [
         f"{row.name} {_difference(change, unit, other.name)} {_budget(row, other)} "
@@ -52,7 +52,7 @@ def verdict(
 
 
 def _covered(unit: ContentUnit, num_seeds: int) -> str:
-    """What the intervals cover."""
+    """Return a sentence that says what the intervals cover."""
     noun = "text" if unit == "byte" else "recordings"
     if num_seeds == 1:
         return f"One training seed: the intervals cover the choice of {noun} only."
@@ -60,7 +60,7 @@ def _covered(unit: ContentUnit, num_seeds: int) -> str:
 
 
 def _difference(change: Interval, unit: ContentUnit, first: str) -> str:
-    """What an arm needs more or fewer bits than the first."""
+    """Return in words how many more or fewer bits an arm needs than the first."""
     least = SMALLEST_DIFFERENCE
     if change.high <= -least:
         return f"needs {-change.value:.1f} % fewer bits a {unit} than {first}"
@@ -72,7 +72,7 @@ def _difference(change: Interval, unit: ContentUnit, first: str) -> str:
 
 
 def use_in_words(swap_delta: Interval) -> str:
-    """Whether a whole is used, by what another document's costs in bits a byte."""
+    """Return in words whether a whole is used, given the cost of another document's whole."""
     if swap_delta.low >= SMALLEST_SWAP_DELTA:
         return "is used"
     if swap_delta.high < SMALLEST_SWAP_DELTA:
@@ -81,7 +81,7 @@ def use_in_words(swap_delta: Interval) -> str:
 
 
 def _budget(row: ArmSummary, first: ArmSummary) -> str:
-    """What the two arms share, in words."""
+    """Return in words what budget the two arms share."""
     excess = row.training_flops / first.training_flops - 1
     if abs(excess) <= 0.02:
         return "at equal training FLOPs and data"
@@ -89,22 +89,22 @@ def _budget(row: ArmSummary, first: ArmSummary) -> str:
 
 
 def is_enough(about: Mapping[str, Any], steps: int) -> bool:
-    """Whether so many steps allow to compare; without a time budget a recipe says what is enough.
+    """Return whether the steps taken allow a comparison; without a time budget they do.
 
     Args:
-        about: What is known of the study; see `counterpoint.recipes.study.run_study`.
-        steps: Steps that were taken.
+        about: Facts of the study; see `counterpoint.recipes.study.run_study`.
+        steps: Number of steps taken.
     """
     budget = about.get("budget")
     return not budget or steps >= LEAST_SHARE * max(budget["reference_steps"].values())
 
 
 def scale(about: Mapping[str, Any], steps: int) -> str:
-    """How much of the recipe was run, where a time budget left something out; else nothing.
+    """Return how much of the recipe was run under a time budget; nothing if all of it was run.
 
     Args:
         about: See `is_enough`.
-        steps: Steps that were taken.
+        steps: Number of steps taken.
     """
     budget = about.get("budget")
     if not budget:
