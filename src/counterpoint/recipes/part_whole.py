@@ -133,7 +133,7 @@ def _slots() -> TwoStreamConfig:
     """Two slots of a block are steps of the whole of their own: more state, more detail."""
     return replace(
         _two_stream(),
-        whole=_tower(56, 2, 128),
+        whole=_tower(48, 2, 128),
         compressor="attention",
         num_slots=2,
         slots_apart=True,
