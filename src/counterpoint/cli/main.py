@@ -46,6 +46,7 @@ Multi-stream language models.
 
 A CKPT is a checkpoint or a run folder. `counterpoint VERB --help` tells what matters most,
 `counterpoint VERB --help-all` every option, `counterpoint --version` the versions.
+`counterpoint --show-completion bash|zsh|fish` prints what a shell needs to complete words.
 Ctrl-C ends a command and keeps what is done; a second Ctrl-C ends it at once.
 """
 
@@ -100,6 +101,11 @@ def _run(arguments: list[str]) -> int:
     if verb in ("-V", "--version"):
         print(f"counterpoint {_version('counterpoint')}")
         print(f"torch {_version('torch')}, Python {platform.python_version()}")
+        return 0
+    if verb == "--show-completion":
+        from counterpoint.cli.completion import completion  # it loads all that verbs load
+
+        print(completion(" ".join(rest), VERBS, _run), end="")
         return 0
     if verb not in VERBS:
         raise UserError(
