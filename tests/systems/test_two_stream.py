@@ -10,7 +10,8 @@ from counterpoint.errors import UserError
 from counterpoint.streams.clock import available_at, visible
 from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import cross_entropy
-from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig, TwoStreamState
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
+from counterpoint.systems.two_stream_state import TwoStreamState
 from tests.blocks.retention import RetentionConfig
 from tests.systems.scoring import extend
 from tests.systems.tiny_models import (

@@ -13,7 +13,8 @@ from counterpoint.errors import UserError
 from counterpoint.streams.clock import visible
 from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import state_bytes
-from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig, TwoStreamState
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
+from counterpoint.systems.two_stream_state import TwoStreamState
 from tests.systems.scoring import extend
 from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, level, randomised, tower, two
 

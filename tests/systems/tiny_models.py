@@ -11,6 +11,7 @@ from counterpoint.blocks.compress import Kind
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
+from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.stage import StageConfig
@@ -232,6 +233,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
             levels=(replace(level("attention", 1), slots_apart=True, whole=tower(16, 2, 2, 4)),),
         ),
         "codes": two("attention", 0, code_levels=(5, 4, 3), num_links=1),
+        "text_lag1": two(
+            "mean",
+            1,
+            text=NotesConfig(depth=2, vocab_size=VOCAB),
+            predict_weight=0.0,
+            reconstruct_weight=0.0,
+        ),
+        "text_recall": two(
+            "last",
+            0,
+            num_links=1,
+            text=NotesConfig(depth=1, vocab_size=VOCAB, padding_id=3),
+            recall=RecallConfig(num_blocks=1),
+            predict_weight=0.0,
+            reconstruct_weight=0.0,
+        ),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
         "wide_ring": two(
             "mean",

@@ -1,6 +1,6 @@
 """How a system answers the items of a task."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -69,28 +69,36 @@ def _written(system: System, batch: Batch) -> Int[Tensor, "B T"]:
     # Nothing is read behind the last tick, so what is given there does not matter.
     for tick, following in enumerate([*true[:, 1:].unbind(1), true[:, -1]]):
         hidden, state = system.read(column, state)
-        told = _Told(part, following)
+        resting = {
+            stream.name
+            for stream in system.layout.predicted
+            if not schedule.may_stand(system.layout, stream, torch.tensor(tick + 1))
+        }
+        told = _Told(part, following, resting)
         written = system.write(hidden[:, -1], told, state)
         likeliest.append(told.likeliest)
         column = {name: ids[:, None] for name, ids in written.items()}
-        for stream in system.layout.predicted:
-            if not schedule.may_stand(system.layout, stream, torch.tensor(tick + 1)):
-                column[stream.name].fill_(UNSET_ID)
     return torch.stack(likeliest, 1)
 
 
 class _Told:
-    """Chooses the likeliest ids, but that of the part is given; a `Choose`."""
+    """Chooses the likeliest ids, but that of the part is given; a `Choose`.
 
-    def __init__(self, part: str, given: Int[Tensor, " B"]) -> None:
+    Streams that rest, which have no element here, are unset.
+    """
+
+    def __init__(self, part: str, given: Int[Tensor, " B"], resting: Collection[str]) -> None:
         self.part = part
         self.likeliest = given
         self.given = given
+        self.resting = resting
 
     def __call__(
         self, stream: str, codebook: int, scores: Float[Tensor, "B V"]
     ) -> Int[Tensor, " B"]:
         likeliest = scores.argmax(-1)
+        if stream in self.resting:
+            return torch.full_like(likeliest, UNSET_ID)
         if stream != self.part:
             return likeliest
         self.likeliest = likeliest

@@ -220,9 +220,9 @@ def _null_attention(reading: Any, system: Any) -> Float[Tensor, " _n"]:
     """Return the attention on the null key at ticks where a block could be read instead."""
     layout = system.layout
     finished = reading.finished[0]
-    (part,) = layout.predicted
     # The part reads the finest whole; the wholes above guide that one.
-    whole = min(layout.by_role(Role.WHOLE), key=lambda stream: stream.period_ticks)
+    wholes = [stream for stream in layout.by_role(Role.WHOLE) if not stream.predicted]
+    whole = min(wholes, key=lambda stream: stream.period_ticks)
     tick = torch.arange(len(finished), device=finished.device)
-    readable = span(layout, part.name, whole.name, tick + 1, finished=finished).stop > 0
+    readable = span(layout, layout.part.name, whole.name, tick + 1, finished=finished).stop > 0
     return reading.attention[0, readable, 0].float()

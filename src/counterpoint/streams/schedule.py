@@ -77,8 +77,9 @@ def columns(layout: Layout, content: Ticks) -> Ticks:
     Args:
         layout: Streams with their delays.
         content: Elements in content order, by stream, counted in each stream's own steps. Either
-            all streams are given, or only the first one; then the others are unset. Content of T
-            ticks has those steps of a stream that end within the T ticks.
+            all streams are given, or all but wholes, or only the first that is no whole; then the
+            others are unset. Content of T ticks has those steps of a stream that end within the T
+            ticks.
 
     Returns:
         For T ticks of content and a longest delay of D, lead + T + D columns of every stream except
@@ -336,13 +337,16 @@ def kept_distances(layout: Layout) -> range:
 
 def _check_content(layout: Layout, content: Ticks) -> None:
     """Refuse content whose streams, shapes or ids do not fit the layout."""
-    names = [stream.name for stream in _given(layout)]
-    if set(content) not in ({names[0]}, set(names)):
+    given = _given(layout)
+    names = [stream.name for stream in given]
+    # A whole that is written as ids may be missing: not all data has one.
+    needed = [stream.name for stream in given if stream.role != Role.WHOLE] or names
+    if set(content) not in ({needed[0]}, set(needed), set(names)):
         raise UserError(
-            f"Content must be given of all streams ({', '.join(names)}) or of {names[0]!r} alone: "
+            f"Content must be given of all streams ({', '.join(names)}) or of {needed[0]!r} alone: "
             f"got {', '.join(content)}."
         )
-    num_rows = len(content[names[0]])
+    num_rows = len(content[needed[0]])
     # A tensor without a step axis is refused by the check of shapes below.
     stepped = {name: elements for name, elements in content.items() if elements.ndim > 1}
     num_ticks = count_ticks(layout, stepped)

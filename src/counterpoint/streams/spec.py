@@ -220,12 +220,12 @@ class Layout:
 
     @property
     def text_part(self) -> Stream:
-        """The one stream of a layout that consists of text alone.
+        """The one stream of a layout that consists of text alone, beside wholes of any kind.
 
         Raises:
             UserError: Several streams are read or written, or none.
         """
-        given = (*self.predicted, *self.heard)
+        given = [s for s in (*self.predicted, *self.heard) if s.role != Role.WHOLE]
         if len(given) != 1:
             raise UserError(
                 "A model of text must have one stream of ids: this one has "

@@ -16,7 +16,9 @@ published reference.
 """
 
 from collections.abc import Collection
-from typing import ClassVar, NamedTuple
+from copy import deepcopy
+from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -26,9 +28,10 @@ from counterpoint.blocks.attention import ring_steps
 from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.level import Level
-from counterpoint.blocks.level_state import Cut, LevelState, Start
+from counterpoint.blocks.level_state import Start
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.notes import Notes, held_notes
 from counterpoint.blocks.steering import Guidance, Published
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
@@ -45,8 +48,9 @@ from counterpoint.systems.contract import (
     map_state,
     stream_loss,
 )
+from counterpoint.systems.two_stream_config import WHOLE_TEXT, layout_of, levels_of
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
-from counterpoint.systems.two_stream_config import layout_of, levels_of
+from counterpoint.systems.two_stream_state import LowerStates, Reading, TwoStreamState
 
 WORDS = (ord(" "), ord("\n"))  # bytes after which a word has ended
 
@@ -85,58 +89,6 @@ def base() -> TwoStreamConfig:
     )
 
 
-class TwoStreamState(NamedTuple):
-    """What a session carries.
-
-    Attributes:
-        position: Ticks read.
-        conv: Last steps of the convolution.
-        part: States of the part tower's layers.
-        whole: State of the whole.
-    """
-
-    position: Int[Tensor, " B"]
-    conv: Float[Tensor, "B C D"]
-    part: tuple[MixerState, ...]
-    whole: LevelState
-
-
-class Reading(NamedTuple):
-    """What `TwoStream.read_whole` shows.
-
-    Attributes:
-        whole: Whole states.
-        attention: Mean attention over links and heads of every tick on the null key (first) and on
-            every block.
-        finished: Blocks finished at or before every tick.
-    """
-
-    whole: Float[Tensor, "B W D2"]
-    attention: Float[Tensor, "B T W1"]
-    finished: Int[Tensor, "B T"]
-
-
-class LowerStates(NamedTuple):
-    """A chunk between the lower and the upper part layers.
-
-    Attributes:
-        x: Lower part states.
-        reach: What they may read of the part stream.
-        cut: The blocks that end within the chunk.
-        before: Blocks finished before the chunk.
-        finished: Blocks that the chunk finished.
-        after: The state after the chunk (its rings are shared with the state before); ``None`` for
-            whole rows.
-    """
-
-    x: Float[Tensor, "B T D"]
-    reach: MixerReach
-    cut: Cut
-    before: Int[Tensor, " B"]
-    finished: Int[Tensor, " B"]
-    after: TwoStreamState | None
-
-
 class TwoStream(System, Level):
     """A part tower and a whole tower that run at two rates and steer each other.
 
@@ -167,6 +119,7 @@ class TwoStream(System, Level):
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, config.vocab_size, bias=False)
         nn.init.zeros_(self.head.weight)
+        self.notes = None if config.text is None else Notes(width, config.text)
         if config.reconstruct_weight:
             self.reconstructor = Unfold(config.coarse_width, width, ticks)
         if config.whole_control == "frozen":
@@ -191,7 +144,12 @@ class TwoStream(System, Level):
             if expected != got:
                 raise UserError(f"`whole` must hold all blocks: expected {expected}, got {got}.")
         guidance = self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
-        return {"part": self.head(self._write_part(lower, guidance))}
+        hidden = self._write_part(lower, guidance)
+        notes = (batch.elements or batch.targets).get(WHOLE_TEXT)
+        if self.notes is None or notes is None:
+            return {"part": self.head(hidden)}
+        text = self.notes.scores(hidden, notes)
+        return {WHOLE_TEXT: text, "part": self.head(self.notes.follow(hidden, notes))}
 
     def read_whole(self, batch: Batch) -> Reading:
         """The whole states and how the part stream used them; needs a link."""
@@ -221,14 +179,18 @@ class TwoStream(System, Level):
         ids = batch.ticks["part"]
         targets = batch.targets["part"]
         config = self.config
-        lower = self._read_rows(batch)
+        keep = torch.rand(len(ids), 1, device=ids.device) >= config.whole_dropout
+        kept = keep if self.training else None
+        lower = self._read_rows(batch, kept)
         compressed = self.compress(lower.cut)
         whole = self._read_whole(lower, compressed)
-        keep = torch.rand(len(ids), 1, device=ids.device) >= config.whole_dropout
         published = self.steering.record(whole, lower.cut.end_step)
-        guidance = self._guidance(lower, published, keep if self.training else None)
+        guidance = self._guidance(lower, published, kept)
         hidden = self._write_part(lower, guidance)
-        losses = {"part": stream_loss(self.head(hidden), targets)}
+        losses: dict[str, LossSums] = {}
+        if self.notes is not None and WHOLE_TEXT in batch.targets:
+            losses[WHOLE_TEXT], hidden = self._text_loss(self.notes, hidden, batch, kept)
+        losses["part"] = stream_loss(self.head(hidden), targets)
         weight = losses["part"].weight
         if config.predict_weight:
             planned = targets.masked_fill(~guidance.has_plan, UNSET_ID)
@@ -248,16 +210,22 @@ class TwoStream(System, Level):
             "predict": self.config.predict_weight,
             "reconstruct": self.config.reconstruct_weight,
         }
+        if self.config.text is not None:
+            factors[WHOLE_TEXT] = self.config.text.loss_weight
         return factors.get(group, 1.0)
 
     # One text for whole rows and for chunks of sessions
 
-    def _read_rows(self, batch: Batch) -> LowerStates:
-        """Whole rows below the upper part layers."""
+    def _read_rows(self, batch: Batch, keep: Bool[Tensor, "B 1"] | None = None) -> LowerStates:
+        """Whole rows below the upper part layers; rows that do not keep are told no text."""
         ids = batch.ticks["part"]
         start = batch.document_start
         age = torch.arange(ids.shape[1], device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
+        if self.notes is not None and WHOLE_TEXT in batch.ticks:
+            notes = self._own_text(batch.ticks[WHOLE_TEXT], keep)
+            nothing = torch.full_like(notes[:, 0], UNSET_ID)
+            x = x + self.notes.embed(held_notes(notes, nothing, start)[:, 1:])
         return self._read_part(ids, x, self.part.reach(start), Start(document=start))
 
     def _read_part(
@@ -274,6 +242,34 @@ class TwoStream(System, Level):
         ends_early = self.ends_block[ids] if self.config.boundary_ids else None
         cut = self.cut(x, ends_early, start, level)
         return LowerStates(x, reach, cut, cut.before, cut.finished, None)
+
+    def _own_text(
+        self, notes: Int[Tensor, "B T K"], keep: Bool[Tensor, "B 1"] | None
+    ) -> Int[Tensor, "B T K"]:
+        """The text that each row is led by; none in rows that do not keep."""
+        if self.config.whole_control == "shuffled":
+            notes = next_rows(notes)
+        return notes if keep is None else notes.masked_fill(~keep[..., None], UNSET_ID)
+
+    def _text_loss(
+        self,
+        notes: Notes,
+        hidden: Float[Tensor, "B T D"],
+        batch: Batch,
+        keep: Bool[Tensor, "B 1"] | None,
+    ) -> tuple[LossSums, Float[Tensor, "B T D"]]:
+        """The loss of the text, where it may stand, and the part's states after it.
+
+        It is divided by the ticks, as the part's: what a tick costs is the sum of both.
+        """
+        due = slice(self.config.block_ticks - 1, None, self.config.block_ticks)
+        targets = batch.targets[WHOLE_TEXT][:, due]
+        elements = (batch.elements or batch.targets)[WHOLE_TEXT][:, due]
+        loss = stream_loss(notes.scores(hidden[:, due], elements), targets)
+        ticks = torch.full_like(loss.nats, float(hidden[..., 0].numel()))
+        after = hidden.clone()
+        after[:, due] = notes.follow(hidden[:, due], self._own_text(elements, keep))
+        return loss._replace(weight=ticks), after
 
     def _read_whole(
         self, lower: LowerStates, compressed: Float[Tensor, "B W D2"]
@@ -305,10 +301,10 @@ class TwoStream(System, Level):
     @property
     def window_ticks(self) -> int:
         """What the part tower or a whole reaches; see `System.window_ticks`."""
-        wholes = zip(self.layout.by_role(Role.WHOLE), levels_of(self.config), strict=True)
+        streams = [stream for stream in self.layout.by_role(Role.WHOLE) if not stream.predicted]
         reached = [
             reach_ticks(stream, level.whole.reach_steps // level.steps_a_block)
-            for stream, level in wholes
+            for stream, level in zip(streams, levels_of(self.config), strict=True)
         ]
         return max(self.config.part.window, *reached)
 
@@ -328,7 +324,13 @@ class TwoStream(System, Level):
             conv=self.conv.initial_state(batch_size),
             part=self.part.initial_state(batch_size),
             whole=self.initial_level(batch_size),
+            text=self._no_text(batch_size),
         )
+
+    def _no_text(self, batch_size: int) -> tuple[Int[Tensor, "B K"], ...]:
+        if self.notes is None:
+            return ()
+        return (torch.zeros(batch_size, self.notes.depth, dtype=torch.long, device=self.device),)
 
     @property
     def chunk_ticks(self) -> int:
@@ -344,9 +346,14 @@ class TwoStream(System, Level):
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
-    ) -> dict[str, Int[Tensor, " B"]]:
-        """Write the next tick; see `System.write`."""
-        return {"part": choose("part", 0, self.head(hidden))}
+    ) -> dict[str, Int[Tensor, "B ..."]]:
+        """Write the text of the whole, where it is due, and the next tick; see `System.write`."""
+        written: dict[str, Tensor] = {}
+        if self.notes is not None:
+            written[WHOLE_TEXT] = self.notes.write(hidden, partial(choose, WHOLE_TEXT))
+            hidden = self.notes.follow(hidden, written[WHOLE_TEXT])
+        written["part"] = choose("part", 0, self.head(hidden))
+        return written
 
     def _read_chunk(
         self, ticks: Ticks, state: TwoStreamState, lengths: Tensor | None
@@ -369,6 +376,12 @@ class TwoStream(System, Level):
         ids = ticks["part"]
         num_ticks = ids.shape[1]
         x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
+        text = state.text
+        if self.notes is not None:
+            held = held_notes(ticks[WHOLE_TEXT], text[0] - 1)
+            x = x + self.notes.embed(held[:, 1:])
+            row = torch.arange(len(held), device=held.device)
+            text = (held[row, -1 if lengths is None else lengths] + 1,)
         reach = self.part.streaming_reach(state.position, num_ticks, lengths)
         start = Start(step=state.position, lengths=lengths)
         lower = self._read_part(ids, x, reach, start, state)
@@ -378,7 +391,7 @@ class TwoStream(System, Level):
             finished=lower.before + lower.finished,
         )
         position = state.position + (num_ticks if lengths is None else lengths)
-        return lower._replace(after=TwoStreamState(position, conv, state.part, whole))
+        return lower._replace(after=TwoStreamState(position, conv, state.part, whole, text))
 
     def read_whole_tower(self, lower: LowerStates, state: TwoStreamState) -> None:
         """Second third of `read`, if blocks are finished: the whole tower takes them."""
@@ -414,9 +427,22 @@ class TwoStream(System, Level):
         """The session of ``state`` going on with a copy of the whole of ``donor``.
 
         The donor must have at least as many finished blocks; its newer ones are left behind. Each
-        block stands where the session's own ended. See `Level.lent` for the errors.
+        block stands where the session's own ended. The text that holds is the donor's as well. See
+        `Level.lent` for the errors.
         """
-        return state._replace(whole=self.lent(state.whole, donor.whole))
+        return state._replace(whole=self.lent(state.whole, donor.whole), text=deepcopy(donor.text))
+
+    def tell(self, state: TwoStreamState, notes: Int[Tensor, "B K"]) -> None:
+        """Replace the text of the whole under which the part is written from now on.
+
+        It holds until the next text; all unset, no text holds.
+
+        Raises:
+            UserError: The whole is not written as text.
+        """
+        if not state.text:
+            raise UserError("Only a whole that is written as `text` can be told one: it is not.")
+        state.text[0].copy_(notes + 1)
 
     # Costs
 
@@ -431,6 +457,10 @@ class TwoStream(System, Level):
         forward += self.flops_per_fine_step(num_ticks, num_blocks)
         head = 2 * self.head.weight.numel()
         forward += head
+        if self.notes is not None and (predicted is None or WHOLE_TEXT in predicted):
+            # In training only where a text may stand is it scored, and followed.
+            share = num_blocks / num_ticks if training else 1.0
+            forward += share * (self.notes.flops_to_write() + self.notes.flops_to_follow())
         if training and config.predict_weight:
             forward += head
         if training and config.reconstruct_weight:

@@ -4,10 +4,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.spec import Layout, Role, Stream, coarse_stream
 from counterpoint.systems.contract import SystemConfig
+
+WHOLE_TEXT = "whole_text"
+"""Stream of the whole as text.
+
+Its step s is written when block s is over, before anything of block s + 1 is: it is the plan of
+that block, and what is known of the text so far.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +41,8 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         reconstruct_weight: Weight of rebuilding each block from its compressed form.
         vocab_size: Ids of the part stream.
         conv_taps: Taps of the convolution behind the embedding.
+        text: The whole is also written as text: a few ids for each block, under which it is then
+            written, in the stream `WHOLE_TEXT`. ``None``: it is not.
     """
 
     part: TowerConfig
@@ -46,6 +56,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     reconstruct_weight: float = 0.0
     vocab_size: int = 258
     conv_taps: int = 4
+    text: NotesConfig | None = None
 
     def __post_init__(self) -> None:
         self.check(self.part)
@@ -79,6 +90,11 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             raise UserError(
                 f"`boundary_ids` must be ids, 0 to {self.vocab_size - 1}; got {self.boundary_ids}."
             )
+        if self.text is not None and self.boundary_ids:
+            raise UserError(
+                "A whole of text stands at fixed ticks: with `text` blocks must not end early, got "
+                f"`boundary_ids` {self.boundary_ids}. Leave one of the two out."
+            )
         if not 0 <= self.whole_dropout <= 1:
             raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
 
@@ -89,8 +105,23 @@ def levels_of(config: TwoStreamConfig) -> list[LevelConfig]:
 
 
 def layout_of(config: TwoStreamConfig) -> Layout:
-    """The part stream, and a stream for each whole."""
+    """The whole as text, if it is written, the part stream, and a stream for each whole."""
     part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
+    text: list[Stream] = []
+    if config.text is not None:
+        # Later by a tick than the block it closes: before the first element of the next one.
+        own = Stream(
+            name=WHOLE_TEXT,
+            role=Role.WHOLE,
+            vocab_size=config.text.vocab_size,
+            depth=config.text.depth,
+            has_codebooks=True,
+            padding_id=config.text.padding_id,
+            period_ticks=config.block_ticks,
+            delay_ticks=1,
+            predicted=True,
+        )
+        text.append(own)
     wholes: list[Stream] = []
     period = 1
     steps_a_block = 1  # of the level below
@@ -106,4 +137,4 @@ def layout_of(config: TwoStreamConfig) -> Layout:
                 irregular=bool(config.boundary_ids),
             )
         )
-    return Layout(streams=(part, *wholes))
+    return Layout(streams=(*text, part, *wholes))
