@@ -54,3 +54,37 @@ def test_everything_is_installed_under_the_constraints() -> None:
     ]
     assert installs
     assert all("-c constraints.txt" in line for line in installs)
+
+
+def test_the_lock_holds_the_same_versions_and_only_addresses_of_the_public_index() -> None:
+    """Where a package has several versions, some are for Pythons that the newest one left."""
+    text = (ROOT / "uv.lock").read_text()
+    addresses = set(re.findall(r'"(\w+://[^/"]*)', text))
+    assert addresses == {"https://pypi.org", "https://files.pythonhosted.org"}
+    packages = tomllib.loads(text)["package"]
+    locked: dict[str, set[str]] = {}
+    for package in packages:
+        locked.setdefault(package["name"], set()).add(package["version"])
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    exact = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pinned = {plain(name): version for name, version in exact.items()}
+    both = pinned.keys() & locked
+    assert {name for name in both if pinned[name] not in locked[name]} == set()
+    assert {"numpy", "safetensors", "tyro"} <= both
+
+
+def test_the_lock_is_of_this_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [(line, "") for line in project["dependencies"]]
+    asked += [(line, e) for e, own in project["optional-dependencies"].items() for line in own]
+    wanted = set()
+    for line, extra in asked:
+        requirement = Requirement(line)
+        wanted.add((plain(requirement.name), str(requirement.specifier), extra))
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    (own,) = (package for package in packages if package["name"] == project["name"])
+    found = set()
+    for entry in own["metadata"]["requires-dist"]:
+        extra = re.sub(r"extra == '(.*)'", r"\1", entry.get("marker", ""))
+        found.add((entry["name"], entry.get("specifier", ""), extra))
+    assert found == wanted
