@@ -138,7 +138,7 @@ def test_one_interruption_ends_a_verb_and_says_how_to_go_on(
     command = start(commands, tmp_path, "-c", VERB, "wait")
     command.read_until("ready")
     command.press()
-    assert command.end(20) == "Interrupted. Run the same command again to go on.\n"
+    assert command.end(20) == "Interrupted. Run the same command again to continue.\n"
     assert command.process.returncode == 130
 
 
@@ -181,7 +181,7 @@ def test_processes_that_work_end_with_the_command(
         command.press()
     rest = command.end(20)
     lines = [line for line in rest.splitlines() if line != "working"]
-    said = ["Interrupted. Run the same command again to go on."]
+    said = ["Interrupted. Run the same command again to continue."]
     assert lines == said or (times == 2 and not lines)  # the first may still have been told
     assert command.process.returncode == 130
 
@@ -201,7 +201,7 @@ def test_training_saves_at_the_first_and_leaves_at_the_second(
     rest = command.end(20)
     assert command.process.returncode == 130
     if times == 1:
-        assert "Run the same command to go on." in rest
+        assert "Run the same command to continue." in rest
         assert len(list((tmp_path / "runs/small/checkpoints").iterdir())) == 1
     else:
         assert "Traceback" not in rest
@@ -239,5 +239,5 @@ def test_synthesis_leaves_nothing_running(
     assert command.process.returncode in (130, -signal.SIGINT)[:times]
     assert "Traceback" not in rest
     if times == 1:
-        assert rest.endswith("Interrupted. Run the same command again to go on.\n")
+        assert rest.endswith("Interrupted. Run the same command again to continue.\n")
         assert list(made.glob(".*.partial")) == []

@@ -139,7 +139,7 @@ def test_all_weights_may_be_trained(place: Path) -> None:
         ("--data spoken", "`--base` must be a folder with a published model"),
         ("--base base", "`--data` must name folders of recordings"),
         ("--base base --data spoken spoken", "each by another name: got ['spoken', 'spoken']"),
-        ("--base spoken --data spoken", "published in a known format"),
+        ("--base spoken --data spoken", "in a known published format"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

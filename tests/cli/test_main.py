@@ -168,7 +168,7 @@ def test_syntax_error_in_a_recipe_names_its_line(capsys: pytest.CaptureFixture[s
 
 def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "small.py:interrupted"]) == 130
-    assert capsys.readouterr().err == ("Interrupted. Run the same command again to go on.\n")
+    assert capsys.readouterr().err == ("Interrupted. Run the same command again to continue.\n")
 
 
 def test_fault_of_another_program_keeps_its_traceback() -> None:

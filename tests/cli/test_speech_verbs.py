@@ -98,7 +98,7 @@ def test_shorter_rows_train(trained: Path, capsys: pytest.CaptureFixture[str]) -
     assert "speaking: 3 steps" in shown
     assert "held out" not in shown
     assert main(["evaluate", "short"]) == 2
-    assert "must be something that is held out" in capsys.readouterr().err
+    assert "Something must be held out to be scored" in capsys.readouterr().err
 
 
 def test_evaluate_prints_nats_of_every_stream(
@@ -195,7 +195,7 @@ def test_published_folder_is_scored_on_recordings(
 ) -> None:
     write_published(Path("kyutai"))
     assert main(["evaluate", "kyutai"]) == 2
-    assert "name `--recordings` for a model of speech" in capsys.readouterr().err
+    assert "give `--recordings` for a speech model" in capsys.readouterr().err
     words = ["--recordings", "spoken/held_out.jsonl", "--precision", "float32"]
     assert main(["evaluate", "kyutai", *words]) == 0
     shown = capsys.readouterr().out

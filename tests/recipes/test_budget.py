@@ -138,5 +138,5 @@ def test_minutes_must_be_some(tmp_path: Path, minutes: float) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps({"minutes": 5}))
-    with pytest.raises(UserError, match="must say what its folder has begun with"):
+    with pytest.raises(UserError, match="must say what its folder was begun with"):
         find(tmp_path)

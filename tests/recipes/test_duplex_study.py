@@ -25,8 +25,11 @@ def run(study: DuplexStudy, folder: Path) -> bool:
     [
         ({"num_train": 0}, "`num_train` must be >= 1: got 0"),
         ({"num_listening": 0}, "`num_listening` must be >= 1: got 0"),
-        ({"listening": (duplex_small().run,)}, "`data.hearing` of 'duplex_small' must say when"),
-        ({"listening": duplex_small().listening[:1] * 2}, "must have folders of their own"),
+        ({"listening": (duplex_small().run,)}, "`data.hearing` of 'duplex_small' must be set"),
+        (
+            {"listening": duplex_small().listening[:1] * 2},
+            "must have different, unused folder names",
+        ),
         ({"num_held_out": 0}, "`num_held_out` must be >= 1: got 0"),
         ({"num_trials": -1}, "`num_trials` must be >= 1: got -1"),
         ({"workers": 0}, "`workers` must be >= 1: got 0"),
@@ -81,7 +84,7 @@ def test_a_later_stage_begins_with_the_one_before_it() -> None:
     talking = replace(study.run, train=replace(study.run.train, fine_tune=begin))
     with pytest.raises(ValueError, match="`train.fine_tune` of 'duplex_small' must be left out"):
         replace(study, run=talking)
-    with pytest.raises(ValueError, match="of 'listening' must be left out: .* Give it to 'first'"):
+    with pytest.raises(ValueError, match="of 'listening' must be left out: .* Set it for 'first'"):
         replace(study, listening=(replace(first, name="first"), begun))
 
 

@@ -1,4 +1,4 @@
-"""What the verb ``train`` does with each kind of recipe, and what it tells of the result."""
+"""The work of the verb ``train`` for each kind of recipe, and the summary of its result."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,26 +22,26 @@ from counterpoint.train.metrics import TensorBoardLogger
 from counterpoint.train.run import Run
 
 Recipe = Run | Study | DuplexStudy | FineTuning
-"""What can be trained."""
+"""A recipe that can be trained."""
 
 
 def carry_out(
     recipe: Recipe, folder: Path, command: str, world: World, progress: Progress
 ) -> dict[str, Any] | None:
-    """Train what a recipe says, and show what was found.
+    """Train a recipe, and show the results.
 
     Args:
-        recipe: What to do.
-        folder: Where everything is kept.
-        command: How a person would start this again.
-        world: The processes; every one must call this.
-        progress: Shows how far it is.
+        recipe: The recipe.
+        folder: Folder of all results.
+        command: Command that starts this again.
+        world: The processes; all of them must call this.
+        progress: Shows the progress.
 
     Returns:
-        What was found as a JSON value, or ``None`` when a signal stopped it.
+        The results as a JSON value, or ``None`` if a signal stopped the training.
 
     Raises:
-        UserError: Something of the recipe, its data or the folder cannot be used.
+        UserError: The recipe, its data or the folder cannot be used.
     """
     if isinstance(recipe, Run | FineTuning):
         return _train_run(recipe, folder, world, progress)
@@ -57,10 +57,10 @@ def carry_out(
 
 
 def check_vocabularies(recipe: Recipe) -> None:
-    """Refuse models of text that have not as many ids as their tokenisers.
+    """Refuse text models whose number of ids differs from that of their tokenisers.
 
     Raises:
-        UserError: One has not.
+        UserError: The numbers of a model differ.
     """
     runs = recipe.arms if isinstance(recipe, Study) else (recipe,)
     for run in runs:
@@ -71,7 +71,7 @@ def check_vocabularies(recipe: Recipe) -> None:
 def _train_run(
     recipe: Run | FineTuning, folder: Path, world: World, progress: Progress
 ) -> dict[str, Any] | None:
-    """What was done as a JSON value, or ``None`` when a signal stopped it."""
+    """Return the results as a JSON value, or ``None`` if a signal stopped the training."""
     if isinstance(recipe, Run):
         run = recipe
         result = train_run(run, folder, world, progress=progress)
@@ -108,7 +108,7 @@ def _train_study(
 
 
 def _tell(run: Run, folder: Path, result: TrainResult) -> None:
-    """What was done, and what can be done next."""
+    """Print what was done, and what can be done next."""
     counters = result.counters
     is_speech = isinstance(run.data, SpeechData)
     print(

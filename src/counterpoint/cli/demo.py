@@ -1,4 +1,4 @@
-"""The verb ``demo``: what the two models that come with the package do, in less than a minute."""
+"""The verb ``demo``: the two models that come with the package at work, in less than a minute."""
 
 import sys
 from collections.abc import Sequence
@@ -40,17 +40,17 @@ _COLUMN = 46
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoOptions:
-    """What ``demo`` does.
+    """Options of ``demo``.
 
     Attributes:
-        folder: Where the sound, the page and the picture are written.
+        folder: Folder for the sound, the page and the picture.
     """
 
     folder: Path = Path("counterpoint_demo")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     options = parse_options(DemoOptions, arguments, "demo", _HELP)
     print("1. A model that listens while it speaks (8.3 million parameters)\n")
     try:
@@ -73,7 +73,7 @@ def _talk(options: DemoOptions) -> None:
         "   and decides for itself when to speak and when to be silent.\n"
     )
     given = TalkOptions(input=question, output=output, words=question.with_suffix(".json"))
-    # On a CPU, where the words are known and which everybody has.
+    # The demo runs on a CPU: everyone has one, and there its words are known.
     talk, _, _ = answer(given, SpeechChoices(), Running(device="cpu"))
     for line in (*transcript_lines(talk.words), "", *finding_lines(talk.found)):
         print(f"   {line}".rstrip())
@@ -89,16 +89,16 @@ def _talk(options: DemoOptions) -> None:
 
 
 def _write() -> None:
-    """Continue a text under its own whole and under another's, and say what each costs."""
+    """Continue a text under its own whole and under another one, and print what each costs."""
     loaded = load(WRITES)
     books = {document.title: document for document in kjv()}
     own, other = (books[title].sections[0] for title in (_OWN, _OTHER))
     prompt = "\n\n".join(own.paragraphs[:_VERSES]) + "\n\n"
     foreign = other.text()
     print(
-        "   One network writes byte by byte. Another reads word by word and hands down a plan of\n"
-        "   what comes next, the whole. It can be that of another text. Both chapters were held\n"
-        f"   out from training. {own.heading} begins:\n"
+        "   One network writes byte by byte. Another reads word by word and gives it a plan of\n"
+        "   what comes next, the whole. The whole of another text can be used, too. Both\n"
+        f"   chapters were held out from training. {own.heading} begins:\n"
     )
     for line in wrap(prompt, 2 * _COLUMN):
         print(f"   {line}")
@@ -114,8 +114,8 @@ def _write() -> None:
         print(f"   {one:{_COLUMN}}  {two}")
     print(
         f"\n   What {own.heading} says costs {paid:.2f} bits a byte under its own whole and\n"
-        f"   {more:.2f} under the other one, so the whole is used. The model is small and learned\n"
-        "   for minutes: it knows how the Bible sounds, and not what it says.\n\n"
+        f"   {more:.2f} under the other one, so the whole is used. The model is small and was\n"
+        "   trained for minutes: it has learned how the Bible sounds, but not what it says.\n\n"
         f'   yours:   counterpoint generate {WRITES} --prompt "And God said" --temperature 0.5\n'
         f"            {FOLDER / WRITES / 'README.md'}"
     )

@@ -1,4 +1,4 @@
-"""The verb ``evaluate``: what a model pays for held-out text or speech, and its whole is worth."""
+"""The verb ``evaluate``: bits of held-out text or speech, and the use of the whole."""
 
 import sys
 from collections.abc import Sequence
@@ -30,14 +30,15 @@ Example: counterpoint evaluate runs/first_run/two_stream --max-units 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateOptions:
-    """What ``evaluate`` does.
+    """Options of ``evaluate``.
 
     Attributes:
         checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex.
-        recordings: List of recordings (.jsonl) to score a model of speech on, instead of what its
-            run held out; a published model needs it.
-        max_units: Held-out units (rows, of speech) that are scored, spread evenly; 0 scores all.
-        whole_units: Units on which the whole is exchanged, spread evenly; 0 takes all.
+        recordings: List of recordings (.jsonl) on which a speech model is scored, instead of the
+            held-out recordings of its run; a published model needs it.
+        max_units: Number of held-out units (for speech: rows) that are scored, spread evenly; 0
+            scores all.
+        whole_units: Number of units on which the whole is replaced, spread evenly; 0 takes all.
         precision: Type of the computation; "auto" takes the one that is faster on this machine.
     """
 
@@ -49,7 +50,7 @@ class EvaluateOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     fields = [("options", EvaluateOptions, REQUIRED), ("running", Running, Running())]
     chosen = parse(fields, arguments, "evaluate", _HELP)
     running: Running = chosen.running
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
-    """Measure and show; the same as a JSON value."""
+    """Measure, show the results, and return them as a JSON value."""
     loaded = load(options.checkpoint, running.device)
     system = loaded.system
     progress = running.progress()
@@ -67,8 +68,8 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
     data = source.prepare(system, progress=progress, held_out_only=True)
     if data.held_out_units() is None:
         raise UserError(
-            f"There must be something that is held out: {shown(loaded.path)} has nothing. Train "
-            "with `data.held_out`, or name `--recordings` for a model of speech."
+            f"Something must be held out to be scored: {shown(loaded.path)} has nothing. Train "
+            "with `data.held_out`, or give `--recordings` for a speech model."
         )
     if not options.recordings:
         folder = loaded.path.parent.parent  # of the run, unless the checkpoint was moved
@@ -105,7 +106,7 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
 
 
 def _measures(found: Evaluation, predicted: set[str]) -> dict[str, Interval]:
-    """What was measured, with 95 % intervals over units, by its name."""
+    """Return the measurements by name, with 95 % intervals over units."""
     name = f"held-out bits/{found.unit}"
     if found.streams:
         scored = "all streams" if predicted == {*found.streams} else ", ".join(found.streams)
@@ -120,7 +121,7 @@ def _measures(found: Evaluation, predicted: set[str]) -> dict[str, Interval]:
 
 
 def _use_of_whole(whole: WholeUse) -> dict[str, Interval]:
-    """How the whole is used."""
+    """Return the measurements of how the whole is used."""
     own = np.array(whole.own_bits)
     scored = np.array(whole.num_bytes, np.float64)
     measures = {
@@ -141,7 +142,7 @@ def _use_of_whole(whole: WholeUse) -> dict[str, Interval]:
 
 
 def _table(title: str, measures: dict[str, Interval]) -> Table:
-    """The measures for a person; a single unit gives no interval."""
+    """Return the measurements as a table; a single unit gives no interval."""
     table = Table("measure", "value", "95 % interval", title=title)
     for name, value in measures.items():
         ends = f"{value.low:.4f} to {value.high:.4f}" if value.low < value.high else ""

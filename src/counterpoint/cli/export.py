@@ -1,4 +1,4 @@
-"""The verb ``export``: a run as a folder that the programs of its family read."""
+"""The verb ``export``: write a run as a folder that the programs of its family can read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from counterpoint.runtime.export import export_adapters, export_model, has_adapt
 from counterpoint.runtime.load import find_checkpoint
 from counterpoint.train.tensor_files import Stored
 
-_HELP = """Write a run as a folder that the programs of its family read.
+_HELP = """Write a run as a folder that the programs of its family can read.
 
-With `--merge` the folder is a whole model with its codec and its tokeniser. Without it, of a run
-with adapters only these are written, to be used beside the model that they were trained over:
+With `--merge` the folder is a whole model with its codec and its tokeniser. Without it, only the
+adapters of a run are written, to be used with the model for which they were trained:
 `counterpoint talk MODEL --lora FOLDER`.
 
-`--form counterpoint` writes a small checkpoint of this library instead, of any system: without the
-state of its optimiser and with its codec and its tokeniser beside it.
+`--form counterpoint` writes a small checkpoint of this library instead, for any system: without the
+state of its optimiser, but with its codec and its tokeniser.
 
 Example: counterpoint export runs/finetune_moshi --merge --out my_moshi
 """
@@ -30,14 +30,14 @@ Example: counterpoint export runs/finetune_moshi --merge --out my_moshi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """What ``export`` does.
+    """Options of ``export``.
 
     Attributes:
         checkpoint: A checkpoint or a run folder.
         out: A new or empty folder.
         merge: Merge adapters into the weights, and write a whole model.
-        dtype: Type of the weights of a whole model; int8 with `--form counterpoint` alone.
-        form: Whose files to write: those of the model's family, or a checkpoint of this library.
+        dtype: Type of the weights of a whole model; int8 needs `--form counterpoint`.
+        form: Kind of files: those of the model's family, or a checkpoint of this library.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -48,7 +48,7 @@ class ExportOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     options = parse_options(ExportOptions, arguments, "export", _HELP)
     path = find_checkpoint(options.checkpoint)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -56,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.form == "counterpoint":
         export_checkpoint(path, options.out, options.dtype)
     elif options.dtype == "int8":
-        raise UserError(
-            "`--dtype int8` must come with `--form counterpoint`: it has no other form."
-        )
+        raise UserError("`--dtype int8` needs `--form counterpoint`: no other form has it.")
     elif options.merge or not has_adapters(path):
         dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
         export_model(path, options.out, dtype)

@@ -1,4 +1,4 @@
-"""The verb ``generate``: continue a prompt, and write the text as it comes."""
+"""The verb ``generate``: continue a prompt, and print the text while it is written."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -32,19 +32,19 @@ Example: counterpoint generate runs/first_run/two_stream --prompt "And God said"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateOptions:
-    """What ``generate`` does.
+    """Options of ``generate``.
 
     Attributes:
         checkpoint: A checkpoint or a run folder.
-        prompt: Text to continue; empty starts a new text.
+        prompt: Text to continue; an empty one starts a new text.
         prompt_file: File with the text to continue.
-        chat: The prompt is what someone says to a model that knows conversations: it answers.
-        num_ticks: Most ids to write.
-        whole_from: Go on under the whole of this text, at least as long as the prompt.
-        simultaneous: Run the whole tower in a thread beside the part tower (a lag of 1 or more).
+        chat: Treat the prompt as a message to a model that knows conversations, and let it answer.
+        num_ticks: Largest number of ids to write.
+        whole_from: Continue under the whole of this text, which is at least as long as the prompt.
+        simultaneous: Run the whole tower in a thread of its own (with a lag of 1 or more).
         sliding: Accept a prompt that is longer than the model's window.
         compile: Compile the ticks first: half a minute, then a tiny model is 1.4 times as fast.
-        weights: ``"int8"`` stores the matrices in 8 bits: faster where reading them takes the time.
+        weights: ``"int8"`` stores the matrices in 8 bits: faster if reading them takes the time.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -60,7 +60,7 @@ class GenerateOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     defaults = [
         ("options", GenerateOptions, REQUIRED),
         ("sampling", Sampling, Sampling()),
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _generate(options: GenerateOptions, sampling: Sampling, running: Running) -> dict[str, Any]:
-    """Write the text as it comes; prompt and text as a JSON value."""
+    """Print the text while it is written; return prompt and text as a JSON value."""
     prompt = _prompt(options)
     check_output()
     loaded = load(options.checkpoint, running.device)
@@ -100,7 +100,7 @@ def _generate(options: GenerateOptions, sampling: Sampling, running: Running) ->
             sliding=options.sliding,
         )
         pieces = text_pieces(tokenizer, ids, before)
-        written = [next(pieces, "")]  # whatever is refused is refused before there is any output
+        written = [next(pieces, "")]  # errors are raised before there is any output
         print(prompt, end="\n" if options.chat else "")
         print(written[0], end="", flush=True)
         for piece in pieces:
@@ -109,7 +109,7 @@ def _generate(options: GenerateOptions, sampling: Sampling, running: Running) ->
         print()
         if beside is not None:
             running.progress().note(
-                f"whole tower: {beside.num_jobs} chunks beside the part tower, "
+                f"whole tower: {beside.num_jobs} chunks during later ticks, of which "
                 f"{beside.num_misses} came late"
             )
     return {"prompt": prompt, "text": "".join(written)}
@@ -142,6 +142,6 @@ def _simultaneous(system: System) -> Simultaneous:
             "`--simultaneous` needs a system with a whole tower, such as a TwoStream: this "
             f"checkpoint is a {type(system).__name__}."
         )
-    # One core for the whole tower, the others for the part tower.
+    # One core is for the whole tower, the others are for the part tower.
     torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
     return Simultaneous(system)

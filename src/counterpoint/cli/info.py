@@ -1,4 +1,4 @@
-"""The verb ``info``: what a checkpoint, a recipe or a preset is made of and what it costs."""
+"""The verb ``info``: the parts and costs of a checkpoint, a recipe or a preset."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from counterpoint.systems.presets import load_preset, module_names
 from counterpoint.train.memory import training_memory
 from counterpoint.train.run import Run
 
-_VERB_HELP = """Show layout, parameters, FLOPs a tick and state bytes a tick; of a recipe also the
+_VERB_HELP = """Show layout, parameters, FLOPs a tick and state bytes a tick; for a recipe also the
 memory that training needs.
 
 Example: counterpoint info first_run
@@ -38,17 +38,17 @@ _DEFAULT_TICKS = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InfoOptions:
-    """What ``info`` shows.
+    """Options of ``info``.
 
     Attributes:
-        num_ticks: Ticks of the context over which costs are averaged; a row of the data by default.
+        num_ticks: Ticks of the context over which costs are averaged; by default a row of the data.
     """
 
     num_ticks: int | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     target, *rest = arguments or ["--help"]
     if target in ("-h", "--help", "--help-all"):
         print(_HELP, end="")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"`--num-ticks` must be >= 1, got {num_ticks}.")
     console = Console(file=sys.stdout, markup=False, emoji=False)
     for name, config, run in _systems(value, target):
-        system = sketch(config)  # shapes without memory
+        system = sketch(config)  # it has shapes, but no memory
         show_system(console, name, system, num_ticks or _row_ticks(run, system.layout))
         if run is not None:
             show_memory(console, training_memory(run), run)
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]]:
-    """Every system of what was named: its name, its config and the run that trains it, if any."""
+    """Return every system that was named: its name, its config and its run, if it has one."""
     if isinstance(value, Study):
         return [system for run in value.arms for system in _systems(run, run.name)]
     if isinstance(value, FineTuning):
@@ -107,5 +107,5 @@ def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]
 
 
 def _row_ticks(run: Run | None, layout: Layout) -> int:
-    """Ticks in a row of the run's batches."""
+    """Return the ticks in a row of the run's batches."""
     return _DEFAULT_TICKS if run is None else run.data.num_ticks(layout)

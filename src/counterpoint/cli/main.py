@@ -1,4 +1,4 @@
-"""The command ``counterpoint``: finds the verb, and tells a user's mistake in one line."""
+"""The command ``counterpoint``: it finds the verb, and reports a user's mistake in one line."""
 
 import importlib
 import io
@@ -26,7 +26,7 @@ VERBS = (
     "study",
 )
 _GO_ON = ("train", "synthesize", "study")
-"""Verbs that keep what is done and go on from there."""
+"""Verbs that keep finished work and continue from there."""
 
 _HELP = """usage: counterpoint VERB ...
 
@@ -44,10 +44,10 @@ Multi-stream language models.
   info CKPT|RECIPE  layout, size and costs       counterpoint info first_run
   export CKPT       write a published folder     counterpoint export runs/NAME --merge --out FOLDER
 
-A CKPT is a checkpoint or a run folder. `counterpoint VERB --help` tells what matters most,
-`counterpoint VERB --help-all` every option, `counterpoint --version` the versions.
-`counterpoint --show-completion bash|zsh|fish` prints what a shell needs to complete words.
-Ctrl-C ends a command and keeps what is done; a second Ctrl-C ends it at once.
+A CKPT is a checkpoint or a run folder. `counterpoint VERB --help` shows the most important options,
+`counterpoint VERB --help-all` shows all of them, and `counterpoint --version` shows the versions.
+`counterpoint --show-completion bash|zsh|fish` prints a script with which the shell completes words.
+Ctrl-C ends a command and keeps finished work; a second Ctrl-C ends it at once.
 """
 
 
@@ -58,29 +58,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``counterpoint``; by default those of this process.
 
     Returns:
-        Exit status: 0, 2 after a mistake of the user, 130 after an interruption.
+        Exit status: 0, or 2 after a mistake of the user, or 130 after an interruption.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name or a word may not be in its encoding
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack letters of a name
             stream.reconfigure(errors="replace")
     with interruptible():
         return _status(list(sys.argv[1:] if arguments is None else arguments))
 
 
 def _status(words: list[str]) -> int:
-    """Run one command; whatever it raises becomes a line and an exit status."""
+    """Run one command; an exception becomes a line and an exit status."""
     try:
         status = _run(words)
-        sys.stdout.flush()  # a closed pipe shows here, not while Python ends
+        sys.stdout.flush()  # an error of a closed pipe is raised here, not while Python ends
         return status
-    except SystemExit as end:  # how tyro ends after help and after mistakes
+    except SystemExit as end:  # tyro ends so after help and after mistakes
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        go_on = " Run the same command again to go on." if words[:1] and words[0] in _GO_ON else ""
+        go_on = (
+            " Run the same command again to continue." if words[:1] and words[0] in _GO_ON else ""
+        )
         print(f"Interrupted.{go_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `counterpoint ... | head`
-        # Nothing is left to be flushed into the closed pipe when Python ends.
+        # Then nothing is flushed into the closed pipe when Python ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
     except ModuleNotFoundError as error:
@@ -89,7 +91,7 @@ def _status(words: list[str]) -> int:
             raise
         return _complain(str(missing))
     except (UserError, OSError) as error:
-        # All else is a fault of the program: its traceback is what helps.
+        # All other errors are faults of the program, and their traceback is helpful.
         return _complain(_message(error))
 
 

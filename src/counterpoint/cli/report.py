@@ -1,4 +1,4 @@
-"""The verb ``report``: make a report again from what the folder of a run or a study holds."""
+"""The verb ``report``: write the report of a run or a study again from its folder."""
 
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Example: counterpoint report runs/first_run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportOptions:
-    """What ``report`` does.
+    """Options of ``report``.
 
     Attributes:
         run: Folder of a run or a study that was written by `train` or `study`.
@@ -34,7 +34,7 @@ class ReportOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     options = parse_options(ReportOptions, arguments, "report", _HELP)
     if not options.run.is_dir():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Options that every long verb has: where it computes, and what it shows of that."""
+"""Options of every long verb: the device, and what the verb shows of its work."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from counterpoint.progress import Progress
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """What a command shows of its work.
+    """Options of the output of a command.
 
     Attributes:
         quiet: Show no progress.
@@ -28,14 +28,14 @@ class Shown:
     json: bool = False
 
     def progress(self) -> Progress:
-        """Shows how far the command is, on stderr."""
+        """Return the display of the command's progress on stderr."""
         return Progress(quiet=self.quiet)
 
     @contextmanager
     def results(self) -> Iterator[Callable[[Any], None]]:
-        """Gives a function that takes the results as a JSON value.
+        """Give a function that takes the results as a JSON value.
 
-        Where they are wanted as JSON, nothing else that is printed in the block is shown.
+        If results are wanted as JSON, other text that is printed in the block is not shown.
         """
         if not self.json:
             yield lambda found: None
@@ -49,28 +49,29 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Running(Shown):
-    """Where a command computes, and what it shows of that.
+    """Options of the device and the output of a command.
 
     Attributes:
         quiet: Show no progress.
         json: Print the results as one JSON object and nothing else.
-        device: Where it computes; "auto" takes a CUDA GPU where there is one, else the CPU.
+        device: Device of the computation; "auto" takes a CUDA GPU if there is one, otherwise the
+            CPU.
     """
 
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|mps")] = "auto"
 
 
 def check_output() -> None:
-    """Refuse an output that cannot take any text, before there is half of it.
+    """Refuse an output that cannot print any text, before half of it is printed.
 
     Raises:
-        UserError: Its encoding has no letters for some texts.
+        UserError: Its encoding lacks characters.
     """
     encoding = sys.stdout.encoding or "utf-8"
     try:
         "\N{REPLACEMENT CHARACTER}\N{GRINNING FACE}".encode(encoding)
     except UnicodeEncodeError as error:
         raise UserError(
-            f"The output must be able to take any text: its encoding is {encoding!r}. Set "
+            f"The output must accept any text: its encoding is {encoding!r}. Set "
             "PYTHONIOENCODING=utf-8 and run the same command again."
         ) from error

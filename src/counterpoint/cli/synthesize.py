@@ -1,4 +1,4 @@
-"""The verb ``synthesize``: spoken dialogues from written ones."""
+"""The verb ``synthesize``: spoken dialogues from written dialogues."""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.speech.voices import Synthesizer, find_voices
 
-_HELP = """Make spoken dialogues, two voices on two channels, of written ones.
+_HELP = """Synthesise spoken dialogues, with two voices on two channels, from written ones.
 
 Example: counterpoint synthesize scripts.jsonl --out dialogues --limit 20 --workers 2
 """
@@ -28,17 +28,17 @@ Example: counterpoint synthesize scripts.jsonl --out dialogues --limit 20 --work
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesizeOptions:
-    """What ``synthesize`` does.
+    """Options of ``synthesize``.
 
     Attributes:
         scripts: A .jsonl file of scripts, or a file or folder of SGD dialogues.
-        out: Folder for the recordings; what is there already is not made again.
-        limit: Dialogues to make, the first of all; 0 makes all.
-        workers: Processes that speak at the same time; one, or on Ray one for each core.
-        ray: Let them run on the Ray cluster at this address, such as auto; local starts one.
+        out: Folder for the recordings; existing recordings are not made again.
+        limit: Number of dialogues to make, from the first on; 0 makes all.
+        workers: Processes that speak at the same time; by default one, on Ray one for each core.
+        ray: Use the Ray cluster at this address, such as auto; local starts one.
         agent: The agent's voices, such as "piper:joe:1.0" (engine, name, formant); by default all
             that are installed.
-        user: The user's voices, named likewise.
+        user: The user's voices, named in the same way.
         cache: Folder that keeps every utterance; by default in the folder of the recordings.
     """
 
@@ -58,10 +58,10 @@ class Form:
 
     Attributes:
         sample_rate: Sample rate of the recordings.
-        seed: Decides voices, paces and all that a script leaves open.
-        pace_spread: Each speaker is up to this share slower or faster, in steps of 0.05.
-        lead_s: Silence before the first turn.
-        tail_s: Silence after the last one.
+        seed: Seed of voices, paces and everything that a script leaves open.
+        pace_spread: Largest relative change of each speaker's pace, in steps of 0.05.
+        lead_s: Seconds of silence before the first turn.
+        tail_s: Seconds of silence after the last turn.
     """
 
     sample_rate: int = 16_000
@@ -72,7 +72,7 @@ class Form:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     fields = [
         ("options", SynthesizeOptions, REQUIRED),
         ("form", Form, Form()),
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
 def _synthesize(
     options: SynthesizeOptions, form: Form, embellishment: Embellishment, shown: Shown
 ) -> dict[str, Any]:
-    """Make the set and show what it is like; the same as a JSON value."""
+    """Make the set, show its statistics, and return them as a JSON value."""
     scripts = _scripts(options)
     config = SynthesisConfig(
         sample_rate=form.sample_rate,
@@ -129,7 +129,7 @@ def _scripts(options: SynthesizeOptions) -> list[Script]:
 
 
 def _table(found: TurnStatistics) -> Table:
-    """What was measured beside what is known of people."""
+    """Return the measured statistics next to those of people."""
     title = f"{found.dialogues} dialogues, {found.hours:.2f} hours"
     table = Table("measure", "here", "people", title=title)
     for measure in MEASURES:

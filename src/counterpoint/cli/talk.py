@@ -1,4 +1,4 @@
-"""The verb ``talk``: a checkpoint answers a recording, time-synchronously."""
+"""The verb ``talk``: a model answers a recording as if it heard it live."""
 
 import sys
 from collections.abc import Sequence
@@ -37,8 +37,9 @@ from counterpoint.streams.timeline import Timeline
 
 _HELP = """Answer a recording as if it were heard live.
 
-OUTPUT.wav has the agent left and the user right, as long as the recording. Beside it come what was
-said (.txt, .json), the timeline (.timeline.jsonl), a picture (.png) and a page (.html).
+OUTPUT.wav has the agent left and the user right, and is as long as the recording. Further files
+have what was said (.txt, .json), the timeline (.timeline.jsonl), a picture (.png) and a page
+(.html).
 
 Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
 """
@@ -48,21 +49,21 @@ _LONGEST_TAIL_S = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TalkOptions:
-    """What ``talk`` does.
+    """Options of ``talk``.
 
     Attributes:
         checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex;
             by default the small model that comes with the package.
-        input: The recording: WAV, FLAC, Ogg; of any rate.
-        output: The WAV file to write; names the others.
+        input: The recording: WAV, FLAC or Ogg, of any sample rate.
+        output: The WAV file to write; the other files get its name.
         prompt: Role of the agent, as PersonaPlex reads it.
-        voice: A recording of the voice the agent shall have, or a voice of PersonaPlex (.pt).
-        pin: Let prompt and voice stay when the model's window has moved on.
+        voice: A recording of the voice that the agent gets, or a voice of PersonaPlex (.pt).
+        pin: Keep prompt and voice readable when the model's window has moved on.
         words: What is said in the recording (JSON with alignments or chunks), for the picture.
-        channel: The channel of the recording to hear, 0 is the left; the mean of all by default.
-        tail: Seconds of silence that are heard behind the recording.
-        dtype: Type of the weights; by default that in which they are kept or published.
-        lora: A folder or file of adapters over the published model.
+        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
+        tail: Seconds of silence that are heard after the recording.
+        dtype: Type of the weights; by default the one in which they are stored or published.
+        lora: A folder or file of adapters for the published model.
     """
 
     input: Path
@@ -79,7 +80,7 @@ class TalkOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     fields = [
         ("options", TalkOptions, REQUIRED),
         ("choices", SpeechChoices, SpeechChoices()),
@@ -99,13 +100,13 @@ def main(arguments: Sequence[str]) -> int:
 def answer(
     options: TalkOptions, choices: SpeechChoices, running: Running
 ) -> tuple[Talk, dict[str, str], int]:
-    """Answer a recording and write everything down.
+    """Answer a recording, and write all files.
 
     Returns:
-        What happened, its numbers, and how many samples of the answer were clipped.
+        The conversation, its numbers, and how many samples of the answer were clipped.
 
     Raises:
-        UserError: Something cannot be used.
+        UserError: The recording, the model or another input cannot be used.
     """
     recorded = _check(options)
     user_words = read_user_words(options.words) if options.words else Timeline()
@@ -131,13 +132,13 @@ def answer(
 
 
 def _check(options: TalkOptions) -> AudioInfo:
-    """Refuse what would fail late, or write over what is read; tell what the input is."""
+    """Refuse what would fail late or overwrite an input; return facts about the recording."""
     if not 0 <= options.tail <= _LONGEST_TAIL_S:
         raise UserError(f"`--tail` must be 0 to {_LONGEST_TAIL_S:.0f} seconds: got {options.tail}.")
     read = [path for path in (options.input, options.voice, options.words) if path]
     check_answer_path(options.output, read)
     check_opening(options.prompt, options.voice, options.pin)
-    return verify_audio(options.input)  # what is wrong at its end must not cost the answer
+    return verify_audio(options.input)  # an error at its end must not cost the whole answer
 
 
 def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:

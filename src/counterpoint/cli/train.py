@@ -1,4 +1,4 @@
-"""The verb ``train``: do what a recipe says."""
+"""The verb ``train``: train what a recipe describes."""
 
 import shlex
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from counterpoint.train.distributed import joined
 
 _HELP = """usage: counterpoint train RECIPE [overrides]
 
-Train what a recipe says; a run that was stopped goes on where it was.
+Train what a recipe describes; a run that was stopped is continued.
 
 Example: counterpoint train first_run --train.num-steps 100 --folder runs/short
 
 RECIPE is one of: {names}
 or path/to/file.py:function, a function that returns a `Run`, a
 `Study`, a `DuplexStudy` or a `FineTuning`.
-`counterpoint train RECIPE --help` shows what matters most of it, `--help-all` every field. On
-many processes: torchrun -m counterpoint train RECIPE (a `Run`).
+`counterpoint train RECIPE --help` shows the most important options, `--help-all` every field. On
+several processes: torchrun -m counterpoint train RECIPE (a `Run`).
 """
-_RECIPE_HELP = """Train the recipe {name}; a run that was stopped goes on where it was.
+_RECIPE_HELP = """Train the recipe {name}; a run that was stopped is continued.
 
 Example: counterpoint train {name} {example} --folder runs/short
 """
@@ -51,20 +51,21 @@ _MAIN = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainOptions(Running):
-    """Where a recipe is trained, and what is shown of that.
+    """Options of the folder, the device and the output of a training.
 
     Attributes:
         quiet: Show no progress.
         json: Print the results as one JSON object and nothing else.
-        device: Where it computes; "auto" takes a CUDA GPU where there is one, else the CPU.
-        folder: Where everything is kept; runs/NAME by default.
+        device: Device of the computation; "auto" takes a CUDA GPU if there is one, otherwise the
+            CPU.
+        folder: Folder of all results; runs/NAME by default.
     """
 
     folder: Path | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the verb with the words after it."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "--help-all"):
         print(_HELP.format(names=", ".join(recipe_names())), end="")
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _timed(recipe: Any, words: Sequence[str]) -> Any:
-    """The recipe without its minutes where the number of steps is given."""
+    """Return the recipe without its minutes if the number of steps is given."""
     options = [word.split("=", 1)[0].replace("_", "-") for word in words]
     if not any(option.endswith("train.num-steps") for option in options):
         return recipe

@@ -1,1 +1,1 @@
-"""Full runs as Python functions."""
+"""Recipes: complete runs and studies as Python functions."""

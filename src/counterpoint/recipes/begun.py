@@ -1,4 +1,4 @@
-"""What a folder has begun with: kept beside what was made of it, for whoever goes on there."""
+"""Records of what a folder was begun with, for calls that continue there."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,14 +9,14 @@ from counterpoint.files import read_json, write_json
 
 
 def read_begun(file: Path, names: Collection[str]) -> dict[str, Any]:
-    """What was kept in a file.
+    """Read a record.
 
     Args:
-        file: Where.
-        names: What must be in it.
+        file: The record.
+        names: Keys that it must have.
 
     Raises:
-        UserError: It cannot be read, or something is missing.
+        UserError: The file cannot be read, or a key is missing.
     """
     try:
         content = read_json(file)
@@ -24,21 +24,21 @@ def read_begun(file: Path, names: Collection[str]) -> dict[str, Any]:
             raise UserError(f"it needs {', '.join(names)}")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{str(file)!r} must say what its folder has begun with: {error}. Take another folder."
+            f"{str(file)!r} must say what its folder was begun with: {error}. Take another folder."
         ) from error
     return content
 
 
 def keep_begun(file: Path, content: dict[str, Any]) -> None:
-    """Keep it; the file appears whole or not at all.
+    """Write a record; the file appears complete or not at all.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, content)
     except OSError as error:
         raise OSError(
-            f"{str(file)!r} must be written: {error}. Make room, or take another folder."
+            f"{str(file)!r} must be writable: {error}. Free space, or take another folder."
         ) from error

@@ -7,9 +7,9 @@ from counterpoint.train.run import Run
 
 
 def books_single() -> Run:
-    """`single_stream.small` on the .txt and .md files below ``books/``.
+    """Train `single_stream.small` on the .txt and .md files below ``books/``.
 
-    For another folder: ``--data.source folder:PATH``. It takes at most an hour (``--minutes``).
+    For another folder use ``--data.source folder:PATH``. It takes at most an hour (``--minutes``).
     """
     return Run(
         name="books_single",

@@ -1,7 +1,7 @@
-"""A recipe in the minutes that there are: a machine times itself and runs as many steps as fit.
+"""Time budgets: a machine times itself and runs as many steps of a recipe as fit.
 
-The number of steps of a recipe is its reference size, and the most that a budget runs. What is
-chosen is kept beside the runs in ``budget.json``, so that a run that goes on keeps its schedule.
+The number of steps of a recipe is its reference size, and the largest that a budget runs. The
+choice is stored with the runs in ``budget.json``, so that a run that is resumed keeps its schedule.
 """
 
 import time
@@ -25,25 +25,25 @@ from counterpoint.train.stop_signal import StopSignal
 FILE = "budget.json"
 
 EVALUATION_UNITS = 64
-"""Held-out units that are scored while a run learns: a few seconds on a laptop's models."""
+"""Number of held-out units that are scored during training: a few seconds for a laptop's models."""
 
 _TRIAL_UNITS = 3
-_FEWEST_UNITS = 8  # fewer give no interval
-_TRIAL_SHARE = 0.03  # of the time
+_FEWEST_UNITS = 8  # fewer units give no interval
+_TRIAL_SHARE = 0.03  # share of the time
 _LONGEST_TRIAL_S = 6.0
-_MOST_MEASURED = 0.25  # of the time goes into measuring what was trained
-_SLACK = 0.92  # a machine gets slower when it is warm, and checkpoints are written
+_MOST_MEASURED = 0.25  # largest share of the time for measuring the trained models
+_SLACK = 0.92  # share of the time that is used; a warm machine is slower, and checkpoints take time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunTiming:
-    """How long the pieces of a run take on this machine.
+    """Times of the pieces of a run on this machine.
 
     Attributes:
-        step_s: Seconds of a training step, with its share of the evaluations between steps.
-        unit_s: Seconds to score a held-out unit; 0 where nothing is held out.
+        step_s: Seconds of a training step, including its share of the evaluations between steps.
+        unit_s: Seconds to score a held-out unit; 0 if nothing is held out.
         unit_size: Bytes or frames of a held-out unit.
-        num_units: Held-out units.
+        num_units: Number of held-out units.
     """
 
     step_s: float
@@ -54,13 +54,13 @@ class RunTiming:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """How much of a recipe is run.
+    """The part of a recipe that is run.
 
     Attributes:
-        minutes: Time that was given.
+        minutes: Time budget.
         num_steps: Steps of each run, by its name.
-        reference_steps: Those of the recipe.
-        step_seconds: Seconds that a step took when the machine timed itself.
+        reference_steps: Steps of the recipe.
+        step_seconds: Seconds of a step when the machine timed itself.
         measured: Share of the recipe's held-out units that are scored.
     """
 
@@ -71,7 +71,7 @@ class Budget:
     measured: float = 1.0
 
     def describe(self) -> str:
-        """One sentence: what is run of what."""
+        """Return one sentence that says which part of the recipe is run."""
         parts = []
         for name, steps in _once(self.num_steps).items():
             of = self.reference_steps.get(name, steps)
@@ -82,7 +82,7 @@ class Budget:
         return f"{' and '.join(parts)} in about {self.minutes:g} minutes{took}"
 
     def measure(self, config: EvaluationConfig, num_units: int) -> EvaluationConfig:
-        """An evaluation on the share of the held-out units that fits."""
+        """Return an evaluation of the share of the held-out units that fits."""
         if self.measured == 1:
             return config
 
@@ -93,20 +93,20 @@ class Budget:
         return replace(config, max_units=units, whole_units=some(config.whole_units))
 
     def fit(self, run: Run) -> Run:
-        """A run with its number of steps, and a warm-up that fits to it."""
+        """Return a run with its number of steps, and a warm-up that fits it."""
         return fitted(run, self.num_steps[run.name])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What needs time beside the steps.
+    """Work that needs time in addition to the steps.
 
     Attributes:
-        begin: When the minutes began, of `time.perf_counter`; ``None`` is now.
+        begin: Time of `time.perf_counter` at which the minutes began; ``None`` means now.
         block_ticks: Alignment of the rows; see `counterpoint.recipes.training.train_run`.
-        num_seeds: How often each run is trained and measured.
-        evaluation: How every trained model is measured; ``None`` where nothing is.
-        reserve_s: Seconds for all else, such as a report.
+        num_seeds: Number of times that each run is trained and measured.
+        evaluation: Measurements of every trained model; ``None`` for none.
+        reserve_s: Seconds for everything else, such as a report.
     """
 
     begin: float | None = None
@@ -117,9 +117,9 @@ class Plan:
 
 
 def fitted(run: Run, num_steps: int) -> Run:
-    """A run with another number of steps and its schedule shrunk with them.
+    """Return a run with another number of steps and a schedule that shrinks with it.
 
-    A tenth of the run, at most the recipe's own warm-up, is always left to warm up.
+    The warm-up keeps at least a tenth of the run, but not more than the recipe's own warm-up.
     """
     if num_steps == run.train.num_steps:
         return run
@@ -138,23 +138,26 @@ def find_budget(
     progress: Progress,
     plan: Plan | None = None,
 ) -> Budget | None:
-    """Choose how much of some runs is done, or read what was chosen; all processes must call this.
+    """Choose how much of some runs is done, or read the earlier choice; all processes must call it.
 
     Args:
-        runs: What the minutes are for; all get the same share of their steps.
-        minutes: How long all of it may take; ``None`` runs all steps.
+        runs: Runs that share the minutes; all get the same share of their steps.
+        minutes: Time for everything; ``None`` runs all steps.
         folder: Folder of the study or the run.
         world: The processes.
-        progress: Told what was chosen.
-        plan: What else needs time.
+        progress: Is told the choice.
+        plan: Other work that needs time.
+
+    Returns:
+        The budget, or ``None`` if all steps are run.
 
     Raises:
-        UserError: The minutes are none, or ``budget.json`` cannot be read.
+        UserError: ``minutes`` is not above 0, or ``budget.json`` cannot be read.
     """
     file = folder / FILE
     if minutes is None:
         if world.is_first:
-            file.unlink(missing_ok=True)  # now the config says it
+            file.unlink(missing_ok=True)  # the config decides from now on
         return None
     if not minutes > 0:
         raise UserError(f"`minutes` must be > 0: got {minutes}. Leave them out to run all steps.")
@@ -167,7 +170,7 @@ def find_budget(
     elif budget.minutes != minutes and world.is_first:
         progress.note(
             f"{folder} keeps the steps of its first call, which had {budget.minutes:g} minutes. "
-            "Take another folder to have another number."
+            "Take another folder for another number."
         )
     if world.is_first:
         progress.note(budget.describe())
@@ -177,7 +180,7 @@ def find_budget(
 def _choose(
     runs: Sequence[Run], minutes: float, world: World, progress: Progress, plan: Plan
 ) -> Budget:
-    """Time the runs; all processes choose alike."""
+    """Time the runs and choose; all processes make the same choice."""
     begin = time.perf_counter() if plan.begin is None else plan.begin
     budget_s = 60 * minutes
     progress.note("timing some steps")
@@ -201,11 +204,11 @@ def _choose(
 
 
 def _measuring_s(timing: RunTiming, plan: Plan) -> float:
-    """How long it takes to measure a trained model as planned."""
+    """Return the seconds that the planned measurements of a trained model take."""
     if plan.evaluation is None:
         return 0.0
     num_units = plan.evaluation.max_units or timing.num_units
-    # A whole is read, exchanged and left out.
+    # Each whole is read, replaced and left out.
     whole_ticks = 4 * plan.evaluation.whole_units * plan.evaluation.whole_ticks
     return timing.unit_s * (num_units + whole_ticks / timing.unit_size)
 
@@ -213,16 +216,16 @@ def _measuring_s(timing: RunTiming, plan: Plan) -> float:
 def time_run(
     run: Run, world: World, progress: Progress, block_ticks: int | None, seconds: float
 ) -> RunTiming:
-    """Take some steps of a run, and forget them; all processes must call this.
+    """Take some steps of a run and discard them; all processes must call this.
 
-    The first step, in which buffers are made and kernels compiled, does not count.
+    The first step, in which buffers are allocated and kernels compiled, does not count.
 
     Args:
-        run: What is timed; its type of products is settled.
+        run: Run to time; its type of products has been chosen.
         world: The processes.
         progress: Shows how data are prepared.
         block_ticks: See `counterpoint.recipes.training.train_run`.
-        seconds: How long steps are taken, at least three.
+        seconds: Time for the steps, of which at least three are taken.
     """
     keep_large_buffers()
     system = begun_system(run.system, run.train.fine_tune, run.train.seed)
@@ -260,7 +263,7 @@ def time_run(
 
 
 def _kept(file: Path, runs: Iterable[Run]) -> Budget | None:
-    """What was chosen for these runs before."""
+    """Return the earlier choice for these runs, if there is one."""
     if not file.exists():
         return None
     found: Budget = decode(Budget, read_begun(file, ("minutes", "num_steps")))
@@ -268,5 +271,5 @@ def _kept(file: Path, runs: Iterable[Run]) -> Budget | None:
 
 
 def _once(steps: Mapping[str, int]) -> dict[str, int]:
-    """One run of each number of steps, which arms share."""
+    """Keep one of the runs with the same number of steps; arms share their numbers."""
     return {name: count for count, name in {count: name for name, count in steps.items()}.items()}

@@ -17,21 +17,21 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 from counterpoint.train.run import Run
 
 _CODEBOOK_SIZES = (512, 512, 16, 64)  # of Codec2 700C
-# The agent's sound comes 120 ms behind its text. With equal times the first sounds of a word are
+# The agent's sound comes 120 ms after its text. With equal times the first sounds of a word are
 # said before the text has decided on the word, and the text then follows the sound.
 _SEMANTIC_TICKS = 3
 _ACOUSTIC_TICKS = 4  # one later than the semantic codebook, as in Moshi
 USER_FORMANTS = (0.88, 1.08, 1.3, 1.45)
 USER_PACES = (0.9, 1.0, 1.1)
 HELD_OUT_FORMANT = 1.18
-"""Formant of the users who are heard in trials alone."""
+"""Formant of the users who are heard only in trials."""
 
 
 def duplex_small() -> DuplexStudy:
-    """A Moshi of 8M parameters on Codec2 learns from dialogues that are made here.
+    """Train a Moshi of 8M parameters on Codec2 from dialogues that are synthesised here.
 
-    Needs the extras `speech` and `voices`. Training takes at most an hour and a half: a machine
-    that has no time for all steps takes the same share of every stage.
+    It needs the extras `speech` and `voices`. Training takes at most an hour and a half: on a slow
+    machine every stage runs the same share of its steps.
     """
     return DuplexStudy(
         listening=(
@@ -71,7 +71,7 @@ def duplex_small() -> DuplexStudy:
 
 def _data() -> SpeechData:
     return SpeechData(
-        train="",  # the study puts its own dialogues here
+        train="",  # the study sets its own dialogues
         row_s=30.0,
         augmentation=Augmentation(
             gain_probability=0.5,
@@ -99,7 +99,7 @@ def _train(num_steps: int, lr: float, muon_lr: float) -> TrainConfig:
 def _speaker(
     name: str, role: Role, semantic_ticks: int, acoustic_ticks: int
 ) -> tuple[AudioStream, AudioStream]:
-    """The two streams of a speaker, each later than what it says by so many ticks."""
+    """Return the two streams of a speaker with the given delays."""
     return (
         AudioStream(
             name=f"{name}_semantic",
@@ -119,7 +119,7 @@ def _speaker(
 
 
 def system() -> MoshiConfig:
-    """Only the agent is predicted; 6 s of context."""
+    """Return a model that predicts only the agent, with 6 s of context."""
     return MoshiConfig(
         temporal=TowerConfig(
             width=256, num_layers=6, num_heads=4, mlp_hidden=682, window=150, norm_epsilon=1e-8
@@ -132,7 +132,7 @@ def system() -> MoshiConfig:
         num_predicted=4,
         text_vocab_size=512,
         audio_vocab_size=512,
-        text_light_weight=0.02,  # nearly all frames are padding, and few words are news
+        text_light_weight=0.02,  # nearly all frames are padding, and few frames hold a word
         tick_hz=25.0,
         heard_dropout=0.1,
     )

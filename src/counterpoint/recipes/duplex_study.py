@@ -1,8 +1,8 @@
-"""A duplex study: dialogues are made, a model learns from them, and is measured in live talk.
+"""A duplex study: dialogues are synthesised, a model learns from them, and live talk is measured.
 
-Before it talks it listens: its text writes down what the user says, word by word, then sentence by
-sentence, which it has to keep in mind. In a dialogue only the few words that decide an answer tell
-whether it has understood; here every word does.
+Before the model talks it learns to listen: its text writes down what the user says, first word by
+word, then sentence by sentence, which it must remember. In a dialogue only the few words that
+decide an answer show whether it has understood; in listening every word does.
 """
 
 import sys
@@ -45,25 +45,27 @@ from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 
 PADDING_BIAS = 3.0
-"""Chosen on other wordings; with more of it, orders behind interruptions are not answered."""
+"""Chosen on other wordings; with a larger bias, orders after interruptions are not answered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplexStudy:
-    """One model that learns to answer spoken orders, stage by stage.
+    """One model that learns to answer spoken orders, in stages.
 
     Attributes:
-        run: The model and how it learns to talk; its data get the dialogues of the study.
-        listening: How the same model learns to listen before; each goes on from the one before it.
+        run: The model, and how it learns to talk; its data become the dialogues of the study.
+        listening: How the same model first learns to listen; each run continues the one before it.
         synthesis: How dialogues sound, and who speaks in trials.
-        num_listening: Recordings of the user alone; the model listens to these and all dialogues.
-        num_train: Dialogues to learn from.
-        num_held_out: Dialogues to measure the loss on; other wordings.
-        num_trials: Live conversations for each ability.
-        vocab_size: Most pieces of the text tokeniser, which learns from the scripts.
-        minutes: Time for training, all stages together: each takes the same share of its steps
-            (`counterpoint.recipes.budget`). Dialogues and trials come on top. ``None`` takes all.
-        workers: Processes that make dialogues and measure.
+        num_listening: Number of recordings of the user alone; the model listens to these and to all
+            dialogues.
+        num_train: Number of training dialogues.
+        num_held_out: Number of dialogues on which the loss is measured; they have other wordings.
+        num_trials: Number of live conversations for each ability.
+        vocab_size: Largest number of pieces of the text tokeniser, which learns from the scripts.
+        minutes: Time for training: all stages take the same share of their steps
+            (`counterpoint.recipes.budget`). Dialogues and trials take additional time. ``None``
+            takes all steps.
+        workers: Number of processes that make dialogues and measure.
     """
 
     run: Run
@@ -93,52 +95,55 @@ class DuplexStudy:
                 f"`vocab_size` must be 1 to the model's {most} text ids: got {self.vocab_size}."
             )
         if not self.synthesis.user_voices:
-            raise UserError("`synthesis.user_voices` must name who speaks in trials: got none.")
+            raise UserError("`synthesis.user_voices` must name the voices in trials: got none.")
 
     def _check_stages(self) -> None:
         names = [run.name for run in self.listening]
         if len(set(names)) < len(names) or set(names) & {"dialogues", "utterances", "checkpoints"}:
-            raise UserError(f"Runs of `listening` must have folders of their own: got {names}.")
+            raise UserError(
+                f"Runs of `listening` must have different, unused folder names: got {names}."
+            )
         for run in self.listening:
             if run.system != self.run.system:
                 raise UserError(f"{run.name!r} must have the `system` of {self.run.name!r}.")
             if run.speech_data.hearing is None:
-                raise UserError(f"`data.hearing` of {run.name!r} must say when: got None.")
+                raise UserError(f"`data.hearing` of {run.name!r} must be set: got None.")
         for run in self.stages[1:]:
             if run.train.fine_tune is not None:
                 raise UserError(
                     f"`train.fine_tune` of {run.name!r} must be left out: it begins with the "
-                    f"weights of the stage before it. Give it to {self.stages[0].name!r}, which is "
-                    "the first."
+                    f"weights of the stage before it. Set it for {self.stages[0].name!r}, the "
+                    "first stage."
                 )
 
     @property
     def name(self) -> str:
-        """Names its folder."""
+        """Name of its folder."""
         return self.run.name
 
     @property
     def stages(self) -> tuple[Run, ...]:
-        """All runs, the talking last."""
+        """All runs; the run that learns to talk is the last."""
         return (*self.listening, self.run)
 
 
 def run_duplex_study(
     study: DuplexStudy, folder: Path, world: World, progress: Progress | None = None
 ) -> bool:
-    """Make, train, measure; what is made and trained already is kept, measuring begins anew.
+    """Make dialogues, train and measure; what exists is kept, but measuring begins anew.
 
     The folder gets ``dialogues/``, the run, a folder for each run before it, ``abilities.json``, a
-    recording of each ability, and how the model is measured, which is how it then talks by default.
+    recording of each ability, and the sampling of the measurements, which becomes the model's
+    default.
 
     Args:
-        study: What to do.
-        folder: Where.
-        world: The one process that does it.
-        progress: Shows how far it is; on stderr by default.
+        study: The study.
+        folder: Folder of the study.
+        world: Its only process.
+        progress: Shows the progress; on stderr by default.
 
     Returns:
-        False when a signal stopped the training.
+        False if a signal stopped the training.
 
     Raises:
         UserError: Something is not installed, or the folder has a study of other dialogues.
@@ -147,7 +152,7 @@ def run_duplex_study(
     progress = Progress() if progress is None else progress
     _check_ready(study)
     _check_same(study, folder)
-    write_json(folder / SAMPLING, encode(sampling(0)))  # who talks with it takes these settings
+    write_json(folder / SAMPLING, encode(sampling(0)))  # used by default when the model talks
     with closing(progress):
         _make_dialogues(study, folder, progress)
     stages = [
@@ -155,7 +160,7 @@ def run_duplex_study(
         for run in study.stages
     ]
     first, _ = stages[0]
-    # The first run has all recordings, and others the same or some of them.
+    # The first run has all recordings; the other runs have these or some of them.
     prepare_together(first, study.workers)
     runs = [run for run, _ in stages]
     budget = find_budget(runs, study.minutes, folder, world, progress)
@@ -188,7 +193,7 @@ def _check_ready(study: DuplexStudy) -> None:
 
 
 def _scripts(study: DuplexStudy) -> dict[str, list[Script]]:
-    """What is said, by the name of its folder."""
+    """Return the scripts by the name of their folder."""
     return {
         "listening": listening_scripts(study.num_listening),
         "train": order_scripts("train", study.num_train),
@@ -197,7 +202,7 @@ def _scripts(study: DuplexStudy) -> dict[str, list[Script]]:
 
 
 def _check_same(study: DuplexStudy, folder: Path) -> None:
-    """Refuse a folder of other dialogues: its checkpoints have learned from those."""
+    """Refuse a folder of other dialogues, because its checkpoints have learned from those."""
     scripts = _scripts(study)
     own = {
         "dialogues": {name: len(some) for name, some in scripts.items()},
@@ -218,13 +223,13 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
     changed = first_difference(read_begun(file, own), own, "study")
     if changed is not None:
         raise UserError(
-            f"A study must go on with the dialogues it began with: {folder} has another "
+            f"A study must be continued with the dialogues it began with: {folder} has another "
             f"{changed}. Take another folder, or change it back."
         )
 
 
 def _make_dialogues(study: DuplexStudy, folder: Path, progress: Progress) -> None:
-    """Tokeniser and recordings of all scripts; what is there already is kept."""
+    """Make the tokeniser and the recordings of all scripts; existing ones are kept."""
     scripts = _scripts(study)
     tokenizer = folder / "words.model"
     if not tokenizer.exists():
@@ -245,7 +250,7 @@ def _make_dialogues(study: DuplexStudy, folder: Path, progress: Progress) -> Non
 
 
 def _shown_dialogues(progress: Progress, name: str) -> Callable[[int, int, float], None]:
-    """Follow a synthesis."""
+    """Return a function that shows the progress of a synthesis."""
     task = progress.task(f"making {name} dialogues")
 
     def show(done: int, total: int, seconds_of_audio: float) -> None:
@@ -255,7 +260,7 @@ def _shown_dialogues(progress: Progress, name: str) -> Callable[[int, int, float
 
 
 def _join_lists(folder: Path, names: Sequence[str]) -> None:
-    """One list of the recordings in several folders."""
+    """Write one list of the recordings in several folders."""
     records = [
         {**record, "path": f"{name}/{record['path']}"}
         for name in names
@@ -265,7 +270,7 @@ def _join_lists(folder: Path, names: Sequence[str]) -> None:
 
 
 def _with_data(run: Run, folder: Path) -> Run:
-    """A run with dialogues of the study, and its tokeniser; to listen to are all recordings."""
+    """Return a run with the study's dialogues and tokeniser; for listening, with all recordings."""
     dialogues = folder / "dialogues"
     heard = run.speech_data.hearing is not None
     data = replace(
@@ -278,7 +283,7 @@ def _with_data(run: Run, folder: Path) -> Run:
 
 
 def _measure(study: DuplexStudy, checkpoint: Path, folder: Path, ability: Ability) -> AbilityScore:
-    """The trials of one ability, in a process of its own; writes the first conversation."""
+    """Run the trials of one ability in its own process; the first conversation is written."""
     voices = Synthesizer(folder / "utterances")
     agent = load(checkpoint).talker
     trials = order_trials(
@@ -295,7 +300,7 @@ def _measure(study: DuplexStudy, checkpoint: Path, folder: Path, ability: Abilit
 
 
 def _show(scores: Sequence[AbilityScore], folder: Path) -> None:
-    """Print the table and where everything lies."""
+    """Print the table and the paths of the results."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120
@@ -307,6 +312,6 @@ def _show(scores: Sequence[AbilityScore], folder: Path) -> None:
 
 
 def sampling(seed: int) -> FrameSampling:
-    """How the model talks when it is measured; the bias was chosen on other wordings."""
+    """Return the sampling of the measurements; the bias was chosen on other wordings."""
     audio = Sampling(temperature=0.7, top_k=50, seed=seed)
     return FrameSampling(text=Sampling(temperature=0.0), audio=audio, padding_bias=PADDING_BIAS)

@@ -1,4 +1,4 @@
-"""Fine-tuning a published model of speech on folders of one's own recordings."""
+"""Fine-tuning a published speech model on folders of your own recordings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -37,24 +37,25 @@ NO_RECOGNISER = "none"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuning:
-    """A published model, and how it goes on learning from recordings of two channels.
+    """A published model, and how it is fine-tuned on recordings of two channels.
 
     Attributes:
-        name: Names its folder.
-        base: What it begins with: a folder as Kyutai or NVIDIA publishes it (model, Mimi and text
-            tokeniser), or a run of ours on speech.
-        data: Folders of recordings, the agent left and the user right, or .jsonl lists of them:
+        name: Name of its folder.
+        base: Model to begin with: a folder as Kyutai or NVIDIA publishes it (model, Mimi and text
+            tokeniser), or a speech run of ours.
+        data: Folders of recordings with the agent left and the user right, or .jsonl lists of them:
             PATH, PATH:WEIGHT or NAME=PATH:WEIGHT.
-        held_out: Share of the recordings of each that is only measured on.
-        recogniser: Who writes words that are missing: "tiny.en" comes with the extra `recogniser`;
-            a name or a folder of faster-whisper, such as "medium"; or "none", which trains no text.
-        words_beside: Write missing words beside the recordings; else into the run's folder.
+        held_out: Share of the recordings of each folder that is only measured on.
+        recogniser: What transcribes missing words: "tiny.en" comes with the extra `recogniser`; or
+            a name or folder of faster-whisper, such as "medium"; or "none", which trains no text.
+        words_beside: Whether missing words are written next to the recordings, and not into the
+            run's folder.
         row_s: Seconds of a row, and of the longest piece of a recording that is read as one.
-        full: Train all weights; else adapters alone.
-        adapters: The adapters, and how the weights that they change are stored.
-        checkpoint_activations: Compute activations twice instead of keeping them.
-        timing: Moments at which greeting and response are measured while it learns.
-        train: How it learns.
+        full: Whether all weights are trained, and not only adapters.
+        adapters: The adapters, and the type of the weights that they change.
+        checkpoint_activations: Whether activations are computed twice instead of being kept.
+        timing: Moments at which greeting and response are measured during training.
+        train: Settings of the training.
     """
 
     name: str
@@ -75,14 +76,14 @@ class FineTuning:
             raise UserError(f"`held_out` must be a share from 0 to 1: got {self.held_out}.")
 
     def run(self, lists: Sequence[WeightedList] = (), held_out: str = "") -> Run:
-        """The training run.
+        """Return the training run.
 
         Args:
-            lists: What it learns from; without any, the run can be asked for its costs alone.
+            lists: Lists to learn from; without lists, the run can only be asked for its costs.
             held_out: List that is only measured on; empty for none.
 
         Raises:
-            UserError: There is no base, or it is no model of speech.
+            UserError: There is no base model, or it is no speech model.
         """
         system, codec, tokenizer = self._base()
         first = lists[0].weight if lists else 1.0
@@ -116,7 +117,7 @@ class FineTuning:
         return path.resolve()
 
     def _base(self) -> tuple[SystemConfig, str, str]:
-        """Config of the model, its codec and its tokeniser; no weights are read."""
+        """Return the config of the model, its codec and its tokeniser, without reading weights."""
         path = self._base_path()
         if is_ours(path):
             run = load_run(find_checkpoint(path))
@@ -125,13 +126,12 @@ class FineTuning:
         published = None if known is None else known.open(path)
         if published is None or published.codec is None:
             raise UserError(
-                f"`--base` must be a model of speech that is published in a known format: {path} "
-                "is none."
+                f"`--base` must be a speech model in a known published format: {path} is none."
             )
         return published.shape(), str(published.codec), str(published.tokenizer)
 
     def _keeping_less(self, system: SystemConfig) -> SystemConfig:
-        """The system with the wanted checkpoints of activations, in all parts that have them."""
+        """Return the system with activation checkpointing as wanted, in all parts that have it."""
         changes: dict[str, Any] = {}
         for name in getattr(system, "__dataclass_fields__", ()):
             part = getattr(system, name)
@@ -144,12 +144,12 @@ class FineTuning:
 def run_fine_tuning(
     study: FineTuning, folder: Path, world: World, progress: Progress | None = None
 ) -> TrainResult:
-    """Write missing words, make lists, train, and measure timing on what is held out.
+    """Write missing words, make lists, train, and measure timing on held-out recordings.
 
-    The folder gets ``lists/`` beside what a run has. What was done is not done again.
+    The folder of the run also gets ``lists/``. Finished steps are not repeated.
 
     Raises:
-        UserError: Base or data cannot be used, or something is not installed.
+        UserError: The base model or the data cannot be used, or something is not installed.
     """
     progress = Progress() if progress is None else progress
     shape = study.run()
@@ -161,7 +161,7 @@ def run_fine_tuning(
     if world.is_first:
         try:
             lists, held_out = _lists(study, folder, progress)
-        except (UserError, OSError) as error:  # told to all processes, which wait
+        except (UserError, OSError) as error:  # all processes wait for the answer
             problem = str(error)
     problem, lists, held_out = world.from_first((problem, lists, held_out))
     if problem is not None:
@@ -181,12 +181,12 @@ def run_fine_tuning(
 
 
 def _lists(study: FineTuning, folder: Path, progress: Progress) -> tuple[list[WeightedList], str]:
-    """Lists to learn from, by weight, and one that is only measured on; with all their words."""
+    """Return lists to learn from, with weights, and the held-out list; all words are written."""
     sources = [parse_folder(word) for word in study.data]
     names = [source.name for source in sources]
     if not sources or len(set(names)) < len(names):
         raise UserError(
-            f"`--data` must name folders of recordings, each by another name: got {names}. "
+            f"`--data` must name folders of recordings, each with its own name: got {names}. "
             "Give PATH or NAME=PATH:WEIGHT."
         )
     beside = None if study.words_beside else folder / "words"

@@ -1,4 +1,4 @@
-"""Fine-tune a published Moshi, or a PersonaPlex, on recordings of one's own."""
+"""Fine-tuning a published Moshi, or a PersonaPlex, on your own recordings."""
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.recipes.fine_tuning import FineTuning
@@ -6,10 +6,10 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 
 
 def finetune_moshi() -> FineTuning:
-    """Adapters of rank 128 over frozen weights of bfloat16; rates of Kyutai's moshi-finetune.
+    """Train adapters of rank 128 over frozen bfloat16 weights, at Kyutai's moshi-finetune rates.
 
     ``counterpoint train finetune_moshi --base FOLDER --data FOLDER``. Rows are computed one by one,
-    so that a model of 7B fits a GPU of 80 GB; ``--adapters.frozen int8`` makes it fit 24 GB.
+    so that a model of 7B fits a GPU of 80 GB; with ``--adapters.frozen int8`` it fits 24 GB.
     """
     return FineTuning(
         name="finetune_moshi",

@@ -1,4 +1,4 @@
-"""The first run: does an explicit whole pay at equal training FLOPs, on real text, on a laptop?"""
+"""The first run: does an explicit whole pay off at equal training FLOPs, on text, on a laptop?"""
 
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.evaluate.results import EvaluationConfig
@@ -11,17 +11,17 @@ from counterpoint.train.run import Run
 
 
 def first_run() -> Study:
-    """Both systems learn from the King James Bible; eight of its books are held out.
+    """Train both systems on the King James Bible, of which eight books are held out.
 
-    Equal rows in equal order, equal training FLOPs a byte. It takes about five minutes on any
-    machine: one that has no time for all 1,100 steps takes as many as fit.
+    Both get the same rows in the same order and equal training FLOPs a byte. It takes about five
+    minutes on any machine: a slow machine takes as many of the 1,100 steps as fit.
     """
     return Study(
         name="first_run",
         purpose=(
             "A single-stream and a two-stream language model of bytes learn from the same rows of "
-            "text in the same order, with equal training FLOPs a byte. Which one predicts what is "
-            "held out better, and is the whole used?"
+            "text in the same order, with equal training FLOPs a byte. Which one predicts held-out "
+            "text better, and is the whole used?"
         ),
         arms=(_arm("single_stream", control_system()), _arm("two_stream", two_stream_system())),
         evaluation=EvaluationConfig(whole_ticks=1024),
@@ -30,12 +30,12 @@ def first_run() -> Study:
 
 
 def control_system() -> SingleStreamConfig:
-    """The control: the best single stream that the tuning found (docs/log.md)."""
+    """Return the control: the best single stream that the tuning found (docs/log.md)."""
     return single_stream.tiny()
 
 
 def two_stream_system() -> TwoStreamConfig:
-    """A part tower of bytes and a whole tower of words, with the control's FLOPs."""
+    """Return a part tower of bytes and a whole tower of words, with the control's FLOPs."""
     return two_stream.tiny()
 
 

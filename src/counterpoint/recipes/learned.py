@@ -1,7 +1,7 @@
-"""What a run folder has learned from: kept beside its checkpoints, and checked by who goes on.
+"""Records of the training data of a run folder, checked when the run is continued.
 
-The config of the data is in every checkpoint. What that config leads to may change all the same: a
-recording is replaced, a text is added. Then what was held out might be trained on unseen.
+Every checkpoint holds the config of the data. The data themselves may still change: a recording is
+replaced, or a text is added. Then held-out data might be trained on unnoticed.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from counterpoint.train.fine_tuning import without
 FILE = "learned.json"
 """Name of the record in a run folder."""
 
-_OLD_FILE = "recordings.json"  # of speech runs before records of text were kept
+_OLD_FILE = "recordings.json"  # name in speech runs before records of text existed
 
 
 def keep_or_check_learned(data: Any, fingerprint: Fingerprint, folder: Path, world: World) -> None:
-    """Keep what a run begins to learn from; refuse other content where it has checkpoints.
+    """Record the data with which a run begins; refuse other data if it has checkpoints.
 
-    Where the config of the data differs the training loop names that.
+    If the config of the data differs, the training loop reports that.
 
     Args:
         data: Config of the data.
-        fingerprint: What its content is; see `counterpoint.data.source.PreparedSource`.
+        fingerprint: Digests of the data; see `counterpoint.data.source.PreparedSource`.
         folder: The run's folder.
-        world: The processes; every one must call this.
+        world: The processes; all of them must call this.
 
     Raises:
-        CheckpointError: The content is another, or the record cannot be read or written.
+        CheckpointError: The data differ, or the record cannot be read or written.
     """
     problem = None
     if world.is_first:
@@ -45,7 +45,7 @@ def keep_or_check_learned(data: Any, fingerprint: Fingerprint, folder: Path, wor
                 problem = _difference(data, fingerprint, folder)
             elif fingerprint:
                 keep_begun(folder / FILE, {"data": _content(data), **_content(fingerprint)})
-        except (ValueError, OSError) as error:  # told to all processes, which wait
+        except (ValueError, OSError) as error:  # all processes wait for the answer
             problem = str(error)
     problem = world.from_first(problem)
     if problem is not None:
@@ -53,10 +53,10 @@ def keep_or_check_learned(data: Any, fingerprint: Fingerprint, folder: Path, wor
 
 
 def check_learned(data: Any, fingerprint: Fingerprint, folder: Path) -> None:
-    """Refuse data whose content is not what a run has learned from, as far as it is read.
+    """Refuse data that differ from the training data of a run, as far as they are read.
 
     Raises:
-        CheckpointError: It is not, or the record cannot be read.
+        CheckpointError: They differ, or the record cannot be read.
     """
     if not _record(folder).exists():
         return
@@ -76,9 +76,9 @@ def _record(folder: Path) -> Path:
 def _difference(
     data: Any, fingerprint: Fingerprint, folder: Path, *, read_all: bool = True
 ) -> str | None:
-    """What is said where the content differs from the record under an equal config.
+    """Return a message if the data differ from the record under an equal config.
 
-    Unless all of the content is read, what is in the record alone is left out.
+    If not all data are read, entries that only the record has are ignored.
     """
     file = _record(folder)
     nouns = [*fingerprint] if file.name == FILE else ["recordings"]
@@ -93,19 +93,19 @@ def _difference(
         changed = first_difference(old, new, noun)
         if changed is not None:
             return (
-                f"A run must go on with the {noun} it began with: {folder} has another {changed}. "
-                "Train in another folder, or change them back."
+                f"A run must be continued with the {noun} it began with: {folder} has another "
+                f"{changed}. Train in another folder, or change them back."
             )
     return None
 
 
 def _with_defaults(data: Any, begun: Any) -> Any:
-    """The config of an earlier version: fields that it has got since then have their defaults."""
-    with contextlib.suppress(UserError):  # another kind of data, or a field that is gone
+    """Return the config of an earlier version; fields added since then get their defaults."""
+    with contextlib.suppress(UserError):  # another kind of data, or a field that was removed
         return _content(decode(type(data), begun))
     return begun
 
 
 def _content(value: Any) -> Mapping[str, Any]:
-    """As JSON gives it back, without where the cache lies, which changes nothing."""
+    """Return a value as JSON restores it, without the cache folder, which does not matter."""
     return without(json.loads(json.dumps(encode(value))), ("cache_folder",))

@@ -1,4 +1,4 @@
-"""Recipes by name: those of the library, and functions in files of the user."""
+"""Finding recipes by name: those of the library, and functions in files of the user."""
 
 import dataclasses
 import importlib
@@ -16,7 +16,7 @@ from counterpoint.errors import UserError, nearest, nearest_file
 
 
 def recipe_names() -> list[str]:
-    """Recipes that come with the library: modules with a function of the same name.
+    """Return the recipes of the library: modules with a function of the same name.
 
     A function that needs arguments is no recipe.
     """
@@ -30,11 +30,11 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Any:
-    """What a recipe returns: a dataclass that says everything about one run or several.
+    """Call a recipe and return its result, a dataclass that describes one or several runs.
 
     Args:
-        name: A recipe of the library, or ``path/to/file.py:function``; the function has the file's
-            name when none is given.
+        name: A recipe of the library, or ``path/to/file.py:function``; if no function is given, it
+            has the name of the file.
 
     Raises:
         UserError: There is no such recipe, or it does not return a dataclass.
@@ -85,7 +85,7 @@ def _module_of_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"The file of a recipe must be Python: got {str(path)!r}.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # types that the file defines are looked up there
+    sys.modules[name] = module  # types that the file defines are looked up here
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:

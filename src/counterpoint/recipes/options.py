@@ -1,4 +1,4 @@
-"""The options that dataclass fields become, and the help that shows those which matter most."""
+"""Options made from dataclass fields, and the short help that shows the most important ones."""
 
 import dataclasses
 import re
@@ -16,13 +16,13 @@ from counterpoint.data.text.corpus import Source
 from counterpoint.data.text.source_text import write_source
 
 REQUIRED = tyro.MISSING
-"""Default of a field that has none."""
+"""Default of a field that must be given."""
 
 Field = tuple[str, Any, Any]
-"""Name, type and default of what is parsed; the fields of a dataclass are options of their own."""
+"""Name, type and default of a parsed field; a dataclass becomes one option for each field."""
 
 SOURCES = "kjv|folder:PATH|jsonl:PATH|parquet:PATH|hub:NAME"
-"""How a source is typed; see `parse_source`."""
+"""Forms in which a source is typed; see `parse_source`."""
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _WIDTH = 100
@@ -34,10 +34,10 @@ class Option:
     """One option of a command.
 
     Attributes:
-        name: As it is typed; of a word without a dash, what stands for it.
-        values: What stands behind it in the help.
-        default: What it is when it is left out; `REQUIRED` where it must be given.
-        about: What it says, from the docstring of its class.
+        name: Name as it is typed; for a positional word, its placeholder.
+        values: Placeholder of the value in the help.
+        default: Value if it is left out; `REQUIRED` if it must be given.
+        about: Description, from the docstring of its class.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Option:
     about: str
 
     def is_among(self, endings: Collection[str]) -> bool:
-        """Whether its name is one of these, or ends in one of several parts.
+        """Return whether its name is one of these, or ends in one that has several parts.
 
-        An option of one of several items, such as ``--arms.0.train.seed``, is not meant.
+        An option of one of several items, such as ``--arms.0.train.seed``, does not count.
         """
         name = self.name.removeprefix("--")
         several = any("." in end and f".{name}".endswith(f".{end}") for end in endings)
@@ -56,7 +56,7 @@ class Option:
 
 
 def options_of(fields: Sequence[Field]) -> Iterator[Option]:
-    """All options of some fields, in their order."""
+    """Yield all options of some fields, in their order."""
     for name, kind, default in fields:
         if dataclasses.is_dataclass(kind):
             yield from _of_dataclass(kind, kind if default is REQUIRED else default, "--")
@@ -69,7 +69,7 @@ def _typed(name: str) -> str:
 
 
 def _of_dataclass(kind: Any, value: Any, prefix: str) -> Iterator[Option]:
-    """Options of the fields of a dataclass: of an object, or of a class with its defaults."""
+    """Yield the options of a dataclass: of an object, or of a class with its defaults."""
     if not isinstance(value, type):
         kind = type(value)
     hints = get_type_hints(kind, include_extras=True)
@@ -108,7 +108,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _values(hint: Any) -> str:
-    """What the help shows for a type."""
+    """Return the placeholder that the help shows for a type."""
     if get_origin(hint) is Annotated:
         told = [part.metavar for part in hint.__metadata__ if getattr(part, "metavar", None)]
         return told[0] if told else _values(get_args(hint)[0])
@@ -131,12 +131,12 @@ def _values(hint: Any) -> str:
 def short_help(
     fields: Sequence[Field], command: str, description: str, main: Collection[str] | None
 ) -> str:
-    """The help of a command: what it does, and the options that matter most.
+    """Return the short help of a command: its purpose, and the most important options.
 
     Args:
-        fields: What it parses.
-        command: Its words.
-        description: What it does, with an example.
+        fields: Fields that are parsed.
+        command: Words of the command.
+        description: Purpose of the command, with an example.
         main: Endings of the names of the options that are shown; all by default.
     """
     options = list(options_of(fields))
@@ -158,7 +158,7 @@ def short_help(
 def _lines(option: Option, width: int) -> list[str]:
     head = f"  {option.name} {option.values}".rstrip()
     default = option.default
-    # One sentence must do; the whole text is in the long help.
+    # One sentence is enough here; the long help has the whole text.
     about = re.split(r"(?<=\w)[.;](?: |$)", option.about.replace("`", ""))[0]
     if default is REQUIRED:
         about += " (required)"

@@ -1,4 +1,4 @@
-"""The command line that is made of dataclass fields, such as those of a recipe."""
+"""Parsing a command line that is made of dataclass fields, such as those of a recipe."""
 
 import contextlib
 import dataclasses
@@ -29,13 +29,16 @@ def parse(
     """Parse arguments into an object with the given fields.
 
     Args:
-        fields: Name, type and default of each; `REQUIRED` ones come first. The fields of a
-            dataclass become options of their own: its overrides.
+        fields: Name, type and default of each field; `REQUIRED` fields come first. The fields of a
+            dataclass become separate options, its overrides.
         arguments: Words of the command line.
-        command: What stands before them.
+        command: Words before them.
         description: First lines of the help.
         main: Endings of the names of the options that the short help shows; all by default.
-        shown: What is shown in the help instead of ``fields``.
+        shown: Fields that the help shows instead of ``fields``.
+
+    Returns:
+        An object with the given fields as attributes.
 
     Raises:
         UserError: An option is unknown (the nearest is named), or a value cannot be used.
@@ -72,7 +75,7 @@ def _parse(
     ]
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_source_rule)
-    # The systems of a recipe keep their kind; another kind needs another config, so another recipe.
+    # The systems of a recipe keep their class; another class needs another recipe.
     return tyro.cli(
         dataclasses.make_dataclass("Arguments", specs, frozen=True),
         args=list(arguments),
@@ -84,10 +87,10 @@ def _parse(
 
 
 def _check_text(options: Any) -> None:
-    """Refuse text that was no text in the terminal's encoding; paths may be such."""
+    """Refuse text that is not valid in the terminal's encoding; paths may be so."""
     for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
         value = getattr(options, field.name)
-        # Python keeps a byte that is no text as a lone surrogate.
+        # Python keeps an invalid byte as a lone surrogate.
         wrong = [c for c in value if "\ud800" <= c <= "\udfff"] if isinstance(value, str) else []
         if wrong:
             raise UserError(
@@ -100,17 +103,17 @@ def _check_text(options: Any) -> None:
 def parse_options(
     kind: type[_Options], arguments: Sequence[str], command: str, description: str
 ) -> _Options:
-    """Parse arguments into one dataclass, whose fields are the options; see `parse`."""
+    """Parse arguments into one dataclass, whose fields become the options; see `parse`."""
     fields = [("options", kind, REQUIRED)]
     options: _Options = parse(fields, arguments, command, description).options
     return options
 
 
 def _check_options(fields: Sequence[Field], arguments: Sequence[str], command: str) -> None:
-    """Refuse an option that is no field, and name the nearest."""
+    """Refuse an option that is no field, and name the nearest option."""
     known = {option.name for option in options_of(fields)}
     for word in arguments:
-        # tyro itself takes `_` for `-`, values behind `=`, and `--no-x` for a flag.
+        # tyro also accepts `_` for `-`, values after `=`, and `--no-x` for a flag.
         option = word.split("=", 1)[0].replace("_", "-")
         head, _, last = option.rpartition(".")
         flag = f"{head}.{last.removeprefix('no-')}" if head else option.replace("--no-", "--", 1)
@@ -123,7 +126,7 @@ def _check_options(fields: Sequence[Field], arguments: Sequence[str], command: s
 
 
 def _one_line(complaint: str, command: str) -> str:
-    """The first part of what tyro prints in a box."""
+    """Return the first part of the message that tyro prints in a box, as one line."""
     lines = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines()]
     rule = next((i for i, line in enumerate(lines[1:], 1) if line.startswith("──")), len(lines))
     text = " ".join(" ".join(lines[1:rule]).split()).rstrip(".")
@@ -148,10 +151,10 @@ def to_every_arm(arguments: Sequence[str], num_arms: int) -> list[str]:
 
 
 def shown_once(study: Any) -> Any:
-    """A study for its help: what all arms have stands once, as `to_every_arm` reads it.
+    """Return a study for its help, in which fields of all arms are shown once.
 
     Args:
-        study: A dataclass with ``arms``, runs with ``data`` and ``train``.
+        study: A dataclass with ``arms``, which are runs with ``data`` and ``train``.
     """
     first = study.arms[0]
     of_study = get_type_hints(type(study))
@@ -181,7 +184,7 @@ def shown_once(study: Any) -> Any:
 def _source_rule(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Source] | None:
-    """``--data.source`` is one word, such as ``folder:texts`` or ``jsonl:a.jsonl,text_field=x``."""
+    """Parse ``--data.source`` from one word, such as ``folder:texts`` or ``jsonl:a.jsonl``."""
     if set(get_args(info.type)) != set(get_args(Source)):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(

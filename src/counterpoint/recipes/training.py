@@ -1,4 +1,4 @@
-"""One run, or several in turn: data prepared, model built, trained and measured while it learns."""
+"""Training one run, or several in turn: prepare data, build the model, train and measure it."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -36,18 +36,21 @@ def train_run(
     loggers: Sequence[MetricLogger] | None = None,
     also: Evaluate | None = None,
 ) -> TrainResult:
-    """Train one run, on as many processes as there are; go on where it was.
+    """Train one run on all processes, or continue it.
 
     Args:
-        run: What to do.
+        run: The run.
         folder: Its folder; see `counterpoint.train.loop.train`.
-        world: The processes; every one must call this.
-        block_ticks: Alignment of the rows, where several systems read the same; by default that of
+        world: The processes; all of them must call this.
+        block_ticks: Alignment of the rows if several systems read the same rows; by default that of
             the run's own system.
-        measure_end: Measure the held-out units also where the config has no `evaluate_every`.
-        progress: Shows how far it is; on stderr by default.
-        loggers: Followers of the numbers; by default TensorBoard, in ``tensorboard/``.
-        also: Measures something beside the held-out units, whenever these are measured.
+        measure_end: Whether held-out units are measured at the end even without `evaluate_every`.
+        progress: Shows the progress; on stderr by default.
+        loggers: Receive the numbers; by default TensorBoard, in ``tensorboard/``.
+        also: A further measurement, made whenever held-out units are measured.
+
+    Returns:
+        How the training ended.
 
     Raises:
         UserError: The data, or the checkpoints of the folder, cannot be used.
@@ -58,7 +61,7 @@ def train_run(
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )
-    # What is wrong with the data is told before anything is measured.
+    # Errors in the data are reported before anything is measured.
     choice = settle_precision(run.train.precision, [system], [folder], world)
     if choice.why and world.is_first:
         progress.note(choice.why)
@@ -70,7 +73,7 @@ def train_run(
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     measured = measure_end or run.train.evaluate_every > 0
     peak = peak_flops(world.device, choice.precision)
-    # Bars are gone in any case: an error is told below them.
+    # Bars are removed in any case, so that an error is printed below them.
     with only_one(folder, world, ".run.lock"), closing(progress):
         keep_or_check_learned(run.data, data.fingerprint, folder, world)
         return train(
@@ -96,18 +99,18 @@ def _both(first: Evaluate | None, second: Evaluate | None) -> Evaluate | None:
 def train_in_turn(
     stages: Sequence[tuple[Run, Path]], world: World, progress: Progress | None = None
 ) -> TrainResult:
-    """Train runs one after the other; each begins with the weights of the one before it.
+    """Train runs one after another; each begins with the weights of the run before it.
 
     Args:
-        stages: Runs and their folders, at least one; those that are finished are kept.
-        world: The processes; every one must call this.
-        progress: Shows how far it is; on stderr by default.
+        stages: Runs and their folders, at least one; finished ones are kept.
+        world: The processes; all of them must call this.
+        progress: Shows the progress; on stderr by default.
 
     Returns:
-        How the last one that was trained ended; it is not finished when a signal stopped it.
+        How the last training ended; it is not finished if a signal stopped it.
 
     Raises:
-        UserError: As `train_run`.
+        UserError: See `train_run`.
     """
     before: Path | None = None
     for run, folder in stages:
@@ -122,7 +125,7 @@ def train_in_turn(
 
 
 def prepare_together(run: Run, workers: int) -> None:
-    """Prepare the data of a run in several processes; what is in the cache already is kept."""
+    """Prepare the data of a run in several processes; data in the cache are kept."""
     share = partial(prepare_share, run, workers)
     with closing(work_in_processes(share, range(workers), workers)) as done:
         for _ in done:
@@ -130,7 +133,7 @@ def prepare_together(run: Run, workers: int) -> None:
 
 
 def prepare_share(run: Run, workers: int, rank: int) -> None:
-    """What one of them does; each begins elsewhere, and finds what others have made."""
+    """Do the share of one process; each begins elsewhere, and finds what the others have made."""
     run.data.prepare(
         sketch(run.system), progress=Progress(bar=False), rank=rank, world_size=workers
     )

@@ -323,7 +323,7 @@ def _run(
     if not finished:
         record.note(
             f"Stopped after step {counters.step} of {config.num_steps}; saved {record.checkpoint}. "
-            "Run the same command to go on."
+            "Run the same command to continue."
         )
     if record.checkpoint is None:
         raise AssertionError("a run that has ended has saved")
