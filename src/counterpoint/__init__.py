@@ -1,7 +1,7 @@
 """Multi-stream language models: several time-aligned streams, read and written at once.
 
-The public names are imported when they are first asked for, so that ``counterpoint --help`` answers
-without torch.
+Public names are imported on first use, so that ``counterpoint --help`` runs without importing
+torch.
 """
 
 from importlib import import_module
@@ -52,5 +52,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names beside what is imported already."""
+    """Return the public names and everything that is imported already."""
     return sorted({*globals(), *_HOMES})

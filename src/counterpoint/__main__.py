@@ -1,4 +1,4 @@
-"""``python -m counterpoint`` is the command ``counterpoint``."""
+"""Runs the command ``counterpoint`` as ``python -m counterpoint``."""
 
 import sys
 

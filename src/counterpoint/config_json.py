@@ -1,4 +1,4 @@
-"""Lossless JSON of nested frozen dataclasses: what is written is read back equal, or refused."""
+"""Lossless JSON of nested frozen dataclasses: values are restored equal, or refused."""
 
 import dataclasses
 import types
@@ -11,11 +11,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from counterpoint.errors import UserError
 
 TYPE_KEY = "type"
-"""Key that holds the class of an encoded dataclass; it decides between members of a union."""
+"""Key of the class of an encoded dataclass; it decides between members of a union."""
 
 
 def encode(value: Any) -> Any:
-    """JSON form of a value made of dataclasses, tuples, mappings, enums, paths and scalars."""
+    """Return the JSON form of dataclasses, tuples, mappings, enums, paths and scalars.
+
+    Raises:
+        UserError: The value contains something else.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {TYPE_KEY: type(value).__qualname__, **fields}
@@ -36,15 +40,15 @@ def encode(value: Any) -> Any:
 
 
 def decode(annotation: Any, data: Any, where: str = "config") -> Any:
-    """Read back what `encode` wrote.
+    """Restore a value from the JSON form that `encode` made.
 
     Args:
-        annotation: Type that is expected: a dataclass, a union, ``tuple[...]``, a scalar...
+        annotation: Expected type: a dataclass, a union, ``tuple[...]``, a scalar and so on.
         data: Decoded JSON.
         where: Place of the value, named in errors.
 
     Raises:
-        UserError: An unknown or missing field, or a value of another type.
+        UserError: A field is unknown or missing, or a value has another type.
     """
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _decode_dataclass(annotation, data, where)
@@ -125,7 +129,7 @@ def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
             raise UserError(f"{where}: no type is called {tag!r}. {_nearest(tag, classes)}")
         return decode(classes[tag], data, where)
     problem: ValueError | None = None
-    # An int must stay an int in `float | int`, whatever the order: exact types come first.
+    # An int must stay an int in `float | int`, whatever the order, so exact types come first.
     for member in sorted(members, key=lambda member: member is not type(data)):
         try:
             return decode(member, data, where)
@@ -151,7 +155,7 @@ def _decode_sequence(annotation: Any, data: Any, where: str) -> Any:
 
 
 def first_difference(old: Any, new: Any, where: str = "config") -> str | None:
-    """First place where two JSON values differ, as ``place (old, now new)``."""
+    """Return the first place at which two JSON values differ, as ``place (old, here new)``."""
     if isinstance(old, dict) and isinstance(new, dict):
         differences = (
             first_difference(old.get(key), new.get(key), f"{where}.{key}")
@@ -162,7 +166,7 @@ def first_difference(old: Any, new: Any, where: str = "config") -> str | None:
 
 
 def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an encoded value is other than in another one; `merged` brings it back."""
+    """Return the parts of an encoded value that differ from another one; see `merged`."""
     return {
         key: difference(value, old[key])
         if isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
@@ -173,14 +177,14 @@ def difference(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]
 
 
 def merged(old: Any, changes: Any) -> Any:
-    """An encoded value with a `difference` of another one."""
+    """Return the encoded value ``old`` with a `difference` applied to it."""
     if not isinstance(old, Mapping) or not isinstance(changes, Mapping):
         return changes
     return {**old, **{key: merged(old.get(key), value) for key, value in changes.items()}}
 
 
 def _kinds(base: type) -> list[type]:
-    """The dataclasses that are made from a base, in the order in which they were made."""
+    """Return the dataclasses derived from a base, in the order of their definition."""
     found: list[type] = []
     made: list[type] = base.__subclasses__()
     for kind in made:

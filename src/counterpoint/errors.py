@@ -1,4 +1,4 @@
-"""The errors whose messages are meant for the person who uses the library or its commands."""
+"""Errors whose messages are meant for the user of the library or its commands."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,27 +6,27 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake of the user: what was given cannot be used.
+    """A mistake of the user: an input cannot be used.
 
     Its message says what must hold, what came instead and what to do about it. A command prints the
-    message in one line and ends with status 2; every other error keeps its traceback, because it is
-    a fault of the program. It is a `ValueError`, so that callers need not import this class.
+    message in one line and ends with status 2. All other errors keep their traceback, because they
+    are faults of the program. It is a `ValueError`, so that callers need not import this class.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names what was probably meant; empty where nothing is known.
+    """Return a sentence that names what was probably meant; empty if there are no candidates.
 
     Args:
-        name: What was typed.
-        known: What could have been.
+        name: The name that was typed.
+        known: The candidates.
     """
     found = get_close_matches(name, list(known), n=1, cutoff=0)
     return f"The nearest is {found[0]!r}." if found else ""
 
 
 def nearest_file(path: str | Path) -> str:
-    """The same of a path that does not exist, by what lies beside it; empty if all is unlike it."""
+    """Return such a sentence for a missing path, from the names in its folder; it may be empty."""
     path = Path(path)
     try:
         beside = [other.name for other in path.parent.iterdir()]

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and JSON in files.
+"""Files and folders that appear complete or not at all, and JSON in files.
 
-A reader never sees half of what is written here, not even after a power cut, and everything gets
-the permissions that the user's umask asks for.
+A reader never sees half of a file or folder that is written here, not even after a power cut. All
+files get the permissions of the user's umask.
 """
 
 import errno
@@ -27,21 +27,22 @@ _ADVICE = "Correct the file, or name another."
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file that appears whole or not at all.
+    """Write a file that appears complete or not at all.
 
-    The body gets the path of an empty file in the same folder and writes there. When it ends well,
-    the content goes to the disk and takes the place of ``path``; when it fails, ``path`` stays what
-    it was. The folder must exist.
+    The block gets the path of an empty file in the same folder and writes to it. If the block ends
+    without an error, the content is flushed to the disk and replaces ``path``; after an error
+    ``path`` is unchanged. The folder must exist.
 
     Raises:
-        OSError: The file cannot be written; it names ``path``.
+        OSError: The file cannot be written; the error names ``path``.
     """
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
             permissions = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield partial
-        # Some writers, such as safetensors, put a file of their own there, for the owner alone.
+        # Some writers, such as safetensors, replace it by their own file, readable by the owner
+        # alone.
         partial.chmod(permissions)
         flush(partial)
         partial.replace(path)
@@ -56,12 +57,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that appears whole or not at all.
+    """Fill a folder that appears complete or not at all.
 
-    The body gets the path of an empty folder beside ``path`` and writes there. When it ends well,
-    everything goes to the disk and the folder is renamed to ``path``, which must not exist or be
-    empty. What an earlier process that was killed has left there is deleted first, so only one
-    process at a time may fill the same folder.
+    The block gets the path of an empty folder next to ``path`` and writes to it. If the block ends
+    without an error, everything is flushed to the disk and the folder is renamed to ``path``, which
+    must not exist or must be empty. Remains of an earlier process that was killed are deleted
+    first, so only one process at a time may fill the same folder.
 
     Raises:
         OSError: The folder cannot be written, or ``path`` is not empty.
@@ -81,7 +82,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Put a folder and all that is below it on the disk, files with the permissions of the umask.
+    """Flush a folder and everything below it to the disk; files get the permissions of the umask.
 
     Raises:
         OSError: The disk is full or fails.
@@ -98,7 +99,7 @@ def settle(folder: Path) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as text that can be written anywhere: bytes of it that are no text are U+FFFD."""
+    """Return a path as text that can be written anywhere; invalid bytes become U+FFFD."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
@@ -112,36 +113,36 @@ def flush(entry: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file of UTF-8 text; see `whole_file`."""
+    """Write a complete file of UTF-8 text; see `whole_file`."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file; see `whole_file`."""
+    """Write a complete file; see `whole_file`."""
     with whole_file(path) as partial:
         partial.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a whole file of JSON, indented for people; see `whole_file`."""
+    """Write a complete file of JSON, indented for human readers; see `whole_file`."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole file with one JSON object a line; see `whole_file`."""
+    """Write a complete file with one JSON object a line; see `whole_file`."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a whole safetensors file; see `whole_file`.
+    """Write a complete safetensors file; see `whole_file`.
 
     Args:
         path: The file.
         tensors: Tensors by name, on any device; they may share memory and be views of others.
-        metadata: Text that goes into the file's header.
+        metadata: Text for the file's header.
 
     Raises:
         OSError: The file cannot be written.
@@ -151,7 +152,7 @@ def write_tensors(
     for name, tensor in tensors.items():
         copy = tensor.detach().cpu().contiguous()
         storage = copy.untyped_storage()
-        # safetensors refuses memory that two names share, and memory of which a name has a part.
+        # safetensors refuses memory that two names share, or of which a tensor is only a part.
         if storage.data_ptr() in storages or storage.nbytes() != copy.nbytes:
             copy = copy.clone()
         storages.add(copy.untyped_storage().data_ptr())
@@ -164,7 +165,7 @@ def write_tensors(
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file that some config names, which must lie in the folder of that config.
+    """Return the path of a file that a config names, which must lie in the config's folder.
 
     Raises:
         UserError: The name leads out of the folder.
@@ -179,11 +180,11 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Return the text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        UserError: It is not UTF-8; the message says where.
-        OSError: It cannot be read.
+        UserError: The file is not UTF-8; the message names the place.
+        OSError: The file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -192,20 +193,20 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value that a JSON file holds.
+    """Return the value of a JSON file.
 
     Raises:
-        UserError: It is not UTF-8 or not JSON.
-        OSError: It cannot be read.
+        UserError: The file is not UTF-8 or not JSON.
+        OSError: The file cannot be read.
     """
     return parse_json(read_text(path), str(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file with one JSON object a line, one at a time; blank lines are skipped.
+    """Yield the objects of a file with one JSON object a line; blank lines are skipped.
 
     Yields:
-        The place of the object, for errors, such as "scripts.jsonl, line 3", and the object.
+        The place of the object for errors, such as "scripts.jsonl, line 3", and the object.
 
     Raises:
         UserError: A line is not UTF-8, not JSON or not an object.
@@ -218,11 +219,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def parse_json_lines(
     lines: Iterable[str | bytes], source: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of lines; see `read_json_lines`.
+    """Yield the objects of lines; see `read_json_lines`.
 
     Args:
         lines: One JSON object each, or blank.
-        source: Where they stand, for errors.
+        source: Name of their source, for errors.
     """
     for number, line in enumerate(lines, start=1):
         place = f"{source}, line {number}"
@@ -241,14 +242,14 @@ def parse_json_lines(
 
 
 def parse_json(text: str, place: str) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Args:
-        text: What is parsed.
-        place: Where it stands, for errors.
+        text: The text.
+        place: Its place, for errors.
 
     Raises:
-        UserError: It is not JSON, or no value that can be held: too deep, or a number too long.
+        UserError: The text is not JSON, is nested too deeply, or has a number that is too long.
     """
     return _parse(text, place, "JSON")
 
@@ -256,7 +257,7 @@ def parse_json(text: str, place: str) -> Any:
 def _parse(text: str, place: str, what: str) -> Any:
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():  # half of a pair passes here, and nothing could write it
+        if "\\ud" in text.lower():  # half of a surrogate pair is parsed, but cannot be written
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise UserError(f"{place} must be {what}: it is nested too deeply. {_ADVICE}") from None
@@ -278,7 +279,7 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
 
 
 def json_value(value: Any) -> Any:
-    """The same as JSON knows it: paths are texts, and a number that is none is null."""
+    """Return a value as JSON allows it: paths become texts, and NaN or infinity becomes null."""
     if isinstance(value, Mapping):
         return {key: json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

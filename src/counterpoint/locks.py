@@ -1,4 +1,4 @@
-"""Locks: one process at a time does something, and the others wait or are told who does it."""
+"""Locks: only one process at a time does something; others wait or are told who does it."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 class LockedError(UserError):
-    """Another process is at it.
+    """Another process holds the lock.
 
     Attributes:
-        holder: Who, in words: "process 123 on host".
+        holder: That process, in words: "process 123 on host".
     """
 
     def __init__(self, path: Path, holder: str) -> None:
@@ -27,18 +27,19 @@ class LockedError(UserError):
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Only one process at a time, and one thread of it, is in here for the same path.
+    """Let only one process at a time, and one of its threads, enter this block for a path.
 
-    The operating system ends a lock with the process that holds it, however that ends. The file of
-    the lock is removed by who leaves. On a disk that knows no locks nobody is kept out.
+    The operating system releases the lock of a process that ends in any way. The process that
+    leaves the block removes the lock's file. On a disk without support for locks the block is not
+    protected.
 
     Args:
         path: File of the lock; its folder must exist.
-        wait: Until it is free; otherwise it must be free.
+        wait: Whether to wait until the lock is free.
 
     Raises:
-        LockedError: It is not.
-        OSError: The file cannot be made.
+        LockedError: The lock is not free, and ``wait`` is False.
+        OSError: The file cannot be created.
     """
     file = _taken(path, wait)
     with file:
@@ -68,7 +69,7 @@ def _taken(path: Path, wait: bool) -> TextIO:
                 file.close()
                 raise
             return file
-        # Whoever left meanwhile has removed the file: this lock keeps nobody out.
+        # A process that left meanwhile has removed the file, and then this lock protects nothing.
         try:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

@@ -1,4 +1,4 @@
-"""Packages that the library can live without: the extras, and one message where one is missing."""
+"""Optional packages: those of the extras, and the message if one is missing."""
 
 import os
 from importlib import import_module
@@ -24,14 +24,14 @@ _SILENCE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Settings by which packages neither report nor store anything that nobody asked for."""
+"""Settings that keep packages from reporting or storing anything that was not asked for."""
 
 _MODULES = {
     "piper": "piper-tts",
     "onnxruntime": "piper-tts",
     "ctranslate2": "faster-whisper",
 }
-"""Top modules that are not named like their packages."""
+"""Modules whose names differ from those of their packages."""
 
 
 class MissingPackageError(UserError):
@@ -41,8 +41,9 @@ class MissingPackageError(UserError):
 def optional_module(name: str) -> Any:
     """Import a module of a package that comes with an extra.
 
-    Packages that report home, such as onnxruntime, are told not to, unless the environment says
-    otherwise. They read that when they are first imported, so nothing else may import them.
+    Packages that send reports, such as onnxruntime, are told not to, unless the environment says
+    otherwise. They read that setting when they are first imported, so no other code may import
+    them.
 
     Args:
         name: Dotted name of the module, such as "pyarrow.parquet".
@@ -59,13 +60,13 @@ def optional_module(name: str) -> Any:
 
 
 def missing_package(module: str) -> MissingPackageError | None:
-    """What to say when a module cannot be imported.
+    """Return the error about a module that cannot be imported.
 
     Args:
         module: Its dotted name.
 
     Returns:
-        The error to raise; ``None`` where no extra brings the module.
+        The error to raise; ``None`` if no extra installs the module.
     """
     top = module.split(".")[0]
     package = _MODULES.get(top, top.replace("_", "-"))

@@ -1,4 +1,4 @@
-"""Processes that work for this one and end with it, and how Ctrl-C ends this one."""
+"""Worker processes that end with this process, and the effect of Ctrl-C on this process."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 _PATIENCE_S = 3.0
 _SHOW_CURSOR = "\x1b[?25h"
@@ -27,28 +27,28 @@ _SHOW_CURSOR = "\x1b[?25h"
 def work_in_processes(
     work: Callable[[_Item], _Result], items: Sequence[_Item], num_processes: int
 ) -> Generator[_Result, None, None]:
-    """Do the same work on many things, in several processes at once.
+    """Do the same work on many items, in several processes at once.
 
-    Every process is fresh: nothing of this one (threads, locks, open files) is in it. Each gets
-    ``work`` once, as a pickled copy, so that what ``work`` makes ready on first use stays ready;
-    and each computes with one thread. Interruptions are left to this process. Close the generator
-    where it is not read to its end, best with `contextlib.closing`: that ends the processes.
+    Every process is fresh: it has no threads, locks or open files of this one. Each process gets
+    ``work`` once, as a pickled copy, so that what ``work`` prepares on first use stays available,
+    and computes with one thread. Interruptions are handled by this process. If the generator is not
+    read to its end, close it, best with `contextlib.closing`: that ends the processes.
 
     Args:
-        work: Called with one item; it can be pickled, as its results can.
-        items: What to work on, in this order.
-        num_processes: Processes, at least one; no more are started than there are items.
+        work: Function of one item. It and its results must be picklable.
+        items: The items, begun in this order.
+        num_processes: Number of processes, at least one; at most as many as items are started.
 
     Yields:
         A result for each item, in the order in which they are done.
 
     Raises:
         OSError: A process ended before its work did.
-        Exception: Whatever ``work`` raises.
+        Exception: Any error that ``work`` raises.
     """
     waiting = deque(items)
     processes = list[Any]()
-    pipes = dict[Any, Any]()  # to each process; no thread and no lock that could be waited for
+    pipes = dict[Any, Any]()  # to each process; there is no thread or lock to wait for
     try:
         for _ in range(min(num_processes, len(items))):
             process, pipe = _start(work)
@@ -67,7 +67,7 @@ def work_in_processes(
 
 
 def _start(work: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A process that waits for items, and the pipe to it."""
+    """Start a process that waits for items, and return it and the pipe to it."""
     context = get_context("spawn")
     pipe, other_end = context.Pipe()
     process = context.Process(target=_serve, args=(work, other_end), daemon=True)
@@ -77,14 +77,14 @@ def _start(work: Callable[[Any], Any]) -> tuple[Any, Any]:
 
 
 def _give(pipe: Any, waiting: deque[Any]) -> None:
-    """Send the next item, if there is one; that a process has ended is noticed by `_next`."""
+    """Send the next item, if there is one; `_next` notices a process that has ended."""
     if waiting:
         with contextlib.suppress(OSError):
             pipe.send((waiting.popleft(),))
 
 
 def _next(pipes: dict[Any, Any]) -> tuple[Any, bytes]:
-    """A process that is done, by its pipe, and what it has sent."""
+    """Wait for a process that is done; return its pipe and what it has sent."""
     pipe = connection.wait(list(pipes))[0]
     try:
         return pipe, pipe.recv_bytes()  # type: ignore[union-attr]
@@ -92,13 +92,13 @@ def _next(pipes: dict[Any, Any]) -> tuple[Any, bytes]:
         process = pipes[pipe]
         process.join()
         raise OSError(
-            f"A process that helps ended with status {process.exitcode}. Run again: what was made "
-            "is kept."
+            f"A worker process ended with status {process.exitcode}. Run again: finished results "
+            "are kept."
         ) from None
 
 
 def _end(processes: Sequence[Any]) -> None:
-    """End all; what one has half written is removed, unless it does not listen for seconds."""
+    """End all processes; each has seconds to remove a half-written file before it is killed."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -109,7 +109,7 @@ def _end(processes: Sequence[Any]) -> None:
 
 @contextmanager
 def _without_interruptions() -> Iterator[None]:
-    """What is started in the block never sees Ctrl-C, and this process sees it afterwards."""
+    """Hide Ctrl-C from processes started in the block; this process receives it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -121,12 +121,12 @@ def _without_interruptions() -> Iterator[None]:
 
 
 def _serve(work: Callable[[Any], Any], pipe: Any) -> None:
-    """What a process does."""
+    """Run the loop of a worker process."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
-    # Processes share the cores, and sums may depend on how many threads share them.
+    # Processes share the cores, and sums may depend on the number of threads.
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _leave)
     try:
@@ -134,7 +134,7 @@ def _serve(work: Callable[[Any], Any], pipe: Any) -> None:
             (item,) = pipe.recv()
             pipe.send_bytes(attempted(work, item))
     except (SystemExit, KeyboardInterrupt, EOFError, OSError):
-        # What was half written is gone, training that was stopped is saved, and nobody waits.
+        # Half-written files are gone, stopped training is saved, and nobody waits for this process.
         os._exit(1)
 
 
@@ -143,13 +143,13 @@ def _leave(number: int, frame: object) -> None:
 
 
 def attempted(work: Callable[[Any], Any], item: Any) -> bytes:
-    """Whether the work on an item succeeded, and its result or the error: pickled."""
+    """Return, pickled, whether the work on an item succeeded, and its result or error."""
     try:
         return pickle.dumps((True, work(item)))
     except Exception as error:
         try:
             return pickle.dumps((False, error))
-        except Exception:  # an error of another package, with something inside
+        except Exception:  # an error of another package that cannot be pickled
             return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
@@ -162,16 +162,16 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Whoever presses Ctrl-C twice in the block is obeyed at once, whatever is going on.
+    """Let a second Ctrl-C in the block end the process at once, whatever it does.
 
-    The first Ctrl-C does what it does without this: it raises `KeyboardInterrupt`, or a training
-    loop notes it and saves. The second ends this process and those that work for it. A thread of
-    its own sees to that, because a signal's handler waits for the main thread, which may be in a
-    long computation or already be cleaning up.
+    The first Ctrl-C has its usual effect: it raises `KeyboardInterrupt`, or a training loop notices
+    it and saves. The second one ends this process and its worker processes. A separate thread does
+    that, because a signal handler waits for the main thread, which may be in a long computation or
+    already cleaning up.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # only the main thread receives signals, and none where they are ignored
+        yield  # only the main thread receives signals, and none receives ignored ones
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -180,7 +180,7 @@ def interruptible() -> Iterator[None]:
     watch.start()
 
     def interrupt(number: int, frame: Any) -> None:
-        # The second is for the watch alone: it must not end the cleaning up with a traceback.
+        # The watching thread counts the second one: it must not interrupt the cleaning up.
         signal.signal(signal.SIGINT, lambda number, frame: None)
         handler(number, frame)
 
@@ -196,12 +196,12 @@ def interruptible() -> Iterator[None]:
 
 
 def _leave_at_second(reader: int) -> None:
-    """Read the numbers of the signals that come, until the other end is closed."""
+    """Read the numbers of incoming signals until the other end is closed."""
     came = 0
     while number := os.read(reader, 1):
         came += number[0] == signal.SIGINT
         if came == 2:
-            with contextlib.suppress(Exception):  # nothing may keep this process
+            with contextlib.suppress(Exception):  # nothing may keep this process alive
                 if sys.stderr.isatty():
                     sys.stderr.write(_SHOW_CURSOR)  # a bar may have hidden it
                     sys.stderr.flush()
@@ -212,9 +212,9 @@ def _leave_at_second(reader: int) -> None:
 
 
 def _started_by(process: int) -> Iterator[int]:
-    """The processes that one has started, and those that they have started, such as Ray's.
+    """Yield the processes that a process has started, and those started by them, such as Ray's.
 
-    Where the system does not tell, only those of `multiprocessing`.
+    If the system does not tell, only those of `multiprocessing` are known.
     """
     if not Path("/proc/self/task").is_dir():
         yield from (child.pid for child in active_children() if child.pid is not None)

@@ -1,4 +1,4 @@
-"""How far something is: what every command that takes long shows to a person."""
+"""The progress of long commands, as the user sees it."""
 
 import sys
 import time
@@ -12,30 +12,30 @@ _Piece = TypeVar("_Piece")
 
 @runtime_checkable
 class Output(Protocol):
-    """Where text goes: a terminal, a file, `sys.stderr`."""
+    """A destination of text: a terminal, a file, or `sys.stderr`."""
 
     def write(self, text: str, /) -> object:
-        """Take some text."""
+        """Write some text."""
         ...
 
     def flush(self) -> object:
-        """Pass on what was taken."""
+        """Pass on what was written."""
         ...
 
     def isatty(self) -> bool:
-        """Whether a person watches."""
+        """Return whether it is a terminal."""
         ...
 
 
 class Pace:
     """Speed over the last seconds of work.
 
-    The first entry holds what happens once, such as compilation, so it counts only until there is
-    another one.
+    The first entry includes what happens only once, such as compilation, so it counts only until
+    there is another entry.
     """
 
     def __init__(self, window_s: float = 10.0) -> None:
-        """Forget what was more than ``window_s`` seconds of work ago; three entries stay."""
+        """Forget entries from more than ``window_s`` seconds of work ago; three are kept."""
         self._window_s = window_s
         self._entries = deque[tuple[float, tuple[float, ...]]]()
         self._sums: tuple[float, ...] = ()
@@ -43,7 +43,7 @@ class Pace:
         self.seconds = 0.0
 
     def add(self, seconds: float, *amounts: float) -> None:
-        """Some work was done, in so many seconds."""
+        """Record amounts of work that were done in some seconds."""
         if self._is_first and self._entries:
             self._forget()
             self._is_first = False
@@ -61,20 +61,20 @@ class Pace:
 
     @property
     def is_known(self) -> bool:
-        """Whether anything behind the first entry was measured."""
+        """Whether anything after the first entry was measured."""
         return not self._is_first and self.seconds > 0
 
     def rate(self, place: int = 0) -> float:
-        """Amount a second, of one of the amounts."""
+        """Return one of the amounts a second."""
         return self._sums[place] / max(self.seconds, 1e-9)
 
     def mean(self, place: int = 0) -> float:
-        """Mean amount of an entry."""
+        """Return the mean amount of an entry."""
         return self._sums[place] / max(len(self._entries), 1)
 
 
 class Progress:
-    """Shows notes and tasks: a bar on a terminal, else a named line every ten seconds."""
+    """Shows notes and tasks: a bar on a terminal, otherwise a named line every ten seconds."""
 
     def __init__(
         self,
@@ -85,14 +85,14 @@ class Progress:
         every_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show something.
+        """Make a display.
 
         Args:
-            stream: Where it is shown; stderr by default.
-            quiet: Show nothing.
-            bar: Whether bars are drawn; by default where ``stream`` is a terminal.
-            every_seconds: Time between two lines of a task.
-            clock: Gives seconds.
+            stream: Destination of the display; stderr by default.
+            quiet: Whether to show nothing.
+            bar: Whether bars are drawn; by default if ``stream`` is a terminal.
+            every_seconds: Seconds between two lines of a task.
+            clock: Returns seconds.
         """
         self._stream: Output = sys.stderr if stream is None else stream
         self._quiet = quiet
@@ -102,7 +102,7 @@ class Progress:
         self._live: Any = None
 
     def __enter__(self) -> "Progress":
-        """Show until the block ends."""
+        """Show the progress until the block ends."""
         return self
 
     def __exit__(
@@ -111,11 +111,11 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self.close()
 
     def close(self) -> None:
-        """Take the bars away; what is shown later begins anew."""
+        """Remove the bars; later output begins anew."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -133,12 +133,12 @@ class Progress:
     def task(
         self, name: str, unit: str = "", spell: Callable[[float], str] = lambda x: f"{x:,.0f}"
     ) -> "Task":
-        """Something that is done piece by piece.
+        """Start the display of something that is done piece by piece.
 
         Args:
-            name: Stands before what is shown, such as "making dialogues".
+            name: Text before the numbers, such as "making dialogues".
             unit: What is counted, such as "dialogues".
-            spell: Writes how much is done, and how much there is.
+            spell: Formats the amounts that are done and that there are.
         """
         return Task(self, name, unit, spell)
 
@@ -152,13 +152,13 @@ class Progress:
         unit: str = "",
         spell: Callable[[float], str] = lambda x: f"{x:,.0f}",
     ) -> Iterator[_Piece]:
-        """The same pieces, shown while they are taken.
+        """Yield the given pieces, and show the progress meanwhile.
 
         Args:
             name: See `task`.
-            pieces: One after the other.
+            pieces: The pieces.
             total: Sum of their sizes.
-            size: How much of the whole a piece is.
+            size: Returns the size of a piece.
             unit: See `task`.
             spell: See `task`.
         """
@@ -171,7 +171,7 @@ class Progress:
         task.end()
 
     def bars(self) -> Any:
-        """The bars, drawn from now on; ``None`` where lines are shown instead."""
+        """Return the bars, which are drawn from now on; ``None`` if lines are shown instead."""
         if self._live is None and self._draws and not self._quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
@@ -189,7 +189,7 @@ class Progress:
 
 
 class Task:
-    """Something that is done piece by piece; made by `Progress.task`."""
+    """The display of something that is done piece by piece; made by `Progress.task`."""
 
     def __init__(
         self, progress: Progress, name: str, unit: str, spell: Callable[[float], str]
@@ -202,7 +202,7 @@ class Task:
         self._done: float | None = None
         self._shown = False
         self._now = progress.clock()
-        # What is over within a second needs one line.
+        # A task of less than a second needs only one line.
         self._next = self._now + min(1.0, progress.every_seconds)
         self._bar: Any = None
 
@@ -213,25 +213,25 @@ class Task:
         figures: str = "",
         seconds: float | None = None,
     ) -> None:
-        """Show how far it is.
+        """Show the progress.
 
         Args:
-            done: What is done of ``total``, pieces of earlier calls of the command included.
-            total: What there is to do; ``None`` where nobody knows.
-            figures: More about it.
-            seconds: Time that the newest piece took; by default the time since the last call.
+            done: Amount done of ``total``, including that of earlier calls of the command.
+            total: Amount to do; ``None`` if it is not known.
+            figures: Further numbers.
+            seconds: Time of the newest piece; by default the time since the last call.
         """
         now = self._progress.clock()
-        # The first piece of this call is not known where a resumed run begins in the middle.
+        # The size of the first piece is not known, because a resumed run begins in the middle.
         if self._done is not None and done < self._done:
-            self._pace = Pace()  # the next of several things under one name
+            self._pace = Pace()  # the next of several tasks under one name
             self._done = None
         piece = done if self._done is None else done - self._done
         self._pace.add(now - self._now if seconds is None else seconds, piece)
         self._done = done
         self._now = now
         at_end = total is not None and done >= total
-        # Without a total nobody knows when it will be over, so the first line comes at once.
+        # Without a total the end is not known, so the first line comes at once.
         at_once = total is None and not self._shown
         bars = self._progress.bars()
         if bars is None:
@@ -250,7 +250,7 @@ class Task:
             self._progress.note(f"{self._name}: {text}")
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         bars = self._progress.bars() if self._bar is not None else None
         if bars is not None:
             bars.remove_task(self._bar)
@@ -269,7 +269,7 @@ class Task:
 
 
 def spell_count(value: float) -> str:
-    """A number with three digits and a prefix, such as ``2 M``."""
+    """Return a number with three digits and a prefix, such as ``2 M``."""
     for prefix in ("", "k", "M", "G"):
         if value < 999.5:
             return f"{value:.3g} {prefix}"
@@ -278,7 +278,7 @@ def spell_count(value: float) -> str:
 
 
 def spell_duration(seconds: float) -> str:
-    """A time as ``minutes:seconds``, or with hours before them."""
+    """Return a time as ``minutes:seconds``, or with hours before them."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""Work for this process that is done on a Ray cluster."""
+"""Work that is done on a Ray cluster."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 LOCAL = "local"
-"""The address that starts a cluster on this machine, which ends with the work."""
+"""The address that starts a cluster on this machine; the cluster ends with the work."""
 
 _MOST_TRIES = 5
 _KNOCK_S = 10.0
@@ -31,12 +31,12 @@ def work_on_ray(
     *,
     num_workers: int | None = None,
 ) -> Generator[_Result, None, None]:
-    """Do the same work on many things, on the machines of a Ray cluster.
+    """Do the same work on many items, on the machines of a Ray cluster.
 
-    It is like `counterpoint.processes.work_in_processes`: every process gets ``work`` as a pickled
-    copy that stays ready, computes with one thread and takes one core. An item whose machine dies
-    is begun again on another one. Close the generator where it is not read to its end, best with
-    `contextlib.closing`: that ends the work.
+    As in `counterpoint.processes.work_in_processes`, every process gets ``work`` as a pickled copy
+    that stays available, computes with one thread and takes one core. If the machine of an item
+    dies, the item is begun again on another one. If the generator is not read to its end, close it,
+    best with `contextlib.closing`: that ends the work.
 
     Args:
         work: Function of one item. It and its results must be picklable. Its package must be
@@ -54,7 +54,7 @@ def work_on_ray(
     Raises:
         UserError: There is no cluster at that address, or the package ``ray`` is missing.
         OSError: Processes with the same item ended again and again.
-        Exception: Whatever ``work`` raises.
+        Exception: Any error that ``work`` raises.
     """
     ray = optional_module("ray")
     connected = _connect(ray, address)
@@ -67,7 +67,7 @@ def work_on_ray(
             room = num_workers or int(ray.cluster_resources().get("CPU", 1))
             while waiting and len(pending) < max(room, 1):
                 pending.append(task.remote(copied, waiting.popleft()))
-            # Time by time, because machines may have joined.
+            # The wait has a limit, because machines may join meanwhile.
             ready, pending = ray.wait(pending, num_returns=1, timeout=5.0)
             for reference in ready:
                 yield _result(ray, reference)
@@ -80,7 +80,7 @@ def work_on_ray(
 
 
 def _connect(ray: Any, address: str) -> bool:
-    """Connect, unless that was done before; whether it was done here."""
+    """Connect if there is no connection yet, and return whether this call did."""
     if ray.is_initialized():
         return False
     try:
@@ -96,10 +96,10 @@ def _connect(ray: Any, address: str) -> bool:
 
 
 def _knock(address: str) -> None:
-    """Ray asks a host and port for minutes where nobody answers; whether one does is soon known.
+    """Check quickly whether a host answers, because Ray would ask it for minutes.
 
     Raises:
-        OSError: Nobody does.
+        OSError: Nobody answers.
     """
     found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
     if found:
@@ -113,7 +113,7 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         raise OSError(
             f"A process on Ray must give a result: {type(error).__name__} after {_MOST_TRIES} "
-            "tries. Look whether its machine has memory for it, then run again: what was made is "
+            "tries. Check that its machine has enough memory, then run again: finished results are "
             "kept."
         ) from error
     done, value = pickle.loads(content)
@@ -123,10 +123,10 @@ def _result(ray: Any, reference: Any) -> Any:
 
 
 def _attempt(work: bytes, item: Any) -> bytes:
-    """What a process of the cluster does with an item."""
+    """Do the work on one item in a process of the cluster."""
     import torch
 
-    # Sums may depend on how many threads share them.
+    # Sums may depend on the number of threads.
     torch.set_num_threads(1)
     try:
         return attempted(_ready(work), item)
@@ -136,6 +136,6 @@ def _attempt(work: bytes, item: Any) -> bytes:
 
 @lru_cache(maxsize=1)
 def _ready(work: bytes) -> Callable[[Any], Any]:
-    """The work, once for all items of a process: engines that it has started go on."""
+    """Return the work, unpickled once for all items of a process; its engines stay alive."""
     loaded: Callable[[Any], Any] = pickle.loads(work)
     return loaded

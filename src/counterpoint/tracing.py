@@ -1,7 +1,7 @@
-"""Whether code may look at the values of tensors, or only at their shapes.
+"""Whether code may read the values of tensors, or only their shapes.
 
-A compiled graph, a CUDA graph and a model that runs for several seeds at once are computed from one
-trace: a branch on a value would break it. Code that saves time by looking at values asks
+A compiled graph, a CUDA graph and a model that runs for several seeds at once are all computed from
+one trace, which a branch on a value would break. Code that saves time by reading values asks
 `is_traced` first, and otherwise does what is right for every value.
 """
 
@@ -15,13 +15,13 @@ _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
 
 def is_traced() -> bool:
-    """Whether values must not be looked at."""
+    """Return whether values must not be read."""
     return torch.compiler.is_compiling() or _shapes_only.get()
 
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Within this context no value is looked at."""
+    """Forbid reading values within this context."""
     token = _shapes_only.set(True)
     try:
         yield

@@ -1,8 +1,8 @@
 """Audio files, sample rates and channels.
 
-Reading converts on request, and only as said here: another sample rate is resampled (soxr, its
-high quality), one channel wanted of several is their mean, several wanted of one are its copies.
-Whatever else does not fit is an error, and so is a file that was cut: see
+Reading converts on request, in these ways only: another sample rate is resampled (soxr in high
+quality); one channel wanted of several is their mean; several wanted of one are its copies.
+Everything else that does not fit is an error, and so is a truncated file: see
 `counterpoint.speech.containers`.
 """
 
@@ -24,18 +24,18 @@ from counterpoint.speech.codec import check_samples
 from counterpoint.speech.containers import DamagedError, Whole, check_whole
 
 _BLOCK_S = 10.0
-_BLOCK_VALUES = 1 << 22  # most samples of all channels in memory, whatever the head says
+_BLOCK_VALUES = 1 << 22  # most samples of all channels in memory, whatever the header says
 _LOWEST_RATE = 100
 _HIGHEST_RATE = 1_000_000
-_UNKNOWN = 1 << 62  # libsndfile's number of samples from here on: the head does not tell
+_UNKNOWN = 1 << 62  # from this number of samples on, libsndfile does not know the length
 
 
 class AudioError(UserError):
-    """A file of sound, or sound itself, that cannot be used."""
+    """An audio file, or audio itself, cannot be used."""
 
 
 class AudioInfo(NamedTuple):
-    """A recording as it is in its file."""
+    """Format and length of a recording in its file."""
 
     sample_rate: int
     num_channels: int
@@ -43,18 +43,20 @@ class AudioInfo(NamedTuple):
 
 
 def read_audio(path: str | Path, sample_rate: int, num_channels: int) -> Float[Tensor, "C N"]:
-    """A whole recording in memory: 4 bytes a sample and channel, 691 MB for an hour of 2 x 24 kHz.
+    """Read a whole recording into memory.
+
+    It takes 4 bytes a sample and channel: 691 MB for an hour of two channels at 24 kHz.
 
     Args:
-        path: WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg or MP3. Where its head does not tell
-            the length, as of a recorder that was killed, the sound goes to the end of the file.
-        sample_rate: Samples a second to convert to.
-        num_channels: Channels to convert to.
+        path: WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg or MP3. If the header does not tell the
+            length, as after a recorder was killed, the sound extends to the end of the file.
+        sample_rate: Sample rate to convert to.
+        num_channels: Number of channels to convert to.
 
     Raises:
-        UserError: A package is missing; the file is missing, broken, cut or empty; it holds samples
-            that are no sound (see `check_samples`), or its channels cannot be converted. All but
-            the first name the file.
+        UserError: A package is missing; the file is missing, broken, truncated or empty; it holds
+            samples that are no sound (see `check_samples`), or its channels cannot be converted.
+            All errors except the first name the file.
     """
     return torch.cat(list(audio_blocks(path, sample_rate, num_channels)), 1)
 
@@ -62,13 +64,13 @@ def read_audio(path: str | Path, sample_rate: int, num_channels: int) -> Float[T
 def audio_blocks(
     path: str | Path, sample_rate: int, num_channels: int, block_s: float = _BLOCK_S
 ) -> Iterator[Float[Tensor, "C N"]]:
-    """The same recording as `read_audio`, in blocks of any length, however long the whole is.
+    """Yield the recording that `read_audio` reads in blocks, whatever its length.
 
     Args:
         path: See `read_audio`.
         sample_rate: See `read_audio`.
         num_channels: See `read_audio`.
-        block_s: Seconds of the file to hold in memory.
+        block_s: Seconds of the file that are held in memory.
 
     Raises:
         UserError: See `read_audio`.
@@ -84,7 +86,7 @@ def audio_blocks(
         for block in recording.blocks(block_s):
             with _named(path):
                 audio = with_channels(block, num_channels)
-                check_samples(block)  # the mean of opposite ones would hide them
+                check_samples(block)  # in the mean of channels, opposite errors would cancel out
             if resampler is not None:
                 audio = torch.from_numpy(resampler.resample_chunk(audio.T.contiguous().numpy())).T
             num_samples += audio.shape[1]
@@ -100,16 +102,16 @@ def audio_blocks(
 def channel_blocks(
     path: str | Path, sample_rate: int, channel: int | None, block_s: float = 1.0
 ) -> Iterator[Float[Tensor, "1 _N"]]:
-    """One channel of a recording, or the mean of all, block by block.
+    """Yield one channel of a recording, or the mean of all channels, block by block.
 
     Args:
         path: Audio file.
-        sample_rate: What to bring it to.
+        sample_rate: Sample rate to convert to.
         channel: Number of the channel, 0 is the left; ``None`` for the mean.
-        block_s: Seconds of a block; the last one has what remains.
+        block_s: Seconds of a block; the last one may be shorter.
 
     Raises:
-        UserError: There is no such channel, or not one sample at this rate.
+        UserError: There is no such channel, or less than one sample at this rate.
     """
     info = inspect_audio(path)
     if round(info.duration_s * sample_rate) < 1:
@@ -126,10 +128,10 @@ def channel_blocks(
 
 
 def verify_audio(path: str | Path) -> AudioInfo:
-    """Read a file to its end, so that nothing of it can fail later.
+    """Read a file to its end, so that nothing in it can fail later.
 
     Returns:
-        What it is, its length as counted.
+        Its format, and its length as counted.
 
     Raises:
         UserError: See `read_audio`.
@@ -146,9 +148,9 @@ def verify_audio(path: str | Path) -> AudioInfo:
 
 
 def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int) -> None:
-    """Write a file of 16-bit samples in the format of the name's ending; beyond 1 they are clipped.
+    """Write a file of 16-bit samples in the format of the name's ending.
 
-    It appears whole or not at all.
+    Samples beyond full scale are clipped. The file appears complete or not at all.
 
     Raises:
         UserError: A package is missing; the audio is empty or not finite; the ending is unknown.
@@ -178,10 +180,10 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
 
 
 def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> int:
-    """Write pieces as they come to a WAV file of 16 bits, whole or not at all.
+    """Write pieces as they come to a 16-bit WAV file, which appears complete or not at all.
 
     Returns:
-        How many samples were beyond full scale; these are clipped.
+        Number of samples beyond full scale, which are clipped.
 
     Raises:
         UserError: A package is missing.
@@ -202,7 +204,7 @@ def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rat
 
 
 def inspect_audio(path: str | Path) -> AudioInfo:
-    """Rate, channels and length of a file; where its head does not tell the length, it is read.
+    """Return rate, channels and length of a file; it is read if its header has no length.
 
     Raises:
         UserError: See `read_audio`.
@@ -231,10 +233,10 @@ def resample(audio: Float[Tensor, "C N"], from_rate: int, to_rate: int) -> Float
 
 
 def with_channels(audio: Float[Tensor, "C N"], num_channels: int) -> Float[Tensor, "M N"]:
-    """As it is, the mean of all channels, or copies of the only one.
+    """Return the audio unchanged, the mean of all channels, or copies of the only channel.
 
     Raises:
-        UserError: Neither count is 1, and they differ.
+        UserError: Neither number of channels is 1, and they differ.
     """
     if num_channels < 1:
         raise AudioError(f"`num_channels` must be >= 1, got {num_channels}.")
@@ -251,12 +253,12 @@ def with_channels(audio: Float[Tensor, "C N"], num_channels: int) -> Float[Tenso
 
 
 class _Recording(NamedTuple):
-    """A file that is open to be read.
+    """A file that is open for reading.
 
     Attributes:
         file: An open file of soundfile.
-        num_frames: Samples of each channel that it must have; ``None`` where nothing tells.
-        padding_frames: How many may come behind these; they are left out.
+        num_frames: Samples of each channel that it must have; ``None`` if that is not known.
+        padding_frames: Largest number of padding samples after these; they are left out.
     """
 
     file: Any
@@ -264,10 +266,10 @@ class _Recording(NamedTuple):
     padding_frames: int
 
     def blocks(self, block_s: float) -> Iterator[Float[Tensor, "C N"]]:
-        """The samples to the end of the file.
+        """Yield the samples to the end of the file.
 
         Raises:
-            DamagedError: There are other samples than there must be.
+            DamagedError: The number of samples differs from the header.
         """
         file = self.file
         count = 0
@@ -283,11 +285,11 @@ class _Recording(NamedTuple):
             yield samples[:read].T
         told = count if self.num_frames is None else self.num_frames
         if not told <= count <= told + self.padding_frames:
-            raise DamagedError(f"its head tells {self.num_frames} samples, and {count} came")
+            raise DamagedError(f"its header tells {self.num_frames} samples, and {count} came")
 
 
 class _Patched(io.RawIOBase):
-    """A file as libsndfile is to see it."""
+    """A file with changed bytes, as libsndfile must see it."""
 
     def __init__(self, path: Path, whole: Whole) -> None:
         super().__init__()
@@ -299,17 +301,17 @@ class _Patched(io.RawIOBase):
         self._place = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a place."""
+        """Move to a position."""
         begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         self._place = max(begin + offset, 0)
         return self._place
 
     def tell(self) -> int:
-        """The place."""
+        """Return the position."""
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; fewer bytes at the end."""
+        """Fill a buffer; at the end of the file with fewer bytes."""
         view = memoryview(buffer).cast("B")
         head = self._prefix[self._place : self._place + len(view)]
         view[: len(head)] = head
@@ -325,7 +327,7 @@ class _Patched(io.RawIOBase):
         return count
 
     def write(self, content: Any) -> int:
-        """Nothing is written; soundfile wants it to be there."""
+        """Refuse to write; soundfile requires the method."""
         raise io.UnsupportedOperation("write")
 
     def close(self) -> None:
@@ -335,7 +337,7 @@ class _Patched(io.RawIOBase):
 
 
 def _forward(soundfile: Any, content: _Patched) -> Any:
-    """An open file that never seeks: soundfile does behind every read, and some kinds cannot."""
+    """Open a file without seeking: soundfile seeks after every read, and some kinds cannot."""
 
     class Forward(soundfile.SoundFile):  # type: ignore[misc]
         def seekable(self) -> bool:
@@ -346,7 +348,7 @@ def _forward(soundfile: Any, content: _Patched) -> Any:
 
 @contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """What is said against the samples of a file names it."""
+    """Let errors about the samples of a file name the file."""
     try:
         yield
     except UserError as error:
@@ -360,7 +362,7 @@ def _check_sounds(path: str | Path, num_samples: int) -> None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[_Recording]:
-    """A file to read; what is said against it names the file."""
+    """Open a file for reading; errors name the file."""
     soundfile = optional_module("soundfile")
     if not Path(path).is_file():
         raise AudioError(f"The recording must be an existing file: got {str(path)!r}.")
@@ -368,21 +370,21 @@ def _opened(path: str | Path) -> Iterator[_Recording]:
         whole = check_whole(Path(path))
         with _Patched(Path(path), whole) as content, _forward(soundfile, content) as file:
             if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
-                raise DamagedError(f"its head tells {file.samplerate} samples a second")
+                raise DamagedError(f"its header tells {file.samplerate} samples a second")
             known = whole.num_frames
             if known is None and file.frames < _UNKNOWN:
                 known = file.frames
             yield _Recording(file, known, whole.padding_frames)
     except (soundfile.SoundFileError, DamagedError) as error:
         raise AudioError(
-            f"{str(path)!r} must be an audio file, and whole: {_reason(error)}. Get another copy, "
-            "or convert it."
+            f"{str(path)!r} must be an audio file, and complete: {_reason(error)}. Get another "
+            "copy, or convert it."
         ) from error
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A file to write whole; what soundfile says against it is an OSError, as of any other file."""
+    """Open a file for writing; errors of soundfile become `OSError`, as for any other file."""
     soundfile = optional_module("soundfile")
     try:
         with whole_file(path) as partial:
@@ -390,7 +392,7 @@ def _written(path: Path) -> Iterator[Path]:
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "strerror", None) or _reason(error)
         raise OSError(
-            f"{str(path)!r} must be writable: {reason}. Choose another place, or make room."
+            f"{str(path)!r} must be writable: {reason}. Choose another place, or free space."
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""What a microphone adds to a voice: another level, noise, an echo of the other side.
+"""What a microphone adds to a voice: another level, noise, and an echo of the other speaker.
 
-Moshi trains its listening on such audio, so that it does not answer its own echo.
+Moshi trains its hearing on such audio, so that it does not answer its own echo.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class Augmentation:
     """How often and how strongly the user's audio is changed. Values are drawn uniformly.
 
     Attributes:
-        gain_probability: How often the level changes.
-        gain_db: Decibels by which it becomes louder.
-        noise_probability: How often there is noise.
-        noise_db: Its level relative to the user's, both as root mean squares.
-        noise_s: How long noise lasts, and silences between, in turn.
-        echo_probability: How often the agent is heard in the user's microphone.
-        echo_gain: How much of it, as a factor.
-        echo_delay_s: How much later.
+        gain_probability: Probability of a changed level.
+        gain_db: Range of the change in decibels.
+        noise_probability: Probability of noise.
+        noise_db: Range of the noise level relative to the user's, both as root mean squares.
+        noise_s: Range of the durations of noise and of silence, which alternate.
+        echo_probability: Probability that the agent is heard in the user's microphone.
+        echo_gain: Range of the factor of the echo.
+        echo_delay_s: Range of the delay of the echo.
 
     Source: Moshi (arXiv:2410.00037), section 4.4. Deviation: the reverberation that it applies to
     echo and user together is left out.
@@ -51,7 +51,7 @@ class Augmentation:
                 raise UserError(f"`{name}` must be (low, high), got {(low, high)}.")
         if self.noise_s[1] <= 0 or self.noise_s[0] < 0 or self.echo_delay_s[0] < 0:
             raise UserError(
-                "`noise_s` and `echo_delay_s` must not be negative, nor `noise_s` all zero: got "
+                "`noise_s` and `echo_delay_s` must be >= 0, and `noise_s` not always 0: got "
                 f"noise_s={self.noise_s}, echo_delay_s={self.echo_delay_s}."
             )
 
@@ -64,18 +64,18 @@ def augment_user(
     seed: int,
     noise: Float[Tensor, " M"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """Give the user's audio as a poorer microphone hears it; equal seeds give equal audio.
+    """Return the user's audio as a poorer microphone hears it; equal seeds give equal audio.
 
     Args:
         user: The user's channel.
         agent: What the agent says at the same time.
         sample_rate: Samples a second.
-        augmentation: What may happen.
-        seed: Decides what does.
-        noise: A recording to take noise from; ``None`` makes pink noise.
+        augmentation: Ranges and probabilities of the changes.
+        seed: Seed of the changes.
+        noise: A recording from which noise is taken; ``None`` makes pink noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    # Everything is drawn, whether used or not: one setting does not shift the draws of another.
+    # Everything is drawn even if it is not used, so one setting does not change other draws.
     gain = 10 ** (_uniform(generator, augmentation.gain_db) / 20)
     noise_level = 10 ** (_uniform(generator, augmentation.noise_db) / 20)
     echo_gain = _uniform(generator, augmentation.echo_gain)
@@ -94,7 +94,7 @@ def augment_user(
 
 
 def echo(agent: Float[Tensor, " N"], gain: float, delay_samples: int) -> Float[Tensor, " N"]:
-    """Give the agent's audio, weaker and later."""
+    """Return the agent's audio with a gain and a delay."""
     late = torch.zeros_like(agent)
     late[delay_samples:] = agent[: max(len(agent) - delay_samples, 0)]
     return gain * late
@@ -107,15 +107,15 @@ def noise_sections(
     seed: int,
     noise: Float[Tensor, " M"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """Make noise and silence in turn, each for a random time. The root mean square of noise is 1.
+    """Make alternating noise and silence of random durations; noise has root mean square 1.
 
     Args:
-        num_samples: How many samples are made (N).
+        num_samples: Number of samples (N).
         sample_rate: Samples a second.
-        section_s: Range of the length of a section.
-        seed: Decides the lengths, what comes first, and the noise.
-        noise: A recording to take it from, at random places and repeated as needed; ``None`` makes
-            pink noise.
+        section_s: Range of the duration of a section.
+        seed: Seed of the durations, of what comes first, and of the noise.
+        noise: A recording from which noise is taken, at random places and repeated as needed;
+            ``None`` makes pink noise.
 
     Raises:
         UserError: ``noise`` is empty or silent.

@@ -1,4 +1,4 @@
-"""Codecs turn waveforms into frames of codebook ids and back, whole or as streams."""
+"""Codecs: they turn waveforms into frames of codebook ids and back, whole or as streams."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -11,19 +11,19 @@ from torch import Tensor
 from counterpoint.errors import UserError
 
 LOUDEST = 16.0
-"""Full scale is 1. What is louder than this, 24 dB beyond it, has another scale or is damaged."""
+"""Largest sample, 24 dB beyond full scale. Louder ones have another scale or are damaged."""
 
 
 @runtime_checkable
 class FrameCoder(Protocol):
-    """One direction of a codec for some rows, each of which goes on where it stopped."""
+    """One direction of a codec for some rows, each of which continues where it stopped."""
 
     def code(self, rows: list[int], frames: Tensor) -> Tensor:
         """Code the next frames of some rows: (B, T * frame_samples) to (B, T, K), or back."""
         ...
 
     def reset(self, row: int) -> None:
-        """Let a row start anew."""
+        """Reset a row to its start."""
         ...
 
 
@@ -33,34 +33,34 @@ class Codec(Protocol):
 
     @property
     def name(self) -> str:
-        """A name that is equal for two codecs exactly if they give equal ids."""
+        """Name that is equal for two codecs if, and only if, they give equal ids."""
         ...
 
     @property
     def sample_rate(self) -> int:
-        """How many samples there are in a second."""
+        """Number of samples a second."""
         ...
 
     @property
     def frame_rate_hz(self) -> float:
-        """How many frames there are in a second."""
+        """Number of frames a second."""
         ...
 
     @property
     def frame_samples(self) -> int:
-        """How many samples there are in a frame."""
+        """Number of samples in a frame."""
         ...
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """How many ids each codebook has."""
+        """Number of ids of each codebook."""
         ...
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
-        """Encode whole recordings; silence completes the last frame.
+        """Encode whole recordings; the last frame is completed with silence.
 
         Raises:
-            UserError: There are no samples, or samples are none (see `check_samples`).
+            UserError: There are no samples, or they are not valid (see `check_samples`).
         """
         ...
 
@@ -73,24 +73,24 @@ class Codec(Protocol):
         ...
 
     def encoder(self, num_rows: int = 1) -> "Encoder":
-        """Make what encodes recordings as they come, each in a row of its own."""
+        """Return an encoder of recordings as they come, each in its own row."""
         ...
 
     def decoder(self, num_rows: int = 1) -> "Decoder":
-        """Make what decodes recordings as they come, each in a row of its own."""
+        """Return a decoder of recordings as they come, each in its own row."""
         ...
 
 
 class Encoder:
-    """Takes samples and gives the ids of the frames that are complete.
+    """Takes samples, and returns the ids of the frames that are complete.
 
     Rows share nothing but the computation. Each is pushed, finished and reset on its own.
 
     Args:
         coder: Encodes whole frames of ``num_rows`` rows.
-        num_rows: Recordings at a time.
-        frame_samples: Samples in a frame.
-        num_codebooks: Ids in a frame.
+        num_rows: Number of recordings at a time.
+        frame_samples: Number of samples in a frame.
+        num_codebooks: Number of ids in a frame.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Encoder:
         self._rest = [torch.zeros(0)] * num_rows
 
     def push(self, samples: Mapping[int, Float[Tensor, " _N"]]) -> dict[int, Int[Tensor, "_T _K"]]:
-        """Hear further samples of some rows, any number of each.
+        """Encode further samples of some rows, any number in each row.
 
         Returns:
             The ids of all frames that are now complete, by row and oldest first.
 
         Raises:
-            UserError: There is no such row, or its samples are none (see `check_channel`).
-                Nothing was heard.
+            UserError: There is no such row, or its samples are not valid (see `check_channel`).
+                Then nothing was encoded.
         """
         for row, new in samples.items():
             self._check(row)
@@ -137,7 +137,7 @@ class Encoder:
         return codes
 
     def reset(self, row: int) -> None:
-        """Let a row start anew, without the samples of its incomplete frame."""
+        """Reset a row to its start; the samples of its incomplete frame are discarded."""
         self._check(row)
         self._rest[row] = torch.zeros(0)
         self._coder.reset(row)
@@ -147,12 +147,12 @@ class Encoder:
 
 
 class Decoder:
-    """Takes ids of frames and gives their samples. Rows are as in `Encoder`.
+    """Takes ids of frames, and returns their samples. Its rows work as in `Encoder`.
 
     Args:
         coder: Decodes frames of ``num_rows`` rows.
-        num_rows: Recordings at a time.
-        codebook_sizes: Number of ids in each codebook.
+        num_rows: Number of recordings at a time.
+        codebook_sizes: Number of ids of each codebook.
     """
 
     def __init__(self, coder: FrameCoder, num_rows: int, codebook_sizes: tuple[int, ...]) -> None:
@@ -162,10 +162,11 @@ class Decoder:
         self._codebook_sizes = codebook_sizes
 
     def push(self, codes: Mapping[int, Int[Tensor, "_T _K"]]) -> dict[int, Float[Tensor, " _N"]]:
-        """Decode further frames of some rows, any number of each.
+        """Decode further frames of some rows, any number in each row.
 
         Raises:
-            UserError: There is no such row, or an id is not in its codebook. Nothing was decoded.
+            UserError: There is no such row, or an id is not in its codebook. Then nothing was
+                decoded.
         """
         for row, new in codes.items():
             check_row(row, self._num_rows)
@@ -173,7 +174,7 @@ class Decoder:
         return _code(self._coder, codes, torch.zeros(0))
 
     def reset(self, row: int) -> None:
-        """Let a row start anew."""
+        """Reset a row to its start."""
         check_row(row, self._num_rows)
         self._coder.reset(row)
 
@@ -181,10 +182,10 @@ class Decoder:
 def encode_whole(
     codec: Codec, audio: Float[Tensor, "B N"], piece_frames: int = 128
 ) -> Int[Tensor, "B T K"]:
-    """Encode whole recordings by the codec's stream, in pieces that bound the memory.
+    """Encode whole recordings through the codec's stream, in pieces that limit the memory.
 
     Raises:
-        UserError: There are no samples, or samples are none (see `check_samples`).
+        UserError: There are no samples, or they are not valid (see `check_samples`).
     """
     if not audio.numel():
         raise UserError(
@@ -199,7 +200,7 @@ def encode_whole(
 def decode_whole(
     codec: Codec, codes: Int[Tensor, "B T K"], piece_frames: int = 128
 ) -> Float[Tensor, "B N"]:
-    """Decode whole recordings by the codec's stream, in pieces that bound the memory.
+    """Decode whole recordings through the codec's stream, in pieces that limit the memory.
 
     Raises:
         UserError: There are no rows, or an id is not in its codebook.
@@ -210,30 +211,30 @@ def decode_whole(
 
 
 def check_num_rows(num_rows: int) -> None:
-    """Raise ValueError unless a stream has rows."""
+    """Refuse a number of rows below 1."""
     if num_rows < 1:
         raise UserError(f"`num_rows` must be >= 1, got {num_rows}.")
 
 
 def check_row(row: int, num_rows: int) -> None:
-    """Raise ValueError unless the row exists."""
+    """Refuse a row that does not exist."""
     if not 0 <= row < num_rows:
         raise UserError(f"`row` must be 0 to {num_rows - 1}: got {row}.")
 
 
 def check_channel(samples: object) -> None:
-    """Raise UserError unless these are samples of one channel; see `check_samples`."""
+    """Refuse anything that is not valid samples of one channel; see `check_samples`."""
     if not isinstance(samples, Tensor) or samples.ndim != 1:
         found = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise UserError(
             f"Samples of a channel must be a tensor of one dimension: got {found}. Give each "
-            "channel by itself."
+            "channel separately."
         )
     check_samples(samples)
 
 
 def check_samples(audio: Tensor) -> None:
-    """Raise UserError unless samples are finite floats, none of them beyond `LOUDEST`."""
+    """Refuse samples that are not finite floats or are beyond `LOUDEST`."""
     if not audio.is_floating_point():
         raise UserError(
             f"Samples must be floats with full scale at 1: got {audio.dtype}. Divide integers by "
@@ -252,7 +253,7 @@ def check_samples(audio: Tensor) -> None:
 
 
 def check_codes(codes: Int[Tensor, "... K"], codebook_sizes: tuple[int, ...]) -> None:
-    """Raise ValueError unless there is an id of its codebook at every place."""
+    """Refuse codes in which an id is not in its codebook."""
     if codes.shape[-1] != len(codebook_sizes):
         raise UserError(
             f"Codes must have {len(codebook_sizes)} codebooks in their last dimension: got shape "
@@ -268,7 +269,7 @@ def check_codes(codes: Int[Tensor, "... K"], codebook_sizes: tuple[int, ...]) ->
 
 
 def _code(coder: FrameCoder, inputs: Mapping[int, Tensor], empty: Tensor) -> dict[int, Tensor]:
-    """Code rows; those with equally many frames are coded in one pass."""
+    """Code rows; rows with equally many frames are coded in one pass."""
     by_length: dict[int, list[int]] = {}
     for row, new in inputs.items():
         by_length.setdefault(len(new), []).append(row)

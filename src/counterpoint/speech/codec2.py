@@ -1,10 +1,10 @@
 """Codec2 700C: speech at 700 bit/s without weights to download.
 
 Every 40 ms have four ids: two stages of a vector quantiser for the shape of the spectrum, the
-energy, and the pitch (0 is unvoiced). Some voices are clear and others are poor, so that this is a
-codec for tests and demonstrations.
+energy, and the pitch (0 is unvoiced). Some voices are clear and others are poor, so this codec is
+for tests and demonstrations.
 
-Source: D. Rowe's libcodec2, as the package `pycodec2` brings it.
+Source: D. Rowe's libcodec2, as packaged in `pycodec2`.
 """
 
 from importlib.metadata import version
@@ -33,8 +33,8 @@ _FULL_SCALE = 32768
 class Codec2:
     """Codec2 in mode 700C, at its own rates: 8 kHz, 25 frames a second.
 
-    Ids depend on the samples alone. Samples do not depend on the ids alone: libcodec2 draws the
-    phases of noise from a generator of the whole process, so each decoding hisses differently.
+    Ids depend on the samples alone. Decoded samples do not depend on the ids alone: libcodec2 draws
+    the phases of noise from one generator of the process, so the hiss differs in each decoding.
 
     Raises:
         UserError: The package `pycodec2` is missing.
@@ -58,17 +58,17 @@ class Codec2:
         return decode_whole(self, codes)
 
     def encoder(self, num_rows: int = 1) -> Encoder:
-        """Make what encodes recordings as they come; see `Codec.encoder`."""
+        """Return an encoder of recordings as they come; see `Codec.encoder`."""
         coder = _Analysis(num_rows)
         return Encoder(coder, num_rows, self.frame_samples, len(self.codebook_sizes))
 
     def decoder(self, num_rows: int = 1) -> Decoder:
-        """Make what decodes recordings as they come; see `Codec.decoder`."""
+        """Return a decoder of recordings as they come; see `Codec.decoder`."""
         return Decoder(_Synthesis(num_rows), num_rows, self.codebook_sizes)
 
 
 def pack(codes: Int[Tensor, "T K"]) -> bytes:
-    """Write frames as libcodec2 does: fields with their highest bit first, filled to 4 bytes.
+    """Write frames as libcodec2 does: fields with the highest bit first, filled to 4 bytes.
 
     Raises:
         UserError: An id is not in its codebook.
@@ -78,7 +78,7 @@ def pack(codes: Int[Tensor, "T K"]) -> bytes:
 
 
 def unpack(frames: bytes) -> Int[Tensor, "T K"]:
-    """Undo `pack`.
+    """Read the frames that `pack` has written.
 
     Raises:
         UserError: The bytes are not a whole number of frames.

@@ -1,10 +1,10 @@
-"""Whether a file of sound is whole: what its head tells of its length against what is there.
+"""Checks that an audio file is complete: the length in its header against its content.
 
-libsndfile believes the head: it stops where the head says and takes a file that was cut for a
-shorter one, both without a word. So each kind of file is walked here from its first byte to its
-last before libsndfile reads it. Where the length was never written, as by a recorder that was
-killed or wrote to a pipe, the sound goes to the end of the file, and `Whole` says what libsndfile
-must read in place of the head's number.
+libsndfile trusts the header: it stops where the header says, and treats a truncated file as a
+shorter one, both silently. Therefore each kind of file is walked here from its first byte to its
+last before libsndfile reads it. If the length was never written, because a recorder was killed or
+wrote to a pipe, the sound extends to the end of the file, and `Whole` says what libsndfile must
+read in place of the header's number.
 
 Sources: RIFF and RF64 (EBU Tech 3306), Sony Wave64, AIFF-C, CAF, Sun AU, NIST SPHERE, FLAC (RFC
 9639), Ogg (RFC 3533), MPEG audio (ISO 11172-3) with the tags of Xing and LAME.
@@ -20,13 +20,13 @@ from typing import NamedTuple
 KINDS = "WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg or MP3"
 
 _UNWRITTEN_32 = 0x7FFFF000
-"""From here on a size of 32 bits stands for "not known": programs write 2^31 less a page, 2^31,
-2^32 - 1, where they write to a pipe."""
+"""Sizes of 32 bits from here on mean "not known": programs that write to a pipe set 2^31 less a
+page, 2^31, or 2^32 - 1."""
 
 _UNWRITTEN_64 = 1 << 62
 
 _PLAIN = (1, 3, 6, 7, 0xFFFE)
-"""Numbers of WAV formats without blocks: integers, floats, A-law, mu-law; and "see elsewhere"."""
+"""WAV formats without blocks: integers, floats, A-law, mu-law, and "see elsewhere"."""
 
 _MOST_PADDING = 4096  # samples of two blocks of any format
 
@@ -35,14 +35,14 @@ _Bytes = bytes | mmap.mmap
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Whole:
-    """How a whole file is to be read.
+    """How a complete file must be read.
 
     Attributes:
-        num_frames: Samples of each channel as its head tells; ``None`` where it does not, or where
-            libsndfile's own number is that of the head.
-        padding_frames: Samples that may come behind these and are none: the last block is filled.
+        num_frames: Samples of each channel according to the header; ``None`` if the header does not
+            tell, or if libsndfile's own number is that of the header.
+        padding_frames: Number of padding samples that may follow these to fill the last block.
         patches: Bytes to read in place of those in the file, by their offset.
-        prefix: Bytes to read before the first one of the file.
+        prefix: Bytes to read before the first byte of the file.
         first: Byte of the file to begin with.
     """
 
@@ -54,11 +54,11 @@ class Whole:
 
 
 class DamagedError(Exception):
-    """Why a file is not whole; whoever reads it names it."""
+    """The reason why a file is not complete; the reader adds its name."""
 
 
 class _Form(NamedTuple):
-    """How chunks lie in a file: an id, a size, the content; ``pad`` is what they are aligned to."""
+    """Layout of chunks in a file: an id, a size, the content; ``pad`` is their alignment."""
 
     id_bytes: int
     size: str
@@ -67,7 +67,7 @@ class _Form(NamedTuple):
     first: int
     sound: bytes
     extra: int
-    """Bytes of the chunk of the sound that stand before the sound."""
+    """Number of bytes before the sound in its chunk."""
 
 
 _RIFF = _Form(4, "<I", False, 2, 12, b"data", 0)
@@ -77,11 +77,11 @@ _W64 = _Form(16, "<Q", True, 8, 40, b"data", 0)
 
 
 def check_whole(path: Path) -> Whole:
-    """How a file is to be read.
+    """Check a file, and return how it must be read.
 
     Raises:
-        DamagedError: It is of no kind that is known here, it was cut, or its head tells another
-            length than it has. The message is the reason alone.
+        DamagedError: It is of no known kind, it was truncated, or its header tells another length
+            than it has. The message is only the reason.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
@@ -107,7 +107,7 @@ def _check(content: _Bytes) -> Whole:
 
 
 def _riff(content: _Bytes) -> Whole:
-    """A WAV file; in an RF64 one the size stands in the chunk ds64."""
+    """Check a WAV file; in an RF64 file the size is in the chunk ds64."""
     sizes: int | None = None
     if content[:4] == b"RF64":
         if content[12:16] != b"ds64" or len(content) < 44:
@@ -135,7 +135,7 @@ def _w64(content: _Bytes) -> Whole:
 
 
 def _chunks(content: _Bytes, form: _Form, long_size: int | None = None) -> Whole:
-    """Walk the chunks; ``long_size`` is where 64 bits tell the size of the sound."""
+    """Walk the chunks; ``long_size`` is the place of a 64-bit size of the sound."""
     place = form.first
     head = form.id_bytes + struct.calcsize(form.size)
     found = dict[bytes, int]()
@@ -155,11 +155,11 @@ def _chunks(content: _Bytes, form: _Form, long_size: int | None = None) -> Whole
 
 
 class _Format(NamedTuple):
-    """How the sound of a file of chunks is written.
+    """The format of the sound in a file of chunks.
 
     Attributes:
-        num_bytes: Bytes of the samples of all channels at one time; 1 where they come in blocks.
-        num_frames: Samples of each channel; ``None`` where the size of the sound tells them.
+        num_bytes: Bytes of the samples of all channels at one time; 1 if they come in blocks.
+        num_frames: Samples of each channel; ``None`` if the size of the sound tells them.
     """
 
     num_bytes: int = 1
@@ -167,7 +167,7 @@ class _Format(NamedTuple):
 
 
 def _format(content: _Bytes, form: _Form, found: Mapping[bytes, int]) -> _Format:
-    """What the chunks before the sound say; ``found`` tells where the content of each begins."""
+    """Return the format that the chunks before the sound tell; ``found`` has their offsets."""
     if form.sound == b"SSND" and b"COMM" in found:
         channels, _, bits = struct.unpack_from(">hIh", content, found[b"COMM"])
         is_plain = content[8:12] == b"AIFF"
@@ -189,7 +189,7 @@ def _format(content: _Bytes, form: _Form, found: Mapping[bytes, int]) -> _Format
 def _sound(
     content: _Bytes, form: _Form, place: int, long_size: int | None, frame_bytes: int
 ) -> Whole:
-    """Compare the size of the sound with what is there, and with what comes behind it."""
+    """Compare the size of the sound with the bytes that exist, and with what follows them."""
     head = form.id_bytes + struct.calcsize(form.size)
     begin = place + head
     size = _size_at(content, form, place)
@@ -209,23 +209,23 @@ def _sound(
         return Whole(patches={field_place: struct.pack(field_form, min(written, largest))})
     if size > room:
         raise DamagedError(
-            f"its head tells {size} bytes of sound, and {room} are there: it was cut"
+            f"its header tells {size} bytes of sound, and {room} are there: it was cut"
         )
     if size and (size - form.extra) % frame_bytes:
         raise DamagedError(
-            f"its head tells {size - form.extra} bytes of sound in samples of {frame_bytes} bytes"
+            f"its header tells {size - form.extra} bytes of sound in samples of {frame_bytes} bytes"
         )
     padding = content[begin + size : begin + size + -size % form.pad]
     if any(padding) or not _ends_in_chunks(content, form, begin + size + len(padding)):
         raise DamagedError(
-            f"its head tells {size} bytes of sound, and behind them are {room - size} that are "
+            f"its header tells {size} bytes of sound, and behind them are {room - size} that are "
             "nothing that belongs there"
         )
     return Whole()
 
 
 def _ends_in_chunks(content: _Bytes, form: _Form, place: int) -> bool:
-    """Whether nothing is behind a place but whole chunks with names of letters, and padding."""
+    """Return whether only complete chunks with names of letters, and padding, follow a place."""
     head = form.id_bytes + struct.calcsize(form.size)
     while place < len(content):
         rest = content[place : place + head]
@@ -241,7 +241,7 @@ def _ends_in_chunks(content: _Bytes, form: _Form, place: int) -> bool:
 
 
 def _size_at(content: _Bytes, form: _Form, place: int) -> int:
-    """Size of the content of the chunk at a place."""
+    """Return the size of the content of the chunk at a place."""
     size = int(struct.unpack_from(form.size, content, place + form.id_bytes)[0])
     if not form.counts_head:
         return size
@@ -251,18 +251,18 @@ def _size_at(content: _Bytes, form: _Form, place: int) -> int:
 def _au(content: _Bytes) -> Whole:
     order = ">" if content[:4] == b".snd" else "<"
     if len(content) < 24:
-        raise DamagedError("its head was cut")
+        raise DamagedError("its header was cut")
     begin, size = struct.unpack_from(f"{order}II", content, 4)
     room = len(content) - begin
     if size == 0xFFFFFFFF or (not size and room > 0):
         return Whole(patches={8: struct.pack(f"{order}I", 0xFFFFFFFF)})
     if size != room:
-        raise DamagedError(f"its head tells {size} bytes of sound, and {room} are there")
+        raise DamagedError(f"its header tells {size} bytes of sound, and {room} are there")
     return Whole()
 
 
 def _nist(content: _Bytes) -> Whole:
-    """A head of lines such as ``sample_count -i 80000``."""
+    """Check a file whose header has lines such as ``sample_count -i 80000``."""
     try:
         head = int(content[8:16])
         lines = content[16:head].decode("ascii").split("\n")
@@ -270,10 +270,10 @@ def _nist(content: _Bytes) -> Whole:
         count = int(fields["sample_count"])
         width = int(fields["channel_count"]) * int(fields["sample_n_bytes"])
     except (ValueError, KeyError) as error:
-        raise DamagedError("its head does not tell its length") from error
+        raise DamagedError("its header does not tell its length") from error
     if count * width != len(content) - head:
         raise DamagedError(
-            f"its head tells {count * width} bytes of sound, and {len(content) - head} are there"
+            f"its header tells {count * width} bytes of sound, and {len(content) - head} are there"
         )
     return Whole()
 
@@ -282,17 +282,17 @@ def _nist(content: _Bytes) -> Whole:
 
 
 def _flac(content: _Bytes, start: int) -> Whole:
-    """Its reader counts to the end where the head's 36 bits of the length are 0."""
+    """Check a FLAC file; its reader counts to the end if the header's 36 bits of length are 0."""
     place = start + 21
     if len(content) < start + 42:
-        raise DamagedError("its head was cut")
+        raise DamagedError("its header was cut")
     count = int.from_bytes(content[place : place + 5]) & (1 << 36) - 1
     patch = bytes((content[place] & 0xF0,)) + bytes(4)
     return Whole(num_frames=count or None, patches={place: patch})
 
 
 def _ogg(content: _Bytes) -> Whole:
-    """One stream of pages, from the one that begins it to the one that ends it."""
+    """Check one stream of pages, from its first to its last page."""
     place = 0
     number = 0
     serial = b""
@@ -331,7 +331,7 @@ _MPEG_2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 def _mpeg_frame(content: _Bytes, place: int) -> _Frame | None:
-    """The frame at a place; ``None`` where there is none."""
+    """Return the frame at a place; ``None`` if there is none."""
     if place + 4 > len(content):
         return None
     word = int.from_bytes(content[place : place + 4])
@@ -350,7 +350,7 @@ def _mpeg_frame(content: _Bytes, place: int) -> _Frame | None:
 
 
 def _mpeg_frames(content: _Bytes, place: int) -> Iterator[tuple[int, _Frame]]:
-    """Place and frame of all frames; raises where something else is between or behind them."""
+    """Yield place and frame of all frames; refuse anything else between or after them."""
     while (frame := _mpeg_frame(content, place)) is not None:
         if place + frame.num_bytes > len(content):
             raise DamagedError("its last frame is not complete: it was cut")
@@ -363,7 +363,7 @@ def _mpeg_frames(content: _Bytes, place: int) -> Iterator[tuple[int, _Frame]]:
 
 
 def _mp3(content: _Bytes, start: int) -> Whole:
-    """All frames, counted; where no tag tells their number, one is read before them."""
+    """Check and count all frames; if no tag tells their number, a tag is read before them."""
     frames = _mpeg_frames(content, start)
     place, first = next(frames)
     tagged = _tagged_frames(content, place, first)
@@ -373,9 +373,9 @@ def _mp3(content: _Bytes, start: int) -> Whole:
         count += 1
         bit_rates.add(frame.bit_rate)
     if tagged is not None:
-        # Encoders disagree whether the frame of the tag counts.
+        # Encoders disagree on whether the frame of the tag counts.
         if tagged not in (count, count - 1):
-            raise DamagedError(f"its head tells {tagged} frames, and {count - 1} are there")
+            raise DamagedError(f"its header tells {tagged} frames, and {count - 1} are there")
         return Whole()
     if len(bit_rates) > 1:
         raise DamagedError(
@@ -388,7 +388,7 @@ def _mp3(content: _Bytes, start: int) -> Whole:
 
 
 def _tagged_frames(content: _Bytes, place: int, first: _Frame) -> int | None:
-    """The number of frames that a tag in the first one tells."""
+    """Return the number of frames that a tag in the first frame tells."""
     tag = place + first.tag
     if content[tag : tag + 4] in (b"Xing", b"Info"):
         flags, count = struct.unpack_from(">II", content, tag + 4)
@@ -399,7 +399,7 @@ def _tagged_frames(content: _Bytes, place: int, first: _Frame) -> int | None:
 
 
 def _behind_id3(content: _Bytes) -> int:
-    """Where the first byte behind tags of ID3v2, and zeros behind these, is."""
+    """Return the offset after ID3v2 tags, and after zeros that follow them."""
     place = 0
     while content[place : place + 3] == b"ID3" and place + 10 <= len(content):
         size = 0
@@ -424,4 +424,4 @@ _KINDS: tuple[tuple[bytes, Callable[[_Bytes], Whole]], ...] = (
     (b"NIST_1A", _nist),
     (b"OggS", _ogg),
 )
-"""Which files begin with which letters; the others may begin with a tag."""
+"""First bytes of the kinds of files; the other kinds may begin with a tag."""

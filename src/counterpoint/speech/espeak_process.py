@@ -1,10 +1,10 @@
-"""A program that says one text with espeak-ng's library, run by `engines.Espeak` by its path.
+"""A program that speaks one text with espeak-ng's library; `engines.Espeak` runs it by its path.
 
     python espeak_process.py LIBRARY VOICE WORDS_PER_MINUTE TEXT
 
 It writes a line of JSON, ``[sample rate, [[place in the text, milliseconds] of each word]]``, then
-16-bit samples. A process for each utterance, because what the library says depends on what it said
-before; the program imports nothing but the standard library, to start quickly.
+16-bit samples. Each utterance has its own process, because the library's output depends on what it
+said before. The program imports only the standard library, so that it starts quickly.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ class _Event(ctypes.Structure):
 
 
 def main(path: str, voice: str, words_per_minute: int, text: str) -> None:
-    """Say the text to standard output."""
+    """Write the spoken text to standard output."""
     library = ctypes.CDLL(path)
     content = text.encode()
     pieces = list[bytes]()
@@ -51,7 +51,7 @@ def main(path: str, voice: str, words_per_minute: int, text: str) -> None:
         return 0
 
     form = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event))
-    callback = form(take)  # must live as long as the library may call it
+    callback = form(take)  # it must live as long as the library may call it
     rate = library.espeak_Initialize(_RETRIEVAL, 0, None, 0)
     if rate <= 0 or library.espeak_SetVoiceByName(voice.encode()):
         sys.exit(f"no voice {voice!r}: see `espeak-ng --voices`")

@@ -13,19 +13,19 @@ _HOP_S = 0.1
 _ABSOLUTE_GATE_LUFS = -70.0
 _RELATIVE_GATE_LU = -10.0
 _OFFSET_LUFS = -0.691
-_TAIL_S = 2.0  # the slowest part of the filters has fallen by 10^-150 after it
+_TAIL_S = 2.0  # after it the slowest part of the filters has decayed by 10^-150
 
 
 def loudness_lufs(audio: Float[Tensor, "C N"], sample_rate: int) -> float:
-    """Measure the integrated loudness in LUFS; it is -inf where nothing passes the gate.
+    """Return the integrated loudness in LUFS; it is -inf if nothing passes the gate.
 
-    A recording shorter than a block of 400 ms is one block, as if it went on in silence.
+    A recording shorter than a block of 400 ms is one block, as if silence followed.
 
     Raises:
-        UserError: There are no samples, or more than two channels, which would need their places.
+        UserError: There are no samples, or more than two channels, whose positions would matter.
 
-    Source: ITU-R BS.1770-4, annex 1; filters for other rates than 48 kHz by the bilinear transform
-    of the analogue ones behind its tables.
+    Source: ITU-R BS.1770-4, annex 1; filters for rates other than 48 kHz come from the bilinear
+    transform of the analogue filters behind its tables.
     """
     if len(audio) not in (1, 2) or not audio.shape[1]:
         raise UserError(
@@ -36,7 +36,7 @@ def loudness_lufs(audio: Float[Tensor, "C N"], sample_rate: int) -> float:
     hop = round(_HOP_S * sample_rate)
     if weighted.shape[1] < block:
         weighted = torch.nn.functional.pad(weighted, (0, block - weighted.shape[1]))
-    # Sums of whole hops: unfolding the samples themselves would hold each four times.
+    # Sums over hops are used, because unfolding the samples would hold each of them four times.
     num_hops = weighted.shape[1] // hop
     hops = weighted[:, : num_hops * hop].square().unflatten(1, (num_hops, hop)).sum(2)
     power = hops.unfold(1, round(_BLOCK_S / _HOP_S), 1).sum((0, 2)) / block
@@ -66,7 +66,7 @@ def normalise_loudness(
 
 
 def weighting_filters(sample_rate: int) -> Float[Tensor, "2 2 3"]:
-    """Give the two K-weighting filters as (b, a), each the coefficients of z^0, z^-1, z^-2."""
+    """Return the two K-weighting filters as (b, a), each with coefficients of z^0, z^-1, z^-2."""
     shelf = math.tan(math.pi * 1681.974450955533 / sample_rate)
     q = 0.7071752369554196
     high = 10 ** (3.999843853973347 / 20)
@@ -86,7 +86,7 @@ def weighting_filters(sample_rate: int) -> Float[Tensor, "2 2 3"]:
 
 
 def _weighted(audio: Float[Tensor, "C N"], sample_rate: int) -> Float[Tensor, "C N"]:
-    """Filter by the exact response of the filters on a circle that is longer than their tail."""
+    """Filter by the exact response of the filters on a circle longer than their tail."""
     num_samples = audio.shape[1]
     size = num_samples + round(_TAIL_S * sample_rate)
     delay = torch.exp(-2j * torch.pi * torch.arange(size // 2 + 1, dtype=torch.float64) / size)

@@ -1,15 +1,15 @@
-"""Mimi is the codec of Moshi: speech in 12.5 frames of 80 ms a second.
+"""Mimi, the codec of Moshi: speech as 12.5 frames of 80 ms a second.
 
-Source: Moshi (arXiv:2410.00037), section 3.3. Encoding and decoding are here, for inference. No
-deviation is known. It was checked against `transformers` (MimiModel, offline) and against Kyutai's
-`moshi` package (offline, and streaming until the window is full), both with random weights, because
-published weights were not at hand.
+Source: Moshi (arXiv:2410.00037), section 3.3, encoding and decoding for inference. No deviation is
+known. Checked against `transformers` (MimiModel, offline) and against Kyutai's `moshi` package
+(offline, and streaming until the window is full), both with random weights, because published
+weights were not at hand.
 
-It is written out because no package gives what sessions need. The streaming of `transformers`
+It is implemented here because no package offers what sessions need. The streaming of `transformers`
 keeps no state of the decoder's convolutions. `moshi` pins an older torch, and writes both steps of
-a frame over keys that the first of them may still read, so that its stream leaves its offline pass
-after 10 s, when the window of 250 steps is full. Here the offline pass is the stream from a fresh
-start.
+a frame over keys that the first step may still read; therefore its stream differs from its offline
+pass after 10 s, when the window of 250 steps is full. Here the offline pass is the stream from a
+fresh start.
 """
 
 import hashlib
@@ -41,20 +41,20 @@ LAYER_PARTS = (
 )
 """Names of the weights in a layer of a transformer."""
 
-_PIECE_FRAMES = 64  # at once: bounds memory, and the slots that attention needs beside its window
+_PIECE_FRAMES = 64  # frames at once; limits the memory, and the slots that attention needs
 
 
 class Mimi:
     """Mimi with some of its codebooks: the first is semantic, the others refine each other.
 
-    Ids are the nearest entries of codebooks. In float32, where two entries are equally near but for
-    rounding, another kernel, batch size or cut of the stream may choose the other one, and with it
-    other ids of the codebooks that refine it.
+    Ids are the nearest codebook entries. If two entries are equally near except for rounding in
+    float32, another kernel, batch size or division of the stream may choose the other one, and with
+    it other ids of the codebooks that refine it.
 
     Args:
-        weights: By the names that `counterpoint.formats` gives them; they decide the device.
-        num_codebooks: How many codebooks are used, 1 to 32. Moshi uses 8.
-        window: How many steps of 40 ms attention reads, its own included.
+        weights: Weights by the names that `counterpoint.formats` gives them, on the device to use.
+        num_codebooks: Number of codebooks that are used, 1 to 32. Moshi uses 8.
+        window: Number of steps of 40 ms that attention reads, including its own.
 
     Raises:
         UserError: The weights have fewer codebooks.
@@ -86,7 +86,7 @@ class Mimi:
 
     @cached_property
     def name(self) -> str:
-        """The name: ``mimi``, the number of codebooks, and a hash of the window and the weights."""
+        """Name: ``mimi``, the number of codebooks, and a hash of the window and the weights."""
         digest = hashlib.sha256(str(self.window).encode())
         for name, tensor in sorted(self.weights.items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -94,12 +94,12 @@ class Mimi:
 
     @property
     def frame_rate_hz(self) -> float:
-        """How many frames there are in a second, which is 12.5."""
+        """Number of frames a second, which is 12.5."""
         return self.sample_rate / self.frame_samples
 
     @property
     def num_stages(self) -> int:
-        """How many strided convolutions the encoder has, and the decoder as well."""
+        """Number of strided convolutions in the encoder, and in the decoder as well."""
         return sum(name.endswith(".block1.weight") for name in self.weights) // 2
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
@@ -111,17 +111,17 @@ class Mimi:
         return decode_whole(self, codes, _PIECE_FRAMES)
 
     def encoder(self, num_rows: int = 1) -> Encoder:
-        """Make what encodes recordings as they come; see `Codec.encoder`."""
+        """Return an encoder of recordings as they come; see `Codec.encoder`."""
         coder = _Analysis(self, num_rows)
         return Encoder(coder, num_rows, self.frame_samples, len(self.codebooks))
 
     def decoder(self, num_rows: int = 1) -> Decoder:
-        """Make what decodes recordings as they come; see `Codec.decoder`."""
+        """Return a decoder of recordings as they come; see `Codec.decoder`."""
         return Decoder(_Synthesis(self, num_rows), num_rows, self.codebook_sizes)
 
 
 class _Layers:
-    """Mimi's layers, each with what it keeps of the past of every row, at first zeros."""
+    """Mimi's layers with their states for every row, which start as zeros."""
 
     def __init__(self, mimi: Mimi, num_rows: int) -> None:
         check_num_rows(num_rows)
@@ -151,7 +151,7 @@ class _Layers:
         raise NotImplementedError
 
     def _past(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Give what a layer keeps of the rows that are coded."""
+        """Return the state of a layer for the rows that are coded."""
         if name not in self._kept:
             size = (self._num_rows, *shape)
             self._kept[name] = torch.zeros(size, dtype=dtype, device=self._device)
@@ -163,7 +163,7 @@ class _Layers:
     def _convolve(
         self, name: str, x: Float[Tensor, "B C T"], stride: int = 1, *, repeat_first: bool = False
     ) -> Float[Tensor, "B D U"]:
-        """Convolve causally. Before the start there are zeros, or copies of the first step."""
+        """Convolve causally. The steps before the start are zeros, or copies of the first step."""
         weight = self._weights[f"{name}.weight"]
         num_past = weight.shape[2] - stride
         if num_past:
@@ -177,13 +177,13 @@ class _Layers:
         return F.conv1d(x, weight, self._weights.get(f"{name}.bias"), stride)
 
     def _expand(self, name: str, x: Float[Tensor, "B C T"]) -> Float[Tensor, "B D U"]:
-        """Convolve transposed: a step gives two strides of outputs, and the next one adds to one.
+        """Convolve transposed: a step gives two strides of outputs, the second added to the next.
 
-        This is a matrix product, because torch's own takes three times as long for one frame on a
-        CPU.
+        It is a matrix product, because torch's transposed convolution takes three times as long for
+        one frame on a CPU.
         """
         weight = self._weights[f"{name}.weight"]
-        if weight.shape[1] == 1:  # every channel by itself
+        if weight.shape[1] == 1:  # every channel separately
             y = x[..., None] * weight
         else:
             y = (x.transpose(1, 2) @ weight.flatten(1)).unflatten(2, weight.shape[1:])
@@ -228,7 +228,7 @@ class _Layers:
 
 
 class _Analysis(_Layers):
-    """Samples to ids."""
+    """Turns samples into ids."""
 
     @property
     def _frame_length(self) -> int:
@@ -246,7 +246,7 @@ class _Analysis(_Layers):
         return self._quantise(self._convolve("downsample", x, 2, repeat_first=True))
 
     def _quantise(self, latent: Float[Tensor, "B D T"]) -> Int[Tensor, "B T K"]:
-        """Choose the nearest entries: for the first codebook of all, for others of what is left."""
+        """Choose the nearest entries: first of the whole, then of what each codebook leaves."""
         semantic, *acoustic = self._mimi.codebooks
         codes = [_nearest(self._project("semantic", latent), semantic)]
         rest = self._project("acoustic", latent)
@@ -260,7 +260,7 @@ class _Analysis(_Layers):
 
 
 class _Synthesis(_Layers):
-    """Ids to samples."""
+    """Turns ids into samples."""
 
     @property
     def _frame_length(self) -> int:

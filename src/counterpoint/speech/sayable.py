@@ -1,7 +1,7 @@
-"""What a text must be to be said: letters that a voice has, and pieces that an engine can bear.
+"""Texts that can be spoken: letters that a voice has, and pieces that an engine can handle.
 
 Engines do not complain. They leave out what they do not know, or say its name ("Chinese letter",
-"asterisk"), and read marks of their own: Piper takes what stands in ``[[ ]]`` for phonemes.
+"asterisk"), and interpret their own marks: Piper takes text in ``[[ ]]`` for phonemes.
 """
 
 import re
@@ -12,21 +12,21 @@ from typing import Literal
 from counterpoint.errors import UserError
 
 Alphabet = Literal["ascii", "latin"]
-"""Letters of a voice: those of ASCII, or with them Latin letters that have accents."""
+"""Letters of a voice: those of ASCII, or also Latin letters with accents."""
 
 LONGEST_PIECE = 60
-"""Words that an engine says in one breath; its time and memory grow faster than they do."""
+"""Number of words that an engine speaks at once; its time and memory grow faster than that."""
 
 _LONGEST_WORD = 60
 _MARKUP = re.compile(r"\[\[|\]\]|[*_`]|</?[A-Za-z][^>]*>")
 _PUNCTUATION = frozenset("\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00a0")
-_LATIN = frozenset("æÆœŒøØłŁ€£°½¼¾²³×±")  # beside letters with accents
+_LATIN = frozenset("æÆœŒøØłŁ€£°½¼¾²³×±")  # in addition to letters with accents
 _SENTENCE_ENDS = ".?!\u2026"
 _CLAUSE_ENDS = ",;:\u2013\u2014"
 
 
 def check_sayable(text: str, alphabet: Alphabet = "latin") -> None:
-    """Raise UserError unless a voice with these letters can say a text as it is written."""
+    """Refuse a text that a voice with these letters cannot speak as it is written."""
     if not any(map(str.isalnum, text)):
         raise UserError(f"A text to say must have a letter or a digit: got {_short(text)!r}.")
     if markup := _MARKUP.search(text):
@@ -61,7 +61,7 @@ def _is_known(letter: str, alphabet: Alphabet) -> bool:
 
 
 def sayable_pieces(words: Sequence[str], longest: int = LONGEST_PIECE) -> Iterator[list[str]]:
-    """Words in pieces of at most so many: whole sentences, else whole clauses, where it can be.
+    """Yield words in pieces of at most ``longest``: whole sentences or clauses, if possible.
 
     Every piece has a letter or a digit if all words together have one.
     """
@@ -76,7 +76,7 @@ def sayable_pieces(words: Sequence[str], longest: int = LONGEST_PIECE) -> Iterat
 
 
 def _cut(words: Sequence[str], longest: int) -> int:
-    """Where to cut: behind the last sentence or clause of the second half."""
+    """Return where to cut: after the last sentence or clause of the second half."""
     for ends in (_SENTENCE_ENDS, _CLAUSE_ENDS):
         for stop in range(longest, longest // 2, -1):
             if words[stop - 1].rstrip("\"')\u2019\u201d")[-1:] in tuple(ends):

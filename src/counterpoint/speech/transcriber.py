@@ -1,7 +1,7 @@
-"""Words of a recording with their times, by Whisper.
+"""Recognising the words of a recording with their times, by Whisper.
 
-Source: Whisper (arXiv:2212.04356), run by faster-whisper, with times of words from its
-cross-attention and silence left out by Silero's detector.
+Source: Whisper (arXiv:2212.04356), run by faster-whisper. Times of words come from its
+cross-attention, and silence is left out by Silero's detector.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _RATE = 16_000
 
 
 class HeardWord(NamedTuple):
-    """A word, and when it was said."""
+    """A word, and its times in seconds."""
 
     text: str
     start_s: float
@@ -27,12 +27,12 @@ class HeardWord(NamedTuple):
 
 
 class Transcriber:
-    """Writes down what is said in a channel of a recording.
+    """Transcribes a channel of a recording.
 
     Args:
-        model: `EMBEDDED`, or what faster-whisper knows: a folder, or a name such as "medium", whose
+        model: `EMBEDDED`, or a folder or name that faster-whisper knows, such as "medium", whose
             weights it loads from the Hugging Face hub.
-        num_threads: Threads of the network on a CPU; 0 leaves it to the package.
+        num_threads: Threads of the network on a CPU; 0 leaves the number to the package.
 
     Raises:
         MissingPackageError: The extra `recogniser` is not installed.
@@ -50,11 +50,11 @@ class Transcriber:
         )
 
     def words(self, audio: Float[Tensor, " N"], sample_rate: int) -> list[HeardWord]:
-        """The words of one speaker, in order of time; none where nothing is heard.
+        """Return the words of one speaker in order of time; none if nothing is heard.
 
         Args:
             audio: One channel.
-            sample_rate: Its samples a second.
+            sample_rate: Samples a second of the channel.
         """
         if not audio.any():
             return []
@@ -64,7 +64,7 @@ class Transcriber:
             language=self._language,
             word_timestamps=True,
             vad_filter=True,
-            condition_on_previous_text=False,  # or it says the same over and over
+            condition_on_previous_text=False,  # otherwise it may repeat itself
         )
         found = [
             HeardWord(word.word.strip(), float(word.start), float(word.end))

@@ -1,7 +1,7 @@
-"""Text to speech: local voices, each utterance with the times of its words, and kept on disk.
+"""Text to speech with local voices; utterances have the times of their words and are cached.
 
 One network gives several speakers: speech that is made k times as long and then played k times as
-fast has its old length, and pitch and formants k times as high (`Voice.formant`).
+fast keeps its length, while pitch and formants are k times as high (`Voice.formant`).
 """
 
 import json
@@ -23,7 +23,7 @@ from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.speech.sayable import check_sayable, sayable_pieces
 
 JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
-"""Five speakers of one voice: a listening network keeps them apart, another one understands all."""
+"""Formants that make five speakers of one voice."""
 
 _FORMAT = {"format": "counterpoint-utterance", "version": "1"}
 _FRAME_S = 0.005
@@ -35,13 +35,13 @@ _BREATH_S = 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Voice:
-    """Who speaks.
+    """A voice.
 
     Attributes:
-        engine: Which program.
-        name: Which of its voices.
-        formant: How many times as high pitch and formants are.
-        pace: How many times as long everything is.
+        engine: Program that speaks.
+        name: Name of one of its voices.
+        formant: Factor of pitch and formants.
+        pace: Factor of all durations.
     """
 
     engine: Literal["piper", "flite", "espeak"] = "piper"
@@ -56,7 +56,7 @@ class Voice:
 
     @property
     def label(self) -> str:
-        """Who, without how fast: "piper joe 1.15"."""
+        """Name of the voice without its pace, such as "piper joe 1.15"."""
         return f"{self.engine} {self.name} {self.formant:g}"
 
 
@@ -66,8 +66,8 @@ class Spoken:
 
     Attributes:
         audio: Samples, each a multiple of 2^-15.
-        words: One for each blank-separated piece of the text, in order; what makes no sound lasts
-            no time.
+        words: One for each blank-separated piece of the text, in order; a piece without sound has
+            no duration.
     """
 
     audio: Float[Tensor, " N"]
@@ -76,21 +76,21 @@ class Spoken:
 
 @runtime_checkable
 class Speaker(Protocol):
-    """Whatever speaks texts; equal arguments give equal samples. Processes get a pickled copy."""
+    """Speaks texts; equal arguments give equal samples. Other processes get a pickled copy."""
 
     def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
-        """Say a text."""
+        """Speak a text."""
         ...
 
 
 class Synthesizer:
-    """Speaks with the engines that are installed; each is started when it is first needed.
+    """Speaks with the installed engines; each is started when it is first needed.
 
     Args:
-        cache_folder: Where utterances are kept; ``None`` keeps none.
+        cache_folder: Folder of the cached utterances; ``None`` caches none.
         loudness_lufs: Loudness of every utterance. The default is that of PersonaPlex's voice
             samples.
-        engines: What starts each engine, by its name.
+        engines: Functions that start the engines, by name.
     """
 
     def __init__(
@@ -105,20 +105,20 @@ class Synthesizer:
         self._engines = dict[str, SpeechEngine]()
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the engines: another process starts its own."""
+        """Leave the engines out: another process starts its own."""
         return {**self.__dict__, "_engines": {}}
 
     def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
-        """Say a text, or find what was said before.
+        """Speak a text, or return the cached utterance.
 
         Args:
-            text: With at least one letter or digit; see `check_sayable`. A long one is said in
-                pieces, 0.2 s apart.
-            voice: Who says it.
+            text: Text with at least one letter or digit; see `check_sayable`. A long text is spoken
+                in pieces, 0.2 s apart.
+            voice: The voice.
             sample_rate: Samples a second.
 
         Raises:
-            UserError: The engine is missing or cannot say it.
+            UserError: The engine is missing, or it cannot speak the text.
             OSError: The cache cannot be written.
         """
         text = " ".join(text.split())
@@ -149,7 +149,7 @@ class Synthesizer:
         if not audio.any():
             raise UserError(f"{voice.label} must say something for {text!r}: it is silent.")
         audio = normalise_loudness(audio, sample_rate, self._loudness_lufs)[0]
-        # Times of the words if the engine spoke at this rate.
+        # Times of the words at this sample rate.
         timed = [
             SpokenWord(word.text, *(time * said.sample_rate / rate for time in word[1:]))
             for word in said.words
@@ -166,7 +166,7 @@ class Synthesizer:
 
 
 def joined(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
-    """One utterance of several, so many samples of silence between them."""
+    """Join utterances into one, with ``silence`` samples of silence between them."""
     audio = list[Tensor]()
     words = list[SpokenWord]()
     first = 0
@@ -182,7 +182,7 @@ def joined(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
 
 
 def available_voices() -> tuple[Voice, ...]:
-    """Every speaker of the engines that are installed, Piper's five first."""
+    """Return every speaker of the installed engines, Piper's five first."""
     return tuple(
         Voice(engine=engine, name=name, formant=formant)  # type: ignore[arg-type]
         for engine, kind in ENGINES.items()
@@ -192,10 +192,10 @@ def available_voices() -> tuple[Voice, ...]:
 
 
 def find_voices(names: Sequence[str]) -> tuple[Voice, ...]:
-    """Voices that are installed, by name.
+    """Return installed voices by name.
 
     Args:
-        names: Such as "piper:joe" or "piper:joe:1.15": engine, name and formant.
+        names: Names such as "piper:joe" or "piper:joe:1.15": engine, name and formant.
 
     Raises:
         UserError: There is no such voice here, or the formant is no number.
@@ -225,9 +225,9 @@ def find_voices(names: Sequence[str]) -> tuple[Voice, ...]:
 def _voiced(
     audio: Float[Tensor, " N"], words: list[SpokenWord], sample_rate: int
 ) -> tuple[int, int]:
-    """From the first to the last frame that is not quiet, and a little around.
+    """Return the first and last sample of what is not quiet, with a small margin.
 
-    Some voices breathe or hiss before and after what they say: that is quiet, too.
+    Some voices breathe or hiss before and after they speak: that counts as quiet, too.
     """
     size = max(1, round(_FRAME_S * sample_rate))
     frames = torch.nn.functional.pad(audio, (0, -len(audio) % size)).unflatten(0, (-1, size))
@@ -246,7 +246,7 @@ def _kept(samples: Int16[Tensor, " N"], words: list[SpokenWord]) -> Spoken:
 
 
 def _read(file: Path) -> Spoken | None:
-    """What a file holds; ``None`` where there is none, or a broken one, which is made again."""
+    """Return the utterance of a file; ``None`` if there is none, or a broken one."""
     try:
         with safe_open(file, "pt") as kept:
             words = [SpokenWord(*word) for word in json.loads(kept.metadata()["words"])]
