@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from counterpoint.blocks.far_attention import FarAttentionConfig
+from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.stage import StageConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.recipes.grid import Grid, GridArm, Limits
+from counterpoint.systems.hdlm import HdLMConfig
 from counterpoint.systems.hnet import HNetConfig
 from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
@@ -15,6 +17,8 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 
 WINDOW = 8
 """Steps that a layer of a limited arm reads at its finest level."""
+LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0)
+"""Room for the coarse labels of every task, which are ASCII."""
 
 
 def part_whole() -> Grid:
@@ -34,6 +38,7 @@ def part_whole() -> Grid:
             GridArm(name="two_stream_slots", system=_slots()),
             GridArm(name="two_stream_recall", system=_recall()),
             GridArm(name="same_rate", system=_same_rate()),
+            GridArm(name="two_stream_text", system=_text()),
             GridArm(name="shared_levels", system=_shared_levels()),
             GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
             GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
@@ -51,6 +56,11 @@ def part_whole() -> Grid:
                 name="full",
                 system=_single(_tower(64, 5, 512)),
                 unmatched="a ceiling: it attends to everything",
+            ),
+            GridArm(
+                name="hdlm",
+                system=_hdlm(),
+                unmatched="it attends to everything, and learns from coarse labels too",
             ),
         ),
         tasks=("navon", "sections", "logbook", "audit", "acrostic"),
@@ -143,6 +153,22 @@ def _slots() -> TwoStreamConfig:
 def _recall() -> TwoStreamConfig:
     """The whole is an index too: a tick reads the ticks of two old blocks again."""
     return replace(_two_stream(), num_links=1, recall=RecallConfig(num_blocks=2))
+
+
+def _text() -> TwoStreamConfig:
+    """The whole also writes the coarse labels of a task as text, from which it learns."""
+    return replace(_two_stream(), whole=_tower(48, 2, 64), text=LABELS)
+
+
+def _hdlm() -> HdLMConfig:
+    """Coarse labels are written behind the third layer, in turns between the bytes."""
+    return HdLMConfig(
+        tower=_tower(64, 5, 512),
+        coarse_layer=3,
+        coarse_depth=LABELS.depth,
+        coarse_vocab_size=LABELS.vocab_size,
+        turn_ticks=6,
+    )
 
 
 def _hrt() -> HRTConfig:
