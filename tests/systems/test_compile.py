@@ -16,6 +16,7 @@ SHAPES = [
     ("two_stream", "attention_lag0"),
     ("two_stream", "wavelet_lag1"),
     ("moshi", "unlike_codebooks"),
+    ("hnet", "two_stages_bounded"),
 ]
 
 

@@ -31,6 +31,7 @@ from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
+from counterpoint.tracing import is_traced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,7 +242,7 @@ class Stage(nn.Module):
                 chunks.select(x), Steps(chunks.first, chunks.number, None), None, ratios
             )
             return chunks.smooth(y, none), None
-        on_host = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = x.device.type == "cpu" and not is_traced()
         if on_host and not chunks.number.any():
             return state.smoothed[:, None], state.inner
         steps = Steps(chunks.first, chunks.number, state.begun)
