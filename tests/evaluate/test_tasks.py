@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +16,7 @@ from counterpoint.data.tasks.items import (
     WholeLabel,
 )
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.data.tasks.source import TaskData
-from counterpoint.evaluate.tasks import answer
+from counterpoint.evaluate.tasks import answer, answer_lines, text_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import Choose, Logits, State, System
@@ -90,19 +90,17 @@ class TwoLetters(ExactMatch):
 def test_a_model_that_knows_what_follows_is_scored_right() -> None:
     """A system whose scores are the true next ids gets everything right: no shift by one."""
     task = TASKS["sections"]
-    data = TaskData(task=task)
     items = [task.item(0, number) for number in range(5)]
     # The last answer ends the row's text, so a row that is rolled does not hold it.
-    assert task.score(items, list(answer(Copies(PART), data, items)))["joint"] == 1.0
-    assert task.score(items, list(answer(Copies(PART, shift=0), data, items)))["joint"] == 0.0
+    assert task.score(items, list(answer(Copies(PART), items)))["joint"] == 1.0
+    assert task.score(items, list(answer(Copies(PART, shift=0), items)))["joint"] == 0.0
 
 
 def test_a_whole_of_text_is_what_the_system_wrote_itself() -> None:
     task: ScoredTask = TwoLetters()
-    data = TaskData(task=task)
     system = Copies(PART, WHOLE)
     # Columns 3 and 7 have a whole; it was written behind columns 2 ("b") and 6 ("f").
-    given = list(answer(system, data, [task.item(0, 0)] * 3))
+    given = list(answer(system, [task.item(0, 0)] * 3))
     assert given == [{0: "b", 1: "f"}] * 3
     assert [int(ids["whole"][0, 0]) for ids in system.columns] == [
         *[UNSET_ID] * 3,
@@ -115,7 +113,35 @@ def test_a_whole_of_text_is_what_the_system_wrote_itself() -> None:
 
 def test_a_system_can_be_told_the_true_whole() -> None:
     task: ScoredTask = TwoLetters()
-    given = list(
-        answer(Copies(PART, WHOLE), TaskData(task=task), [task.item(0, 0)], true_whole=True)
-    )
+    given = list(answer(Copies(PART, WHOLE), [task.item(0, 0)], true_whole=True))
     assert given == [{0: "y", 1: "z"}]
+
+
+def test_a_text_costs_the_same_below_what_is_not_scored() -> None:
+    """What stands above is read, and neither it nor the end is scored."""
+    alone, below = text_nats(Copies(PART), ["abc", "abc"], ["", "xyz\u00e9"])
+    assert alone.shape == below.shape == (3,)
+    assert alone == pytest.approx(below)
+    wrong = text_nats(Copies(PART, shift=0), ["abc"])[0]
+    assert wrong == pytest.approx(alone + 1)
+
+
+def test_lines_of_every_form_are_answered() -> None:
+    system = Copies(PART)
+    item = {
+        "task": "t",
+        "id": 3,
+        "text": "ab=c ",
+        "answers": [{"kind": "x", "start": 3, "text": "c"}],
+    }
+    assert list(answer_lines(system, [item])) == [{"task": "t", "id": 3, "answers": ["c"]}]
+    choice = {"task": "t", "id": 4, "kind": "k", "right": ["ab", "cd"], "wrong": ["ab", "dc"]}
+    losses = next(answer_lines(system, [choice]))["losses"]
+    each = [text_nats(system, [text])[0].sum() for text in ("ab", "cd", "dc")]
+    assert losses == pytest.approx([each[0] + each[1], each[0] + each[2]])
+    contexts = {"own": "x\n", "other": "", "absent": ""}
+    line = {"task": "t", "id": 5, "contexts": contexts, "text": "a\u00e9Ruth", "names": [(2, 6)]}
+    found = next(answer_lines(system, [line]))
+    paid = text_nats(system, ["a\u00e9Ruth"], ["x\n"])[0]
+    assert found["nats"]["own"] == pytest.approx(paid.sum())
+    assert found["name_nats"]["own"] == pytest.approx(paid[3:].sum())  # two bytes of one letter

@@ -24,6 +24,7 @@ VERBS = (
     "info",
     "export",
     "study",
+    "task",
 )
 _GO_ON = ("train", "synthesize", "study")
 """Verbs that keep finished work and continue from there."""
@@ -35,6 +36,7 @@ Multi-stream language models.
   demo              hear and read small models   counterpoint demo --folder heard
   train RECIPE      train what a recipe says     counterpoint train first_run
   study NAME        compare systems on tasks     counterpoint study part_whole --workers 2
+  task export DIR   tasks for any model          counterpoint task export partwhole
   generate CKPT     continue a prompt            counterpoint generate runs/NAME --prompt "And God"
   talk [CKPT]       answer a recording           counterpoint talk --input question.wav
                                                    --output answer.wav

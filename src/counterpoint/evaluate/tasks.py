@@ -1,14 +1,19 @@
 """How a system answers the items of a task."""
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import cast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.data.tasks.exported import item_of
 from counterpoint.data.tasks.items import Item, Replies
-from counterpoint.data.tasks.source import PreparedTask, TaskData, label_stream
+from counterpoint.data.tasks.source import in_blocks, item_rows, label_stream
+from counterpoint.data.text.shards import Unit
+from counterpoint.data.text.tokenizer import ByteTokenizer
+from counterpoint.evaluate.score import score
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
@@ -19,7 +24,6 @@ BATCH_ITEMS = 32
 
 def answer(
     system: nn.Module,
-    data: TaskData,
     items: Sequence[Item],
     batch_items: int = BATCH_ITEMS,
     *,
@@ -32,24 +36,88 @@ def answer(
 
     Args:
         system: Reads and writes bytes; see `TaskData.fits`.
-        data: What it was trained on: how items stand in rows.
         items: What is asked.
         batch_items: Items that are read at once.
         true_whole: Tell it the coarse text: what it could answer if its whole were right.
     """
     system = cast("System", system)
-    rows = PreparedTask(data, system.layout)
-    writes_whole = label_stream(system.layout) is not None and not true_whole
+    layout = system.layout
+    writes_whole = label_stream(layout) is not None and not true_whole
     device = next(system.parameters()).device
     training = system.training
     system.eval()
     for first in range(0, len(items), batch_items):
         some = list(items[first : first + batch_items])
-        batch = rows.batch(some).to(device)
+        longest = max(len(item.text) for item in some)
+        batch = item_rows(some, layout, in_blocks(longest, layout.block_ticks)).to(device)
         with torch.no_grad():
             likeliest = (_written(system, batch) if writes_whole else _scored(system, batch)).cpu()
         yield from (_given(item, likeliest[row].tolist()) for row, item in enumerate(some))
     system.train(training)
+
+
+def text_nats(
+    system: nn.Module, texts: Sequence[str], contexts: Sequence[str] = ()
+) -> list[Float[np.ndarray, " n"]]:
+    """What every byte of some texts costs.
+
+    Args:
+        system: Reads and writes bytes.
+        texts: What is scored, each the beginning of a document.
+        contexts: What is read before each text; by default nothing.
+    """
+    tokenizer = ByteTokenizer()
+    before = [len(tokenizer.encode(context)) for context in contexts] or [0] * len(texts)
+    whole = [first + text for first, text in zip(contexts or [""] * len(texts), texts, strict=True)]
+    units = []
+    for text in whole:
+        ids = np.concatenate(
+            ([tokenizer.start_id], tokenizer.encode(text), [tokenizer.end_id]), dtype=np.int64
+        )
+        units.append(Unit(title="", heading="", ids=ids, num_bytes=len(ids) - 2))
+    layout = cast("System", system).layout
+    scores = score(system, units, tokenizer.byte_lengths, block_ticks=layout.block_ticks)
+    return [one.nats[first:-1] for one, first in zip(scores, before, strict=True)]
+
+
+def answer_lines(system: nn.Module, lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What a system answers to the lines of an exported task, as `scoring` reads it.
+
+    Args:
+        system: Reads and writes bytes; evaluation mode.
+        lines: Of one task; see `counterpoint.data.tasks.exported`.
+    """
+    if "answers" in lines[0]:
+        items = [item_of(line) for line in lines]
+        for line, given in zip(lines, answer(system, items), strict=True):
+            yield _head(line) | {"answers": [given[i] for i in range(len(line["answers"]))]}
+    elif "contexts" in lines[0]:
+        for line in lines:
+            yield _head(line) | _context_costs(system, line)
+    else:
+        for line in lines:
+            pair = (text_nats(system, line["right"]), text_nats(system, line["wrong"]))
+            yield _head(line) | {"losses": [float(sum(x.sum() for x in one)) for one in pair]}
+
+
+def _head(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"task": line["task"], "id": line["id"]}
+
+
+def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Nats of a text below every context, and of the names in it."""
+    text = line["text"]
+    contexts = line["contexts"]
+    paid = text_nats(system, [text] * len(contexts), list(contexts.values()))
+    is_name = np.zeros(len(text.encode()), bool)
+    for first, stop in line["names"]:
+        is_name[len(text[:first].encode()) : len(text[:stop].encode())] = True
+    return {
+        "nats": {name: float(nats.sum()) for name, nats in zip(contexts, paid, strict=True)},
+        "name_nats": {
+            name: float(nats[is_name].sum()) for name, nats in zip(contexts, paid, strict=True)
+        },
+    }
 
 
 def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:

@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.items import HELD_OUT_SEED, Item
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.data.tasks.source import HELD_OUT_SEED, TaskData
+from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
 from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
@@ -190,7 +190,7 @@ def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
     """The primary score while a cell learns, where the grid measures that."""
     task = TASKS[cell.task]
     items = [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
-    given = list(answer(system, TaskData(task=task), items))
+    given = list(answer(system, items))
     return {"score": task.score(items, given).get(task.primary, 0.0)}
 
 
@@ -200,7 +200,7 @@ def _answered(grid: Grid, cell: Cell, system: System) -> dict[str, Any]:
     items = _items(grid, cell)
     # A GPU takes as long for a tick of one row as for that of a thousand.
     batch_items = BATCH_ITEMS if system.device.type == "cpu" else len(items)
-    given = list(answer(system, TaskData(task=task, seed=cell.seed), items, batch_items))
+    given = list(answer(system, items, batch_items))
     scores = task.score(items, given)
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
     return _record(cell, scores.get(task.primary, 0.0), scores, counts)

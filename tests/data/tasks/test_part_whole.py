@@ -3,7 +3,6 @@
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,6 @@ from counterpoint.data.tasks.items import (
     always,
     commonest,
     floors,
-    read_items,
-    write_items,
 )
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
@@ -153,22 +150,6 @@ def test_a_task_is_a_source_of_training(name: str) -> None:
     assert held_out is not None
     assert len(held_out) == 3
     assert decode(TaskData, encode(data)) == data
-
-
-def test_items_can_be_written_for_other_models(tmp_path: Path) -> None:
-    task = TASKS["logbook"]
-    items = [task.item(0, number) for number in range(3)]
-    write_items(tmp_path / "items.jsonl", items)
-    again = list(read_items(tmp_path / "items.jsonl"))
-    assert [(one.text, one.answers) for one in again] == [(i.text, i.answers) for i in items]
-    (tmp_path / "bad.jsonl").write_text('{"text": "a=1", "answers": [{"kind": "x", "start": 0}]}\n')
-    with pytest.raises(UserError, match="line 1"):
-        list(read_items(tmp_path / "bad.jsonl"))
-    (tmp_path / "off.jsonl").write_text(
-        '{"text": "a=1", "answers": [{"kind": "x", "start": 1, "text": "1"}]}\n'
-    )
-    with pytest.raises(UserError, match="stand in the text"):
-        list(read_items(tmp_path / "off.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ they get is the floor that a model has to beat.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from counterpoint.errors import UserError
-from counterpoint.files import read_json_lines, write_json_lines
+HELD_OUT_SEED = 1_000_000
+"""Added to the seed of the items that are learned from: items that are scored are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +110,17 @@ class ScoredTask(Protocol):
 
 
 class ExactMatch:
-    """Scoring of a task whose answers are right where they are equal: a base of such tasks."""
+    """Scoring of a task whose answers are right where they are equal: a base of such tasks.
+
+    Attributes:
+        scoring: What lines of exported items say to their scorer beyond that: "flag" the answer
+            whose F1 is scored, "together" a score of all answers of an item at once, "asked" the
+            kind that lm-eval asks, where it is not the primary score.
+    """
 
     __slots__ = ()
     primary: ClassVar[str]
+    scoring: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """Share of right answers by kind; see `ScoredTask.score`."""
@@ -160,6 +167,11 @@ class Writer:
         return Item(self.text, tuple(self.answers), facts, tuple(self.whole))
 
 
+def is_scored(seed: int) -> bool:
+    """Whether a seed gives items that are scored, of tasks that have a finite number of them."""
+    return seed >= HELD_OUT_SEED // 2
+
+
 def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float]:
     """Share of right answers, by kind; an answer that was not given is wrong."""
     right: dict[str, list[bool]] = {}
@@ -193,39 +205,3 @@ def commonest(items: Iterable[Item]) -> dict[str, str]:
 def always(texts: Mapping[str, str], item: Item) -> Replies:
     """The same answer to every question of a kind."""
     return {number: texts[one.kind] for number, one in enumerate(item.answers)}
-
-
-def write_items(path: Path, items: Iterable[Item]) -> None:
-    """Write items as JSON lines, for models that do not use this library.
-
-    A line has ``text`` and ``answers`` (kind, start, text): the prompt of an answer is the text
-    before its start.
-    """
-    write_json_lines(
-        path, ({"text": item.text, "answers": [asdict(a) for a in item.answers]} for item in items)
-    )
-
-
-def read_items(path: Path) -> Iterator[Item]:
-    """Read items that `write_items` has written, without their facts.
-
-    Raises:
-        UserError: A line is no item; it is named.
-    """
-    for place, line in read_json_lines(path):
-        try:
-            answers = tuple(ItemAnswer(**one) for one in line["answers"])
-            item = Item(line["text"], answers)
-            stands = all(item.text.startswith(a.text, a.start) for a in answers)
-        except (KeyError, TypeError, AttributeError) as problem:
-            raise _no_item(place) from problem
-        if not stands:
-            raise _no_item(place)
-        yield item
-
-
-def _no_item(place: str) -> UserError:
-    return UserError(
-        f"{place} must be an item: an object with `text` and with `answers` (kind, start, text) "
-        "that stand in the text. Write items with `write_items`."
-    )

@@ -4,7 +4,7 @@ A system that writes a second stream of ids beside its part, such as a whole of 
 coarse text of the items in it (`Item.whole`); all others are given the part alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,10 @@ from jaxtyping import Int
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
-from counterpoint.data.tasks.items import Item, ScoredTask
+from counterpoint.data.tasks.dialogues import Dialogues
+from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask
 from counterpoint.data.tasks.part_whole import PartWholeTask
+from counterpoint.data.tasks.questions import Questions
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
@@ -23,9 +25,6 @@ from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
-
-HELD_OUT_SEED = 1_000_000
-"""Added to the seed of the items that are learned from: items that are scored are others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ class TaskData:
         answers_only: Whether answers alone are trained; otherwise every symbol is.
     """
 
-    task: PartWholeTask | ScoredTask
+    task: PartWholeTask | Questions | Dialogues | ScoredTask
     num_items: int = 1_000_000
     num_held_out: int = 500
     seed: int = 0
@@ -54,7 +53,7 @@ class TaskData:
 
     def num_ticks(self, layout: Layout) -> int:
         """Ticks of a row: the longest item in whole blocks; see `DataSource.num_ticks`."""
-        return _in_blocks(self.task.most_symbols, layout.block_ticks)
+        return in_blocks(self.task.most_symbols, layout.block_ticks)
 
     def prepare(
         self,
@@ -82,9 +81,7 @@ class PreparedTask:
     def __init__(self, data: TaskData, layout: Layout, block_ticks: int | None = None) -> None:
         self.data = data
         self.layout = layout
-        self.num_ticks = _in_blocks(data.task.most_symbols, block_ticks or layout.block_ticks)
-        self._part = layout.part
-        self._whole = label_stream(layout)
+        self.num_ticks = in_blocks(data.task.most_symbols, block_ticks or layout.block_ticks)
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """What a run learns from, step by step; arguments as for `Loader`."""
@@ -112,29 +109,8 @@ class PreparedTask:
         return {"items": {"train": json_digest({"data": encode(self.data), "first": first})}}
 
     def batch(self, items: list[Item]) -> Batch:
-        """Items as rows: every symbol is read, and the answers or all symbols are targets.
-
-        A second stream that the system writes has a label in each of its steps; see `labels`.
-        """
-        ids = np.full((len(items), self.num_ticks + 1), UNSET_ID, np.int64)
-        trained = np.zeros(ids.shape, bool)
-        ids[:, 0] = ByteTokenizer().start_id
-        for row, item in enumerate(items):
-            ids[row, 1 : len(item.text) + 1] = list(item.text.encode())
-            for answer in item.answers:
-                first = answer.start + 1
-                trained[row, first : first + len(answer.text)] = True
-        if not self.data.answers_only:
-            trained = ids != UNSET_ID
-        trained[:, 0] = False  # nothing is read before the first symbol
-        content = {self._part.name: torch.from_numpy(np.where(ids == UNSET_ID, 0, ids))}
-        if self._whole is not None:
-            rows = [labels(item, self._whole, self.num_ticks + 1) for item in items]
-            content[self._whole.name] = torch.from_numpy(np.stack(rows))
-        batch = schedule.lay_out(self.layout, content)
-        content[self._part.name] = torch.from_numpy(np.where(trained, ids, UNSET_ID))
-        learned = schedule.lay_out(self.layout, content)
-        return replace(batch, targets=learned.targets, unit="byte", size=int(trained.sum()))
+        """Items as rows; see `item_rows`."""
+        return item_rows(items, self.layout, self.num_ticks, self.data.answers_only)
 
     def _item(self, seed: int) -> Callable[[int], Item]:
         return lambda number: self.data.task.item(seed, number)
@@ -158,6 +134,42 @@ class ItemRows:
     def title(self, index: int) -> str:
         """Which item a row is."""
         return f"item {index}"
+
+
+def item_rows(
+    items: Sequence[Item], layout: Layout, num_ticks: int, answers_only: bool = True
+) -> Batch:
+    """Items as rows: every symbol is read, and the answers or all symbols are targets.
+
+    A second stream that the system writes has a label in each of its steps; see `labels`.
+
+    Args:
+        items: One a row.
+        layout: The streams of the system.
+        num_ticks: Ticks of a row, a multiple of the layout's `block_ticks`.
+        answers_only: Whether answers alone are targets.
+    """
+    ids = np.full((len(items), num_ticks + 1), UNSET_ID, np.int64)
+    trained = np.zeros(ids.shape, bool)
+    ids[:, 0] = ByteTokenizer().start_id
+    for row, item in enumerate(items):
+        ids[row, 1 : len(item.text) + 1] = list(item.text.encode())
+        for answer in item.answers:
+            first = answer.start + 1
+            trained[row, first : first + len(answer.text)] = True
+    if not answers_only:
+        trained = ids != UNSET_ID
+    trained[:, 0] = False  # nothing is read before the first symbol
+    part = layout.part.name
+    content = {part: torch.from_numpy(np.where(ids == UNSET_ID, 0, ids))}
+    whole = label_stream(layout)
+    if whole is not None:
+        rows = [labels(item, whole, num_ticks + 1) for item in items]
+        content[whole.name] = torch.from_numpy(np.stack(rows))
+    batch = schedule.lay_out(layout, content)
+    content[part] = torch.from_numpy(np.where(trained, ids, UNSET_ID))
+    learned = schedule.lay_out(layout, content)
+    return replace(batch, targets=learned.targets, unit="byte", size=int(trained.sum()))
 
 
 def label_stream(layout: Layout) -> Stream | None:
@@ -216,5 +228,6 @@ def labels(item: Item, stream: Stream, num_ticks: int) -> Int[np.ndarray, "W ...
     return ids if stream.has_codebooks else ids[:, 0]
 
 
-def _in_blocks(num_symbols: int, block_ticks: int) -> int:
+def in_blocks(num_symbols: int, block_ticks: int) -> int:
+    """Ticks of whole blocks that hold so many symbols."""
     return -(-num_symbols // block_ticks) * block_ticks

@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
+from types import MappingProxyType
 from typing import ClassVar
 
 from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, Writer, always, draw
@@ -30,6 +31,7 @@ class StreamAudit:
 
     name: ClassVar[str] = "audit"
     primary: ClassVar[str] = "f1"
+    scoring: ClassVar[Mapping[str, str]] = MappingProxyType({"flag": _WRONG, "asked": "verdict"})
     num_registers: int = 4
     num_steps: int = 60
     claim_share: float = 0.4

@@ -1,0 +1,150 @@
+"""The verb ``task``: write partwhole as files, answer them with a checkpoint, score answers."""
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from counterpoint.cli.running import Running
+from counterpoint.data.tasks import exported
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.errors import UserError, nearest
+from counterpoint.evaluate.tasks import answer_lines
+from counterpoint.files import write_json_lines
+from counterpoint.recipes.options import REQUIRED
+from counterpoint.recipes.overrides import parse, parse_options
+from counterpoint.runtime.load import load
+
+_HELP = """usage: counterpoint task export|answer|score ...
+
+partwhole: tasks that need the whole of a text, its detail, or both, for any model.
+
+  export FOLDER              write the tasks as .jsonl files, with a scorer and a group for lm-eval
+  answer CKPT FOLDER         let a checkpoint of this library answer them
+  score FOLDER ANSWERS       score the answers of any model
+
+Example: counterpoint task export partwhole --num-items 200
+"""
+_EXPORT = "Write the tasks as .jsonl files, with a scorer and a group for lm-eval.\n"
+_ANSWER = "Let a checkpoint of this library answer tasks that `export` has written.\n"
+_SCORE = "Score the answers of any model to tasks that `export` has written.\n"
+_Task = TypeVar("_Task")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What ``task export`` does.
+
+    Attributes:
+        folder: Where the files are written.
+        tasks: Tasks that are written; all by default.
+        num_items: Lines of each task.
+        seed: Decides the items; the default is never learned from.
+        data: Folder with `books`, `trec-qc`, `sgd-mini`; without books the Bible gives passages.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    tasks: tuple[str, ...] = ()
+    num_items: int = 1000
+    seed: int = exported.EXPORT_SEED
+    data: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerOptions:
+    """What ``task answer`` does.
+
+    Attributes:
+        checkpoint: A checkpoint or a run folder of a model that reads and writes bytes.
+        folder: Tasks that `export` has written.
+        tasks: Tasks that are answered; all by default.
+        out: Where the answers are written.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Path]
+    tasks: tuple[str, ...] = ()
+    out: Path = Path("answers.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreOptions:
+    """What ``task score`` does.
+
+    Attributes:
+        folder: Tasks that `export` has written.
+        answers: Answers, a line each; the folder's score.py says how.
+        json: Print the results as one JSON object and nothing else.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    answers: tyro.conf.Positional[Path]
+    json: bool = False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words that follow it."""
+    what, *rest = arguments or ["--help"]
+    work = {"export": _export, "answer": _answer, "score": _score}
+    if what in ("-h", "--help", "--help-all"):
+        print(_HELP, end="")
+        return 0
+    if what not in work:
+        raise UserError(
+            f"`task` must be told to {', '.join(work)}: got {what!r}. {nearest(what, work)}"
+        )
+    work[what](rest)
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> None:
+    options = parse_options(ExportOptions, arguments, "task export", _EXPORT)
+    tasks = _chosen(exported.all_tasks(options.data), options.tasks)
+    for path in exported.write_folder(options.folder, tasks, options.num_items, options.seed):
+        print(path)
+
+
+def _answer(arguments: Sequence[str]) -> None:
+    fields = [("options", AnswerOptions, REQUIRED), ("running", Running, Running())]
+    chosen = parse(fields, arguments, "task answer", _ANSWER)
+    options: AnswerOptions = chosen.options
+    tasks = _chosen(exported.read_folder(options.folder), options.tasks)
+    system = load(options.checkpoint, chosen.running.device).system.eval()
+    if not TaskData.fits(system.layout):
+        raise UserError("Tasks must be answered by a model that reads and writes bytes.")
+    with closing(chosen.running.progress()) as progress:
+        given = [
+            line
+            for name, lines in tasks.items()
+            for line in progress.over(name, answer_lines(system, lines), len(lines))
+        ]
+    write_json_lines(options.out, given)
+    print(options.out)
+
+
+def _score(arguments: Sequence[str]) -> None:
+    options = parse_options(ScoreOptions, arguments, "task score", _SCORE)
+    scores = exported.score_folder(options.folder, options.answers)
+    if options.json:
+        print(json.dumps(scores))
+        return
+    table = Table("task", "score", "value", "95 % interval")
+    for name, own in scores.items():
+        for kind, found in own.items():
+            ends = f"{found['low']:.4f} to {found['high']:.4f}"
+            table.add_row(name, kind, f"{found['value']:.4f}", ends)
+    Console(markup=False, emoji=False).print(table)
+
+
+def _chosen(tasks: dict[str, _Task], names: Sequence[str]) -> dict[str, _Task]:
+    """The tasks of these names; all where none is given."""
+    unknown = [name for name in names if name not in tasks]
+    if unknown:
+        raise UserError(f"`--tasks` must be some of {', '.join(tasks)}: got {unknown[0]!r}.")
+    return {name: tasks[name] for name in names or tasks}

@@ -1,0 +1,142 @@
+"""Task dialogues with state (SGD): utterances are the part, what they are about is the whole."""
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from counterpoint.data.tasks.items import (
+    ExactMatch,
+    Item,
+    ItemPolicy,
+    Replies,
+    Writer,
+    draw,
+    is_scored,
+)
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialogues(ExactMatch):
+    """Dialogues of a user and a system, with acts before what the system says, and slots behind.
+
+    Asked: "act", what the system does next; "said", what it says; and behind the dialogue "slot",
+    the values that the user gave, word for word. The whole is the user's intent and the slots that
+    are filled, as far as they have been told. Seeds for training give dialogues of ``train.jsonl``,
+    seeds for scoring those of ``dev.jsonl``; see `is_scored`.
+
+    Attributes:
+        folder: Holds both files, a dialogue a line.
+        most: Most symbols of a dialogue: turns that do not fit are left out.
+        label_symbols: Most symbols of a label, which is cut there.
+
+    Source: Schema-Guided Dialogue (arXiv:1909.05855).
+    """
+
+    name: ClassVar[str] = "dialogues"
+    primary: ClassVar[str] = "slot"
+    folder: str
+    most: int = 2000
+    label_symbols: int = 24
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return self.most
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`: scored dialogues come in their order, others in any."""
+        if is_scored(seed):
+            dialogues = self._read("dev")
+            return self._item(dialogues[number % len(dialogues)])
+        return self._item(draw(seed, number).choice(self._read("train")))
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`; the others know what is most frequent in training."""
+        values: dict[str, Counter[str]] = {}
+        acts: Counter[str] = Counter()
+        for dialogue in self._read("train"):
+            for turn in dialogue:
+                acts[_acts(turn)] += turn["speaker"] == "system"
+                for slot, value in _slots(turn).items():
+                    values.setdefault(slot, Counter())[value] += 1
+
+        def most_frequent(item: Item, rng: random.Random) -> Replies:
+            given = {}
+            for number, one in enumerate(item.answers):
+                if one.kind == "act":
+                    given[number] = acts.most_common(1)[0][0]
+                elif one.kind == "slot":
+                    slot = item.text[: one.start].rsplit("\n", 1)[-1].removesuffix("=")
+                    given[number] = values.get(slot, Counter("?")).most_common(1)[0][0]
+            return given
+
+        return {
+            "oracle": lambda item, rng: dict(enumerate(one.text for one in item.answers)),
+            "most frequent in training": most_frequent,
+        }
+
+    def _item(self, dialogue: list[dict[str, Any]]) -> Item:
+        writer = Writer()
+        slots: dict[str, str] = {}
+        for turn in dialogue:
+            found = slots | _slots(turn)
+            asked = sum(len(slot) + len(value) + 2 for slot, value in found.items())
+            more = len(turn["text"]) + len(_acts(turn)) + 6
+            if len(writer.text) + more + asked > self.most:
+                break
+            slots = found
+            if turn["speaker"] == "user":
+                writer.write(f"U: {turn['text']}\n")
+                intents = [frame["intent"] or "" for frame in turn["frames"]]
+                writer.label(f"{intents[-1]}|{','.join(slots)}"[: self.label_symbols])
+            else:
+                writer.write("S [")
+                writer.answer("act", _acts(turn))
+                writer.write("] ")
+                writer.answer("said", turn["text"])
+                writer.write("\n")
+        for slot, value in slots.items():
+            writer.write(f"{slot}=")
+            writer.answer("slot", value)
+            writer.write("\n")
+        return writer.item()
+
+    def _read(self, name: str) -> list[list[dict[str, Any]]]:
+        return _dialogues(str(Path(self.folder) / f"{name}.jsonl"))
+
+
+def _acts(turn: Mapping[str, Any]) -> str:
+    return " ".join(act for frame in turn["frames"] for act in frame["acts"])
+
+
+def _slots(turn: Mapping[str, Any]) -> dict[str, str]:
+    """The slots that a user's turn leaves filled."""
+    if turn["speaker"] != "user":
+        return {}
+    return {slot: value for frame in turn["frames"] for slot, value in frame["slots"].items()}
+
+
+@lru_cache(maxsize=4)
+def _dialogues(path: str) -> list[list[dict[str, Any]]]:
+    """The turns of every dialogue of a file."""
+    if not Path(path).is_file():
+        raise UserError(f"A folder of dialogues must have train.jsonl and dev.jsonl: no {path!r}.")
+    found = []
+    for place, record in read_json_lines(Path(path)):
+        try:
+            turns = list(record["turns"])
+            for turn in turns:
+                (_acts(turn), _slots(turn), turn["text"].encode("ascii"))
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as problem:
+            raise UserError(
+                f"{place} must be a dialogue: `turns` with `speaker`, `text` in ASCII, and `frames`"
+                " of `intent`, `slots` and `acts`."
+            ) from problem
+        found.append(turns)
+    return found

@@ -1,0 +1,198 @@
+"""Tasks as files that any model can be scored on: a folder with all of them and their scorer.
+
+The folder has a .jsonl file for each task, ``score.py`` (a copy of the module
+`counterpoint.data.tasks.scoring`) and ``lm_eval`` (a task group for lm-eval, over the same files).
+None of it needs this library.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from counterpoint.data.tasks import lm_eval_utils, scoring
+from counterpoint.data.tasks.books import BookLines, ShuffleChoice
+from counterpoint.data.tasks.dialogues import Dialogues
+from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ItemAnswer
+from counterpoint.data.tasks.part_whole import TASKS, PartWholeTask
+from counterpoint.data.tasks.questions import Questions
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines, write_json_lines, write_text
+
+EXPORT_SEED = HELD_OUT_SEED - 1
+"""Seed of the items that are written: no run learns from it."""
+
+AnyTask = PartWholeTask | Questions | Dialogues | ShuffleChoice | BookLines
+"""Whatever can be written."""
+
+
+def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
+    """All tasks by name.
+
+    Args:
+        data_folder: May hold ``books``, ``trec-qc`` and ``sgd-mini``. Without books it is the King
+            James Bible whose passages are taken; without the others their tasks are left out.
+    """
+    folder = Path(data_folder) if data_folder else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"The folder of data must exist: {data_folder!r} does not.")
+
+    def below(name: str) -> str:
+        return str(folder / name) if folder is not None and (folder / name).is_dir() else ""
+
+    books = below("books")
+    tasks: dict[str, AnyTask] = {**TASKS}
+    for own in (ShuffleChoice(folder=books), BookLines(folder=books)):
+        tasks[own.name] = own
+    if below("trec-qc"):
+        tasks[Questions.name] = Questions(folder=below("trec-qc"))
+    if below("sgd-mini"):
+        tasks[Dialogues.name] = Dialogues(folder=below("sgd-mini"))
+    return tasks
+
+
+def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
+    """The lines of a task."""
+    for number in range(num_lines):
+        head = {"task": task.name, "id": number}
+        if isinstance(task, ShuffleChoice):
+            yield head | asdict(task.choice(seed, number))
+        elif isinstance(task, BookLines):
+            yield head | asdict(task.text(seed, number))
+        else:
+            item = asdict(task.item(seed, number))
+            del item["facts"]
+            yield head | {"primary": task.primary} | dict(task.scoring) | item
+
+
+def write_folder(
+    folder: Path, tasks: Mapping[str, AnyTask], num_lines: int, seed: int = EXPORT_SEED
+) -> list[Path]:
+    """Write tasks and what scores them; the files of the tasks."""
+    group = folder / "lm_eval"
+    group.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, task in tasks.items():
+        paths.append(folder / f"{name}.jsonl")
+        write_json_lines(paths[-1], lines(task, num_lines, seed))
+    write_text(folder / "score.py", Path(scoring.__file__).read_text("utf-8"))
+    write_text(group / "utils.py", Path(lm_eval_utils.__file__).read_text("utf-8"))
+    for name, task in tasks.items():
+        write_text(group / f"partwhole_{name}.yaml", _lm_eval_task(name, task))
+    write_text(group / "partwhole.yaml", _lm_eval_group(list(tasks)))
+    return paths
+
+
+def read_folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of all tasks of a folder, by task.
+
+    Raises:
+        UserError: There is none, or a line is no line of a task.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for place, line in read_json_lines(path):
+            if "task" not in line or "id" not in line:
+                raise UserError(
+                    f"{place} must be a line of a task, with `task` and `id`: it has "
+                    f"{', '.join(line)}. Write tasks with `counterpoint task export`."
+                )
+            found.setdefault(line["task"], []).append(line)
+    if not found:
+        raise UserError(
+            f"{folder} must be a folder of tasks: it has no .jsonl file with lines. Write one with "
+            "`counterpoint task export`."
+        )
+    return found
+
+
+def score_folder(folder: Path, answers: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of the tasks of a folder that some answers belong to; see `scoring.score`.
+
+    Raises:
+        UserError: An answer belongs to no line, or lacks something.
+    """
+    given = [line for _, line in read_json_lines(answers)]
+    try:
+        asked = {line["task"] for line in given}
+        told = [line for name, own in read_folder(folder).items() if name in asked for line in own]
+        return scoring.score(told, given)
+    except (KeyError, TypeError, ValueError) as problem:
+        reason = str(problem) if isinstance(problem, ValueError) else f"A line lacks {problem}."
+        raise UserError(f"{answers} must hold answers to the tasks of {folder}. {reason}") from None
+
+
+def item_of(line: Mapping[str, Any]) -> Item:
+    """The item of a line, without its facts.
+
+    Raises:
+        UserError: The line is no item.
+    """
+    try:
+        answers = tuple(ItemAnswer(**one) for one in line["answers"])
+        item = Item(line["text"], answers)
+        stands = all(item.text.startswith(one.text, one.start) for one in answers)
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise _no_item(line) from problem
+    if not stands:
+        raise _no_item(line)
+    return item
+
+
+def _no_item(line: Mapping[str, Any]) -> UserError:
+    return UserError(
+        f"Line {line.get('id')!r} of {line.get('task')!r} must be an item: `text`, and `answers` "
+        "(kind, start, text) that stand in the text. Write items with `counterpoint task export`."
+    )
+
+
+def _lm_eval_task(name: str, task: AnyTask) -> str:
+    """A task of lm-eval: exact match, or a choice by likelihood."""
+    aggregation = "mean"
+    if isinstance(task, ShuffleChoice | BookLines):
+        has_contexts = isinstance(task, BookLines)
+        body: dict[str, Any] = {
+            "output_type": "multiple_choice",
+            "doc_to_text": "!function utils.gold" if has_contexts else "",
+            "doc_to_target": f"!function utils.{'continuation' if has_contexts else 'gold'}",
+            "doc_to_choice": "!function utils.choices",
+            "process_results": "!function utils.chosen",
+        }
+    elif "flag" in task.scoring:
+        aggregation = "!function utils.f1"
+        body = {
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_target": "{{['.', '!'].index(answer)}}",
+            "doc_to_choice": [".", "!"],
+            "process_results": "!function utils.flagged",
+        }
+    else:
+        body = {
+            "output_type": "loglikelihood",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_target": "{{answer}}",
+            "process_results": "!function utils.right",
+        }
+    head = {"task": f"partwhole_{name}", "custom_dataset": "!function utils.load"}
+    tail: dict[str, Any] = {"test_split": "test", "target_delimiter": ""}
+    text = "".join(f"{key}: {_yaml(value)}\n" for key, value in (head | body | tail).items())
+    metric = f"metric_list:\n  - metric: score\n    aggregation: {aggregation}\n"
+    metadata = f"metadata:\n  version: 1.0\n  partwhole: {name}\n"
+    return f"{text}{metric}    higher_is_better: true\n{metadata}"
+
+
+def _lm_eval_group(names: list[str]) -> str:
+    tasks = "".join(f"  - partwhole_{name}\n" for name in names)
+    metric = "  - metric: score\n    aggregation: mean\n    weight_by_size: false\n"
+    return (
+        f"group: partwhole\ntask:\n{tasks}aggregate_metric_list:\n{metric}"
+        "metadata:\n  version: 1.0\n"
+    )
+
+
+def _yaml(value: Any) -> str:
+    """JSON is YAML, but for the tags of lm-eval, which stand without quotes."""
+    is_function = isinstance(value, str) and value.startswith("!function")
+    return str(value) if is_function else json.dumps(value)

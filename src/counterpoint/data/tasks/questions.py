@@ -1,0 +1,133 @@
+"""TREC questions with a coarse and a fine class: the whole and the detail of a short text."""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
+
+from counterpoint.data.tasks.items import (
+    ExactMatch,
+    Item,
+    ItemPolicy,
+    Replies,
+    Writer,
+    accuracy,
+    draw,
+    is_scored,
+)
+from counterpoint.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and its classes, such as "NUM" and "date"."""
+
+    text: str
+    coarse: str
+    fine: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions(ExactMatch):
+    """Which kind of answer a question asks for: one of 6 coarse classes, and of 50 fine ones.
+
+    Scores: "coarse"; "fine", behind the right coarse class; "both"; and "consistent", where the
+    fine class that was given belongs to the coarse one that was given. The whole is the coarse
+    class. Seeds for training give questions of ``train.txt``, seeds for scoring those of
+    ``test.txt``; see `is_scored`.
+
+    Attributes:
+        folder: Holds both files, with a line "COARSE:fine question" each.
+
+    Source: Li and Roth, Learning question classifiers (2002).
+    """
+
+    name: ClassVar[str] = "questions"
+    primary: ClassVar[str] = "both"
+    scoring: ClassVar[Mapping[str, str]] = MappingProxyType({"together": "both", "asked": "fine"})
+    folder: str
+
+    @property
+    def most_symbols(self) -> int:
+        """See `ScoredTask.most_symbols`."""
+        return max(len(_item(one).text) for name in ("train", "test") for one in self._read(name))
+
+    def item(self, seed: int, number: int) -> Item:
+        """See `ScoredTask.item`: test questions come in their order, others in any."""
+        if is_scored(seed):
+            questions = self._read("test")
+            return _item(questions[number % len(questions)])
+        return _item(draw(seed, number).choice(self._read("train")))
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """See `ScoredTask.policies`; "oracle" is who labelled them."""
+        by_word: dict[tuple[str, ...], Counter[tuple[str, str]]] = {}
+        for one in self._read("train"):
+            for words in ((), tuple(one.text.split()[:1]), tuple(one.text.split()[:2])):
+                by_word.setdefault(words, Counter())[one.coarse, one.fine] += 1
+
+        def first_words(count: int) -> ItemPolicy:
+            def policy(item: Item, rng: random.Random) -> Replies:
+                words = tuple(item.text.split()[:count])
+                while words not in by_word:
+                    words = words[:-1]
+                return dict(enumerate(by_word[words].most_common(1)[0][0]))
+
+            return policy
+
+        return {
+            "oracle": lambda item, rng: dict(enumerate(one.text for one in item.answers)),
+            "most frequent in training": first_words(0),
+            "first word": first_words(1),
+            "first two words": first_words(2),
+        }
+
+    def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+        """See `ScoredTask.score`."""
+        pairs = {(one.coarse, one.fine) for one in self._read("train")}
+        told = [(answers.get(0, ""), answers.get(1, "")) for answers in given]
+        both = [self.counts(*pair)[0] for pair in zip(items, given, strict=True)]
+        return {
+            **accuracy(items, given),
+            "both": sum(both) / max(len(items), 1),
+            "consistent": sum(pair in pairs for pair in told) / max(len(items), 1),
+        }
+
+    def counts(self, item: Item, given: Replies) -> tuple[int, int]:
+        """See `ScoredTask.counts`."""
+        return int(all(given.get(i) == one.text for i, one in enumerate(item.answers))), 1
+
+    def _read(self, name: str) -> tuple[Question, ...]:
+        return _questions(str(Path(self.folder) / f"{name}.txt"))
+
+
+def _item(question: Question) -> Item:
+    writer = Writer()
+    writer.write(question.text + "\n")
+    writer.label(question.coarse)
+    writer.answer("coarse", question.coarse)
+    writer.write(":")
+    writer.answer("fine", question.fine)
+    return writer.item()
+
+
+@lru_cache(maxsize=8)
+def _questions(path: str) -> tuple[Question, ...]:
+    if not Path(path).is_file():
+        raise UserError(f"A folder of questions must have train.txt and test.txt: no {path!r}.")
+    questions = []
+    # The files are Latin-1; one letter of one question is no ASCII.
+    for number, line in enumerate(Path(path).read_text("latin-1").splitlines(), 1):
+        label, _, text = line.encode("ascii", "replace").decode().partition(" ")
+        coarse, colon, fine = label.partition(":")
+        if not (colon and fine and text):
+            raise UserError(
+                f"{path}, line {number}, must be a class and a question, such as "
+                f'"NUM:date When was he born ?": got {line[:40]!r}.'
+            )
+        questions.append(Question(text, coarse, fine))
+    return tuple(questions)

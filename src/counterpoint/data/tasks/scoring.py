@@ -1,0 +1,164 @@
+"""Scores what any model answered to exported tasks; it needs nothing but Python.
+
+Usage: python score.py FOLDER ANSWERS.jsonl
+
+FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl names the ``task`` and the
+``id`` of a line there, and says what the model gave:
+
+- to a line with ``answers`` (kind, start, text): ``answers``, a list of as many texts. The prompt
+  of each is ``text[:start]`` of the line, which holds the right answers before it.
+- to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: what the texts of each cost
+  together, such as the sum of their negative log likelihoods.
+- to a line with ``contexts``: ``nats``, by the name of a context: what ``text`` costs behind it;
+  and if it is known ``name_nats``, what the symbols at ``names`` cost.
+
+A text that was not answered counts as wrong; a line whose costs are missing is an error.
+"""
+
+import json
+import math
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+NUM_RESAMPLES = 1000
+Parts = dict[str, tuple[float, float]]
+"""Numerator and denominator of a line, by score: a score is the ratio of their sums."""
+
+
+def score(
+    lines: Iterable[Mapping[str, Any]], answers: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores by task and name: ``value``, and ``low`` and ``high`` of a 95 % interval.
+
+    Intervals are those of a bootstrap over documents, or over lines that name no document.
+
+    Args:
+        lines: Lines of the tasks.
+        answers: Lines of the answers.
+
+    Raises:
+        ValueError: An answer belongs to no line, or costs are missing.
+    """
+    given = {(line["task"], line["id"]): line for line in answers}
+    by_task: dict[str, dict[Any, list[Parts]]] = {}
+    for line in lines:
+        answer = given.pop((line["task"], line["id"]), {})
+        documents = by_task.setdefault(line["task"], {})
+        documents.setdefault(line.get("document", line["id"]), []).append(_parts(line, answer))
+    if given:
+        task, number = next(iter(given))
+        raise ValueError(
+            f"An answer must belong to a line of a task: there is no {number!r} of {task!r}."
+        )
+    return {
+        task: _intervals([_sums(parts) for parts in documents.values()])
+        for task, documents in by_task.items()
+    }
+
+
+def _parts(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
+    if "answers" in line:
+        told = answer.get("answers", [])
+        right = [one["text"] for one in line["answers"]]
+        pairs = [(told[i] if i < len(told) else None, text) for i, text in enumerate(right)]
+        if "flag" in line:
+            return _flagged(pairs, line["flag"])
+        parts = _sums(
+            {one["kind"]: (float(text == true), 1.0)}
+            for one, (text, true) in zip(line["answers"], pairs, strict=True)
+        )
+        if "together" in line:
+            parts[line["together"]] = (float(all(text == true for text, true in pairs)), 1.0)
+        return parts
+    wanted = "nats" if "contexts" in line else "losses"
+    if wanted not in answer:
+        raise ValueError(f"The answer to {line['id']!r} of {line['task']!r} must have `{wanted}`.")
+    return _costs(line, answer) if wanted == "nats" else _choice(line, answer["losses"])
+
+
+def _flagged(pairs: list[tuple[Any, str]], flag: str) -> Parts:
+    """F1 of finding what has to be flagged."""
+    found = sum(text == flag == true for text, true in pairs)
+    missed = sum(true == flag != text for text, true in pairs)
+    alarms = sum(text == flag != true for text, true in pairs)
+    return {
+        "f1": (2 * found, 2 * found + missed + alarms),
+        "recall": (found, found + missed),
+        "false alarms": (alarms, 1),
+    }
+
+
+def _choice(line: Mapping[str, Any], losses: list[float]) -> Parts:
+    """Whether the original was cheaper; both alike count a half."""
+    right, wrong = losses
+    won = 0.5 if right == wrong else float(right < wrong)
+    return {"all": (won, 1), line["kind"]: (won, 1)}
+
+
+def _costs(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
+    """Bits a byte behind every context, and what another's context costs more than the own."""
+    num_bytes = len(line["text"].encode())
+    num_names = sum(len(line["text"][first:stop].encode()) for first, stop in line["names"])
+    parts = _bits(answer["nats"], num_bytes, "")
+    return parts | _bits(answer.get("name_nats", {}), num_names, "names, ")
+
+
+def _bits(nats: Mapping[str, float], num_bytes: int, head: str) -> Parts:
+    bits = {name: value / math.log(2) for name, value in nats.items()}
+    parts = {f"{head}{name}": (value, float(num_bytes)) for name, value in bits.items()}
+    for name in ("other", "absent"):
+        if name in bits and "own" in bits:
+            more = bits[name] - bits["own"]
+            parts[f"{head}{name} minus own"] = (more, float(num_bytes))
+    return parts
+
+
+def _sums(parts: Iterable[Parts]) -> Parts:
+    sums: Parts = {}
+    for one in parts:
+        for name, (above, below) in one.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + above, before[1] + below)
+    return sums
+
+
+def _intervals(documents: list[Parts]) -> dict[str, dict[str, float]]:
+    rng = random.Random(0)
+    found = {}
+    for name, (above, below) in _sums(documents).items():
+        own = [parts[name] for parts in documents if name in parts]
+        samples = []
+        for _ in range(NUM_RESAMPLES):
+            drawn = rng.choices(own, k=len(own))
+            total = sum(pair[1] for pair in drawn)
+            samples.append(sum(pair[0] for pair in drawn) / total if total else math.nan)
+        samples = sorted(sample for sample in samples if sample == sample)
+        last = len(samples) - 1
+        found[name] = {
+            "value": above / below if below else math.nan,
+            "low": samples[round(0.025 * last)] if samples else math.nan,
+            "high": samples[round(0.975 * last)] if samples else math.nan,
+        }
+    return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def main(folder: str, answers: str) -> None:
+    """Print the scores as JSON; tasks that have no answer at all are left out."""
+    given = read_lines(Path(answers))
+    tasks = {line["task"] for line in given}
+    lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in read_lines(path)]
+    scores = score([one for one in lines if one.get("task") in tasks], given)
+    sys.stdout.write(json.dumps(scores, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
