@@ -54,8 +54,8 @@ def test_commands_have_the_options_that_pages_show(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, verb, *words = shlex.split(command)
-    # A recipe or a preset has options of its own.
-    subject = words[:1] if verb in ("train", "study", "info") else []
+    # A recipe, a preset or a part of a verb has options of its own.
+    subject = words[:1] if verb in ("train", "study", "info", "task") else []
     if subject and ("runs/" in subject[0] or subject[0].isupper() or ".py" in subject[0]):
         subject = []
     with contextlib.suppress(SystemExit):

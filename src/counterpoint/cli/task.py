@@ -38,7 +38,7 @@ _Task = TypeVar("_Task")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportOptions:
+class TaskExportOptions:
     """What ``task export`` does.
 
     Attributes:
@@ -57,7 +57,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerOptions:
+class TaskAnswerOptions:
     """What ``task answer`` does.
 
     Attributes:
@@ -74,7 +74,7 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreOptions:
+class TaskScoreOptions:
     """What ``task score`` does.
 
     Attributes:
@@ -104,16 +104,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    options = parse_options(ExportOptions, arguments, "task export", _EXPORT)
+    options = parse_options(TaskExportOptions, arguments, "task export", _EXPORT)
     tasks = _chosen(exported.all_tasks(options.data), options.tasks)
     for path in exported.write_folder(options.folder, tasks, options.num_items, options.seed):
         print(path)
 
 
 def _answer(arguments: Sequence[str]) -> None:
-    fields = [("options", AnswerOptions, REQUIRED), ("running", Running, Running())]
+    fields = [("options", TaskAnswerOptions, REQUIRED), ("running", Running, Running())]
     chosen = parse(fields, arguments, "task answer", _ANSWER)
-    options: AnswerOptions = chosen.options
+    options: TaskAnswerOptions = chosen.options
     tasks = _chosen(exported.read_folder(options.folder), options.tasks)
     system = load(options.checkpoint, chosen.running.device).system.eval()
     if not TaskData.fits(system.layout):
@@ -129,7 +129,7 @@ def _answer(arguments: Sequence[str]) -> None:
 
 
 def _score(arguments: Sequence[str]) -> None:
-    options = parse_options(ScoreOptions, arguments, "task score", _SCORE)
+    options = parse_options(TaskScoreOptions, arguments, "task score", _SCORE)
     scores = exported.score_folder(options.folder, options.answers)
     if options.json:
         print(json.dumps(scores))

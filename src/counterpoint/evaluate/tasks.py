@@ -85,7 +85,7 @@ def answer_lines(system: nn.Module, lines: Sequence[Mapping[str, Any]]) -> Itera
 
     Args:
         system: Reads and writes bytes; evaluation mode.
-        lines: Of one task; see `counterpoint.data.tasks.exported`.
+        lines: Lines of one task; see `counterpoint.data.tasks.exported`.
     """
     if "answers" in lines[0]:
         items = [item_of(line) for line in lines]

@@ -11,8 +11,8 @@ from counterpoint.data.tasks.books import (
     SHUFFLED,
     SWAPPED,
     BookLines,
-    Choice,
     ShuffleChoice,
+    TextChoice,
     held_out_titles,
     recalled_names,
     scored_books,
@@ -40,7 +40,7 @@ def shelf(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def check(choice: Choice) -> None:
+def check(choice: TextChoice) -> None:
     right = "\n\n".join(choice.right)
     wrong = "\n\n".join(choice.wrong)
     assert right != wrong

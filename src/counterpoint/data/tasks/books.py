@@ -26,11 +26,10 @@ HELD_OUT_SHARE = 0.15
 LEAST_SYMBOLS = 400
 """Chapters with fewer symbols are left out."""
 
-SWAPPED, FOREIGN, SHUFFLED = KINDS = (
-    "paragraphs swapped",
-    "paragraph of another book",
-    "sentences shuffled",
-)
+SWAPPED = "paragraphs swapped"
+FOREIGN = "paragraph of another book"
+SHUFFLED = "sentences shuffled"
+KINDS = (SWAPPED, FOREIGN, SHUFFLED)
 _AUTHOR = re.compile(r"Author:\s*(.+)")
 _SENTENCE_END = re.compile(r"(?<=[.!?;:])(\s+)")
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}\b")  # within a sentence, so no first word
@@ -46,7 +45,7 @@ class Book:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class BookPassage:
     """Some paragraphs of a chapter."""
 
     book: Book
@@ -54,7 +53,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TextChoice:
     """Texts, and the same with something changed: which are likelier?
 
     Attributes:
@@ -105,7 +104,7 @@ class ShuffleChoice:
     folder: str = ""
     passage_symbols: int = 1500
 
-    def choice(self, seed: int, number: int) -> Choice:
+    def choice(self, seed: int, number: int) -> TextChoice:
         """The choice of that number: a pure function of it and of the books."""
         passages = _passages(self.folder, self.passage_symbols)
         rng = draw(seed, number // len(KINDS))
@@ -131,7 +130,7 @@ class ShuffleChoice:
                 _with(own, one, second.paragraphs[other]),
                 _with(second.paragraphs, other, own[one]),
             ]
-        return Choice(kind, first.book.title, _joined(texts), _joined(changed))
+        return TextChoice(kind, first.book.title, _joined(texts), _joined(changed))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,12 +239,12 @@ def _lines(book: Book, chapter: Section) -> str:
 
 
 @lru_cache(maxsize=4)
-def _passages(folder: str, symbols: int) -> dict[str, tuple[Passage, ...]]:
+def _passages(folder: str, symbols: int) -> dict[str, tuple[BookPassage, ...]]:
     """Passages of all books that have some, by title: each can be changed in every way."""
     found = {}
     for book in scored_books(folder):
         own = [
-            Passage(book, paragraphs)
+            BookPassage(book, paragraphs)
             for chapter in book.chapters
             for paragraphs in _pieces(chapter.paragraphs, symbols)
             if _can_change(paragraphs)
