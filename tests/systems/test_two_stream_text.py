@@ -183,7 +183,7 @@ def test_items_of_tasks_train_it_and_are_answered() -> None:
     assert loss.terms[f"{TEXT}_nats"] > 0
     loss.total.backward()
     for true_whole in (False, True):
-        replies = list(answer(model, data, items, true_whole=true_whole))
+        replies = list(answer(model, items, true_whole=true_whole))
         assert [len(one) for one in replies] == [len(item.answers) for item in items]
 
 
