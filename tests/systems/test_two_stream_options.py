@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.boundaries import BoundariesConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.config_json import decode, encode
 from counterpoint.errors import UserError
@@ -20,6 +21,7 @@ from tests.systems.tiny_models import CONFIGS, VOCAB, batch_of, level, randomise
 
 APART: dict[str, Any] = {"slots_apart": True, "whole": tower(20, 2, 2, 6)}  # 3 blocks of 2 slots
 RECALL: dict[str, Any] = {"recall": RecallConfig(num_blocks=2)}
+BLOCK = 4
 CODES: dict[str, Any] = {"code_levels": (5, 4, 3)}
 
 
@@ -137,6 +139,7 @@ def test_only_coded_wholes_have_codes() -> None:
             "4 steps each: got 2",
         ),
         ({"recall": RecallConfig(num_blocks=4)}, "at least the 4 blocks .* got 3"),
+        ({"learned_ends": BoundariesConfig(), "boundary_ids": (1,)}, "got both"),
         ({"code_levels": (4, 1)}, r"at least 3 levels each: got \(4, 1\)"),
     ],
 )
@@ -145,8 +148,55 @@ def test_shapes_that_cannot_be_are_refused(changes: dict[str, Any], message: str
         build(0, **changes)
 
 
+@torch.no_grad()
+def test_blocks_end_where_the_router_says_and_when_they_are_full() -> None:
+    model = build(0, learned_ends=BoundariesConfig(ratio=2.0, max_share=1.0))
+    batch = batch_of(random_ids(2, 40), torch.tensor([0] * 24 + [24] * 16).expand(2, -1))
+    lower = model._read_rows(batch)
+    assert lower.ends is not None
+    likely = lower.ends.probability >= 0.5
+    for row in range(2):
+        size, ends = 0, []
+        for tick in range(40):
+            first = tick in (0, 24)
+            size = 1 if first else size + 1
+            ends.append(size == BLOCK or (bool(likely[row, tick]) and not first))
+            size *= not ends[-1]
+        finished = torch.tensor(ends).cumsum(0)
+        assert torch.equal(lower.cut.grid.finished[row], finished)
+        assert finished[-1] > 10  # early ones among them
+
+
+def test_ratio_loss_draws_blocks_to_their_length() -> None:
+    torch.manual_seed(1)
+    model = build(0, learned_ends=BoundariesConfig(ratio=4.0, max_share=1.0)).train()
+    batch = batch_of(random_ids(16, 40))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    shares = []
+    for _ in range(50):
+        optimiser.zero_grad()
+        losses = model.losses(batch)
+        losses["ratio"].nats.div(losses["ratio"].weight).backward()
+        optimiser.step()
+        shares.append(float(losses["share"].nats / losses["share"].weight))
+    assert abs(shares[0] - 0.25) > 0.1
+    assert abs(shares[-1] - 0.25) < 0.05
+
+
+@pytest.mark.parametrize("changes", [{"ratio": 1.0}, {"ratio": 2.0, "max_share": 0.4}])
+def test_learned_ends_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="got"):
+        BoundariesConfig(**changes)
+
+
 def test_shape_survives_json() -> None:
-    for name in ("recall_early_lag1", "slots_apart_two_wholes", "codes"):
+    for name in (
+        "learned_lag1",
+        "text_recall",
+        "recall_early_lag1",
+        "slots_apart_two_wholes",
+        "codes",
+    ):
         config = CONFIGS["two_stream"][name]
         assert decode(TwoStreamConfig, json.loads(json.dumps(encode(config)))) == config
 

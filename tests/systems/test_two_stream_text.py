@@ -188,7 +188,7 @@ def test_items_of_tasks_train_it_and_are_answered() -> None:
 
 
 def test_blocks_of_words_are_refused() -> None:
-    with pytest.raises(UserError, match=r"must not end early, got `boundary_ids` \(2,\)"):
+    with pytest.raises(UserError, match="must not end early"):
         build(boundary_ids=(2,))
 
 

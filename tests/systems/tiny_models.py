@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.boundaries import BoundariesConfig
 from counterpoint.blocks.compress import Kind
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.level_config import LevelConfig
@@ -233,6 +234,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
             levels=(replace(level("attention", 1), slots_apart=True, whole=tower(16, 2, 2, 4)),),
         ),
         "codes": two("attention", 0, code_levels=(5, 4, 3), num_links=1),
+        "learned": two("mean", 0, learned_ends=BoundariesConfig(ratio=3.0)),
+        "learned_lag1": two(
+            "attention",
+            1,
+            block_ticks=6,
+            learned_ends=BoundariesConfig(ratio=2.0, max_share=0.5),
+            recall=RecallConfig(num_blocks=1),
+        ),
         "text_lag1": two(
             "mean",
             1,

@@ -41,6 +41,7 @@ def lay_blocks(
     *,
     lengths: Int[Tensor, " B"] | None = None,
     counted: bool = True,
+    most: int | None = None,
 ) -> BlockGrid:
     """Find the blocks of a chunk.
 
@@ -52,9 +53,12 @@ def lay_blocks(
         lengths: Number of real steps of each row; ``None`` means all.
         counted: Whether W is the largest number of blocks that a row has, which must be read from
             the device. Otherwise, and in a compiled graph, W is the largest possible number.
+        most: The largest possible number, if it is known to be smaller; W is then never counted.
     """
     num_rows, num_steps = start.shape
-    most = num_steps if ends_early is not None else (num_steps + block_ticks - 1) // block_ticks
+    counted = counted and most is None
+    if most is None:
+        most = num_steps if ends_early is not None else (num_steps + block_ticks - 1) // block_ticks
     if ends_early is None:
         ends_early = torch.zeros_like(start, dtype=torch.bool)
     step = torch.arange(num_steps, device=start.device)

@@ -144,6 +144,7 @@ class Level(nn.Module):
         ends_early: Bool[Tensor, "B T"] | None,
         start: Start,
         state: LevelState | None,
+        most: int | None = None,
     ) -> Cut:
         """Find the blocks that end within a chunk, and gather their steps.
 
@@ -153,6 +154,7 @@ class Level(nn.Module):
                 one.
             start: Where the rows begin.
             state: State before the chunk; ``None`` for whole rows.
+            most: See `lay_blocks`.
         """
         num_rows, num_steps = x.shape[:2]
         size = self.config.block_ticks
@@ -175,6 +177,7 @@ class Level(nn.Module):
             lengths=lengths,
             # A session does not count its blocks, or its shapes would depend on the other rows.
             counted=state is None or num_rows == 1,
+            most=most,
         )
         steps = torch.cat((pending.to(x.dtype), x), 1)
         # The counts start before the chunk, so that a row without real steps keeps its place.

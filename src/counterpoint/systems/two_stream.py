@@ -21,10 +21,12 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import ring_steps
+from counterpoint.blocks.boundaries import Boundaries
+from counterpoint.blocks.chunk import straight_through
 from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.level import Level
@@ -50,6 +52,14 @@ from counterpoint.systems.contract import (
 )
 from counterpoint.systems.two_stream_config import WHOLE_TEXT, layout_of, levels_of
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
+from counterpoint.systems.two_stream_losses import (
+    ChangeText,
+    ids_of_blocks,
+    led_text,
+    next_rows,
+    ratio_losses,
+    text_loss,
+)
 from counterpoint.systems.two_stream_state import LowerStates, Reading, TwoStreamState
 
 WORDS = (ord(" "), ord("\n"))  # bytes after which a word has ended
@@ -119,6 +129,8 @@ class TwoStream(System, Level):
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, config.vocab_size, bias=False)
         nn.init.zeros_(self.head.weight)
+        learned = config.learned_ends
+        self.boundaries = None if learned is None else Boundaries(width, learned)
         self.notes = None if config.text is None else Notes(width, config.text)
         if config.reconstruct_weight:
             self.reconstructor = Unfold(config.coarse_width, width, ticks)
@@ -189,7 +201,9 @@ class TwoStream(System, Level):
         hidden = self._write_part(lower, guidance)
         losses: dict[str, LossSums] = {}
         if self.notes is not None and WHOLE_TEXT in batch.targets:
-            losses[WHOLE_TEXT], hidden = self._text_loss(self.notes, hidden, batch, kept)
+            losses[WHOLE_TEXT], hidden = text_loss(
+                self.notes, hidden, batch, config.block_ticks, self._led_by(kept)
+            )
         losses["part"] = stream_loss(self.head(hidden), targets)
         weight = losses["part"].weight
         if config.predict_weight:
@@ -197,11 +211,11 @@ class TwoStream(System, Level):
             predicted = stream_loss(self.head(self.norm(guidance.plan)), planned)
             losses["predict"] = predicted._replace(weight=weight)
         if config.reconstruct_weight:
-            grid = lower.cut.grid
-            written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
-            written = written.masked_fill(~grid.real, UNSET_ID)
+            written = ids_of_blocks(ids, lower.cut.grid)
             rebuilt = self.head(self.norm(self.reconstructor(compressed)))
             losses["reconstruct"] = stream_loss(rebuilt, written)._replace(weight=weight)
+        if lower.ends is not None and config.learned_ends is not None:
+            losses |= ratio_losses(lower.ends, config.learned_ends.ratio, weight)
         return losses
 
     def loss_factor(self, group: str) -> float:
@@ -209,7 +223,10 @@ class TwoStream(System, Level):
         factors = {
             "predict": self.config.predict_weight,
             "reconstruct": self.config.reconstruct_weight,
+            "share": 0.0,
         }
+        if self.config.learned_ends is not None:
+            factors["ratio"] = self.config.learned_ends.loss_weight
         if self.config.text is not None:
             factors[WHOLE_TEXT] = self.config.text.loss_weight
         return factors.get(group, 1.0)
@@ -223,7 +240,7 @@ class TwoStream(System, Level):
         age = torch.arange(ids.shape[1], device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
         if self.notes is not None and WHOLE_TEXT in batch.ticks:
-            notes = self._own_text(batch.ticks[WHOLE_TEXT], keep)
+            notes = self._led_by(keep)(batch.ticks[WHOLE_TEXT])
             nothing = torch.full_like(notes[:, 0], UNSET_ID)
             x = x + self.notes.embed(held_notes(notes, nothing, start)[:, 1:])
         return self._read_part(ids, x, self.part.reach(start), Start(document=start))
@@ -239,37 +256,24 @@ class TwoStream(System, Level):
         """The lower part layers, and the blocks that they finish."""
         states, level = (None, None) if state is None else (state.part, state.whole)
         x = self.part(x, reach, states, layers=range(self.config.lower_layers))
-        ends_early = self.ends_block[ids] if self.config.boundary_ids else None
-        cut = self.cut(x, ends_early, start, level)
-        return LowerStates(x, reach, cut, cut.before, cut.finished, None)
+        most = None
+        ends = None
+        early = self.ends_block[ids] if self.config.boundary_ids else None
+        if self.boundaries is not None:
+            newest, found = (None, None)
+            if state is not None:
+                newest = state.whole.pending[:, -1]
+                (found,) = state.ends
+            ends, early = self.boundaries(x, start, newest, found)
+            if state is None:
+                most = self.boundaries.most_blocks(x.shape[1], self.config.block_ticks)
+        cut = self.cut(x, early, start, level, most)
+        return LowerStates(x, reach, cut, cut.before, cut.finished, None, ends)
 
-    def _own_text(
-        self, notes: Int[Tensor, "B T K"], keep: Bool[Tensor, "B 1"] | None
-    ) -> Int[Tensor, "B T K"]:
-        """The text that each row is led by; none in rows that do not keep."""
-        if self.config.whole_control == "shuffled":
-            notes = next_rows(notes)
-        return notes if keep is None else notes.masked_fill(~keep[..., None], UNSET_ID)
-
-    def _text_loss(
-        self,
-        notes: Notes,
-        hidden: Float[Tensor, "B T D"],
-        batch: Batch,
-        keep: Bool[Tensor, "B 1"] | None,
-    ) -> tuple[LossSums, Float[Tensor, "B T D"]]:
-        """The loss of the text, where it may stand, and the part's states after it.
-
-        It is divided by the ticks, as the part's: what a tick costs is the sum of both.
-        """
-        due = slice(self.config.block_ticks - 1, None, self.config.block_ticks)
-        targets = batch.targets[WHOLE_TEXT][:, due]
-        elements = (batch.elements or batch.targets)[WHOLE_TEXT][:, due]
-        loss = stream_loss(notes.scores(hidden[:, due], elements), targets)
-        ticks = torch.full_like(loss.nats, float(hidden[..., 0].numel()))
-        after = hidden.clone()
-        after[:, due] = notes.follow(hidden[:, due], self._own_text(elements, keep))
-        return loss._replace(weight=ticks), after
+    def _led_by(self, keep: Bool[Tensor, "B 1"] | None) -> ChangeText:
+        """What makes of text the one that each row is led by; see `led_text`."""
+        shuffled = self.config.whole_control == "shuffled"
+        return partial(led_text, keep=keep, shuffled=shuffled)
 
     def _read_whole(
         self, lower: LowerStates, compressed: Float[Tensor, "B W D2"]
@@ -283,7 +287,12 @@ class TwoStream(System, Level):
     ) -> Guidance:
         """What every tick may use of the whole; nothing in rows that do not keep."""
         streaming = lower.after is not None
-        return self.guidance(published, lower.cut, lower.reach, streaming=streaming, keep=keep)
+        guidance = self.guidance(published, lower.cut, lower.reach, streaming=streaming, keep=keep)
+        if lower.ends is None or streaming:
+            return guidance
+        # Times one: the gradient says whether to be surer of where blocks end.
+        sure = straight_through(lower.ends.confidence)[..., None].to(guidance.plan.dtype)
+        return guidance._replace(plan=guidance.plan * sure)
 
     def _write_part(
         self,
@@ -320,12 +329,16 @@ class TwoStream(System, Level):
     def initial_state(self, batch_size: int) -> TwoStreamState:
         """State before the first tick; see `System.initial_state`."""
         return TwoStreamState(
-            position=torch.zeros(batch_size, dtype=torch.long, device=self.device),
+            position=self._zeros(batch_size),
             conv=self.conv.initial_state(batch_size),
             part=self.part.initial_state(batch_size),
             whole=self.initial_level(batch_size),
             text=self._no_text(batch_size),
+            ends=() if self.boundaries is None else (self._zeros(batch_size),),
         )
+
+    def _zeros(self, batch_size: int) -> Int[Tensor, " B"]:
+        return torch.zeros(batch_size, dtype=torch.long, device=self.device)
 
     def _no_text(self, batch_size: int) -> tuple[Int[Tensor, "B K"], ...]:
         if self.notes is None:
@@ -335,7 +348,7 @@ class TwoStream(System, Level):
     @property
     def chunk_ticks(self) -> int:
         """Most ticks that the rings can take at once; `read` cuts what is longer."""
-        shortest = 1 if self.config.boundary_ids else self.config.block_ticks
+        shortest = 1 if self.config.ends_early else self.config.block_ticks
         return min(self.part.chunk_steps, self.chunk_blocks() * shortest)
 
     def read(
@@ -391,7 +404,10 @@ class TwoStream(System, Level):
             finished=lower.before + lower.finished,
         )
         position = state.position + (num_ticks if lengths is None else lengths)
-        return lower._replace(after=TwoStreamState(position, conv, state.part, whole, text))
+        ends = state.ends
+        if lower.ends is not None:
+            ends = (ends[0] + lower.ends.number,)
+        return lower._replace(after=TwoStreamState(position, conv, state.part, whole, text, ends))
 
     def read_whole_tower(self, lower: LowerStates, state: TwoStreamState) -> None:
         """Second third of `read`, if blocks are finished: the whole tower takes them."""
@@ -453,7 +469,11 @@ class TwoStream(System, Level):
         config = self.config
         usual = self.config.usual_block_ticks
         num_blocks = round(num_ticks / usual) if usual else num_ticks // config.block_ticks
+        if self.boundaries is not None:  # as many as there is room for
+            num_blocks = self.boundaries.most_blocks(num_ticks, config.block_ticks)
         forward = self.part.flops_per_step(num_ticks)
+        if self.boundaries is not None:
+            forward += 2 * self.boundaries.products()
         forward += self.flops_per_fine_step(num_ticks, num_blocks)
         head = 2 * self.head.weight.numel()
         forward += head
@@ -474,8 +494,3 @@ class TwoStream(System, Level):
     def shard_units(self) -> list[nn.Module]:
         """Modules that distributed training shards one by one."""
         return list(dict.fromkeys([*self.part.layers, *self.whole_layers()]))
-
-
-def next_rows(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:
-    """For every row what stands in the next one: the last has the first one's, one alone zeros."""
-    return x.roll(-1, 0) if len(x) > 1 else torch.zeros_like(x)

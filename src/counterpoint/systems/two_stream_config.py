@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from counterpoint.blocks.boundaries import BoundariesConfig
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -27,6 +28,8 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         levels: Wholes above the whole, from below: each compresses blocks of the one below it, and
             leads its upper layers. They have no losses of their own.
         boundary_ids: Ids after which a block of the part stream ends early, such as a space.
+        learned_ends: A block of the part stream ends early where the model finds an end; ``None``:
+            nowhere.
         usual_block_ticks: Ticks of a block on the intended text, for counting FLOPs; ``None``:
             `block_ticks`.
         whole_dropout: Share of training rows that have to do without the whole.
@@ -48,6 +51,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     part: TowerConfig
     levels: tuple[LevelConfig, ...] = ()
     boundary_ids: tuple[int, ...] = ()
+    learned_ends: BoundariesConfig | None = None
     usual_block_ticks: float | None = None
     whole_dropout: float = 0.1
     shared_layers: bool = False
@@ -82,6 +86,12 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
                     "With `shared_layers` the shape of a whole must be the part's, but for its "
                     f"window: got {level.whole} beside {self.part}."
                 )
+        self._check_ends()
+        if not 0 <= self.whole_dropout <= 1:
+            raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
+
+    def _check_ends(self) -> None:
+        """Check where blocks end."""
         if self.usual_block_ticks is not None and self.usual_block_ticks < 1:
             raise UserError(
                 f"`usual_block_ticks` must be >= 1 or None; got {self.usual_block_ticks}."
@@ -90,13 +100,20 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             raise UserError(
                 f"`boundary_ids` must be ids, 0 to {self.vocab_size - 1}; got {self.boundary_ids}."
             )
-        if self.text is not None and self.boundary_ids:
+        if self.boundary_ids and self.learned_ends is not None:
             raise UserError(
-                "A whole of text stands at fixed ticks: with `text` blocks must not end early, got "
-                f"`boundary_ids` {self.boundary_ids}. Leave one of the two out."
+                "Blocks must end at `boundary_ids` or where `learned_ends` finds an end: got both."
             )
-        if not 0 <= self.whole_dropout <= 1:
-            raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
+        if self.text is not None and self.ends_early:
+            raise UserError(
+                "A whole of text stands at fixed ticks: with `text` blocks must not end early. "
+                "Leave `boundary_ids` and `learned_ends` out, or `text`."
+            )
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether blocks may end before they are full."""
+        return bool(self.boundary_ids) or self.learned_ends is not None
 
 
 def levels_of(config: TwoStreamConfig) -> list[LevelConfig]:
@@ -134,7 +151,7 @@ def layout_of(config: TwoStreamConfig) -> Layout:
                 width=level.coarse_width,
                 period_ticks=period,
                 lag_steps=level.lag_blocks,
-                irregular=bool(config.boundary_ids),
+                irregular=config.ends_early,
             )
         )
     return Layout(streams=(*text, part, *wholes))

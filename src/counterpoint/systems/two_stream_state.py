@@ -5,6 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.blocks.chunk import Chunks
 from counterpoint.blocks.level_state import Cut, LevelState
 from counterpoint.blocks.mixer import MixerReach, MixerState
 
@@ -18,6 +19,7 @@ class TwoStreamState(NamedTuple):
         part: States of the part tower's layers.
         whole: State of the whole.
         text: The text of the whole that holds, its ids plus 1; empty where it writes none.
+        ends: Ends of blocks that were found; empty where they are not learned.
     """
 
     position: Int[Tensor, " B"]
@@ -25,6 +27,7 @@ class TwoStreamState(NamedTuple):
     part: tuple[MixerState, ...]
     whole: LevelState
     text: tuple[Int[Tensor, "B K"], ...] = ()
+    ends: tuple[Int[Tensor, " B"], ...] = ()
 
 
 class Reading(NamedTuple):
@@ -53,6 +56,7 @@ class LowerStates(NamedTuple):
         finished: Blocks that the chunk finished.
         after: The state after the chunk (its rings are shared with the state before); ``None`` for
             whole rows.
+        ends: Where the model let blocks end; ``None`` where that is not learned.
     """
 
     x: Float[Tensor, "B T D"]
@@ -61,3 +65,4 @@ class LowerStates(NamedTuple):
     before: Int[Tensor, " B"]
     finished: Int[Tensor, " B"]
     after: TwoStreamState | None
+    ends: Chunks | None = None

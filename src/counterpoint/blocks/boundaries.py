@@ -1,0 +1,95 @@
+"""Ends of blocks that a model finds itself, in place of ids or fixed lengths."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.blocks.chunk import Chunks, Router, lay_chunks, most_chunks
+from counterpoint.blocks.level_state import Start
+from counterpoint.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundariesConfig:
+    """Shape of `Boundaries`.
+
+    Attributes:
+        ratio: Steps that a block should have on average; more than 1.
+        loss_weight: Weight of the loss that draws blocks towards it.
+        max_share: Ends that a document may have for each of its steps; whole rows have room for
+            as many blocks, whatever they hold.
+    """
+
+    ratio: float = 4.6
+    loss_weight: float = 0.03
+    max_share: float = 0.35
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 1:
+            raise UserError(f"`ratio` of learned blocks must be more than 1: got {self.ratio}.")
+        if not 1 / self.ratio <= self.max_share <= 1:
+            raise UserError(
+                f"`max_share` must be 1 / ratio = {1 / self.ratio:.3f} to 1, so that blocks of the "
+                f"wanted length find room: got {self.max_share}."
+            )
+
+
+class Boundaries(nn.Module):
+    """A router that says after which steps a block ends, from each step and the one before.
+
+    The first step of a document ends none. `counterpoint.blocks.chunk` decides as it does where
+    chunks begin.
+    """
+
+    def __init__(self, width: int, config: BoundariesConfig) -> None:
+        """Make the router of steps of ``width``."""
+        super().__init__()
+        self.max_share = config.max_share
+        self.router = Router(width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        start: Start,
+        newest: Float[Tensor, "B D"] | None,
+        found: Int[Tensor, " B"] | None,
+    ) -> tuple[Chunks, Bool[Tensor, "B T"]]:
+        """Decide after which steps of a chunk a block ends.
+
+        Args:
+            x: Steps.
+            start: Where the rows begin.
+            newest: The step before the chunk; ``None`` for whole rows.
+            found: `Chunks.number` of each session so far, summed up; ``None`` for whole rows.
+
+        Returns:
+            What was decided, and the steps after which a block ends: the first step of a document
+            counts as one of the former and is none of the latter.
+        """
+        num_steps = x.shape[1]
+        first = start.document
+        if start.step is not None:
+            first = -start.step[:, None].expand(-1, num_steps)
+        if first is None:
+            raise AssertionError("a chunk begins in a document or behind a step")
+        before = torch.zeros_like(x[:, 0]) if newest is None else newest
+        chunks = lay_chunks(
+            self.router(x, before),
+            first,
+            lengths=start.lengths,
+            begun=found,
+            share=self.max_share,
+        )
+        step = torch.arange(num_steps, device=x.device)
+        return chunks, chunks.begins & (step != first)
+
+    def most_blocks(self, num_steps: int, block_ticks: int) -> int:
+        """Return the blocks that can end in whole rows, those of full length included."""
+        most = most_chunks(num_steps, self.max_share) + num_steps // block_ticks
+        return min(most, num_steps)
+
+    def products(self) -> int:
+        """Return the multiply-adds of the matrix products of a step."""
+        return self.router.query.weight.numel() + self.router.key.weight.numel()
