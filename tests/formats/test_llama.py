@@ -186,7 +186,7 @@ def test_weights_of_another_model_are_refused(change: Any, message: str, tmp_pat
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, llama())
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="must be a whole file of plain tensors"):
+    with pytest.raises(UserError, match="must be a complete file of plain tensors"):
         load_llama(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json"):

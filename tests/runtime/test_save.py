@@ -172,7 +172,7 @@ def test_what_cannot_be_saved_is_told(published: Path, tmp_path: Path) -> None:
         ('{"weight_map": {"a": 3}}', "must hold `weight_map`"),
         ('{"weight_map": {}}', "must name 1 to 1000 files"),
         ('{"weight_map": {"a": "../b.safetensors"}}', "must name files of its own folder"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "must be a whole safetensors file"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "must be a complete safetensors file"),
         ('{"weight_map": {"a": "config.json"}}', "must be a safetensors file"),
     ],
 )

@@ -162,7 +162,7 @@ def test_voices_that_do_not_fit_are_refused_and_touch_nobody() -> None:
     model, other = model_of(3), model_of(3)
     voice = voice_of(model, sample(5))
     engine = Engine(other, 1)
-    with pytest.raises(ValueError, match="must be of the model that hears it: .* Use a voice"):
+    with pytest.raises(ValueError, match="must belong to the model that hears it: .* Use a voice"):
         engine.share("anna", *voice_prefix(voice, other))
     for element, slot in ((0, 5), (2, 6), (6, 6), (1, 4)):
         cache = voice.cache.clone()

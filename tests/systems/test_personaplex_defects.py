@@ -161,7 +161,7 @@ def test_4_voices_are_codes_or_plain_tensors_never_code_or_paths(
     """There a name out of the request is joined to a path, and what it leads to unpickled."""
     monkeypatch.chdir(tmp_path)
     torch.save({"embeddings": Hostile(), "cache": torch.zeros(1)}, tmp_path / "voice.pt")
-    with pytest.raises(ValueError, match="could run code and is refused"):
+    with pytest.raises(ValueError, match="could run code and are refused"):
         read_voice(tmp_path / "voice.pt", moshi_config(ReferenceConfig.from_json(tiny_keys(16))))
     assert not (tmp_path / "owned").exists()
 

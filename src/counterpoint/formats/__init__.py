@@ -1,7 +1,7 @@
 """Foreign files: weights, configs and voices of published models, read and written.
 
-`FORMATS` is the table of all of them. Whoever has a path asks `find_format` and never names a
-format; adding one is a module here and an entry in the table.
+`FORMATS` is the table of all formats. Other code calls `find_format` with a path and never names a
+format. To add a format, add a module here and an entry in the table.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ class Format:
     """How the files of one family of published models are used.
 
     Attributes:
-        system: Class name of the systems that they hold.
-        matches: Whether a path (a folder, or a file of weights) is of the format.
-        open: What a path holds, before its weights are read.
-        load: The system of a path; like another one, where the format leaves a choice.
-        save: Writes a system to a new folder with what belongs to it, in files of at most so many
-            bytes; ``None``: this library cannot.
-        save_adapters: Writes adapters of a system to a new folder; ``None``: it has none.
+        system: Class name of the systems in its files.
+        matches: Returns whether a path (a folder, or a file of weights) has the format.
+        open: Opens a path without reading its weights.
+        load: Loads the system of a path; if the format leaves a choice, like another system.
+        save: Writes a system and what belongs to it to a new folder, in files of a largest size in
+            bytes; ``None`` if this library cannot.
+        save_adapters: Writes adapters of a system to a new folder; ``None`` if the format has none.
     """
 
     system: str
@@ -63,24 +63,24 @@ FORMATS: dict[str, Format] = {
         save_adapters=moshi.save_low_rank,
     ),
 }
-"""Every format by name."""
+"""All formats by name."""
 
 
 def find_format(path: Path) -> Format | None:
-    """The format of a path; ``None`` where it is of no published model."""
+    """Return the format of a path; ``None`` if it is no published model."""
     return next((known for known in FORMATS.values() if known.matches(path)), None)
 
 
 def is_voice(path: Path) -> bool:
-    """Whether a path is named like a voice that a model has embedded already."""
+    """Return whether the name of a path is that of a voice that a model has already embedded."""
     return path.suffix in VOICE_FILES
 
 
 def open_voice(path: Path, system: System) -> tuple[Ticks, Prefix]:
-    """The frames of a voice from its file, and what the model makes of them.
+    """Return the frames of a voice file, and the prefix that the model computes from them.
 
     Raises:
-        UserError: The file is no voice, or not one of this model.
+        UserError: The file is no voice, or the voice of another model.
     """
     if type(system).__name__ != FORMATS["moshi"].system:
         raise UserError(
@@ -91,15 +91,15 @@ def open_voice(path: Path, system: System) -> tuple[Ticks, Prefix]:
 
 
 def open_codec(name: str, num_codebooks: int, device: torch.device | str = "cpu") -> Codec:
-    """The codec "codec2", or Mimi with the weights of a file.
+    """Open the codec "codec2", or Mimi with the weights of a file.
 
     Args:
-        name: Name of the codec, or the path of Mimi's weights.
-        num_codebooks: Codebooks in a frame of one speaker.
-        device: Where Mimi computes.
+        name: "codec2", or the path of Mimi's weights.
+        num_codebooks: Number of codebooks in a frame of one speaker.
+        device: Device on which Mimi computes.
 
     Raises:
-        UserError: It cannot be used, or has other codebooks.
+        UserError: It cannot be used, or has another number of codebooks.
     """
     if name != "codec2":
         return open_mimi(name, num_codebooks, device)

@@ -1,13 +1,13 @@
 """Models of the Llama family as a `SingleStream` without a convolution, read and written.
 
-Read are folders as Hugging Face publishes them (config.json, safetensors in one file or several,
-tokenizer.json) and GGUF files, which `transformers` brings back to float32; written are folders.
+Folders are read as Hugging Face publishes them (config.json, safetensors in one or several files,
+tokenizer.json), and GGUF files, which `transformers` converts to float32; folders are written.
 Names are those of `transformers`' `LlamaForCausalLM`, for `model_type` "llama" and "mistral".
 Checked against `transformers`: logits of tiny models of every shape, and of SmolLM2-135M-Instruct
 (`tests/formats/test_llama.py`).
 
 Source: Llama (arXiv:2302.13971, arXiv:2407.21783) and Mistral (arXiv:2310.06825), whose window is
-a tower's.
+the window of a tower.
 """
 
 import shutil
@@ -33,9 +33,9 @@ from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 
 TOKENIZER = "tokenizer.json"
 BESIDE = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-"""Files of a folder that say how its model is talked with."""
+"""Files of a folder that describe how to talk with its model."""
 
-SHARD_BYTES = 5 * 10**9  # as `transformers` cuts
+SHARD_BYTES = 5 * 10**9  # as in `transformers`
 
 _LAYER_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -50,11 +50,11 @@ _HEAD = "lm_head.weight"
 
 
 class LlamaFiles(NamedTuple):
-    """What the files of a model hold.
+    """The content of a model's files.
 
     Attributes:
         keys: The keys of config.json.
-        tensors: By their names there.
+        tensors: Tensors by their names in the files.
     """
 
     keys: Mapping[str, Any]
@@ -65,7 +65,7 @@ class LlamaFiles(NamedTuple):
 
 
 def to_state(tensors: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[str, Tensor]:
-    """The state of a `SingleStream`, from the tensors of a model.
+    """Return the state of a `SingleStream` from the tensors of a model.
 
     Raises:
         UserError: A tensor is missing, unknown or of another shape.
@@ -104,7 +104,7 @@ def to_state(tensors: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[
 
 
 def to_tensors(state: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[str, Tensor]:
-    """The tensors of a model under the names of the family, from the state of a `SingleStream`."""
+    """Return the tensors of a `SingleStream` under the names of the family."""
     tensors = {
         _EMBEDDING: state["embedding.weight"],
         "model.norm.weight": state["norm.weight"],
@@ -129,7 +129,7 @@ def to_tensors(state: Mapping[str, Tensor], config: SingleStreamConfig) -> dict[
 
 
 def matches(path: Path) -> bool:
-    """Whether a path is a GGUF file, or a folder with a model of the family."""
+    """Return whether a path is a GGUF file, or a folder with a model of the family."""
     if path.suffix == ".gguf":
         return True
     if not (path / CONFIG).is_file():
@@ -139,7 +139,7 @@ def matches(path: Path) -> bool:
 
 
 def open_llama(path: Path) -> PublishedModel:
-    """What a folder or a GGUF file holds.
+    """Open a folder or a GGUF file.
 
     Raises:
         UserError: It is no model of the family.
@@ -173,7 +173,7 @@ def _load_published(
 
 
 def load(path: Path, like: System | None = None) -> SingleStream:
-    """The model of a path, with the dtype and the window of another one."""
+    """Load the model of a path, with the dtype and the window of another model."""
     if not isinstance(like, SingleStream):
         return load_llama(path)
     window = like.config.tower.window
@@ -184,16 +184,17 @@ def load(path: Path, like: System | None = None) -> SingleStream:
 def load_llama(
     path: Path, *, window: int | None = None, dtype: torch.dtype = torch.float32
 ) -> SingleStream:
-    """The model of a folder or of a GGUF file, in evaluation mode.
+    """Load the model of a folder or of a GGUF file, in evaluation mode.
 
     Args:
         path: The folder or the file.
-        window: Most recent ticks that are read; ``None``: as many as the model was trained with.
+        window: Number of most recent ticks that are read; ``None`` means the number with which the
+            model was trained.
         dtype: Type of the weights.
 
     Raises:
-        UserError: A file is missing or damaged, or the model is none of the family.
-        MissingPackageError: A GGUF file is read with `transformers`, `gguf` and `accelerate`.
+        UserError: A file is missing or damaged, or the model is not of the family.
+        MissingPackageError: A GGUF file needs `transformers`, `gguf` and `accelerate`.
     """
     keys, tensors = _read_gguf(path) if path.suffix == ".gguf" else _read_folder(path)
     config = to_config(keys, window)
@@ -222,11 +223,12 @@ def save_llama(
     Args:
         system: The model.
         folder: A new or empty folder.
-        companions: Its tokeniser and ids; with them the folder can be talked with.
-        shard_bytes: Most bytes of a file of weights.
+        companions: Its tokeniser and ids, with which the folder can generate text.
+        shard_bytes: Largest size of a file of weights.
 
     Raises:
-        UserError: The model has a part that the family has not, or the folder cannot be written.
+        UserError: The model has a part that the family does not have, or the folder cannot be
+            written.
     """
     companions = companions or Companions()
     keys = {**companions.settings, **to_keys(system.config)}
@@ -247,7 +249,7 @@ def save_llama(
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(
-            f"{folder} must be a new folder on a disk with room: {reason}. Choose another."
+            f"{folder} must be a new folder on a disk with free space: {reason}. Choose another."
         ) from None
 
 
@@ -260,7 +262,7 @@ def _read_folder(folder: Path) -> LlamaFiles:
 
 
 def _read_gguf(path: Path) -> LlamaFiles:
-    """What a GGUF file holds, its weights in float32."""
+    """Read a GGUF file, with its weights in float32."""
     optional_module("accelerate")
     with _reading_gguf(path) as transformers:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -272,7 +274,7 @@ def _read_gguf(path: Path) -> LlamaFiles:
 
 @contextmanager
 def _reading_gguf(path: Path) -> Iterator[Any]:
-    """`transformers`, whose complaints about a file become one line."""
+    """Give `transformers`; its errors about a file become one line."""
     optional_module("gguf")
     transformers = optional_module("transformers")
     try:
@@ -281,10 +283,10 @@ def _reading_gguf(path: Path) -> Iterator[Any]:
         yield transformers
     except UserError:
         raise
-    except Exception as error:  # `gguf` and `transformers` raise what comes
+    except Exception as error:  # `gguf` and `transformers` raise many classes
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} must be a GGUF file of a model of text that `transformers` knows: {reason}."
+            f"{path} must be a GGUF file of a text model that `transformers` knows: {reason}."
         ) from error
 
 
@@ -292,11 +294,11 @@ def _reading_gguf(path: Path) -> Iterator[Any]:
 
 
 def open_text(path: Path) -> PublishedText:
-    """The tokeniser of a model and the ids that it uses.
+    """Open the tokeniser of a model, and the ids that the model uses.
 
     Raises:
-        UserError: A file is missing, or does not say where a text ends.
-        MissingPackageError: A GGUF file is read with `transformers` and `gguf`.
+        UserError: A file is missing, or does not name the id at which a text ends.
+        MissingPackageError: A GGUF file needs `transformers` and `gguf`.
     """
     if path.suffix != ".gguf":
         content = _read_bytes(path / TOKENIZER)
@@ -309,12 +311,12 @@ def open_text(path: Path) -> PublishedText:
 
 
 def chat_ids(path: Path, words: str) -> list[int]:
-    """Ids of a conversation that begins with a user's words, up to where the model answers.
+    """Return the ids of a conversation that begins with a user's words, up to the model's answer.
 
     The form of a conversation is the template that came with the model.
 
     Raises:
-        UserError: The model came without one.
+        UserError: The model came without a template.
         MissingPackageError: `transformers` is not installed.
     """
     if path.suffix == ".gguf":
@@ -327,8 +329,8 @@ def chat_ids(path: Path, words: str) -> list[int]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     if not tokenizer.chat_template:
         raise UserError(
-            f"{path} must hold the form of a conversation to be talked with: it holds none. Give a "
-            "prompt to continue."
+            f"{path} must hold a template of conversations to be talked with: it holds none. Give "
+            "a prompt to continue."
         )
     messages = [{"role": "user", "content": words}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -356,5 +358,5 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise UserError(
             f"{path.parent} must hold the tokenizer {path.name} ({error.strerror}). Fetch it from "
-            "where the model came."
+            "where the model came from."
         ) from None

@@ -1,4 +1,4 @@
-"""config.json of models of the Llama family, and the shape of a `SingleStream` that it stands for.
+"""config.json of models of the Llama family, and the corresponding shape of a `SingleStream`.
 
 Source: keys as in `transformers`' `LlamaConfig` and `MistralConfig`.
 """
@@ -17,15 +17,16 @@ FAMILY = ("llama", "mistral")
 
 
 def to_config(keys: Mapping[str, Any], window: int | None = None) -> SingleStreamConfig:
-    """The shape of a model, from the keys of its config.json.
+    """Return the shape of a model from the keys of its config.json.
 
     Args:
         keys: The keys of config.json.
-        window: Most recent ticks that are read; ``None``: as many as the model was trained with.
+        window: Number of most recent ticks that are read; ``None`` means the number with which the
+            model was trained.
 
     Raises:
         UserError: A key is missing, or the model is not of the family or has a part that a
-            `SingleStream` has not.
+            `SingleStream` does not have.
     """
     _check_family(keys)
     num_heads = whole_number(keys, "num_attention_heads")
@@ -61,10 +62,10 @@ def to_config(keys: Mapping[str, Any], window: int | None = None) -> SingleStrea
 
 
 def to_keys(config: SingleStreamConfig) -> dict[str, Any]:
-    """The config.json of a model, from its shape.
+    """Return the config.json of a model from its shape.
 
     Raises:
-        UserError: The model has a part that the family has not.
+        UserError: The model has a part that the family does not have.
     """
     tower = config.tower
     attention = config.tower.mixer
@@ -93,7 +94,7 @@ def to_keys(config: SingleStreamConfig) -> dict[str, Any]:
 
 
 def _check_family(keys: Mapping[str, Any]) -> None:
-    """Refuse what would be read as something else."""
+    """Refuse models that would be read as something else."""
     expected: dict[str, tuple[Any, ...]] = {
         "model_type": FAMILY,
         "hidden_act": ("silu", "swish"),
@@ -121,19 +122,19 @@ def _check_family(keys: Mapping[str, Any]) -> None:
 
 
 def whole_number(keys: Mapping[str, Any], name: str) -> int:
-    """A whole number that config.json must hold.
+    """Return a whole number that config.json must hold.
 
     Raises:
-        UserError: It does not.
+        UserError: The number is missing.
     """
     value = keys.get(name)
     if type(value) is not int:
-        raise UserError(f"{CONFIG} must say `{name}`, a whole number: got {value!r}.")
+        raise UserError(f"{CONFIG} must hold `{name}`, a whole number: got {value!r}.")
     return value
 
 
 def _rope(keys: Mapping[str, Any]) -> RopeConfig:
-    """Rotation, as newer files (``rope_parameters``) or older ones (``rope_theta``) tell it."""
+    """Return the rotation from newer files (``rope_parameters``) or older ones (``rope_theta``)."""
     told = {"rope_theta": keys.get("rope_theta", 10_000.0)}
     told |= keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     kind = told.get("rope_type", told.get("type", "default"))
@@ -154,7 +155,7 @@ def _rope(keys: Mapping[str, Any]) -> RopeConfig:
             )
     except KeyError as missing:
         raise UserError(
-            f"{CONFIG} must say {missing} where positions are scaled by {kind!r}."
+            f"{CONFIG} must hold {missing} if positions are scaled by {kind!r}."
         ) from None
     return RopeConfig(base=float(told["rope_theta"]), scaling=scaling)
 

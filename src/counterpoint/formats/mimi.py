@@ -1,8 +1,8 @@
 """Mimi's weights under one set of names, whichever file they come from.
 
-Two kinds of files are read: Kyutai's (``tokenizer-e351c8d8-checkpoint125.safetensors``, in both
-spellings that its loader knows) and that of the `transformers` package (``kyutai/mimi``, before and
-since its encoder and decoder became models of their own).
+Two kinds of files are read: those of Kyutai (``tokenizer-e351c8d8-checkpoint125.safetensors``, in
+both spellings that its loader knows) and those of the `transformers` package (``kyutai/mimi``, in
+its older form and in the newer one, whose encoder and decoder are separate models).
 """
 
 import re
@@ -60,9 +60,9 @@ def open_mimi(path: str | Path, num_codebooks: int = 8, device: str | torch.devi
     """Open Mimi with the weights of a .safetensors file.
 
     Args:
-        path: The file of Kyutai or of `transformers`.
-        num_codebooks: How many of its codebooks are used, 1 to 32. Moshi uses 8.
-        device: The device on which it computes.
+        path: A file of Kyutai or of `transformers`.
+        num_codebooks: Number of codebooks that are used, 1 to 32. Moshi uses 8.
+        device: Device on which it computes.
 
     Raises:
         UserError: There is no such file, or it does not hold Mimi.
@@ -72,7 +72,7 @@ def open_mimi(path: str | Path, num_codebooks: int = 8, device: str | torch.devi
 
 
 def mimi_weights(tensors: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float[Tensor, "..."]]:
-    """Give the tensors of a file their names here.
+    """Return the tensors of a file under the names that are used here.
 
     Queries, keys and values become one matrix, in which the features of a head that rotate together
     lie half a head apart.
@@ -99,7 +99,7 @@ def mimi_weights(tensors: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float
 
 
 def read_mimi_weights(path: str | Path) -> dict[str, Float[Tensor, "..."]]:
-    """Read the weights of a .safetensors file, under their names here.
+    """Read the weights of a .safetensors file under the names that are used here.
 
     Raises:
         UserError: There is no such file, or it does not hold Mimi.
@@ -132,7 +132,7 @@ def _rotated_by_halves(qkv: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
 
 
 def _expected_names(names: Iterable[str]) -> set[str]:
-    """Name all weights of a Mimi with the stages, layers and codebooks that these names tell."""
+    """Return the names of all weights of a Mimi with the sizes that these names tell."""
     names = list(names)
     num_stages = max(_count(names, r"encoder\.(\d+)\.") // 3 - 1, 0)
     expected = {"upsample.weight", "downsample.weight"}
@@ -153,6 +153,6 @@ def _expected_names(names: Iterable[str]) -> set[str]:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """Count from the largest number that a pattern finds in the names; 0 where it finds none."""
+    """Return one more than the largest number that a pattern finds in the names; 0 without one."""
     found = (re.match(pattern, name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)

@@ -1,7 +1,7 @@
-"""Files of plain tensors from strangers: nothing in them can run code, or fill the memory.
+"""Files of plain tensors from unknown sources: nothing in them can run code or fill the memory.
 
-A `.pt` file is a zip of a pickle and of the memory of its tensors. It is read with nothing but
-tensors allowed, and only where it holds as many bytes as its tensors say that they have.
+A `.pt` file is a zip of a pickle and of the memory of its tensors. It is read with only tensors
+allowed, and only if it holds as many bytes as its tensors declare.
 """
 
 import struct
@@ -17,7 +17,7 @@ from counterpoint.errors import UserError
 
 _MOST_ENTRIES = 1000
 _END_OF_ZIP = b"PK\x05\x06"
-_LONGEST_TAIL = 22 + (1 << 16)  # the end of a zip, and the longest comment behind it
+_LONGEST_TAIL = 22 + (1 << 16)  # the end of a zip, and the longest comment after it
 _DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
@@ -25,7 +25,7 @@ _DTYPES = (
 
 
 def read_plain_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a `.safetensors` or a `.pt` file, on the CPU.
+    """Read the tensors of a `.safetensors` or a `.pt` file, by name, on the CPU.
 
     Raises:
         UserError: It cannot be read, or holds anything but plain tensors that fill their memory.
@@ -42,8 +42,8 @@ def read_plain_tensors(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as problem:  # a hostile file can make a reader fail in any way
         raise UserError(
-            f"{path} must be a whole file of plain tensors: reading it ended in "
-            f"{type(problem).__name__}. What is no tensor could run code and is refused."
+            f"{path} must be a complete file of plain tensors: reading it failed with "
+            f"{type(problem).__name__}. Other objects could run code and are refused."
         ) from None
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
         raise UserError(
@@ -56,14 +56,14 @@ def read_plain_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse a zip that unpacks to more than it has, or has countless entries."""
+    """Refuse a zip that unpacks to more bytes than it has, or has too many entries."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(size - _LONGEST_TAIL, 0))
         tail = file.read()
     place = tail.rfind(_END_OF_ZIP)
     if place < 0 or len(tail) - place < 22:
-        return  # the older format of `torch.save` has nothing but what it stores
+        return  # the older format of `torch.save` contains only what it stores
     (num_entries,) = struct.unpack_from("<H", tail, place + 10)
     if num_entries > _MOST_ENTRIES:
         raise UserError(
@@ -73,13 +73,13 @@ def _check_zip(path: Path) -> None:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > size:
         raise UserError(
-            f"{path} must store its tensors as they are: it has {size:,} bytes, which unpack to "
+            f"{path} must store its tensors uncompressed: it has {size:,} bytes, which unpack to "
             f"{unpacked:,}. Name another file."
         )
 
 
 def _fault(value: Any) -> str | None:
-    """What is wrong with a tensor from a file."""
+    """Return what is wrong with a tensor from a file; ``None`` if nothing is."""
     if type(value) is not Tensor:
         return f"is a {type(value).__name__}"
     if value.is_nested or value.layout != torch.strided or value.is_quantized:

@@ -1,4 +1,4 @@
-"""What a folder of a published model holds."""
+"""The content of a folder of a published model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from counterpoint.systems.contract import System, SystemConfig
 
 
 class PublishedText(NamedTuple):
-    """The tokeniser that came with a model of text, and the ids that the model uses.
+    """The tokeniser that came with a text model, and the ids that the model uses.
 
     Attributes:
-        content: What its tokenizer.json holds.
+        content: Content of its tokenizer.json.
         start_id: Id before the first token of a text.
-        end_id: Id after the last one.
-        num_ids: Ids that the model has, which may be more than the tokeniser's.
+        end_id: Id after the last token.
+        num_ids: Number of ids of the model, which may be more than the tokeniser's.
     """
 
     content: bytes
@@ -31,10 +31,10 @@ class LoadModel(Protocol):
     """Reads the weights of a published model."""
 
     def __call__(self, dtype: torch.dtype | None = None, adapters: Path | None = None) -> System:
-        """The model, in evaluation mode, on the CPU.
+        """Return the model in evaluation mode, on the CPU.
 
         Args:
-            dtype: Type of the weights; by default the one that the format's files usually have.
+            dtype: Type of the weights; by default the usual one of the format's files.
             adapters: A folder or a file of adapters, which are merged into the weights.
 
         Raises:
@@ -45,14 +45,14 @@ class LoadModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Companions:
-    """What a published folder holds beside the weights of its model.
+    """Files and settings of a published folder other than the weights of its model.
 
     Attributes:
         codec: File of the codec's weights.
-        tokenizer: File of the text tokeniser of a model of speech.
-        text: Tokeniser and ids of a model of text.
-        settings: Keys of the config that say nothing about the weights, such as how to sample.
-        files: Further files, which are copied as they are.
+        tokenizer: File of the text tokeniser of a speech model.
+        text: Tokeniser and ids of a text model.
+        settings: Keys of the config that do not concern the weights, such as sampling.
+        files: Further files, which are copied unchanged.
     """
 
     codec: Path | None = None
@@ -68,13 +68,13 @@ class PublishedModel:
 
     Attributes:
         load: Reads the weights, which may take long.
-        shape: Gives the config of the system, without its weights.
-        tokenizer: File of the text tokeniser, or a file that holds it among other things.
-        codec: File of the codec's weights; ``None`` of a model of text.
-        text: Reads the tokeniser of a model of text.
-        chat: Gives the ids of a conversation that begins with a user's words, up to where the model
-            answers; ``None`` of a model that knows no conversations.
-        settings: Keys of its config that say nothing about its weights.
+        shape: Returns the config of the system, without its weights.
+        tokenizer: File of the text tokeniser, or a file that contains it.
+        codec: File of the codec's weights; ``None`` for a text model.
+        text: Reads the tokeniser of a text model.
+        chat: Returns the ids of a conversation that begins with a user's words, up to the model's
+            answer; ``None`` for a model that knows no conversations.
+        settings: Keys of its config that do not concern its weights.
         files: Further files that belong to it.
     """
 
@@ -88,7 +88,7 @@ class PublishedModel:
     files: tuple[Path, ...] = ()
 
     def companions(self) -> Companions:
-        """What belongs to the model, to be written beside other weights of it."""
+        """Return what belongs to the model, to be written with other weights of it."""
         is_text = self.codec is None
         return Companions(
             codec=self.codec,

@@ -21,7 +21,7 @@ _MOST_FILES = 1000
 
 
 class OpenTensors:
-    """Tensors of open files by name; nothing but the headers has been read.
+    """Tensors of open files by name; only the headers have been read.
 
     The methods are those of `safetensors.safe_open`.
     """
@@ -30,21 +30,21 @@ class OpenTensors:
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     def keys(self) -> list[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return list(self._files)
 
     def get_slice(self, name: str) -> Any:
-        """A tensor of which parts can be read, and its shape and type be asked for."""
+        """Return a tensor of which parts, its shape and its type can be read."""
         return self._files[name].get_slice(name)
 
     def get_tensor(self, name: str) -> Tensor:
-        """A tensor, on the CPU."""
+        """Return a tensor on the CPU."""
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder's weights: those of its index, or the one that it has otherwise.
+    """Return the files of a folder's weights: those of its index, or its only file.
 
     Raises:
         UserError: The index is not one, or names files of other folders.
@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index names.
+    """Return the files that an index names.
 
     Raises:
         UserError: It is no index, or names files of other folders.
@@ -96,23 +96,24 @@ def _opened(path: Path) -> Any:
     if path.suffix not in _ENDINGS:
         raise UserError(
             f"Weights must be a safetensors file: got {path}. Pickles can run code and are not "
-            "read; convert it where you trust it."
+            "read: convert the file if you trust it."
         )
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as problem:
         raise UserError(
-            f"{path} must be a whole safetensors file: {problem}. Fetch it again."
+            f"{path} must be a complete safetensors file: {problem}. Fetch it again."
         ) from None
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int | None) -> None:
-    """Write tensors into one file, or into several with their index.
+    """Write tensors into one file, or into several files with an index.
 
     Args:
-        folder: Exists.
-        tensors: By name.
-        shard_bytes: Most bytes of a file, unless a single tensor has more; ``None``: one file.
+        folder: An existing folder.
+        tensors: Tensors by name.
+        shard_bytes: Largest size of a file, unless a single tensor is larger; ``None`` writes one
+            file.
 
     Raises:
         OSError: A file cannot be written.
@@ -132,7 +133,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int 
 
 
 def _parts(tensors: Mapping[str, Tensor], shard_bytes: int | None) -> list[dict[str, Tensor]]:
-    """Tensors in their order, cut where a part would have too many bytes."""
+    """Return tensors in their order, divided before a part would have too many bytes."""
     parts: list[dict[str, Tensor]] = [{}]
     room = shard_bytes
     for name, tensor in tensors.items():

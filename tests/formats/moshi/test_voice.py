@@ -75,7 +75,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     monkeypatch.chdir(tmp_path)
     held = {**tensors(), "code": Hostile()}
     torch.save(held, tmp_path / "v.pt", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(ValueError, match="must be a whole file of plain tensors") as problem:
+    with pytest.raises(ValueError, match="must be a complete file of plain tensors") as problem:
         read_voice(tmp_path / "v.pt", CONFIG)
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "owned").exists()

@@ -359,9 +359,9 @@ def test_damaged_and_absent_files_are_refused_in_one_line(tmp_path: Path) -> Non
     (folder / "bad.json").write_text("{")
     (folder / "hub.json").write_text(json.dumps(keys | {"moshi_name": "hf://a/b/c.safetensors"}))
     for name, config, message in (
-        ("cut.safetensors", None, "must be a whole safetensors file"),
-        ("short.safetensors", None, "must be a whole safetensors file"),
-        ("absent.safetensors", None, "must be a whole safetensors file: No such file"),
+        ("cut.safetensors", None, "must be a complete safetensors file"),
+        ("short.safetensors", None, "must be a complete safetensors file"),
+        ("absent.safetensors", None, "must be a complete safetensors file: No such file"),
         ("weights.pt", None, "must be a safetensors file: .* Pickles can run code"),
         ("model.safetensors", "list.json", "must hold an object: got list"),
         ("model.safetensors", "bad.json", "must be JSON: it is not JSON"),
@@ -381,7 +381,7 @@ def test_damaged_and_absent_files_are_refused_in_one_line(tmp_path: Path) -> Non
     (folder / "config.json").write_text(
         json.dumps(keys | {"lora": True, "lora_name": "absent.sft"})
     )
-    with pytest.raises(ValueError, match=r"absent\.sft must be a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"absent\.sft must be a complete safetensors file"):
         read_checkpoint(folder, dtype=F32)
 
 
@@ -402,6 +402,6 @@ def test_a_checkpoint_appears_whole_or_not_at_all(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(ValueError, match="on a disk with room: No space left"):
+    with pytest.raises(ValueError, match="on a disk with free space: No space left"):
         write_checkpoint(state, config, tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -1,4 +1,4 @@
-"""Make a `Moshi` of a checkpoint of the Moshi family, and write one.
+"""Loading a `Moshi` from a checkpoint of the Moshi family, and writing one.
 
 Source: Moshi (arXiv:2410.00037). The files are those that the `moshi` package 0.2.13 reads and
 writes; `tests/formats/moshi/test_checkpoint.py` compares with it.
@@ -39,9 +39,9 @@ EPSILON = 1e-8  # of the reference's root mean square norms
 SEMANTIC_WEIGHT = 100.0
 MODEL_ID = "model_id"
 OWN = "counterpoint"
-"""Keys of config.json, one within the other, for fields of `MoshiConfig` that it has no key for.
+"""Keys of config.json, nested, for fields of `MoshiConfig` for which it has no key.
 
-Kyutai's loader passes unknown keys on to its layers, which refuse them; this one it only keeps.
+Kyutai's loader passes unknown keys on to its layers, which refuse them; it ignores this one.
 """
 
 
@@ -58,11 +58,12 @@ def load_moshi(
     Args:
         path: A folder, or a file of weights; see `read_checkpoint`.
         dtype: Type of the weights.
-        num_predicted: How many codebooks the model predicts, by default as many as in the file.
-            With fewer, what it predicts stays the same. More begin as copies that must be trained.
+        num_predicted: Number of codebooks that the model predicts; by default that of the file.
+            With fewer, its predictions stay the same. Additional ones begin as copies that must be
+            trained.
         lora_path: Adapters to merge into the weights.
-        adapt: Gives the config of the model for that of the file, with weights of the same shapes:
-            `counterpoint.formats.moshi.parity.personaplex_window`, for instance.
+        adapt: Changes the config of the file into that of the model, with weights of the same
+            shapes, such as `counterpoint.formats.moshi.parity.personaplex_window`.
 
     Raises:
         UserError: The file is not one of the family, or it holds a model that is no `Moshi`.
@@ -74,7 +75,7 @@ def load_moshi(
     shape = moshi_config(config)
     if adapt is not None:
         shape = adapt(shape)
-    with shapes_only():  # no memory for weights that are replaced at once
+    with shapes_only():  # no memory for weights that are replaced below
         model = Moshi(shape).to(dtype)
     model.to_empty(device="cpu")
     load_reference(model, state)
@@ -82,10 +83,10 @@ def load_moshi(
 
 
 def read_config(path: Path) -> MoshiConfig:
-    """The config of the model of a checkpoint, of which only the names and shapes are read.
+    """Read the config of a checkpoint; only names and shapes of its tensors are read.
 
     Raises:
-        UserError: As `load_moshi`.
+        UserError: See `load_moshi`.
     """
     return moshi_config(read_reference_config(path))
 
@@ -98,18 +99,18 @@ def save_moshi(
 ) -> None:
     """Write a checkpoint that the reference implementation reads; see `write_checkpoint`.
 
-    `load_moshi` gives the same `MoshiConfig` again. The reference computes with a `norm_epsilon`
-    of 1e-8 and without pinned steps, whatever ours are. Adapters are not written: merge them first,
-    or see `save_adapters`.
+    `load_moshi` restores the same `MoshiConfig`. The reference always computes with a
+    `norm_epsilon` of 1e-8 and without pinned steps. Adapters are not written: merge them first, or
+    see `save_adapters`.
 
     Args:
         model: A model whose weights are floats.
         folder: A new or empty folder.
-        companions: Its codec, its tokeniser and further keys; with them the folder can talk.
-        shard_bytes: Most bytes of a file of weights; ``None``: one file.
+        companions: Its codec, its tokeniser and further keys, with which the folder can talk.
+        shard_bytes: Largest size of a file of weights; ``None`` writes one file.
 
     Raises:
-        UserError: The reference has no such model, the folder holds something, or it cannot be
+        UserError: The reference has no such model, the folder is not empty, or it cannot be
             written.
     """
     if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
@@ -121,16 +122,17 @@ def save_moshi(
 def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
     """Write the adapters of a model, and its embeddings if they are trained; see `write_adapters`.
 
-    The reference implementation and `load_moshi` read them beside the weights that they change.
+    The reference implementation and `load_moshi` read them together with the weights that they
+    change.
 
     Args:
         model: A model with all adapters of `counterpoint.blocks.low_rank.add_low_rank`.
         folder: A new or empty folder.
-        low_rank: What the adapters are.
+        low_rank: Shape of the adapters.
 
     Raises:
-        UserError: The model has none, the reference has no such model, the folder holds
-            something, or it cannot be written.
+        UserError: The model has no adapters, the reference has no such model, the folder is not
+            empty, or it cannot be written.
     """
     config = model.config
     state = model.state_dict()
@@ -156,7 +158,7 @@ def save_adapters(model: Moshi, folder: Path, low_rank: LowRankConfig) -> None:
 
 
 def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
-    """Give the shape of a `Moshi` that has the tensors of a reference configuration.
+    """Return the shape of a `Moshi` that has the tensors of a reference configuration.
 
     Raises:
         UserError: The fields that only this library has do not fit it.
@@ -182,7 +184,7 @@ def moshi_config(reference: ReferenceConfig) -> MoshiConfig:
 
 
 def _published_config(reference: ReferenceConfig) -> MoshiConfig:
-    """Give the shape that the published keys describe."""
+    """Return the shape that the published keys describe."""
     streams = reference.streams
     tower = reference.tower
     depth = reference.depth
@@ -215,11 +217,11 @@ def _published_config(reference: ReferenceConfig) -> MoshiConfig:
 
 
 def _audio_streams(delays: tuple[int, ...], num_predicted: int) -> Iterator[AudioStream]:
-    """Streams of the agent and the user, who have half of the codebooks each.
+    """Yield the streams of the agent and the user, who have half of the codebooks each.
 
-    Where the number of predicted codebooks is neither half nor all of them, the agent has the
+    If the number of predicted codebooks is neither half nor all of them, the agent has the
     predicted ones and the user has the others. A speaker's first codebook is the semantic one.
-    Neighbouring codebooks with one delay are one stream.
+    Neighbouring codebooks with one delay form one stream.
     """
     num_codebooks = len(delays)
     paired = num_codebooks % 2 == 0 and num_predicted in (num_codebooks // 2, num_codebooks)
@@ -242,14 +244,14 @@ def _audio_streams(delays: tuple[int, ...], num_predicted: int) -> Iterator[Audi
 
 
 def reference_config(config: MoshiConfig) -> ReferenceConfig:
-    """Give the configuration with which the reference implementation builds the same model.
+    """Return the configuration with which the reference implementation builds the same model.
 
-    What it has no key for is written under `MODEL_ID`, where `moshi_config` finds it.
+    Fields for which it has no key are written under `MODEL_ID`, where `moshi_config` finds them.
 
     Raises:
         UserError: It cannot express the size of an MLP.
     """
-    config = replace(  # how it was trained says nothing about what it computes
+    config = replace(  # settings of the training do not change what the model computes
         config,
         temporal=replace(config.temporal, checkpoint_activations=False),
         depth=replace(config.depth, checkpoint_activations=False),
@@ -261,13 +263,13 @@ def reference_config(config: MoshiConfig) -> ReferenceConfig:
 
 
 def _delays(config: MoshiConfig) -> tuple[int, ...]:
-    """Give the delay of the text, then of every codebook, in frames."""
+    """Return the delay of the text, then of every codebook, in frames."""
     audio = (stream.delay_ticks for stream in config.audio for _ in range(stream.depth))
     return (config.text_delay_ticks, *audio)
 
 
 def _published_reference(config: MoshiConfig) -> ReferenceConfig:
-    """Give the part of a shape that the published keys can describe."""
+    """Return the part of a shape that the published keys can describe."""
     temporal = config.temporal
     depth = config.depth
     feedforward = _feedforward(depth.width, depth.mlp_hidden)
@@ -299,7 +301,7 @@ def _published_reference(config: MoshiConfig) -> ReferenceConfig:
 
 
 def _feedforward(width: int, hidden: int) -> int:
-    """Find a ``dim_feedforward`` for which the reference's MLP has so many hidden features."""
+    """Return a ``dim_feedforward`` for which the reference's MLP has ``hidden`` features."""
     for found in (-(-3 * hidden // 2), -(-3 * hidden // 2) + 1):
         if mlp_hidden(width, found) == hidden:
             return found

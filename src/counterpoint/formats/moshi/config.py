@@ -1,4 +1,4 @@
-"""`config.json` of a checkpoint that a `Moshi` can be built from.
+"""`config.json` of a checkpoint from which a `Moshi` can be built.
 
 Source: Moshi (arXiv:2410.00037); keys, their defaults and Moshi 7B as in the `moshi` package
 0.2.13, whose `LMModel` takes them. Its other models (Hibiki, speech to text, text to speech) use
@@ -42,13 +42,13 @@ MOSHI_7B: Mapping[str, Any] = {
     "depformer_weights_per_step": True,
     "delays": (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1),
 }
-"""The `config.json` that a checkpoint without one stands for."""
+"""The `config.json` that is assumed for a checkpoint without one."""
 
 DEPTH_PREFIX = "depformer_"
 
 
 class Needed(NamedTuple):
-    """The only value that a key of a `Moshi` may have, and what a loader takes without the key."""
+    """The only value that a key may have for a `Moshi`, and a loader's default for the key."""
 
     value: Any
     default: Any
@@ -66,7 +66,7 @@ NEEDED: Mapping[str, Needed] = {
     "bias_proj": Needed(False, False),
     "demux_second_text_stream": Needed(False, False),
     "text_card_out": Needed(None, None),
-    # Those of depth are inherited from the temporal tower.
+    # The values of the depth transformer default to those of the temporal one.
     "depformer_gating": Needed("silu", "silu"),
     "depformer_layer_scale": Needed(None, None),
     "depformer_kv_repeat": Needed(1, 1),
@@ -75,12 +75,12 @@ NEEDED: Mapping[str, Needed] = {
     "depformer_multi_linear": Needed(True, False),
     "depformer_weights_per_step": Needed(True, False),
 }
-"""Keys that tell the models of the family apart."""
+"""Keys that distinguish the models of the family."""
 
 _REQUIRED = ("num_layers", "context", "depformer_num_heads", "depformer_dim_feedforward")
 
 
-# Far above any model of the family: larger numbers would only fill the memory, or take forever.
+# Far above any model of the family: larger numbers would only fill the memory or take for ever.
 _MOST = 1 << 20
 _FEW = (
     "num_layers",
@@ -101,12 +101,12 @@ class ReferenceStreams:
     """Tokens in and out, with the field names of `config.json`.
 
     Attributes:
-        n_q: How many audio codebooks of both speakers are read.
-        dep_q: How many audio codebooks are predicted, each by a step of the depth transformer.
+        n_q: Number of audio codebooks of both speakers that are read.
+        dep_q: Number of audio codebooks that are predicted, each by one depth step.
         card: Size of an audio codebook. The id ``card`` is its initial token.
         text_card: Size of the text vocabulary. The id ``text_card`` is its initial token.
         delays: Delay of the text, then of every audio codebook, in frames.
-        existing_text_padding_id: Text id that says nothing.
+        existing_text_padding_id: Text id of a frame without text.
     """
 
     n_q: int = 8
@@ -130,7 +130,7 @@ class ReferenceTower:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceDepth:
-    """Depth transformer, with the field names of `config.json` less ``depformer_``."""
+    """Depth transformer, with the field names of `config.json` without ``depformer_``."""
 
     dim: int = 256
     num_heads: int
@@ -142,17 +142,17 @@ class ReferenceDepth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceConfig:
-    """A `config.json` that a `Moshi` can be built from.
+    """A `config.json` from which a `Moshi` can be built.
 
     Attributes:
         streams: Tokens in and out.
         tower: Temporal transformer.
         depth: Depth transformer.
-        other: Keys that say nothing about the tensors of the model, as they came: names of other
-            files, sampling, how the weights are stored.
+        other: Keys that do not concern the tensors of the model, unchanged: names of other files,
+            sampling, how the weights are stored.
 
     Raises:
-        UserError: Two values contradict each other, or one is of another type.
+        UserError: Two values contradict each other, or one has another type.
     """
 
     streams: ReferenceStreams
@@ -191,12 +191,12 @@ class ReferenceConfig:
 
     @property
     def num_depth_weights(self) -> int:
-        """How many sets of weights a layer of the depth transformer has, and projections to it."""
+        """Number of weight sets in a layer of the depth transformer, and of projections to it."""
         schedule = self.depth.weights_per_step_schedule
         return max(schedule) + 1 if schedule else self.streams.dep_q
 
     def with_depth(self, num_steps: int) -> "ReferenceConfig":
-        """Describe the same model with other steps of depth; further ones are as the first."""
+        """Return the config with another number of depth steps; further ones are like the first."""
         schedule = self.depth.weights_per_step_schedule
         if schedule is not None:
             schedule = schedule[:num_steps]
@@ -210,12 +210,13 @@ class ReferenceConfig:
     def from_json(cls, keys: Mapping[str, Any]) -> "ReferenceConfig":
         """Read the keys of a `config.json`.
 
-        Where they have no ``dim`` they say nothing about the model, which is then Moshi 7B. The old
-        name ``demux_second_stream`` is read. ``depformer_causal`` is ignored, as in the loaders.
+        If ``dim`` is missing, the keys do not describe the model, and Moshi 7B is assumed. The old
+        name ``demux_second_stream`` is accepted. ``depformer_causal`` is ignored, as in the
+        loaders.
 
         Raises:
-            UserError: A key is missing, a value is of another type, or the model is one of the
-                family that a `Moshi` cannot be.
+            UserError: A key is missing, a value has another type, or the model is one of the family
+                that a `Moshi` cannot be.
         """
         keys = dict(keys) if "dim" in keys else {**MOSHI_7B, **keys}
         keys.pop("depformer_causal", None)
@@ -236,7 +237,7 @@ class ReferenceConfig:
         return cls(streams=streams, tower=tower, depth=depth, other=other_keys(keys))
 
     def to_json(self) -> dict[str, Any]:
-        """Give the keys that Moshi 7B has, and others where they are not at their default."""
+        """Return the keys that Moshi 7B has, and others if they differ from their default."""
         own = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value, default in _entries(self.streams, self.tower, self.depth)
@@ -247,7 +248,7 @@ class ReferenceConfig:
 
 
 def other_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a `config.json` that say nothing about the tensors of the model."""
+    """Return the keys of a `config.json` that do not concern the tensors of the model."""
     known = {*get_type_hints(ReferenceStreams), *get_type_hints(ReferenceTower), *NEEDED}
     known |= {DEPTH_PREFIX + name for name in get_type_hints(ReferenceDepth)}
     known |= {"depformer_causal", "demux_second_stream"}
@@ -258,7 +259,7 @@ _Section = TypeVar("_Section", ReferenceStreams, ReferenceTower, ReferenceDepth)
 
 
 def _take(cls: type[_Section], keys: Mapping[str, Any], prefix: str) -> _Section:
-    """Build a section from its keys, each of which must be of its type and in its range."""
+    """Build a section from its keys, after a check of their types and ranges."""
     own: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
         if prefix + name in keys:
@@ -271,7 +272,7 @@ def _take(cls: type[_Section], keys: Mapping[str, Any], prefix: str) -> _Section
 def _entries(
     streams: ReferenceStreams, tower: ReferenceTower, depth: ReferenceDepth
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Give every key, its value, and the value that a loader takes where the key is missing."""
+    """Yield every key, its value, and a loader's default for it."""
     for part in (streams, tower):
         for each in fields(part):
             yield each.name, getattr(part, each.name), each.default
@@ -288,13 +289,13 @@ def _must(holds: bool, what: str) -> None:
 def _check_value(key: str, value: Any, hint: Any) -> None:
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     kinds = tuple(get_origin(kind) or kind for kind in allowed)
-    # Python takes a bool for an int, and not an int for a float: here it is the other way round.
+    # In Python a bool is an int, and an int is no float; for these keys it is the other way round.
     fits = type(value) in kinds or (type(value) is int and float in kinds)
     if isinstance(value, tuple):
         fits = fits and all(type(item) is int for item in value)
     most = _MOST_OF_FEW if key.endswith(_FEW) else _MOST
     if fits and type(value) in (int, float):
-        # 0 is an id, and no size.
+        # 0 is an id, but no size.
         fits = 0 <= value <= most if key == "existing_text_padding_id" else 0 < value <= most
     if fits and isinstance(value, tuple):
         fits = all(item <= most for item in value) and len(value) <= _MOST_OF_FEW

@@ -1,7 +1,7 @@
-"""Weights of a `Moshi` take the names of the reference implementation, and come back from them.
+"""Converting weights of a `Moshi` to the names of the reference implementation, and back.
 
-The names are those of the `moshi` package 0.2.13, where the weights of every step of depth have a
-name of their own. Here the rows of all steps, or of all codebooks, are stacked in one matrix.
+The names are those of the `moshi` package 0.2.13, in which the weights of every depth step have
+their own names. Here the rows of all steps, or of all codebooks, are stacked in one matrix.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from counterpoint.errors import UserError
 from counterpoint.systems.moshi import Moshi
 
 Names = Mapping[str, tuple[str, ...]]
-"""For each of our weights the names of those that, stacked, hold the same."""
+"""For each of our weights, the names of the weights that hold the same when stacked."""
 
 
 def reference_names(
     num_layers: int, depth: DepthConfig, num_codebooks: int, num_steps: int
 ) -> dict[str, tuple[str, ...]]:
-    """List the reference's names of each weight.
+    """Return the reference's names of each weight.
 
     Args:
-        num_layers: Layers of the temporal transformer.
+        num_layers: Number of layers of the temporal transformer.
         depth: Shape of the depth transformer.
-        num_codebooks: Audio codebooks that are read.
-        num_steps: Audio codebooks that are predicted.
+        num_codebooks: Number of audio codebooks that are read.
+        num_steps: Number of audio codebooks that are predicted.
     """
 
     def each(pattern: str, count: int) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def reference_names(
 
 
 def load_reference(model: Moshi, reference: Mapping[str, Tensor]) -> None:
-    """Give a model the weights of the reference implementation, by its names with split steps.
+    """Load the weights of the reference implementation, by its names with split steps.
 
     Raises:
         UserError: A weight is missing, unknown or of another shape.
@@ -84,13 +84,13 @@ def load_reference(model: Moshi, reference: Mapping[str, Tensor]) -> None:
 
 
 def reference_state_dict(model: Moshi) -> dict[str, Tensor]:
-    """The weights of a model by the names of the reference implementation."""
+    """Return the weights of a model by the names of the reference implementation."""
     heads = model.config.temporal.num_heads
     return to_reference(model.state_dict(), names_of(model), heads)
 
 
 def names_of(model: Moshi) -> dict[str, tuple[str, ...]]:
-    """For each weight of a model the reference's names; see `reference_names`."""
+    """Return the reference's names for each weight of a model; see `reference_names`."""
     config = model.config
     return reference_names(
         config.temporal.num_layers, config.depth, config.num_codebooks, config.num_predicted
@@ -106,11 +106,11 @@ def load_weights(
     Args:
         weights: The weights of a `Moshi`, which are written in place.
         reference: The weights of the reference, by name.
-        names: What `reference_names` gives.
-        num_heads: Attention heads of the temporal transformer.
+        names: From `reference_names`.
+        num_heads: Number of attention heads of the temporal transformer.
 
     Raises:
-        UserError: A weight is missing, unknown or of another shape. Nothing was written then.
+        UserError: A weight is missing, unknown or of another shape. Then nothing was written.
     """
     shapes = {
         name: weight.shape for name, weight in to_reference(weights, names, num_heads).items()
@@ -142,7 +142,7 @@ def load_weights(
 
 @torch.no_grad()
 def to_reference(weights: Mapping[str, Tensor], names: Names, num_heads: int) -> dict[str, Tensor]:
-    """Give our weights by the reference's names, mostly as views; see `load_weights`."""
+    """Return our weights by the reference's names, mostly as views; see `load_weights`."""
     reference: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         weight = weights[ours]
@@ -158,8 +158,8 @@ def to_reference(weights: Mapping[str, Tensor], names: Names, num_heads: int) ->
 def halves_from_pairs(qkv: Float[Tensor, "R D"], num_heads: int) -> Float[Tensor, "R D"]:
     """Reorder the rows of queries and keys for rotary positions.
 
-    The reference rotates neighbouring features of a head together. `rotate` takes the features i
-    and i + E/2 together.
+    The reference rotates neighbouring features of a head together; `rotate` rotates the features i
+    and i + E/2.
     """
     turned, value = qkv.split((2 * len(qkv) // 3, len(qkv) // 3))
     turned = turned.unflatten(0, (2 * num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)

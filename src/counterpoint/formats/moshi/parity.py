@@ -1,7 +1,7 @@
-"""What published programs of the Moshi family do in another way, as changes of a config.
+"""Differences of published programs of the Moshi family, as changes of a config.
 
-They are for comparisons with these programs, and for going on with what they trained. What they do
-with the starts of words is no part of a config: see `SpeechData.word_starts`.
+They are for comparisons with these programs, and for continuing what they have trained. Their rule
+for the starts of words is no part of a config: see `SpeechData.word_starts`.
 
 Source: kyutai-labs/moshi-finetune (commit 2acc879) and NVIDIA/personaplex (commit 3428dfd).
 """
@@ -12,23 +12,23 @@ from counterpoint.errors import UserError
 from counterpoint.systems.moshi import MoshiConfig
 
 EPAD_ID = 0
-"""Text id that stands before a word, in the published vocabulary."""
+"""Text id before a word, in the published vocabulary."""
 
 
 def moshi_finetune_losses(
     config: MoshiConfig, *, epad_id: int = EPAD_ID, first_codebook: float = 100.0
 ) -> MoshiConfig:
-    """The same model with the loss weights of `moshi-finetune`.
+    """Return the same model with the loss weights of `moshi-finetune`.
 
-    - Both paddings of the text weigh 0.5: the id that says nothing, and the one before a word. Here
-      the one before a word weighs 1 by default.
-    - The first predicted codebook weighs ``first_codebook`` and all others 1. That includes the
-      user's semantic codebook of a model that predicts both speakers, 16 codebooks, which weighs
-      100 here, as in the paper.
+    - Both paddings of the text have the weight 0.5: the padding id, and the id before a word. Here
+      the id before a word has the weight 1 by default.
+    - The first predicted codebook has the weight ``first_codebook``, and all others have 1. If a
+      model predicts both speakers (16 codebooks), these include the user's semantic codebook, which
+      has the weight 100 here, as in the paper.
 
     Args:
         config: A model whose first audio stream has one codebook.
-        epad_id: Text id that stands before a word.
+        epad_id: Text id before a word.
         first_codebook: Its ``first_codebook_weight_multiplier``; by default that of its example.
 
     Raises:
@@ -52,11 +52,11 @@ def moshi_finetune_losses(
 
 
 def personaplex_window(config: MoshiConfig) -> MoshiConfig:
-    """The same model with the window that NVIDIA's program has while it streams.
+    """Return the same model with the window that NVIDIA's program has while it streams.
 
-    Its ring of keys gives the oldest entry the position behind the newest, so that the causal mask
-    hides it: of ``window`` frames the model reads all but the oldest. Offline, as in training, its
-    window is whole.
+    Its ring of keys gives the oldest entry the position after the newest, so the causal mask hides
+    it: of ``window`` frames the model reads all except the oldest. Offline, as in training, its
+    window is complete.
 
     Raises:
         UserError: The window is a single frame.

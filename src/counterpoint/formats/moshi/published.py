@@ -1,4 +1,4 @@
-"""Folders of the Moshi family as they are published: the model, Mimi and the text tokeniser."""
+"""Published folders of the Moshi family: the model, Mimi and the text tokeniser."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -37,21 +37,21 @@ from counterpoint.systems.moshi import Moshi
 
 MIMI_FILE = MIMI[1]
 TEXT_FILE = TEXT[1]
-"""Names of Mimi's weights and of the text tokeniser beside the published models."""
+"""Names of Mimi's weights and of the text tokeniser in the folders of published models."""
 
 
 def matches(path: Path) -> bool:
-    """Whether a path is a folder of the family, or a file of weights."""
+    """Return whether a path is a folder of the family, or a file of weights."""
     if path.is_dir():
         return any((path / name).is_file() for name in (CONFIG, WEIGHTS, INDEX, WEIGHTS_INT8))
     return path.suffix == ".safetensors"
 
 
 def open_folder(path: Path) -> PublishedModel:
-    """What a folder, or the folder of a file of weights, holds.
+    """Open a folder, or the folder of a file of weights.
 
     Raises:
-        UserError: Mimi or the tokeniser is missing, or is said to lie elsewhere.
+        UserError: Mimi or the tokeniser is missing, or is declared to be elsewhere.
     """
     folder = path if path.is_dir() else path.parent
     keys = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
@@ -60,7 +60,7 @@ def open_folder(path: Path) -> PublishedModel:
         if not inside(folder, name).is_file():
             raise UserError(
                 f"{folder} must hold the model, Mimi and the text tokeniser: {name} is missing. "
-                "Fetch it from where the model came."
+                "Fetch it from where the model came from."
             )
     return PublishedModel(
         load=partial(_load_published, path),
@@ -81,18 +81,18 @@ def _load_published(
 
 
 def _settings(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a config.json to be kept beside other weights of the model."""
+    """Return the keys of a config.json that are kept with other weights of the model."""
     settings = other_keys(keys)
     for key in (MIMI[0], TEXT[0], *STORAGE_KEYS):
         settings.pop(key, None)
     own = settings.get(MODEL_ID)
-    if isinstance(own, dict):  # the model itself says this
+    if isinstance(own, dict):  # the model itself provides this key
         settings[MODEL_ID] = {name: value for name, value in own.items() if name != OWN}
     return settings
 
 
 def load(path: Path, like: System | None = None) -> Moshi:
-    """The model of a path, with weights and predicted codebooks as another one has them."""
+    """Load the model of a path, with the dtype and the predicted codebooks of another model."""
     if not isinstance(like, Moshi):
         return load_moshi(path)
     dtype = like.head.weight.dtype
@@ -115,7 +115,7 @@ def save_low_rank(system: System, folder: Path, low_rank: LowRankConfig) -> None
 
 
 def open_voice(path: Path, system: System) -> tuple[Ticks, Prefix]:
-    """The frames of a voice of PersonaPlex, and what the model makes of them."""
+    """Return the frames of a PersonaPlex voice, and the prefix that the model makes of them."""
     model = _moshi(system)
     return voice_prefix(read_voice(path, model.config), model)
 

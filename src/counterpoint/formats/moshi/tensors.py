@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint of Moshi: names, shapes, and the number of steps of depth.
+"""The tensors of a Moshi checkpoint: names, shapes, and the number of depth steps.
 
-Canonical names are those of `LMModel.state_dict()` in the `moshi` package 0.2.13, where every step
-of depth has a tensor of its own (``in_projs.{k}.weight``).
+Canonical names are those of `LMModel.state_dict()` in the `moshi` package 0.2.13, in which every
+depth step has its own tensors (``in_projs.{k}.weight``).
 
 Source: Moshi (arXiv:2410.00037), section 3.4.
 """
@@ -23,7 +23,7 @@ _DEPTH_STEP = re.compile(
 
 
 def tensor_shapes(config: ReferenceConfig) -> Shapes:
-    """Give the name and the shape of every tensor that a config calls for."""
+    """Return the name and the shape of every tensor of a config."""
     streams = config.streams
     tower = config.tower
     depth = config.depth
@@ -45,7 +45,7 @@ def tensor_shapes(config: ReferenceConfig) -> Shapes:
         shapes[f"depformer_in.{k}.weight"] = (depth.dim, tower.dim)
     rank = depth.low_rank_embeddings
     shapes |= _embedding("depformer_text_emb", text_rows, depth.dim, rank)
-    # The last codebook is never read by a step of depth.
+    # The last codebook is never read by a depth step.
     for k in range(streams.dep_q - 1):
         shapes |= _embedding(f"depformer_emb.{k}", audio_rows, depth.dim, rank)
     for layer in range(depth.num_layers):
@@ -59,7 +59,7 @@ def tensor_shapes(config: ReferenceConfig) -> Shapes:
 
 
 def _attention(prefix: str, dim: int, count: int) -> Shapes:
-    """Give the norms and the projections of a layer with ``count`` sets of weights."""
+    """Return the norms and projections of a layer with ``count`` weight sets."""
     shapes: Shapes = {f"{prefix}norm1.alpha": (1, 1, dim), f"{prefix}norm2.alpha": (1, 1, dim)}
     for k in range(count):
         shapes[f"{prefix}self_attn.in_projs.{k}.weight"] = (3 * dim, dim)
@@ -76,9 +76,9 @@ def _mlp(prefix: str, dim: int, width: int) -> Shapes:
 
 
 def mlp_hidden(dim: int, width: int) -> int:
-    """Count the hidden features of a gated MLP with ``dim_feedforward`` = ``width``.
+    """Return the hidden features of a gated MLP with ``dim_feedforward`` = ``width``.
 
-    This is the rule of the `moshi` package. Its Rust sister rounds the special case to 11/4.
+    This is the rule of the `moshi` package. Its Rust version rounds the special case to 11/4.
     """
     return 21 * dim // 8 if width == 4 * dim else 2 * width // 3
 
@@ -114,7 +114,7 @@ def check_state(state: Mapping[str, Tensor], config: ReferenceConfig) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Name the first, and say how many more there are."""
+    """Return the first name and the number of the others."""
     first, *rest = sorted(names)
     return f"{first} and {len(rest)} more" if rest else first
 
@@ -125,10 +125,10 @@ def listed(names: Iterable[str]) -> str:
 def trim_depth(
     state: Mapping[str, Tensor], config: ReferenceConfig, num_steps: int
 ) -> tuple[dict[str, Tensor], ReferenceConfig]:
-    """Keep the first steps of the depth transformer; what these predict stays the same.
+    """Keep the first steps of the depth transformer; their predictions stay the same.
 
-    The transformer is causal over its steps, so that the steps of the other speaker (16 -> 8) can
-    be left out when they are not asked for. Tensors are shared and not copied.
+    The transformer is causal over its steps, so the steps of the other speaker can be left out (16
+    to 8) if they are not needed. Tensors are shared, not copied.
 
     Returns:
         The canonical state and the config with ``num_steps`` steps.
@@ -148,10 +148,10 @@ def trim_depth(
 def extend_depth(
     state: Mapping[str, Tensor], config: ReferenceConfig, num_steps: int
 ) -> tuple[dict[str, Tensor], ReferenceConfig]:
-    """Add steps to the depth transformer for the other speaker (8 -> 16), as copies of the first.
+    """Add depth steps for the other speaker (8 to 16), as copies of the first steps.
 
-    Step ``dep_q + k`` starts as step ``k``. The embedding of the last codebook so far, which no
-    step has read, starts as that of the first. Old tensors are shared and not copied.
+    Step ``dep_q + k`` starts as step ``k``. The embedding of the codebook that was the last, which
+    no step has read, starts as that of the first. Old tensors are shared, not copied.
 
     Returns:
         The canonical state and the config with ``num_steps`` steps.
@@ -160,8 +160,8 @@ def extend_depth(
         UserError: There would be more steps than can be copied or than there are codebooks, steps
             share weights, or ``state`` does not fit ``config``.
 
-    Source: the 8 -> 16 copy of NVIDIA's PersonaPlex loader, which has no rule for the embedding of
-        the last codebook; that rule is the one of nu-dialogue/moshi-finetune.
+    Source: the copy from 8 to 16 in NVIDIA's PersonaPlex loader, which has no rule for the
+        embedding of the last codebook; that rule is the one of nu-dialogue/moshi-finetune.
     """
     check_state(state, config)
     old = config.streams.dep_q

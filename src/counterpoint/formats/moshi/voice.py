@@ -1,13 +1,13 @@
 """Voices: the frames of a speaker's sample that PersonaPlex hears before a conversation.
 
-NVIDIA ships a voice as a pickle ``{"embeddings", "cache"}``, which is read with nothing but tensors
-allowed, and kept as safetensors with the same two names. For T frames of a sample it holds the
-summed embeddings of the columns 0 to T - 1, as `counterpoint.streams.schedule` counts them, and
-the newest ids of every stream in a ring, those of column c in slot c modulo its size. A session
-reads the embeddings and goes on with column T, which is in the ring.
+NVIDIA publishes a voice as a pickle ``{"embeddings", "cache"}``. It is read with only tensors
+allowed, and stored as safetensors with the same two names. For T frames of a sample it holds the
+summed embeddings of the columns 0 to T - 1, numbered as in `counterpoint.streams.schedule`, and the
+newest ids of every stream in a ring: those of column c are in slot c modulo its size. A session
+reads the embeddings and continues with column T, which is in the ring.
 
 Source: PersonaPlex (arXiv:2602.06053), voice prompt; the format is that of NVIDIA's loader. Its
-code never hears the first frame of a recording, so that T is one less than the frames it has.
+code never hears the first frame of a recording, so T is one less than the frames of the recording.
 """
 
 from collections.abc import Mapping
@@ -27,21 +27,21 @@ from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.contract import Prefix
 from counterpoint.systems.moshi import TEXT, Moshi, MoshiConfig
 
-UNGENERATED = -2  # the lowest id in a ring: an entry that is yet to be predicted
+UNGENERATED = -2  # the lowest id in a ring: an entry that has not been predicted yet
 PICKLED = ".pt"
 FILES = (PICKLED, ".safetensors")
-"""How names of files of voices end."""
+"""Endings of the names of voice files."""
 
 _FARTHEST = 0.5  # rounding to bfloat16 moves a sum by 0.003 of its length, other weights by 1.4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoicePrompt:
-    """A voice prompt that a model has embedded already.
+    """A voice prompt that a model has already embedded.
 
     Attributes:
         embeddings: Input of the temporal transformer at each frame, summed over the streams.
-        cache: Ring of the last ids of text and audio. It has 1 + ``n_q`` streams (S) and
+        cache: Ring of the last ids of text and audio, with 1 + ``n_q`` codebooks (S) and
             ``max_delay + 3`` frames (R).
     """
 
@@ -51,11 +51,11 @@ class VoicePrompt:
 
 @torch.no_grad()
 def record_voice(system: Moshi, codes: Ticks) -> VoicePrompt:
-    """Make the voice that is kept of a sample.
+    """Make the stored form of a voice from a sample.
 
     Args:
         system: The model that hears it.
-        codes: What all streams say meanwhile, one row in content order, such as
+        codes: Content of all streams meanwhile, one row in content order, such as
             `hybrid_prompt(system, (), sample, Fillers(pause_s=0))`.
 
     Raises:
@@ -76,18 +76,18 @@ def record_voice(system: Moshi, codes: Ticks) -> VoicePrompt:
 
 @torch.no_grad()
 def voice_prefix(voice: VoicePrompt, system: Moshi) -> tuple[Ticks, Prefix]:
-    """Read a voice for any number of sessions of this model, as PersonaPlex's own code does.
+    """Read a voice once for any number of sessions of this model, as PersonaPlex's own code does.
 
     Returns:
-        The codes of the voice's frames, to be put before a prompt
+        The codes of the voice's frames, which come before a prompt
         (`counterpoint.runtime.prefix.behind`), and the prefix with which such a prompt begins.
 
     Raises:
-        UserError: The voice is another model's.
+        UserError: The voice belongs to another model.
     """
     codes = voice_codes(voice, system)
     num_ticks = codes[TEXT].shape[1]
-    # The embeddings are those of the columns before the newest, which the session reads itself.
+    # The embeddings are those of the columns before the newest one, which the session itself reads.
     columns = {name: ids[:, :num_ticks] for name, ids in _columns(system, codes).items()}
     x = voice.embeddings[:, 0].to(system.text_embedding.table.weight).transpose(0, 1)
     hidden, state = system.read_embedded(x, system.initial_state(1))
@@ -95,20 +95,20 @@ def voice_prefix(voice: VoicePrompt, system: Moshi) -> tuple[Ticks, Prefix]:
 
 
 def _columns(system: Moshi, codes: Ticks) -> Ticks:
-    """Codes in order of arrival, where the model reads them."""
+    """Return codes in arrival order, on the device of the model."""
     arrived = schedule.columns(system.layout, codes)
     return {name: ids.to(system.device) for name, ids in arrived.items()}
 
 
 @torch.no_grad()
 def voice_codes(voice: VoicePrompt, system: Moshi) -> Ticks:
-    """Give the codes of the frames of a voice, one row in content order, as far as it has them.
+    """Return the codes of the frames of a voice, one row in content order, as far as it has them.
 
     Returns:
-        Codes of all streams, `UNSET_ID` where the ring holds none and only the embeddings tell.
+        Codes of all streams; `UNSET_ID` if the ring has none and only the embeddings have them.
 
     Raises:
-        UserError: The ring lacks the newest frames, or embeddings and ids are not the model's.
+        UserError: The ring lacks the newest frames, or embeddings and ids do not fit the model.
     """
     num_frames = len(voice.embeddings)
     ring = voice.cache[0].cpu()
@@ -124,7 +124,7 @@ def voice_codes(voice: VoicePrompt, system: Moshi) -> Ticks:
     arrived: dict[str, Tensor] = {}
     for stream, own in zip(system.layout.streams, _by_stream(held, system), strict=True):
         ids = own.new_full((1, int(column[-1]) + 1, stream.depth), UNSET_ID)
-        # The column before is only there to be compared; what is yet to be predicted is unset.
+        # The column before is only used for the comparison; entries to be predicted are unset.
         ids[0, num_frames:] = own[:, 1:].T.clamp(min=UNSET_ID)
         arrived[stream.name] = ids[..., 0] if stream.name == TEXT else ids
     return schedule.content(system.layout, arrived)
@@ -137,7 +137,7 @@ def _by_stream(ids: Int[Tensor, "S n"], system: Moshi) -> tuple[Int[Tensor, "K n
 def _check_embedding(
     given: Float[Tensor, "1 1 D"], column: Int[Tensor, "S 1"], system: Moshi
 ) -> None:
-    """Refuse an embedding that is not what the model makes of the ids of its column."""
+    """Refuse an embedding that the model does not compute from the ids of its column."""
     frame: dict[str, Tensor] = {}
     for stream, ids in zip(system.layout.streams, _by_stream(column, system), strict=True):
         ids = ids.to(system.text_embedding.table.weight.device)
@@ -145,20 +145,20 @@ def _check_embedding(
     own = system.embed(frame).float()
     if (given.to(own) - own).norm() > _FARTHEST * own.norm():
         raise UserError(
-            "A voice must be of the model that hears it: its last embedding is not what this model "
-            "makes of the ids beside it. Use a voice made for this model."
+            "A voice must belong to the model that hears it: its last embedding is not what this "
+            "model computes from its ids. Use a voice made for this model."
         )
 
 
 def read_voice(path: Path, config: MoshiConfig) -> VoicePrompt:
-    """Read a voice, `.pt` (tensors only) or `.safetensors`.
+    """Read a voice from a `.pt` (tensors only) or `.safetensors` file.
 
     Args:
         path: The file.
-        config: Config of the model that shall hear it, which must be the one that made it.
+        config: Config of the model that will hear it, which must be the model that made it.
 
     Returns:
-        The voice on the CPU. Its embeddings keep the type that they were stored with.
+        The voice on the CPU. Its embeddings keep their stored type.
 
     Raises:
         UserError: The file holds anything else, or does not fit the model.
@@ -174,15 +174,14 @@ def read_voice(path: Path, config: MoshiConfig) -> VoicePrompt:
 
 
 def write_voice(voice: VoicePrompt, config: MoshiConfig, path: Path) -> None:
-    """Write a voice, whole or not at all.
+    """Write a voice; the file appears complete or not at all.
 
-    A ``.pt`` file is what NVIDIA's loader reads: it takes the two tensors by name, feeds the rows
-    of the embeddings to its model, whose weights are of bfloat16, without changing their type, and
-    copies the ring. Any other file is of safetensors, with the embeddings in the type that they
-    have.
+    A ``.pt`` file has the form that NVIDIA's loader reads: the loader takes the two tensors by
+    name, feeds the rows of the embeddings to its bfloat16 model without changing their type, and
+    copies the ring. Any other file is a safetensors file, with the embeddings in their own type.
 
     Raises:
-        UserError: It does not fit ``config``, or cannot be written.
+        UserError: The voice does not fit ``config``, or cannot be written.
     """
     tensors = {
         "embeddings": voice.embeddings.detach().cpu().contiguous(),
@@ -201,7 +200,7 @@ def write_voice(voice: VoicePrompt, config: MoshiConfig, path: Path) -> None:
 
 
 def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:
-    """Check types, shapes and ranges: an id out of range would be looked up beyond its table."""
+    """Check types, shapes and ranges; an id out of range would be looked up beyond its table."""
     embeddings = tensors["embeddings"]
     cache = tensors["cache"]
     got = {
@@ -221,11 +220,11 @@ def _check(tensors: Mapping[str, Any], config: MoshiConfig, name: str) -> None:
     initial = [config.text_vocab_size, *[config.audio_vocab_size] * config.num_codebooks]
     highest = torch.tensor(initial)[:, None]
     if cache.dtype != torch.int64 or not ((cache >= UNGENERATED) & (cache <= highest)).all():
-        raise UserError(f"'cache' of {name} must hold int64 ids of the model: not so. {hint}")
+        raise UserError(f"'cache' of {name} must hold int64 ids of the model: it does not. {hint}")
 
 
 def _delays(config: MoshiConfig) -> Int[Tensor, " S"]:
-    """Give the delay of the text and of every codebook, in the order of a frame."""
+    """Return the delay of the text and of every codebook, in the order of a frame."""
     audio = [stream.delay_ticks for stream in config.audio for _ in range(stream.depth)]
     return torch.tensor([config.text_delay_ticks, *audio])
 

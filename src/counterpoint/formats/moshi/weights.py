@@ -1,15 +1,15 @@
-"""Checkpoints of the Moshi family are read and written here, never as a pickle.
+"""Reading and writing checkpoints of the Moshi family, never as a pickle.
 
 In memory a checkpoint has *canonical* names, as in `LMModel.state_dict()` of the `moshi` package:
-every step of depth has a tensor of its own (``in_projs.{k}.weight``). In files there are also
+every depth step has its own tensors (``in_projs.{k}.weight``). In files there are also
 
-* *fused* names: ``in_proj_weight`` and ``out_proj.weight`` hold all steps, one below the other.
-  Published files have them, and both Kyutai's and NVIDIA's loaders read them, so that they are
-  what is written;
+* *fused* names: ``in_proj_weight`` and ``out_proj.weight`` hold all steps, one below another.
+  Published files have them, and both Kyutai's and NVIDIA's loaders read them, so they are used for
+  writing;
 * *int8*: ``X.weight`` is int8, and ``X.weight_scb`` has the largest magnitude of every row in
   float32;
-* *LoRA*: ``X.lora_A.weight`` and ``X.lora_B.weight``, fused or not, are often in a file of their
-  own. The weight that they change is ``X.weight`` or ``X.frozen_W.weight``.
+* *LoRA*: ``X.lora_A.weight`` and ``X.lora_B.weight``, fused or not, are often in a separate file.
+  The weight that they change is ``X.weight`` or ``X.frozen_W.weight``.
 
 Source: Moshi (arXiv:2410.00037) and PersonaPlex (arXiv:2602.06053); the formats are those of the
 `moshi` package 0.2.13, of moshi-finetune and of NVIDIA's loader. Layouts of Rust and MLX are not
@@ -40,17 +40,17 @@ from counterpoint.formats.sharded import INDEX, WEIGHTS, open_tensors, write_wei
 CONFIG = "config.json"
 MIMI = ("mimi_name", "tokenizer-e351c8d8-checkpoint125.safetensors")
 TEXT = ("tokenizer_name", "tokenizer_spm_32k_3.model")
-"""Keys of config.json that name Mimi and the text tokeniser, and their names without a key."""
+"""Keys of config.json that name Mimi and the text tokeniser, and the names assumed without them."""
 WEIGHTS_INT8 = "model.q8.safetensors"
 LORA = "lora.safetensors"
 STORAGE_KEYS = ("moshi_name", "lora", "lora_rank", "lora_scaling", "lora_name", "quantize")
-"""Keys of config.json that say how the weights are stored, not what they are."""
+"""Keys of config.json that tell how the weights are stored."""
 
 SCALE = ".weight_scb"
 LORA_A = ".lora_A.weight"
 LORA_B = ".lora_B.weight"
 INT8_MAX = 127
-LORA_SCALING = 2.0  # where config.json says ``lora`` but not how much
+LORA_SCALING = 2.0  # if config.json has ``lora`` but no scaling
 
 _LAYER = r"(?:transformer|depformer)\.layers\.\d+\.\w+"
 _FUSED = re.compile(rf"({_LAYER}\.(?:in|out)_proj)[._](.+)")
@@ -61,7 +61,7 @@ class ReferenceCheckpoint(NamedTuple):
     """A checkpoint in memory.
 
     Attributes:
-        config: What config.json says, completed by the shapes in the file.
+        config: Content of config.json, completed by the shapes in the file.
         state: The tensors of `tensor_shapes`, by canonical name.
     """
 
@@ -79,25 +79,25 @@ def read_checkpoint(
     config_path: Path | None = None,
     lora_path: Path | None = None,
 ) -> ReferenceCheckpoint:
-    """Read a checkpoint, one tensor after the other. Adapters are merged and int8 is expanded.
+    """Read a checkpoint, one tensor after another. Adapters are merged and int8 is expanded.
 
     Args:
         path: A file of weights, or a folder that holds the ``moshi_name`` of its config.json, or
-            else `model.safetensors` or `model.q8.safetensors`.
-        dtype: Type of the result. A tensor that has it already is mapped and not copied, so that
-            the file must stay as it is.
-        config_path: Is read instead of the config.json beside the weights. Where none gives
-            ``dim``, the model is Moshi 7B with as many layers and vocabulary entries as the file
-            has. The number of depth steps is always that of the file.
-        lora_path: Adapters. They are scaled as the config.json beside them says, or else that of
-            the weights. By default they are the ``lora_name`` of config.json, or
-            `lora.safetensors` beside the weights.
+            otherwise `model.safetensors` or `model.q8.safetensors`.
+        dtype: Type of the result. A tensor that has this type is mapped and not copied, so the file
+            must not change.
+        config_path: File to read instead of the config.json of the folder. If it has no ``dim``,
+            the model is Moshi 7B with as many layers and vocabulary entries as the file has. The
+            number of depth steps is always that of the file.
+        lora_path: Adapters. Their scaling is that of the config.json in their folder, otherwise
+            that of the weights. By default they are the ``lora_name`` of config.json, or
+            `lora.safetensors` in the folder.
 
     Returns:
         The config and the state.
 
     Raises:
-        UserError: A tensor is missing, unknown or of a wrong shape, a file is cut short, or a
+        UserError: A tensor is missing, unknown or of a wrong shape, a file is truncated, or a
             value of config.json is unknown.
     """
     weights, keys = _locate(path, config_path)
@@ -117,10 +117,10 @@ def read_checkpoint(
 
 
 def read_reference_config(path: Path) -> ReferenceConfig:
-    """The config of a checkpoint as `read_checkpoint` gives it, without reading a tensor.
+    """Read the config of a checkpoint like `read_checkpoint`, without reading a tensor.
 
     Raises:
-        UserError: As `read_checkpoint`.
+        UserError: See `read_checkpoint`.
     """
     weights, keys = _locate(path, None)
     with open_tensors(weights) as file:
@@ -162,7 +162,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceConfig:
-    """Give the config of a file. Where the tensors tell a number, it overrules config.json."""
+    """Return the config of a file; numbers that its tensors tell override those of config.json."""
     names = set(file.keys())
     if not {"text_emb.weight", "emb.0.weight"} <= names:
         raise UserError(
@@ -170,7 +170,7 @@ def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceCon
             "emb.0.weight. Name another file."
         )
     told = {"dep_q": _count(names, r"linears\.(\d+)\..+")}
-    if told["dep_q"]:  # one missing is no step less: `check_shapes` names it
+    if told["dep_q"]:  # a missing tensor does not reduce the steps: `check_shapes` names it
         told["dep_q"] = _count(names, r"(?:linears|depformer_in)\.(\d+)\..+")
     if "dim" not in keys:
         told["num_layers"] = _count(names, r"transformer\.layers\.(\d+)\..+")
@@ -188,7 +188,7 @@ def _fit_to_file(keys: Mapping[str, Any], file: Any, path: Path) -> ReferenceCon
 
 
 def _count(names: Collection[str], pattern: str) -> int:
-    """Count from the largest number that a pattern finds, but never beyond the number of names."""
+    """Return one more than the largest number that a pattern finds, at most the number of names."""
     numbers = (int(match[1]) for name in names if (match := re.fullmatch(pattern, name)))
     return min(max(numbers, default=-1) + 1, len(names))
 
@@ -215,7 +215,7 @@ class _Part:
 
 
 def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
-    """Give what a file holds, by canonical name."""
+    """Return the tensors of a file by canonical name."""
     parts: dict[str, _Part] = {}
     for name in file.keys():  # noqa: SIM118 (it is not a dict)
         plain = name.replace(".frozen_W.", ".")
@@ -244,7 +244,7 @@ def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
 def _read(
     parts: Mapping[str, _Part], config: ReferenceConfig, keys: Mapping[str, Any], dtype: torch.dtype
 ) -> ReferenceCheckpoint:
-    """Check all names and shapes, then read."""
+    """Check all names and shapes, then read the tensors."""
     tensors: dict[str, dict[str, _Part]] = {}
     for name, part in parts.items():
         role = next((role for role in (SCALE, LORA_A, LORA_B) if name.endswith(role)), "")
@@ -267,7 +267,7 @@ def _read(
 
 
 def _tensor(roles: Mapping[str, _Part], scaling: float) -> Tensor:
-    """Compute a weight with all that changes it, in float32."""
+    """Compute a weight, with its scales and adapters, in float32."""
     tensor = roles[""].read()
     if SCALE in roles:
         tensor = tensor.float() * (roles[SCALE].read().float() / INT8_MAX)[:, None]
@@ -278,7 +278,7 @@ def _tensor(roles: Mapping[str, _Part], scaling: float) -> Tensor:
 
 
 def _check_roles(name: str, roles: Mapping[str, _Part], keys: Mapping[str, Any]) -> None:
-    """Check what changes a weight."""
+    """Check the scales and adapters of a weight."""
     if "" not in roles or (LORA_A in roles) != (LORA_B in roles):
         names = listed(part.name for part in roles.values())
         what = "both LoRA factors" if "" in roles else "the weight that they change"
@@ -324,15 +324,15 @@ def write_checkpoint(
 
     Args:
         state: The canonical state, whose types are kept.
-        config: Its config. Keys that say how weights were stored are left out.
+        config: Its config. Keys that tell how weights were stored are left out.
         folder: A new or empty folder.
         companions: What belongs to the model: Mimi and the tokeniser, which are copied and named in
-            config.json, and further keys of it.
-        shard_bytes: Most bytes of a file of weights. ``None`` writes `model.safetensors` alone,
-            which is all that Kyutai's and NVIDIA's loaders read.
+            config.json, and further keys.
+        shard_bytes: Largest size of a file of weights. ``None`` writes only `model.safetensors`,
+            the only file that Kyutai's and NVIDIA's loaders read.
 
     Raises:
-        UserError: ``state`` does not fit ``config``, the folder holds something, or it cannot be
+        UserError: ``state`` does not fit ``config``, the folder is not empty, or it cannot be
             written.
     """
     check_state(state, config)
@@ -342,7 +342,7 @@ def write_checkpoint(
     named = ((companions.codec, *MIMI), (companions.tokenizer, *TEXT))
     for source, key, usual in named:
         if source is not None:
-            # Mimi of `transformers` has the name of our own weights.
+            # Mimi of `transformers` has the same name as our own weights.
             keys[key] = usual if source.name.startswith("model.") else source.name
             copies[keys[key]] = source
     tensors = _fused(state)
@@ -363,17 +363,17 @@ def write_adapters(
     rank: int,
     scaling: float,
 ) -> None:
-    """Write `lora.safetensors`, and a config.json with which a loader takes it beside the weights.
+    """Write `lora.safetensors`, and a config.json with which a loader adds it to the weights.
 
     Args:
         tensors: Factors, and weights that replace those of the model, by canonical name.
         config: The model's config.
         folder: A new or empty folder, which appears with both files or not at all.
-        rank: How many features are between the factors.
-        scaling: What every change is multiplied with.
+        rank: Number of features between the factors.
+        scaling: Factor of every change.
 
     Raises:
-        UserError: The folder holds something, or it cannot be written.
+        UserError: The folder is not empty, or it cannot be written.
     """
     lora = {"lora": True, "lora_rank": rank, "lora_scaling": scaling, "lora_name": LORA}
     with _whole_folder(folder) as partial:
@@ -382,9 +382,9 @@ def write_adapters(
 
 
 def _stored(config: ReferenceConfig, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Give the keys of config.json without those that say how weights were stored.
+    """Return the keys of config.json without those that tell how weights were stored.
 
-    What ``settings`` says beside what the config does is kept, also one level below.
+    Keys that only ``settings`` has are kept, also one level below.
     """
     keys = {**(settings or {}), **config.to_json()}
     for name, value in (settings or {}).items():
@@ -395,19 +395,19 @@ def _stored(config: ReferenceConfig, settings: Mapping[str, Any] | None = None) 
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that appears whole or not at all; what fails is told in one line."""
+    """Fill a folder that appears complete or not at all; errors become one line."""
     try:
         with whole_folder(folder) as partial:
             yield partial
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(
-            f"{folder} must be a new folder on a disk with room: {reason}. Choose another."
+            f"{folder} must be a new folder on a disk with free space: {reason}. Choose another."
         ) from None
 
 
 def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors their fused names instead of the canonical ones."""
+    """Return tensors by their fused names instead of the canonical ones."""
     fused: dict[str, Tensor] = {}
     steps: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
