@@ -99,6 +99,23 @@ def test_a_bar_shows_the_same_on_a_terminal_and_leaves_a_line() -> None:
     assert stream.text.rstrip().endswith("two_stream: 10/10 steps  3.4 [bits]")
 
 
+def test_a_board_stands_above_the_bars_and_is_written_once_a_minute_elsewhere() -> None:
+    stream = Terminal()
+    with Progress(stream) as progress:
+        task = progress.task("making", "things")
+        task(1, 10)
+        progress.board("arm  score\na    1")
+        progress.bars().refresh()
+    assert stream.text.rindex("a    1") < stream.text.rindex("making")
+    plain = io.StringIO()
+    clock = Clock()
+    progress = Progress(plain, clock=clock)
+    for _ in range(100):
+        clock.now += 1.5
+        progress.board(f"at {clock.now}")
+    assert plain.getvalue() == "at 60.0\nat 120.0\n"
+
+
 def test_bars_go_when_the_work_fails() -> None:
     stream = Terminal()
     progress = Progress(stream)

@@ -16,6 +16,7 @@ from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes import grid_run
 from counterpoint.recipes.cells import keep_outcome
 from counterpoint.recipes.grid_run import run_grid
+from counterpoint.recipes.grid_workers import Workers
 from tests.recipes.test_grid import files, tiny_grid
 
 pytestmark = pytest.mark.slow  # a cluster takes ten seconds to start
@@ -93,7 +94,8 @@ def test_a_grid_whose_machine_dies_gives_what_an_undisturbed_one_gives(
             two.kill_second()
 
     monkeypatch.setattr(grid_run, "keep_outcome", keep_and_kill)
-    run_grid(grid, tmp_path / "there", ray=two.address, progress=Progress(quiet=True))
+    workers = Workers(ray=two.address)
+    run_grid(grid, tmp_path / "there", workers=workers, progress=Progress(quiet=True))
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert not (tmp_path / "there" / "work").exists()
 

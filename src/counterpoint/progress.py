@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 _Piece = TypeVar("_Piece")
 
+_BOARD_S = 60.0  # between two boards where they are written as lines
+
 
 @runtime_checkable
 class Output(Protocol):
@@ -100,6 +102,8 @@ class Progress:
         self.every_seconds = every_seconds
         self.clock = clock
         self._live: Any = None
+        self._board = ""
+        self._next_board = clock() + _BOARD_S
 
     def __enter__(self) -> "Progress":
         """Show the progress until the block ends."""
@@ -119,6 +123,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+            self._board = ""
 
     def note(self, text: str) -> None:
         """Show a line."""
@@ -129,6 +134,17 @@ class Progress:
             return
         self._stream.write(text + "\n")
         self._stream.flush()
+
+    def board(self, text: str) -> None:
+        """Show several lines that replace those of before, such as a table of results so far.
+
+        On a terminal they stand above the bars; elsewhere they are written, but not often.
+        """
+        self._board = text
+        if self._draws or self.clock() < self._next_board:
+            return
+        self._next_board = self.clock() + _BOARD_S
+        self.note(text)
 
     def task(
         self, name: str, unit: str = "", spell: Callable[[float], str] = lambda x: f"{x:,.0f}"
@@ -176,8 +192,18 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bars
+            from rich.text import Text
 
-            self._live = Bars(
+            def board() -> str:
+                return self._board
+
+            class BarsBelowBoard(Bars):
+                def get_renderables(self) -> Iterable[Any]:
+                    if board():
+                        yield Text(f"{board()}\n", no_wrap=True, overflow="ellipsis")
+                    yield from super().get_renderables()
+
+            self._live = BarsBelowBoard(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[text]}", markup=False),

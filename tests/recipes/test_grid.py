@@ -1,5 +1,10 @@
 """Grids: cells are kept, a killed grid ends with the same files, budgets and choices hold."""
 
+import os
+import random
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +19,11 @@ from counterpoint.recipes import grid_workers as module
 from counterpoint.recipes.cells import Cell, CellOutcome, read_cells, run_cell
 from counterpoint.recipes.grid import Grid, GridArm, Limits, costs
 from counterpoint.recipes.grid_run import best_rates, run_grid
+from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
-from counterpoint.train.loop import DivergedError
+from counterpoint.train.loop import DivergedError, Trainer
 from tests.systems.tiny_models import tower
 
 
@@ -81,6 +87,37 @@ def test_a_grid_that_was_killed_ends_with_the_same_parquet(
     monkeypatch.setattr(module, "run_cell", run_cell)
     assert len(files(folder)) == 1
     run_grid(grid, folder, progress=quiet())
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_a_cell_that_was_stopped_goes_on_with_the_same_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped between two steps, and then again before it has answered."""
+    grid = tiny_grid(arms=tiny_grid().arms[:1], train=replace(tiny_grid().train, log_every=1))
+    run_grid(grid, tmp_path / "whole", progress=quiet())
+    step = Trainer.step
+    taken: list[int] = []
+
+    def stopped(self: Trainer, stop: Any) -> Any:
+        taken.append(self.state.counters.step)
+        if len(taken) == 3:
+            raise RuntimeError("killed")
+        return step(self, stop)
+
+    def silent(*given: Any) -> Any:
+        raise RuntimeError("killed")
+
+    folder = tmp_path / "stopped"
+    monkeypatch.setattr(Trainer, "step", stopped)
+    with pytest.raises(RuntimeError):
+        run_grid(grid, folder, progress=quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "answer", silent)
+        with pytest.raises(RuntimeError):
+            run_grid(grid, folder, progress=quiet())
+    run_grid(grid, folder, progress=quiet())
+    assert taken == [0, 1, 2, 2]
     assert files(folder) == files(tmp_path / "whole")
 
 
@@ -191,6 +228,52 @@ def test_processes_give_what_one_process_gives(
 ) -> None:
     monkeypatch.undo()
     grid = tiny_grid()
-    run_grid(grid, tmp_path / "one", num_processes=1, progress=quiet())
-    run_grid(grid, tmp_path / "two", num_processes=2, progress=quiet())
+    run_grid(grid, tmp_path / "one", workers=Workers(count=1), progress=quiet())
+    run_grid(grid, tmp_path / "two", workers=Workers(count=2), progress=quiet())
     assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from counterpoint.progress import Progress
+from counterpoint.recipes.grid_run import run_grid
+from tests.recipes.test_grid import two_cells
+
+if __name__ == "__main__":
+    run_grid(two_cells(), Path(sys.argv[1]), progress=Progress(quiet=True))
+"""
+
+
+def two_cells() -> Grid:
+    """Each takes a second or two."""
+    return tiny_grid(
+        train=replace(tiny_grid().train, num_steps=60, checkpoint_every=7, log_every=5)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
+def test_two_cells_that_are_killed_again_and_again_end_with_the_same_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each life is longer than the one before; the moments are drawn by a fixed seed."""
+    run_grid(two_cells(), tmp_path / "whole", progress=quiet())
+    script = tmp_path / "study.py"
+    script.write_text(KILLED)
+    folder = tmp_path / "killed"
+    rng = random.Random(5)
+    states = set()
+    for number in range(60):
+        with subprocess.Popen([sys.executable, script, folder], start_new_session=True) as process:
+            try:
+                process.wait(timeout=rng.uniform(0.3, 3.0) + 0.4 * number)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        states.add((len(files(folder)), len(list(folder.glob("work/*/checkpoints/*")))))
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert len(states) > 2, "it was never killed in the middle of a cell"
+    assert files(folder) == files(tmp_path / "whole")
+    assert not list(folder.glob("work/*"))

@@ -15,8 +15,10 @@ from counterpoint.evaluate.report.grid_findings import RESULTS, GridFindings
 from counterpoint.evaluate.report.grid_page import HTML, MARKDOWN
 from counterpoint.evaluate.report.grid_table import TextTable, comparisons, overview, verdict
 from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid_budget import fit_grid
 from counterpoint.recipes.grid_report import report_grid
 from counterpoint.recipes.grid_run import run_grid
+from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse
@@ -37,7 +39,7 @@ _GRID_HELP = """Run the grid {name} cell by cell and write its report; one that 
 Example: counterpoint study {name} --workers 2
 """
 _MAIN = (
-    *("folder", "workers", "ray", "device", "quiet", "json"),
+    *("minutes", "folder", "workers", "ray", "device", "quiet", "json"),
     *("tasks", "seeds", "learning-rates", "num-items"),
     *("train.num-steps", "train.batch-rows", "train.precision"),
 )
@@ -55,11 +57,14 @@ class StudyOptions(Running):
         folder: Where everything is kept; runs/NAME by default.
         workers: Processes, each with one cell at a time; one, or on Ray one for each core.
         ray: Run cells on the Ray cluster at this address, such as auto; local starts one.
+        minutes: Run the largest size that this machine finishes in this time: fewer seeds first,
+            then fewer steps. The size is kept in the folder.
     """
 
     folder: Path | None = None
     workers: int | None = None
     ray: str | None = None
+    minutes: float | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,15 +99,12 @@ def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
     folder = options.folder or Path("runs") / grid.name
     device = str(pick_device(options.device))
     progress = options.progress()
-    run_grid(
-        grid,
-        folder,
-        num_processes=options.workers,
-        ray=options.ray,
-        device=device,
-        progress=progress,
+    workers = Workers(count=options.workers, ray=options.ray, device=device)
+    grid, left_out = fit_grid(grid, options.minutes, folder, workers, progress)
+    run_grid(grid, folder, workers=workers, progress=progress)
+    found = report_grid(
+        grid, folder, command=command, left_out=left_out, device=device, progress=progress
     )
-    found = report_grid(grid, folder, command=command, device=device, progress=progress)
     show(found, folder)
     return found
 

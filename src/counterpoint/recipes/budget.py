@@ -16,6 +16,7 @@ from counterpoint.evaluate.units import score_units
 from counterpoint.progress import Progress
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.train.allocator import keep_large_buffers
+from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
 from counterpoint.train.loop import Trainer
@@ -117,17 +118,21 @@ class Plan:
 
 
 def fitted(run: Run, num_steps: int) -> Run:
-    """Return a run with another number of steps and a schedule that shrinks with it.
+    """Return a run with another number of steps, and the schedule of `fitted_train`."""
+    return replace(run, train=fitted_train(run.train, num_steps))
+
+
+def fitted_train(train: TrainConfig, num_steps: int) -> TrainConfig:
+    """Return a training config with another number of steps and a schedule that shrinks with it.
 
     The warm-up keeps at least a tenth of the run, but not more than the recipe's own warm-up.
     """
-    if num_steps == run.train.num_steps:
-        return run
-    schedule = run.train.schedule
-    warmup = round(schedule.warmup_steps * num_steps / run.train.num_steps)
+    if num_steps == train.num_steps:
+        return train
+    schedule = train.schedule
+    warmup = round(schedule.warmup_steps * num_steps / train.num_steps)
     warmup = min(max(warmup, num_steps // 10), schedule.warmup_steps)
-    schedule = replace(schedule, warmup_steps=warmup)
-    return replace(run, train=replace(run.train, num_steps=num_steps, schedule=schedule))
+    return replace(train, num_steps=num_steps, schedule=replace(schedule, warmup_steps=warmup))
 
 
 def find_budget(

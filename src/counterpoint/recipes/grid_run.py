@@ -19,6 +19,7 @@ from counterpoint.config_json import encode
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS
+from counterpoint.evaluate.report.grid_table import running_table
 from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
@@ -37,25 +38,14 @@ GRID = "grid.json"
 
 
 def run_grid(
-    grid: Grid,
-    folder: Path,
-    *,
-    num_processes: int | None = None,
-    ray: str | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
+    grid: Grid, folder: Path, *, workers: Workers | None = None, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Run all cells that are not there yet, in several processes.
+    """Run all cells that are not there yet.
 
     Args:
         grid: What to do.
         folder: Its folder; a grid that was begun there must be the same one.
-        num_processes: Processes, each with one thread and one cell at a time; by default one, or on
-            Ray one for each core of the cluster.
-        ray: Address of a Ray cluster that runs the cells; see
-            `counterpoint.ray_tasks.work_on_ray`. Only this process needs the folder.
-        device: Where cells are trained. On a GPU a process takes all cells of an arm and a task at
-            once, as lanes of a stack (`counterpoint.recipes.stacks`).
+        workers: Who runs the cells; by default one process.
         progress: Shows how far it is; on stderr by default.
 
     Returns:
@@ -68,16 +58,16 @@ def run_grid(
     for task in grid.tasks:
         costs(grid, task)
     folder.mkdir(parents=True, exist_ok=True)
-    workers = Workers(count=num_processes, ray=ray, device=device)
+    workers = Workers() if workers is None else workers
     with locked(folder / ".grid.lock", wait=False), closing(progress):
         _keep_or_check(grid, folder)
         rates = {}
         tuned = tuned_cells(grid)
         if tuned:
-            _run_cells(grid, folder, tuned, workers, progress, "choosing learning rates")
+            _run_cells(grid, folder, tuned, workers, progress)
             rates = best_rates(read_cells(folder, tuned))
         reported = reported_cells(grid, rates)
-        _run_cells(grid, folder, reported, workers, progress, grid.name)
+        _run_cells(grid, folder, reported, workers, progress)
         shutil.rmtree(folder / BATCHES, ignore_errors=True)
         records = sorted(read_cells(folder, reported), key=lambda record: str(record["cell"]))
         write_records(folder / RESULTS, records)
@@ -135,18 +125,24 @@ def _run_cells(
     cells: Sequence[Cell],
     workers: Workers,
     progress: Progress,
-    title: str,
 ) -> None:
+    """Run the cells that are not there; a table tells what there is of those that are reported."""
     missing = [cell for cell in cells if not cell_path(folder, cell).exists()]
     if workers.in_stacks:
         record_batches(grid, folder / BATCHES, missing, progress)
-    task = progress.task(title)
+    tuning = any(cell.seed in grid.tuning_seeds for cell in cells)
+    task = progress.task("choosing learning rates" if tuning else grid.name)
     task(len(cells) - len(missing), len(cells))
+    records = [] if tuning else read_cells(folder, cells)
+    arms = [arm.name for arm in grid.arms]
     # Closed, so that processes end with an error or an interruption, and not later.
     with closing(worked(grid, folder, missing, workers)) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
             keep_outcome(folder, outcome)
             task(len(cells) - len(missing) + number, len(cells), figures=outcome.cell.key)
+            if not tuning:
+                records.append(dict(outcome.record))
+                progress.board(running_table(records, arms, grid.tasks))
 
 
 def _keep_or_check(grid: Grid, folder: Path) -> None:

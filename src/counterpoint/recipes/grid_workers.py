@@ -19,7 +19,16 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """Who runs the cells of a grid: see `counterpoint.recipes.grid_run.run_grid`."""
+    """Who runs the cells of a grid.
+
+    Attributes:
+        count: Processes, each with one thread and one cell at a time; by default one, or on Ray one
+            for each core of the cluster.
+        ray: Address of a Ray cluster that runs the cells; see
+            `counterpoint.ray_tasks.work_on_ray`. Only this process needs the folder of the grid.
+        device: Where cells are trained. On a GPU a process takes all cells of an arm and a task at
+            once, as lanes of a stack (`counterpoint.recipes.stacks`).
+    """
 
     count: int | None = None
     ray: str | None = None

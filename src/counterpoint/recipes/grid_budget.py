@@ -1,0 +1,216 @@
+"""A grid in the minutes that there are: fewer seeds first, then fewer steps, never fewer arms.
+
+A pilot times every arm on every task. Then the largest size is chosen that fits: all seeds and
+steps; else fewer seeds, down to two, because one says nothing about how much seeds matter; else
+fewer steps, down to a tenth, with a schedule that is fitted to them. What is chosen is kept in
+``budget.json``, so that a grid that goes on keeps its size.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from counterpoint.config_json import decode, encode
+from counterpoint.errors import UserError
+from counterpoint.progress import Progress
+from counterpoint.recipes.begun import keep_begun, read_begun
+from counterpoint.recipes.budget import FILE, fitted_train
+from counterpoint.recipes.grid import Grid, costs
+from counterpoint.recipes.grid_pilot import CellTiming, pilot
+from counterpoint.recipes.grid_run import GRID, tuned_cells
+from counterpoint.recipes.grid_workers import Workers
+
+FEWEST_SEEDS = 2
+LEAST_SHARE = 0.1
+"""Smallest share of the steps: with fewer, a run says nothing about the one that was declared."""
+
+_TRIAL_SHARE = 0.02  # of the time
+_LONGEST_TRIAL_S = 3.0  # of an arm on a task
+_SLACK = 0.92  # a machine gets slower when it is warm
+_REPORT_S = 10.0
+_REPORT_ROW_S = 0.5  # of an arm on a task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridBudget:
+    """How much of a grid is run.
+
+    Attributes:
+        minutes: Time that was given.
+        num_seeds: Seeds that are reported.
+        num_steps: Steps of every run.
+        of_seeds: Seeds that were declared.
+        of_steps: Steps that were declared.
+        estimated_minutes: What it takes by the pilot, with the pilot.
+    """
+
+    minutes: float
+    num_seeds: int
+    num_steps: int
+    of_seeds: int
+    of_steps: int
+    estimated_minutes: float
+
+    def fit(self, grid: Grid) -> Grid:
+        """The grid in this size; lines of ``metrics.jsonl`` come as often as in the whole."""
+        train = fitted_train(grid.train, self.num_steps)
+        share = self.num_steps / grid.train.num_steps
+        every = {
+            name: max(round(getattr(train, name) * share), min(getattr(train, name), 1))
+            for name in ("log_every", "evaluate_every", "checkpoint_every")
+        }
+        return replace(grid, seeds=grid.seeds[: self.num_seeds], train=replace(train, **every))
+
+    @property
+    def left_out(self) -> str:
+        """What is left out for lack of time, in a sentence; empty where nothing is."""
+        parts = []
+        if self.num_seeds < self.of_seeds:
+            parts.append(f"{self.of_seeds - self.num_seeds} of {self.of_seeds} seeds")
+        if self.num_steps < self.of_steps:
+            parts.append(f"{self.of_steps - self.num_steps:,} of {self.of_steps:,} steps")
+        return f"Left out for lack of time: {' and '.join(parts)}." if parts else ""
+
+
+def fit_grid(
+    grid: Grid, minutes: float | None, folder: Path, workers: Workers, progress: Progress
+) -> tuple[Grid, str]:
+    """The size of a grid that fits, or that was chosen before in its folder.
+
+    Args:
+        grid: As it was declared.
+        minutes: How long all of it may take; ``None`` runs all, or what was chosen before.
+        folder: Its folder.
+        workers: Who runs it.
+        progress: Told what is chosen.
+
+    Returns:
+        The grid to run, and what of the declared one is left out, in a sentence.
+
+    Raises:
+        UserError: Not even the smallest size fits, arms do not cost the same, or what was chosen
+            cannot be read.
+    """
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"`--minutes` must be > 0: got {minutes}. Leave it out to run all of it.")
+    if minutes is not None and workers.ray is not None and workers.count is None:
+        raise UserError(
+            "`--minutes` on a Ray cluster must know how many cells run at a time: `--workers` is "
+            "missing. Give the number of cores that the cluster has."
+        )
+    file = folder / FILE
+    if file.exists():
+        budget: GridBudget = decode(GridBudget, read_begun(file, ("minutes", "num_steps")))
+        if budget.minutes != minutes:
+            progress.note(
+                f"{folder} keeps the size that `--minutes {budget.minutes:g}` chose in its first "
+                "call. Take another folder to have another size."
+            )
+    elif minutes is None:
+        return grid, ""
+    elif (folder / GRID).exists():
+        progress.note(
+            f"{folder} was begun without `--minutes` and goes on in full. Take another folder to "
+            "have another size."
+        )
+        return grid, ""
+    else:
+        budget = _choose(grid, minutes, workers, progress)
+        keep_begun(file, encode(budget))
+    progress.note(
+        f"{budget.left_out or 'Nothing is left out for lack of time.'} About "
+        f"{budget.estimated_minutes:.2g} of {budget.minutes:g} minutes."
+    )
+    return budget.fit(grid), budget.left_out
+
+
+def _choose(grid: Grid, minutes: float, workers: Workers, progress: Progress) -> GridBudget:
+    """Time the grid and choose its size."""
+    begin = time.perf_counter()
+    for task in grid.tasks:
+        costs(grid, task)
+    count = workers.count or 1
+    num_pairs = len(grid.arms) * len(grid.tasks)
+    trial_s = min(_TRIAL_SHARE * 60 * minutes * count / num_pairs, _LONGEST_TRIAL_S)
+    timings = pilot(grid, workers, trial_s, progress)
+    spent_s = time.perf_counter() - begin + _REPORT_S + _REPORT_ROW_S * num_pairs
+
+    def takes(num_seeds: int, num_steps: int) -> float:
+        cells_s = grid_seconds(grid, timings, workers, num_seeds, num_steps)
+        return (spent_s + cells_s / _SLACK) / 60
+
+    num_seeds, num_steps = largest_size(grid, workers, minutes, takes)
+    least = takes(num_seeds, num_steps)
+    if least > minutes:
+        raise UserError(
+            f"`--minutes` must be at least {_rounded_up(least)} for {grid.name} here: its smallest "
+            f"size, {num_seeds} seeds and {num_steps:,} steps, takes about that long; got "
+            f"{minutes:g}. Give more, or run fewer `--tasks`."
+        )
+    return GridBudget(
+        minutes=minutes,
+        num_seeds=num_seeds,
+        num_steps=num_steps,
+        of_seeds=len(grid.seeds),
+        of_steps=grid.train.num_steps,
+        estimated_minutes=round(least, 2),
+    )
+
+
+def largest_size(
+    grid: Grid, workers: Workers, minutes: float, takes: Callable[[int, int], float]
+) -> tuple[int, int]:
+    """Seeds and steps of the largest size that fits, or of the smallest size if none does.
+
+    Args:
+        grid: As it was declared.
+        workers: Who runs it. Where seeds are trained together, fewer of them save next to nothing.
+        minutes: How long it may take.
+        takes: Minutes of so many seeds and steps.
+    """
+    steps = grid.train.num_steps
+    most = len(grid.seeds)
+    fewest = most if workers.in_stacks else min(FEWEST_SEEDS, most)
+    for num_seeds in range(most, fewest - 1, -1):
+        if takes(num_seeds, steps) <= minutes:
+            return num_seeds, steps
+    low = max(round(LEAST_SHARE * steps), 1)
+    high = steps
+    while high - low > 1:  # `low` fits, unless nothing does
+        middle = (low + high) // 2
+        if takes(fewest, middle) <= minutes:
+            low = middle
+        else:
+            high = middle
+    return fewest, low
+
+
+def grid_seconds(
+    grid: Grid, timings: Sequence[CellTiming], workers: Workers, num_seeds: int, num_steps: int
+) -> float:
+    """How long the cells of a grid take.
+
+    Args:
+        grid: As it was declared.
+        timings: One of every arm on every task, from `counterpoint.recipes.grid_pilot.pilot`.
+        workers: Who runs them.
+        num_seeds: Seeds that are reported.
+        num_steps: Steps of every run.
+    """
+    num_tuned = len(tuned_cells(grid)) // len(timings)  # of every arm and task
+    tuned_steps = grid.tuning_share * num_steps
+    if workers.in_stacks:
+        steps = num_steps + (tuned_steps if num_tuned else 0)
+    else:
+        steps = num_seeds * num_steps + num_tuned * tuned_steps
+    seconds = sum(t.step_s * steps + t.fixed_s * (num_seeds + num_tuned) for t in timings)
+    seconds /= workers.count or 1
+    batches = num_seeds * num_steps + (tuned_steps if num_tuned else 0)
+    made_s = sum(timing.batch_s for timing in timings) * batches / len(grid.arms)
+    return seconds + made_s / (os.cpu_count() or 1)
+
+
+def _rounded_up(minutes: float) -> str:
+    return f"{int(minutes) + 1}"

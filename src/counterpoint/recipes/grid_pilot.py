@@ -1,0 +1,116 @@
+"""How long the cells of a grid take here: every arm takes a few steps on every task."""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+from counterpoint.data.recorded import record
+from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
+from counterpoint.progress import Progress
+from counterpoint.recipes.budget import EVALUATION_UNITS, time_run
+from counterpoint.recipes.cells import CURVE_ITEMS, ITEMS_SEED, Cell, cell_run
+from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid_workers import Workers
+from counterpoint.systems import build_system
+from counterpoint.systems.contract import System
+from counterpoint.train.distributed import World
+from counterpoint.train.stacked import Stack
+
+_FIXED_S = 1.0  # a run is begun, and writes checkpoints
+_STACK_STEPS = 12
+_EAGER_STEPS = 5  # of a stack, before it is as fast as it gets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellTiming:
+    """How long an arm takes on a task.
+
+    Attributes:
+        step_s: Seconds of a training step of a cell, or of a stack of all its seeds.
+        fixed_s: Seconds of a cell for all else, above all its answers.
+        batch_s: Seconds to make a batch where batches are made before the training, else 0.
+    """
+
+    step_s: float
+    fixed_s: float
+    batch_s: float = 0.0
+
+
+def pilot(grid: Grid, workers: Workers, seconds: float, progress: Progress) -> list[CellTiming]:
+    """Time every arm on every task, with the workers that will run the cells.
+
+    Args:
+        grid: What is timed.
+        workers: Who runs it.
+        seconds: How long each takes steps, at least three.
+        progress: Shows how far it is.
+    """
+    pairs = [(task, arm.name) for task in grid.tasks for arm in grid.arms]
+    work = (
+        partial(_time_stack, grid, workers.device)
+        if workers.in_stacks
+        else partial(_time_cell, grid, seconds)
+    )
+    shown = progress.task("timing some steps")
+    timings = []
+    with closing(workers.work(work, pairs)) as done:
+        for timing in done:
+            timings.append(timing)
+            shown(len(timings), len(pairs))
+    return timings
+
+
+def _time_cell(grid: Grid, seconds: float, pair: tuple[str, str]) -> CellTiming:
+    """Time a cell that is trained alone."""
+    run = cell_run(grid, _cells(grid, pair)[0])
+    run = replace(run, train=replace(run.train, evaluate_every=0))
+    timing = time_run(run, World(), Progress(quiet=True), None, seconds)
+    system = build_system(run.system, run.train.seed)
+    return CellTiming(step_s=timing.step_s, fixed_s=_FIXED_S + _answering_s(grid, pair[0], system))
+
+
+def _time_stack(grid: Grid, device: str, pair: tuple[str, str]) -> CellTiming:
+    """Time all seeds of an arm and a task as lanes of a stack."""
+    runs = [cell_run(grid, cell) for cell in _cells(grid, pair)]
+    systems = [build_system(run.system, run.train.seed).to(device) for run in runs]
+    begin = time.perf_counter()
+    batches = runs[0].data.prepare(systems[0]).batches(runs[0].train.batch_rows, 0)
+    recorded = record(batches, _STACK_STEPS)
+    batch_s = (time.perf_counter() - begin) / _STACK_STEPS
+    short = [replace(run.train, num_steps=_STACK_STEPS, log_every=1) for run in runs]
+    moments = [time.perf_counter()]
+    stack = Stack(systems, short)
+    stack.train([recorded] * len(runs), lambda step, bits: moments.append(time.perf_counter()))
+    stack.finish()
+    steps = [after - before for before, after in zip(moments[:-1], moments[1:], strict=True)]
+    beginning_s = sum(steps[:_EAGER_STEPS]) / len(runs)
+    return CellTiming(
+        step_s=median(steps[_EAGER_STEPS:]),
+        fixed_s=beginning_s + _answering_s(grid, pair[0], systems[0]),
+        batch_s=batch_s,
+    )
+
+
+def _cells(grid: Grid, pair: tuple[str, str]) -> Sequence[Cell]:
+    """The cells of an arm and a task that are reported; their rate does not matter."""
+    task, arm = pair
+    rate = grid.learning_rates[0]
+    return [Cell(task=task, arm=arm, learning_rate=rate, seed=seed) for seed in grid.seeds]
+
+
+def _answering_s(grid: Grid, task: str, system: System) -> float:
+    """Seconds to answer all items, at the end and on the way, by those for some."""
+    items = [TASKS[task].item(ITEMS_SEED, number) for number in range(BATCH_ITEMS)]
+    data = TaskData(task=TASKS[task])
+    list(answer(system, data, items[:2]))  # prepares libraries
+    begin = time.perf_counter()
+    TASKS[task].score(items, list(answer(system, data, items)))
+    item_s = (time.perf_counter() - begin) / len(items)
+    every = grid.train.evaluate_every
+    times = grid.train.num_steps // every if every else 0
+    return item_s * (grid.num_items + times * (CURVE_ITEMS + EVALUATION_UNITS))

@@ -1,0 +1,139 @@
+"""A grid in the minutes that there are."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterpoint.errors import UserError
+from counterpoint.progress import Progress
+from counterpoint.recipes import grid_budget, grid_workers
+from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid_budget import fit_grid, grid_seconds
+from counterpoint.recipes.grid_pilot import CellTiming, pilot
+from counterpoint.recipes.grid_run import run_grid
+from counterpoint.recipes.grid_workers import Workers
+from counterpoint.train.config import ScheduleConfig
+from tests.recipes.test_grid import quiet, tiny_grid
+
+ONE = Workers(count=1)
+
+
+def declared() -> Grid:
+    """Two arms on a task, five seeds of 1,000 steps."""
+    train = replace(
+        tiny_grid().train,
+        num_steps=1000,
+        log_every=100,
+        checkpoint_every=0,
+        schedule=ScheduleConfig(warmup_steps=50),
+    )
+    return tiny_grid(train=train, seeds=(0, 1, 2, 3, 4))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 0.06 s, so that a cell takes a minute; all else takes nothing."""
+
+    def timings(grid: Grid, *given: Any) -> list[CellTiming]:
+        return [CellTiming(step_s=0.06, fixed_s=0.0) for _ in grid.arms]
+
+    monkeypatch.setattr(grid_budget, "pilot", timings)
+    monkeypatch.setattr(grid_budget, "_REPORT_S", 0.0)
+    monkeypatch.setattr(grid_budget, "_REPORT_ROW_S", 0.0)
+    monkeypatch.setattr(grid_budget, "_SLACK", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seeds", "steps", "left_out"),
+    [
+        (11.0, 5, 1000, ""),
+        (6.5, 3, 1000, "Left out for lack of time: 2 of 5 seeds."),
+        (4.1, 2, 1000, "Left out for lack of time: 3 of 5 seeds."),
+        (2.1, 2, 525, "Left out for lack of time: 3 of 5 seeds and 4"),
+    ],
+)
+def test_seeds_are_left_out_first_and_then_steps(
+    minutes: float, seeds: int, steps: int, left_out: str, tmp_path: Path, timed: None
+) -> None:
+    grid, said = fit_grid(declared(), minutes, tmp_path, ONE, quiet())
+    assert grid.seeds == (0, 1, 2, 3, 4)[:seeds]
+    assert grid.train.num_steps == pytest.approx(steps, abs=3)
+    assert said.startswith(left_out)
+    assert grid.arms == declared().arms
+    assert grid.train.schedule.warmup_steps == pytest.approx(50 if steps == 1000 else 52, abs=3)
+    assert grid.train.log_every == pytest.approx(0.1 * grid.train.num_steps, abs=1)
+    assert grid.train.checkpoint_every == 0
+
+
+def test_two_processes_do_twice_as_much(tmp_path: Path, timed: None) -> None:
+    grid, _ = fit_grid(declared(), 5.1, tmp_path, Workers(count=2), quiet())
+    assert len(grid.seeds) == 5
+
+
+def test_what_does_not_fit_says_what_would(tmp_path: Path, timed: None) -> None:
+    with pytest.raises(UserError, match="must be at least 1 for tiny here: its smallest") as caught:
+        fit_grid(declared(), 0.3, tmp_path, ONE, quiet())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="must be > 0"):
+        fit_grid(declared(), 0.0, tmp_path, ONE, quiet())
+    with pytest.raises(UserError, match="`--workers` is missing"):
+        fit_grid(declared(), 1.0, tmp_path, Workers(ray="auto"), quiet())
+
+
+def test_a_grid_that_goes_on_keeps_its_size(
+    tmp_path: Path, timed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fit_grid(declared(), 6.5, tmp_path, ONE, quiet())
+
+    def again(*given: Any) -> Any:
+        raise AssertionError("it is timed again")
+
+    monkeypatch.setattr(grid_budget, "pilot", again)
+    for minutes in (6.5, 100.0, None):
+        shown = io.StringIO()
+        assert fit_grid(declared(), minutes, tmp_path, ONE, Progress(shown)) == first
+        assert ("keeps the size that `--minutes 6.5` chose" in shown.getvalue()) == (minutes != 6.5)
+
+
+def test_a_grid_that_began_in_full_goes_on_in_full(tmp_path: Path, timed: None) -> None:
+    (tmp_path / "grid.json").write_text("{}")
+    shown = io.StringIO()
+    assert fit_grid(declared(), 1.0, tmp_path, ONE, Progress(shown)) == (declared(), "")
+    assert "goes on in full" in shown.getvalue()
+    assert fit_grid(declared(), None, tmp_path / "other", ONE, quiet()) == (declared(), "")
+
+
+def test_cells_that_choose_rates_and_stacks_are_counted() -> None:
+    grid = replace(declared(), learning_rates=(1e-3, 2e-3), tuning_share=0.5)
+    timings = [CellTiming(step_s=0.1, fixed_s=2.0)] * 2
+    alone = 2 * (5 * 100 * 0.1 + 2 * 50 * 0.1 + 7 * 2.0)
+    assert grid_seconds(grid, timings, ONE, 5, 100) == pytest.approx(alone)
+    together = 2 * (100 * 0.1 + 50 * 0.1 + 7 * 2.0)
+    in_stacks = Workers(count=1, device="cuda")
+    assert grid_seconds(grid, timings, in_stacks, 5, 100) == pytest.approx(together)
+
+
+@pytest.mark.parametrize("device", ["cpu", "stacked"])
+def test_a_pilot_times_every_arm_on_every_task(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(work: Any, items: Any, num_processes: int) -> Any:
+        yield from map(work, items)
+
+    monkeypatch.setattr(grid_workers, "work_in_processes", work)
+    workers = ONE
+    if device == "stacked":  # stacks also run on the CPU, where they are no faster
+        monkeypatch.setattr(Workers, "in_stacks", True)
+    grid = tiny_grid(seeds=(0, 1))
+    timings = pilot(grid, workers, 0.0, quiet())
+    assert len(timings) == 2
+    assert all(0 < timing.step_s < 5 for timing in timings)
+    assert all(timing.fixed_s > 0 for timing in timings)
+    assert all((timing.batch_s > 0) == (device == "stacked") for timing in timings)
+    fitted, _ = fit_grid(grid, 5.0, tmp_path, workers, quiet())
+    assert fitted == grid
+    if device == "cpu":
+        assert len(run_grid(fitted, tmp_path, progress=quiet())) == 4
