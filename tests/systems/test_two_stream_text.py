@@ -13,6 +13,7 @@ from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.errors import UserError
 from counterpoint.evaluate.tasks import answer
+from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Frame
 from counterpoint.runtime.sessions import Sessions
@@ -71,6 +72,24 @@ def test_sessions_write_what_whole_rows_score() -> None:
         likeliest = scores[name][:, 6:].argmax(-1)
         assert torch.equal(likeliest[new != UNSET_ID], new[new != UNSET_ID])
         assert (new != UNSET_ID).any()
+
+
+def test_part_is_generated_beside_its_text() -> None:
+    torch.manual_seed(1)
+    model, prompt = build(), torch.randint(0, VOCAB, (1, 6))
+    sessions = prompted(model, prompt)
+    expected = [int(sessions.step()[0]["part"]) for _ in range(12)]
+    ids = list(generate(model, prompt[0].tolist(), GREEDY, 12, end_id=VOCAB))
+    assert ids == expected
+    ends = expected.index(expected[4])
+    assert (
+        list(generate(model, prompt[0].tolist(), GREEDY, 12, end_id=expected[4]))
+        == (expected[: ends + 1])
+    )
+    with pytest.raises(UserError, match="under another whole"):
+        next(generate(model, [1], GREEDY, whole_from=[1]))
+    with pytest.raises(UserError, match="window of .* got 99"):
+        next(generate(model, [1] * 99, GREEDY))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from counterpoint.errors import UserError
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Streaming
@@ -38,6 +40,9 @@ def generate(
         UserError: The prompt is empty, too long, or has ids outside the vocabulary; or it cannot be
             continued under another whole.
     """
+    if len(system.layout.predicted) > 1:
+        yield from _part_alone(system, prompt, sampling, num_ticks, end_id, whole_from, sliding)
+        return
     sessions = Sessions(system, 1, sliding=sliding)
     session = sessions.start(0, sampling, end_id=end_id, max_sampled=num_ticks)
     if whole_from is not None:
@@ -46,6 +51,40 @@ def generate(
     while not session.ended:
         sessions.step()
         yield session.sampled[-1]
+
+
+def _part_alone(
+    system: Streaming,
+    prompt: Sequence[int],
+    sampling: Sampling | None,
+    num_ticks: int,
+    end_id: int | None,
+    whole_from: Sequence[int] | None,
+    sliding: bool,
+) -> Iterator[int]:
+    """Continue a prompt with a model that writes other streams beside its part, such as notes."""
+    part = system.layout.part
+    if whole_from is not None:
+        raise UserError(
+            "Only a model that writes its part alone can continue a text under another whole: this "
+            f"one writes {', '.join(stream.name for stream in system.layout.predicted)}. Leave "
+            "`whole_from` out."
+        )
+    if not sliding and len(prompt) > system.window_ticks:
+        raise UserError(
+            f"A prompt must fit the model's window of {system.window_ticks} ticks: got "
+            f"{len(prompt)}. Shorten it, or allow sliding."
+        )
+    sessions = Sessions(system, 1, sliding=True)
+    sessions.start(0, sampling, prompt={part.name: torch.tensor([list(prompt)], dtype=torch.long)})
+    count = 0
+    found = None
+    while count < num_ticks and found != end_id:
+        frame = sessions.step().get(0, {})
+        if part.name in frame:  # the first steps may complete no frame
+            found = int(frame[part.name])
+            count += 1
+            yield found
 
 
 def _feed_under(

@@ -260,7 +260,8 @@ class TwoStream(System, Level):
         ends = None
         early = self.ends_block[ids] if self.config.boundary_ids else None
         if self.boundaries is not None:
-            newest, found = (None, None)
+            newest = None
+            found = None
             if state is not None:
                 newest = state.whole.pending[:, -1]
                 (found,) = state.ends
