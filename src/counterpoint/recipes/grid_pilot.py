@@ -9,7 +9,6 @@ from statistics import median
 
 from counterpoint.data.recorded import record
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
 from counterpoint.progress import Progress
 from counterpoint.recipes.budget import EVALUATION_UNITS, time_run
@@ -106,10 +105,9 @@ def _cells(grid: Grid, pair: tuple[str, str]) -> Sequence[Cell]:
 def _answering_s(grid: Grid, task: str, system: System) -> float:
     """Seconds to answer all items, at the end and on the way, by those for some."""
     items = [TASKS[task].item(ITEMS_SEED, number) for number in range(BATCH_ITEMS)]
-    data = TaskData(task=TASKS[task])
-    list(answer(system, data, items[:2]))  # prepares libraries
+    list(answer(system, items[:2]))  # prepares libraries
     begin = time.perf_counter()
-    TASKS[task].score(items, list(answer(system, data, items)))
+    TASKS[task].score(items, list(answer(system, items)))
     item_s = (time.perf_counter() - begin) / len(items)
     every = grid.train.evaluate_every
     times = grid.train.num_steps // every if every else 0
