@@ -30,12 +30,13 @@ def test_what_is_written_is_answered_and_scored(
     save(SingleStream(replace(single(8), vocab_size=258)), folder.parent / "model")
     assert main(["task", "answer", "model", "pw", "--quiet", "--out", "given.jsonl"]) == 0
     given = [line for _, line in read_json_lines(Path("given.jsonl"))]
-    assert [len(line) for line in given] == [4] * 3 + [3] * 6
+    assert [len(line) for line in given] == [4] * 6 + [3] * 3
     capsys.readouterr()
     assert main(["task", "score", "pw", "given.jsonl", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     # A model that has learned nothing takes every byte to be as likely as any other.
     assert scores["book_lm"]["own"]["value"] == pytest.approx(8, abs=0.5)
+    assert scores["hierarchy"]["bits, joint"]["value"] == pytest.approx(8, abs=0.5)
     assert scores["book_lm"]["absent minus own"]["value"] == pytest.approx(0, abs=0.1)
     assert set(scores["shuffle"]) >= {"all", "sentences shuffled"}
     assert main(["task", "score", "pw", "given.jsonl"]) == 0

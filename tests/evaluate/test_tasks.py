@@ -134,7 +134,9 @@ def test_lines_of_every_form_are_answered() -> None:
         "text": "ab=c ",
         "answers": [{"kind": "x", "start": 3, "text": "c"}],
     }
-    assert list(answer_lines(system, [item])) == [{"task": "t", "id": 3, "answers": ["c"]}]
+    told = next(answer_lines(system, [item]))
+    assert told["answers"] == ["c"]
+    assert told["nats"] == pytest.approx([text_nats(system, ["ab=c"])[0][3]])
     choice = {"task": "t", "id": 4, "kind": "k", "right": ["ab", "cd"], "wrong": ["ab", "dc"]}
     losses = next(answer_lines(system, [choice]))["losses"]
     each = [text_nats(system, [text])[0].sum() for text in ("ab", "cd", "dc")]

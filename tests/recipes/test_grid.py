@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
 from counterpoint.evaluate.tasks import answer
 from counterpoint.progress import Progress
@@ -167,6 +169,16 @@ def test_a_record_keeps_how_the_cell_learned(tmp_path: Path) -> None:
     assert curve[2]["flops"] == pytest.approx(3 * curve[0]["flops"])
     assert all(point["loss"] > 0 for point in curve)
     assert [point["score"] is None for point in curve] == [True, False, False]
+
+
+def test_a_folder_is_refused_where_its_task_has_other_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = tiny_grid(arms=tiny_grid().arms[:1])
+    run_grid(grid, tmp_path, progress=quiet())
+    monkeypatch.setitem(TASKS, "hierarchy", RandomHierarchy(grammar=1))
+    with pytest.raises(UserError, match="must belong to this grid"):
+        run_grid(grid, tmp_path, progress=quiet())
 
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How a system answers the items of a task."""
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from counterpoint.data.tasks.items import Item, Replies
 from counterpoint.data.tasks.source import in_blocks, item_rows, label_stream
 from counterpoint.data.text.shards import Unit
 from counterpoint.data.text.tokenizer import ByteTokenizer
-from counterpoint.evaluate.score import score
+from counterpoint.evaluate.score import score, target_nats
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
@@ -41,19 +42,39 @@ def answer(
         true_whole: Tell it the coarse text: what it could answer if its whole were right.
     """
     system = cast("System", system)
-    layout = system.layout
-    writes_whole = label_stream(layout) is not None and not true_whole
-    device = next(system.parameters()).device
+    writes_whole = label_stream(system.layout) is not None and not true_whole
     training = system.training
     system.eval()
     for first in range(0, len(items), batch_items):
-        some = list(items[first : first + batch_items])
-        longest = max(len(item.text) for item in some)
-        batch = item_rows(some, layout, in_blocks(longest, layout.block_ticks)).to(device)
+        some = items[first : first + batch_items]
+        batch = _rows(system, some)
         with torch.no_grad():
             likeliest = (_written(system, batch) if writes_whole else _scored(system, batch)).cpu()
         yield from (_given(item, likeliest[row].tolist()) for row, item in enumerate(some))
     system.train(training)
+
+
+def answer_nats(
+    system: nn.Module, items: Sequence[Item], batch_items: int = BATCH_ITEMS
+) -> Iterator[list[float]]:
+    """What the right answers of each item cost, each symbol behind the true text before it.
+
+    A system that writes a second stream is told the coarse text of the items.
+
+    Args:
+        system: Reads and writes bytes; evaluation mode.
+        items: What is asked.
+        batch_items: Items that are read at once.
+    """
+    system = cast("System", system)
+    part = system.layout.part.name
+    for first in range(0, len(items), batch_items):
+        some = items[first : first + batch_items]
+        batch = _rows(system, some)
+        with torch.no_grad():
+            paid = target_nats(system(batch)[part], batch.targets[part]).cpu()
+        for row, item in enumerate(some):
+            yield [float(paid[row, one.start :][: len(one.text)].sum()) for one in item.answers]
 
 
 def text_nats(
@@ -89,8 +110,12 @@ def answer_lines(system: nn.Module, lines: Sequence[Mapping[str, Any]]) -> Itera
     """
     if "answers" in lines[0]:
         items = [item_of(line) for line in lines]
-        for line, given in zip(lines, answer(system, items), strict=True):
-            yield _head(line) | {"answers": [given[i] for i in range(len(line["answers"]))]}
+        # A whole that a system writes itself has no true text in the lines to be costed under.
+        is_alone = label_stream(cast("System", system).layout) is None
+        costs = answer_nats(system, items) if is_alone else itertools.repeat(None)
+        for line, given, nats in zip(lines, answer(system, items), costs, strict=False):
+            told: dict[str, Any] = {"answers": [given[i] for i in range(len(line["answers"]))]}
+            yield _head(line) | told | ({} if nats is None else {"nats": nats})
     elif "contexts" in lines[0]:
         for line in lines:
             yield _head(line) | _context_costs(system, line)
@@ -118,6 +143,13 @@ def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict
             name: float(nats[is_name].sum()) for name, nats in zip(contexts, paid, strict=True)
         },
     }
+
+
+def _rows(system: System, items: Sequence[Item]) -> Batch:
+    """Items as rows that are as long as the longest of them."""
+    longest = max(len(item.text) for item in items)
+    num_ticks = in_blocks(longest, system.layout.block_ticks)
+    return item_rows(items, system.layout, num_ticks).to(system.device)
 
 
 def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:

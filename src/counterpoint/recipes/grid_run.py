@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.config_json import encode
+from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS
@@ -150,6 +151,8 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
     facts = {
         name: value for name, value in encode(grid).items() if name not in ("seeds", "purpose")
     }
+    # A task of a later version of this library may have other items under the same name.
+    facts["first items"] = [TASKS[task].item(0, 0).text for task in grid.tasks]
     digest = json_digest(facts)
     path = folder / GRID
     if path.exists() and read_json(path).get("digest") != digest:

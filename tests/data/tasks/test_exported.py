@@ -99,6 +99,16 @@ def test_costs_are_compared_document_by_document() -> None:
     assert found["k"] == {"value": 0.5, "low": 0.5, "high": 0.5}  # one document: no spread
 
 
+def test_bits_of_answers_are_scored_where_their_costs_are_told() -> None:
+    asked = [{"kind": "x", "start": 0, "text": "ab"}, {"kind": "y", "start": 2, "text": "c"}]
+    line = {"task": "t", "id": 0, "text": "abc", "answers": asked}
+    answer = {"task": "t", "id": 0, "answers": ["ab"], "nats": [2.0, 3.0]}
+    found = scoring.score([line], [answer])["t"]
+    assert found["bits, x"]["value"] == pytest.approx(1.4426950408889634)
+    assert found["bits, y"]["value"] == pytest.approx(3 * 1.4426950408889634)
+    assert (found["x"]["value"], found["y"]["value"]) == (1, 0)
+
+
 def test_names_are_scored_where_their_costs_are_told() -> None:
     line = {
         "task": "t",

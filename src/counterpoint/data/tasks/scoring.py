@@ -6,7 +6,8 @@ FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl names the 
 ``id`` of a line there, and says what the model gave:
 
 - to a line with ``answers`` (kind, start, text): ``answers``, a list of as many texts. The prompt
-  of each is ``text[:start]`` of the line, which holds the right answers before it.
+  of each is ``text[:start]`` of the line, which holds the right answers before it. If it is known
+  also ``nats``, what each right answer costs there.
 - to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: what the texts of each cost
   together, such as the sum of their negative log likelihoods.
 - to a line with ``contexts``: ``nats``, by the name of a context: what ``text`` costs behind it;
@@ -61,22 +62,34 @@ def score(
 
 def _parts(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
     if "answers" in line:
-        told = answer.get("answers", [])
-        right = [one["text"] for one in line["answers"]]
-        pairs = [(told[i] if i < len(told) else None, text) for i, text in enumerate(right)]
-        if "flag" in line:
-            return _flagged(pairs, line["flag"])
-        parts = _sums(
-            {one["kind"]: (float(text == true), 1.0)}
-            for one, (text, true) in zip(line["answers"], pairs, strict=True)
-        )
-        if "together" in line:
-            parts[line["together"]] = (float(all(text == true for text, true in pairs)), 1.0)
-        return parts
+        return _right(line, answer) | _answer_bits(line, answer.get("nats"))
     wanted = "nats" if "contexts" in line else "losses"
     if wanted not in answer:
         raise ValueError(f"The answer to {line['id']!r} of {line['task']!r} must have `{wanted}`.")
     return _costs(line, answer) if wanted == "nats" else _choice(line, answer["losses"])
+
+
+def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
+    told = answer.get("answers", [])
+    right = [one["text"] for one in line["answers"]]
+    pairs = [(told[i] if i < len(told) else None, text) for i, text in enumerate(right)]
+    if "flag" in line:
+        return _flagged(pairs, line["flag"])
+    parts = _sums(
+        {one["kind"]: (float(text == true), 1.0)}
+        for one, (text, true) in zip(line["answers"], pairs, strict=True)
+    )
+    if "together" in line:
+        parts[line["together"]] = (float(all(text == true for text, true in pairs)), 1.0)
+    return parts
+
+
+def _answer_bits(line: Mapping[str, Any], nats: list[float] | None) -> Parts:
+    """Bits a byte of the right answers, by kind, where it is known what they cost."""
+    return _sums(
+        {f"bits, {one['kind']}": (paid / math.log(2), float(len(one["text"].encode())))}
+        for one, paid in zip(line["answers"], nats or [], strict=False)
+    )
 
 
 def _flagged(pairs: list[tuple[Any, str]], flag: str) -> Parts:
