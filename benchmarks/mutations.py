@@ -176,11 +176,11 @@ def page(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as a page of the documentation."""
     caught = sum(outcome.outcome == "caught" for outcome in outcomes)
     lines = [
-        "# Planted errors of one",
+        "# Planted off-by-one errors",
         "",
-        "Every line changes one place of the source by one tick, step, block or element.",
-        "`benchmarks/mutations.py` plants it in a copy of the tree and runs the tests of its area:",
-        f"{caught} of {len(outcomes)} are caught.",
+        "Every line of the table changes one place of the source by one tick, step, block or element.",
+        "`benchmarks/mutations.py` makes the change in a copy of the tree and runs the tests of its area:",
+        f"{caught} of {len(outcomes)} changes are caught.",
         "",
         "| what | where | from | to | first test that fails |",
         "|---|---|---|---|---|",

@@ -56,7 +56,7 @@ class ConversationRule:
         backchannel_s: Shortest turn that needs an answer if it begins while the agent speaks.
         early_s: Longest time by which an answer may begin before the end of a turn.
         spoken_s: Shortest time for which a speaker must have spoken to yield.
-        taken_s: Shortest speech of the other speaker to which one yields.
+        taken_s: Shortest speech of the other speaker that makes a speaker yield.
     """
 
     floor_db: float = -50.0
