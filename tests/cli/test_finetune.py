@@ -133,6 +133,21 @@ def test_all_weights_may_be_trained(place: Path) -> None:
     assert talk("full_moshi").shape[1] == 2
 
 
+def test_minutes_choose_the_steps_and_count_what_is_measured(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "finetune_moshi", *SMALL, "--minutes", "0.01", "--folder", "timed"]
+    assert main(words) == 2
+    assert "Give --minutes or --train.num-steps, not both" in capsys.readouterr().err
+    number = words.index("--train.num-steps")
+    assert main([*words[:number], *words[number + 2 :]]) == 0
+    budget = json.loads(Path("timed/budget.json").read_text())
+    assert budget["reference_steps"] == {"finetune_moshi": 2000}
+    # The moments at which timing is measured take longer than these minutes.
+    assert budget["num_steps"] == {"finetune_moshi": 1}
+    assert Path("timed/checkpoints/step_00000001").is_dir()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -104,6 +104,15 @@ def test_measuring_has_a_quarter_of_the_time_at_most(
     assert (fewer.max_units, fewer.whole_units) == (27, 8)
 
 
+def test_what_else_is_measured_at_the_end_has_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = RunTiming(step_s=0.5, end_s=20.0)
+    monkeypatch.setattr(budgets, "time_run", lambda *_: timing)
+    steps = found(tmp_path, plan=Plan(num_seeds=2)).num_steps["two_stream"]
+    assert steps == pytest.approx((0.92 * 300 - 2 * 2 * 20) / (2 * 2 * 0.5), abs=1)
+
+
 def test_seeds_share_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 0.5)
     assert found(tmp_path, plan=Plan(num_seeds=3)).num_steps["two_stream"] == 92

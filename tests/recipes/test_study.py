@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.data.text.corpus import DataConfig, Folder
@@ -15,7 +16,7 @@ from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
-from counterpoint.recipes.budget import RunTiming, time_run
+from counterpoint.recipes.budget import Plan, RunTiming, time_run
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
 from counterpoint.train.config import FineTuneConfig, TrainConfig
@@ -254,10 +255,19 @@ def test_a_study_takes_as_many_steps_as_fit_and_says_so(
 def test_an_arm_is_timed_and_left_alone(finished: tuple[Study, Path, str, str]) -> None:
     study, folder, _, _ = finished
     before = sorted(folder.parents[1].rglob("*"))
-    trial = time_run(study.arms[1], World(), Progress(quiet=True), study.block_ticks, 0.0)
+    measured: list[bool] = []
+
+    def also(system: nn.Module) -> dict[str, float]:
+        measured.append(system.training)
+        return {}
+
+    plan = Plan(block_ticks=study.block_ticks, also=also)
+    trial = time_run(study.arms[1], World(), Progress(quiet=True), plan, 0.0)
     assert sorted(folder.parents[1].rglob("*")) == before
     assert 0 < trial.step_s < 10
     assert 0 < trial.unit_s < 10
+    assert measured == [False]
+    assert 0 < trial.end_s < 10
     assert trial.num_units == 6
     assert 100 < trial.unit_size < 250
 

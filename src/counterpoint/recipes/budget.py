@@ -19,7 +19,7 @@ from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
-from counterpoint.train.loop import Trainer
+from counterpoint.train.loop import Evaluate, Trainer
 from counterpoint.train.run import Run
 from counterpoint.train.stop_signal import StopSignal
 
@@ -45,12 +45,14 @@ class RunTiming:
         unit_s: Seconds to score a held-out unit; 0 if nothing is held out.
         unit_size: Bytes or frames of a held-out unit.
         num_units: Number of held-out units.
+        end_s: Seconds of what else is measured at the end.
     """
 
     step_s: float
     unit_s: float = 0.0
     unit_size: float = 1.0
     num_units: int = 0
+    end_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,7 @@ class Plan:
         block_ticks: Alignment of the rows; see `counterpoint.recipes.training.train_run`.
         num_seeds: Number of times that each run is trained and measured.
         evaluation: Measurements of every trained model; ``None`` for none.
+        also: Measures a model in addition to the held-out units, whenever these are measured.
         reserve_s: Seconds for everything else, such as a report.
     """
 
@@ -114,6 +117,7 @@ class Plan:
     block_ticks: int | None = None
     num_seeds: int = 1
     evaluation: EvaluationConfig | None = None
+    also: Evaluate | None = None
     reserve_s: float = 0.0
 
 
@@ -190,11 +194,11 @@ def _choose(
     budget_s = 60 * minutes
     progress.note("timing some steps")
     trial_s = min(max(_TRIAL_SHARE * budget_s / len(runs), 1.0), _LONGEST_TRIAL_S)
-    timings = {run.name: time_run(run, world, progress, plan.block_ticks, trial_s) for run in runs}
+    timings = {run.name: time_run(run, world, progress, plan, trial_s) for run in runs}
     measuring_s = plan.num_seeds * sum(_measuring_s(timing, plan) for timing in timings.values())
     measured = min(_MOST_MEASURED * budget_s / max(measuring_s, 1e-9), 1.0)
     left_s = _SLACK * budget_s - (time.perf_counter() - begin) - measured * measuring_s
-    left_s -= plan.reserve_s
+    left_s -= plan.reserve_s + plan.num_seeds * sum(timing.end_s for timing in timings.values())
     needed_s = plan.num_seeds * sum(run.train.num_steps * timings[run.name].step_s for run in runs)
     share = min(max(left_s, 0.0) / needed_s, 1.0)
     budget = Budget(
@@ -218,9 +222,7 @@ def _measuring_s(timing: RunTiming, plan: Plan) -> float:
     return timing.unit_s * (num_units + whole_ticks / timing.unit_size)
 
 
-def time_run(
-    run: Run, world: World, progress: Progress, block_ticks: int | None, seconds: float
-) -> RunTiming:
+def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: float) -> RunTiming:
     """Take some steps of a run and discard them; all processes must call this.
 
     The first step, in which buffers are allocated and kernels compiled, does not count.
@@ -229,14 +231,18 @@ def time_run(
         run: Run to time; its type of products has been chosen.
         world: The processes.
         progress: Shows how data are prepared.
-        block_ticks: See `counterpoint.recipes.training.train_run`.
+        plan: Measurements in addition to the steps.
         seconds: Time for the steps, of which at least three are taken.
     """
     keep_large_buffers()
     system = begun_system(run.system, run.train.fine_tune, run.train.seed)
     system = system.to(world.device)
     data = run.data.prepare(
-        system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
+        system,
+        block_ticks=plan.block_ticks,
+        progress=progress,
+        rank=world.rank,
+        world_size=world.size,
     )
     batches = data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
     trainer = Trainer(shard(system, world), batches, run.train)
@@ -257,13 +263,20 @@ def time_run(
     with trainer.autocast():
         scores = score_units(system, units, _TRIAL_UNITS)
     unit_s = (time.perf_counter() - begin) / len(scores)
+    end_s = 0.0
+    if plan.also is not None:
+        begin = time.perf_counter()
+        trainer.evaluate(plan.also)
+        end_s = time.perf_counter() - begin
     if run.train.evaluate_every:
-        step_s += unit_s * min(len(units), EVALUATION_UNITS) / run.train.evaluate_every
+        evaluation_s = unit_s * min(len(units), EVALUATION_UNITS) + end_s
+        step_s += evaluation_s / run.train.evaluate_every
     return RunTiming(
         step_s=step_s,
         unit_s=unit_s,
         unit_size=sum(score.size for score in scores) / len(scores),
         num_units=len(units),
+        end_s=end_s,
     )
 
 

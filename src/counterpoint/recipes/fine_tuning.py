@@ -54,6 +54,9 @@ class FineTuning:
         full: Whether all weights are trained, and not only adapters.
         adapters: The adapters, and the type of the weights that they change.
         checkpoint_activations: Whether activations are computed twice instead of being kept.
+        minutes: Time limit of the training and of its measurements: as many steps as fit are taken
+            (`counterpoint.recipes.budget`). Words and codes are made before it begins. ``None``
+            takes all steps.
         timing: Moments at which greeting and response are measured during training.
         train: Settings of the training.
     """
@@ -68,6 +71,7 @@ class FineTuning:
     full: bool = False
     adapters: LowRankConfig = field(default_factory=LowRankConfig)
     checkpoint_activations: bool = True
+    minutes: float | None = None
     timing: TimingConfig = field(default_factory=TimingConfig)
     train: TrainConfig
 
@@ -89,6 +93,7 @@ class FineTuning:
         first = lists[0].weight if lists else 1.0
         return Run(
             name=self.name,
+            minutes=self.minutes,
             system=self._keeping_less(system),
             data=SpeechData(
                 train=lists[0].path if lists else "",

@@ -10,7 +10,7 @@ from counterpoint.config_json import encode
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
-from counterpoint.recipes.budget import EVALUATION_UNITS, find_budget
+from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, find_budget
 from counterpoint.recipes.learned import keep_or_check_learned
 from counterpoint.systems import sketch
 from counterpoint.train.allocator import keep_large_buffers
@@ -57,7 +57,8 @@ def train_run(
     """
     progress = Progress() if progress is None else progress
     keep_large_buffers()
-    system = begun_system(run.system, run.train.fine_tune, run.train.seed).to(world.device)
+    begin = partial(begun_system, run.system, run.train.fine_tune, run.train.seed)
+    system = begin().to(world.device)
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )
@@ -66,9 +67,13 @@ def train_run(
     if choice.why and world.is_first:
         progress.note(choice.why)
     run = replace(run, train=replace(run.train, precision=choice.precision))
-    budget = find_budget([run], run.minutes, folder, world, progress)
+    if run.minutes is not None:
+        del system  # steps are timed with another one, and both may not fit into memory
+    plan = Plan(block_ticks=block_ticks, also=also)
+    budget = find_budget([run], run.minutes, folder, world, progress, plan)
     if budget is not None:
         run = budget.fit(run)
+        system = begin().to(world.device)
     if loggers is None:
         loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
     measured = measure_end or run.train.evaluate_every > 0
