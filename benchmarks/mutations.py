@@ -178,8 +178,9 @@ def page(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# Planted off-by-one errors",
         "",
-        "Every line of the table changes one place of the source by one tick, step, block or element.",
-        "`benchmarks/mutations.py` makes the change in a copy of the tree and runs the tests of its area:",
+        "Every line of the table changes one place of the source by one tick, step, block or",
+        "element. `benchmarks/mutations.py` makes the change in a copy of the tree and runs the",
+        "tests of its area:",
         f"{caught} of {len(outcomes)} changes are caught.",
         "",
         "| what | where | from | to | first test that fails |",
