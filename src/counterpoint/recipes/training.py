@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from counterpoint.config_json import encode
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
@@ -62,11 +64,7 @@ def train_run(
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )
-    # Errors in the data are reported before anything is measured.
-    choice = settle_precision(run.train.precision, [system], [folder], world)
-    if choice.why and world.is_first:
-        progress.note(choice.why)
-    run = replace(run, train=replace(run.train, precision=choice.precision))
+    run = _with_precision(run, system, folder, world, progress)
     if run.minutes is not None:
         del system  # steps are timed with another one, and both may not fit into memory
     plan = Plan(block_ticks=block_ticks, also=also)
@@ -74,10 +72,8 @@ def train_run(
     if budget is not None:
         run = budget.fit(run)
         system = begin().to(world.device)
-    if loggers is None:
-        loggers = [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
-    measured = measure_end or run.train.evaluate_every > 0
-    peak = peak_flops(world.device, choice.precision)
+    loggers = _loggers(folder, world) if loggers is None else loggers
+    evaluate = _both(evaluator(data.held_out_units(), EVALUATION_UNITS), also)
     # Bars are removed in any case, so that an error is printed below them.
     with only_one(folder, world, ".run.lock"), closing(progress):
         keep_or_check_learned(run.data, data.fingerprint, folder, world)
@@ -86,13 +82,28 @@ def train_run(
             data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
             run.train,
             folder,
-            evaluate=_both(evaluator(data.held_out_units(), EVALUATION_UNITS), also)
-            if measured
-            else None,
-            reporter=RunReporter(progress, run.name, peak),
+            evaluate=evaluate if measure_end or run.train.evaluate_every else None,
+            reporter=RunReporter(progress, run.name, peak_flops(world.device, run.train.precision)),
             loggers=loggers,
             run=encode(run),
         )
+
+
+def _with_precision(
+    run: Run, system: nn.Module, folder: Path, world: World, progress: Progress
+) -> Run:
+    """Return the run with the type of its products, which is measured when it begins.
+
+    By then errors in the data have been reported.
+    """
+    choice = settle_precision(run.train.precision, [system], [folder], world)
+    if choice.why and world.is_first:
+        progress.note(choice.why)
+    return replace(run, train=replace(run.train, precision=choice.precision))
+
+
+def _loggers(folder: Path, world: World) -> list[MetricLogger]:
+    return [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
 
 
 def _both(first: Evaluate | None, second: Evaluate | None) -> Evaluate | None:
