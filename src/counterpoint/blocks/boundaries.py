@@ -1,4 +1,4 @@
-"""Ends of blocks that a model finds itself, in place of ids or fixed lengths."""
+"""Ends of blocks that a model finds by itself, instead of ends at ids or after a fixed length."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class BoundariesConfig:
     """Shape of `Boundaries`.
 
     Attributes:
-        ratio: Steps that a block should have on average; more than 1.
-        loss_weight: Weight of the loss that draws blocks towards it.
-        max_share: Ends that a document may have for each of its steps; whole rows have room for
-            as many blocks, whatever they hold.
+        ratio: Number of steps that a block should have on average; more than 1.
+        loss_weight: Weight of the loss that draws the mean length of blocks to `ratio`.
+        max_share: Largest number of ends for each step of a document; whole rows have room for this
+            many blocks, whatever they contain.
     """
 
     ratio: float = 4.6
@@ -37,10 +37,10 @@ class BoundariesConfig:
 
 
 class Boundaries(nn.Module):
-    """A router that says after which steps a block ends, from each step and the one before.
+    """A router that decides after which steps a block ends, from each step and the one before.
 
-    The first step of a document ends none. `counterpoint.blocks.chunk` decides as it does where
-    chunks begin.
+    The first step of a document ends no block. The decision is that of `counterpoint.blocks.chunk`
+    about where chunks begin.
     """
 
     def __init__(self, width: int, config: BoundariesConfig) -> None:
@@ -65,8 +65,8 @@ class Boundaries(nn.Module):
             found: `Chunks.number` of each session so far, summed up; ``None`` for whole rows.
 
         Returns:
-            What was decided, and the steps after which a block ends: the first step of a document
-            counts as one of the former and is none of the latter.
+            The decisions, and the steps after which a block ends. The first step of a document
+            counts as a beginning in the former, but ends no block in the latter.
         """
         num_steps = x.shape[1]
         first = start.document
@@ -86,7 +86,7 @@ class Boundaries(nn.Module):
         return chunks, chunks.begins & (step != first)
 
     def most_blocks(self, num_steps: int, block_ticks: int) -> int:
-        """Return the blocks that can end in whole rows, those of full length included."""
+        """Return the largest number of blocks that can end in whole rows, full ones included."""
         most = most_chunks(num_steps, self.max_share) + num_steps // block_ticks
         return min(most, num_steps)
 

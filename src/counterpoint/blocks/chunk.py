@@ -1,13 +1,13 @@
-"""Chunks whose beginnings a model finds itself: dynamic chunking.
+"""Dynamic chunking: chunks whose beginnings a model finds by itself.
 
-A router says of every step how probably a chunk begins there, from this step and the one before. A
-chunk is *selected*: it is the vector of its first step, so it exists as soon as it begins. Behind
-the network that reads the chunks, their outputs are smoothed and spread over the steps again.
+For every step a router gives the probability that a chunk begins there, from this step and the one
+before. A chunk is *selected*: it is the vector of its first step, so it exists as soon as it
+begins. The outputs of the network that reads the chunks are smoothed and spread over the steps.
 
-Shapes are fixed and no value is looked at, so that rows of several models can be computed at once:
-chunks go into a buffer that has room for the most that a row may have. Chunks continue sessions:
-steps count from the first one of the chunk, so a document that began before has a negative first
-step.
+Shapes are fixed and do not depend on values, so that rows of several models can be computed at
+once: chunks are put into a buffer that has room for the largest number that a row may have. A call
+may continue sessions: steps count from the first step of the call, so a document that began before
+has a negative first step.
 
 Source: H-Net (arXiv:2507.07955), section 2.2, and its code (goombalab/hnet, ``modules/dc.py``).
 """
@@ -22,23 +22,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 _DOUBLINGS = 5
-"""2 to this power chunks are smoothed over: what is further back weighs less than 2^-32."""
+"""Smoothing covers 2 to this power chunks: what lies further back weighs less than 2^-32."""
 
 _FAR = 1 << 40
-"""More than any count of chunks."""
+"""Larger than any count of chunks."""
 
 
 class Chunks(NamedTuple):
     """The chunks that begin within some steps.
 
     Attributes:
-        probability: How probably one begins at each step; 1 where a document starts.
-        begins: Whether one does.
-        confidence: The probability of what was decided.
-        at: Step at which each chunk begins (the last step where a row has fewer chunks).
-        number: Chunks that begin.
-        first: First chunk of each one's document; negative where it began before these steps.
-        read: The chunk that each step reads, from 1: the newest one; 0 is what was before.
+        probability: Probability that a chunk begins at each step; 1 at the start of a document.
+        begins: Whether a chunk begins at each step.
+        confidence: Probability of the decision at each step.
+        at: Step at which each chunk begins (the last step if a row has fewer chunks).
+        number: Number of chunks that begin.
+        first: First chunk of each chunk's document; negative if it began before these steps.
+        read: The chunk that each step reads, counted from 1: the newest one; 0 is the chunk before.
     """
 
     probability: Float[Tensor, "B T"]
@@ -50,41 +50,41 @@ class Chunks(NamedTuple):
     read: Int[Tensor, "B T"]
 
     def select(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B W D"]:
-        """The vectors of the steps at which chunks begin."""
+        """Return the vectors of the steps at which chunks begin."""
         return x.gather(1, self.at[..., None].expand(-1, -1, x.shape[2]))
 
     def smooth(
         self, outputs: Float[Tensor, "B W D"], before: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B W1 D"]:
-        """Smoothed outputs of the chunks, in float32, behind the newest one before them."""
+        """Return ``before``, then the smoothed outputs of the chunks, in float32."""
         weight = F.pad(self.probability.gather(1, self.at).float(), (1, 0), value=1.0)
         return smooth(torch.cat((before[:, None].float(), outputs.float()), 1), weight)
 
     def spread(self, smoothed: Float[Tensor, "B W1 D"]) -> Float[Tensor, "B T D"]:
-        """What every step reads: the newest chunk, times one.
+        """Return what every step reads: the newest chunk, multiplied by one.
 
-        The gradient of that one goes to the confidence of the decision (straight-through).
+        The gradient of that factor goes to the confidence of the decision (straight-through).
         """
         read = smoothed.gather(1, self.read[..., None].expand(-1, -1, smoothed.shape[2]))
         return read * straight_through(self.confidence)[..., None]
 
     def newest(self, smoothed: Float[Tensor, "B W1 D"]) -> Float[Tensor, "B D"]:
-        """What goes on behind these steps."""
+        """Return the newest smoothed chunk after these steps."""
         index = self.number[:, None, None].expand(-1, 1, smoothed.shape[2])
         return smoothed.gather(1, index)[:, 0]
 
 
 class Router(nn.Module):
-    """How probably a chunk begins at each step: half of one minus a cosine.
+    """Probability that a chunk begins at each step: half of one minus a cosine.
 
-    ``p[t] = (1 - cos(query x[t-1], key x[t])) / 2``, from the steps t-1 and t alone. Both maps
-    start as the identity: a chunk begins where neighbours are unlike. As in the published code, the
-    query is of the earlier step; the paper has it the other way round. Computed in float32, so
-    that rounding moves as few boundaries as possible.
+    ``p[t] = (1 - cos(query x[t-1], key x[t])) / 2``, from the steps t-1 and t only. Both maps start
+    as the identity, so a chunk begins where neighbouring steps differ. As in the published code,
+    the query is computed from the earlier step; in the paper it is the later one. The computation
+    is in float32, so that rounding moves as few boundaries as possible.
     """
 
     def __init__(self, width: int) -> None:
-        """Maps of ``width`` features."""
+        """Make maps of ``width`` features."""
         super().__init__()
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -94,7 +94,7 @@ class Router(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], before: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B T"]:
-        """Probabilities of a chunk to begin.
+        """Return the probability that a chunk begins at each step.
 
         Args:
             x: Steps.
@@ -114,20 +114,21 @@ def lay_chunks(
     begun: Int[Tensor, " B"] | None = None,
     share: float = 1.0,
 ) -> Chunks:
-    """Decide where chunks begin: at the first step of a document, and where it is probable.
+    """Decide where chunks begin: at the first step of a document, and where it is likely.
 
     With a ``share`` below 1 a document has at most ``max(1, floor(share * n))`` chunks in its first
-    n steps, whatever n. A chunk that would be one more does not begin: its step belongs to the
-    chunk before. Whole rows then have room for ``max(1, floor(share * T))`` chunks, which is always
-    enough where documents have 1 / share steps or more; of shorter ones the last in a row may find
-    no room, and read zeros.
+    n steps, for every n. A chunk that would exceed this does not begin: its step belongs to the
+    chunk before. Whole rows have room for ``max(1, floor(share * T))`` chunks, which is always
+    enough if documents have 1 / share steps or more. If documents are shorter, the last ones in a
+    row may find no room, and read zeros.
 
     Args:
-        probability: How probably a chunk begins at each step.
+        probability: Probability that a chunk begins at each step.
         first: First step of each step's document.
-        lengths: Real steps of each row; ``None`` means all. No chunk begins at another.
-        begun: Chunks that each session has begun; ``None`` for whole rows.
-        share: Chunks a step that may begin.
+        lengths: Number of real steps of each row; ``None`` means all. No chunk begins at other
+            steps.
+        begun: Number of chunks that each session has begun; ``None`` for whole rows.
+        share: Largest number of chunks for each step.
     """
     num_steps = probability.shape[1]
     step = torch.arange(num_steps, device=probability.device)
@@ -163,7 +164,7 @@ def lay_chunks(
 
 
 def most_chunks(num_steps: int, share: float) -> int:
-    """Room that a row of so many steps has for chunks; see `lay_chunks`."""
+    """Return the number of chunks for which a row of so many steps has room; see `lay_chunks`."""
     part = Fraction(share).limit_denominator(1000)
     return min(num_steps, max(1, num_steps * part.numerator // part.denominator))
 
@@ -175,11 +176,11 @@ def _within_share(
     begun: Int[Tensor, " B"] | None,
     share: float,
 ) -> Bool[Tensor, "B T"]:
-    """The chunks that begin where a document may have so many.
+    """Return which of the wanted chunks begin, so that documents keep to ``share``.
 
-    Granted chunks follow ``granted[t] = min(granted[t-1] + wanted[t], allowed[t])``. Unrolled, that
-    is the sum of what was wanted, plus the least that any step so far had to spare, if that is
-    negative: no loop over steps.
+    Granted chunks follow ``granted[t] = min(granted[t-1] + wanted[t], allowed[t])``. Unrolled, this
+    is the number of wanted chunks, plus the smallest surplus of allowed over wanted chunks up to t
+    if that is negative. This form needs no loop over steps.
     """
     part = Fraction(share).limit_denominator(1000)
     step = torch.arange(wanted.shape[1], device=wanted.device)
@@ -203,13 +204,13 @@ def smooth(x: Float[Tensor, "B W D"], weight: Float[Tensor, "B W"]) -> Float[Ten
     """Exponential moving average ``z[t] = w[t] x[t] + (1 - w[t]) z[t-1]``, from zero.
 
     Args:
-        x: What is smoothed.
-        weight: Weights of 0.5 or more, as chunks have that begin: so what is 32 back or more weighs
-            less than 2^-32 and is left out. A weight of 1 cuts off what is before.
+        x: Vectors to be smoothed.
+        weight: Weights of 0.5 or more, as begun chunks have them: a vector 32 or more steps back
+            weighs less than 2^-32 and is left out. A weight of 1 cuts off everything before.
     """
     keep = 1 - weight[..., None]
     z = weight[..., None] * x
-    # Doubling: after each round z has summed twice as many steps, and `keep` says what is left.
+    # Doubling: each round doubles the number of steps in z; `keep` is the weight that remains.
     for back in (1 << power for power in range(_DOUBLINGS)):
         z = z + keep * _back(z, back)
         keep = keep * _back(keep, back)
@@ -217,25 +218,25 @@ def smooth(x: Float[Tensor, "B W D"], weight: Float[Tensor, "B W"]) -> Float[Ten
 
 
 def _back(x: Float[Tensor, "B W D"], num_steps: int) -> Float[Tensor, "B W D"]:
-    """Every step replaced by the one so many steps before it, or zero."""
+    """Return the step that lies ``num_steps`` before each step, or zeros."""
     return F.pad(x, (0, 0, num_steps, 0))[:, : x.shape[1]]
 
 
 def straight_through(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Ones, of which the gradient goes to ``x`` unchanged."""
+    """Return ones whose gradient goes to ``x`` unchanged."""
     return 1 + (x - x.detach())
 
 
 def ratio_penalty(share: Float[Tensor, "*B"], mean: Tensor, ratio: float) -> Float[Tensor, "*B"]:
-    """What draws the steps of a chunk towards a ratio N.
+    """Return the loss that draws the mean length of chunks to a ratio N.
 
-    ``N / (N - 1) * ((N - 1) F G + (1 - F) (1 - G))``. It is 1 at F = G = 1 / N, the least where F
-    and G agree; it can be less where they do not, so watch F.
+    It is ``N / (N - 1) * ((N - 1) F G + (1 - F) (1 - G))``. If F and G are equal, its minimum is 1,
+    at F = G = 1 / N. If they differ it can be lower, so watch F.
 
     Args:
-        share: Steps that begin a chunk, F.
-        mean: Mean probability of the steps to begin one, G.
-        ratio: Steps that a chunk should have; more than 1.
+        share: Share of steps that begin a chunk, F.
+        mean: Mean probability of the steps to begin a chunk, G.
+        ratio: Number of steps that a chunk should have; more than 1.
     """
     both = (ratio - 1) * share * mean + (1 - share) * (1 - mean)
     return both * (ratio / (ratio - 1))
@@ -244,12 +245,12 @@ def ratio_penalty(share: Float[Tensor, "*B"], mean: Tensor, ratio: float) -> Flo
 def ratio_loss(
     chunks: Chunks, lengths: Int[Tensor, " B"] | None, ratio: float
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """`ratio_penalty` of every row, and its share of steps that begin a chunk.
+    """Return the `ratio_penalty` of every row, and its share of steps that begin a chunk.
 
     Args:
-        chunks: From `lay_chunks`.
-        lengths: Real steps of each row, one or more; ``None`` means all.
-        ratio: Steps that a chunk should have.
+        chunks: Result of `lay_chunks`.
+        lengths: Number of real steps of each row, one or more; ``None`` means all.
+        ratio: Number of steps that a chunk should have.
     """
     num_steps = chunks.begins.shape[1]
     probability = chunks.probability.float()
@@ -264,8 +265,8 @@ def ratio_loss(
 
 
 def in_float32(linear: nn.Linear, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D2"]:
-    """A map computed in the type of its weights, whatever products around it are computed in."""
-    # Stored in 8 bits a map has no parameter; its first buffer is of the model's dtype.
+    """Return a map's output in float32, computed in the type of its weights without autocast."""
+    # A map that is stored in 8 bits has no parameter; its first buffer is of the model's dtype.
     like = next(chain(linear.parameters(), linear.buffers()))
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = linear(x.to(like.dtype))

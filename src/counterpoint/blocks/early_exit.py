@@ -1,8 +1,8 @@
 """Early exit: some steps of a tower's sequence go through its lower layers only.
 
-Behind layer k some steps *go on*, and the others leave. What the upper layers have of those that
-left is nothing (`ExitOrders.left` is ``None``), or keys and values that are computed from their
-states behind layer k by the projections of every upper layer and no other product.
+After layer k some steps *continue*, and the others leave. The upper layers read nothing of the
+steps that left (`ExitOrders.left` is ``None``), or they read keys and values that the projections
+of every upper layer compute from the states after layer k, without any other product.
 """
 
 from typing import NamedTuple, cast
@@ -26,11 +26,12 @@ from counterpoint.streams.interleave import Interleaving
 
 
 class ExitOrders(NamedTuple):
-    """Which elements have a step below layer k and above it, of the same ticks.
+    """The elements that have a step below layer k, and those that have one above it.
 
     Attributes:
         below: The sequence of the lower layers.
-        above: That of the upper layers, of some of the streams below; the same where none leave.
+        above: The sequence of the upper layers, with some of the streams below; equal to ``below``
+            if no stream leaves.
         left: The elements that leave keys and values to the upper layers; ``None`` for none.
     """
 
@@ -40,11 +41,11 @@ class ExitOrders(NamedTuple):
 
 
 class TowerPast(NamedTuple):
-    """What a session carries of a tower with an early exit.
+    """State of a session in a tower with an early exit.
 
     Attributes:
-        below: Steps that the lower layers have read.
-        above: Steps that the upper layers have read.
+        below: Number of steps that the lower layers have read.
+        above: Number of steps that the upper layers have read.
         caches: States of all layers.
     """
 
@@ -53,18 +54,18 @@ class TowerPast(NamedTuple):
     caches: tuple[MixerState, ...]
 
     def after(self, orders: ExitOrders) -> "TowerPast":
-        """What it carries behind some more steps."""
+        """Return the state after some more steps."""
         below = self.below + orders.below.lengths
         return TowerPast(below, self.above + orders.above.lengths, self.caches)
 
 
 class ExitStates(NamedTuple):
-    """What a tower made of some elements.
+    """States of a tower for some elements.
 
     Attributes:
-        orders: Where they stand.
-        lower: States behind layer k.
-        upper: States at the end.
+        orders: Places of the elements.
+        lower: States after layer k.
+        upper: States after the last layer.
     """
 
     orders: ExitOrders
@@ -72,10 +73,10 @@ class ExitStates(NamedTuple):
     upper: Float[Tensor, "B M D"]
 
     def at_ticks(self, newest: Float[Tensor, "B D2"]) -> Float[Tensor, "B T D2"]:
-        """The newest states behind each tick, behind layer k and at the end side by side.
+        """Return the newest states at each tick: after layer k and after the last layer, joined.
 
         Args:
-            newest: Those of before, in the same way.
+            newest: The newest states before these ticks, joined in the same way.
         """
         lower, upper = newest.chunk(2, -1)
         below = self.orders.below.states_at_ticks(self.lower, lower)
@@ -89,7 +90,7 @@ def lower_layers(
     orders: ExitOrders,
     past: TowerPast | None,
 ) -> Float[Tensor, "B N D"]:
-    """All steps through the layers below ``first_upper``; `upper_layers` has the arguments."""
+    """Run all steps through the layers below ``first_upper``; see `upper_layers` for arguments."""
     reach = _reach(tower, orders.below, None if past is None else past.below)
     caches = None if past is None else past.caches
     return tower(x, reach, caches, layers=range(first_upper))
@@ -102,14 +103,14 @@ def upper_layers(
     orders: ExitOrders,
     past: TowerPast | None,
 ) -> Float[Tensor, "B M D"]:
-    """The steps that go on through the other layers.
+    """Run the steps that continue through the other layers.
 
     Args:
         tower: The tower.
         first_upper: Number of the first upper layer (k).
-        x: What enters it, of all steps.
-        orders: Which steps go on.
-        past: What was read before, in sessions; ``None`` for whole rows.
+        x: Input of that layer, for all steps.
+        orders: The steps that continue.
+        past: State of sessions; ``None`` for whole rows.
     """
     layers = range(first_upper, len(tower.layers))
     caches = None if past is None else past.caches
@@ -126,14 +127,14 @@ def upper_layers(
 def exit_flops(
     tower: Tower, first_upper: int, num_below: int, num_above: int, num_left: int = 0
 ) -> float:
-    """Forward FLOPs of a whole row.
+    """Return the forward FLOPs of a whole row.
 
     Args:
         tower: The tower.
         first_upper: Number of the first upper layer (k).
-        num_below: Steps of the lower layers.
-        num_above: Steps of the upper layers.
-        num_left: Steps that leave keys and values to them.
+        num_below: Number of steps in the lower layers.
+        num_above: Number of steps in the upper layers.
+        num_left: Number of steps that leave keys and values to the upper layers.
     """
     num_upper = len(tower.layers) - first_upper
     share = first_upper / len(tower.layers)
@@ -149,7 +150,7 @@ def exit_flops(
 
 
 def _reach(tower: Tower, order: Interleaving, num_read: Tensor | None) -> MixerReach:
-    """What each step of a sequence may read."""
+    """Return what each step of a sequence may read."""
     if num_read is None:
         return tower.reach(order.document_start)
     return tower.streaming_reach(num_read, order.source.shape[1], order.lengths)
@@ -163,10 +164,10 @@ def _with_left(
     orders: ExitOrders,
     past: TowerPast | None,
 ) -> tuple[MixerReach, tuple[MixerState, ...]]:
-    """Return what the steps that go on may read, and caches with the keys of those that left.
+    """Return what the steps that continue may read, and caches with the keys of those that left.
 
-    Steps keep the numbers that they have below. In whole rows every step is laid beside every key,
-    whatever the window is.
+    Steps keep the numbers that they have below. In whole rows every step is compared with every
+    key, whatever the window is.
     """
     below = orders.below
     left = cast(Interleaving, orders.left)
@@ -200,5 +201,5 @@ def _with_left(
 
 
 def _take(x: Float[Tensor, "B _N D"], place: Int[Tensor, "B _M"]) -> Float[Tensor, "B _M D"]:
-    """Some of the steps of every row."""
+    """Return some of the steps of every row."""
     return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))

@@ -1,16 +1,16 @@
-"""Attention to a window of steps, and to a few keys of each block of steps behind it.
+"""Attention to a window of steps, and to a few keys of each block of steps before it.
 
-Two controls of every arrangement of levels, with a state that grows by a few keys a block:
+The two variants are controls of every system with levels; their state grows by a few keys a block:
 
-*Strided* attention keeps the last step of each block as it is, and reads it when it has left the
-window. *Summary steps* are steps of their own that stand behind every block: each reads its block
-and the summaries before it, and later steps read it where they no longer read the block (the gist
-mask). They go through the same layers as all other steps, so whoever calls the tower gives it their
-embeddings, behind all steps of the chunk.
+*Strided* attention keeps the last step of each block as it is, and reads it once it has left the
+window. *Summary steps* are additional steps after every block: each reads its block and the
+summaries before it, and later steps read the summary when they no longer read the block (the gist
+mask). Summary steps go through the same layers as all other steps, so the caller of the tower
+appends their embeddings to the steps of the chunk.
 
 Source: the fixed pattern of sparse transformers (arXiv:1904.10509), with a sliding window in place
 of its blocks; gist tokens (arXiv:2304.08467). Checked against: plain attention under a dense mask
-over the sequence in which every summary step stands behind its block
+over the sequence in which every summary step comes directly after its block
 (`tests/blocks/test_far_attention.py`).
 """
 
@@ -44,7 +44,7 @@ from counterpoint.tracing import is_traced
 
 
 class FarState(NamedTuple):
-    """Keys and values of a session: of the steps of the window, and of the blocks."""
+    """Keys and values of a session: those of the steps in the window, and those of the blocks."""
 
     near: Cache
     far: Cache
@@ -53,15 +53,15 @@ class FarState(NamedTuple):
 class FarReach(NamedTuple):
     """What the steps of a chunk may read.
 
-    The far keys are numbered: those of the first block, those of the second one, and so on.
+    The far keys are numbered: first those of the first block, then those of the second, and so on.
 
     Attributes:
-        cos: Rotation of the T steps and of the N summary steps behind them.
+        cos: Cosines of the rotation of the T steps and of the N summary steps after them.
         sin: Sines of the same angles.
         num_steps: T.
-        window: Most recent steps that a step reads, its own included.
+        window: Number of most recent steps that a step reads, its own included.
         end: Last step of each block that may end in the chunk.
-        bias: What to add to the scores; see `score_bias`. In whole rows the queries are the steps,
+        bias: Bias to add to the scores; see `score_bias`. In whole rows the queries are the steps,
             filled up to whole groups of one window, and the keys are those of two groups and all
             far ones. In a session the queries are steps and summary steps, and the keys are the
             slots of both rings.
@@ -86,7 +86,7 @@ class FarReach(NamedTuple):
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks whose summary steps stand behind the steps of the chunk."""
+        """Number of blocks whose summary steps come after the steps of the chunk."""
         return self.end.shape[1]
 
 
@@ -131,23 +131,23 @@ class FarAttentionConfig:
         return FarAttention(shape, self)
 
     def reach_steps(self, shape: MixerShape) -> int:
-        """Return how many most recent steps a step reads, itself or as a block."""
+        """Return the number of most recent steps that a step reads, directly or as a block."""
         blocks = reach_ticks(_blocks(self.block_ticks), self.kept_blocks)
         return max(shape.window, self._age(shape) + blocks)
 
     def far_capacity(self, capacity: int) -> int:
-        """Return how many far keys a state holds whose window holds ``capacity`` steps."""
-        # Besides the kept blocks, those that have ended since the newest one that the first step of
-        # a chunk may read, which for strided attention is a window ago.
+        """Return the number of far keys in a state whose window holds ``capacity`` steps."""
+        # Besides the kept blocks, there are those that have ended since the newest block that the
+        # first step of a chunk may read; for strided attention that block ended a window ago.
         return (self.kept_blocks + -(-capacity // self.block_ticks)) * self._keys
 
     @property
     def _keys(self) -> int:
-        """Far keys of a block."""
+        """Number of far keys of a block."""
         return max(self.num_summaries, 1)
 
     def _age(self, shape: MixerShape) -> int:
-        """Steps since the end of a block before its far keys are read."""
+        """Return how many steps after the end of a block its far keys are first read."""
         return 1 if self.num_summaries else shape.window
 
     def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> FarReach:
@@ -227,13 +227,13 @@ class FarAttentionConfig:
         )
 
     def summary_steps(self, num_steps: int) -> int:
-        """Return the number of summary steps behind so many steps of whole rows."""
+        """Return the number of summary steps of whole rows with so many steps."""
         return num_steps // self.block_ticks * self.num_summaries
 
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
         """Return the forward FLOPs of scores and weighted sums a step of whole rows.
 
-        Those of the summary steps are included, and so are masked entries.
+        The FLOPs of summary steps and of masked entries are included.
         """
         num_far = num_steps // self.block_ticks * self._keys
         steps_run = -(-num_steps // shape.window) * shape.window
@@ -242,23 +242,23 @@ class FarAttentionConfig:
         return 4 * shape.width * products / num_steps
 
     def _numbers(self, block: Int[Tensor, "B W"]) -> Int[Tensor, "B M"]:
-        """The numbers of the far keys of blocks."""
+        """Return the numbers of the far keys of blocks."""
         key = torch.arange(self._keys, device=block.device)
         return (block[..., None] * self._keys + key).flatten(1)
 
     def _far_span(self, blocks: Span) -> Span:
-        """The far keys of spans of blocks."""
+        """Return the spans of far keys of spans of blocks."""
         return Span(blocks.start * self._keys, blocks.stop * self._keys)
 
     def _summary_span(self, block: Int[Tensor, "B W"], first: Int[Tensor, "B W"]) -> Span:
-        """The far keys that the summary steps of blocks read: itself and those before it."""
+        """Return the far keys that summary steps read: of earlier blocks, and up to their own."""
         readable = _repeated(finished_span(block, 0, first, self.kept_blocks), self._keys)
         return Span(self._far_span(readable).start, self._numbers(block) + 1)
 
     def _rotation(
         self, shape: MixerShape, step: Int[Tensor, "B T"], end: Int[Tensor, "B W"]
     ) -> tuple[Float[Tensor, "B 1 T_N E"], Float[Tensor, "B 1 T_N E"]]:
-        """Rotation of the steps and of the summary steps."""
+        """Return the rotation of the steps and of the summary steps."""
         summaries = end.repeat_interleave(self.num_summaries, 1)
         position = torch.cat((step, summaries), 1)
         return rope_tables(position, shape.width // shape.num_heads, self.rope)
@@ -294,7 +294,7 @@ class FarAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T_N D"], reach: FarReach, state: FarState | None = None
     ) -> Float[Tensor, "B T_N D"]:
-        """Mix a chunk of steps, and the summary steps behind them, with what each may read."""
+        """Mix the steps of a chunk, and the summary steps after them, with what each may read."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         qk, v = qkv.split((2, 1))
         q, k = rotate(qk, reach.cos, reach.sin).unbind(0)
@@ -311,7 +311,7 @@ class FarAttention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _read_rows(self, q: Tensor, near: Tensor, far: Tensor, reach: FarReach) -> Tensor:
-        """What the steps of whole rows read."""
+        """Return what the steps of whole rows read."""
         steps = q[:, :, : reach.num_steps]
         groups = with_previous(near.flatten(1, 2), reach.window).unflatten(1, (2, -1))
         y = _attend_both(in_groups(steps, reach.window), groups, far, reach.bias)
@@ -326,7 +326,7 @@ class FarAttention(nn.Module):
     def _read_rings(
         self, q: Tensor, near: Tensor, far: Tensor, reach: FarReach, state: FarState
     ) -> Tensor:
-        """What the steps of a chunk read; their keys and values are written into the rings."""
+        """Return what the steps of a chunk read, and write their keys and values into the rings."""
         read = []
         slots = (reach.near_slot, reach.far_slot)
         for ring, slot, new, limit in zip(state, slots, (near, far), reach.limits, strict=True):
@@ -343,7 +343,7 @@ def _attend_both(
     far: Float[Tensor, "B 2 H M E"],
     bias: Float[Tensor, "B 1 Q K_M"],
 ) -> Float[Tensor, "B H Q E"]:
-    """Attention of queries in groups to the near keys of their group and to all far keys."""
+    """Return the attention of grouped queries to the near keys of their group and all far keys."""
     q = q * q.shape[-1] ** -0.5
     near_scores = (q @ near[:, 0].transpose(-1, -2)).flatten(2, 3)
     far_scores = q.flatten(2, 3) @ far[:, 0].transpose(-1, -2)
@@ -355,23 +355,23 @@ def _attend_both(
 
 
 def _taken(kv: Float[Tensor, "B 2 H T E"], index: Int[Tensor, "B X"]) -> Float[Tensor, "B 2 H X E"]:
-    """Keys and values of some steps."""
+    """Return the keys and values of some steps."""
     index = index[:, None, None, :, None]
     return kv.gather(3, index.expand(-1, 2, kv.shape[2], -1, kv.shape[4]))
 
 
 def _repeated(seen: Span, times: int) -> Span:
-    """Spans of queries, each as often."""
+    """Return the spans of queries, each repeated ``times`` times."""
     return Span(*(edge.repeat_interleave(times, 1) for edge in seen))
 
 
 def _blocks(block_ticks: int) -> Stream:
-    """The stream of the blocks of a sequence."""
+    """Return the stream of the blocks of a sequence."""
     return coarse_stream("blocks", width=1, period_ticks=block_ticks, lag_steps=0)
 
 
 def _regular_grid(document_start: Int[Tensor, "B T"], block_ticks: int) -> BlockGrid:
-    """The blocks of whole rows, as many as there can be: the shape depends on no value."""
+    """Return the largest possible number of blocks of whole rows: the shape depends on no value."""
     grid = lay_blocks(None, document_start, block_ticks, counted=False)
     most = document_start.shape[1] // block_ticks
     return grid._replace(end=grid.end[:, :most], step=grid.step[:, :most], real=grid.real[:, :most])

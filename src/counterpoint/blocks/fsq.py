@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: vectors become a few numbers, each rounded to one of a few levels."""
+"""Finite scalar quantisation: a vector becomes a few numbers, each rounded to one of few levels."""
 
 from math import prod
 
@@ -10,16 +10,16 @@ from counterpoint.errors import UserError
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """A vector through a bottleneck of a few numbers that take finitely many values.
+    """A bottleneck of a few numbers with finitely many values, between two linear maps.
 
     Every number is squashed and rounded to one of its levels; the gradient passes the rounding
-    unchanged. Nothing collapses by design: there is no table of codes that could stay unused.
+    unchanged. There is no table of codes, so no entry of one can remain unused.
 
-    Source: arXiv:2309.15505, section 3.1 and appendix A.1, between two linear maps.
+    Source: arXiv:2309.15505, section 3.1 and appendix A.1.
 
     Args:
-        width: Features of a vector.
-        levels: Levels of each number; their product is the number of codes.
+        width: Number of features of a vector.
+        levels: Number of levels of each number; their product is the number of codes.
 
     Raises:
         UserError: There is no number, or one has fewer than three levels.
@@ -42,7 +42,7 @@ class FiniteScalarQuantizer(nn.Module):
         self.steps: Tensor
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Return each vector as its code says it."""
+        """Return each vector as its code represents it."""
         half = self.sizes // 2
         value: Tensor = self.up((self._rounded(x) / half).to(x.dtype))
         return value
@@ -53,16 +53,16 @@ class FiniteScalarQuantizer(nn.Module):
         return (digits * self.steps).sum(-1)
 
     def decode(self, codes: Int[Tensor, "*B"]) -> Float[Tensor, "*B D"]:
-        """Return what `forward` gives for vectors of these codes."""
+        """Return the vectors that `forward` returns for vectors with these codes."""
         half = self.sizes // 2
         digits = codes[..., None] // self.steps % self.sizes - half
         value: Tensor = self.up((digits / half).to(self.up.weight.dtype))
         return value
 
     def _rounded(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B C"]:
-        """Whole numbers from ``-(levels // 2)`` on, in float32, with the gradient of the squash."""
+        """Return integers from ``-(levels // 2)`` in float32, with the gradient of the squash."""
         numbers = self.down(x).float()
-        # An even number of levels lies half a step off the middle; the shift keeps 0 at 0.
+        # With an even number of levels the middle lies half a step away; the shift keeps 0 at 0.
         offset = (1 - self.sizes % 2) / 2
         most = (self.sizes - 1) / 2 * (1 + 1e-3)
         squashed = torch.tanh(numbers + torch.atanh(offset / most)) * most - offset

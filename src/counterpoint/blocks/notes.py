@@ -1,8 +1,8 @@
-"""Notes: a few ids that a tower writes down now and then, and that hold until the next ones.
+"""Notes: a few ids that a tower writes from time to time; each note holds until the next one.
 
-They are an inner monologue at a slower rate than the sequence beside which they stand. From the
-vector of a step the ids of a note are scored one after the other; what the step then writes follows
-the note; and every later step is told the newest note. So they can be read, forced and edited.
+Notes are an inner monologue at a slower rate than the sequence that they accompany. The ids of a
+note are scored one after another from the vector of a step; the output of that step follows the
+note; and every later step receives the newest note. Notes can therefore be read, forced and edited.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
 
 ChooseId = Callable[[int, Float[Tensor, "B V"]], Int[Tensor, " B"]]
-"""Gives an id of a note: its place and its scores."""
+"""Function that chooses an id of a note from its place and its scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +28,11 @@ class NotesConfig:
     """Shape of `Notes`.
 
     Attributes:
-        depth: Ids of a note.
+        depth: Number of ids of a note.
         vocab_size: Number of ids.
-        padding_id: Id that fills notes that are shorter; ``None``: they end in unset ids, which
-            carry no loss.
-        loss_weight: Weight of the nats of notes beside those of the sequence.
+        padding_id: Id that fills up shorter notes; ``None`` if they end in unset ids, which carry
+            no loss.
+        loss_weight: Weight of the nats of notes relative to those of the sequence.
     """
 
     depth: int
@@ -79,13 +79,13 @@ class Notes(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def embed(self, notes: Int[Tensor, "*B K"]) -> Float[Tensor, "*B D"]:
-        """What steps are told of notes; unset ones are zeros."""
+        """Return the vectors that steps receive of notes; zeros for unset notes."""
         return self.embedding(notes).sum(-2)
 
     def scores(
         self, hidden: Float[Tensor, "*B D"], notes: Int[Tensor, "*B K"]
     ) -> Float[Tensor, "*B K V"]:
-        """Score every id of a note after those before it."""
+        """Return the scores of every id of a note, given the ids before it."""
         before = F.pad(self.embedding(notes)[..., :-1, :].cumsum(-2), (0, 0, 1, 0))
         return self._scores(hidden[..., None, :] + before, self.place)
 
@@ -101,7 +101,7 @@ class Notes(nn.Module):
     def follow(
         self, hidden: Float[Tensor, "*B D"], notes: Int[Tensor, "*B K"]
     ) -> Float[Tensor, "*B D"]:
-        """The vector of a step after its note; the same where there is none."""
+        """Return the vector of a step after its note; it is unchanged if there is no note."""
         told = self.follow_norm(hidden + self.embed(notes).to(hidden.dtype))
         return hidden + self.follow_mlp(told) * is_set(notes)[..., None]
 
@@ -112,17 +112,17 @@ class Notes(nn.Module):
         return scores
 
     def flops_to_write(self) -> int:
-        """FLOPs of the scores of a note."""
+        """Return the FLOPs of the scores of a note."""
         maps = (self.write_mlp.gate_up, self.write_mlp.down, self.head)
         return 2 * self.depth * sum(linear.weight.numel() for linear in maps)
 
     def flops_to_follow(self) -> int:
-        """FLOPs of following one."""
+        """Return the FLOPs of following a note."""
         return 2 * (self.follow_mlp.gate_up.weight.numel() + self.follow_mlp.down.weight.numel())
 
 
 def is_set(notes: Int[Tensor, "*B K"]) -> Bool[Tensor, "*B"]:
-    """Where there is a note: where any of its ids is set."""
+    """Return True for each note of which any id is set."""
     return (notes != UNSET_ID).any(-1)
 
 
@@ -131,13 +131,13 @@ def held_notes(
     before: Int[Tensor, "B K"],
     document_start: Int[Tensor, "B T"] | None = None,
 ) -> Int[Tensor, "B T1 K"]:
-    """The note that holds before a chunk and behind each of its steps: the newest one.
+    """Return the note that holds before a chunk and after each of its steps: the newest one.
 
     Args:
-        notes: Those of the chunk; unset where there is none.
-        before: What holds before it.
+        notes: Notes of the chunk; unset at steps without a note.
+        before: The note that holds before the chunk.
         document_start: First step of each step's document; notes of other documents do not hold.
-            ``None`` where a chunk continues a session.
+            ``None`` if the chunk continues a session.
     """
     every = torch.cat((before[:, None], notes), 1)
     step = torch.arange(every.shape[1], device=notes.device)

@@ -1,12 +1,13 @@
-"""Recall: fine steps read the raw fine steps of a few old blocks again, which the coarse ones find.
+"""Recall: fine steps read again the fine steps of a few old blocks, which are found by their keys.
 
-Compression loses detail. So the coarse stream also serves as an index: each fine step scores the
+Compression loses detail, so the coarse stream also serves as an index: each fine step scores the
 keys of the finished blocks that it may read, takes the best few, and attends to the fine steps of
-which they were made. Which blocks these are is a hard choice; how much each counts is not: a
-block's score is added to those of its steps, so that gradients teach the fine steps to point.
+those blocks. The choice of blocks is hard, but the weight of a chosen block is learned: the score
+of a block is added to the scores of its steps, so gradients teach the fine steps where to point.
 
-Source: the project's design. Relatives: landmark attention (arXiv:2305.16300), which also finds
-blocks by a key of each, and native sparse attention (arXiv:2502.11089), whose heads share a choice.
+Source: the project's own design. Related work: landmark attention (arXiv:2305.16300), which also
+finds blocks by one key each, and native sparse attention (arXiv:2502.11089), whose heads share a
+choice.
 """
 
 from dataclasses import dataclass, replace
@@ -29,9 +30,9 @@ class RecallConfig:
     """Shape of a `Recall`.
 
     Attributes:
-        num_blocks: Blocks that a fine step reads again.
-        kept_blocks: Newest readable blocks among which it chooses, whose fine steps a session
-            keeps; ``None``: all that the coarse tower's window has.
+        num_blocks: Number of blocks that a fine step reads again.
+        kept_blocks: Number of newest readable blocks among which it chooses, whose fine steps a
+            session keeps; ``None`` for all in the window of the coarse tower.
     """
 
     num_blocks: int = 2
@@ -42,10 +43,10 @@ class RecallConfig:
             raise UserError(f"A recall link must read `num_blocks` >= 1: got {self.num_blocks}.")
 
     def beneath(self, window_blocks: int) -> "RecallConfig":
-        """The same shape with the blocks that are kept beneath a tower that reads so many.
+        """Return the same shape with `kept_blocks` resolved for a tower that reads so many blocks.
 
         Raises:
-            UserError: They are fewer than are read, or more than the coarse tower has.
+            UserError: The kept blocks are fewer than are read, or more than the coarse tower has.
         """
         kept = window_blocks if self.kept_blocks is None else self.kept_blocks
         if not self.num_blocks <= kept <= window_blocks:
@@ -57,14 +58,14 @@ class RecallConfig:
 
 
 class Raw(NamedTuple):
-    """Fine steps that may be read again, and how they make blocks.
+    """Fine steps that may be read again, and the number of them in each block.
 
-    Those of whole rows are all there, in order. In a session both are rings whose last slot is
-    never read; that of the sizes has the slots of the published coarse states.
+    Whole rows hold all fine steps in order. In a session both tensors are rings whose last slot is
+    never read; the ring of sizes has the slots of the published coarse states.
 
     Attributes:
         memory: Keys and values of the fine steps.
-        size: Fine steps of each block.
+        size: Number of fine steps of each block.
     """
 
     memory: Memory
@@ -72,13 +73,13 @@ class Raw(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The blocks at which the fine steps of a chunk may point.
+    """The blocks to which the fine steps of a chunk may point.
 
     Attributes:
-        keys: What finds each of them.
-        end_step: Last fine step of each.
-        size: Fine steps of each.
-        bias: What hides blocks from fine steps; see `score_bias`.
+        keys: Key by which each block is found.
+        end_step: Last fine step of each block.
+        size: Number of fine steps of each block.
+        bias: Bias that hides blocks from fine steps; see `score_bias`.
     """
 
     keys: Float[Tensor, "B W E"]
@@ -88,13 +89,13 @@ class Candidates(NamedTuple):
 
 
 class RecallReach(NamedTuple):
-    """What the fine steps of a chunk may point at, and what is read there.
+    """The blocks to which the fine steps of a chunk may point, and the steps to be read there.
 
     Attributes:
-        candidates: Blocks.
+        candidates: The blocks.
         memory: Keys and values of fine steps.
-        capacity: Slots of it that are used: fine step modulo capacity.
-        cos: Rotation of the chunk's fine steps.
+        capacity: Number of slots of ``memory`` in use: the slot is the fine step modulo capacity.
+        cos: Cosines of the rotation of the chunk's fine steps.
         sin: Sines of the same angles.
     """
 
@@ -109,17 +110,17 @@ class Recall(nn.Module):
     """A pointer to old blocks, and attention to their fine steps.
 
     Args:
-        width: Features of a fine step.
-        coarse_width: Features of a coarse step.
-        num_heads: Heads of the fine tower; all read the blocks that one pointer chooses.
-        config: How many blocks; see `RecallConfig.beneath`.
-        block_ticks: Fine steps of the longest block.
+        width: Number of features of a fine step.
+        coarse_width: Number of features of a coarse step.
+        num_heads: Number of heads of the fine tower; all read the blocks that one pointer chooses.
+        config: Number of blocks; see `RecallConfig.beneath`.
+        block_ticks: Number of fine steps of the longest block.
         rope: Rotation of the fine tower.
 
     Attributes:
-        num_blocks: Blocks that a fine step reads again.
-        kept_blocks: Newest readable blocks among which it chooses.
-        block_ticks: Fine steps of the longest block.
+        num_blocks: Number of blocks that a fine step reads again.
+        kept_blocks: Number of newest readable blocks among which it chooses.
+        block_ticks: Number of fine steps of the longest block.
     """
 
     def __init__(
@@ -147,12 +148,12 @@ class Recall(nn.Module):
     def keys(
         self, coarse: Float[Tensor, "B W D2"], end_step: Int[Tensor, "#B W"]
     ) -> Float[Tensor, "B W E"]:
-        """What finds each block, which stands at its last fine step."""
+        """Return the key of each block, rotated by the position of its last fine step."""
         key = self.key(coarse)[:, None]
         return rotate(key, *rope_tables(end_step, key.shape[-1], self.rope))[:, 0]
 
     def initial_state(self, batch_size: int, num_steps: int, num_blocks: int) -> Raw:
-        """Empty rings of so many fine steps and sizes of blocks."""
+        """Return empty rings for ``num_steps`` fine steps and for the sizes of ``num_blocks``."""
         head_width, width = self.query.weight.shape
         heads = self.reader.num_heads
         new = self.query.weight.new_zeros
@@ -172,7 +173,7 @@ class Recall(nn.Module):
 
         Args:
             x: Fine steps.
-            step: Number of each.
+            step: Number of each fine step.
             real: Which of them are real; ``None`` means all.
             raw: Rings.
         """
@@ -183,7 +184,7 @@ class Recall(nn.Module):
         write_ring(raw.memory, slot, self.reader.remember(x, step))
 
     def forward(self, x: Float[Tensor, "B T D"], reach: RecallReach) -> Float[Tensor, "B T D"]:
-        """What each fine step reads of the blocks that it points at, or nothing."""
+        """Return what each fine step reads of the blocks to which it points, or zeros."""
         score, block = self.point(x, reach)
         end = _of_blocks(reach.candidates.end_step, block)
         size = _of_blocks(reach.candidates.size, block)
@@ -200,9 +201,9 @@ class Recall(nn.Module):
     def point(
         self, x: Float[Tensor, "B T D"], reach: RecallReach
     ) -> tuple[Float[Tensor, "B T k"], Int[Tensor, "B T k"]]:
-        """Scores and slots of the best blocks of each fine step, the best one first.
+        """Return scores and slots of the best blocks of each fine step, the best one first.
 
-        Scores are far below zero where there are fewer blocks.
+        If there are fewer blocks, the other scores are far below zero.
         """
         query = self.query(self.norm(x))[:, None]
         query = rotate(query, reach.cos, reach.sin) * query.shape[-1] ** -0.5
@@ -212,7 +213,7 @@ class Recall(nn.Module):
         return best.values, best.indices
 
     def products(self, num_blocks: int) -> tuple[int, int]:
-        """Multiply-adds of matrix products: a coarse step, and a fine step over ``num_blocks``."""
+        """Return the multiply-adds of a coarse step, and of a fine step over ``num_blocks``."""
         reader = self.reader
         maps = (self.query, reader.query, reader.key_value, reader.gate, reader.out)
         a_step = sum(linear.weight.numel() for linear in maps)
@@ -223,5 +224,5 @@ class Recall(nn.Module):
 
 
 def _of_blocks(values: Int[Tensor, "B W"], block: Int[Tensor, "B T k"]) -> Int[Tensor, "B T k"]:
-    """The value of each chosen block."""
+    """Return the value of each chosen block."""
     return values.gather(1, block.flatten(1)).view(block.shape)

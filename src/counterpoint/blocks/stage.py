@@ -1,12 +1,12 @@
-"""A stage of a hierarchy that finds its own chunks: encoder, router, inner network, decoder.
+"""A stage of a hierarchy that learns its chunks: encoder, router, inner network, decoder.
 
     x = encoder(x)                            every step of the stage
     p = router(x), chunks begin where p >= .5 (`counterpoint.blocks.chunk`)
     z = inner(x at the first step of chunks)  the main network, or another stage
     x = decoder(spread(smooth(z)) + residual(x))
 
-Whole rows and chunks of sessions go through the same functions. Of a session is kept what the next
-step needs: the step before it, and the newest smoothed chunk.
+Whole rows and chunks of sessions use the same functions. A session keeps what the next step needs:
+the step before it, and the newest smoothed chunk.
 
 Source: H-Net (arXiv:2507.07955), section 2.
 """
@@ -36,15 +36,15 @@ from counterpoint.tracing import is_traced
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageConfig:
-    """Shape of a stage: what is around the network that reads its chunks.
+    """Shape of a stage: of everything except the network that reads its chunks.
 
     Attributes:
         encoder: Tower before the chunks; its window is in steps of the stage.
-        decoder: Tower behind them; as wide as the encoder.
-        ratio: Steps that a chunk should have: N of the ratio loss.
-        max_share: Chunks that a document may have for each step, at every step of it; a boundary
-            that would be one more is not made. The inner network is computed for so many; 1 allows
-            every boundary and saves nothing.
+        decoder: Tower after the chunks; as wide as the encoder.
+        ratio: Number of steps that a chunk should have: N of the ratio loss.
+        max_share: Largest number of chunks for each step, at every step of a document; a boundary
+            that would exceed it is not made. The inner network is computed for this many chunks; 1
+            allows every boundary and saves nothing.
     """
 
     encoder: TowerConfig
@@ -65,14 +65,14 @@ class StageConfig:
 
 
 class StageState(NamedTuple):
-    """What a session carries of a stage.
+    """State of a session in a stage.
 
     Attributes:
         encoder: States of the encoder's layers.
-        newest: The newest step behind the encoder, which the router compares the next one with.
-        begun: Chunks begun.
+        newest: The newest step after the encoder, with which the router compares the next one.
+        begun: Number of chunks begun.
         inner: State of the inner stage, or of the layers of the main network.
-        smoothed: The newest smoothed chunk, which steps go on reading.
+        smoothed: The newest smoothed chunk, which further steps read.
         decoder: States of the decoder's layers.
     """
 
@@ -88,9 +88,9 @@ class Steps(NamedTuple):
     """The steps of a stage that are computed at once.
 
     Attributes:
-        first: First step of each one's document, counted from the first step here.
-        lengths: Real steps of each row; ``None`` means all.
-        position: Steps that each session has read before; ``None`` for whole rows.
+        first: First step of each step's document, counted from the first step here.
+        lengths: Number of real steps of each row; ``None`` means all.
+        position: Number of steps that each session has read before; ``None`` for whole rows.
     """
 
     first: Int[Tensor, "B T"]
@@ -98,28 +98,28 @@ class Steps(NamedTuple):
     position: Int[Tensor, " B"] | None
 
     def reach(self, tower: Tower) -> MixerReach:
-        """What each step may read in a tower."""
+        """Return what each step may read in a tower."""
         if self.position is None:
             return tower.reach(self.first)
         return tower.streaming_reach(self.position, self.first.shape[1], self.lengths)
 
 
 Ratios = list[tuple[Float[Tensor, " B"], Float[Tensor, " B"]]]
-"""Ratio loss and share of steps that begin chunks by row, from the outermost stage."""
+"""Ratio loss and share of steps that begin chunks, for each row, outermost stage first."""
 
 
 class Main(nn.Module):
     """The innermost network."""
 
     def __init__(self, config: TowerConfig, width: int) -> None:
-        """A tower for steps that come with ``width`` features."""
+        """Make a tower for steps that arrive with ``width`` features."""
         super().__init__()
         self.pad = _pad(config.width - width)
         self.tower = Tower(config)
         self.norm = RMSNorm(config.width)
 
     def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
-        """State before the first step."""
+        """Return the state before the first step."""
         return self.tower.initial_state(batch_size)
 
     def forward(
@@ -129,21 +129,21 @@ class Main(nn.Module):
         state: tuple[MixerState, ...] | None,
         ratios: Ratios,
     ) -> tuple[Float[Tensor, "B T D"], tuple[MixerState, ...] | None]:
-        """See `Stage.forward`."""
+        """Compute some steps; see `Stage.forward`."""
         y = self.norm(self.tower(_widened(x, self.pad), steps.reach(self.tower), state))
         return y[..., : x.shape[2]], state
 
     @property
     def chunk_steps(self) -> int:
-        """Most steps of one streaming call."""
+        """Largest number of steps of one streaming call."""
         return self.tower.chunk_steps
 
     def flops_per_row(self, num_steps: int) -> float:
-        """Forward FLOPs of a row of so many steps."""
+        """Return the forward FLOPs of a row of so many steps."""
         return num_steps * self.tower.flops_per_step(num_steps)
 
     def towers(self) -> list[Tower]:
-        """Its tower."""
+        """Return a list of its one tower."""
         return [self.tower]
 
 
@@ -151,12 +151,12 @@ class Stage(nn.Module):
     """An encoder, a router, the network that reads the chunks, and a decoder."""
 
     def __init__(self, stages: tuple[StageConfig, ...], main: TowerConfig, came: int) -> None:
-        """A stage and all within it.
+        """Make a stage and everything inside it.
 
         Args:
-            stages: From this one inwards.
+            stages: Shapes of this stage and of the stages inside it, outermost first.
             main: Tower over the chunks of the innermost stage.
-            came: Features of the steps that come; this stage may be wider.
+            came: Number of features of the steps that arrive; this stage may be wider.
         """
         super().__init__()
         self.config = stages[0]
@@ -173,7 +173,7 @@ class Stage(nn.Module):
         self.decoder_norm = RMSNorm(width)
 
     def initial_state(self, batch_size: int) -> StageState:
-        """State before the first step."""
+        """Return the state before the first step."""
         like = self.encoder_norm.weight
         return StageState(
             encoder=self.encoder.initial_state(batch_size),
@@ -195,12 +195,13 @@ class Stage(nn.Module):
 
         Args:
             x: Steps, no wider than the stage.
-            steps: Where their documents begin, and what of them is real.
-            state: What a session carries; rings are written in place. ``None`` for whole rows.
-            ratios: What this stage and those within it have to say is appended.
+            steps: Where the documents of the steps begin, and which steps are real.
+            state: State of sessions, whose rings are written in place; ``None`` for whole rows.
+            ratios: List to which the ratio losses of this stage and of those inside it are
+                appended.
 
         Returns:
-            The steps, as wide as they came, and the new state.
+            The steps, as wide as they arrived, and the new state.
         """
         width = x.shape[2]
         x = _widened(x, self.pad)
@@ -217,7 +218,7 @@ class Stage(nn.Module):
         if state is None:
             ratios.append(ratio_loss(chunks, steps.lengths, self.config.ratio))
         smoothed, inner = self._read_chunks(x, chunks, state, ratios)
-        # The sum is made in float32.
+        # The sum is computed in float32.
         y = (chunks.spread(smoothed) + in_float32(self.residual, x)).to(x.dtype)
         y = self.decoder_norm(self.decoder(y, steps.reach(self.decoder), decoder))
         y = y[..., :width]
@@ -235,7 +236,7 @@ class Stage(nn.Module):
     def _read_chunks(
         self, x: Float[Tensor, "B T D"], chunks: Chunks, state: StageState | None, ratios: Ratios
     ) -> tuple[Float[Tensor, "B W1 D"], Any]:
-        """Smoothed outputs of the inner network, behind the newest before them; its new state."""
+        """Return the newest smoothed chunk before, then those of these steps; and the new state."""
         if state is None:
             none = torch.zeros_like(x[:, 0])
             y, _ = self.inner(
@@ -251,12 +252,12 @@ class Stage(nn.Module):
 
     @property
     def chunk_steps(self) -> int:
-        """Most steps of one streaming call: each may begin a chunk."""
+        """Largest number of steps of one streaming call; each step may begin a chunk."""
         own = min(self.encoder.chunk_steps, self.decoder.chunk_steps)
         return min(own, self.inner.chunk_steps)
 
     def flops_per_row(self, num_steps: int) -> float:
-        """Forward FLOPs of a row of so many steps."""
+        """Return the forward FLOPs of a row of so many steps."""
         maps = (self.router.query, self.router.key, self.residual)
         a_step = 2.0 * sum(linear.weight.numel() for linear in maps)
         a_step += self.encoder.flops_per_step(num_steps) + self.decoder.flops_per_step(num_steps)
@@ -264,12 +265,12 @@ class Stage(nn.Module):
         return num_steps * a_step + inner
 
     def towers(self) -> list[Tower]:
-        """All towers, from the outermost."""
+        """Return all towers, outermost first."""
         return [self.encoder, *self.inner.towers(), self.decoder]
 
 
 def _pad(missing: int) -> nn.Parameter | None:
-    """What is appended to the steps that come into a wider network; zeros at first."""
+    """Return the vector that widens the steps that enter a wider network; zeros at first."""
     return nn.Parameter(torch.zeros(missing)) if missing else None
 
 

@@ -1,8 +1,8 @@
-"""Turns: one stream speaks now and then between the elements of another, in one sequence.
+"""Turns: one stream speaks from time to time between the elements of another, in one sequence.
 
 The steady stream has an element at every tick. A turn of the speaker stands before the element of
 its tick: up to ``depth`` elements of the speaker, and then the handover, a place without content
-that tells the turn's end.
+that marks the end of the turn.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,18 +20,18 @@ HANDOVER = "handover"
 """Name of the handover in a sequence with turns."""
 
 Elements = Mapping[str, Int[Tensor, "B T _k"]]
-"""Ids of what may stand in each tick, by stream and the handover; `UNSET_ID` takes no place."""
+"""Ids of the elements of each tick, by stream and handover; `UNSET_ID` takes no place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turns:
-    """How the sequence of a steady stream and a speaker is laid out.
+    """Layout of the sequence of a steady stream and a speaker.
 
     Attributes:
         speaker: Name of the stream that speaks in turns; it has a codebook axis.
         steady: Name of the stream that has an element at every tick.
-        padding_id: Id of the speaker that is read as nothing.
-        turn_ticks: Rows have room for one turn in so many ticks, and one more.
+        padding_id: Id of the speaker that is read as no element.
+        turn_ticks: Rows have room for one turn in every ``turn_ticks`` ticks, and one more.
     """
 
     speaker: str
@@ -40,7 +40,7 @@ class Turns:
     turn_ticks: int
 
     def elements(self, ticks: Ticks) -> dict[str, Int[Tensor, "B T _k"]]:
-        """What stands in each tick, in the order of the sequence, of the streams that are given."""
+        """Return the elements of each tick, in the order of the sequence, for the given streams."""
         elements = {}
         if self.speaker in ticks:
             said = ticks[self.speaker]
@@ -61,12 +61,12 @@ class Turns:
         lengths: Int[Tensor, " B"] | None = None,
         document_start: Int[Tensor, "B T"] | None = None,
     ) -> Interleaving:
-        """The sequence of some of the elements; its length does not depend on what they are.
+        """Return the sequence of some of the elements; its length does not depend on their values.
 
         Args:
-            names: Which of the streams and the handover have places in it.
-            elements: What stands in each tick; names that are not there have no places.
-            behind: What is written behind each tick.
+            names: Streams (and the handover) that have places in the sequence.
+            elements: The elements of each tick; names that are missing have no places.
+            behind: The elements written after each tick.
             num_read: As in `interleave`; ``None`` for whole rows.
             lengths: As in `interleave`.
             document_start: As in `interleave`.
@@ -86,12 +86,12 @@ class Turns:
         )
 
     def num_turns(self, num_ticks: int, *, live: bool = False) -> int:
-        """Most turns in so many ticks; whole rows may have one behind the last."""
+        """Return the largest number of turns in so many ticks; whole rows may end with one more."""
         turns = num_ticks // self.turn_ticks + 1
         return min(turns, num_ticks) if live else turns
 
     def most_ticks(self, num_places: int, turn_places: int) -> int:
-        """Ticks of a session that fit so many places, where a turn has ``turn_places`` of them."""
+        """Return the ticks of a session that fit ``num_places``, with ``turn_places`` a turn."""
         return max(
             num_ticks
             for num_ticks in range(1, num_places + 1)
@@ -99,12 +99,12 @@ class Turns:
         )
 
     def _num_places(self, elements: Elements, *, live: bool) -> int:
-        """Places of a sequence: every tick has its steady element, and few have a turn."""
+        """Return the places of a sequence: one steady element for every tick, and a few turns."""
         ids = next(iter(elements.values()))
         num_rows, num_ticks = ids.shape[:2]
         if live and num_rows == 1 and ids.device.type == "cpu" and not is_traced():
-            # A single session is worth the host read, which spares most places of most ticks.
-            # With other rows shapes stay fixed, so that no row feels what others have.
+            # For a single session a read on the host is worth its cost: most ticks need few places.
+            # With other rows shapes stay fixed, so that no row depends on the contents of others.
             return sum(int((own != UNSET_ID).sum()) for own in elements.values())
         num_turns = self.num_turns(num_ticks, live=live)
         return sum(

@@ -1,26 +1,27 @@
-"""HdLM, "Making Language Model a Hierarchical Classifier" (arXiv:2507.12930): a coarse head inside.
+"""HdLM, "Making Language Model a Hierarchical Classifier" (arXiv:2507.12930): an inner coarse head.
 
-One causal tower writes two streams. Coarse content (ids of a label, a plan, a summary) comes in
-turns of up to ``coarse_depth`` ids, written by a head behind layer k; fine content (bytes, the
-stream ``part``) is written by the head at the end. All of it is one sequence:
+One causal tower writes two streams. Coarse content (the ids of a label, a plan or a summary) comes
+in turns of up to ``coarse_depth`` ids and is written by a head after layer k. Fine content (bytes,
+the stream ``part``) is written by the head after the last layer. All of it is one sequence:
 
     part ... part | coarse 1 ... coarse K, handover | part ... part | coarse 1 ...
 
 The handover is a step without content, which stands where the published template has the header of
-its answer: its state at the end writes the first fine element behind a turn. What the layers above
-k do at coarse steps is the exit mode:
+its answer: its state after the last layer writes the first fine element after a turn. The exit mode
+says what the layers above k do at coarse steps:
 
     none       they run, step by step, as in the published code, where nothing is saved
     lazy       they run later, for a whole turn at once, when its first fine element needs them
     masked     they do not run, and nothing above k reads a coarse step
     propagate  they do not run; the state at k gives them keys and values, and no other product
 
-Source: the paper's depth-2 model and its code (github.com/coswindywang/HdLM): heads at layer k and
-at the end, each with the loss of its own stream. Deviations: coarse content is a stream of its own
-ids instead of text between headers; no prompt chosen by the label follows it; the coarse head reads
-a normalised state (the code a raw one, ``coarse_norm=False``) and a learned vector that says which
-element is due; heads start at zero instead of as copies; the short convolution of every system
-here. Not published: lazy, masked, propagate, and feedback as an embedding.
+Source: the paper's depth-2 model and its code (github.com/coswindywang/HdLM): heads after layer k
+and after the last layer, each with the loss of its own stream. Deviations: coarse content is a
+stream of ids instead of text between headers; no prompt that the label chooses follows it; the
+coarse head reads a normalised state (the published code does not normalise: ``coarse_norm=False``)
+and a learned vector that says which element is due; heads start at zero instead of as copies; there
+is the short convolution of every system here. The modes lazy, masked and propagate, and feedback as
+an embedding, are not published.
 Checked against: `SingleStream` without a coarse stream, a plain tower with two heads over sequences
 laid out by hand, and all modes against each other at k = the number of layers
 (`tests/systems/test_hdlm.py`). No table of the paper could be retrieved.
@@ -64,9 +65,9 @@ from counterpoint.tracing import is_traced
 COARSE = "coarse"
 PART = "part"
 SEQUENCE = (COARSE, HANDOVER, PART)
-"""What may stand in the tower's sequence, in the order within a tick."""
+"""Elements that may stand in the tower's sequence, in the order within a tick."""
 PADDING_ID = 0
-"""Coarse id of an element that says nothing and takes no place."""
+"""Coarse id of an element that says nothing and takes no place in the sequence."""
 
 ExitMode = Literal["none", "lazy", "masked", "propagate"]
 Feedback = Literal["token", "embedding"]
@@ -78,21 +79,22 @@ class HdLMConfig(SystemConfig):
 
     Attributes:
         tower: The transformer; its window counts places of the sequence.
-        coarse_layer: Layers below the coarse head (k); all of them is the control in which both
-            heads read the last layer.
-        coarse_depth: Most coarse ids of a turn; 0 leaves the coarse stream out.
-        coarse_vocab_size: Ids of the coarse stream; 0 is padding.
-        turn_ticks: Ticks of a block; behind every block there may be a turn. The rows that are
-            learned from may have turns elsewhere, one for ``turn_ticks`` ticks and one more.
+        coarse_layer: Number of layers below the coarse head (k); the number of all layers is the
+            control in which both heads read the last layer.
+        coarse_depth: Largest number of coarse ids in a turn; 0 leaves the coarse stream out.
+        coarse_vocab_size: Number of ids of the coarse stream; id 0 is padding.
+        turn_ticks: Number of ticks of a block; there may be a turn after every block. Training rows
+            may have turns at other ticks, at most one for every ``turn_ticks`` ticks and one more.
         exit_mode: What the layers above k do at coarse steps.
-        feedback: How what was decided is read: as a step of each element (``token``), or added to
-            the handover, at its input and again behind layer k (``embedding``): then there are no
-            coarse steps.
-        coarse_norm: Normalise the state at k before the coarse head; the published code does not.
-        coarse_weight: Weight of the coarse loss, which is a mean over all places of the stream:
-            with ``coarse_depth`` the loss is the likelihood of both streams.
-        vocab_size: Ids of the part stream.
-        conv_taps: Taps of the convolution behind the embedding.
+        feedback: How the coarse ids are read: as a step of each element (``token``), or added to
+            the handover, at its input and again after layer k (``embedding``), without coarse
+            steps.
+        coarse_norm: Whether the state at k is normalised before the coarse head; the published code
+            does not normalise it.
+        coarse_weight: Weight of the coarse loss, which is a mean over all places of the stream. If
+            it is ``coarse_depth``, the loss is the likelihood of both streams.
+        vocab_size: Number of ids of the part stream.
+        conv_taps: Number of taps of the convolution after the embedding.
     """
 
     tower: TowerConfig
@@ -120,7 +122,7 @@ class HdLMConfig(SystemConfig):
             )
         if self.coarse_vocab_size < 2 or self.vocab_size < 1:
             raise UserError(
-                "`coarse_vocab_size` must be >= 2, padding and something to say, and `vocab_size` "
+                "`coarse_vocab_size` must be >= 2 (padding and one other id), and `vocab_size` "
                 f">= 1: got {self.coarse_vocab_size} and {self.vocab_size}."
             )
         if self.feedback == "embedding" and self.exit_mode != "none":
@@ -141,7 +143,7 @@ class HdLMConfig(SystemConfig):
 
     @property
     def turn_places(self) -> int:
-        """Places of a full turn in the sequence, the handover included."""
+        """Number of places of a full turn in the sequence, the handover included."""
         if not self.coarse_depth:
             return 0
         return 1 + (self.coarse_depth if self.feedback == "token" else 0)
@@ -153,7 +155,7 @@ class HdLMConfig(SystemConfig):
 
 
 def tiny() -> HdLMConfig:
-    """1.4M parameters: trains on a laptop in two minutes."""
+    """Return a model of 1.4M parameters, which trains on a laptop in two minutes."""
     return HdLMConfig(
         tower=TowerConfig(width=144, num_layers=5, num_heads=3, mlp_hidden=400, window=32),
         coarse_layer=3,
@@ -164,7 +166,7 @@ def tiny() -> HdLMConfig:
 
 
 def small() -> HdLMConfig:
-    """About 25M parameters."""
+    """Return a model of about 25M parameters."""
     return HdLMConfig(
         tower=TowerConfig(width=512, num_layers=8, num_heads=8, mlp_hidden=1376, window=1024),
         coarse_layer=4,
@@ -177,11 +179,11 @@ def small() -> HdLMConfig:
 
 
 class HdLMState(NamedTuple):
-    """What a session carries.
+    """State of a session.
 
     Attributes:
-        past: What the tower has read.
-        newest: The newest states behind layer k and at the end, side by side.
+        past: State of the tower.
+        newest: The newest states after layer k and after the last layer, joined.
         conv: Last steps of the convolution.
     """
 
@@ -191,10 +193,10 @@ class HdLMState(NamedTuple):
 
 
 class Coarse(nn.Module):
-    """What coarse content needs: embeddings, the handover, and the head behind layer k."""
+    """The modules for coarse content: embeddings, the handover, and the head after layer k."""
 
     def __init__(self, config: HdLMConfig) -> None:
-        """Random embeddings; the head starts at zero."""
+        """Make random embeddings; the head starts at zero."""
         super().__init__()
         depth = config.coarse_depth
         size = config.coarse_vocab_size
@@ -209,7 +211,7 @@ class Coarse(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def scores(self, states: Float[Tensor, "*B k D"], first: int = 0) -> Float[Tensor, "*B k V"]:
-        """Scores of the elements ``first, first + 1, ...`` of a turn, from the states before."""
+        """Return the scores of elements ``first, first + 1, ...`` of a turn, from states before."""
         x = states + self.due[first : first + states.shape[-2]]
         return self.head(x if self.norm is None else self.norm(x))
 
@@ -217,7 +219,7 @@ class Coarse(nn.Module):
 class HdLM(System):
     """A causal language model with a coarse stream that is written from an inner layer.
 
-    Rows without the coarse stream are read as text without turns, and train the part alone.
+    Rows without the coarse stream are read as text without turns, and train only the part.
     """
 
     Config = HdLMConfig
@@ -226,7 +228,7 @@ class HdLM(System):
     writes_with_tower = True
 
     def __init__(self, config: HdLMConfig) -> None:
-        """Random weights; the heads start at zero, so the first loss is that of a fair die."""
+        """Make random weights; the heads start at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
         self.layout = _layout(config)
@@ -243,7 +245,7 @@ class HdLM(System):
         nn.init.zeros_(self.head.weight)
 
     def loss_factor(self, group: str) -> float:
-        """See `System.loss_factor`."""
+        """Return the weight of a group of losses; see `System.loss_factor`."""
         return self.config.coarse_weight if group == COARSE else 1.0
 
     # Offline
@@ -252,7 +254,8 @@ class HdLM(System):
         """Score the next element at every tick; see `System.forward`.
 
         Raises:
-            UserError: The coarse stream is read and what is written behind it is not given.
+            UserError: The batch has the coarse stream only among its ticks or only among its
+                targets.
         """
         elements = self.turns.elements(batch.ticks)
         written = self.turns.elements(batch.elements or batch.targets)
@@ -271,7 +274,7 @@ class HdLM(System):
         return {**scores, PART: self.head(self.norm(upper[:, :, 0]))}
 
     def _before_coarse(self, run: ExitStates, written: Elements) -> Float[Tensor, "B T k D"]:
-        """What the coarse head reads for each element of a turn: it knows those before."""
+        """Return the input of the coarse head for each element of a turn, given those before."""
         order = run.orders.below
         if self.coarse is None or self.coarse.decided is None:
             return order.states_before(run.lower, {COARSE: written[COARSE]})[COARSE]
@@ -281,7 +284,7 @@ class HdLM(System):
         return before + earlier.cumsum(2)
 
     def _embed(self, elements: Elements, first: int) -> dict[str, Float[Tensor, "B T _k D"]]:
-        """What enters the tower, by stream; ``first`` numbers the coarse elements."""
+        """Return the input of the tower, by stream; ``first`` numbers the coarse elements."""
         embedded = {}
         if self.coarse is not None and COARSE in elements:
             coarse = self.coarse.embedding(elements[COARSE], first)
@@ -306,19 +309,19 @@ class HdLM(System):
         first: int = 0,
         ends: bool = True,
     ) -> tuple[ExitStates, Float[Tensor, "B C D"]]:
-        """The tower over whole rows, or over what comes next in sessions.
+        """Run the tower over whole rows, or over the next ticks of sessions.
 
         Args:
-            elements: What is read.
-            state: Sessions; ``None`` for whole rows.
-            behind: What is written behind each tick, where documents end.
-            document_start: First tick of each tick's document, of whole rows.
-            lengths: Ticks of each row that are real, of sessions.
+            elements: The elements to read.
+            state: State of sessions; ``None`` for whole rows.
+            behind: The elements written after each tick, at ticks where documents end.
+            document_start: First tick of each tick's document, for whole rows.
+            lengths: Number of real ticks of each row, for sessions.
             first: Number of the first coarse element in ``elements``.
             ends: Whether the layers above k are needed.
 
         Returns:
-            States behind layer k and at the end, and the new state of the convolution.
+            States after layer k and after the last layer, and the new state of the convolution.
         """
         behind = behind or {}
         past = None if state is None else state.past
@@ -340,7 +343,7 @@ class HdLM(System):
     def _orders(
         self, elements: Elements, past: TowerPast | None, rows: Mapping[str, Any]
     ) -> ExitOrders:
-        """Which elements have steps below layer k and above it; see `Turns.order` for ``rows``."""
+        """Return the elements with steps below and above layer k; ``rows``: see `Turns.order`."""
         num_below = None if past is None else past.below
         num_above = None if past is None else past.above
         stepped = (HANDOVER, PART) if self.config.feedback == "embedding" else SEQUENCE
@@ -360,7 +363,7 @@ class HdLM(System):
         behind: Elements,
         orders: ExitOrders,
     ) -> Float[Tensor, "B N D"]:
-        """What enters layer k + 1: with feedback as an embedding, handovers know the turn."""
+        """Return the input of layer k + 1: with embedding feedback, handovers receive the turn."""
         if self.coarse is None or self.coarse.decided is None or COARSE not in elements:
             return lower
         added = {HANDOVER: self.coarse.decided(elements[COARSE]).sum(2, keepdim=True)}
@@ -375,11 +378,11 @@ class HdLM(System):
 
     @property
     def window_ticks(self) -> int:
-        """The context, where no turn takes a place of it; see `System.window_ticks`."""
+        """The context, in ticks without turns; see `System.window_ticks`."""
         return self.config.tower.window
 
     def initial_state(self, batch_size: int) -> HdLMState:
-        """State before the first tick; see `System.initial_state`."""
+        """Return the state before the first tick; see `System.initial_state`."""
         width = self.config.tower.width
         newest = self.head.weight.new_zeros(batch_size, 2 * width)
         none = torch.zeros(batch_size, dtype=torch.long, device=newest.device)
@@ -392,7 +395,7 @@ class HdLM(System):
     def read(
         self, ticks: Ticks, state: HdLMState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], HdLMState]:
-        """Read some more ticks; see `System.read`."""
+        """Read the next ticks; see `System.read`."""
         most_ticks = self.turns.most_ticks(self.tower.chunk_steps, self.config.turn_places)
         return in_chunks(self._read_chunk, most_ticks, ticks, state, lengths)
 
@@ -409,7 +412,7 @@ class HdLM(System):
     ) -> dict[str, Int[Tensor, "B ..."]]:
         """Write the next tick; see `System.write`.
 
-        The caches behind what was read are scratch: `read` writes the same into them again.
+        The caches after the steps that were read are scratch space: `read` writes the same again.
         """
         frame: dict[str, Tensor] = {}
         if self.coarse is not None:
@@ -421,9 +424,9 @@ class HdLM(System):
     def _write_turn(
         self, hidden: Float[Tensor, "B D2"], choose: Choose, state: State
     ) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B D2"]]:
-        """Write the coarse elements of a tick: what they are, and the states behind the turn.
+        """Write the coarse elements of a tick; return them and the states after the turn.
 
-        Elements are written by the layers below k; then the turn goes through the tower at once.
+        The layers below k write the elements; then the turn goes through the tower at once.
         """
         coarse = cast(Coarse, self.coarse)
         depth = self.config.coarse_depth
@@ -439,7 +442,7 @@ class HdLM(System):
             if coarse.decided is not None:
                 lower = lower + coarse.decided(said, number)[:, 0, 0]
                 continue
-            # As published, all layers run at every step; other modes need those below k.
+            # As published, all layers run at every step; the other modes need only those below k.
             ends = self.config.exit_mode == "none"
             run, conv = self._run({COARSE: said}, ahead, first=number, ends=ends)
             lower = run.orders.below.states_at_ticks(run.lower, lower)[:, 0]
@@ -456,7 +459,7 @@ class HdLM(System):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
         turns = self.turns.num_turns(num_ticks)
         heads = 2 * self.head.weight.numel()
@@ -471,17 +474,17 @@ class HdLM(System):
         return (tower / num_ticks + heads) * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return list(self.tower.layers)
 
 
 def _are_nothing(ids: Int[Tensor, "*B"]) -> bool:
-    """Whether no row has an element: asking the device is worth what need not be computed then."""
+    """Return whether no row has an element; this reads from the device, but may save a pass."""
     return not is_traced() and not bool((ids != UNSET_ID).any())
 
 
 def _layout(config: HdLMConfig) -> Layout:
-    """The coarse stream, whose steps come when their block is finished, and the part stream."""
+    """Return the coarse stream, whose steps come when their block is finished, and the part."""
     part = Stream(name=PART, role=Role.PART, vocab_size=config.vocab_size, predicted=True)
     if not config.coarse_depth:
         return Layout(streams=(part,))

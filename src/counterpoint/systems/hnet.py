@@ -1,20 +1,20 @@
-"""H-Net (arXiv:2507.07955): a hierarchy that finds its own chunks.
+"""H-Net (arXiv:2507.07955): a hierarchy that learns where its chunks begin.
 
-The stages, one within the other, are `counterpoint.blocks.stage`, and the chunker is
-`counterpoint.blocks.chunk`. A chunk is the vector of its first step, so it exists from that step
-on, and the stage's decoder reads it there: a boundary at a step depends on the steps up to it.
+`counterpoint.blocks.stage` has the stages, which are nested, and `counterpoint.blocks.chunk` has
+the chunker. A chunk is the vector of its first step. It exists from that step on, and the decoder
+of the stage reads it there, so a boundary at a step depends only on the steps up to it.
 
 Implemented: section 2.1 (stages, widths that grow inwards by a learned vector), 2.2 (routing,
-selection, smoothing, straight-through confidence, ratio loss), 2.3 (a norm behind every network,
+selection, smoothing, straight-through confidence, ratio loss), 2.3 (a norm after every network,
 the residual in float32 that starts at zero, learning rates by stage: `lr_factors`).
 
 Deviations. Encoders and decoders are attention with gated MLPs, not Mamba-2; every system here has
-the same short convolution behind the embedding, which is the local mixing that Mamba-2 brings. The
-residual has no bias. The ratio loss is the mean of those of the rows, so that its sums add up over
-parts of a batch; the published code takes the means of a whole device's batch before it multiplies
-them. Weights of smoothing are not clamped to 1e-4 .. 1 - 1e-4, which changes the first chunk by
-1e-4 of itself. Chunks may be held to a share of the steps (``max_share``), so that the main
-network has rows of fixed length; the published code has one length for each batch.
+the same short convolution after the embedding, which does the local mixing that Mamba-2 would do.
+The residual has no bias. The ratio loss is the mean over rows, so that its sums add up over parts
+of a batch; the published code multiplies the means over the whole batch of a device. Weights of
+smoothing are not clamped to 1e-4 .. 1 - 1e-4, which changes the first chunk by 1e-4 of itself. The
+share of steps that begin a chunk can be limited (``max_share``), so that the rows of the main
+network have a fixed length; in the published code their length depends on the batch.
 
 Checked against: `RoutingModule`, `ChunkLayer`, `DeChunkLayer.step`, the straight-through function
 and `load_balancing_loss` of goombalab/hnet on the same numbers (`tests/blocks/test_chunk.py`), and
@@ -47,7 +47,7 @@ from counterpoint.systems.contract import (
 )
 
 GPT_CHUNK = 4.6
-"""Bytes of a GPT-2 token, by which the paper scales its learning rates."""
+"""Mean number of bytes in a GPT-2 token, by which the paper scales its learning rates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +55,11 @@ class HNetConfig(SystemConfig):
     """Shape of an `HNet`.
 
     Attributes:
-        stages: From the outermost: stages of chunks, of chunks of chunks, and so on.
+        stages: Shapes of the stages, outermost first: chunks, chunks of chunks, and so on.
         main: Tower over the chunks of the innermost stage.
         ratio_weight: Weight of the ratio losses, which are summed over stages.
-        vocab_size: Ids of the part stream.
-        conv_taps: Taps of the convolution behind the embedding.
+        vocab_size: Number of ids of the part stream.
+        conv_taps: Number of taps of the convolution after the embedding.
     """
 
     stages: tuple[StageConfig, ...]
@@ -77,12 +77,12 @@ class HNetConfig(SystemConfig):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Widths from the outermost stage to the main network."""
+        """Widths of the stages, outermost first, and of the main network."""
         return (*(stage.encoder.width for stage in self.stages), self.main.width)
 
 
 def tiny() -> HNetConfig:
-    """2.5M parameters: trains on a laptop in two minutes."""
+    """Return a model of 2.5M parameters, which trains on a laptop in two minutes."""
     outer = TowerConfig(width=112, num_layers=2, num_heads=4, mlp_hidden=304, window=32)
     return HNetConfig(
         stages=(StageConfig(encoder=outer, decoder=outer, max_share=1 / 3),),
@@ -91,7 +91,7 @@ def tiny() -> HNetConfig:
 
 
 def small() -> HNetConfig:
-    """About 27M parameters, one stage."""
+    """Return a model of about 27M parameters, with one stage."""
     outer = TowerConfig(width=384, num_layers=3, num_heads=6, mlp_hidden=1024, window=256)
     return HNetConfig(
         stages=(StageConfig(encoder=outer, decoder=outer, max_share=1 / 3),),
@@ -100,7 +100,7 @@ def small() -> HNetConfig:
 
 
 def small_two_stages() -> HNetConfig:
-    """About 28M parameters, chunks of chunks."""
+    """Return a model of about 28M parameters, with chunks of chunks."""
     outer = TowerConfig(width=320, num_layers=3, num_heads=5, mlp_hidden=864, window=256)
     middle = TowerConfig(width=384, num_layers=2, num_heads=6, mlp_hidden=1024, window=256)
     return HNetConfig(
@@ -113,15 +113,15 @@ def small_two_stages() -> HNetConfig:
 
 
 def lr_factors(config: HNetConfig, gpt_chunk: float = GPT_CHUNK) -> tuple[tuple[str, float], ...]:
-    """Factors of the learning rate by stage, for `OptimizerConfig.lr_factors`.
+    """Return the factors of the learning rate by stage, for `OptimizerConfig.lr_factors`.
 
     The factor of stage s is ``sqrt(gpt_chunk * (share of ticks that reach it) * D_main / D_s)``:
-    a rate grows with the root of the batch and falls with the root of the width.
+    a rate grows with the root of the batch size and falls with the root of the width.
 
     Args:
         config: Shape of the system.
-        gpt_chunk: Bytes of a token of the model that the learning rate was tuned for; 1 if it was
-            tuned on bytes.
+        gpt_chunk: Mean number of bytes in a token of the model whose learning rate was tuned; 1 if
+            it was tuned on bytes.
 
     Source: H-Net, section 2.3.2.
     """
@@ -136,7 +136,7 @@ def lr_factors(config: HNetConfig, gpt_chunk: float = GPT_CHUNK) -> tuple[tuple[
 
 
 class HNetState(NamedTuple):
-    """What a session carries: ticks read, the convolution's last steps, the outermost stage."""
+    """State of a session: ticks read, the last steps of the convolution, the outermost stage."""
 
     position: Int[Tensor, " B"]
     conv: Float[Tensor, "B C D"]
@@ -144,13 +144,13 @@ class HNetState(NamedTuple):
 
 
 class HNet(System):
-    """A causal language model over one stream named ``part``, in chunks that it finds itself."""
+    """A causal language model over one stream named ``part``, in chunks that it learns."""
 
     Config = HNetConfig
     config: HNetConfig
 
     def __init__(self, config: HNetConfig) -> None:
-        """Random weights; the head starts at zero, so the first loss is that of a fair die."""
+        """Make random weights; the head starts at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
         self.layout = _layout(config)
@@ -169,10 +169,10 @@ class HNet(System):
         return {"part": self.head(x)}
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """Cross-entropy of the targets, ratio losses, and what to watch; see `System.losses`.
+        """Return the loss sums of the targets and of the ratios, and values to log.
 
-        ``share_1`` and so on are the shares of steps that begin chunks, by stage. They weigh
-        nothing.
+        The groups ``share_1`` and so on are the shares of steps that begin chunks, by stage; their
+        weight is 0. See `System.losses`.
         """
         x, ratios = self._read_rows(batch)
         losses = self.stream_losses(batch, {"part": self.head(x)})
@@ -185,13 +185,13 @@ class HNet(System):
         return losses
 
     def loss_factor(self, group: str) -> float:
-        """Weight of the ratio loss; see `System.loss_factor`."""
+        """Return the weight of a group of losses; see `System.loss_factor`."""
         if group.startswith("share_"):
             return 0.0
         return self.config.ratio_weight if group == "ratio" else 1.0
 
     def _read_rows(self, batch: Batch) -> tuple[Float[Tensor, "B T D"], Ratios]:
-        """Whole rows, behind the outermost decoder."""
+        """Return the states of whole rows after the outermost decoder, and the ratios."""
         ids = batch.ticks["part"]
         start = batch.document_start
         age = torch.arange(ids.shape[1], device=ids.device) - start
@@ -204,7 +204,7 @@ class HNet(System):
 
     @property
     def window_ticks(self) -> int:
-        """What the furthest tower reaches on chunks of the intended length.
+        """Reach of the furthest tower, in ticks, if chunks have the intended length.
 
         Chunks may be of any length, so there is no bound. See `System.window_ticks`.
         """
@@ -216,7 +216,7 @@ class HNet(System):
         return int(max(*reached, ticks * self.config.main.window))
 
     def initial_state(self, batch_size: int) -> HNetState:
-        """State before the first tick; see `System.initial_state`."""
+        """Return the state before the first tick; see `System.initial_state`."""
         return HNetState(
             position=torch.zeros(batch_size, dtype=torch.long, device=self.device),
             conv=self.conv.initial_state(batch_size),
@@ -226,7 +226,7 @@ class HNet(System):
     def read(
         self, ticks: Ticks, state: HNetState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], HNetState]:
-        """Read some more ticks; see `System.read`."""
+        """Read the next ticks; see `System.read`."""
         return in_chunks(self._read_chunk, self.stage.chunk_steps, ticks, state, lengths)
 
     def _read_chunk(
@@ -251,7 +251,7 @@ class HNet(System):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`.
+        """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`.
 
         Inner networks are counted for as many chunks as there is room for, which is what is
         computed: ``max_share`` of the steps, whatever the text.
@@ -260,21 +260,21 @@ class HNet(System):
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return [layer for tower in self.stage.towers() for layer in tower.layers]
 
 
 def _mean_of_rows(total: Float[Tensor, ""], num_ticks: int, weight: Tensor) -> LossSums:
-    """Sums of which the mean is that of rows: each row counts its ticks."""
+    """Return sums whose mean is the mean over rows: each row counts its ticks."""
     nats = total * num_ticks
     return LossSums(weight, nats, nats, weight)
 
 
 def _layout(config: HNetConfig) -> Layout:
-    """The part stream, and a stream for the chunks of each stage.
+    """Return the part stream, and a stream for the chunks of each stage.
 
-    A chunk is the vector of one tick, the first, and is there with it; the content says which ticks
-    have one.
+    A chunk is the vector of one tick, its first, and exists from that tick on; which ticks begin a
+    chunk depends on the content.
     """
     part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
     chunks = (

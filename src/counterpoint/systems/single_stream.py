@@ -1,8 +1,8 @@
 """The plain control: one stream, one causal transformer with full or windowed attention.
 
-A pre-norm transformer in the shape of Llama (arXiv:2302.13971) with rotary positions, SwiGLU and no
-biases, plus the short causal convolution behind the embedding that every system here has.
-Checked against: Hugging Face `LlamaForCausalLM` with the same weights and the convolution at zero
+It is a pre-norm transformer in the shape of Llama (arXiv:2302.13971), with rotary positions, SwiGLU
+and no biases. Like every system here it has a short causal convolution after the embedding.
+Checked against: Hugging Face `LlamaForCausalLM` with the same weights and a convolution of zeros
 (`tests/systems/test_single_stream.py`).
 """
 
@@ -39,9 +39,9 @@ class SingleStreamConfig(SystemConfig):
 
     Attributes:
         tower: The transformer; its window is the context in ticks.
-        vocab_size: Ids of the stream.
-        conv_taps: Taps of the convolution behind the embedding; 0 for none.
-        tied_head: Score with the embedding's own table instead of a head.
+        vocab_size: Number of ids of the stream.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
+        tied_head: Whether scores are computed with the embedding's own table instead of a head.
     """
 
     tower: TowerConfig
@@ -51,7 +51,7 @@ class SingleStreamConfig(SystemConfig):
 
     @property
     def num_summaries(self) -> int:
-        """Summary steps that the tower's mixer wants behind each block."""
+        """Number of summary steps that the tower's mixer needs after each block."""
         mixer = self.tower.mixer
         return mixer.num_summaries if isinstance(mixer, FarAttentionConfig) else 0
 
@@ -63,28 +63,28 @@ class SingleStreamConfig(SystemConfig):
 
 
 def tiny() -> SingleStreamConfig:
-    """1.4M parameters: trains on a laptop in two minutes."""
+    """Return a model of 1.4M parameters, which trains on a laptop in two minutes."""
     return SingleStreamConfig(
         tower=TowerConfig(width=144, num_layers=5, num_heads=3, mlp_hidden=400, window=32)
     )
 
 
 def small() -> SingleStreamConfig:
-    """About 25M parameters."""
+    """Return a model of about 25M parameters."""
     return SingleStreamConfig(
         tower=TowerConfig(width=512, num_layers=8, num_heads=8, mlp_hidden=1376, window=1024)
     )
 
 
 def base() -> SingleStreamConfig:
-    """About 150M parameters."""
+    """Return a model of about 150M parameters."""
     return SingleStreamConfig(
         tower=TowerConfig(width=1024, num_layers=12, num_heads=16, mlp_hidden=2752, window=2048)
     )
 
 
 class SingleStreamState(NamedTuple):
-    """What a session carries: ticks read, the convolution's last steps, the caches."""
+    """State of a session: ticks read, the last steps of the convolution, and the caches."""
 
     position: Int[Tensor, " B"]
     conv: Float[Tensor, "B C D"]
@@ -98,7 +98,7 @@ class SingleStream(System):
     tick_stages: ClassVar[tuple[str, ...]] = ("read",)
 
     def __init__(self, config: SingleStreamConfig) -> None:
-        """Random weights; all scores start at zero, so the first loss is that of a fair die."""
+        """Make random weights; all scores start at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
         part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
@@ -135,7 +135,7 @@ class SingleStream(System):
         reach: MixerReach,
         caches: tuple[MixerState, ...] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The tower over ticks, and over the summary steps of their blocks if it has such steps."""
+        """Run the tower over ticks, and over the summary steps of blocks if its mixer has any."""
         if self.summary is None:
             return self.tower(x, reach, caches)
         summaries = self.summary.to(x.dtype).repeat(reach.num_blocks, 1)
@@ -149,11 +149,11 @@ class SingleStream(System):
 
     @property
     def window_ticks(self) -> int:
-        """The context; see `System.window_ticks`."""
+        """The context in ticks; see `System.window_ticks`."""
         return self.config.tower.reach_steps
 
     def initial_state(self, batch_size: int) -> SingleStreamState:
-        """State before the first tick; see `System.initial_state`."""
+        """Return the state before the first tick; see `System.initial_state`."""
         none = self.embedding.weight.new_zeros(batch_size, 0, self.config.tower.width)
         return SingleStreamState(
             torch.zeros(batch_size, dtype=torch.long, device=self.embedding.weight.device),
@@ -164,7 +164,7 @@ class SingleStream(System):
     def read(
         self, ticks: Ticks, state: SingleStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], SingleStreamState]:
-        """Read some more ticks; see `System.read`."""
+        """Read the next ticks; see `System.read`."""
         return in_chunks(self._read_chunk, self.tower.chunk_steps, ticks, state, lengths)
 
     def _read_chunk(
@@ -190,7 +190,7 @@ class SingleStream(System):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         forward = self.tower.flops_per_step(num_ticks) + 2 * self.embedding.weight.numel()
         mixer = self.config.tower.mixer
         if isinstance(mixer, FarAttentionConfig):
@@ -198,5 +198,5 @@ class SingleStream(System):
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return list(self.tower.layers)

@@ -1,15 +1,15 @@
 """Our two-stream language model: a thin part tower writes under the plan of a wide whole tower.
 
-The part stream (bytes) runs at every tick, the whole stream once a block of ticks:
+The part stream (bytes) has a step every tick, the whole stream a step for every block of ticks:
 
     part, lower layers  ->  compressor of the finished block  ->  whole tower
-    part, upper layers  <-  plan of the newest whole, and cross-attention to all of them
+    part, upper layers  <-  plan of the newest whole state, and cross-attention to all whole states
 
 Both towers are causal and explicit: the whole can be read, kept, edited and swapped while the model
-generates. With ``lag_blocks >= 1`` a block is used only that many blocks later, so that the whole
-tower can run beside the part tower instead of before its next step.
+generates. With ``lag_blocks >= 1`` a whole state is used only that many blocks later, so that the
+whole tower can run at the same time as the part tower instead of before its next step.
 
-Source: the project's design. Relatives: MegaByte (arXiv:2305.07185) for plans, SpaceByte
+Source: the project's own design. Related work: MegaByte (arXiv:2305.07185) for plans, SpaceByte
 (arXiv:2404.14408) for blocks that end at spaces, DLCM (arXiv:2512.24617) for cross-attention to
 concepts. Checked against the rule of visibility (`tests/systems/test_contract.py`); there is no
 published reference.
@@ -62,11 +62,11 @@ from counterpoint.systems.two_stream_losses import (
 )
 from counterpoint.systems.two_stream_state import LowerStates, Reading, TwoStreamState
 
-WORDS = (ord(" "), ord("\n"))  # bytes after which a word has ended
+WORDS = (ord(" "), ord("\n"))  # bytes that end a word
 
 
 def tiny() -> TwoStreamConfig:
-    """2.6M parameters: trains on a laptop in two minutes."""
+    """Return a model of 2.6M parameters, which trains on a laptop in two minutes."""
     return TwoStreamConfig(
         part=TowerConfig(width=128, num_layers=4, num_heads=4, mlp_hidden=320, window=32),
         whole=TowerConfig(width=192, num_layers=3, num_heads=3, mlp_hidden=512, window=64),
@@ -78,7 +78,7 @@ def tiny() -> TwoStreamConfig:
 
 
 def small() -> TwoStreamConfig:
-    """About 30M parameters."""
+    """Return a model of about 30M parameters."""
     return TwoStreamConfig(
         part=TowerConfig(width=384, num_layers=6, num_heads=6, mlp_hidden=1024, window=256),
         whole=TowerConfig(width=640, num_layers=3, num_heads=10, mlp_hidden=1712, window=512),
@@ -89,7 +89,7 @@ def small() -> TwoStreamConfig:
 
 
 def base() -> TwoStreamConfig:
-    """About 150M parameters."""
+    """Return a model of about 150M parameters."""
     return TwoStreamConfig(
         part=TowerConfig(width=640, num_layers=8, num_heads=10, mlp_hidden=1712, window=256),
         whole=TowerConfig(width=1152, num_layers=6, num_heads=18, mlp_hidden=3072, window=1024),
@@ -100,10 +100,10 @@ def base() -> TwoStreamConfig:
 
 
 class TwoStream(System, Level):
-    """A part tower and a whole tower that run at two rates and steer each other.
+    """A part tower and a whole tower that run at two rates and guide each other.
 
-    It is the level of its whole itself, so that weights have the names they had before wholes could
-    stand on each other.
+    The class is itself the level of its whole, so that the names of its weights do not depend on
+    the number of levels.
     """
 
     Config = TwoStreamConfig
@@ -111,7 +111,7 @@ class TwoStream(System, Level):
     tick_stages: ClassVar[tuple[str, ...]] = ("read_lower", "read_whole_tower", "read_upper")
 
     def __init__(self, config: TwoStreamConfig) -> None:
-        """Random weights; the head starts at zero, so the first loss is that of a fair die."""
+        """Make random weights; the head starts at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
         self.layout = layout_of(config)
@@ -144,7 +144,7 @@ class TwoStream(System, Level):
 
         Args:
             batch: Rows of ticks.
-            whole: Whole states to use in place of the model's own: edited, or another text's.
+            whole: Whole states in place of the model's own, for example edited ones.
         """
         lower = self._read_rows(batch)
         if whole is None:
@@ -164,9 +164,13 @@ class TwoStream(System, Level):
         return {WHOLE_TEXT: text, "part": self.head(self.notes.follow(hidden, notes))}
 
     def read_whole(self, batch: Batch) -> Reading:
-        """The whole states and how the part stream used them; needs a link."""
+        """Return the whole states and how the part stream used them.
+
+        Raises:
+            UserError: The model has no links.
+        """
         if not self.steering.links:
-            raise UserError("Only links show attention: expected `num_links` >= 1, got 0.")
+            raise UserError("Attention is shown by links: expected `num_links` >= 1, got 0.")
         lower = self._read_rows(batch)
         whole = self._read_whole(lower, self.compress(lower.cut))
         weights: list[Tensor] = []
@@ -179,7 +183,7 @@ class TwoStream(System, Level):
 
     @torch.no_grad()
     def read_codes(self, batch: Batch) -> Int[Tensor, "B W S"]:
-        """The codes of all blocks, one a slot: all that the whole knows of the text.
+        """Return the codes of all blocks, one for each slot: all that the whole knows of the text.
 
         Raises:
             UserError: The whole has no `code_levels`.
@@ -187,7 +191,7 @@ class TwoStream(System, Level):
         return self.codes(self._read_rows(batch).cut)
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
-        """Cross-entropy of the targets and the whole's own losses; see `System.losses`."""
+        """Return the loss sums of the targets and the whole's own losses; see `System.losses`."""
         ids = batch.ticks["part"]
         targets = batch.targets["part"]
         config = self.config
@@ -219,7 +223,7 @@ class TwoStream(System, Level):
         return losses
 
     def loss_factor(self, group: str) -> float:
-        """Weights of the whole's own losses; see `System.loss_factor`."""
+        """Return the weights of the whole's own losses; see `System.loss_factor`."""
         factors = {
             "predict": self.config.predict_weight,
             "reconstruct": self.config.reconstruct_weight,
@@ -231,10 +235,10 @@ class TwoStream(System, Level):
             factors[WHOLE_TEXT] = self.config.text.loss_weight
         return factors.get(group, 1.0)
 
-    # One text for whole rows and for chunks of sessions
+    # The same code for whole rows and for chunks of sessions
 
     def _read_rows(self, batch: Batch, keep: Bool[Tensor, "B 1"] | None = None) -> LowerStates:
-        """Whole rows below the upper part layers; rows that do not keep are told no text."""
+        """Run the lower part layers on whole rows; rows in which ``keep`` is False get no text."""
         ids = batch.ticks["part"]
         start = batch.document_start
         age = torch.arange(ids.shape[1], device=ids.device) - start
@@ -253,7 +257,7 @@ class TwoStream(System, Level):
         start: Start,
         state: TwoStreamState | None = None,
     ) -> LowerStates:
-        """The lower part layers, and the blocks that they finish."""
+        """Run the lower part layers, and find the blocks that they finish."""
         states, level = (None, None) if state is None else (state.part, state.whole)
         x = self.part(x, reach, states, layers=range(self.config.lower_layers))
         most = None
@@ -272,26 +276,26 @@ class TwoStream(System, Level):
         return LowerStates(x, reach, cut, cut.before, cut.finished, None, ends)
 
     def _led_by(self, keep: Bool[Tensor, "B 1"] | None) -> ChangeText:
-        """What makes of text the one that each row is led by; see `led_text`."""
+        """Return the function from the rows' text to the text that guides them; see `led_text`."""
         shuffled = self.config.whole_control == "shuffled"
         return partial(led_text, keep=keep, shuffled=shuffled)
 
     def _read_whole(
         self, lower: LowerStates, compressed: Float[Tensor, "B W D2"]
     ) -> Float[Tensor, "B W D2"]:
-        """The whole states of whole rows that each row is led by."""
+        """Return the whole states that guide each of the whole rows."""
         whole = self.read_blocks(compressed, lower.cut, None)
         return next_rows(whole) if self.config.whole_control == "shuffled" else whole
 
     def _guidance(
         self, lower: LowerStates, published: Published, keep: Bool[Tensor, "B 1"] | None = None
     ) -> Guidance:
-        """What every tick may use of the whole; nothing in rows that do not keep."""
+        """Return what every tick may use of the whole: nothing in rows where ``keep`` is False."""
         streaming = lower.after is not None
         guidance = self.guidance(published, lower.cut, lower.reach, streaming=streaming, keep=keep)
         if lower.ends is None or streaming:
             return guidance
-        # Times one: the gradient says whether to be surer of where blocks end.
+        # The factor is 1; its gradient trains how confident the router is about the ends of blocks.
         sure = straight_through(lower.ends.confidence)[..., None].to(guidance.plan.dtype)
         return guidance._replace(plan=guidance.plan * sure)
 
@@ -302,7 +306,7 @@ class TwoStream(System, Level):
         states: tuple[MixerState, ...] | None = None,
         weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Upper part layers and norm; appends each link's attention to ``weights`` if given."""
+        """Run the upper part layers and the norm; append the links' attention to ``weights``."""
         x = self.write_upper(self.part, lower.x, lower.reach, guidance, states, weights)
         return self.norm(x)
 
@@ -310,7 +314,7 @@ class TwoStream(System, Level):
 
     @property
     def window_ticks(self) -> int:
-        """What the part tower or a whole reaches; see `System.window_ticks`."""
+        """Reach of the part tower or of a whole; see `System.window_ticks`."""
         streams = [stream for stream in self.layout.by_role(Role.WHOLE) if not stream.predicted]
         reached = [
             reach_ticks(stream, level.whole.reach_steps // level.steps_a_block)
@@ -320,15 +324,15 @@ class TwoStream(System, Level):
 
     @property
     def usable_blocks(self) -> int:
-        """Blocks that must be finished before any is read; see `HasWhole.usable_blocks`."""
+        """Number of blocks to be finished before one is read; see `HasWhole.usable_blocks`."""
         return first_visible(self.config.lag_blocks)
 
     def finished_blocks(self, state: TwoStreamState) -> Int[Tensor, " B"]:
-        """Blocks that each session has finished; see `HasWhole.finished_blocks`."""
+        """Return the blocks that each session has finished; see `HasWhole.finished_blocks`."""
         return state.whole.finished
 
     def initial_state(self, batch_size: int) -> TwoStreamState:
-        """State before the first tick; see `System.initial_state`."""
+        """Return the state before the first tick; see `System.initial_state`."""
         return TwoStreamState(
             position=self._zeros(batch_size),
             conv=self.conv.initial_state(batch_size),
@@ -348,20 +352,20 @@ class TwoStream(System, Level):
 
     @property
     def chunk_ticks(self) -> int:
-        """Most ticks that the rings can take at once; `read` cuts what is longer."""
+        """Largest number of ticks that the rings can take at once; `read` cuts longer calls."""
         shortest = 1 if self.config.ends_early else self.config.block_ticks
         return min(self.part.chunk_steps, self.chunk_blocks() * shortest)
 
     def read(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], TwoStreamState]:
-        """Read some more ticks; see `System.read`."""
+        """Read the next ticks; see `System.read`."""
         return in_chunks(self._read_chunk, self.chunk_ticks, ticks, state, lengths)
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
     ) -> dict[str, Int[Tensor, "B ..."]]:
-        """Write the text of the whole, where it is due, and the next tick; see `System.write`."""
+        """Write the text of the whole, if it is due, and the next tick; see `System.write`."""
         written: dict[str, Tensor] = {}
         if self.notes is not None:
             written[WHOLE_TEXT] = self.notes.write(hidden, partial(choose, WHOLE_TEXT))
@@ -381,11 +385,11 @@ class TwoStream(System, Level):
     def read_lower(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
     ) -> LowerStates:
-        """First third of `read`: the lower part layers, and the blocks that they finish.
+        """Run the first third of `read`: the lower part layers, and the blocks that they finish.
 
-        At most `chunk_ticks`. With a lag, `read_whole_tower` may come after `read_upper`, or run
-        beside it and beside later chunks, in order: only the blocks of each row that are visible
-        after the chunk must be published before `read_upper`.
+        A chunk has at most `chunk_ticks`. With a lag, `read_whole_tower` may come after
+        `read_upper`, or run in another thread during this and later chunks, in order. Only the
+        blocks of each row that are visible after the chunk must be published before `read_upper`.
         """
         ids = ticks["part"]
         num_ticks = ids.shape[1]
@@ -411,7 +415,7 @@ class TwoStream(System, Level):
         return lower._replace(after=TwoStreamState(position, conv, state.part, whole, text, ends))
 
     def read_whole_tower(self, lower: LowerStates, state: TwoStreamState) -> None:
-        """Second third of `read`, if blocks are finished: the whole tower takes them."""
+        """Run the second third of `read`, if blocks are finished: feed them to the whole tower."""
         whole = self.read_blocks(self.compress(lower.cut), lower.cut, state.whole)
         self.steering.publish(
             whole, lower.cut.end_step, lower.before, lower.finished, state.whole.published
@@ -420,7 +424,7 @@ class TwoStream(System, Level):
     def read_upper(
         self, lower: LowerStates, state: TwoStreamState
     ) -> tuple[Float[Tensor, "B T D"], TwoStreamState]:
-        """Last third of `read`: the upper part layers write under the published whole."""
+        """Run the last third of `read`: the upper part layers, guided by the published whole."""
         if lower.after is None:
             raise AssertionError("`read_lower` of a session gives the state after it")
         published = state.whole.published
@@ -430,7 +434,7 @@ class TwoStream(System, Level):
         return self._write_part(lower, guidance, state.part), lower.after
 
     def kept_whole(self, state: TwoStreamState) -> tuple[Tensor, Tensor]:
-        """Kept whole states (B, C, D2) and the block of each (B, C), negative in empty slots."""
+        """Return the kept whole states (B, C, D2) and their blocks (B, C), < 0 in empty slots."""
         kept = state.whole.published.coarse[:, :-1]
         return kept, ring_steps(state.whole.finished, kept.shape[1], kept.shape[1])
 
@@ -441,18 +445,18 @@ class TwoStream(System, Level):
         self.steering.edit(state.whole.published, state.whole.finished, block, whole)
 
     def swap(self, state: TwoStreamState, donor: TwoStreamState) -> TwoStreamState:
-        """The session of ``state`` going on with a copy of the whole of ``donor``.
+        """Return the session ``state`` with a copy of the whole of ``donor`` in place of its own.
 
-        The donor must have at least as many finished blocks; its newer ones are left behind. Each
-        block stands where the session's own ended. The text that holds is the donor's as well. See
-        `Level.lent` for the errors.
+        The donor must have finished at least as many blocks; its newer ones are left out. Each
+        block stands at the tick at which the session's own block ended. The donor's newest text
+        replaces the session's as well. See `Level.lent` for the errors.
         """
         return state._replace(whole=self.lent(state.whole, donor.whole), text=deepcopy(donor.text))
 
     def tell(self, state: TwoStreamState, notes: Int[Tensor, "B K"]) -> None:
-        """Replace the text of the whole under which the part is written from now on.
+        """Replace the text of the whole that guides the part from now on.
 
-        It holds until the next text; all unset, no text holds.
+        The new text holds until the next one is written. If all its ids are unset, no text holds.
 
         Raises:
             UserError: The whole is not written as text.
@@ -466,7 +470,7 @@ class TwoStream(System, Level):
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
-        """Forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
         usual = self.config.usual_block_ticks
         num_blocks = round(num_ticks / usual) if usual else num_ticks // config.block_ticks
@@ -479,7 +483,7 @@ class TwoStream(System, Level):
         head = 2 * self.head.weight.numel()
         forward += head
         if self.notes is not None and (predicted is None or WHOLE_TEXT in predicted):
-            # In training only where a text may stand is it scored, and followed.
+            # In training the text is scored and followed only at ticks where it may stand.
             share = num_blocks / num_ticks if training else 1.0
             forward += share * (self.notes.flops_to_write() + self.notes.flops_to_follow())
         if training and config.predict_weight:
@@ -488,10 +492,10 @@ class TwoStream(System, Level):
             a_block = 2 * self.reconstructor.unfold.weight.numel() + config.block_ticks * head
             forward += a_block * num_blocks / num_ticks
         if training and config.whole_control == "frozen":
-            # Weights that do not learn have no gradient; what flows through them has.
+            # Frozen weights have no gradient of their own, but gradients flow through them.
             return 3 * forward - self.frozen_flops * num_blocks / num_ticks
         return forward * (3 if training else 1)
 
     def shard_units(self) -> list[nn.Module]:
-        """Modules that distributed training shards one by one."""
+        """Return the modules that distributed training shards one by one."""
         return list(dict.fromkeys([*self.part.layers, *self.whole_layers()]))

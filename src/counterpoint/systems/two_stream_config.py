@@ -14,37 +14,38 @@ from counterpoint.systems.contract import SystemConfig
 WHOLE_TEXT = "whole_text"
 """Stream of the whole as text.
 
-Its step s is written when block s is over, before anything of block s + 1 is: it is the plan of
-that block, and what is known of the text so far.
+Its step s is written when block s is over and before any element of block s + 1 is written: it is
+the plan of block s + 1, and a summary of the text so far.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TwoStreamConfig(SystemConfig, LevelConfig):
-    """Shape of a `TwoStream`; that of its whole is a `LevelConfig`.
+    """Shape of a `TwoStream`; the fields of `LevelConfig` are the shape of its whole.
 
     Attributes:
-        part: Tower of the fine stream; its window is in ticks.
-        levels: Wholes above the whole, from below: each compresses blocks of the one below it, and
-            leads its upper layers. They have no losses of their own.
+        part: Tower of the fine stream; its window is counted in ticks.
+        levels: Wholes above the whole, lowest first. Each compresses blocks of the whole below it,
+            and guides the upper layers of that whole. They have no losses of their own.
         boundary_ids: Ids after which a block of the part stream ends early, such as a space.
-        learned_ends: A block of the part stream ends early where the model finds an end; ``None``:
-            nowhere.
-        usual_block_ticks: Ticks of a block on the intended text, for counting FLOPs; ``None``:
-            `block_ticks`.
-        whole_dropout: Share of training rows that have to do without the whole.
-        shared_layers: The whole and those above it use the layers of the part tower in place of
-            their own: one stack of layers serves all levels, whose shapes may differ in their
-            windows alone. The control of levels without towers of their own.
-        whole_control: What is taken from the whole to see what it gives. "shuffled": each row reads
-            the whole of the next row of its batch, the last one that of the first, in training and
-            everywhere else; a row alone in a batch reads zeros. "frozen": compressor and whole
-            tower keep their random weights.
-        predict_weight: Weight of the loss that each plan has as a prediction of its own.
-        reconstruct_weight: Weight of rebuilding each block from its compressed form.
-        vocab_size: Ids of the part stream.
-        conv_taps: Taps of the convolution behind the embedding.
-        text: The whole is also written as text: a few ids for each block, under which it is then
+        learned_ends: Router that finds the early ends of blocks of the part stream; ``None`` if
+            there is no router.
+        usual_block_ticks: Mean number of ticks of a block in the intended text, for counting FLOPs;
+            ``None`` means `block_ticks`.
+        whole_dropout: Share of training rows in which the whole is hidden from the part.
+        shared_layers: Whether the whole and those above it use the layers of the part tower instead
+            of their own: one stack of layers serves all levels, whose shapes may differ only in
+            their windows. This is the control of levels without towers of their own.
+        whole_control: Control that shows what the whole contributes. "shuffled": each row reads the
+            whole of the next row of its batch, and the last row that of the first, in training and
+            everywhere else; a row alone in a batch reads zeros. "frozen": the compressor and the
+            whole tower keep their random weights.
+        predict_weight: Weight of the loss with which each plan predicts its tick by itself.
+        reconstruct_weight: Weight of the loss of rebuilding each block from its compressed form.
+        vocab_size: Number of ids of the part stream.
+        conv_taps: Number of taps of the convolution after the embedding.
+        text: Shape of the text of the whole: a few ids for each block, in the stream `WHOLE_TEXT`,
+            which guide the block; ``None`` if the whole is not written as text.
             written, in the stream `WHOLE_TEXT`. ``None``: it is not.
     """
 
@@ -84,7 +85,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             if replace(level.whole, window=self.part.window) != self.part:
                 raise UserError(
                     "With `shared_layers` the shape of a whole must be the part's, but for its "
-                    f"window: got {level.whole} beside {self.part}."
+                    f"window: got {level.whole} for a whole and {self.part} for the part."
                 )
         self._check_ends()
         if not 0 <= self.whole_dropout <= 1:
@@ -117,16 +118,16 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
 
 
 def levels_of(config: TwoStreamConfig) -> list[LevelConfig]:
-    """The whole and those above it, from below."""
+    """Return the shapes of the whole and of the levels above it, lowest first."""
     return [config, *config.levels]
 
 
 def layout_of(config: TwoStreamConfig) -> Layout:
-    """The whole as text, if it is written, the part stream, and a stream for each whole."""
+    """Return the streams: text of the whole if it has one, part, and one for each whole."""
     part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
     text: list[Stream] = []
     if config.text is not None:
-        # Later by a tick than the block it closes: before the first element of the next one.
+        # One tick later than the block that it closes: before the first element of the next block.
         own = Stream(
             name=WHOLE_TEXT,
             role=Role.WHOLE,

@@ -1,4 +1,4 @@
-"""Parts of the losses of a `TwoStream`, and what its controls take from the whole."""
+"""Parts of the losses of a `TwoStream`, and the changes that its controls make to the whole."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,15 @@ from counterpoint.systems.contract import LossSums, stream_loss
 from counterpoint.systems.two_stream_config import WHOLE_TEXT
 
 ChangeText = Callable[[Int[Tensor, "B T K"]], Int[Tensor, "B T K"]]
-"""Gives for the text of a batch the one that its rows are led by."""
+"""Function from the text of a batch to the text that guides its rows."""
 
 
 def led_text(
     notes: Int[Tensor, "B T K"], keep: Bool[Tensor, "B 1"] | None, *, shuffled: bool
 ) -> Int[Tensor, "B T K"]:
-    """The text that each row is led by: its own, or that of the next row if it is shuffled.
+    """Return the text that guides each row: its own, or that of the next row if it is shuffled.
 
-    Rows that do not keep the whole have none.
+    Rows in which ``keep`` is False have no text.
     """
     if shuffled:
         notes = next_rows(notes)
@@ -37,9 +37,9 @@ def text_loss(
     block_ticks: int,
     led_by: ChangeText,
 ) -> tuple[LossSums, Float[Tensor, "B T D"]]:
-    """The loss of the text where it may stand, and the states of the part that follow it.
+    """Return the loss of the text at the ticks where it may stand, and the part states after it.
 
-    It is divided by the ticks, as that of the part: what a tick costs is the sum of both.
+    The loss is divided by the ticks, as that of the part: the loss of a tick is the sum of both.
     """
     due = slice(block_ticks - 1, None, block_ticks)
     targets = batch.targets[WHOLE_TEXT][:, due]
@@ -52,13 +52,13 @@ def text_loss(
 
 
 def ids_of_blocks(ids: Int[Tensor, "B T"], grid: BlockGrid) -> Int[Tensor, "B W R"]:
-    """The ids of each block; `UNSET_ID` before its first."""
+    """Return the ids of each block (B, W, R), with `UNSET_ID` in places before the block."""
     written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
     return written.masked_fill(~grid.real, UNSET_ID)
 
 
 def ratio_losses(ends: Chunks, ratio: float, weight: Tensor) -> dict[str, LossSums]:
-    """What draws blocks towards ``ratio`` ticks, and the share of ticks that end one, to log."""
+    """Return the loss that draws blocks to ``ratio`` ticks, and the logged share of block ends."""
     losses, shares = ratio_loss(ends, None, ratio)
     named = (("ratio", losses), ("share", shares))
     sums = {name: values.mean() * weight for name, values in named}
@@ -66,5 +66,5 @@ def ratio_losses(ends: Chunks, ratio: float, weight: Tensor) -> dict[str, LossSu
 
 
 def next_rows(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:
-    """For every row what stands in the next one: the last has the first one's, one alone zeros."""
+    """Return for every row the next one; the last row gets the first, and a row alone zeros."""
     return x.roll(-1, 0) if len(x) > 1 else torch.zeros_like(x)

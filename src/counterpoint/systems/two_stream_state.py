@@ -1,4 +1,4 @@
-"""What a session of a `TwoStream` carries, and what its stages hand on."""
+"""State of a session of a `TwoStream`, and the values that its stages pass on."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ from counterpoint.blocks.mixer import MixerReach, MixerState
 
 
 class TwoStreamState(NamedTuple):
-    """What a session carries.
+    """State of a session.
 
     Attributes:
-        position: Ticks read.
+        position: Number of ticks read.
         conv: Last steps of the convolution.
-        part: States of the part tower's layers.
+        part: States of the layers of the part tower.
         whole: State of the whole.
-        text: The text of the whole that holds, its ids plus 1; empty where it writes none.
-        ends: Ends of blocks that were found; empty where they are not learned.
+        text: The newest text of the whole, its ids plus 1; empty if the whole has no text.
+        ends: Number of ends that the router has found; empty if ends are not learned.
     """
 
     position: Int[Tensor, " B"]
@@ -31,13 +31,13 @@ class TwoStreamState(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What `TwoStream.read_whole` shows.
+    """The whole states of a batch, and how the part stream used them.
 
     Attributes:
         whole: Whole states.
-        attention: Mean attention over links and heads of every tick on the null key (first) and on
-            every block.
-        finished: Blocks finished at or before every tick.
+        attention: Attention of every tick, averaged over links and heads, to the null key (first)
+            and to every block.
+        finished: Number of blocks finished at or before every tick.
     """
 
     whole: Float[Tensor, "B W D2"]
@@ -46,17 +46,17 @@ class Reading(NamedTuple):
 
 
 class LowerStates(NamedTuple):
-    """A chunk between the lower and the upper part layers.
+    """A chunk after the lower layers and before the upper layers of the part tower.
 
     Attributes:
         x: Lower part states.
-        reach: What they may read of the part stream.
+        reach: What each tick may read of the part stream.
         cut: The blocks that end within the chunk.
-        before: Blocks finished before the chunk.
-        finished: Blocks that the chunk finished.
-        after: The state after the chunk (its rings are shared with the state before); ``None`` for
+        before: Number of blocks finished before the chunk.
+        finished: Number of blocks finished within the chunk.
+        after: The state after the chunk, which shares its rings with the state before; ``None`` for
             whole rows.
-        ends: Where the model let blocks end; ``None`` where that is not learned.
+        ends: The router's decisions where blocks end; ``None`` if ends are not learned.
     """
 
     x: Float[Tensor, "B T D"]
