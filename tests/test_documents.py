@@ -56,7 +56,8 @@ def test_commands_have_the_options_that_pages_show(
     _, verb, *words = shlex.split(command)
     # A recipe, a preset or a part of a verb has options of its own.
     subject = words[:1] if verb in ("train", "study", "info", "task") else []
-    if subject and ("runs/" in subject[0] or subject[0].isupper() or ".py" in subject[0]):
+    is_name = subject and not ("runs/" in subject[0] or ".py" in subject[0])
+    if not is_name or subject[0].isupper() or subject[0].startswith("--"):
         subject = []
     with contextlib.suppress(SystemExit):
         main([verb, *subject, "--help-all"])

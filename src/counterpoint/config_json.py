@@ -162,6 +162,12 @@ def first_difference(old: Any, new: Any, where: str = "config") -> str | None:
             for key in dict.fromkeys((*old, *new))
         )
         return next((difference for difference in differences if difference), None)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        differences = (
+            first_difference(*pair, f"{where}[{number}]")
+            for number, pair in enumerate(zip(old, new, strict=True))
+        )
+        return next((difference for difference in differences if difference), None)
     return None if old == new else f"{where} ({old!r}, here {new!r})"
 
 

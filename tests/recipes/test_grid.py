@@ -15,6 +15,7 @@ from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
 from counterpoint.evaluate.tasks import answer
+from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells
 from counterpoint.recipes import grid_workers as module
@@ -132,8 +133,22 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, "run_cell", again)
     assert run_grid(grid, tmp_path, progress=quiet()) == first
-    with pytest.raises(UserError, match="this grid"):
+    with pytest.raises(UserError, match=r"another grid.num_items \(8, here 9\)"):
         run_grid(replace(grid, num_items=9), tmp_path, progress=quiet())
+    wider = (grid.arms[0], replace(grid.arms[1], system=tiny(16), unmatched="wider"))
+    with pytest.raises(UserError, match=r"another grid.arms\[1\].system.tower.width \(8, here 16"):
+        run_grid(replace(grid, arms=wider), tmp_path, progress=quiet())
+
+
+def test_fields_that_are_new_since_a_grid_was_begun_have_their_defaults(tmp_path: Path) -> None:
+    grid = tiny_grid()
+    run_grid(grid, tmp_path, progress=quiet())
+    path = tmp_path / "grid.json"
+    kept = read_json(path)
+    del kept["grid"]["tuning_share"]
+    write_json(path, kept)
+    run_grid(grid, tmp_path, progress=quiet())
+    assert "tuning_share" in read_json(path)["grid"]
 
 
 def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
@@ -248,6 +263,7 @@ def test_processes_give_what_one_process_gives(
 KILLED = """
 import sys
 from pathlib import Path
+from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
 from counterpoint.recipes.grid_run import run_grid
 from tests.recipes.test_grid import two_cells

@@ -104,10 +104,12 @@ def _cells(grid: Grid, pair: tuple[str, str]) -> Sequence[Cell]:
 
 def _answering_s(grid: Grid, task: str, system: System) -> float:
     """Seconds to answer all items, at the end and on the way, by those for some."""
-    items = [TASKS[task].item(ITEMS_SEED, number) for number in range(BATCH_ITEMS)]
+    # A GPU answers all at once, and some take as long as all: see `run_cell`.
+    count = BATCH_ITEMS if system.device.type == "cpu" else grid.num_items
+    items = [TASKS[task].item(ITEMS_SEED, number) for number in range(count)]
     list(answer(system, items[:2]))  # prepares libraries
     begin = time.perf_counter()
-    TASKS[task].score(items, list(answer(system, items)))
+    TASKS[task].score(items, list(answer(system, items, count)))
     item_s = (time.perf_counter() - begin) / len(items)
     every = grid.train.evaluate_every
     times = grid.train.num_steps // every if every else 0

@@ -7,6 +7,7 @@ for each arm and task the rate with the best primary score on ``tuning_seeds`` i
 reported on ``seeds``. A rate with which learning diverges is not chosen.
 """
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -15,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.config_json import encode
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS
 from counterpoint.evaluate.report.grid_table import running_table
-from counterpoint.files import read_json, write_json
+from counterpoint.files import write_json
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
+from counterpoint.recipes.begun import read_begun
 from counterpoint.recipes.cells import (
     Cell,
     cell_path,
@@ -148,16 +149,25 @@ def _run_cells(
 
 def _keep_or_check(grid: Grid, folder: Path) -> None:
     """A folder belongs to one grid; seeds may be added, for they change no cell."""
-    facts = {
-        name: value for name, value in encode(grid).items() if name not in ("seeds", "purpose")
-    }
-    # A task of a later version of this library may have other items under the same name.
-    facts["first items"] = [TASKS[task].item(0, 0).text for task in grid.tasks]
-    digest = json_digest(facts)
     path = folder / GRID
-    if path.exists() and read_json(path).get("digest") != digest:
-        raise UserError(
-            f"{folder} must belong to this grid: its {GRID} was written for another one. "
-            "Name another folder."
-        )
-    write_json(path, {"digest": digest, "grid": encode(grid)})
+    # A task of a later version of this library may have other items under the same name.
+    items = {task: TASKS[task].item(0, 0).text for task in grid.tasks}
+    if path.exists():
+        begun = read_begun(path, ("grid",))
+        old = begun["grid"]
+        with contextlib.suppress(UserError):  # a field that is gone: the difference names it
+            old = encode(decode(Grid, old))  # fields that are new since then have defaults
+        changed = first_difference(_facts(old), _facts(encode(grid)), "grid")
+        if changed is None:
+            changed = first_difference(begun.get("first_items", items), items, "first item of task")
+        if changed is not None:
+            raise UserError(
+                f"{folder} must belong to this grid: it was begun with another {changed}. Name "
+                "another folder."
+            )
+    write_json(path, {"grid": encode(grid), "first_items": items})
+
+
+def _facts(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the cells of a grid."""
+    return {name: value for name, value in grid.items() if name not in ("seeds", "purpose")}
