@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.train.tiny import (
     Letters,
     Noisy,
     build,
+    measure,
     rows,
     run_here,
     settings,
@@ -139,6 +141,29 @@ def test_signal_saves_and_resumes_bit_identically(
     assert not result.finished
     assert result.counters.step == 4  # the running step was finished, no other begun
     assert result.checkpoint == checkpoint_paths(tmp_path)[0]
+    assert run_here(tmp_path, settings()).finished
+    assert_same_run(tmp_path, straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [4, 6, 8])  # without and with a checkpoint of its own, at the end
+def test_signal_interrupts_an_evaluation_which_is_then_made_first(
+    step: int, number: signal.Signals, tmp_path: Path, straight: Path
+) -> None:
+    calls: list[int] = []
+
+    def evaluate_long(system: nn.Module) -> Mapping[str, float]:
+        calls.append(2 * len(calls) + 2)
+        if calls[-1] == step:
+            signal.raise_signal(number)
+            raise AssertionError("the signal did not interrupt")
+        return measure(system)
+
+    result = run_here(tmp_path, settings(), evaluate=evaluate_long)
+    assert not result.finished
+    assert calls[-1] == result.counters.step == step
+    assert result.checkpoint.name == f"step_{step:08d}"
+    assert [line["step"] for line in rows(tmp_path) if "evaluation" in line] == calls[:-1]
     assert run_here(tmp_path, settings()).finished
     assert_same_run(tmp_path, straight)
 

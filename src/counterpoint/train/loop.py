@@ -27,7 +27,7 @@ from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter
 from counterpoint.train.run_folder import only_one
-from counterpoint.train.stop_signal import StopSignal
+from counterpoint.train.stop_signal import StopNow, StopSignal
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """A function that measures a model; all processes call it in evaluation mode, without gradients."""
@@ -244,7 +244,8 @@ def train(
 
     The folder gets ``metrics.jsonl`` and ``checkpoints/``. On SIGINT or SIGTERM the current step is
     finished, a checkpoint is written and the call returns. The same call continues the run; on the
-    CPU its losses are equal bit for bit to those of a run that was never stopped.
+    CPU its losses are equal bit for bit to those of a run that was never stopped. An evaluation in
+    one process is interrupted by the signal, and made first by the next call.
 
     Args:
         system: A `counterpoint.systems.contract.System` on its device; with several processes,
@@ -295,16 +296,22 @@ def _run(
     stopped = False
     while True:
         # A checkpoint is written before the evaluation of its step. A run that was stopped between
-        # the two evaluates first when it is resumed.
-        if (
+        # the two, or in the evaluation, evaluates first when it is resumed.
+        is_owed = (
             evaluate is not None
-            and not stopped
             and counters.step > 0
             and is_due(counters.step, config.evaluate_every, config.num_steps)
             and not record.evaluated(counters.step)
-        ):
-            evaluation = trainer.evaluate(evaluate)
-            record.evaluation(counters, evaluation)
+        )
+        if evaluate is not None and is_owed and not stopped:
+            measured = _interruptibly(trainer, evaluate, stop)
+            if measured is None:
+                stopped = True
+                record.save_once(state)
+            else:
+                is_owed = False
+                evaluation = measured
+                record.evaluation(counters, evaluation)
         if stopped or counters.step >= config.num_steps:
             break
         try:
@@ -319,7 +326,7 @@ def _run(
         record.step(state, step)
         if stopped or is_due(counters.step, config.checkpoint_every, config.num_steps):
             record.save(state)
-    finished = counters.step >= config.num_steps
+    finished = counters.step >= config.num_steps and not is_owed
     if not finished:
         record.note(
             f"Stopped after step {counters.step} of {config.num_steps}; saved {record.checkpoint}. "
@@ -334,6 +341,22 @@ def _run(
         loss=loss,
         evaluation=evaluation,
     )
+
+
+def _interruptibly(
+    trainer: Trainer, evaluate: Evaluate, stop: StopSignal
+) -> dict[str, float] | None:
+    """Measure the model; ``None`` if a signal has interrupted it.
+
+    Of several processes none is interrupted, because the others would wait for it.
+    """
+    if trainer.world.size > 1:
+        return trainer.evaluate(evaluate)
+    try:
+        with stop.obeyed_at_once():
+            return trainer.evaluate(evaluate)
+    except StopNow:
+        return None
 
 
 def split_batch(batch: Batch, num_parts: int) -> list[Batch]:

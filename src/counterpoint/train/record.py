@@ -98,6 +98,7 @@ class Record:
         self.run = run
         self.metrics: MetricsFile | None = None
         self.checkpoint: Path | None = None
+        self._saved_step: int | None = None
 
     def note(self, text: str) -> None:
         """Tell the user something."""
@@ -139,6 +140,7 @@ class Record:
         self._check_data(path)
         state.counters = restore(path, state.system, state.optimizers, self.world)
         self.checkpoint = path
+        self._saved_step = state.counters.step
         self.note(f"Going on after step {state.counters.step}, from {path}.")
         changed = first_difference(
             read_manifest(path)["train"], encode(state.config), "train config"
@@ -213,6 +215,11 @@ class Record:
             f"checkpoint is {self.checkpoint or 'none'}. Make room and run the same command again."
         )
 
+    def save_once(self, state: TrainState) -> None:
+        """Write a checkpoint unless there is one of this step; see `save`."""
+        if self._saved_step != state.counters.step:
+            self.save(state)
+
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, with all processes, and delete old ones.
 
@@ -232,6 +239,7 @@ class Record:
             self.world,
             {"train": encode(state.config), "run": self.run},
         )
+        self._saved_step = state.counters.step
         if self.world.is_first:
             remove_old_checkpoints(self.folder, state.config.keep_checkpoints, self.checkpoint)
 
