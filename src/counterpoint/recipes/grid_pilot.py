@@ -11,7 +11,7 @@ from counterpoint.data.recorded import record
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
 from counterpoint.progress import Progress
-from counterpoint.recipes.budget import EVALUATION_UNITS, time_run
+from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, time_run
 from counterpoint.recipes.cells import CURVE_ITEMS, ITEMS_SEED, Cell, cell_run
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.grid_workers import Workers
@@ -68,7 +68,7 @@ def _time_cell(grid: Grid, seconds: float, pair: tuple[str, str]) -> CellTiming:
     """Time a cell that is trained alone."""
     run = cell_run(grid, _cells(grid, pair)[0])
     run = replace(run, train=replace(run.train, evaluate_every=0))
-    timing = time_run(run, World(), Progress(quiet=True), None, seconds)
+    timing = time_run(run, World(), Progress(quiet=True), Plan(), seconds)
     system = build_system(run.system, run.train.seed)
     return CellTiming(step_s=timing.step_s, fixed_s=_FIXED_S + _answering_s(grid, pair[0], system))
 
