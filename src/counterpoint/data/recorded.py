@@ -1,4 +1,4 @@
-"""Batches that are made once and read by several runs, such as all arms of a study."""
+"""Recorded batches, which are made once and read by several runs, such as all arms of a study."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +14,19 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Ticks
 
 _SMALLEST = torch.int16
-"""Type in which ids are kept where they fit."""
+"""Type in which ids are stored if they fit."""
 
 
 class Recorded(NamedTuple):
     """The first steps of a `BatchSource`, one tensor for each stream.
 
     Attributes:
-        ticks: Ids that are read, (N, T, ...) for all rows of all steps in their order.
+        ticks: Ids to be read, (N, T, ...) for all rows of all steps in order.
         targets: Ids to be predicted.
         elements: See `Batch.elements`.
         document_start: First tick of each tick's document.
         sizes: `Batch.size` of every step.
-        batch_rows: Rows of a step.
+        batch_rows: Number of rows of a step.
         unit: See `Batch.unit`.
     """
 
@@ -39,10 +39,10 @@ class Recorded(NamedTuple):
     unit: str
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step; see `BatchSource.batch`.
+        """Return the batch of a step; see `BatchSource.batch`.
 
         Raises:
-            UserError: That step was not recorded.
+            UserError: The step was not recorded.
         """
         if not 0 <= step < len(self.sizes):
             raise UserError(
@@ -60,7 +60,7 @@ class Recorded(NamedTuple):
         )
 
     def to(self, device: torch.device | str) -> "Recorded":
-        """The same batches on another device."""
+        """Return the same batches on another device."""
         return self._replace(
             ticks={name: ids.to(device) for name, ids in self.ticks.items()},
             targets={name: ids.to(device) for name, ids in self.targets.items()},
@@ -73,8 +73,8 @@ def record(source: BatchSource, num_steps: int) -> Recorded:
     """Read the first steps of a source.
 
     Args:
-        source: Gives batches of one shape and of no particular kind.
-        num_steps: How many; at least one.
+        source: Source of batches that all have the same shape and no particular kind.
+        num_steps: Number of steps, at least one.
     """
     batches = [_smaller(source.batch(step)) for step in range(num_steps)]
     first = batches[0]
@@ -92,12 +92,12 @@ def record(source: BatchSource, num_steps: int) -> Recorded:
 
 
 def record_once(source: BatchSource, num_steps: int, path: Path) -> Recorded:
-    """What `record` gives, read from a file where it was written before.
+    """Return the result of `record`, from a file if it was written there before.
 
     Args:
         source: See `record`.
         num_steps: See `record`.
-        path: The file; its name must say what is in it.
+        path: Path of the file; its name must identify the content.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def record_once(source: BatchSource, num_steps: int, path: Path) -> Recorded:
 
 
 def _smaller(batch: Batch) -> Batch:
-    """The same ids in as few bytes as they need."""
+    """Return the same ids in as few bytes as they need."""
     return replace(
         batch,
         ticks={name: _small(ids) for name, ids in batch.ticks.items()},
@@ -125,5 +125,5 @@ def _small(ids: Tensor) -> Tensor:
 
 
 def _read(ids: Tensor) -> Tensor:
-    """Ids as models want them; features stay as they are."""
+    """Return ids as int64 for the models; features are returned unchanged."""
     return ids if ids.is_floating_point() else ids.long()

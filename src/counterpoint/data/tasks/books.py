@@ -1,9 +1,9 @@
-"""T8 and T9: passages of real books, beside what was changed in them and what stands above them.
+"""T8 and T9: passages of real books, against changed passages and below various titles.
 
 Books are a folder of .txt and .md files (`# Title`, then headings such as "Author: NAME"), or the
-King James Bible that comes with this library. No author is on both sides: what is scored are the
-books below ``valid`` in the folder, or else those of some authors, chosen by a hash of their names;
-`held_out_titles` names them for training.
+King James Bible that comes with this library. No author is both learned from and scored: the scored
+books are those below ``valid`` in the folder or, if there is no such folder, the books of some
+authors, chosen by a hash of their names; `held_out_titles` names them for training.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from counterpoint.data.text.documents import Document, Section, kjv, read_folder
 from counterpoint.errors import UserError
 
 HELD_OUT_SHARE = 0.15
-"""Share of the authors whose books are scored, where a folder has no ``valid``."""
+"""Share of the authors whose books are scored if a folder has no ``valid``."""
 
 LEAST_SYMBOLS = 400
 """Chapters with fewer symbols are left out."""
@@ -37,7 +37,7 @@ _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}\b")  # within a sentence, so no
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """A book; the author is its title where none is told."""
+    """A book; its author is its title if no author is given."""
 
     title: str
     author: str
@@ -54,13 +54,13 @@ class BookPassage:
 
 @dataclass(frozen=True, slots=True)
 class TextChoice:
-    """Texts, and the same with something changed: which are likelier?
+    """Texts and changed versions of them; the task is to tell which are the originals.
 
     Attributes:
-        kind: What was changed, one of `KINDS`.
+        kind: Kind of the change, one of `KINDS`.
         document: Title of the book.
-        right: The texts as they were.
-        wrong: The same texts changed: as many symbols in all.
+        right: The original texts.
+        wrong: The changed texts, with the same number of symbols in total.
     """
 
     kind: str
@@ -75,9 +75,9 @@ class ContextText:
 
     Attributes:
         document: Title of the book.
-        contexts: By name ("own", "other", "absent"): what is read before it.
-        text: What is scored.
-        names: First and last symbol, behind it, of the names that were told earlier than a window.
+        contexts: Texts that are read before it, by name ("own", "other", "absent").
+        text: Text that is scored.
+        names: First and last symbol (exclusive) of the names that occurred before the window.
     """
 
     document: str
@@ -88,16 +88,16 @@ class ContextText:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShuffleChoice:
-    """T8: original against changed passages; chance is a half.
+    """T8: choices between original and changed passages; chance is a half.
 
-    Each passage comes with every kind of change, one after the other. Two paragraphs of it are
-    exchanged; two passages of different authors exchange a paragraph; or the sentences of one
-    paragraph are shuffled. Only the last can be told from the paragraph alone. The first paragraph
-    of a passage stays as it is.
+    The kinds of change are used in turn. Two paragraphs of a passage are exchanged; two passages of
+    different authors exchange a paragraph; or the sentences of one paragraph are shuffled. Only the
+    last change can be noticed from one paragraph alone. The first paragraph of a passage is never
+    changed.
 
     Attributes:
         folder: Folder of books; "" is the King James Bible.
-        passage_symbols: Least symbols of a passage.
+        passage_symbols: Smallest number of symbols of a passage.
     """
 
     name: ClassVar[str] = "shuffle"
@@ -105,7 +105,7 @@ class ShuffleChoice:
     passage_symbols: int = 1500
 
     def choice(self, seed: int, number: int) -> TextChoice:
-        """The choice of that number: a pure function of it and of the books."""
+        """Return the choice with a number: a pure function of seed, number and books."""
         passages = _passages(self.folder, self.passage_symbols)
         rng = draw(seed, number // len(KINDS))
         books = sorted(passages)
@@ -135,12 +135,12 @@ class ShuffleChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BookLines:
-    """T9: the beginning of a chapter below its own title, author and heading, another's, or none.
+    """T9: the beginning of a chapter below its own title and author, another book's, or none.
 
     Attributes:
         folder: Folder of books; "" is the King James Bible.
-        passage_symbols: Symbols of a chapter that are scored.
-        window: Names count as recalled where they were told before, but not in so many last
+        passage_symbols: Number of symbols of a chapter that are scored.
+        window: Names count as recalled if they occurred before, but not in this number of last
             symbols.
     """
 
@@ -150,7 +150,7 @@ class BookLines:
     window: int = 256
 
     def text(self, seed: int, number: int) -> ContextText:
-        """The text of that number: a pure function of it and of the books."""
+        """Return the text with a number: a pure function of seed, number and books."""
         rng = draw(seed, number)
         books = scored_books(self.folder)
         book = rng.choice(books)
@@ -170,11 +170,11 @@ class BookLines:
 
 
 def held_out_titles(folder: str, share: float = HELD_OUT_SHARE) -> tuple[str, ...]:
-    """Titles of the books of some authors, for `DataConfig.held_out`; see `scored_books`.
+    """Return the titles of the books of some authors, for `DataConfig.held_out`.
 
     Args:
         folder: Folder of books.
-        share: Share of the authors.
+        share: Share of the authors; see `scored_books`.
     """
     books = [_book(document) for document in read_folder(folder)]
     return tuple(book.title for book in books if _is_held_out(book.author, share))
@@ -182,10 +182,10 @@ def held_out_titles(folder: str, share: float = HELD_OUT_SHARE) -> tuple[str, ..
 
 @lru_cache(maxsize=4)
 def scored_books(folder: str = "") -> tuple[Book, ...]:
-    """The books that no model was trained on, with chapters of some length.
+    """Return the books that no model was trained on, without their very short chapters.
 
     Raises:
-        UserError: They are of fewer than two authors.
+        UserError: The books have fewer than two authors.
     """
     if not folder:
         books = [_book(one) for one in kjv() if one.title in KJV_HELD_OUT]
@@ -205,7 +205,7 @@ def scored_books(folder: str = "") -> tuple[Book, ...]:
 
 
 def recalled_names(text: str, window: int) -> tuple[tuple[int, int], ...]:
-    """Places of names that stand earlier in a text, but not in the last ``window`` symbols."""
+    """Return places of names that occurred before, but not in the last ``window`` symbols."""
     last: dict[str, int] = {}
     found = []
     for match in _NAME.finditer(text):
@@ -233,14 +233,14 @@ def _is_held_out(author: str, share: float) -> bool:
 
 
 def _lines(book: Book, chapter: Section) -> str:
-    """What stands above a chapter, as `Document.text` has it."""
+    """Return the lines above a chapter, as `Document.text` has them."""
     author = "" if book.author == book.title else f"Author: {book.author}"
     return "".join(f"{line}\n\n" for line in (book.title, author, chapter.heading) if line)
 
 
 @lru_cache(maxsize=4)
 def _passages(folder: str, symbols: int) -> dict[str, tuple[BookPassage, ...]]:
-    """Passages of all books that have some, by title: each can be changed in every way."""
+    """Return the passages of all books that have some, by title; each allows every change."""
     found = {}
     for book in scored_books(folder):
         own = [
@@ -260,7 +260,7 @@ def _passages(folder: str, symbols: int) -> dict[str, tuple[BookPassage, ...]]:
 
 
 def _pieces(paragraphs: Sequence[str], symbols: int) -> list[tuple[str, ...]]:
-    """A chapter cut into passages of so many symbols; what is left, or far longer, is dropped."""
+    """Cut a chapter into passages of so many symbols; shorter and much longer ones are dropped."""
     pieces = []
     piece: list[str] = []
     for paragraph in paragraphs:
@@ -274,18 +274,18 @@ def _pieces(paragraphs: Sequence[str], symbols: int) -> list[tuple[str, ...]]:
 
 
 def _can_change(paragraphs: Sequence[str]) -> bool:
-    """Whether a passage can be changed in every way."""
+    """Return whether a passage allows every kind of change."""
     are_different = len(set(paragraphs)) == len(paragraphs)
     return are_different and len(paragraphs) >= 4 and any(map(_can_shuffle, paragraphs[1:]))
 
 
 def _can_shuffle(paragraph: str) -> bool:
-    """Whether it has three sentences or more; parts that end with ; or : count as well."""
+    """Return whether it has three sentences or more; parts that end with ; or : count as well."""
     return len(set(_SENTENCE_END.split(paragraph)[::2])) >= 3
 
 
 def _shuffled(paragraph: str, rng: random.Random) -> str:
-    """The same sentences in another order, with the blanks between them where they were."""
+    """Return the same sentences in another order, with the blanks between them unchanged."""
     parts = _SENTENCE_END.split(paragraph)
     sentences = parts[::2]
     while parts[::2] == sentences:
@@ -298,5 +298,5 @@ def _with(paragraphs: Sequence[str], place: int, text: str) -> tuple[str, ...]:
 
 
 def _joined(texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Texts of paragraphs, with a blank line between any two."""
+    """Return the texts of lists of paragraphs, with blank lines between paragraphs."""
     return tuple("\n\n".join(paragraphs) for paragraphs in texts)

@@ -1,4 +1,4 @@
-"""Task dialogues with state (SGD): utterances are the part, what they are about is the whole."""
+"""Task dialogues with state (SGD): the utterances are the part, intent and slots are the whole."""
 
 import random
 from collections import Counter
@@ -23,17 +23,17 @@ from counterpoint.files import read_json_lines
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dialogues(ExactMatch):
-    """Dialogues of a user and a system, with acts before what the system says, and slots behind.
+    """Dialogues of a user and a system, with the acts before each utterance of the system.
 
-    Asked: "act", what the system does next; "said", what it says; and behind the dialogue "slot",
-    the values that the user gave, word for word. The whole is the user's intent and the slots that
-    are filled, as far as they have been told. Seeds for training give dialogues of ``train.jsonl``,
+    The questions are "act", the next act of the system; "said", its words; and after the dialogue
+    "slot", the values that the user gave, word for word. The whole is the user's intent and the
+    slots that have been filled so far. Seeds for training select dialogues of ``train.jsonl``, and
     seeds for scoring those of ``dev.jsonl``; see `is_scored`.
 
     Attributes:
-        folder: Holds both files, a dialogue a line.
-        most: Most symbols of a dialogue: turns that do not fit are left out.
-        label_symbols: Most symbols of a label, which is cut there.
+        folder: Folder of both files, which have one dialogue a line.
+        most: Largest number of symbols of a dialogue; turns that do not fit are left out.
+        label_symbols: Largest number of symbols of a label; longer labels are cut.
 
     Source: Schema-Guided Dialogue (arXiv:1909.05855).
     """
@@ -46,18 +46,18 @@ class Dialogues(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return self.most
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`: scored dialogues come in their order, others in any."""
+        """Return an item: scored dialogues in order, others at random; see `ScoredTask.item`."""
         if is_scored(seed):
             dialogues = self._read("dev")
             return self._item(dialogues[number % len(dialogues)])
         return self._item(draw(seed, number).choice(self._read("train")))
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`; the others know what is most frequent in training."""
+        """Return the oracle, and a policy that knows the most frequent answers of training."""
         values: dict[str, Counter[str]] = {}
         acts: Counter[str] = Counter()
         for dialogue in self._read("train"):
@@ -116,7 +116,7 @@ def _acts(turn: Mapping[str, Any]) -> str:
 
 
 def _slots(turn: Mapping[str, Any]) -> dict[str, str]:
-    """The slots that a user's turn leaves filled."""
+    """Return the slots that are filled after a turn of the user."""
     if turn["speaker"] != "user":
         return {}
     return {slot: value for frame in turn["frames"] for slot, value in frame["slots"].items()}
@@ -124,7 +124,7 @@ def _slots(turn: Mapping[str, Any]) -> dict[str, str]:
 
 @lru_cache(maxsize=4)
 def _dialogues(path: str) -> list[list[dict[str, Any]]]:
-    """The turns of every dialogue of a file."""
+    """Return the turns of every dialogue of a file."""
     if not Path(path).is_file():
         raise UserError(f"A folder of dialogues must have train.jsonl and dev.jsonl: no {path!r}.")
     found = []

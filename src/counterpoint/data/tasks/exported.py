@@ -1,8 +1,8 @@
-"""Tasks as files that any model can be scored on: a folder with all of them and their scorer.
+"""Export of tasks as files on which any model can be scored, together with their scorer.
 
 The folder has a .jsonl file for each task, ``score.py`` (a copy of the module
-`counterpoint.data.tasks.scoring`) and ``lm_eval`` (a task group for lm-eval, over the same files).
-None of it needs this library.
+`counterpoint.data.tasks.scoring`) and ``lm_eval`` (a task group for lm-eval that reads the same
+files). Nothing in it needs this library.
 """
 
 import json
@@ -21,18 +21,19 @@ from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_json_lines, write_text
 
 EXPORT_SEED = HELD_OUT_SEED - 1
-"""Seed of the items that are written: no run learns from it."""
+"""Seed of the exported items, from which no run learns."""
 
 AnyTask = PartWholeTask | Questions | Dialogues | ShuffleChoice | BookLines
-"""Whatever can be written."""
+"""A task that can be exported."""
 
 
 def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
-    """All tasks by name.
+    """Return all tasks by name.
 
     Args:
-        data_folder: May hold ``books``, ``trec-qc`` and ``sgd-mini``. Without books it is the King
-            James Bible whose passages are taken; without the others their tasks are left out.
+        data_folder: Folder that may contain ``books``, ``trec-qc`` and ``sgd-mini``. Without
+            ``books`` the passages are those of the King James Bible; without the others their
+            tasks are left out.
     """
     folder = Path(data_folder) if data_folder else None
     if folder is not None and not folder.is_dir():
@@ -53,7 +54,7 @@ def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
 
 
 def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
-    """The lines of a task."""
+    """Yield the lines of a task."""
     for number in range(num_lines):
         head = {"task": task.name, "id": number}
         if isinstance(task, ShuffleChoice):
@@ -69,7 +70,7 @@ def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[di
 def write_folder(
     folder: Path, tasks: Mapping[str, AnyTask], num_lines: int, seed: int = EXPORT_SEED
 ) -> list[Path]:
-    """Write tasks and what scores them; the files of the tasks."""
+    """Write tasks and their scorers; return the paths of the task files."""
     group = folder / "lm_eval"
     group.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -85,10 +86,10 @@ def write_folder(
 
 
 def read_folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of all tasks of a folder, by task.
+    """Return the lines of all tasks of a folder, by task.
 
     Raises:
-        UserError: There is none, or a line is no line of a task.
+        UserError: The folder has no lines, or a line is not a line of a task.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
@@ -108,10 +109,10 @@ def read_folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def score_folder(folder: Path, answers: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of the tasks of a folder that some answers belong to; see `scoring.score`.
+    """Return the scores of some answers to the tasks of a folder; see `scoring.score`.
 
     Raises:
-        UserError: An answer belongs to no line, or lacks something.
+        UserError: An answer belongs to no line, or lacks a field.
     """
     given = [line for _, line in read_json_lines(answers)]
     try:
@@ -124,10 +125,10 @@ def score_folder(folder: Path, answers: Path) -> dict[str, dict[str, dict[str, f
 
 
 def item_of(line: Mapping[str, Any]) -> Item:
-    """The item of a line, without its facts.
+    """Return the item of a line, without its facts.
 
     Raises:
-        UserError: The line is no item.
+        UserError: The line is not an item.
     """
     try:
         answers = tuple(ItemAnswer(**one) for one in line["answers"])
@@ -148,7 +149,7 @@ def _no_item(line: Mapping[str, Any]) -> UserError:
 
 
 def _lm_eval_task(name: str, task: AnyTask) -> str:
-    """A task of lm-eval: exact match, or a choice by likelihood."""
+    """Return a task of lm-eval: exact match, or a choice by likelihood."""
     aggregation = "mean"
     if isinstance(task, ShuffleChoice | BookLines):
         has_contexts = isinstance(task, BookLines)
@@ -193,6 +194,6 @@ def _lm_eval_group(names: list[str]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """JSON is YAML, but for the tags of lm-eval, which stand without quotes."""
+    """Return a value as YAML: JSON, except that the tags of lm-eval stand without quotes."""
     is_function = isinstance(value, str) and value.startswith("!function")
     return str(value) if is_function else json.dumps(value)

@@ -1,10 +1,10 @@
 """Items of a task: a text, the answers in it, and how answers are scored.
 
-A task is a frozen config with knobs. Its items are pure functions of a seed and a number, so that
-anybody makes the same ones. An item is text of single-byte symbols, whose last part asks questions
-and gives the right answers; a model is scored on these answers alone, each read behind the true
-text before it. `policies` are answers that anyone could give who sees a part of the text only: what
-they get is the floor that a model has to beat.
+A task is a frozen config with options. Its items are pure functions of a seed and a number, so that
+everyone makes the same items. An item is a text of single-byte symbols whose last part asks
+questions and contains the right answers; a model is scored on these answers only, each read after
+the true text before it. `policies` answer from a part of the text only, without a model: their
+scores are the floors that a model has to beat.
 """
 
 import random
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 HELD_OUT_SEED = 1_000_000
-"""Added to the seed of the items that are learned from: items that are scored are others."""
+"""Added to the seed of the training items for held-out items, so that these are different."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ItemAnswer:
     """A right answer within an item.
 
     Attributes:
-        kind: What is asked, such as "part", "whole" or "joint".
+        kind: Kind of the question, such as "part", "whole" or "joint".
         start: Place of its first symbol in the text of the item.
         text: The answer itself.
     """
@@ -35,12 +35,13 @@ class ItemAnswer:
 
 @dataclass(frozen=True, slots=True)
 class WholeLabel:
-    """What can be said of the whole of an item so far, in a few symbols.
+    """A statement about the whole of an item so far, in a few symbols.
 
-    It is what a coarse stream of text can be trained with; see `Item.whole`.
+    A coarse stream of text can be trained with such labels; see `Item.whole`.
 
     Attributes:
-        start: It is true of this many first symbols of the text, and until the next label.
+        start: Number of first symbols of the text of which the label is true; it holds until the
+            next label.
         text: The label itself.
     """
 
@@ -54,10 +55,10 @@ class Item:
 
     Attributes:
         text: Symbols of one byte each.
-        answers: In the order in which they stand in the text.
-        facts: What the text was made from, for policies and scorers; no model sees it.
-        whole: Coarse text beside it, in the order of its starts. Only models that write a second
-            stream of text are trained with it; no answer depends on it.
+        answers: Answers, in the order in which they stand in the text.
+        facts: Values from which the text was made, for policies and scorers; no model sees them.
+        whole: Labels of the whole, in the order of their starts. Only models that write a second
+            stream of text are trained with them; no answer depends on them.
     """
 
     text: str
@@ -67,15 +68,15 @@ class Item:
 
 
 Replies = Mapping[int, str]
-"""What was answered, by the number of the answer within its item."""
+"""Texts that were answered, by the number of the answer within its item."""
 
 ItemPolicy = Callable[[Item, random.Random], Replies]
-"""Answers an item from its facts."""
+"""Function that answers an item from its facts."""
 
 
 @runtime_checkable
 class ScoredTask(Protocol):
-    """A generator with a scorer and floors; a frozen dataclass whose fields are its knobs."""
+    """A generator with a scorer and floors: a frozen dataclass whose fields are its options."""
 
     @property
     def name(self) -> str:
@@ -84,38 +85,38 @@ class ScoredTask(Protocol):
 
     @property
     def primary(self) -> str:
-        """The score that decides: it was declared before anything was run."""
+        """The score that decides, which was declared before anything was run."""
         ...
 
     @property
     def most_symbols(self) -> int:
-        """No item is longer than this."""
+        """Largest number of symbols of an item."""
         ...
 
     def item(self, seed: int, number: int) -> Item:
-        """The item of that number: a pure function."""
+        """Return the item with a number: a pure function of seed and number."""
         ...
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """Policies by name; "oracle" reads the whole text, the others a part of it."""
+        """Return policies by name; "oracle" reads the whole text, the others a part of it."""
         ...
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """Scores of answers by name, `primary` among them."""
+        """Return the scores of answers by name, `primary` among them."""
         ...
 
     def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """Numerator and denominator of one item: the primary score is the ratio of their sums."""
+        """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
         ...
 
 
 class ExactMatch:
-    """Scoring of a task whose answers are right where they are equal: a base of such tasks.
+    """Base of tasks whose answers are right if they are equal to the true ones.
 
     Attributes:
-        scoring: What lines of exported items say to their scorer beyond that: "flag" the answer
-            whose F1 is scored, "together" a score of all answers of an item at once, "asked" the
-            kind that lm-eval asks, where it is not the primary score.
+        scoring: Additional rules for the scorer of exported items: "flag" is the answer whose F1
+            is scored, "together" a score of all answers of an item at once, "asked" the kind that
+            lm-eval asks if it is not the primary score.
     """
 
     __slots__ = ()
@@ -123,25 +124,25 @@ class ExactMatch:
     scoring: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """Share of right answers by kind; see `ScoredTask.score`."""
+        """Return the share of right answers by kind; see `ScoredTask.score`."""
         return accuracy(items, given)
 
     def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """Right answers of the primary kind, and all of them; see `ScoredTask.counts`."""
+        """Return the right and all answers of the primary kind; see `ScoredTask.counts`."""
         own = [number for number, one in enumerate(item.answers) if one.kind == self.primary]
         return sum(given.get(number) == item.answers[number].text for number in own), len(own)
 
 
 def draw(seed: int, number: int) -> random.Random:
-    """Random numbers of one item: those of other items do not move when one draws more."""
+    """Return the random numbers of one item, which do not depend on those of other items."""
     return random.Random(f"{seed} {number}")  # seeded by text: equal on every machine
 
 
 class Writer:
-    """Writes the text of an item piece by piece and remembers where its answers stand."""
+    """Writes the text of an item piece by piece and records the places of its answers."""
 
     def __init__(self) -> None:
-        """Nothing is written yet."""
+        """Begin with an empty text."""
         self.text = ""
         self.answers: list[ItemAnswer] = []
         self.whole: list[WholeLabel] = []
@@ -156,24 +157,24 @@ class Writer:
         self.text += text
 
     def label(self, text: str) -> None:
-        """Say what holds of the whole from here on; what holds already is not said again."""
+        """Add a label that holds from here on, unless the same label holds already."""
         if not self.whole or self.whole[-1].text != text:
             self.whole.append(WholeLabel(len(self.text), text))
 
     def item(self, **facts: Any) -> Item:
-        """The item."""
+        """Return the item."""
         if not self.text.isascii():
             raise AssertionError("items are made of single bytes")
         return Item(self.text, tuple(self.answers), facts, tuple(self.whole))
 
 
 def is_scored(seed: int) -> bool:
-    """Whether a seed gives items that are scored, of tasks that have a finite number of them."""
+    """Return whether a seed is for scoring; it selects items of tasks with finitely many."""
     return seed >= HELD_OUT_SEED // 2
 
 
 def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float]:
-    """Share of right answers, by kind; an answer that was not given is wrong."""
+    """Return the share of right answers by kind; a missing answer is wrong."""
     right: dict[str, list[bool]] = {}
     for item, answers in zip(items, given, strict=True):
         for number, answer in enumerate(item.answers):
@@ -182,7 +183,7 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
 
 
 def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
-    """Scores of every policy of a task, by policy and name, and of the best constant."""
+    """Return the scores of every policy of a task and of the best constant, by policy and name."""
     items = [task.item(seed, number) for number in range(num_items)]
     found = {}
     for name, policy in task.policies().items():
@@ -194,7 +195,7 @@ def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, f
 
 
 def commonest(items: Iterable[Item]) -> dict[str, str]:
-    """The answer that is right most often, by kind: no other constant is right more often."""
+    """Return the most frequent right answer by kind: no constant answer is right more often."""
     counts: dict[str, Counter[str]] = {}
     for item in items:
         for answer in item.answers:
@@ -203,5 +204,5 @@ def commonest(items: Iterable[Item]) -> dict[str, str]:
 
 
 def always(texts: Mapping[str, str], item: Item) -> Replies:
-    """The same answer to every question of a kind."""
+    """Return the same answer to every question of a kind."""
     return {number: texts[one.kind] for number, one in enumerate(item.answers)}

@@ -33,15 +33,15 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Questions(ExactMatch):
-    """Which kind of answer a question asks for: one of 6 coarse classes, and of 50 fine ones.
+    """The kind of answer that a question asks for: one of 6 coarse and of 50 fine classes.
 
-    Scores: "coarse"; "fine", behind the right coarse class; "both"; and "consistent", where the
-    fine class that was given belongs to the coarse one that was given. The whole is the coarse
-    class. Seeds for training give questions of ``train.txt``, seeds for scoring those of
+    The scores are "coarse"; "fine", given the right coarse class; "both"; and "consistent", the
+    share of given fine classes that belong to the given coarse class. The whole is the coarse
+    class. Seeds for training select questions of ``train.txt``, and seeds for scoring those of
     ``test.txt``; see `is_scored`.
 
     Attributes:
-        folder: Holds both files, with a line "COARSE:fine question" each.
+        folder: Folder of both files, whose lines are "COARSE:fine question".
 
     Source: Li and Roth, Learning question classifiers (2002).
     """
@@ -53,18 +53,18 @@ class Questions(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return max(len(_item(one).text) for name in ("train", "test") for one in self._read(name))
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`: test questions come in their order, others in any."""
+        """Return an item; test questions come in order, others at random; see `ScoredTask.item`."""
         if is_scored(seed):
             questions = self._read("test")
             return _item(questions[number % len(questions)])
         return _item(draw(seed, number).choice(self._read("train")))
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`; "oracle" is who labelled them."""
+        """Return policies by name; "oracle" answers with the labels; see `ScoredTask.policies`."""
         by_word: dict[tuple[str, ...], Counter[tuple[str, str]]] = {}
         for one in self._read("train"):
             for words in ((), tuple(one.text.split()[:1]), tuple(one.text.split()[:2])):
@@ -87,7 +87,7 @@ class Questions(ExactMatch):
         }
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
+        """Return the scores of answers; see `ScoredTask.score`."""
         pairs = {(one.coarse, one.fine) for one in self._read("train")}
         told = [(answers.get(0, ""), answers.get(1, "")) for answers in given]
         both = [self.counts(*pair)[0] for pair in zip(items, given, strict=True)]
@@ -98,7 +98,7 @@ class Questions(ExactMatch):
         }
 
     def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
+        """Return the numerator and denominator of an item; see `ScoredTask.counts`."""
         return int(all(given.get(i) == one.text for i, one in enumerate(item.answers))), 1
 
     def _read(self, name: str) -> tuple[Question, ...]:
@@ -120,7 +120,7 @@ def _questions(path: str) -> tuple[Question, ...]:
     if not Path(path).is_file():
         raise UserError(f"A folder of questions must have train.txt and test.txt: no {path!r}.")
     questions = []
-    # The files are Latin-1; one letter of one question is no ASCII.
+    # The files are Latin-1; one letter of one question is not ASCII.
     for number, line in enumerate(Path(path).read_text("latin-1").splitlines(), 1):
         label, _, text = line.encode("ascii", "replace").decode().partition(" ")
         coarse, colon, fine = label.partition(":")

@@ -1,19 +1,19 @@
-"""Scores what any model answered to exported tasks; it needs nothing but Python.
+"""Scores the answers of any model to exported tasks; it needs nothing but Python.
 
 Usage: python score.py FOLDER ANSWERS.jsonl
 
-FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl names the ``task`` and the
-``id`` of a line there, and says what the model gave:
+FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl has the ``task`` and the
+``id`` of a line there, and the model's answer:
 
 - to a line with ``answers`` (kind, start, text): ``answers``, a list of as many texts. The prompt
-  of each is ``text[:start]`` of the line, which holds the right answers before it. If it is known
-  also ``nats``, what each right answer costs there.
-- to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: what the texts of each cost
-  together, such as the sum of their negative log likelihoods.
-- to a line with ``contexts``: ``nats``, by the name of a context: what ``text`` costs behind it;
-  and if it is known ``name_nats``, what the symbols at ``names`` cost.
+  of each is ``text[:start]`` of the line, which contains the right answers before it; optionally
+  also ``nats``, the negative log likelihood of each right answer.
+- to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: the total loss of the texts
+  of each list, such as the sum of their negative log likelihoods.
+- to a line with ``contexts``: ``nats``, the negative log likelihood of ``text`` after each context,
+  by the name of the context; optionally also ``name_nats``, that of the symbols at ``names``.
 
-A text that was not answered counts as wrong; a line whose costs are missing is an error.
+A text that was not answered counts as wrong; a line whose losses are missing is an error.
 """
 
 import json
@@ -26,22 +26,22 @@ from typing import Any
 
 NUM_RESAMPLES = 1000
 Parts = dict[str, tuple[float, float]]
-"""Numerator and denominator of a line, by score: a score is the ratio of their sums."""
+"""Numerator and denominator of a line, by score; a score is the ratio of their sums."""
 
 
 def score(
     lines: Iterable[Mapping[str, Any]], answers: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores by task and name: ``value``, and ``low`` and ``high`` of a 95 % interval.
+    """Return scores by task and name: ``value``, and ``low`` and ``high`` of a 95 % interval.
 
-    Intervals are those of a bootstrap over documents, or over lines that name no document.
+    Intervals come from a bootstrap over documents, or over lines if these name no document.
 
     Args:
         lines: Lines of the tasks.
         answers: Lines of the answers.
 
     Raises:
-        ValueError: An answer belongs to no line, or costs are missing.
+        ValueError: An answer belongs to no line, or losses are missing.
     """
     given = {(line["task"], line["id"]): line for line in answers}
     by_task: dict[str, dict[Any, list[Parts]]] = {}
@@ -85,7 +85,7 @@ def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
 
 
 def _answer_bits(line: Mapping[str, Any], nats: list[float] | None) -> Parts:
-    """Bits a byte of the right answers, by kind, where it is known what they cost."""
+    """Return the bits a byte of the right answers by kind, if their nats are given."""
     return _sums(
         {f"bits, {one['kind']}": (paid / math.log(2), float(len(one["text"].encode())))}
         for one, paid in zip(line["answers"], nats or [], strict=False)
@@ -93,7 +93,7 @@ def _answer_bits(line: Mapping[str, Any], nats: list[float] | None) -> Parts:
 
 
 def _flagged(pairs: list[tuple[Any, str]], flag: str) -> Parts:
-    """F1 of finding what has to be flagged."""
+    """Return the F1 of finding what has to be flagged."""
     found = sum(text == flag == true for text, true in pairs)
     missed = sum(true == flag != text for text, true in pairs)
     alarms = sum(text == flag != true for text, true in pairs)
@@ -105,14 +105,14 @@ def _flagged(pairs: list[tuple[Any, str]], flag: str) -> Parts:
 
 
 def _choice(line: Mapping[str, Any], losses: list[float]) -> Parts:
-    """Whether the original was cheaper; both alike count a half."""
+    """Return whether the original has the lower loss; equal losses count a half."""
     right, wrong = losses
     won = 0.5 if right == wrong else float(right < wrong)
     return {"all": (won, 1), line["kind"]: (won, 1)}
 
 
 def _costs(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
-    """Bits a byte behind every context, and what another's context costs more than the own."""
+    """Return bits a byte after every context, and the excess of other contexts over the own."""
     num_bytes = len(line["text"].encode())
     num_names = sum(len(line["text"][first:stop].encode()) for first, stop in line["names"])
     parts = _bits(answer["nats"], num_bytes, "")
@@ -159,13 +159,13 @@ def _intervals(documents: list[Parts]) -> dict[str, dict[str, float]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file."""
+    """Return the objects of a .jsonl file."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]
 
 
 def main(folder: str, answers: str) -> None:
-    """Print the scores as JSON; tasks that have no answer at all are left out."""
+    """Print the scores as JSON; tasks without any answer are left out."""
     given = read_lines(Path(answers))
     tasks = {line["task"] for line in given}
     lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in read_lines(path)]

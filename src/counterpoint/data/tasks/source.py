@@ -1,7 +1,7 @@
-"""Items of a task as something to learn from: one item a row.
+"""Items of a task as training data: one item a row.
 
-A system that writes a second stream of ids beside its part, such as a whole of text, learns the
-coarse text of the items in it (`Item.whole`); all others are given the part alone.
+A system that writes a second stream of ids, such as a whole of text, learns the labels of the items
+in that stream (`Item.whole`); all other systems get only the part.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +29,14 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskData:
-    """Items of a task, a new one for every row until ``num_items``; a `DataSource`.
+    """Items of a task, up to ``num_items``, one for every row; a `DataSource`.
 
     Attributes:
-        task: Generator, such as those of `counterpoint.data.tasks.part_whole.TASKS`, or one's own.
-        num_items: Items to learn from.
-        num_held_out: Items that are only measured on; they are never among those to learn from.
-        seed: Decides the items.
-        answers_only: Whether answers alone are trained; otherwise every symbol is.
+        task: Generator, one of `counterpoint.data.tasks.part_whole.TASKS` or your own.
+        num_items: Number of items to learn from.
+        num_held_out: Number of items for evaluation, which are never learned from.
+        seed: Seed of the items.
+        answers_only: Whether only answers are trained; otherwise every symbol is.
     """
 
     task: PartWholeTask | Questions | Dialogues | ScoredTask
@@ -47,12 +47,12 @@ class TaskData:
 
     @staticmethod
     def fits(layout: Layout) -> bool:
-        """Whether a system reads bytes: see `DataSource.fits`."""
+        """Return whether a system reads bytes; see `DataSource.fits`."""
         parts = layout.by_role(Role.PART)
         return bool(parts) and (parts[0].vocab_size or 0) >= ByteTokenizer().vocab_size
 
     def num_ticks(self, layout: Layout) -> int:
-        """Ticks of a row: the longest item in whole blocks; see `DataSource.num_ticks`."""
+        """Return the ticks of a row, full blocks for the longest item; a `DataSource` method."""
         return in_blocks(self.task.most_symbols, layout.block_ticks)
 
     def prepare(
@@ -65,17 +65,17 @@ class TaskData:
         world_size: int = 1,
         held_out_only: bool = False,
     ) -> "PreparedTask":
-        """The rows of a system; see `DataSource.prepare`. Nothing is read or cached."""
+        """Return the rows for a system; nothing is cached; see `DataSource.prepare`."""
         return PreparedTask(self, system.layout, block_ticks)
 
 
 class PreparedTask:
-    """Rows of items; it follows `counterpoint.data.source.PreparedSource`.
+    """Rows of items; a `counterpoint.data.source.PreparedSource`.
 
     Attributes:
-        data: What the items are.
-        layout: The streams of the system that reads them.
-        num_ticks: Ticks of a row.
+        data: The data config.
+        layout: Streams of the system that reads the rows.
+        num_ticks: Number of ticks of a row.
     """
 
     def __init__(self, data: TaskData, layout: Layout, block_ticks: int | None = None) -> None:
@@ -84,19 +84,19 @@ class PreparedTask:
         self.num_ticks = in_blocks(data.task.most_symbols, block_ticks or layout.block_ticks)
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
-        """What a run learns from, step by step; arguments as for `Loader`."""
+        """Return the training batches, step by step; for the arguments see `Loader`."""
         rows = ItemRows(self._item(self.data.seed), self.data.num_items, self)
         return Loader(rows, batch_rows, seed, rank, world_size)
 
     def held_out_units(self) -> HeldOutRows | None:
-        """Items that are only measured on."""
+        """Return the held-out items, or ``None`` if there are none."""
         if not self.data.num_held_out:
             return None
         item = self._item(self.data.seed + HELD_OUT_SEED)
         return HeldOutRows(ItemRows(item, self.data.num_held_out, self))
 
     def describe(self) -> str:
-        """How much there is, in words."""
+        """Return a phrase that says how much data there is."""
         return (
             f"items of {self.data.task.name}, {self.num_ticks} ticks each, "
             f"{self.data.num_held_out} held out"
@@ -104,12 +104,12 @@ class PreparedTask:
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is learned from: the generator's knobs, and its first item."""
+        """Digest of the training data: of the generator's options, and of its first item."""
         first = self.data.task.item(self.data.seed, 0).text
         return {"items": {"train": json_digest({"data": encode(self.data), "first": first})}}
 
     def batch(self, items: list[Item]) -> Batch:
-        """Items as rows; see `item_rows`."""
+        """Return items as rows; see `item_rows`."""
         return item_rows(items, self.layout, self.num_ticks, self.data.answers_only)
 
     def _item(self, seed: int) -> Callable[[int], Item]:
@@ -128,26 +128,26 @@ class ItemRows:
         return self._num_items
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """The items of these numbers."""
+        """Return the items with these numbers as rows."""
         return self._rows.batch([self._item(int(number)) for number in indices])
 
     def title(self, index: int) -> str:
-        """Which item a row is."""
+        """Return the name of the item in a row."""
         return f"item {index}"
 
 
 def item_rows(
     items: Sequence[Item], layout: Layout, num_ticks: int, answers_only: bool = True
 ) -> Batch:
-    """Items as rows: every symbol is read, and the answers or all symbols are targets.
+    """Return items as rows: every symbol is read, and the answers or all symbols are targets.
 
-    A second stream that the system writes has a label in each of its steps; see `labels`.
+    A second stream that the system writes has labels in its steps; see `labels`.
 
     Args:
-        items: One a row.
-        layout: The streams of the system.
-        num_ticks: Ticks of a row, a multiple of the layout's `block_ticks`.
-        answers_only: Whether answers alone are targets.
+        items: Items, one for each row.
+        layout: Streams of the system.
+        num_ticks: Number of ticks of a row, a multiple of the layout's `block_ticks`.
+        answers_only: Whether only answers are targets.
     """
     ids = np.full((len(items), num_ticks + 1), UNSET_ID, np.int64)
     trained = np.zeros(ids.shape, bool)
@@ -173,10 +173,10 @@ def item_rows(
 
 
 def label_stream(layout: Layout) -> Stream | None:
-    """The stream in which a system writes the whole as text; ``None`` if it writes a part alone.
+    """Return the stream in which a system writes the whole as text, or ``None``.
 
     Raises:
-        UserError: It writes more streams than two.
+        UserError: The system writes more than two streams.
     """
     others = [s for s in layout.predicted if s.is_discrete and s.role != Role.PART]
     if len(others) > 1:
@@ -188,16 +188,16 @@ def label_stream(layout: Layout) -> Stream | None:
 
 
 def labels(item: Item, stream: Stream, num_ticks: int) -> Int[np.ndarray, "W ..."]:
-    """The ids of an item's labels in the steps of a stream, in content order.
+    """Return the ids of an item's labels in the steps of a stream, in content order.
 
-    A step of several ticks has the label that holds at its last tick. Where steps are ticks, a
-    label stands only in the tick from which it holds, as interleaved streams have it. Everything
-    else is padding, if the stream has any, or nothing; behind the text is nothing.
+    A step of several ticks has the label that holds at its last tick. If steps are ticks, a label
+    stands only in the tick from which it holds, as in interleaved streams. All other ids are
+    padding, if the stream has padding, or unset; after the text all ids are unset.
 
     Args:
-        item: Its text begins at tick 1, behind the id that begins a document.
-        stream: Where the labels are written.
-        num_ticks: Ticks of the row.
+        item: Item whose text begins at tick 1, after the id that begins a document.
+        stream: Stream in which the labels are written.
+        num_ticks: Number of ticks of the row.
 
     Raises:
         UserError: A label has more symbols than a step has ids, or steps may end early.
@@ -218,7 +218,7 @@ def labels(item: Item, stream: Stream, num_ticks: int) -> Int[np.ndarray, "W ...
     for number, label in enumerate(item.whole, 1):
         by_label[number, : len(label.text)] = list(label.text.encode())
     last_ticks = np.array(schedule.last_ticks(stream, num_ticks), dtype=np.int64)
-    # Behind a tick as many symbols have been read.
+    # After a tick t, t symbols have been read.
     starts = [label.start for label in item.whole]
     holds = np.searchsorted(starts, last_ticks, side="right")
     ids = by_label[holds]
@@ -229,5 +229,5 @@ def labels(item: Item, stream: Stream, num_ticks: int) -> Int[np.ndarray, "W ...
 
 
 def in_blocks(num_symbols: int, block_ticks: int) -> int:
-    """Ticks of whole blocks that hold so many symbols."""
+    """Return the number of ticks of the whole blocks that hold so many symbols."""
     return -(-num_symbols // block_ticks) * block_ticks

@@ -1,7 +1,7 @@
 """partwhole: tasks that need the whole of a text, its detail, or both.
 
-Each task asks questions whose answers need *scope* (how much of the text must be seen at once) and
-*dispersion* (how scattered the evidence is). `TASKS` has them by name in their default size.
+The answers need *scope* (how much of the text must be seen at once) and depend on the *dispersion*
+of the evidence (how scattered it is). `TASKS` has the tasks by name, in their default size.
 """
 
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
@@ -13,7 +13,7 @@ from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.data.tasks.part_whole.sections import Sections
 
 PartWholeTask = Navon | KeyedCloze | Sections | Logbook | StreamAudit | Acrostic | RandomHierarchy
-"""Any of the tasks with synthetic texts."""
+"""One of the tasks with synthetic texts."""
 
 TASKS: dict[str, PartWholeTask] = {
     task.name: task

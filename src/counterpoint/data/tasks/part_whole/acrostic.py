@@ -1,4 +1,4 @@
-"""T6: lines to be written after a specification that stands far before them."""
+"""T6: lines to be written after a plan that stands long before them."""
 
 import random
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ _SCHEMES = ("AABB", "ABAB", "ABBA", "AAAA")
 class Acrostic(ExactMatch):
     """A poem under a plan: first letters, rhyme scheme, and length of a line.
 
-    Consonants and vowels alternate, and a line begins with a consonant and has an even length. The
-    last two letters of a line rhyme as the scheme says; each stanza of four lines has its own
-    rhymes. Within the text, "acrostic" are the first letters and "rhyme" the endings that an
-    earlier line decides. `judge` scores a poem that a model has written. The whole is the first
-    letters of this line and of the next three.
+    Consonants and vowels alternate; a line begins with a consonant and has an even length. The last
+    two letters of a line rhyme as the scheme says, and each stanza of four lines has rhymes of its
+    own. Within the text, the answers "acrostic" are the first letters, and the answers "rhyme" are
+    endings that an earlier line determines. `judge` scores a poem that a model has written. The
+    whole is the first letters of the current line and of the next three lines.
 
     Attributes:
-        num_lines: Lines, in stanzas of four.
-        filler: Symbols without a meaning between the plan and the poem.
-        any_order: Whether the three parts of the plan stand in any order.
+        num_lines: Number of lines, in stanzas of four.
+        filler: Number of symbols without a meaning between the plan and the poem.
+        any_order: Whether the three parts of the plan stand in random order.
     """
 
     name: ClassVar[str] = "acrostic"
@@ -50,11 +50,11 @@ class Acrostic(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return len(" AABB 12 \n") + self.filler + 14 * self.num_lines
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         word = rng.choices(_CONSONANTS, k=self.num_lines)
         scheme = rng.choice(_SCHEMES)
@@ -86,13 +86,13 @@ class Acrostic(ExactMatch):
         return writer.item(prompt=prompt, word=word, scheme=scheme, length=length)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
 
         def oracle(item: Item, rng: random.Random) -> Replies:
             return {number: answer.text for number, answer in enumerate(item.answers)}
 
         def without_plan(item: Item, rng: random.Random) -> Replies:
-            """Knows the poem so far: rhymes with one of the last two lines of the stanza."""
+            """Know the poem so far: rhyme with one of the last two lines of the stanza."""
             given = {}
             for number, answer in enumerate(item.answers):
                 lines = item.text[len(item.facts["prompt"]) : answer.start].split("\n")[:-1]
@@ -109,12 +109,12 @@ class Acrostic(ExactMatch):
         }
 
     def judge(self, item: Item, poem: str) -> dict[str, float]:
-        """Scores of a poem that was written behind the item's plan.
+        """Return the scores of a poem that was written after the item's plan.
 
         Returns:
-            Shares of the lines: "acrostic" with the right first letter, "rhyme" that rhyme as
-            the scheme says with all lines of their stanza, "length" of the right length; and
-            "violations", letters for each 100 that break the alternation.
+            Shares of the lines: "acrostic" with the right first letter, "rhyme" that rhyme as the
+            scheme says with all lines of their stanza, "length" with the right length; and
+            "violations", the letters in each 100 that break the alternation.
         """
         word = item.facts["word"]
         length = item.facts["length"]

@@ -1,4 +1,4 @@
-"""T5: claims about registers, to be judged while they pass."""
+"""T5: claims about registers, to be judged as soon as they are made."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ _FILLER = "/_|~"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamAudit:
-    """A stream of updates ("a+3") and claims ("a=7"), with a verdict behind each claim.
+    """A stream of updates ("a+3") and claims ("a=7"), with a verdict after each claim.
 
-    Half of the texts have one false claim. Scores: "f1" of finding false claims, "recall", "false
-    alarms" a text. The whole is the values of all registers, one behind the other.
+    Half of the texts have one false claim. Scores: "f1" and "recall" of finding false claims, and
+    "false alarms" a text. The whole is the values of all registers, one after another.
 
     Attributes:
-        num_registers: Registers, which start at 0 and count modulo 10.
-        num_steps: Updates and claims.
+        num_registers: Number of registers, which start at 0 and count modulo 10.
+        num_steps: Number of updates and claims.
         claim_share: Share of the steps that are claims.
-        filler: Symbols without a meaning behind every step.
+        filler: Number of symbols without a meaning after every step.
     """
 
     name: ClassVar[str] = "audit"
@@ -43,11 +43,11 @@ class StreamAudit:
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return (5 + self.filler) * self.num_steps
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         claims = [rng.random() < self.claim_share for _ in range(self.num_steps)]
         places = [step for step, claim in enumerate(claims) if claim]
@@ -75,7 +75,7 @@ class StreamAudit:
         return writer.item(steps=steps)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
         return {
             "oracle": self._window(self.num_steps),
             "last 8 steps": self._window(8),
@@ -84,7 +84,7 @@ class StreamAudit:
         }
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-        """See `ScoredTask.score`."""
+        """Return the scores of answers; see `ScoredTask.score`."""
         outcomes = [_outcomes(item, answers) for item, answers in zip(items, given, strict=True)]
         found, missed, alarms = (sum(counts) for counts in zip(*outcomes, strict=True))
         return {
@@ -94,12 +94,12 @@ class StreamAudit:
         }
 
     def counts(self, item: Item, given: Replies) -> tuple[int, int]:
-        """See `ScoredTask.counts`."""
+        """Return the numerator and denominator of an item; see `ScoredTask.counts`."""
         found, missed, alarms = _outcomes(item, given)
         return 2 * found, 2 * found + missed + alarms
 
     def _window(self, num_steps: int) -> ItemPolicy:
-        """Reads so many steps: flags a claim that follows from them to be false."""
+        """Return a policy that reads so many steps and flags claims that contradict them."""
 
         def policy(item: Item, rng: random.Random) -> Replies:
             steps = item.facts["steps"]
@@ -124,7 +124,7 @@ class StreamAudit:
 
 
 def _outcomes(item: Item, given: Replies) -> tuple[int, int, int]:
-    """False claims that were found, that were missed, and true ones that were flagged."""
+    """Return the numbers of false claims found and missed, and of true claims flagged."""
     flags = [given.get(number) == _WRONG for number in range(len(item.answers))]
     false = [answer.text == _WRONG for answer in item.answers]
     pairs = list(zip(flags, false, strict=True))

@@ -1,4 +1,4 @@
-"""T2: a hidden plan, shown at the beginning, decides how every later block ends."""
+"""T2: a hidden plan, shown at the beginning, determines the end of every later block."""
 
 import random
 from collections import Counter
@@ -23,21 +23,21 @@ _CUES = "!#$%&()*,./:;<>?"  # 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyedCloze(ExactMatch):
-    """Every block ends with a symbol that follows from the plan and from how the block begins.
+    """Blocks that end with a symbol determined by the plan and by the beginning of the block.
 
     The plan z is one of 16. Blocks 0 to 2 show it in noisy cues. Some blocks later, a block with
-    first symbol s and number i ends with symbol (s + 4 z + i) mod 64: without z that is one of 16,
-    without s one of 64. The first such block alone counts as "joint": those behind it ("joint, plan
-    shown") follow also from the block before. The whole is the cue of the plan, behind the blocks
-    that show it.
+    first symbol s and number i ends with symbol (s + 4 z + i) mod 64: without z the symbol is one
+    of 16, without s one of 64. Only the first such block counts as "joint", because the later ones
+    ("joint, plan shown") can also be derived from the block before. The whole is the cue of the
+    plan, after the blocks that show it.
 
     Attributes:
-        num_plans: Plans: 2, 4, 8 or 16.
-        num_blocks: Blocks, the three with cues included.
-        block_symbols: Symbols of a block before its last one.
-        num_cues: Cues in each of the first three blocks.
-        noise: Share of cues that show any plan.
-        distance: Blocks between the cues and the first block that ends as the plan says.
+        num_plans: Number of plans: 2, 4, 8 or 16.
+        num_blocks: Number of blocks, the three with cues included.
+        block_symbols: Number of symbols of a block before its last one.
+        num_cues: Number of cues in each of the first three blocks.
+        noise: Share of cues that show a random plan.
+        distance: Number of blocks between the cues and the first block that ends as the plan says.
     """
 
     name: ClassVar[str] = "cloze"
@@ -61,11 +61,11 @@ class KeyedCloze(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return self.num_blocks * (self.block_symbols + 3)
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         plan = rng.randrange(self.num_plans)
         writer = Writer()
@@ -89,7 +89,7 @@ class KeyedCloze(ExactMatch):
         return writer.item()
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
         return {
             "oracle": self._rule,
             "without the plan": self._without_plan,
@@ -103,7 +103,7 @@ class KeyedCloze(ExactMatch):
         return 3 + self.distance
 
     def _last(self, first: str, plan: int, block: int) -> str:
-        """The symbol that a block ends with."""
+        """Return the last symbol of a block."""
         step = len(_SYMBOLS) // self.num_plans
         return _SYMBOLS[(_SYMBOLS.index(first) + step * plan + block) % len(_SYMBOLS)]
 
@@ -115,7 +115,7 @@ class KeyedCloze(ExactMatch):
         }
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
-        """What the rule gives that counts the cues."""
+        """Answer by the rule that counts the cues."""
         cues = Counter(symbol for symbol in item.text if symbol in _CUES)
         return self._ends(item, _CUES.index(cues.most_common(1)[0][0]))
 
@@ -123,7 +123,7 @@ class KeyedCloze(ExactMatch):
         return self._ends(item, rng.randrange(self.num_plans))
 
     def _block_before(self, item: Item, rng: random.Random) -> Replies:
-        """Reads a block and the one before it, whose end shows the plan but for the first one."""
+        """Read a block and the one before, whose end shows the plan except for the first block."""
         told = self._ends(item, rng.randrange(self.num_plans))
         shown = {number: one.text for number, one in enumerate(item.answers)}
         return {**shown, 0: told[0]}

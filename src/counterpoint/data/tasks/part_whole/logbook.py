@@ -1,4 +1,4 @@
-"""T4: a log of events; who is most frequent, and what was last said of them."""
+"""T4: a log of events; which entity is most frequent, and what is its last value?"""
 
 import random
 from collections import Counter
@@ -23,20 +23,22 @@ _MOST_LOGS = 20_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Logbook(ExactMatch):
-    """Events, each an entity and a value, of which a third misleads.
+    """Events, each an entity and a value, of which one third is misleading.
 
-    Asked: "joint", the last value of the most frequent entity, or in some logs "whole", that
-    entity, for either answer would betray the other; and "part", the last value of an entity that
-    is named. One third of the log has another most frequent entity than the whole: in half of the
-    logs the last one, and these alone count as "joint" and "whole"; in the others the first or the
-    middle one ("joint, end agrees"), so that no third can be trusted. The last event is not of the
-    most frequent entity. The whole is who is most frequent so far.
+    The questions are "joint", the last value of the most frequent entity, or in some logs "whole",
+    that entity (not both, because either answer would reveal the other); and "part", the last value
+    of a named entity. In one third of the log another entity is most frequent than in the whole
+    log. In half of the logs this is the last third, and only these logs count as "joint" and
+    "whole"; in the others it is the first or the middle third ("joint, end agrees"), so that no
+    third can be trusted. The last event is not one of the most frequent entity. The whole is the
+    most frequent entity so far.
 
     Attributes:
-        num_events: Events.
-        num_entities: Entities; at most 26.
-        margin: Events by which the most frequent entity is ahead.
-        misleading: Thirds (0, 1, 2) of which one misleads; each is as likely as it stands there.
+        num_events: Number of events.
+        num_entities: Number of entities; at most 26.
+        margin: Number of events by which the most frequent entity is ahead.
+        misleading: Thirds (0, 1, 2) one of which is misleading; a third that is listed twice is
+            twice as likely.
         whole_share: Share of the logs that ask for the whole.
     """
 
@@ -59,11 +61,11 @@ class Logbook(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return 3 * self.num_events + len("J=0 PA=0")
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         entities = ascii_uppercase[: self.num_entities]
         leader, misleader = rng.sample(entities, 2)
@@ -91,7 +93,7 @@ class Logbook(ExactMatch):
         for entity, value in events:
             writer.write(f"{entity}{value} ")
             counts[entity] += 1
-            writer.label(max(counts, key=counts.__getitem__))  # of two, who came first
+            writer.label(max(counts, key=counts.__getitem__))  # of two, the one that came first
         if rng.random() < self.whole_share:
             writer.write("W=")
             writer.answer(f"whole{suffix}", leader)
@@ -103,7 +105,7 @@ class Logbook(ExactMatch):
         return writer.item(events=events, asked=asked)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
         third = self.num_events // 3
 
         def reads(first: int, stop: int | None) -> ItemPolicy:
@@ -139,14 +141,14 @@ class Logbook(ExactMatch):
 
 
 def _lead(who: list[str], entity: str) -> int:
-    """Events by which an entity is ahead of all others."""
+    """Return the number of events by which an entity is ahead of all others."""
     counts = Counter(who)
     others = (count for one, count in counts.items() if one != entity)
     return counts[entity] - max(others, default=0)
 
 
 def _answers(item: Item, events: list[tuple[str, str]], rng: random.Random) -> Replies:
-    """What these events alone say."""
+    """Return the answers that follow from these events alone."""
     last = dict(events)
     counts = Counter(entity for entity, _ in events)
     most = max(counts.values())

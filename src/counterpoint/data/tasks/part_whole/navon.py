@@ -24,18 +24,19 @@ _NO_ODD = "-"
 class Navon(ExactMatch):
     """Letters within letters: each block shows its letter in most of its cells.
 
-    The letters of the blocks repeat a motif, but for one odd block. Asked: "joint", the digit of
-    the odd block; "whole", the letter of the block that would come next; "part", the digit of a
-    block that is named. In half of the texts the odd block shows a letter of the motif, and these
-    alone count as "joint": only its place gives it away. In the others the letter is foreign to
-    the motif ("joint, foreign letter"). The whole is the motif, as far as it has been shown.
+    The letters of the blocks repeat a motif, except for one odd block. The questions are "joint",
+    the digit of the odd block; "whole", the letter of the block that would come next; and "part",
+    the digit of a named block. In half of the texts the odd block shows a letter of the motif, and
+    only these texts count as "joint": only its place shows that it is odd. In the others its letter
+    is foreign to the motif ("joint, foreign letter"). The whole is the part of the motif shown so
+    far.
 
     Attributes:
-        num_blocks: Blocks; at most 26.
-        block_symbols: Cells of a block.
-        period: Letters of the motif.
-        majority: Share of cells that show the block's letter; the others show any.
-        num_letters: Letters that cells may show.
+        num_blocks: Number of blocks; at most 26.
+        block_symbols: Number of cells of a block.
+        period: Number of letters of the motif.
+        majority: Share of cells that show the block's letter; the others show random letters.
+        num_letters: Number of letters that cells may show.
         foreign_share: Share of the odd blocks whose letter is foreign.
         odd_share: Share of the texts that have an odd block; in the others "-" is the answer.
 
@@ -66,11 +67,11 @@ class Navon(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return self.num_blocks * (self.block_symbols + 1) + len("J=0 G=a LA=0")
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         letters = ascii_lowercase[: self.num_letters]
         motif = rng.sample(letters, self.period)
@@ -102,7 +103,7 @@ class Navon(ExactMatch):
         return writer.item(asked=asked)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
         return {
             "oracle": self._rule,
             "random block": self._random_block,
@@ -111,7 +112,7 @@ class Navon(ExactMatch):
         }
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
-        """What the rule gives that reads all cells, by counting."""
+        """Answer by the rule that reads all cells and counts."""
         blocks = _blocks(item, self.num_blocks)
         shown = [_letter(block) for block in blocks]
         motif = [
@@ -126,7 +127,7 @@ class Navon(ExactMatch):
         }
 
     def _unordered(self, item: Item, rng: random.Random) -> Replies:
-        """Knows how many blocks show each letter, but not in which order they stand."""
+        """Know the number of blocks that show each letter, but not their order."""
         blocks = _blocks(item, self.num_blocks)
         counts = Counter(map(_letter, blocks))
         letter = min(counts, key=lambda one: (counts[one] > 1, -counts[one]))
@@ -154,7 +155,7 @@ def _blocks(item: Item, num_blocks: int) -> list[str]:
 
 
 def _letter(block: str) -> str:
-    """The letter that a block shows most."""
+    """Return the letter that a block shows most often."""
     return Counter(cell for cell in block if cell.isalpha()).most_common(1)[0][0]
 
 

@@ -1,4 +1,4 @@
-"""T7: sentences of a random hierarchical grammar; asked for the root and for a missing leaf."""
+"""T7: sentences of a random hierarchical grammar, with questions for the root and a leaf."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from counterpoint.errors import UserError
 _MISSING = "_"
 _MOST_SENTENCES = 100
 Rules = tuple[dict[int, tuple[tuple[int, ...], ...]], ...]
-"""By level from the root: the groups that each symbol may become."""
+"""Groups that each symbol may become, for each level from the root."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,14 +29,14 @@ class RandomHierarchy(ExactMatch):
     """Leaves of a tree whose rules are the same in every item and must be learned.
 
     A symbol of a level becomes one of ``num_rules`` groups of the level below, and no group comes
-    from two symbols. Asked: "whole", the root; "joint", a leaf that is left out and follows from
-    all others. The whole is the symbols of the quarters that have been read.
+    from two symbols. The questions are "whole", the root, and "joint", a leaf that is left out and
+    follows from all others. The whole is the symbols of the quarters that have been read.
 
     Attributes:
-        num_symbols: Symbols of a level; at most 26.
-        num_rules: Groups that a symbol may become.
-        num_levels: Levels below the root; there are ``branching`` to the power of it leaves.
-        branching: Symbols of a group, 2 to 4.
+        num_symbols: Number of symbols of a level; at most 26.
+        num_rules: Number of groups that a symbol may become.
+        num_levels: Number of levels below the root; there are ``branching ** num_levels`` leaves.
+        branching: Number of symbols of a group, 2 to 4.
         labelled_share: Share of the texts that ask for the root.
         grammar: Seed of the rules.
 
@@ -53,7 +53,7 @@ class RandomHierarchy(ExactMatch):
     grammar: int = 0
 
     def __post_init__(self) -> None:
-        # With as many rules as symbols every pair is one, and nothing decides a missing leaf.
+        # With as many rules as symbols every pair is a group, and no missing leaf is determined.
         if not 2 <= self.num_symbols <= 26 or not 1 <= self.num_rules < self.num_symbols:
             raise UserError(
                 "A grammar must have 2 to 26 symbols and fewer rules for each than symbols: got "
@@ -67,11 +67,11 @@ class RandomHierarchy(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return self.branching**self.num_levels + len(" J=a W=a")
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rules = self._rules()
         rng = draw(seed, number)
         for _ in range(_MOST_SENTENCES):
@@ -105,7 +105,7 @@ class RandomHierarchy(ExactMatch):
         return writer.item(leaves=leaves, missing=missing)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
         rules = self._rules()
 
         def oracle(item: Item, rng: random.Random) -> Replies:
@@ -116,7 +116,7 @@ class RandomHierarchy(ExactMatch):
             return {0: ascii_lowercase[leaf], 1: ascii_lowercase[_root(rules, leaves) or 0]}
 
         def siblings(num_levels: int) -> ItemPolicy:
-            """Reads the subtree of so many levels around the missing leaf."""
+            """Return a policy that reads the subtree of so many levels around the missing leaf."""
             size = self.branching**num_levels
 
             def policy(item: Item, rng: random.Random) -> Replies:
@@ -165,7 +165,7 @@ def _rules(
 
 
 def _root(rules: Rules, leaves: Sequence[int]) -> int | None:
-    """The symbol whose tree has these leaves; ``None`` if there is none."""
+    """Return the symbol whose tree has these leaves, or ``None`` if there is none."""
     row = list(leaves)
     for level in reversed(rules):
         parents = {group: symbol for symbol, groups in level.items() for group in groups}
@@ -178,7 +178,7 @@ def _root(rules: Rules, leaves: Sequence[int]) -> int | None:
 
 
 def _fitting(rules: Rules, leaves: Sequence[int], at: int) -> list[int]:
-    """The symbols that may stand at a leaf, given all others."""
+    """Return the symbols that may stand at a leaf, given all others."""
     fitting = []
     for symbol in rules[-1]:
         tried = [*leaves[:at], symbol, *leaves[at + 1 :]]

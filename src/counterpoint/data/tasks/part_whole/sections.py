@@ -1,4 +1,4 @@
-"""T3: the same keys in every section, with other values; asked by section and key."""
+"""T3: every section has the same keys with other values; questions name section and key."""
 
 import random
 from collections.abc import Mapping
@@ -24,14 +24,15 @@ _FILLER = "".join(symbol for symbol in punctuation if symbol not in "+-=")
 class Sections(ExactMatch):
     """Recall by two keys: neither the section nor the key is enough.
 
-    The whole is the section that is being read, and "?" where the questions begin.
+    The whole is the section that is being read, and "?" from the questions on.
 
     Attributes:
-        num_sections: Sections; at most 26.
-        num_keys: Keys of a section; at most 26.
-        num_questions: Questions at the end.
-        filler: Symbols without a meaning behind every section.
-        recency: Power of the section's number with which it is asked for; 0 asks alike for all.
+        num_sections: Number of sections; at most 26.
+        num_keys: Number of keys of a section; at most 26.
+        num_questions: Number of questions at the end.
+        filler: Number of symbols without a meaning after every section.
+        recency: Exponent of the section's number in the probability that a question is about it;
+            0 makes all sections equally likely.
 
     Source: multi-query associative recall (arXiv:2312.04927) and its compositional form.
     """
@@ -58,11 +59,11 @@ class Sections(ExactMatch):
 
     @property
     def most_symbols(self) -> int:
-        """See `ScoredTask.most_symbols`."""
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
         return self.num_sections * (2 * self.num_keys + self.filler + 4) + 5 * self.num_questions
 
     def item(self, seed: int, number: int) -> Item:
-        """See `ScoredTask.item`."""
+        """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         keys = ascii_lowercase[: self.num_keys]
         writer = Writer()
@@ -77,7 +78,7 @@ class Sections(ExactMatch):
             writer.write("".join(rng.choices(_FILLER, k=self.filler)) + " ")
         writer.label("?")
         places = [(s, key) for s in range(self.num_sections) for key in keys]
-        # The highest of u ** (1 / weight) are a sample without replacement with these weights.
+        # The highest values of u ** (1 / weight) are a weighted sample without replacement.
         drawn = {place: rng.random() ** ((place[0] + 1) ** -self.recency) for place in places}
         asked = sorted(places, key=drawn.__getitem__)[-self.num_questions :]
         rng.shuffle(asked)
@@ -88,7 +89,7 @@ class Sections(ExactMatch):
         return writer.item(table=table, asked=asked)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
-        """See `ScoredTask.policies`."""
+        """Return policies by name; see `ScoredTask.policies`."""
 
         def last_section(item: Item, rng: random.Random) -> Replies:
             table = item.facts["table"]
@@ -114,7 +115,7 @@ class Sections(ExactMatch):
 
 
 def _rule(item: Item, rng: random.Random) -> Replies:
-    """What is written in the section that is asked for."""
+    """Answer with the values in the sections that the questions name."""
     words = item.text.split(" ")
     given = {}
     for number, answer in enumerate(item.answers):
