@@ -214,6 +214,10 @@ def test_evaluate_prints_bits_per_byte_and_swap_delta(
     shown = out(capsys, "evaluate", "runs/small")
     assert "held-out bits/byte" in shown
     assert "swap-delta" in shown
+    sentence = (
+        r"The whole of runs/small.* (is used|is not used|is not shown to be used).*: another "
+    )
+    assert re.search(sentence + r"document's costs [+-]\d\.\d{3} bits a byte \(", shown)
     assert "swap-delta" not in out(capsys, "evaluate", "runs/pair/single")
 
 

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from counterpoint.cli.running import Running
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.summary import by_stream, use_of_whole
+from counterpoint.evaluate.report.verdict import use_sentence
 from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
-from counterpoint.evaluate.whole import WholeUse, has_whole
+from counterpoint.evaluate.whole import has_whole
 from counterpoint.files import shown
 from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.options import REQUIRED
@@ -26,6 +28,8 @@ _HELP = """Score a checkpoint on the text or the recordings that were held out f
 
 Example: counterpoint evaluate runs/first_run/two_stream --max-units 20
 """
+
+_SWAP_DELTA = "swap-delta: bits/byte lost under another's whole"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,13 +98,20 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
         table.caption = (
             "swap-delta: not measured, it needs held-out units of at least two documents"
         )
-    Console(file=sys.stdout, markup=False, emoji=False).print(table)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
+    console.print(table)
+    swap_delta = measures.get(_SWAP_DELTA)
+    verdict = None
+    if swap_delta is not None and swap_delta.low < swap_delta.high:
+        verdict = use_sentence(shown(loaded.path), swap_delta)
+        console.print(verdict, soft_wrap=True, highlight=False)
     return {
         "checkpoint": loaded.path,
         "precision": found.precision,
         "unit": found.unit,
         "num_units": len(found.bits),
         "size": sum(found.sizes),
+        "verdict": verdict,
         "measures": {name: asdict(value) for name, value in measures.items()},
     }
 
@@ -113,29 +124,18 @@ def _measures(found: Evaluation, predicted: set[str]) -> dict[str, Interval]:
         name += f", {scored}"
     sizes = np.array(found.sizes, dtype=np.float64)
     measures = {name: bootstrap_ratio(np.array(found.bits), sizes)}
-    for stream, costs in found.streams.items():
-        measures[f"nats/{found.unit} of {stream}"] = bootstrap_ratio(
-            np.array(costs.nats), np.array(costs.num_ticks)
-        )
-    return measures if found.whole is None else measures | _use_of_whole(found.whole)
-
-
-def _use_of_whole(whole: WholeUse) -> dict[str, Interval]:
-    """Return the measurements of how the whole is used."""
-    own = np.array(whole.own_bits)
-    scored = np.array(whole.num_bytes, np.float64)
-    measures = {
-        "swap-delta: bits/byte lost under another's whole": bootstrap_ratio(
-            np.array(whole.other_bits) - own, scored
-        )
-    }
-    if whole.none_bits:
-        none = np.array(whole.none_bits)
-        measures["bits/byte lost without any whole"] = bootstrap_ratio(none - own, scored)
-    rank = f"effective rank of the whole, at most {whole.width}"
+    for stream, cost in by_stream([found]).items():
+        measures[f"nats/{found.unit} of {stream}"] = cost
+    if found.whole is None:
+        return measures
+    use = use_of_whole([found])
+    measures[_SWAP_DELTA] = use["swap_delta"]
+    if use["none_delta"] is not None:
+        measures["bits/byte lost without any whole"] = use["none_delta"]
+    rank = f"effective rank of the whole, at most {found.whole.width}"
     for name, value in (
-        ("attention on the null key", whole.null_share),
-        (rank, whole.effective_rank),
+        ("attention on the null key", use["null_share"]),
+        (rank, use["effective_rank"]),
     ):
         measures[name] = Interval(value=value, low=value, high=value)
     return measures

@@ -113,8 +113,8 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
                 training_seconds=float(arm.counters["seconds"]),
                 bits_per_unit=bootstrap_ratio(bits, sizes),
                 difference_percent=difference,
-                streams=_by_stream(arm.evaluations),
-                **_use_of_whole(arm.evaluations),
+                streams=by_stream(arm.evaluations),
+                **use_of_whole(arm.evaluations),
             )
         )
     by_name = {arm.name: arm for arm in arms}
@@ -168,7 +168,7 @@ def _check_comparable(arm: Arm, first: Arm) -> None:
         )
 
 
-def _by_stream(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
+def by_stream(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
     """Return the nats a frame of each stream, over units and seeds."""
     costs = {
         name: [found.streams[name] for found in evaluations] for name in evaluations[0].streams
@@ -181,7 +181,8 @@ def _by_stream(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
     }
 
 
-def _use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return how the whole is used, over units and seeds; nothing if it was not measured."""
     wholes = [found.whole for found in evaluations if found.whole is not None]
     if not wholes:
         return {}

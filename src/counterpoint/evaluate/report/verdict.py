@@ -41,13 +41,7 @@ def verdict(
         for row, other, change in pairs
         if not math.isnan(change.low)
     ]
-    sentences += [
-        f"The whole of {row.name} {use_in_words(row.swap_delta)}: another document's costs "
-        f"{row.swap_delta.value:+.3f} bits a byte "
-        f"({row.swap_delta.low:+.3f} to {row.swap_delta.high:+.3f})."
-        for row in rows
-        if row.swap_delta is not None
-    ]
+    sentences += [use_sentence(row.name, row.swap_delta) for row in rows if row.swap_delta]
     return " ".join([*sentences, _covered(unit, num_seeds)])
 
 
@@ -69,6 +63,19 @@ def _difference(change: Interval, unit: ContentUnit, first: str) -> str:
     if -least < change.low and change.high < least:
         return f"and {first} are equal within {least} % ({change.value:+.1f} %)"
     return f"and {first} cannot be told apart by {least} % ({change.value:+.1f} %)"
+
+
+def use_sentence(name: str, swap_delta: Interval) -> str:
+    """Return a sentence that says whether the whole of a model is used, and by how much.
+
+    Args:
+        name: Name of the model.
+        swap_delta: Bits a byte that the whole of another document costs.
+    """
+    return (
+        f"The whole of {name} {use_in_words(swap_delta)}: another document's costs "
+        f"{swap_delta.value:+.3f} bits a byte ({swap_delta.low:+.3f} to {swap_delta.high:+.3f})."
+    )
 
 
 def use_in_words(swap_delta: Interval) -> str:
