@@ -51,7 +51,7 @@ def measure(run: Run, folder: Path, block_ticks: int) -> dict[str, Any]:
     loader = Loader(corpus.train, run.train.batch_rows, run.train.seed)
     result = train(system, loader, run.train, folder, reporter=RunReporter(Progress(), run.name))
     if not result.finished:
-        raise SystemExit("Stopped: run it again to go on.")
+        raise SystemExit("Stopped: run it again to continue.")
     system.load_state_dict(load_weights(result.checkpoint))
     half = read_manifest(result.checkpoint)["train"]["precision"] == "bfloat16"
     with torch.autocast("cpu", torch.bfloat16, enabled=half):

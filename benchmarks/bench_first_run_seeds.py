@@ -51,7 +51,7 @@ def main() -> None:
     study = replace(first_run(), seeds=tuple(args.seeds))
     summary = run_study(study, args.folder)
     if summary is None:
-        raise SystemExit("Stopped: run it again to go on.")
+        raise SystemExit("Stopped: run it again to continue.")
     found = {
         run.name: [evaluation(args.folder / name) for name in study.runs(run)] for run in study.arms
     }

@@ -19,7 +19,7 @@ def test_text_half_runs_where_the_codec_is_missing(
     assert counterpoint(["demo"]) == 0
     shown = capsys.readouterr()
     assert "needs the package `pycodec2`: pip install 'counterpoint[speech]'" in shown.err
-    assert "under its own whole it goes on:" in shown.out
+    assert "under its own whole it continues:" in shown.out
     words = shown.out.split("bits a byte")[0].split()
     more = shown.out.split("under the other one")[0].split()
     assert float(more[-1]) > float(words[-1]) + 0.5

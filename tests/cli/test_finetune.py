@@ -153,7 +153,7 @@ def test_minutes_choose_the_steps_and_count_what_is_measured(
     [
         ("--data spoken", "`--base` must be a folder with a published model"),
         ("--base base", "`--data` must name folders of recordings"),
-        ("--base base --data spoken spoken", "each by another name: got ['spoken', 'spoken']"),
+        ("--base base --data spoken spoken", "each with its own name: got ['spoken', 'spoken']"),
         ("--base spoken --data spoken", "in a known published format"),
     ],
 )

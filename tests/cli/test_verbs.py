@@ -56,7 +56,7 @@ def test_train_refuses_to_go_on_with_other_data(
 ) -> None:
     assert main(["train", "small.py", "--folder", "runs/small", "--data.unit", "document"]) == 2
     error = capsys.readouterr().err
-    assert "must go on with the data it began with" in error
+    assert "must continue with the data it began with" in error
     assert "data.unit ('section', here 'document')" in error
 
 

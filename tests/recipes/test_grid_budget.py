@@ -102,7 +102,7 @@ def test_a_grid_that_began_in_full_goes_on_in_full(tmp_path: Path, timed: None) 
     (tmp_path / "grid.json").write_text("{}")
     shown = io.StringIO()
     assert fit_grid(declared(), 1.0, tmp_path, ONE, Progress(shown)) == (declared(), "")
-    assert "goes on in full" in shown.getvalue()
+    assert "continues in full" in shown.getvalue()
     assert fit_grid(declared(), None, tmp_path / "other", ONE, quiet()) == (declared(), "")
 
 

@@ -34,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, slower: float) -> None:
         ("auto", None, 40.0, "float32", "0.1 ms in float32 and 4 ms in bfloat16"),
         ("auto", None, math.inf, "float32", "this device has no bfloat16"),
         ("auto", "bfloat16", 1.5, "bfloat16", "as the run began"),
-        ("auto", "bfloat16", 40.0, "float32", "began in bfloat16 and goes on in float32: a prod"),
+        ("auto", "bfloat16", 40.0, "float32", "began in bfloat16 and continues in float32: a prod"),
         ("auto", "float32", 0.1, "float32", "as the run began"),
         ("bfloat16", None, 0.1, "bfloat16", ""),
         ("bfloat16", None, 40.0, "bfloat16", "as the config says, but a product"),
@@ -95,7 +95,7 @@ def test_a_run_keeps_its_type_or_says_that_it_changes(
     told.clear()
     run_here(tmp_path, replace(config, num_steps=4), reporter=Notes())
     assert types()[0] == "float32"
-    assert told[0].startswith("the run began in bfloat16 and goes on in float32: a product")
+    assert told[0].startswith("the run began in bfloat16 and continues in float32: a product")
     assert any("changed train config" in text for text in told)
 
 

@@ -82,7 +82,7 @@ class Level(nn.Module):
         if config.recall is None:
             return None
         shape = config.recall.beneath(config.window_blocks)
-        # Besides the kept blocks a session holds those that the lag hides, the one that goes on,
+        # Besides the kept blocks a session holds those that the lag hides, the unfinished one,
         # and what a chunk has written when its first step reads.
         num_blocks = (shape.kept_blocks or 0) + first_visible(config.lag_blocks)
         self.num_raw_steps = num_blocks * config.block_ticks + fine.chunk_steps

@@ -1,4 +1,4 @@
-"""Completion in a shell: a script that knows the verbs, the recipes and what help shows of both."""
+"""Completion in a shell: a script with the commands, the recipes and the options of their help."""
 
 import io
 import re
@@ -30,11 +30,11 @@ _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bash
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerbWords:
-    """Words that may follow a verb.
+    """Words that may follow a command.
 
     Attributes:
-        recipes: Names of recipes; empty where the verb takes none.
-        options: Options that its help shows, of all recipes together.
+        recipes: Names of recipes; empty if the command takes none.
+        options: Options that the help shows, for all recipes together.
     """
 
     recipes: Sequence[str]
@@ -42,12 +42,12 @@ class VerbWords:
 
 
 def completion(shell: str, verbs: Sequence[str], run: Callable[[list[str]], int]) -> str:
-    """The script that completes what follows ``counterpoint``.
+    """Return the script that completes the words after ``counterpoint``.
 
     Args:
         shell: "bash", "zsh" or "fish".
-        verbs: All verbs.
-        run: Runs a command; its help is asked for.
+        verbs: All commands.
+        run: Function that runs a command, whose help is read.
 
     Raises:
         UserError: There is no script for the shell.
@@ -65,7 +65,7 @@ def _words(verb: str, run: Callable[[list[str]], int]) -> VerbWords:
     recipes = []
     with redirect_stdout(printed):
         for recipe in recipe_names() if verb in _WITH_RECIPES else ():
-            with suppress(UserError):  # it is a recipe for another verb
+            with suppress(UserError):  # it is a recipe for another command
                 _print_help([verb, recipe], run)
                 recipes.append(recipe)
         if verb not in _WITH_RECIPES:
@@ -74,7 +74,7 @@ def _words(verb: str, run: Callable[[list[str]], int]) -> VerbWords:
 
 
 def _print_help(words: list[str], run: Callable[[list[str]], int]) -> None:
-    with suppress(SystemExit):  # some help ends so
+    with suppress(SystemExit):  # some help ends in this way
         run([*words, "--help"])
 
 

@@ -24,7 +24,7 @@ from counterpoint.runtime.threads import few_threads
 
 _HELP = """Show what the two models that come with the package do.
 
-The first hears a spoken question and answers it while it goes on listening; the second continues a
+The first hears a spoken question and answers it while it still listens; the second continues a
 sentence under two different wholes. Nothing is downloaded; it takes less than a minute.
 
 Example: counterpoint demo --folder heard
@@ -108,7 +108,7 @@ def _write() -> None:
             for whole in (None, foreign)
         )
         paid, more = price_of_another(loaded.system, loaded.tokenizer, own.text(), foreign)
-    heads = ("under its own whole it goes on:", f"under the whole of {other.heading}:")
+    heads = ("under its own whole it continues:", f"under the whole of {other.heading}:")
     print(f"\n   {heads[0]:{_COLUMN}}  {heads[1]}")
     for one, two in zip_longest(wrap(left, _COLUMN), wrap(right, _COLUMN), fillvalue=""):
         print(f"   {one:{_COLUMN}}  {two}")

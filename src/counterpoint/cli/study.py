@@ -26,15 +26,15 @@ from counterpoint.train.distributed import pick_device
 
 _HELP = """usage: counterpoint study NAME [OPTIONS]
 
-Run a grid cell by cell and write its report; one that was stopped goes on where it was.
+Run a grid cell by cell and write its report; a grid that was stopped is continued.
 
 Example: counterpoint study part_whole --workers 2
 
 NAME is a recipe that returns a `Grid`, or path/to/file.py:function.
 `counterpoint study --list` lists the grids of the library.
-`counterpoint study NAME --help` shows what matters most of one, `--help-all` every field.
+`counterpoint study NAME --help` shows the most important options, `--help-all` every field.
 """
-_GRID_HELP = """Run the grid {name} cell by cell and write its report; one that was stopped goes on.
+_GRID_HELP = """Run the grid {name} cell by cell and write its report; it is continued after a stop.
 
 Example: counterpoint study {name} --workers 2
 """
@@ -48,15 +48,17 @@ _MAIN = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyOptions(Running):
-    """How a grid is run.
+    """Options that say how a grid is run.
 
     Attributes:
         quiet: Show no progress.
         json: Print the results as one JSON object and nothing else.
-        device: Where cells are trained; "auto" takes a CUDA GPU where there is one, else the CPU.
-        folder: Where everything is kept; runs/NAME by default.
-        workers: Processes, each with one cell at a time; one, or on Ray one for each core.
-        ray: Run cells on the Ray cluster at this address, such as auto; local starts one.
+        device: Device on which cells are trained; "auto" takes a CUDA GPU if there is one, else
+            the CPU.
+        folder: Folder of all results; runs/NAME by default.
+        workers: Number of processes, each with one cell at a time; by default one, or on Ray one
+            for each core.
+        ray: Address of a Ray cluster that runs the cells, such as auto; local starts one.
         minutes: Run the largest size that this machine finishes in this time: fewer seeds first,
             then fewer steps. The size is kept in the folder.
     """
@@ -68,7 +70,7 @@ class StudyOptions(Running):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the command ``study`` with the words that follow it."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "--help-all"):
         print(_HELP, end="")
@@ -110,7 +112,7 @@ def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
 
 
 def show(found: GridFindings, folder: Path) -> None:
-    """Print the scores, what is shown, and where everything lies."""
+    """Print the scores, the verdict, and the paths of the report."""
     wide = None if sys.stdout.isatty() else 140
     console = Console(file=sys.stdout, width=wide, markup=False, emoji=False)
     console.print(_drawn(overview(found, "{:.0f}"), f"{found.about.name}: scores in %"))
@@ -130,7 +132,7 @@ def _drawn(texts: TextTable, title: str) -> Table:
 
 
 def _grids() -> dict[str, Grid]:
-    """The grids of the library."""
+    """Return the grids of the library."""
     recipes = {name: load_recipe(name) for name in recipe_names()}
     return {name: recipe for name, recipe in recipes.items() if isinstance(recipe, Grid)}
 

@@ -1,4 +1,4 @@
-"""The verb ``task``: write partwhole as files, answer them with a checkpoint, score answers."""
+"""The command ``task``: export the tasks, answer them with a checkpoint, or score answers."""
 
 import json
 from collections.abc import Sequence
@@ -39,14 +39,15 @@ _Task = TypeVar("_Task")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskExportOptions:
-    """What ``task export`` does.
+    """Options of ``task export``.
 
     Attributes:
-        folder: Where the files are written.
-        tasks: Tasks that are written; all by default.
-        num_items: Lines of each task.
-        seed: Decides the items; the default is never learned from.
-        data: Folder with `books`, `trec-qc`, `sgd-mini`; without books the Bible gives passages.
+        folder: Folder in which the files are written.
+        tasks: Names of the tasks to export; all by default.
+        num_items: Number of lines of each task.
+        seed: Seed of the items; no run learns from the items of the default.
+        data: Folder with `books`, `trec-qc`, `sgd-mini`; without books the passages are the
+            Bible's.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -58,13 +59,13 @@ class TaskExportOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskAnswerOptions:
-    """What ``task answer`` does.
+    """Options of ``task answer``.
 
     Attributes:
         checkpoint: A checkpoint or a run folder of a model that reads and writes bytes.
-        folder: Tasks that `export` has written.
-        tasks: Tasks that are answered; all by default.
-        out: Where the answers are written.
+        folder: Folder of tasks that `export` has written.
+        tasks: Names of the tasks to answer; all by default.
+        out: File in which the answers are written.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -75,11 +76,11 @@ class TaskAnswerOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskScoreOptions:
-    """What ``task score`` does.
+    """Options of ``task score``.
 
     Attributes:
-        folder: Tasks that `export` has written.
-        answers: Answers, a line each; the folder's score.py says how.
+        folder: Folder of tasks that `export` has written.
+        answers: File of answers, one a line; the folder's score.py describes them.
         json: Print the results as one JSON object and nothing else.
     """
 
@@ -89,7 +90,7 @@ class TaskScoreOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the words that follow it."""
+    """Run the command ``task`` with the words that follow it."""
     what, *rest = arguments or ["--help"]
     work = {"export": _export, "answer": _answer, "score": _score}
     if what in ("-h", "--help", "--help-all"):
@@ -143,7 +144,7 @@ def _score(arguments: Sequence[str]) -> None:
 
 
 def _chosen(tasks: dict[str, _Task], names: Sequence[str]) -> dict[str, _Task]:
-    """The tasks of these names; all where none is given."""
+    """Return the tasks with these names; all tasks if there are no names."""
     unknown = [name for name in names if name not in tasks]
     if unknown:
         raise UserError(f"`--tasks` must be some of {', '.join(tasks)}: got {unknown[0]!r}.")

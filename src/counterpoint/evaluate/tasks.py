@@ -1,4 +1,4 @@
-"""How a system answers the items of a task."""
+"""Answers of a system to the items of a task."""
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,16 +30,16 @@ def answer(
     *,
     true_whole: bool = False,
 ) -> Iterator[Replies]:
-    """The likeliest answers of a system, each symbol behind the true text before it.
+    """Yield the likeliest answers of a system, each symbol predicted after the true text before it.
 
-    A system that writes a second stream writes it itself, always the likeliest id: it is not told
-    the coarse text of the items.
+    A system that writes a second stream writes it by itself, always the likeliest id: it does not
+    get the labels of the items.
 
     Args:
-        system: Reads and writes bytes; see `TaskData.fits`.
-        items: What is asked.
-        batch_items: Items that are read at once.
-        true_whole: Tell it the coarse text: what it could answer if its whole were right.
+        system: System that reads and writes bytes; see `TaskData.fits`.
+        items: Items to answer.
+        batch_items: Number of items in a batch.
+        true_whole: Give the system the labels, to see what it could answer if its whole were right.
     """
     system = cast("System", system)
     writes_whole = label_stream(system.layout) is not None and not true_whole
@@ -57,14 +57,14 @@ def answer(
 def answer_nats(
     system: nn.Module, items: Sequence[Item], batch_items: int = BATCH_ITEMS
 ) -> Iterator[list[float]]:
-    """What the right answers of each item cost, each symbol behind the true text before it.
+    """Yield the nats of the right answers of each item, each symbol after the true text before it.
 
-    A system that writes a second stream is told the coarse text of the items.
+    A system that writes a second stream gets the labels of the items.
 
     Args:
-        system: Reads and writes bytes; evaluation mode.
-        items: What is asked.
-        batch_items: Items that are read at once.
+        system: System that reads and writes bytes, in evaluation mode.
+        items: Items that are scored.
+        batch_items: Number of items in a batch.
     """
     system = cast("System", system)
     part = system.layout.part.name
@@ -80,12 +80,12 @@ def answer_nats(
 def text_nats(
     system: nn.Module, texts: Sequence[str], contexts: Sequence[str] = ()
 ) -> list[Float[np.ndarray, " n"]]:
-    """What every byte of some texts costs.
+    """Return the nats of every byte of some texts.
 
     Args:
-        system: Reads and writes bytes.
-        texts: What is scored, each the beginning of a document.
-        contexts: What is read before each text; by default nothing.
+        system: System that reads and writes bytes.
+        texts: Texts to score, each from the beginning of a document.
+        contexts: Text to read before each text; nothing by default.
     """
     tokenizer = ByteTokenizer()
     before = [len(tokenizer.encode(context)) for context in contexts] or [0] * len(texts)
@@ -102,15 +102,16 @@ def text_nats(
 
 
 def answer_lines(system: nn.Module, lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What a system answers to the lines of an exported task, as `scoring` reads it.
+    """Yield the answers of a system to the lines of an exported task, as `scoring` reads them.
 
     Args:
-        system: Reads and writes bytes; evaluation mode.
+        system: System that reads and writes bytes, in evaluation mode.
         lines: Lines of one task; see `counterpoint.data.tasks.exported`.
     """
     if "answers" in lines[0]:
         items = [item_of(line) for line in lines]
-        # A whole that a system writes itself has no true text in the lines to be costed under.
+        # The lines have no true text for a whole that a system writes itself, so nothing to score
+        # it by.
         is_alone = label_stream(cast("System", system).layout) is None
         costs = answer_nats(system, items) if is_alone else itertools.repeat(None)
         for line, given, nats in zip(lines, answer(system, items), costs, strict=False):
@@ -130,7 +131,7 @@ def _head(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Nats of a text below every context, and of the names in it."""
+    """Return the nats of a text below every context, and those of the names in it."""
     text = line["text"]
     contexts = line["contexts"]
     paid = text_nats(system, [text] * len(contexts), list(contexts.values()))
@@ -146,27 +147,27 @@ def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict
 
 
 def _rows(system: System, items: Sequence[Item]) -> Batch:
-    """Items as rows that are as long as the longest of them."""
+    """Return items as rows that are as long as the longest item."""
     longest = max(len(item.text) for item in items)
     num_ticks = in_blocks(longest, system.layout.block_ticks)
     return item_rows(items, system.layout, num_ticks).to(system.device)
 
 
 def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:
-    """The likeliest id of the part behind every tick, in one pass over whole rows."""
+    """Return the likeliest id of the part after every tick, in one pass over whole rows."""
     part = system.layout.part
     return system(batch)[part.name].argmax(-1)
 
 
 def _written(system: System, batch: Batch) -> Int[Tensor, "B T"]:
-    """The same tick by tick: the part is given, and the system writes the whole beside it."""
+    """Return the same tick by tick: the part is given, and the system writes its own whole."""
     part = system.layout.part.name
     true = batch.ticks[part]
     column = {name: torch.full_like(ids[:, :1], UNSET_ID) for name, ids in batch.ticks.items()}
     column[part] = true[:, :1]
     state = system.initial_state(len(true))
     likeliest = []
-    # Nothing is read behind the last tick, so what is given there does not matter.
+    # Nothing is read after the last tick, so the id that is given there does not matter.
     for tick, following in enumerate([*true[:, 1:].unbind(1), true[:, -1]]):
         hidden, state = system.read(column, state)
         resting = {
@@ -182,9 +183,9 @@ def _written(system: System, batch: Batch) -> Int[Tensor, "B T"]:
 
 
 class _Told:
-    """Chooses the likeliest ids, but that of the part is given; a `Choose`.
+    """Chooses the likeliest ids, but returns the given id for the part; a `Choose`.
 
-    Streams that rest, which have no element here, are unset.
+    Streams that rest, which have no element at this tick, get unset ids.
     """
 
     def __init__(self, part: str, given: Int[Tensor, " B"], resting: Collection[str]) -> None:
@@ -206,7 +207,7 @@ class _Told:
 
 
 def _given(item: Item, likeliest: list[int]) -> Replies:
-    """What stands at the answers: the id behind a tick is the symbol of its number."""
+    """Return the symbols at the answers: the id after a tick is the symbol with its number."""
     return {
         number: "".join(
             chr(symbol) if symbol < 128 else "?"

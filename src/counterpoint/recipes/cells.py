@@ -1,4 +1,4 @@
-"""Cells of a grid: one small run each, and the record that is kept of it."""
+"""Cells of a grid: each is one small run, of which a record is kept."""
 
 import shutil
 import time
@@ -32,10 +32,10 @@ from counterpoint.train.run import Run
 CELLS = "cells"
 WORK = "work"
 ITEMS_SEED = HELD_OUT_SEED - 1
-"""This seed makes the items that are reported; the one before it, those that choose a rate."""
+"""Seed of the reported items; the seed before it makes the items that choose a rate."""
 
 CURVE_ITEMS = 100
-"""Items on which a cell is scored while it learns, if ``train.evaluate_every`` says so."""
+"""Number of items on which a cell is scored during training, every ``train.evaluate_every``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,18 +49,18 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Names its files."""
+        """Name of its files."""
         return f"{self.task}-{self.arm}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellOutcome:
-    """What a cell gave.
+    """Result of a cell.
 
     Attributes:
         cell: The cell.
-        record: Its row of the results: the same wherever and however often it is run.
-        facts: What is no outcome, such as how long it took and where.
+        record: Its row of the results, which is the same wherever and however often it is run.
+        facts: Facts that are not results, such as its duration and the machine.
     """
 
     cell: Cell
@@ -72,12 +72,12 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
     """Train one cell and let it answer.
 
     Args:
-        grid: What it is a cell of.
-        work: Folder for its run; a cell that was stopped there goes on where it was.
-        cell: Which one.
+        grid: Grid of the cell.
+        work: Folder for its run; a cell that was stopped there is continued.
+        cell: The cell.
 
     Raises:
-        DivergedError: Its loss is not a number, and it is a cell that is reported.
+        DivergedError: The loss of a reported cell is not a number.
     """
     run = cell_run(grid, cell)
     begin = time.perf_counter()
@@ -105,13 +105,13 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
 
 
 def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
-    """`run_cell` on a machine that does not see the folder of the grid."""
+    """Run a cell on a machine that does not see the folder of the grid; see `run_cell`."""
     with TemporaryDirectory() as work:
         return run_cell(grid, Path(work), cell)
 
 
 def cell_run(grid: Grid, cell: Cell) -> Run:
-    """How a cell is trained; one that chooses a learning rate takes a share of the steps."""
+    """Return the run of a cell; a cell that chooses a learning rate takes a share of the steps."""
     optimizer = replace(grid.train.optimizer, lr=cell.learning_rate, muon_lr=None)
     train = replace(grid.train, seed=cell.seed, optimizer=optimizer)
     if cell.seed in grid.tuning_seeds:
@@ -131,13 +131,13 @@ def cell_outcome(
     points: Sequence[Mapping[str, float | None]],
     facts: Mapping[str, Any],
 ) -> CellOutcome:
-    """Let a trained system answer.
+    """Let a trained system answer, and return the outcome of its cell.
 
     Args:
-        grid: What the cell is one of.
+        grid: Grid of the cell.
         cell: The cell.
-        system: What was trained; ``None`` where learning diverged: its score is minus infinity.
-        points: How it learned; see `curve`.
+        system: The trained system; ``None`` if learning diverged, which scores minus infinity.
+        points: Learning curve; see `curve`.
         facts: See `CellOutcome.facts`.
     """
     record = _record(cell, float("-inf")) if system is None else _answered(grid, cell, system)
@@ -147,14 +147,14 @@ def cell_outcome(
 
 
 def keep_outcome(folder: Path, outcome: CellOutcome) -> None:
-    """Keep what a cell gave, and remove what it was trained in.
+    """Keep the outcome of a cell, and remove the folder in which it was trained.
 
-    How long it took is no outcome and has a file of its own: a grid that was killed gives the same
-    Parquet as one that was not.
+    The duration is not a result and has a file of its own: the Parquet file of a grid that was
+    killed equals that of one that was not.
 
     Args:
         folder: Folder of the grid.
-        outcome: From `run_cell`.
+        outcome: Result of `run_cell`.
     """
     key = outcome.cell.key
     write_records(cell_path(folder, outcome.cell), [outcome.record])
@@ -163,14 +163,14 @@ def keep_outcome(folder: Path, outcome: CellOutcome) -> None:
 
 
 def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]:
-    """How a run learned, by step.
+    """Return the learning curve of a run, by step.
 
     Args:
         metrics: Lines of its ``metrics.jsonl``.
 
     Returns:
         ``step``, training ``flops``, ``loss`` in bits a trained symbol, and ``score``, the primary
-        score on items that are not reported; ``None`` is what was not measured at that step.
+        score on items that are not reported; ``None`` for values not measured at that step.
     """
     points: dict[int, dict[str, float | None]] = {}
     for row in metrics:
@@ -187,7 +187,7 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
 
 
 def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
-    """The primary score while a cell learns, where the grid measures that."""
+    """Return the primary score during training, for grids that measure it."""
     task = TASKS[cell.task]
     items = [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
     given = list(answer(system, items))
@@ -195,10 +195,10 @@ def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
 
 
 def _answered(grid: Grid, cell: Cell, system: System) -> dict[str, Any]:
-    """The record of a cell that was trained."""
+    """Return the record of a cell that was trained."""
     task = TASKS[cell.task]
     items = _items(grid, cell)
-    # A GPU takes as long for a tick of one row as for that of a thousand.
+    # On a GPU a tick takes as long for one row as for a thousand.
     batch_items = BATCH_ITEMS if system.device.type == "cpu" else len(items)
     given = list(answer(system, items, batch_items))
     scores = task.score(items, given)
@@ -226,18 +226,18 @@ def _record(
 
 
 def _items(grid: Grid, cell: Cell) -> list[Item]:
-    """What a cell is asked: the same of every arm, and other items where a rate is chosen."""
+    """Return the items of a cell: the same for every arm, and others if a rate is chosen."""
     seed = ITEMS_SEED - (cell.seed in grid.tuning_seeds)
     return [TASKS[cell.task].item(seed, number) for number in range(grid.num_items)]
 
 
 def cell_path(folder: Path, cell: Cell) -> Path:
-    """Where the record of a cell is kept."""
+    """Return the path of the record of a cell."""
     return folder / CELLS / f"{cell.key}.parquet"
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write a whole Parquet file of records."""
+    """Write a Parquet file of records; it appears complete or not at all."""
     arrow = optional_module("pyarrow")
     parquet = optional_module("pyarrow.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_cells(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The records of these cells, those that are there, in their order."""
+    """Return the records of those cells that have one, in order."""
     parquet = optional_module("pyarrow.parquet")
     found: list[dict[str, Any]] = []
     for cell in cells:

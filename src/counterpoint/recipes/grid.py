@@ -16,9 +16,9 @@ class GridArm:
     """A system of a grid.
 
     Attributes:
-        name: Names it in tables.
-        system: Its config.
-        unmatched: Why it is not held to the budget, such as "a ceiling"; empty where it is.
+        name: Name in tables.
+        system: Config of the system.
+        unmatched: Reason why it need not meet the budget, such as "a ceiling"; empty if it must.
     """
 
     name: str
@@ -28,12 +28,12 @@ class GridArm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Largest differences to the first arm, as shares; ``None`` only prints them.
+    """Largest differences from the first arm, as shares; with ``None`` they are only printed.
 
     Attributes:
-        parameters: Limit of the number of trainable parameters.
-        flops: Limit of the training FLOPs a tick. The optimiser, AdamW, has no matrix products.
-        state: Limit of the state bytes of a session.
+        parameters: Limit for the number of trainable parameters.
+        flops: Limit for the training FLOPs a tick. The optimiser, AdamW, has no matrix products.
+        state: Limit for the state bytes of a session.
     """
 
     parameters: float | None = 0.02
@@ -43,19 +43,19 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """What is compared.
+    """A comparison of arms on tasks.
 
     Attributes:
-        name: Names its folder.
-        purpose: What it is to show, in a sentence.
-        arms: Systems; the first is what budgets are compared with.
+        name: Name of the grid and of its folder.
+        purpose: What the grid is to show, in one sentence.
+        arms: Systems; budgets are compared with the first one.
         tasks: Names in `counterpoint.data.tasks.part_whole.TASKS`.
-        train: How each cell learns; its learning rate and seed are those of the cell.
-        learning_rates: Rates that each arm may have.
+        train: Training of each cell; its learning rate and seed are replaced by those of the cell.
+        learning_rates: Learning rates from which one is chosen for each arm and task.
         seeds: Training seeds that are reported.
         tuning_seeds: Seeds on which rates are chosen; none of them is reported.
-        tuning_share: Share of the steps that a run takes that chooses a rate.
-        num_items: Items that are scored.
+        tuning_share: Share of the steps that a run for the choice of a rate takes.
+        num_items: Number of items that are scored.
         limits: The budget.
     """
 
@@ -78,7 +78,7 @@ class Grid:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise UserError(f"`tasks` must be some of {', '.join(TASKS)}: got {self.tasks}.")
-        rates = tuple(f"{rate:g}" for rate in self.learning_rates)  # as cells are named
+        rates = tuple(f"{rate:g}" for rate in self.learning_rates)  # as in the names of cells
         for field_name, values in (
             ("tasks", self.tasks),
             ("seeds", self.seeds),
@@ -105,10 +105,10 @@ class Grid:
 
 
 def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
-    """What every arm costs on a task.
+    """Return the costs of every arm on a task.
 
     Raises:
-        UserError: An arm is outside of the budget; the arm, the share and the limit are named.
+        UserError: An arm does not meet the budget; the arm, the share and the limit are named.
     """
     found = {}
     for arm in grid.arms:

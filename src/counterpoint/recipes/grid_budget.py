@@ -1,9 +1,9 @@
-"""A grid in the minutes that there are: fewer seeds first, then fewer steps, never fewer arms.
+"""A grid within a time budget: first fewer seeds, then fewer steps, never fewer arms.
 
-A pilot times every arm on every task. Then the largest size is chosen that fits: all seeds and
-steps; else fewer seeds, down to two, because one says nothing about how much seeds matter; else
-fewer steps, down to a tenth, with a schedule that is fitted to them. What is chosen is kept in
-``budget.json``, so that a grid that goes on keeps its size.
+A pilot times every arm on every task. Then the largest size that fits is chosen: all seeds and
+steps; otherwise fewer seeds, down to two, because one seed does not show how much seeds matter;
+otherwise fewer steps, down to a tenth, with a schedule that is adapted to them. The choice is kept
+in ``budget.json``, so that a grid that is continued keeps its size.
 """
 
 import os
@@ -24,26 +24,26 @@ from counterpoint.recipes.grid_workers import Workers
 
 FEWEST_SEEDS = 2
 LEAST_SHARE = 0.1
-"""Smallest share of the steps: with fewer, a run says nothing about the one that was declared."""
+"""Smallest share of the steps: a shorter run does not represent the declared one."""
 
-_TRIAL_SHARE = 0.02  # of the time
-_LONGEST_TRIAL_S = 3.0  # of an arm on a task
-_SLACK = 0.92  # a machine gets slower when it is warm
+_TRIAL_SHARE = 0.02  # share of the time
+_LONGEST_TRIAL_S = 3.0  # for an arm on a task
+_SLACK = 0.92  # share of the time that is used; a warm machine is slower
 _REPORT_S = 10.0
-_REPORT_ROW_S = 0.5  # of an arm on a task
+_REPORT_ROW_S = 0.5  # for an arm on a task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridBudget:
-    """How much of a grid is run.
+    """The part of a grid that is run.
 
     Attributes:
-        minutes: Time that was given.
-        num_seeds: Seeds that are reported.
-        num_steps: Steps of every run.
-        of_seeds: Seeds that were declared.
-        of_steps: Steps that were declared.
-        estimated_minutes: What it takes by the pilot, with the pilot.
+        minutes: Time budget.
+        num_seeds: Number of seeds that are reported.
+        num_steps: Number of steps of every run.
+        of_seeds: Declared number of seeds.
+        of_steps: Declared number of steps.
+        estimated_minutes: Time that it takes according to the pilot, the pilot included.
     """
 
     minutes: float
@@ -54,7 +54,7 @@ class GridBudget:
     estimated_minutes: float
 
     def fit(self, grid: Grid) -> Grid:
-        """The grid in this size; lines of ``metrics.jsonl`` come as often as in the whole."""
+        """Return the grid in this size; ``metrics.jsonl`` has as many lines as in the full size."""
         train = fitted_train(grid.train, self.num_steps)
         share = self.num_steps / grid.train.num_steps
         every = {
@@ -65,7 +65,7 @@ class GridBudget:
 
     @property
     def left_out(self) -> str:
-        """What is left out for lack of time, in a sentence; empty where nothing is."""
+        """Sentence that says what is left out for lack of time; empty if nothing is."""
         parts = []
         if self.num_seeds < self.of_seeds:
             parts.append(f"{self.of_seeds - self.num_seeds} of {self.of_seeds} seeds")
@@ -77,20 +77,20 @@ class GridBudget:
 def fit_grid(
     grid: Grid, minutes: float | None, folder: Path, workers: Workers, progress: Progress
 ) -> tuple[Grid, str]:
-    """The size of a grid that fits, or that was chosen before in its folder.
+    """Return the size of a grid that fits, or the size that was chosen before in its folder.
 
     Args:
-        grid: As it was declared.
-        minutes: How long all of it may take; ``None`` runs all, or what was chosen before.
+        grid: The declared grid.
+        minutes: Time for all of it; ``None`` runs all, or the size that was chosen before.
         folder: Its folder.
-        workers: Who runs it.
-        progress: Told what is chosen.
+        workers: The workers that run it.
+        progress: Is told the choice.
 
     Returns:
-        The grid to run, and what of the declared one is left out, in a sentence.
+        The grid to run, and a sentence that says which part of the declared grid is left out.
 
     Raises:
-        UserError: Not even the smallest size fits, arms do not cost the same, or what was chosen
+        UserError: Not even the smallest size fits, arms do not cost the same, or the earlier choice
             cannot be read.
     """
     if minutes is not None and not minutes > 0:
@@ -112,7 +112,7 @@ def fit_grid(
         return grid, ""
     elif (folder / GRID).exists():
         progress.note(
-            f"{folder} was begun without `--minutes` and goes on in full. Take another folder to "
+            f"{folder} was begun without `--minutes` and continues in full. Take another folder to "
             "have another size."
         )
         return grid, ""
@@ -162,13 +162,13 @@ def _choose(grid: Grid, minutes: float, workers: Workers, progress: Progress) ->
 def largest_size(
     grid: Grid, workers: Workers, minutes: float, takes: Callable[[int, int], float]
 ) -> tuple[int, int]:
-    """Seeds and steps of the largest size that fits, or of the smallest size if none does.
+    """Return seeds and steps of the largest size that fits, or of the smallest if none does.
 
     Args:
-        grid: As it was declared.
-        workers: Who runs it. Where seeds are trained together, fewer of them save next to nothing.
-        minutes: How long it may take.
-        takes: Minutes of so many seeds and steps.
+        grid: The declared grid.
+        workers: The workers that run it. If seeds are trained together, fewer of them save little.
+        minutes: Time for all of it.
+        takes: Function that returns the minutes for numbers of seeds and steps.
     """
     steps = grid.train.num_steps
     most = len(grid.seeds)
@@ -178,7 +178,7 @@ def largest_size(
             return num_seeds, steps
     low = max(round(LEAST_SHARE * steps), 1)
     high = steps
-    while high - low > 1:  # `low` fits, unless nothing does
+    while high - low > 1:  # `low` fits, unless no size does
         middle = (low + high) // 2
         if takes(fewest, middle) <= minutes:
             low = middle
@@ -190,16 +190,16 @@ def largest_size(
 def grid_seconds(
     grid: Grid, timings: Sequence[CellTiming], workers: Workers, num_seeds: int, num_steps: int
 ) -> float:
-    """How long the cells of a grid take.
+    """Return the time that the cells of a grid take, in seconds.
 
     Args:
-        grid: As it was declared.
+        grid: The declared grid.
         timings: One of every arm on every task, from `counterpoint.recipes.grid_pilot.pilot`.
-        workers: Who runs them.
-        num_seeds: Seeds that are reported.
-        num_steps: Steps of every run.
+        workers: The workers that run the cells.
+        num_seeds: Number of seeds that are reported.
+        num_steps: Number of steps of every run.
     """
-    num_tuned = len(tuned_cells(grid)) // len(timings)  # of every arm and task
+    num_tuned = len(tuned_cells(grid)) // len(timings)  # for every arm and task
     tuned_steps = grid.tuning_share * num_steps
     if workers.in_stacks:
         steps = num_steps + (tuned_steps if num_tuned else 0)

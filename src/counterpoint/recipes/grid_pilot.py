@@ -1,4 +1,4 @@
-"""How long the cells of a grid take here: every arm takes a few steps on every task."""
+"""Times of the cells of a grid on this machine: every arm takes a few steps on every task."""
 
 import time
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from counterpoint.systems.contract import System
 from counterpoint.train.distributed import World
 from counterpoint.train.stacked import Stack
 
-_FIXED_S = 1.0  # a run is begun, and writes checkpoints
+_FIXED_S = 1.0  # for the beginning of a run, and for its checkpoints
 _STACK_STEPS = 12
-_EAGER_STEPS = 5  # of a stack, before it is as fast as it gets
+_EAGER_STEPS = 5  # first steps of a stack, which are slower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellTiming:
-    """How long an arm takes on a task.
+    """Time that an arm takes on a task.
 
     Attributes:
         step_s: Seconds of a training step of a cell, or of a stack of all its seeds.
-        fixed_s: Seconds of a cell for all else, above all its answers.
-        batch_s: Seconds to make a batch where batches are made before the training, else 0.
+        fixed_s: Seconds of everything else in a cell, above all its answers.
+        batch_s: Seconds to make a batch, if batches are made before the training; otherwise 0.
     """
 
     step_s: float
@@ -44,10 +44,10 @@ def pilot(grid: Grid, workers: Workers, seconds: float, progress: Progress) -> l
     """Time every arm on every task, with the workers that will run the cells.
 
     Args:
-        grid: What is timed.
-        workers: Who runs it.
-        seconds: How long each takes steps, at least three.
-        progress: Shows how far it is.
+        grid: Grid to time.
+        workers: The workers that run it.
+        seconds: Time for the steps of each arm and task, of which at least three are taken.
+        progress: Shows how far the timing is.
     """
     pairs = [(task, arm.name) for task in grid.tasks for arm in grid.arms]
     work = (
@@ -96,18 +96,18 @@ def _time_stack(grid: Grid, device: str, pair: tuple[str, str]) -> CellTiming:
 
 
 def _cells(grid: Grid, pair: tuple[str, str]) -> Sequence[Cell]:
-    """The cells of an arm and a task that are reported; their rate does not matter."""
+    """Return the reported cells of an arm and a task, with any learning rate."""
     task, arm = pair
     rate = grid.learning_rates[0]
     return [Cell(task=task, arm=arm, learning_rate=rate, seed=seed) for seed in grid.seeds]
 
 
 def _answering_s(grid: Grid, task: str, system: System) -> float:
-    """Seconds to answer all items, at the end and on the way, by those for some."""
-    # A GPU answers all at once, and some take as long as all: see `run_cell`.
+    """Return the seconds to answer all items, at the end and during training, from a sample."""
+    # On a GPU all items are answered at once, and some take as long as all: see `run_cell`.
     count = BATCH_ITEMS if system.device.type == "cpu" else grid.num_items
     items = [TASKS[task].item(ITEMS_SEED, number) for number in range(count)]
-    list(answer(system, items[:2]))  # prepares libraries
+    list(answer(system, items[:2]))  # the first call also prepares libraries
     begin = time.perf_counter()
     TASKS[task].score(items, list(answer(system, items, count)))
     item_s = (time.perf_counter() - begin) / len(items)

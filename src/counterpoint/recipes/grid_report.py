@@ -1,4 +1,4 @@
-"""The report of a grid that was run: what it needs beside the results, and the report itself."""
+"""The report of a grid that was run, and the measurements that it needs."""
 
 from contextlib import closing
 from functools import partial
@@ -30,15 +30,15 @@ def report_grid(
     """Write the report of a grid that `counterpoint.recipes.grid_run.run_grid` has run.
 
     Args:
-        grid: What was run.
+        grid: Grid that was run.
         folder: Its folder.
-        command: How a person would start this again.
-        left_out: What was left out for lack of time, in a sentence.
-        device: Where cells were trained.
-        progress: Shows how far it is.
+        command: Command that starts the grid again.
+        left_out: Sentence that says what was left out for lack of time.
+        device: Device on which cells were trained.
+        progress: Shows how far the report is.
 
     Returns:
-        What the grid showed.
+        The findings of the grid.
     """
     about = GridAbout(
         name=grid.name,
@@ -59,13 +59,13 @@ def report_grid(
 
 
 def _measure_latency(grid: Grid, folder: Path, progress: Progress) -> None:
-    """Measure how long a tick of each arm takes, unless that was done; others keep the machine."""
+    """Measure the time of a tick of each arm, unless that was done, alone on the machine."""
     path = folder / LATENCY
     known = read_json(path) if path.is_file() else {}
     missing = [arm for arm in grid.arms if arm.name not in known]
     shown = progress.task("timing single ticks")
     num_ticks = max(TASKS[task].most_symbols for task in grid.tasks)
-    # One process with one thread: what is measured is the machine, and not its load by this grid.
+    # One process with one thread: the machine is measured, not its load by this grid.
     with closing(work_in_processes(partial(_timed, num_ticks), missing, 1)) as done:
         for number, (name, latency) in enumerate(done, 1):
             known[name] = encode(latency)

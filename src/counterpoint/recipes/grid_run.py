@@ -1,10 +1,10 @@
-"""Runs a grid, cell by cell, and keeps what every cell gave.
+"""Runs a grid, cell by cell, and keeps the result of every cell.
 
 A cell is one small run: an arm learns a task with a learning rate and a seed, and answers items
-that no run has learned from. Every finished cell is a Parquet file, so a grid that was stopped goes
-on where it was, with the same outcome. Learning rates are chosen on seeds and items of their own:
-for each arm and task the rate with the best primary score on ``tuning_seeds`` is the one that is
-reported on ``seeds``. A rate with which learning diverges is not chosen.
+that no run has learned from. Every finished cell is a Parquet file, so a grid that was stopped is
+continued with the same outcome. Learning rates are chosen on separate seeds and items: for each arm
+and task the rate with the best primary score on ``tuning_seeds`` is the one that is reported on
+``seeds``. A rate with which learning diverges is not chosen.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ GRID = "grid.json"
 def run_grid(
     grid: Grid, folder: Path, *, workers: Workers | None = None, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Run all cells that are not there yet.
+    """Run all cells that are missing.
 
     Args:
-        grid: What to do.
+        grid: Grid to run.
         folder: Its folder; a grid that was begun there must be the same one.
-        workers: Who runs the cells; by default one process.
-        progress: Shows how far it is; on stderr by default.
+        workers: The workers that run the cells; one process by default.
+        progress: Shows how far the grid is; on stderr by default.
 
     Returns:
-        The records of all cells that are reported, sorted; ``results.parquet`` has them too.
+        The records of all reported cells, sorted; ``results.parquet`` has them too.
 
     Raises:
         UserError: Arms do not cost the same, or the folder belongs to another grid.
@@ -77,7 +77,7 @@ def run_grid(
 
 
 def tuned_cells(grid: Grid) -> list[Cell]:
-    """The cells that choose learning rates; none where there is one rate."""
+    """Return the cells that choose learning rates; none if there is only one rate."""
     if len(grid.learning_rates) == 1:
         return []
     return [
@@ -90,11 +90,11 @@ def tuned_cells(grid: Grid) -> list[Cell]:
 
 
 def reported_cells(grid: Grid, rates: Mapping[tuple[str, str], float]) -> list[Cell]:
-    """The cells that are reported, by seed first: an early stop has some of everything.
+    """Return the reported cells, ordered by seed, so that an early stop has some of everything.
 
     Args:
-        grid: What they are cells of.
-        rates: Learning rates that were chosen, by task and arm; the first one is the default.
+        grid: Grid of the cells.
+        rates: Chosen learning rates by task and arm; the first rate of the grid is the default.
     """
     return [
         Cell(
@@ -110,7 +110,7 @@ def reported_cells(grid: Grid, rates: Mapping[tuple[str, str], float]) -> list[C
 
 
 def best_rates(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """The learning rate with the best mean primary score, by task and arm; the lower one of two."""
+    """Return the rate with the best mean primary score by task and arm; of two the lower."""
     scores: dict[tuple[str, str], dict[float, list[float]]] = {}
     for record in records:
         own = scores.setdefault((record["task"], record["arm"]), {})
@@ -128,7 +128,7 @@ def _run_cells(
     workers: Workers,
     progress: Progress,
 ) -> None:
-    """Run the cells that are not there; a table tells what there is of those that are reported."""
+    """Run the missing cells; a table shows the results of the reported ones so far."""
     missing = [cell for cell in cells if not cell_path(folder, cell).exists()]
     if workers.in_stacks:
         record_batches(grid, folder / BATCHES, missing, progress)
@@ -137,7 +137,7 @@ def _run_cells(
     task(len(cells) - len(missing), len(cells))
     records = [] if tuning else read_cells(folder, cells)
     arms = [arm.name for arm in grid.arms]
-    # Closed, so that processes end with an error or an interruption, and not later.
+    # The generator is closed, so that processes end at once on an error or an interruption.
     with closing(worked(grid, folder, missing, workers)) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
             keep_outcome(folder, outcome)
@@ -148,15 +148,15 @@ def _run_cells(
 
 
 def _keep_or_check(grid: Grid, folder: Path) -> None:
-    """A folder belongs to one grid; seeds may be added, for they change no cell."""
+    """Refuse a folder of another grid; seeds may be added, because they change no cell."""
     path = folder / GRID
-    # A task of a later version of this library may have other items under the same name.
+    # In a later version of this library a task may have other items under the same name.
     items = {task: TASKS[task].item(0, 0).text for task in grid.tasks}
     if path.exists():
         begun = read_begun(path, ("grid",))
         old = begun["grid"]
-        with contextlib.suppress(UserError):  # a field that is gone: the difference names it
-            old = encode(decode(Grid, old))  # fields that are new since then have defaults
+        with contextlib.suppress(UserError):  # if a field no longer exists, the difference names it
+            old = encode(decode(Grid, old))  # fields that were added since then have defaults
         changed = first_difference(_facts(old), _facts(encode(grid)), "grid")
         if changed is None:
             changed = first_difference(begun.get("first_items", items), items, "first item of task")
@@ -169,5 +169,5 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
 
 
 def _facts(grid: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the cells of a grid."""
+    """Return the fields of a grid on which its cells depend."""
     return {name: value for name, value in grid.items() if name not in ("seeds", "purpose")}

@@ -1,4 +1,4 @@
-"""Who runs the cells of a grid: processes of this machine, a GPU, or a Ray cluster."""
+"""Workers that run the cells of a grid: processes of this machine, a GPU, or a Ray cluster."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -19,15 +19,15 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """Who runs the cells of a grid.
+    """The workers that run the cells of a grid.
 
     Attributes:
-        count: Processes, each with one thread and one cell at a time; by default one, or on Ray one
-            for each core of the cluster.
+        count: Number of processes, each with one thread and one cell at a time; by default one, or
+            on Ray one for each core of the cluster.
         ray: Address of a Ray cluster that runs the cells; see
             `counterpoint.ray_tasks.work_on_ray`. Only this process needs the folder of the grid.
-        device: Where cells are trained. On a GPU a process takes all cells of an arm and a task at
-            once, as lanes of a stack (`counterpoint.recipes.stacks`).
+        device: Device on which cells are trained. On a GPU a process takes all cells of an arm and
+            a task at once, as lanes of a stack (`counterpoint.recipes.stacks`).
     """
 
     count: int | None = None
@@ -36,24 +36,24 @@ class Workers:
 
     @property
     def in_stacks(self) -> bool:
-        """Whether cells of an arm and a task are trained together: on the CPU that is no faster."""
+        """Whether cells of an arm and a task are trained together, which is no faster on a CPU."""
         return self.ray is None and self.device != "cpu"
 
     def work(
         self, work: Callable[[_Item], _Result], items: Sequence[_Item]
     ) -> Generator[_Result, None, None]:
-        """The results of some work on every item, in the order in which they are done."""
+        """Yield the results of some work on every item, in the order in which they are done."""
         if self.ray is not None:
             return work_on_ray(work, items, self.ray, num_workers=self.count)
-        # Also one process is another one: each has one thread, so that numbers do not depend on
-        # how many there are.
+        # A single worker is a separate process too: each has one thread, so that numbers do not
+        # depend on how many workers there are.
         return work_in_processes(work, items, self.count or 1)
 
 
 def worked(
     grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
 ) -> Generator[CellOutcome, None, None]:
-    """What cells give, in the order in which they are done."""
+    """Yield the outcomes of cells, in the order in which they are done."""
     if workers.in_stacks:
         together = partial(run_stack, grid, folder / BATCHES, workers.device)
         with closing(workers.work(together, stacks(grid, cells))) as groups:

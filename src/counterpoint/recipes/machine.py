@@ -1,4 +1,4 @@
-"""What a report says of the programs and the machine that made it."""
+"""Facts for a report about the programs and the machine that made it."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,10 +8,10 @@ import torch
 
 
 def machine_facts(device: torch.device | str) -> dict[str, Any]:
-    """Versions and the machine, as JSON.
+    """Return the versions of programs and a description of the machine, as JSON.
 
     Args:
-        device: Where it was computed.
+        device: Device of the computation.
     """
     return {
         "versions": {

@@ -1,4 +1,4 @@
-"""partwhole: do explicit streams help where a question needs the whole and the detail?"""
+"""partwhole: do explicit streams help with questions that need the whole and the detail?"""
 
 from dataclasses import replace
 
@@ -16,16 +16,16 @@ from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
 WINDOW = 8
-"""Steps that a layer of a limited arm reads at its finest level."""
+"""Number of steps that a layer of a limited arm reads at its finest level."""
 LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0)
-"""Room for the coarse labels of every task, which are ASCII."""
+"""Text that has room for the labels of every task, which are ASCII."""
 
 
 def part_whole() -> Grid:
-    """Arms with equal training FLOPs; every one has the same short convolution.
+    """Return a grid of arms with equal training FLOPs and the same short convolution.
 
-    Parameters cannot be equal at the same time: a coarse tower takes a step for many ticks. So a
-    control with equal parameters and more FLOPs stands beside the others.
+    Parameters cannot be equal at the same time, because a coarse tower takes one step for many
+    ticks. The grid therefore also has a control with equal parameters and more FLOPs.
     """
     return Grid(
         name="part_whole",
@@ -93,19 +93,19 @@ def _single(tower: TowerConfig) -> SingleStreamConfig:
 
 
 def _window_summary() -> SingleStreamConfig:
-    """A window and inline summary steps: as many for a block as two_stream has slots for it."""
+    """Return an arm with a window and as many summary steps a block as two_stream has slots."""
     mixer = FarAttentionConfig(block_ticks=8, kept_blocks=64, num_summaries=2)
     return _single(replace(_tower(64, 4, WINDOW), mlp_hidden=144, mixer=mixer))
 
 
 def _strided() -> SingleStreamConfig:
-    """A window and every third older tick: about as many bytes of state as two_stream."""
+    """Return an arm with a window and every third older tick, with the state size of two_stream."""
     mixer = FarAttentionConfig(block_ticks=3, kept_blocks=170)
     return _single(replace(_tower(56, 5, WINDOW), mlp_hidden=184, mixer=mixer))
 
 
 def _two_stream() -> TwoStreamConfig:
-    """A whole over blocks of eight ticks."""
+    """Return the arm with a whole over blocks of eight ticks."""
     return TwoStreamConfig(
         part=_tower(64, 4, WINDOW),
         whole=_tower(64, 2, 64),
@@ -117,15 +117,15 @@ def _two_stream() -> TwoStreamConfig:
 
 
 def _shared_levels() -> TwoStreamConfig:
-    """The control of two levels without two towers: one stack of layers serves both."""
+    """Return the control of two levels without two towers: one stack of layers serves both."""
     return replace(_two_stream(), whole=_tower(64, 4, 64), shared_layers=True)
 
 
 def _same_rate() -> TwoStreamConfig:
-    """The control of two towers without two levels: the whole takes a step every tick.
+    """Return the control of two towers without two levels: the whole takes a step every tick.
 
-    Nothing is compressed. The whole is dilated, so that it reaches as far back as that of
-    `_two_stream` with as many keys: its window, and every eighth older step.
+    Nothing is compressed. The attention of the whole is dilated, so that it reaches as far back as
+    that of `_two_stream` with as many keys: its window, and every eighth older step.
     """
     dilated = FarAttentionConfig(block_ticks=8, kept_blocks=64)
     return TwoStreamConfig(
@@ -140,7 +140,7 @@ def _same_rate() -> TwoStreamConfig:
 
 
 def _slots() -> TwoStreamConfig:
-    """Two slots of a block are steps of the whole of their own: more state, more detail."""
+    """Return the arm in which two slots of a block are separate steps of the whole."""
     return replace(
         _two_stream(),
         whole=_tower(48, 2, 128),
@@ -151,17 +151,17 @@ def _slots() -> TwoStreamConfig:
 
 
 def _recall() -> TwoStreamConfig:
-    """The whole is an index too: a tick reads the ticks of two old blocks again."""
+    """Return the arm whose ticks also read the ticks of two old blocks again."""
     return replace(_two_stream(), num_links=1, recall=RecallConfig(num_blocks=2))
 
 
 def _text() -> TwoStreamConfig:
-    """The whole also writes the coarse labels of a task as text, from which it learns."""
+    """Return the arm whose whole also writes the labels of a task as text, and learns from them."""
     return replace(_two_stream(), whole=_tower(48, 2, 64), text=LABELS)
 
 
 def _hdlm() -> HdLMConfig:
-    """Coarse labels are written behind the third layer, in turns between the bytes."""
+    """Return the arm that writes labels after the third layer, in turns between the bytes."""
     return HdLMConfig(
         tower=_tower(64, 5, 512),
         coarse_layer=3,
@@ -172,7 +172,7 @@ def _hdlm() -> HdLMConfig:
 
 
 def _hrt() -> HRTConfig:
-    """Levels of 1, 4 and 16 ticks; the coarse ones attend to all of theirs."""
+    """Return the arm with levels of 1, 4 and 16 ticks, whose coarse levels have full attention."""
     return HRTConfig(
         levels=(
             replace(_tower(64, 4, WINDOW), mlp_hidden=136),
@@ -186,7 +186,7 @@ def _hrt() -> HRTConfig:
 
 
 def _hnet() -> HNetConfig:
-    """One stage whose chunks are meant to have six ticks."""
+    """Return the arm with one stage whose chunks are meant to have six ticks."""
     outer = _tower(64, 2, WINDOW)
     return HNetConfig(
         stages=(StageConfig(encoder=outer, decoder=outer, ratio=6.0, max_share=1 / 3),),

@@ -1,7 +1,6 @@
-"""Cells of one arm and task trained together, as lanes of a stack; on a GPU the faster way.
+"""Cells of one arm and task trained together, as lanes of a stack, which is faster on a GPU.
 
-What a lane learns is what its cell would learn alone, up to rounding: see
-`counterpoint.train.stacked`.
+A lane learns what its cell would learn alone, up to rounding; see `counterpoint.train.stacked`.
 """
 
 import os
@@ -30,7 +29,7 @@ BATCHES = "batches"
 
 
 def stacks(grid: Grid, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells in groups that can be trained together, in the order of each group's first cell."""
+    """Return groups of cells that can be trained together, in the order of their first cells."""
     groups: dict[tuple[str, str, bool], list[Cell]] = {}
     for cell in cells:
         key = (cell.task, cell.arm, cell.seed in grid.tuning_seeds)
@@ -42,13 +41,13 @@ def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> 
     """Train cells of one arm and task together, and let each answer.
 
     Args:
-        grid: What they are cells of.
+        grid: Grid of the cells.
         batches: Folder of recorded batches.
-        device: Where.
-        cells: Which.
+        device: Device on which they are trained.
+        cells: The cells.
 
     Raises:
-        DivergedError: Weights that are reported are not finite.
+        DivergedError: Weights of a reported cell are not finite.
     """
     begin = time.perf_counter()
     runs = [cell_run(grid, cell) for cell in cells]
@@ -85,7 +84,7 @@ def _flops_per_step(run: Run) -> float:
 
 
 def record_batches(grid: Grid, batches: Path, cells: Sequence[Cell], progress: Progress) -> None:
-    """Make the batches that cells learn from, in as many processes as there are cores."""
+    """Make the batches of cells, in as many processes as there are cores."""
     runs = {_path(batches, run): run for run in (cell_run(grid, cell) for cell in cells)}
     missing = [run for path, run in runs.items() if not path.exists()]
     task = progress.task("making batches")
@@ -110,7 +109,7 @@ def _source(run: Run) -> BatchSource:
 
 
 def _path(batches: Path, run: Run) -> Path:
-    """Where the batches of a run are: arms that read the same streams have the same."""
+    """Return the path of the batches of a run; arms that read the same streams share it."""
     layout = sketch(run.system).layout
     facts = {
         "data": encode(run.data),

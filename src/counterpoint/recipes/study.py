@@ -1,4 +1,4 @@
-"""A study: runs on equal data with equal training FLOPs, trained, measured and reported."""
+"""A study: runs on equal data with equal training FLOPs are trained, measured and reported."""
 
 import json
 import math
@@ -40,20 +40,20 @@ _REPORT_S = 10.0  # continuations, a passage, pictures
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """Runs that are compared, all with the first and any declared pair.
+    """Runs that are compared: each with the first one, and further declared pairs.
 
     Attributes:
-        name: Names its folder.
+        name: Name of the study and of its folder.
         arms: Runs on the same rows, of text or of speech, in the same order; systems, optimisers
-            and what they begin with may differ.
+            and initial weights may differ.
         purpose: One sentence for the report.
-        evaluation: How much is measured.
-        seeds: Training seeds; every arm is trained once with each. Empty: with the seed in its
-            config.
-        minutes: Time in which all of it shall be over: every arm takes as many of its steps as fit
-            on this machine, the same number (`counterpoint.recipes.budget`). ``None`` takes all.
+        evaluation: Amount of evaluation.
+        seeds: Training seeds; every arm is trained once with each. If empty, each arm is trained
+            with the seed in its config.
+        minutes: Time for the whole study: every arm takes as many of its steps as fit on this
+            machine, the same number (`counterpoint.recipes.budget`). ``None`` takes all steps.
         max_flops_difference: Largest share by which training FLOPs a tick may differ.
-        contrasts: Further pairs of arms that are compared, each with the second of the pair.
+        contrasts: Further pairs of arms that are compared; the second of a pair is the reference.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Study:
         return math.lcm(*(sketch(run.system).layout.block_ticks for run in self.arms))
 
     def runs(self, arm: Run) -> dict[str, Run]:
-        """The runs of an arm by the names of their folders: one, or one a seed."""
+        """Return the runs of an arm by the names of their folders: one, or one for each seed."""
         if not self.seeds:
             return {arm.name: arm}
         return {
@@ -112,10 +112,10 @@ class Study:
 
 
 def training_flops(study: Study) -> dict[str, float]:
-    """Training FLOPs a tick of every arm.
+    """Return the training FLOPs a tick of every arm.
 
     Raises:
-        UserError: They differ by more than the study allows.
+        UserError: The FLOPs differ by more than the study allows.
     """
     flops = {}
     for run in study.arms:
@@ -143,22 +143,22 @@ def run_study(
     output: Output | None = None,
     loggers: Callable[[Path], Sequence[MetricLogger]] = lambda folder: (),
 ) -> Summary | None:
-    """Train and measure all arms one after the other, then write the report.
+    """Train and measure all arms one after another, then write the report.
 
-    Whatever is done already is kept: a study that was stopped or killed goes on where it was, and
-    one that is finished only writes its report again.
+    Finished work is kept: a study that was stopped or killed is continued, and for a finished study
+    only the report is written again.
 
     Args:
-        study: What to do.
+        study: Study to run.
         folder: Study folder (see `counterpoint.evaluate.report.report`).
-        command: How a person would start this again; kept in the report.
-        device: Where the systems live.
-        progress: Shows how far it is; on stderr by default.
-        output: Where the table is shown; stdout by default.
-        loggers: Makes followers of an arm's training numbers, for its folder.
+        command: Command that starts the study again, for the report.
+        device: Device of the systems.
+        progress: Shows how far the study is; on stderr by default.
+        output: Output for the table; stdout by default.
+        loggers: Function that makes the loggers of an arm's training numbers, from its folder.
 
     Returns:
-        What was found, or ``None`` when a signal stopped the training.
+        The results, or ``None`` if a signal stopped the training.
 
     Raises:
         UserError: The arms are not comparable, the data or the folder cannot be used, or another
@@ -178,7 +178,7 @@ def _run(
     output: Output | None,
     loggers: Callable[[Path], Sequence[MetricLogger]],
 ) -> Summary | None:
-    """`run_study` in a folder that nobody else uses."""
+    """Run a study in a folder that no other command uses; see `run_study`."""
     begin = time.perf_counter()
     progress = Progress() if progress is None else progress
     flops = training_flops(study)
@@ -208,7 +208,7 @@ def _run(
 
 
 def show(summary: Summary, folder: Path, output: Output) -> None:
-    """Print the table, the verdict and where everything lies.
+    """Print the table, the verdict and the paths of the files.
 
     Raises:
         UserError: The package ``rich`` is missing.
@@ -236,7 +236,7 @@ def _run_arm(
     progress: Progress,
     loggers: Sequence[MetricLogger],
 ) -> bool:
-    """Train and measure one arm as far as that is not done; False when a signal stopped it."""
+    """Train and measure the unfinished rest of one arm; return False if a signal stopped it."""
     result = train_run(
         run,
         folder,
@@ -253,7 +253,7 @@ def _run_arm(
     if known is not None and (known.weights, known.config) == (weights, study.evaluation):
         return True
     found = evaluate(
-        # What is measured is read from the disk: the checkpoint may be older than this call.
+        # The checkpoint is read from the disk: it may be older than this call.
         cast("System", load_system(result.checkpoint).to(world.device)),
         _prepared(study, run, None),
         study.evaluation,
@@ -269,7 +269,7 @@ def _run_arm(
 def _budget(
     study: Study, folder: Path, world: World, progress: Progress, begin: float
 ) -> Budget | None:
-    """How much of a study fits into its minutes, which began at ``begin``."""
+    """Return the part of a study that fits into its minutes, which began at ``begin``."""
     plan = Plan(
         begin=begin,
         block_ticks=study.block_ticks,
@@ -281,7 +281,7 @@ def _budget(
 
 
 def _within(study: Study, budget: Budget, data: PreparedSource) -> Study:
-    """The part of a study that its budget allows."""
+    """Return the study reduced to its budget."""
     units = data.held_out_units()
     return replace(
         study,
@@ -291,7 +291,7 @@ def _within(study: Study, budget: Budget, data: PreparedSource) -> Study:
 
 
 def _with_precision(study: Study, folder: Path, world: World, progress: Progress) -> Study:
-    """The study with all arms in one type, where they leave it open."""
+    """Return the study with one type for all arms, if they leave it open."""
     left_open = [arm for arm in study.arms if arm.train.precision == "auto"]
     if not left_open:
         return study
@@ -311,12 +311,12 @@ def _with_precision(study: Study, folder: Path, world: World, progress: Progress
 
 
 def _prepared(study: Study, run: Run, progress: Progress | None) -> PreparedSource:
-    """The data of an arm: the rows of all, laid out for its own system."""
+    """Return the data of an arm: the rows that all arms share, laid out for its own system."""
     return run.data.prepare(sketch(run.system), block_ticks=study.block_ticks, progress=progress)
 
 
 def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, Any]:
-    """What the report keeps of a study, its evaluations and the machine."""
+    """Return the facts about a study, its evaluations and the machine for the report."""
     folders = {arm.name: [*study.runs(arm)] for arm in study.arms}
     return {
         "name": study.name,

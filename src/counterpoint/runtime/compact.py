@@ -2,7 +2,7 @@
 
 Such a folder can be moved, uploaded, or put into a package. It is loaded like any other checkpoint,
 and fine-tuning can begin with it. Training cannot be resumed from it, because the state of the
-optimizer is left out.
+optimiser is left out.
 """
 
 from dataclasses import replace

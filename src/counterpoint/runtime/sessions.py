@@ -392,7 +392,7 @@ class Sessions:
                 continue
             session.has_read = session.is_written = True
             session.num_drawn += 1
-            if NO_ID in new:  # nothing can be read there, so the row cannot go on
+            if NO_ID in new:  # nothing can be read there, so the row cannot continue
                 session.ended = Ended.NO_ID
                 without.append(row)
                 continue

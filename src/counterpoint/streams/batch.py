@@ -30,7 +30,7 @@ class Batch:
         elements: For systems that write a tick element by element: the elements at all target
             positions, including those without loss. If it is empty, ``targets`` is used.
         unit: Bytes of text, or frames of speech.
-        kind: Name of the kind of batch. The optimizer keeps separate moments for each kind; see
+        kind: Name of the kind of batch. The optimiser keeps separate moments for each kind; see
             `counterpoint.train.optimizer.KindOptimizers`.
     """
 

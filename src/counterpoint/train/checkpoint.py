@@ -259,7 +259,7 @@ def _check_usable(path: Path, system: nn.Module | None) -> None:
         check_files(path)
         if not any(name.startswith(f"{OPTIMIZER}/") for name in read_manifest(path)["files"]):
             raise CheckpointError(
-                f"{path} must hold the state of its optimiser to go on: it has none. Use another."
+                f"{path} must hold an optimiser state to be resumed: it has none. Use another."
             )
         check_origin(path, system)
     except (OSError, SafetensorError) as error:

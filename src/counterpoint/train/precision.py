@@ -87,7 +87,7 @@ def choose_precision(wanted: str, begun: str | None, measure: Callable[[], Produ
     if begun == "bfloat16" and slower <= _MUCH_SLOWER:
         return Choice(precision="bfloat16", why="computing in bfloat16, as the run began")
     if begun == "bfloat16":
-        why = f"the run began in bfloat16 and goes on in float32: {times}"
+        why = f"the run began in bfloat16 and continues in float32: {times}"
         return Choice(precision="float32", why=why)
     faster: Literal["float32", "bfloat16"] = "bfloat16" if slower < _FASTER else "float32"
     return Choice(precision=faster, why=f"computing in {faster}: {times}")

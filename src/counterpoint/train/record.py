@@ -146,7 +146,7 @@ class Record:
             read_manifest(path)["train"], encode(state.config), "train config"
         )
         if changed is not None:
-            self.note(f"The run does not go on as it began: changed {changed}.")
+            self.note(f"The run does not continue as it began: changed {changed}.")
 
     def _check_data(self, path: Path) -> None:
         """Refuse other data: the model might train on held-out text, and nobody would see it."""
@@ -159,7 +159,7 @@ class Record:
         changed = first_difference(old, new, "data")
         if changed is not None:
             raise CheckpointError(
-                f"A run must go on with the data it began with: {path} has another {changed}. "
+                f"A run must continue with the data it began with: {path} has another {changed}. "
                 "Train in another folder, or change the data back."
             )
 

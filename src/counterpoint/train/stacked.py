@@ -1,10 +1,10 @@
-"""Several models of one shape trained at once: lanes of one stack.
+"""Stacks: several models of one shape are trained at once, each as a lane of the stack.
 
-Small models are bound by the number of calls, not by arithmetic. Their weights are laid behind each
-other as further rows of one tensor, (S, P) for S lanes of P numbers, and `torch.vmap` runs every
-operation for all lanes in one call. On a GPU the whole step is one CUDA graph. Each lane has its
-own batches, seed and learning rate, and learns what it would learn alone, up to rounding; noise
-within the model, such as whole dropout, is not that of a run alone.
+The time of a step of a small model depends on the number of calls, not on arithmetic. The weights
+of all lanes are therefore stored as rows of one tensor, (S, P) for S lanes of P numbers, and
+`torch.vmap` runs every operation for all lanes in one call. On a GPU the whole step is one CUDA
+graph. Each lane has its own batches, seed and learning rate, and learns what it would learn alone,
+up to rounding. Noise within the model, such as whole dropout, differs from that of a run alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +25,17 @@ from counterpoint.train.config import TrainConfig
 from counterpoint.train.optimizer import build_optimizer, lr_ratio
 
 _EAGER_STEPS = 3
-"""Steps before a CUDA graph is made: libraries prepare themselves in them."""
+"""Number of steps before a CUDA graph is made, during which libraries prepare themselves."""
 
 _LIKE = ("num_steps", "batch_rows", "clip_norm", "schedule", "precision", "compile")
-"""Fields of a `TrainConfig` that all lanes share."""
+"""Fields of a `TrainConfig` that must be equal for all lanes."""
 
 
 class StackedBatch(NamedTuple):
-    """Batches of all lanes: the fields of a `Batch` with a further axis in front.
+    """Batches of all lanes: the fields of a `Batch` with an additional first axis.
 
     Attributes:
-        ticks: Ids that are read, (S, B, T, ...).
+        ticks: Ids to be read, (S, B, T, ...).
         targets: Ids to be predicted.
         elements: See `Batch.elements`.
         document_start: First tick of each tick's document.
@@ -51,11 +51,12 @@ class Stack:
     """Lanes that learn together.
 
     Args:
-        systems: Models of one config, on one device; their weights are changed by `finish`.
-        configs: How each lane learns: with AdamW, in one part; they differ in seed and rates only.
+        systems: Models of one config, on one device; `finish` changes their weights.
+        configs: Training of each lane: with AdamW, without accumulation; only seeds and rates
+            differ.
 
     Raises:
-        UserError: The lanes are not alike, or ask for what a stack cannot do.
+        UserError: The lanes differ in more than that, or need what a stack does not support.
     """
 
     def __init__(self, systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
@@ -83,7 +84,7 @@ class Stack:
         self._compute = torch.compile(compute) if self.config.compile else compute
 
     def _views(self, names: list[str], like: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-        """Parameters of all lanes as views of the weights."""
+        """Return the parameters of all lanes as views of the weights."""
         found = {}
         begin = 0
         for name in names:
@@ -96,7 +97,7 @@ class Stack:
     def _groups(
         self, systems: Sequence[System], configs: Sequence[TrainConfig], names: list[str]
     ) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
-        """Highest learning rate and decay of every number, as a run alone would have them."""
+        """Return the highest learning rate and the decay of every number, as in a run alone."""
         rates = list[Tensor]()
         decays = list[Tensor]()
         for system, config in zip(systems, configs, strict=True):
@@ -113,7 +114,7 @@ class Stack:
         return torch.stack(rates).to(self.device), torch.stack(decays).to(self.device)
 
     def _schedule(self) -> Float[Tensor, "N 3"]:
-        """For every step: share of the learning rate, and the corrections of both moments."""
+        """Return the share of the learning rate and the corrections of both moments, by step."""
         config = self.config
         betas = config.optimizer.betas
         rows = [
@@ -127,12 +128,12 @@ class Stack:
         return torch.tensor(rows, device=self.device)
 
     def losses(self, batch: StackedBatch) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
-        """What every lane minimises, and its summed nats."""
+        """Return the loss of every lane, and its summed nats."""
         weights = {**self._parameters, **self._frozen}
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         )
-        # Compiled too, attention must not take CUDA's fused kernels: see `attend`.
+        # If compiled, attention must not use CUDA's fused kernels either: see `attend`.
         with tracing(), autocast, sdpa_kernel(SDPBackend.MATH):
             both: tuple[Tensor, Tensor] = self._compute(weights, tuple(batch))
         return both
@@ -154,11 +155,11 @@ class Stack:
         return both
 
     def step(self, content: StackedBatch, numbers: Float[Tensor, " 3"]) -> Float[Tensor, " S"]:
-        """Learn from the next batch of every lane; the summed nats of each.
+        """Learn from the next batch of every lane; return the summed nats of each.
 
         Args:
             content: The batches.
-            numbers: The step's row of the schedule.
+            numbers: The row of the schedule for this step.
 
         Source: AdamW (arXiv:1711.05101), as torch has it.
         """
@@ -191,12 +192,12 @@ class Stack:
         """Take all steps.
 
         Args:
-            sources: What each lane learns from.
-            on_step: Told the number of steps taken and each lane's loss, in bits a unit of size,
-                every ``log_every`` steps and at the end.
+            sources: The recorded batches of each lane.
+            on_step: Function that gets the number of steps taken and each lane's loss, in bits a
+                unit of size, every ``log_every`` steps and at the end.
 
         Raises:
-            UserError: The batches of the lanes are not alike.
+            UserError: The batches of the lanes do not have the same shapes.
         """
         config = self.config
         everything = _side_by_side(sources, self.device)
@@ -217,7 +218,7 @@ class Stack:
                 )
 
     def _compiled(self, content: StackedBatch, numbers: Tensor) -> Callable[[int], Tensor]:
-        """A function that takes the step of a number, from what is in ``content``."""
+        """Return a function that takes a step, given its number, from the data in ``content``."""
         if self.device.type != "cuda":
             return lambda step: self.step(content, numbers)
         graph = torch.cuda.CUDAGraph()
@@ -241,7 +242,7 @@ class Stack:
         return take
 
     def finish(self) -> list[bool]:
-        """Give the weights back to the systems; whether each lane's are finite."""
+        """Copy the weights to the systems; return whether those of each lane are finite."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 for lane, system in enumerate(self.systems):
@@ -250,7 +251,7 @@ class Stack:
 
 
 class _Loss(nn.Module):
-    """A system whose call gives what is minimised."""
+    """A system as a module that returns its loss and nats."""
 
     def __init__(self, system: System) -> None:
         super().__init__()
@@ -284,7 +285,7 @@ def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
 
 
 def _side_by_side(sources: Sequence[Recorded], device: torch.device) -> StackedBatch:
-    """All rows of all lanes on the device."""
+    """Return all rows of all lanes on the device."""
     first = sources[0]
     if any(source.ticks.keys() != first.ticks.keys() for source in sources):
         raise UserError("Lanes of a stack must learn from the same streams.")
@@ -304,7 +305,7 @@ def _side_by_side(sources: Sequence[Recorded], device: torch.device) -> StackedB
 
 
 def _at(content: StackedBatch, step: int, batch_rows: int) -> StackedBatch:
-    """The rows of a step, as models want them."""
+    """Return the rows of a step, with ids of the type that models need."""
     rows = slice(step * batch_rows, (step + 1) * batch_rows)
 
     def own(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ def read_findings(folder: Path) -> GridFindings:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder} must hold a grid that was run: {error}. Run `counterpoint study` with this "
-            "folder again, which goes on from where it stopped."
+            "folder again, which continues from where it stopped."
         ) from error
     place = {arm: number for number, arm in enumerate(about.arms)}
     records = sorted(records, key=lambda record: (place[record["arm"]], record["seed"]))

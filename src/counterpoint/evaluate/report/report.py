@@ -80,7 +80,7 @@ def _evaluation_of(folder: Path) -> Evaluation:
     if found is None:
         raise UserError(
             f"{folder} must hold an evaluation: it has none. Run `counterpoint train` on its "
-            "recipe again, which goes on from where it stopped."
+            "recipe again, which continues from where it stopped."
         )
     return found
 
