@@ -19,7 +19,8 @@ from counterpoint.recipes.grid_run import run_grid
 from counterpoint.recipes.grid_workers import Workers
 from tests.recipes.test_grid import files, tiny_grid
 
-pytestmark = pytest.mark.slow  # a cluster takes ten seconds to start
+# A cluster takes ten seconds to start.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Two:

@@ -281,6 +281,7 @@ def two_cells() -> Grid:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
 def test_two_cells_that_are_killed_again_and_again_end_with_the_same_parquet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
