@@ -92,7 +92,9 @@ def test_changed_recordings_are_refused_by_name(run: Run, change: object, named:
     kept = sorted(Path("run/checkpoints").iterdir())
     assert callable(change)
     change()
-    with pytest.raises(CheckpointError, match=f"must be continued with the recordings.*{named}") as error:
+    with pytest.raises(
+        CheckpointError, match=f"must be continued with the recordings.*{named}"
+    ) as error:
         train_run(with_steps(run, 3), Path("run"), World())
     assert "\n" not in str(error.value)
     assert sorted(Path("run/checkpoints").iterdir()) == kept
@@ -147,5 +149,7 @@ def test_roles_and_voices_count_where_prompts_are_made_of_them(run: Run) -> None
 def test_the_record_of_an_older_version_is_read(run: Run) -> None:
     Path("run/learned.json").rename("run/recordings.json")
     change_words("1")
-    with pytest.raises(CheckpointError, match="must be continued with the recordings.*spoken/1.wav"):
+    with pytest.raises(
+        CheckpointError, match="must be continued with the recordings.*spoken/1.wav"
+    ):
         train_run(with_steps(run, 3), Path("run"), World())

@@ -26,9 +26,9 @@ _COSTS = (
     "budget. Milliseconds are those of one session on one thread of the machine that wrote this."
 )
 _TASK = (
-    "Scores: mean over seeds with its 95 % interval; ticks are seeds, dotted lines are policies that "
-    "see a part of the text only, and the best of these is named. Learning: "
-    "mean over seeds; bands reach from the worst seed to the best."
+    "Scores: mean over seeds with its 95 % interval; ticks are seeds, dotted lines are policies "
+    "that see a part of the text only, and the best of these is named. Learning: mean over seeds; "
+    "bands reach from the worst seed to the best."
 )
 _ONE_COST = "The same scores against what an arm costs"
 
