@@ -18,6 +18,7 @@ from counterpoint.systems.contract import System
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
+from counterpoint.tracing import tracing
 from tests.systems.contract_models import (
     ALL_SYSTEMS,
     CONFIGS,
@@ -269,6 +270,14 @@ def test_keys_of_the_weights_are_stable() -> None:
     step = [key.replace("attention.", "").replace("mlp.", "") for key in layer]
     expected |= {f"depth.layers.{i}.{key}" for i in range(2) for key in step}
     assert set(Moshi(MOSHI["both_speakers"]).state_dict()) == expected
+
+
+def test_training_looks_at_no_value(model: System) -> None:
+    """As compiled graphs, CUDA graphs and stacks of models need it."""
+    trained = copy.deepcopy(model).to("meta").train()  # there no tensor has values
+    batch = batch_of(model, random_ticks(model, 2, 33)).to("meta")
+    with tracing():
+        assert trained.loss(batch).total.is_meta
 
 
 @pytest.mark.parametrize("num_ticks", [3, 7, 14, 33, 61])

@@ -12,6 +12,7 @@ has a negative first step.
 Source: H-Net (arXiv:2507.07955), section 2.2, and its code (goombalab/hnet, ``modules/dc.py``).
 """
 
+from contextlib import nullcontext
 from fractions import Fraction
 from itertools import chain
 from typing import NamedTuple
@@ -268,6 +269,9 @@ def in_float32(linear: nn.Linear, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B
     """Return a map's output in float32, computed in the type of its weights without autocast."""
     # A map that is stored in 8 bits has no parameter; its first buffer is of the model's dtype.
     like = next(chain(linear.parameters(), linear.buffers()))
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    # The device of shapes without values has no autocast that could be left.
+    known = torch.amp.is_autocast_available(kind)
+    with torch.autocast(kind, enabled=False) if known else nullcontext():
         y: Tensor = linear(x.to(like.dtype))
     return y.float()
