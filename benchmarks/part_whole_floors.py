@@ -10,7 +10,7 @@ from counterpoint.data.tasks.items import floors
 from counterpoint.data.tasks.part_whole import TASKS
 
 OUT = Path(__file__).parents[1] / "docs" / "results" / "part_whole_floors.json"
-NUM_ITEMS = 20_000
+NUM_ITEMS = 50_000
 
 
 def rounded(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
