@@ -202,7 +202,7 @@ def _within_share(
 
 
 def smooth(x: Float[Tensor, "B W D"], weight: Float[Tensor, "B W"]) -> Float[Tensor, "B W D"]:
-    """Exponential moving average ``z[t] = w[t] x[t] + (1 - w[t]) z[t-1]``, from zero.
+    """Return the moving average ``z[t] = w[t] x[t] + (1 - w[t]) z[t-1]``, from zero.
 
     Args:
         x: Vectors to be smoothed.

@@ -368,7 +368,7 @@ class Level(nn.Module):
     def _recall(
         self, link: Branch | None, guidance: Guidance, x: Float[Tensor, "B T D"]
     ) -> Float[Tensor, "B T D"]:
-        """What the link reads, if there is one, and then what recall reads."""
+        """Return what the link reads, if there is one, plus what recall reads after it."""
         recall = self.steering.recall
         if recall is None or guidance.recall is None:
             raise AssertionError("recall reads where the level has it")

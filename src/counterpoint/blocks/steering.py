@@ -160,7 +160,7 @@ class Steering(nn.Module):
         *,
         is_ring: bool,
     ) -> RecallReach | None:
-        """What fine steps may read again; ``number`` tells which coarse state is in each slot."""
+        """Return what fine steps may read again; ``number`` is the coarse state in each slot."""
         if self.recall is None or raw is None:
             return None
         start = torch.maximum(span.start, span.stop - self.recall.kept_blocks)
@@ -310,7 +310,7 @@ class Steering(nn.Module):
         return a_block, a_tick
 
     def _memory(self, link: CrossAttention, coarse: Tensor, end_tick: Tensor) -> Memory:
-        """Keys and values of all coarse steps, which stand where their block ends."""
+        """Return keys and values of all coarse steps, at the positions where their blocks end."""
         steps = coarse.unflatten(-1, (self.steps_a_block, -1)).flatten(1, 2)
         return link.remember(steps, each_step(end_tick, self.steps_a_block))
 
@@ -329,9 +329,9 @@ def each_step(values: Int[Tensor, "B W"], steps_a_block: int) -> Int[Tensor, "B 
 def ring_slots(
     first: Int[Tensor, " B"], count: Int[Tensor, " B"], num_steps: int, capacity: int
 ) -> Int[Tensor, "B W"]:
-    """Slots of a ring for the steps of each row from its first one on.
+    """Return the slots of a ring for the steps of each row, from its first step on.
 
-    The slot behind the last swallows those beyond ``count`` and those that newer ones overwrite.
+    Steps beyond ``count``, and steps that newer ones overwrite, get the slot after the last.
 
     Args:
         first: Number of each row's first step.

@@ -1,4 +1,4 @@
-"""How long a system takes for the next tick of one session."""
+"""Time that a system takes for the next tick of one session."""
 
 import time
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.systems.contract import System
 
-_SKIPPED = 0.1  # of the ticks: buffers are made in the first ones
+_SKIPPED = 0.1  # share of the ticks; buffers are allocated in the first ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TickLatency:
-    """Seconds between two ticks that a session writes.
+    """Milliseconds between two ticks that a session writes.
 
     Attributes:
         p50_ms: Median of the milliseconds.
-        p95_ms: What 95 % of the ticks need at most.
-        num_ticks: Ticks that the session wrote.
+        p95_ms: 95th percentile of the milliseconds.
+        num_ticks: Number of ticks that the session wrote.
     """
 
     p50_ms: float
@@ -29,21 +29,21 @@ class TickLatency:
 
 
 def decode_latency(system: System, num_ticks: int) -> TickLatency:
-    """Let one session of a text model write on this machine, and look at the clock.
+    """Let one session of a text model write on this machine, and measure its ticks.
 
-    With one thread on the CPU the clock is that of the thread, which other programs on the machine
-    do not lengthen.
+    With one thread on the CPU the CPU time of the thread is measured, to which other programs on
+    the machine add nothing.
 
-    What is written does not matter, so the weights may be random; only a system that finds its own
-    blocks makes others with weights that are trained.
+    The written ids do not matter, so the weights may be random; only a system that learns where
+    its blocks end makes other blocks with trained weights.
 
     Args:
-        system: In evaluation mode.
-        num_ticks: Ticks that are written.
+        system: System in evaluation mode.
+        num_ticks: Number of ticks to write.
     """
     sessions = Sessions(system, 1, sliding=True)
     sessions.start(0)
-    if len(system.layout.predicted) == 1:  # others begin with their initial frame
+    if len(system.layout.predicted) == 1:  # systems with several begin with their initial frame
         sessions.feed({0: [ByteTokenizer().start_id]})
     on_cpu = system.device.type == "cpu"
     now = time.thread_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter

@@ -66,13 +66,13 @@ def bootstrap_mean(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of several ratios of sums, such as the scores of an arm on several tasks.
+    """Return the mean of several ratios of sums, such as the scores of an arm on several tasks.
 
     Args:
-        ratios: Numerators and denominators of each, for each training seed and item; all are
-            resampled independently of each other.
-        num_resamples: Bootstrap samples.
-        seed: Decides the resampling.
+        ratios: Numerators and denominators of each ratio, for each training seed and item; the
+            ratios are resampled independently of each other.
+        num_resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
     """
     samples = [
         _resampled(pair, np.random.default_rng((seed, number)), num_resamples, (seed, number))
@@ -138,7 +138,7 @@ def _resampled(
     num_resamples: int,
     item_seed: int | tuple[int, ...],
 ) -> Float[np.ndarray, " R"]:
-    """A ratio of sums in every resample of seeds, drawn here, and of items, drawn by their seed."""
+    """Return a ratio of sums for every resample of seeds, drawn here, and of items."""
     above, below = ratio
     items = _item_draws(item_seed, num_resamples, above.shape[1])
     seeds = _draws(generator, num_resamples, above.shape[0])
@@ -148,7 +148,7 @@ def _resampled(
 
 
 def _interval(value: float, samples: Float[np.ndarray, " R"]) -> Interval:
-    """A value with its percentiles over the resamples in which something was measured."""
+    """Return a value with its percentiles over the resamples in which something was measured."""
     samples = samples[~np.isnan(samples)]
     if not len(samples):
         return Interval(value=value, low=float("nan"), high=float("nan"))
@@ -158,8 +158,8 @@ def _interval(value: float, samples: Float[np.ndarray, " R"]) -> Interval:
 
 @lru_cache(maxsize=8)
 def _item_draws(seed: int | tuple[int, ...], count: int, size: int) -> Float[np.ndarray, "R N"]:
-    """How often each item is in each resample; many arms are measured on the same items."""
-    # The stream of numbers is another one than that of training seeds.
+    """Return how often each item is in each resample; many arms have the same items."""
+    # These random numbers are independent of those for training seeds.
     return _draws(np.random.default_rng([1, *np.atleast_1d(seed)]), count, size).astype(float)
 
 

@@ -128,6 +128,6 @@ def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
                 raise UserError(
                     f"Arms must cost the same: {arm.name!r} has {share:+.1%} {name} beside "
                     f"{grid.arms[0].name!r} on {task!r}, and the limit is {limit:.0%}. Change its "
-                    "shape, or say in `unmatched` why it is not held to the budget."
+                    "shape, or say in `unmatched` why it need not meet the budget."
                 )
     return found

@@ -61,7 +61,7 @@ def ends_step(stream: Stream, tick: int) -> bool:
 
 
 def last_ticks(stream: Stream, num_ticks: int) -> range:
-    """The last tick of each step that ends within so many ticks of content."""
+    """Return the last tick of each step that ends within so many ticks of content."""
     return range(stream.period_ticks - 1, num_ticks, stream.period_ticks)
 
 

@@ -34,7 +34,7 @@ def found() -> GridFindings:
 
 def test_tables_tell_scores_floors_costs_and_differences(found: GridFindings) -> None:
     assert [row[0] for row in overview(found).cells] == [
-        *("ours", "rival", "full", "best policy of a part", "oracle")
+        *("ours", "rival", "full", "best policy that sees a part", "oracle")
     ]
     assert comparisons(found).cells == [
         ("rival", "navon, hierarchy", "–", "–"),

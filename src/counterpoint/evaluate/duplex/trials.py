@@ -273,7 +273,7 @@ def _first_order(
 def recorded_trials(
     recordings: Sequence[tuple[Order, Float[Tensor, " N"]]],
 ) -> list[Trial]:
-    """Trials of *turn* whose orders are recordings, at the codec's rate."""
+    """Return trials of *turn* whose orders are recordings, at the codec's rate."""
     return [
         Trial(
             ability="turn",

@@ -257,7 +257,7 @@ def _colours(arms: Sequence[Arm]) -> list[str]:
 
 
 def smoothed(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, " N"]:
-    """Mean of the last ``width`` values, of all when there are fewer."""
+    """Return the mean of the last ``width`` values, or of all if there are fewer."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     stop = np.arange(1, len(values) + 1)
     start = np.maximum(stop - width, 0)

@@ -29,11 +29,11 @@ _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", ":", "-.")
 _SOFT = "#888888"
 _MOST_POINTS = 200
-_MOST_LINEAR = 5.0  # times the smallest cost
+_MOST_LINEAR = 5.0  # ratio of the largest to the smallest cost
 
 
 class _Look(NamedTuple):
-    """How an arm is drawn: after six colours come other markers and dashes."""
+    """Look of an arm: after six colours, other markers and dashes are used."""
 
     colour: str
     marker: str
@@ -42,11 +42,11 @@ class _Look(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostScale:
-    """What quality is drawn against.
+    """A cost against which quality is drawn.
 
     Attributes:
-        label: Names the axis.
-        of: The cost of an arm on some tasks; ``None`` where it is not known.
+        label: Label of the axis.
+        of: Function that returns the cost of an arm on some tasks, or ``None`` if it is unknown.
     """
 
     label: str
@@ -73,11 +73,11 @@ SCALES = (
 
 
 def cost_panels(found: GridFindings, task: str | None = None) -> tuple[str, ...]:
-    """Score against each cost, a panel each.
+    """Return one panel for each cost, with the scores drawn against it.
 
     Args:
-        found: What a grid showed.
-        task: On this task; by default the mean over all tasks.
+        found: Findings of a grid.
+        task: Task whose scores are drawn; by default their mean over all tasks.
     """
     if task is None:
         scores = dict(found.means)
@@ -94,7 +94,7 @@ def cost_panels(found: GridFindings, task: str | None = None) -> tuple[str, ...]
 
 
 def task_panels(found: GridFindings, task: str) -> tuple[str, ...]:
-    """Scores with intervals, and how the arms learned."""
+    """Return the panels of a task: scores with intervals, and learning curves."""
     panels = [_drawn(partial(_scores, found, task))]
     curves = mean_curves(found, task)
     if curves:
@@ -104,16 +104,16 @@ def task_panels(found: GridFindings, task: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanCurve:
-    """How the seeds of an arm learned a task.
+    """Learning curve of an arm on a task, averaged over seeds.
 
     Attributes:
         arm: The arm.
         flops: Training FLOPs at every point.
-        values: Mean over seeds: of the score in % if that was measured on the way, else of the loss
-            in bits a trained symbol.
+        values: Mean over seeds: of the score in %, if it was measured during training; otherwise
+            of the loss in bits a trained symbol.
         low: Smallest value of a seed.
         high: Largest value of a seed.
-        is_score: Which of the two it is.
+        is_score: Whether the values are scores.
     """
 
     arm: str
@@ -125,7 +125,7 @@ class MeanCurve:
 
 
 def mean_curves(found: GridFindings, task: str) -> list[MeanCurve]:
-    """The learning curves of a task, one an arm; none of records that keep none."""
+    """Return the learning curves of a task, one for each arm whose records have them."""
     own = {arm: records for (name, arm), records in by_cell(found.records).items() if name == task}
     points = [point for records in own.values() for r in records for point in r.get("curve") or ()]
     name = "score" if any(point["score"] is not None for point in points) else "loss"
@@ -139,7 +139,7 @@ def mean_curves(found: GridFindings, task: str) -> list[MeanCurve]:
         if not steps:
             continue
         values = np.array([[seed[step][name] for step in steps] for seed in seeds])
-        if name == "loss":  # of one batch each
+        if name == "loss":  # each value is that of one batch
             values = np.array([smoothed(row, max(len(steps) // 20, 1)) for row in values])
         kept = slice(None, None, -(-len(steps) // _MOST_POINTS))
         scale = 100.0 if name == "score" else 1.0
@@ -157,7 +157,7 @@ def mean_curves(found: GridFindings, task: str) -> list[MeanCurve]:
 
 
 def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (cost, score) that no other beats in both, by cost."""
+    """Return the names of points (cost, score) that no other point beats in both, by cost."""
     best = -np.inf
     kept = []
     for name, (_, score) in sorted(points.items(), key=lambda one: (one[1][0], -one[1][1])):
@@ -168,7 +168,7 @@ def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places for labels near values, in their order, at least a gap apart and within limits."""
+    """Return places for labels near values, in order, ``gap`` apart and within limits."""
     order = np.argsort(values, kind="stable")
     gap = min(gap, (high - low) / max(len(order) - 1, 1))
     placed = np.clip(np.array(values, float)[order], low, high)
@@ -184,7 +184,7 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def _drawn(draw: "Callable[[], Figure]") -> str:
-    new_figure(1, 1)  # says what to install before anything else needs it
+    new_figure(1, 1)  # raises the error for a missing package first
     from matplotlib import rc_context
 
     with rc_context({**STYLE}), without_glyph_warnings():
@@ -207,8 +207,8 @@ def _cost(
     costs: Mapping[str, float],
     label: str,
 ) -> "Figure":
-    """Quality against a cost; a line joins the arms that no other beats in both."""
-    figure = new_figure(4.4, 3.6)  # three of them stand side by side
+    """Draw quality against a cost; a line joins the arms that no other arm beats in both."""
+    figure = new_figure(4.4, 3.6)  # three figures stand in one row
     axis = figure.subplots()
     points = {arm: (cost, 100 * scores[arm].value) for arm, cost in costs.items()}
     best = frontier(points)
@@ -244,7 +244,7 @@ def _cost(
 
 
 def _scores(found: GridFindings, task: str) -> "Figure":
-    """A line for each arm: interval, mean and seeds; dashed lines are policies."""
+    """Draw a line for each arm, with interval, mean and seeds; dashed lines are policies."""
     arms = found.arms_of(task)
     policies = [row for row in found.of_task(task) if row.is_policy and row.arm != ORACLE]
     figure = new_figure(5, 1.3 + 0.3 * len(arms))
@@ -280,7 +280,7 @@ def _scores(found: GridFindings, task: str) -> "Figure":
 
 
 def _learning(found: GridFindings, curves: Sequence[MeanCurve]) -> "Figure":
-    """Mean over seeds against training FLOPs; bands reach from the worst seed to the best."""
+    """Draw the mean over seeds against training FLOPs; bands reach from worst to best seed."""
     figure = new_figure(5, 4)
     axis = figure.subplots()
     for curve in curves:
@@ -298,7 +298,7 @@ def _learning(found: GridFindings, curves: Sequence[MeanCurve]) -> "Figure":
 
 
 def _labels(axis: "Axes", found: GridFindings, points: Mapping[str, tuple[float, float]]) -> None:
-    """Names at the right edge, so that none covers another, joined to their points."""
+    """Write names at the right edge, without overlaps, and join them to their points."""
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
     axis.set_xlim(axis.get_xlim())
@@ -320,7 +320,7 @@ def _labels(axis: "Axes", found: GridFindings, points: Mapping[str, tuple[float,
 
 
 def _scale(axis: "Axes", costs: Sequence[float]) -> None:
-    """A logarithmic axis where costs differ by much; plain numbers in any case."""
+    """Make the axis logarithmic if costs differ by much; numbers are always plain."""
     low = min(costs)
     high = max(costs)
     if high / low < _MOST_LINEAR:

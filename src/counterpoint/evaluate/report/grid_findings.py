@@ -1,12 +1,12 @@
-"""What the folder of a grid holds, and what can be said of it.
+"""The contents of the folder of a grid, and the findings that follow from them.
 
-The folder of a grid holds
+The folder of a grid contains
 
-- ``cells/``: a Parquet file of every cell that is done, and beside it how long it took,
-- ``results.parquet``: the records of all cells that are reported,
-- ``about.json``: what was compared, what it costs, the command, versions and the machine,
-- ``latency.json``: how long a tick takes, which is no outcome,
-- ``report.md`` and ``report.html``: both are made from the files above.
+- ``cells/``: a Parquet file of every finished cell, and a file with its duration,
+- ``results.parquet``: the records of all reported cells,
+- ``about.json``: the arms and their costs, the command, versions and the machine,
+- ``latency.json``: the time of a tick, which is not a result,
+- ``report.md`` and ``report.html``, which are made from the files above.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ RESULTS = "results.parquet"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmCost:
-    """What an arm costs on a task.
+    """Cost of an arm on a task.
 
     Attributes:
-        parameters: Trainable parameters.
+        parameters: Number of trainable parameters.
         flops: Training FLOPs a tick, which is a byte. AdamW has no matrix products.
         state: State bytes of a session.
     """
@@ -45,18 +45,18 @@ class ArmCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridAbout:
-    """What was compared, and how.
+    """Description of a comparison.
 
     Attributes:
-        name: The name of the grid.
-        arms: Names of the arms; the first is the one whose differences are asked about.
-        costs: What each costs, by task and arm.
-        num_items: Items that were scored on each task.
-        items_seed: Their seed.
-        purpose: What it was to show.
-        unmatched: Why an arm is not held to the budget, by its name.
-        left_out: What of the declared grid was left out for lack of time, in a sentence.
-        command: How a person would start this again.
+        name: Name of the grid.
+        arms: Names of the arms; the first one is compared with all others.
+        costs: Cost of each arm, by task and arm.
+        num_items: Number of items that were scored on each task.
+        items_seed: Seed of the items.
+        purpose: What the grid was to show.
+        unmatched: Reason why an arm need not meet the budget, by the arm's name.
+        left_out: Sentence that says what was left out for lack of time.
+        command: Command that starts the grid again.
         machine: Versions and the machine.
         grid: The whole grid as JSON.
     """
@@ -75,20 +75,20 @@ class GridAbout:
 
     @property
     def subject(self) -> str:
-        """The arm whose differences to all others are asked about."""
+        """Name of the arm that is compared with all others."""
         return self.arms[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridFindings:
-    """What a grid showed.
+    """Findings of a grid.
 
     Attributes:
-        about: What was compared.
-        records: What each cell that is reported gave.
+        about: Description of the comparison.
+        records: Record of each reported cell.
         rows: Arms and policies, by task.
         means: Mean score over all tasks, by arm.
-        latency: How long a tick takes, by arm; of those for which it was measured.
+        latency: Time of a tick by arm, for those for which it was measured.
     """
 
     about: GridAbout
@@ -105,25 +105,25 @@ class GridFindings:
 
     @property
     def num_seeds(self) -> int:
-        """Training seeds of the arm that has most."""
+        """Number of training seeds of the arm that has most."""
         return max(len(row.by_seed) for row in self.rows)
 
     def of_task(self, task: str) -> list[GridRow]:
-        """The rows of a task: arms, then policies."""
+        """Return the rows of a task: arms, then policies."""
         return [row for row in self.rows if row.task == task]
 
     def arms_of(self, task: str) -> list[GridRow]:
-        """Its arms."""
+        """Return the rows of a task that are arms."""
         return [row for row in self.of_task(task) if not row.is_policy]
 
 
 def is_grid(folder: Path) -> bool:
-    """Whether a folder holds a grid that has been run."""
+    """Return whether a folder holds a grid that has been run."""
     return (folder / ABOUT).is_file()
 
 
 def read_findings(folder: Path) -> GridFindings:
-    """What the folder of a grid shows.
+    """Return the findings in the folder of a grid.
 
     Raises:
         UserError: A file is missing or damaged, or the package ``pyarrow`` is missing.
@@ -147,7 +147,7 @@ def read_findings(folder: Path) -> GridFindings:
 def findings(
     about: GridAbout, records: Sequence[Mapping[str, Any]], latency: Mapping[str, TickLatency]
 ) -> GridFindings:
-    """What records show: rows of arms and policies, and means over tasks."""
+    """Return the findings that follow from records: rows of arms and policies, and means."""
     items = {
         task: [TASKS[task].item(about.items_seed, number) for number in range(about.num_items)]
         for task in {record["task"] for record in records}

@@ -22,7 +22,7 @@ MARKDOWN = "report.md"
 
 _COSTS = (
     "Mean score over all tasks, with its 95 % interval, against what an arm costs. The dashed line "
-    "joins the arms that no other beats in both. Hollow points are arms that are not held to the "
+    "joins the arms that no other beats in both. Hollow points are arms that need not meet the "
     "budget. Milliseconds are those of one session on one thread of the machine that wrote this."
 )
 _TASK = (
@@ -34,10 +34,10 @@ _ONE_COST = "The same scores against what an arm costs"
 
 
 def write_grid_report(folder: Path) -> GridFindings:
-    """Make ``report.html`` and ``report.md`` anew from what the folder of a grid holds.
+    """Write ``report.html`` and ``report.md`` from the contents of the folder of a grid.
 
     Returns:
-        What the grid showed.
+        The findings of the grid.
 
     Raises:
         UserError: The folder holds no grid that was run, or a package is missing.
@@ -49,7 +49,7 @@ def write_grid_report(folder: Path) -> GridFindings:
 
 
 def grid_html(found: GridFindings) -> str:
-    """The report as one HTML text without any outside reference."""
+    """Return the report as one HTML text without any external reference."""
     about = found.about
     by_whom = {"command": about.command, **(about.machine or {})}
     compared = comparisons(found)
@@ -79,7 +79,7 @@ def grid_html(found: GridFindings) -> str:
 
 
 def _task(found: GridFindings, task: str) -> str:
-    """Table and pictures of a task."""
+    """Return the table and the pictures of a task as HTML."""
     return (
         figure(task, _TASK, task_panels(found, task))
         + f"<p><small>{html.escape(about_task(found, task))}</small></p>"

@@ -1,4 +1,4 @@
-"""What the records of a grid show: means with intervals, floors, and corrected differences."""
+"""Rows of results from the records of a grid: means, intervals, floors, corrected differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from counterpoint.evaluate.statistics import (
 )
 
 SOLVED = 0.9
-"""A seed has solved a task where its primary score is at least this."""
+"""A seed has solved a task if its primary score is at least this."""
 
 SIGNIFICANT = 0.05
-"""A difference is shown where its p-value, corrected over all that are asked about, is below."""
+"""A difference is shown if its p-value, corrected for all comparisons, is below this."""
 
 ORACLE = "oracle"
-"""The policy that reads the whole text: no model can do better, so it is no floor."""
+"""Policy that reads the whole text: no model can do better, so it is not a floor."""
 
 _RESAMPLES = 5000  # the smallest p-value is 1 / 2,500, so that 100 comparisons can show something
 
@@ -35,18 +35,18 @@ ScoreCounts = tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridRow:
-    """What an arm, or a policy that learns nothing, showed on a task.
+    """Result of an arm, or of a policy that learns nothing, on a task.
 
     Attributes:
         task: The task.
         arm: The arm, or the policy.
         score: Mean primary score over seeds; the interval is over seeds and items.
         by_seed: Primary score of each seed; empty for a policy.
-        learning_rate: What was chosen; ``None`` for a policy.
-        difference: How much more the arm that is asked about has than this one; ``None`` for itself
-            and for policies.
-        p_value: That there is none, corrected over all rows.
-        above_floors: Whether its interval lies above those of all policies that see a part only.
+        learning_rate: The chosen learning rate; ``None`` for a policy.
+        difference: Score of the arm that is compared with all others, minus this score; ``None``
+            for that arm itself and for policies.
+        p_value: P-value of no difference, corrected for all rows.
+        above_floors: Whether the interval lies above those of all policies that see only a part.
     """
 
     task: str
@@ -60,7 +60,7 @@ class GridRow:
 
     @property
     def is_policy(self) -> bool:
-        """Whether it is a policy."""
+        """Whether the row is a policy."""
         return not self.by_seed
 
     @property
@@ -70,7 +70,7 @@ class GridRow:
 
     @property
     def shown(self) -> int:
-        """1 where the arm that is asked about is shown to be better, -1 worse, 0 neither."""
+        """1 if the first arm of the grid is shown to be better than this one, -1 if worse, or 0."""
         if self.p_value is None or self.difference is None or not self.p_value < SIGNIFICANT:
             return 0
         return int(math.copysign(1, self.difference.value))
@@ -81,12 +81,12 @@ def grid_rows(
     subject: str,
     items: Mapping[str, Sequence[Item]] | None = None,
 ) -> list[GridRow]:
-    """Rows by task: arms in the order of the records, then policies.
+    """Return rows by task: arms in the order of the records, then policies.
 
     Args:
-        records: What `counterpoint.recipes.grid_run.run_grid` returned.
-        subject: The arm whose differences to all others are asked about.
-        items: What was asked, by task: policies answer it too. Without it there are no policies.
+        records: Result of `counterpoint.recipes.grid_run.run_grid`.
+        subject: The arm that is compared with all others.
+        items: Items by task, which policies answer too. Without it there are no policies.
     """
     cells = by_cell(records)
     rows = list[GridRow]()
@@ -103,7 +103,7 @@ def grid_rows(
 
 
 def policy_rows(task: str, items: Sequence[Item]) -> list[GridRow]:
-    """What policies get that learn nothing, the oracle last; the interval is over items."""
+    """Return the rows of policies, the oracle last; their intervals are over items."""
     rows = []
     for name, policy in TASKS[task].policies().items():
         given = [policy(item, draw(0, -1 - number)) for number, item in enumerate(items)]
@@ -115,7 +115,7 @@ def policy_rows(task: str, items: Sequence[Item]) -> list[GridRow]:
 
 
 def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
-    """The mean of the primary scores of all tasks, by arm; of arms that have all of them."""
+    """Return the mean primary score over all tasks, for each arm that has all of them."""
     cells = by_cell(records)
     tasks = dict.fromkeys(task for task, _ in cells)
     return {
@@ -128,7 +128,7 @@ def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
 def by_cell(
     records: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The records of all seeds, by task and arm."""
+    """Return the records of all seeds, by task and arm."""
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
         cells.setdefault((record["task"], record["arm"]), []).append(record)
@@ -136,7 +136,7 @@ def by_cell(
 
 
 def counts_of(records: Sequence[Mapping[str, Any]]) -> ScoreCounts:
-    """Numerators and denominators of the primary score of the seeds of an arm on a task."""
+    """Return numerators and denominators of the primary score for the seeds of an arm."""
     above = np.array([record["numerators"] for record in records], float)
     below = np.array([record["denominators"] for record in records], float)
     return above, below
@@ -145,7 +145,7 @@ def counts_of(records: Sequence[Mapping[str, Any]]) -> ScoreCounts:
 def _arm_row(
     cells: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], task: str, arm: str, subject: str
 ) -> GridRow:
-    """A row whose p-value is not corrected yet."""
+    """Return a row whose p-value is not corrected yet."""
     own = cells[task, arm]
     difference = None
     p_value = None

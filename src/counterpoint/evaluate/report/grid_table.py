@@ -1,4 +1,4 @@
-"""The tables of a grid, as texts: overview, comparisons, costs, and one of each task."""
+"""The tables of a grid, as texts: overview, comparisons, costs, and one table for each task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ class TextTable(NamedTuple):
     cells: Sequence[tuple[str, ...]]
 
     def markdown(self) -> str:
-        """The table in Markdown."""
+        """Return the table in Markdown."""
         rows = [self.heads, ("---",) * len(self.heads), *self.cells]
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def verdict(found: GridFindings) -> str:
-    """Sentences that say what is shown of the first arm, and what is not."""
+    """Return sentences that say what is shown about the first arm, and what is not."""
     subject = found.about.subject
     asked = [row for row in found.rows if row.p_value is not None]
     if not asked:
@@ -51,7 +51,7 @@ def verdict(found: GridFindings) -> str:
 
 
 def overview(found: GridFindings, form: str = "{:.1f}") -> TextTable:
-    """Scores in % of all arms on all tasks, then the best policy of a part, and the oracle."""
+    """Return scores in % of all arms on all tasks, of the best policies, and of the oracle."""
     scores = {(row.task, row.arm): row.score for row in found.rows}
     arms = [arm for arm in found.about.arms if any(row.arm == arm for row in found.rows)]
     cells = [
@@ -66,7 +66,9 @@ def overview(found: GridFindings, form: str = "{:.1f}") -> TextTable:
     parts = {task: [row for row in own if row.arm != ORACLE] for task, own in policies.items()}
     if all(parts.values()):
         best = [max(parts[task], key=lambda row: row.score.value) for task in found.tasks]
-        cells.append(("best policy of a part", *(percent(row.score, form) for row in best), ""))
+        cells.append(
+            ("best policy that sees a part", *(percent(row.score, form) for row in best), "")
+        )
     if any(row.arm == ORACLE for own in policies.values() for row in own):
         oracles = [percent(scores.get((task, ORACLE)), form) for task in found.tasks]
         cells.append((ORACLE, *oracles, ""))
@@ -74,7 +76,7 @@ def overview(found: GridFindings, form: str = "{:.1f}") -> TextTable:
 
 
 def comparisons(found: GridFindings) -> TextTable:
-    """On which tasks the first arm is shown to be better or worse than each other one."""
+    """Return the tasks on which the first arm is shown to be better or worse than each other."""
     cells = []
     for arm in found.about.arms[1:]:
         rows = [row for row in found.rows if row.arm == arm and row.p_value is not None]
@@ -90,16 +92,21 @@ def comparisons(found: GridFindings) -> TextTable:
 
 
 def task_table(found: GridFindings, task: str) -> TextTable:
-    """Arms, then policies, on a task."""
+    """Return the rows of a task: arms, then policies."""
     heads = (
-        *("arm", "score %", f"{found.about.subject} minus it", "p (Holm)"),
-        *("seeds that solve it", "above policies of a part", "by seed", "learning rate"),
+        *("arm", "score %", f"{found.about.subject} minus this arm", "p (Holm)"),
+        *(
+            "seeds that solve the task",
+            "above policies that see a part",
+            "by seed",
+            "learning rate",
+        ),
     )
     return TextTable(heads, [_task_cells(row) for row in found.of_task(task)])
 
 
 def costs_table(found: GridFindings) -> TextTable:
-    """What every arm costs; ranges are those over tasks."""
+    """Return the cost of every arm; ranges are those over tasks."""
     about = found.about
     cells = []
     for arm in about.arms:
@@ -120,23 +127,23 @@ def costs_table(found: GridFindings) -> TextTable:
         )
     heads = (
         *("arm", "parameters", "training FLOPs a byte", f"FLOPs / {about.subject}", "state bytes"),
-        *("ms a tick, p50 / p95", "why it is not held to the budget"),
+        *("ms a tick, p50 / p95", "why it need not meet the budget"),
     )
     return TextTable(heads, cells)
 
 
 def about_task(found: GridFindings, task: str) -> str:
-    """What the score of a task is."""
+    """Return the explanation of the scores of a task."""
     return (
         f"Primary score: {TASKS[task].primary}, in %, on {found.about.num_items:,} items that no "
-        f"run has learned from; brackets: 95 % over seeds and items. A seed solves the task from "
-        f"{100 * SOLVED:.0f} % on. Rows without a learning rate are policies that learn nothing; "
-        "the oracle reads the whole text, the others a part of it or nothing."
+        f"run has learned from; brackets: 95 % over seeds and items. A seed solves the task if its "
+        f"score is at least {100 * SOLVED:.0f} %. Rows without a learning rate are policies that "
+        "learn nothing; the oracle reads the whole text, the others a part of it or nothing."
     )
 
 
 def grid_markdown(found: GridFindings) -> str:
-    """The whole report as Markdown."""
+    """Return the whole report as Markdown."""
     about = found.about
     parts = [f"# {about.name}", about.purpose, verdict(found), about.left_out]
     parts += ["## All tasks", overview(found).markdown()]
@@ -153,7 +160,7 @@ def grid_markdown(found: GridFindings) -> str:
 def running_table(
     records: Sequence[Mapping[str, Any]], arms: Sequence[str], tasks: Sequence[str]
 ) -> str:
-    """Mean scores in % so far, with the number of seeds where it is not the same everywhere."""
+    """Return the mean scores in % so far, with the number of seeds if it varies."""
     cells = by_cell(records)
     counts = {len(own) for own in cells.values()}
     texts = [("", *tasks)]
@@ -175,7 +182,7 @@ def running_table(
 
 
 def percent(interval: Interval | None, form: str = "{:.1f}") -> str:
-    """A share with its interval, in %."""
+    """Return a share with its interval, in %."""
     return spell(None if interval is None else interval.map(100), form)
 
 
