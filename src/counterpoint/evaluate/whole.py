@@ -118,10 +118,8 @@ def measure_whole(
         if on_progress is not None:
             on_progress(done, len(units))
     if not states:
-        raise UserError(
-            "Held-out units must be longer than one block of "
-            f"{reader.layout.block_ticks} ticks: none is."
-        )
+        ticks = reader.layout.block_ticks
+        raise UserError(f"Held-out units must be longer than one block of {ticks} ticks: none is.")
     return WholeUse(
         num_bytes=tuple(num_bytes),
         own_bits=tuple(bits["own"]),

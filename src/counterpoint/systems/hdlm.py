@@ -19,12 +19,10 @@ Source: the paper's depth-2 model and its code (github.com/coswindywang/HdLM): h
 and after the last layer, each with the loss of its own stream. Deviations: coarse content is a
 stream of ids instead of text between headers; no prompt that the label chooses follows it; the
 coarse head reads a normalised state (the published code does not normalise: ``coarse_norm=False``)
-and a learned vector that says which element is due; heads start at zero instead of as copies; there
-is the short convolution of every system here. The modes lazy, masked and propagate, and feedback as
-an embedding, are not published.
-Checked against: `SingleStream` without a coarse stream, a plain tower with two heads over sequences
-laid out by hand, and all modes against each other at k = the number of layers
-(`tests/systems/test_hdlm.py`). No table of the paper could be retrieved.
+and a learned vector that says which element is due; heads start at zero instead of as copies; the
+short convolution of every system; the modes lazy, masked and propagate; feedback as an embedding.
+Checked against: `SingleStream` without a coarse stream, a plain tower with two heads, and all modes
+against each other at k = the number of layers (`tests/systems/test_hdlm.py`).
 """
 
 from collections.abc import Collection, Mapping

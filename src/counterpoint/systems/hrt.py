@@ -15,15 +15,12 @@ open:
    exact; the details stay in the level below. ``compressor`` names other ways.
 4. Strides are free; (4, 4, 4) is meant for bytes.
 5. Every level attends to itself within its own window.
-6. On the way down a step reads the ``num_keys`` newest steps of each coarser level, or a learned
-   null key. The mix is ``a y + (1 - a) x``, with a learned gate ``a`` for each feature that starts
-   near 0.
+6. On the way down a step reads the ``num_keys`` newest steps of each coarser level, or a null key.
+   The mix is ``a y + (1 - a) x``; the learned gate ``a`` of each feature starts near 0.
 7. On the way up, from the second round on, a coarse step attends to the states of its own block.
 8. There are ``num_rounds`` rounds, each with its own layers: going up and down keeps rule 1.
-9. The state at tick t predicts the element of tick t + 1, so a block that ends at t can be read at
-   t.
-10. The reconstruction loss is the cross-entropy of the ticks of finished blocks, rebuilt from all
-    coarser levels by one linear map a level.
+9. The state at tick t predicts tick t + 1, so a block that ends at t can be read at t.
+10. The reconstruction loss rebuilds the ticks of finished blocks, by one linear map a level.
 11. Each document of a row starts new blocks on all levels.
 12. A coarse level is computed once a block; sessions keep windows and coarse keys in rings.
 13. The states of every level are normalised before another level reads them.

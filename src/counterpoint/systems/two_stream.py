@@ -11,8 +11,7 @@ whole tower can run at the same time as the part tower instead of before its nex
 
 Source: the project's own design. Related work: MegaByte (arXiv:2305.07185) for plans, SpaceByte
 (arXiv:2404.14408) for blocks that end at spaces, DLCM (arXiv:2512.24617) for cross-attention to
-concepts. Checked against the rule of visibility (`tests/systems/test_contract.py`); there is no
-published reference.
+concepts. Checked against the rule of visibility (`tests/systems/test_contract.py`).
 """
 
 from collections.abc import Collection

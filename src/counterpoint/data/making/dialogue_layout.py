@@ -102,12 +102,17 @@ def lay_out(
         placed.append(new)
         if turn.kind != "backchannel":
             floor = new
-    length = max(one.stop for one in placed) + round(tail_s * sample_rate)
-    channels = torch.zeros(2, length)
-    for one in placed:
-        channels[int(one.turn.speaker == "user"), one.start : one.stop] += one.audio
+    channels = _mixed(placed, round(tail_s * sample_rate))
     events = [event for one in placed for event in _events(one, sample_rate)]
     return channels, Timeline(events=tuple(events), header=header or {})
+
+
+def _mixed(placed: Sequence[_Placed], tail: int) -> Float[Tensor, "2 N"]:
+    """Add up the utterances of each speaker, with ``tail`` samples of silence behind the last."""
+    channels = torch.zeros(2, max(one.stop for one in placed) + tail)
+    for one in placed:
+        channels[int(one.turn.speaker == "user"), one.start : one.stop] += one.audio
+    return channels
 
 
 def _start(turn: Turn, floor: _Placed | None, rng: Random, sample_rate: int, lead_s: float) -> int:
