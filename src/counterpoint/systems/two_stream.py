@@ -337,17 +337,12 @@ class TwoStream(System, Level):
             conv=self.conv.initial_state(batch_size),
             part=self.part.initial_state(batch_size),
             whole=self.initial_level(batch_size),
-            text=self._no_text(batch_size),
+            text=() if self.notes is None else (self._zeros(batch_size, self.notes.depth),),
             ends=() if self.boundaries is None else (self._zeros(batch_size),),
         )
 
-    def _zeros(self, batch_size: int) -> Int[Tensor, " B"]:
-        return torch.zeros(batch_size, dtype=torch.long, device=self.device)
-
-    def _no_text(self, batch_size: int) -> tuple[Int[Tensor, "B K"], ...]:
-        if self.notes is None:
-            return ()
-        return (torch.zeros(batch_size, self.notes.depth, dtype=torch.long, device=self.device),)
+    def _zeros(self, *shape: int) -> Int[Tensor, "*B"]:
+        return torch.zeros(*shape, dtype=torch.long, device=self.device)
 
     @property
     def chunk_ticks(self) -> int:
