@@ -16,7 +16,6 @@ SHAPES = [
     ("two_stream", "attention_lag0"),
     ("two_stream", "wavelet_lag1"),
     ("moshi", "unlike_codebooks"),
-    ("hnet", "two_stages_bounded"),
 ]
 
 

@@ -165,9 +165,11 @@ def lay_chunks(
 
 
 def most_chunks(num_steps: int, share: float) -> int:
-    """Return the number of chunks for which a row of so many steps has room; see `lay_chunks`."""
+    """Return how many chunks a row of one or more steps has room for; see `lay_chunks`."""
+    if share == 1:
+        return num_steps
     part = Fraction(share).limit_denominator(1000)
-    return min(num_steps, max(1, num_steps * part.numerator // part.denominator))
+    return max(1, num_steps * part.numerator // part.denominator)
 
 
 def _within_share(
