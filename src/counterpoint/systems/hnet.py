@@ -16,9 +16,10 @@ smoothing are not clamped to 1e-4 .. 1 - 1e-4, which changes the first chunk by 
 share of steps that begin a chunk can be limited (``max_share``), so that the rows of the main
 network have a fixed length; in the published code their length depends on the batch.
 
-Checked against: `RoutingModule`, `ChunkLayer`, `DeChunkLayer.step`, the straight-through function
-and `load_balancing_loss` of goombalab/hnet on the same numbers (`tests/blocks/test_chunk.py`), and
-the rule of visibility (`tests/systems/test_contract.py`).
+Checked against: `RoutingModule`, `ChunkLayer`, `DeChunkLayer` and `load_balancing_loss` of
+goombalab/hnet on the same numbers (`tests/blocks/test_chunk.py`), outputs and gradients of its
+class `HNet` with simple networks in place of Mamba-2 (`tests/systems/test_hnet.py`), and the rule
+of visibility (`tests/systems/test_contract.py`).
 """
 
 import math
