@@ -341,7 +341,7 @@ def test_what_is_wrong_at_the_end_is_told_at_the_start(
     content = bytearray(Path("in.flac").read_bytes())
     content[25] += 1  # one sample more than there are
     Path("in.flac").write_bytes(content)
-    with pytest.raises(UserError, match="its header tells 24001 samples, and 24000 came"):
+    with pytest.raises(UserError, match="its header declares 24001 samples, and 24000 came"):
         talk(run, source="in.flac")
 
 

@@ -117,7 +117,7 @@ def in_groups(x: Float[Tensor, "B H T E"], window: int) -> Float[Tensor, "B H G 
 
 
 def with_previous(x: Float[Tensor, "B H T E"], window: int) -> Float[Tensor, "B H G w2 E"]:
-    """Return every group of `in_groups` behind the group before it, which is zeros at first."""
+    """Return every group of `in_groups` after the group before it, which is zeros at first."""
     groups = in_groups(F.pad(x, (0, 0, window, 0)), window)
     return torch.cat((groups[:, :, :-1], groups[:, :, 1:]), 3)
 
@@ -409,7 +409,7 @@ class SelfAttention(nn.Module):
             x: Steps of the chunk.
             reach: From `offline_reach`, or from `streaming_reach` if there is a cache.
             cache: Past steps; the chunk is written into it. If ``reach`` has no slots, the keys and
-                values of further steps, which are read beside those of the chunk.
+                values of further steps, which are read together with those of the chunk.
         """
         q, k, v, q_near = self._rotated_heads(x, reach)
         if cache is not None and reach.slot is not None:

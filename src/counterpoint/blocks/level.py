@@ -250,7 +250,7 @@ class Level(nn.Module):
     ) -> Float[Tensor, "B W D2"]:
         """Return the states of the coarse tower by block, guided by the level above.
 
-        The states of several steps of a block stand behind each other.
+        If a block has several steps, their states follow each other.
         """
         num_blocks = compressed.shape[1]
         each = self.steps_a_block

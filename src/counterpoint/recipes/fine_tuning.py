@@ -180,7 +180,7 @@ def run_fine_tuning(
         if not timing.moments:
             progress.note(
                 "Timing is not measured: the held-out recordings have no moment with "
-                f"{study.timing.horizon_s:g} s behind it and known words."
+                f"{study.timing.horizon_s:g} s after it and known words."
             )
     return train_run(run, folder, world, progress=progress, also=timing)
 

@@ -62,7 +62,7 @@ def _part_alone(
     whole_from: Sequence[int] | None,
     sliding: bool,
 ) -> Iterator[int]:
-    """Continue a prompt with a model that writes other streams beside its part, such as notes."""
+    """Continue a prompt with a model that also writes streams other than its part."""
     part = system.layout.part
     if whole_from is not None:
         raise UserError(

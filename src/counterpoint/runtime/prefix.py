@@ -87,8 +87,8 @@ def read_prompt(
         prefix: The beginning of the prompt, if it has been read already.
 
     Returns:
-        What the first column after the prompt is written from; ``None`` if there was nothing to
-        read.
+        Hidden state from which the first column after the prompt is written; ``None`` if there was
+        nothing to read.
     """
     mine = map_state(lambda tensor: tensor[row : row + 1], state)
     for tensor in state_tensors(mine):

@@ -81,7 +81,7 @@ class NoIdError(UserError):
 
     Attributes:
         ended: Numbers of the rows that have ended, or of the sessions of an engine.
-        frames: What the call would have returned for the others.
+        frames: Frames that the call would have returned for the other sessions.
     """
 
     ended: Sequence[int]

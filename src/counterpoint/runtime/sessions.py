@@ -152,7 +152,7 @@ class Sessions:
 
         Raises:
             UserError: The rows, limits or prompt do not fit. Then nothing has changed.
-            NoIdError: The scores behind the prompt allow no id. The session has ended.
+            NoIdError: The scores after the prompt allow no id. The session has ended.
         """
         own = sampling_of(self.layout, sampling)
         self._check_rows(row, twin, own)

@@ -285,7 +285,7 @@ class _Recording(NamedTuple):
             yield samples[:read].T
         told = count if self.num_frames is None else self.num_frames
         if not told <= count <= told + self.padding_frames:
-            raise DamagedError(f"its header tells {self.num_frames} samples, and {count} came")
+            raise DamagedError(f"its header declares {self.num_frames} samples, and {count} came")
 
 
 class _Patched(io.RawIOBase):
@@ -370,7 +370,7 @@ def _opened(path: str | Path) -> Iterator[_Recording]:
         whole = check_whole(Path(path))
         with _Patched(Path(path), whole) as content, _forward(soundfile, content) as file:
             if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
-                raise DamagedError(f"its header tells {file.samplerate} samples a second")
+                raise DamagedError(f"its header declares {file.samplerate} samples a second")
             known = whole.num_frames
             if known is None and file.frames < _UNKNOWN:
                 known = file.frames

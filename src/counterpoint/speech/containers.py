@@ -80,7 +80,7 @@ def check_whole(path: Path) -> Whole:
     """Check a file, and return how it must be read.
 
     Raises:
-        DamagedError: It is of no known kind, it was truncated, or its header tells another length
+        DamagedError: It is of no known kind, it was truncated, or its header declares another length
             than it has. The message is only the reason.
         OSError: It cannot be read.
     """
@@ -209,17 +209,17 @@ def _sound(
         return Whole(patches={field_place: struct.pack(field_form, min(written, largest))})
     if size > room:
         raise DamagedError(
-            f"its header tells {size} bytes of sound, and {room} are there: it was cut"
+            f"its header declares {size} bytes of sound, and {room} are there: it was cut"
         )
     if size and (size - form.extra) % frame_bytes:
         raise DamagedError(
-            f"its header tells {size - form.extra} bytes of sound in samples of {frame_bytes} bytes"
+            f"its header declares {size - form.extra} bytes of sound in samples of {frame_bytes} bytes"
         )
     padding = content[begin + size : begin + size + -size % form.pad]
     if any(padding) or not _ends_in_chunks(content, form, begin + size + len(padding)):
         raise DamagedError(
-            f"its header tells {size} bytes of sound, and behind them are {room - size} that are "
-            "nothing that belongs there"
+            f"its header declares {size} bytes of sound, and {room - size} bytes that "
+            "do not belong there follow"
         )
     return Whole()
 
@@ -257,7 +257,7 @@ def _au(content: _Bytes) -> Whole:
     if size == 0xFFFFFFFF or (not size and room > 0):
         return Whole(patches={8: struct.pack(f"{order}I", 0xFFFFFFFF)})
     if size != room:
-        raise DamagedError(f"its header tells {size} bytes of sound, and {room} are there")
+        raise DamagedError(f"its header declares {size} bytes of sound, and {room} are there")
     return Whole()
 
 
@@ -273,7 +273,7 @@ def _nist(content: _Bytes) -> Whole:
         raise DamagedError("its header does not tell its length") from error
     if count * width != len(content) - head:
         raise DamagedError(
-            f"its header tells {count * width} bytes of sound, and {len(content) - head} are there"
+            f"its header declares {count * width} bytes of sound, and {len(content) - head} are there"
         )
     return Whole()
 
@@ -375,7 +375,7 @@ def _mp3(content: _Bytes, start: int) -> Whole:
     if tagged is not None:
         # Encoders disagree on whether the frame of the tag counts.
         if tagged not in (count, count - 1):
-            raise DamagedError(f"its header tells {tagged} frames, and {count - 1} are there")
+            raise DamagedError(f"its header declares {tagged} frames, and {count - 1} are there")
         return Whole()
     if len(bit_rates) > 1:
         raise DamagedError(

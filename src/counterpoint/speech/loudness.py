@@ -25,7 +25,7 @@ def loudness_lufs(audio: Float[Tensor, "C N"], sample_rate: int) -> float:
         UserError: There are no samples, or more than two channels, whose positions would matter.
 
     Source: ITU-R BS.1770-4, annex 1; filters for rates other than 48 kHz come from the bilinear
-    transform of the analogue filters behind its tables.
+    transform of the analogue filters from which its tables are derived.
     """
     if len(audio) not in (1, 2) or not audio.shape[1]:
         raise UserError(

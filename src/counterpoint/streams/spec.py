@@ -220,7 +220,7 @@ class Layout:
 
     @property
     def text_part(self) -> Stream:
-        """The one stream of a layout that consists of text alone, beside wholes of any kind.
+        """The stream of a layout that has one stream of text and any wholes, but no other stream.
 
         Raises:
             UserError: Several streams are read or written, or none.

@@ -201,7 +201,7 @@ def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
         + table(heads, cells)
         + "<p><small>Bits/byte, and bits/byte lost, on the first "
         f"{config.whole_ticks:,} bytes of {config.whole_units} held-out units at most, "
-        "each beside the unit of nearest length of another document. Rank: exponential of the "
+        "each paired with the unit of nearest length of another document. Rank: exponential of the "
         "entropy of the normalised singular values of the whole states; 1 means that all are alike."
         "</small></p>"
     )
