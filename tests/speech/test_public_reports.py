@@ -61,7 +61,7 @@ def test_a_last_byte_that_is_missing(tmp_path: Path) -> None:
     """hound#100, from hound#63 and #81."""
     path = tmp_path / "a.wav"
     path.write_bytes(wav(path)[:-1])
-    assert f"tells {4 * COUNT} bytes of sound, and {4 * COUNT - 1} are there" in refusal(path)
+    assert f"declares {4 * COUNT} bytes of sound, and {4 * COUNT - 1} are there" in refusal(path)
 
 
 def test_a_head_that_tells_a_small_part(tmp_path: Path) -> None:

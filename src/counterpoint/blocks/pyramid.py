@@ -31,7 +31,7 @@ GATE_START = -3.0  # its sigmoid is 0.05, so at first a level works almost on it
 
 
 class Counts(NamedTuple):
-    """How far a session is on every level. Tuples have one entry a coarse level, finest first.
+    """Progress of a session on every level. Tuples have one entry a coarse level, finest first.
 
     Attributes:
         position: Number of steps of level 0 that were read.

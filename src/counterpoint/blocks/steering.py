@@ -75,7 +75,7 @@ class Steering(nn.Module):
         Args:
             fine: Shape of the fine tower, whose heads and rotation the links have.
             config: Shape of the coarse level.
-            recall: How the fine tower reads its own old steps again; ``None``: not at all.
+            recall: Shape of the recall of old fine steps; ``None`` for no recall.
         """
         super().__init__()
         width = fine.width

@@ -80,8 +80,8 @@ def check_whole(path: Path) -> Whole:
     """Check a file, and return how it must be read.
 
     Raises:
-        DamagedError: It is of no known kind, it was truncated, or its header declares another length
-            than it has. The message is only the reason.
+        DamagedError: It is of no known kind, it was truncated, or its header declares a length that
+            it does not have. The message is only the reason.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
@@ -213,7 +213,8 @@ def _sound(
         )
     if size and (size - form.extra) % frame_bytes:
         raise DamagedError(
-            f"its header declares {size - form.extra} bytes of sound in samples of {frame_bytes} bytes"
+            f"its header declares {size - form.extra} bytes of sound in samples of {frame_bytes} "
+            "bytes"
         )
     padding = content[begin + size : begin + size + -size % form.pad]
     if any(padding) or not _ends_in_chunks(content, form, begin + size + len(padding)):
@@ -273,7 +274,8 @@ def _nist(content: _Bytes) -> Whole:
         raise DamagedError("its header does not tell its length") from error
     if count * width != len(content) - head:
         raise DamagedError(
-            f"its header declares {count * width} bytes of sound, and {len(content) - head} are there"
+            f"its header declares {count * width} bytes of sound, and {len(content) - head} are "
+            "there"
         )
     return Whole()
 

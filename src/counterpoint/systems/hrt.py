@@ -172,7 +172,7 @@ class HRTState(NamedTuple):
     """State of a session.
 
     Attributes:
-        counts: How far it is on every level.
+        counts: Progress of the session on every level.
         conv: Last steps of the convolution.
         towers: States of the layers of every level.
         pending: The newest states before the chunk, by coarse level and round; see `Blocks.take`.

@@ -57,7 +57,7 @@ def make_manifest(
     """Make the manifest of the files in a folder.
 
     Args:
-        folder: Holds all files except the manifest.
+        folder: Folder with all files except the manifest.
         system: Name of the class.
         config: Its config, encoded.
         counters: Counters of the run.

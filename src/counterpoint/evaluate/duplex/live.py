@@ -222,7 +222,7 @@ class User:
         sample_rate: Samples a second.
 
     Attributes:
-        turns: What was said so far, each from its first to its last sound.
+        turns: Turns spoken so far, each from its first to its last sound.
         done: Whether the conversation is over.
     """
 

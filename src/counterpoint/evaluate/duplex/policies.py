@@ -81,7 +81,7 @@ class Policy:
 
     Attributes:
         codec: Codec whose sample rate and frames are used.
-        row: Makes the decisions of the conversation of a trial.
+        row: Function that makes the decisions in the conversation of a trial.
     """
 
     codec: Codec

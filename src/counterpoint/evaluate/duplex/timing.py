@@ -92,7 +92,7 @@ class TimingMoment(NamedTuple):
     """A moment at which somebody should speak.
 
     Attributes:
-        due: What is due.
+        due: Kind of the speech that is due: a greeting or a response.
         example: Frames around it.
         frame: Frame of the example from which the model continues alone.
     """

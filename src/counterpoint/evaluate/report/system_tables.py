@@ -24,7 +24,7 @@ def show_system(console: Console, name: str, system: System, num_ticks: int) -> 
     """Print the streams of a system, its parameters and its costs.
 
     Args:
-        console: Where to print.
+        console: Console to which the tables are printed.
         name: Heading.
         system: The system; it may be on the device "meta", because nothing is computed.
         num_ticks: Ticks of the context over which costs are averaged.
