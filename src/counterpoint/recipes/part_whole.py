@@ -100,7 +100,7 @@ def _window_summary() -> SingleStreamConfig:
 
 def _strided() -> SingleStreamConfig:
     """Return an arm with a window and every third older tick, with the state size of two_stream."""
-    mixer = FarAttentionConfig(block_ticks=3, kept_blocks=170)
+    mixer = FarAttentionConfig(block_ticks=3, kept_blocks=187)
     return _single(replace(_tower(56, 5, WINDOW), mlp_hidden=184, mixer=mixer))
 
 
