@@ -9,6 +9,7 @@ from counterpoint.evaluate.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     holm,
+    student_tails,
 )
 
 
@@ -102,3 +103,30 @@ def test_a_mean_of_ratios_weighs_each_alike_and_has_less_spread() -> None:
     assert found.value == pytest.approx(np.mean([one.value for one in alone]))
     widths = [one.high - one.low for one in alone]
     assert found.high - found.low == pytest.approx(np.mean(widths) / 2, rel=0.3)
+
+
+def test_tails_are_those_of_tables() -> None:
+    for t, freedom in ((12.706, 1), (2.776, 4), (2.306, 8), (1.9623, 1000), (1.96, math.inf)):
+        assert student_tails(t, freedom) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_few_seeds_that_do_not_overlap_show_nothing() -> None:
+    """Among equal arms with two seeds each, one pair in three does not overlap."""
+    rng = np.random.default_rng(6)
+    ones = np.ones((2, 200))
+
+    def arm() -> Any:
+        return (rng.random((2, 200)) < rng.uniform(0.2, 0.8, (2, 1))).astype(float), ones
+
+    p_values = [bootstrap_difference(arm(), arm(), 500)[1] for _ in range(100)]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.06
+    assert np.mean(np.array(p_values) < 0.001) <= 0.02
+
+
+def test_one_seed_is_tested_over_items_only() -> None:
+    ones = np.ones((1, 400))
+    _, p_value = bootstrap_difference((0.6 * ones, ones), (0.6 * ones, ones))
+    assert p_value == 1
+    right = (np.random.default_rng(7).random((2, 1, 400)) < [[[0.7]], [[0.4]]]).astype(float)
+    _, p_value = bootstrap_difference((right[0], ones), (right[1], ones))
+    assert p_value < 1e-6

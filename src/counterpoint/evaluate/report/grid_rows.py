@@ -1,6 +1,7 @@
 """Rows of results from the records of a grid: means, intervals, floors, corrected differences."""
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.data.tasks.items import Item, draw
+from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, always, commonest, draw
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.evaluate.statistics import (
     Interval,
@@ -27,7 +28,10 @@ SIGNIFICANT = 0.05
 ORACLE = "oracle"
 """Policy that reads the whole text: no model can do better, so it is not a floor."""
 
-_RESAMPLES = 5000  # the smallest p-value is 1 / 2,500, so that 100 comparisons can show something
+CONSTANT = "constant"
+"""Policy that always gives the answer that is right most often."""
+
+_RESAMPLES = 5000
 
 ScoreCounts = tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]
 """Numerators and denominators of a score, for each training seed and item."""
@@ -104,8 +108,14 @@ def grid_rows(
 
 def policy_rows(task: str, items: Sequence[Item]) -> list[GridRow]:
     """Return the rows of policies, the oracle last; their intervals are over items."""
+    most = commonest(items)
+
+    def constant(item: Item, rng: random.Random) -> Replies:
+        return always(most, item)
+
+    policies: dict[str, ItemPolicy] = {**TASKS[task].policies(), CONSTANT: constant}
     rows = []
-    for name, policy in TASKS[task].policies().items():
+    for name, policy in policies.items():
         given = [policy(item, draw(0, -1 - number)) for number, item in enumerate(items)]
         counts = [TASKS[task].counts(*pair) for pair in zip(items, given, strict=True)]
         above, below = np.array(counts, float).T
