@@ -162,8 +162,8 @@ def test_flops_agree_with_counted_ones(
         ({"num_heads": 5}, "`num_heads` must divide `width`: got 5 and 12"),
         ({"num_layers": 0}, "`num_layers` must be >= 1: got 0"),
         ({"embedding_rank": 0}, "`embedding_rank` must be >= 1: got 0"),
-        ({"schedule": (0, 2)}, r"in order: got \(0, 2\)"),
-        ({"schedule": (1, 0)}, r"in order: got \(1, 0\)"),
+        ({"schedule": (0, 2)}, r"first use: got \(0, 2\)"),
+        ({"schedule": (1, 0)}, r"first use: got \(1, 0\)"),
     ],
 )
 def test_config_refuses_what_does_not_fit(changes: dict[str, object], message: str) -> None:

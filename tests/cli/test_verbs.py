@@ -159,7 +159,7 @@ def test_output_that_cannot_take_all_text_is_refused(trained: Path) -> None:
         [*command, "--prompt", "café"], env=environment, capture_output=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"must be able to take any text: its encoding is 'ascii'" in done.stderr
+    assert b"must accept any text: its encoding is 'ascii'" in done.stderr
 
 
 def test_byte_order_mark_is_no_part_of_a_prompt(

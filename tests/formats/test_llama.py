@@ -137,9 +137,9 @@ def test_weights_have_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
         ({"attention_bias": True}, "`attention_bias` False: got True"),
         ({"mlp_bias": True}, "`mlp_bias` False: got True"),
         ({"head_dim": 16}, "make up its width here: got 4 of 16 and 32"),
-        ({"hidden_size": None}, "say `hidden_size`, a whole number: got None"),
+        ({"hidden_size": None}, "hold `hidden_size`, a whole number: got None"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "or 'llama3': got 'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "say 'factor' where .* by 'linear'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "hold 'factor' if .* by 'linear'"),
         ({"quantization_config": {"quant_method": "awq"}}, "or as GGUF: got 'awq'"),
     ],
 )

@@ -353,7 +353,7 @@ RUN = Run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"held_out": ("Esther",)}, r"data\.held_out \(\['Ruth'\], here \['Esther'\]\)"),
+        ({"held_out": ("Esther",)}, r"data\.held_out\[0\] \('Ruth', here 'Esther'\)"),
         ({"source": Folder(path="b")}, r"data\.source\.type \('Kjv', here 'Folder'\)"),
         ({"row_ticks": 512}, r"data\.row_ticks \(1024, here 512\)"),
         ({"tokenizer": "t.json"}, r"data\.tokenizer \('bytes', here 't\.json'\)"),
