@@ -1,5 +1,6 @@
 """What every test shares: fixed seeds, one torch thread, and a compiler that can be used."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -42,6 +43,11 @@ def pytest_configure() -> None:
 def _seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _checked_anew() -> None:
+    importlib.import_module("type_checks").begin_test()  # as jaxtyping finds it
 
 
 @pytest.fixture(scope="session", autouse=True)

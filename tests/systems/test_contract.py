@@ -34,6 +34,7 @@ from tests.systems.contract_models import (
     rows_of,
     sizes,
 )
+from tests.systems.counted_flops import CountedFlops
 from tests.systems.tiny_models import single, two
 from tests.systems.tiny_moshi import CONFIGS as MOSHI
 
@@ -290,13 +291,19 @@ def test_flops_agree_with_counted_ones(model: System, num_ticks: int) -> None:
     trained = copy.deepcopy(model).train()
     # torch counts nothing for its fused attention on CPU; as plain products it counts them all.
     with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as forward, torch.no_grad():
+        with CountedFlops() as forward, torch.no_grad():
             model(batch)
-        with FlopCounterMode(display=False) as training:
+        with CountedFlops() as training:
             trained.loss(batch).total.backward()
-    assert model.flops_per_tick(num_ticks) * 4 * num_ticks == pytest.approx(
-        forward.get_total_flops(), rel=0.02
-    )
+    assert model.flops_per_tick(num_ticks) * 4 * num_ticks == pytest.approx(forward.total, rel=0.02)
     assert model.flops_per_tick(num_ticks, training=True) * 4 * num_ticks == pytest.approx(
-        training.get_total_flops(), rel=0.02
+        training.total, rel=0.02
     )
+
+
+def test_flops_are_counted_as_torch_counts_them() -> None:
+    model = ALL_SYSTEMS["two_stream"](CONFIGS["two_stream"]["wavelet_lag1"])
+    batch = batch_of(model, random_ticks(model, 2, 33))
+    with FlopCounterMode(display=False) as theirs, CountedFlops() as ours:
+        model.loss(batch).total.backward()
+    assert ours.total == theirs.get_total_flops() > 0

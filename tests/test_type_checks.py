@@ -1,0 +1,25 @@
+"""Tests run under a checker of annotations, which looks at the first calls of every test."""
+
+import importlib
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+
+from counterpoint.blocks.norm import RMSNorm
+
+checks: Any = importlib.import_module("type_checks")
+GOOD, BAD = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long)
+
+
+def test_shapes_are_checked_in_the_first_calls_of_a_test_and_again_in_the_next() -> None:
+    norm = RMSNorm(3)
+    for _ in range(2):
+        with pytest.raises(jaxtyping.TypeCheckError, match="parameters of .*RMSNorm.forward"):
+            norm(BAD)
+        for _ in range(checks.CHECKED_CALLS):
+            norm(GOOD)
+        with pytest.raises(RuntimeError):  # torch's own
+            norm(BAD)
+        checks.begin_test()
