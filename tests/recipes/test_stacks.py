@@ -1,5 +1,6 @@
 """A stack of cells gives what cells give that are trained alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from counterpoint.progress import Progress
 from counterpoint.recipes import stacks as module
-from counterpoint.recipes.cells import Cell, run_cell
+from counterpoint.recipes.cells import Cell, curve, run_cell
 from counterpoint.recipes.grid import Grid, GridArm
 from counterpoint.recipes.stacks import record_batches, run_stack, stacks
 from counterpoint.systems.single_stream import SingleStreamConfig
@@ -57,10 +58,17 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
     for one, together in zip(cells, outcomes, strict=True):
         alone = run_cell(GRID, tmp_path / "work", one).record
         record = dict(together.record)
-        curve = record.pop("curve")
+        points = record.pop("curve")
         expected = dict(alone)
-        for point, other in zip(curve, expected.pop("curve"), strict=True):
+        for point, other in zip(points, expected.pop("curve"), strict=True):
             assert point.pop("score") is other.pop("score") is None
             assert point == pytest.approx(other, rel=1e-4)
         assert record == expected
     assert outcomes[0].facts["lanes"] == len(cells)
+
+
+def test_a_curve_has_the_loss_of_the_part_without_that_of_labels() -> None:
+    terms = {"part_nats": 2 * math.log(2), "whole_text_nats": 40.0}
+    row = {"step": 1, "flops": 5.0, "loss": 300.0}
+    assert curve([row | {"terms": terms}])[0]["loss"] == pytest.approx(2)
+    assert curve([row | {"terms": {}}])[0]["loss"] == 300

@@ -221,3 +221,36 @@ def test_only_a_written_whole_can_be_told() -> None:
     model = TwoStream(two("mean", 0))
     with pytest.raises(UserError, match="`text`"):
         model.tell(model.initial_state(1), torch.zeros(1, 2, dtype=torch.long))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_shuffled_text_guides_whole_rows_losses_and_sessions_alike(num_rows: int) -> None:
+    torch.manual_seed(2)
+    model = build(whole_control="shuffled")
+    batch = model.lay_out(
+        {
+            "part": torch.randint(0, VOCAB, (num_rows, 21)),
+            TEXT: torch.randint(0, VOCAB, (num_rows, 5, 2)),
+        }
+    )
+    scores = model(batch)
+    for name, sums in model.losses(batch).items():
+        if name in batch.targets:
+            same(sums.nats, cross_entropy(scores[name], batch.targets[name]))
+    hidden, state = model.read(batch.ticks, model.initial_state(num_rows))
+    for tick in range(20):
+        same(told_part(model, hidden[:, tick], state, batch, tick), scores["part"][:, tick])
+
+
+def told_part(model: TwoStream, hidden: Tensor, state: Any, batch: Batch, tick: int) -> Tensor:
+    """Scores of the part after a tick, if the text is that of the batch."""
+    found: dict[str, Tensor] = {}
+
+    def choose(stream: str, place: int, scores: Tensor) -> Tensor:
+        found[stream] = scores
+        written = batch.targets[stream][:, tick]
+        return written[:, place] if stream == TEXT else written
+
+    model.write(hidden, choose, state)
+    return found["part"]

@@ -1,5 +1,6 @@
 """Cells of a grid: each is one small run, of which a record is kept."""
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,9 @@ from counterpoint.train.run import Run
 
 CELLS = "cells"
 WORK = "work"
+PART = "part"
+"""Name of the stream that answers, in every arm."""
+
 ITEMS_SEED = HELD_OUT_SEED - 1
 """Seed of the reported items; the seed before it makes the items that choose a rate."""
 
@@ -170,7 +174,8 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
 
     Returns:
         ``step``, training ``flops``, ``loss`` in bits a trained symbol, and ``score``, the primary
-        score on items that are not reported; ``None`` for values not measured at that step.
+        score on items that are not reported; ``None`` for values not measured at that step. The
+        loss is that of the part: labels, which only some arms learn, are not in it.
     """
     points: dict[int, dict[str, float | None]] = {}
     for row in metrics:
@@ -179,7 +184,8 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
             {"step": row["step"], "flops": row["flops"], "loss": None, "score": None},
         )
         if row.get("loss") is not None:
-            point["loss"] = row["loss"]
+            nats = row.get("terms", {}).get(f"{PART}_nats")
+            point["loss"] = row["loss"] if nats is None else nats / math.log(2)
         score = row.get("evaluation", {}).get("score")
         if score is not None:
             point["score"] = score

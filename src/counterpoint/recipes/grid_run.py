@@ -150,8 +150,10 @@ def _run_cells(
 def _keep_or_check(grid: Grid, folder: Path) -> None:
     """Refuse a folder of another grid; seeds may be added, because they change no cell."""
     path = folder / GRID
-    # In a later version of this library a task may have other items under the same name.
-    items = {task: TASKS[task].item(0, 0).text for task in grid.tasks}
+    # In a later version of this library a task may have other items or labels under the same name.
+    firsts = {task: TASKS[task].item(0, 0) for task in grid.tasks}
+    items = {task: item.text for task, item in firsts.items()}
+    labels = {task: [[one.start, one.text] for one in item.whole] for task, item in firsts.items()}
     if path.exists():
         begun = read_begun(path, ("grid",))
         old = begun["grid"]
@@ -160,12 +162,14 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
         changed = first_difference(_facts(old), _facts(encode(grid)), "grid")
         if changed is None:
             changed = first_difference(begun.get("first_items", items), items, "first item of task")
+        if changed is None:
+            changed = first_difference(begun.get("first_labels", labels), labels, "label of task")
         if changed is not None:
             raise UserError(
                 f"{folder} must belong to this grid: it was begun with another {changed}. Name "
                 "another folder."
             )
-    write_json(path, {"grid": encode(grid), "first_items": items})
+    write_json(path, {"grid": encode(grid), "first_items": items, "first_labels": labels})
 
 
 def _facts(grid: Mapping[str, Any]) -> dict[str, Any]:

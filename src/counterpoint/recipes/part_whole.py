@@ -38,7 +38,6 @@ def part_whole() -> Grid:
             GridArm(name="two_stream_slots", system=_slots()),
             GridArm(name="two_stream_recall", system=_recall()),
             GridArm(name="same_rate", system=_same_rate()),
-            GridArm(name="two_stream_text", system=_text()),
             GridArm(name="shared_levels", system=_shared_levels()),
             GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
             GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
@@ -56,6 +55,11 @@ def part_whole() -> Grid:
                 name="full",
                 system=_single(_tower(64, 5, 512)),
                 unmatched="a ceiling: it attends to everything",
+            ),
+            GridArm(
+                name="two_stream_text",
+                system=_text(),
+                unmatched="it learns from coarse labels too",
             ),
             GridArm(
                 name="hdlm",

@@ -160,7 +160,8 @@ class TwoStream(System, Level):
         if self.notes is None or notes is None:
             return {"part": self.head(hidden)}
         text = self.notes.scores(hidden, notes)
-        return {WHOLE_TEXT: text, "part": self.head(self.notes.follow(hidden, notes))}
+        followed = self.notes.follow(hidden, self._led_by(None)(notes))
+        return {WHOLE_TEXT: text, "part": self.head(followed)}
 
     def read_whole(self, batch: Batch) -> Reading:
         """Return the whole states and how the part stream used them.
@@ -363,7 +364,7 @@ class TwoStream(System, Level):
         written: dict[str, Tensor] = {}
         if self.notes is not None:
             written[WHOLE_TEXT] = self.notes.write(hidden, partial(choose, WHOLE_TEXT))
-            hidden = self.notes.follow(hidden, written[WHOLE_TEXT])
+            hidden = self.notes.follow(hidden, self._led_by(None)(written[WHOLE_TEXT]))
         written["part"] = choose("part", 0, self.head(hidden))
         return written
 
@@ -391,7 +392,7 @@ class TwoStream(System, Level):
         text = state.text
         if self.notes is not None:
             held = held_notes(ticks[WHOLE_TEXT], text[0] - 1)
-            x = x + self.notes.embed(held[:, 1:])
+            x = x + self.notes.embed(self._led_by(None)(held[:, 1:]))
             row = torch.arange(len(held), device=held.device)
             text = (held[row, -1 if lengths is None else lengths] + 1,)
         reach = self.part.streaming_reach(state.position, num_ticks, lengths)

@@ -46,7 +46,6 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         conv_taps: Number of taps of the convolution after the embedding.
         text: Shape of the text of the whole: a few ids for each block, in the stream `WHOLE_TEXT`,
             which guide the block; ``None`` if the whole is not written as text.
-            written, in the stream `WHOLE_TEXT`. ``None``: it is not.
     """
 
     part: TowerConfig

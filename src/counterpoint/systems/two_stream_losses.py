@@ -14,19 +14,19 @@ from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.contract import LossSums, stream_loss
 from counterpoint.systems.two_stream_config import WHOLE_TEXT
 
-ChangeText = Callable[[Int[Tensor, "B T K"]], Int[Tensor, "B T K"]]
+ChangeText = Callable[[Int[Tensor, "B *T K"]], Int[Tensor, "B *T K"]]
 """Function from the text of a batch to the text that guides its rows."""
 
 
 def led_text(
-    notes: Int[Tensor, "B T K"], keep: Bool[Tensor, "B 1"] | None, *, shuffled: bool
-) -> Int[Tensor, "B T K"]:
+    notes: Int[Tensor, "B *T K"], keep: Bool[Tensor, "B 1"] | None, *, shuffled: bool
+) -> Int[Tensor, "B *T K"]:
     """Return the text that guides each row: its own, or that of the next row if it is shuffled.
 
-    Rows in which ``keep`` is False have no text.
+    Rows in which ``keep`` is False have no text, nor has a row alone whose text is shuffled.
     """
     if shuffled:
-        notes = next_rows(notes)
+        notes = next_rows(notes) if len(notes) > 1 else torch.full_like(notes, UNSET_ID)
     return notes if keep is None else notes.masked_fill(~keep[..., None], UNSET_ID)
 
 

@@ -128,7 +128,7 @@ class Stack:
         return torch.tensor(rows, device=self.device)
 
     def losses(self, batch: StackedBatch) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
-        """Return the loss of every lane, and its summed nats."""
+        """Return the loss of every lane, and the summed nats of its part."""
         weights = {**self._parameters, **self._frozen}
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
@@ -155,7 +155,7 @@ class Stack:
         return both
 
     def step(self, content: StackedBatch, numbers: Float[Tensor, " 3"]) -> Float[Tensor, " S"]:
-        """Learn from the next batch of every lane; return the summed nats of each.
+        """Learn from the next batch of every lane; return the summed nats of each part.
 
         Args:
             content: The batches.
@@ -193,8 +193,8 @@ class Stack:
 
         Args:
             sources: The recorded batches of each lane.
-            on_step: Function that gets the number of steps taken and each lane's loss, in bits a
-                unit of size, every ``log_every`` steps and at the end.
+            on_step: Function that gets the number of steps taken and the loss of each lane's part,
+                in bits a unit of size, every ``log_every`` steps and at the end.
 
         Raises:
             UserError: The batches of the lanes do not have the same shapes.
@@ -251,15 +251,15 @@ class Stack:
 
 
 class _Loss(nn.Module):
-    """A system as a module that returns its loss and nats."""
+    """A system as a module that returns its loss and the nats of its part."""
 
     def __init__(self, system: System) -> None:
         super().__init__()
         self.system = system
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        loss = self.system.combine(self.system.losses(batch))
-        return loss.total, loss.nats
+        losses = self.system.losses(batch)
+        return self.system.combine(losses).total, losses[self.system.layout.part.name].nats
 
 
 def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:

@@ -101,6 +101,33 @@ def test_broken_files_are_told_by_line(tmp_path: Path) -> None:
         Dialogues(folder=str(tmp_path)).item(SCORED, 0)
 
 
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"speaker": "user", "text": "A bus?", "frames": []}],
+        [{"speaker": "user", "text": "A bus?", "frames": [{"slots": {}, "acts": []}]}],
+        [turn("user", "A bus?", slots={"to": "Z\u00fcrich"})],
+        [turn("user", "A bus?", slots={"to": 3})],
+        [turn("user", "A bus?", intent=3)],
+    ],
+)
+def test_a_dialogue_that_cannot_be_written_is_told_by_line(
+    tmp_path: Path, turns: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"turns": turns}) + "\n")
+    with pytest.raises(UserError, match="line 1 must be a dialogue"):
+        Dialogues(folder=str(tmp_path)).item(SCORED, 0)
+
+
+def test_empty_files_are_told(tmp_path: Path) -> None:
+    for name in ("dev.jsonl", "test.txt"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match="it has none"):
+        Dialogues(folder=str(tmp_path)).item(SCORED, 0)
+    with pytest.raises(UserError, match="it has no line"):
+        Questions(folder=str(tmp_path)).item(SCORED, 0)
+
+
 @pytest.mark.data
 def test_the_published_floors_of_the_questions(data_folder: Path) -> None:
     task = Questions(folder=str(data_folder / "trec-qc"))

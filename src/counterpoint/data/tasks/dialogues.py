@@ -93,8 +93,7 @@ class Dialogues(ExactMatch):
             slots = found
             if turn["speaker"] == "user":
                 writer.write(f"U: {turn['text']}\n")
-                intents = [frame["intent"] or "" for frame in turn["frames"]]
-                writer.label(f"{intents[-1]}|{','.join(slots)}"[: self.label_symbols])
+                writer.label(f"{_intent(turn)}|{','.join(slots)}"[: self.label_symbols])
             else:
                 writer.write("S [")
                 writer.answer("act", _acts(turn))
@@ -115,6 +114,13 @@ def _acts(turn: Mapping[str, Any]) -> str:
     return " ".join(act for frame in turn["frames"] for act in frame["acts"])
 
 
+def _intent(turn: Mapping[str, Any]) -> str:
+    """Return the newest intent after a turn of the user; empty if there is none."""
+    if turn["speaker"] != "user":
+        return ""
+    return turn["frames"][-1]["intent"] or ""
+
+
 def _slots(turn: Mapping[str, Any]) -> dict[str, str]:
     """Return the slots that are filled after a turn of the user."""
     if turn["speaker"] != "user":
@@ -132,11 +138,14 @@ def _dialogues(path: str) -> list[list[dict[str, Any]]]:
         try:
             turns = list(record["turns"])
             for turn in turns:
-                (_acts(turn), _slots(turn), turn["text"].encode("ascii"))
-        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as problem:
+                "".join((*_slots(turn), *_slots(turn).values(), turn["text"])).encode("ascii")
+                "".join((_intent(turn), _acts(turn))).encode("ascii")
+        except (KeyError, TypeError, AttributeError, IndexError, UnicodeEncodeError) as problem:
             raise UserError(
-                f"{place} must be a dialogue: `turns` with `speaker`, `text` in ASCII, and `frames`"
-                " of `intent`, `slots` and `acts`."
+                f"{place} must be a dialogue: `turns` with `speaker`, `text`, and one or more "
+                "`frames` of `intent`, `slots` and `acts`, all in ASCII."
             ) from problem
         found.append(turns)
+    if not found:
+        raise UserError(f"{path!r} must have one dialogue a line: it has none.")
     return found

@@ -130,4 +130,6 @@ def _questions(path: str) -> tuple[Question, ...]:
                 f'"NUM:date When was he born ?": got {line[:40]!r}.'
             )
         questions.append(Question(text, coarse, fine))
+    if not questions:
+        raise UserError(f"{path!r} must have a class and a question in every line: it has no line.")
     return tuple(questions)

@@ -104,9 +104,12 @@ class PreparedTask:
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """Digest of the training data: of the generator's options, and of its first item."""
-        first = self.data.task.item(self.data.seed, 0).text
-        return {"items": {"train": json_digest({"data": encode(self.data), "first": first})}}
+        """Digest of the training data: of the generator's options, its first item, and labels."""
+        first = self.data.task.item(self.data.seed, 0)
+        facts: dict[str, Any] = {"data": encode(self.data), "first": first.text}
+        if label_stream(self.layout) is not None:
+            facts["labels"] = [[label.start, label.text] for label in first.whole]
+        return {"items": {"train": json_digest(facts)}}
 
     def batch(self, items: list[Item]) -> Batch:
         """Return items as rows; see `item_rows`."""
