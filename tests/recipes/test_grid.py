@@ -124,6 +124,31 @@ def test_a_cell_that_was_stopped_goes_on_with_the_same_record(
     assert files(folder) == files(tmp_path / "whole")
 
 
+def test_cells_of_another_device_are_kept_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_grid(tiny_grid(), tmp_path, progress=quiet())
+    run_grid(tiny_grid(), tmp_path, progress=Progress())
+    assert "trained on" not in capsys.readouterr().err
+    path = next((tmp_path / "cells").glob("*.json"))
+    write_json(path, read_json(path) | {"device": "cuda"})
+    run_grid(tiny_grid(), tmp_path, progress=Progress())
+    assert "keeps 1 cells that were trained on cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_items": 0}, "num_items"),
+        ({"seeds": (-1,)}, "Seeds must be >= 0"),
+        ({"learning_rates": (0.0,)}, "must be > 0"),
+    ],
+)
+def test_numbers_are_checked_before_the_training(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        tiny_grid(**changes)
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = tiny_grid()
     first = run_grid(grid, tmp_path, progress=quiet())

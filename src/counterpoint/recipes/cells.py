@@ -63,7 +63,8 @@ class CellOutcome:
 
     Attributes:
         cell: The cell.
-        record: Its row of the results, which is the same wherever and however often it is run.
+        record: Its row of the results, which is the same however often it is run on a CPU. On a GPU
+            products are rounded otherwise (TF32).
         facts: Facts that are not results, such as its duration and the machine.
     """
 

@@ -98,10 +98,20 @@ class Grid:
             raise UserError(
                 f"`tuning_share` must be above 0 and at most 1: got {self.tuning_share}."
             )
+        self._check_numbers()
         if not self.seeds or not self.learning_rates:
             raise UserError("A grid must have at least one seed and one learning rate.")
         if len(self.learning_rates) > 1 and not self.tuning_seeds:
             raise UserError("Several learning rates need `tuning_seeds` to be chosen on.")
+
+    def _check_numbers(self) -> None:
+        """Check numbers that would otherwise fail after the training."""
+        if self.num_items < 1:
+            raise UserError(f"`num_items` must be >= 1: got {self.num_items}.")
+        if min((*self.seeds, *self.tuning_seeds), default=0) < 0:
+            raise UserError(f"Seeds must be >= 0: got {self.seeds} and {self.tuning_seeds}.")
+        if not all(rate > 0 for rate in self.learning_rates):
+            raise UserError(f"`learning_rates` must be > 0: got {self.learning_rates}.")
 
 
 def costs(grid: Grid, task: str) -> dict[str, ArmCost]:

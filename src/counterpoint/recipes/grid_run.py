@@ -21,11 +21,12 @@ from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS
 from counterpoint.evaluate.report.grid_table import running_table
-from counterpoint.files import write_json
+from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
 from counterpoint.recipes.begun import read_begun
 from counterpoint.recipes.cells import (
+    CELLS,
     Cell,
     cell_path,
     keep_outcome,
@@ -63,6 +64,7 @@ def run_grid(
     workers = Workers() if workers is None else workers
     with locked(folder / ".grid.lock", wait=False), closing(progress):
         _keep_or_check(grid, folder)
+        _note_other_devices(folder, workers.device, progress)
         rates = {}
         tuned = tuned_cells(grid)
         if tuned:
@@ -170,6 +172,17 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
                 "another folder."
             )
     write_json(path, {"grid": encode(grid), "first_items": items, "first_labels": labels})
+
+
+def _note_other_devices(folder: Path, device: str, progress: Progress) -> None:
+    """Say if some cells were trained on another device, whose rounding differs."""
+    found = [read_json(path).get("device", "cpu") for path in (folder / CELLS).glob("*.json")]
+    others = [one for one in found if one != device]
+    if others:
+        progress.note(
+            f"{folder} keeps {len(others)} cells that were trained on {others[0]}: arms are then "
+            f"compared across devices. Take another folder to train all of them on {device}."
+        )
 
 
 def _facts(grid: Mapping[str, Any]) -> dict[str, Any]:

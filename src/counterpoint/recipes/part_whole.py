@@ -71,7 +71,7 @@ def part_whole() -> Grid:
         train=TrainConfig(
             num_steps=3000,
             batch_rows=32,
-            precision="float32",  # a cell has the same outcome wherever it runs
+            precision="float32",  # "auto" would measure the machine
             optimizer=OptimizerConfig(),
             schedule=ScheduleConfig(warmup_steps=100),
             log_every=100,

@@ -221,6 +221,23 @@ def test_the_group_is_valid_yaml(folder: Path) -> None:
             assert function == "mean" or hasattr(lm_eval_utils, function.removeprefix("utils."))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"answers": [], "text": "\u00e9"},
+        {"answers": [], "text": 5},
+        {"contexts": {"own": 3}, "text": "b", "names": []},
+        {"contexts": {}, "text": "b", "names": []},
+        {"right": ["a"]},
+    ],
+)
+def test_lines_that_cannot_be_answered_are_told(tmp_path: Path, line: dict[str, Any]) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps({"task": "own", "id": 0} | line) + "\n")
+    with pytest.raises(UserError, match=r"line 1 must have `answers`"):
+        read_folder(tmp_path)
+
+
 @pytest.mark.slow
 def test_lm_eval_runs_the_group(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that knows everything gets everything right, through lm-eval itself."""

@@ -99,6 +99,11 @@ def read_folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
                     f"{place} must be a line of a task, with `task` and `id`: it has "
                     f"{', '.join(line)}. Write tasks with `counterpoint task export`."
                 )
+            if not _is_complete(line):
+                raise UserError(
+                    f"{place} must have `answers` and an ASCII `text`; or `contexts`, `text` and "
+                    "`names`; or `right` and `wrong`. Write tasks with `counterpoint task export`."
+                )
             found.setdefault(line["task"], []).append(line)
     if not found:
         raise UserError(
@@ -106,6 +111,22 @@ def read_folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
             "`counterpoint task export`."
         )
     return found
+
+
+def _is_complete(line: Mapping[str, Any]) -> bool:
+    """Return whether a line has the texts of one of the three kinds."""
+    if "answers" in line:
+        text = line.get("text")
+        return isinstance(text, str) and text.isascii()
+    if "contexts" in line:
+        contexts = line["contexts"]
+        texts = list(contexts.values()) if isinstance(contexts, dict) else []
+        return bool(texts) and "names" in line and _are_texts([*texts, line.get("text")])
+    return _are_texts(line.get("right")) and _are_texts(line.get("wrong"))
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def score_folder(folder: Path, answers: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -133,7 +154,9 @@ def item_of(line: Mapping[str, Any]) -> Item:
     try:
         answers = tuple(ItemAnswer(**one) for one in line["answers"])
         item = Item(line["text"], answers)
-        stands = all(item.text.startswith(one.text, one.start) for one in answers)
+        stands = all(
+            one.start >= 0 and item.text.startswith(one.text, one.start) for one in answers
+        )
     except (KeyError, TypeError, AttributeError) as problem:
         raise _no_item(line) from problem
     if not stands:
