@@ -169,3 +169,7 @@ def test_export_does_not_write_over_anything(
 ) -> None:
     assert main(["export", "run", "--merge", "--out", "base"]) == 2
     assert "must be a new or empty folder: base is not" in capsys.readouterr().err
+
+
+def test_the_model_that_comes_with_the_package_is_a_base() -> None:
+    assert main(["info", "finetune_moshi", "--base", "duplex_small"]) == 0

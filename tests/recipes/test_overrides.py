@@ -1,10 +1,15 @@
+import re
 from pathlib import Path
+
+import pytest
 
 from counterpoint.cli.carry_out import Recipe
 from counterpoint.data.text.corpus import Folder
+from counterpoint.errors import UserError
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
+from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.run import Run
 from tests.cli import examples
@@ -52,3 +57,18 @@ def test_options_of_a_run_go_to_every_arm() -> None:
         "--arms.1.train.optimizer.betas", "0.9", "0.8",
         "--arms.1.train.seed", "3",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--num_items", "two"), "`--num-items` must be a whole number: got 'two'"),
+        (("--limits.flops=x", "--num-items", "2"), "`--limits.flops` must be a number: got 'x'"),
+        (("--seeds", "1", "a"), "`--seeds` must be whole numbers: got '1 a'"),
+    ],
+)
+def test_a_word_where_a_number_belongs_is_refused_in_one_line(
+    words: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        parse([("recipe", Grid, part_whole())], words, "study part_whole", "")

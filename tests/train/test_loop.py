@@ -145,6 +145,15 @@ def test_signal_saves_and_resumes_bit_identically(
     assert_same_run(tmp_path, straight)
 
 
+def test_signal_in_the_last_step_stops_what_would_follow(tmp_path: Path) -> None:
+    last = settings().num_steps
+    loader = Interrupted(last - 1, signal.SIGINT)
+    result = run_here(tmp_path, settings(), loader=loader, evaluate=None)
+    assert result.counters.step == last
+    assert not result.finished
+    assert run_here(tmp_path, settings(), evaluate=None).finished
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [4, 6, 8])  # without and with a checkpoint of its own, at the end
 def test_signal_interrupts_an_evaluation_which_is_then_made_first(

@@ -26,7 +26,7 @@ Example: counterpoint train first_run --train.num-steps 100 --folder runs/short
 
 RECIPE is one of: {names}
 or path/to/file.py:function, a function that returns a `Run`, a
-`Study`, a `DuplexStudy` or a `FineTuning`.
+`Study`, a `DuplexStudy` or a `FineTuning`. A `Grid` is run by `counterpoint study`.
 `counterpoint train RECIPE --help` shows the most important options, `--help-all` every field. On
 several processes: torchrun -m counterpoint train RECIPE (a `Run`).
 """
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words after it."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "--help-all"):
-        print(_HELP.format(names=", ".join(recipe_names())), end="")
+        names = [one for one in recipe_names() if isinstance(load_recipe(one), Recipe)]
+        print(_HELP.format(names=", ".join(names)), end="")
         return 0
     recipe = load_recipe(name)
     if not isinstance(recipe, Recipe):

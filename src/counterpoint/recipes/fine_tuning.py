@@ -24,6 +24,7 @@ from counterpoint.formats import find_format
 from counterpoint.progress import Progress, spell_duration
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.load import find_checkpoint, is_ours, load_run
+from counterpoint.runtime.shipped import TALKS, find_shipped
 from counterpoint.speech.transcriber import EMBEDDED, Transcriber
 from counterpoint.systems import sketch
 from counterpoint.systems.contract import SystemConfig
@@ -113,11 +114,12 @@ class FineTuning:
         )
 
     def _base_path(self) -> Path:
-        path = Path(self.base).expanduser()
+        path = find_shipped(Path(self.base).expanduser())
         if not self.base or not path.exists():
             raise UserError(
                 "`--base` must be a folder with a published model, its Mimi and its tokeniser, or "
-                f"a run folder: got {self.base!r}. Fetch one, such as kyutai/moshiko-pytorch-bf16."
+                f"a run folder: got {self.base!r}. Fetch one, such as kyutai/moshiko-pytorch-bf16, "
+                f"or try {TALKS}, which comes with the package."
             )
         return path.resolve()
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -56,7 +57,7 @@ def parse(
         with contextlib.redirect_stderr(complaint):
             chosen = _parse(fields, arguments, command, description)
     except SystemExit:
-        raise UserError(_one_line(complaint.getvalue(), command)) from None
+        raise UserError(_one_line(complaint.getvalue(), fields, arguments, command)) from None
     for name, _, _ in fields:
         _check_text(getattr(chosen, name))
     return chosen
@@ -125,12 +126,38 @@ def _check_options(fields: Sequence[Field], arguments: Sequence[str], command: s
         )
 
 
-def _one_line(complaint: str, command: str) -> str:
+_KINDS = {"N": "a whole number", "X": "a number", "N ...": "whole numbers", "X ...": "numbers"}
+"""What the placeholder of a value means."""
+
+
+def _one_line(
+    complaint: str, fields: Sequence[Field], arguments: Sequence[str], command: str
+) -> str:
     """Return the first part of the message that tyro prints in a box, as one line."""
     lines = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines()]
     rule = next((i for i, line in enumerate(lines[1:], 1) if line.startswith("──")), len(lines))
     text = " ".join(" ".join(lines[1:rule]).split()).rstrip(".")
+    refused = re.match(r"Error parsing (--[^ :]+):", text)
+    if refused:
+        text = _wrong_kind(refused[1], fields, arguments) or text
     return f"{text}. `counterpoint {command} --help` lists what there is."
+
+
+def _wrong_kind(option: str, fields: Sequence[Field], arguments: Sequence[str]) -> str | None:
+    """Say that an option needs a number; tyro lists what every type of its field complained of."""
+    kind = {one.name: _KINDS.get(one.values) for one in options_of(fields)}.get(option)
+    if kind is None:
+        return None
+    given: list[str] = []
+    is_it = False
+    for word in arguments:
+        name, _, value = word.partition("=")
+        if name.startswith("--"):
+            is_it = name.replace("_", "-") == option
+            given += [value] if is_it and value else []
+        elif is_it:
+            given.append(word)
+    return f"`{option}` must be {kind}: got '{' '.join(given)}'"
 
 
 def to_every_arm(arguments: Sequence[str], num_arms: int) -> list[str]:

@@ -326,7 +326,8 @@ def _run(
         record.step(state, step)
         if stopped or is_due(counters.step, config.checkpoint_every, config.num_steps):
             record.save(state)
-    finished = counters.step >= config.num_steps and not is_owed
+    # A signal in the last step stops what would follow the training, such as a study.
+    finished = counters.step >= config.num_steps and not is_owed and not stopped
     if not finished:
         record.note(
             f"Stopped after step {counters.step} of {config.num_steps}; saved {record.checkpoint}. "

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -270,3 +271,24 @@ def test_lm_eval_runs_the_group(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     scores = {name: one["score,none"] for name, one in done["results"].items()}
     assert len(scores) == len(TASKS) + 3
     assert set(scores.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "form"),
+    [
+        ({"text": "ab", "contexts": {}, "names": []}, {"nats": [1.0]}, '`nats`, such as {"own"'),
+        ({"text": "ab", "contexts": {}, "names": []}, {}, '`nats`, such as {"own"'),
+        ({"right": ["a"], "wrong": ["b"], "kind": "k"}, {"losses": [1.0]}, "`losses`, two numbers"),
+        (
+            {"text": "ab", "answers": [{"kind": "k", "text": "b"}]},
+            {"answers": 3},
+            "a list of texts",
+        ),
+    ],
+)
+def test_an_answer_of_another_form_is_refused_with_the_form(
+    line: dict[str, Any], answer: dict[str, Any], form: str
+) -> None:
+    own = {"task": "t", "id": 5}
+    with pytest.raises(ValueError, match=f"answer to 5 of 't' must have.*{re.escape(form)}"):
+        scoring.score([own | line], [own | answer])

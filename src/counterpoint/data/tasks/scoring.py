@@ -41,14 +41,14 @@ def score(
         answers: Lines of the answers.
 
     Raises:
-        ValueError: An answer belongs to no line, or losses are missing.
+        ValueError: An answer belongs to no line, or has not the form that its line asks for.
     """
     given = {(line["task"], line["id"]): line for line in answers}
     by_task: dict[str, dict[Any, list[Parts]]] = {}
     for line in lines:
         answer = given.pop((line["task"], line["id"]), {})
         documents = by_task.setdefault(line["task"], {})
-        documents.setdefault(line.get("document", line["id"]), []).append(_parts(line, answer))
+        documents.setdefault(line.get("document", line["id"]), []).append(_checked(line, answer))
     if given:
         task, number = next(iter(given))
         raise ValueError(
@@ -60,13 +60,31 @@ def score(
     }
 
 
+_FORMS = {
+    "answers": "`answers`, a list of texts, and perhaps `nats`, a list of numbers",
+    "contexts": '`nats`, such as {"own": 1.5, "other": 2.5, "absent": 3.5}',
+    "right": "`losses`, two numbers: of the right texts, and of the wrong ones",
+}
+"""What the answer to a line with a field must have."""
+
+
+def _checked(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
+    try:
+        return _parts(line, answer)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        form = next((form for field, form in _FORMS.items() if field in line), None)
+        if form is None:
+            raise  # the line is at fault
+        raise ValueError(
+            f"The answer to {line['id']!r} of {line['task']!r} must have {form}: got "
+            f"{json.dumps(answer)[:200]}."
+        ) from None
+
+
 def _parts(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
     if "answers" in line:
         return _right(line, answer) | _answer_bits(line, answer.get("nats"))
-    wanted = "nats" if "contexts" in line else "losses"
-    if wanted not in answer:
-        raise ValueError(f"The answer to {line['id']!r} of {line['task']!r} must have `{wanted}`.")
-    return _costs(line, answer) if wanted == "nats" else _choice(line, answer["losses"])
+    return _costs(line, answer) if "contexts" in line else _choice(line, answer["losses"])
 
 
 def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
@@ -169,7 +187,10 @@ def main(folder: str, answers: str) -> None:
     given = read_lines(Path(answers))
     tasks = {line["task"] for line in given}
     lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in read_lines(path)]
-    scores = score([one for one in lines if one.get("task") in tasks], given)
+    try:
+        scores = score([one for one in lines if one.get("task") in tasks], given)
+    except ValueError as problem:
+        sys.exit(str(problem))
     sys.stdout.write(json.dumps(scores, indent=1) + "\n")
 
 
