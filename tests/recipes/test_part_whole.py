@@ -2,9 +2,10 @@
 
 import pytest
 
+from counterpoint.evaluate.latency import decode_latency
 from counterpoint.recipes.grid import costs
 from counterpoint.recipes.part_whole import part_whole
-from counterpoint.systems import sketch
+from counterpoint.systems import build_system, sketch
 
 ARMS = {arm.name: arm.system for arm in part_whole().arms}
 
@@ -28,3 +29,8 @@ def test_two_streams_at_one_rate_compress_nothing() -> None:
     assert same.config.compressor == "last"
     shared = dict(sketch(ARMS["shared_levels"]).named_parameters())
     assert not any(name.startswith("whole.layers") for name in shared)
+
+
+@pytest.mark.parametrize("name", ["two_stream", "two_stream_text", "hdlm"])
+def test_a_tick_of_arms_with_one_and_with_several_written_streams_is_timed(name: str) -> None:
+    assert decode_latency(build_system(ARMS[name], 0).eval(), 3).num_ticks == 3

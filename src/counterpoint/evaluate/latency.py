@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.runtime.sessions import Sessions
+from counterpoint.streams.spec import Layout, Ticks
 from counterpoint.systems.contract import System
 
 _SKIPPED = 0.1  # share of the ticks; buffers are allocated in the first ones
@@ -42,9 +42,7 @@ def decode_latency(system: System, num_ticks: int) -> TickLatency:
         num_ticks: Number of ticks to write.
     """
     sessions = Sessions(system, 1, sliding=True)
-    sessions.start(0)
-    if len(system.layout.predicted) == 1:  # systems with several begin with their initial frame
-        sessions.feed({0: [ByteTokenizer().start_id]})
+    sessions.start(0, prompt=_opening(system.layout))
     on_cpu = system.device.type == "cpu"
     now = time.thread_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
     seconds = []
@@ -55,6 +53,18 @@ def decode_latency(system: System, num_ticks: int) -> TickLatency:
         seconds.append(now() - begin)
     p50_ms, p95_ms = 1e3 * np.quantile(seconds[int(_SKIPPED * num_ticks) :], (0.5, 0.95))
     return TickLatency(p50_ms=float(p50_ms), p95_ms=float(p95_ms), num_ticks=num_ticks)
+
+
+def _opening(layout: Layout) -> Ticks | None:
+    """Return a block of what is written; a system with an initial frame begins with that."""
+    if any(stream.initial_id is not None for stream in layout.predicted):
+        return None
+    return {
+        stream.name: torch.zeros(
+            1, layout.block_ticks // stream.period_ticks, *stream.element_shape, dtype=torch.long
+        )
+        for stream in layout.predicted
+    }
 
 
 def _settle(device: torch.device) -> None:
