@@ -287,3 +287,13 @@ def test_packed_documents_of_nothing_wait_for_their_late_streams() -> None:
     arrived = schedule.unset_columns(layout, begins)
     assert arrived["said0"].tolist() == [[1000, -1, -1, -1, 1000, -1]]
     assert arrived["heard0"].tolist() == [[1000, 1000, 1000, -1, 1000, 1000]]
+
+
+def test_a_column_without_an_element_reads_the_initial_id_only_before_the_first_one() -> None:
+    layout = layout_of((1, 0), (1, 2), (2, 1))
+    streams = [replace(stream, initial_id=1000) for stream in layout.streams]
+    layout = Layout(streams=tuple(streams))
+    for stream in layout.streams:
+        first = schedule.column_of(layout, stream, 0)
+        found = [schedule.empty_id(layout, stream, column) for column in range(first + 3)]
+        assert found == [1000] * first + [UNSET_ID] * 3
