@@ -17,7 +17,13 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 
 WINDOW = 8
 """Number of steps that a layer of a limited arm reads at its finest level."""
-LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0)
+TRAINED_SHARE = 1 / 76
+"""Share of the ticks of `logbook` that carry a loss, which is a mean over all ticks.
+
+Auxiliary losses have this weight beside what their papers say, so that they do not drown the
+answers.
+"""
+LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0, loss_weight=TRAINED_SHARE)
 """Text that has room for the labels of every task, which are ASCII."""
 
 
@@ -172,6 +178,7 @@ def _hdlm() -> HdLMConfig:
         coarse_depth=LABELS.depth,
         coarse_vocab_size=LABELS.vocab_size,
         turn_ticks=6,
+        coarse_weight=TRAINED_SHARE,
     )
 
 
@@ -195,4 +202,5 @@ def _hnet() -> HNetConfig:
     return HNetConfig(
         stages=(StageConfig(encoder=outer, decoder=outer, ratio=6.0, max_share=1 / 3),),
         main=_tower(64, 3, 64),
+        ratio_weight=0.03 * TRAINED_SHARE,
     )
