@@ -10,6 +10,7 @@ from counterpoint.blocks.attention import (
     attend,
     filled_slots,
     offline_reach,
+    placed_reach,
     ring_steps,
     score_bias,
     streaming_reach,
@@ -288,6 +289,28 @@ def test_write_ring_writes_each_step_into_its_slot() -> None:
     untouched = [[1, 2, 3, 5], [0, 1, 3, 4]]
     for row in range(2):
         assert not ring[row][:, :, untouched[row]].any()
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 2])
+@pytest.mark.parametrize("window", [3, 20])
+def test_some_steps_may_read_keys_of_others(window: int, num_kv_heads: int | None) -> None:
+    """Where only some steps of a row ask, they find what they find where all of them do."""
+    block = SelfAttention(16, 4, num_kv_heads)
+    x = torch.randn(2, 11, 16)
+    starts = documents(2, 11)
+    asks = torch.tensor([0, 2, 3, 7, 9])
+    others = torch.tensor([1, 4, 5, 6, 8, 10])
+    every = offline_reach(starts, 4, window)
+    expected = block(x, every)[:, asks]
+    kept = block.keys_values(x[:, others], every.cos[:, :, others], every.sin[:, :, others])
+    reach = placed_reach(
+        asks.expand(2, -1),
+        torch.cat((asks, others)).expand(2, -1),
+        4,
+        window,
+        first=starts[:, asks],
+    )
+    torch.testing.assert_close(block(x[:, asks], reach, kept), expected, rtol=0, atol=1e-5)
 
 
 def test_span_feeds_the_mask_of_the_reach() -> None:

@@ -230,6 +230,29 @@ def test_states_before_what_is_written_have_read_all_before_it(drawn: Chunks) ->
         assert int(order.lengths[row]) == read
 
 
+@given(chunks(), st.sets(st.sampled_from(NAMES), min_size=1))
+def test_some_of_the_streams_are_found_in_the_order_of_all(drawn: Chunks, some: set[str]) -> None:
+    ticks = ticks_of(drawn.counts)
+    written = {name: ids + 30 for name, ids in ticks.items() if name != "heard"}
+    all_places = interleave(layout_of(), ticks, document_start=drawn.starts, behind=written)
+    own = {name: ids for name, ids in ticks.items() if name in some}
+    behind = {name: ids for name, ids in written.items() if name in some}
+    layout = Layout(streams=tuple(stream for stream in layout_of().streams if stream.name in some))
+    order = interleave(layout, own, document_start=drawn.starts, behind=behind)
+    found = all_places.merge(ticks, written).gather(1, all_places.places_of(order))
+    assert torch.equal(found[order.real], order.merge(own, behind)[order.real])
+
+
+def test_a_sequence_may_have_less_room_than_full_chunks() -> None:
+    ticks = ticks_of(torch.tensor([[[1, 0, 1], [0, 0, 2]]]))
+    narrow = interleave(layout_of(), ticks, num_places=4)
+    assert narrow.source.shape == (1, 4)
+    wide = interleave(layout_of(), ticks)
+    assert torch.equal(narrow.merge(ticks), wide.merge(ticks)[:, :4])
+    for name, ids in narrow.split(narrow.merge(ticks)).items():
+        assert torch.equal(ids, ticks[name].clamp(min=0))
+
+
 def test_states_at_ticks_go_on_with_the_newest_of_the_calls_before() -> None:
     counts = torch.tensor([[[0, 0, 0], [1, 0, 0]]])
     order = interleave(layout_of(), ticks_of(counts), num_read=torch.tensor([5]))

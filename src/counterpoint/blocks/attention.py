@@ -442,8 +442,8 @@ class SelfAttention(nn.Module):
     def keys_values(
         self,
         x: Float[Tensor, "B T D"],
-        cos: Float[Tensor, "B 1 T E"],
-        sin: Float[Tensor, "B 1 T E"],
+        cos: Float[Tensor, "#B 1 T E"],
+        sin: Float[Tensor, "#B 1 T E"],
     ) -> Float[Tensor, "B 2 G T E"]:
         """Return the keys and values of steps that read nothing themselves, for a cache.
 
