@@ -98,7 +98,7 @@ class HdLMConfig(SystemConfig):
     tower: TowerConfig
     coarse_layer: int
     coarse_depth: int = 1
-    coarse_vocab_size: int = 64
+    coarse_vocab_size: int = 128
     turn_ticks: int = 16
     exit_mode: ExitMode = "none"
     feedback: Feedback = "token"
