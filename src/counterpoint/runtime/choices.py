@@ -149,7 +149,7 @@ class RowChoices(NamedTuple):
 
         ``drawn`` is the number of columns that each row has chosen before.
         """
-        return uniform(self.seed_hashes, drawn[:, None] * len(self.places) + self.places)
+        return uniform(self.seed_hashes, drawn.unsqueeze(1) * len(self.places) + self.places)
 
     def choose(
         self, stream: str, logits: Float[Tensor, "n V"], number: Float[Tensor, " n"]

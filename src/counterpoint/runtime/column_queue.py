@@ -1,6 +1,6 @@
 """The newest columns of every row: what it has written and heard, as long as it is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -64,11 +64,14 @@ class ColumnQueue:
         self._said_index = torch.arange(self.num_said, device=device)
         # Streams that have no element in some of the columns.
         self._slow_said = [stream for stream in said if stream.period_ticks > 1]
+        # Columns of each row from the next one on in which something said may be given already.
+        self._columns_given = [0] * num_rows
         self._has_slow_heard = any(stream.period_ticks > 1 for stream in layout.heard)
 
     def clear(self, row: int) -> None:
         """Forget all columns of a row."""
         self._ids[row] = OPEN
+        self._columns_given[row] = 0
         for queue in self._floats.values():
             queue[row] = 0
 
@@ -83,6 +86,7 @@ class ColumnQueue:
             for name, ids in what.ids.items():
                 column = self._given[name]
                 first = self.places[name].start
+                self._note_given(rows, name, column)
                 found += [(r, column, first + k, one) for r in rows for k, one in enumerate(ids)]
             for name, values in what.floats.items():
                 queue = self._floats[name]
@@ -97,6 +101,7 @@ class ColumnQueue:
             own = columns[name][0]
             tail = schedule.tail_columns(self._layout, name, num_prompt)
             for place, column in enumerate(tail, self._next):
+                self._note_given([row], name, place)
                 if name in self._floats:
                     self._floats[name][row, place] = own[column] if column < len(own) else 0
                 elif column < len(own):
@@ -109,9 +114,16 @@ class ColumnQueue:
         """Fill the first ticks of content of a row that begins by hearing: it says nothing then."""
         for stream in self._said:
             for step in range(num_ticks // stream.period_ticks):
-                distance = schedule.column_of(self._layout, stream, step)
-                self._ids[row, self._next + distance, self.places[stream.name]] = UNSET_ID
+                place = self._next + schedule.column_of(self._layout, stream, step)
+                self._note_given([row], stream.name, place)
+                self._ids[row, place, self.places[stream.name]] = UNSET_ID
         self._move_up(torch.tensor([row], device=self._device))
+
+    def _note_given(self, rows: Sequence[int], name: str, place: int) -> None:
+        """Remember that a column of rows holds something in a stream that they say."""
+        if self._layout[name].predicted:
+            for row in rows:
+                self._columns_given[row] = max(self._columns_given[row], place - self._next + 1)
 
     def newest(self, real: Bool[Tensor, " B"] | None) -> dict[str, Tensor]:
         """Return the newest column of every row for `System.read`; rows not real get zeros."""
@@ -127,13 +139,12 @@ class ColumnQueue:
 
     def by_stream(self, ids: Int[Tensor, "B T K"]) -> dict[str, Tensor]:
         """Split the ids of columns by stream."""
-        pieces: Mapping[str, Tensor] = {n: ids[..., place] for n, place in self.places.items()}
         return {
-            name: own if self._layout[name].has_codebooks else own[..., 0]
-            for name, own in pieces.items()
+            name: ids[..., place if self._layout[name].has_codebooks else place.start]
+            for name, place in self.places.items()
         }
 
-    def said(self, rows: WhichRows, columns: Sequence[int]) -> Int[Tensor, "n K"]:
+    def said(self, rows: WhichRows, columns: Sequence[int]) -> Int[Tensor, "n K"] | None:
         """Return the predicted ids that the next column already holds, and `OPEN` for the others.
 
         `UNSET_ID` means that a slow stream has no element in this column.
@@ -141,7 +152,12 @@ class ColumnQueue:
         Args:
             rows: Which rows.
             columns: Number of the next column of each row.
+
+        Returns:
+            The ids; ``None`` if no row has any.
         """
+        if not self._slow_said and not any(self._columns_given):
+            return None
         found = self._ids[rows, self._next, : self.num_said]
         if not self._slow_said:
             return found
@@ -169,15 +185,22 @@ class ColumnQueue:
 
     def frames(self, ticks: Sequence[int], said: Int[Tensor, "n K"]) -> list[Frame]:
         """Return what each row says in a tick, in the streams that have an element in it."""
-        by_stream = [(stream, said[:, self.places[stream.name]].unbind()) for stream in self._said]
-        return [
-            {s.name: ids[row] for s, ids in by_stream if schedule.ends_step(s, tick)}
-            for row, tick in enumerate(ticks)
-        ]
+        names = [stream.name for stream in self._said]
+        by_row = zip(*(said[:, self.places[name]].unbind() for name in names), strict=True)
+        frames = [dict(zip(names, own, strict=True)) for own in by_row]
+        for stream in self._slow_said:
+            for frame, tick in zip(frames, ticks, strict=True):
+                if not schedule.ends_step(stream, tick):
+                    del frame[stream.name]
+        return frames
 
     def _move_up(self, rows: WhichRows) -> None:
         """Make the next column of rows the newest column."""
         self._ids = _moved_up(self._ids, self._open, rows)
+        if any(self._columns_given):
+            every = range(len(self._columns_given))
+            for row in every if isinstance(rows, slice) else rows.tolist():
+                self._columns_given[row] = max(self._columns_given[row] - 1, 0)
         for name, queue in self._floats.items():
             self._floats[name] = _moved_up(queue, torch.zeros_like(queue[:, :1]), rows)
 

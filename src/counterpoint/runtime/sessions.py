@@ -88,6 +88,7 @@ class Sessions:
         self._every = torch.arange(num_rows, device=self._device)
         self._hidden: Float[Tensor, "B D"] | None = None
         self._rows: list[Session | None] = [None] * num_rows
+        self._all = list(range(num_rows))
         self._leads: dict[int, int] = {}  # for each twin, the row that it guides
         self._choices: RowChoices | None = None
 
@@ -277,7 +278,8 @@ class Sessions:
         reading = self._with_twins(rows)
         lengths = None
         if len(reading) < len(self._rows):
-            each = [int(row in reading) for row in range(len(self._rows))]
+            real = set(reading)
+            each = [int(row in real) for row in self._all]
             lengths = torch.tensor(each, device=self._device)
         self._read(self._queue.newest(None if lengths is None else lengths.bool()), lengths)
         for row in rows:
@@ -330,18 +332,18 @@ class Sessions:
         """Write the next column of rows; all rows are computed, so that shapes stay fixed."""
         if self._hidden is None:
             raise AssertionError("a row that is checked has read something")
-        every = range(len(self._rows))
         if self._choices is None:
-            self._choices = self._choices_of(every)
+            self._choices = self._choices_of(self._all)
         written = sorted(self._with_twins(rows))
         which = self._which(written)
-        ids = self._write(slice(None), every, self._hidden, self._choices)[which]
+        ids = self._write(slice(None), self._all, self._hidden, self._choices)
+        if not isinstance(which, slice):
+            ids = ids[which]
         return self._complete(written, ids, self._queue.write(which, ids))
 
     def _which(self, rows: Sequence[int]) -> WhichRows:
         """Return rows as an index: a slice if they are all rows in order."""
-        every = [*range(len(self._rows))]
-        return slice(None) if rows == every else torch.tensor(rows, device=self._device)
+        return slice(None) if rows == self._all else torch.tensor(rows, device=self._device)
 
     def _write(
         self,
@@ -356,20 +358,21 @@ class Sessions:
         numbers = choices.numbers(torch.tensor(drawn, device=self._device)).unbind(1)
         columns = [self._lead + session.num_ticks if session else 0 for session in sessions]
         given = self._queue.said(which, columns)
-        is_open = given == OPEN
-        places = [*zip(is_open.unbind(1), given.unbind(1), numbers, strict=True)]
 
         def choose(name: str, codebook: int, logits: Tensor) -> Tensor:
-            free, kept, number = places[self._queue.places[name].start + codebook]
-            ids = torch.where(free, choices.choose(name, logits, number), kept)
+            place = self._queue.places[name].start + codebook
+            ids = choices.choose(name, logits, numbers[place])
+            if given is not None:
+                ids = torch.where(given[:, place] == OPEN, ids, given[:, place])
             return ids if choices.guidance is None else ids[choices.guidance.lead]
 
         state = self.state if self.system.writes_with_tower else None
         if state is not None and not isinstance(which, slice):
             state = map_state(lambda own: own[which], state)
         written = self.system.write(hidden, choose, state)
-        ids = torch.cat([written[stream.name].view(len(hidden), -1) for stream in self._said], 1)
-        return torch.where(is_open, ids, given)
+        num_rows = hidden.shape[0]
+        ids = torch.cat([written[stream.name].view(num_rows, -1) for stream in self._said], 1)
+        return ids if given is None else torch.where(given == OPEN, ids, given)
 
     def _complete(
         self, written: Sequence[int], ids: Int[Tensor, "n K"], said: Int[Tensor, "n K"]
@@ -424,6 +427,8 @@ class Sessions:
     def _with_twins(self, rows: Iterable[int]) -> list[int]:
         """Return rows, followed by their twins."""
         own = list(rows)
+        if not self._leads:
+            return own
         return own + [twin for row in own if (twin := self[row].twin) is not None]
 
     def _release(self, row: int, keep: Session | None = None) -> None:
