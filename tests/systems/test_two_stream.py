@@ -236,6 +236,21 @@ def test_edit_of_any_kept_block_changes_later_ticks_only(lag: int, block: int) -
     same(logits, model(batch_of(ids), whole=whole)["part"][:, 50:])
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+@torch.no_grad()
+def test_edit_renews_the_plans_that_are_kept_and_no_others(lag: int) -> None:
+    model = build(lag)
+    _, state = feed(model, random_ids(1, 50), model.initial_state(1))
+    finished = int(state.whole.finished)
+    num_plans = state.whole.published.plan.shape[1] - 1
+    for block in range(finished - num_plans - 1, finished):
+        before = state.whole.published.plan.clone()
+        model.edit(state, torch.tensor([block]), torch.randn(1, 20))
+        is_new = (state.whole.published.plan != before).any(-1).any(-1)[0, :num_plans]
+        kept = block >= finished - num_plans
+        assert is_new.nonzero().flatten().tolist() == ([block % num_plans] if kept else [])
+
+
 @torch.no_grad()
 def test_edit_of_one_row_leaves_the_others() -> None:
     model, ids = build(1), random_ids(2, 30)
