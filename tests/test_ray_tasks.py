@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from counterpoint.errors import UserError
+from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
 from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes import grid_run
@@ -55,7 +56,7 @@ class Slow:
         self.count = 0
 
     def __call__(self, item: int) -> tuple[int, str, int, int]:
-        import ray
+        ray = optional_module("ray")
 
         if item < 0:
             raise UserError("below zero")

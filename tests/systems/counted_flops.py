@@ -10,7 +10,9 @@ from torch.utils.flop_counter import flop_registry
 class CountedFlops(TorchDispatchMode):
     """The sum of `torch.utils.flop_counter` without its shares of modules, which take most time."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     def __torch_dispatch__(
         self,
