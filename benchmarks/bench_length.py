@@ -25,14 +25,18 @@ LENGTHS = tuple(1024 * 2**i for i in range(6))
 
 
 def random_batch(system: System, num_ticks: int, device: str) -> Batch:
-    """A row of random bytes of one document."""
+    """A row of random ids of one document."""
     generator = torch.Generator().manual_seed(0)
-    content = torch.randint(0, 256, (1, num_ticks + 1), generator=generator)
-    named = {stream.name: content for stream in system.layout.predicted}
-    ticks = {name: ids[:, :-1] for name, ids in named.items()}
-    targets = {name: ids[:, 1:] for name, ids in named.items()}
-    start = torch.zeros(1, num_ticks, dtype=torch.long)
-    return Batch(ticks=ticks, targets=targets, document_start=start, size=num_ticks).to(device)
+    content = {
+        stream.name: torch.randint(
+            1,
+            min(stream.vocab_size or 2, 128),
+            (1, num_ticks // stream.period_ticks, *stream.element_shape),
+            generator=generator,
+        )
+        for stream in system.layout.predicted
+    }
+    return system.lay_out(content).to(device)
 
 
 def seconds(system: System, batch: Batch, device: str) -> float:
