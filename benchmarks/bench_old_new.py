@@ -63,7 +63,7 @@ def timed(step: Callable[[], Any]) -> Callable[[], float]:
 
 
 def compare(old: Callable[[], float], new: Callable[[], float], count: int) -> dict[str, float]:
-    """Milliseconds of a tick in both trees, 5th percentiles, and how many times as fast the new is."""
+    """Milliseconds of a tick in both trees (5th percentile), and how many times as fast it is."""
     pairs = []
     for number in range(count + count // 10):
         if number % 2:
