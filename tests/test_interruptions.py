@@ -45,18 +45,21 @@ import os, signal, sys, time
 from counterpoint.cli import main as command
 from counterpoint.processes import work_in_processes
 
+def say(word):
+    os.write(1, f"{word}\\n".encode())  # in one piece, also where Python's output is unbuffered
+
 def work(item):
     if item == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if item != "first":
-        print("working", flush=True)
+        say("working")
         time.sleep(600)
 
 def verb(words):
     # Far more than a pipe holds: whoever ends must not wait for them to be taken.
     items = ["first", sys.argv[1], *(str(number) * 999 for number in range(999))]
     for _ in work_in_processes(work, items, 2):
-        print("ready", flush=True)
+        say("ready")
 
 if __name__ == "__main__":
     command._run = verb
@@ -81,14 +84,15 @@ class Command:
         self.printed = list[str]()
 
     def read_until(self, *parts: str) -> None:
+        """Until all the parts have been printed, in any order: processes print side by side."""
         assert self.process.stdout is not None
-        for part in parts:
-            for line in self.process.stdout:
-                self.printed.append(line)
-                if part in line:
-                    break
-            else:
-                raise AssertionError("".join(self.printed))
+        missing = set(parts)
+        for line in self.process.stdout:
+            self.printed.append(line)
+            missing -= {part for part in missing if part in line}
+            if not missing:
+                return
+        raise AssertionError("".join(self.printed))
 
     def press(self) -> None:
         """What a terminal does at Ctrl-C."""
@@ -125,6 +129,7 @@ def commands(tmp_path: Path) -> Iterator[list[Command]]:
     for command in started:
         if command.process.poll() is None or members(command.process.pid):
             os.killpg(command.process.pid, signal.SIGKILL)
+        command.process.communicate()
 
 
 def start(commands: list[Command], folder: Path, *words: str) -> Command:
