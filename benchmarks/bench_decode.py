@@ -6,8 +6,7 @@ bytes are those of the book of Genesis, so that blocks end as often as they do i
 stands the floor: the bytes of the matrices that a tick reads, over the measured rate of reading.
 With `--threads 1` seconds are those of the thread, which other programs on the machine do not
 lengthen.
-Bar: half of Llama's median. Also: `two_stream` with a lag of one block, its whole tower in a thread
-of its own and four times larger; bar: its median within 10 % of the smaller one's.
+Bar: half of Llama's median.
 
     python benchmarks/bench_decode.py --sizes tiny small --out benchmarks/results/decode.json
 """
@@ -16,7 +15,6 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -28,14 +26,12 @@ from torch import Tensor, nn
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.data.text.documents import kjv
 from counterpoint.runtime.compiled import compile_ticks
-from counterpoint.runtime.simultaneous import Simultaneous
 from counterpoint.systems import single_stream, two_stream
 from counterpoint.systems.single_stream import SingleStream
-from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
+from counterpoint.systems.two_stream import TwoStream
 
 TEXT = next(kjv()).text().encode()[:20_000]
 AIM_TIMES_LLAMA = 2.0
-AIM_WHOLE = 1.10
 
 
 def now() -> float:
@@ -44,7 +40,7 @@ def now() -> float:
 
 
 def ours(
-    model: SingleStream | TwoStream | Simultaneous, now: Callable[[], float] = time.perf_counter
+    model: SingleStream | TwoStream, now: Callable[[], float] = time.perf_counter
 ) -> Callable[[Tensor], float]:
     """A function that feeds one id and returns its seconds."""
     state: Any = model.initial_state(1)
@@ -137,46 +133,12 @@ def against_llama(size: str, count: int) -> dict[str, Any]:
     }
 
 
-def with_whole_four_times(size: str, count: int) -> dict[str, Any]:
-    """`two_stream` with a lag: its tick with a whole tower of once and four times the size."""
-    config: TwoStreamConfig = replace(getattr(two_stream, size)(), lag_blocks=1)
-    larger = replace(config, whole=replace(config.whole, num_layers=4 * config.whole.num_layers))
-    torch.set_num_threads(1)  # the other core is the whole tower's
-    results: dict[str, Any] = {}
-    with (
-        Simultaneous(TwoStream(config).eval()) as once,
-        Simultaneous(TwoStream(larger).eval()) as four_times,
-    ):
-        beside = in_turn({"once": ours(once), "four_times": ours(four_times)}, count)
-        results["misses"] = {
-            "once": once.num_misses, "four_times": four_times.num_misses, "jobs": once.num_jobs
-        }  # fmt: skip
-    in_line = in_turn(
-        {
-            "once_in_line": ours(TwoStream(config).eval()),
-            "four_times_in_line": ours(TwoStream(larger).eval()),
-        },
-        count,
-    )
-    for name, values in (beside | in_line).items():
-        results[name] = row(values)
-    p50, p95 = (
-        {name: quantile(values, share) for name, values in (beside | in_line).items()}
-        for share in (0.5, 0.95)
-    )
-    results["p50_ratio"] = round(p50["four_times"] / p50["once"], 3)
-    results["p95_ratio"] = round(p95["four_times"] / p95["once"], 3)
-    results["p95_ratio_in_line"] = round(p95["four_times_in_line"] / p95["once_in_line"], 3)
-    return results
-
-
 def main() -> None:
     """Measure, print a table, and end with one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
     parser.add_argument("--ticks", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-whole", action="store_true", help="leave out the larger whole tower")
     parser.add_argument("--out")
     args = parser.parse_args()
     results: dict[str, Any] = {}
@@ -184,13 +146,11 @@ def main() -> None:
     for size in args.sizes:
         torch.set_num_threads(threads)
         results[size] = against_llama(size, args.ticks)
-        if not args.no_whole:
-            results[f"{size}_whole_four_times"] = with_whole_four_times(size, args.ticks)
         for part in [name for name in results if name.startswith(size)]:
             for name, values in results[part].items():
                 print(f"{part:24} {name:20}", values)
     torch.set_num_threads(threads)
-    aims = {"aim_times_llama": AIM_TIMES_LLAMA, "aim_p50_ratio": AIM_WHOLE}
+    aims = {"aim_times_llama": AIM_TIMES_LLAMA}
     finish("decode", {**aims, "ticks": args.ticks, "results": results}, args.out)
 
 

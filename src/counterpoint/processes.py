@@ -66,6 +66,45 @@ def work_in_processes(
         _end(processes)
 
 
+class Worker:
+    """A fresh process that does the same work on one item after another.
+
+    Args:
+        work: Function of one item, sent to the process once. It, items and results must be
+            picklable; tensors that lie in shared memory stay shared.
+    """
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._process, self._pipe = _start(work)
+
+    def give(self, item: Any) -> None:
+        """Send an item; the process takes the items in their order."""
+        with contextlib.suppress(OSError):  # the next answer tells that it has ended
+            self._pipe.send((item,))
+
+    def has_answer(self) -> bool:
+        """Return whether the result of the oldest unanswered item is there."""
+        return bool(self._pipe.poll())
+
+    def answer(self) -> Any:
+        """Wait for the result of the oldest unanswered item.
+
+        Raises:
+            OSError: The process has ended.
+            Exception: Any error that the work raised.
+        """
+        _, content = _next({self._pipe: self._process})
+        done, value = pickle.loads(content)
+        if not done:
+            raise value
+        return value
+
+    def close(self) -> None:
+        """End the process at once."""
+        _end([self._process])
+        self._pipe.close()
+
+
 def _start(work: Callable[[Any], Any]) -> tuple[Any, Any]:
     """Start a process that waits for items, and return it and the pipe to it."""
     context = get_context("spawn")

@@ -1,7 +1,7 @@
 import threading
 import time
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,6 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.blocks.recall import RecallConfig
+from counterpoint.errors import UserError
+from counterpoint.runtime.beside import InProcess, InThread
+from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.sessions import Sessions
@@ -17,6 +22,7 @@ from counterpoint.systems.two_stream import TwoStream
 from tests.runtime import tiny
 
 ROWS = 3
+WORKERS: tuple[Literal["thread", "process"], ...] = ("thread", "process")
 
 
 def tensors(state: Any) -> list[Tensor]:
@@ -58,11 +64,16 @@ def late_whole(lag_blocks: int, **changes: Any) -> LateWhole:
 
 
 @torch.no_grad()
-def assert_equals_read(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -> int:
+def assert_equals_read(
+    system: TwoStream,
+    ids: Tensor,
+    chunks: list[Tensor],
+    worker: Literal["thread", "process"] = "thread",
+) -> int:
     """Both ways through the same chunks, each given by the lengths of its rows; jobs of one."""
     rows, read = torch.arange(len(ids)), torch.zeros(len(ids), dtype=torch.long)
     expected_state = system.initial_state(len(ids))
-    with Simultaneous(system) as simultaneous:
+    with Simultaneous(system, worker=worker) as simultaneous:
         state = simultaneous.initial_state(len(ids))
         for lengths in chunks:
             offset = torch.arange(int(lengths.max()))
@@ -72,6 +83,9 @@ def assert_equals_read(system: TwoStream, ids: Tensor, chunks: list[Tensor]) -> 
             real = offset < lengths[:, None]
             assert torch.equal(hidden[real], expected[real])
             read += lengths
+        simultaneous.wait()
+        for found, wanted in zip(tensors(state), tensors(expected_state), strict=True):
+            assert torch.equal(found, wanted)
         return simultaneous.num_jobs
 
 
@@ -165,10 +179,26 @@ def test_worker_computes_in_the_mode_of_the_caller(mode: AbstractContextManager[
         assert assert_equals_read(tiny.two_stream(1), ids, [torch.tensor([1])] * 24) == 6
 
 
+def test_a_process_computes_the_same_for_every_kind_of_whole() -> None:
+    """A level above, recall, rows that pause, and both modes of the caller."""
+    above = LevelConfig(
+        whole=tiny.tower(4), lower_layers=1, block_ticks=2, lag_blocks=1, compressor="mean"
+    )
+    system = tiny.two_stream(1, levels=(above,), recall=RecallConfig(), boundary_ids=(1, 2, 3))
+    ids = torch.randint(tiny.VOCAB, (2, 60), generator=torch.Generator().manual_seed(3))
+    chunks = [torch.tensor([t % 3, 1]) for t in range(40)]
+    for mode in (torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        with mode:
+            assert assert_equals_read(system, ids, chunks, "process") > 10
+
+
+@pytest.mark.parametrize("worker", WORKERS)
 @torch.no_grad()
-def test_new_batch_may_begin_while_the_last_one_has_work_left() -> None:
+def test_new_batch_may_begin_while_the_last_one_has_work_left(
+    worker: Literal["thread", "process"],
+) -> None:
     tick = {"part": torch.ones(2, tiny.BLOCK, dtype=torch.long)}
-    with Simultaneous(late_whole(1)) as simultaneous:
+    with Simultaneous(late_whole(1), worker=worker) as simultaneous:
         simultaneous.read(tick, simultaneous.initial_state(2))
         three = {"part": torch.ones(3, tiny.BLOCK, dtype=torch.long)}
         state = simultaneous.initial_state(3)
@@ -194,16 +224,19 @@ def test_sessions_run_simultaneously_and_start_again() -> None:
             sessions.step()
         return [*found, sessions[0].sampled, sessions[1].sampled]
 
-    with Simultaneous(system) as simultaneous:
-        assert ids(simultaneous) == ids(system)
-        assert simultaneous.num_jobs > 0
+    expected = ids(system)
+    for worker in WORKERS:
+        with Simultaneous(system, worker=worker) as simultaneous:
+            assert ids(simultaneous) == expected
+            assert simultaneous.num_jobs > 0
 
 
 def test_worker_has_its_own_threads_and_ends_with_the_block() -> None:
     before = torch.get_num_threads()
     with Simultaneous(tiny.two_stream(1), num_threads=before + 1) as simultaneous:
         assert torch.get_num_threads() == before
-        assert simultaneous._worker.submit(torch.get_num_threads).result() == before + 1
+        assert isinstance(simultaneous._worker, InThread)
+        assert simultaneous._worker._worker.submit(torch.get_num_threads).result() == before + 1
         fresh: list[int] = []
         other = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
         other.start()
@@ -212,12 +245,28 @@ def test_worker_has_its_own_threads_and_ends_with_the_block() -> None:
     assert not any(thread.name.startswith("whole-tower") for thread in threading.enumerate())
 
 
-def test_failure_of_the_whole_tower_is_raised() -> None:
-    system = slow_whole(1)
-    system.gate.set()
+@pytest.mark.parametrize("worker", WORKERS)
+def test_failure_of_the_whole_tower_is_raised(worker: Literal["thread", "process"]) -> None:
+    system = tiny.two_stream(1)
     del system.whole.layers[1].mlp
-    with Simultaneous(system) as simultaneous, pytest.raises(AttributeError, match="mlp"):
+    simultaneous = Simultaneous(system, worker=worker)
+    with simultaneous, pytest.raises(AttributeError, match="mlp"):
         list(generate(simultaneous, [1], num_ticks=3 * tiny.BLOCK))
+
+
+def test_a_process_that_has_ended_is_named() -> None:
+    with Simultaneous(tiny.two_stream(1), worker="process") as simultaneous:
+        assert isinstance(simultaneous._worker, InProcess)
+        simultaneous._worker._worker._process.kill()
+        with pytest.raises(OSError, match="ended with status -9"):
+            list(generate(simultaneous, [1], num_ticks=3 * tiny.BLOCK))
+
+
+def test_a_compiled_model_is_refused_for_a_process() -> None:
+    system = tiny.two_stream(1)
+    compile_ticks(system)
+    with pytest.raises(UserError, match="compiled model cannot be sent"):
+        Simultaneous(system, worker="process")
 
 
 def test_model_without_lag_is_refused() -> None:

@@ -41,7 +41,8 @@ class GenerateOptions:
         chat: Treat the prompt as a message to a model that knows conversations, and let it answer.
         num_ticks: Largest number of ids to write.
         whole_from: Continue under the whole of this text, which is at least as long as the prompt.
-        simultaneous: Run the whole tower in a thread of its own (with a lag of 1 or more).
+        simultaneous: Run the whole tower in a process of its own (on a GPU, or compiled: a thread);
+            needs a model with a lag of 1 or more.
         sliding: Accept a prompt that is longer than the model's window.
         compile: Compile the ticks first: half a minute, then a tiny model is 1.4 times as fast.
         weights: ``"int8"`` stores the matrices in 8 bits: faster if reading them takes the time.
@@ -88,7 +89,7 @@ def _generate(options: GenerateOptions, sampling: Sampling, running: Running) ->
             compile_ticks(system)
         beside = None
         if options.simultaneous:
-            beside = stack.enter_context(_simultaneous(system))
+            beside = stack.enter_context(_simultaneous(system, options.compile))
         before = _chat_ids(loaded, prompt) if options.chat else _ids(tokenizer, prompt)
         ids = generate(
             beside or system,
@@ -136,7 +137,7 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [tokenizer.start_id, *tokenizer.encode(text).tolist()]
 
 
-def _simultaneous(system: System) -> Simultaneous:
+def _simultaneous(system: System, compiled: bool) -> Simultaneous:
     if not isinstance(system, Staged):
         raise UserError(
             "`--simultaneous` needs a system with a whole tower, such as a TwoStream: this "
@@ -144,4 +145,5 @@ def _simultaneous(system: System) -> Simultaneous:
         )
     # One core is for the whole tower, the others are for the part tower.
     torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
-    return Simultaneous(system)
+    in_thread = compiled or system.device.type != "cpu"
+    return Simultaneous(system, worker="thread" if in_thread else "process")

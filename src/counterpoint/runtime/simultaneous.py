@@ -1,15 +1,15 @@
-"""Running the whole tower in its own thread while the part tower continues."""
+"""Running the whole tower beside the part tower, which continues meanwhile."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
+from counterpoint.runtime.beside import InProcess, InThread, Job
 from counterpoint.runtime.session import Streaming
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import Choose, State, System
@@ -23,6 +23,10 @@ class LowerChunk(Protocol):
     before: Int[Tensor, " B"]
     finished: Int[Tensor, " B"]
     after: Any
+
+    def for_whole_tower(self, state: Any) -> tuple[Any, Any]:
+        """Return what `read_whole_tower` needs of the chunk and of the state."""
+        ...
 
 
 @runtime_checkable
@@ -61,11 +65,11 @@ class Staged(Streaming, Protocol):
         ...
 
 
-class _Job(NamedTuple):
+class _Given(NamedTuple):
     """A chunk whose blocks were given to the whole tower."""
 
     lower: LowerChunk
-    future: Future[None]
+    job: Job
 
 
 class Simultaneous:
@@ -75,7 +79,13 @@ class Simultaneous:
     tower has time to compute. The part tower waits only for chunks up to the latest one with a
     block that some row needs now. Chunks that are not ready by then are *misses*. With and without
     misses, the result equals that of `TwoStream.read` on the same chunks bit for bit; there are no
-    gradients. The worker thread takes over the caller's inference mode and autocast.
+    gradients. The worker takes over the caller's inference mode and autocast.
+
+    The worker is a thread or a process. Threads share Python's global lock, which a small model
+    holds most of the time, so a second thread makes its ticks slower. A process has a lock of its
+    own; weights and rings lie in memory that both read, and only finished blocks are sent. It
+    takes seconds to start, needs a model on the CPU that is not compiled, and does not see changes
+    of the model's modules.
 
     An instance serves the sessions of one batch and one state at a time; a new initial state ends
     the use of the one before. Code that reads or changes the whole of a state between two calls
@@ -89,16 +99,23 @@ class Simultaneous:
     Args:
         system: The model, with ``lag_blocks >= 1``.
         num_threads: Number of threads inside operations of the whole tower.
+        worker: Whether the whole tower has a thread or a process of its own.
 
     Attributes:
         num_jobs: Number of chunks with finished blocks that were given to the whole tower.
         num_misses: Number of chunks for which the part tower had to wait.
 
     Raises:
-        UserError: The model has no lag, so the part tower always needs the newest block at once.
+        UserError: The model has no lag, so the part tower always needs the newest block at once; or
+            a process cannot run it.
     """
 
-    def __init__(self, system: Staged, num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        system: Staged,
+        num_threads: int = 1,
+        worker: Literal["thread", "process"] = "thread",
+    ) -> None:
         if system.usable_blocks < 2:
             raise UserError(
                 "The whole tower can run during later ticks only if `lag_blocks` >= 1: this model "
@@ -109,12 +126,9 @@ class Simultaneous:
         self.writes_with_tower = system.writes_with_tower
         self.num_jobs = 0
         self.num_misses = 0
-        self._jobs: deque[_Job] = deque()
-        callers_threads = torch.get_num_threads()
-        self._worker = ThreadPoolExecutor(1, "whole-tower", torch.set_num_threads, (num_threads,))
-        # Torch also makes the number set last the default of new threads: restore the caller's.
-        self._worker.submit(torch.get_num_threads).result()
-        torch.set_num_threads(callers_threads)
+        self._jobs: deque[_Given] = deque()
+        kind = InThread if worker == "thread" else InProcess
+        self._worker: InThread | InProcess = kind(system, num_threads)
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state before the first tick; see `System.initial_state`."""
@@ -139,9 +153,9 @@ class Simultaneous:
         # All jobs are checked: the first one may belong to a row that has stopped, and is never
         # due.
         while any(_is_due(job.lower, usable) for job in self._jobs):
-            future = self._jobs.popleft().future
-            self.num_misses += not future.done()
-            future.result()
+            job = self._jobs.popleft().job
+            self.num_misses += not job.done()
+            job.result()
         return self.system.read_upper(lower, state)
 
     def write(
@@ -167,22 +181,11 @@ class Simultaneous:
     def wait(self) -> None:
         """Return when the whole tower has no work left."""
         while self._jobs:
-            self._jobs.popleft().future.result()
+            self._jobs.popleft().job.result()
 
     def _submit(self, lower: LowerChunk, state: State) -> None:
         """Give a chunk to the whole tower."""
-        # Torch keeps each of these modes separately for every thread.
-        inference = torch.is_inference_mode_enabled()
-        device = lower.x.device.type
-        enabled = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device)
-
-        def read_whole_tower() -> None:
-            autocast = torch.autocast(device, dtype, enabled)
-            with torch.inference_mode(inference), torch.no_grad(), autocast:
-                self.system.read_whole_tower(lower, state)
-
-        self._jobs.append(_Job(lower, self._worker.submit(read_whole_tower)))
+        self._jobs.append(_Given(lower, self._worker.submit(lower, state)))
         self.num_jobs += 1
 
     def __enter__(self) -> "Simultaneous":
@@ -197,8 +200,8 @@ class Simultaneous:
         self.close()
 
     def close(self) -> None:
-        """End the worker thread when its last job is done."""
-        self._worker.shutdown()
+        """End the worker when its last job is done."""
+        self._worker.close()
 
 
 def _is_due(lower: LowerChunk, usable: Int[Tensor, " B"]) -> bool:

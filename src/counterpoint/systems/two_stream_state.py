@@ -1,6 +1,6 @@
 """State of a session of a `TwoStream`, and the values that its stages pass on."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -66,3 +66,12 @@ class LowerStates(NamedTuple):
     finished: Int[Tensor, " B"]
     after: TwoStreamState | None
     ends: Chunks | None = None
+
+    def for_whole_tower(self, state: TwoStreamState) -> tuple["LowerStates", TwoStreamState]:
+        """Return what the whole tower needs of the chunk, and the rings that it changes."""
+        none: Any = ()
+        rings = state.whole._replace(pending=none, place=none, finished=none, raw=none)
+        return (
+            self._replace(reach=None, cut=self.cut._replace(raw=None), after=None, ends=None),
+            TwoStreamState._make((none, none, none, rings, none, none)),
+        )

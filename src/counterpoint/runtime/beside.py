@@ -1,0 +1,181 @@
+"""Workers that run the whole tower of a staged system beside its part tower."""
+
+import contextlib
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from counterpoint.errors import UserError
+from counterpoint.processes import Worker
+from counterpoint.systems.contract import State, state_tensors
+
+
+@runtime_checkable
+class Job(Protocol):
+    """Work that was given to a worker; jobs are awaited in the order in which they were given."""
+
+    def done(self) -> bool:
+        """Return whether the result is there."""
+        ...
+
+    def result(self) -> Any:
+        """Wait until the work is done; raise what it has raised."""
+        ...
+
+
+class _Modes(NamedTuple):
+    """How the caller computes; torch keeps these modes separately for every thread."""
+
+    inference: bool
+    device: str
+    autocast: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def of_caller(cls, device: str) -> "_Modes":
+        return cls(
+            torch.is_inference_mode_enabled(),
+            device,
+            torch.is_autocast_enabled(device),
+            torch.get_autocast_dtype(device),
+        )
+
+    def run(self, system: Any, lower: Any, state: State) -> None:
+        """Feed the blocks of a chunk to the whole tower, as the caller would."""
+        autocast = torch.autocast(self.device, self.dtype, self.autocast)
+        with torch.inference_mode(self.inference), torch.no_grad(), autocast:
+            system.read_whole_tower(lower, state)
+
+
+class InThread:
+    """A whole tower in a thread of its own.
+
+    Args:
+        system: A staged system; see `counterpoint.runtime.simultaneous.Staged`.
+        num_threads: Number of threads inside its operations.
+    """
+
+    def __init__(self, system: Any, num_threads: int) -> None:
+        self._system = system
+        callers_threads = torch.get_num_threads()
+        self._worker = ThreadPoolExecutor(1, "whole-tower", torch.set_num_threads, (num_threads,))
+        # Torch also makes the number set last the default of new threads: restore the caller's.
+        self._worker.submit(torch.get_num_threads).result()
+        torch.set_num_threads(callers_threads)
+
+    def submit(self, lower: Any, state: State) -> Job:
+        """Give a chunk to the whole tower."""
+        modes = _Modes.of_caller(lower.x.device.type)
+        return self._worker.submit(modes.run, self._system, lower, state)
+
+    def close(self) -> None:
+        """End the thread when its last job is done."""
+        self._worker.shutdown()
+
+
+class InProcess:
+    """A whole tower in a process of its own, which shares the weights and the rings of the state.
+
+    Only what a job needs of a chunk is sent. The rings are shared when they come first, and again
+    when the caller comes with others.
+
+    Args:
+        system: A staged system on the CPU; see `counterpoint.runtime.simultaneous.Staged`.
+        num_threads: Number of threads inside its operations.
+
+    Raises:
+        UserError: The system is on another device, or is compiled.
+    """
+
+    def __init__(self, system: Any, num_threads: int) -> None:
+        if system.device.type != "cpu":
+            raise UserError(
+                "A whole tower has a process of its own on the CPU only: this model is on "
+                f"{system.device}. Use a thread."
+            )
+        if set(system.tick_stages) & set(vars(system)):
+            raise UserError("A compiled model cannot be sent to a process: expected a plain one.")
+        self._worker = Worker(_WholeTower(system, num_threads))
+        self._addresses = list[int]()
+        self._num_awaited = 0
+
+    def submit(self, lower: Any, state: State) -> Job:
+        """Give a chunk to the whole tower."""
+        lower, rings = lower.for_whole_tower(state)
+        tensors = state_tensors(rings)
+        known = self._addresses == [tensor.data_ptr() for tensor in tensors]
+        if not known:
+            for tensor in tensors:
+                tensor.share_memory_()
+            self._addresses = [tensor.data_ptr() for tensor in tensors]
+        self._worker.give(_Chunk(_dumps(lower), _Modes.of_caller("cpu"), None if known else rings))
+        self._num_awaited += 1
+        return self
+
+    # Jobs are awaited in their order, so the next answer is always that of the oldest job.
+
+    def done(self) -> bool:
+        """See `Job.done`."""
+        return self._worker.has_answer()
+
+    def result(self) -> None:
+        """See `Job.result`."""
+        self._num_awaited -= 1
+        self._worker.answer()
+
+    def close(self) -> None:
+        """End the process when its last job is done."""
+        while self._num_awaited:
+            with contextlib.suppress(Exception):  # nobody asked for this result
+                self.result()
+        self._worker.close()
+
+
+class _Chunk(NamedTuple):
+    """A job as it is sent: a pickled chunk, and the rings if they are new."""
+
+    lower: bytes
+    modes: _Modes
+    rings: State | None
+
+
+class _WholeTower:
+    """The work of the process."""
+
+    def __init__(self, system: Any, num_threads: int) -> None:
+        self._system = system
+        self._num_threads = num_threads
+        self._rings: State = None
+
+    def __call__(self, chunk: _Chunk) -> None:
+        if chunk.rings is not None:
+            torch.set_num_threads(self._num_threads)
+            self._rings = chunk.rings
+        chunk.modes.run(self._system, pickle.loads(chunk.lower), self._rings)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors by their bytes, which takes a tenth of the time of torch's way."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return NotImplemented
+        # Numpy has no bfloat16.
+        plain = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
+        return _tensor, (plain.numpy().tobytes(), value.dtype, tuple(value.shape))
+
+
+def _dumps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not content:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape)
