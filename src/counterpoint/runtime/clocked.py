@@ -1,0 +1,387 @@
+"""Thinking against the clock: a model thinks about chunk i of the speech while chunk i + 1 is said.
+
+`ClockedDecoder` drives anything that writes tokens (`Thinker`): a session of a system, a program, a
+model behind an endpoint. After every chunk the model may write as many tokens as fit into the time
+until the next one; then its thought is closed by force, and nothing is carried over. A thought that
+ends with the mark of an interruption makes the model answer at once, and the rest of the speech is
+not read. Calls of tools in a thought are made at once; their responses take time, but no tokens.
+
+Every decision is an event of a `Timeline`:
+
+    stream    kind          from, to                        payload
+    user      chunk         start and end of the chunk      chunk, last
+    thought   thought       first to last token             chunk, tokens, closed, interrupt
+    agent     call          call written, response arrived  chunk, call, early, ok, response
+    agent     interruption  the decision                    chunk
+    agent     answer        first to last token             chunk, tokens, closed
+
+``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought:
+the "model", an "interruption", the "budget" of tokens, or the "clock". ``interrupt`` is the chance
+of an interruption where the thought ended. A call is ``early`` if the user was still speaking, and
+``ok`` is null if no response arrived.
+
+Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
+threshold decides about interruptions, and responses that come late are read in the next round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+
+from counterpoint.errors import UserError
+from counterpoint.streams.rounds import THOUGHT
+from counterpoint.streams.timeline import Event, Timeline
+
+USER = "user"
+AGENT = "agent"
+
+Closed = Literal["model", "interruption", "budget", "clock"]
+
+_CLOSE_ENOUGH_S = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marks:
+    """Texts that structure the sequence, each one token of the model if possible.
+
+    Attributes:
+        part: After a chunk that is not the last.
+        last: After the last chunk.
+        close: Ends a thought.
+        interrupt: Before ``close`` in a thought that interrupts the user.
+        stop: Ends an answer.
+        call: Begins a call of a tool in a thought; empty if there are no tools.
+        call_end: Ends a call.
+        response: Begins the response of a tool.
+        response_end: Ends the response.
+    """
+
+    part: str = "[EOPA]"
+    last: str = "[EOA]"
+    close: str = "</think>"
+    interrupt: str = "[INTERRUPT]"
+    stop: str = "[STOP]"
+    call: str = "<tool_call>"
+    call_end: str = "</tool_call>"
+    response: str = "<tool_response>"
+    response_end: str = "</tool_response>"
+
+
+class Proposal(NamedTuple):
+    """The next token of a model.
+
+    Attributes:
+        text: The token.
+        interrupt: Chance of `Marks.interrupt` at this place, where only that or `Marks.close` may
+            stand; ``None`` if the model does not tell.
+    """
+
+    text: str
+    interrupt: float | None = None
+
+
+@runtime_checkable
+class Thinker(Protocol):
+    """Anything that writes tokens after what it has read."""
+
+    def hear(self, content: Any) -> None:
+        """Read a chunk of what is heard: text, ids or vectors, as the model needs them."""
+        ...
+
+    def read(self, text: str) -> None:
+        """Read a text: marks, responses, and the tokens that the model wrote itself."""
+        ...
+
+    def propose(self) -> Proposal:
+        """Return the token that the model would write next, without reading it."""
+        ...
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """The time of a conversation, in seconds since its start."""
+
+    def now(self) -> float:
+        """Return the time."""
+        ...
+
+    def reach(self, time_s: float) -> None:
+        """Let the time be at least ``time_s``; a real clock is there by itself."""
+        ...
+
+    def write_token(self) -> None:
+        """Let the time of one token pass; on a real clock it has passed already."""
+        ...
+
+
+class SimulatedClock:
+    """A clock on which each token takes equally long, and nothing else takes time.
+
+    Args:
+        tokens_per_s: Tokens that the model writes in a second.
+    """
+
+    def __init__(self, tokens_per_s: float) -> None:
+        self._token_s = 1 / tokens_per_s
+        self._now_s = 0.0
+
+    def now(self) -> float:
+        """Return the time; see `Clock.now`."""
+        return self._now_s
+
+    def reach(self, time_s: float) -> None:
+        """Go forward to a time; see `Clock.reach`."""
+        self._now_s = max(self._now_s, time_s)
+
+    def write_token(self) -> None:
+        """Go forward by a token; see `Clock.write_token`."""
+        self._now_s += self._token_s
+
+
+class Response(NamedTuple):
+    """The response of a tool to a call.
+
+    Attributes:
+        call: Number of the call, counted from 0.
+        text: The response.
+        ok: Whether the call succeeded.
+    """
+
+    call: int
+    text: str
+    ok: bool = True
+
+
+@runtime_checkable
+class Tools(Protocol):
+    """Tools that a model may call while it listens."""
+
+    def start(self, call: int, text: str, now_s: float) -> None:
+        """Begin a call; ``text`` stands between `Marks.call` and `Marks.call_end`."""
+        ...
+
+    def wait(self, until_s: float) -> float:
+        """Return when the next response arrives, or ``until_s`` if none does before that."""
+        ...
+
+    def arrived(self, now_s: float) -> Sequence[Response]:
+        """Return the responses that have arrived by now; each is returned once."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClockConfig:
+    """How a model thinks against the clock.
+
+    Attributes:
+        chunk_s: Seconds of a chunk (t_chunk), and thus the time for a thought.
+        tokens_per_s: Tokens that the model writes in a second (n_tps).
+        answer_tokens: Largest number of tokens of an answer.
+        threshold: Chance of an interruption from which the user is interrupted, whatever token the
+            model chooses; ``None`` leaves the choice to the model. Above 1 it never interrupts.
+        patience_s: Seconds after the end of the speech for which responses of tools are awaited.
+        marks: Texts that structure the sequence.
+    """
+
+    chunk_s: float = 4.0
+    tokens_per_s: float = 80.0
+    answer_tokens: int = 200
+    threshold: float | None = None
+    patience_s: float = 10.0
+    marks: Marks = field(default_factory=Marks)
+
+    def __post_init__(self) -> None:
+        if not (self.chunk_s > 0 and self.tokens_per_s > 0 and self.answer_tokens > 0):
+            raise UserError(
+                "`chunk_s`, `tokens_per_s` and `answer_tokens` must be positive: got "
+                f"{self.chunk_s}, {self.tokens_per_s} and {self.answer_tokens}."
+            )
+
+    @property
+    def budget(self) -> int:
+        """Largest number of tokens of the thought about one chunk."""
+        return int(self.chunk_s * self.tokens_per_s + 1e-6)
+
+
+class ClockedDecoder:
+    """Feeds a `Thinker` chunk by chunk, and records what it thinks and does.
+
+    Args:
+        thinker: The model, at the start of a conversation.
+        config: Times and marks.
+        clock: The time; by default simulated with ``config.tokens_per_s``.
+        tools: Tools that the model may call; ``None`` if there are none.
+    """
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        config: ClockConfig | None = None,
+        clock: Clock | None = None,
+        tools: Tools | None = None,
+    ) -> None:
+        self.thinker = thinker
+        self.config = config or ClockConfig()
+        self.clock = clock or SimulatedClock(self.config.tokens_per_s)
+        self.tools = tools
+        self.finished = False
+        self.num_chunks = 0
+        self._events: list[Event] = []
+        self._calls: dict[int, Event] = {}  # whose responses have not been read
+        self._num_calls = 0
+
+    @property
+    def timeline(self) -> Timeline:
+        """What happened so far; calls without a response end where they were made."""
+        return Timeline(events=(*self._events, *self._calls.values()))
+
+    def hear(
+        self,
+        content: Any,
+        start_s: float,
+        end_s: float,
+        *,
+        last: bool = False,
+        text: str = "",
+        deadline_s: float | None = None,
+    ) -> bool:
+        """Read a chunk and think about it; answer after the last one or an interruption.
+
+        Args:
+            content: The chunk, as the thinker hears it.
+            start_s: Time at which the chunk begins.
+            end_s: Time at which it is complete.
+            last: Whether the speech ends with this chunk.
+            text: Words of the chunk, for the timeline.
+            deadline_s: Time at which the thought is closed by force; by default one chunk later.
+
+        Returns:
+            Whether the next chunk is wanted.
+
+        Raises:
+            UserError: The conversation has ended.
+        """
+        if self.finished:
+            raise UserError("A decoder that has answered reads no more chunks: make a new one.")
+        marks = self.config.marks
+        number = self.num_chunks
+        self.num_chunks += 1
+        self.clock.reach(end_s)
+        self._add(start_s, end_s, USER, "chunk", text, chunk=number, last=last)
+        self._read_responses()
+        self.thinker.hear(content)
+        self.thinker.read(marks.last if last else marks.part)
+        until_s = end_s + self.config.chunk_s if deadline_s is None else deadline_s
+        interrupts = self._think(number, until_s, last=last) and not last
+        if interrupts:
+            now_s = self.clock.now()
+            self._add(now_s, now_s, AGENT, "interruption", "", chunk=number)
+        if last or interrupts:
+            self._answer(number)
+            self.finished = True
+        return not self.finished
+
+    def _think(self, number: int, until_s: float, *, last: bool) -> bool:
+        """Write a thought; return whether it interrupts the user."""
+        marks = self.config.marks
+        clock = self.clock
+        start_s = clock.now()
+        text = ""
+        num_tokens = 0
+        chance: float | None = None
+        closed: Closed | None = None
+        while closed is None:
+            if num_tokens == self.config.budget:
+                closed = "budget"
+            elif not last and clock.now() > until_s - _CLOSE_ENOUGH_S:
+                closed = "clock"
+            else:
+                token, chance = self._next(self.thinker.propose())
+                text += token
+                num_tokens += 1
+                if text.endswith(marks.interrupt):
+                    closed = "interruption"
+                elif text.endswith(marks.close):
+                    closed = "model"
+                elif self.tools is not None and text.endswith(marks.call_end):
+                    self._call(text, number, until_s, last=last)
+        if closed != "model":
+            self.thinker.read(marks.close)
+        text = text.removesuffix(marks.close).removesuffix(marks.interrupt).strip()
+        payload = {"chunk": number, "tokens": num_tokens, "closed": closed, "interrupt": chance}
+        self._add(start_s, clock.now(), THOUGHT, "thought", text, **payload)
+        return closed == "interruption"
+
+    def _next(self, proposal: Proposal) -> tuple[str, float | None]:
+        """Read the next token of a thought; return it and the chance of an interruption there."""
+        marks = self.config.marks
+        threshold = self.config.threshold
+        text, chance = proposal
+        may_end = text.strip() in (marks.close, marks.interrupt)
+        if may_end and threshold is not None and chance is not None:
+            text = marks.interrupt if chance >= threshold else marks.close
+        self.thinker.read(text)
+        self.clock.write_token()
+        return text, chance if may_end else None
+
+    def _answer(self, number: int) -> None:
+        """Answer until the mark of the end."""
+        marks = self.config.marks
+        start_s = self.clock.now()
+        text = ""
+        num_tokens = 0
+        while num_tokens < self.config.answer_tokens and not text.endswith(marks.stop):
+            token = self.thinker.propose().text
+            self.thinker.read(token)
+            self.clock.write_token()
+            text += token
+            num_tokens += 1
+        closed: Closed = "model" if text.endswith(marks.stop) else "budget"
+        payload = {"chunk": number, "tokens": num_tokens, "closed": closed}
+        text = text.removesuffix(marks.stop).strip()
+        self._add(start_s, self.clock.now(), AGENT, "answer", text, **payload)
+
+    # Tools
+
+    def _call(self, thought: str, number: int, until_s: float, *, last: bool) -> None:
+        """Make the call that ends a thought so far, and read its response if it comes in time."""
+        marks = self.config.marks
+        text = thought.removesuffix(marks.call_end).rpartition(marks.call)[2].strip()
+        call = self._num_calls
+        now_s = self.clock.now()
+        self._num_calls += 1
+        self._calls[call] = Event(
+            start_s=now_s,
+            end_s=now_s,
+            stream=AGENT,
+            kind="call",
+            text=text,
+            payload={"chunk": number, "call": call, "early": not last, "ok": None},
+        )
+        tools = cast("Tools", self.tools)
+        tools.start(call, text, now_s)
+        self.clock.reach(tools.wait(now_s + self.config.patience_s if last else until_s))
+        self._read_responses()
+
+    def _read_responses(self) -> None:
+        """Read the responses of tools that have arrived."""
+        marks = self.config.marks
+        for response in () if self.tools is None else self.tools.arrived(self.clock.now()):
+            event = self._calls.pop(response.call)
+            payload = {**event.payload, "ok": response.ok, "response": response.text}
+            self._events.append(replace(event, end_s=self.clock.now(), payload=payload))
+            self.thinker.read(f"{marks.response}{response.text}{marks.response_end}")
+
+    def _add(
+        self, start_s: float, end_s: float, stream: str, kind: str, text: str, **payload: Any
+    ) -> None:
+        self._events.append(
+            Event(
+                start_s=start_s,
+                end_s=end_s,
+                stream=stream,
+                kind=kind,
+                text=text,
+                payload=payload,
+            )
+        )

@@ -1,0 +1,182 @@
+"""The clock of thinking: budget, forced close, pre-emption, interruptions, tools, events."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from counterpoint.errors import UserError
+from counterpoint.runtime.clocked import (
+    ClockConfig,
+    ClockedDecoder,
+    Proposal,
+    Response,
+    SimulatedClock,
+)
+from counterpoint.streams.timeline import Timeline
+
+
+class Program:
+    """Thinks what it was told to, chunk by chunk, and keeps what it read."""
+
+    def __init__(self, *thoughts: list[str], chance: float | None = None) -> None:
+        self.thoughts = list(thoughts)
+        self.chance = chance
+        self.context: list[str] = []
+        self.ahead: list[str] = []
+
+    def hear(self, content: Any) -> None:
+        self.context.append(f"heard {content}")
+        self.ahead = list(self.thoughts.pop(0))
+
+    def read(self, text: str) -> None:
+        self.context.append(text)
+        if self.ahead and text == self.ahead[0]:
+            self.ahead.pop(0)
+
+    def propose(self) -> Proposal:
+        return Proposal(self.ahead[0] if self.ahead else "[STOP]", self.chance)
+
+
+class SlowTools:
+    """Answers each call so many seconds later."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+        self.due: list[tuple[float, Response]] = []
+
+    def start(self, call: int, text: str, now_s: float) -> None:
+        self.due.append((now_s + self.seconds.pop(0), Response(call, f"done {text}")))
+
+    def wait(self, until_s: float) -> float:
+        return min([until_s, *(due for due, _ in self.due)])
+
+    def arrived(self, now_s: float) -> Sequence[Response]:
+        here = [response for due, response in self.due if due <= now_s]
+        self.due = [one for one in self.due if one[0] > now_s]
+        return here
+
+
+CONFIG = ClockConfig(chunk_s=2.0, tokens_per_s=2.0)  # four tokens a chunk
+
+
+def kinds(timeline: Timeline) -> list[tuple[str, float, float]]:
+    return [(event.kind, event.start_s, event.end_s) for event in timeline]
+
+
+def closed(timeline: Timeline) -> list[str]:
+    return [event.payload["closed"] for event in timeline.where(kind="thought")]
+
+
+def test_thoughts_lag_one_chunk_and_the_answer_follows_the_last() -> None:
+    program = Program(["a", "</think>"], ["b", "</think>", "yes", "[STOP]"])
+    decoder = ClockedDecoder(program, CONFIG)
+    assert decoder.hear("one", 0, 2, text="one")
+    assert not decoder.hear("two", 2, 3, last=True)
+    assert program.context == [
+        "heard one", "[EOPA]", "a", "</think>", "heard two", "[EOA]", "b", "</think>", "yes",
+        "[STOP]",
+    ]  # fmt: skip
+    assert kinds(decoder.timeline) == [
+        ("chunk", 0, 2),
+        ("thought", 2, 3),
+        ("chunk", 2, 3),
+        ("thought", 3, 4),
+        ("answer", 4, 5),
+    ]
+    assert [event.text for event in decoder.timeline] == ["one", "a", "", "b", "yes"]
+    with pytest.raises(UserError, match="no more chunks"):
+        decoder.hear("three", 3, 4)
+
+
+def test_a_thought_is_closed_by_force_when_the_budget_is_used_up() -> None:
+    program = Program(["a"] * 9, ["</think>"])
+    decoder = ClockedDecoder(program, CONFIG)
+    decoder.hear("one", 0, 2)
+    decoder.hear("two", 2, 4, last=True)
+    assert program.context[:7] == ["heard one", "[EOPA]", *["a"] * 4, "</think>"]
+    assert closed(decoder.timeline) == ["budget", "model"]
+
+
+def test_the_next_chunk_pre_empts_a_thought() -> None:
+    """A shorter chunk follows: the thought about the first has time for two tokens only."""
+    program = Program(["a"] * 9, ["</think>"])
+    decoder = ClockedDecoder(program, CONFIG)
+    decoder.hear("one", 0, 2, deadline_s=3.0)
+    assert closed(decoder.timeline) == ["clock"]
+    assert kinds(decoder.timeline)[-1] == ("thought", 2, 3)
+
+
+def test_an_interruption_is_answered_at_once() -> None:
+    program = Program(["a", "[INTERRUPT]", "no", "[STOP]"])
+    decoder = ClockedDecoder(program, CONFIG)
+    assert not decoder.hear("one", 0, 2)
+    assert program.context[2:] == ["a", "[INTERRUPT]", "</think>", "no", "[STOP]"]
+    assert kinds(decoder.timeline) == [
+        ("chunk", 0, 2),
+        ("thought", 2, 3),
+        ("interruption", 3, 3),
+        ("answer", 3, 4),
+    ]
+
+
+@pytest.mark.parametrize(("threshold", "goes_on"), [(0.3, False), (0.5, True), (2.0, True)])
+@pytest.mark.parametrize("mark", ["</think>", "[INTERRUPT]"])
+def test_a_threshold_decides_about_interruptions(
+    threshold: float, goes_on: bool, mark: str
+) -> None:
+    config = ClockConfig(chunk_s=2.0, tokens_per_s=2.0, threshold=threshold)
+    decoder = ClockedDecoder(Program([mark], chance=0.4), config)
+    assert decoder.hear("one", 0, 2) is goes_on
+    assert decoder.timeline.where(kind="thought").events[0].payload["interrupt"] == 0.4
+
+
+def test_responses_take_time_but_no_tokens() -> None:
+    call = ["<tool_call>", "look", "</tool_call>", "seen", "</think>"]
+    program = Program(call, ["</think>"])
+    config = ClockConfig(chunk_s=4.0, tokens_per_s=2.0)
+    decoder = ClockedDecoder(program, config, tools=SlowTools(1.5))
+    decoder.hear("one", 0, 4)
+    assert program.context[4:] == [
+        "</tool_call>", "<tool_response>done look</tool_response>", "seen", "</think>",
+    ]  # fmt: skip
+    (made,) = decoder.timeline.where(kind="call")
+    assert (made.start_s, made.end_s, made.text) == (5.5, 7.0, "look")
+    assert made.payload["early"]
+    assert made.payload["ok"]
+    (thought,) = decoder.timeline.where(kind="thought")
+    assert (thought.payload["tokens"], thought.end_s) == (5, 8.0)
+
+
+def test_a_response_that_comes_late_is_read_in_the_next_round() -> None:
+    call = ["<tool_call>", "look", "</tool_call>", "seen", "</think>"]
+    program = Program(call, ["</think>"])
+    decoder = ClockedDecoder(program, CONFIG, tools=SlowTools(3.0))
+    decoder.hear("one", 0, 2)
+    assert closed(decoder.timeline) == ["clock"]
+    (made,) = decoder.timeline.where(kind="call")
+    assert made.payload["ok"] is None
+    decoder.hear("two", 4, 7, last=True)
+    at = program.context.index("heard two")
+    assert program.context[at - 1] == "<tool_response>done look</tool_response>"
+    (made,) = decoder.timeline.where(kind="call")
+    assert (made.start_s, made.end_s) == (3.5, 7.0)
+
+
+def test_a_tool_that_never_answers_does_not_hold_up_the_answer() -> None:
+    program = Program(["<tool_call>", "x", "</tool_call>", "</think>", "sorry", "[STOP]"])
+    decoder = ClockedDecoder(program, CONFIG, tools=SlowTools(1e6))
+    decoder.hear("one", 0, 2, last=True)
+    (answer,) = decoder.timeline.where(kind="answer")
+    assert (answer.text, answer.start_s) == ("sorry", 2 + 1.5 + CONFIG.patience_s + 0.5)
+
+
+def test_the_timeline_can_be_written_and_read() -> None:
+    decoder = ClockedDecoder(Program(["a", "</think>"]), CONFIG, SimulatedClock(2.0))
+    decoder.hear("one", 0, 2)
+    assert Timeline.from_jsonl(decoder.timeline.to_jsonl()) == decoder.timeline
+
+
+def test_a_clock_without_time_is_refused() -> None:
+    with pytest.raises(UserError, match="must be positive"):
+        ClockConfig(tokens_per_s=0)
