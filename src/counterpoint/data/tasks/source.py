@@ -18,7 +18,7 @@ from counterpoint.data.tasks.dialogues import Dialogues
 from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask
 from counterpoint.data.tasks.part_whole import PartWholeTask
 from counterpoint.data.tasks.questions import Questions
-from counterpoint.data.tasks.reasoning.corpus import Reasoning
+from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
@@ -40,7 +40,7 @@ class TaskData:
         answers_only: Whether only answers are trained; otherwise every symbol is.
     """
 
-    task: PartWholeTask | Questions | Dialogues | Reasoning | ScoredTask
+    task: PartWholeTask | Questions | Dialogues | ReasoningTask | ScoredTask
     num_items: int = 1_000_000
     num_held_out: int = 500
     seed: int = 0
