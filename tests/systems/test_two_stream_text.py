@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.blocks.notes import NotesConfig
+from counterpoint.blocks.notes import NotesConfig, held_notes
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.errors import UserError
@@ -127,6 +127,16 @@ def test_told_text_holds_until_the_next() -> None:
     plain = torch.tensor([tick % BLOCK != 3 for tick in range(6, 24)])
     same(model.head(hidden)[:, :18][:, plain], scores["edited"][:, plain])
     assert not torch.allclose(scores["own"], scores["edited"], atol=1e-3)
+
+
+def test_a_note_ends_with_its_document() -> None:
+    """Also one behind the last step of the document before."""
+    notes = torch.tensor([UNSET_ID, 5, UNSET_ID, 7])[None, :, None]
+    nothing = torch.full((1, 1), UNSET_ID)
+    held = held_notes(notes, nothing, torch.tensor([[0, 0, 2, 2]]))
+    assert held[0, 1:, 0].tolist() == [UNSET_ID, 5, UNSET_ID, 7]
+    held = held_notes(notes, nothing, torch.tensor([[0, 0, 0, 0]]))
+    assert held[0, 1:, 0].tolist() == [UNSET_ID, 5, 5, 7]
 
 
 @torch.no_grad()
