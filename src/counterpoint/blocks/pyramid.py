@@ -20,6 +20,7 @@ from counterpoint.blocks.cross_attention import (
     CrossAttention,
     CrossReach,
     Memory,
+    cross_reach,
     newest_reach,
 )
 from counterpoint.blocks.norm import RMSNorm
@@ -203,7 +204,12 @@ def level_views(
                 real = offset < seen[:, -1:]
                 slot = torch.where(real, (before[:, None] + offset) % capacity, capacity)
             span = finished_span(seen + before[:, None], 0, first)
-            near = newest_reach(reach.cos, reach.sin, span, num_keys, capacity)
+            if capacities is None and capacity <= num_keys:
+                # All coarse steps of the rows are read, so none needs to be picked for each step.
+                number = torch.arange(capacity + 1, device=end.device)[None]
+                near = cross_reach(reach.cos, reach.sin, span, number)
+            else:
+                near = newest_reach(reach.cos, reach.sin, span, num_keys, capacity)
             views[reader, source] = View(near, end + position[:, None], slot)
     return views
 

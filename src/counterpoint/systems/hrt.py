@@ -451,7 +451,9 @@ class HRT(System):
             total += steps * tower.flops_per_step(steps)
             for key, link in self.links.items():
                 if _reader(key) == level:
-                    total += steps * link.flops_per_step(config.num_keys)
+                    period = config.period_ticks(_source(key))
+                    num_keys = min(config.num_keys, num_ticks // period + 1)
+                    total += steps * link.flops_per_step(num_keys)
                 if _source(key) == level:
                     total += steps * 2 * link.attention.key_value.weight.numel()
             if level:
