@@ -19,10 +19,13 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.budget import Plan, RunTiming, time_run
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
+from counterpoint.train import threads
+from counterpoint.train.checkpoint import checkpoint_paths, read_manifest
 from counterpoint.train.config import FineTuneConfig, TrainConfig
 from counterpoint.train.distributed import World
 from counterpoint.train.metrics import read_metrics
 from counterpoint.train.run import Run
+from counterpoint.train.threads import computing
 from tests.evaluate.tiny import single_config, two_config
 
 PICTURES = ("curves.png", "positions.png", "streams.png")
@@ -89,7 +92,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path, str
     base = tmp_path_factory.mktemp("study")
     study, folder = tiny_study(base), base / "runs" / "tiny"
     progress, output = Screen(), Screen()
-    run_study(study, folder, command="train tiny", progress=Progress(progress), output=output)
+    with pytest.MonkeyPatch.context() as patch, computing(2):
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.delenv(name, raising=False)
+        patch.setattr(threads, "_num_cores", lambda: 2)
+        patch.setattr(threads, "time_threads", lambda systems, numbers: {1: 1.0, 2: 0.5})
+        run_study(study, folder, command="train tiny", progress=Progress(progress), output=output)
     return study, folder, progress.text, output.text
 
 
@@ -109,6 +117,19 @@ def test_study_prints_a_table_and_its_paths(finished: tuple[Study, Path, str, st
         "report",
     ):
         assert step in progress
+
+
+def test_type_and_threads_are_chosen_for_all_arms_and_told_in_one_line(
+    finished: tuple[Study, Path, str, str],
+) -> None:
+    _, folder, progress, _ = finished
+    told = [line for line in progress.splitlines() if "computing" in line]
+    assert len(told) == 1
+    assert told[0].startswith("computing in float32: a product")
+    assert told[0].endswith("; with 2 of 2 threads: they take 0.5 times the time of 1")
+    for arm in ("single_stream", "two_stream"):
+        assert read_manifest(checkpoint_paths(folder / arm)[0])["num_threads"] == 2
+    assert "2 threads" in json.loads((folder / "study.json").read_text())["machine"]
 
 
 def test_summary_agrees_with_the_evaluations(finished: tuple[Study, Path, str, str]) -> None:

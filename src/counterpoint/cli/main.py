@@ -11,7 +11,7 @@ from pathlib import Path
 
 from counterpoint.errors import UserError, nearest, nearest_file
 from counterpoint.packages import missing_package
-from counterpoint.processes import INTERRUPTED, interruptible
+from counterpoint.processes import INTERRUPTED, interruptible, wait_briefly
 
 VERBS = (
     "demo",
@@ -28,7 +28,6 @@ VERBS = (
 )
 _GO_ON = ("train", "synthesize", "study")
 """Verbs that keep finished work and continue from there."""
-
 _HELP = """usage: counterpoint VERB ...
 
 Multi-stream language models.
@@ -62,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 after a mistake of the user, or 130 after an interruption.
     """
+    wait_briefly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # its encoding may lack letters of a name
             stream.reconfigure(errors="replace")

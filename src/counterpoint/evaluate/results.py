@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import nn
 
 from counterpoint.config_json import decode, encode
-from counterpoint.data.source import PreparedSource
+from counterpoint.data.source import HeldOutUnits, PreparedSource
 from counterpoint.data.text.corpus import Corpus
 from counterpoint.data.text.shards import Unit
 from counterpoint.errors import UserError
@@ -33,6 +33,7 @@ from counterpoint.streams.batch import ContentUnit
 from counterpoint.systems.contract import System
 from counterpoint.train.distributed import World
 from counterpoint.train.precision import settle_precision
+from counterpoint.train.threads import computing, in_one_line, settle_threads
 
 FILE = "evaluation.json"
 
@@ -148,6 +149,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     precision: str = "auto",
+    world: World | None = None,
     weights: str = "",
     progress: Progress | None = None,
     title: str = "",
@@ -159,6 +161,7 @@ def evaluate(
         data: Data with held-out units.
         config: Extent of the measurements.
         precision: ``"bfloat16"`` computes under autocast; ``"auto"`` chooses the faster type.
+        world: The only process; if its number of threads was not chosen, it is chosen here.
         weights: Stored with the result, to identify the weights later.
         progress: Shows the progress; ``None`` shows nothing.
         title: Stands before what is shown, such as a run's name.
@@ -173,17 +176,17 @@ def evaluate(
         raise UserError(
             "At least one unit must be held out to be scored: got none. Set `held_out`."
         )
-    device = next(system.parameters()).device
-    choice = settle_precision(precision, [system], [], World(device=device))
+    world = World(device=next(system.parameters()).device) if world is None else world
+    choice = settle_precision(precision, [system], [], world)
     precision = choice.precision
-    if choice.why:
-        shows.progress.note(choice.why)
-    if isinstance(data, Corpus):
-        found = _evaluate_text(system, data, config, precision, shows)
-    else:
-        with _autocast(system, precision):
-            scores = score_units(system, units, config.max_units, shows("held-out units"))
-        found = _of_units(system, scores)
+    world, threads = settle_threads([system], [], world)
+    if told := in_one_line(choice.why, threads):
+        shows.progress.note(told)
+    with computing(world.num_threads):
+        if isinstance(data, Corpus):
+            found = _evaluate_text(system, data, config, precision, shows)
+        else:
+            found = _evaluate_units(system, units, config, precision, shows)
     return Evaluation(
         weights=weights,
         precision=precision,
@@ -207,8 +210,16 @@ def _autocast(system: nn.Module, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _of_units(system: System, scores: Sequence[UnitScore]) -> _Found:
-    """Return the measurements of units that were scored in the way of their kind."""
+def _evaluate_units(
+    system: System,
+    units: HeldOutUnits,
+    config: EvaluationConfig,
+    precision: str,
+    shows: "_Tasks",
+) -> _Found:
+    """Score units in the way of their kind."""
+    with _autocast(system, precision):
+        scores = score_units(system, units, config.max_units, shows("held-out units"))
     return _Found(
         unit=scores[0].unit,
         titles=tuple(score.title for score in scores),

@@ -43,6 +43,7 @@ from counterpoint.speech.voices import Synthesizer
 from counterpoint.systems import sketch
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
+from counterpoint.train.threads import computing, settle_threads
 
 PADDING_BIAS = 3.0
 """Chosen on other wordings; with a larger bias, orders after interruptions are not answered."""
@@ -163,10 +164,15 @@ def run_duplex_study(
     # The first run has all recordings; the other runs have these or some of them.
     prepare_together(first, study.workers)
     runs = [run for run, _ in stages]
-    budget = find_budget(runs, study.minutes, folder, world, progress)
-    if budget is not None:
-        stages = [(budget.fit(run), own) for run, own in stages]
-    result = train_in_turn(stages, world, progress)
+    systems = [sketch(run.system) for run in runs]
+    world, threads = settle_threads(systems, [own for _, own in stages], world)
+    if threads:
+        progress.note(f"computing {threads}")
+    with computing(world.num_threads):
+        budget = find_budget(runs, study.minutes, folder, world, progress)
+        if budget is not None:
+            stages = [(budget.fit(run), own) for run, own in stages]
+        result = train_in_turn(stages, world, progress)
     if not result.finished:
         return False
     measure = partial(_measure, study, result.checkpoint, folder)

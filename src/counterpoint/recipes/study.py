@@ -34,6 +34,7 @@ from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
+from counterpoint.train.threads import computing, in_one_line, settle_threads
 
 _REPORT_S = 10.0  # continuations, a passage, pictures
 
@@ -185,17 +186,19 @@ def _run(
     progress.note(f"{study.name}: preparing the data")
     data = _prepared(study, study.arms[0], progress)
     progress.note(f"{data.describe()}; {len(study.arms)} arms")
-    study = _with_precision(study, folder, world, progress)
-    budget = _budget(study, folder, world, progress, begin)
-    if budget is not None:
-        study = _within(study, budget, data)
-    for arm in study.arms:
-        for name, run in study.runs(arm).items():
-            followers = loggers(folder / name)
-            if not _run_arm(study, run, folder / name, world, progress, followers):
-                return None
+    study, world = _settled(study, folder, world, progress)
+    with computing(world.num_threads):
+        budget = _budget(study, folder, world, progress, begin)
+        if budget is not None:
+            study = _within(study, budget, data)
+        for arm in study.arms:
+            for name, run in study.runs(arm).items():
+                followers = loggers(folder / name)
+                if not _run_arm(study, run, folder / name, world, progress, followers):
+                    return None
+        facts = _facts(study, folder, world.device)
     progress.note("drawing the report")
-    about = _facts(study, folder, world.device) | {
+    about = facts | {
         "command": command,
         "training_flops_per_tick": flops,
         "budget": encode(budget),
@@ -258,6 +261,7 @@ def _run_arm(
         _prepared(study, run, None),
         study.evaluation,
         precision=run.train.precision,
+        world=world,
         weights=weights,
         progress=progress,
         title=folder.name,
@@ -290,24 +294,32 @@ def _within(study: Study, budget: Budget, data: PreparedSource) -> Study:
     )
 
 
-def _with_precision(study: Study, folder: Path, world: World, progress: Progress) -> Study:
-    """Return the study with one type for all arms, if they leave it open."""
+def _settled(study: Study, folder: Path, world: World, progress: Progress) -> tuple[Study, World]:
+    """Return the study with one type for all arms that leave it open, and one number of threads."""
     left_open = [arm for arm in study.arms if arm.train.precision == "auto"]
-    if not left_open:
-        return study
-    systems = [sketch(arm.system) for arm in left_open]
-    folders = [folder / name for arm in left_open for name in study.runs(arm)]
-    choice = settle_precision("auto", systems, folders, world)
-    progress.note(choice.why)
-    return replace(
-        study,
-        arms=tuple(
+    why = ""
+    if left_open:
+        choice = settle_precision("auto", *_systems_and_folders(study, left_open, folder), world)
+        why = choice.why
+        arms = tuple(
             replace(arm, train=replace(arm.train, precision=choice.precision))
             if arm in left_open
             else arm
             for arm in study.arms
-        ),
-    )
+        )
+        study = replace(study, arms=arms)
+    world, threads = settle_threads(*_systems_and_folders(study, study.arms, folder), world)
+    told = in_one_line(why, threads)
+    if told:
+        progress.note(told)
+    return study, world
+
+
+def _systems_and_folders(
+    study: Study, arms: Sequence[Run], folder: Path
+) -> tuple[list[System], list[Path]]:
+    systems = [sketch(arm.system) for arm in arms]
+    return systems, [folder / name for arm in arms for name in study.runs(arm)]
 
 
 def _prepared(study: Study, run: Run, progress: Progress | None) -> PreparedSource:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from counterpoint.config_json import encode
+from counterpoint.data.source import PreparedSource
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -25,6 +26,7 @@ from counterpoint.train.precision import settle_precision
 from counterpoint.train.reporter import RunReporter, peak_flops
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
+from counterpoint.train.threads import computing, in_one_line, settle_threads
 
 
 def train_run(
@@ -64,52 +66,60 @@ def train_run(
     data = run.data.prepare(
         system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )
-    run = _with_precision(run, system, folder, world, progress)
-    if run.minutes is not None:
-        del system  # steps are timed with another one, and both may not fit into memory
-    plan = Plan(block_ticks=block_ticks, also=also)
-    budget = find_budget([run], run.minutes, folder, world, progress, plan)
-    if budget is not None:
-        run = budget.fit(run)
-        system = begin().to(world.device)
-    loggers = _loggers(folder, world) if loggers is None else loggers
-    evaluate = _both(evaluator(data.held_out_units(), EVALUATION_UNITS), also)
-    # Bars are removed in any case, so that an error is printed below them.
-    with only_one(folder, world, ".run.lock"), closing(progress):
-        keep_or_check_learned(run.data, data.fingerprint, folder, world)
-        return train(
-            shard(system, world),
-            data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
-            run.train,
-            folder,
-            evaluate=evaluate if measure_end or run.train.evaluate_every else None,
-            reporter=RunReporter(progress, run.name, peak_flops(world.device, run.train.precision)),
-            loggers=loggers,
-            run=encode(run),
-        )
+    run, world = _settled(run, system, folder, world, progress)
+    with computing(world.num_threads):
+        if run.minutes is not None:
+            del system  # steps are timed with another one, and both may not fit into memory
+        plan = Plan(block_ticks=block_ticks, also=also)
+        budget = find_budget([run], run.minutes, folder, world, progress, plan)
+        if budget is not None:
+            run = budget.fit(run)
+            system = begin().to(world.device)
+        measures = measure_end or run.train.evaluate_every > 0
+        # Bars are removed in any case, so that an error is printed below them.
+        with only_one(folder, world, ".run.lock"), closing(progress):
+            keep_or_check_learned(run.data, data.fingerprint, folder, world)
+            return train(
+                shard(system, world),
+                data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
+                run.train,
+                folder,
+                evaluate=_measurement(data, also) if measures else None,
+                reporter=_reporter(run, world, progress),
+                loggers=_loggers(folder, world) if loggers is None else loggers,
+                run=encode(run),
+            )
 
 
-def _with_precision(
+def _settled(
     run: Run, system: nn.Module, folder: Path, world: World, progress: Progress
-) -> Run:
-    """Return the run with the type of its products, which is measured when it begins.
+) -> tuple[Run, World]:
+    """Return the run with the type of its products, and the processes with their threads.
 
-    By then errors in the data have been reported.
+    Both are measured when the run begins. By then errors in the data have been reported.
     """
     choice = settle_precision(run.train.precision, [system], [folder], world)
-    if choice.why and world.is_first:
-        progress.note(choice.why)
-    return replace(run, train=replace(run.train, precision=choice.precision))
+    world, threads = settle_threads([system], [folder], world)
+    told = in_one_line(choice.why, threads)
+    if told and world.is_first:
+        progress.note(told)
+    return replace(run, train=replace(run.train, precision=choice.precision)), world
+
+
+def _reporter(run: Run, world: World, progress: Progress) -> RunReporter:
+    return RunReporter(progress, run.name, peak_flops(world.device, run.train.precision))
 
 
 def _loggers(folder: Path, world: World) -> list[MetricLogger]:
     return [TensorBoardLogger(folder / "tensorboard")] if world.is_first else []
 
 
-def _both(first: Evaluate | None, second: Evaluate | None) -> Evaluate | None:
-    if first is None or second is None:
-        return first or second
-    return lambda system: {**first(system), **second(system)}
+def _measurement(data: PreparedSource, also: Evaluate | None) -> Evaluate | None:
+    """Return what measures a model: on held-out units, in another way, in both, or not at all."""
+    first = evaluator(data.held_out_units(), EVALUATION_UNITS)
+    if first is None or also is None:
+        return first or also
+    return lambda system: {**first(system), **also(system)}
 
 
 def train_in_turn(

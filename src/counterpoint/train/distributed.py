@@ -26,16 +26,24 @@ class World:
     rank: Number of this process, counted from 0; process 0 writes files and reports.
     size: Number of processes on all machines.
     device: Device on which this process computes.
+    num_threads: Number of threads that was chosen for all its work on a CPU; ``None`` before that
+        (`counterpoint.train.threads`).
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    num_threads: int | None = None
 
     @property
     def is_first(self) -> bool:
         """True in the only process that writes files and reports."""
         return self.rank == 0
+
+    @property
+    def on_cpu(self) -> bool:
+        """True if the threads of this process do its work."""
+        return self.device.type == "cpu"
 
     def sum(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """Add values of all processes, in place."""

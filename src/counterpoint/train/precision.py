@@ -26,6 +26,7 @@ _MUCH_SLOWER = 2.0  # from this factor on, a run is not continued in its type
 _SECONDS = 0.01  # measuring time for each type
 _MOST_ROWS = 4096
 _CPU_SIZE = 1 << 24  # multiplications of a product: 30 ms if bfloat16 is emulated
+_MOST_WEIGHTS = 1 << 25  # 128 MB
 _DEVICE_SIZE = 1 << 34  # large enough on a GPU that launching does not matter
 
 
@@ -131,17 +132,32 @@ def time_products(systems: Sequence[nn.Module], device: torch.device) -> Product
     if device.type == "cpu":
         torch.set_num_threads(1)
     try:
-        return _times(_main_shape(systems), device)
+        return _times(*main_product(systems, device), device)
     finally:
         torch.set_num_threads(threads)
 
 
-def _times(shape: tuple[int, int], device: torch.device) -> ProductTimes:
-    inputs, outputs = shape
+def main_product(
+    systems: Sequence[nn.Module], device: torch.device, rows: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return factors of the product whose size holds most of these systems' parameters.
+
+    Args:
+        systems: The models.
+        device: Device of the factors.
+        rows: Number of rows; by default so many that the product takes a millisecond or more.
+
+    Returns:
+        Inputs (rows, inputs) and weights (outputs, inputs) for `torch.nn.functional.linear`.
+    """
+    inputs, outputs = _main_shape(systems)
+    outputs = min(outputs, max(_MOST_WEIGHTS // inputs, 1))
     size = _CPU_SIZE if device.type == "cpu" else _DEVICE_SIZE
-    rows = max(min(size // (inputs * outputs), _MOST_ROWS), 16)
-    x = torch.ones(rows, inputs, device=device)
-    weight = torch.ones(outputs, inputs, device=device)
+    rows = rows or max(min(size // (inputs * outputs), _MOST_ROWS), 16)
+    return torch.ones(rows, inputs, device=device), torch.ones(outputs, inputs, device=device)
+
+
+def _times(x: torch.Tensor, weight: torch.Tensor, device: torch.device) -> ProductTimes:
     times = {torch.float32: _seconds(x, weight)}
     try:
         times[torch.bfloat16] = _seconds(x.bfloat16(), weight.bfloat16())
@@ -150,7 +166,7 @@ def _times(shape: tuple[int, int], device: torch.device) -> ProductTimes:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         times[torch.bfloat16] = float("inf")
     return ProductTimes(
-        shape=(rows, inputs, outputs),
+        shape=(len(x), x.shape[1], len(weight)),
         float32_s=times[torch.float32],
         bfloat16_s=times[torch.bfloat16],
     )

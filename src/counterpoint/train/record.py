@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from counterpoint.config_json import decode, encode, first_difference
@@ -237,7 +238,11 @@ class Record:
             state.optimizers,
             state.counters,
             self.world,
-            {"train": encode(state.config), "run": self.run},
+            {
+                "train": encode(state.config),
+                "run": self.run,
+                "num_threads": torch.get_num_threads() if self.world.on_cpu else None,
+            },
         )
         self._saved_step = state.counters.step
         if self.world.is_first:
