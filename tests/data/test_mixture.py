@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.data.loader import Loader
-from counterpoint.data.mixture import TEXT_KIND, Mixture
+from counterpoint.data.mixture import TEXT_KIND, Evenly, Mixture, WholeBatches
 from counterpoint.data.speech.text_rows import END_ID, TextBatches, TextRows, prepare_text
 from counterpoint.data.text.corpus import Folder
 from counterpoint.data.text.packing import PackedRows
@@ -48,6 +48,11 @@ class Numbered:
         return Batch(ticks={"text": ids}, targets={}, document_start=ids, size=1)
 
 
+def spread(speech: Numbered, text: Numbered, share: float) -> Mixture:
+    members = {"text": WholeBatches(text, TEXT_KIND), "speech": WholeBatches(speech)}
+    return Mixture(members, Evenly({"text": share, "speech": 1 - share}))
+
+
 @pytest.mark.parametrize(
     ("share", "text_steps"),
     [(0.5, [1, 3, 5, 7, 9, 11]), (0.1, [9]), (0.3, [3, 6, 9]), (0.9, [*range(1, 10), 11])],
@@ -56,7 +61,7 @@ def test_text_is_evenly_spread_and_no_batch_is_left_out(
     share: float, text_steps: list[int]
 ) -> None:
     speech, text = Numbered(), Numbered()
-    mixture = Mixture(speech, text, share)
+    mixture = spread(speech, text, share)
     kinds = [mixture.batch(step).kind for step in range(12)]
     assert [step for step, kind in enumerate(kinds) if kind == TEXT_KIND] == text_steps
     assert speech.asked == list(range(12 - len(text_steps)))
@@ -64,16 +69,16 @@ def test_text_is_evenly_spread_and_no_batch_is_left_out(
 
 
 def test_any_step_can_come_first() -> None:
-    in_order = Mixture(Numbered(), Numbered(), 0.3)
+    in_order = spread(Numbered(), Numbered(), 0.3)
     expected = [(b.kind, int(b.ticks["text"])) for b in map(in_order.batch, range(50))]
     for step in (49, 0, 23, 6, 23):
-        batch = Mixture(Numbered(), Numbered(), 0.3).batch(step)
+        batch = spread(Numbered(), Numbered(), 0.3).batch(step)
         assert (batch.kind, int(batch.ticks["text"])) == expected[step]
 
 
 def test_share_is_kept_over_many_steps() -> None:
     for share in (1 / 3, 0.1, 0.07, 0.999):
-        mixture = Mixture(Numbered(), Numbered(), share)
+        mixture = spread(Numbered(), Numbered(), share)
         number = sum(mixture.batch(step).kind == TEXT_KIND for step in range(3000))
         assert abs(number - 3000 * share) < 1
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights, read_manifest
 from counterpoint.train.distributed import World, joined, pick_device, shard
+from tests.train.phased import train_phased
 from tests.train.tiny import rows
 from tests.train.two_processes import (
     bigrams,
@@ -44,7 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(folder: Path) -> torch.Tensor:
-    return torch.tensor([(row["loss"], row["grad_norm"], row["size"]) for row in rows(folder)])
+    steps = [row for row in rows(folder) if "loss" in row]
+    return torch.tensor([(row["loss"], row["grad_norm"], row["size"]) for row in steps])
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -76,6 +78,16 @@ def test_unlike_parts_train_like_one(runs: Path, tmp_path: Path) -> None:
         run(tmp_path / str(accumulation), moshi(), plan(4, accumulation))
     assert_same_run(tmp_path / "1", tmp_path / "2")
     assert_same_run(tmp_path / "1", runs / "moshi")
+
+
+def test_two_processes_have_the_ledger_of_one(runs: Path, tmp_path: Path) -> None:
+    train_phased(tmp_path)
+    assert_same_run(runs / "phased", tmp_path)
+    one, two = (read_manifest(checkpoint_paths(f)[0]) for f in (tmp_path, runs / "phased"))
+    assert one["num_processes"] == 1
+    assert two["num_processes"] == 2
+    assert one["ledger"] == two["ledger"]
+    assert len(one["ledger"]) == 5
 
 
 def test_noise_of_another_number_of_parts_is_noted(runs: Path, tmp_path: Path) -> None:

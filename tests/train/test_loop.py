@@ -16,7 +16,7 @@ from torch import nn
 
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.config_json import encode
-from counterpoint.data.mixture import Mixture
+from counterpoint.data.mixture import Evenly, Mixture, WholeBatches
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream
@@ -285,7 +285,9 @@ def test_batches_may_come_from_the_model(tmp_path: Path) -> None:
     alone, mixed = Asking(), Asking()
     train(system, alone, settings(1), tmp_path / "alone")
     assert alone.model is system
-    train(system, Mixture(Letters(), mixed, 0.5), settings(2), tmp_path / "mixed")
+    members = {"stored": WholeBatches(Letters()), "asked": WholeBatches(mixed)}
+    mixture = Mixture(members, Evenly({"stored": 0.5, "asked": 0.5}))
+    train(system, mixture, settings(2), tmp_path / "mixed")
     assert mixed.model is system
 
 

@@ -19,6 +19,7 @@ from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import World, joined, shard
 from counterpoint.train.loop import train
 from counterpoint.train.reporter import RunReporter
+from tests.train.phased import train_phased
 from tests.train.tiny import ROWS, VOCAB, Letters, build, settings
 
 
@@ -126,6 +127,7 @@ def main(folder: Path) -> None:
         run(folder / "part_and_whole", part_and_whole(), plan(4, accumulation=2), world)
         run(folder / "shared_levels", shared_levels(), plan(4, accumulation=2), world)
         run(folder / "moshi", moshi(), plan(4, accumulation=2), world)
+        train_phased(folder / "phased", world)
 
 
 if __name__ == "__main__":

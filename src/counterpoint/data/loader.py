@@ -33,6 +33,19 @@ class TitledRows(Rows, Protocol):
         ...
 
 
+@runtime_checkable
+class CountedRows(Rows, Protocol):
+    """Rows that know what they hold; of other rows every tick counts, and each is an item."""
+
+    def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Return the number of ticks of each row that are followed by an element to predict."""
+        ...
+
+    def items(self, index: int) -> Int[np.ndarray, " _n"]:
+        """Return the numbers of the items that begin in a row; equal items have equal numbers."""
+        ...
+
+
 class HeldOutRows:
     """Rows that are scored one by one; a `counterpoint.data.source.HeldOutUnits`."""
 
@@ -128,12 +141,17 @@ class Loader:
             raise UserError(f"`step` must be >= 0, got {step}.")
         share = self.batch_rows // self.world_size
         first = step * self.batch_rows + self.rank * share
-        found = np.empty(share, np.int64)
-        for place in range(share):
-            number, turn = spread_turn(first + place, [share.weight for share in self._shares])
+        return self.at(range(first, first + share))
+
+    def at(self, places: Sequence[int]) -> Int[np.ndarray, " B"]:
+        """Return the numbers of the rows at places in the sequence of all rows that are read."""
+        found = np.empty(len(places), np.int64)
+        weights = [share.weight for share in self._shares]
+        for i, place in enumerate(places):
+            number, turn = spread_turn(place, weights)
             rows = self._shares[number].rows
             epoch, index = divmod(turn, len(rows))
-            found[place] = rows[int(self._epoch_order(number, epoch)[index])]
+            found[i] = rows[int(self._epoch_order(number, epoch)[index])]
         return found
 
     def _epoch_order(self, number: int, epoch: int) -> Int[np.ndarray, " N"]:

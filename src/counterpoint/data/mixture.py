@@ -1,50 +1,207 @@
-"""Text-only batches among those of speech, so that a model does not forget how to write text.
+"""Batches from several named sources: of whole batches in turn, or of rows side by side.
 
-Their kind is "text": `counterpoint.train.optimizer.KindOptimizers` keeps separate moments for them.
+Text-only batches among those of speech take turns with them, so that a model does not forget how to
+write text. Their kind is "text": `counterpoint.train.optimizer.KindOptimizers` keeps separate
+moments for them. Sources of equal form, such as corpora of text, are mixed row by row; see
+`counterpoint.data.token_deal`.
 
 Source: Moshi (arXiv:2410.00037), section 4: half of the batches are text-only in pre-training, and
 one in ten after diarisation.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from counterpoint.data.loader import Loader, spread_turn
 from counterpoint.data.source import BatchSource, attach
-from counterpoint.streams.batch import Batch
+from counterpoint.errors import UserError
+from counterpoint.streams.batch import Amount, Batch
+from counterpoint.streams.spec import UNSET_ID
 
 TEXT_KIND = "text"
 """Kind of the text-only batches."""
 
 
-class Mixture:
-    """Batches of speech, and text-only batches in a share of the steps, evenly spread.
+class MemberTurn(NamedTuple):
+    """A slot that a member of a mixture fills.
 
-    Step s is a text step if ``floor((s + 1) * share)`` is more than ``floor(s * share)``: with a
-    share of 0.1, steps 9, 19 and so on. Each source gives its batches 0, 1, 2, ... in turn. A batch
-    is therefore a function of the step alone, and the sources may be those of one process among
-    many.
-
-    Args:
-        speech: Source of the other steps.
-        text: Source of the text steps, with equally many rows.
-        share: Share of the text steps.
+    Attributes:
+        member: Name of the member.
+        number: Number of its earlier turns.
     """
 
-    def __init__(self, speech: BatchSource, text: BatchSource, share: float) -> None:
-        self.speech = speech
-        self.text = text
-        self._share = Fraction(share).limit_denominator(1_000_000)
+    member: str
+    number: int
+
+
+@runtime_checkable
+class Deal(Protocol):
+    """The members that fill the slots of each step."""
+
+    def turns(self, step: int) -> Sequence[MemberTurn]:
+        """Return the turns of this process in a step, counted from 0."""
+        ...
+
+    def amounts(self, step: int) -> Mapping[str, Amount]:
+        """Return what these turns hold, without targets; empty if nobody counts."""
+        ...
+
+
+@runtime_checkable
+class MixtureMember(Protocol):
+    """A member of a mixture, which gives what it has for its turns."""
+
+    def read(self, turns: Sequence[int]) -> Batch:
+        """Return the content of turns, in order."""
+        ...
 
     def attach(self, model: nn.Module) -> None:
-        """Give the model to the sources that ask for it."""
-        attach(self.speech, model)
-        attach(self.text, model)
+        """Give the model to a source that asks for it."""
+        ...
+
+
+class WholeBatches:
+    """A member that fills a whole batch in each turn.
+
+    Args:
+        source: Its batches 0, 1, 2, ... are read in turn.
+        kind: Kind of its batches; see `Batch.kind`.
+    """
+
+    def __init__(self, source: BatchSource, kind: str = "") -> None:
+        self.source = source
+        self.kind = kind
+
+    def read(self, turns: Sequence[int]) -> Batch:
+        """Return the batch of a turn."""
+        (turn,) = turns
+        batch = self.source.batch(turn)
+        return replace(batch, kind=self.kind) if self.kind else batch
+
+    def attach(self, model: nn.Module) -> None:
+        """Give the model to a source that asks for it."""
+        attach(self.source, model)
+
+
+class SingleRows:
+    """A member that gives one row in each turn, in the order of a loader."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def read(self, turns: Sequence[int]) -> Batch:
+        """Return the rows of turns as a batch."""
+        return self.loader.rows.rows(self.loader.at(turns))
+
+    def attach(self, model: nn.Module) -> None:
+        """Do nothing: stored rows do not ask for the model."""
+
+
+class Evenly:
+    """Deals whole batches in proportion to weights, evenly spread; a `Deal`.
+
+    With weights of 0.1 and 0.9, the first member fills steps 9, 19 and so on.
+
+    Args:
+        weights: Weight of each member, above 0.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._names = [*weights]
+        self._weights = [*weights.values()]
+
+    def turns(self, step: int) -> Sequence[MemberTurn]:
+        """Return the turn of a step."""
+        number, turn = spread_turn(step, self._weights)
+        return [MemberTurn(self._names[number], turn)]
+
+    def amounts(self, step: int) -> Mapping[str, Amount]:
+        """Return nothing: whole batches are not counted by source."""
+        return {}
+
+
+class Mixture:
+    """Batches whose slots are filled by named members.
+
+    A batch is a function of the step alone, and the members may be those of one process among many.
+
+    Args:
+        members: Members by name.
+        deal: Says which member fills which slot. If a step has several slots, the members' rows
+            have the same streams and the same number of ticks.
+    """
+
+    def __init__(self, members: Mapping[str, MixtureMember], deal: Deal) -> None:
+        self.members = members
+        self.deal = deal
+
+    def attach(self, model: nn.Module) -> None:
+        """Give the model to the members that ask for it."""
+        for member in self.members.values():
+            member.attach(model)
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0; its kind tells its source."""
-        before, after = (int(done * self._share) for done in (step, step + 1))
-        if after > before:
-            return replace(self.text.batch(before), kind=TEXT_KIND)
-        return self.speech.batch(step - before)
+        """Return the batch of a step, counted from 0.
+
+        Raises:
+            UserError: Members of one batch have rows of different form.
+        """
+        by_member: dict[str, list[int]] = {}
+        order: dict[str, list[int]] = {}
+        for slot, turn in enumerate(self.deal.turns(step)):
+            by_member.setdefault(turn.member, []).append(turn.number)
+            order.setdefault(turn.member, []).append(slot)
+        parts = {name: self.members[name].read(turns) for name, turns in by_member.items()}
+        amounts = {
+            name: amount._replace(targets=_num_targets(parts[name]) if name in parts else 0)
+            for name, amount in self.deal.amounts(step).items()
+        }
+        places = torch.tensor([slot for slots in order.values() for slot in slots]).argsort()
+        batch = next(iter(parts.values())) if len(parts) == 1 else _joined(parts, places)
+        return replace(batch, amounts=amounts)
+
+
+def _num_targets(batch: Batch) -> int:
+    """Return the number of ticks that carry a loss in any stream."""
+    trained = torch.zeros(batch.document_start.shape, dtype=torch.bool)
+    for ids in batch.targets.values():
+        carries = ids != UNSET_ID
+        trained |= carries.flatten(2).any(-1) if ids.ndim > 2 else carries
+    return int(trained.sum())
+
+
+def _joined(parts: Mapping[str, Batch], places: Tensor) -> Batch:
+    """Return the rows of several batches as one batch; row i stands at ``places[i]`` of them."""
+    batches = [*parts.values()]
+    forms = {
+        name: (
+            batch.document_start.shape[1],
+            *([*streams] for streams in (batch.ticks, batch.targets, batch.elements)),
+            batch.unit,
+        )
+        for name, batch in parts.items()
+    }
+    first, *others = forms
+    for other in others:
+        if forms[other] != forms[first]:
+            raise UserError(
+                "Members of a batch must have rows of the same ticks, streams and unit: "
+                f"{first!r} has {forms[first]} and {other!r} {forms[other]}. Give them the same "
+                "`row_ticks`."
+            )
+
+    def together(streams: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([one[name] for one in streams])[places] for name in streams[0]}
+
+    return replace(
+        batches[0],
+        ticks=together([batch.ticks for batch in batches]),
+        targets=together([batch.targets for batch in batches]),
+        elements=together([batch.elements for batch in batches]),
+        document_start=torch.cat([batch.document_start for batch in batches])[places],
+        size=sum(batch.size for batch in batches),
+    )

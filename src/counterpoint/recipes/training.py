@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from counterpoint.config_json import encode
-from counterpoint.data.source import PreparedSource
+from counterpoint.data.source import BatchSource, PreparedSource
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -22,6 +22,7 @@ from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
 from counterpoint.train.loop import Evaluate, TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
+from counterpoint.train.phases import PhasedBatches, with_phase_steps
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.reporter import RunReporter, peak_flops
 from counterpoint.train.run import Run
@@ -46,8 +47,7 @@ def train_run(
         run: The run.
         folder: Its folder; see `counterpoint.train.loop.train`.
         world: The processes; all of them must call this.
-        block_ticks: Alignment of the rows if several systems read the same rows; by default that of
-            the run's own system.
+        block_ticks: Alignment of rows that several systems read; by default that of its system.
         measure_end: Whether held-out units are measured at the end even without `evaluate_every`.
         progress: Shows the progress; on stderr by default.
         loggers: Receive the numbers; by default TensorBoard, in ``tensorboard/``.
@@ -75,13 +75,14 @@ def train_run(
         if budget is not None:
             run = budget.fit(run)
             system = begin().to(world.device)
+        run, batches = _with_batches(run, data, world)
         measures = measure_end or run.train.evaluate_every > 0
         # Bars are removed in any case, so that an error is printed below them.
         with only_one(folder, world, ".run.lock"), closing(progress):
             keep_or_check_learned(run.data, data.fingerprint, folder, world)
             return train(
                 shard(system, world),
-                data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size),
+                batches,
                 run.train,
                 folder,
                 evaluate=_measurement(data, also) if measures else None,
@@ -104,6 +105,14 @@ def _settled(
     if told and world.is_first:
         progress.note(told)
     return replace(run, train=replace(run.train, precision=choice.precision)), world
+
+
+def _with_batches(run: Run, data: PreparedSource, world: World) -> tuple[Run, BatchSource]:
+    """Return the training batches, and the run with the steps of its phases."""
+    batches = data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
+    if isinstance(batches, PhasedBatches):
+        run = replace(run, train=with_phase_steps(run.train, batches.num_steps))
+    return run, batches
 
 
 def _reporter(run: Run, world: World, progress: Progress) -> RunReporter:

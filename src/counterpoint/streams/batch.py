@@ -1,7 +1,8 @@
 """A batch: rows of ticks with their targets and document boundaries."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -11,6 +12,24 @@ from counterpoint.streams.spec import Ticks
 
 ContentUnit = Literal["byte", "frame"]
 """The unit in which the size of content is counted: bytes of text, or frames of speech."""
+
+
+class Amount(NamedTuple):
+    """What was read of a source, as sums that add up over rows, steps and processes.
+
+    Attributes:
+        rows: Number of rows.
+        tokens: Number of ticks that are followed by an element to predict: no padding.
+        targets: Number of ticks that carry a loss.
+        items: Number of items that begin in the rows: documents, sections or items of a task.
+        new_items: Number of those that the run had not read before.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    items: int = 0
+    new_items: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +51,8 @@ class Batch:
         unit: Bytes of text, or frames of speech.
         kind: Name of the kind of batch. The optimiser keeps separate moments for each kind; see
             `counterpoint.train.optimizer.KindOptimizers`.
+        amounts: What the rows hold of each source, by name; empty if nobody counts. All processes
+            have the same names in the same order.
     """
 
     ticks: Ticks
@@ -41,6 +62,7 @@ class Batch:
     elements: Ticks = field(default_factory=dict)
     unit: ContentUnit = "byte"
     kind: str = ""
+    amounts: Mapping[str, Amount] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return a copy of the batch on another device."""

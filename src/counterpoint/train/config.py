@@ -105,6 +105,30 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseConfig:
+    """A part of a run with settings of its own; see `counterpoint.train.phases`.
+
+    Attributes:
+        name: Name of the phase.
+        num_steps: Number of its steps; 0 until the data of the run are read, which decide it.
+        schedule: The learning rate over this phase and those after it that continue it, which warms
+            up anew. ``None`` continues the schedule of the phase before.
+        lr_factor: Factor of all learning rates.
+        reset_optimizer: Whether the phase begins without moments.
+    """
+
+    name: str
+    num_steps: int = 0
+    schedule: ScheduleConfig | None = None
+    lr_factor: float = 1.0
+    reset_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, self.num_steps, "num_steps")
+        _require(self.lr_factor > 0, "`lr_factor` must be > 0", self.lr_factor, "1 is neutral.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuneConfig:
     """The weights with which a run begins instead of random ones.
 
@@ -142,6 +166,8 @@ class TrainConfig:
         optimizer: Settings of AdamW and Muon.
         schedule: The learning rate over the run.
         fine_tune: The weights with which the run begins; ``None`` means random weights.
+        phases: Parts of the run, one after another, which have all its steps; the run is evaluated
+            and saved after each. Without any, the run is one phase with `schedule`.
     """
 
     num_steps: int
@@ -158,6 +184,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     fine_tune: FineTuneConfig | None = None
+    phases: tuple[PhaseConfig, ...] = ()
 
     def __post_init__(self) -> None:
         _require_at_least(1, self.num_steps, "num_steps")
@@ -168,6 +195,13 @@ class TrainConfig:
         _require_at_least(0, self.evaluate_every, "evaluate_every")
         _require_at_least(0, self.checkpoint_every, "checkpoint_every")
         _require_at_least(0, self.seed, "seed")
+        steps = [phase.num_steps for phase in self.phases]
+        _require(
+            0 in steps or not steps or sum(steps) == self.num_steps,
+            "`num_steps` must be the sum of the steps of all phases",
+            f"{self.num_steps} and {steps}",
+            "Make the run with `counterpoint.recipes.phased.phased_run`.",
+        )
         _require(
             self.clip_norm is None or self.clip_norm > 0,
             "`clip_norm` must be > 0 or None",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from counterpoint.data.source import BatchSource, attach
 from counterpoint.errors import UserError
-from counterpoint.streams.batch import Batch
+from counterpoint.streams.batch import Amount, Batch
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import Losses, LossSums, System, add_losses
 from counterpoint.train.checkpoint import Counters
@@ -22,7 +22,8 @@ from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import current_world, gathered, sync_gradients
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
-from counterpoint.train.optimizer import KindOptimizers, lr_ratio, warm_up_note
+from counterpoint.train.optimizer import KindOptimizers, warm_up_note
+from counterpoint.train.phases import begins_anew, phase_name, step_lr_ratio
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter
@@ -62,6 +63,12 @@ class Trainer:
 
     def __init__(self, system: nn.Module, loader: BatchSource, config: TrainConfig) -> None:
         check_begun(system, config.fine_tune)
+        if config.phases and sum(phase.num_steps for phase in config.phases) != config.num_steps:
+            raise UserError(
+                "Phases must have the steps of the run: got "
+                f"{[phase.num_steps for phase in config.phases]} of {config.num_steps}. Train with "
+                "`counterpoint.recipes.training.train_run`, which finds them."
+            )
         self.contract = cast("System", system)
         self.loader = loader
         self.config = config
@@ -90,6 +97,8 @@ class Trainer:
         """
         begin = time.perf_counter()
         counters = self.state.counters
+        if begins_anew(self.config, counters.step):
+            self.state.optimizers.empty_state([])
         batch = self.loader.batch(counters.step)
         num_rows, num_ticks = batch.document_start.shape
         self._check_rows(num_rows)
@@ -98,8 +107,8 @@ class Trainer:
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = gathered(torch.nn.utils.get_total_norm(gradients, foreach=True))
         # One reduction and one transfer a step carry everything that the loop decides on.
-        losses, (rows, size, stops) = self._over_processes(
-            losses, (num_rows, batch.size, float(stop.requested))
+        losses, (rows, size, stops, *counts) = self._over_processes(
+            losses, [num_rows, batch.size, float(stop.requested), *_flat(batch.amounts)]
         )
         loss = self.contract.combine(losses)
         nats = float(loss.nats)
@@ -115,6 +124,9 @@ class Trainer:
         )
         flops = flops_per_tick * num_ticks * rows
         seconds = time.perf_counter() - begin
+        amounts = dict(zip(batch.amounts, _amounts(counts), strict=True))
+        phase = phase_name(self.config, counters.step)
+        self.state.ledger.add(phase, amounts, flops_per_tick * num_ticks)
         counters.step += 1
         counters.size += int(size)
         counters.flops += flops
@@ -171,24 +183,24 @@ class Trainer:
         return dict(zip(own, means.unbind(), strict=True))
 
     def _over_processes(
-        self, losses: Losses, numbers: tuple[float, float, float]
-    ) -> tuple[dict[str, LossSums], tuple[float, float, float]]:
-        """Return the sums of losses and of three numbers over all processes, on the CPU."""
+        self, losses: Losses, numbers: Sequence[float]
+    ) -> tuple[dict[str, LossSums], list[float]]:
+        """Return the sums of losses and of numbers over all processes, on the CPU."""
         own = [torch.stack(sums) for sums in losses.values()]
         others = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         added = self.world.sum(torch.cat((*own, others))).cpu()
-        *sums, first, second, third = added.split([*map(len, own), 1, 1, 1])
+        *sums, totals = added.split([*map(len, own), len(numbers)])
         together = {
             name: LossSums(*value.unbind()) for name, value in zip(losses, sums, strict=True)
         }
-        return together, (float(first), float(second), float(third))
+        return together, totals.tolist()
 
     def _update(self, parameters: list[nn.Parameter], norm: Tensor, kind: str) -> float:
         """Clip the gradient, take the step, and return AdamW's learning rate in it."""
         config = self.config
         if config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
-        ratio = lr_ratio(config.schedule, self.state.counters.step, config.num_steps)
+        ratio = step_lr_ratio(config, self.state.counters.step)
         ratio *= config.optimizer.kind_lr_factor(kind)
         optimizer = self.state.optimizers.for_kind(kind)
         optimizer.set_lr(ratio)
@@ -300,7 +312,7 @@ def _run(
         is_owed = (
             evaluate is not None
             and counters.step > 0
-            and is_due(counters.step, config.evaluate_every, config.num_steps)
+            and is_due(config, counters.step, config.evaluate_every)
             and not record.evaluated(counters.step)
         )
         if evaluate is not None and is_owed and not stopped:
@@ -324,7 +336,7 @@ def _run(
         loss = step.loss
         stopped = step.stop
         record.step(state, step)
-        if stopped or is_due(counters.step, config.checkpoint_every, config.num_steps):
+        if stopped or is_due(config, counters.step, config.checkpoint_every):
             record.save(state)
     # A signal in the last step stops what would follow the training, such as a study.
     finished = counters.step >= config.num_steps and not is_owed and not stopped
@@ -376,6 +388,17 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
         )
         for cut in cuts
     ]
+
+
+def _flat(amounts: Mapping[str, Amount]) -> list[float]:
+    return [float(count) for amount in amounts.values() for count in amount]
+
+
+def _amounts(counts: Sequence[float]) -> list[Amount]:
+    """Return the amounts of which `_flat` made numbers."""
+    width = len(Amount._fields)
+    starts = range(0, len(counts), width)
+    return [Amount(*map(int, counts[start : start + width])) for start in starts]
 
 
 def _check_regular(layout: Layout) -> None:

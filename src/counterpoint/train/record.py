@@ -23,8 +23,10 @@ from counterpoint.train.checkpoint import (
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World
 from counterpoint.train.fine_tuning import without
+from counterpoint.train.ledger import Ledger, read_ledger
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers
+from counterpoint.train.phases import phase_ends
 from counterpoint.train.reporter import Reporter, StepReport
 from counterpoint.train.run import Run
 
@@ -38,12 +40,14 @@ class TrainState:
         optimizers: Its optimisers.
         config: Settings of the training.
         counters: Progress of the whole run so far.
+        ledger: What was read of each source so far.
     """
 
     system: nn.Module
     optimizers: KindOptimizers
     config: TrainConfig
     counters: Counters = field(default_factory=Counters)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +144,7 @@ class Record:
     def _restore(self, path: Path, state: TrainState) -> None:
         self._check_data(path)
         state.counters = restore(path, state.system, state.optimizers, self.world)
+        state.ledger = read_ledger(read_manifest(path).get("ledger", []))
         self.checkpoint = path
         self._saved_step = state.counters.step
         self.note(f"Going on after step {state.counters.step}, from {path}.")
@@ -186,7 +191,7 @@ class Record:
                     num_processes=self.world.size,
                 )
             )
-        if is_due(counters.step, config.log_every, config.num_steps):
+        if is_due(config, counters.step, config.log_every):
             values = {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
             self._write({**asdict(counters), **values, "terms": step.terms})
             self._log(counters.step, "train", {**values, **step.terms})
@@ -242,6 +247,7 @@ class Record:
                 "train": encode(state.config),
                 "run": self.run,
                 "num_threads": torch.get_num_threads() if self.world.on_cpu else None,
+                "ledger": state.ledger.encoded(),
             },
         )
         self._saved_step = state.counters.step
@@ -265,6 +271,7 @@ def _data_of(run: Any) -> Any:
     return (run or {}).get("data")
 
 
-def is_due(step: int, every: int, last: int) -> bool:
-    """Return whether an action that is due every ``every`` steps and at the last one is due."""
-    return step >= last or (every > 0 and step % every == 0)
+def is_due(config: TrainConfig, step: int, every: int) -> bool:
+    """Return whether an action is due after a step: every so many, and at the end of each phase."""
+    at_end = step >= config.num_steps or step in phase_ends(config)
+    return at_end or (every > 0 and step % every == 0)

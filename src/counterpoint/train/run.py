@@ -11,6 +11,7 @@ from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
+from counterpoint.train.phases import PhasedData
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +22,8 @@ class Run:
         name: Name of its folder and its curves.
         system: Config of the model.
         data: Data it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
-            text systems, `TaskData` for items of a task, or another `DataSource`.
+            text systems, `TaskData` for items of a task, `PhasedData` for several in phases, or
+            another `DataSource`.
         train: Settings of the training.
         minutes: Time limit: the run takes as many of its steps as fit into it on this machine
             (`counterpoint.recipes.budget`). ``None`` takes all steps.
@@ -30,7 +32,9 @@ class Run:
     name: str
     system: SystemConfig
     train: TrainConfig
-    data: DataConfig | SpeechData | TaskData | DataSource = field(default_factory=DataConfig)
+    data: DataConfig | SpeechData | TaskData | PhasedData | DataSource = field(
+        default_factory=DataConfig
+    )
     minutes: float | None = None
 
     def __post_init__(self) -> None:
@@ -38,6 +42,11 @@ class Run:
             raise UserError(
                 f"`name` must serve as a folder name: got {self.name!r}. "
                 "Use letters, digits, '-' and '_'."
+            )
+        if self.minutes is not None and self.train.phases:
+            raise UserError(
+                f"`minutes` must be left out for a run with phases: got {self.minutes:g}. Its "
+                "tokens say how long it is."
             )
         layout = sketch(self.system).layout
         if not self.data.fits(layout):

@@ -119,7 +119,7 @@ def test_rows_have_the_whole_where_it_arrives() -> None:
 
 
 def test_a_part_without_a_second_stream_reads_what_it_always_read() -> None:
-    data = TaskData(task=TASKS["navon"], answers_only=False)
+    data = TaskData(task=TASKS["navon"], trained="all")
     prepared = data.prepare(SingleStream(replace(single(64), vocab_size=258)))
     item = data.task.item(0, 0)
     batch: Any = prepared.batch([item])

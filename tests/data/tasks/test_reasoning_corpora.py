@@ -104,7 +104,7 @@ def test_plain_text_has_all_symbols_and_words_but_no_reasoning() -> None:
     assert found["constant"]["equation"] < 0.1
     with pytest.raises(UserError, match="num_symbols"):
         PlainText(num_symbols=0)
-    data = TaskData(task=PlainText(), answers_only=False)
+    data = TaskData(task=PlainText(), trained="all")
     assert decode(TaskData, encode(data)) == data
 
 

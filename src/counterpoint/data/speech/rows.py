@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.loader import HeldOutRows, Loader, Share
-from counterpoint.data.mixture import Mixture
+from counterpoint.data.mixture import TEXT_KIND, Evenly, Mixture, WholeBatches
 from counterpoint.data.speech.dialogues import (
     Dialogue,
     DialogueConfig,
@@ -209,7 +209,8 @@ class SpeechCorpus:
         if self.text is None:
             return speech
         text = Loader(self.text, batch_rows, seed, rank, world_size)
-        return Mixture(speech, text, self.text_share)
+        members = {"text": WholeBatches(text, TEXT_KIND), "speech": WholeBatches(speech)}
+        return Mixture(members, Evenly({"text": self.text_share, "speech": 1 - self.text_share}))
 
     def describe(self) -> str:
         """Return the number of rows, in words."""

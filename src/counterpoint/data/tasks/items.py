@@ -12,10 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool
 
 HELD_OUT_SEED = 1_000_000
 """Added to the seed of the training items for held-out items, so that these are different."""
+
+
+Trained = Literal["all", "answer", "spans"]
+"""Symbols of an item that carry a loss: all; the answers; or all spans except the prompt."""
+
+PROMPT = "prompt"
+"""Name of the span that is given to a model, which it does not learn to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,26 @@ class Item:
     answers: tuple[ItemAnswer, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
     whole: tuple[WholeLabel, ...] = ()
+
+    @property
+    def spans(self) -> Mapping[str, tuple[int, int]]:
+        """First symbol and end of each named part of the text; by default there are none."""
+        return {}
+
+
+def trained_symbols(item: Item, trained: Trained) -> Bool[np.ndarray, " n"]:
+    """Return which symbols of an item carry a loss.
+
+    With "spans", an item without spans is trained as with "answer".
+    """
+    found = np.full(len(item.text), trained == "all")
+    if trained == "all":
+        return found
+    answers = [(one.start, one.start + len(one.text)) for one in item.answers]
+    kept = [bounds for name, bounds in item.spans.items() if name != PROMPT]
+    for first, stop in kept if trained == "spans" and kept else answers:
+        found[first:stop] = True
+    return found
 
 
 Replies = Mapping[int, str]

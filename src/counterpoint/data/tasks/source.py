@@ -6,16 +6,18 @@ in that stream (`Item.whole`); all other systems get only the part.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
 from counterpoint.config_json import encode
-from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.loader import HeldOutRows, Loader, Rows
 from counterpoint.data.tasks.dialogues import Dialogues
-from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask
+from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained, trained_symbols
+from counterpoint.data.tasks.packed import PackedItems
 from counterpoint.data.tasks.part_whole import PartWholeTask
 from counterpoint.data.tasks.questions import Questions
 from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
@@ -37,14 +39,21 @@ class TaskData:
         num_items: Number of items to learn from.
         num_held_out: Number of items for evaluation, which are never learned from.
         seed: Seed of the items.
-        answers_only: Whether only answers are trained; otherwise every symbol is.
+        trained: Symbols that carry a loss; see `counterpoint.data.tasks.items.Trained`.
+        row_ticks: Ticks of a training row, which then holds several whole items; ``None`` gives
+            every item a row of its own.
     """
 
     task: PartWholeTask | Questions | Dialogues | ReasoningTask | ScoredTask
     num_items: int = 1_000_000
     num_held_out: int = 500
     seed: int = 0
-    answers_only: bool = True
+    trained: Trained = "answer"
+    row_ticks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trained not in get_args(Trained):
+            raise UserError(f"`trained` must be one of {get_args(Trained)}: got {self.trained!r}.")
 
     @staticmethod
     def fits(layout: Layout) -> bool:
@@ -54,7 +63,11 @@ class TaskData:
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the ticks of a row, full blocks for the longest item; a `DataSource` method."""
-        return in_blocks(self.task.most_symbols, layout.block_ticks)
+        return self.row_ticks or in_blocks(self.task.most_symbols, layout.block_ticks)
+
+    def shaped(self, row_ticks: int | None, trained: Trained) -> "TaskData":
+        """Return the same items in other rows; see `counterpoint.train.phases.Shapeable`."""
+        return replace(self, row_ticks=row_ticks or self.row_ticks, trained=trained)
 
     def prepare(
         self,
@@ -76,18 +89,37 @@ class PreparedTask:
     Attributes:
         data: The data config.
         layout: Streams of the system that reads the rows.
-        num_ticks: Number of ticks of a row.
+        num_ticks: Number of ticks of a row that holds one item.
     """
 
     def __init__(self, data: TaskData, layout: Layout, block_ticks: int | None = None) -> None:
         self.data = data
         self.layout = layout
-        self.num_ticks = in_blocks(data.task.most_symbols, block_ticks or layout.block_ticks)
+        self._block_ticks = block_ticks or layout.block_ticks
+        self.num_ticks = in_blocks(data.task.most_symbols, self._block_ticks)
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """Return the training batches, step by step; for the arguments see `Loader`."""
-        rows = ItemRows(self._item(self.data.seed), self.data.num_items, self)
-        return Loader(rows, batch_rows, seed, rank, world_size)
+        return Loader(self._rows, batch_rows, seed, rank, world_size)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        item = self._item(self.data.seed)
+        if self.data.row_ticks is None:
+            return ItemRows(item, self.data.num_items, self)
+        if label_stream(self.layout) is not None:
+            raise UserError(
+                "Items with labels must have rows of their own: got row_ticks="
+                f"{self.data.row_ticks}, and the system writes a second stream. Leave `row_ticks` "
+                "out."
+            )
+        return PackedItems(
+            map(item, range(self.data.num_items)),
+            self.data.row_ticks,
+            self._block_ticks,
+            self.data.trained,
+            self.layout.part.name,
+        )
 
     def held_out_units(self) -> HeldOutRows | None:
         """Return the held-out items, or ``None`` if there are none."""
@@ -114,7 +146,7 @@ class PreparedTask:
 
     def batch(self, items: list[Item]) -> Batch:
         """Return items as rows; see `item_rows`."""
-        return item_rows(items, self.layout, self.num_ticks, self.data.answers_only)
+        return item_rows(items, self.layout, self.num_ticks, self.data.trained)
 
     def _item(self, seed: int) -> Callable[[int], Item]:
         return lambda number: self.data.task.item(seed, number)
@@ -135,15 +167,23 @@ class ItemRows:
         """Return the items with these numbers as rows."""
         return self._rows.batch([self._item(int(number)) for number in indices])
 
+    def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Return the number of symbols of each item; see `CountedRows`."""
+        return np.array([len(self._item(int(number)).text) for number in indices])
+
+    def items(self, index: int) -> Int[np.ndarray, " n"]:
+        """Return the number of the item in a row."""
+        return np.array([index])
+
     def title(self, index: int) -> str:
         """Return the name of the item in a row."""
         return f"item {index}"
 
 
 def item_rows(
-    items: Sequence[Item], layout: Layout, num_ticks: int, answers_only: bool = True
+    items: Sequence[Item], layout: Layout, num_ticks: int, trained: Trained = "answer"
 ) -> Batch:
-    """Return items as rows: every symbol is read, and the answers or all symbols are targets.
+    """Return items as rows: every symbol is read, and some are targets.
 
     A second stream that the system writes has labels in its steps; see `labels`.
 
@@ -151,19 +191,15 @@ def item_rows(
         items: Items, one for each row.
         layout: Streams of the system.
         num_ticks: Number of ticks of a row, a multiple of the layout's `block_ticks`.
-        answers_only: Whether only answers are targets.
+        trained: Symbols that are targets.
     """
     ids = np.full((len(items), num_ticks + 1), UNSET_ID, np.int64)
-    trained = np.zeros(ids.shape, bool)
+    is_target = np.zeros(ids.shape, bool)
     ids[:, 0] = ByteTokenizer().start_id
     for row, item in enumerate(items):
         ids[row, 1 : len(item.text) + 1] = list(item.text.encode())
-        for answer in item.answers:
-            first = answer.start + 1
-            trained[row, first : first + len(answer.text)] = True
-    if not answers_only:
-        trained = ids != UNSET_ID
-    trained[:, 0] = False  # nothing is read before the first symbol
+        # Nothing is read before the first symbol.
+        is_target[row, 1 : len(item.text) + 1] = trained_symbols(item, trained)
     part = layout.part.name
     content = {part: torch.from_numpy(np.where(ids == UNSET_ID, 0, ids))}
     whole = label_stream(layout)
@@ -171,9 +207,9 @@ def item_rows(
         rows = [labels(item, whole, num_ticks + 1) for item in items]
         content[whole.name] = torch.from_numpy(np.stack(rows))
     batch = schedule.lay_out(layout, content)
-    content[part] = torch.from_numpy(np.where(trained, ids, UNSET_ID))
+    content[part] = torch.from_numpy(np.where(is_target, ids, UNSET_ID))
     learned = schedule.lay_out(layout, content)
-    return replace(batch, targets=learned.targets, unit="byte", size=int(trained.sum()))
+    return replace(batch, targets=learned.targets, unit="byte", size=int(is_target.sum()))
 
 
 def label_stream(layout: Layout) -> Stream | None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -150,6 +150,13 @@ class DataConfig:
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks in a row; see `DataSource.num_ticks`."""
         return self.row_ticks
+
+    def shaped(self, row_ticks: int | None, trained: str) -> "DataConfig":
+        """Return the same text in other rows; all of it is trained, for it has no spans.
+
+        See `counterpoint.train.phases.Shapeable`.
+        """
+        return self if row_ticks is None else replace(self, row_ticks=row_ticks)
 
     def prepare(
         self,

@@ -74,6 +74,25 @@ class PackedRows:
             size=int(self.shards.byte_lengths[trained].sum()),
         )
 
+    def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Return the number of targets of each row; see `CountedRows`."""
+        first = np.asarray(indices) * self.row_ticks
+        return self._targets_before(first + self.row_ticks) - self._targets_before(first)
+
+    def items(self, index: int) -> Int[np.ndarray, " _n"]:
+        """Return the numbers of the units that begin in a row; see `CountedRows`."""
+        first = index * self.row_ticks
+        starts = np.concatenate(([0], self._stops[:-1]))
+        return np.arange(*np.searchsorted(starts, (first, first + self.row_ticks)))
+
+    def _targets_before(self, ticks: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Return the number of targets before each tick of the sequence of all units."""
+        unit = np.minimum(np.searchsorted(self._stops, ticks, side="right"), len(self._stops) - 1)
+        before = np.where(unit > 0, self._token_stops[unit - 1], 0)
+        within = ticks - np.where(unit > 0, self._stops[unit - 1], 0)
+        # The end_id of a unit is not followed by a target.
+        return before - unit + np.minimum(within, self._token_stops[unit] - before - 1)
+
     def units(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T"]:
         """Return the number of the unit to which each tick of the rows belongs."""
         indices = np.asarray(indices)

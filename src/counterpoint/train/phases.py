@@ -1,0 +1,378 @@
+"""Phases: one run that learns from changing data with changing settings, and resumes anywhere.
+
+`counterpoint.recipes.phased.phased_run` makes a `Run` of phases such as pre-training and supervised
+fine-tuning. Each phase says how many tokens are read, in which shares from which sources, in rows
+of which length, which tokens carry a loss, and what becomes of the learning rate and of the
+optimiser. Sources are any data of one form by name: folders, parquet files and data sets of text,
+or items of tasks. The rows of all phases are dealt before the first step
+(`counterpoint.data.token_deal`), so the number of steps follows from the tokens. What was read is
+counted in the run's ledger (`counterpoint.train.ledger`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from counterpoint.data.loader import Loader
+from counterpoint.data.mixture import Mixture, SingleRows
+from counterpoint.data.source import DataSource, HeldOutUnits, PreparedSource
+from counterpoint.data.tasks.items import Trained
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.text.corpus import DataConfig
+from counterpoint.data.token_deal import Cursor, MemberWeight, TokenDeal, pieces, weights_at
+from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
+from counterpoint.progress import Progress
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Layout
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.optimizer import lr_ratio
+
+
+@runtime_checkable
+class Shapeable(Protocol):
+    """Data whose rows can be made anew for a phase."""
+
+    def shaped(self, row_ticks: int | None, trained: Trained) -> DataSource:
+        """Return the same data in other rows.
+
+        Args:
+            row_ticks: Number of ticks of a row; ``None`` keeps that of the config.
+            trained: Tokens that carry a loss: all; the answers; or the spans kept with each sample,
+                except its prompt. Data without spans are trained as a whole.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseSource:
+    """A named source of the phases of a run.
+
+    Attributes:
+        name: Name by which phases and the ledger know it.
+        data: The data.
+        most_passes: Number of times that it may be read in the whole run; ``None`` for any number.
+        when_exhausted: What happens when a phase needs more: ``"error"`` refuses the run before it
+            begins; with ``"others"`` the other sources of the phase take its share.
+    """
+
+    name: str
+    data: DataConfig | TaskData | DataSource
+    most_passes: float | None = None
+    when_exhausted: Literal["error", "others"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.most_passes is not None and not self.most_passes > 0:
+            raise UserError(
+                f"`most_passes` of {self.name!r} must be above 0 or None: got {self.most_passes}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseData:
+    """What a phase reads.
+
+    Attributes:
+        name: Name of the phase.
+        tokens: Number of tokens: the phase ends with the batch that reaches it.
+        weights: Shares of the tokens, by source and part of the phase.
+        row_ticks: Number of ticks of a row; ``None`` keeps that of each source.
+        trained: Tokens that carry a loss; see `Shapeable.shaped`.
+    """
+
+    name: str
+    tokens: int
+    weights: tuple[MemberWeight, ...]
+    row_ticks: int | None = None
+    trained: Trained = "all"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UserError(f"Phase {self.name!r} must have data: `tokens` is {self.tokens}.")
+        for begin, end in pieces(self.weights):
+            if not weights_at(self.weights, begin):
+                raise UserError(
+                    f"The weights of phase {self.name!r} must not sum to zero: no source has one "
+                    f"from {begin:.0%} to {end:.0%} of its tokens. Give one a weight there."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhasedData:
+    """Sources, and what each phase reads of them; a `DataSource`.
+
+    Attributes:
+        sources: Sources by name; all have rows of the same streams.
+        phases: Phases, in order.
+        held_out: Names of the sources whose held-out units are measured; ``None`` means all.
+    """
+
+    sources: tuple[PhaseSource, ...]
+    phases: tuple[PhaseData, ...]
+    held_out: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"A phased run needs sources with different names: got {names}.")
+        phases = [phase.name for phase in self.phases]
+        if not phases or len(set(phases)) < len(phases):
+            raise UserError(f"A phased run needs phases with different names: got {phases}.")
+        used = [one.member for phase in self.phases for one in phase.weights]
+        for name in (*used, *(self.held_out or ())):
+            if name not in names:
+                raise UserError(f"There must be a source {name!r}: there are {', '.join(names)}.")
+
+    def fits(self, layout: Layout) -> bool:
+        """Return whether a system reads all sources; see `DataSource.fits`."""
+        return all(source.data.fits(layout) for source in self.sources)
+
+    def num_ticks(self, layout: Layout) -> int:
+        """Return the number of ticks of the longest row; see `DataSource.num_ticks`."""
+        return max(
+            data.num_ticks(layout) for phase in self.phases for data in self.of(phase).values()
+        )
+
+    def of(self, phase: PhaseData) -> dict[str, DataSource]:
+        """Return the sources of a phase, in the rows of the phase, by name."""
+        used = {one.member for one in phase.weights if one.weight > 0}
+        return {
+            source.name: _shaped(source, phase) for source in self.sources if source.name in used
+        }
+
+    def prepare(
+        self,
+        system: Any,
+        *,
+        block_ticks: int | None = None,
+        progress: Progress | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        held_out_only: bool = False,
+    ) -> "PreparedPhases":
+        """Read all sources in the rows of all phases; see `DataSource.prepare`."""
+        known: dict[str, PreparedSource] = {}
+
+        def prepared(data: DataSource) -> PreparedSource:
+            key = repr(data)
+            if key not in known:
+                known[key] = data.prepare(
+                    system,
+                    block_ticks=block_ticks,
+                    progress=progress,
+                    rank=rank,
+                    world_size=world_size,
+                    held_out_only=held_out_only,
+                )
+            return known[key]
+
+        return PreparedPhases(
+            self,
+            {source.name: prepared(source.data) for source in self.sources},
+            [
+                {name: prepared(data) for name, data in self.of(phase).items()}
+                for phase in self.phases
+            ],
+        )
+
+
+class PreparedPhases:
+    """The rows of all phases; a `counterpoint.data.source.PreparedSource`.
+
+    Args:
+        data: The config.
+        sources: Every source as it is, by name, for its held-out units.
+        by_phase: For each phase, its sources in its rows.
+    """
+
+    def __init__(
+        self,
+        data: PhasedData,
+        sources: Mapping[str, PreparedSource],
+        by_phase: Sequence[Mapping[str, PreparedSource]],
+    ) -> None:
+        self.data = data
+        self.sources = sources
+        self.by_phase = by_phase
+
+    def batches(
+        self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> "PhasedBatches":
+        """Deal the rows of all phases, and return the batches by step.
+
+        Raises:
+            UserError: A source is exhausted, or does not give single rows.
+        """
+        cursors = {
+            source.name: Cursor(
+                name=source.name,
+                most_passes=source.most_passes,
+                others_take_over=source.when_exhausted == "others",
+            )
+            for source in self.data.sources
+        }
+        mixtures = []
+        for phase, sources in zip(self.data.phases, self.by_phase, strict=True):
+            loaders = {name: _loader(name, own, seed) for name, own in sources.items()}
+            hands = {name: (cursors[name], loader) for name, loader in loaders.items()}
+            deal = TokenDeal(
+                phase.name, phase.tokens, phase.weights, hands, batch_rows, rank, world_size
+            )
+            members = {name: SingleRows(loader) for name, loader in loaders.items()}
+            mixtures.append((Mixture(members, deal), deal.num_steps))
+        return PhasedBatches(mixtures)
+
+    def held_out_units(self) -> "JoinedUnits | None":
+        """Return the held-out units of the sources that are measured; ``None`` without any."""
+        wanted = self.data.held_out
+        found = {
+            name: units
+            for name, source in self.sources.items()
+            if (wanted is None or name in wanted) and (units := source.held_out_units()) is not None
+        }
+        return JoinedUnits(found) if found else None
+
+    def describe(self) -> str:
+        """Return the amount of data of each source, in words."""
+        return "; ".join(f"{name}: {one.describe()}" for name, one in self.sources.items())
+
+    @property
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """Digests of all sources, by name; see `PreparedSource.fingerprint`."""
+        return {
+            "sources": {
+                name: json_digest([_plain(source.fingerprint), source.describe()])
+                for name, source in self.sources.items()
+            }
+        }
+
+
+class PhasedBatches:
+    """The batches of several phases, one after another; a `BatchSource`.
+
+    Attributes:
+        num_steps: Number of steps of each phase.
+    """
+
+    def __init__(self, phases: Sequence[tuple[Mixture, int]]) -> None:
+        self._mixtures = [mixture for mixture, _ in phases]
+        self.num_steps = tuple(steps for _, steps in phases)
+        self._ends = list(accumulate(self.num_steps))
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step of the run, counted from 0."""
+        phase = phase_at(self._ends, step)
+        return self._mixtures[phase].batch(step - self._ends[phase] + self.num_steps[phase])
+
+
+class JoinedUnits:
+    """Held-out units of several sources; a `HeldOutUnits`."""
+
+    def __init__(self, units: Mapping[str, HeldOutUnits]) -> None:
+        self._places = [(name, own, i) for name, own in units.items() for i in range(len(own))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def title(self, index: int) -> str:
+        """Return the source and the title of a unit."""
+        name, units, place = self._places[index]
+        return f"{name}: {units.title(place)}"
+
+    def batches(self, index: int) -> Iterator[Batch]:
+        """Yield the batches of a unit."""
+        _, units, place = self._places[index]
+        yield from units.batches(place)
+
+
+def _shaped(source: PhaseSource, phase: PhaseData) -> DataSource:
+    if isinstance(source.data, Shapeable):
+        return source.data.shaped(phase.row_ticks, phase.trained)
+    if phase.row_ticks is not None or phase.trained != "all":
+        raise UserError(
+            f"Source {source.name!r} of phase {phase.name!r} must have rows that can be changed: "
+            f"{type(source.data).__name__} has no `shaped`. Leave `row_ticks` and `trained` out."
+        )
+    return source.data
+
+
+def _loader(name: str, source: PreparedSource, seed: int) -> Loader:
+    """Return single rows of a source, in an order of its own."""
+    mixed = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
+    loader = source.batches(1, int(mixed[0]))
+    if not isinstance(loader, Loader):
+        raise UserError(
+            f"Source {name!r} must give rows one by one: {type(loader).__name__} gives whole "
+            "batches. Leave mixtures out of the sources of phases."
+        )
+    return loader
+
+
+def _plain(fingerprint: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {kind: dict(places) for kind, places in fingerprint.items()}
+
+
+# ----------------------------------------------------------------------------- settings by step
+
+
+def phase_at(ends: Sequence[int], step: int) -> int:
+    """Return the number of the phase of a step, given the first step after each phase."""
+    return int(np.searchsorted(ends, step, side="right"))
+
+
+def phase_ends(config: TrainConfig) -> list[int]:
+    """Return the first step after each phase; empty if a run has no phases."""
+    return list(accumulate(phase.num_steps for phase in config.phases))
+
+
+def phase_name(config: TrainConfig, step: int) -> str:
+    """Return the name of the phase of a step; empty if a run has no phases."""
+    return config.phases[phase_at(phase_ends(config), step)].name if config.phases else ""
+
+
+def begins_anew(config: TrainConfig, step: int) -> bool:
+    """Return whether the moments of the optimiser are dropped before a step."""
+    ends = phase_ends(config)
+    starts = [0, *ends[:-1]]
+    return any(
+        step == start and phase.reset_optimizer and phase.num_steps
+        for start, phase in zip(starts, config.phases, strict=False)
+    )
+
+
+def step_lr_ratio(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step as a share of the highest one.
+
+    A schedule spans its own phase and the phases after it that continue it.
+    """
+    if not config.phases:
+        return lr_ratio(config.schedule, step, config.num_steps)
+    ends = phase_ends(config)
+    number = phase_at(ends, step)
+    first = max((i for i in range(number + 1) if config.phases[i].schedule), default=0)
+    others = range(number + 1, len(config.phases))
+    last = next((i for i in others if config.phases[i].schedule), len(config.phases)) - 1
+    begin = ends[first] - config.phases[first].num_steps
+    schedule = config.phases[first].schedule or config.schedule
+    ratio = lr_ratio(schedule, step - begin, ends[last] - begin)
+    return ratio * config.phases[number].lr_factor
+
+
+def with_phase_steps(config: TrainConfig, num_steps: Sequence[int]) -> TrainConfig:
+    """Return settings with the steps of each phase, which the data decide.
+
+    Raises:
+        UserError: The settings have other phases than the data.
+    """
+    if len(num_steps) != len(config.phases):
+        raise UserError(
+            f"Data and training must have the same phases: got {len(num_steps)} and "
+            f"{len(config.phases)}. Make the run with `counterpoint.recipes.phased`."
+        )
+    phases = [
+        replace(phase, num_steps=own) for phase, own in zip(config.phases, num_steps, strict=True)
+    ]
+    return replace(config, phases=tuple(phases), num_steps=sum(num_steps))

@@ -1,0 +1,220 @@
+"""Runs of phases: rates, moments, tokens and the ledger; killed ones end like whole ones."""
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.token_deal import MemberWeight
+from counterpoint.errors import UserError
+from counterpoint.recipes.phased import Phase, placed
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems import sketch
+from counterpoint.train.checkpoint import checkpoint_paths, read_manifest
+from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.optimizer import lr_ratio
+from counterpoint.train.phases import (
+    PhasedBatches,
+    begins_anew,
+    phase_name,
+    step_lr_ratio,
+    with_phase_steps,
+)
+from counterpoint.train.run import from_json, to_json
+from tests.train.phased import ledger_of, phased, phases, sources, train_phased
+from tests.train.tiny import rows, states_equal
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert train_phased(folder).finished
+    return folder
+
+
+def batches(seed: int = 0, world_size: int = 1, rank: int = 0) -> PhasedBatches:
+    run = phased()
+    found = run.data.prepare(sketch(run.system)).batches(4, seed, rank, world_size)
+    assert isinstance(found, PhasedBatches)
+    return found
+
+
+def test_ledger_is_what_the_batches_hold(whole: Path) -> None:
+    """Counted again from the symbols themselves."""
+    found = batches()
+    config = with_phase_steps(phased().train, found.num_steps)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    known: dict[str, set[bytes]] = {"plain": set(), "reasoning": set()}
+    task = sources()[1].data
+    assert isinstance(task, TaskData)
+    reasoning = {task.task.item(0, number).text[:-1].encode() for number in range(9)}
+    for step in range(sum(found.num_steps)):
+        batch = found.batch(step)
+        for ids, targets, starts in zip(
+            batch.ticks["part"], batch.targets["part"], batch.document_start, strict=True
+        ):
+            for start in starts.unique().tolist():
+                own = starts == start
+                if ids[own][0] != 256:
+                    continue  # padding
+                text = bytes(one for one in ids[own][1:].tolist() if one < 256)
+                source = "reasoning" if text in reasoning else "plain"
+                key = (phase_name(config, step), source)
+                counts[*key, "targets"] += int((targets[own] != UNSET_ID).sum())
+                counts[*key, "items"] += 1
+                counts[*key, "new_items"] += text not in known[source]
+                known[source].add(text)
+    path = checkpoint_paths(whole)[0]
+    manifest = read_manifest(path)
+    for entry in manifest["ledger"]:
+        for name in ("targets", "items", "new_items"):
+            assert counts.pop((entry["phase"], entry["source"], name)) == entry[name], (entry, name)
+    assert not +counts
+    assert sum(entry["flops"] for entry in manifest["ledger"]) == manifest["counters"]["flops"]
+    assert sum(entry["targets"] for entry in manifest["ledger"]) == manifest["counters"]["size"]
+
+
+def test_phases_have_their_tokens_and_shares(whole: Path) -> None:
+    ledger = read_manifest(checkpoint_paths(whole)[0])["ledger"]
+    for phase, wanted in (("pre", 0.2), ("longer", 0.5), ("sft", 1.0)):
+        own = {e["source"]: e["tokens"] for e in ledger if e["phase"] == phase}
+        total = sum(own.values())
+        budget = next(one.tokens for one in phases() if one.name == phase)
+        assert budget <= total < budget + 4 * 256
+        # What is read beyond the budget has the weights of the end of the phase.
+        assert abs(own["reasoning"] - wanted * budget) <= 256 + (total - budget), phase
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [("end of pre", "in sft"), pytest.param(("in pre", "in longer"), marks=pytest.mark.slow)],
+)
+def test_killed_run_ends_like_a_whole_one(
+    whole: Path, tmp_path: Path, stops: tuple[str, ...]
+) -> None:
+    """By the kill signal, after some steps; bit for bit."""
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nimport torch\n"
+        "torch.set_num_threads(1)\n"
+        "from counterpoint.train import record\nfrom tests.train.phased import train_phased\n"
+        "stop = int(sys.argv[2])\nold = record.Record.step\n"
+        "def step(self, state, numbers):\n"
+        "    old(self, state, numbers)\n"
+        "    if state.counters.step == stop: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "record.Record.step = step\ntrain_phased(Path(sys.argv[1]))\n"
+    )
+    first, second, third = batches().num_steps
+    steps = {
+        "in pre": 3,
+        "end of pre": first,
+        "in longer": first + 1,
+        "in sft": first + second + third - 1,
+    }
+    for stop in (steps[name] for name in stops):
+        done = subprocess.run(
+            [sys.executable, "-c", script, tmp_path, str(stop)], cwd=ROOT, check=False, timeout=60
+        )
+        assert done.returncode == -9
+    result = train_phased(tmp_path)
+    assert result.finished
+    assert rows(tmp_path) == rows(whole)
+    last = checkpoint_paths(whole)[0]
+    assert result.checkpoint.name == last.name
+    assert ledger_of(result) == read_manifest(last)["ledger"]
+    for name in ("weights.safetensors", "optimizer/state.safetensors"):
+        assert states_equal(load_file(result.checkpoint / name), load_file(last / name))
+
+
+def test_every_phase_is_evaluated_and_saved(whole: Path) -> None:
+    ends = batches().num_steps
+    measured = [row["step"] for row in rows(whole) if "evaluation" in row]
+    assert measured == [ends[0], ends[0] + ends[1], sum(ends)]
+
+
+def test_rates_continue_or_warm_up_anew() -> None:
+    first, second = ScheduleConfig(warmup_steps=3), ScheduleConfig(kind="wsd", warmup_steps=2)
+    config = TrainConfig(
+        num_steps=30,
+        batch_rows=1,
+        schedule=first,
+        phases=(
+            PhaseConfig(name="a", num_steps=10),
+            PhaseConfig(name="b", num_steps=10, lr_factor=0.5),
+            PhaseConfig(name="c", num_steps=10, schedule=second, reset_optimizer=True),
+        ),
+    )
+    found = [step_lr_ratio(config, step) for step in range(30)]
+    together = [lr_ratio(first, step, 20) for step in range(20)]
+    assert found[:10] == together[:10]
+    assert found[10:20] == [0.5 * ratio for ratio in together[10:]]
+    assert found[20:] == [lr_ratio(second, step, 10) for step in range(10)]
+    assert [step for step in range(30) if begins_anew(config, step)] == [20]
+    plain = replace(config, phases=())
+    assert [step_lr_ratio(plain, s) for s in range(30)] == [
+        lr_ratio(first, s, 30) for s in range(30)
+    ]
+
+
+def test_moments_are_dropped_where_a_phase_asks(whole: Path) -> None:
+    """AdamW counts its own steps since it began."""
+    moments = load_file(checkpoint_paths(whole)[0] / "optimizer" / "state.safetensors")
+    counted = {int(value) for name, value in moments.items() if name.startswith("step.")}
+    assert counted == {batches().num_steps[2]}
+
+
+def test_run_is_stored_and_read(whole: Path) -> None:
+    run = phased()
+    assert from_json(to_json(run)) == run
+
+
+def test_phases_without_data_are_refused() -> None:
+    train_on = (MemberWeight(member="plain", weight=1.0),)
+    with pytest.raises(UserError, match="Phase 'sft' must have data: `tokens` is 0"):
+        phased(phases=[Phase(name="sft", tokens=0, weights=train_on)])
+    with pytest.raises(UserError, match=r"'sft' must not sum to zero: .* from 0% to 100%"):
+        phased(phases=[Phase(name="sft", tokens=9, weights=())])
+    only = MemberWeight(member="plain", weight=1.0, end=0.4)
+    with pytest.raises(UserError, match=r"no source has one from 40% to 100% of its tokens"):
+        phased(phases=[Phase(name="sft", tokens=9, weights=(only,))])
+    with pytest.raises(UserError, match="There must be a source 'web': there are plain, reasoning"):
+        phased(phases=[Phase(name="a", tokens=9, weights=placed("web", {}))])
+    with pytest.raises(UserError, match=r"`minutes` must be left out for a run with phases: got 2"):
+        replace(phased(), minutes=2.0)
+    with pytest.raises(UserError, match="The shares must fit into 40% of the phase"):
+        placed("plain", {"reasoning": 0.5}, "first")
+
+
+def test_exhausted_source_is_told_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"'reasoning' must last to the last batch of phase 'longer'"
+    ):
+        train_phased(tmp_path, sources=sources(most_passes=2.0))
+    assert not checkpoint_paths(tmp_path)
+    result = train_phased(
+        tmp_path, sources=sources(most_passes=1.0, when_exhausted="others"), phases=phases()[:2]
+    )
+    read = [entry for entry in ledger_of(result) if entry["source"] == "reasoning"]
+    assert sum(entry["items"] for entry in read) == sum(entry["new_items"] for entry in read) == 9
+
+
+def test_other_data_is_refused_on_the_way(whole: Path, tmp_path: Path) -> None:
+    train_phased(tmp_path, phases=phases()[:1])
+    with pytest.raises(UserError, match="must continue with the data it began with"):
+        train_phased(tmp_path, phases=[replace(phases()[0], tokens=3000)])
+
+
+def test_ranks_read_the_rows_of_one_process() -> None:
+    alone = batches()
+    parts = [batches(world_size=2, rank=rank) for rank in (0, 1)]
+    assert {part.num_steps for part in parts} == {alone.num_steps}
+    for step in range(sum(alone.num_steps)):
+        together = torch.cat([part.batch(step).ticks["part"] for part in parts])
+        assert torch.equal(together, alone.batch(step).ticks["part"])
