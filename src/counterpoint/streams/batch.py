@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from counterpoint.streams.spec import Ticks
@@ -53,6 +53,8 @@ class Batch:
             `counterpoint.train.optimizer.KindOptimizers`.
         amounts: What the rows hold of each source, by name; empty if nobody counts. All processes
             have the same names in the same order.
+        numbers: Numbers of the rows by name, with the rows first, for a loss that needs more than
+            targets; no system reads them.
     """
 
     ticks: Ticks
@@ -63,6 +65,7 @@ class Batch:
     unit: ContentUnit = "byte"
     kind: str = ""
     amounts: Mapping[str, Amount] = field(default_factory=dict)
+    numbers: Mapping[str, Shaped[Tensor, "B ..."]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return a copy of the batch on another device."""
@@ -74,4 +77,5 @@ class Batch:
                 name: ids.to(device, non_blocking=True) for name, ids in self.elements.items()
             },
             document_start=self.document_start.to(device, non_blocking=True),
+            numbers={name: own.to(device, non_blocking=True) for name, own in self.numbers.items()},
         )

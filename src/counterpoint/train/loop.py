@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from counterpoint.data.source import BatchSource, attach
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Amount, Batch
 from counterpoint.streams.spec import Layout
-from counterpoint.systems.contract import Losses, LossSums, System, add_losses
+from counterpoint.systems.contract import Loss, Losses, LossSums, System, add_losses
 from counterpoint.train.checkpoint import Counters
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import current_world, gathered, sync_gradients
@@ -32,6 +32,39 @@ from counterpoint.train.stop_signal import StopNow, StopSignal
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """A function that measures a model; all processes call it in evaluation mode, without gradients."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a run minimises, and what that costs; every `System` is its own objective."""
+
+    def losses(self, batch: Batch) -> Losses:
+        """See `System.losses`."""
+        ...
+
+    def loss_weights(self, batch: Batch) -> dict[str, Tensor]:
+        """See `System.loss_weights`."""
+        ...
+
+    def combine(self, losses: Losses, weights: Mapping[str, Tensor] | None = None) -> Loss:
+        """See `System.combine`."""
+        ...
+
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
+        """See `System.flops_per_tick`."""
+        ...
+
+
+@runtime_checkable
+class HasObjective(Protocol):
+    """A `BatchSource` whose batches have a loss of their own, such as rewarded rollouts."""
+
+    @property
+    def objective(self) -> Objective:
+        """The loss; asked for once, after the source was attached to the model."""
+        ...
 
 
 class DivergedError(UserError):
@@ -82,6 +115,9 @@ class Trainer:
             _check_regular(self.contract.layout)
         self.compute = torch.compile(self._loss) if config.compile else self._loss
         attach(loader, system)
+        self.objective: Objective = (
+            loader.objective if isinstance(loader, HasObjective) else self.contract
+        )
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's type."""
@@ -110,7 +146,7 @@ class Trainer:
         losses, (rows, size, stops, *counts) = self._over_processes(
             losses, [num_rows, batch.size, float(stop.requested), *_flat(batch.amounts)]
         )
-        loss = self.contract.combine(losses)
+        loss = self.objective.combine(losses)
         nats = float(loss.nats)
         grad_norm = float(norm)
         if not (math.isfinite(nats) and math.isfinite(grad_norm)):
@@ -119,7 +155,7 @@ class Trainer:
                 f"{nats} nats and a gradient of length {grad_norm}."
             )
         lr = self._update(parameters, norm, batch.kind)
-        flops_per_tick = self.contract.flops_per_tick(
+        flops_per_tick = self.objective.flops_per_tick(
             num_ticks, training=True, predicted=batch.targets
         )
         flops = flops_per_tick * num_ticks * rows
@@ -147,8 +183,8 @@ class Trainer:
         self, batch: Batch, weights: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, LossSums]]:
         """Return the loss to minimise, and the sums it consists of, without gradients."""
-        losses = self.contract.losses(batch)
-        total = self.contract.combine(losses, weights).total
+        losses = self.objective.losses(batch)
+        total = self.objective.combine(losses, weights).total
         return total, {
             name: LossSums(*(value.detach() for value in sums)) for name, sums in losses.items()
         }
@@ -175,7 +211,7 @@ class Trainer:
 
         With these weights the mean of the parts' losses is the loss of the whole batch.
         """
-        own = self.contract.loss_weights(batch)
+        own = self.objective.loss_weights(batch)
         if not own:
             return {}
         added = self.world.sum(torch.stack([weight.double() for weight in own.values()]))
@@ -385,6 +421,7 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
             targets={name: ids[cut] for name, ids in batch.targets.items()},
             elements={name: ids[cut] for name, ids in batch.elements.items()},
             document_start=batch.document_start[cut],
+            numbers={name: own[cut] for name, own in batch.numbers.items()},
         )
         for cut in cuts
     ]

@@ -1,0 +1,140 @@
+"""Verifiers: how good what a model wrote is, within a time limit; and pass@k."""
+
+import contextlib
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context, parent_process
+from typing import Any, Literal, NamedTuple
+
+from counterpoint.data.tasks.items import Item
+from counterpoint.errors import UserError
+
+Verifier = Callable[[Any, str], float]
+"""A pure function of an item and of what was written after its prompt; above 0 is a success."""
+
+Failure = Literal["", "raised", "timed out"]
+
+_START_S = 120.0
+
+
+class Verified(NamedTuple):
+    """The result of a verification.
+
+    Attributes:
+        reward: The verifier's number; 0 if it failed.
+        failure: Why there is no number: the verifier raised an error, or gave something else than a
+            finite number, or needed too long.
+    """
+
+    reward: float
+    failure: Failure = ""
+
+
+class TimedVerifier:
+    """Calls a verifier in a process of its own, which is killed if a call takes too long.
+
+    A verifier may be given anything that a model writes. No call can stop or delay training: one
+    that fails or hangs has the reward 0, and the next call is answered by a new process.
+
+    Args:
+        verify: The verifier, which must be picklable: a function of a module, or a frozen object.
+        limit_s: Seconds that one call may take.
+    """
+
+    def __init__(self, verify: Verifier, limit_s: float = 1.0) -> None:
+        if not limit_s > 0:
+            raise UserError(f"`limit_s` must be above 0 seconds: got {limit_s}.")
+        self.verify = verify
+        self.limit_s = limit_s
+        self._process: Any = None
+        self._pipe: Any = None
+
+    def __call__(self, item: Item, text: str) -> Verified:
+        """Return the outcome for a text written after an item's prompt."""
+        if self._process is None:
+            self._start()
+        try:
+            self._pipe.send((item, text))
+            if not self._pipe.poll(self.limit_s):
+                self.close()
+                return Verified(0.0, "timed out")
+            value = self._pipe.recv()
+        except (EOFError, OSError):  # the verifier has ended its process
+            self.close()
+            return Verified(0.0, "raised")
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        return Verified(float(value)) if is_number else Verified(0.0, "raised")
+
+    def close(self) -> None:
+        """End the process; the next call starts a new one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+        self._process = None
+        self._pipe = None
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self.verify, other_end), daemon=True)
+        self._process.start()
+        other_end.close()
+        # Imports do not count as time of a call.
+        if not self._pipe.poll(_START_S):
+            self.close()
+            raise OSError(f"The process of a verifier must start within {_START_S:.0f} s.")
+        self._pipe.recv()
+
+
+def _serve(verify: Verifier, pipe: Any) -> None:
+    """Answer calls until this process is killed or its parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    pipe.send("ready")
+    while True:
+        try:
+            item, text = pipe.recv()
+        except (EOFError, OSError):
+            return
+        value: object = None
+        with contextlib.suppress(Exception):
+            value = verify(item, text)
+        pipe.send(value if isinstance(value, int | float) else None)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:
+    """Return the probability that at least one of k samples is right, averaged over questions.
+
+    The estimate is unbiased: the share of the sets of k samples that contain a right one.
+
+    Args:
+        num_right: Number of right samples of each question.
+        num_samples: Number of samples of each question.
+        k: Number of samples of which one must be right.
+
+    Raises:
+        UserError: ``k`` is not 1 to ``num_samples``, a number is outside 0 to ``num_samples``, or
+            there are no questions.
+
+    Source: Chen et al., Evaluating large language models trained on code (arXiv:2107.03374), eq. 1.
+    """
+    if not 1 <= k <= num_samples:
+        raise UserError(f"`k` must be 1 to {num_samples}, the number of samples: got {k}.")
+    if not num_right or not all(0 <= right <= num_samples for right in num_right):
+        raise UserError(
+            f"`num_right` must be one number from 0 to {num_samples} for each question: got "
+            f"{list(num_right)[:10]}."
+        )
+    none_right = [math.comb(num_samples - right, k) for right in num_right]
+    return 1 - sum(none_right) / (math.comb(num_samples, k) * len(num_right))

@@ -1,0 +1,317 @@
+"""Batches of what the model itself writes, with its rewards: the source of `reinforce`."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.verify import Verified, pass_at_k
+from counterpoint.errors import UserError
+from counterpoint.files import write_tensors
+from counterpoint.streams import schedule
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID, Ticks
+from counterpoint.systems.contract import System
+from counterpoint.train.reinforce import (
+    ADVANTAGES,
+    FAILED,
+    REWARDS,
+    GroupConfig,
+    GroupObjective,
+    group_advantages,
+    old_name,
+)
+
+
+class Rollouts(NamedTuple):
+    """What a model wrote after some prompts.
+
+    Attributes:
+        content: Prompts and what was written after them, in content order, by written stream: ids
+            (B, T) or (B, T, K), counted in each stream's own steps.
+        written: The elements that the model chose, by stream: (B, T).
+        texts: Ids of the part after the prompt, with the id that ends it, by row.
+        ended: Whether the row came to its end.
+    """
+
+    content: Ticks
+    written: Mapping[str, Bool[Tensor, "B _T"]]
+    texts: Sequence[Sequence[int]]
+    ended: Bool[Tensor, " B"]
+
+
+@runtime_checkable
+class RollOut(Protocol):
+    """Lets a model write; see `counterpoint.runtime.rollouts.roll_out`."""
+
+    def __call__(
+        self,
+        system: System,
+        prompts: Sequence[Ticks],
+        seeds: Sequence[int],
+        *,
+        temperature: float,
+        most_ticks: int,
+        end_id: int,
+    ) -> Rollouts:
+        """Return what the model writes after each prompt, until the end id of its part."""
+        ...
+
+
+class Asked(NamedTuple):
+    """A question as a system is asked it.
+
+    Attributes:
+        item: The item, for the verifier.
+        prompt: Content of the written streams before the solution, one row.
+    """
+
+    item: Item
+    prompt: Ticks
+
+
+class NoRewardError(UserError):
+    """No solution was ever rewarded; the message is one line with the pass@k that shows it."""
+
+
+Verify = Callable[[Item, str], Verified]
+"""Judges a solution, such as `counterpoint.data.tasks.verify.TimedVerifier`."""
+
+
+class RolloutSource:
+    """Batches of solutions that the attached model writes; a `BatchSource`.
+
+    A round of solutions is a function of the seed, its number and the weights with which it was
+    written, so a resumed run goes on bit for bit. If several steps learn from a round, the round is
+    also kept in `folder`, because a run may be resumed between them.
+
+    Args:
+        ask: Returns the question with a number.
+        roll_out: Lets the model write.
+        verify: Judges solutions; the text is what was written in the part, as bytes.
+        config: Settings of GRPO.
+        batch_rows: Number of solutions of a step, a multiple of the group's size.
+        end_id: Id of the part with which a solution ends.
+        seed: Seed of the solutions.
+        folder: Folder for the rounds; needed if `num_updates` is above 1.
+
+    Raises:
+        UserError: The rows are no whole groups, or there is no folder where one is needed.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[int], Asked],
+        roll_out: RollOut,
+        verify: Verify,
+        config: GroupConfig,
+        *,
+        batch_rows: int,
+        end_id: int,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> None:
+        if batch_rows % config.group_size:
+            raise UserError(
+                f"`batch_rows` must be a multiple of `group_size`, {config.group_size}: got "
+                f"{batch_rows}."
+            )
+        if config.num_updates > 1 and folder is None:
+            raise UserError(
+                "A run with `num_updates` above 1 must have a folder for the solutions from which "
+                "several steps learn: got none. Name a folder, or take 1."
+            )
+        self.config = config
+        self._ask = ask
+        self._roll_out = roll_out
+        self._verify = verify
+        self._batch_rows = batch_rows
+        self._end_id = end_id
+        self._seed = seed
+        self._folder = folder
+        self._system: System | None = None
+        self._objective: GroupObjective | None = None
+        self._round = -1
+        self._batch: Batch | None = None
+        self._unrewarded: list[int] = []  # numbers of right solutions since the last reward
+
+    def attach(self, model: nn.Module) -> None:
+        """Store the model, and a copy of it as it is now as the reference.
+
+        Raises:
+            UserError: The model hears something, or its weights are divided among processes.
+        """
+        system = cast("System", model)
+        if system.layout.heard:
+            raise UserError(
+                "Only a system that hears nothing can be reinforced: this one hears "
+                f"{', '.join(stream.name for stream in system.layout.heard)}."
+            )
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise UserError("Reinforcement must run in one process: start it without torchrun.")
+        self._system = system
+        reference = None
+        if self.config.kl_weight:
+            reference = copy.deepcopy(system).eval().requires_grad_(False)
+        self._objective = GroupObjective(system, self.config, reference)
+
+    @property
+    def objective(self) -> GroupObjective:
+        """The loss of the batches; see `counterpoint.train.loop.HasObjective`."""
+        if self._objective is None:
+            raise AssertionError("a source is attached before it is used")
+        return self._objective
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, written by the model as it is at the step's round.
+
+        Raises:
+            NoRewardError: No solution of the last `patience` rounds was rewarded.
+        """
+        number = step // self.config.num_updates
+        if number != self._round or self._batch is None:
+            kept = self._file(number)
+            if step % self.config.num_updates and kept is not None and kept.is_file():
+                self._batch = _read(kept)
+            else:
+                self._batch = self._write_round(number)
+                if kept is not None:
+                    _keep(kept, self._batch)
+            self._round = number
+        return self._batch
+
+    def _file(self, number: int) -> Path | None:
+        if self._folder is None or self.config.num_updates == 1:
+            return None
+        return self._folder / f"round_{number:08d}.safetensors"
+
+    def _write_round(self, number: int) -> Batch:
+        system = self.objective.system
+        count = self._batch_rows // self.config.group_size
+        questions = [self._ask(number * count + place) for place in range(count)]
+        each = [one for one in questions for _ in range(self.config.group_size)]
+        training = system.training
+        system.eval()
+        rollouts = self._roll_out(
+            system,
+            [one.prompt for one in each],
+            _seeds(self._seed, number, len(each)),
+            temperature=self.config.temperature,
+            most_ticks=self.config.most_ticks,
+            end_id=self._end_id,
+        )
+        told = [
+            self._verify(question.item, bytes(min(one, 255) for one in ids).decode("latin-1"))
+            for question, ids in zip(each, rollouts.texts, strict=True)
+        ]
+        self._watch([outcome.reward for outcome in told])
+        batch = rollout_batch(system, rollouts, told, self.config).to(system.device)
+        if self.config.num_updates > 1:
+            with torch.no_grad():
+                old = self.objective.log_probabilities(system, batch)
+            numbers = {old_name(name): log for name, log in old.items()}
+            batch = replace(batch, numbers={**batch.numbers, **numbers})
+        system.train(training)
+        return batch
+
+    def _watch(self, rewards: Sequence[float]) -> None:
+        """End a training that cannot learn, because nothing is ever rewarded."""
+        size = self.config.group_size
+        if any(reward > 0 for reward in rewards):
+            self._unrewarded = []
+            return
+        self._unrewarded += [0] * (len(rewards) // size)
+        questions = len(self._unrewarded)
+        if questions >= self.config.patience * (len(rewards) // size):
+            estimates = ", ".join(
+                f"pass@{k} {pass_at_k(self._unrewarded, size, k):.3f}" for k in (1, size)
+            )
+            # With n failures the true share is below 1 - 0.05^(1/n) with 95 % confidence.
+            most = 1 - 0.05 ** (1 / questions)
+            raise NoRewardError(
+                f"Some solutions must be right for a model to learn from them: {estimates} of the "
+                f"last {questions} questions ({questions * size} solutions; pass@{size} is below "
+                f"{most:.3f} with 95 % confidence). Train longer before, or ask easier questions."
+            )
+
+
+def rollout_batch(
+    system: System, rollouts: Rollouts, outcomes: Sequence[Verified], config: GroupConfig
+) -> Batch:
+    """Return rollouts as a batch whose targets are the elements that the model chose.
+
+    Args:
+        system: The system that wrote them.
+        rollouts: What it wrote; rows that did not end carry no loss.
+        outcomes: What each row is worth.
+        config: Settings of GRPO; rows of a group stand together.
+    """
+    batch = schedule.lay_out(system.layout, rollouts.content)
+    chosen = {}
+    for name, elements in rollouts.content.items():
+        written = rollouts.written[name] & rollouts.ended[:, None]
+        wide = written[..., None] if elements.ndim == 3 else written
+        chosen[name] = torch.where(wide, elements, UNSET_ID)
+    # A document may begin with an element that nothing predicts; it is never chosen.
+    targets = schedule.lay_out(system.layout, chosen).targets
+    rewards = torch.tensor([outcome.reward for outcome in outcomes])
+    grouped = rewards.view(-1, config.group_size)
+    numbers = {
+        ADVANTAGES: group_advantages(grouped, config.scale).flatten(),
+        REWARDS: rewards,
+        FAILED: torch.tensor([float(bool(outcome.failure)) for outcome in outcomes]),
+    }
+    size = sum(len(ids) for ids in rollouts.texts)
+    return replace(batch, targets=targets, numbers=numbers, size=size, unit="byte")
+
+
+def _seeds(seed: int, number: int, count: int) -> list[int]:
+    """Return seeds of the rows of a round, different in all rounds and seeds."""
+    words = np.random.SeedSequence((seed, number)).generate_state(count, np.uint64)
+    return [int(word >> np.uint64(1)) for word in words]
+
+
+def _parts(batch: Batch) -> Mapping[str, Mapping[str, Tensor]]:
+    return {
+        "ticks": batch.ticks,
+        "targets": batch.targets,
+        "elements": batch.elements,
+        "numbers": batch.numbers,
+    }
+
+
+def _keep(path: Path, batch: Batch) -> None:
+    """Write a round, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{part}/{name}": tensor
+        for part, own in _parts(batch).items()
+        for name, tensor in own.items()
+    }
+    rest = {"document_start": batch.document_start, "size": torch.tensor(batch.size)}
+    write_tensors(path, {**tensors, **rest})
+
+
+def _read(path: Path) -> Batch:
+    tensors = load_file(path)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, slash, name = key.partition("/")
+        if slash:
+            parts.setdefault(part, {})[name] = tensor
+    return Batch(
+        ticks=parts["ticks"],
+        targets=parts["targets"],
+        elements=parts.get("elements", {}),
+        document_start=tensors["document_start"],
+        size=int(tensors["size"]),
+        numbers=parts["numbers"],
+    )

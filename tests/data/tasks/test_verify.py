@@ -1,0 +1,76 @@
+"""Verifiers that raise, hang or end their process have a defined outcome; pass@k is unbiased."""
+
+import itertools
+import os
+import time
+
+import pytest
+
+from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.reasoning.corpus import Reasoning
+from counterpoint.data.tasks.reasoning.item import answer_reward
+from counterpoint.data.tasks.verify import TimedVerifier, Verified, pass_at_k
+from counterpoint.errors import UserError
+
+ITEM = Item("", ())
+
+
+def misbehaving(item: Item, text: str) -> float:
+    """Does what the text says."""
+    if text == "raise":
+        raise KeyError(text)
+    if text == "hang":
+        while True:
+            time.sleep(0.01)
+    if text == "exit":
+        os._exit(3)
+    if text == "none":
+        return None  # type: ignore[return-value]
+    return float(text)
+
+
+def test_every_outcome_is_defined_and_the_next_call_works() -> None:
+    verifier = TimedVerifier(misbehaving, limit_s=0.5)
+    try:
+        assert verifier(ITEM, "0.25") == Verified(0.25)
+        for text in ("raise", "none", "nan", "inf", "exit"):
+            assert verifier(ITEM, text) == Verified(0.0, "raised")
+        begin = time.monotonic()
+        assert verifier(ITEM, "hang") == Verified(0.0, "timed out")
+        assert time.monotonic() - begin < 5
+        assert verifier(ITEM, "1") == Verified(1.0)
+    finally:
+        verifier.close()
+    with pytest.raises(UserError, match="above 0"):
+        TimedVerifier(misbehaving, limit_s=0)
+
+
+def test_solutions_are_judged_in_another_process() -> None:
+    verifier = TimedVerifier(answer_reward)
+    try:
+        for number in range(5):
+            item = Reasoning().item(0, number)
+            assert verifier(item, item.solution) == Verified(1.0)
+            assert verifier(item, item.solution[1:-1]) == Verified(0.0)
+    finally:
+        verifier.close()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 7])
+def test_pass_at_k_is_the_share_of_all_choices_of_k_samples(k: int) -> None:
+    right = [0, 1, 3, 7]
+    shares = []
+    for own in right:
+        samples = [True] * own + [False] * (7 - own)
+        chosen = list(itertools.combinations(samples, k))
+        shares.append(sum(map(any, chosen)) / len(chosen))
+    assert pass_at_k(right, 7, k) == pytest.approx(sum(shares) / 4)
+
+
+def test_pass_at_k_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(UserError, match="1 to 4"):
+        pass_at_k([1], 4, 5)
+    with pytest.raises(UserError, match="num_right"):
+        pass_at_k([5], 4, 1)
+    with pytest.raises(UserError, match="num_right"):
+        pass_at_k([], 4, 1)
