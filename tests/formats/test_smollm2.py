@@ -53,7 +53,7 @@ def model(path: Path) -> SingleStream:
 def ids(path: Path) -> Tensor:
     chat = open_llama(path).chat
     assert chat is not None
-    return torch.tensor([chat(QUESTION)])
+    return torch.tensor([chat()([{"role": "user", "content": QUESTION}])])
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def _chat_ids(loaded: Loaded, prompt: str) -> list[int]:
             f"`--chat` needs a published model that knows conversations: {loaded.path} does not. "
             "Leave it out to continue the prompt."
         )
-    return loaded.published.chat(prompt)
+    return loaded.published.chat()([{"role": "user", "content": prompt}])
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -11,7 +11,7 @@ the window of a tower.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from counterpoint.errors import UserError
 from counterpoint.files import read_json, whole_folder, write_json
 from counterpoint.formats.llama_config import CONFIG, FAMILY, to_config, to_keys, whole_number
 from counterpoint.formats.plain_tensors import read_plain_tensors
-from counterpoint.formats.published import Companions, PublishedModel, PublishedText
+from counterpoint.formats.published import ChatIds, Companions, PublishedModel, PublishedText
 from counterpoint.formats.sharded import weight_files, write_weights
 from counterpoint.packages import optional_module
 from counterpoint.systems.contract import System
@@ -153,7 +153,7 @@ def open_llama(path: Path) -> PublishedModel:
         shape=lambda: _shape(path),
         tokenizer=tokenizer,
         text=lambda: open_text(path),
-        chat=lambda words: chat_ids(path, words),
+        chat=lambda: open_chat(path),
         files=tuple(file for file in map(path.joinpath, BESIDE) if file.is_file()),
     )
 
@@ -310,10 +310,8 @@ def open_text(path: Path) -> PublishedText:
     return _text(path, keys, tokenizer.backend_tokenizer.to_str().encode())
 
 
-def chat_ids(path: Path, words: str) -> list[int]:
-    """Return the ids of a conversation that begins with a user's words, up to the model's answer.
-
-    The form of a conversation is the template that came with the model.
+def open_chat(path: Path) -> ChatIds:
+    """Open the template of conversations that came with a model.
 
     Raises:
         UserError: The model came without a template.
@@ -332,9 +330,14 @@ def chat_ids(path: Path, words: str) -> list[int]:
             f"{path} must hold a template of conversations to be talked with: it holds none. Give "
             "a prompt to continue."
         )
-    messages = [{"role": "user", "content": words}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return [int(one) for one in ids]
+
+    def chat(messages: Sequence[Mapping[str, str]]) -> list[int]:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=False
+        )
+        return [int(one) for one in ids]
+
+    return chat
 
 
 def _text(path: Path, keys: Mapping[str, Any], content: bytes) -> PublishedText:

@@ -1,6 +1,6 @@
 """The content of a folder of a published model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -43,6 +43,11 @@ class LoadModel(Protocol):
         ...
 
 
+ChatIds = Callable[[Sequence[Mapping[str, str]]], list[int]]
+"""Returns the ids of a conversation up to the model's next answer; messages have the keys "role"
+("system", "user", "assistant") and "content"."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Companions:
     """Files and settings of a published folder other than the weights of its model.
@@ -72,8 +77,7 @@ class PublishedModel:
         tokenizer: File of the text tokeniser, or a file that contains it.
         codec: File of the codec's weights; ``None`` for a text model.
         text: Reads the tokeniser of a text model.
-        chat: Returns the ids of a conversation that begins with a user's words, up to the model's
-            answer; ``None`` for a model that knows no conversations.
+        chat: Opens its template of conversations; ``None`` for a model that knows none.
         settings: Keys of its config that do not concern its weights.
         files: Further files that belong to it.
     """
@@ -83,7 +87,7 @@ class PublishedModel:
     tokenizer: Path
     codec: Path | None = None
     text: Callable[[], PublishedText] | None = None
-    chat: Callable[[str], list[int]] | None = None
+    chat: Callable[[], ChatIds] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
 

@@ -1,0 +1,348 @@
+"""The tool calls of a conversation: made early, repeated when they fail, taken back when wrong.
+
+A call goes through the states waiting -> running -> done, or failed, or cancelled. A tool that is
+not safe (`Tool.is_safe`) waits until the user has finished. A call that failed is made again with
+the same idempotency key, unless its tool is not safe: then nobody knows what a second call would
+do. A call that the user no longer wants is cancelled; if it has had an effect, or may have it later
+because it still runs, the effect is undone.
+
+Whatever a tool does, the conversation goes on: it may raise, return what is no JSON, return too
+much, or never return. Each of these is a "return" event with a reason.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from counterpoint.data.tools import Tool, argument_fault, canonical
+from counterpoint.runtime.cascade.lanes import Lane, LaneFactory
+from counterpoint.streams.timeline import Event
+
+TOOL = "tool"
+"""Name of the stream of calls in timelines."""
+
+CALL = "call"
+RETURN = "return"
+CANCEL = "cancel"
+UNDONE = "undone"
+"""Kinds of its events."""
+
+CallState = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+class ToolError(Exception):
+    """A tool did not give a usable result."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Call:
+    """A call and what became of it.
+
+    Attributes:
+        number: Number of the call in the conversation.
+        tool: The tool.
+        arguments: Its arguments.
+        turn: Number of the user's turn that asks for it.
+        state: What became of it so far.
+        attempts: How often it was made.
+        result: JSON text of the result.
+        reason: Why it failed.
+        began_s: Time of the newest attempt.
+        retry_s: Time from which on it may be made again.
+        tries: Its attempts, of which some may still run.
+    """
+
+    number: int
+    tool: Tool
+    arguments: Mapping[str, Any]
+    turn: int
+    state: CallState = "waiting"
+    attempts: int = 0
+    result: str = ""
+    reason: str = ""
+    began_s: float = 0.0
+    retry_s: float = 0.0
+    tries: "list[_Attempt]" = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Idempotency key: equal for all attempts."""
+        return f"turn {self.turn}, call {self.number}"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ("done", "failed", "cancelled")
+
+
+@dataclass(kw_only=True, slots=True)
+class CallRules:
+    """Limits of calls.
+
+    Attributes:
+        most_attempts: How often a call is made at most.
+        retry_after_s: Seconds between a failure and the next attempt.
+        most_bytes: Longest result, in bytes of JSON.
+        most_hanging: Calls that may hang at once; further ones are refused.
+    """
+
+    most_attempts: int = 3
+    retry_after_s: float = 0.5
+    most_bytes: int = 65_536
+    most_hanging: int = 8
+
+
+class Calls:
+    """All calls of a conversation.
+
+    Args:
+        tools: The tools that may be called.
+        lanes: Makes the lanes in which they run.
+        rules: Limits.
+    """
+
+    def __init__(
+        self, tools: Sequence[Tool], lanes: LaneFactory, rules: CallRules | None = None
+    ) -> None:
+        self.tools = {tool.name: tool for tool in tools}
+        self.rules = rules or CallRules()
+        self.calls: list[Call] = []
+        self.events: list[Event] = []
+        self._lanes = lanes
+        self._running: dict[int, Lane] = {}
+        self._undoing: list[tuple[Call, Lane]] = []
+        self._hanging: list[_Attempt] = []
+
+    def of_turn(self, turn: int) -> tuple[Call, ...]:
+        """Return the calls that a turn asked for."""
+        return tuple(call for call in self.calls if call.turn == turn)
+
+    def request(self, block: str, turn: int, now_s: float) -> None:
+        """Ask for the call that a model wrote, if the same is not asked for already.
+
+        Args:
+            block: JSON text with `name` and `arguments`.
+            turn: Number of the user's turn.
+            now_s: Time of the conversation.
+        """
+        written = self._read(block, now_s)
+        if written is None:
+            return
+        tool, arguments = written
+        if not self._find(tool, arguments, turn):
+            number = len(self.calls) + 1
+            self.calls.append(Call(number=number, tool=tool, arguments=arguments, turn=turn))
+
+    def cancel(self, block: str, turn: int, now_s: float) -> None:
+        """Take back the call that a model names, and undo its effect if its tool can."""
+        written = self._read(block, now_s)
+        if written is not None:
+            for call in self._find(*written, turn):
+                self.retract(call, now_s)
+
+    def refuse(self, block: str, why: str, now_s: float) -> None:
+        """Tell that what a model wrote is no call."""
+        payload = {"ok": False, "why": why, "written": block[:500]}
+        self._event(RETURN, now_s, "", payload)
+
+    def retract(self, call: Call, now_s: float) -> None:
+        """Cancel a call; a call with a lasting effect that was made already stays."""
+        if call.state in ("cancelled", "failed") or (
+            call.state != "waiting" and not call.tool.is_safe
+        ):
+            return
+        was = call.state
+        call.state = "cancelled"
+        if call.number in self._running:
+            self._running.pop(call.number).stop()
+        self._note(CANCEL, call, now_s, was=was)
+        undo = call.tool.undo
+        if undo is not None and call.attempts:
+            for attempt in call.tries:
+                attempt.abandon()
+            attempt = _Attempt(partial(_undone, undo, call.key), call.tool.limit_s, 100)
+            lane = self._lanes()
+            lane.start(attempt.result(), now_s)
+            self._undoing.append((call, lane))
+
+    def advance(self, now_s: float, *, is_over: bool) -> None:
+        """Make the calls that may be made now, and take the results that have come.
+
+        Args:
+            now_s: Time of the conversation.
+            is_over: Whether the user has finished, so that unsafe tools may be called.
+        """
+        for number, lane in list(self._running.items()):
+            call = self.calls[number - 1]
+            for step in lane.poll(now_s):
+                if step.error is not None:
+                    self._fail(call, str(step.error), step.at_s)
+                elif not step.is_last:
+                    self._succeed(call, step.value, step.at_s)
+        for call, lane in self._undoing:
+            for step in lane.poll(now_s):
+                if step.is_last:
+                    why = "" if step.error is None else str(step.error)
+                    self._note(UNDONE, call, step.at_s, ok=not why, why=why)
+        self._undoing = [pair for pair in self._undoing if pair[1].busy]
+        for call in self.calls:
+            ready = call.state == "waiting" and now_s >= call.retry_s
+            if ready and (is_over or call.tool.is_safe):
+                self._make(call, now_s)
+
+    def take_events(self) -> list[Event]:
+        """Return the events since the last time."""
+        events = self.events
+        self.events = []
+        return events
+
+    def _make(self, call: Call, now_s: float) -> None:
+        self._hanging = [attempt for attempt in self._hanging if attempt.is_alive]
+        call.attempts += 1
+        call.began_s = now_s
+        self._note(CALL, call, now_s)
+        if len(self._hanging) >= self.rules.most_hanging:
+            self._fail(call, f"{len(self._hanging)} calls hang", now_s)
+            return
+        call.state = "running"
+        tool = call.tool
+        key = {} if tool.effect == "none" else {"key": call.key}
+        action = partial(tool.function, **call.arguments, **key)
+        late = None if tool.undo is None else partial(tool.undo, call.key)
+        attempt = _Attempt(action, tool.limit_s, self.rules.most_bytes, late)
+        call.tries.append(attempt)
+        self._hanging.append(attempt)
+        self._running[call.number] = lane = self._lanes()
+        lane.start(attempt.result(), now_s)
+
+    def _succeed(self, call: Call, result: str, at_s: float) -> None:
+        self._running.pop(call.number, None)
+        call.state = "done"
+        call.result = result
+        self._note(RETURN, call, at_s, ok=True, result=json.loads(result))
+
+    def _fail(self, call: Call, reason: str, at_s: float) -> None:
+        self._running.pop(call.number, None)
+        again = call.tool.is_safe and call.attempts < self.rules.most_attempts
+        call.state = "waiting" if again else "failed"
+        call.reason = reason
+        call.retry_s = at_s + self.rules.retry_after_s * call.attempts
+        self._note(RETURN, call, at_s, ok=False, why=reason, again=again)
+
+    def _find(self, tool: Tool, arguments: Mapping[str, Any], turn: int) -> list[Call]:
+        """Return the calls of a turn that are equal and were not cancelled."""
+        wanted = canonical(tool.name, arguments)
+        return [
+            call
+            for call in self.of_turn(turn)
+            if call.state != "cancelled" and canonical(call.tool.name, call.arguments) == wanted
+        ]
+
+    def _read(self, block: str, now_s: float) -> tuple[Tool, dict[str, Any]] | None:
+        """Return the tool and arguments that a model wrote; a fault becomes an event."""
+        try:
+            written = json.loads(block)
+            name = written["name"]
+            arguments = written.get("arguments", {})
+            tool = self.tools.get(name)
+            why = f"no tool {name!r}"
+            if tool is not None:
+                why = argument_fault(tool.parameters, arguments) or ""
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            tool = None
+            why = f"malformed call: {type(error).__name__}"
+        if tool is None or why:
+            self.refuse(block, why, now_s)
+            return None
+        return tool, arguments
+
+    def _note(self, kind: str, call: Call, at_s: float, **more: Any) -> None:
+        payload = {
+            "id": call.number,
+            "name": call.tool.name,
+            "arguments": dict(call.arguments),
+            "attempt": call.attempts,
+            "turn": call.turn,
+            **more,
+        }
+        self._event(kind, at_s, call.tool.name, payload)
+
+    def _event(self, kind: str, at_s: float, text: str, payload: Mapping[str, Any]) -> None:
+        self.events.append(
+            Event(start_s=at_s, end_s=at_s, stream=TOOL, kind=kind, text=text, payload=payload)
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One attempt of a call, in a thread that can be left behind if the tool hangs.
+
+    Attributes:
+        action: Calls the tool.
+        limit_s: Longest time that it may take.
+        most_bytes: Longest result, in bytes of JSON.
+        late: Undoes the effect if the tool ends after the call was cancelled.
+    """
+
+    action: Callable[[], Any]
+    limit_s: float
+    most_bytes: int
+    late: Callable[[], Any] | None = None
+    found: str | None = None
+    fault: str = ""
+    is_alive: bool = True
+    _is_abandoned: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def result(self) -> Iterator[str]:
+        """Run the tool, and yield its result as JSON text.
+
+        Raises:
+            ToolError: The tool raised, took too long, or gave what cannot be used.
+        """
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        thread.join(self.limit_s)
+        if thread.is_alive():
+            raise ToolError(f"no result within {self.limit_s:g} s")
+        if self.found is None:
+            raise ToolError(self.fault)
+        yield self.found
+
+    def abandon(self) -> None:
+        """Let the tool's effect be undone when it ends, in case it still runs."""
+        with self._lock:
+            self._is_abandoned = True
+
+    def _run(self) -> None:
+        try:
+            self.found = self._checked(self.action())
+        except ToolError as fault:
+            self.fault = str(fault)
+        except BaseException as error:  # a tool may raise anything, even SystemExit
+            self.fault = f"{type(error).__name__}: {error}"[:200]
+        with self._lock:
+            self.is_alive = False
+            is_late = self._is_abandoned
+        if is_late and self.late is not None:
+            with suppress(Exception):  # the undo that was asked for has told of its own fault
+                self.late()
+
+    def _checked(self, result: Any) -> str:
+        try:
+            text = json.dumps(result, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ToolError(f"the result is no JSON: {error}"[:200]) from None
+        num_bytes = len(text.encode(errors="surrogatepass"))
+        if num_bytes > self.most_bytes:
+            raise ToolError(f"the result has {num_bytes} bytes, at most {self.most_bytes}")
+        return text
+
+
+def _undone(undo: Callable[[str], Any], key: str) -> None:
+    """Undo a call; what the function returns is of no interest."""
+    undo(key)

@@ -1,0 +1,437 @@
+"""A conversation of separate engines on one clock: recognise, think, call tools, answer, speak.
+
+The user is heard in blocks of 32 ms. While they speak, their words are recognised again and again,
+and a language model thinks about them: after every few seconds (`FixedChunks`, as in SHANKS) or
+when a clause is complete (`ClauseTrigger`). Thoughts may call tools before the user has finished,
+and may interrupt. When the user pauses, the last words are recognised and an answer is prepared at
+once; it is heard when the pause is long enough to end the turn, and dropped if the user goes on.
+
+Everything that happens is an event: words, thoughts, calls, answers, interruptions, failures. What
+fails is an event too, and the conversation goes on.
+
+Source: the cascade of SHANKS (arXiv:2510.06917), sections 2 and 4. Deviations: the engines are not
+trained for it; speculative answers, the flush after an interruption, repeated and cancelled calls,
+and the semantic trigger are ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.calls import CallRules, Calls
+from counterpoint.runtime.cascade.ear import (
+    BLOCK_S,
+    EAR_BLOCK,
+    EAR_HZ,
+    Detect,
+    Ear,
+    EarRules,
+    Heard,
+    Recognise,
+    Sign,
+)
+from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane
+from counterpoint.runtime.cascade.ledger import Ledger
+from counterpoint.runtime.cascade.mind import THOUGHT, Mind
+from counterpoint.runtime.cascade.models import Message
+from counterpoint.runtime.cascade.reply import Mouth, Speak
+from counterpoint.runtime.cascade.thinking import (
+    FixedChunks,
+    Judge,
+    Scene,
+    Thinker,
+    Trigger,
+)
+from counterpoint.runtime.cascade.trace import Trace
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.speech.codec import check_channel
+from counterpoint.streams.timeline import Event, Timeline
+
+_REMEMBERED = 40  # most messages of the history
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engines:
+    """What a conversation is made of; each part is a function, and any other may take its place.
+
+    Attributes:
+        detect: Tells speech from other sound.
+        recognise: Recognises words.
+        answer: Writes answers.
+        speak: Speaks sentences, at `EAR_HZ`.
+        think: Thinks while the user speaks; ``None`` for a model that does not.
+        judge: Tells how sure it is that the user must be interrupted.
+    """
+
+    detect: Detect
+    recognise: Recognise
+    answer: Thinker
+    speak: Speak
+    think: Thinker | None = None
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CascadeRules:
+    """How a conversation goes.
+
+    Attributes:
+        trigger: When to think.
+        early_calls: Whether tools are called while the user speaks. Otherwise all calls are made
+            after the turn: the baseline "call after listen".
+        interrupt_at: Score of the judge from which on the user is interrupted; above 1 for never.
+        barge_in_s: Voice of the user that stops the agent.
+        wait_s: Longest time for which an answer waits for calls.
+        apology: What is said if no answer could be written.
+        unclear: What is said if a turn had no words that could be recognised.
+        unclear_s: Shortest such turn; what is shorter is ignored.
+        calls: Limits of calls.
+        ear: Limits of turns.
+    """
+
+    trigger: Trigger = field(default_factory=FixedChunks)
+    early_calls: bool = True
+    interrupt_at: float = 0.5
+    barge_in_s: float = 0.2
+    wait_s: float = 8.0
+    apology: str = "Sorry, I cannot answer that now."
+    unclear: str = "Sorry, I did not understand that."
+    unclear_s: float = 1.0
+    calls: CallRules = field(default_factory=CallRules)
+    ear: EarRules = field(default_factory=EarRules)
+
+
+class Backlog(NamedTuple):
+    """What waits at a moment.
+
+    Attributes:
+        unrecognised_s: Seconds of the user's voice whose words are not known yet.
+        queued_s: Seconds of sound that wait to be played.
+        open_calls: Calls that are not settled.
+    """
+
+    unrecognised_s: float
+    queued_s: float
+    open_calls: int
+
+
+class Cascade:
+    """One conversation.
+
+    Its memory grows only by its events, which can be taken out with `take_events`.
+
+    Args:
+        engines: The engines; a detector has a state, so every conversation needs its own.
+        tools: Tools that may be called.
+        rules: See `CascadeRules`.
+        lanes: Makes the lanes of the slow work (see `lanes`).
+        device_delay_s: Seconds until a sample that was sent is heard.
+        on_event: Called with every event as soon as it is known.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        *,
+        tools: tuple[Tool, ...] = (),
+        rules: CascadeRules | None = None,
+        lanes: LaneFactory = ThreadLane,
+        device_delay_s: float = 0.0,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.engines = engines
+        self.rules = rules or CascadeRules()
+        self.calls = Calls(tools, lanes, self.rules.calls)
+        self.history: list[Message] = []
+        self._ear = Ear(engines.detect, engines.recognise, lanes(), self.rules.ear)
+        self._mouth = Mouth(
+            engines.answer,
+            engines.speak,
+            Ledger(EAR_HZ, device_delay_s),
+            lanes(),
+            lanes(),
+            self.rules.apology,
+        )
+        self._trace = Trace(on_event)
+        self._mind = Mind(
+            engines.think,
+            engines.judge,
+            lanes(),
+            self.calls,
+            self._trace,
+            self.rules.interrupt_at,
+            early_calls=self.rules.early_calls,
+        )
+        self._now_s = 0.0
+        self._pending = torch.zeros(0)
+        self._sound = torch.zeros(EAR_BLOCK)
+        self._open_turn: Heard | None = None  # the turn that was not told as a whole yet
+        self._ready_s: float | None = None  # when the calls were all that the answer waited for
+        self._told = 0  # number of words of the turn that were told
+        self._replied = 0  # newest turn that was answered
+        self._held = 0  # turn that the agent has interrupted: it gets no second answer
+        self._was_unclear = False
+
+    @property
+    def now_s(self) -> float:
+        """Time of the conversation: seconds heard so far, in whole blocks."""
+        return self._now_s
+
+    @property
+    def backlog(self) -> Backlog:
+        """What waits now."""
+        turn = self._ear.turn
+        late = 0.0 if turn is None else max(turn.voice_end_s - turn.words_end_s, 0.0)
+        open_calls = sum(not call.is_settled for call in self.calls.calls)
+        return Backlog(late if self._ear.in_turn else 0.0, self._mouth.ledger.queued_s, open_calls)
+
+    def hear(self, samples: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Hear any number of samples at `EAR_HZ`, and return what sounds meanwhile.
+
+        Raises:
+            UserError: The samples are not of one channel (see `check_channel`).
+        """
+        check_channel(samples)
+        sound = [self._sound[:0]]
+        while len(samples):
+            begun = len(self._pending)
+            piece, samples = samples[: EAR_BLOCK - begun], samples[EAR_BLOCK - begun :]
+            sound.append(self._sound[begun : begun + len(piece)])
+            self._pending = torch.cat([self._pending, piece.float()])
+            if len(self._pending) == EAR_BLOCK:
+                block, self._pending = self._pending, torch.zeros(0)
+                self._now_s += BLOCK_S
+                self._advance(block)
+                self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
+        return torch.cat(sound)
+
+    def take_events(self) -> list[Event]:
+        """Return the events since the last time, and forget them."""
+        return self._trace.take()
+
+    def timeline(self) -> Timeline:
+        """Return the events since `take_events`, and what is being said now."""
+        reply = self._mouth.reply
+        playing = [] if reply is None else self._said(reply.turn)
+        header = {"rate": EAR_HZ, "streams": [USER, THOUGHT, "tool", AGENT]}
+        return Timeline(events=(*self._trace.events, *playing), header=header)
+
+    # ------------------------------------------------------------------------------- one block
+
+    def _advance(self, block: Tensor) -> None:
+        now_s = self._now_s
+        for sign in self._ear.push(block, now_s):
+            self._notice(sign)
+        turn = self._ear.turn
+        if turn is not None:
+            if self._open_turn is turn and turn.is_over and turn.is_recognised:
+                self._end_turn(turn)
+            self.calls.advance(now_s, is_over=turn.is_over or self._held == turn.number)
+            self._think(turn)
+            for event in self.calls.take_events():
+                self._trace.tell(event)
+            self._prepare(turn)
+        self._mouth.advance(now_s)
+        self._watch_reply()
+
+    def _notice(self, sign: Sign) -> None:
+        turn = self._turn
+        reply = self._mouth.reply
+        if sign == Sign.BEGAN:
+            if reply is not None and not self._mouth.sounds:
+                self._discard("the user goes on")
+                self._remember(USER, reply.scene.text)
+            if self._open_turn is not None:  # its last words never came
+                self._end_turn(self._open_turn)
+            self._begin_turn(turn)
+        elif sign == Sign.RESUMED and turn.number != self._held:
+            if reply is not None and reply.turn == turn.number and not self._mouth.sounds:
+                self._discard("the user goes on")
+            self._mind.is_done = False
+            self._ready_s = None
+        elif sign == Sign.FAILED:
+            self._trace.fail("ear", self._ear.error, self._now_s)
+
+    def _end_turn(self, turn: Heard) -> None:
+        """Tell a turn when its last words are known."""
+        self._open_turn = None
+        self._tell_words(turn)
+        if turn.words:
+            self._was_unclear = False
+            return
+        self._trace.add(USER, "unclear", turn.start_s, turn.voice_end_s)
+        long = turn.voice_end_s - turn.start_s >= self.rules.unclear_s
+        if long and not self._was_unclear and not self._mouth.sounds:
+            self._was_unclear = True  # music must not be answered again and again
+            self._mouth.say(self.rules.unclear, self._scene(turn), turn.number, self._now_s)
+
+    def _think(self, turn: Heard) -> None:
+        """Begin a thought if it is time, and interrupt the user if one has asked for it."""
+        mind = self._mind
+        interrupts = mind.advance(self._now_s)
+        if self._ear.in_turn and turn.number != self._held and mind.thinks:
+            new = turn.words[mind.num_words :]
+            since_s = self._now_s - (mind.newest_s or turn.start_s)
+            if new and self.rules.trigger(new, since_s, pausing=self._ear.is_pausing):
+                interrupts |= mind.begin(self._scene(turn), turn.number, self._now_s)
+            if interrupts and self._mouth.reply is None:
+                self._interrupt(turn)
+
+    def _interrupt(self, turn: Heard) -> None:
+        """Take the floor from the user."""
+        self._held = turn.number
+        self._trace.add(AGENT, "interruption", self._now_s, by=AGENT)
+        self._tell_words(turn)
+        self._mouth.begin(
+            self._scene(turn, is_over=True, interrupts=True),
+            turn.number,
+            self._now_s,
+            is_sure=True,
+        )
+
+    # ------------------------------------------------------------------------------- answering
+
+    def _prepare(self, turn: Heard) -> None:
+        """Take the steps to an answer when the user pauses or has finished."""
+        if not (self._ear.is_pausing or turn.is_over) or not turn.words:
+            return
+        if turn.number in (self._held, self._replied):
+            return
+        reply = self._mouth.reply
+        if reply is not None and reply.turn == turn.number:
+            reply.is_sure |= turn.is_over
+            return
+        # While the agent speaks, the length of the user's voice decides whether it is interrupted.
+        if turn.is_recognised and (turn.is_over or not self._mouth.sounds):
+            self._finish_thinking(turn)
+
+    def _finish_thinking(self, turn: Heard) -> None:
+        """Think about the last words, wait for the calls, and begin to answer."""
+        mind = self._mind
+        if not mind.is_ending:
+            mind.begin(self._scene(turn, is_over=True), turn.number, self._now_s)
+        if mind.is_waiting:
+            return
+        if self._ready_s is None:
+            self._ready_s = self._now_s
+        is_late = self._now_s - self._ready_s > self.rules.wait_s
+        waiting = [one for one in self.calls.of_turn(turn.number) if not one.is_settled]
+        if waiting and not is_late:
+            return
+        for call in waiting:
+            self.calls.retract(call, self._now_s)
+        scene = self._scene(turn, is_over=True)
+        self._mouth.begin(scene, turn.number, self._now_s, is_sure=turn.is_over)
+
+    def _watch_reply(self) -> None:
+        """End an answer that was played or that the user interrupts."""
+        reply = self._mouth.reply
+        if reply is None:
+            return
+        for where, why, at_s in reply.faults:
+            self._trace.fail(where, why, at_s)
+        reply.faults.clear()
+        turn = self._ear.turn
+        if self._mouth.sounds and self._ear.in_turn and turn is not None:
+            is_new = turn.number not in (reply.turn, self._held)
+            if is_new and self._now_s - turn.start_s >= self.rules.barge_in_s:
+                self._yield(turn)
+                return
+        if self._mouth.is_finished(self._now_s):
+            self._close_reply(dropped_s=0.0)
+
+    def _yield(self, turn: Heard) -> None:
+        """Stop speaking at once: the user has the floor."""
+        dropped_s = self._mouth.ledger.flush()
+        self._trace.add(
+            AGENT, "interruption", turn.start_s, self._now_s, by=USER, flushed_s=round(dropped_s, 3)
+        )
+        self._close_reply(dropped_s)
+
+    def _close_reply(self, dropped_s: float) -> None:
+        reply = self._mouth.reply
+        if reply is None:
+            return
+        said = self._said(reply.turn)
+        for event in said:
+            self._trace.tell(event)
+        heard = " ".join(event.text for event in said)
+        amounts = self._mouth.ledger.amounts(self._now_s)
+        payload = {name: round(value, 3) for name, value in amounts._asdict().items()}
+        payload |= {"turn": reply.turn, "written": reply.text, "cut": dropped_s > 0}
+        start_s = self._now_s if reply.first_sound_s is None else reply.first_sound_s
+        self._trace.add(AGENT, "answer", start_s, self._now_s, heard, **payload)
+        self._remember(USER, reply.scene.text)
+        self._remember(AGENT, heard)
+        self._replied = reply.turn
+        self._mouth.drop()
+
+    def _discard(self, why: str) -> None:
+        """Drop an answer of which nothing was heard."""
+        reply = self._mouth.reply
+        if reply is not None:
+            self._trace.add(AGENT, "discarded", reply.begin_s, self._now_s, reply.text, why=why)
+        self._mouth.drop()
+
+    # ------------------------------------------------------------------------------- small parts
+
+    @property
+    def _turn(self) -> Heard:
+        if self._ear.turn is None:
+            raise AssertionError("signs come with a turn")
+        return self._ear.turn
+
+    def _begin_turn(self, turn: Heard) -> None:
+        """Forget what belonged to the turn before."""
+        self._open_turn = turn
+        self._mind.clear()
+        self._ready_s = None
+        self._told = 0
+
+    def _scene(self, turn: Heard, *, is_over: bool = False, interrupts: bool = False) -> Scene:
+        return Scene(
+            words=turn.words,
+            history=tuple(self.history),
+            thoughts=tuple(self._mind.thoughts),
+            calls=self.calls.of_turn(turn.number),
+            is_over=is_over,
+            interrupts=interrupts,
+        )
+
+    def _remember(self, speaker: str, text: str) -> None:
+        if text:
+            role = "user" if speaker == USER else "assistant"
+            self.history.append({"role": role, "content": text})
+            del self.history[:-_REMEMBERED]
+
+    def _said(self, turn: int) -> list[Event]:
+        """Return the words of the answer that were played, as events."""
+        heard = self._mouth.ledger.heard(self._now_s)
+        return [
+            Event(
+                start_s=word.start_s,
+                end_s=word.end_s,
+                stream=AGENT,
+                kind="word",
+                text=word.text,
+                payload={"turn": turn},
+            )
+            for word in heard
+        ]
+
+    def _tell_words(self, turn: Heard) -> None:
+        """Tell the words of a turn that were not told yet, and the turn itself when it is over."""
+        for number in range(self._told, len(turn.words)):
+            word = turn.words[number]
+            payload = {"p": round(word.probability, 3), "known_s": round(turn.known_s[number], 3)}
+            self._trace.add(USER, "word", word.start_s, word.end_s, word.text, **payload)
+        self._told = max(self._told, len(turn.words))
+        if turn.is_over:
+            self._trace.add(
+                USER, "turn", turn.start_s, turn.voice_end_s, turn.text, turn=turn.number
+            )

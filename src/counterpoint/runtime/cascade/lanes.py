@@ -1,0 +1,175 @@
+"""Lanes: where the slow work of a conversation runs while it goes on hearing.
+
+A job is an iterator; its steps are results, such as pieces of a text. A lane runs one job at a time
+and tells which steps are finished at a moment of the conversation. There are two kinds:
+
+- `ThreadLane` runs its job in a thread. The conversation must be paced like the sound.
+- `TimedLane` runs a job without threads, as far as the conversation has come: a step that took
+  0.3 s is finished 0.3 s after the step before it. So a recording can be answered faster than it
+  lasts, with the times at which its answers would have come if every lane had its own processor.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+Clock = Callable[[], float]
+"""Returns seconds; only differences count."""
+
+
+class Step(NamedTuple):
+    """What a job has given.
+
+    Attributes:
+        at_s: Time of the conversation at which it was finished.
+        value: The result; ``None`` if the job has ended.
+        is_last: Whether the job has ended.
+        error: Why it failed, if it did.
+    """
+
+    at_s: float
+    value: Any
+    is_last: bool = False
+    error: Exception | None = None
+
+
+@runtime_checkable
+class Lane(Protocol):
+    """Runs one job at a time."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs, or has steps that were not polled."""
+        ...
+
+    def start(self, job: Iterator[Any], now_s: float) -> None:
+        """Begin a job; a job that still runs is dropped, with the steps that were not polled."""
+        ...
+
+    def poll(self, now_s: float) -> list[Step]:
+        """Return the steps that are finished by now and were not returned before."""
+        ...
+
+    def stop(self) -> None:
+        """Drop the job. A thread ends with the step in which it is."""
+        ...
+
+
+LaneFactory = Callable[[], Lane]
+
+
+@dataclass(slots=True)
+class _Work:
+    """A job in a thread, with what it has given so far."""
+
+    job: Iterator[Any]
+    found: deque[tuple[Any, bool, Exception | None]]
+    is_dropped: bool = False
+
+    def run(self) -> None:
+        """Take all steps of the job, until it is dropped."""
+        try:
+            for value in self.job:
+                if self.is_dropped:
+                    return
+                self.found.append((value, False, None))
+            self.found.append((None, True, None))
+        except Exception as error:  # an engine may fail in any way, and the conversation goes on
+            self.found.append((None, True, error))
+
+
+class ThreadLane:
+    """A lane whose job runs in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._work: _Work | None = None
+
+    @property
+    def busy(self) -> bool:
+        """See `Lane.busy`."""
+        return self._work is not None
+
+    def start(self, job: Iterator[Any], now_s: float) -> None:
+        """See `Lane.start`."""
+        self.stop()
+        self._work = _Work(job, deque())
+        threading.Thread(target=self._work.run, daemon=True).start()
+
+    def poll(self, now_s: float) -> list[Step]:
+        """See `Lane.poll`."""
+        steps: list[Step] = []
+        while self._work is not None and self._work.found:
+            value, is_last, error = self._work.found.popleft()
+            steps.append(Step(now_s, value, is_last, error))
+            if is_last:
+                self._work = None
+        return steps
+
+    def stop(self) -> None:
+        """See `Lane.stop`."""
+        if self._work is not None:
+            self._work.is_dropped = True
+            self._work = None
+
+
+class TimedLane:
+    """A lane that runs its job in the caller's thread, and charges what it took.
+
+    Args:
+        clock: Returns seconds, to time the steps.
+    """
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
+        self._job: Iterator[Any] | None = None
+        self._ahead: Step | None = None
+        self._free_s = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """See `Lane.busy`."""
+        return self._job is not None or self._ahead is not None
+
+    def start(self, job: Iterator[Any], now_s: float) -> None:
+        """See `Lane.start`."""
+        self.stop()
+        self._job = job
+        self._free_s = now_s
+
+    def poll(self, now_s: float) -> list[Step]:
+        """See `Lane.poll`."""
+        steps: list[Step] = []
+        while self.busy:
+            self._ahead = self._ahead or self._take()
+            if self._ahead.at_s > now_s:
+                break
+            steps.append(self._ahead)
+            self._ahead = None
+        return steps
+
+    def stop(self) -> None:
+        """See `Lane.stop`."""
+        self._job = self._ahead = None
+
+    def _take(self) -> Step:
+        """Run the job for one step."""
+        if self._job is None:
+            raise AssertionError("a lane without a job takes no step")
+        began = self._clock()
+        value = None
+        is_last = True
+        error: Exception | None = None
+        try:
+            value = next(self._job)
+            is_last = False
+        except StopIteration:
+            pass
+        except Exception as problem:  # see `_Work.run`
+            error = problem
+        self._free_s += self._clock() - began
+        if is_last:
+            self._job = None
+        return Step(self._free_s, value, is_last, error)

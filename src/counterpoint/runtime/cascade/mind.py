@@ -1,0 +1,167 @@
+"""The thoughts about one turn: begun, read for their marks, ended by force when the next begins."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from counterpoint.runtime.cascade.calls import Calls
+from counterpoint.runtime.cascade.lanes import Lane
+from counterpoint.runtime.cascade.thinking import Judge, Marked, Marks, Scene, Thinker
+from counterpoint.runtime.cascade.trace import Trace
+
+THOUGHT = "thought"
+"""Name of the stream of thoughts, and kind of its events."""
+
+
+@dataclass(slots=True)
+class _Thought:
+    """A thought in the making."""
+
+    scene: Scene
+    turn: int
+    begin_s: float
+    marks: Marks = field(default_factory=Marks)
+    text: str = ""
+    interrupts: bool = False
+    score: float | None = None
+
+
+class Mind:
+    """Thinks about a turn.
+
+    Args:
+        think: Writes thoughts; ``None`` for a conversation without thoughts.
+        judge: Scores how surely the user must be interrupted; ``None`` for no judge.
+        lane: Where thoughts run.
+        calls: The calls that they ask for.
+        trace: Where they are told.
+        interrupt_at: Score from which on the user is interrupted.
+        early_calls: Whether a thought before the last words may call tools.
+
+    Attributes:
+        thoughts: Thoughts about the turn so far.
+        newest_s: When the newest one began; ``None`` before the first.
+        num_words: Number of words that it saw.
+        is_done: Whether the thought after the last words has ended.
+    """
+
+    def __init__(
+        self,
+        think: Thinker | None,
+        judge: Judge | None,
+        lane: Lane,
+        calls: Calls,
+        trace: Trace,
+        interrupt_at: float,
+        *,
+        early_calls: bool,
+    ) -> None:
+        self.thoughts: list[str] = []
+        self.newest_s: float | None = None
+        self.num_words = 0
+        self.is_done = False
+        self._think = think
+        self._judge = judge
+        self._lane = lane
+        self._calls = calls
+        self._trace = trace
+        self._interrupt_at = interrupt_at
+        self._early_calls = early_calls
+        self._thought: _Thought | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether there is anything to run while the user speaks."""
+        return self._think is not None or self._judge is not None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the thought after the last words runs or has ended."""
+        runs = self._thought is not None and self._thought.scene.is_over
+        return self.is_done or runs or self._think is None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the thought after the last words is still running."""
+        return self._think is not None and not self.is_done
+
+    def clear(self) -> None:
+        """Forget everything: a new turn begins."""
+        self._lane.stop()
+        self._thought = None
+        self.thoughts = []
+        self.newest_s = None
+        self.num_words = 0
+        self.is_done = False
+
+    def begin(self, scene: Scene, turn: int, now_s: float) -> bool:
+        """Begin a thought, and end one that still runs by force.
+
+        Returns:
+            Whether the thought that was ended asks for an interruption.
+        """
+        interrupts = self._end(now_s, forced=True)
+        self.num_words = len(scene.words)
+        self.newest_s = now_s
+        self._thought = _Thought(scene, turn, now_s)
+        self._lane.start(self._job(scene), now_s)
+        return interrupts
+
+    def advance(self, now_s: float) -> bool:
+        """Take what was thought.
+
+        Returns:
+            Whether a thought that has ended asks for an interruption.
+        """
+        interrupts = False
+        for step in self._lane.poll(now_s):
+            thought = self._thought
+            if thought is None:
+                break
+            if step.error is not None:
+                self._trace.fail(THOUGHT, str(step.error), step.at_s)
+            if step.is_last:
+                interrupts |= self._end(step.at_s, forced=False)
+            elif isinstance(step.value, float):
+                thought.score = step.value
+                thought.interrupts |= step.value >= self._interrupt_at
+            else:
+                self._read(thought, thought.marks.read(step.value), step.at_s)
+        return interrupts
+
+    def _read(self, thought: _Thought, marked: Iterator[Marked], at_s: float) -> None:
+        for one in marked:
+            if one.kind == "text":
+                thought.text += one.text
+            elif one.kind == "interrupt":
+                thought.interrupts = True
+            elif one.kind == "broken":
+                self._calls.refuse(one.text, "the call was cut off", at_s)
+            elif self._early_calls or thought.scene.is_over:
+                act = self._calls.request if one.kind == "call" else self._calls.cancel
+                act(one.text, thought.turn, at_s)
+
+    def _end(self, at_s: float, *, forced: bool) -> bool:
+        """End the running thought, if any; return whether it asks for an interruption."""
+        thought = self._thought
+        if thought is None:
+            return False
+        self._lane.stop()
+        self._thought = None
+        self._read(thought, thought.marks.end(), at_s)
+        text = " ".join(thought.text.split())
+        if text:
+            self.thoughts.append(text)
+        is_over = thought.scene.is_over
+        payload = {"forced": forced, "last": is_over, "heard": thought.scene.text}
+        if thought.score is not None:
+            payload["score"] = thought.score
+        self._trace.add(THOUGHT, THOUGHT, thought.begin_s, at_s, text, **payload)
+        self.is_done |= is_over
+        return thought.interrupts and not is_over
+
+    def _job(self, scene: Scene) -> Iterator[str | float]:
+        """Yield the pieces of a thought, and then the score of the judge."""
+        if self._think is not None:
+            yield from self._think(scene)
+        if self._judge is not None and not scene.is_over:
+            yield float(self._judge(scene))

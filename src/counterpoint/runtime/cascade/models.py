@@ -1,0 +1,244 @@
+"""Language models that complete a conversation piece by piece: three ways to the same function.
+
+A `Complete` gets messages ("role" and "content", as everywhere) and the largest number of tokens,
+and yields pieces of text as they are written. Anything else that does so may take its place.
+"""
+
+import atexit
+import http.client
+import json
+import queue
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoint.errors import UserError
+from counterpoint.packages import optional_module
+from counterpoint.runtime.load import load
+from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.sessions import Sessions
+
+Message = Mapping[str, str]
+Complete = Callable[[Sequence[Message], int], Iterator[str]]
+"""Completes a conversation: messages and the largest number of tokens -> pieces of the answer."""
+
+_CONTEXT = 4096
+_SLOTS = 2  # one keeps the beginning of the notes' prompt, the other that of the answers'
+_ENDING_S = 5.0
+_LONGEST_LINE = 1 << 20
+
+
+class EndpointError(UserError):
+    """A server of language models cannot be reached, is too slow, or answers nonsense."""
+
+
+class TowerModel:
+    """A published model of text, run by this library's own tower and sessions.
+
+    Args:
+        path: Folder or GGUF file of a model that knows conversations.
+
+    Raises:
+        UserError: It is no such model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        loaded = load(path)
+        if loaded.published is None or loaded.published.chat is None:
+            raise UserError(f"{path} must be a published model that knows conversations.")
+        self._chat = loaded.published.chat()
+        self._tokenizer = loaded.tokenizer
+        self._system = loaded.system
+        self._lock = threading.Lock()  # its sessions share the threads of torch
+
+    def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
+        """See `Complete`."""
+        with self._lock:
+            sessions = Sessions(self._system, 1, sliding=True)
+            end_id = self._tokenizer.end_id
+            sampling = Sampling(temperature=0.0)
+            session = sessions.start(0, sampling, end_id=end_id, max_sampled=most_tokens)
+            sessions.feed({0: self._chat(messages)})
+            ids: list[int] = []
+            shown = ""
+            while not session.ended:
+                sessions.step()
+                if session.sampled[-1] == end_id:
+                    break
+                ids.append(session.sampled[-1])
+                text = self._tokenizer.decode(np.array(ids))
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a letter of several tokens
+                    yield text[len(shown) :]
+                    shown = text
+
+
+class LlamaCppModel:
+    """A GGUF file, run by llama.cpp (package `xllamacpp`) in this process.
+
+    Args:
+        path: The GGUF file.
+        num_threads: Threads of the network. Its threads wait for each other after every product, so
+            a second thread on a busy machine makes it many times as slow.
+
+    Raises:
+        MissingPackageError: The extra `offline` is not installed.
+    """
+
+    def __init__(self, path: Path, num_threads: int = 1) -> None:
+        package: Any = optional_module("xllamacpp")
+        settings = package.CommonParams()
+        settings.model.path = str(path)
+        settings.n_ctx = _CONTEXT
+        settings.n_parallel = _SLOTS
+        settings.cpuparams.n_threads = num_threads
+        settings.cpuparams_batch.n_threads = num_threads
+        settings.verbosity = -1
+        self._server: Any = package.Server(settings)
+        self._running: list[tuple[threading.Event, threading.Thread]] = []
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        """End what runs: llama.cpp aborts the process if it ends during a completion."""
+        for is_dropped, thread in self._running:
+            is_dropped.set()
+            thread.join(_ENDING_S)
+
+    def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
+        """See `Complete`."""
+        pieces: queue.Queue[str | Exception | None] = queue.Queue()
+        is_dropped = threading.Event()
+
+        def take(chunk: Any) -> bool:
+            given = json.loads(chunk) if isinstance(chunk, str) else chunk
+            for one in given if isinstance(given, list) else [given]:
+                for choice in one.get("choices", ()):
+                    if text := choice.get("delta", {}).get("content"):
+                        pieces.put(text)
+            return is_dropped.is_set()  # True ends the completion
+
+        def run() -> None:
+            request = {
+                "messages": [dict(message) for message in messages],
+                "max_tokens": most_tokens,
+                "temperature": 0.0,
+                "cache_prompt": True,
+                "stream": True,
+            }
+            try:
+                self._server.handle_chat_completions(request, take)
+                pieces.put(None)
+            except Exception as error:  # it is raised in the thread that reads
+                pieces.put(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._running = [one for one in self._running if one[1].is_alive()]
+        self._running.append((is_dropped, thread))
+        thread.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            is_dropped.set()
+
+
+class EndpointModel:
+    """A model behind a server that speaks OpenAI's `/chat/completions`, over plain HTTP or HTTPS.
+
+    Args:
+        url: Address up to `/v1`, such as "http://127.0.0.1:8080/v1".
+        model: Name of the model there.
+        key: Key that the server wants; empty for none.
+        wait_s: Longest time to connect, and between two pieces.
+        limit_s: Longest time of a whole answer.
+
+    Raises:
+        UserError: It is no address.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "",
+        key: str = "",
+        *,
+        wait_s: float = 5.0,
+        limit_s: float = 30.0,
+    ) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"The address must begin with http:// or https://: got {url!r}.")
+        self._parts = parts
+        self._url = url
+        self._model = model
+        self._key = key
+        self._wait_s = wait_s
+        self._limit_s = limit_s
+
+    def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
+        """See `Complete`.
+
+        Raises:
+            EndpointError: The server fails or is too slow.
+        """
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        kind = kinds[self._parts.scheme]
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._wait_s)
+        try:
+            yield from self._pieces(connection, messages, most_tokens)
+        except TimeoutError:
+            raise EndpointError(
+                f"{self._url} must answer within {self._wait_s:g} s: it did not."
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise EndpointError(f"{self._url} must be reachable: {error}.") from None
+        finally:
+            connection.close()
+
+    def _pieces(
+        self, connection: http.client.HTTPConnection, messages: Sequence[Message], most: int
+    ) -> Iterator[str]:
+        content = {
+            "model": self._model,
+            "messages": [dict(message) for message in messages],
+            "max_tokens": most,
+            "temperature": 0.0,
+            "stream": True,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        ends_s = time.monotonic() + self._limit_s
+        path = self._parts.path.rstrip("/") + "/chat/completions"
+        connection.request("POST", path, json.dumps(content), headers)
+        with connection.getresponse() as response:
+            if response.status != 200:
+                told = response.read(500).decode(errors="replace")
+                raise EndpointError(f"{self._url} must answer: status {response.status}, {told}.")
+            while line := response.readline(_LONGEST_LINE):
+                if time.monotonic() > ends_s:
+                    raise EndpointError(
+                        f"{self._url} must end its answer within {self._limit_s:g} s: it did not."
+                    )
+                text = line.decode(errors="replace").strip()
+                if text == "data: [DONE]":
+                    return
+                if text.startswith("data:"):
+                    yield from self._delta(text.removeprefix("data:"))
+
+    def _delta(self, text: str) -> Iterator[str]:
+        """Return the piece of an event, if it has one."""
+        try:
+            for choice in json.loads(text)["choices"]:
+                if piece := choice["delta"].get("content"):
+                    yield str(piece)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise EndpointError(
+                f"{self._url} must send events of OpenAI's form: got {text[:80]!r}."
+            ) from None

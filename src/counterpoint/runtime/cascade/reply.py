@@ -1,0 +1,170 @@
+"""An answer in the making: its text is written, spoken sentence by sentence, and then played.
+
+It may be prepared before it is certain that the user has finished. Then its first sentence waits,
+and it is dropped if the user goes on.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.runtime.cascade.lanes import Lane
+from counterpoint.runtime.cascade.ledger import Ledger
+from counterpoint.runtime.cascade.thinking import Scene, sentences
+from counterpoint.speech.engines import SpokenWord
+
+
+class Voiced(NamedTuple):
+    """A spoken sentence.
+
+    Attributes:
+        audio: Its samples at the rate of the conversation.
+        words: Its words, with times from the first sample on.
+    """
+
+    audio: Float[Tensor, " N"]
+    words: tuple[SpokenWord, ...]
+
+
+Speak = Callable[[str], Voiced]
+"""Speaks a sentence."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Reply:
+    """An answer to a turn.
+
+    Attributes:
+        scene: What it answers.
+        turn: Number of the user's turn.
+        begin_s: When the first piece of its text was asked for.
+        is_sure: Whether the user has finished, so that it may be heard.
+        text: What was written so far.
+        waiting: Sentences that are still to be spoken.
+        ready: Spoken sentences that wait until the answer is sure.
+        is_written: Whether the text is complete.
+        first_sound_s: When its sound was first queued to be played.
+        faults: What failed.
+    """
+
+    scene: Scene
+    turn: int
+    begin_s: float
+    is_sure: bool = False
+    text: str = ""
+    waiting: deque[str] = field(default_factory=deque)
+    ready: list[Voiced] = field(default_factory=list)
+    is_written: bool = False
+    first_sound_s: float | None = None
+    faults: list[tuple[str, str, float]] = field(default_factory=list)
+
+
+class Mouth:
+    """Writes, speaks and plays one answer after another.
+
+    Args:
+        answer: Writes the text of an answer.
+        speak: Speaks a sentence.
+        ledger: Queue and accounts of the sound.
+        writing: Lane of the text.
+        speaking: Lane of the sound.
+        apology: What is said if nothing could be written.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Scene], Iterator[str]],
+        speak: Speak,
+        ledger: Ledger,
+        writing: Lane,
+        speaking: Lane,
+        apology: str,
+    ) -> None:
+        self.ledger = ledger
+        self.reply: Reply | None = None
+        self._answer = answer
+        self._speak = speak
+        self._writing = writing
+        self._speaking = speaking
+        self._apology = apology
+
+    @property
+    def sounds(self) -> bool:
+        """Whether sound of the answer has been queued to be played."""
+        return self.reply is not None and self.reply.first_sound_s is not None
+
+    def begin(self, scene: Scene, turn: int, now_s: float, *, is_sure: bool) -> None:
+        """Begin to write an answer."""
+        self.drop()
+        self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=is_sure)
+        self._writing.start(sentences(self._answer(scene)), now_s)
+
+    def say(self, text: str, scene: Scene, turn: int, now_s: float) -> None:
+        """Say a text that is known already."""
+        self.drop()
+        self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=True)
+        self._writing.start(iter([text]), now_s)
+
+    def drop(self) -> None:
+        """Stop writing and speaking, and forget the answer; its queued sound is flushed."""
+        self._writing.stop()
+        self._speaking.stop()
+        self.ledger.begin()
+        self.reply = None
+
+    def advance(self, now_s: float) -> None:
+        """Take what is finished, and queue the sound of an answer that is sure."""
+        reply = self.reply
+        if reply is None:
+            return
+        self._take_text(reply, now_s)
+        self._take_sound(reply, now_s)
+        if not reply.is_sure:
+            return
+        for voiced in reply.ready:
+            self.ledger.add(voiced.audio, voiced.words)
+            if reply.first_sound_s is None:
+                reply.first_sound_s = now_s
+        reply.ready.clear()
+
+    def _take_text(self, reply: Reply, now_s: float) -> None:
+        for step in self._writing.poll(now_s):
+            if step.error is not None:
+                reply.faults.append(("answer", str(step.error), step.at_s))
+            if not step.is_last:
+                reply.text = f"{reply.text} {step.value}".strip()
+                reply.waiting.append(step.value)
+                continue
+            reply.is_written = True
+            if not reply.text:
+                reply.text = self._apology
+                reply.waiting.append(self._apology)
+
+    def _take_sound(self, reply: Reply, now_s: float) -> None:
+        for step in self._speaking.poll(now_s):
+            if step.error is not None:
+                reply.faults.append(("speech", str(step.error), step.at_s))
+            elif not step.is_last:
+                reply.ready.append(step.value)
+        if reply.waiting and not self._speaking.busy:
+            self._speaking.start(self._spoken(reply.waiting.popleft()), now_s)
+
+    def is_finished(self, now_s: float) -> bool:
+        """Return whether all of the answer has been played."""
+        reply = self.reply
+        return (
+            reply is not None
+            and reply.is_sure
+            and reply.is_written
+            and not (reply.waiting or reply.ready or self._speaking.busy)
+            and not self.ledger.is_playing(now_s)
+        )
+
+    def _spoken(self, text: str) -> Iterator[Voiced]:
+        voiced = self._speak(text)
+        yield voiced._replace(audio=voiced.audio.to(torch.float32))

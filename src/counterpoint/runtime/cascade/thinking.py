@@ -1,0 +1,294 @@
+"""Thinking while a user speaks: when to think, what a thinker sees, and what it may write.
+
+A thinker writes text. Three marks in it have a meaning, as in SHANKS (arXiv:2510.06917):
+
+- ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` asks for a call;
+- ``<tool_cancel>{...}</tool_cancel>`` takes an equal call back, because the speaker changed it;
+- ``[INTERRUPT]`` interrupts the speaker.
+
+The first and the last are the paper's; taking back is ours.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.calls import Call
+from counterpoint.runtime.cascade.models import Complete, Message
+from counterpoint.speech.partials import ScoredWord
+
+INTERRUPT = "[INTERRUPT]"
+
+_MARK = re.compile(r"<tool_(call|cancel)>(.*?)</tool_\1>|\[INTERRUPT\]", re.DOTALL)
+_OPEN = re.compile(r"<tool_(call|cancel)>.*\Z|<[a-z_/]*\Z|\[[A-Z]*\Z", re.DOTALL)
+_CLIPPED = 1500  # most characters of a turn that a small model reads
+_NOTE_WORDS = 40
+
+_THINK = "You take notes of what a person who is still speaking wants, in one short sentence."
+_NOTES = (
+    ("I need a table for four on Friday and", "They want a table for four on Friday."),
+    ("how far is it from here to the", "They ask how far something is."),
+)
+"""Examples for a small model: it does not take notes when it is only told to."""
+
+_ANSWER = "You are a voice assistant. You answer in one short sentence."
+_ANSWERS = (
+    ("What is the highest mountain?", "The highest mountain is Mount Everest."),
+    ("Can you help me?", "Of course, what do you need?"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """What a thinker knows when it begins to think.
+
+    Attributes:
+        words: Words of the turn so far.
+        history: Earlier turns, of the agent only what the user has heard.
+        thoughts: Earlier thoughts in this turn.
+        calls: Calls that this turn has asked for.
+        is_over: Whether the user seems to have finished.
+        interrupts: Whether the agent takes the floor from the user.
+    """
+
+    words: tuple[ScoredWord, ...]
+    history: tuple[Message, ...] = ()
+    thoughts: tuple[str, ...] = ()
+    calls: tuple[Call, ...] = ()
+    is_over: bool = False
+    interrupts: bool = False
+
+    @property
+    def text(self) -> str:
+        """The words as one text."""
+        return " ".join(word.text for word in self.words)
+
+
+Thinker = Callable[[Scene], Iterator[str]]
+"""Writes thoughts, or an answer, piece by piece."""
+
+Judge = Callable[[Scene], float]
+"""Returns how sure it is, 0 to 1, that the speaker must be interrupted."""
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """Tells when to think."""
+
+    def __call__(self, new: Sequence[ScoredWord], since_s: float, *, pausing: bool) -> bool:
+        """Return whether to think now.
+
+        Args:
+            new: Words that came since the last thought.
+            since_s: Seconds since the last thought, or since the turn began.
+            pausing: Whether the speaker pauses.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedChunks:
+    """Thinks every few seconds of speech, as in the paper.
+
+    Attributes:
+        chunk_s: Seconds between two thoughts.
+    """
+
+    chunk_s: float = 4.0
+
+    def __call__(self, new: Sequence[ScoredWord], since_s: float, *, pausing: bool) -> bool:
+        """See `Trigger`."""
+        return since_s >= self.chunk_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClauseTrigger:
+    """Thinks when a clause seems to be complete, and after some seconds in any case.
+
+    A clause is complete where the recogniser writes punctuation after it or the speaker pauses. The
+    last word does not count while the speaker goes on, because it may still change.
+
+    Attributes:
+        least_words: Words that a clause has at least.
+        most_s: Seconds after which new words are thought about without the end of a clause.
+    """
+
+    least_words: int = 2
+    most_s: float = 4.0
+
+    def __call__(self, new: Sequence[ScoredWord], since_s: float, *, pausing: bool) -> bool:
+        """See `Trigger`."""
+        stable = new if pausing else new[:-1]
+        if len(stable) < self.least_words:
+            return False
+        closed = any(word.text[-1:] in ",.;:?!" for word in stable)
+        return closed or pausing or since_s >= self.most_s
+
+
+class Marked(NamedTuple):
+    """A piece of what a thinker wrote: its text, or the content of a mark.
+
+    A mark that was cut off before its end is "broken".
+    """
+
+    kind: Literal["text", "call", "cancel", "interrupt", "broken"]
+    text: str
+
+
+class Marks:
+    """Finds the marks in a text that comes piece by piece."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def read(self, piece: str) -> Iterator[Marked]:
+        """Yield what a further piece completes."""
+        self._rest += piece
+        place = 0
+        for found in _MARK.finditer(self._rest):
+            yield from _text(self._rest[place : found.start()])
+            kind = found.group(1)
+            if kind is None:
+                yield Marked("interrupt", "")
+            else:
+                yield Marked("call" if kind == "call" else "cancel", found.group(2).strip())
+            place = found.end()
+        self._rest = self._rest[place:]
+        begun = _OPEN.search(self._rest)
+        stop = len(self._rest) if begun is None else begun.start()
+        yield from _text(self._rest[:stop])
+        self._rest = self._rest[stop:]
+
+    def end(self) -> Iterator[Marked]:
+        """Yield the rest."""
+        rest, self._rest = self._rest, ""
+        if re.match(r"<tool_(call|cancel)>", rest):
+            yield Marked("broken", rest)
+        else:
+            yield from _text(rest)
+
+
+def _text(text: str) -> Iterator[Marked]:
+    if text:
+        yield Marked("text", text)
+
+
+class NoteTaker:
+    """Lets a language model note what the speaker wants.
+
+    Args:
+        complete: The model.
+        tools: Tools that it may call in its notes.
+        most_tokens: Longest note.
+    """
+
+    def __init__(
+        self, complete: Complete, tools: Sequence[Tool] = (), most_tokens: int = _NOTE_WORDS
+    ) -> None:
+        self._complete = complete
+        self._tools = tools
+        self._most = most_tokens
+
+    def __call__(self, scene: Scene) -> Iterator[str]:
+        """See `Thinker`. Nothing is noted once the speaker has finished: it would only delay."""
+        if scene.is_over or not scene.words:
+            return iter(())
+        system = _THINK
+        if self._tools:
+            described = json.dumps([tool.described() for tool in self._tools])
+            system += (
+                "\nYou may call these tools as soon as their arguments are known, with "
+                '<tool_call>{"name": ..., "arguments": {...}}</tool_call>: ' + described
+            )
+        messages = [_message("system", system)]
+        for said, note in _NOTES:
+            messages += [_message("user", said), _message("assistant", note)]
+        messages.append(_message("user", scene.text[-_CLIPPED:]))
+        return self._complete(messages, self._most)
+
+
+class Answerer:
+    """Lets a language model answer.
+
+    Args:
+        complete: The model.
+        system: What the model is told about its task.
+        most_tokens: Longest answer.
+        most_messages: Number of last messages of the history that it reads.
+    """
+
+    def __init__(
+        self,
+        complete: Complete,
+        system: str = _ANSWER,
+        most_tokens: int = 60,
+        most_messages: int = 6,
+    ) -> None:
+        self._complete = complete
+        self._system = system
+        self._most = most_tokens
+        self._most_messages = most_messages
+
+    def __call__(self, scene: Scene) -> Iterator[str]:
+        """See `Thinker`."""
+        system = self._system
+        if scene.interrupts:
+            system += " The person made a mistake: say briefly what is wrong."
+        if scene.thoughts:
+            system += " Your notes: " + " ".join(scene.thoughts)[-_CLIPPED:]
+        results = [f"{one.tool.name}: {one.result}" for one in scene.calls if one.state == "done"]
+        failed = [one.tool.name for one in scene.calls if one.state == "failed"]
+        if results:
+            system += " Results: " + " ".join(results)[-_CLIPPED:]
+        if failed:
+            system += " Not possible now: " + ", ".join(failed)
+        history = scene.history[-self._most_messages :]
+        said = _message("user", scene.text[-_CLIPPED:])
+        shown: list[Message] = []
+        for question, answer in _ANSWERS:
+            shown += [_message("user", question), _message("assistant", answer)]
+        return self._complete([_message("system", system), *shown, *history, said], self._most)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def together(thinkers: Iterable[Thinker]) -> Thinker:
+    """Return a thinker that lets several think, one after another."""
+    every = tuple(thinkers)
+
+    def think(scene: Scene) -> Iterator[str]:
+        for thinker in every:
+            yield from thinker(scene)
+
+    return think
+
+
+def sentences(pieces: Iterable[str], first_words: int = 4) -> Iterator[str]:
+    """Yield what can be spoken on its own: sentences, and for a quick start a first clause.
+
+    Args:
+        pieces: A text, piece by piece.
+        first_words: Words that the first clause has at least.
+    """
+    rest = ""
+    is_first = True
+    for piece in pieces:
+        rest += piece
+        while True:
+            ends = [found.end() for found in re.finditer(r"[.!?]+[\"')]*\s|\n+", rest)]
+            if is_first and not ends:
+                clauses = (found.end() for found in re.finditer(r"[,;:]\s", rest))
+                ends = [end for end in clauses if len(rest[:end].split()) >= first_words]
+            if not ends:
+                break
+            said, rest = rest[: ends[0]].strip(), rest[ends[0] :]
+            if any(map(str.isalnum, said)):
+                is_first = False
+                yield said
+    if any(map(str.isalnum, rest)):
+        yield rest.strip()

@@ -1,0 +1,359 @@
+"""Tools that are slow, fail, hang, return rubbish or a megabyte, and calls that are taken back."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from counterpoint.data.tools import Effect, Tool, argument_fault
+from counterpoint.runtime.cascade.calls import CallRules, Calls
+from counterpoint.runtime.cascade.cascade import CascadeRules
+from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
+from counterpoint.runtime.cascade.schema_caller import SchemaCaller
+from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
+from counterpoint.streams.timeline import Event
+from tests.runtime.cascade.scripted import WORD_S, FakeClock, Stage
+
+SIZES = {"type": "string", "enum": ["small", "large"]}
+PARAMETERS = {"type": "object", "properties": {"size": SIZES}, "required": ["size"]}
+
+
+class Counter:
+    """A counter of orders: an order is in force from its call to its undoing, once for each key."""
+
+    def __init__(self, clock: FakeClock | None = None, cost_s: float = 0.0) -> None:
+        self.orders: dict[str, str] = {}
+        self.keys: list[str] = []
+        self.failures: list[Exception] = []
+        self._clock = clock
+        self._cost_s = cost_s
+
+    def order(self, size: str, key: str) -> dict[str, str]:
+        self.keys.append(key)
+        if self._clock is not None:
+            self._clock.now_s += self._cost_s
+        if self.failures:
+            raise self.failures.pop()
+        self.orders[key] = size
+        return {"ordered": size}
+
+    def undo(self, key: str) -> None:
+        self.orders.pop(key, None)
+
+    def tool(self, effect: Effect = "undoable", limit_s: float = 5.0) -> Tool:
+        return Tool(
+            name="order",
+            description="Orders a drink.",
+            parameters=PARAMETERS,
+            function=self.order,
+            effect=effect,
+            undo=self.undo if effect == "undoable" else None,
+            limit_s=limit_s,
+        )
+
+
+def wanted(size: str) -> str:
+    return json.dumps({"name": "order", "arguments": {"size": size}})
+
+
+def tool_of(function: Callable[..., Any], limit_s: float = 0.2) -> Tool:
+    return Tool(
+        name="order",
+        description="",
+        parameters=PARAMETERS,
+        function=function,
+        effect="none",
+        limit_s=limit_s,
+    )
+
+
+def run(calls: Calls, *, is_over: bool = True, until_s: float = 10.0) -> list[Event]:
+    """Let time pass until every call is settled."""
+    now_s = 0.0
+    while now_s < until_s:
+        calls.advance(now_s, is_over=is_over)
+        now_s += 0.032
+    return calls.take_events()
+
+
+def outcomes(events: list[Event]) -> list[Any]:
+    return [one.payload.get("why", "ok") for one in events if one.kind == "return"]
+
+
+def calls_of(tool: Tool, clock: FakeClock | None = None, rules: CallRules | None = None) -> Calls:
+    return Calls([tool], lambda: TimedLane(clock or FakeClock()), rules)
+
+
+# ----------------------------------------------------------------------- what tools may do
+
+
+def test_failed_call_is_repeated_with_the_same_key() -> None:
+    counter = Counter()
+    counter.failures = [OSError("busy"), OSError("busy")]
+    calls = calls_of(counter.tool())
+    calls.request(wanted("small"), 1, 0.0)
+    events = run(calls)
+    assert outcomes(events) == ["OSError: busy", "OSError: busy", "ok"]
+    assert len(set(counter.keys)) == 1
+    assert counter.orders == {counter.keys[0]: "small"}
+    tries = [one.start_s for one in events if one.kind == "call"]
+    assert tries[1] - tries[0] >= 0.5
+    assert calls.calls[0].result == '{"ordered": "small"}'
+
+
+def test_lasting_call_waits_for_the_end_and_is_never_repeated() -> None:
+    counter = Counter()
+    counter.failures = [OSError("busy")]
+    calls = calls_of(counter.tool("lasting"))
+    calls.request(wanted("small"), 1, 0.0)
+    assert run(calls, is_over=False) == []
+    assert outcomes(run(calls)) == ["OSError: busy"]
+    assert counter.keys == ["turn 1, call 1"]
+    assert calls.calls[0].state == "failed"
+
+
+class Endless:
+    """A value that is no JSON."""
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (Endless(), "the result is no JSON"),
+        (float("nan"), "the result is no JSON"),
+        ({"a": {1, 2}}, "the result is no JSON"),
+        ("x" * 1_000_000, "the result has 1000002 bytes, at most 65536"),
+        (b"\x00\xff", "the result is no JSON"),
+    ],
+)
+def test_rubbish_and_a_megabyte_are_failures(result: Any, why: str) -> None:
+    calls = calls_of(tool_of(lambda size: result), rules=CallRules(most_attempts=1))
+    calls.request(wanted("small"), 1, 0.0)
+    (told,) = outcomes(run(calls))
+    assert why in told
+    assert calls.calls[0].state == "failed"
+
+
+def test_results_that_contain_themselves_and_exits_are_failures() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+
+    def leave(size: str) -> None:
+        raise SystemExit(3)
+
+    for function in (lambda size: circle, leave):
+        calls = calls_of(tool_of(function), rules=CallRules(most_attempts=1))
+        calls.request(wanted("small"), 1, 0.0)
+        assert outcomes(run(calls)) != ["ok"]
+
+
+def test_hanging_tool_ends_in_time_and_too_many_are_refused() -> None:
+    release = threading.Event()
+    rules = CallRules(most_attempts=3, retry_after_s=0.0, most_hanging=2)
+    calls = calls_of(tool_of(lambda size: release.wait(30), limit_s=0.05), rules=rules)
+    calls.request(wanted("small"), 1, 0.0)
+    assert outcomes(run(calls)) == ["no result within 0.05 s"] * 2 + ["2 calls hang"]
+    release.set()
+
+
+def test_slow_tool_in_a_thread_does_not_hold_up_the_conversation() -> None:
+    def slow(size: str) -> str:
+        time.sleep(0.2)
+        return "late"
+
+    calls = Calls([tool_of(slow, limit_s=5.0)], ThreadLane)
+    calls.request(wanted("small"), 1, 0.0)
+    began = time.monotonic()
+    calls.advance(0.0, is_over=False)
+    assert time.monotonic() - began < 0.1
+    while not calls.calls[0].is_settled and time.monotonic() < began + 5:
+        calls.advance(time.monotonic() - began, is_over=False)
+        time.sleep(0.005)
+    assert outcomes(calls.take_events()) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("{", "malformed call: JSONDecodeError"),
+        ("[]", "malformed call: TypeError"),
+        ("3", "malformed call: TypeError"),
+        ('{"arguments": {}}', "malformed call: KeyError"),
+        ('{"name": ["order"]}', "malformed call: TypeError"),
+        ('{"name": "nothing"}', "no tool 'nothing'"),
+        ('{"name": "order", "arguments": "small"}', "arguments must be an object"),
+        ('{"name": "order", "arguments": {}}', "size missing"),
+        ('{"name": "order", "arguments": {"size": 3}}', "size must be of type string"),
+        ('{"name": "order", "arguments": {"size": "huge"}}', "size must be one of small, large"),
+        ('{"name": "order", "arguments": {"size": "small", "x": 1}}', "no parameter 'x'"),
+        ("[" * 100_000, "malformed call: RecursionError"),
+    ],
+)
+def test_malformed_call_is_one_event(written: str, why: str) -> None:
+    counter = Counter()
+    calls = calls_of(counter.tool())
+    calls.request(written, 1, 0.5)
+    (event,) = run(calls)
+    assert event.kind == "return"
+    assert why in event.payload["why"]
+    assert len(event.payload["written"]) <= 500
+    assert counter.keys == []
+
+
+def test_booleans_are_no_numbers() -> None:
+    schema = {"properties": {"count": {"type": "integer"}}}
+    assert argument_fault(schema, {"count": 3}) is None
+    assert argument_fault(schema, {"count": True}) is not None
+
+
+# ------------------------------------------------------------------------- taking back
+
+
+def test_cancelled_call_is_undone() -> None:
+    counter = Counter()
+    calls = calls_of(counter.tool())
+    calls.request(wanted("large"), 1, 0.0)
+    calls.advance(0.1, is_over=False)
+    calls.advance(0.2, is_over=False)
+    assert list(counter.orders.values()) == ["large"]
+    calls.cancel(wanted("large"), 1, 0.3)
+    calls.request(wanted("small"), 1, 0.3)
+    events = run(calls)
+    assert [one.kind for one in events] == ["call", "return", "cancel", "call", "return", "undone"]
+    assert list(counter.orders.values()) == ["small"]
+
+
+def test_effect_that_comes_after_the_cancellation_is_undone_too() -> None:
+    counter = Counter()
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(size: str, key: str) -> str:
+        begun.set()
+        release.wait(5)
+        counter.orders[key] = size
+        return "done"
+
+    tool = replace(counter.tool(), function=slow)
+    calls = Calls([tool], ThreadLane)
+    calls.request(wanted("large"), 1, 0.0)
+    calls.advance(0.0, is_over=False)
+    assert begun.wait(5)
+    calls.cancel(wanted("large"), 1, 0.1)
+    for _ in range(200):
+        calls.advance(0.2, is_over=False)
+        time.sleep(0.005)
+        if any(one.kind == "undone" for one in calls.events):
+            break
+    release.set()
+    (attempt,) = calls.calls[0].tries
+    ends = time.monotonic() + 5
+    while (attempt.is_alive or counter.orders) and time.monotonic() < ends:
+        time.sleep(0.005)
+    assert counter.orders == {}
+    assert not attempt.is_alive
+
+
+def test_lasting_call_that_was_made_cannot_be_taken_back() -> None:
+    counter = Counter()
+    calls = calls_of(counter.tool("lasting"))
+    calls.request(wanted("large"), 1, 0.0)
+    run(calls)
+    calls.cancel(wanted("large"), 1, 20.0)
+    assert calls.take_events() == []
+    assert list(counter.orders.values()) == ["large"]
+
+
+def test_undo_that_fails_is_told() -> None:
+    counter = Counter()
+
+    def stuck(key: str) -> None:
+        raise OSError("no way back")
+
+    calls = calls_of(replace(counter.tool(), undo=stuck))
+    calls.request(wanted("large"), 1, 0.0)
+    run(calls)
+    calls.cancel(wanted("large"), 1, 0.0)
+    (undone,) = [one for one in run(calls) if one.kind == "undone"]
+    assert undone.payload["why"] == "OSError: no way back"
+
+
+def test_tool_must_have_an_undo_exactly_if_it_is_undoable() -> None:
+    with pytest.raises(ValueError, match="exactly if its effect is undoable"):
+        replace(Counter().tool("lasting"), effect="undoable")
+
+
+# ------------------------------------------------------------------------ in a conversation
+
+
+def ordering(stage: Stage, counter: Counter, *, early: bool, effect: Effect = "undoable") -> Any:
+    tool = counter.tool(effect)
+    engines = replace(stage.engines("Done."), think=SchemaCaller([tool]))
+    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0), early_calls=early)
+    return stage.cascade(engines, rules, [tool])
+
+
+def times(cascade: Any, kind: str) -> list[float]:
+    return [one.start_s for one in cascade.timeline().where(stream="tool", kind=kind)]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_call_is_done_before_the_user_stops_or_only_after(early: bool) -> None:
+    stage = Stage()
+    counter = Counter(stage.clock, cost_s=0.3)
+    cascade = ordering(stage, counter, early=early)
+    cascade.hear(stage.sound("a large tea for me and my dear wife please. - - - - - - - -"))
+    (returned,) = times(cascade, "return")
+    assert (returned < 10 * WORD_S) == early
+    assert list(counter.orders.values()) == ["large"]
+    assert stage.asked[-1].calls[0].result == '{"ordered": "large"}'
+
+
+@pytest.mark.parametrize("effect", ["undoable", "lasting"])
+def test_self_correction_leaves_only_what_was_wanted(effect: Effect) -> None:
+    stage = Stage()
+    counter = Counter(stage.clock, cost_s=0.1)
+    cascade = ordering(stage, counter, early=True, effect=effect)
+    text = "a large tea for me no wait a small one please. - - - - - - - - -"
+    cascade.hear(stage.sound(text))
+    assert list(counter.orders.values()) == ["small"]
+    assert len(times(cascade, "cancel")) == 1
+    assert len(times(cascade, "call")) == (2 if effect == "undoable" else 1)
+
+
+def test_answer_waits_for_a_slow_call_and_goes_on_without_a_hanging_one() -> None:
+    stage = Stage()
+    counter = Counter(stage.clock, cost_s=1.5)
+    cascade = ordering(stage, counter, early=False)
+    cascade.hear(stage.sound("a large tea. - - - - - - - - - - - -"))
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.start_s > 3 * WORD_S + 1.5
+    assert stage.asked[-1].calls[0].state == "done"
+
+    stage = Stage()
+    counter = Counter(stage.clock, cost_s=100.0)
+    cascade = ordering(stage, counter, early=False)
+    cascade.hear(stage.sound("a large tea. " + "- " * 40))
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.start_s > 3 * WORD_S + 8.0
+    assert stage.asked[-1].calls[0].state == "cancelled"
+
+
+def test_unclosed_call_of_a_thought_is_one_event() -> None:
+    stage = Stage()
+
+    def think(scene: Scene) -> Iterator[str]:
+        if not scene.is_over:
+            yield from stage.writer('<tool_call>{"name": "or')(scene)
+
+    counter = Counter()
+    engines = replace(stage.engines("Yes."), think=think)
+    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0))
+    cascade = stage.cascade(engines, rules, [counter.tool()])
+    cascade.hear(stage.sound("a large tea for me. - - - - - - - -"))
+    events = cascade.timeline().where(stream="tool").events
+    assert {one.payload["why"] for one in events} == {"the call was cut off"}
+    assert len(cascade.timeline().where(kind="answer")) == 1

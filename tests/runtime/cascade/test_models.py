@@ -1,0 +1,162 @@
+"""Language models behind a server: a real server on this machine that answers well, late or badly.
+
+The models that run in this process are tested in `test_embedded.py`, which needs their packages.
+"""
+
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import pytest
+
+from counterpoint.errors import UserError
+from counterpoint.runtime.cascade.models import EndpointError, EndpointModel
+from counterpoint.runtime.cascade.thinking import Answerer
+from tests.runtime.cascade.scripted import Stage
+
+ASKED = [{"role": "user", "content": "Hello?"}]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's function says."""
+
+    def do_POST(self) -> None:
+        length = int(self.headers["Content-Length"])
+        asked = json.loads(self.rfile.read(length))
+        self.server.asked.append((self.path, self.headers.get("Authorization"), asked))  # type: ignore[attr-defined]
+        self.server.reply(self)  # type: ignore[attr-defined]
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def begin(self, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+
+    def event(self, text: str) -> None:
+        with suppress(OSError):  # the client may have left
+            self.wfile.write(f"data: {text}\n\n".encode())
+            self.wfile.flush()
+
+    def piece(self, text: str) -> None:
+        self.event(json.dumps({"choices": [{"delta": {"content": text}}]}))
+
+
+Reply = Callable[[Handler], None]
+
+
+@contextmanager
+def serving(reply: Reply) -> Iterator[tuple[str, list[tuple[str, str | None, dict[str, object]]]]]:
+    """Run a server, and give its address and what it is asked."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.reply = [], reply  # type: ignore[attr-defined]
+    server.daemon_threads = False  # closing the server waits for its threads
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1", server.asked  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def well(handler: Handler) -> None:
+    handler.begin()
+    handler.event(json.dumps({"choices": [{"delta": {"role": "assistant"}}]}))
+    for piece in ("Hel", "lo", " there."):
+        handler.piece(piece)
+    handler.event("[DONE]")
+
+
+def late(handler: Handler) -> None:
+    time.sleep(0.3)
+
+
+def stalling(handler: Handler) -> None:
+    handler.begin()
+    handler.piece("One")
+    time.sleep(0.3)
+
+
+def dripping(handler: Handler) -> None:
+    handler.begin()
+    for _ in range(20):
+        handler.piece("x")
+        time.sleep(0.02)
+
+
+def nonsense(handler: Handler) -> None:
+    handler.begin()
+    handler.event("{no json")
+
+
+def refusing(handler: Handler) -> None:
+    handler.begin(503)
+    handler.wfile.write(b"no model")
+
+
+def test_pieces_come_as_they_are_written() -> None:
+    with serving(well) as (url, asked):
+        model = EndpointModel(url + "/", "tiny", "secret")
+        assert list(model(ASKED, 7)) == ["Hel", "lo", " there."]
+    ((path, key, content),) = asked
+    assert (path, key) == ("/v1/chat/completions", "Bearer secret")
+    assert content["messages"] == ASKED
+    assert (content["model"], content["max_tokens"], content["stream"]) == ("tiny", 7, True)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (late, "must answer within 0.1 s"),
+        (stalling, "must answer within 0.1 s"),
+        (dripping, "must end its answer within 0.2 s"),
+        (nonsense, "must send events of OpenAI's form"),
+        (refusing, "status 503, no model"),
+    ],
+)
+def test_bad_server_is_one_line(reply: Reply, reason: str) -> None:
+    with serving(reply) as (url, _):
+        model = EndpointModel(url, wait_s=0.1, limit_s=0.2)
+        with pytest.raises(EndpointError, match=reason):
+            list(model(ASKED, 7))
+
+
+def closed_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def test_server_that_is_down_is_one_line() -> None:
+    with pytest.raises(EndpointError, match="must be reachable"):
+        list(EndpointModel(closed_address())(ASKED, 7))
+
+
+@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://"])
+def test_address_must_be_one(url: str) -> None:
+    with pytest.raises(UserError, match="must begin with http"):
+        EndpointModel(url)
+
+
+def test_conversation_survives_a_server_that_is_down_and_one_that_stalls() -> None:
+    stage = Stage()
+    down = Answerer(EndpointModel(closed_address()))
+    cascade = stage.cascade(replace(stage.engines(), answer=down))
+    cascade.hear(stage.sound("what is this? - - - - - - - - - -"))
+    (error,) = cascade.timeline().where(kind="error")
+    assert "must be reachable" in error.text
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.text == "Sorry, I cannot answer that now."
+    with serving(stalling) as (url, _):
+        stage = Stage()
+        slow = Answerer(EndpointModel(url, wait_s=0.1))
+        cascade = stage.cascade(replace(stage.engines(), answer=slow))
+        cascade.hear(stage.sound("what is this? - - - - - - - - - -"))
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.text == "Sorry, I cannot answer that now."

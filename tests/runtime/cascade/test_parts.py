@@ -1,0 +1,184 @@
+"""Lanes, the ledger, marks, triggers, sentences, and the thinker that reads schemas."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
+from counterpoint.runtime.cascade.ledger import Ledger
+from counterpoint.runtime.cascade.schema_caller import SchemaCaller
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, Marks, sentences
+from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.partials import ScoredWord
+from tests.runtime.cascade.scripted import FakeClock
+
+# ------------------------------------------------------------------------------------- lanes
+
+
+def test_timed_lane_gives_steps_when_they_would_be_finished() -> None:
+    clock = FakeClock()
+
+    def job() -> Iterator[int]:
+        for number in range(3):
+            clock.now_s += 0.5
+            yield number
+
+    lane = TimedLane(clock)
+    lane.start(job(), 10.0)
+    assert lane.poll(10.4) == []
+    assert [(step.value, step.at_s) for step in lane.poll(11.1)] == [(0, 10.5), (1, 11.0)]
+    assert lane.busy
+    assert [step.is_last for step in lane.poll(11.6)] == [False, True]
+    assert not lane.busy
+
+
+def test_lanes_tell_an_error_and_drop_a_job() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("bad")
+
+    for lane in (TimedLane(FakeClock()), ThreadLane()):
+        lane.start(failing(), 0.0)
+        steps = []
+        ends = time.monotonic() + 5
+        while lane.busy and time.monotonic() < ends:
+            steps += lane.poll(1.0)
+        assert [(step.value, str(step.error)) for step in steps] == [(1, "None"), (None, "bad")]
+        lane.start(iter([1, 2]), 1.0)
+        lane.stop()
+        assert not lane.busy
+        assert lane.poll(9.0) == []
+
+
+def test_dropped_thread_never_speaks_for_the_next_job() -> None:
+    release = threading.Event()
+
+    def slow() -> Iterator[str]:
+        release.wait(5)
+        yield "old"
+
+    lane = ThreadLane()
+    lane.start(slow(), 0.0)
+    lane.start(iter(["new"]), 0.0)
+    release.set()
+    found = []
+    ends = time.monotonic() + 5
+    while lane.busy and time.monotonic() < ends:
+        found += [step.value for step in lane.poll(0.0) if not step.is_last]
+    assert found == ["new"]
+
+
+# ------------------------------------------------------------------------------------- ledger
+
+
+def test_ledger_counts_generated_sent_and_played() -> None:
+    ledger = Ledger(rate=10, device_delay_s=0.5)
+    words = (SpokenWord("a", 0.0, 1.0), SpokenWord("b", 1.0, 2.0))
+    ledger.add(torch.ones(20), words)
+    assert ledger.amounts(0.0) == (2.0, 0.0, 0.0)
+    assert ledger.send(15, 100.0).sum() == 15
+    assert ledger.amounts(101.0) == (2.0, 1.5, 0.5)
+    assert [word.text for word in ledger.heard(101.0)] == ["a"]
+    assert ledger.flush() == 0.5
+    assert not ledger.send(10, 101.5).any()
+    assert ledger.is_playing(101.9)
+    assert not ledger.is_playing(102.1)
+    assert ledger.amounts(200.0) == (2.0, 1.5, 1.5)
+    heard = ledger.heard(200.0)
+    assert [word.text for word in heard] == ["a", "b"]
+    assert heard[1].end_s == 102.0  # it was cut after half of it
+
+
+def test_ledger_sends_sentences_one_after_another() -> None:
+    ledger = Ledger(rate=10)
+    ledger.add(torch.ones(5), (SpokenWord("a", 0.0, 0.5),))
+    ledger.add(torch.full((5,), 2.0), (SpokenWord("b", 0.0, 0.5),))
+    assert ledger.send(12, 0.0).tolist() == [1.0] * 5 + [2.0] * 5 + [0.0] * 2
+    assert [word.start_s for word in ledger.heard(2.0)] == [0.0, 0.5]
+    ledger.begin()
+    assert ledger.heard(2.0) == []
+
+
+# ------------------------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 500])
+def test_marks_are_found_however_the_text_is_cut(size: int) -> None:
+    text = (
+        'They want tea. <tool_call>{"a": "<b>"}</tool_call> [x] 1 < 2 '
+        "<tool_cancel> {} </tool_cancel>wrong [INTERRUPT]<tool_call>{"
+    )
+    marks = Marks()
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    found = [one for piece in pieces for one in marks.read(piece)] + list(marks.end())
+    said = "".join(one.text for one in found if one.kind == "text")
+    assert said == "They want tea.  [x] 1 < 2 wrong "
+    rest = [(one.kind, one.text) for one in found if one.kind != "text"]
+    assert rest == [
+        ("call", '{"a": "<b>"}'),
+        ("cancel", "{}"),
+        ("interrupt", ""),
+        ("broken", "<tool_call>{"),
+    ]
+
+
+def test_sentences_are_spoken_one_by_one_with_an_early_first_clause() -> None:
+    text = "Well, of course I can do that, if you want. It is 3.5 km! - Bye"
+    assert list(sentences(iter(text))) == [
+        "Well, of course I can do that,",
+        "if you want.",
+        "It is 3.5 km!",
+        "- Bye",
+    ]
+    assert list(sentences(["...", " \n", "?!"])) == []
+
+
+def words(text: str) -> tuple[ScoredWord, ...]:
+    return tuple(ScoredWord(word, 0.0, 0.0, 1.0) for word in text.split())
+
+
+def test_clause_trigger_waits_for_a_clause() -> None:
+    trigger = ClauseTrigger()
+    assert not trigger(words("I would like a large"), 1.0, pausing=False)
+    assert not trigger(words("a large tea,"), 1.0, pausing=False)  # its last word may change
+    assert trigger(words("a large tea, and"), 1.0, pausing=False)
+    assert trigger(words("a large"), 1.0, pausing=True)
+    assert trigger(words("a large tea and some more"), 4.0, pausing=False)
+    assert not trigger(words("a"), 9.0, pausing=False)
+
+
+# -------------------------------------------------------------------------------- schemas
+
+
+DRINKS = {
+    "type": "object",
+    "properties": {
+        "drink": {"type": "string", "enum": ["mocha", "iced mocha", "drip coffee"]},
+        "roast": {"type": "string", "enum": ["light roast", "dark roast"]},
+        "note": {"type": "string"},
+    },
+    "required": ["drink"],
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("make me a mocha", {"drink": "mocha"}),
+        ("make me an ice mocha", {"drink": "iced mocha"}),
+        ("a dark rose drip coffee please", {"drink": "drip coffee", "roast": "dark roast"}),
+        ("a mocha no wait a drip coffee", {"drink": "drip coffee"}),
+        ("a drip coffee no wait a mocha light roast", {"drink": "mocha", "roast": "light roast"}),
+        ("a light roast", None),
+        ("", None),
+    ],
+)
+def test_arguments_are_found_in_misheard_and_corrected_words(
+    said: str, expected: dict[str, str] | None
+) -> None:
+    tool = Tool(name="order", description="", parameters=DRINKS, function=print, effect="none")
+    assert SchemaCaller([tool]).arguments(DRINKS, said.split()) == expected
