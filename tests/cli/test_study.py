@@ -54,6 +54,29 @@ def test_a_grid_is_run_and_its_tables_are_written(
     assert json.loads(capsys.readouterr().out)[0]["arm"] == "a"
 
 
+def test_an_arm_whose_ticks_cannot_be_timed_does_not_cost_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(work: Any, items: Any, num_processes: int) -> Any:
+        yield from map(work, items)
+
+    def untimed(system: Any, num_ticks: int) -> None:
+        raise RuntimeError("no initial frame:\n  it cannot begin")
+
+    for place in (module, grid_report):
+        monkeypatch.setattr(place, "work_in_processes", work)
+    monkeypatch.setattr(grid_report, "decode_latency", untimed)
+    (tmp_path / "grid.py").write_text(RECIPE)
+    assert main(["study", f"{tmp_path}/grid.py:small", "--folder", f"{tmp_path}/out"]) == 0
+    shown = capsys.readouterr()
+    note = "The ticks of 'a' are not timed: RuntimeError: no initial frame: it cannot begin\n"
+    assert note in shown.err
+    assert shown.out.endswith("results.parquet\n")
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# small")
+    assert main(["study", "partwhole", "--workers", "0"]) == 2  # another spelling of part_whole
+    assert ">= 1" in capsys.readouterr().err
+
+
 def test_what_is_no_grid_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "first_run"]) == 2
     assert "must be a recipe that returns a `Grid`" in capsys.readouterr().err

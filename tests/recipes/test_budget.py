@@ -84,6 +84,10 @@ def test_steps_that_are_given_end_a_budget(tmp_path: Path, monkeypatch: pytest.M
     found(tmp_path)
     assert find(tmp_path, None) is None
     assert not (tmp_path / FILE).exists()
+    found(tmp_path)
+    # The last run of a study, in whose folder the choice for all runs is.
+    assert find_budget(ARMS[1:], None, tmp_path, World(), Progress(quiet=True)) is None
+    assert (tmp_path / FILE).exists()
 
 
 def test_measuring_has_a_quarter_of_the_time_at_most(
@@ -102,6 +106,7 @@ def test_measuring_has_a_quarter_of_the_time_at_most(
     assert slow.num_steps["two_stream"] == pytest.approx(276 - 75, abs=2)
     fewer = slow.measure(evaluation, 200)
     assert (fewer.max_units, fewer.whole_units) == (27, 8)
+    assert slow.describe().endswith("; 13% of the recipe's measurements are made")
 
 
 def test_what_else_is_measured_at_the_end_has_its_time(
@@ -111,6 +116,39 @@ def test_what_else_is_measured_at_the_end_has_its_time(
     monkeypatch.setattr(budgets, "time_run", lambda *_: timing)
     steps = found(tmp_path, plan=Plan(num_seeds=2)).num_steps["two_stream"]
     assert steps == pytest.approx((0.92 * 300 - 2 * 2 * 20) / (2 * 2 * 0.5), abs=1)
+
+
+def test_what_came_before_the_steps_is_part_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 0.5)
+    monkeypatch.setattr("counterpoint.recipes.budget.time.perf_counter", lambda: 1000.0)
+    begun = found(tmp_path, plan=Plan(begin=900.0, reserve_s=10.0))
+    assert begun.num_steps["two_stream"] == pytest.approx((0.92 * 300 - 100 - 10) / 1.0, abs=1)
+    assert (begun.before_s, begun.after_s) == (100, 10)
+    assert "it takes longer" not in begun.describe()
+
+
+def test_a_run_that_is_late_trains_for_a_tenth_of_its_time_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 0.5)
+    monkeypatch.setattr("counterpoint.recipes.budget.time.perf_counter", lambda: 1000.0)
+    late = found(tmp_path, plan=Plan(begin=500.0))
+    assert late.num_steps["two_stream"] == 30
+    assert late.describe().endswith(
+        "; it takes longer, because 500 s were gone before the first step and measuring takes 0 s"
+    )
+
+
+def test_trials_that_take_long_are_made_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 0.5)
+    budget = found(tmp_path, plan=Plan(measuring_s=300.0))
+    assert budget.measured == 0.25
+    assert [budget.some(count) for count in (100, 12, 5)] == [25, 8, 5]
+    assert budget.num_steps["two_stream"] == pytest.approx(0.92 * 300 - 75, abs=1)
 
 
 def test_seeds_share_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +165,8 @@ def test_stages_take_the_same_share_of_their_steps(
     budget = find_budget(study.stages, study.minutes, tmp_path, World(), Progress(quiet=True))
     assert budget is not None
     shares = [budget.fit(run).train.num_steps / run.train.num_steps for run in study.stages]
-    assert shares == pytest.approx([0.92 * 5400 / 10800] * 3, abs=1e-3)
-    assert "1,288 of the recipe's 2,800" in budget.describe()
+    assert shares == pytest.approx([0.92 * 9000 / 10800] * 3, abs=1e-3)
+    assert "2,147 of the recipe's 2,800" in budget.describe()
 
 
 def test_a_shorter_run_warms_up_for_a_tenth_of_it_at_most() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from counterpoint.errors import UserError
 from counterpoint.progress import Progress
-from counterpoint.recipes import grid_budget, grid_workers
+from counterpoint.recipes import grid_budget, grid_run, grid_workers
 from counterpoint.recipes.grid import Grid
-from counterpoint.recipes.grid_budget import fit_grid, grid_seconds
+from counterpoint.recipes.grid_budget import fit_grid, grid_seconds, run_fitted
 from counterpoint.recipes.grid_pilot import CellTiming, pilot
 from counterpoint.recipes.grid_run import run_grid
 from counterpoint.recipes.grid_workers import Workers
@@ -41,6 +41,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return [CellTiming(step_s=0.06, fixed_s=0.0) for _ in grid.arms]
 
     monkeypatch.setattr(grid_budget, "pilot", timings)
+    monkeypatch.setattr(grid_budget, "_START_S", 0.0)
     monkeypatch.setattr(grid_budget, "_REPORT_S", 0.0)
     monkeypatch.setattr(grid_budget, "_REPORT_ROW_S", 0.0)
     monkeypatch.setattr(grid_budget, "_SLACK", 1.0)
@@ -137,3 +138,43 @@ def test_a_pilot_times_every_arm_on_every_task(
     assert fitted == grid
     if device == "cpu":
         assert len(run_grid(fitted, tmp_path, progress=quiet())) == 4
+
+
+@pytest.mark.parametrize(
+    ("seed_s", "minutes", "seeds"),
+    [
+        (60.0, 10.1, 5),  # as it was timed: 2 arms of 1 minute, in half of it because of 2 workers
+        (150.0, 10.1, 4),
+        (300.0, 10.1, 2),
+        (900.0, 10.1, 2),  # two are never left out
+    ],
+)
+def test_seeds_are_left_out_where_the_machine_becomes_slower(
+    seed_s: float, minutes: float, seeds: int, tmp_path: Path, timed: None, monkeypatch: Any
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("counterpoint.recipes.grid_budget.time.perf_counter", lambda: clock[0])
+
+    def run_cells(grid: Grid, folder: Path, cells: Any, *given: Any) -> None:
+        clock[0] += seed_s
+        ran.extend(sorted({cell.seed for cell in cells} - {*ran}))
+
+    ran: list[int] = []
+    monkeypatch.setattr(grid_run, "_run_cells", run_cells)
+    monkeypatch.setattr(
+        grid_run,
+        "read_cells",
+        lambda folder, cells: [{"cell": c.key, "seed": c.seed} for c in cells],
+    )
+    monkeypatch.setattr(grid_run, "write_records", lambda path, records: None)
+    shown = io.StringIO()
+    two = Workers(count=2)
+    grid, said = run_fitted(declared(), minutes, tmp_path, two, Progress(shown))
+    assert ran == [*grid.seeds] == [*range(seeds)]
+    left_out = f"Left out for lack of time: {5 - seeds} of 5 seeds."
+    assert said == (left_out if seeds < 5 else "")
+    told = " ".join(shown.getvalue().split())
+    assert (f"slower than when it was timed. {left_out}" in told) == (seeds < 5)
+    assert ("longer than the minutes allow" in told) == (seeds * seed_s > 60 * minutes)
+    again, _ = fit_grid(declared(), minutes, tmp_path, two, quiet())
+    assert again == grid  # so it goes on with this size

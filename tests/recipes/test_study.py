@@ -96,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path, str
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             patch.delenv(name, raising=False)
         patch.setattr(threads, "_num_cores", lambda: 2)
-        patch.setattr(threads, "time_threads", lambda systems, numbers: {1: 1.0, 2: 0.5})
+        patch.setattr(threads, "time_threads", lambda systems, numbers: {1: 1.0, 2: 40.0})
         run_study(study, folder, command="train tiny", progress=Progress(progress), output=output)
     return study, folder, progress.text, output.text
 
@@ -126,10 +126,10 @@ def test_type_and_threads_are_chosen_for_all_arms_and_told_in_one_line(
     told = [line for line in progress.splitlines() if "computing" in line]
     assert len(told) == 1
     assert told[0].startswith("computing in float32: a product")
-    assert told[0].endswith("; with 2 of 2 threads: they take 0.5 times the time of 1")
+    assert told[0].endswith("; with 1 thread: 2 take 40 times the time")
     for arm in ("single_stream", "two_stream"):
-        assert read_manifest(checkpoint_paths(folder / arm)[0])["num_threads"] == 2
-    assert "2 threads" in json.loads((folder / "study.json").read_text())["machine"]
+        assert read_manifest(checkpoint_paths(folder / arm)[0])["num_threads"] == 1
+    assert " 1 threads" in json.loads((folder / "study.json").read_text())["machine"]
 
 
 def test_summary_agrees_with_the_evaluations(finished: tuple[Study, Path, str, str]) -> None:
@@ -291,6 +291,10 @@ def test_an_arm_is_timed_and_left_alone(finished: tuple[Study, Path, str, str]) 
     assert 0 < trial.end_s < 10
     assert trial.num_units == 6
     assert 100 < trial.unit_size < 250
+    assert trial.end_s > 6 * trial.unit_s  # the last evaluation, and what is measured beside it
+    measured_later = replace(plan, evaluation=study.evaluation)
+    later = time_run(study.arms[1], World(), Progress(quiet=True), measured_later, 0.0)
+    assert later.end_s < trial.end_s
 
 
 def test_minutes_are_those_of_the_study(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from counterpoint.evaluate.report.grid_findings import RESULTS, GridFindings
 from counterpoint.evaluate.report.grid_page import HTML, MARKDOWN
 from counterpoint.evaluate.report.grid_table import TextTable, comparisons, overview, verdict
 from counterpoint.recipes.grid import Grid
-from counterpoint.recipes.grid_budget import fit_grid
+from counterpoint.recipes.grid_budget import run_fitted
 from counterpoint.recipes.grid_report import report_grid
-from counterpoint.recipes.grid_run import run_grid
 from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
@@ -102,8 +101,7 @@ def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
     device = str(pick_device(options.device))
     progress = options.progress()
     workers = Workers(count=options.workers, ray=options.ray, device=device)
-    grid, left_out = fit_grid(grid, options.minutes, folder, workers, progress)
-    run_grid(grid, folder, workers=workers, progress=progress)
+    grid, left_out = run_fitted(grid, options.minutes, folder, workers, progress)
     found = report_grid(
         grid, folder, command=command, left_out=left_out, device=device, progress=progress
     )

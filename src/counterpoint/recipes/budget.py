@@ -33,6 +33,7 @@ _FEWEST_UNITS = 8  # fewer units give no interval
 _TRIAL_SHARE = 0.03  # share of the time
 _LONGEST_TRIAL_S = 6.0
 _MOST_MEASURED = 0.25  # largest share of the time for measuring the trained models
+_LEAST_TRAINING = 0.1  # share of the time for steps, even if all time is gone before them
 _SLACK = 0.92  # share of the time that is used; a warm machine is slower, and checkpoints take time
 
 
@@ -45,7 +46,8 @@ class RunTiming:
         unit_s: Seconds to score a held-out unit; 0 if nothing is held out.
         unit_size: Bytes or frames of a held-out unit.
         num_units: Number of held-out units.
-        end_s: Seconds of what else is measured at the end.
+        end_s: Seconds of what else is measured at the end; without a plan of measurements, of the
+            last evaluation.
     """
 
     step_s: float
@@ -64,7 +66,9 @@ class Budget:
         num_steps: Steps of each run, by its name.
         reference_steps: Steps of the recipe.
         step_seconds: Seconds of a step when the machine timed itself.
-        measured: Share of the recipe's held-out units that are scored.
+        measured: Share of the recipe's measurements, such as held-out units, that are made.
+        before_s: Seconds that were gone before the first step, such as those for making data.
+        after_s: Seconds that are kept for measuring and for the report.
     """
 
     minutes: float
@@ -72,9 +76,17 @@ class Budget:
     reference_steps: Mapping[str, int]
     step_seconds: Mapping[str, float] = field(default_factory=dict)
     measured: float = 1.0
+    before_s: float = 0.0
+    after_s: float = 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """True if so little time was left for the steps that the minutes are exceeded."""
+        left_s = _SLACK * 60 * self.minutes - self.before_s - self.after_s
+        return left_s < _LEAST_TRAINING * 60 * self.minutes
 
     def describe(self) -> str:
-        """Return one sentence that says which part of the recipe is run."""
+        """Return what is run of the recipe, and what is left out, in one line."""
         parts = []
         for name, steps in _once(self.num_steps).items():
             of = self.reference_steps.get(name, steps)
@@ -82,18 +94,25 @@ class Budget:
             parts.append(f"{steps:,} of the recipe's {of:,} steps ({share})")
         seconds = ", ".join(f"{name} {s:.3g} s" for name, s in self.step_seconds.items())
         took = f"; a step takes {seconds}" if seconds else ""
+        if self.measured < 1:
+            took += f"; {self.measured:.0%} of the recipe's measurements are made"
+        if self.is_late:
+            took += (
+                f"; it takes longer, because {self.before_s:.0f} s were gone before the first step "
+                f"and measuring takes {self.after_s:.0f} s"
+            )
         return f"{' and '.join(parts)} in about {self.minutes:g} minutes{took}"
 
     def measure(self, config: EvaluationConfig, num_units: int) -> EvaluationConfig:
         """Return an evaluation of the share of the held-out units that fits."""
         if self.measured == 1:
             return config
+        units = self.some(config.max_units or num_units)
+        return replace(config, max_units=units, whole_units=self.some(config.whole_units))
 
-        def some(count: int) -> int:
-            return max(round(self.measured * count), min(count, _FEWEST_UNITS))
-
-        units = some(config.max_units or num_units)
-        return replace(config, max_units=units, whole_units=some(config.whole_units))
+    def some(self, count: int) -> int:
+        """Return how many of the recipe's units or trials are measured."""
+        return max(round(self.measured * count), min(count, _FEWEST_UNITS))
 
     def fit(self, run: Run) -> Run:
         """Return a run with its number of steps, and a warm-up that fits it."""
@@ -110,6 +129,8 @@ class Plan:
         num_seeds: Number of times that each run is trained and measured.
         evaluation: Measurements of every trained model; ``None`` for none.
         also: Measures a model in addition to the held-out units, whenever these are measured.
+        measuring_s: Seconds of all other measurements of the trained models, of which a share is
+            made if they take too long.
         reserve_s: Seconds for everything else, such as a report.
     """
 
@@ -118,6 +139,7 @@ class Plan:
     num_seeds: int = 1
     evaluation: EvaluationConfig | None = None
     also: Evaluate | None = None
+    measuring_s: float = 0.0
     reserve_s: float = 0.0
 
 
@@ -165,8 +187,9 @@ def find_budget(
     """
     file = folder / FILE
     if minutes is None:
-        if world.is_first:
-            file.unlink(missing_ok=True)  # the config decides from now on
+        # The config decides from now on. The last run of a study may have the study's folder.
+        if world.is_first and file.exists() and not _is_of_others(file, runs):
+            file.unlink()
         return None
     if not minutes > 0:
         raise UserError(f"`minutes` must be > 0: got {minutes}. Leave them out to run all steps.")
@@ -195,18 +218,23 @@ def _choose(
     progress.note("timing some steps")
     trial_s = min(max(_TRIAL_SHARE * budget_s / len(runs), 1.0), _LONGEST_TRIAL_S)
     timings = {run.name: time_run(run, world, progress, plan, trial_s) for run in runs}
-    measuring_s = plan.num_seeds * sum(_measuring_s(timing, plan) for timing in timings.values())
+    measuring_s = plan.measuring_s
+    measuring_s += plan.num_seeds * sum(_measuring_s(timing, plan) for timing in timings.values())
     measured = min(_MOST_MEASURED * budget_s / max(measuring_s, 1e-9), 1.0)
-    left_s = _SLACK * budget_s - (time.perf_counter() - begin) - measured * measuring_s
-    left_s -= plan.reserve_s + plan.num_seeds * sum(timing.end_s for timing in timings.values())
+    before_s = time.perf_counter() - begin
+    after_s = plan.reserve_s + measured * measuring_s
+    after_s += plan.num_seeds * sum(timing.end_s for timing in timings.values())
+    left_s = max(_SLACK * budget_s - before_s - after_s, _LEAST_TRAINING * budget_s)
     needed_s = plan.num_seeds * sum(run.train.num_steps * timings[run.name].step_s for run in runs)
-    share = min(max(left_s, 0.0) / needed_s, 1.0)
+    share = min(left_s / needed_s, 1.0)
     budget = Budget(
         minutes=minutes,
         num_steps={run.name: max(round(share * run.train.num_steps), 1) for run in runs},
         reference_steps={run.name: run.train.num_steps for run in runs},
         step_seconds={name: float(f"{timing.step_s:.3g}") for name, timing in timings.items()},
         measured=round(measured, 3),
+        before_s=round(before_s, 1),
+        after_s=round(after_s, 1),
     )
     chosen: Budget = world.from_first(budget)
     return chosen
@@ -268,9 +296,11 @@ def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: fl
         begin = time.perf_counter()
         trainer.evaluate(plan.also)
         end_s = time.perf_counter() - begin
+    evaluation_s = unit_s * min(len(units), EVALUATION_UNITS) + end_s
     if run.train.evaluate_every:
-        evaluation_s = unit_s * min(len(units), EVALUATION_UNITS) + end_s
         step_s += evaluation_s / run.train.evaluate_every
+    if plan.evaluation is None:
+        end_s = evaluation_s  # the last evaluation of the training
     return RunTiming(
         step_s=step_s,
         unit_s=unit_s,
@@ -286,6 +316,15 @@ def _kept(file: Path, runs: Iterable[Run]) -> Budget | None:
         return None
     found: Budget = decode(Budget, read_begun(file, ("minutes", "num_steps")))
     return found if all(run.name in found.num_steps for run in runs) else None
+
+
+def _is_of_others(file: Path, runs: Sequence[Run]) -> bool:
+    """Return whether a choice is one for more runs than these."""
+    try:
+        names = set(read_begun(file, ("num_steps",))["num_steps"])
+    except UserError:
+        return False
+    return names > {run.name for run in runs}
 
 
 def _once(steps: Mapping[str, int]) -> dict[str, int]:

@@ -21,6 +21,7 @@ from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
 from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
+from counterpoint.recipes.budget import Plan
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.training import train_run
 from counterpoint.systems.contract import System
@@ -92,10 +93,10 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
             run,
             work / cell.key,
             World(),
+            plan=Plan(also=partial(score_on_the_way, cell)),
             measure_end=False,
             progress=Progress(quiet=True),
             loggers=(),
-            also=partial(score_on_the_way, cell),
         )
     except DivergedError:
         if cell.seed not in grid.tuning_seeds:

@@ -54,7 +54,7 @@ def duplex_small() -> DuplexStudy:
             data=_data(),
             train=_train(num_steps=4800, lr=1.5e-3, muon_lr=0.012),
         ),
-        minutes=90.0,
+        minutes=150.0,
         synthesis=SynthesisConfig(
             sample_rate=8000,
             agent_voices=(Voice(),),

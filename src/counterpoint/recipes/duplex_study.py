@@ -19,7 +19,7 @@ from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
 from counterpoint.data.speech.dialogues import DialogueConfig
 from counterpoint.data.speech.rows import SpeechData, codec_of
-from counterpoint.data.speech.words import train_tokenizer
+from counterpoint.data.speech.words import open_tokenizer, train_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.abilities import (
     AbilityScore,
@@ -32,19 +32,22 @@ from counterpoint.files import read_json_lines, write_json, write_json_lines
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress, spell_duration
 from counterpoint.recipes.begun import keep_begun, read_begun
-from counterpoint.recipes.budget import find_budget
+from counterpoint.recipes.budget import FILE as BUDGET
+from counterpoint.recipes.budget import Plan, find_budget
 from counterpoint.recipes.training import prepare_together, train_in_turn
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.load import SAMPLING, load
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.talk import Talker
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import Synthesizer
-from counterpoint.systems import sketch
+from counterpoint.systems import build_system, sketch
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 from counterpoint.train.threads import computing, settle_threads
 
+_TIMED_TRIALS = 4
 PADDING_BIAS = 3.0
 """Chosen on other wordings; with a larger bias, orders after interruptions are not answered."""
 
@@ -63,9 +66,9 @@ class DuplexStudy:
         num_held_out: Number of dialogues on which the loss is measured; they have other wordings.
         num_trials: Number of live conversations for each ability.
         vocab_size: Largest number of pieces of the text tokeniser, which learns from the scripts.
-        minutes: Time for training: all stages take the same share of their steps
-            (`counterpoint.recipes.budget`). Dialogues and trials take additional time. ``None``
-            takes all steps.
+        minutes: Time for everything: what dialogues and trials leave is for the steps, of which all
+            stages take the same share (`counterpoint.recipes.budget`). At most a quarter is for
+            trials, so there may be fewer. ``None`` takes all steps.
         workers: Number of processes that make dialogues and measure.
     """
 
@@ -169,9 +172,11 @@ def run_duplex_study(
     if threads:
         progress.note(f"computing {threads}")
     with computing(world.num_threads):
-        budget = find_budget(runs, study.minutes, folder, world, progress)
+        plan = Plan(begin=begin, measuring_s=_trials_s(study, folder))
+        budget = find_budget(runs, study.minutes, folder, world, progress, plan)
         if budget is not None:
             stages = [(budget.fit(run), own) for run, own in stages]
+            study = replace(study, num_trials=budget.some(study.num_trials))
         result = train_in_turn(stages, world, progress)
     if not result.finished:
         return False
@@ -303,6 +308,28 @@ def _measure(study: DuplexStudy, checkpoint: Path, folder: Path, ability: Abilit
     outcomes = hold_trials(agent, trials, sampling, lambda done: tell(done, study.num_trials))
     write_audio(folder / f"{ability}.wav", outcomes[0].audio, agent.codec.sample_rate)
     return count_outcomes(outcomes)
+
+
+def _trials_s(study: DuplexStudy, folder: Path) -> float:
+    """Return the seconds of all trials, from a few with a model that has learned nothing."""
+    if study.minutes is None or (folder / BUDGET).exists():
+        return 0.0
+    data = _with_data(study.run, folder).speech_data
+    system = build_system(study.run.system, 0).agent_alone()
+    talker = Talker(
+        system=system,
+        codec=codec_of(system, data.codec),
+        tokenizer=open_tokenizer(data.tokenizer),
+    )
+    voices = Synthesizer(folder / "utterances")
+    rate = talker.codec.sample_rate
+    ability = ABILITIES[0]
+    trials = order_trials(ability, _TIMED_TRIALS, voices, study.synthesis.user_voices, rate)
+    begin = time.perf_counter()
+    with computing(1):  # as in the processes that measure
+        hold_trials(talker, trials, sampling, lambda done: None)
+    trial_s = (time.perf_counter() - begin) / _TIMED_TRIALS
+    return trial_s * len(ABILITIES) * study.num_trials / study.workers
 
 
 def _show(scores: Sequence[AbilityScore], folder: Path) -> None:

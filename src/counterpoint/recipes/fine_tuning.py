@@ -1,5 +1,6 @@
 """Fine-tuning a published speech model on folders of your own recordings."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.timing import Timing, TimingConfig
 from counterpoint.formats import find_format
 from counterpoint.progress import Progress, spell_duration
-from counterpoint.recipes.training import train_run
+from counterpoint.recipes.budget import Plan
+from counterpoint.recipes.training import REPORT_S, train_run
 from counterpoint.runtime.load import find_checkpoint, is_ours, load_run
 from counterpoint.runtime.shipped import TALKS, find_shipped
 from counterpoint.speech.transcriber import EMBEDDED, Transcriber
@@ -55,9 +57,8 @@ class FineTuning:
         full: Whether all weights are trained, and not only adapters.
         adapters: The adapters, and the type of the weights that they change.
         checkpoint_activations: Whether activations are computed twice instead of being kept.
-        minutes: Time limit of the training and of its measurements: as many steps as fit are taken
-            (`counterpoint.recipes.budget`). Words and codes are made before it begins. ``None``
-            takes all steps.
+        minutes: Time limit of everything: as many steps as fit beside words, codes and measurements
+            (`counterpoint.recipes.budget`). ``None`` takes all steps.
         timing: Moments at which greeting and response are measured during training.
         train: Settings of the training.
     """
@@ -158,6 +159,7 @@ def run_fine_tuning(
     Raises:
         UserError: The base model or the data cannot be used, or something is not installed.
     """
+    begin = time.perf_counter()
     progress = Progress() if progress is None else progress
     shape = study.run()
     codec_of(sketch(shape.system), shape.speech_data.codec)
@@ -184,7 +186,8 @@ def run_fine_tuning(
                 "Timing is not measured: the held-out recordings have no moment with "
                 f"{study.timing.horizon_s:g} s after it and known words."
             )
-    return train_run(run, folder, world, progress=progress, also=timing)
+    plan = Plan(begin=begin, also=timing, reserve_s=REPORT_S)
+    return train_run(run, folder, world, plan=plan, progress=progress)
 
 
 def _lists(study: FineTuning, folder: Path, progress: Progress) -> tuple[list[WeightedList], str]:

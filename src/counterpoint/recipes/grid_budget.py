@@ -19,16 +19,16 @@ from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.budget import FILE, fitted_train
 from counterpoint.recipes.grid import Grid, costs
 from counterpoint.recipes.grid_pilot import CellTiming, pilot
-from counterpoint.recipes.grid_run import GRID, tuned_cells
+from counterpoint.recipes.grid_run import FEWEST_SEEDS, GRID, run_grid, tuned_cells
 from counterpoint.recipes.grid_workers import Workers
 
-FEWEST_SEEDS = 2
 LEAST_SHARE = 0.1
 """Smallest share of the steps: a shorter run does not represent the declared one."""
 
 _TRIAL_SHARE = 0.02  # share of the time
 _LONGEST_TRIAL_S = 3.0  # for an arm on a task
 _SLACK = 0.92  # share of the time that is used; a warm machine is slower
+_START_S = 5.0  # until workers have loaded torch: for the two kinds of cells and the tick times
 _REPORT_S = 10.0
 _REPORT_ROW_S = 0.5  # for an arm on a task
 
@@ -126,6 +126,39 @@ def fit_grid(
     return budget.fit(grid), budget.left_out
 
 
+def run_fitted(
+    grid: Grid, minutes: float | None, folder: Path, workers: Workers, progress: Progress
+) -> tuple[Grid, str]:
+    """Run as much of a grid as fits; see `fit_grid` and `counterpoint.recipes.grid_run.run_grid`.
+
+    If the machine becomes slower than it was when it was timed, further seeds are left out.
+
+    Returns:
+        The grid that was run, and a sentence that says which part of the declared one is left out.
+    """
+    begin = time.perf_counter()
+    is_new = minutes is not None and not (folder / GRID).exists()
+    grid, left_out = fit_grid(grid, minutes, folder, workers, progress)
+    end = begin + 60 * minutes - _report_s(grid) if minutes is not None and is_new else None
+    records = run_grid(grid, folder, workers=workers, progress=progress, end=end)
+    num_seeds = len({record["seed"] for record in records})
+    if num_seeds < len(grid.seeds):
+        budget: GridBudget = decode(GridBudget, read_begun(folder / FILE, ("minutes",)))
+        budget = replace(budget, num_seeds=num_seeds)
+        keep_begun(folder / FILE, encode(budget))
+        grid, left_out = replace(grid, seeds=grid.seeds[:num_seeds]), budget.left_out
+        progress.note(f"The machine was slower than when it was timed. {left_out}")
+    late_s = 0.0 if end is None else time.perf_counter() - end
+    if late_s > 0:
+        progress.note(f"The cells took {late_s:.0f} s longer than the minutes allow.")
+    return grid, left_out
+
+
+def _report_s(grid: Grid) -> float:
+    """Return the seconds of the report."""
+    return _REPORT_S + _REPORT_ROW_S * len(grid.arms) * len(grid.tasks)
+
+
 def _choose(grid: Grid, minutes: float, workers: Workers, progress: Progress) -> GridBudget:
     """Time the grid and choose its size."""
     begin = time.perf_counter()
@@ -135,7 +168,7 @@ def _choose(grid: Grid, minutes: float, workers: Workers, progress: Progress) ->
     num_pairs = len(grid.arms) * len(grid.tasks)
     trial_s = min(_TRIAL_SHARE * 60 * minutes * count / num_pairs, _LONGEST_TRIAL_S)
     timings = pilot(grid, workers, trial_s, progress)
-    spent_s = time.perf_counter() - begin + _REPORT_S + _REPORT_ROW_S * num_pairs
+    spent_s = time.perf_counter() - begin + 3 * _START_S + _report_s(grid)
 
     def takes(num_seeds: int, num_steps: int) -> float:
         cells_s = grid_seconds(grid, timings, workers, num_seeds, num_steps)

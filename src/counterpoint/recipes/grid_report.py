@@ -67,11 +67,18 @@ def _measure_latency(grid: Grid, folder: Path, progress: Progress) -> None:
     num_ticks = max(TASKS[task].most_symbols for task in grid.tasks)
     # One process with one thread: the machine is measured, not its load by this grid.
     with closing(work_in_processes(partial(_timed, num_ticks), missing, 1)) as done:
-        for number, (name, latency) in enumerate(done, 1):
-            known[name] = encode(latency)
+        for number, (name, found) in enumerate(done, 1):
+            if isinstance(found, str):
+                progress.note(f"The ticks of {name!r} are not timed: {found}")
+            else:
+                known[name] = encode(found)
             shown(number, len(missing), figures=name)
     write_json(path, known)
 
 
-def _timed(num_ticks: int, arm: GridArm) -> tuple[str, TickLatency]:
-    return arm.name, decode_latency(build_system(arm.system, 0).eval(), num_ticks)
+def _timed(num_ticks: int, arm: GridArm) -> tuple[str, TickLatency | str]:
+    """Return the name of an arm, and its time of a tick or the error that prevents measuring it."""
+    try:
+        return arm.name, decode_latency(build_system(arm.system, 0).eval(), num_ticks)
+    except Exception as error:  # hours of training must not be lost for this number
+        return arm.name, f"{type(error).__name__}: {' '.join(str(error).split())}"

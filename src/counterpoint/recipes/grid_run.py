@@ -9,6 +9,7 @@ and task the rate with the best primary score on ``tuning_seeds`` is the one tha
 
 import contextlib
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -38,10 +39,18 @@ from counterpoint.recipes.grid_workers import Workers, worked
 from counterpoint.recipes.stacks import BATCHES, record_batches
 
 GRID = "grid.json"
+FEWEST_SEEDS = 2
+"""Number of seeds that are never left out for lack of time: one does not show how much they matter.
+"""
 
 
 def run_grid(
-    grid: Grid, folder: Path, *, workers: Workers | None = None, progress: Progress | None = None
+    grid: Grid,
+    folder: Path,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+    end: float | None = None,
 ) -> list[dict[str, Any]]:
     """Run all cells that are missing.
 
@@ -50,6 +59,8 @@ def run_grid(
         folder: Its folder; a grid that was begun there must be the same one.
         workers: The workers that run the cells; one process by default.
         progress: Shows how far the grid is; on stderr by default.
+        end: Time of `time.perf_counter` at which the cells should be done: seeds after the second
+            that would take longer are left out. ``None`` runs all of them.
 
     Returns:
         The records of all reported cells, sorted; ``results.parquet`` has them too.
@@ -71,7 +82,7 @@ def run_grid(
             _run_cells(grid, folder, tuned, workers, progress)
             rates = best_rates(read_cells(folder, tuned))
         reported = reported_cells(grid, rates)
-        _run_cells(grid, folder, reported, workers, progress)
+        reported = _run_seeds(grid, folder, reported, workers, progress, end)
         shutil.rmtree(folder / BATCHES, ignore_errors=True)
         records = sorted(read_cells(folder, reported), key=lambda record: str(record["cell"]))
         write_records(folder / RESULTS, records)
@@ -121,6 +132,29 @@ def best_rates(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], fl
         pair: max(sorted(own), key=lambda rate: float(np.mean(own[rate])))
         for pair, own in scores.items()
     }
+
+
+def _run_seeds(
+    grid: Grid,
+    folder: Path,
+    cells: Sequence[Cell],
+    workers: Workers,
+    progress: Progress,
+    end: float | None,
+) -> list[Cell]:
+    """Run the reported cells, one seed after another if there is an end; return those it had."""
+    if end is None or workers.in_stacks:
+        _run_cells(grid, folder, cells, workers, progress)
+        return list(cells)
+    begin = time.perf_counter()
+    done: list[Cell] = []
+    for number, seed in enumerate(grid.seeds):
+        now = time.perf_counter()
+        if number >= FEWEST_SEEDS and now + (now - begin) / number > end:
+            break
+        done += [cell for cell in cells if cell.seed == seed]
+        _run_cells(grid, folder, done, workers, progress)
+    return done
 
 
 def _run_cells(

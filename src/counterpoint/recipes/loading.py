@@ -43,12 +43,14 @@ def load_recipe(name: str) -> Any:
         function = _function_of_file(name)
     else:
         names = recipe_names()
-        module_name = name.replace("-", "_")
-        if module_name not in names:
+        # The tasks of part_whole are called partwhole where they are used without this library.
+        spelled = {_bare(one): one for one in names}
+        if _bare(name) not in spelled:
             raise UserError(
                 f"A recipe must be one of {', '.join(names)}, or path/to/file.py:function: got "
-                f"{name!r}. {nearest(module_name, names)}"
+                f"{name!r}. {nearest(name.replace('-', '_'), names)}"
             )
+        module_name = spelled[_bare(name)]
         module = importlib.import_module(f"counterpoint.recipes.{module_name}")
         function = getattr(module, module_name)
     value = function()
@@ -58,6 +60,10 @@ def load_recipe(name: str) -> Any:
             f"{type(value).__name__}."
         )
     return value
+
+
+def _bare(name: str) -> str:
+    return name.replace("-", "").replace("_", "")
 
 
 def _function_of_file(name: str) -> Callable[[], Any]:

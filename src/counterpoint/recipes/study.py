@@ -244,7 +244,7 @@ def _run_arm(
         run,
         folder,
         world,
-        block_ticks=study.block_ticks,
+        plan=Plan(block_ticks=study.block_ticks),
         measure_end=False,
         progress=progress,
         loggers=loggers,

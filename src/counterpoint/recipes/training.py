@@ -1,5 +1,6 @@
 """Training one run, or several in turn: prepare data, build the model, train and measure it."""
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -29,17 +30,19 @@ from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
 from counterpoint.train.threads import computing, in_one_line, settle_threads
 
+REPORT_S = 3.0
+"""Seconds that are kept for the report of a run."""
+
 
 def train_run(
     run: Run,
     folder: Path,
     world: World,
     *,
-    block_ticks: int | None = None,
+    plan: Plan | None = None,
     measure_end: bool = True,
     progress: Progress | None = None,
     loggers: Sequence[MetricLogger] | None = None,
-    also: Evaluate | None = None,
 ) -> TrainResult:
     """Train one run on all processes, or continue it.
 
@@ -47,11 +50,10 @@ def train_run(
         run: The run.
         folder: Its folder; see `counterpoint.train.loop.train`.
         world: The processes; all of them must call this.
-        block_ticks: Alignment of rows that several systems read; by default that of its system.
+        plan: Alignment of rows, more measurements, and when the run's minutes began: now by default.
         measure_end: Whether held-out units are measured at the end even without `evaluate_every`.
         progress: Shows the progress; on stderr by default.
         loggers: Receive the numbers; by default TensorBoard, in ``tensorboard/``.
-        also: A further measurement, made whenever held-out units are measured.
 
     Returns:
         How the training ended.
@@ -59,18 +61,17 @@ def train_run(
     Raises:
         UserError: The data, or the checkpoints of the folder, cannot be used.
     """
+    plan = Plan(begin=time.perf_counter(), reserve_s=REPORT_S) if plan is None else plan
     progress = Progress() if progress is None else progress
     keep_large_buffers()
     begin = partial(begun_system, run.system, run.train.fine_tune, run.train.seed)
     system = begin().to(world.device)
-    data = run.data.prepare(
-        system, block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
-    )
+    prepare = partial(run.data.prepare, system, rank=world.rank, world_size=world.size)
+    data = prepare(block_ticks=plan.block_ticks, progress=progress)
     run, world = _settled(run, system, folder, world, progress)
     with computing(world.num_threads):
         if run.minutes is not None:
             del system  # steps are timed with another one, and both may not fit into memory
-        plan = Plan(block_ticks=block_ticks, also=also)
         budget = find_budget([run], run.minutes, folder, world, progress, plan)
         if budget is not None:
             run = budget.fit(run)
@@ -85,7 +86,7 @@ def train_run(
                 batches,
                 run.train,
                 folder,
-                evaluate=_measurement(data, also) if measures else None,
+                evaluate=_measurement(data, plan.also) if measures else None,
                 reporter=_reporter(run, world, progress),
                 loggers=_loggers(folder, world) if loggers is None else loggers,
                 run=encode(run),
