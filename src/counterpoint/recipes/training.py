@@ -50,7 +50,7 @@ def train_run(
         run: The run.
         folder: Its folder; see `counterpoint.train.loop.train`.
         world: The processes; all of them must call this.
-        plan: Alignment of rows, more measurements, and when the run's minutes began: now by default.
+        plan: Alignment of rows, more measurements, and when the minutes began: by default now.
         measure_end: Whether held-out units are measured at the end even without `evaluate_every`.
         progress: Shows the progress; on stderr by default.
         loggers: Receive the numbers; by default TensorBoard, in ``tensorboard/``.
