@@ -12,6 +12,7 @@ from counterpoint.blocks.compress import Kind
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
@@ -26,6 +27,7 @@ from counterpoint.systems.two_stream import TwoStreamConfig
 from tests.blocks.retention import RetentionConfig
 
 VOCAB = 13
+MULTI_TOKEN = MultiTokenConfig(num_queries=2, num_keys=3, conv_every=1, head_norm="depth")
 STRETCHED = RopeConfig(base=50.0, scaling=Llama3Scaling(factor=4.0, original_steps=30))
 
 
@@ -127,6 +129,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
             7, FarAttentionConfig(block_ticks=4, kept_blocks=3, num_summaries=2, rope=STRETCHED)
         ),
         "one_summary": mixed(5, FarAttentionConfig(block_ticks=5, kept_blocks=40, num_summaries=1)),
+        "multi_token": mixed(
+            12, MultiTokenConfig(conv_every=2, group_heads=2, num_kv_heads=2, rope=STRETCHED)
+        ),
         "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
     },
     "hrt": {
@@ -257,6 +262,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
             recall=RecallConfig(num_blocks=1),
             predict_weight=0.0,
             reconstruct_weight=0.0,
+        ),
+        "multi_token_lag1": two(
+            "wavelet",
+            1,
+            part=replace(tower(18, 3, 3, 7), mixer=MULTI_TOKEN),
+            whole=replace(tower(20, 2, 2, 3), mixer=MULTI_TOKEN),
+            num_links=1,
         ),
         "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
         "wide_ring": two(

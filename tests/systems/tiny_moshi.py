@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.blocks.depth import DepthConfig
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, two_speakers
@@ -17,11 +18,14 @@ TEXT_VOCAB, AUDIO_VOCAB, WINDOW = 11, 7, 6
 
 
 def config(audio: tuple[AudioStream, ...], num_predicted: int, **changes: Any) -> MoshiConfig:
+    temporal = TowerConfig(
+        width=16, num_layers=2, num_heads=2, mlp_hidden=21, window=WINDOW, norm_epsilon=1e-8
+    )
+    if "mixer" in changes:
+        temporal = replace(temporal, mixer=changes.pop("mixer"))
     depth = {"schedule": changes.pop("schedule", ()), "embedding_rank": changes.pop("rank", None)}
     fields: dict[str, Any] = {
-        "temporal": TowerConfig(
-            width=16, num_layers=2, num_heads=2, mlp_hidden=21, window=WINDOW, norm_epsilon=1e-8
-        ),
+        "temporal": temporal,
         "depth": DepthConfig(
             width=12, num_layers=2, num_heads=3, mlp_hidden=10, norm_epsilon=1e-8, **depth
         ),
@@ -53,6 +57,11 @@ CONFIGS: dict[str, MoshiConfig] = {
             for stream in two_speakers(2)
         ),
         3,
+    ),
+    "multi_token": config(
+        two_speakers(1),
+        1,
+        mixer=MultiTokenConfig(num_queries=3, num_keys=5, conv_every=1, head_norm="none"),
     ),
 }
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.compress import Kind, count_slots
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -65,7 +66,7 @@ class LevelConfig:
         if not 0 <= self.num_links <= num_upper:
             raise UserError(f"`num_links` must be 0 to {num_upper}; got {self.num_links}.")
         reads = self.num_links or self.recall is not None
-        if reads and not isinstance(fine.mixer, AttentionConfig):
+        if reads and not isinstance(fine.mixer, AttentionConfig | MultiTokenConfig):
             raise UserError(
                 "Links and recall use the rotation of the attention of the tower that they guide: "
                 "its `mixer` must be attention if `num_links` is not 0 or `recall` is given; got "
@@ -99,4 +100,6 @@ class LevelConfig:
     def rope_of(self, fine: TowerConfig) -> RopeConfig:
         """Return the rotation of a finer tower, which the links share."""
         mixer = fine.mixer
-        return mixer.rope if isinstance(mixer, AttentionConfig) else PLAIN_ROPE
+        if isinstance(mixer, AttentionConfig | MultiTokenConfig):
+            return mixer.rope
+        return PLAIN_ROPE

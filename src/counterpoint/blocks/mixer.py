@@ -32,6 +32,8 @@ class MixerShape(NamedTuple):
             the longest chunk.
         num_pinned: Number of steps at the start of a session that are always read; they count
             towards the window.
+        layer: Number of the layer, from 0: a mixer may differ from layer to layer.
+        num_layers: Number of layers of the tower.
     """
 
     width: int
@@ -39,6 +41,8 @@ class MixerShape(NamedTuple):
     window: int
     capacity: int
     num_pinned: int = 0
+    layer: int = 0
+    num_layers: int = 1
 
 
 @runtime_checkable

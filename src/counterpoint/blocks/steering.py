@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import (
-    Reach,
     filled_slots,
     ring_steps,
     score_bias,
@@ -22,6 +21,7 @@ from counterpoint.blocks.attention import (
 )
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
 from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.blocks.mixer import MixerReach
 from counterpoint.blocks.recall import Candidates, Raw, Recall, RecallReach
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
@@ -113,7 +113,7 @@ class Steering(nn.Module):
         published: Published,
         span: Span,
         place: Int[Tensor, "B T"],
-        reach: Reach,
+        reach: MixerReach,
         ends: Int[Tensor, " B"] | None = None,
         raw: Raw | None = None,
     ) -> Guidance:
@@ -155,7 +155,7 @@ class Steering(nn.Module):
         published: Published,
         span: Span,
         number: Int[Tensor, "#B W"],
-        reach: Reach,
+        reach: MixerReach,
         raw: Raw | None,
         *,
         is_ring: bool,

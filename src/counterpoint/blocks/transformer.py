@@ -11,6 +11,7 @@ from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.mixer import MixerConfig, MixerReach, MixerShape, MixerState
 from counterpoint.blocks.mlp import GatedMLP
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.recompute import computed_again
 from counterpoint.errors import UserError
@@ -47,7 +48,7 @@ class TowerConfig:
     window: int
     norm_epsilon: float = 1e-6
     pinned_steps: int = 0
-    mixer: AttentionConfig | FarAttentionConfig | MixerConfig = AttentionConfig()
+    mixer: AttentionConfig | FarAttentionConfig | MultiTokenConfig | MixerConfig = AttentionConfig()
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class TowerConfig:
             window=self.window,
             capacity=self.window + self.chunk_steps - 1,
             num_pinned=self.pinned_steps,
+            num_layers=self.num_layers,
         )
 
     @property
@@ -88,11 +90,11 @@ class Layer(nn.Module):
     The mixer is called ``attention`` in checkpoints, whatever its kind.
     """
 
-    def __init__(self, config: TowerConfig) -> None:
-        """Make one layer of the tower's shape."""
+    def __init__(self, config: TowerConfig, number: int = 0) -> None:
+        """Make one layer of the tower's shape, with its number in the tower."""
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.attention = config.mixer.build(config.mixer_shape)
+        self.attention = config.mixer.build(config.mixer_shape._replace(layer=number))
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = GatedMLP(config.width, config.mlp_hidden)
 
@@ -121,7 +123,7 @@ class Tower(nn.Module):
         if borrowed:
             self.layers = tuple(borrowed)  # torch registers no module of a tuple
             return
-        layers = [Layer(config) for _ in range(config.num_layers)]
+        layers = [Layer(config, number) for number in range(config.num_layers)]
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         out_scale = (2 * config.num_layers) ** -0.5
         for name, weight in self.named_parameters():
@@ -216,5 +218,8 @@ class Tower(nn.Module):
 
     def flops_per_step(self, num_steps: int) -> float:
         """Return the forward FLOPs a step in rows of ``num_steps``, including masked entries."""
-        mixing = self.config.mixer.flops_per_step(self.mixer_shape, num_steps)
-        return self.weight_flops + mixing * self.config.num_layers
+        mixing = sum(
+            self.config.mixer.flops_per_step(self.mixer_shape._replace(layer=layer), num_steps)
+            for layer in range(self.config.num_layers)
+        )
+        return self.weight_flops + mixing

@@ -1,0 +1,466 @@
+"""Multi-Token Attention: a weight depends on several queries and keys, and on other heads.
+
+Scores of neighbouring queries and keys are convolved before the softmax, weights after it, and both
+are mixed between heads; what a head reads may be normalised and gated. Convolutions and maps begin
+as identities, so the mixer begins as plain attention. Nothing outside the document and the window
+of a query has any influence on what it reads: `multi_token_attention_rows` says how.
+
+In a session, the layer carries the keys and values of its window like plain attention, and the last
+rows of scores and of weights over the same slots. A score does not change once its query has been
+read, so a tick computes one row, as plain attention does, and convolves it with the rows that are
+there. (With the last queries instead of the rows, a tick would compute as many rows as a kernel has
+queries.)
+
+Source: arXiv:2504.00927 v2, sections 3.1 to 3.4, and its published configurations for what is not
+in the text: the sizes of kernels and groups and the layers that have convolutions. Deviations:
+documents in a row and the borders of windows do not mix (there they do), and there is no dropout.
+Checked against: its equations, pair by pair (`tests/blocks/test_multi_token_attention.py`).
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
+
+from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write_ring
+from counterpoint.blocks.mixer import MixerShape
+from counterpoint.blocks.multi_token_attention_reference import attend_naively
+from counterpoint.blocks.multi_token_attention_rows import (
+    Edge,
+    Kernels,
+    RowReach,
+    Rows,
+    attend_chunked,
+    chunk_rows,
+    convolve,
+    pieces,
+    read_rows,
+    scores,
+    to_weights,
+    weighted,
+)
+from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
+from counterpoint.errors import UserError
+from counterpoint.streams.clock import SEQUENCE, span, span_mask
+from counterpoint.tracing import is_traced
+
+HeadNorm = Literal["none", "plain", "gate", "depth"]
+Form = Literal["chunked", "naive"]
+
+
+class MultiTokenState(NamedTuple):
+    """What a session carries: keys and values, and rows of scores and weights over their slots.
+
+    The row of a step is in the place (step modulo Q), for kernels of Q queries. There are no rows
+    of what the layer does not convolve.
+    """
+
+    cache: Cache
+    logits: Float[Tensor, "B H Q C"]
+    weights: Float[Tensor, "B H Q2 C"]
+
+
+class TickReach(NamedTuple):
+    """What the steps of a chunk of a session may read.
+
+    Attributes:
+        step: The steps.
+        end: Number of steps that each row has read after the chunk.
+        slot: Slot of the keys of every step.
+        limit: Number of slots that are read.
+        rows: What the steps may read among these slots.
+        kept: What the steps before the chunk could read and still can, the newest last.
+        gone: For a single step, the slots of keys that no later step reads.
+    """
+
+    step: Int[Tensor, "B T"]
+    end: Int[Tensor, " B"]
+    slot: Int[Tensor, "B T"]
+    limit: int
+    rows: Rows
+    kept: Bool[Tensor, "B 1 h C"]
+    gone: Int[Tensor, "B g"]
+
+
+class MultiTokenReach(NamedTuple):
+    """What the steps of whole rows or of a chunk may read, with their rotation."""
+
+    cos: Float[Tensor, "B 1 T E"]
+    sin: Float[Tensor, "B 1 T E"]
+    whole: RowReach | None = None
+    ticks: TickReach | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiTokenConfig:
+    """Shape of `MultiTokenAttention` beyond that of its tower; a `MixerConfig`.
+
+    The defaults are the published ones.
+
+    Attributes:
+        conv_before: Whether scores are convolved before the softmax.
+        conv_after: Whether weights are convolved after it.
+        mix_before: Whether scores are mixed between heads.
+        mix_after: Whether weights are mixed between heads.
+        num_queries: Number of queries of a kernel: the query's own and those before it.
+        num_keys: Number of keys of a kernel, on both sides of the key; odd.
+        conv_every: One of so many layers has convolutions: the middle one of each group, the third
+            of four. All layers have the rest.
+        group_heads: Number of heads that are mixed with each other; must divide the number of
+            heads. ``None`` means all.
+        head_norm: What happens to the output of every head: nothing; normalisation; normalisation
+            and a gate from its own output; normalisation and a factor that falls with depth.
+        num_kv_heads: See `AttentionConfig`.
+        rope: Rotary frequencies.
+        form: How whole rows are computed. ``"naive"`` is the definition, with all pairs in memory.
+    """
+
+    conv_before: bool = True
+    conv_after: bool = True
+    mix_before: bool = True
+    mix_after: bool = True
+    num_queries: int = 6
+    num_keys: int = 11
+    conv_every: int = 4
+    group_heads: int | None = None
+    head_norm: HeadNorm = "gate"
+    num_kv_heads: int | None = None
+    rope: RopeConfig = PLAIN_ROPE
+    form: Form = "chunked"
+
+    def __post_init__(self) -> None:
+        for name in ("num_queries", "num_keys", "conv_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
+        if self.num_keys % 2 == 0:
+            raise UserError(
+                "A kernel has as many keys before its own as after it, so `num_keys` must be odd: "
+                f"got {self.num_keys}."
+            )
+
+    def build(self, shape: MixerShape) -> "MultiTokenAttention":
+        """Build the mixer of one layer.
+
+        Raises:
+            UserError: The shape of the tower does not fit.
+        """
+        _check(self, shape)
+        return MultiTokenAttention(shape, self)
+
+    def has_convolution(self, layer: int) -> bool:
+        """Return whether a layer has the convolutions."""
+        return layer % self.conv_every == self.conv_every // 2
+
+    def num_rows(self, layer: int) -> tuple[int, int]:
+        """Return how many rows of scores and of weights a layer reads at once; 0 for none."""
+        rows = self.num_queries if self.has_convolution(layer) else 0
+        return (rows if self.conv_before else 0, rows if self.conv_after else 0)
+
+    @property
+    def _convolves(self) -> bool:
+        return self.conv_before or self.conv_after
+
+    @property
+    def _side(self) -> int:
+        return self.num_keys // 2 if self._convolves else 0
+
+    def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> MultiTokenReach:
+        """Return what each step of whole rows may read."""
+        num_steps = document_start.shape[1]
+        step = torch.arange(num_steps, device=document_start.device)[None]
+        ahead = step.expand_as(document_start) + 1
+        seen = span(
+            SEQUENCE, "sequence", "sequence", ahead, first=document_start, window=shape.window
+        )
+        # Reading the values of `document_start` would break a compiled graph.
+        is_plain = num_steps <= shape.window and not is_traced() and not document_start.any()
+        cos, sin = rope_tables(step, shape.width // shape.num_heads, self.rope)
+        return MultiTokenReach(cos, sin, whole=RowReach(seen.start, shape.window, bool(is_plain)))
+
+    def streaming_reach(
+        self,
+        shape: MixerShape,
+        position: Int[Tensor, " B"],
+        num_steps: int,
+        lengths: Int[Tensor, " B"] | None,
+    ) -> MultiTokenReach:
+        """Return what each step of a chunk may read; see `MixerConfig.streaming_reach`."""
+        num_earlier = self.num_queries - 1 if self._convolves else 0
+        offset = torch.arange(-num_earlier, num_steps, device=position.device)
+        every = position[:, None] + offset
+        step = every[:, num_earlier:]
+        end = position + (num_steps if lengths is None else lengths)
+        limit = filled_slots(position + num_steps, shape.capacity)
+        key_step = ring_steps(end, shape.capacity, limit)
+        seen = span(SEQUENCE, "sequence", "sequence", every + 1, window=shape.window)
+        mask = span_mask(seen, key_step)[:, None]
+        # A single step reads rows from which all that it may not read was taken.
+        edge = (
+            self._edge(shape, step, seen.start[:, num_earlier:], limit) if num_steps > 1 else None
+        )
+        rows = Rows(~mask[:, :, num_earlier:], edge=edge, is_ring=limit == shape.capacity)
+        cos, sin = rope_tables(step, shape.width // shape.num_heads, self.rope)
+        slot = step % shape.capacity
+        oldest = position[:, None] - shape.window - torch.arange(num_earlier, device=step.device)
+        # The first step overwrites one key; those before its window are no longer read.
+        gone = torch.where(oldest >= 0, oldest, position[:, None])
+        gone = torch.cat((position[:, None], gone), 1) % shape.capacity
+        if lengths is not None:
+            slot = torch.where(step < end[:, None], slot, shape.capacity)
+        ticks = TickReach(step, end, slot, limit, rows, mask[:, :, :num_earlier], gone)
+        return MultiTokenReach(cos, sin, ticks=ticks)
+
+    def _edge(
+        self, shape: MixerShape, step: Int[Tensor, "B T"], start: Int[Tensor, "B T"], limit: int
+    ) -> Edge:
+        """Return the slots at the start of what each step reads."""
+        near = start[..., None] + torch.arange(2 * self._side, device=step.device)
+        return Edge(near % shape.capacity % limit, near <= step[..., None])
+
+    def reach_steps(self, shape: MixerShape) -> int:
+        """Return how many most recent steps a step reads: the window.
+
+        Weights of earlier queries, which are convolved after the softmax, also depend on what these
+        queries could read and the step itself cannot, up to the number of queries of a kernel.
+        """
+        layers = range(shape.num_layers)
+        return shape.window + max(max(self.num_rows(layer)[1] - 1, 0) for layer in layers)
+
+    def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
+        """Return the forward FLOPs a step of one layer, including masked entries.
+
+        Those of the chunked form are counted, without what it computes again for the gradient.
+        """
+        num_convolutions = sum(rows > 0 for rows in self.num_rows(shape.layer))
+        num_maps = self.mix_before + self.mix_after
+        a_pair = 4 * shape.width
+        a_pair += 2 * shape.num_heads * self.num_queries * self.num_keys * num_convolutions
+        a_pair += 2 * shape.num_heads * (self.group_heads or shape.num_heads) * num_maps
+        pairs = sum(
+            (piece.stop - piece.row) * (piece.stop - piece.key)
+            for piece in pieces(num_steps, shape.window, chunk_rows(num_steps))
+        )
+        at_edges = 0.0
+        if num_steps > shape.window:
+            taps = self.num_queries * 2 * self._side**2
+            at_edges = 2 * shape.num_heads * taps * num_convolutions
+        return a_pair * pairs / num_steps + at_edges
+
+
+def _check(config: MultiTokenConfig, shape: MixerShape) -> None:
+    """Check that a mixer fits its tower; see `MultiTokenConfig.build`."""
+    width, num_heads = shape.width, shape.num_heads
+    if width % num_heads or (width // num_heads) % 2:
+        raise UserError(
+            f"`width` / `num_heads` must be an even whole number: got {width} / {num_heads}."
+        )
+    for name in ("num_kv_heads", "group_heads"):
+        number = getattr(config, name)
+        if number is not None and (number < 1 or num_heads % number):
+            raise UserError(f"`{name}` must divide the {num_heads} heads: got {number}.")
+    if shape.num_pinned:
+        raise UserError(
+            "Only plain attention can pin steps: with convolved scores, `pinned_steps` must be 0, "
+            f"got {shape.num_pinned}."
+        )
+    if not (config.conv_before or config.conv_after):
+        return
+    least = max(config.num_queries, config.num_keys)
+    if shape.window < least:
+        raise UserError(
+            f"A kernel must fit the window of {shape.window} steps: got {config.num_queries} "
+            f"queries and {config.num_keys} keys. Give the tower a `window` of {least} or more."
+        )
+    if not any(config.has_convolution(layer) for layer in range(shape.num_layers)):
+        raise UserError(
+            f"With `conv_every` {config.conv_every}, no layer of {shape.num_layers} has a "
+            f"convolution. It must be at most {2 * shape.num_layers - 1}; 1 gives all layers one."
+        )
+
+
+class MultiTokenAttention(nn.Module):
+    """Causal self-attention with convolved and mixed scores; see the top of this file."""
+
+    def __init__(self, shape: MixerShape, config: MultiTokenConfig) -> None:
+        """Make random maps of the steps; convolutions and mixing begin as identities."""
+        super().__init__()
+        num_heads = shape.num_heads
+        self.config = config
+        self.num_heads = num_heads
+        self.num_kv_heads = config.num_kv_heads or num_heads
+        self.head_width = shape.width // num_heads
+        shared = self.num_kv_heads * self.head_width
+        self.qkv = nn.Linear(shape.width, shape.width + 2 * shared, bias=False)
+        self.out = nn.Linear(shape.width, shape.width, bias=False)
+        self.num_rows = config.num_rows(shape.layer)
+        size = (num_heads, config.num_queries, config.num_keys)
+        group = config.group_heads or num_heads
+        self.conv_before, self.conv_after = (
+            nn.Parameter(_identity_kernels(*size)) if rows else None for rows in self.num_rows
+        )
+        self.mix_before, self.mix_after = (
+            nn.Parameter(torch.eye(group).repeat(num_heads // group, 1, 1)) if mixes else None
+            for mixes in (config.mix_before, config.mix_after)
+        )
+        has_norm, has_gate = config.head_norm != "none", config.head_norm == "gate"
+        self.norm = nn.Parameter(torch.ones(self.head_width)) if has_norm else None
+        self.gate = self.gate_bias = None
+        if has_gate:
+            self.gate = nn.Parameter(torch.randn(self.head_width) * self.head_width**-0.5)
+            self.gate_bias = nn.Parameter(torch.zeros(()))
+        is_scaled = config.head_norm == "depth"
+        self.scale = 1 - (0.8 - 0.6 * math.exp(-0.3 * shape.layer)) if is_scaled else 1.0
+
+    @property
+    def kernels(self) -> Kernels:
+        """Convolutions and maps between heads."""
+        return Kernels(self.conv_before, self.mix_before, self.conv_after, self.mix_after)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Names of the parameters that plain attention does not have."""
+        return tuple(name for name, _ in self.named_parameters(recurse=False))
+
+    def initial_state(self, batch_size: int, capacity: int) -> MultiTokenState:
+        """Return empty rings for ``capacity`` steps."""
+        # A map stored in 8 bits has no parameter; its first buffer has the dtype of the model.
+        like = next(chain(self.out.parameters(), self.out.buffers()))
+        cache = like.new_zeros(batch_size, 2, self.num_kv_heads, capacity + 1, self.head_width)
+        rows = (like.new_zeros(batch_size, self.num_heads, n, capacity) for n in self.num_rows)
+        return MultiTokenState(cache, *rows)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        reach: MultiTokenReach,
+        state: MultiTokenState | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Let each step of a chunk read the steps that it may read; see `Mixer`."""
+        if not x.shape[1]:
+            return x
+        shared = self.num_kv_heads * self.head_width
+        q, k, v = (
+            part.unflatten(-1, (-1, self.head_width)).transpose(1, 2).contiguous()
+            for part in self.qkv(x).split((self.num_heads * self.head_width, shared, shared), -1)
+        )
+        q, k = (rotate(part, reach.cos, reach.sin) for part in (q, k))
+        # Everything is in the type of the queries, also where a gradient is computed again.
+        with _without_autocast(x.device.type):
+            if reach.ticks is not None:
+                assert state is not None
+                y = self._read_ring(q, k, v, reach.ticks, state)
+            elif reach.whole is not None:
+                y = self._read_whole(q, k, v, reach.whole)
+            y = self._normed(y)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _normed(self, y: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
+        if self.norm is None:
+            return y
+        y = F.rms_norm(y, y.shape[-1:], self.norm.to(y.dtype), 1e-5) * self.scale
+        if self.gate is not None and self.gate_bias is not None:
+            gate = (y * self.gate.to(y.dtype)).sum(-1, keepdim=True) + self.gate_bias.to(y.dtype)
+            y = y * torch.sigmoid(gate)
+        return y
+
+    def _read_whole(self, q: Tensor, k: Tensor, v: Tensor, reach: RowReach) -> Tensor:
+        if self.config.form == "naive":
+            return attend_naively(q, k, v, self.kernels, reach.start)
+        return attend_chunked(q, k, v, self.kernels, reach)
+
+    def _read_ring(
+        self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState
+    ) -> Tensor:
+        """Read the rings of a session, after the chunk was written into them."""
+        write_ring(state.cache, reach.slot, torch.stack((k, v), 1))
+        k, v = state.cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
+        rings = [rows[..., : reach.limit] for rows in (state.logits, state.weights)]
+        if q.shape[2] == 1:
+            return self._read_tick(q, k, v, reach, rings)
+        above = tuple(_rows_above(ring, reach, q.dtype) for ring in rings)
+        y, rows = read_rows(q, k, v, self.kernels, reach.rows, above)
+        for ring, new in zip(rings, rows, strict=True):
+            if new is not None:
+                _write_rows(ring, new, reach)
+        return y
+
+    def _read_tick(
+        self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, rings: list[Tensor]
+    ) -> Tensor:
+        """Read a single step, with a row of scores and of weights for the rings."""
+        kernels = self.kernels
+        logits = scores(q, k, reach.rows)
+        if kernels.conv_before is not None:
+            logits = _convolved_tick(logits, kernels.conv_before, rings[0], reach)
+        weights = to_weights(logits, kernels, reach.rows)
+        if kernels.conv_after is not None:
+            weights = _convolved_tick(weights, kernels.conv_after, rings[1], reach)
+        return weighted(weights, v, kernels, reach.rows)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Return a context in which products have the type of their factors."""
+    if is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _identity_kernels(num_heads: int, num_queries: int, num_keys: int) -> Float[Tensor, "H Q R"]:
+    """Return kernels that change nothing."""
+    kernels = torch.zeros(num_heads, num_queries, num_keys)
+    kernels[:, -1, num_keys // 2] = 1
+    return kernels
+
+
+def _rows_above(
+    ring: Float[Tensor, "B H Q C"], reach: TickReach, dtype: torch.dtype
+) -> Float[Tensor, "B H h C"] | None:
+    """Return the rows of the steps before a chunk, without what was overwritten since."""
+    num_rows = ring.shape[2]
+    if not num_rows:
+        return None
+    before = reach.step[:, :1] - torch.arange(num_rows - 1, 0, -1, device=ring.device)
+    return _taken(ring, before % num_rows).to(dtype) * reach.kept
+
+
+def _write_rows(
+    ring: Float[Tensor, "B H Q C"], rows: Float[Tensor, "B H R C"], reach: TickReach
+) -> None:
+    """Write the newest rows into their places; the first ones of ``rows`` were above the chunk."""
+    held = ring_steps(reach.end, ring.shape[2], ring.shape[2])
+    first = reach.step[:, :1] - (rows.shape[2] - reach.step.shape[1])
+    ring.copy_(_taken(rows, (held - first).clamp(min=0)))
+
+
+def _taken(rows: Float[Tensor, "B H R C"], index: Int[Tensor, "B Q"]) -> Float[Tensor, "B H Q C"]:
+    index = index[:, None, :, None]
+    return rows.gather(2, index.expand(-1, rows.shape[1], -1, rows.shape[3]))
+
+
+def _convolved_tick(
+    row: Float[Tensor, "B H 1 C"],
+    kernel: Float[Tensor, "H Q R"],
+    ring: Float[Tensor, "B H Q C"],
+    reach: TickReach,
+) -> Float[Tensor, "B H 1 C"]:
+    """Write a row into its ring, and convolve it with the rows before it.
+
+    The rows stay where they are, and each row of a kernel is put where its row of the ring is. What
+    is written for a step that is not real does no harm: the next real one overwrites it.
+    """
+    num_queries = ring.shape[2]
+    gone = reach.gone[:, None, None].expand(*ring.shape[:3], -1)
+    ring.scatter_(3, gone, 0.0)
+    place = (reach.step % num_queries)[..., None, None].expand_as(row)
+    ring.scatter_(2, place, row.to(ring.dtype))
+    back = (reach.step - torch.arange(num_queries, device=row.device)) % num_queries
+    turned = kernel[:, num_queries - 1 - back].transpose(0, 1).flatten(0, 1)
+    every = ring.to(row.dtype).flatten(0, 1)[None]
+    return convolve(every, turned, reach.rows).view_as(row)

@@ -1,0 +1,359 @@
+"""Multi-Token Attention against its definition, for pairs of all options."""
+
+import math
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.blocks import multi_token_attention_rows as rows_module
+from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.mixer import MixerShape
+from counterpoint.blocks.multi_token_attention import MultiTokenAttention, MultiTokenConfig
+from counterpoint.blocks.multi_token_attention_reference import attend_naively
+from counterpoint.blocks.multi_token_attention_retrofit import retrofit
+from counterpoint.blocks.multi_token_attention_rows import Kernels, RowReach, attend_chunked
+from counterpoint.blocks.rope import RopeConfig
+from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.errors import UserError
+from counterpoint.streams.batch import Batch
+from counterpoint.systems.single_stream import SingleStream
+from tests.blocks.covering import covering_rows
+from tests.systems.tiny_models import randomised, single
+
+OPTIONS: dict[str, list[Any]] = {
+    "conv_before": [True, False],
+    "conv_after": [True, False],
+    "mix_before": [True, False],
+    "mix_after": [True, False],
+    "kernel": [(6, 11), (2, 3), (1, 5), (4, 1)],
+    "num_kv_heads": [None, 2, 1],
+    "group_heads": [None, 2, 1],
+    "head_norm": ["none", "plain", "gate", "depth"],
+    "window": [12, 40, 500],
+    "packed": [False, True],
+}
+CASES = covering_rows(OPTIONS)
+every_pair = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def config_of(case: dict[str, Any], **changes: Any) -> MultiTokenConfig:
+    fields = {name: value for name, value in case.items() if name not in ("window", "packed")}
+    num_queries, num_keys = fields.pop("kernel")
+    fields |= {"num_queries": num_queries, "num_keys": num_keys, "conv_every": 1} | changes
+    return MultiTokenConfig(**fields)
+
+
+def tower_of(case: dict[str, Any], num_layers: int = 1, **changes: Any) -> Tower:
+    config = TowerConfig(
+        width=16,
+        num_layers=num_layers,
+        num_heads=4,
+        mlp_hidden=5,
+        window=case["window"],
+        mixer=config_of(case, **changes),
+    )
+    tower = randomised(Tower(config).double())
+    assert isinstance(tower, Tower)
+    return tower
+
+
+def starts(num_rows: int, num_steps: int, packed: bool) -> Tensor:
+    """First step of every step's document; the last documents are short."""
+    first = torch.zeros(num_rows, num_steps, dtype=torch.long)
+    if packed:
+        for row in range(num_rows):
+            for at in sorted(torch.randperm(num_steps - 1)[:4].tolist()):
+                first[row, at + 1 :] = at + 1
+    return first
+
+
+def random_kernels(case: dict[str, Any], num_heads: int = 4) -> Kernels:
+    """Kernels and maps near the identity, in float64."""
+    attention = config_of(case).build(
+        MixerShape(width=16, num_heads=num_heads, window=500, capacity=600)
+    )
+    return Kernels(
+        *(
+            None if kernel is None else kernel.detach().double() + 0.2 * torch.randn(kernel.shape)
+            for kernel in attention.kernels
+        )
+    )
+
+
+def pair_by_pair(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, start: Tensor) -> Tensor:
+    """One row and head after the other, written as equations 5 and 6 say."""
+    num_heads, num_steps, width = q.shape
+
+    def convolved(x: Tensor, kernel: Tensor | None) -> Tensor:
+        if kernel is None:
+            return x
+        y = torch.zeros_like(x)
+        _, num_queries, num_keys = kernel.shape
+        for i in range(num_steps):
+            for j in range(int(start[i]), i + 1):
+                for a in range(num_queries):
+                    for b in range(-(num_keys // 2), num_keys // 2 + 1):
+                        x_, y_ = i - a, j + b
+                        if start[i] <= y_ <= x_:  # read by the query, and by the other query
+                            tap = kernel[:, num_queries - 1 - a, b + num_keys // 2]
+                            y[:, i, j] += tap * x[:, x_, y_]
+        return y
+
+    def mixed(x: Tensor, maps: Tensor | None) -> Tensor:
+        if maps is None:
+            return x
+        size = maps.shape[1]
+        return torch.stack(
+            [
+                torch.einsum("g,gij->ij", maps[h // size, h % size], x[h // size * size :][:size])
+                for h in range(num_heads)
+            ]
+        )
+
+    seen = torch.tensor([[start[i] <= j <= i for j in range(num_steps)] for i in range(num_steps)])
+    x = torch.einsum("hie,hje->hij", q, k) / math.sqrt(width) * seen
+    x = mixed(convolved(x, kernels.conv_before), kernels.mix_before)
+    x = torch.softmax(x.masked_fill(~seen, -math.inf), -1)
+    x = mixed(convolved(x, kernels.conv_after) * seen, kernels.mix_after)
+    return x @ v
+
+
+@every_pair
+def test_the_naive_form_is_the_definition(case: dict[str, Any]) -> None:
+    q, k, v = torch.randn(3, 1, 4, 14, 2, dtype=torch.float64).unbind()
+    kernels = random_kernels(case)
+    start = starts(1, 14, case["packed"])
+    start = torch.maximum(start, torch.arange(14) - case["window"] + 1)
+    found = attend_naively(q, k, v, kernels, start)
+    expected = pair_by_pair(q[0], k[0], v[0], kernels, start[0])
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-12)
+
+
+@every_pair
+def test_the_chunked_form_and_its_gradient_are_those_of_the_naive_form(
+    case: dict[str, Any],
+) -> None:
+    num_steps, num_groups = 150, case["num_kv_heads"] or 4
+    q = torch.randn(2, 4, num_steps, 3, dtype=torch.float64)
+    k, v = torch.randn(2, 2, num_groups, num_steps, 3, dtype=torch.float64).unbind()
+    kernels = random_kernels(case)
+    start = starts(2, num_steps, case["packed"])
+    start = torch.maximum(start, torch.arange(num_steps) - case["window"] + 1)
+    inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
+    for one in inputs:
+        one.requires_grad_()
+    is_plain = not start.any()
+    reach = RowReach(start, case["window"], bool(is_plain))
+    found = attend_chunked(q, k, v, kernels, reach)
+    expected = attend_naively(q, k, v, kernels, start)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    grad = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@every_pair
+@pytest.mark.parametrize("whole_rows", [4, 100])
+def test_gradients_are_those_of_differences(
+    case: dict[str, Any], whole_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "WHOLE_ROWS", whole_rows)
+    monkeypatch.setattr(rows_module, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(rows_module, "GRADIENT_ROWS", 5)
+    num_steps = 17
+    q = torch.randn(1, 4, num_steps, 2, dtype=torch.float64, requires_grad=True)
+    shape = (1, case["num_kv_heads"] or 4, num_steps, 2)
+    k, v = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    kernels = random_kernels(case)
+    learned = [kernel.requires_grad_() for kernel in kernels if kernel is not None]
+    start = starts(1, num_steps, case["packed"])
+    start = torch.maximum(start, torch.arange(num_steps) - case["window"] + 1)
+    reach = RowReach(start, case["window"], is_plain=False)
+
+    def read(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
+        given = iter(others)
+        own = Kernels(*(None if kernel is None else next(given) for kernel in kernels))
+        return attend_chunked(q, k, v, own, reach)
+
+    assert torch.autograd.gradcheck(read, (q, k, v, *learned), fast_mode=True)
+
+
+@every_pair
+@torch.no_grad()
+def test_a_step_depends_on_its_document_up_to_itself_alone(case: dict[str, Any]) -> None:
+    tower = tower_of(case)
+    num_steps = 90
+    start = starts(1, num_steps, case["packed"])
+    reach = tower.reach(start)
+    x = torch.randn(1, num_steps, 16, dtype=torch.float64)
+    before = tower(x, reach)
+    for at in (0, 1, 31, 32, 33, 50, 89):
+        other = x.clone()
+        other[:, at] += torch.randn(16)
+        moved = (tower(other, reach) != before).any(-1)[0]
+        step = torch.arange(num_steps)
+        may_read = (step >= at) & (start[0] <= at) & (step - at < tower.config.reach_steps)
+        assert not moved[~may_read].any()
+        assert moved[at]
+
+
+@every_pair
+@torch.no_grad()
+def test_a_session_reads_what_whole_rows_read(case: dict[str, Any]) -> None:
+    tower = tower_of(case, num_layers=2)
+    num_steps = 70
+    x = torch.randn(2, num_steps, 16, dtype=torch.float64)
+    expected = tower(x, tower.reach(torch.zeros(2, num_steps, dtype=torch.long)))
+    state = tower.initial_state(2)
+    position = torch.zeros(2, dtype=torch.long)
+    while (left := num_steps - position).any():
+        width = int(torch.randint(1, tower.chunk_steps + 1, ())) if torch.rand(()) < 0.3 else 1
+        lengths = torch.minimum((torch.rand(2) * (width + 1)).long(), left)
+        if torch.rand(()) < 0.5:
+            lengths = torch.minimum(torch.full((2,), width), left)
+        chunk = torch.randn(2, width, 16, dtype=torch.float64)
+        for row in range(2):
+            at = int(position[row])
+            chunk[row, : lengths[row]] = x[row, at : at + int(lengths[row])]
+        found = tower(chunk, tower.streaming_reach(position, width, lengths), state)
+        for row in range(2):
+            at, length = int(position[row]), int(lengths[row])
+            torch.testing.assert_close(
+                found[row, :length], expected[row, at : at + length], rtol=0, atol=1e-10
+            )
+        position = position + lengths
+
+
+def test_identities_are_plain_attention() -> None:
+    q, k, v = torch.randn(3, 2, 4, 150, 8, dtype=torch.float64).unbind()
+    attention = MultiTokenConfig(conv_every=1).build(
+        MixerShape(width=32, num_heads=4, window=200, capacity=300)
+    )
+    kernels = Kernels(
+        *(None if one is None else one.detach().double() for one in attention.kernels)
+    )
+    reach = RowReach(torch.zeros(2, 150, dtype=torch.long), 200, is_plain=True)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(
+        attend_chunked(q, k, v, kernels, reach), expected, rtol=0, atol=1e-12
+    )
+
+
+def test_layers_have_the_published_convolutions() -> None:
+    config = MultiTokenConfig()
+    assert [layer for layer in range(24) if config.has_convolution(layer)] == [2, 6, 10, 14, 18, 22]
+    tower = Tower(
+        TowerConfig(width=16, num_layers=5, num_heads=4, mlp_hidden=5, window=40, mixer=config)
+    )
+    layers = [cast(MultiTokenAttention, layer.attention) for layer in tower.layers]
+    assert [layer.conv_before is not None for layer in layers] == [False, False, True, False, False]
+    assert [layer.conv_after is not None for layer in layers] == [False, False, True, False, False]
+    assert all(layer.mix_before is not None for layer in layers)
+    scaled = [replace(config, head_norm="depth").build(shape).scale for shape in (
+        MixerShape(width=16, num_heads=4, window=40, capacity=80, layer=0, num_layers=5),
+        MixerShape(width=16, num_heads=4, window=40, capacity=80, layer=4, num_layers=5),
+    )]  # fmt: skip
+    assert scaled == pytest.approx([0.8, 0.2 + 0.6 * math.exp(-1.2)])
+
+
+def test_bfloat16_under_autocast_is_close() -> None:
+    tower = Tower(
+        TowerConfig(
+            width=16,
+            num_layers=2,
+            num_heads=4,
+            mlp_hidden=5,
+            window=30,
+            mixer=MultiTokenConfig(conv_every=1),
+        )
+    )
+    x = torch.randn(1, 70, 16)
+    reach = tower.reach(starts(1, 70, packed=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = tower(x, reach)
+    found.float().square().sum().backward()
+    kernel = cast(MultiTokenAttention, tower.layers[0].attention).conv_before
+    assert kernel is not None
+    assert kernel.grad is not None
+    assert kernel.grad.isfinite().all()
+    torch.testing.assert_close(found.float(), tower(x, reach), rtol=0.05, atol=0.05)
+
+
+def plain_and_fitted(mixer: MultiTokenConfig) -> tuple[SingleStream, SingleStream]:
+    config = single(40, heads=4)
+    fitted = replace(config, tower=replace(config.tower, mixer=mixer))
+    plain = randomised(SingleStream(config))
+    assert isinstance(plain, SingleStream)
+    return plain, SingleStream(fitted).eval()
+
+
+@torch.no_grad()
+def test_a_fitted_model_computes_what_the_plain_one_does() -> None:
+    plain, fitted = plain_and_fitted(MultiTokenConfig(conv_every=2, head_norm="none"))
+    retrofit(fitted, plain)
+    ids = torch.randint(0, 13, (2, 100))
+    batch = Batch(ticks={"part": ids}, targets={}, document_start=torch.zeros_like(ids), size=200)
+    ours, theirs = fitted(batch)["part"], plain(batch)["part"]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert theirs.abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 2}, "`num_heads` of 'tower' must be 4"),
+        ({"window": 30}, "`window` of 'tower' must be 40"),
+        ({"num_layers": 3}, "must have the config of the plain one"),
+        ({"head_norm": "gate"}, "`head_norm` must be 'none', got 'gate'"),
+        ({"num_kv_heads": 2}, "`num_kv_heads` of 'tower' must be None"),
+        ({"rope": RopeConfig(base=50.0)}, "`rope` of 'tower'"),
+    ],
+)
+def test_only_a_model_that_fits_is_fitted(changes: dict[str, Any], message: str) -> None:
+    own = {"num_kv_heads", "rope", "head_norm"}
+    mixer = MultiTokenConfig(conv_every=1, head_norm="none")
+    mixer = replace(mixer, **{name: value for name, value in changes.items() if name in own})
+    plain, _ = plain_and_fitted(mixer)
+    config = replace(plain.config, tower=replace(plain.config.tower, mixer=mixer))
+    rest = {name: value for name, value in changes.items() if name not in own}
+    model = SingleStream(replace(config, tower=replace(config.tower, **rest)))
+    with pytest.raises(UserError, match=message) as raised:
+        retrofit(model, plain)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "tower", "message"),
+    [
+        ({"num_keys": 4}, {}, "`num_keys` must be odd: got 4"),
+        ({"num_queries": 0}, {}, "`num_queries` must be >= 1"),
+        ({"group_heads": 3}, {}, "`group_heads` must divide the 4 heads: got 3"),
+        ({"num_kv_heads": 3}, {}, "`num_kv_heads` must divide the 4 heads: got 3"),
+        ({}, {"window": 10}, "must fit the window of 10 steps: got 6 queries and 11 keys"),
+        ({}, {"num_layers": 2}, "no layer of 2 has a convolution"),
+        ({}, {"pinned_steps": 3}, "`pinned_steps` must be 0, got 3"),
+        ({}, {"num_heads": 3, "width": 15}, "must be an even whole number"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(
+    mixer: dict[str, Any], tower: dict[str, Any], message: str
+) -> None:
+    fields = {"width": 16, "num_layers": 3, "num_heads": 4, "mlp_hidden": 5, "window": 40} | tower
+    with pytest.raises(UserError, match=message) as raised:
+        Tower(TowerConfig(**fields, mixer=MultiTokenConfig(**mixer)))
+    assert "\n" not in str(raised.value)
+
+
+def test_only_plain_attention_is_fitted() -> None:
+    _, fitted = plain_and_fitted(MultiTokenConfig(conv_every=1, head_norm="none"))
+    with pytest.raises(UserError, match="must have plain attention in the old model: got Multi"):
+        retrofit(fitted, fitted)
+    assert isinstance(single(7).tower.mixer, AttentionConfig)
