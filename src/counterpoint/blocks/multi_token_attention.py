@@ -36,7 +36,7 @@ from counterpoint.blocks.multi_token_attention_rows import (
     Edge,
     Kernels,
     RowReach,
-    Rows,
+    Seen,
     attend_chunked,
     chunk_rows,
     convolve,
@@ -52,7 +52,7 @@ from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.tracing import is_traced
 
 HeadNorm = Literal["none", "plain", "gate", "depth"]
-Form = Literal["chunked", "naive"]
+RowForm = Literal["chunked", "naive"]
 
 
 class MultiTokenState(NamedTuple):
@@ -84,7 +84,7 @@ class TickReach(NamedTuple):
     end: Int[Tensor, " B"]
     slot: Int[Tensor, "B T"]
     limit: int
-    rows: Rows
+    rows: Seen
     kept: Bool[Tensor, "B 1 h C"]
     gone: Int[Tensor, "B g"]
 
@@ -133,7 +133,7 @@ class MultiTokenConfig:
     head_norm: HeadNorm = "gate"
     num_kv_heads: int | None = None
     rope: RopeConfig = PLAIN_ROPE
-    form: Form = "chunked"
+    form: RowForm = "chunked"
 
     def __post_init__(self) -> None:
         for name in ("num_queries", "num_keys", "conv_every"):
@@ -205,7 +205,7 @@ class MultiTokenConfig:
         edge = (
             self._edge(shape, step, seen.start[:, num_earlier:], limit) if num_steps > 1 else None
         )
-        rows = Rows(~mask[:, :, num_earlier:], edge=edge, is_ring=limit == shape.capacity)
+        rows = Seen(~mask[:, :, num_earlier:], edge=edge, is_ring=limit == shape.capacity)
         cos, sin = rope_tables(step, shape.width // shape.num_heads, self.rope)
         slot = step % shape.capacity
         oldest = position[:, None] - shape.window - torch.arange(num_earlier, device=step.device)
@@ -256,7 +256,8 @@ class MultiTokenConfig:
 
 def _check(config: MultiTokenConfig, shape: MixerShape) -> None:
     """Check that a mixer fits its tower; see `MultiTokenConfig.build`."""
-    width, num_heads = shape.width, shape.num_heads
+    width = shape.width
+    num_heads = shape.num_heads
     if width % num_heads or (width // num_heads) % 2:
         raise UserError(
             f"`width` / `num_heads` must be an even whole number: got {width} / {num_heads}."
@@ -309,7 +310,8 @@ class MultiTokenAttention(nn.Module):
             nn.Parameter(torch.eye(group).repeat(num_heads // group, 1, 1)) if mixes else None
             for mixes in (config.mix_before, config.mix_after)
         )
-        has_norm, has_gate = config.head_norm != "none", config.head_norm == "gate"
+        has_norm = config.head_norm != "none"
+        has_gate = config.head_norm == "gate"
         self.norm = nn.Parameter(torch.ones(self.head_width)) if has_norm else None
         self.gate = self.gate_bias = None
         if has_gate:

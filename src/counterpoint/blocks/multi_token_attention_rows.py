@@ -27,7 +27,7 @@ from counterpoint.streams.clock import Span, span_mask
 from counterpoint.tracing import is_traced
 
 WHOLE_ROWS = 64
-"""Rows of up to so many steps are one chunk."""
+"""Seen of up to so many steps are one chunk."""
 
 CHUNK_ROWS = 32
 """Queries of a chunk. 2,048 steps, 16 heads of 64, one thread: 32 took 453 ms, 128 took 569 ms."""
@@ -77,7 +77,7 @@ class Edge(NamedTuple):
         return Edge(self.column[:, -num_rows:], self.is_read[:, -num_rows:])
 
 
-class Rows(NamedTuple):
+class Seen(NamedTuple):
     """What the queries of a chunk may read, among columns of keys.
 
     Attributes:
@@ -94,7 +94,7 @@ class Rows(NamedTuple):
 
 
 Above = tuple[Tensor | None, ...]
-"""Rows before a chunk that the convolutions before and after the softmax read: (B, H, h, K)."""
+"""Seen before a chunk that the convolutions before and after the softmax read: (B, H, h, K)."""
 
 
 def read_rows(
@@ -102,7 +102,7 @@ def read_rows(
     k: Float[Tensor, "B G K E"],
     v: Float[Tensor, "B G K E"],
     kernels: Kernels,
-    rows: Rows,
+    rows: Seen,
     above: Above | None = None,
 ) -> tuple[Float[Tensor, "B H Q2 E"], Above]:
     """Return what the queries of a chunk read.
@@ -113,7 +113,7 @@ def read_rows(
         v: Values.
         kernels: Convolutions and mixing.
         rows: What the queries may read.
-        above: Rows of scores and of weights before the chunk. Without them, the first queries serve
+        above: Seen of scores and of weights before the chunk. Without them, the first queries serve
             for this: there is no result for the first ``kernels.above`` ones.
 
     Returns:
@@ -133,14 +133,14 @@ def read_rows(
 
 
 def scores(
-    q: Float[Tensor, "B H Q E"], k: Float[Tensor, "B G K E"], rows: Rows
+    q: Float[Tensor, "B H Q E"], k: Float[Tensor, "B G K E"], rows: Seen
 ) -> Float[Tensor, "B H Q K"]:
     """Return the scores of all pairs; those of hidden pairs are zero."""
     return hide(_shared(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)), rows, 0.0)
 
 
 def to_weights(
-    logits: Float[Tensor, "B H Q K"], kernels: Kernels, rows: Rows
+    logits: Float[Tensor, "B H Q K"], kernels: Kernels, rows: Seen
 ) -> Float[Tensor, "B H Q K"]:
     """Mix the heads of scores, and apply the softmax; hidden pairs get a weight of zero."""
     if kernels.mix_before is not None:
@@ -152,7 +152,7 @@ def to_weights(
 
 
 def weighted(
-    weights: Float[Tensor, "B H Q K"], v: Float[Tensor, "B G K E"], kernels: Kernels, rows: Rows
+    weights: Float[Tensor, "B H Q K"], v: Float[Tensor, "B G K E"], kernels: Kernels, rows: Seen
 ) -> Float[Tensor, "B H Q E"]:
     """Mix the heads of convolved weights, and return the weighted sums of the values."""
     if kernels.conv_after is not None:
@@ -162,7 +162,7 @@ def weighted(
     return _shared(weights, v)
 
 
-def hide(x: Float[Tensor, "B H Q K"], rows: Rows, value: float) -> Float[Tensor, "B H Q K"]:
+def hide(x: Float[Tensor, "B H Q K"], rows: Seen, value: float) -> Float[Tensor, "B H Q K"]:
     """Overwrite the hidden pairs of the last queries, in place."""
     hidden = rows.hidden[:, :, -x.shape[2] :]
     if rows.first:
@@ -191,7 +191,7 @@ def _below(x: Float[Tensor, "B H Q K"], above: Tensor | None) -> Float[Tensor, "
 def convolve(
     x: Float[Tensor, "B H Q K"],
     kernel: Float[Tensor, "H q r"],
-    rows: Rows,
+    rows: Seen,
     num_learned: int | None = None,
 ) -> Float[Tensor, "B H Q2 K"]:
     """Convolve queries and keys, each head with its kernel.
@@ -199,7 +199,7 @@ def convolve(
     Only taps on pairs count that both queries may read; see the top of this file.
 
     Args:
-        x: Rows of the queries, zero where they may not read; the first ones have no result.
+        x: Seen of the queries, zero where they may not read; the first ones have no result.
         kernel: The kernels.
         rows: What the queries may read; those that have a result are the last ones.
         num_learned: Number of the last rows of ``x`` that need a gradient; ``None`` means all.
@@ -323,20 +323,20 @@ class RowReach(NamedTuple):
     window: int
     is_plain: bool
 
-    def rows(self, piece: Piece, side: int) -> Rows:
+    def rows(self, piece: Piece, side: int) -> Seen:
         """Return what the queries of a chunk may read among the columns from its first key on."""
         query = torch.arange(piece.above, piece.stop, device=self.start.device)
         if self.is_plain:
             key = query[None]
             seen = span_mask(Span(torch.zeros_like(key), key + 1), key)
-            return Rows(~seen[:, None], piece.above - piece.key)
+            return Seen(~seen[:, None], piece.above - piece.key)
         start = self.start[:, piece.above : piece.stop]
         key = torch.arange(piece.key, piece.stop, device=start.device)[None]
         seen = span_mask(Span(start, (query + 1).expand_as(start)), key)
         most = len(key[0]) - 1
         near = start[..., None] + torch.arange(2 * side, device=start.device)
         edge = Edge((near - piece.key).clamp(0, most), near <= query[:, None])
-        return Rows(~seen[:, None], 0, edge)
+        return Seen(~seen[:, None], 0, edge)
 
 
 def attend_chunked(
@@ -414,7 +414,8 @@ class _Chunked(torch.autograd.Function):
         to_kernels = [None if one is None else torch.zeros_like(one) for one in kernels]
         learned = Kernels(*(one if one is None else _leaf(one) for one in kernels))
         for piece in pieces(q.shape[2], ctx.reach.window, GRADIENT_ROWS, learned.above):
-            queries, keys = slice(piece.above, piece.stop), slice(piece.key, piece.stop)
+            queries = slice(piece.above, piece.stop)
+            keys = slice(piece.key, piece.stop)
             at = (queries, keys, keys)
             parts = [_leaf(x[:, :, here]) for x, here in zip((q, k, v), at, strict=True)]
             with torch.enable_grad():
