@@ -81,7 +81,8 @@ def run(calls: Calls, *, is_over: bool = True, until_s: float = 10.0) -> list[Ev
 
 
 def outcomes(events: list[Event]) -> list[Any]:
-    return [one.payload.get("why", "ok") for one in events if one.kind == "return"]
+    made = [one for one in events if one.kind == "call"]
+    return ["ok" if one.payload["ok"] else one.payload.get("why") for one in made]
 
 
 def calls_of(tool: Tool, clock: FakeClock | None = None, rules: CallRules | None = None) -> Calls:
@@ -198,7 +199,7 @@ def test_malformed_call_is_one_event(written: str, why: str) -> None:
     calls = calls_of(counter.tool())
     calls.request(written, 1, 0.5)
     (event,) = run(calls)
-    assert event.kind == "return"
+    assert event.kind == "call"
     assert why in event.payload["why"]
     assert len(event.payload["written"]) <= 500
     assert counter.keys == []
@@ -223,7 +224,7 @@ def test_cancelled_call_is_undone() -> None:
     calls.cancel(wanted("large"), 1, 0.3)
     calls.request(wanted("small"), 1, 0.3)
     events = run(calls)
-    assert [one.kind for one in events] == ["call", "return", "cancel", "call", "return", "undone"]
+    assert [one.kind for one in events] == ["call", "cancel", "call", "undone"]
     assert list(counter.orders.values()) == ["small"]
 
 
@@ -297,7 +298,7 @@ def ordering(stage: Stage, counter: Counter, *, early: bool, effect: Effect = "u
 
 
 def times(cascade: Any, kind: str) -> list[float]:
-    return [one.start_s for one in cascade.timeline().where(stream="tool", kind=kind)]
+    return [one.start_s for one in cascade.timeline().where(stream="agent", kind=kind)]
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -306,8 +307,9 @@ def test_call_is_done_before_the_user_stops_or_only_after(early: bool) -> None:
     counter = Counter(stage.clock, cost_s=0.3)
     cascade = ordering(stage, counter, early=early)
     cascade.hear(stage.sound("a large tea for me and my dear wife please. - - - - - - - -"))
-    (returned,) = times(cascade, "return")
-    assert (returned < 10 * WORD_S) == early
+    (call,) = cascade.timeline().where(kind="call")
+    assert call.end_s - call.start_s == pytest.approx(0.3)
+    assert (call.end_s < 10 * WORD_S) == early == call.payload["early"]
     assert list(counter.orders.values()) == ["large"]
     assert stage.asked[-1].calls[0].result == '{"ordered": "large"}'
 
@@ -354,6 +356,6 @@ def test_unclosed_call_of_a_thought_is_one_event() -> None:
     rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0))
     cascade = stage.cascade(engines, rules, [counter.tool()])
     cascade.hear(stage.sound("a large tea for me. - - - - - - - -"))
-    events = cascade.timeline().where(stream="tool").events
+    events = cascade.timeline().where(kind="call").events
     assert {one.payload["why"] for one in events} == {"the call was cut off"}
     assert len(cascade.timeline().where(kind="answer")) == 1

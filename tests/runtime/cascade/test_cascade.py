@@ -121,7 +121,7 @@ def test_thought_is_closed_when_the_next_chunk_is_heard() -> None:
     cascade.hear(stage.sound("a b c d e f g h. - - - - - - - -"))
     thoughts = cascade.timeline().where(stream="thought").events
     first, second, *_ = thoughts
-    assert first.payload["forced"]
+    assert first.payload["closed"] == "clock"
     assert first.end_s == pytest.approx(second.start_s)
     assert 8 <= len(first.text.split()) <= 11  # no more than a second of 0.1 s a token
     assert first.payload["heard"] in "a b c d"
@@ -146,7 +146,7 @@ def test_judge_interrupts_once_and_the_turn_gets_no_second_answer() -> None:
     assert end_s - begin_s == pytest.approx(0.8, abs=0.05)
     (answer,) = cascade.timeline().where(kind="answer")
     assert not answer.payload["cut"]  # the user who is interrupted does not interrupt back at once
-    scores = [one.payload["score"] for one in cascade.timeline().where(stream="thought")]
+    scores = [one.payload["interrupt"] for one in cascade.timeline().where(stream="thought")]
     assert scores[-1] == 1.0
     assert 0.0 in scores
 

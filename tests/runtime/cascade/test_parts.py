@@ -9,9 +9,9 @@ import torch
 
 from counterpoint.data.tools import Tool
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
-from counterpoint.runtime.cascade.ledger import Ledger
+from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
-from counterpoint.runtime.cascade.thinking import ClauseTrigger, Marks, sentences
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, MarkReader, sentences
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import FakeClock
@@ -76,7 +76,7 @@ def test_dropped_thread_never_speaks_for_the_next_job() -> None:
 
 
 def test_ledger_counts_generated_sent_and_played() -> None:
-    ledger = Ledger(rate=10, device_delay_s=0.5)
+    ledger = SoundLedger(rate=10, device_delay_s=0.5)
     words = (SpokenWord("a", 0.0, 1.0), SpokenWord("b", 1.0, 2.0))
     ledger.add(torch.ones(20), words)
     assert ledger.amounts(0.0) == (2.0, 0.0, 0.0)
@@ -94,7 +94,7 @@ def test_ledger_counts_generated_sent_and_played() -> None:
 
 
 def test_ledger_sends_sentences_one_after_another() -> None:
-    ledger = Ledger(rate=10)
+    ledger = SoundLedger(rate=10)
     ledger.add(torch.ones(5), (SpokenWord("a", 0.0, 0.5),))
     ledger.add(torch.full((5,), 2.0), (SpokenWord("b", 0.0, 0.5),))
     assert ledger.send(12, 0.0).tolist() == [1.0] * 5 + [2.0] * 5 + [0.0] * 2
@@ -112,7 +112,7 @@ def test_marks_are_found_however_the_text_is_cut(size: int) -> None:
         'They want tea. <tool_call>{"a": "<b>"}</tool_call> [x] 1 < 2 '
         "<tool_cancel> {} </tool_cancel>wrong [INTERRUPT]<tool_call>{"
     )
-    marks = Marks()
+    marks = MarkReader()
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
     found = [one for piece in pieces for one in marks.read(piece)] + list(marks.end())
     said = "".join(one.text for one in found if one.kind == "text")

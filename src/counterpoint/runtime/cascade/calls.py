@@ -7,7 +7,17 @@ do. A call that the user no longer wants is cancelled; if it has had an effect, 
 because it still runs, the effect is undone.
 
 Whatever a tool does, the conversation goes on: it may raise, return what is no JSON, return too
-much, or never return. Each of these is a "return" event with a reason.
+much, or never return. Each of these is an event with a reason.
+
+Events on the stream "agent" (those of `counterpoint.runtime.clocked`, and two more):
+
+    kind      from, to                       payload
+    call      the attempt, its result        call, early, ok, response or why, attempt, turn
+    cancel    the cancellation               call, was (its state before), turn
+    undone    the effect was taken back      call, ok, why, turn
+
+``ok`` is null for a call that was cancelled before its result came. Text that is no call gives an
+event "call" with ``ok`` false and what was ``written``.
 """
 
 import json
@@ -20,13 +30,10 @@ from typing import Any, Literal
 
 from counterpoint.data.tools import Tool, argument_fault, canonical
 from counterpoint.runtime.cascade.lanes import Lane, LaneFactory
+from counterpoint.runtime.talk import AGENT
 from counterpoint.streams.timeline import Event
 
-TOOL = "tool"
-"""Name of the stream of calls in timelines."""
-
 CALL = "call"
-RETURN = "return"
 CANCEL = "cancel"
 UNDONE = "undone"
 """Kinds of its events."""
@@ -52,6 +59,7 @@ class Call:
         result: JSON text of the result.
         reason: Why it failed.
         began_s: Time of the newest attempt.
+        is_early: Whether the user was still speaking then.
         retry_s: Time from which on it may be made again.
         tries: Its attempts, of which some may still run.
     """
@@ -65,6 +73,7 @@ class Call:
     result: str = ""
     reason: str = ""
     began_s: float = 0.0
+    is_early: bool = False
     retry_s: float = 0.0
     tries: "list[_Attempt]" = field(default_factory=list)
 
@@ -147,7 +156,7 @@ class Calls:
     def refuse(self, block: str, why: str, now_s: float) -> None:
         """Tell that what a model wrote is no call."""
         payload = {"ok": False, "why": why, "written": block[:500]}
-        self._event(RETURN, now_s, "", payload)
+        self._event(CALL, now_s, now_s, "", payload)
 
     def retract(self, call: Call, now_s: float) -> None:
         """Cancel a call; a call with a lasting effect that was made already stays."""
@@ -159,6 +168,7 @@ class Calls:
         call.state = "cancelled"
         if call.number in self._running:
             self._running.pop(call.number).stop()
+            self._note(CALL, call, now_s, ok=None)
         self._note(CANCEL, call, now_s, was=was)
         undo = call.tool.undo
         if undo is not None and call.attempts:
@@ -169,12 +179,13 @@ class Calls:
             lane.start(attempt.result(), now_s)
             self._undoing.append((call, lane))
 
-    def advance(self, now_s: float, *, is_over: bool) -> None:
+    def advance(self, now_s: float, *, is_over: bool, is_speaking: bool = False) -> None:
         """Make the calls that may be made now, and take the results that have come.
 
         Args:
             now_s: Time of the conversation.
             is_over: Whether the user has finished, so that unsafe tools may be called.
+            is_speaking: Whether the user's voice is heard.
         """
         for number, lane in list(self._running.items()):
             call = self.calls[number - 1]
@@ -192,7 +203,7 @@ class Calls:
         for call in self.calls:
             ready = call.state == "waiting" and now_s >= call.retry_s
             if ready and (is_over or call.tool.is_safe):
-                self._make(call, now_s)
+                self._make(call, now_s, early=is_speaking)
 
     def take_events(self) -> list[Event]:
         """Return the events since the last time."""
@@ -200,11 +211,11 @@ class Calls:
         self.events = []
         return events
 
-    def _make(self, call: Call, now_s: float) -> None:
+    def _make(self, call: Call, now_s: float, *, early: bool) -> None:
         self._hanging = [attempt for attempt in self._hanging if attempt.is_alive]
         call.attempts += 1
         call.began_s = now_s
-        self._note(CALL, call, now_s)
+        call.is_early = early
         if len(self._hanging) >= self.rules.most_hanging:
             self._fail(call, f"{len(self._hanging)} calls hang", now_s)
             return
@@ -223,7 +234,7 @@ class Calls:
         self._running.pop(call.number, None)
         call.state = "done"
         call.result = result
-        self._note(RETURN, call, at_s, ok=True, result=json.loads(result))
+        self._note(CALL, call, at_s, ok=True, response=result)
 
     def _fail(self, call: Call, reason: str, at_s: float) -> None:
         self._running.pop(call.number, None)
@@ -231,7 +242,7 @@ class Calls:
         call.state = "waiting" if again else "failed"
         call.reason = reason
         call.retry_s = at_s + self.rules.retry_after_s * call.attempts
-        self._note(RETURN, call, at_s, ok=False, why=reason, again=again)
+        self._note(CALL, call, at_s, ok=False, why=reason, again=again)
 
     def _find(self, tool: Tool, arguments: Mapping[str, Any], turn: int) -> list[Call]:
         """Return the calls of a turn that are equal and were not cancelled."""
@@ -261,19 +272,25 @@ class Calls:
         return tool, arguments
 
     def _note(self, kind: str, call: Call, at_s: float, **more: Any) -> None:
-        payload = {
-            "id": call.number,
-            "name": call.tool.name,
-            "arguments": dict(call.arguments),
-            "attempt": call.attempts,
-            "turn": call.turn,
-            **more,
-        }
-        self._event(kind, at_s, call.tool.name, payload)
+        payload: dict[str, Any] = {"call": call.number, "turn": call.turn}
+        if kind == CALL:
+            payload |= {"attempt": call.attempts, "early": call.is_early}
+        text = canonical(call.tool.name, call.arguments)
+        start_s = call.began_s if kind == CALL else at_s
+        self._event(kind, start_s, at_s, text, payload | more)
 
-    def _event(self, kind: str, at_s: float, text: str, payload: Mapping[str, Any]) -> None:
+    def _event(
+        self, kind: str, start_s: float, end_s: float, text: str, payload: Mapping[str, Any]
+    ) -> None:
         self.events.append(
-            Event(start_s=at_s, end_s=at_s, stream=TOOL, kind=kind, text=text, payload=payload)
+            Event(
+                start_s=start_s,
+                end_s=max(start_s, end_s),
+                stream=AGENT,
+                kind=kind,
+                text=text,
+                payload=payload,
+            )
         )
 
 

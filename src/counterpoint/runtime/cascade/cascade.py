@@ -36,7 +36,7 @@ from counterpoint.runtime.cascade.ear import (
     Sign,
 )
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane
-from counterpoint.runtime.cascade.ledger import Ledger
+from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.mind import THOUGHT, Mind
 from counterpoint.runtime.cascade.models import Message
 from counterpoint.runtime.cascade.reply import Mouth, Speak
@@ -44,7 +44,7 @@ from counterpoint.runtime.cascade.thinking import (
     FixedChunks,
     Judge,
     Scene,
-    Thinker,
+    SceneWriter,
     Trigger,
 )
 from counterpoint.runtime.cascade.trace import Trace
@@ -70,9 +70,9 @@ class Engines:
 
     detect: Detect
     recognise: Recognise
-    answer: Thinker
+    answer: SceneWriter
     speak: Speak
-    think: Thinker | None = None
+    think: SceneWriter | None = None
     judge: Judge | None = None
 
 
@@ -152,7 +152,7 @@ class Cascade:
         self._mouth = Mouth(
             engines.answer,
             engines.speak,
-            Ledger(EAR_HZ, device_delay_s),
+            SoundLedger(EAR_HZ, device_delay_s),
             lanes(),
             lanes(),
             self.rules.apology,
@@ -218,7 +218,7 @@ class Cascade:
         """Return the events since `take_events`, and what is being said now."""
         reply = self._mouth.reply
         playing = [] if reply is None else self._said(reply.turn)
-        header = {"rate": EAR_HZ, "streams": [USER, THOUGHT, "tool", AGENT]}
+        header = {"rate": EAR_HZ, "streams": [USER, THOUGHT, AGENT]}
         return Timeline(events=(*self._trace.events, *playing), header=header)
 
     # ------------------------------------------------------------------------------- one block
@@ -231,7 +231,11 @@ class Cascade:
         if turn is not None:
             if self._open_turn is turn and turn.is_over and turn.is_recognised:
                 self._end_turn(turn)
-            self.calls.advance(now_s, is_over=turn.is_over or self._held == turn.number)
+            self.calls.advance(
+                now_s,
+                is_over=turn.is_over or self._held == turn.number,
+                is_speaking=self._ear.in_turn and not self._ear.is_pausing,
+            )
             self._think(turn)
             for event in self.calls.take_events():
                 self._trace.tell(event)

@@ -19,7 +19,7 @@ from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
 from counterpoint.runtime.cascade.models import Complete, EndpointModel, LlamaCppModel, TowerModel
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
-from counterpoint.runtime.cascade.thinking import Answerer, NoteTaker, Scene, Thinker, together
+from counterpoint.runtime.cascade.thinking import Answerer, NoteTaker, Scene, SceneWriter, together
 from counterpoint.speech.detector import SpeechDetector
 from counterpoint.speech.partials import PartialTranscriber, ScoredWord
 from counterpoint.speech.voices import Synthesizer, Voice
@@ -127,7 +127,7 @@ def embedded_engines(
     Raises:
         UserError: An engine is not installed.
     """
-    thinkers: list[Thinker] = [SchemaCaller(tools)] if tools else []
+    thinkers: list[SceneWriter] = [SchemaCaller(tools)] if tools else []
     if thinks:
         thinkers.append(NoteTaker(complete))
     return Engines(

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-Clock = Callable[[], float]
+Timer = Callable[[], float]
 """Returns seconds; only differences count."""
 
 
-class Step(NamedTuple):
+class LaneStep(NamedTuple):
     """What a job has given.
 
     Attributes:
@@ -49,7 +49,7 @@ class Lane(Protocol):
         """Begin a job; a job that still runs is dropped, with the steps that were not polled."""
         ...
 
-    def poll(self, now_s: float) -> list[Step]:
+    def poll(self, now_s: float) -> list[LaneStep]:
         """Return the steps that are finished by now and were not returned before."""
         ...
 
@@ -98,12 +98,12 @@ class ThreadLane:
         self._work = _Work(job, deque())
         threading.Thread(target=self._work.run, daemon=True).start()
 
-    def poll(self, now_s: float) -> list[Step]:
+    def poll(self, now_s: float) -> list[LaneStep]:
         """See `Lane.poll`."""
-        steps: list[Step] = []
+        steps: list[LaneStep] = []
         while self._work is not None and self._work.found:
             value, is_last, error = self._work.found.popleft()
-            steps.append(Step(now_s, value, is_last, error))
+            steps.append(LaneStep(now_s, value, is_last, error))
             if is_last:
                 self._work = None
         return steps
@@ -122,10 +122,10 @@ class TimedLane:
         clock: Returns seconds, to time the steps.
     """
 
-    def __init__(self, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, clock: Timer = time.perf_counter) -> None:
         self._clock = clock
         self._job: Iterator[Any] | None = None
-        self._ahead: Step | None = None
+        self._ahead: LaneStep | None = None
         self._free_s = 0.0
 
     @property
@@ -139,9 +139,9 @@ class TimedLane:
         self._job = job
         self._free_s = now_s
 
-    def poll(self, now_s: float) -> list[Step]:
+    def poll(self, now_s: float) -> list[LaneStep]:
         """See `Lane.poll`."""
-        steps: list[Step] = []
+        steps: list[LaneStep] = []
         while self.busy:
             self._ahead = self._ahead or self._take()
             if self._ahead.at_s > now_s:
@@ -154,7 +154,7 @@ class TimedLane:
         """See `Lane.stop`."""
         self._job = self._ahead = None
 
-    def _take(self) -> Step:
+    def _take(self) -> LaneStep:
         """Run the job for one step."""
         if self._job is None:
             raise AssertionError("a lane without a job takes no step")
@@ -172,4 +172,4 @@ class TimedLane:
         self._free_s += self._clock() - began
         if is_last:
             self._job = None
-        return Step(self._free_s, value, is_last, error)
+        return LaneStep(self._free_s, value, is_last, error)

@@ -49,7 +49,7 @@ class _Stretch:
 
 
 @dataclass(slots=True)
-class Ledger:
+class SoundLedger:
     """The queue of one agent's sound, and its accounts since the last `begin`.
 
     Attributes:

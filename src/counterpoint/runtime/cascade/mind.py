@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.lanes import Lane
-from counterpoint.runtime.cascade.thinking import Judge, Marked, Marks, Scene, Thinker
+from counterpoint.runtime.cascade.thinking import Judge, Marked, MarkReader, Scene, SceneWriter
 from counterpoint.runtime.cascade.trace import Trace
 
 THOUGHT = "thought"
@@ -19,7 +19,7 @@ class _Thought:
     scene: Scene
     turn: int
     begin_s: float
-    marks: Marks = field(default_factory=Marks)
+    marks: MarkReader = field(default_factory=MarkReader)
     text: str = ""
     interrupts: bool = False
     score: float | None = None
@@ -46,7 +46,7 @@ class Mind:
 
     def __init__(
         self,
-        think: Thinker | None,
+        think: SceneWriter | None,
         judge: Judge | None,
         lane: Lane,
         calls: Calls,
@@ -67,6 +67,7 @@ class Mind:
         self._interrupt_at = interrupt_at
         self._early_calls = early_calls
         self._thought: _Thought | None = None
+        self._num_thoughts = 0
 
     @property
     def thinks(self) -> bool:
@@ -152,9 +153,15 @@ class Mind:
         if text:
             self.thoughts.append(text)
         is_over = thought.scene.is_over
-        payload = {"forced": forced, "last": is_over, "heard": thought.scene.text}
-        if thought.score is not None:
-            payload["score"] = thought.score
+        closed = "interruption" if thought.interrupts else "clock" if forced else "model"
+        payload = {
+            "chunk": self._num_thoughts,
+            "closed": closed,
+            "interrupt": thought.score,
+            "last": is_over,
+            "heard": thought.scene.text,
+        }
+        self._num_thoughts += 1
         self._trace.add(THOUGHT, THOUGHT, thought.begin_s, at_s, text, **payload)
         self.is_done |= is_over
         return thought.interrupts and not is_over

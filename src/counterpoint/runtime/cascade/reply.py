@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.runtime.cascade.lanes import Lane
-from counterpoint.runtime.cascade.ledger import Ledger
+from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.thinking import Scene, sentences
 from counterpoint.speech.engines import SpokenWord
 
@@ -80,7 +80,7 @@ class Mouth:
         self,
         answer: Callable[[Scene], Iterator[str]],
         speak: Speak,
-        ledger: Ledger,
+        ledger: SoundLedger,
         writing: Lane,
         speaking: Lane,
         apology: str,

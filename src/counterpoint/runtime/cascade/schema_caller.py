@@ -42,7 +42,7 @@ class SchemaCaller:
         self._alike = alike
 
     def __call__(self, scene: Scene) -> Iterator[str]:
-        """See `Thinker`."""
+        """See `SceneWriter`."""
         heard = [plain(word.text) for word in scene.words]
         for tool in self._tools:
             arguments = self.arguments(tool.parameters, [word for word in heard if word])

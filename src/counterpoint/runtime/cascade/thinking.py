@@ -67,7 +67,7 @@ class Scene:
         return " ".join(word.text for word in self.words)
 
 
-Thinker = Callable[[Scene], Iterator[str]]
+SceneWriter = Callable[[Scene], Iterator[str]]
 """Writes thoughts, or an answer, piece by piece."""
 
 Judge = Callable[[Scene], float]
@@ -138,7 +138,7 @@ class Marked(NamedTuple):
     text: str
 
 
-class Marks:
+class MarkReader:
     """Finds the marks in a text that comes piece by piece."""
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class NoteTaker:
         self._most = most_tokens
 
     def __call__(self, scene: Scene) -> Iterator[str]:
-        """See `Thinker`. Nothing is noted once the speaker has finished: it would only delay."""
+        """See `SceneWriter`. Nothing is noted when the speaker has finished: it would delay."""
         if scene.is_over or not scene.words:
             return iter(())
         system = _THINK
@@ -233,7 +233,7 @@ class Answerer:
         self._most_messages = most_messages
 
     def __call__(self, scene: Scene) -> Iterator[str]:
-        """See `Thinker`."""
+        """See `SceneWriter`."""
         system = self._system
         if scene.interrupts:
             system += " The person made a mistake: say briefly what is wrong."
@@ -257,7 +257,7 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def together(thinkers: Iterable[Thinker]) -> Thinker:
+def together(thinkers: Iterable[SceneWriter]) -> SceneWriter:
     """Return a thinker that lets several think, one after another."""
     every = tuple(thinkers)
 
