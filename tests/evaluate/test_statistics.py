@@ -9,6 +9,7 @@ from counterpoint.evaluate.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     holm,
+    student_quantile,
     student_tails,
 )
 
@@ -108,6 +109,34 @@ def test_a_mean_of_ratios_weighs_each_alike_and_has_less_spread() -> None:
 def test_tails_are_those_of_tables() -> None:
     for t, freedom in ((12.706, 1), (2.776, 4), (2.306, 8), (1.9623, 1000), (1.96, math.inf)):
         assert student_tails(t, freedom) == pytest.approx(0.05, rel=1e-3)
+        assert student_quantile(freedom) == pytest.approx(t, rel=1e-3)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_intervals_over_few_seeds_hold_the_true_value(num_seeds: int, spread: float) -> None:
+    """Seeds differ, and items are drawn anew; a percentile interval of two seeds holds 78 %."""
+    rng = np.random.default_rng(8)
+    ones = np.ones((num_seeds, 100))
+    held = []
+    for _ in range(200):
+        items = rng.beta(3, 3, 100)  # their mean is 1/2 over all items that could be drawn
+        arms = []
+        for _ in range(2):
+            right = items + rng.normal(0, spread, (num_seeds, 1))
+            arms.append((rng.random((num_seeds, 100)) < right).astype(float))
+        mean = bootstrap_ratio(arms[0], ones, 200)
+        difference, _ = bootstrap_difference((arms[0], ones), (arms[1], ones), 300)
+        held.append((mean.low <= 0.5 <= mean.high, difference.low <= 0 <= difference.high))
+    # The standard error of this share is 1.5 points.
+    assert np.mean(held, 0).min() >= 0.91
+
+
+def test_an_interval_over_seeds_is_that_of_student_where_items_do_not_matter() -> None:
+    seeds = np.array([[0.2], [0.5], [0.8]])
+    found = bootstrap_ratio(seeds * np.ones((3, 9)), np.ones((3, 9)))
+    half = 4.3027 * 0.3 / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-3)
 
 
 def test_few_seeds_that_do_not_overlap_show_nothing() -> None:

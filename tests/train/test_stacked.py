@@ -26,7 +26,7 @@ NUM_STEPS = 4
 ROWS = 2
 SEEDS = (0, 1)
 ARMS = {arm.name: arm.system for arm in part_whole().arms}
-PLAIN = ARMS["two_stream"]
+PLAIN = ARMS["two_stream_fixed"]
 assert isinstance(PLAIN, TwoStreamConfig)
 ARMS["two_stream_with_options"] = replace(
     PLAIN,

@@ -1,10 +1,17 @@
-"""Bootstrap intervals for ratios of sums, such as bits a byte over documents.
+"""Intervals for ratios of sums, such as bits a byte over documents.
 
 A ratio of sums weighs every document by its length. To compare two systems on the same documents in
 pairs, give the sums of one as numerators and those of the other as denominators: both are then
 resampled together.
 
-Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap (1993), 13.3.
+With one training seed an interval is that of the percentile bootstrap over documents. With two or
+more it is made of the t-distribution, because a bootstrap of so few seeds is too narrow. Where
+seeds differ much, the percentile interval of two, three and five seeds held the true value in 78,
+87 and 92 % of simulated cases, and this one in 95 to 96 %; `tests/evaluate/test_statistics.py`
+repeats the simulation.
+
+Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap (1993), 13.3;
+a mean quantile for a sum of variances, Cochran and Cox, Experimental Designs (1957), section 4.14.
 """
 
 import math
@@ -13,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from counterpoint.errors import UserError
 
@@ -45,8 +52,7 @@ def bootstrap_ratio(
 
     Args:
         numerators: One for each document; or, with a further axis in front, for each training seed
-            and document. Then seeds and documents are resampled independently, because all seeds
-            are measured on the same documents.
+            and document: all seeds are measured on the same documents.
         denominators: Denominator of each numerator, in the same shape.
         num_resamples: Number of bootstrap samples.
         seed: Seed of the resampling.
@@ -59,14 +65,13 @@ def bootstrap_ratio(
             f"Numerators and denominators must have the same documents (and seeds), at least one: "
             f"got shapes {numerators.shape} and {denominators.shape}."
         )
-    above = np.atleast_2d(numerators)
-    below = np.atleast_2d(denominators)
-    samples = _resampled((above, below), np.random.default_rng(seed), num_resamples, seed)
-    return _interval(float(_ratio(above.sum(), below.sum())), samples)
+    pair = (np.atleast_2d(numerators), np.atleast_2d(denominators))
+    by_items = _by_items(pair, num_resamples, seed)
+    return _interval(_value(pair), [_by_seeds(pair)], by_items)
 
 
 def bootstrap_mean(
-    ratios: Sequence[tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]],
+    ratios: Sequence["Ratio"],
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -78,27 +83,24 @@ def bootstrap_mean(
         num_resamples: Number of bootstrap samples.
         seed: Seed of the resampling.
     """
-    samples = [
-        _resampled(pair, np.random.default_rng((seed, number)), num_resamples, (seed, number))
-        for number, pair in enumerate(ratios)
-    ]
-    value = float(np.mean([_ratio(above.sum(), below.sum()) for above, below in ratios]))
-    return _interval(value, np.mean(samples, 0))
+    by_items = [_by_items(pair, num_resamples, (seed, i)) for i, pair in enumerate(ratios)]
+    value = float(np.mean([_value(pair) for pair in ratios]))
+    by_seeds = [_by_seeds(pair) / len(ratios) for pair in ratios]
+    return _interval(value, by_seeds, np.mean(by_items, 0))
 
 
 def bootstrap_difference(
-    ours: tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]],
-    theirs: tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]],
+    ours: "Ratio",
+    theirs: "Ratio",
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Interval, float]:
     """Return the difference of two ratios of sums on the same items, and its p-value.
 
-    In the interval, training seeds of the two are resampled independently of each other, items
-    together. The p-value is that of Welch's t-test, in which the spread over items, from the same
-    resamples, is added to that over seeds. A bootstrap of a few seeds alone would call nearly
-    every pair of arms whose seeds do not overlap different, which two seeds each do by chance in
-    one of three cases.
+    The interval and the p-value are those of Welch's t-test, in which the spread over items, from
+    resamples of the items of both together, is added to that over seeds. A bootstrap of a few seeds
+    alone would call nearly every pair of arms whose seeds do not overlap different, which two seeds
+    each do by chance in one of three cases.
 
     Args:
         ours: Numerators and denominators, for each training seed and item.
@@ -112,39 +114,43 @@ def bootstrap_difference(
 
     Source: Welch, Biometrika 34 (1947).
     """
-    generator = np.random.default_rng(seed)
-    samples = np.zeros(num_resamples)
-    by_items = np.zeros(num_resamples)
-    value = 0.0
-    by_seeds = []
-    for sign, (above, below) in ((1, ours), (-1, theirs)):
-        samples += sign * _resampled((above, below), generator, num_resamples, seed)
-        items = _item_draws(seed, num_resamples, above.shape[1])
-        by_items += sign * _ratio(items @ above.sum(0), items @ below.sum(0))
-        value += sign * float(_ratio(above.sum(), below.sum()))
-        by_seeds.append(_ratio(above.sum(1), below.sum(1)))
-    return _interval(value, samples), _welch(value, by_seeds, by_items)
+    value = _value(ours) - _value(theirs)
+    by_items = _by_items(ours, num_resamples, seed) - _by_items(theirs, num_resamples, seed)
+    by_seeds = [_by_seeds(ours), _by_seeds(theirs)]
+    spreads = _spreads(by_seeds, by_items)
+    variance = sum(spread for spread, _ in spreads)
+    # Degrees of freedom of a sum of variances (Welch and Satterthwaite).
+    unknown = sum(spread**2 / freedom for spread, freedom in spreads)
+    freedom = variance**2 / unknown if unknown else math.inf
+    if math.isnan(value) or math.isnan(variance):
+        p_value = math.nan
+    elif variance == 0:
+        p_value = 1.0 if value == 0 else 0.0
+    else:
+        p_value = student_tails(abs(value) / math.sqrt(variance), freedom)
+    if max(map(len, by_seeds)) == 1:
+        return _percentiles(value, by_items), p_value
+    half = student_quantile(freedom) * math.sqrt(variance)
+    return Interval(value=value, low=value - half, high=value + half), p_value
 
 
-def _welch(
-    value: float, by_seeds: Sequence[Float[np.ndarray, " S"]], by_items: Float[np.ndarray, " R"]
-) -> float:
-    """Return the p-value of a difference, from scores by seed and differences by resample."""
-    spreads = []
+def _spreads(
+    by_seeds: Sequence[Float[np.ndarray, " S"]], by_items: Float[np.ndarray, " R"]
+) -> list[tuple[float, float]]:
+    """Return the variances whose sum is that of a sum of means, with their degrees of freedom.
+
+    Args:
+        by_seeds: For each term of the sum, its value with each training seed.
+        by_items: The sum for each resample of items. They are so many that their variance counts as
+            known.
+    """
+    measured = by_items[~np.isnan(by_items)]
+    spreads = [(float(measured.var()) if len(measured) else math.nan, math.inf)]
     for scores in by_seeds:
         known = scores[~np.isnan(scores)]
         if len(known) > 1:
-            spreads.append((float(known.var(ddof=1)) / len(known), len(known) - 1))
-    measured = by_items[~np.isnan(by_items)]
-    if math.isnan(value) or not len(measured):
-        return float("nan")
-    variance = sum(spread for spread, _ in spreads) + float(measured.var())
-    if variance == 0:
-        return 1.0 if value == 0 else 0.0
-    # The resamples of items are so many that their variance counts as known.
-    unknown = sum(spread**2 / freedom for spread, freedom in spreads)
-    freedom = variance**2 / unknown if unknown else math.inf
-    return student_tails(abs(value) / math.sqrt(variance), freedom)
+            spreads.append((float(known.var(ddof=1)) / len(known), len(known) - 1.0))
+    return spreads
 
 
 def student_tails(t: float, freedom: float) -> float:
@@ -165,6 +171,22 @@ def student_tails(t: float, freedom: float) -> float:
     return float(tail / whole)
 
 
+@lru_cache(maxsize=256)
+def student_quantile(freedom: float) -> float:
+    """Return the number that a t-distributed one is further from zero than in 5 % of the cases.
+
+    Args:
+        freedom: Degrees of freedom, at least 1; infinity means a normal distribution.
+    """
+    if freedom > _NEARLY_NORMAL:
+        return 1.959964
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)  # see `student_tails`
+    below = np.cumsum((density[1:] + density[:-1]) / 2)
+    angle = np.interp(0.95 * below[-1], below, angles[1:])
+    return math.sqrt(freedom) * math.tan(float(angle))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct the p-values of several tests so that all claims hold together.
 
@@ -182,24 +204,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _resampled(
-    ratio: tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]],
-    generator: np.random.Generator,
-    num_resamples: int,
-    item_seed: int | tuple[int, ...],
+Ratio = tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]
+"""Numerators and denominators, for each training seed and item."""
+
+
+def _value(ratio: Ratio) -> float:
+    """Return a ratio of sums."""
+    return float(_ratio(ratio[0].sum(), ratio[1].sum()))
+
+
+def _by_seeds(ratio: Ratio) -> Float[np.ndarray, " S"]:
+    """Return a ratio of sums for every seed."""
+    return _ratio(ratio[0].sum(1), ratio[1].sum(1))
+
+
+def _by_items(
+    ratio: Ratio, num_resamples: int, seed: int | tuple[int, ...]
 ) -> Float[np.ndarray, " R"]:
-    """Return a ratio of sums for every resample of seeds, drawn here, and of items."""
-    above, below = ratio
-    items = _item_draws(item_seed, num_resamples, above.shape[1])
-    seeds = _draws(generator, num_resamples, above.shape[0])
-    return _ratio(
-        np.einsum("rs,rs->r", seeds, items @ above.T), np.einsum("rs,rs->r", seeds, items @ below.T)
-    )
+    """Return a ratio of sums over all seeds for every resample of items."""
+    items = _item_draws(seed, num_resamples, ratio[0].shape[1])
+    return _ratio(items @ ratio[0].sum(0), items @ ratio[1].sum(0))
 
 
-def _interval(value: float, samples: Float[np.ndarray, " R"]) -> Interval:
-    """Return a value with its percentiles over the resamples in which something was measured."""
-    samples = samples[~np.isnan(samples)]
+def _interval(
+    value: float, by_seeds: Sequence[Float[np.ndarray, " S"]], by_items: Float[np.ndarray, " R"]
+) -> Interval:
+    """Return a sum of means over seeds with its interval; see `_spreads` for the arguments."""
+    if max(map(len, by_seeds)) == 1:
+        return _percentiles(value, by_items)
+    spreads = _spreads(by_seeds, by_items)
+    variance = sum(spread for spread, _ in spreads)
+    half = 0.0
+    if variance > 0:
+        # The quantiles of the parts, weighed by their variances: degrees of freedom of the sum
+        # would be too many where a few seeds lie close to each other by chance.
+        half = sum(spread * student_quantile(freedom) for spread, freedom in spreads)
+        half /= math.sqrt(variance)
+    return Interval(value=value, low=value - half, high=value + half)
+
+
+def _percentiles(value: float, by_items: Float[np.ndarray, " R"]) -> Interval:
+    """Return a value with the percentiles over the resamples in which something was measured."""
+    samples = by_items[~np.isnan(by_items)]
     if not len(samples):
         return Interval(value=value, low=float("nan"), high=float("nan"))
     low, high = np.quantile(samples, (0.025, 0.975))
@@ -209,13 +255,8 @@ def _interval(value: float, samples: Float[np.ndarray, " R"]) -> Interval:
 @lru_cache(maxsize=8)
 def _item_draws(seed: int | tuple[int, ...], count: int, size: int) -> Float[np.ndarray, "R N"]:
     """Return how often each item is in each resample; many arms have the same items."""
-    # These random numbers are independent of those for training seeds.
-    return _draws(np.random.default_rng([1, *np.atleast_1d(seed)]), count, size).astype(float)
-
-
-def _draws(generator: np.random.Generator, count: int, size: int) -> Int[np.ndarray, "R N"]:
-    """Return how often each of ``size`` items is in each of ``count`` resamples."""
-    return generator.multinomial(size, np.full(size, 1 / size), count)
+    generator = np.random.default_rng([1, *np.atleast_1d(seed)])
+    return generator.multinomial(size, np.full(size, 1 / size), count).astype(float)
 
 
 def _ratio(

@@ -12,7 +12,7 @@ from counterpoint.systems.hdlm import HdLMConfig
 from counterpoint.systems.hnet import HNetConfig
 from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
-from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.systems.two_stream import WORDS, TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
 WINDOW = 8
@@ -41,6 +41,7 @@ def part_whole() -> Grid:
         ),
         arms=(
             GridArm(name="two_stream", system=_two_stream()),
+            GridArm(name="two_stream_fixed", system=_fixed_blocks()),
             GridArm(name="two_stream_slots", system=_slots()),
             GridArm(name="two_stream_recall", system=_recall()),
             GridArm(name="same_rate", system=_same_rate()),
@@ -49,12 +50,12 @@ def part_whole() -> Grid:
             GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
             GridArm(name="hrt", system=_hrt()),
             GridArm(name="hnet", system=_hnet()),
-            GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=176))),
+            GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=188))),
             GridArm(name="window_summary", system=_window_summary()),
             GridArm(name="strided", system=_strided()),
             GridArm(
                 name="window_as_large",
-                system=_single(_tower(80, 5, WINDOW)),
+                system=_single(replace(_tower(72, 5, WINDOW), mlp_hidden=200)),
                 unmatched="as many parameters as two_stream",
             ),
             GridArm(
@@ -105,54 +106,78 @@ def _single(tower: TowerConfig) -> SingleStreamConfig:
 def _window_summary() -> SingleStreamConfig:
     """Return an arm with a window and as many summary steps a block as two_stream has slots."""
     mixer = FarAttentionConfig(block_ticks=8, kept_blocks=64, num_summaries=2)
-    return _single(replace(_tower(64, 4, WINDOW), mlp_hidden=144, mixer=mixer))
+    return _single(replace(_tower(64, 4, WINDOW), mlp_hidden=164, mixer=mixer))
 
 
 def _strided() -> SingleStreamConfig:
     """Return an arm with a window and every third older tick, with the state size of two_stream."""
     mixer = FarAttentionConfig(block_ticks=3, kept_blocks=187)
-    return _single(replace(_tower(56, 5, WINDOW), mlp_hidden=184, mixer=mixer))
+    return _single(replace(_tower(56, 5, WINDOW), mlp_hidden=200, mixer=mixer))
 
 
 def _two_stream() -> TwoStreamConfig:
-    """Return the arm with a whole over blocks of eight ticks."""
+    """Return the arm whose blocks are words, of at most eight ticks.
+
+    No loss asks the plan alone for answers, because a plan comes from the newest block and most
+    answers need all of them: with that loss the whole is learned much later (docs/log.md).
+    """
     return TwoStreamConfig(
-        part=_tower(64, 4, WINDOW),
+        part=replace(_tower(64, 4, WINDOW), mlp_hidden=160),
+        whole=_tower(48, 2, 72),
+        lower_layers=1,
+        block_ticks=8,
+        boundary_ids=WORDS,
+        usual_block_ticks=3.0,  # of logbook, whose words are the shortest
+        num_links=2,
+        whole_dropout=0.0,
+        predict_weight=0.0,
+    )
+
+
+def _fixed_blocks() -> TwoStreamConfig:
+    """Return the control whose blocks have eight ticks wherever words end."""
+    return TwoStreamConfig(
+        part=replace(_tower(64, 4, WINDOW), mlp_hidden=200),
         whole=_tower(64, 2, 64),
         lower_layers=1,
         block_ticks=8,
         num_links=2,
         whole_dropout=0.0,
+        predict_weight=0.0,
     )
 
 
 def _shared_levels() -> TwoStreamConfig:
     """Return the control of two levels without two towers: one stack of layers serves both."""
-    return replace(_two_stream(), whole=_tower(64, 4, 64), shared_layers=True)
+    layers = replace(_tower(56, 4, WINDOW), mlp_hidden=152)
+    whole = replace(layers, window=72)
+    return replace(_two_stream(), part=layers, whole=whole, shared_layers=True)
 
 
 def _same_rate() -> TwoStreamConfig:
     """Return the control of two towers without two levels: the whole takes a step every tick.
 
     Nothing is compressed. The attention of the whole is dilated, so that it reaches as far back as
-    that of `_two_stream` with as many keys: its window, and every eighth older step.
+    a text is long: its window, and every third older step, as many as a text of words has words.
     """
     dilated = FarAttentionConfig(block_ticks=8, kept_blocks=64)
     return TwoStreamConfig(
-        part=_tower(64, 3, WINDOW),
+        part=replace(_tower(64, 3, WINDOW), mlp_hidden=216),
         whole=replace(_tower(56, 1, WINDOW), mixer=dilated),
         lower_layers=1,
         block_ticks=1,
         compressor="last",
         num_links=1,
         whole_dropout=0.0,
+        predict_weight=0.0,
     )
 
 
 def _slots() -> TwoStreamConfig:
     """Return the arm in which two slots of a block are separate steps of the whole."""
     return replace(
-        _two_stream(),
+        _fixed_blocks(),
+        part=replace(_tower(64, 4, WINDOW), mlp_hidden=184),
         whole=_tower(48, 2, 128),
         compressor="attention",
         num_slots=2,
@@ -167,7 +192,8 @@ def _recall() -> TwoStreamConfig:
 
 def _text() -> TwoStreamConfig:
     """Return the arm whose whole also writes the labels of a task as text, and learns from them."""
-    return replace(_two_stream(), whole=_tower(48, 2, 64), text=LABELS)
+    part = replace(_tower(64, 4, WINDOW), mlp_hidden=184)
+    return replace(_fixed_blocks(), part=part, whole=_tower(48, 2, 64), text=LABELS)
 
 
 def _hdlm() -> HdLMConfig:
@@ -186,7 +212,7 @@ def _hrt() -> HRTConfig:
     """Return the arm with levels of 1, 4 and 16 ticks, whose coarse levels have full attention."""
     return HRTConfig(
         levels=(
-            replace(_tower(64, 4, WINDOW), mlp_hidden=136),
+            replace(_tower(64, 4, WINDOW), mlp_hidden=160),
             _tower(56, 2, 64),
             _tower(56, 2, 64),
         ),

@@ -1,0 +1,164 @@
+"""Which arms of `part_whole` find what only a whole text tells, within a minute or two of one core?
+
+The tasks are those of the recipe, half as long; every log asks for its whole. All arms take the
+same number of steps on rows of the same items, with one learning rate. `two_stream_before` is the
+arm that the first run on a GPU had: blocks of eight ticks, and a loss on its plan alone. A cell
+that is in the results is not run again, so that the script can be stopped and started.
+
+    python benchmarks/bench_part_whole_small.py --tasks logbook --seeds 0 1 2 3 4 \
+        --out benchmarks/results/part_whole_small.parquet
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from counterpoint.data.tasks.items import HELD_OUT_SEED, ScoredTask, floors
+from counterpoint.data.tasks.part_whole.logbook import Logbook
+from counterpoint.data.tasks.part_whole.navon import Navon
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.evaluate.tasks import answer
+from counterpoint.packages import optional_module
+from counterpoint.progress import Progress
+from counterpoint.recipes.cells import curve, write_records
+from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.training import train_run
+from counterpoint.systems import SystemConfig
+from counterpoint.systems.contract import System, state_bytes
+from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.train.checkpoint import load_system
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.distributed import World
+from counterpoint.train.metrics import read_metrics
+from counterpoint.train.run import Run
+
+TASKS: dict[str, ScoredTask] = {
+    "logbook": Logbook(num_events=24, whole_share=1.0),
+    "navon": Navon(num_blocks=8, block_symbols=8),
+}
+ARMS = (
+    "full",
+    "hrt",
+    "two_stream_before",
+    "two_stream",
+    "two_stream_fixed",
+    "shuffled_whole",
+    "same_rate",
+    "window_summary",
+)
+TRAIN = TrainConfig(
+    num_steps=400,
+    batch_rows=16,
+    precision="float32",
+    log_every=20,
+    evaluate_every=100,
+    schedule=ScheduleConfig(warmup_steps=50),
+)
+NUM_ITEMS = 1000
+CURVE_ITEMS = 200
+
+
+def systems() -> dict[str, SystemConfig]:
+    """Return the arms of the recipe, and two_stream as it was in the first run."""
+    found = {arm.name: arm.system for arm in part_whole().arms}
+    fixed = cast("TwoStreamConfig", found["two_stream_fixed"])
+    part = replace(fixed.part, mlp_hidden=fixed.part.width * 8 // 3 // 4 * 4)
+    return found | {"two_stream_before": replace(fixed, part=part, predict_weight=0.3)}
+
+
+def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[str, Any]:
+    """Train one arm, let it answer, and return its record."""
+    task = TASKS[task_name]
+    data = TaskData(task=task, seed=seed, num_held_out=1)
+    optimizer = OptimizerConfig(lr=learning_rate)
+    run = Run(
+        name=arm,
+        system=systems()[arm],
+        data=data,
+        train=replace(TRAIN, seed=seed, optimizer=optimizer),
+    )
+    begin = time.perf_counter()
+
+    def on_the_way(system: nn.Module) -> dict[str, float]:
+        """Return the share of right answers about the whole, on items that are not reported."""
+        items = [task.item(HELD_OUT_SEED - 3, number) for number in range(CURVE_ITEMS)]
+        return {"score": task.score(items, list(answer(system, items)))["whole"]}
+
+    with TemporaryDirectory() as folder:
+        result = train_run(
+            run,
+            Path(folder) / "run",
+            World(),
+            measure_end=False,
+            progress=Progress(quiet=True),
+            loggers=(),
+            also=on_the_way,
+        )
+        if not result.finished:
+            raise SystemExit("Stopped: run it again to continue.")
+        system = cast("System", load_system(result.checkpoint))
+        points = curve(read_metrics(Path(folder) / "run" / "metrics.jsonl"))
+    items = [task.item(HELD_OUT_SEED - 1, number) for number in range(NUM_ITEMS)]
+    given = list(answer(system, items))
+    scores = task.score(items, given)
+    num_ticks = data.num_ticks(system.layout)
+    return {
+        "task": task_name,
+        "arm": arm,
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "scores": [{"name": name, "value": value} for name, value in scores.items()],
+        "curve": points,
+        "parameters": sum(w.numel() for w in system.parameters() if w.requires_grad),
+        "flops_per_tick": system.flops_per_tick(num_ticks, training=True),
+        "state_bytes": state_bytes(system.initial_state(1)),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def whole_score(record: Mapping[str, Any]) -> float:
+    """Return the share of right answers about the whole."""
+    return float(next(one["value"] for one in record["scores"] if one["name"] == "whole"))
+
+
+def main() -> None:
+    """Run the cells that are missing, seed by seed, and print one line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--out", type=Path, default=Path("runs/part_whole_small.parquet"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    records: list[dict[str, Any]] = []
+    if args.out.exists():
+        records = optional_module("pyarrow.parquet").read_table(args.out).to_pylist()
+    keys = ("task", "arm", "seed", "learning_rate")
+    for seed in args.seeds:
+        for task in args.tasks:
+            for arm in args.arms:
+                cell = (task, arm, seed, args.learning_rate)
+                if any(tuple(record[key] for key in keys) == cell for record in records):
+                    continue
+                records.append(run_cell(*cell))
+                write_records(args.out, records)
+                record = records[-1]
+                print(
+                    f"{task:8} {arm:18} seed {seed}: {whole_score(record):6.1%} of the whole, "
+                    f"{record['flops_per_tick'] / 1e6:.2f} MFLOPs a tick, {record['seconds']} s",
+                    flush=True,
+                )
+    for task in args.tasks:
+        print(task, floors(TASKS[task], NUM_ITEMS, HELD_OUT_SEED - 1))
+
+
+if __name__ == "__main__":
+    main()
