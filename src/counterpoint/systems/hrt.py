@@ -27,9 +27,8 @@ open:
 
 Source: arXiv:2509.20581, as reported elsewhere (levels with their own blocks, attention between
 neighbouring resolutions, gated fusion, reconstruction). Deviations: all of the above, and reading
-down from *every* coarser level. Checked against the rule of visibility
-(`tests/systems/test_contract.py`), the exact inverse of the wavelet, and counted costs
-(`tests/systems/test_hrt.py`); there is no published code.
+from *every* coarser level. Checked against the rule of visibility, the exact inverse of the wavelet
+and counted costs (`tests/systems/test_contract.py`, `test_hrt.py`); there is no published code.
 """
 
 import math
@@ -451,9 +450,8 @@ class HRT(System):
             total += steps * tower.flops_per_step(steps)
             for key, link in self.links.items():
                 if _reader(key) == level:
-                    period = config.period_ticks(_source(key))
-                    num_keys = min(config.num_keys, num_ticks // period + 1)
-                    total += steps * link.flops_per_step(num_keys)
+                    num_coarse = num_ticks // config.period_ticks(_source(key))
+                    total += steps * link.flops_per_step(min(config.num_keys, num_coarse + 1))
                 if _source(key) == level:
                     total += steps * 2 * link.attention.key_value.weight.numel()
             if level:
