@@ -2,10 +2,11 @@
 
 import re
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"train", "data", "hub", "speech", "voices", "ray", "offline", "docs", "dev"}
@@ -31,6 +32,32 @@ def needed(name: str, extras: set[str], found: set[str]) -> None:
             needed(child, set(requirement.extras), found)
 
 
+def constraints() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_the_oldest_python_can_have_what_is_pinned() -> None:
+    """Of the packages that are installed here; the oldest Python is the one that we promise."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = f"{project['requires-python'].removeprefix('>=')}.0"
+    asked = 0
+    refused = set()
+    for pin in constraints():
+        if pin.marker is not None and not pin.marker.evaluate({"python_full_version": oldest}):
+            continue
+        try:
+            found = metadata(pin.name)
+        except PackageNotFoundError:
+            continue
+        supported = found["Requires-Python"] or ""
+        if pin.specifier.contains(found["Version"]):
+            asked += 1
+            refused |= set() if SpecifierSet(supported).contains(oldest) else {pin.name}
+    assert asked > 50
+    assert refused == set()
+
+
 def test_constraints_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"]]
@@ -40,8 +67,7 @@ def test_constraints_are_complete() -> None:
     for requirement in map(Requirement, asked):
         found.add(plain(requirement.name))
         needed(requirement.name, set(requirement.extras), found)
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {plain(re.split("[=><]", line)[0]) for line in lines if not line.startswith("#")}
+    pinned = {plain(requirement.name) for requirement in constraints()}
     missing = found - pinned
     assert {name for name in missing if not LEFT_TO_TORCH.fullmatch(name)} == set()
     assert {"torch", "numpy", "ray"} <= found  # what those need is looked at where it is installed
@@ -65,11 +91,12 @@ def test_the_lock_holds_the_same_versions_and_only_addresses_of_the_public_index
     locked: dict[str, set[str]] = {}
     for package in packages:
         locked.setdefault(package["name"], set()).add(package["version"])
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    exact = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    pinned = {plain(name): version for name, version in exact.items()}
+    pinned: dict[str, set[str]] = {}
+    for requirement in constraints():
+        exact = {one.version for one in requirement.specifier if one.operator == "=="}
+        pinned.setdefault(plain(requirement.name), set()).update(exact)
     both = pinned.keys() & locked
-    assert {name for name in both if pinned[name] not in locked[name]} == set()
+    assert {name for name in both if not pinned[name] <= locked[name]} == set()
     assert {"numpy", "safetensors", "tyro"} <= both
 
 
