@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from counterpoint.errors import UserError
 
+_NAME = re.compile(r"""[^.\s/\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*""")
+_LONGEST_NAME = 100  # bytes; names of files also have a task, a seed and an ending
 _ADVICE = "Correct the file, or name another."
 
 
@@ -162,6 +165,23 @@ def write_tensors(
             save_file(own, partial, None if metadata is None else dict(metadata))
         except SafetensorError as error:
             raise OSError(f"{path} must be writable: {error}.") from error
+
+
+def check_name(field: str, name: str) -> None:
+    """Check a name that the user gives to something, which becomes that of files and folders.
+
+    Args:
+        field: Where the name stands, for the message.
+        name: The name.
+
+    Raises:
+        UserError: It cannot be the name of a file on every system.
+    """
+    if not _NAME.fullmatch(name) or name[-1] in ". " or len(name.encode()) > _LONGEST_NAME:
+        raise UserError(
+            f"`{field}` must serve as the name of a file or folder: got {name!r}. Use letters, "
+            f"digits, '-' and '_', at most {_LONGEST_NAME} bytes."
+        )
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -118,7 +118,7 @@ def test_package_runs_as_a_program() -> None:
         ("train small.py --system.vocab-size 99", "`system.vocab_size` must be that of"),
         ("train small.py --data.source floder:texts", "got 'floder'. The nearest is 'folder'."),
         ("train small.py --data.source folder:none", "none"),
-        ("train small.py:pair --train.num-step 4", "The nearest is '--arms.0.train.num-steps'."),
+        ("train small.py:pair --train.num-step 4", "The nearest is '--train.num-steps'."),
         ("train small.py:pair --arms.0.train.num-steps 4", "`train.num_steps` is 4 for 'single'"),
         ("info two_stream.smal", "got 'smal'. The nearest is 'small'."),
         (

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,10 +7,12 @@ import pytest
 from counterpoint.cli.carry_out import Recipe
 from counterpoint.data.text.corpus import Folder
 from counterpoint.errors import UserError
+from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.study import Study
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.run import Run
 from tests.cli import examples
@@ -57,6 +60,34 @@ def test_options_of_a_run_go_to_every_arm() -> None:
         "--arms.1.train.optimizer.betas", "0.9", "0.8",
         "--arms.1.train.seed", "3",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--train.num-steps", "two"), "`--train.num-steps` must be a whole number: got 'two'"),
+        (("--train.num-stepz", "2"), "got --train.num-stepz. The nearest is '--train.num-steps'."),
+        (("--arms.1.train.seed", "x"), "`--arms.1.train.seed` must be a whole number: got 'x'"),
+    ],
+)
+def test_a_mistake_in_an_option_of_all_arms_names_what_was_typed(
+    words: tuple[str, ...], complaint: str
+) -> None:
+    study = first_run()
+    with pytest.raises(UserError, match=re.escape(complaint)) as caught:
+        parse([("recipe", Study, study)], words, "train x", "", num_arms=2)
+    assert "--arms.0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "two\nlines"])
+def test_names_in_a_grid_must_serve_as_file_names(name: str) -> None:
+    grid = part_whole()
+    with pytest.raises(UserError, match="`arms.name` must serve as the name of a file"):
+        replace(grid.arms[0], name=name)
+    with pytest.raises(UserError, match="`name` must serve as the name of a file"):
+        replace(grid, name=name)
+    with pytest.raises(UserError, match="`name` must serve as the name of a file"):
+        replace(first_run(), name=name)
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,11 @@ def test_run_must_be_json() -> None:
         from_json("{")
 
 
-@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["", "../x", ".hidden", "a\\b", "a\nb", "c:", "a ", " a", "x" * 101]
+)
 def test_run_name_must_serve_as_a_folder(name: str) -> None:
-    with pytest.raises(ValueError, match="folder name"):
+    with pytest.raises(ValueError, match="name of a file or folder"):
         Run(
             name=name,
             system=SingleStreamConfig(tower=TOWER),

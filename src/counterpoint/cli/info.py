@@ -13,7 +13,7 @@ from counterpoint.evaluate.report.system_tables import show_memory, show_system
 from counterpoint.recipes.fine_tuning import FineTuning
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.options import Field
-from counterpoint.recipes.overrides import parse, shown_once, to_every_arm
+from counterpoint.recipes.overrides import parse, shown_once
 from counterpoint.recipes.study import Study
 from counterpoint.runtime.hub import is_on_hub
 from counterpoint.runtime.load import shape_of
@@ -70,7 +70,6 @@ def main(arguments: Sequence[str]) -> int:
         recipe = load_recipe(target)
         shown = recipe
         if isinstance(recipe, Study):
-            rest = to_every_arm(rest, len(recipe.arms))
             shown = shown_once(recipe)
         chosen = parse(
             [*fields, ("recipe", type(recipe), recipe)],
@@ -79,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
             _VERB_HELP,
             main=("num-ticks", "data.source", "data.row-ticks"),
             shown=[*fields, ("recipe", type(shown), shown)],
+            num_arms=len(recipe.arms) if isinstance(recipe, Study) else 0,
         )
         value = chosen.recipe
     num_ticks = chosen.options.num_ticks

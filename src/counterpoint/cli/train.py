@@ -14,7 +14,7 @@ from counterpoint.recipes.duplex_study import DuplexStudy
 from counterpoint.recipes.fine_tuning import FineTuning
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
-from counterpoint.recipes.overrides import parse, shown_once, to_every_arm
+from counterpoint.recipes.overrides import parse, shown_once
 from counterpoint.recipes.study import Study
 from counterpoint.train.distributed import joined
 
@@ -84,10 +84,10 @@ def main(arguments: Sequence[str]) -> int:
     shown = fields
     if isinstance(recipe, Study):
         text = text + _ARMS_HELP
-        rest = to_every_arm(rest, len(recipe.arms))
         once = shown_once(recipe)
         shown = [own, ("recipe", type(once), once)]
-    chosen = parse(fields, rest, f"train {name}", text, main=_MAIN, shown=shown)
+    num_arms = len(recipe.arms) if isinstance(recipe, Study) else 0
+    chosen = parse(fields, rest, f"train {name}", text, main=_MAIN, shown=shown, num_arms=num_arms)
     options: TrainOptions = chosen.options
     recipe = _timed(chosen.recipe, rest)
     folder = options.folder or Path("runs") / recipe.name

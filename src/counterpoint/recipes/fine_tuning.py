@@ -21,6 +21,7 @@ from counterpoint.data.speech.rows import SpeechData, WeightedList, codec_of
 from counterpoint.data.speech.words import open_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.timing import Timing, TimingConfig
+from counterpoint.files import check_name
 from counterpoint.formats import find_format
 from counterpoint.progress import Progress, spell_duration
 from counterpoint.recipes.budget import Plan
@@ -78,6 +79,7 @@ class FineTuning:
     train: TrainConfig
 
     def __post_init__(self) -> None:
+        check_name("name", self.name)
         if not 0 <= self.held_out < 1:
             raise UserError(f"`held_out` must be a share from 0 to 1: got {self.held_out}.")
 

@@ -6,6 +6,7 @@ from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import ArmCost
+from counterpoint.files import check_name
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.contract import state_bytes
 from counterpoint.train.config import TrainConfig
@@ -24,6 +25,9 @@ class GridArm:
     name: str
     system: SystemConfig
     unmatched: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("arms.name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +76,7 @@ class Grid:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        check_name("name", self.name)
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) != len(names):
             raise UserError(f"A grid must have arms with different names: got {names}.")

@@ -26,6 +26,7 @@ def parse(
     *,
     main: Collection[str] | None = None,
     shown: Sequence[Field] | None = None,
+    num_arms: int = 0,
 ) -> Any:
     """Parse arguments into an object with the given fields.
 
@@ -37,6 +38,7 @@ def parse(
         description: First lines of the help.
         main: Endings of the names of the options that the short help shows; all by default.
         shown: Fields that the help shows instead of ``fields``.
+        num_arms: Number of arms of a study, each of which gets the options of a run.
 
     Returns:
         An object with the given fields as attributes.
@@ -51,13 +53,17 @@ def parse(
         raise SystemExit(0)
     if "--help-all" in arguments:
         _parse(shown, ["--help"], command, description)
-    _check_options(fields, arguments, command)
+    words = to_every_arm(arguments, num_arms)
     complaint = io.StringIO()
     try:
+        _check_options(fields, words, command)
         with contextlib.redirect_stderr(complaint):
-            chosen = _parse(fields, arguments, command, description)
+            chosen = _parse(fields, words, command, description)
     except SystemExit:
-        raise UserError(_one_line(complaint.getvalue(), fields, arguments, command)) from None
+        told = _one_line(complaint.getvalue(), fields, words, command)
+        raise UserError(_as_typed(told, arguments)) from None
+    except UserError as error:
+        raise UserError(_as_typed(str(error), arguments)) from None
     for name, _, _ in fields:
         _check_text(getattr(chosen, name))
     return chosen
@@ -160,8 +166,17 @@ def _wrong_kind(option: str, fields: Sequence[Field], arguments: Sequence[str]) 
     return f"`{option}` must be {kind}: got '{' '.join(given)}'"
 
 
+def _as_typed(told: str, arguments: Sequence[str]) -> str:
+    """Spell options that went to every arm of a study as the user did."""
+    if any(word.startswith("--arms.") for word in arguments):
+        return told
+    return re.sub(r"--arms\.\d+\.(?=(train|data|system)\.)", "--", told)
+
+
 def to_every_arm(arguments: Sequence[str], num_arms: int) -> list[str]:
-    """Repeat options of a run, with their values, for each arm of a study."""
+    """Repeat options of a run, with their values, for each arm of a study, if there are arms."""
+    if not num_arms:
+        return list(arguments)
     words: list[str] = []
     groups: list[list[str]] = []
     for word in arguments:

@@ -22,6 +22,7 @@ from counterpoint.evaluate.results import (
     load_evaluation,
     save_evaluation,
 )
+from counterpoint.files import check_name
 from counterpoint.progress import Output, Progress
 from counterpoint.recipes.budget import Budget, Plan, find_budget
 from counterpoint.recipes.machine import machine_facts
@@ -67,6 +68,7 @@ class Study:
     contrasts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        check_name("name", self.name)
         names = [run.name for run in self.arms]
         if not names or len(set(names)) != len(names):
             raise UserError(

@@ -9,6 +9,7 @@ from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
+from counterpoint.files import check_name
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.phases import PhasedData
@@ -38,11 +39,7 @@ class Run:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
-            raise UserError(
-                f"`name` must serve as a folder name: got {self.name!r}. "
-                "Use letters, digits, '-' and '_'."
-            )
+        check_name("name", self.name)
         if self.minutes is not None and self.train.phases:
             raise UserError(
                 f"`minutes` must be left out for a run with phases: got {self.minutes:g}. Its "
