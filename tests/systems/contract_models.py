@@ -13,7 +13,7 @@ from counterpoint.systems.contract import System
 from counterpoint.systems.hdlm import HdLM
 from tests.probes.injected import Injected, InjectedConfig
 from tests.probes.interleaved import Interleaved, InterleavedConfig
-from tests.systems import tiny_models, tiny_moshi
+from tests.systems import tiny_lslm, tiny_models, tiny_moshi
 
 PROBES: dict[str, type[System]] = {"injected": Injected, "interleaved": Interleaved}
 """Systems of the tests alone, which show that a newcomer needs one file."""
@@ -23,6 +23,7 @@ ALL_SYSTEMS: dict[str, type[System]] = {**SYSTEMS, **PROBES}
 CONFIGS: dict[str, dict[str, Any]] = {
     **tiny_models.CONFIGS,
     "moshi": tiny_moshi.CONFIGS,
+    "lslm": tiny_lslm.CONFIGS,
     "injected": {
         "windowed": InjectedConfig(
             tower=tiny_models.tower(12, 3, 2, 7), vocab_size=tiny_models.VOCAB, heard_width=5

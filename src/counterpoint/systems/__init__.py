@@ -11,6 +11,7 @@ from counterpoint.systems.contract import SystemConfig as SystemConfig
 from counterpoint.systems.hdlm import HdLM
 from counterpoint.systems.hnet import HNet
 from counterpoint.systems.hrt import HRT
+from counterpoint.systems.lslm import LSLM
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
@@ -22,6 +23,7 @@ SYSTEMS: dict[str, type[System]] = {
     "hnet": HNet,
     "hdlm": HdLM,
     "moshi": Moshi,
+    "lslm": LSLM,
 }
 """Every system by name. PersonaPlex is a preset of `Moshi` (`counterpoint.systems.personaplex`)."""
 

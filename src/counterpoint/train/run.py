@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 
 from counterpoint.config_json import decode, encode
+from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.data.source import DataSource
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.tasks.source import TaskData
@@ -23,8 +24,8 @@ class Run:
         name: Name of its folder and its curves.
         system: Config of the model.
         data: Data it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
-            text systems, `TaskData` for items of a task, `PhasedData` for several in phases, or
-            another `DataSource`.
+            text systems, `TaskData` for items of a task, `InterruptedSpeech` for a speaker that can
+            be interrupted, `PhasedData` for several in phases, or another `DataSource`.
         train: Settings of the training.
         minutes: Time limit: the run takes as many of its steps as fit into it on this machine
             (`counterpoint.recipes.budget`). ``None`` takes all steps.
@@ -33,7 +34,7 @@ class Run:
     name: str
     system: SystemConfig
     train: TrainConfig
-    data: DataConfig | SpeechData | TaskData | PhasedData | DataSource = field(
+    data: DataConfig | SpeechData | TaskData | InterruptedSpeech | PhasedData | DataSource = field(
         default_factory=DataConfig
     )
     minutes: float | None = None

@@ -1,0 +1,485 @@
+"""Speech to be said while something is heard, which may interrupt it: training data of a speaker.
+
+An item is a text of two phrases, its sound as codes, and a heard channel. Independently of each
+other, noise, an interruption, a backchannel and an echo of the own voice may be mixed into that
+channel. After an interruption the codes are cut; the first codebook then holds the id that means
+*interrupted*, otherwise the id of the *end* follows the last code.
+
+Source: LSLM (arXiv:2408.02622), sections 4.3 and 5.1: interruption and noise with a probability of
+one half each, and a stop 0.5 s after the interruption begins. Backchannels and echo are ours, and
+so are all levels, which the paper does not give.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.config_json import encode
+from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.making.order_wordings import Split
+from counterpoint.data.making.orders import draw_order
+from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.data.speech.words import SentencePieceWords, train_tokenizer
+from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
+from counterpoint.formats import open_codec
+from counterpoint.progress import Progress
+from counterpoint.speech.audio import resample
+from counterpoint.speech.augment import Range, echo
+from counterpoint.speech.codec import Codec
+from counterpoint.speech.mels import LogMels
+from counterpoint.speech.voices import Speaker, Synthesizer, Voice
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
+
+_BREATH_S = 0.12
+_FEWEST_WORDS = 5
+_MOST_TRIES = 6000
+_LEAST_ROOM_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeardConfig:
+    """What may be heard while the model speaks. Values are drawn uniformly; levels are in dB.
+
+    Attributes:
+        noise: Probability of noise.
+        interruption: Probability of an interruption.
+        backchannel: Probability of a backchannel, which never follows an interruption.
+        echo: Probability of an echo of the own voice.
+        voice_db: Range of the root mean square of interruptions and backchannels, in dB of full
+            scale.
+        noise_db: Range of that of noise.
+        echo_gain: Range of the factor of the echo.
+        echo_delay_s: Range of its delay.
+        stop_after_s: Seconds from the onset of an interruption to the stop.
+    """
+
+    noise: float = 0.5
+    interruption: float = 0.5
+    backchannel: float = 0.3
+    echo: float = 0.3
+    voice_db: Range = (-32.0, -20.0)
+    noise_db: Range = (-56.0, -32.0)
+    echo_gain: Range = (0.05, 0.3)
+    echo_delay_s: Range = (0.1, 0.4)
+    stop_after_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "interruption", "backchannel", "echo"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` must be 0 to 1: got {getattr(self, name)}.")
+
+
+class Placed(NamedTuple):
+    """A sound that is heard from a time on; its samples have their level already."""
+
+    start_s: float
+    audio: Float[Tensor, " _N"]
+
+
+class Scene(NamedTuple):
+    """What is heard during an utterance.
+
+    Attributes:
+        noise: Noise without an end; ``None`` for none.
+        interruption: What stops the model.
+        backchannel: What does not.
+        echo_gain: Factor of the own voice; 0 for no echo.
+        echo_delay_s: Delay of the echo.
+    """
+
+    noise: Float[Tensor, " _N"] | None
+    interruption: Placed | None
+    backchannel: Placed | None
+    echo_gain: float
+    echo_delay_s: float
+
+    def heard(self, num_samples: int) -> Float[Tensor, " N"]:
+        """Return what others sound like in so many samples at 16 kHz, without the echo."""
+        heard = torch.zeros(num_samples)
+        if self.noise is not None:
+            heard += self.noise.repeat(-(-num_samples // len(self.noise)))[:num_samples]
+        for placed in (self.interruption, self.backchannel):
+            if placed is not None:
+                first = round(placed.start_s * RATE)
+                piece = placed.audio[: max(num_samples - first, 0)]
+                heard[first : first + len(piece)] += piece
+        return heard
+
+
+class Utterance(NamedTuple):
+    """A text to say, its codes, and the sound that was encoded, at the codec's rate."""
+
+    text: str
+    codes: Int[Tensor, "T K"]
+    audio: Float[Tensor, " N"]
+
+
+class Ends(NamedTuple):
+    """Ids of the first codebook that end the speech."""
+
+    end: int
+    interrupted: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InterruptedSpeech:
+    """Utterances and heard channels as training data; a `DataSource`.
+
+    Attributes:
+        sounds: The sounds that are heard.
+        heard: How they are mixed.
+        voice: Voice of the model.
+        codec: "codec2", or the path of Mimi's weights.
+        num_bands: Number of mel bands of what is heard.
+        num_phrases: Number of different phrases to learn from.
+        num_items: Number of items to learn from.
+        num_held_out: Number of items to measure on, with held-out phrases and sounds.
+        vocab_size: Largest number of pieces of the tokeniser, which learns from the phrases.
+        seed: Seed of the items.
+        cache_folder: Folder of synthesised phrases and of the tokeniser.
+    """
+
+    sounds: SoundsConfig = field(default_factory=SoundsConfig)
+    heard: HeardConfig = field(default_factory=HeardConfig)
+    voice: Voice = field(default_factory=partial(Voice, formant=1.15))
+    codec: str = "codec2"
+    num_bands: int = 40
+    num_phrases: int = 800
+    num_items: int = 1_000_000
+    num_held_out: int = 64
+    vocab_size: int = 400
+    seed: int = 0
+    cache_folder: str = "~/.cache/counterpoint/utterances"
+
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Return whether a system speaks ids, is given text, and hears features."""
+        heard = layout.by_role(Role.HEARD)
+        given = len(heard) == 1 and not any(stream.is_discrete for stream in heard)
+        return given and bool(layout.by_role(Role.SPOKEN)) and bool(layout.by_role(Role.TEXT))
+
+    def num_ticks(self, layout: Layout) -> int:
+        """Return the ticks of a typical row; rows are as long as the longest item of a batch."""
+        return round(5 * (layout.tick_hz or 0.0))
+
+    def prepare(
+        self,
+        system: Any,
+        *,
+        block_ticks: int | None = None,
+        progress: Progress | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        held_out_only: bool = False,
+    ) -> "PreparedUtterances":
+        """Synthesise the phrases, and read the sounds; see `DataSource.prepare`."""
+        told = progress if progress is not None and rank == 0 else Progress(quiet=True)
+        return PreparedUtterances(self, system, told, held_out_only=held_out_only)
+
+    def phrases(self, split: Split) -> tuple[str, ...]:
+        """Return the different phrases of a split, in a fixed order."""
+        rng = random.Random(f"sentences {split} {self.seed}")
+        found = dict[str, None]()
+        for _ in range(_MOST_TRIES):
+            text = draw_order(split, rng).text
+            if len(text.split()) >= _FEWEST_WORDS:
+                found[text] = None
+            if split == "train" and len(found) == self.num_phrases:
+                break
+        return tuple(found)
+
+
+class Items:
+    """Items of one split by number: a function of seed, split and number alone."""
+
+    def __init__(
+        self, data: InterruptedSpeech, split: Split, codec: Codec, speaker: Speaker
+    ) -> None:
+        self.data = data
+        self.split = split
+        self._codec = codec
+        self._speaker = speaker
+        self.phrases = data.phrases(split)
+        self.sounds = load_sounds(data.sounds, split, speaker)
+        breath = max(round(_BREATH_S * codec.frame_rate_hz), 1) * codec.frame_samples
+        self._breath = self._coded("", torch.zeros(breath))
+        self._phrases = dict[str, Utterance]()
+
+    def phrase(self, text: str) -> Utterance:
+        """Return a phrase as it is spoken, from the cache if possible."""
+        if text not in self._phrases:
+            said = self._speaker.speak(text, self.data.voice, self._codec.sample_rate).audio
+            missing = -len(said) % self._codec.frame_samples
+            self._phrases[text] = self._coded(text, F.pad(said, (0, missing)))
+        return self._phrases[text]
+
+    def _coded(self, text: str, audio: Float[Tensor, " N"]) -> Utterance:
+        return Utterance(text, self._codec.encode(audio[None])[0], audio)
+
+    def utterance(self, number: int) -> Utterance:
+        """Return the utterance of an item: two phrases, each encoded on its own, and a breath."""
+        rng = self._rng(number, "text")
+        first, second = (self.phrase(rng.choice(self.phrases)) for _ in range(2))
+        parts = (first, self._breath, second)
+        return Utterance(
+            f"{first.text} {second.text}",
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.audio for part in parts]),
+        )
+
+    def scene(self, number: int, duration_s: float, heard: HeardConfig | None = None) -> Scene:
+        """Return what is heard during an item.
+
+        Args:
+            number: Number of the item.
+            duration_s: Seconds of its utterance; an interruption leaves room for the stop.
+            heard: Other probabilities and levels than those of the data.
+        """
+        heard = heard or self.data.heard
+        rng = self._rng(number, "scene")
+        # Everything is drawn even if it is not used, so one probability changes no other draw.
+        noisy, interrupted, encouraged, echoes = (rng.random() for _ in range(4))
+        noise = rng.choice(self.sounds.noises).roll(-rng.randrange(RATE))
+        noise = noise * _factor(rng, heard.noise_db)
+        latest_s = max(duration_s - heard.stop_after_s - _LEAST_ROOM_S, _LEAST_ROOM_S)
+        voices = [
+            Placed(
+                rng.uniform(_LEAST_ROOM_S, latest_s),
+                rng.choice(sounds) * _factor(rng, heard.voice_db),
+            )
+            for sounds in (self.sounds.interruptions, self.sounds.backchannels)
+        ]
+        gain = rng.uniform(*heard.echo_gain)
+        delay_s = rng.uniform(*heard.echo_delay_s)
+        interruption = voices[0] if interrupted < heard.interruption else None
+        backchannel = voices[1] if encouraged < heard.backchannel else None
+        if interruption is not None and backchannel is not None:
+            ends_s = backchannel.start_s + len(backchannel.audio) / RATE
+            backchannel = backchannel if ends_s < interruption.start_s else None
+        return Scene(
+            noise=noise if noisy < heard.noise else None,
+            interruption=interruption,
+            backchannel=backchannel,
+            echo_gain=gain if echoes < heard.echo else 0.0,
+            echo_delay_s=delay_s,
+        )
+
+    def _rng(self, number: int, what: str) -> random.Random:
+        return random.Random(f"{self.data.seed} {self.split} {number} {what}")
+
+
+class UtteranceRows:
+    """Items as rows: the text, then codes and what is heard with them."""
+
+    def __init__(self, items: Items, num_items: int, prepared: "PreparedUtterances") -> None:
+        self._items = items
+        self._num_items = num_items
+        self._prepared = prepared
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    def title(self, index: int) -> str:
+        """Return the text of an item."""
+        return self._items.utterance(index).text
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """Return the items with these numbers as rows."""
+        return self._prepared.batch([self._content(int(number)) for number in indices])
+
+    def _content(self, number: int) -> dict[str, Tensor]:
+        said = self._items.utterance(number)
+        scene = self._items.scene(number, self._prepared.seconds(said))
+        return self._prepared.content(said, scene)
+
+
+class PreparedUtterances:
+    """Items made for one system; a `PreparedSource`.
+
+    Attributes:
+        layout: Streams of the system.
+        codec: Codec of what is said.
+        mels: Features of what is heard.
+        tokenizer: Tokeniser of the text.
+        ends: Ids that end the speech.
+    """
+
+    def __init__(
+        self,
+        data: InterruptedSpeech,
+        system: Any,
+        progress: Progress,
+        speaker: Speaker | None = None,
+        *,
+        held_out_only: bool = False,
+    ) -> None:
+        self.data = data
+        self.system = system
+        self.layout: Layout = system.layout
+        spoken = self.layout.by_role(Role.SPOKEN)
+        self.codec = open_codec(data.codec, sum(stream.depth for stream in spoken))
+        self.mels = LogMels(self.codec.frame_rate_hz, data.num_bands)
+        self.ends = end_ids(self.layout, self.codec)
+        (heard,) = self.layout.by_role(Role.HEARD)
+        self._heard: Stream = heard
+        if heard.width != self.mels.width:
+            raise UserError(
+                f"`heard_width` must be that of {data.num_bands} mel bands, {self.mels.width}: got "
+                f"{heard.width}."
+            )
+        self.speaker = speaker or Synthesizer(data.cache_folder)
+        self.tokenizer = self._tokenizer()
+        splits: tuple[Split, ...] = ("held_out",) if held_out_only else ("train", "held_out")
+        self._items = {split: Items(data, split, self.codec, self.speaker) for split in splits}
+        task = progress.task("speaking phrases")
+        texts = [(items, text) for items in self._items.values() for text in items.phrases]
+        for done, (items, text) in enumerate(texts, 1):
+            items.phrase(text)
+            task(done, len(texts))
+
+    def _tokenizer(self) -> SentencePieceWords:
+        phrases = self.data.phrases("train")
+        size = self.data.vocab_size
+        name = f"words-{json_digest([phrases, size])[:16]}.model"
+        path = Path(self.data.cache_folder).expanduser() / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            train_tokenizer(phrases, path, size)
+        tokenizer = SentencePieceWords(path)
+        if tokenizer.vocab_size > (self.layout.text.vocab_size or 0):
+            raise UserError(
+                f"`text_vocab_size` must be at least the tokeniser's {tokenizer.vocab_size}: got "
+                f"{self.layout.text.vocab_size}."
+            )
+        return tokenizer
+
+    def items(self, split: Split) -> Items:
+        """Return the items of a split."""
+        if split not in self._items:
+            self._items[split] = Items(self.data, split, self.codec, self.speaker)
+        return self._items[split]
+
+    def seconds(self, said: Utterance) -> float:
+        """Return the length of an utterance."""
+        return len(said.codes) / self.codec.frame_rate_hz
+
+    def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+        """Return the training batches by step; the arguments are those of `Loader`."""
+        rows = UtteranceRows(self._items["train"], self.data.num_items, self)
+        return Loader(rows, batch_rows, seed, rank, world_size)
+
+    def held_out_units(self) -> HeldOutRows | None:
+        """Return the held-out items; ``None`` if there are none."""
+        if not self.data.num_held_out:
+            return None
+        return HeldOutRows(UtteranceRows(self._items["held_out"], self.data.num_held_out, self))
+
+    def describe(self) -> str:
+        """Return the amount of data, in words."""
+        items = next(iter(self._items.values()))
+        return (
+            f"{len(items.phrases)} phrases, {len(items.sounds.interruptions)} interruptions and "
+            f"{len(items.sounds.noises)} noises in the split {items.split!r}"
+        )
+
+    @property
+    def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
+        """Digests of the phrases, and of the sounds that are heard."""
+        found = {}
+        for split, items in self._items.items():
+            lengths = [[len(sound) for sound in kind] for kind in items.sounds]
+            how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
+            facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
+            found[split] = json_digest(facts)
+        return {"utterances": {"train": found.get("train", "")}}
+
+    def prompt(self, text: str) -> dict[str, Tensor]:
+        """Return the content of a prompt with a text: one id a tick; nothing is said or heard."""
+        ids = [token for word in text.split() for token in self.tokenizer.encode_word(word)]
+        return self._content(torch.tensor([ids]), torch.zeros(0, len(self.codec.codebook_sizes)))
+
+    def content(self, utterance: Utterance, scene: Scene) -> dict[str, Tensor]:
+        """Return an utterance with its text before it, and what is heard, in content order."""
+        text, codes, audio = utterance
+        samples = (len(codes) + 1) * self.mels.frame_samples
+        heard = scene.heard(samples)
+        if scene.echo_gain:
+            own = resample(audio[None], self.codec.sample_rate, RATE)[0]
+            own = F.pad(own, (0, samples - len(own)))
+            heard = heard + echo(own, scene.echo_gain, round(scene.echo_delay_s * RATE))
+        last = torch.full((1, codes.shape[1]), UNSET_ID)
+        last[0, 0] = self.ends.end
+        if scene.interruption is not None:
+            stop_s = scene.interruption.start_s + self.data.heard.stop_after_s
+            frames = min(math.ceil(stop_s * self.codec.frame_rate_hz), len(codes))
+            last[0, 0] = self.ends.interrupted
+            codes = codes[:frames]
+        said = self._content(torch.zeros(1, 0, dtype=torch.long), torch.cat((codes, last)))
+        features = self.mels.encode(heard[None].clamp(-1, 1))
+        said[self._heard.name] = features[:, : len(codes) + 1]
+        prompt = self.prompt(text)
+        return {name: torch.cat((prompt[name], said[name]), 1) for name in said}
+
+    def _content(self, text: Int[Tensor, "1 P"], codes: Tensor) -> dict[str, Tensor]:
+        """Return ticks with text, then ticks with codes; nothing is heard."""
+        num_ticks = text.shape[1] + len(codes)
+        padding = self.layout.text.padding_id or 0
+        said = torch.full((1, num_ticks, len(self.codec.codebook_sizes)), UNSET_ID)
+        said[0, text.shape[1] :] = codes.long()
+        given = torch.full((1, num_ticks), padding)
+        given[:, : text.shape[1]] = text
+        return {
+            **self.layout.with_role(Role.SPOKEN, said),
+            self.layout.text.name: given,
+            self._heard.name: torch.zeros(1, num_ticks, self.mels.width),
+        }
+
+    def batch(self, contents: Sequence[Ticks]) -> Batch:
+        """Return contents as rows; nothing is trained or heard after their ends."""
+        longest = max(content[self._heard.name].shape[1] for content in contents)
+        padded = {}
+        for name in contents[0]:
+            stream = self.layout[name]
+            empty = UNSET_ID if stream.predicted else stream.padding_id or 0
+            rows = []
+            for content in contents:
+                missing = longest - content[name].shape[1]
+                around = (0, missing) if content[name].ndim == 2 else (0, 0, 0, missing)
+                rows.append(F.pad(content[name], around, value=empty))
+            padded[name] = torch.cat(rows)
+        batch: Batch = self.system.lay_out(padded)
+        first = batch.targets[next(iter(batch.targets))]
+        return replace(batch, size=int((first != UNSET_ID).sum()))
+
+
+def end_ids(layout: Layout, codec: Codec) -> Ends:
+    """Return the two ids with which the first codebook ends the speech.
+
+    Raises:
+        UserError: The codebooks of layout and codec do not fit, or those ids are missing.
+    """
+    sizes = tuple(size for stream in layout.by_role(Role.SPOKEN) for size in stream.sizes)
+    first, *others = codec.codebook_sizes
+    if sizes != (first + 2, *others) or codec.frame_rate_hz != layout.tick_hz:
+        raise UserError(
+            "A speaker that can be interrupted must have the codec's codebooks "
+            f"{codec.codebook_sizes} at {codec.frame_rate_hz} Hz, with two more ids in the first: "
+            f"got {sizes} at {layout.tick_hz} Hz."
+        )
+    return Ends(first, first + 1)
+
+
+def _factor(rng: random.Random, range_db: Range) -> float:
+    return 10 ** (rng.uniform(*range_db) / 20)

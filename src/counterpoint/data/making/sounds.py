@@ -1,0 +1,206 @@
+"""Sounds that a speaking model hears: words that interrupt it, backchannels, and noise.
+
+They are recordings of a folder, or words spoken by synthesised voices. A folder holds lists with a
+line ``{"path", ...}`` for each recording: ``wake.jsonl`` with ``"word"``, ``digits.jsonl`` with
+``"digit"`` and ``"speaker"``, and ``noise.jsonl``. A list may be missing.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.data.making.order_wordings import DIGITS, Split
+from counterpoint.data.making.orders import BACKCHANNELS
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines
+from counterpoint.speech.audio import read_audio
+from counterpoint.speech.augment import pink_noise
+from counterpoint.speech.voices import Speaker, Voice, available_voices
+
+RATE = 16_000
+"""Sample rate of all sounds."""
+
+_PACES = (0.9, 1.0, 1.15)
+_HOP_S = 0.01
+_QUIET_DB = -25.0  # relative to the loudest hop of a recording
+_CONTRAST_DB = 12.0  # above the level below which a tenth of a recording lies
+_MARGIN_S = 0.03
+_LONGEST_S = 1.3
+_NUM_PINK = 20
+_SPOKEN_WORDS = ("stop", "wait", "hello", "computer", "listen", "sorry", "excuse me", "hold on")
+
+Interrupter = Literal["command", "voice"]
+"""Who interrupts: one keyword (command-based), or any word (voice-based)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundsConfig:
+    """Which sounds are heard, and which of them are held out.
+
+    Attributes:
+        folder: Folder of recordings; empty for synthesised words and pink noise.
+        interrupter: Whether one keyword interrupts, other recordings of which are held out; or any
+            word, with unseen words by unseen speakers held out.
+        keyword: The keyword.
+        held_out_words: Words that are held out if any word interrupts.
+        held_out_speakers: Speakers that are held out then, if the speakers are known.
+        voices: Voices of synthesised words; empty for all installed voices.
+        held_out_voices: Synthesised voices that are held out, by label; see `Voice.label`.
+    """
+
+    folder: str = ""
+    interrupter: Interrupter = "command"
+    keyword: str = "alexa"
+    held_out_words: tuple[str, ...] = ("alexa", "smart mirror", "7", "8", "9", "listen", "hold on")
+    held_out_speakers: tuple[str, ...] = ("lucas", "yweweler")
+    voices: tuple[Voice, ...] = ()
+    held_out_voices: tuple[str, ...] = ("piper joe 1.45", "flite slt 1")
+
+
+class Sounds(NamedTuple):
+    """Sounds of one split; each is trimmed, and has a root mean square of 1.
+
+    Attributes:
+        interruptions: Words that stop the model.
+        backchannels: Words that do not.
+        noises: Noise.
+    """
+
+    interruptions: tuple[Float[Tensor, " _N"], ...]
+    backchannels: tuple[Float[Tensor, " _N"], ...]
+    noises: tuple[Float[Tensor, " _N"], ...]
+
+
+def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
+    """Return the sounds of a split; no recording and no word by a voice is in two splits.
+
+    Raises:
+        UserError: The folder cannot be read, or it leaves a kind of sound empty.
+    """
+    folder = Path(config.folder).expanduser() if config.folder else None
+    words = [_recorded(path) for path in _word_files(config, folder, split)] if folder else []
+    if folder is None:
+        words = [*_spoken(config, split, speaker)]
+    noises = [] if folder is None else [_unit(_read(p)) for p in _noise_files(folder, split)]
+    if folder is None:
+        noises = [
+            _unit(pink_noise(5 * RATE, _number(f"pink {split} {n}"))) for n in range(_NUM_PINK)
+        ]
+    sounds = Sounds(
+        interruptions=tuple(word for word in words if len(word) <= _LONGEST_S * RATE),
+        backchannels=tuple(_said(BACKCHANNELS, config, split, speaker)),
+        noises=tuple(noises),
+    )
+    for name, found in sounds._asdict().items():
+        if not found:
+            raise UserError(
+                f"There must be {name} in the split {split!r}: got none from "
+                f"{config.folder or 'the installed voices'}. Add recordings, or install voices."
+            )
+    return sounds
+
+
+def _word_files(config: SoundsConfig, folder: Path, split: Split) -> Iterator[Path]:
+    for path, word, speaker in _listed_words(folder):
+        place = _place(path.name)
+        if config.interrupter == "command":
+            if word == config.keyword and place == split:
+                yield path
+            continue
+        new_word = word in config.held_out_words
+        new_speaker = speaker in config.held_out_speakers if speaker else new_word
+        if new_word and new_speaker:
+            own: Split = "held_out"
+        elif new_word or new_speaker:
+            continue
+        else:
+            own = "tuning" if place == "tuning" else "train"
+        if own == split:
+            yield path
+
+
+def _listed_words(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """Yield file, word and speaker of each recorded word; the speaker is empty if unknown."""
+    for name, label in (("wake.jsonl", "word"), ("digits.jsonl", "digit")):
+        for line in _lines(folder / name):
+            yield folder / line["path"], str(line[label]), str(line.get("speaker", ""))
+
+
+def _noise_files(folder: Path, split: Split) -> Iterator[Path]:
+    for line in _lines(folder / "noise.jsonl"):
+        path = folder / line["path"]
+        if _place(path.name) == split:
+            yield path
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [line for _, line in read_json_lines(path)] if path.exists() else []
+
+
+def _place(name: str) -> Split:
+    """Return the split of a recording by its name: seven, one and two tenths of all."""
+    tenth = _number(name) % 10
+    return "train" if tenth < 7 else "tuning" if tenth == 7 else "held_out"
+
+
+def _number(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def _spoken(config: SoundsConfig, split: Split, speaker: Speaker) -> Iterator[Tensor]:
+    """Yield synthesised words that interrupt."""
+    if config.interrupter == "command":
+        yield from _said((config.keyword,), config, split, speaker)
+        return
+    words = (*_SPOKEN_WORDS, *DIGITS)
+    held_out = [word for word in words if _is_held_out(word, config)]
+    trained = [word for word in words if word not in held_out]
+    yield from _said(held_out if split == "held_out" else trained, config, split, speaker)
+
+
+def _is_held_out(word: str, config: SoundsConfig) -> bool:
+    return word in config.held_out_words or (
+        word in DIGITS and str(DIGITS.index(word)) in config.held_out_words
+    )
+
+
+def _said(
+    words: Sequence[str], config: SoundsConfig, split: Split, speaker: Speaker
+) -> Iterator[Tensor]:
+    """Yield words by the voices of a split; settings are tuned with other paces than trained."""
+    for voice in config.voices or available_voices():
+        if (voice.label in config.held_out_voices) != (split == "held_out"):
+            continue
+        for pace in _PACES:
+            if split != "held_out" and (pace == _PACES[-1]) != (split == "tuning"):
+                continue
+            for word in words:
+                said = Voice(engine=voice.engine, name=voice.name, formant=voice.formant, pace=pace)
+                yield _unit(speaker.speak(word, said, RATE).audio)
+
+
+def _recorded(path: Path) -> Float[Tensor, " N"]:
+    """Return a recorded word without the quiet around it."""
+    audio = _read(path)
+    hop = round(_HOP_S * RATE)
+    power = audio[: len(audio) // hop * hop].unflatten(0, (-1, hop)).square().mean(1)
+    quiet = power.kthvalue(max(len(power) // 10, 1)).values * 10 ** (_CONTRAST_DB / 10)
+    least = torch.maximum(power.max() * 10 ** (_QUIET_DB / 10), quiet.clamp(max=power.max() / 2))
+    loud = (power > least).nonzero()[:, 0]
+    margin = round(_MARGIN_S * RATE)
+    first = max(int(loud[0]) * hop - margin, 0)
+    return _unit(audio[first : (int(loud[-1]) + 1) * hop + margin])
+
+
+def _read(path: Path) -> Float[Tensor, " N"]:
+    return read_audio(path, RATE, 1)[0]
+
+
+def _unit(audio: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    return audio / audio.square().mean().sqrt().clamp(min=1e-6)

@@ -1,0 +1,202 @@
+"""Interrupted speech: where the codes are cut, what is heard, and that splits share nothing."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from counterpoint.data.making.interrupted import (
+    HeardConfig,
+    InterruptedSpeech,
+    Items,
+    Placed,
+    PreparedUtterances,
+    Scene,
+)
+from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.errors import UserError
+from counterpoint.progress import Progress
+from counterpoint.recipes.lslm_small import lslm_small
+from counterpoint.speech.voices import Synthesizer, Voice
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems import lslm, sketch
+from counterpoint.train.run import Run, from_json, to_json
+from tests.data.speech.tones import Tones
+
+VOICES = (Voice(), Voice(formant=1.45))
+SPEAKER = Synthesizer(engines={"piper": Tones})
+
+
+def data(**changes: object) -> InterruptedSpeech:
+    return replace(
+        InterruptedSpeech(sounds=SoundsConfig(voices=VOICES), num_phrases=30, num_held_out=4),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedUtterances:
+    pytest.importorskip("pycodec2")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    model = sketch(lslm.small())
+    return PreparedUtterances(data(cache_folder=cache), model, Progress(quiet=True), SPEAKER)
+
+
+def quiet(**changes: object) -> Scene:
+    scene = Scene(None, None, None, 0.0, 0.0)
+    return scene._replace(**changes)  # type: ignore[arg-type]
+
+
+def said(batch: Batch, row: int = 0) -> list[int]:
+    """Targets of the first codebook that carry loss."""
+    ids = batch.targets["semantic"][row, :, 0]
+    return ids[ids != UNSET_ID].tolist()
+
+
+def test_without_an_interruption_everything_is_said_and_then_the_end(
+    prepared: PreparedUtterances,
+) -> None:
+    item = prepared.items("train").utterance(3)
+    batch = prepared.batch([prepared.content(item, quiet())])
+    assert said(batch) == [*item.codes[:, 0].tolist(), prepared.ends.end]
+    acoustic = batch.targets["acoustic"][0]
+    assert torch.equal(acoustic[(acoustic != UNSET_ID).all(1)], item.codes[:, 1:])
+    assert not batch.ticks["heard"].any()
+
+
+@pytest.mark.parametrize("onset_s", [0.0, 0.31, 1.0])
+def test_an_interruption_cuts_the_speech_half_a_second_after_its_onset(
+    prepared: PreparedUtterances, onset_s: float
+) -> None:
+    item = prepared.items("train").utterance(3)
+    word = Placed(onset_s, torch.full((RATE,), 0.1))
+    batch = prepared.batch([prepared.content(item, quiet(interruption=word))])
+    frames = math.ceil((onset_s + 0.5) * 25)
+    assert said(batch) == [*item.codes[:frames, 0].tolist(), prepared.ends.interrupted]
+    # The frame that is said first stands behind the last tick of the text.
+    first = int((batch.targets["semantic"][0, :, 0] != UNSET_ID).nonzero()[0])
+    heard = batch.ticks["heard"][0, first + 1 :].any(-1)
+    assert int(heard.nonzero()[0]) == math.floor(onset_s * 25)
+
+
+def test_the_text_stands_before_the_speech_and_nothing_is_heard_with_it(
+    prepared: PreparedUtterances,
+) -> None:
+    item = prepared.items("train").utterance(0)
+    noise = quiet(noise=torch.full((RATE,), 0.2))
+    content = prepared.content(item, noise)
+    num_text = content["text"].shape[1] - len(item.codes) - 1
+    words = [id_ for id_ in content["text"][0].tolist() if id_ != 3]
+    assert len(words) == num_text
+    assert prepared.tokenizer.decode(words) == item.text
+    assert (content["semantic"][0, :num_text] == UNSET_ID).all()
+    assert not content["heard"][0, :num_text].any()
+    assert content["heard"][0, num_text:].any(-1).all()
+
+
+def test_the_own_voice_is_heard_late_and_softer(prepared: PreparedUtterances) -> None:
+    item = prepared.items("train").utterance(1)
+    plain, echoed = (
+        prepared.content(item, quiet(echo_gain=gain, echo_delay_s=0.2))["heard"]
+        for gain in (0.0, 0.25)
+    )
+    assert not plain.any()
+    heard = echoed[0].any(-1).nonzero()[:, 0]
+    first = echoed.shape[1] - len(item.codes) - 1
+    assert int(heard[0]) - first >= 5  # 0.2 s
+
+
+def test_probabilities_hold_and_change_no_other_draw(prepared: PreparedUtterances) -> None:
+    items = prepared.items("train")
+    scenes = [items.scene(number, 3.0) for number in range(400)]
+    share = sum(scene.interruption is not None for scene in scenes) / 400
+    assert abs(share - 0.5) < 0.08
+    always = HeardConfig(noise=1, interruption=1, backchannel=0, echo=0)
+    for number, scene in enumerate(scenes[:40]):
+        forced = items.scene(number, 3.0, always)
+        assert forced.noise is not None
+        assert forced.interruption is not None
+        assert forced.backchannel is None
+        assert forced.interruption.start_s <= 3.0 - 0.5 - 0.2
+        if scene.interruption is not None:
+            assert torch.equal(scene.interruption.audio, forced.interruption.audio)
+
+
+def test_items_are_a_function_of_their_number(prepared: PreparedUtterances) -> None:
+    again = Items(prepared.data, "train", prepared.codec, SPEAKER)
+    first, second = (items.utterance(7) for items in (prepared.items("train"), again))
+    assert first.text == second.text
+    assert torch.equal(first.codes, second.codes)
+    batch = prepared.batches(4, seed=1).batch(2)
+    assert torch.equal(prepared.batches(4, seed=1).batch(2).ticks["heard"], batch.ticks["heard"])
+    assert batch.size == int((batch.targets["semantic"] != UNSET_ID).sum())
+
+
+def test_held_out_phrases_are_never_trained(prepared: PreparedUtterances) -> None:
+    trained = set(prepared.items("train").phrases)
+    assert len(trained) == 30
+    assert not trained & set(prepared.items("held_out").phrases)
+    units = prepared.held_out_units()
+    assert units is not None
+    assert len(units) == 4
+
+
+def test_recordings_are_split_by_word_and_speaker(tmp_path: Path) -> None:
+    """Unseen words by unseen speakers are held out; no recording is in two splits."""
+    lists: dict[str, list[dict[str, object]]] = {"wake": [], "digits": [], "noise": []}
+    for number in range(60):
+        path = f"{number}.wav"
+        tone = 0.01 * number * torch.ones(4000).numpy()
+        soundfile.write(tmp_path / path, tone + 0.001, RATE)
+        word = "alexa" if number % 2 else "jarvis"
+        lists["wake"].append({"path": path, "word": word})
+        lists["noise"].append({"path": path})
+    for number in range(40):
+        path = f"digit{number}.wav"
+        soundfile.write(tmp_path / path, 0.01 * (number + 1) * torch.ones(3000).numpy(), RATE)
+        speaker = ("george", "lucas")[number % 2]
+        lists["digits"].append({"path": path, "digit": number // 2 % 10, "speaker": speaker})
+    for name, lines in lists.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    command, voice = (
+        {
+            split: len(load_sounds(config, split, SPEAKER).interruptions)
+            for split in ("train", "tuning", "held_out")
+        }
+        for config in (
+            SoundsConfig(folder=str(tmp_path), voices=VOICES),
+            SoundsConfig(folder=str(tmp_path), voices=VOICES, interrupter="voice"),
+        )
+    )
+    assert sum(command.values()) == 30
+    assert min(command.values()) > 0
+    # jarvis (30) and seven digits of george, twice each (14); alexa (30), three of lucas (6)
+    assert command.keys() == voice.keys()
+    assert voice["train"] + voice["tuning"] == 30 + 14
+    assert voice["held_out"] == 30 + 6
+    with pytest.raises(UserError, match="There must be interruptions in the split 'train'"):
+        load_sounds(
+            SoundsConfig(folder=str(tmp_path), voices=VOICES, keyword="hal"), "train", SPEAKER
+        )
+
+
+def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pycodec2")
+    listener = replace(lslm.small().listener, heard_width=80)
+    other = sketch(replace(lslm.small(), listener=listener))
+    with pytest.raises(UserError, match="`heard_width` must be that of 40 mel bands, 160"):
+        PreparedUtterances(data(cache_folder=str(tmp_path)), other, Progress(quiet=True), SPEAKER)
+    fewer = sketch(replace(lslm.small(), codebook_sizes=(500, 512, 16, 64)))
+    with pytest.raises(UserError, match="with two more ids in the first"):
+        PreparedUtterances(data(cache_folder=str(tmp_path)), fewer, Progress(quiet=True), SPEAKER)
+
+
+def test_the_recipe_survives_json() -> None:
+    run = lslm_small()
+    assert isinstance(run, Run)
+    assert from_json(to_json(run)) == run

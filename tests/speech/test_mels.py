@@ -1,0 +1,60 @@
+"""Log-mels: silence is zero, the future is unknown, and streaming equals whole recordings."""
+
+import math
+
+import pytest
+import torch
+
+from counterpoint.errors import UserError
+from counterpoint.speech.mels import LogMels
+
+MELS = LogMels(25.0)
+
+
+def tone(hz: float, level: float, seconds: float = 0.4) -> torch.Tensor:
+    time = torch.arange(round(seconds * MELS.sample_rate)) / MELS.sample_rate
+    return level * torch.sin(2 * math.pi * hz * time)[None]
+
+
+def test_silence_is_zero() -> None:
+    assert MELS.width == 160
+    assert not MELS.encode(torch.zeros(2, 1000)).any()
+    assert MELS.encode(torch.zeros(2, 1000)).shape == (2, 2, 160)
+
+
+def test_a_tone_is_in_its_band_and_louder_by_its_level() -> None:
+    """Ten times the level is 20 dB: the logarithm to base ten of its power grows by two."""
+    bands = {}
+    for level in (0.01, 0.1):
+        frames = MELS.encode(tone(1000, level)).unflatten(2, (4, 40))
+        bands[level] = frames[0, 5, 0]
+    mel = 2595 * math.log10(1 + 1000 / 700)
+    low, high = (2595 * math.log10(1 + hz / 700) for hz in (60, 7600))
+    expected = (mel - low) / (high - low) * 41 - 1
+    assert abs(int(bands[0.1].argmax()) - expected) <= 1
+    loudest = int(bands[0.1].argmax())
+    assert bands[0.1][loudest] - bands[0.01][loudest] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_frame_does_not_depend_on_what_comes_after_it() -> None:
+    audio = torch.randn(1, 6400) * 0.1
+    changed = audio.clone()
+    changed[:, 3 * MELS.frame_samples :] = 0.3
+    before, after = MELS.encode(audio), MELS.encode(changed)
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert (before[:, 3] != after[:, 3]).any()
+
+
+def test_streaming_in_any_pieces_equals_whole_recordings() -> None:
+    audio = torch.randn(2, 9 * MELS.frame_samples) * 0.1
+    past = MELS.initial_past(2)
+    pieces = []
+    for piece in audio.split([MELS.frame_samples * n for n in (1, 3, 1, 4)], 1):
+        frames, past = MELS.extend(piece, past)
+        pieces.append(frames)
+    torch.testing.assert_close(torch.cat(pieces, 1), MELS.encode(audio), rtol=0, atol=1e-5)
+
+
+def test_frames_must_be_whole_hops() -> None:
+    with pytest.raises(UserError, match="whole number of 10 ms hops"):
+        LogMels(12.0)

@@ -1,0 +1,155 @@
+"""LSLM: each fusion against sums that are written by hand, its ids, presets and bad shapes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.blocks.attention import offline_reach
+from counterpoint.blocks.listening import Listener
+from counterpoint.blocks.rope import rope_tables, rotate
+from counterpoint.errors import UserError
+from counterpoint.systems import lslm, sketch
+from counterpoint.systems.lslm import LSLM, LSLMConfig
+from tests.systems.contract_models import batch_of, build, random_ticks
+from tests.systems.tiny_lslm import CONFIGS, config
+
+NUM_TICKS = 8  # all see all of them in the tower's window of 9
+
+
+def built(name: str) -> LSLM:
+    torch.manual_seed(2)
+    model = build("lslm", name)
+    assert isinstance(model, LSLM)
+    return model
+
+
+def listened(listener: Listener, heard: Tensor) -> Tensor:
+    """A plain causal convolution by torch, then the MLP, layer by layer."""
+    x = heard @ listener.embed.weight.T + listener.embed.bias
+    for layer in listener.layers:
+        taps = layer.conv.weight.flip(0).T[:, None]  # (D, 1, taps), oldest first
+        padded = F.pad(x.transpose(1, 2), (taps.shape[2] - 1, 0))
+        x = x + F.conv1d(padded, taps, groups=x.shape[2]).transpose(1, 2)
+        x = x + layer.mlp(layer.norm(x))
+    return listener.norm(x)
+
+
+def spoken_and_read(model: LSLM, ticks: dict[str, Tensor]) -> Tensor:
+    """The sum of the embeddings of a tick."""
+    tables = [model.first_embedding, model.other_embedding]
+    x = model.text_embedding.table(ticks["text"])
+    for table, name in zip(tables, ("semantic", "acoustic"), strict=True):
+        if table is None:
+            continue
+        for codebook in range(ticks[name].shape[2]):
+            x = x + table.table(ticks[name][..., codebook] + codebook * table.num_ids)
+    return x
+
+
+def attended(model: LSLM, number: int, x: Tensor, heard: Tensor) -> Tensor:
+    """Gated attention of one layer to the newest vectors that were heard, query by query."""
+    link = model.links[number]
+    num_heads, width = link.num_heads, x.shape[2] // link.num_heads
+    window = model.config.hearing_window
+    y = link.norm(x)
+    tick = torch.arange(x.shape[1])[None]
+    tables = rope_tables(tick, width)
+    plain = link.query(y).unflatten(2, (num_heads, -1)).transpose(1, 2)
+    query = rotate(plain, *tables)
+    key, value = (
+        link.key_value(heard).unflatten(2, (2, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    )
+    key = rotate(key, *tables)
+    results = []
+    for t in range(x.shape[1]):
+        seen = slice(max(t + 1 - window, 0), t + 1)
+        null = (plain[:, :, t] * link.null[0, :, 0]).sum(-1, keepdim=True)
+        scores = (query[:, :, t, None] * key[:, :, seen]).sum(-1)
+        weights = torch.softmax(torch.cat((null, scores), -1) / width**0.5, -1)
+        mixed = (weights[..., 1:, None] * value[:, :, seen]).sum(2)
+        results.append(mixed + weights[..., :1] * link.null[1, :, 0])
+    gate = 2 * torch.sigmoid(link.gate(y))
+    return link.out((torch.stack(results, 1) * gate[..., None]).flatten(2))
+
+
+@pytest.mark.parametrize("fusion", CONFIGS)
+def test_every_fusion_equals_sums_by_hand(fusion: str) -> None:
+    model = built(fusion)
+    ticks = random_ticks(model, 2, NUM_TICKS)
+    batch = batch_of(model, ticks)
+    with torch.no_grad():
+        ours = model(batch)["semantic"][:, :, 0]
+        heard = listened(model.listener, ticks["heard"])
+        reach = offline_reach(batch.document_start, 6, NUM_TICKS)
+        x = spoken_and_read(model, ticks)
+        side = None if model.project is None else model.project(heard)
+        if fusion == "early":
+            x = x + side
+        for number, layer in enumerate(model.tower.layers):
+            if fusion == "middle":
+                x = x + side
+            if fusion == "cross_attention":
+                x = x + attended(model, number, x, heard)
+            x = layer(x, reach)
+        scores = model.head(model.norm(x))
+        if model.heard_head is not None:
+            scores = scores + (heard @ model.heard_head.weight.T)[..., : scores.shape[2]]
+    torch.testing.assert_close(ours, scores, rtol=0, atol=1e-5)
+
+
+def test_late_fusion_adds_to_the_scores_of_every_codebook() -> None:
+    model = built("late")
+    ticks = random_ticks(model, 1, NUM_TICKS)
+    batch = batch_of(model, ticks)
+    with torch.no_grad():
+        fused = model(batch)["acoustic"]
+        heard = listened(model.listener, ticks["heard"])
+        assert model.heard_head is not None
+        added = heard @ model.heard_head.weight[7:].T  # 5 codes and 2 ends come first
+        model.heard_head.weight.zero_()
+        alone = model(batch)["acoustic"]
+    added = added.unflatten(2, (2, 7))
+    torch.testing.assert_close(fused[..., :4], (alone + added)[..., :4], rtol=0, atol=1e-5)
+    assert fused[..., 1, 4:].isneginf().all()  # the third codebook has 4 ids
+
+
+def test_the_first_codebook_has_two_more_ids() -> None:
+    model = built("middle")
+    assert model.layout["semantic"].sizes == (7,)
+    assert (model.config.end_id, model.config.interrupted_id) == (5, 6)
+    assert model.layout["acoustic"].sizes == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "fusion", "parameters"),
+    [
+        (lslm.small, "early", 1_659_968),
+        (lslm.small, "middle", 1_659_968),
+        (lslm.small, "late", 1_782_848),
+        (lslm.small, "cross_attention", 1_850_824),
+        (lslm.base, "middle", 3_302_880),
+        (lslm.paper, "middle", 153_358_592),
+    ],
+)
+def test_presets_have_the_sizes_that_they_tell(
+    preset: Callable[..., LSLMConfig], fusion: lslm.Fusion, parameters: int
+) -> None:
+    model = sketch(preset(fusion))
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="`depth` must be given if, and only if"):
+        replace(config("middle"), depth=None)
+    with pytest.raises(UserError, match="`codebook_sizes` must be"):
+        config("middle", ())
+    with pytest.raises(UserError, match="`text_padding_id` must be 0 to 5"):
+        config("middle", text_padding_id=6)
+    with pytest.raises(UserError, match="`hearing_window` must be >= 1"):
+        config("middle", hearing_window=0)
+    with pytest.raises(UserError, match="listener's `taps` must be >= 1"):
+        replace(CONFIGS["middle"].listener, taps=0)
