@@ -86,7 +86,7 @@ def test_every_fusion_equals_sums_by_hand(fusion: str) -> None:
         heard = listened(model.listener, ticks["heard"])
         reach = offline_reach(batch.document_start, 6, NUM_TICKS)
         x = spoken_and_read(model, ticks)
-        side = None if model.project is None else model.project(heard)
+        side = torch.zeros(()) if model.project is None else model.project(heard)
         if fusion == "early":
             x = x + side
         for number, layer in enumerate(model.tower.layers):

@@ -46,8 +46,17 @@ from counterpoint.systems.contract import (
 Fusion = Literal["early", "middle", "late", "cross_attention"]
 """Where the tower hears: before it, before each layer, in the scores, or by attention."""
 
-FIRST, OTHERS, TEXT, HEARD = "semantic", "acoustic", "text", "heard"
-"""Names of the streams: the first codebook, the other codebooks, the text, what is heard."""
+FIRST = "semantic"
+"""Name of the stream of the first codebook."""
+
+OTHERS = "acoustic"
+"""Name of the stream of the other codebooks."""
+
+TEXT = "text"
+"""Name of the stream of the text to speak."""
+
+HEARD = "heard"
+"""Name of the stream of what is heard."""
 
 _NUM_ENDS = 2  # EOS and IRQ
 
@@ -137,8 +146,9 @@ def base(fusion: Fusion = "middle") -> LSLMConfig:
 def paper(fusion: Fusion = "middle") -> LSLMConfig:
     """Return the published shape: 12 layers, 12 heads, width 768, one codebook at 100 Hz.
 
-    It has 153M parameters, 32M of them in the listening network. The gated MLP has as many weights as the published one of 3072 features.
-    The codebook is the product of vq-wav2vec's two groups as far as it occurs in LibriTTS.
+    It has 153M parameters, 32M of them in the listening network. The gated MLP has as many weights
+    as the published one of 3072 features. The codebook is the product of vq-wav2vec's two groups as
+    far as it occurs in LibriTTS.
     """
     return LSLMConfig(
         tower=TowerConfig(width=768, num_layers=12, num_heads=12, mlp_hidden=2048, window=3000),
