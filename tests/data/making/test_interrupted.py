@@ -11,11 +11,11 @@ import torch
 
 from counterpoint.data.making.interrupted import (
     HeardConfig,
+    HeardScene,
     InterruptedSpeech,
     Items,
     Placed,
     PreparedUtterances,
-    Scene,
 )
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
 from counterpoint.errors import UserError
@@ -47,8 +47,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedUtterances:
     return PreparedUtterances(data(cache_folder=cache), model, Progress(quiet=True), SPEAKER)
 
 
-def quiet(**changes: object) -> Scene:
-    scene = Scene(None, None, None, 0.0, 0.0)
+def quiet(**changes: object) -> HeardScene:
+    scene = HeardScene(None, None, None, 0.0, 0.0)
     return scene._replace(**changes)  # type: ignore[arg-type]
 
 

@@ -88,7 +88,7 @@ class Placed(NamedTuple):
     audio: Float[Tensor, " _N"]
 
 
-class Scene(NamedTuple):
+class HeardScene(NamedTuple):
     """What is heard during an utterance.
 
     Attributes:
@@ -239,7 +239,7 @@ class Items:
             torch.cat([part.audio for part in parts]),
         )
 
-    def scene(self, number: int, duration_s: float, heard: HeardConfig | None = None) -> Scene:
+    def scene(self, number: int, duration_s: float, heard: HeardConfig | None = None) -> HeardScene:
         """Return what is heard during an item.
 
         Args:
@@ -268,7 +268,7 @@ class Items:
         if interruption is not None and backchannel is not None:
             ends_s = backchannel.start_s + len(backchannel.audio) / RATE
             backchannel = backchannel if ends_s < interruption.start_s else None
-        return Scene(
+        return HeardScene(
             noise=noise if noisy < heard.noise else None,
             interruption=interruption,
             backchannel=backchannel,
@@ -410,7 +410,7 @@ class PreparedUtterances:
         ids = [token for word in text.split() for token in self.tokenizer.encode_word(word)]
         return self._content(torch.tensor([ids]), torch.zeros(0, len(self.codec.codebook_sizes)))
 
-    def content(self, utterance: Utterance, scene: Scene) -> dict[str, Tensor]:
+    def content(self, utterance: Utterance, scene: HeardScene) -> dict[str, Tensor]:
         """Return an utterance with its text before it, and what is heard, in content order."""
         text, codes, audio = utterance
         samples = (len(codes) + 1) * self.mels.frame_samples
