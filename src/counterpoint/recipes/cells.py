@@ -253,12 +253,13 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         parquet.write_table(arrow.Table.from_pylist(list(records)), partial_path)
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a Parquet file."""
+    found: list[dict[str, Any]] = optional_module("pyarrow.parquet").read_table(path).to_pylist()
+    return found
+
+
 def read_cells(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return the records of those cells that have one, in order."""
-    parquet = optional_module("pyarrow.parquet")
-    found: list[dict[str, Any]] = []
-    for cell in cells:
-        path = cell_path(folder, cell)
-        if path.exists():
-            found += parquet.read_table(path).to_pylist()
-    return found
+    paths = [cell_path(folder, cell) for cell in cells]
+    return [record for path in paths if path.exists() for record in read_records(path)]

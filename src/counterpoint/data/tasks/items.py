@@ -85,14 +85,14 @@ class Item:
 def trained_symbols(item: Item, trained: Trained) -> Bool[np.ndarray, " n"]:
     """Return which symbols of an item carry a loss.
 
-    With "spans", an item without spans is trained as with "answer".
+    With "spans", an item without spans is trained as a whole, as text is.
     """
-    found = np.full(len(item.text), trained == "all")
-    if trained == "all":
-        return found
+    if trained == "all" or (trained == "spans" and not item.spans):
+        return np.full(len(item.text), True)
+    found = np.full(len(item.text), False)
     answers = [(one.start, one.start + len(one.text)) for one in item.answers]
     kept = [bounds for name, bounds in item.spans.items() if name != PROMPT]
-    for first, stop in kept if trained == "spans" and kept else answers:
+    for first, stop in kept if trained == "spans" else answers:
         found[first:stop] = True
     return found
 
