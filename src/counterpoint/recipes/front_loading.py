@@ -186,7 +186,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
         folds=_FOLDS,
     )
     many = replace(small, unique=study.num_unique)
-    tasks = {
+    tasks: dict[str, tuple[Reasoning | JoinedReasoning, int]] = {
         "large": (large, study.num_unique),
         "small": (small, few),
         "both": (JoinedReasoning(parts=(large, small)), study.num_unique + few),

@@ -43,8 +43,11 @@ class PairRow:
 
     @property
     def verdict(self) -> str:
-        """ "holds", "fails" (shown to be the other way round), or "undecided"."""
-        if not self.p_value < SIGNIFICANT:
+        """Return "holds", "fails" (shown to be the other way round), or "undecided".
+
+        One seed decides nothing.
+        """
+        if self.num_seeds < 2 or not self.p_value < SIGNIFICANT:
             return "undecided"
         sign = math.copysign(1, self.difference.value)
         return "holds" if (sign > 0) != (self.metric in LOWER_IS_BETTER) else "fails"
@@ -125,7 +128,7 @@ def markdown(
 
 def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str], split: str) -> list[str]:
     lines = [
-        "| chain | seeds | answer % | process % | bits a symbol | pass@1, @all % | symbols | plain |",
+        "| chain | seeds | answer % | process % | bits a symbol | pass@1, all % | length | plain |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:
@@ -183,7 +186,6 @@ def _family_mean(records: Sequence[Mapping[str, Any]], family: str, field: str) 
 
 
 def _claims(rows: Sequence[PairRow]) -> list[str]:
-    """Return the comparisons of each claim; one seed decides nothing."""
     lines = []
     for claim in dict.fromkeys(row.claim for row in rows):
         lines += [
