@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from counterpoint.cli import talk_shanks
 from counterpoint.cli.running import Running
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
@@ -37,9 +38,8 @@ from counterpoint.streams.timeline import Timeline
 
 _HELP = """Answer a recording as if it were heard live.
 
-OUTPUT.wav has the agent left and the user right, and is as long as the recording. Further files
-have what was said (.txt, .json), the timeline (.timeline.jsonl), a picture (.png) and a page
-(.html).
+OUTPUT.wav has the agent left and the user right. Further files have what was said (.txt, .json),
+the timeline (.timeline.jsonl), a picture and a page. `talk shanks` talks without a trained model.
 
 Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
 """
@@ -81,6 +81,8 @@ class TalkOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words after it."""
+    if arguments[:1] == ["shanks"]:
+        return talk_shanks.main(arguments[1:])
     fields = [
         ("options", TalkOptions, REQUIRED),
         ("choices", SpeechChoices, SpeechChoices()),
@@ -142,9 +144,7 @@ def _check(options: TalkOptions) -> AudioInfo:
 
 
 def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:
-    console = Console(file=sys.stdout, markup=False, emoji=False)
-    console.print(answer_table(talk.title, numbers))
-    for ending in ENDINGS:
-        print(shown(answer_files(output)[ending]))
+    Console(file=sys.stdout, markup=False, emoji=False).print(answer_table(talk.title, numbers))
+    print("\n".join(shown(answer_files(output)[ending]) for ending in ENDINGS))
     for note in answer_notes(talk.found, output, num_clipped):
         print(note, file=sys.stderr)

@@ -38,6 +38,7 @@ class Tool:
         undo: Takes the effect of the call with a key back, also before the call has ended; a must
             if the effect is "undoable".
         limit_s: Longest time that a call may take.
+        say: Returns what a user is told about a result; ``None`` leaves that to the language model.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Tool:
     effect: Effect = "lasting"
     undo: Callable[[str], Any] | None = None
     limit_s: float = 5.0
+    say: Callable[[Any], str] | None = None
 
     def __post_init__(self) -> None:
         if (self.effect == "undoable") != (self.undo is not None):

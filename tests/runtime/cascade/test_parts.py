@@ -143,12 +143,11 @@ def words(text: str) -> tuple[ScoredWord, ...]:
 
 def test_clause_trigger_waits_for_a_clause() -> None:
     trigger = ClauseTrigger()
-    assert not trigger(words("I would like a large"), 1.0, pausing=False)
-    assert not trigger(words("a large tea,"), 1.0, pausing=False)  # its last word may change
-    assert trigger(words("a large tea, and"), 1.0, pausing=False)
-    assert trigger(words("a large"), 1.0, pausing=True)
-    assert trigger(words("a large tea and some more"), 4.0, pausing=False)
-    assert not trigger(words("a"), 9.0, pausing=False)
+    assert not trigger(words("I would like a large"), 1.0)
+    assert not trigger(words("a large tea,"), 1.0)  # its last word may change
+    assert trigger(words("a large tea, and"), 1.0)
+    assert trigger(words("a large tea and some more"), 4.0)
+    assert not trigger(words("a"), 9.0)
 
 
 # -------------------------------------------------------------------------------- schemas
@@ -159,6 +158,7 @@ DRINKS = {
     "properties": {
         "drink": {"type": "string", "enum": ["mocha", "iced mocha", "drip coffee"]},
         "roast": {"type": "string", "enum": ["light roast", "dark roast"]},
+        "sweet": {"enum": ["a bit of sweetener", "a little bit of sweetener", "sweetener"]},
         "note": {"type": "string"},
     },
     "required": ["drink"],
@@ -173,6 +173,7 @@ DRINKS = {
         ("a dark rose drip coffee please", {"drink": "drip coffee", "roast": "dark roast"}),
         ("a mocha no wait a drip coffee", {"drink": "drip coffee"}),
         ("a drip coffee no wait a mocha light roast", {"drink": "mocha", "roast": "light roast"}),
+        ("a mocha with a bit of sweetener", {"drink": "mocha", "sweet": "a bit of sweetener"}),
         ("a light roast", None),
         ("", None),
     ],

@@ -140,15 +140,16 @@ def write_answer(
     header = {"audio": shown(Path(output.name)), "left": AGENT, "right": USER, "options": settings}
     replace(events, header=header).write(paths[".timeline.jsonl"])
     paths[".png"].write_bytes(draw_conversation(talk))
-    is_embedded = output.stat().st_size < _EMBEDDED_BYTES
-    recording = output.read_bytes() if is_embedded else b""
-    source = (
-        f"data:audio/wav;base64,{base64.b64encode(recording).decode()}"
-        if recording
-        else quote(os.fsencode(output.name))
-    )
+    source = sound_address(output)
     page = conversation_page(talk, conversation_vector(talk), source, numbers, settings)
     paths[".html"].write_text(page, encoding="utf-8")
+
+
+def sound_address(recording: Path) -> str:
+    """Return the address of a recording for a page beside it: a short one as a data URL."""
+    if recording.stat().st_size >= _EMBEDDED_BYTES:
+        return quote(os.fsencode(recording.name))
+    return f"data:audio/wav;base64,{base64.b64encode(recording.read_bytes()).decode()}"
 
 
 def spoken_words(words: Timeline) -> dict[str, Any]:

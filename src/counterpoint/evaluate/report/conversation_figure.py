@@ -39,16 +39,16 @@ _MOST_ROWS = 24
 _LONGEST_SPELLED_S = 30.0
 _DOTS_PER_INCH = 160
 # Inches.
-_WIDTH = 12.0
-_LEFT = 0.75
-_RIGHT = 0.2
-_HEAD = 0.6
-_FOOT = 0.42
-_GAP = 0.42
-_WAVE = 0.62
-_WORD = 0.18
+WIDTH = 12.0
+LEFT = 0.75
+RIGHT = 0.2
+HEAD = 0.6
+FOOT = 0.42
+GAP = 0.42
+WAVE = 0.62
+WORD = 0.18
 _BAND = 0.34
-_WORD_LINES = 3
+WORD_LINES = 3
 _FONT = 9.0
 
 
@@ -91,13 +91,13 @@ def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
     row_s = duration_s / num_rows
     row = _row_height(lines)
     height = _height(num_rows, lines)
-    tops = [_HEAD + number * (row + _GAP) for number in range(num_rows)]
+    tops = [HEAD + number * (row + GAP) for number in range(num_rows)]
     return tuple(
         Row(
             start_s=number * row_s,
             stop_s=(number + 1) * row_s,
-            left=_LEFT / _WIDTH,
-            right=1 - _RIGHT / _WIDTH,
+            left=LEFT / WIDTH,
+            right=1 - RIGHT / WIDTH,
             top=top / height,
             bottom=(top + row) / height,
         )
@@ -106,11 +106,11 @@ def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
 
 
 def _row_height(lines: int) -> float:
-    return 2 * _WAVE + _BAND + lines * _WORD * _WORD_LINES
+    return 2 * WAVE + _BAND + lines * WORD * WORD_LINES
 
 
 def _height(num_rows: int, lines: int) -> float:
-    return _HEAD + num_rows * (_row_height(lines) + _GAP) + _FOOT
+    return HEAD + num_rows * (_row_height(lines) + GAP) + FOOT
 
 
 def shown_rows(talk: Talk) -> tuple[Row, ...]:
@@ -124,7 +124,7 @@ def draw_conversation(talk: Talk) -> bytes:
     Raises:
         UserError: The package ``matplotlib`` is missing.
     """
-    with _styled():
+    with styled():
         return to_png(conversation_figure(talk))
 
 
@@ -134,12 +134,13 @@ def conversation_vector(talk: Talk) -> str:
     Raises:
         UserError: The package ``matplotlib`` is missing.
     """
-    with _styled():
+    with styled():
         return to_svg(conversation_figure(talk))
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """Draw in the style of all figures of conversations."""
     new_figure(1, 1)  # raises the error about a missing package first
     from matplotlib import rc_context
 
@@ -153,9 +154,9 @@ def conversation_figure(talk: Talk) -> "Figure":
     rows = shown_rows(talk)
     with_words = _speakers_with_words(talk)
     height = _height(len(rows), len(with_words))
-    figure = new_figure(_WIDTH, height)
+    figure = new_figure(WIDTH, height)
     figure.set_layout_engine("none")  # a page must know the places of the rows
-    figure.text(_LEFT / _WIDTH, 1 - 0.14 / height, talk.title, fontsize=12, weight="bold", va="top")
+    figure.text(LEFT / WIDTH, 1 - 0.14 / height, talk.title, fontsize=12, weight="bold", va="top")
     left_out = 0 if with_words else len(talk.words)
     for row in rows:
         axis = figure.add_axes(
@@ -176,35 +177,36 @@ def _speakers_with_words(talk: Talk) -> tuple[str, ...]:
 def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> int:
     """Draw one row, and return the number of words that did not fit."""
     height = _row_height(len(with_words))
-    words_height = _WORD * _WORD_LINES
-    centre = {USER: height - _WAVE / 2}
-    middle = height - _WAVE - (words_height if USER in with_words else 0) - _BAND / 2
-    centre[AGENT] = middle - _BAND / 2 - _WAVE / 2
+    words_height = WORD * WORD_LINES
+    centre = {USER: height - WAVE / 2}
+    middle = height - WAVE - (words_height if USER in with_words else 0) - _BAND / 2
+    centre[AGENT] = middle - _BAND / 2 - WAVE / 2
     axis.set_xlim(row.start_s, max(row.stop_s, row.start_s + 1e-3))
     axis.set_ylim(0, height)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.tick_params(length=3, labelsize=8.5)
-    _set_ticks(axis, row)
+    set_ticks(axis, row)
     for overlap in talk.found.overlaps:
         axis.axvspan(overlap.start_s, overlap.end_s, color=BOTH, alpha=0.2, linewidth=0)
     left_out = 0
     for name, segments in ((USER, talk.found.user), (AGENT, talk.found.agent)):
-        _draw_wave(axis, talk.levels, (AGENT, USER).index(name), row, centre[name], segments)
+        draw_wave(axis, talk.levels, (AGENT, USER).index(name), row, centre[name], segments)
         axis.text(
             -0.008, centre[name], name, transform=axis.get_yaxis_transform(),
             color=COLOURS[name], weight="bold", ha="right", va="center",
         )  # fmt: skip
         if name in with_words:
             events = talk.words.where(stream=name).events
-            left_out += _draw_words(axis, events, row, centre[name] - _WAVE / 2, COLOURS[name])
+            left_out += draw_words(axis, events, row, centre[name] - WAVE / 2, COLOURS[name])
     taken = list[tuple[float, float]]()  # places of labels
     for answer in talk.found.answers:
         _draw_answer(axis, answer, row, middle, (centre[USER], centre[AGENT]), taken)
     return left_out
 
 
-def _set_ticks(axis: "Axes", row: Row) -> None:
+def set_ticks(axis: "Axes", row: Row) -> None:
+    """Set the ticks of the time axis of a row."""
     length = row.stop_s - row.start_s
     step = next((s for s in (0.1, 0.5, 1, 2, 5, 10, 30, 60) if length / s <= 16), 300)
     first = math.ceil(row.start_s / step - 1e-9)
@@ -220,7 +222,7 @@ def moment(seconds: float, decimals: int) -> str:
     return f"{int(seconds) // 60}:{seconds % 60:0{2 + decimals + (decimals > 0)}.{decimals}f}"
 
 
-def _draw_wave(
+def draw_wave(
     axis: "Axes",
     levels: Levels,
     channel: int,
@@ -237,8 +239,8 @@ def _draw_wave(
     if not len(low):
         return
     largest = max(float(levels.high[channel].max()), -float(levels.low[channel].min()), 0.01)
-    scale = 0.46 * _WAVE / largest
-    pool = max(1, math.ceil(len(low) / (_WIDTH * _DOTS_PER_INCH)))
+    scale = 0.46 * WAVE / largest
+    pool = max(1, math.ceil(len(low) / (WIDTH * _DOTS_PER_INCH)))
     low = -F.max_pool1d(-low[None], pool, ceil_mode=True)[0]
     high = F.max_pool1d(high[None], pool, ceil_mode=True)[0]
     time_s = (first + pool * (np.arange(len(low)) + 0.5)) * hop_s
@@ -255,23 +257,23 @@ def _draw_wave(
         )  # fmt: skip
 
 
-def _draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, colour: str) -> int:
+def draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, colour: str) -> int:
     """Draw words below their waveform, each where it begins, on several lines without overlaps."""
-    inches = _WIDTH - _LEFT - _RIGHT
+    inches = WIDTH - LEFT - RIGHT
     second = inches / (row.stop_s - row.start_s)  # inches of a second
-    ends = [-math.inf] * _WORD_LINES
+    ends = [-math.inf] * WORD_LINES
     left_out = 0
     for event in events:
         if not row.start_s <= event.start_s < row.stop_s:
             continue
         width = _text_width(event.text)
-        x = min((event.start_s - row.start_s) * second, inches + _RIGHT - width)
+        x = min((event.start_s - row.start_s) * second, inches + RIGHT - width)
         line = next((i for i, end in enumerate(ends) if x >= end), None)
         if line is None or x < 0:
             left_out += 1
             continue
         ends[line] = x + width + 0.05
-        y = top - (line + 0.5) * _WORD
+        y = top - (line + 0.5) * WORD
         axis.plot((event.start_s,) * 2, (top - 0.01, top + 0.05), color=colour, linewidth=0.8)
         axis.text(
             row.start_s + x / second, y, event.text, fontsize=_FONT, color=INK, va="center",
@@ -336,9 +338,9 @@ def _label(
     **style: Any,
 ) -> None:
     """Write a label after two times, or before them at the end of a row, not over another label."""
-    second = (_WIDTH - _LEFT - _RIGHT) / (row.stop_s - row.start_s)  # inches of a second
+    second = (WIDTH - LEFT - RIGHT) / (row.stop_s - row.start_s)  # inches of a second
     width = (1.15 * _text_width(text) + 0.1) / second  # bold letters are wider
-    right = edges[1] + width > row.stop_s + _RIGHT / second
+    right = edges[1] + width > row.stop_s + RIGHT / second
     start_s = edges[0] - width if right else edges[1]
     if any(start_s < stop and start_s + width > start for start, stop in taken):
         return
@@ -355,7 +357,7 @@ def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
     from matplotlib.patches import Rectangle
 
     y = 0.2 / height
-    x = _LEFT / _WIDTH
+    x = LEFT / WIDTH
     figure.add_artist(
         Rectangle((x, y - 0.06 / height), 0.02, 0.12 / height, color=BOTH, alpha=0.3, linewidth=0)
     )

@@ -11,7 +11,7 @@ from counterpoint.evaluate.report.page import made, page
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Timeline
 
-_PAGE_STYLE = """
+PLAYER_STYLE = """
 .numbers { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .numbers div { background: var(--card); border-radius: 6px; padding: .55rem 1rem; }
 .numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
@@ -40,7 +40,7 @@ _LATE = (
     "the model cannot talk live on it."
 )
 
-_SCRIPT = """
+PLAYER_SCRIPT = """
 const rows = ROWS, audio = document.querySelector("audio"), head = document.getElementById("head");
 const score = document.querySelector(".score");
 const words = [...document.querySelectorAll(".said span")];
@@ -97,20 +97,20 @@ def conversation_page(
         about: How the conversation was made; JSON values.
     """
     title = html.escape(talk.title)
-    rows = _script_json([row._asdict() for row in shown_rows(talk)])
-    cards = "".join(_card(name, value) for name, value in numbers.items())
+    rows = script_json([row._asdict() for row in shown_rows(talk)])
+    cards = "".join(card(name, value) for name, value in numbers.items())
     body = [
         f"<h1>{title}</h1>",
         f'<div class="numbers">{cards}</div>',
         f'<p class="late">{_LATE}</p>' if is_late(numbers) else "",
         f'<div class="player"><audio controls src="{html.escape(audio_source)}"></audio></div>',
-        _score(title, picture),
+        score(title, picture, _NOTE),
         _turns_table(talk),
         _said(talk),
         made({"Options": about}),
-        f"<script>{_SCRIPT.replace('ROWS', rows)}</script>",
+        f"<script>{PLAYER_SCRIPT.replace('ROWS', rows)}</script>",
     ]
-    return page(talk.title, body, _PAGE_STYLE)
+    return page(talk.title, body, PLAYER_STYLE)
 
 
 def is_late(numbers: Mapping[str, str]) -> bool:
@@ -121,21 +121,22 @@ def is_late(numbers: Mapping[str, str]) -> bool:
         return False
 
 
-def _card(name: str, value: str) -> str:
+def card(name: str, value: str) -> str:
+    """Return a number and its name as an element; a real-time factor above 1 is marked."""
     kind = ' class="late"' if name == REAL_TIME and is_late({name: value}) else ""
     return f"<div{kind}><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
 
 
-def _score(title: str, picture: str) -> str:
-    """Return the figure with a playhead over it."""
+def score(title: str, picture: str, note: str) -> str:
+    """Return a figure with a playhead over it, and a note below it."""
     return (
         f'<figure role="img" aria-label="Waveforms and words: {title}"><div class="wide">'
         f'<div class="score">{picture}<div id="head"></div></div></div>'
-        f"<figcaption>{html.escape(_NOTE)}</figcaption></figure>"
+        f"<figcaption>{html.escape(note)}</figcaption></figure>"
     )
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """Return JSON text that cannot end a script element."""
     return json.dumps(value).replace("<", "\\u003c")
 

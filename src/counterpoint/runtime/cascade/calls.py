@@ -83,6 +83,15 @@ class Call:
         return f"turn {self.turn}, call {self.number}"
 
     @property
+    def can_be_said(self) -> bool:
+        """Whether its tool has words for the result."""
+        return self.state == "done" and self.tool.say is not None
+
+    def said(self) -> str:
+        """Return what the user is told about the result; empty if the tool has no words for it."""
+        return "" if self.tool.say is None else self.tool.say(json.loads(self.result))
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing more will come of it."""
         return self.state in ("done", "failed", "cancelled")

@@ -210,6 +210,18 @@ class Cascade:
                 self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
         return torch.cat(sound)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing will happen unless the user speaks."""
+        turn = self._ear.turn
+        open_turn = self._ear.in_turn or self._open_turn is not None
+        answered = turn is None or not turn.words or turn.number in (self._replied, self._held)
+        return self._mouth.reply is None and not open_turn and answered
+
+    def note(self, event: Event) -> None:
+        """Add an event from outside of the conversation."""
+        self._trace.tell(event)
+
     def take_events(self) -> list[Event]:
         """Return the events since the last time, and forget them."""
         return self._trace.take()
@@ -258,6 +270,8 @@ class Cascade:
                 self._discard("the user goes on")
             self._mind.is_done = False
             self._ready_s = None
+        elif sign == Sign.PAUSED:
+            self._mind.cut(self._now_s)  # the answer may be next, and needs the language model
         elif sign == Sign.FAILED:
             self._trace.fail("ear", self._ear.error, self._now_s)
 
@@ -278,10 +292,11 @@ class Cascade:
         """Begin a thought if it is time, and interrupt the user if one has asked for it."""
         mind = self._mind
         interrupts = mind.advance(self._now_s)
-        if self._ear.in_turn and turn.number != self._held and mind.thinks:
+        speaks = self._ear.in_turn and not self._ear.is_pausing
+        if speaks and turn.number != self._held and mind.thinks:
             new = turn.words[mind.num_words :]
             since_s = self._now_s - (mind.newest_s or turn.start_s)
-            if new and self.rules.trigger(new, since_s, pausing=self._ear.is_pausing):
+            if new and self.rules.trigger(new, since_s):
                 interrupts |= mind.begin(self._scene(turn), turn.number, self._now_s)
             if interrupts and self._mouth.reply is None:
                 self._interrupt(turn)
@@ -289,7 +304,7 @@ class Cascade:
     def _interrupt(self, turn: Heard) -> None:
         """Take the floor from the user."""
         self._held = turn.number
-        self._trace.add(AGENT, "interruption", self._now_s, by=AGENT)
+        self._trace.add(AGENT, "interruption", self._now_s, by=AGENT, turn=turn.number)
         self._tell_words(turn)
         self._mouth.begin(
             self._scene(turn, is_over=True, interrupts=True),

@@ -94,6 +94,10 @@ class Mind:
         self.num_words = 0
         self.is_done = False
 
+    def cut(self, now_s: float) -> None:
+        """End a running thought by force; an interruption that it asks for is too late."""
+        self._end(now_s, forced=True)
+
     def begin(self, scene: Scene, turn: int, now_s: float) -> bool:
         """Begin a thought, and end one that still runs by force.
 

@@ -17,16 +17,27 @@ from counterpoint.data.tools import Tool, canonical
 from counterpoint.runtime.cascade.ear import plain
 from counterpoint.runtime.cascade.thinking import Scene
 
+_NUMBERS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen", "twenty",
+]  # fmt: skip
+"""Recognisers write numbers as figures, and tools mostly have words."""
+
 _ALIKE = 0.82  # share of equal letters from which on misheard words count as found
 
 
 class _Match(NamedTuple):
-    """A value that was found in the words from `start` to `stop`."""
+    """A value that was found in the words from `start` to `stop`.
+
+    Its worth is the number of letters that both have, less those that only one has: letters of the
+    value that were not heard count twice.
+    """
 
     value: Any
     start: int
     stop: int
-    likeness: float
+    worth: float
 
 
 class SchemaCaller:
@@ -43,7 +54,7 @@ class SchemaCaller:
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
-        heard = [plain(word.text) for word in scene.words]
+        heard = [_spelled(plain(word.text)) for word in scene.words]
         for tool in self._tools:
             arguments = self.arguments(tool.parameters, [word for word in heard if word])
             made = [
@@ -89,24 +100,26 @@ class SchemaCaller:
                     continue
                 likeness = SequenceMatcher(None, letters, said, autojunk=False).ratio()
                 if likeness >= self._alike:
-                    yield _Match(value, start, start + size, likeness)
+                    same = likeness * (len(letters) + len(said)) / 2
+                    worth = same - 2 * (len(letters) - same) - (len(said) - same)
+                    yield _Match(value, start, start + size, worth)
+
+
+def _spelled(word: str) -> str:
+    return _NUMBERS[int(word)] if word.isdecimal() and int(word) < len(_NUMBERS) else word
 
 
 def _newest(matches: Sequence[_Match]) -> _Match:
-    """Return the newest match that is not part of a longer or better one."""
-
-    def rank(match: _Match) -> tuple[int, float]:
-        return len(plain(str(match.value))), match.likeness
-
+    """Return the newest match that does not overlap with a better one."""
     kept = [
         match
         for match in matches
         if not any(
-            other.start < match.stop and match.start < other.stop and rank(other) > rank(match)
+            other.start < match.stop and match.start < other.stop and other.worth > match.worth
             for other in matches
         )
     ]
-    return max(kept, key=lambda match: (match.stop, *rank(match)))
+    return max(kept, key=lambda match: (match.stop, match.worth))
 
 
 def _mark(kind: str, name: str, arguments: Mapping[str, Any]) -> str:

@@ -76,15 +76,14 @@ Judge = Callable[[Scene], float]
 
 @runtime_checkable
 class Trigger(Protocol):
-    """Tells when to think."""
+    """Tells when to think while the speaker's voice is heard."""
 
-    def __call__(self, new: Sequence[ScoredWord], since_s: float, *, pausing: bool) -> bool:
+    def __call__(self, new: Sequence[ScoredWord], since_s: float) -> bool:
         """Return whether to think now.
 
         Args:
             new: Words that came since the last thought.
             since_s: Seconds since the last thought, or since the turn began.
-            pausing: Whether the speaker pauses.
         """
         ...
 
@@ -99,7 +98,7 @@ class FixedChunks:
 
     chunk_s: float = 4.0
 
-    def __call__(self, new: Sequence[ScoredWord], since_s: float, *, pausing: bool) -> bool:
+    def __call__(self, new: Sequence[ScoredWord], since_s: float) -> bool:
         """See `Trigger`."""
         return since_s >= self.chunk_s
 
@@ -108,8 +107,8 @@ class FixedChunks:
 class ClauseTrigger:
     """Thinks when a clause seems to be complete, and after some seconds in any case.
 
-    A clause is complete where the recogniser writes punctuation after it or the speaker pauses. The
-    last word does not count while the speaker goes on, because it may still change.
+    A clause is complete where the recogniser writes punctuation after it. The last word does not
+    count, because it may still change. (What was said before a pause is thought about in any case.)
 
     Attributes:
         least_words: Words that a clause has at least.
@@ -119,13 +118,13 @@ class ClauseTrigger:
     least_words: int = 2
     most_s: float = 4.0
 
-    def __call__(self, new: Sequence[ScoredWord], since_s: float, *, pausing: bool) -> bool:
+    def __call__(self, new: Sequence[ScoredWord], since_s: float) -> bool:
         """See `Trigger`."""
-        stable = new if pausing else new[:-1]
+        stable = new[:-1]
         if len(stable) < self.least_words:
             return False
         closed = any(word.text[-1:] in ",.;:?!" for word in stable)
-        return closed or pausing or since_s >= self.most_s
+        return closed or since_s >= self.most_s
 
 
 class Marked(NamedTuple):
@@ -234,6 +233,9 @@ class Answerer:
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
+        wanted = [call for call in scene.calls if call.state != "cancelled"]
+        if wanted and all(call.can_be_said for call in wanted):
+            return iter([" ".join(call.said() for call in wanted)])
         system = self._system
         if scene.interrupts:
             system += " The person made a mistake: say briefly what is wrong."

@@ -1,0 +1,163 @@
+"""The command ``talk shanks``: a conversation of separate engines that think while they listen."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from counterpoint.cli.running import Shown
+from counterpoint.errors import UserError
+from counterpoint.evaluate.report.answer import answer_table, check_answer_path
+from counterpoint.evaluate.report.thinking_page import event_text
+from counterpoint.evaluate.report.watched import watched_numbers, write_watched
+from counterpoint.files import shown
+from counterpoint.recipes.options import REQUIRED
+from counterpoint.recipes.overrides import parse
+from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
+from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_HZ
+from counterpoint.runtime.cascade.embedded import embedded_engines, language_model, warm_up
+from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
+from counterpoint.runtime.cascade.live import converse_with_microphone, listen
+from counterpoint.runtime.cascade.own_tools import open_tools
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, FixedChunks
+from counterpoint.speech.audio import channel_blocks, verify_audio, write_stereo
+from counterpoint.streams.timeline import Event
+
+_HELP = """Talk with engines that think while they listen: nothing is trained.
+
+Whisper tiny.en hears, a small language model thinks and answers, Piper speaks. A recording is
+heard as if it were spoken now. OUTPUT.wav has the agent left and the user right; beside it are the
+timeline (.timeline.jsonl), a picture (.png) and a page (.html). Needs `pip install
+"counterpoint[offline]"`.
+
+Example: counterpoint talk shanks --input question.wav
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShanksOptions:
+    """Options of ``talk shanks``.
+
+    Attributes:
+        input: The recording: WAV, FLAC or Ogg, of any sample rate.
+        microphone: Talk through this machine's microphone; Ctrl-C ends the conversation.
+        output: The WAV file to write; the other files get its name.
+        llm: The language model: smollm2 (llama.cpp), tower (the same in this library's own code),
+            the address of an OpenAI-compatible server, or a model's file or folder.
+        llm_model: Name of the model at a server.
+        tools: Tools that may be called: "orders", or a Python file with a list `TOOLS`.
+        chunk_s: Seconds of speech after which the model thinks.
+        clauses: Think when a clause is complete instead.
+        silent: Do not think while listening: the baseline.
+        after_listening: Call tools only after the user has finished: the baseline.
+        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
+        tail: Longest silence, in seconds, that is heard after the recording.
+        at_once: Do not wait for the time of the recording; times are what the engines took.
+    """
+
+    input: Path | None = None
+    microphone: bool = False
+    output: Path = Path("shanks.wav")
+    llm: str = "smollm2"
+    llm_model: str = ""
+    tools: str = ""
+    chunk_s: float = 4.0
+    clauses: bool = False
+    silent: bool = False
+    after_listening: bool = False
+    channel: int | None = None
+    tail: float = 20.0
+    at_once: bool = False
+
+
+class _Held(NamedTuple):
+    """A conversation that was held."""
+
+    cascade: Cascade
+    num_clipped: int
+    work_s: float | None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the words after it."""
+    fields = [("options", ShanksOptions, REQUIRED), ("output", Shown, Shown())]
+    chosen = parse(fields, arguments, "talk shanks", _HELP)
+    options: ShanksOptions = chosen.options
+    output: Shown = chosen.output
+    _check(options)
+    with output.results() as tell:
+        cascade, num_clipped, work_s = _hold(options, quiet=output.quiet)
+        timeline = cascade.timeline()
+        numbers = watched_numbers(timeline, cascade.now_s, work_s)
+        source = "the microphone" if options.input is None else shown(options.input)
+        title = f"{options.llm} listens to {Path(source).name}"
+        files = write_watched(options.output, title, timeline, numbers, asdict(options))
+        tell({"numbers": numbers, "files": [str(path) for path in (options.output, *files)]})
+        from rich.console import Console
+
+        Console(file=sys.stdout, markup=False, emoji=False).print(answer_table(title, numbers))
+        for path in (options.output, *files):
+            print(shown(path))
+    if num_clipped:
+        print(f"{num_clipped:,} samples are beyond full scale and clipped.", file=sys.stderr)
+    return 0
+
+
+def _check(options: ShanksOptions) -> None:
+    if (options.input is None) != options.microphone:
+        raise UserError("Give either `--input` or `--microphone`.")
+    if not 0 <= options.tail <= 600 or not 0.5 <= options.chunk_s <= 60:
+        raise UserError(
+            "`--tail` must be 0 to 600 seconds, and `--chunk-s` 0.5 to 60: got "
+            f"{options.tail} and {options.chunk_s}."
+        )
+    if options.at_once and options.microphone:
+        raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
+    check_answer_path(options.output, [] if options.input is None else [options.input])
+    if options.input is not None:
+        verify_audio(options.input)
+
+
+def _hold(options: ShanksOptions, *, quiet: bool) -> _Held:
+    """Hold the conversation, print what happens, and write its sound."""
+    tools = open_tools(options.tools)
+    complete = language_model(
+        options.llm, options.llm_model, lambda line: print(line, file=sys.stderr)
+    )
+    engines = embedded_engines(complete, tools, thinks=not options.silent)
+    warm_up(engines)
+    trigger = ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s)
+    cascade = Cascade(
+        engines,
+        tools=tools,
+        rules=CascadeRules(trigger=trigger, early_calls=not options.after_listening),
+        lanes=TimedLane if options.at_once else ThreadLane,
+        on_event=None if quiet else _print,
+    )
+    began_s = time.perf_counter()
+    with suppress(KeyboardInterrupt):  # it ends a conversation with the microphone
+        num_clipped = write_stereo(options.output, _pieces(cascade, options), EAR_HZ)
+        work_s = time.perf_counter() - began_s if options.at_once else None
+        return _Held(cascade, num_clipped, work_s)
+    raise KeyboardInterrupt
+
+
+def _pieces(cascade: Cascade, options: ShanksOptions) -> Iterator[Tensor]:
+    """Yield the sound of the conversation; Ctrl-C ends one with a microphone."""
+    if options.input is None:
+        with suppress(KeyboardInterrupt):
+            yield from converse_with_microphone(cascade)
+        return
+    blocks = channel_blocks(options.input, EAR_HZ, options.channel, BLOCK_S)
+    yield from listen(cascade, blocks, options.tail, paced=not options.at_once)
+
+
+def _print(event: Event) -> None:
+    if event.kind != "word":
+        what = event.stream if event.kind in ("turn", "thought") else event.kind
+        print(f"{event.start_s:6.2f} to {event.end_s:6.2f} s  {what:12} {event_text(event)}")

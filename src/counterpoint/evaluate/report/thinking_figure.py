@@ -1,0 +1,209 @@
+"""The figure of a conversation with thoughts: everything that happened, on one time axis.
+
+From above: the user's sound and words, thoughts, calls of tools, the agent's sound and words. Lines
+across a row are interruptions: full where the agent interrupts, dotted where the user does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from counterpoint.evaluate.duplex.turns import Levels, Segment
+from counterpoint.evaluate.report.conversation_figure import (
+    COLOURS,
+    GAP,
+    HEAD,
+    LEFT,
+    RIGHT,
+    WAVE,
+    WIDTH,
+    WORD,
+    WORD_LINES,
+    Row,
+    draw_wave,
+    draw_words,
+    set_ticks,
+    styled,
+)
+from counterpoint.evaluate.report.figures import PALETTE, new_figure, to_png
+from counterpoint.evaluate.report.vector import to_svg
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.streams.timeline import Event, Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ROW_S = 12.0
+_MOST_ROWS = 40
+_FOOT = 0.5
+_BAR = 0.09
+_PAD = 0.1
+_LONGEST = 70  # letters of a label
+_DROPPED = PALETTE[0]
+_BARS: Mapping[str, str] = {"thought": PALETTE[4], "call": PALETTE[3], "failed": PALETTE[1]}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A conversation to be drawn.
+
+    Attributes:
+        title: Title of the figure.
+        levels: Levels of the agent and the user, in this order.
+        timeline: What happened.
+    """
+
+    title: str
+    levels: Levels
+    timeline: Timeline
+
+
+def watched_rows(watched: Watched) -> tuple[Row, ...]:
+    """Return the rows of the figure: of 12 s, or longer if there would be more than 40."""
+    duration_s = max(watched.levels.duration_s, 1e-3)
+    number = min(max(-int(-duration_s // _ROW_S), 1), _MOST_ROWS)
+    row_s = duration_s / number
+    height = _figure_height(number)
+    tops = [HEAD + place * (_row_height() + GAP) for place in range(number)]
+    return tuple(
+        Row(
+            start_s=place * row_s,
+            stop_s=(place + 1) * row_s,
+            left=LEFT / WIDTH,
+            right=1 - RIGHT / WIDTH,
+            top=top / height,
+            bottom=(top + _row_height()) / height,
+        )
+        for place, top in enumerate(tops)
+    )
+
+
+def draw_watched(watched: Watched) -> bytes:
+    """Draw the figure as PNG bytes.
+
+    Raises:
+        UserError: The package ``matplotlib`` is missing.
+    """
+    with styled():
+        return to_png(watched_figure(watched))
+
+
+def watched_vector(watched: Watched) -> str:
+    """Draw the figure as SVG for a page, in the colours of the page.
+
+    Raises:
+        UserError: The package ``matplotlib`` is missing.
+    """
+    with styled():
+        return to_svg(watched_figure(watched))
+
+
+def watched_figure(watched: Watched) -> "Figure":
+    """Draw all rows of a conversation."""
+    rows = watched_rows(watched)
+    height = _figure_height(len(rows))
+    figure = new_figure(WIDTH, height)
+    figure.set_layout_engine("none")  # a page must know the places of the rows
+    title = watched.title
+    figure.text(LEFT / WIDTH, 1 - 0.14 / height, title, fontsize=12, weight="bold", va="top")
+    left_out = 0
+    for row in rows:
+        place = (row.left, 1 - row.bottom, row.right - row.left, row.bottom - row.top)
+        left_out += _draw_row(figure.add_axes(place), watched, row)
+    note = (
+        "bars: from the first to the last moment of a thought or a call      red: failed or taken "
+        "back      vertical line: interruption by the agent (full) or the user (dotted)"
+    )
+    if left_out:
+        note += f"      labels left out for want of room: {left_out}"
+    figure.text(LEFT / WIDTH, 0.16 / height, note, fontsize=8.5, color="#555555", va="center")
+    return figure
+
+
+def _row_height() -> float:
+    return 2 * WAVE + 4 * WORD * WORD_LINES + 2 * _BAR + 4 * _PAD
+
+
+def _figure_height(num_rows: int) -> float:
+    return HEAD + num_rows * (_row_height() + GAP) + _FOOT
+
+
+def _draw_row(axis: "Axes", watched: Watched, row: Row) -> int:
+    """Draw one row, and return the number of labels that did not fit."""
+    axis.set_xlim(row.start_s, row.stop_s)
+    axis.set_ylim(0, _row_height())
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.tick_params(length=3, labelsize=8.5)
+    set_ticks(axis, row)
+    timeline = watched.timeline
+    words = WORD * WORD_LINES
+    top = _row_height()
+    left_out = 0
+    for name in (USER, AGENT):
+        centre = top - WAVE / 2
+        channel = (AGENT, USER).index(name)
+        draw_wave(axis, watched.levels, channel, row, centre, _voiced(timeline, name))
+        _name(axis, name, centre, COLOURS[name])
+        said = timeline.where(stream=name, kind="word").events
+        left_out += draw_words(axis, said, row, top - WAVE, COLOURS[name])
+        top -= WAVE + words + _PAD
+        if name == USER:
+            thoughts = [one for one in timeline.where(kind="thought") if one.text]
+            left_out += _draw_bars(axis, thoughts, row, top, "thoughts")
+            top -= _BAR + words + _PAD
+            calls = [*timeline.where(kind="call"), *timeline.where(kind="cancel")]
+            left_out += _draw_bars(axis, calls, row, top, "calls")
+            top -= _BAR + words + _PAD
+    for event in timeline.where(kind="interruption"):
+        style = "-" if event.payload.get("by") == AGENT else ":"
+        if row.start_s <= event.end_s < row.stop_s:
+            axis.axvline(event.end_s, color=PALETTE[1], linestyle=style, linewidth=1.4)
+    return left_out
+
+
+def _voiced(timeline: Timeline, name: str) -> list[Segment]:
+    """Return the times at which a speaker's words sound, which are drawn strongly."""
+    words = timeline.where(stream=name, kind="word")
+    return [Segment(word.start_s, word.end_s + 0.05) for word in words]
+
+
+def _name(axis: "Axes", text: str, y: float, colour: str) -> None:
+    axis.text(
+        -0.008, y, text, transform=axis.get_yaxis_transform(), color=colour, weight="bold",
+        ha="right", va="center", fontsize=9,
+    )  # fmt: skip
+
+
+def _draw_bars(axis: "Axes", events: Sequence[Event], row: Row, top: float, name: str) -> int:
+    """Draw the times of events as bars, with their texts below."""
+    _name(axis, name, top - _BAR - WORD / 2, _BARS[name.removesuffix("s")])
+    labels = []
+    for event in events:
+        if not event.start_s < row.stop_s or event.end_s < row.start_s:
+            continue
+        colour = _BARS["call" if event.kind == "call" else "thought"]
+        if event.kind == "cancel" or event.payload.get("ok", True) is not True:
+            colour = _BARS["failed"]
+        start_s = max(event.start_s, row.start_s)
+        width_s = max(min(event.end_s, row.stop_s) - start_s, 0.03)
+        axis.broken_barh([(start_s, width_s)], (top - _BAR, _BAR), color=colour, linewidth=0)
+        if event.start_s >= row.start_s:
+            labels.append(_labelled(event))
+    return draw_words(axis, labels, row, top - _BAR - 0.02, _DROPPED)
+
+
+def _labelled(event: Event) -> Event:
+    """Return an event whose text is its label."""
+    text = event.text
+    if event.kind == "cancel":
+        text = f"taken back: {text}"
+    elif event.kind == "call" and not event.payload.get("ok"):
+        text = f"{text} {event.payload.get('why', 'no result')}"
+    elif event.kind == "call":
+        text = f"{text} = {event.payload.get('response', '')}"
+    shown = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return Event(
+        start_s=event.start_s, end_s=event.end_s, stream=event.stream, kind="word", text=shown
+    )

@@ -1,0 +1,91 @@
+"""The page of a conversation with thoughts: its sound, its figure, and everything that happened."""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from counterpoint.evaluate.report.conversation_figure import moment
+from counterpoint.evaluate.report.conversation_page import (
+    PLAYER_SCRIPT,
+    PLAYER_STYLE,
+    card,
+    score,
+    script_json,
+)
+from counterpoint.evaluate.report.page import made, page
+from counterpoint.evaluate.report.thinking_figure import Watched, watched_rows
+from counterpoint.streams.timeline import Event
+
+_NOTE = (
+    "The agent is on the left, the user on the right. The agent sounds when it really could: what "
+    "the engines took is in these times. Click the figure or a line to listen from there."
+)
+_SHOWN = ("payload", "stream", "kind")
+
+
+def thinking_page(
+    watched: Watched,
+    picture: str,
+    audio_source: str,
+    numbers: Mapping[str, str],
+    about: Mapping[str, Any],
+) -> str:
+    """Return the page as HTML text.
+
+    Args:
+        watched: The conversation.
+        picture: Its figure, from `watched_vector`.
+        audio_source: Address of the recording: a data URL, or a file next to the page.
+        numbers: Measured numbers, by name.
+        about: How the conversation was made; JSON values.
+    """
+    title = html.escape(watched.title)
+    rows = script_json([row._asdict() for row in watched_rows(watched)])
+    cards = "".join(card(name, value) for name, value in numbers.items())
+    body = [
+        f"<h1>{title}</h1>",
+        f'<div class="numbers">{cards}</div>',
+        f'<div class="player"><audio controls src="{html.escape(audio_source)}"></audio></div>',
+        score(title, picture, _NOTE),
+        _events(watched),
+        made({"Options": about}),
+        f"<script>{PLAYER_SCRIPT.replace('ROWS', rows)}</script>",
+    ]
+    return page(watched.title, body, PLAYER_STYLE)
+
+
+def _events(watched: Watched) -> str:
+    """Return a table of everything that happened, words apart."""
+    rows = "".join(
+        f'<tr data-at="{event.start_s:.2f}"><td>{moment(event.start_s, 2)}</td>'
+        f"<td>{moment(event.end_s, 2)}</td>"
+        f'<td class="text">{html.escape(event.stream)}: {html.escape(event.kind)}</td>'
+        f'<td class="text">{html.escape(event_text(event))}</td></tr>'
+        for event in watched.timeline
+        if event.kind != "word"
+    )
+    return (
+        '<h2>What happened</h2><div class="wide"><table><thead><tr><th>from</th><th>to</th>'
+        '<th class="text">what</th><th class="text">text</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def event_text(event: Event) -> str:
+    """Return what an event says, in one line."""
+    payload = event.payload
+    if event.kind == "call":
+        told = payload.get("response") if payload.get("ok") else payload.get("why", "no result")
+        when = " while the user spoke" if payload.get("early") else ""
+        return f"{event.text or payload.get('written', '')} -> {told}{when}"
+    if event.kind == "interruption":
+        flushed = payload.get("flushed_s")
+        return f"by the {payload.get('by')}" + (f", {flushed} s flushed" if flushed else "")
+    if event.kind == "answer":
+        cut = f" (cut; written: {payload.get('written')})" if payload.get("cut") else ""
+        return event.text + cut
+    if event.kind == "undone":
+        return f"{event.text} {payload.get('why') or 'was taken back'}"
+    if event.kind == "thought" and not event.text:
+        return f"(read: {payload.get('heard', '')})"
+    return event.text

@@ -1,0 +1,74 @@
+"""The files of a conversation with thoughts: timeline, figure and page beside its recording."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from counterpoint.evaluate.duplex.delays import measure_delays, told
+from counterpoint.evaluate.duplex.turns import measure_levels
+from counterpoint.evaluate.report.answer import sound_address
+from counterpoint.evaluate.report.conversation_page import REAL_TIME
+from counterpoint.evaluate.report.thinking_figure import Watched, draw_watched, watched_vector
+from counterpoint.evaluate.report.thinking_page import thinking_page
+from counterpoint.files import shown
+from counterpoint.runtime.talk import AGENT, USER
+from counterpoint.speech.audio import audio_blocks
+from counterpoint.streams.timeline import Timeline
+
+WATCHED_ENDINGS = (".timeline.jsonl", ".png", ".html")
+"""Endings of the files beside the recording."""
+
+
+def watched_numbers(timeline: Timeline, duration_s: float, work_s: float | None) -> dict[str, str]:
+    """Return the numbers of a conversation as text.
+
+    Args:
+        timeline: What happened.
+        duration_s: Length of the conversation.
+        work_s: Seconds of work; ``None`` if it was paced by a clock, which tells nothing about it.
+    """
+    delays = measure_delays(timeline)
+    numbers = {
+        "first sound after the user's voice, median": told(delays.first_sound_s),
+        "stop after an interruption, median": told(delays.stop_s),
+        "calls while the user spoke / later / failed": (
+            f"{delays.early_calls} / {delays.late_calls} / {delays.failed_calls}"
+        ),
+        "thoughts": str(sum(bool(one.text) for one in timeline.where(kind="thought"))),
+        "failures": str(len(timeline.where(kind="error"))),
+    }
+    if work_s is not None and duration_s:
+        numbers[REAL_TIME] = f"{work_s / duration_s:.3f}"
+    return numbers
+
+
+def write_watched(
+    recording: Path,
+    title: str,
+    timeline: Timeline,
+    numbers: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> tuple[Path, ...]:
+    """Write the files beside a recording: agent left, user right.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    paths = tuple(recording.with_name(recording.stem + ending) for ending in WATCHED_ENDINGS)
+    settings = {
+        name: shown(value) if isinstance(value, Path) else value for name, value in options.items()
+    }
+    header = {"audio": shown(Path(recording.name)), "left": AGENT, "right": USER}
+    replace(timeline, header=timeline.header | header | {"options": settings}).write(paths[0])
+    rate = 16_000
+    levels = measure_levels(audio_blocks(recording, rate, 2), rate)
+    watched = Watched(title=title, levels=levels, timeline=timeline)
+    paths[1].write_bytes(draw_watched(watched))
+    source = sound_address(recording)
+    page = thinking_page(watched, watched_vector(watched), source, numbers, settings)
+    paths[2].write_text(page, encoding="utf-8")
+    return paths
