@@ -4,6 +4,7 @@ From above: the user's sound and words, thoughts, calls of tools, the agent's so
 across a row are interruptions: full where the agent interrupts, dotted where the user does.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -197,13 +198,22 @@ def _draw_bars(axis: "Axes", events: Sequence[Event], row: Row, top: float, name
 def _labelled(event: Event) -> Event:
     """Return an event whose text is its label."""
     text = event.text
+    if event.kind in ("call", "cancel"):
+        text = _spelled(text)
     if event.kind == "cancel":
         text = f"taken back: {text}"
     elif event.kind == "call" and not event.payload.get("ok"):
         text = f"{text} {event.payload.get('why', 'no result')}"
-    elif event.kind == "call":
-        text = f"{text} = {event.payload.get('response', '')}"
     shown = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return Event(
         start_s=event.start_s, end_s=event.end_s, stream=event.stream, kind="word", text=shown
     )
+
+
+def _spelled(call: str) -> str:
+    """Return a call, which is a JSON list of its name and its arguments, in fewer letters."""
+    try:
+        name, arguments = json.loads(call)
+        return f"{name}: {', '.join(map(str, arguments.values()))}"
+    except (ValueError, TypeError, AttributeError):
+        return call

@@ -182,7 +182,8 @@ class Ear:
         self.turn = Heard(number=number, start_s=start_s, voice_end_s=now_s)
         self._lane.stop()
         blocks = list(self._recent)
-        self._sound = _Sound(start_s=max(now_s - len(blocks) * BLOCK_S, 0.0), blocks=blocks)
+        begin_s = max(now_s - len(blocks) * BLOCK_S, 0.0)
+        self._sound = _Sound(start_s=begin_s, voice_s=start_s, blocks=blocks)
         self._recent.clear()
         self._voiced = 0
         self.is_pausing = False
@@ -256,11 +257,13 @@ class _Sound:
 
     Attributes:
         start_s: Time of its first sample.
+        voice_s: Time at which the voice begins.
         blocks: The sound.
         fixed: Words before it.
     """
 
     start_s: float = 0.0
+    voice_s: float = 0.0
     blocks: list[Tensor] = field(default_factory=list)
     fixed: list[ScoredWord] = field(default_factory=list)
 
@@ -269,9 +272,12 @@ class _Sound:
         self.blocks.append(block)
 
     def placed(self, words: Sequence[ScoredWord]) -> tuple[ScoredWord, ...]:
-        """Return words with times of the conversation."""
+        """Return words with times of the conversation; none begins before the voice."""
         return tuple(
-            word._replace(start_s=word.start_s + self.start_s, end_s=word.end_s + self.start_s)
+            word._replace(
+                start_s=max(word.start_s + self.start_s, self.voice_s),
+                end_s=max(word.end_s + self.start_s, self.voice_s),
+            )
             for word in words
         )
 
