@@ -147,6 +147,7 @@ class TokenDeal:
         world_size: Number of processes.
 
     Attributes:
+        taken: The turn of each slot of all processes, and what its row holds, without targets.
         num_steps: Number of steps of the phase.
 
     Raises:
@@ -167,8 +168,8 @@ class TokenDeal:
         self._share = batch_rows // world_size
         self._rank = rank
         self._batch_rows = batch_rows
-        self._taken = list(self._deal(phase, tokens, weights))
-        self.num_steps = len(self._taken) // batch_rows
+        self.taken = list(self._deal(phase, tokens, weights))
+        self.num_steps = len(self.taken) // batch_rows
 
     def turns(self, step: int) -> list[MemberTurn]:
         """Return the turns of this process in a step of the phase."""
@@ -184,7 +185,7 @@ class TokenDeal:
 
     def _own(self, step: int) -> list[tuple[MemberTurn, Amount]]:
         first = step * self._batch_rows + self._rank * self._share
-        return self._taken[first : first + self._share]
+        return self.taken[first : first + self._share]
 
     def _deal(
         self, phase: str, tokens: int, weights: Sequence[MemberWeight]
@@ -241,7 +242,9 @@ class TokenDeal:
             if end * tokens > total or end == 1:
                 held = weights_at(weights, begin)
                 shares = self._shares(phase, held, f"{total:,} of {tokens:,} tokens")
-                found.append(_Stretch(max(begin * tokens, total), end * tokens, shares))
+                # The rows that fill the last batch have the shares of the end.
+                stop = math.inf if end == 1 else end * tokens
+                found.append(_Stretch(max(begin * tokens, total), stop, shares))
         return found
 
     def _shares(self, phase: str, held: Mapping[str, float], when: str) -> dict[str, float]:
@@ -287,10 +290,11 @@ def _reached(name: str, goal: float, owed: float, left: Sequence[_Stretch]) -> f
         return left[0].start
     for stretch in left:
         share = stretch.shares.get(name, 0.0)
-        more = share * (stretch.end - stretch.start)
-        if share > 0 and owed + more >= goal:
-            return stretch.start + (goal - owed) / share
-        owed += more
+        if share > 0:
+            more = share * (stretch.end - stretch.start)
+            if owed + more >= goal:
+                return stretch.start + (goal - owed) / share
+            owed += more
     return math.inf
 
 

@@ -31,6 +31,9 @@ from counterpoint.streams.spec import Layout
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.optimizer import lr_ratio
 
+BYTES = "bytes"
+"""Tokenizer of the items of tasks."""
+
 
 @runtime_checkable
 class Shapeable(Protocol):
@@ -118,6 +121,12 @@ class PhasedData:
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
             raise UserError(f"A phased run needs sources with different names: got {names}.")
+        tokenizers = {getattr(source.data, "tokenizer", BYTES) for source in self.sources}
+        if len(tokenizers) > 1:
+            raise UserError(
+                f"All sources of a run must have one tokenizer: got {sorted(tokenizers)}. Items of "
+                f"tasks have {BYTES!r}."
+            )
         phases = [phase.name for phase in self.phases]
         if not phases or len(set(phases)) < len(phases):
             raise UserError(f"A phased run needs phases with different names: got {phases}.")

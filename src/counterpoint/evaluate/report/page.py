@@ -105,6 +105,9 @@ def made(parts: Mapping[str, Any]) -> str:
 
 def learned_from(data: Mapping[str, Any]) -> str:
     """Return in words what a run learned from, given the JSON form of its data."""
+    if "phases" in data:
+        phases = ", then ".join(str(phase["name"]) for phase in data["phases"])
+        return f"{', '.join(str(one['name']) for one in data['sources'])} in phases: {phases}"
     source = data.get("source", data.get("train"))
     if isinstance(source, Mapping):
         kind, *place = [str(value) for value in source.values() if value is not None]

@@ -1,6 +1,7 @@
 """The report of a single run: what was trained, on which data, and how it learned."""
 
 import html
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from counterpoint.evaluate.report.page import figure, learned_from, made, page, 
 from counterpoint.files import write_text
 from counterpoint.progress import spell_duration
 from counterpoint.train.checkpoint import read_manifest, resolve
+from counterpoint.train.ledger import Ledger, read_ledger
 from counterpoint.train.metrics import read_metrics
 
 _CAPTION = (
@@ -37,11 +39,37 @@ def write_run_report(folder: Path) -> Path:
         )
     rows = read_metrics(folder / "metrics.jsonl")
     path = folder / "report.html"
-    write_text(path, _page(run, manifest["counters"], rows))
+    ledger = ledger_table(read_ledger(manifest.get("ledger", [])))
+    write_text(path, _page(run, manifest["counters"], rows, ledger))
     return path
 
 
-def _page(run: Mapping[str, Any], counters: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
+def ledger_table(ledger: Ledger) -> str:
+    """Return what was read of each source in each phase as a table; empty if nobody counted."""
+    heads = ("phase", "source", "rows", "tokens", "share", "with loss", "items", "new", "FLOPs")
+    totals = Counter[str]()
+    for entry in ledger:
+        totals[entry.phase] += entry.tokens
+    cells = [
+        (
+            entry.phase,
+            entry.source,
+            f"{entry.rows:,}",
+            f"{entry.tokens:,}",
+            f"{entry.tokens / totals[entry.phase]:.1%}",
+            f"{entry.targets:,}",
+            f"{entry.items:,}",
+            f"{entry.new_items:,}",
+            f"{entry.flops:.3g}",
+        )
+        for entry in ledger
+    ]
+    return f"<h2>What was read</h2>{table(heads, cells)}" if cells else ""
+
+
+def _page(
+    run: Mapping[str, Any], counters: Mapping[str, Any], rows: list[dict[str, Any]], ledger: str
+) -> str:
     system = run["system"]["type"].removesuffix("Config")
     train = run["train"]
     measured = [row for row in rows if "evaluation" in row]
@@ -72,6 +100,7 @@ def _page(run: Mapping[str, Any], counters: Mapping[str, Any], rows: list[dict[s
         f'<p class="verdict">{html.escape(found or "What is held out was not measured.")}</p>',
         figure("Learning", _CAPTION, curve_panels([curve])) if curve.metrics else "",
         "<h2>Held out, after steps</h2>" + table(("step", *last), cells) if cells else "",
+        ledger,
         made({"Full config": run}),
     ]
     return page(run["name"], body)
