@@ -57,7 +57,14 @@ def source_of(
         return Asked(Item("", ()), prompt)
 
     return RolloutSource(
-        ask, roll_out, verify, config, batch_rows=rows, end_id=END, seed=7, folder=folder
+        ask,
+        verify,
+        config,
+        batch_rows=rows,
+        end_id=END,
+        seed=7,
+        folder=folder,
+        roll_out=roll_out,
     )
 
 

@@ -15,6 +15,7 @@ from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.evaluate.units import score_units
 from counterpoint.progress import Progress
 from counterpoint.recipes.begun import keep_begun, read_begun
+from counterpoint.recipes.reinforcement import connected
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import World, shard
@@ -272,7 +273,7 @@ def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: fl
         rank=world.rank,
         world_size=world.size,
     )
-    batches = data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
+    batches = connected(data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size))
     trainer = Trainer(shard(system, world), batches, run.train)
     system.train()
     stop = StopSignal()

@@ -16,6 +16,7 @@ from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, find_budget
 from counterpoint.recipes.learned import keep_or_check_learned
+from counterpoint.recipes.reinforcement import connected
 from counterpoint.systems import sketch
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
@@ -110,7 +111,7 @@ def _settled(
 
 def _with_batches(run: Run, data: PreparedSource, world: World) -> tuple[Run, BatchSource]:
     """Return the training batches, and the run with the steps of its phases."""
-    batches = data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
+    batches = connected(data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size))
     if isinstance(batches, PhasedBatches):
         run = replace(run, train=with_phase_steps(run.train, batches.num_steps))
     return run, batches

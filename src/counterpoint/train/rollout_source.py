@@ -17,7 +17,7 @@ from counterpoint.data.tasks.verify import Verified, pass_at_k
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.streams import schedule
-from counterpoint.streams.batch import Batch
+from counterpoint.streams.batch import Amount, Batch
 from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.contract import System
 from counterpoint.train.reinforce import (
@@ -46,6 +46,10 @@ class Rollouts(NamedTuple):
     written: Mapping[str, Bool[Tensor, "B _T"]]
     texts: Sequence[Sequence[int]]
     ended: Bool[Tensor, " B"]
+
+
+ROLLOUTS = "rollouts"
+"""Name of the solutions in the ledger: as sources go, each is an item that was not read before."""
 
 
 @runtime_checkable
@@ -95,13 +99,14 @@ class RolloutSource:
 
     Args:
         ask: Returns the question with a number.
-        roll_out: Lets the model write.
         verify: Judges solutions; the text is what was written in the part, as bytes.
         config: Settings of GRPO.
         batch_rows: Number of solutions of a step, a multiple of the group's size.
         end_id: Id of the part with which a solution ends.
         seed: Seed of the solutions.
         folder: Folder for the rounds; needed if `num_updates` is above 1.
+        roll_out: Lets the model write: `counterpoint.runtime.rollouts.roll_out`, which may also be
+            set later.
 
     Raises:
         UserError: The rows are no whole groups, or there is no folder where one is needed.
@@ -110,7 +115,6 @@ class RolloutSource:
     def __init__(
         self,
         ask: Callable[[int], Asked],
-        roll_out: RollOut,
         verify: Verify,
         config: GroupConfig,
         *,
@@ -118,6 +122,7 @@ class RolloutSource:
         end_id: int,
         seed: int = 0,
         folder: Path | None = None,
+        roll_out: RollOut | None = None,
     ) -> None:
         if batch_rows % config.group_size:
             raise UserError(
@@ -131,7 +136,7 @@ class RolloutSource:
             )
         self.config = config
         self._ask = ask
-        self._roll_out = roll_out
+        self.roll_out = roll_out
         self._verify = verify
         self._batch_rows = batch_rows
         self._end_id = end_id
@@ -177,16 +182,20 @@ class RolloutSource:
             NoRewardError: No solution of the last `patience` rounds was rewarded.
         """
         number = step // self.config.num_updates
+        is_repeated = step % self.config.num_updates > 0
         if number != self._round or self._batch is None:
             kept = self._file(number)
-            if step % self.config.num_updates and kept is not None and kept.is_file():
+            if is_repeated and kept is not None and kept.is_file():
                 self._batch = _read(kept)
             else:
                 self._batch = self._write_round(number)
                 if kept is not None:
                     _keep(kept, self._batch)
             self._round = number
-        return self._batch
+        if not is_repeated:
+            return self._batch
+        amounts = {name: one._replace(new_items=0) for name, one in self._batch.amounts.items()}
+        return replace(self._batch, amounts=amounts)
 
     def _file(self, number: int) -> Path | None:
         if self._folder is None or self.config.num_updates == 1:
@@ -194,13 +203,18 @@ class RolloutSource:
         return self._folder / f"round_{number:08d}.safetensors"
 
     def _write_round(self, number: int) -> Batch:
+        if self.roll_out is None:
+            raise UserError(
+                "A source of rollouts must have `roll_out` before its first batch: it has none. "
+                "Set it to `counterpoint.runtime.rollouts.roll_out`, or train with `train_run`."
+            )
         system = self.objective.system
         count = self._batch_rows // self.config.group_size
         questions = [self._ask(number * count + place) for place in range(count)]
         each = [one for one in questions for _ in range(self.config.group_size)]
         training = system.training
         system.eval()
-        rollouts = self._roll_out(
+        rollouts = self.roll_out(
             system,
             [one.prompt for one in each],
             _seeds(self._seed, number, len(each)),
@@ -270,7 +284,22 @@ def rollout_batch(
         FAILED: torch.tensor([float(bool(outcome.failure)) for outcome in outcomes]),
     }
     size = sum(len(ids) for ids in rollouts.texts)
-    return replace(batch, targets=targets, numbers=numbers, size=size, unit="byte")
+    part = system.layout.part.name
+    amount = Amount(
+        rows=len(outcomes),
+        tokens=size,
+        targets=int(schedule.trained(system.layout[part], targets[part]).sum()),
+        items=len(outcomes),
+        new_items=len(outcomes),
+    )
+    return replace(
+        batch,
+        targets=targets,
+        numbers=numbers,
+        size=size,
+        unit="byte",
+        amounts={ROLLOUTS: amount},
+    )
 
 
 def _seeds(seed: int, number: int, count: int) -> list[int]:
@@ -296,7 +325,11 @@ def _keep(path: Path, batch: Batch) -> None:
         for part, own in _parts(batch).items()
         for name, tensor in own.items()
     }
-    rest = {"document_start": batch.document_start, "size": torch.tensor(batch.size)}
+    rest = {
+        "document_start": batch.document_start,
+        "size": torch.tensor(batch.size),
+        "amount": torch.tensor(batch.amounts[ROLLOUTS]),
+    }
     write_tensors(path, {**tensors, **rest})
 
 
@@ -314,4 +347,5 @@ def _read(path: Path) -> Batch:
         document_start=tensors["document_start"],
         size=int(tensors["size"]),
         numbers=parts["numbers"],
+        amounts={ROLLOUTS: Amount(*tensors["amount"].tolist())},
     )

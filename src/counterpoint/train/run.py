@@ -14,6 +14,12 @@ from counterpoint.files import check_name
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.phases import PhasedData
+from counterpoint.train.rewarded import RewardedData
+
+AnyData = (
+    DataConfig | SpeechData | TaskData | InterruptedSpeech | PhasedData | RewardedData | DataSource
+)
+"""Data of a run: those of the library are restored from JSON, and others may be given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +31,8 @@ class Run:
         system: Config of the model.
         data: Data it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
             text systems, `TaskData` for items of a task, `InterruptedSpeech` for a speaker that can
-            be interrupted, `PhasedData` for several in phases, or another `DataSource`.
+            be interrupted, `PhasedData` for several in phases, `RewardedData` for questions to be
+            answered, or another `DataSource`.
         train: Settings of the training.
         minutes: Time limit: the run takes as many of its steps as fit into it on this machine
             (`counterpoint.recipes.budget`). ``None`` takes all steps.
@@ -34,9 +41,7 @@ class Run:
     name: str
     system: SystemConfig
     train: TrainConfig
-    data: DataConfig | SpeechData | TaskData | InterruptedSpeech | PhasedData | DataSource = field(
-        default_factory=DataConfig
-    )
+    data: AnyData = field(default_factory=DataConfig)
     minutes: float | None = None
 
     def __post_init__(self) -> None:

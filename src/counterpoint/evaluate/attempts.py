@@ -1,0 +1,118 @@
+"""Solutions that a system writes by itself: right answers, sound steps, pass@k."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+from torch import nn
+
+from counterpoint.data.tasks.prompts import END_ID, item_prompt
+from counterpoint.data.tasks.reasoning.family import Verdict
+from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
+from counterpoint.data.tasks.verify import pass_at_k
+from counterpoint.errors import UserError
+from counterpoint.runtime.rollouts import roll_out
+from counterpoint.systems.contract import System
+
+
+class Attempts(NamedTuple):
+    """Solutions of one item.
+
+    Attributes:
+        item: The item.
+        texts: What was written, with its end if it has one.
+        verdicts: How good each is.
+    """
+
+    item: ReasoningItem
+    texts: list[str]
+    verdicts: list[Verdict]
+
+
+def attempt(
+    system: nn.Module,
+    items: Sequence[ReasoningItem],
+    num_samples: int = 1,
+    *,
+    temperature: float = 1.0,
+    most_ticks: int = 256,
+    seed: int = 0,
+    batch_rows: int = 64,
+) -> list[Attempts]:
+    """Let a system write solutions to the questions of items, in all streams that it writes.
+
+    The solutions depend on the seed, not on the number of rows of a batch.
+
+    Args:
+        system: System that reads and writes bytes.
+        items: Items of the families of `counterpoint.data.tasks.reasoning`.
+        num_samples: Number of solutions of each item.
+        temperature: Divisor of the scores; 0 always takes the likeliest id.
+        most_ticks: Largest number of ticks of a solution.
+        seed: Seed of the solutions.
+        batch_rows: Number of solutions that are written at once.
+    """
+    if num_samples < 1:
+        raise UserError(f"`num_samples` must be >= 1: got {num_samples}.")
+    model = cast("System", system)
+    prompts = [item_prompt(item, model.layout) for item in items]
+    asked = [number for number in range(len(items)) for _ in range(num_samples)]
+    words = np.random.SeedSequence(seed).generate_state(len(asked), np.uint64)
+    seeds = [int(word >> np.uint64(1)) for word in words]
+    found = [Attempts(item, [], []) for item in items]
+    training = model.training
+    model.eval()
+    for first in range(0, len(asked), batch_rows):
+        rows = asked[first : first + batch_rows]
+        rollouts = roll_out(
+            model,
+            [prompts[number] for number in rows],
+            seeds[first : first + batch_rows],
+            temperature=temperature,
+            most_ticks=most_ticks,
+            end_id=END_ID,
+        )
+        for number, ids in zip(rows, rollouts.texts, strict=True):
+            text = bytes(min(one, 255) for one in ids).decode("latin-1")
+            found[number].texts.append(text)
+            found[number].verdicts.append(judge(items[number], text))
+    model.train(training)
+    return found
+
+
+def solution_scores(attempts: Sequence[Attempts]) -> dict[str, float]:
+    """Return scores of solutions by name.
+
+    "right" is the share of right answers, "sound" of right answers after valid steps only (process
+    accuracy), "ended" of solutions that end, "valid steps" of the written steps that are valid,
+    "symbols" the mean length, and "pass@k" for k = 1, 2, 4 and so on. "right" and "sound" are also
+    given by family, such as "right, sorting".
+
+    Args:
+        attempts: Solutions, equally many of each item.
+
+    Raises:
+        UserError: There are no solutions.
+    """
+    if not attempts:
+        raise UserError("Scores must be of at least one item: got none.")
+    verdicts = [verdict for one in attempts for verdict in one.verdicts]
+    num_samples = len(attempts[0].verdicts)
+    right = [sum(verdict.is_right for verdict in one.verdicts) for one in attempts]
+    steps = sum(verdict.num_steps for verdict in verdicts)
+    scores = {
+        "right": sum(right) / len(verdicts),
+        "sound": sum(verdict.is_sound for verdict in verdicts) / len(verdicts),
+        "ended": sum(verdict.is_ended for verdict in verdicts) / len(verdicts),
+        "valid steps": sum(verdict.num_valid for verdict in verdicts) / max(steps, 1),
+        "symbols": sum(len(text) for one in attempts for text in one.texts) / len(verdicts),
+    }
+    k = 1
+    while k <= num_samples:
+        scores[f"pass@{k}"] = pass_at_k(right, num_samples, k)
+        k *= 2
+    for family in sorted({one.item.family for one in attempts}):
+        own = [verdict for one in attempts if one.item.family == family for verdict in one.verdicts]
+        scores[f"right, {family}"] = sum(verdict.is_right for verdict in own) / len(own)
+        scores[f"sound, {family}"] = sum(verdict.is_sound for verdict in own) / len(own)
+    return scores

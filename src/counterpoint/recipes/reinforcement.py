@@ -1,0 +1,60 @@
+"""Reinforcement as a run: a model that has learned something learns from its own solutions."""
+
+from counterpoint.data.source import BatchSource
+from counterpoint.data.tasks.reasoning.corpus import Reasoning
+from counterpoint.runtime.rollouts import roll_out
+from counterpoint.systems.contract import SystemConfig
+from counterpoint.train.config import FineTuneConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.rewarded import RewardedData
+from counterpoint.train.rollout_source import RolloutSource
+from counterpoint.train.run import Run
+
+
+def connected(source: BatchSource) -> BatchSource:
+    """Return a source that can let the model write, if its batches are what the model writes.
+
+    Training knows no sessions, so the function that runs them is handed to the source here.
+    """
+    if isinstance(source, RolloutSource):
+        source.roll_out = roll_out
+    return source
+
+
+def reinforce_run(
+    name: str,
+    system: SystemConfig,
+    init_from: str,
+    data: RewardedData | None = None,
+    *,
+    num_steps: int = 100,
+    questions: int = 8,
+    lr: float = 1e-4,
+    seed: int = 0,
+) -> Run:
+    """Return a run that reinforces a trained model; `train_run` trains it.
+
+    Args:
+        name: Name of the run.
+        system: Config of the model.
+        init_from: Run folder or checkpoint with whose weights it begins.
+        data: Questions and rewards.
+        num_steps: Number of steps.
+        questions: Number of questions of a step.
+        lr: Learning rate, which is constant.
+        seed: Seed of the solutions.
+    """
+    data = data or RewardedData(task=Reasoning())
+    return Run(
+        name=name,
+        system=system,
+        data=data,
+        train=TrainConfig(
+            num_steps=num_steps,
+            batch_rows=questions * data.group.group_size,
+            seed=seed,
+            precision="float32",
+            optimizer=OptimizerConfig(lr=lr, weight_decay=0.0),
+            schedule=ScheduleConfig(warmup_steps=0, final_ratio=1.0),
+            fine_tune=FineTuneConfig(init_from=init_from),
+        ),
+    )

@@ -1,0 +1,137 @@
+"""Questions to which a model writes solutions, as the data of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from counterpoint.config_json import encode
+from counterpoint.data.loader import HeldOutRows
+from counterpoint.data.tasks.prompts import END_ID, item_prompt
+from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
+from counterpoint.data.tasks.reasoning.gym import GymReasoning, gym_reward
+from counterpoint.data.tasks.reasoning.item import ReasoningItem, answer_reward, process_reward
+from counterpoint.data.tasks.source import PreparedTask, TaskData
+from counterpoint.data.tasks.verify import TimedVerifier
+from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
+from counterpoint.progress import Progress
+from counterpoint.streams.spec import Layout
+from counterpoint.systems.contract import System
+from counterpoint.train.reinforce import GroupConfig
+from counterpoint.train.rollout_source import Asked, RolloutSource
+
+_VERIFIERS = {"answer": answer_reward, "process": process_reward}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardedData:
+    """Questions to which a model writes solutions, and how these are rewarded; a `DataSource`.
+
+    Attributes:
+        task: Corpus of the questions; their own solutions are not read.
+        group: Settings of GRPO.
+        reward: 1 for a right "answer", or only if all written steps are valid too: "process". Items
+            of reasoning-gym are rewarded by their own score.
+        num_items: Number of questions, asked in turn.
+        num_held_out: Number of items for evaluation, which are never asked.
+        seed: Seed of the questions.
+        limit_s: Seconds that the judgement of a solution may take.
+        folder: Folder for solutions from which several steps learn; see `RolloutSource`.
+    """
+
+    task: ReasoningTask | GymReasoning
+    group: GroupConfig = field(default_factory=GroupConfig)
+    reward: Literal["answer", "process"] = "answer"
+    num_items: int = 1_000_000
+    num_held_out: int = 0
+    seed: int = 0
+    limit_s: float = 1.0
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_items < 1:
+            raise UserError(f"`num_items` must be >= 1: got {self.num_items}.")
+
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Return whether a system reads bytes and hears nothing; see `DataSource.fits`."""
+        return TaskData.fits(layout) and not layout.heard
+
+    def num_ticks(self, layout: Layout) -> int:
+        """Return the largest number of ticks of a row; see `DataSource.num_ticks`."""
+        return self._task_data.num_ticks(layout) + self.group.most_ticks
+
+    @property
+    def _task_data(self) -> TaskData:
+        return TaskData(task=self.task, num_held_out=self.num_held_out, seed=self.seed)
+
+    def prepare(
+        self,
+        system: System,
+        *,
+        block_ticks: int | None = None,
+        progress: Progress | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        held_out_only: bool = False,
+    ) -> "PreparedRewards":
+        """Return the questions for a system; nothing is cached; see `DataSource.prepare`."""
+        return PreparedRewards(self, self._task_data.prepare(system, block_ticks=block_ticks))
+
+
+class PreparedRewards:
+    """Questions for one system; a `counterpoint.data.source.PreparedSource`."""
+
+    def __init__(self, data: RewardedData, task: PreparedTask) -> None:
+        self.data = data
+        self.task = task
+
+    def batches(
+        self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> RolloutSource:
+        """Return the source of batches, which asks the model that is attached to it.
+
+        Raises:
+            UserError: The rows are no whole groups, or there are several processes.
+        """
+        if world_size > 1:
+            raise UserError(
+                f"Reinforcement must run in one process: got {world_size}. Start it without "
+                "torchrun."
+            )
+        data = self.data
+        is_gym = isinstance(data.task, GymReasoning)
+        verify = gym_reward if is_gym else _VERIFIERS[data.reward]
+        return RolloutSource(
+            self._ask,
+            TimedVerifier(verify, data.limit_s),
+            data.group,
+            batch_rows=batch_rows,
+            end_id=END_ID,
+            seed=seed,
+            folder=Path(data.folder) if data.folder else None,
+        )
+
+    def _ask(self, number: int) -> Asked:
+        item = self.data.task.item(self.data.seed, number % self.data.num_items)
+        if not isinstance(item, ReasoningItem):
+            raise UserError(
+                f"`task` must ask questions: {self.data.task.name!r} is text without questions. "
+                "Take a `Reasoning`."
+            )
+        return Asked(item, item_prompt(item, self.task.layout))
+
+    def held_out_units(self) -> HeldOutRows | None:
+        """Return the held-out items with their own solutions, or ``None`` if there are none."""
+        return self.task.held_out_units()
+
+    def describe(self) -> str:
+        """Return a phrase that says how much data there is."""
+        return f"{self.data.num_items} questions of {self.data.task.name}"
+
+    @property
+    def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
+        """Digest of the questions and of their reward."""
+        first = self.data.task.item(self.data.seed, 0)
+        return {"items": {"train": json_digest([encode(self.data), first.text])}}
