@@ -206,3 +206,14 @@ def test_percentile_is_the_nearest_rank() -> None:
     values = [5.0, 1.0, 3.0, 2.0, 4.0]
     assert [percentile(values, share) for share in (0.0, 0.2, 0.5, 0.95, 1.0)] == [1, 1, 3, 5, 5]
     assert math.isnan(percentile([], 0.5))
+
+
+def test_a_user_who_goes_on_without_an_answer_had_paused() -> None:
+    user = [Segment(1.0, 2.0), Segment(4.0, 6.5), Segment(8.0, 9.0), Segment(11.0, 12.0)]
+    agent = [Segment(5.0, 7.0)]  # talks over the second turn
+    found = take_turns(agent, user, 14.0)
+    outcomes = [answer.outcome for answer in found.answers]
+    assert outcomes == ["unanswered", "talked over", "unanswered", "unanswered"]
+    assert found.pauses == (Segment(2.0, 4.0), Segment(9.0, 11.0))
+    pauses = [found.pause_after(answer) for answer in found.answers]
+    assert pauses == [2.0, None, 2.0, None]

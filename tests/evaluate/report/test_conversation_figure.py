@@ -1,6 +1,7 @@
 """Pictures of conversations: what they show, and where."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,17 @@ def test_picture_names_latencies_and_missing_answers() -> None:
     assert found.count("\N{MINUS SIGN}0.10 s") == 1
     assert found.count("0.50 s") == 1
     assert found.count("no answer") == 1
+
+
+def test_a_pause_of_the_user_is_no_missing_answer() -> None:
+    """A turn that is not answered is followed by another one of the user, and by an answer."""
+    user = (Segment(1.0, 1.9), Segment(4.4, 4.6), Segment(9.0, 10.0))
+    talk = replace(example(), found=take_turns((Segment(5.3, 7.0),), user, 12.0))
+    assert talk.found.pauses == (Segment(1.9, 4.4),)
+    found = texts(talk)
+    assert found.count("silent for 2.50 s") == 1
+    assert found.count("0.70 s") == 1
+    assert found.count("no answer") == 1  # the last turn
 
 
 def test_labels_never_cover_each_other() -> None:

@@ -21,6 +21,7 @@ joins a user's speech. The other numbers are ours.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -151,6 +152,23 @@ class TurnTaking:
     def latencies_s(self) -> list[float]:
         """Latencies of all answers, in order of time."""
         return [found for answer in self.answers if (found := answer.latency_s) is not None]
+
+    @property
+    def pauses(self) -> tuple[Segment, ...]:
+        """Silences after which the user went on, because the agent had not answered.
+
+        Whether the user only hesitated, or had waited for an answer, cannot be told from the sound.
+        """
+        return tuple(
+            Segment(answer.turn.end_s, following.turn.start_s)
+            for answer, following in pairwise(self.answers)
+            if answer.outcome == "unanswered"
+        )
+
+    def pause_after(self, answer: Answer) -> float | None:
+        """Return the seconds until the user went on after an unanswered turn, if that happened."""
+        found = [one for one in self.pauses if one.start_s == answer.turn.end_s]
+        return found[0].end_s - found[0].start_s if found else None
 
     @property
     def num_due(self) -> int:

@@ -106,9 +106,10 @@ def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -
     num_answered = sum(answer.outcome == "answered" for answer in found.answers)
     p50, p95 = (1000 * percentile(step_s, share) for share in (0.5, 0.95))
     factor = sum(step_s) * frame_rate_hz / len(step_s) if step_s else math.nan
+    waits = f", the user went on after {len(found.pauses)}" if found.pauses else ""
     total_s = sum(overlap.end_s - overlap.start_s for overlap in overlaps)
     return {
-        "turns answered": f"{num_answered} of {found.num_due}",
+        "turns answered": f"{num_answered} of {found.num_due}{waits}",
         "latency, median": _spelled(percentile(latencies, 0.5), "{:.2f} s"),
         "overlaps": f"{len(overlaps)} ({total_s:.1f} s)" if overlaps else "0",
         "the agent yielded": str(sum(o.yields and o.second == USER for o in overlaps)),

@@ -201,7 +201,9 @@ def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> 
             left_out += draw_words(axis, events, row, centre[name] - WAVE / 2, COLOURS[name])
     taken = list[tuple[float, float]]()  # places of labels
     for answer in talk.found.answers:
-        _draw_answer(axis, answer, row, middle, (centre[USER], centre[AGENT]), taken)
+        pause_s = talk.found.pause_after(answer)
+        missing = "no answer" if pause_s is None else f"silent for {pause_s:.2f} s"
+        _draw_answer(axis, answer, missing, row, middle, (centre[USER], centre[AGENT]), taken)
     return left_out
 
 
@@ -292,12 +294,23 @@ def _text_width(text: str) -> float:
 def _draw_answer(
     axis: "Axes",
     answer: Answer,
+    missing: str,
     row: Row,
     y: float,
     centres: tuple[float, float],
     taken: list[tuple[float, float]],
 ) -> None:
-    """Draw an arrow with its seconds from a turn's end to its answer, or what else happened."""
+    """Draw an arrow with its seconds from a turn's end to its answer, or write why there is none.
+
+    Args:
+        axis: Where to draw.
+        answer: The turn and its answer.
+        missing: What is written if the turn is not answered.
+        row: Part of the recording that the axis shows.
+        y: Height of the arrow.
+        centres: Heights of the user's and the agent's waves.
+        taken: Places of labels, to which this adds its own.
+    """
     end_s = answer.turn.end_s
     start_s = answer.start_s
     user, agent = centres
@@ -308,8 +321,8 @@ def _draw_answer(
         axis.plot((end_s, end_s), (y, user), color=COLOURS[USER], linewidth=1)
     if start_s is None:
         if here:
-            missing = "no answer" if answer.outcome == "unanswered" else answer.outcome
-            _label(axis, missing, row, (end_s, end_s), y, taken, color=SOFT, style="italic")
+            told = missing if answer.outcome == "unanswered" else answer.outcome
+            _label(axis, told, row, (end_s, end_s), y, taken, color=SOFT, style="italic")
         return
     if min(end_s, start_s) > row.stop_s or max(end_s, start_s) < row.start_s:
         return

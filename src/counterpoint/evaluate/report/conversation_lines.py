@@ -1,7 +1,6 @@
 """A conversation as lines of text: who said what and when, and what was observed."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 from counterpoint.evaluate.duplex.turns import TurnTaking
 from counterpoint.runtime.talk import USER
@@ -29,10 +28,8 @@ def transcript_lines(words: Timeline) -> list[str]:
 def finding_lines(found: TurnTaking) -> list[str]:
     """Return what happened, one sentence each, as it was measured in the sound."""
     lines = []
-    for turn, following in pairwise(answer.turn for answer in found.answers):
-        if not any(turn.end_s < own.start_s < following.start_s for own in found.agent):
-            silence_s = following.start_s - turn.end_s
-            lines.append(f"The agent stayed silent while the user paused for {silence_s:.1f} s.")
+    for start_s, end_s in found.pauses:
+        lines.append(f"The agent stayed silent while the user paused for {end_s - start_s:.1f} s.")
     latencies = " and ".join(f"{seconds:.1f} s" for seconds in found.latencies_s)
     if latencies:
         lines.append(f"It answered {latencies} after the user had finished.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from counterpoint.evaluate.duplex.turns import Answer
 from counterpoint.evaluate.report.conversation_figure import Talk, moment, shown_rows
 from counterpoint.evaluate.report.page import made, page
 from counterpoint.runtime.talk import AGENT, USER
@@ -162,7 +163,7 @@ def _turns_table(talk: Talk) -> str:
             f'<tr data-at="{turn.start_s:.2f}"><td>{number}</td>'
             f"<td>{moment(turn.start_s, 2)} to {moment(turn.end_s, 2)}</td>"
             f'<td class="text">{html.escape(question)}</td>'
-            f"<td>{answer.outcome}</td><td>{shown}</td>"
+            f"<td>{_outcome(talk, answer)}</td><td>{shown}</td>"
             f'<td class="text">{html.escape(reply)}</td></tr>'
         )
     return (
@@ -170,6 +171,11 @@ def _turns_table(talk: Talk) -> str:
         '<th class="text">user</th><th>outcome</th><th>latency</th><th class="text">agent</th>'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _outcome(talk: Talk, answer: Answer) -> str:
+    pause_s = talk.found.pause_after(answer)
+    return answer.outcome if pause_s is None else f"user went on after {pause_s:.2f} s"
 
 
 def _by_turn(words: Timeline, speaker: str, edges: Sequence[float]) -> list[str]:
