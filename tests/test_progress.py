@@ -45,6 +45,23 @@ def test_what_is_over_at_once_has_one_line() -> None:
     assert lines([0.01] * 10) == ["making: 10/10 things"]
 
 
+def test_a_long_piece_shows_what_is_done_of_it() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        clock = Clock()
+        task = Progress(stream, clock=clock).task("run", "steps")
+        for part in range(1, 5):
+            clock.now += 8.0
+            task.within(0, 3, f"{part} of 4 parts")
+        for done in (1, 2, 3):
+            clock.now += 32.0
+            task(done, 3, "figures", 32.0)
+        shown = stream.text if isinstance(stream, Terminal) else stream.getvalue()
+        assert "0/3 steps  1 of 4 parts" in shown
+        assert shown.rstrip().splitlines()[-1].endswith("run: 3/3 steps  figures")
+        if not isinstance(stream, Terminal):  # which draws when there is time
+            assert "2/3 steps  figures  0:32 left" in shown  # the speed is that of whole steps
+
+
 def test_time_left_is_that_of_the_last_seconds() -> None:
     """A first piece that compiles for an hour, then slow ones, then fast ones."""
     found = lines([3600.0] + [20.0] * 5 + [2.0] * 20, total=100)

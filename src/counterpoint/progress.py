@@ -256,7 +256,15 @@ class Task:
         self._pace.add(now - self._now if seconds is None else seconds, piece)
         self._done = done
         self._now = now
-        at_end = total is not None and done >= total
+        self._show(done, total, figures, at_end=total is not None and done >= total)
+
+    def within(self, done: float, total: float, figures: str) -> None:
+        """Show figures of a piece that takes long, before it is done; the speed does not change."""
+        self._show(done, total, figures, at_end=False)
+
+    def _show(self, done: float, total: float | None, figures: str, *, at_end: bool) -> None:
+        """Draw the bar; without one, write a line if it is time."""
+        now = self._progress.clock()
         # Without a total the end is not known, so the first line comes at once.
         at_once = total is None and not self._shown
         bars = self._progress.bars()

@@ -173,3 +173,23 @@ def test_export_does_not_write_over_anything(
 
 def test_the_model_that_comes_with_the_package_is_a_base() -> None:
     assert main(["info", "finetune_moshi", "--base", "duplex_small"]) == 0
+
+
+@pytest.mark.parametrize(("base", "folder"), [("base", "run"), ("duplex_small", "shipped")])
+def test_what_is_said_at_the_end_can_be_done(
+    base: str, folder: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The printed command writes a model that talks, whether its base is published or ours."""
+    if base == "duplex_small":
+        pytest.importorskip("pycodec2")
+        words = shlex.split(
+            "--base duplex_small --data spoken --held-out 0.4 --train.num-steps 1 --row-s 2.4 "
+            "--train.batch-rows 1 --train.accumulation 1 --timing.horizon-s 0.4"
+        )
+    else:
+        words = SMALL  # this run has ended, and says the same again
+    assert main(["train", "finetune_moshi", *words, "--folder", folder]) == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("or: ")]
+    command = line.removeprefix("or: counterpoint ").replace("FOLDER", f"{folder}_said")
+    assert main(shlex.split(command)) == 0
+    assert talk(f"{folder}_said").shape[1] == 2

@@ -343,6 +343,7 @@ def test_changed_config_is_noted_on_resume(tmp_path: Path) -> None:
 
     class Notes:
         def step(self, report: object) -> None: ...
+        def part(self, step: int, num_steps: int, part: int, num_parts: int) -> None: ...
         def note(self, text: str) -> None:
             notes.append(text)
 
@@ -351,6 +352,25 @@ def test_changed_config_is_noted_on_resume(tmp_path: Path) -> None:
     run_here(tmp_path, settings(3))
     run_here(tmp_path, settings(4, schedule=ScheduleConfig(warmup_steps=1)), reporter=Notes())
     assert any("changed train config.num_steps (3, here 4)" in text for text in notes)
+
+
+def test_parts_of_a_step_are_shown_before_it_is_done(tmp_path: Path) -> None:
+    told: list[tuple[int, ...]] = []
+
+    class Parts:
+        def step(self, report: object) -> None:
+            told.append(())
+
+        def part(self, *numbers: int) -> None:
+            told.append(numbers)
+
+        def note(self, text: str) -> None: ...
+        def close(self) -> None: ...
+
+    config = settings(2, batch_rows=4, accumulation=4)
+    run_here(tmp_path, config, reporter=Parts())
+    assert told[:4] == [(0, 2, 1, 4), (0, 2, 2, 4), (0, 2, 3, 4), ()]
+    assert told[4:] == [(1, 2, 1, 4), (1, 2, 2, 4), (1, 2, 3, 4), ()]
 
 
 RUN = Run(

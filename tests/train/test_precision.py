@@ -75,6 +75,7 @@ def test_a_run_keeps_its_type_or_says_that_it_changes(
 
     class Notes:
         def step(self, report: object) -> None: ...
+        def part(self, step: int, num_steps: int, part: int, num_parts: int) -> None: ...
         def note(self, text: str) -> None:
             told.append(text)
 

@@ -84,7 +84,7 @@ def _train_run(
         _tell(run, folder, result)
         print(f"report: {write_run_report(folder)}")
         if isinstance(recipe, FineTuning):
-            print(f"or: counterpoint export {folder} --merge --out FOLDER")
+            print(f"or: counterpoint export {folder} {recipe.export_options} --out FOLDER")
     return {
         "name": run.name,
         "checkpoint": result.checkpoint,

@@ -116,6 +116,11 @@ class FineTuning:
             ),
         )
 
+    @property
+    def export_options(self) -> str:
+        """Options of ``counterpoint export`` that write the trained model as its base was."""
+        return "--form counterpoint" if is_ours(self._base_path()) else "--merge"
+
     def _base_path(self) -> Path:
         path = find_shipped(Path(self.base).expanduser())
         if not self.base or not path.exists():
@@ -188,6 +193,11 @@ def run_fine_tuning(
                 "Timing is not measured: the held-out recordings have no moment with "
                 f"{study.timing.horizon_s:g} s after it and known words."
             )
+    train = run.train
+    progress.note(
+        f"A step reads {train.batch_rows} rows of {study.row_s:g} s, "
+        f"{max(train.batch_rows // train.accumulation, 1)} at a time"
+    )
     plan = Plan(begin=begin, also=timing, reserve_s=REPORT_S)
     return train_run(run, folder, world, plan=plan, progress=progress)
 

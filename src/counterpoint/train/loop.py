@@ -113,6 +113,7 @@ class Trainer:
         self.state = TrainState(system=system, optimizers=optimizers, config=config)
         if config.compile:
             _check_regular(self.contract.layout)
+        self.on_part: Callable[[TrainState, int, int], None] = lambda state, part, num_parts: None
         self.compute = torch.compile(self._loss) if config.compile else self._loss
         attach(loader, system)
         self.objective: Objective = (
@@ -204,6 +205,7 @@ class Trainer:
             found.append(
                 {name: LossSums(*(v.double() for v in sums)) for name, sums in losses.items()}
             )
+            self.on_part(self.state, len(found), len(parts))
         return add_losses(found)
 
     def _mean_weights(self, batch: Batch) -> dict[str, Tensor]:
@@ -324,6 +326,7 @@ def train(
             why = choice.why
         trainer = Trainer(system, loader, config)
         record = Record(folder, trainer.world, reporter, loggers, run)
+        trainer.on_part = record.part
         with only_one(folder, trainer.world, ".train.lock"), closing(record):
             if why:
                 record.note(why)

@@ -174,6 +174,11 @@ class Record:
         known = self.metrics is not None and step in self.metrics.evaluated_steps
         return bool(self.world.from_first(known))
 
+    def part(self, state: TrainState, part: int, num_parts: int) -> None:
+        """Show that some parts of the next step are computed."""
+        if self.reporter is not None and part < num_parts:
+            self.reporter.part(state.counters.step, state.config.num_steps, part, num_parts)
+
     def step(self, state: TrainState, step: StepNumbers) -> None:
         """Record a step that is done."""
         counters = state.counters

@@ -76,6 +76,10 @@ class Reporter(Protocol):
         """Show a step that is done."""
         ...
 
+    def part(self, step: int, num_steps: int, part: int, num_parts: int) -> None:
+        """Show that some parts of the step after ``step`` steps are computed."""
+        ...
+
     def note(self, text: str) -> None:
         """Show one line about an event."""
         ...
@@ -111,6 +115,10 @@ class RunReporter:
             if self._peak:
                 figures.append(f"{pace.rate(1) / (self._peak * report.num_processes):.0%} of peak")
         self._task(report.step, report.num_steps, "  ".join(figures), report.seconds)
+
+    def part(self, step: int, num_steps: int, part: int, num_parts: int) -> None:
+        """See `Reporter.part`."""
+        self._task.within(step, num_steps, f"{part} of {num_parts} parts of the next step")
 
     def note(self, text: str) -> None:
         """See `Reporter.note`."""

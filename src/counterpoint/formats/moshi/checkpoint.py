@@ -308,5 +308,6 @@ def _feedforward(width: int, hidden: int) -> int:
     if mlp_hidden(width, 4 * width) == hidden:
         return 4 * width
     raise UserError(
-        f"The reference cannot express `mlp_hidden` = {hidden} at `width` = {width}. Take another."
+        f"The reference cannot express `mlp_hidden` = {hidden} at `width` = {width}. "
+        "Take another, or write the model with `--form counterpoint`."
     )
