@@ -10,6 +10,7 @@ that is in the results is not run again, so that the script can be stopped and s
 """
 
 import argparse
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,14 +26,17 @@ from counterpoint.data.tasks.items import HELD_OUT_SEED, ScoredTask, floors
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.part_whole.navon import Navon
 from counterpoint.data.tasks.source import TaskData
+from counterpoint.evaluate.statistics import student_quantile
 from counterpoint.evaluate.tasks import answer
 from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
+from counterpoint.recipes.budget import Plan
 from counterpoint.recipes.cells import curve, write_records
-from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.part_whole import TRAINED_SHARE, part_whole
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import SystemConfig
 from counterpoint.systems.contract import System, state_bytes
+from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.checkpoint import load_system
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -46,6 +51,7 @@ TASKS: dict[str, ScoredTask] = {
 ARMS = (
     "full",
     "hrt",
+    "hrt_aligned",
     "two_stream_before",
     "two_stream",
     "two_stream_fixed",
@@ -66,11 +72,17 @@ CURVE_ITEMS = 200
 
 
 def systems() -> dict[str, SystemConfig]:
-    """Return the arms of the recipe, and two_stream as it was in the first run."""
+    """Return the arms of the recipe, two_stream as it was in the first run, and variants of HRT."""
     found = {arm.name: arm.system for arm in part_whole().arms}
     fixed = cast("TwoStreamConfig", found["two_stream_fixed"])
     part = replace(fixed.part, mlp_hidden=fixed.part.width * 8 // 3 // 4 * 4)
-    return found | {"two_stream_before": replace(fixed, part=part, predict_weight=0.3)}
+    hrt = cast("HRTConfig", found["hrt"])
+    return found | {
+        "two_stream_before": replace(fixed, part=part, predict_weight=0.3),
+        # Every step of level 1 has one event of a log: what words give to two_stream.
+        "hrt_aligned": replace(hrt, strides=(3, 4), compressor="mean"),
+        "hrt_weak_rebuild": replace(hrt, reconstruct_weight=hrt.reconstruct_weight * TRAINED_SHARE),
+    }
 
 
 def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[str, Any]:
@@ -96,10 +108,10 @@ def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[
             run,
             Path(folder) / "run",
             World(),
+            plan=Plan(also=on_the_way),
             measure_end=False,
             progress=Progress(quiet=True),
             loggers=(),
-            also=on_the_way,
         )
         if not result.finished:
             raise SystemExit("Stopped: run it again to continue.")
@@ -126,6 +138,36 @@ def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[
 def whole_score(record: Mapping[str, Any]) -> float:
     """Return the share of right answers about the whole."""
     return float(next(one["value"] for one in record["scores"] if one["name"] == "whole"))
+
+
+def table(records: list[dict[str, Any]], task: str) -> str:
+    """Return a Markdown table: the share of right answers about the whole, over seeds."""
+    lines = [
+        "| arm | whole % (95 % over seeds) | by seed | after half the steps | FLOPs | state, kB |",
+        "|---|---|---|---|---|---|",
+    ]
+    own = [record for record in records if record["task"] == task]
+    first = next((one["flops_per_tick"] for one in own if one["arm"] == "two_stream"), math.nan)
+    for arm in dict.fromkeys(record["arm"] for record in own):
+        cells = sorted((one for one in own if one["arm"] == arm), key=lambda one: one["seed"])
+        scores = 100 * np.array([whole_score(one) for one in cells])
+        half = math.nan
+        if len(scores) > 1:
+            error = float(scores.std(ddof=1)) / math.sqrt(len(scores))
+            half = student_quantile(len(scores) - 1.0) * error
+        ends = f"[{scores.mean() - half:.1f}, {scores.mean() + half:.1f}]"
+        by_seed = ", ".join(f"{score:.0f}" for score in scores)
+        midway = [
+            f"{100 * point['score']:.0f}"
+            for one in cells
+            for point in one["curve"]
+            if point["score"] is not None and point["step"] == TRAIN.num_steps // 2
+        ]
+        lines.append(
+            f"| {arm} | {scores.mean():.1f} {ends} | {by_seed} | {', '.join(midway)} | "
+            f"{cells[0]['flops_per_tick'] / first:.2f} | {cells[0]['state_bytes'] / 1000:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -157,7 +199,9 @@ def main() -> None:
                     flush=True,
                 )
     for task in args.tasks:
-        print(task, floors(TASKS[task], NUM_ITEMS, HELD_OUT_SEED - 1))
+        print(table(records, task))
+        policies = floors(TASKS[task], NUM_ITEMS, HELD_OUT_SEED - 1)
+        print({name: round(100 * scores["whole"], 1) for name, scores in policies.items()})
 
 
 if __name__ == "__main__":
