@@ -72,31 +72,42 @@ CURVE_ITEMS = 200
 
 
 def systems() -> dict[str, SystemConfig]:
-    """Return the arms of the recipe, two_stream as it was in the first run, and variants of HRT."""
+    """Return the arms of the recipe, and variants that differ in one thing each."""
     found = {arm.name: arm.system for arm in part_whole().arms}
+    ours = cast("TwoStreamConfig", found["two_stream"])
     fixed = cast("TwoStreamConfig", found["two_stream_fixed"])
-    part = replace(fixed.part, mlp_hidden=fixed.part.width * 8 // 3 // 4 * 4)
     hrt = cast("HRTConfig", found["hrt"])
+    part = replace(fixed.part, mlp_hidden=fixed.part.width * 8 // 3 // 4 * 4)
+    before = replace(fixed, part=part, predict_weight=0.3)
     return found | {
-        "two_stream_before": replace(fixed, part=part, predict_weight=0.3),
+        "two_stream_before": before,
+        "before_mean": replace(before, compressor="mean"),
+        "before_attention": replace(before, compressor="attention"),
+        "before_lower_2": replace(before, lower_layers=2),
+        "before_no_predict": replace(before, predict_weight=0.0),
+        "words_predict": replace(ours, predict_weight=0.3),
+        "words_attention": replace(ours, compressor="attention"),
+        "words_rebuild": replace(ours, reconstruct_weight=0.1),
+        "fixed_rebuild": replace(fixed, reconstruct_weight=0.1),
         # Every step of level 1 has one event of a log: what words give to two_stream.
         "hrt_aligned": replace(hrt, strides=(3, 4), compressor="mean"),
         "hrt_weak_rebuild": replace(hrt, reconstruct_weight=hrt.reconstruct_weight * TRAINED_SHARE),
     }
 
 
-def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[str, Any]:
-    """Train one arm, let it answer, and return its record."""
+def trained(
+    task_name: str, arm: str, seed: int, learning_rate: float, num_steps: int = TRAIN.num_steps
+) -> tuple[System, list[dict[str, float | None]]]:
+    """Train one arm; return it and its learning curve."""
     task = TASKS[task_name]
-    data = TaskData(task=task, seed=seed, num_held_out=1)
-    optimizer = OptimizerConfig(lr=learning_rate)
     run = Run(
         name=arm,
         system=systems()[arm],
-        data=data,
-        train=replace(TRAIN, seed=seed, optimizer=optimizer),
+        data=TaskData(task=task, seed=seed, num_held_out=1),
+        train=replace(
+            TRAIN, num_steps=num_steps, seed=seed, optimizer=OptimizerConfig(lr=learning_rate)
+        ),
     )
-    begin = time.perf_counter()
 
     def on_the_way(system: nn.Module) -> dict[str, float]:
         """Return the share of right answers about the whole, on items that are not reported."""
@@ -116,11 +127,17 @@ def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[
         if not result.finished:
             raise SystemExit("Stopped: run it again to continue.")
         system = cast("System", load_system(result.checkpoint))
-        points = curve(read_metrics(Path(folder) / "run" / "metrics.jsonl"))
+        return system, curve(read_metrics(Path(folder) / "run" / "metrics.jsonl"))
+
+
+def run_cell(task_name: str, arm: str, seed: int, learning_rate: float) -> dict[str, Any]:
+    """Train one arm, let it answer, and return its record."""
+    task = TASKS[task_name]
+    begin = time.perf_counter()
+    system, points = trained(task_name, arm, seed, learning_rate)
     items = [task.item(HELD_OUT_SEED - 1, number) for number in range(NUM_ITEMS)]
-    given = list(answer(system, items))
-    scores = task.score(items, given)
-    num_ticks = data.num_ticks(system.layout)
+    scores = task.score(items, list(answer(system, items)))
+    num_ticks = TaskData(task=task).num_ticks(system.layout)
     return {
         "task": task_name,
         "arm": arm,
