@@ -40,7 +40,7 @@ def reinforce_run(
         data: Questions and rewards.
         num_steps: Number of steps.
         questions: Number of questions of a step.
-        lr: Learning rate, which is constant.
+        lr: Learning rate, constant after ten steps of warm-up.
         seed: Seed of the solutions.
     """
     data = data or RewardedData(task=Reasoning())
@@ -54,7 +54,7 @@ def reinforce_run(
             seed=seed,
             precision="float32",
             optimizer=OptimizerConfig(lr=lr, weight_decay=0.0),
-            schedule=ScheduleConfig(warmup_steps=0, final_ratio=1.0),
+            schedule=ScheduleConfig(warmup_steps=10, final_ratio=1.0),
             fine_tune=FineTuneConfig(init_from=init_from),
         ),
     )

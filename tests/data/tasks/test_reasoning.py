@@ -1,5 +1,6 @@
 """Reasoning items are pure, sound, balanced and checked step by step, and their knobs are exact."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import asdict, replace
@@ -18,7 +19,9 @@ from counterpoint.data.tasks.reasoning.item import (
 )
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
+from tests.test_architecture import ROOT
 
+PUBLISHED = ROOT / "docs" / "results" / "reasoning_floors.json"
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -111,6 +114,19 @@ def test_the_oracle_solves_what_a_part_does_not(name: str) -> None:
     assert found["part"]["answer"] < 0.6
 
 
+@each_family
+def test_published_floors_are_what_is_computed(name: str) -> None:
+    """The table's own seed and first items give the table's own check."""
+    published = json.loads(PUBLISHED.read_text())["families"][name]
+    found = floors(Reasoning(families=(name,)), 100, seed=0)
+    rounded = {
+        policy: {kind: round(value, 3) for kind, value in scores.items()}
+        for policy, scores in found.items()
+    }
+    assert rounded == published["first 100"]
+    assert published["floors"]["oracle"] == {"answer": 1.0}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -182,7 +198,7 @@ def test_diversity_and_length_are_what_is_asked() -> None:
     assert len(forms) <= 8  # operations x shapes: only the digits differ
     longest = made(replace(task, longest_of=5), 60)
     each = [items[5 * place : 5 * place + 5] for place in range(60)]
-    assert longest == [max(some, key=lambda item: len(item.text)) for some in each]
+    assert longest == [max(some, key=lambda item: len(item.solution)) for some in each]
 
 
 def test_unique_items_repeat_and_folds_are_disjoint() -> None:

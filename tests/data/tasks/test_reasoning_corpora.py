@@ -70,7 +70,8 @@ def test_the_longest_are_items_of_the_large_corpus() -> None:
     assert longest.unique == LARGE // 50
     some = [large.item(0, number) for number in range(50, 100)]
     assert longest.item(0, 1) in some
-    assert len(longest.item(0, 1).text) == max(len(item.text) for item in some)
+    solutions = [item.solution for item in some if isinstance(item, ReasoningItem)]
+    assert len(longest.item(0, 1).solution) == max(map(len, solutions))
 
 
 def test_the_union_has_every_item_of_both_once() -> None:

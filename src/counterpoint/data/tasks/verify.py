@@ -84,10 +84,17 @@ class TimedVerifier:
         self._process.start()
         other_end.close()
         # Imports do not count as time of a call.
-        if not self._pipe.poll(_START_S):
-            self.close()
-            raise OSError(f"The process of a verifier must start within {_START_S:.0f} s.")
-        self._pipe.recv()
+        try:
+            if self._pipe.poll(_START_S):
+                self._pipe.recv()
+                return
+        except EOFError:  # it has ended; the reason stands on stderr
+            pass
+        self.close()
+        raise OSError(
+            f"The process of a verifier must start within {_START_S:.0f} s: it has not. The "
+            "verifier must be a function that a new process can import."
+        )
 
 
 def _serve(verify: Verifier, pipe: Any) -> None:

@@ -5,7 +5,7 @@ quality, length, number of items and repetition change together. The controls ch
 
 Source: Front-Loading Reasoning (arXiv:2510.03264), section 2: a corpus of 268 million short
 examples in many domains, 1.2 million examples with long answers of a strong teacher (0.4 % of the
-first), their union, and the longest 2 % of the first.
+first), their union, and the 2 % of the first with the longest answers.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ def corpora(num_items: int = 1_000_000) -> dict[str, ReasoningTask]:
     * "small good": three families in the paper's shares of 71, 21 and 8 %, two templates; longer,
       complete and right; 0.4 % as many items, so that they repeat.
     * "union": all items of both.
-    * "longest": the longest one of every 50 items of "large noisy".
+    * "longest": the item with the longest solution of every 50 of "large noisy".
     * "large noisy, few": as many items as "small good".
     * "small good, many": as many items as "large noisy".
     * "large good": as diverse as "large noisy", without its faults.

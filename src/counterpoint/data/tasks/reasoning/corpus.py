@@ -64,7 +64,7 @@ class Reasoning(ExactMatch):
         step_errors: Share of the written steps with a wrong result, from which the item goes on.
         skipped_steps: Share of the steps that are not written; 1 leaves only the answer.
         unique: Number of different items for training, after which they repeat; 0 is no limit.
-        longest_of: Take only the longest one of so many items.
+        longest_of: Take only the item with the longest solution of so many.
         most_symbols: Largest number of symbols of an item; longer ones are drawn again.
         folds: Folds of the questions for training, from 1 to 7.
     """
@@ -130,7 +130,7 @@ class Reasoning(ExactMatch):
             number %= self.unique
         first = number * self.longest_of
         some = (self._one(seed, first + place) for place in range(self.longest_of))
-        return max(some, key=lambda item: len(item.text))
+        return max(some, key=lambda item: len(item.solution))
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return policies by name; "part" knows a part of the statement; see `Family.guess`."""
