@@ -14,7 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.tasks.verify import Verified
 from counterpoint.data.text.corpus import DataConfig, Folder, HubDataset, Parquet, Source
 from counterpoint.data.token_deal import MemberWeight
 from counterpoint.errors import UserError
@@ -22,6 +25,7 @@ from counterpoint.evaluate.report.run_report import write_run_report
 from counterpoint.recipes.phased import Phase, placed
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import sketch
+from counterpoint.train import rewarded
 from counterpoint.train.checkpoint import checkpoint_paths, read_manifest
 from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.optimizer import lr_ratio
@@ -33,6 +37,9 @@ from counterpoint.train.phases import (
     step_lr_ratio,
     with_phase_steps,
 )
+from counterpoint.train.record import Record, StepNumbers, TrainState
+from counterpoint.train.reinforce import GroupConfig
+from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.run import from_json, to_json
 from tests.train.phased import ledger_of, phased, phases, sources, train_phased
 from tests.train.tiny import rows, states_equal
@@ -272,3 +279,67 @@ def test_folders_and_parquet_files_are_sources_by_name(tmp_path: Path) -> None:
     other = DataConfig(source=read["notes"], tokenizer="other.json", **shared)
     with pytest.raises(UserError, match=r"one tokenizer: got \['bytes', 'other.json'\]"):
         phased(sources=[*found, PhaseSource(name="other", data=other)], phases=[phase])
+
+
+def rewarded_phases() -> list[Phase]:
+    """Pre-training, and reinforcement whose reward is never certain."""
+    task = Reasoning(families=("listops",), operations=(1, 1), most_symbols=80)
+    group = GroupConfig(group_size=4, most_ticks=40, kl_weight=0.1, patience=50)
+    questions = RewardedData(task=task, group=group)
+    return [
+        replace(phases()[0], tokens=1300),
+        Phase(
+            name="rl",
+            rewarded=questions,
+            num_steps=4,
+            schedule=ScheduleConfig(warmup_steps=0, final_ratio=1.0),
+            reset_optimizer=True,
+        ),
+    ]
+
+
+class Lenient:
+    """Rewards odd lengths, so that a model without knowledge has something to learn."""
+
+    def __call__(self, item: Item, text: str) -> Verified:
+        return Verified(reward=float(len(text) % 2))
+
+
+def test_reinforcement_is_a_phase_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of it: the model before it, beside which it is held, is kept."""
+    monkeypatch.setattr(rewarded, "TimedVerifier", lambda verify, limit_s: Lenient())
+    whole = train_phased(tmp_path / "whole", phases=rewarded_phases())
+    first = whole.counters.step - 4
+    old = Record.step
+
+    def step(self: Record, state: TrainState, numbers: StepNumbers) -> None:
+        old(self, state, numbers)
+        if state.counters.step == first + 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train_phased(tmp_path / "stopped", phases=rewarded_phases())
+    monkeypatch.setattr(Record, "step", old)
+    result = train_phased(tmp_path / "stopped", phases=rewarded_phases())
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    assert ledger_of(result) == ledger_of(whole)
+    weights = [load_file(r.checkpoint / "weights.safetensors") for r in (result, whole)]
+    assert states_equal(*weights)
+    kl = [row["terms"]["kl"] for row in rows(tmp_path / "whole") if "kl" in row.get("terms", {})]
+    assert len(kl) == 4
+    assert kl[0] == pytest.approx(0, abs=1e-6)  # the reference is the model before the phase
+    assert kl[-1] > 0
+    entry = ledger_of(whole)[-1]
+    assert (entry["phase"], entry["source"], entry["rows"]) == ("rl", "rollouts", 16)
+    assert entry["targets"] > 0
+
+
+def test_rewarded_phases_read_nothing() -> None:
+    good = rewarded_phases()[1]
+    with pytest.raises(UserError, match="must have `num_steps` if, and only if, it is rewarded"):
+        phased(phases=[replace(good, num_steps=0)])
+    with pytest.raises(UserError, match="must read nothing, because it is rewarded: got 5 tokens"):
+        phased(phases=[replace(good, tokens=5)])

@@ -102,11 +102,3 @@ def true_bits(system: Any, items: Sequence[ReasoningItem]) -> list[float]:
     part = system.layout.part.name
     nats = target_nats(system(batch)[part], batch.targets[part])
     return [float(row) / math.log(2) for row in nats.sum(1)]
-
-
-def pass_at(num_samples: int, num_right: int, k: int) -> float:
-    """Return the unbiased estimate of the chance that one of ``k`` solutions is right.
-
-    Source: Chen et al., Evaluating large language models trained on code (arXiv:2107.03374).
-    """
-    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)

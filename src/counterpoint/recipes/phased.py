@@ -1,4 +1,4 @@
-"""Runs of several phases, such as pre-training and supervised fine-tuning."""
+"""Runs of several phases, such as pre-training, supervised fine-tuning and reinforcement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from counterpoint.errors import UserError
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.phases import PhaseData, PhasedData, PhaseSource
+from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.run import Run
 
 PLACEMENTS = {"uniform": (0.0, 1.0), "first": (0.0, 0.4), "last": (0.6, 1.0)}
@@ -23,6 +24,8 @@ class Phase:
         name: Its name.
         tokens: Number of tokens: it ends with the batch that reaches it.
         weights: Shares of the tokens, by source and part of the phase.
+        rewarded: Questions of a phase of reinforcement, which reads nothing else.
+        num_steps: Number of steps of a phase of reinforcement.
         row_ticks: Number of ticks of a row; ``None`` keeps that of each source.
         trained: Tokens that carry a loss: "all", the "answer", or the "spans" kept with each
             sample, except its prompt.
@@ -32,8 +35,10 @@ class Phase:
     """
 
     name: str
-    tokens: int
-    weights: tuple[MemberWeight, ...]
+    tokens: int = 0
+    weights: tuple[MemberWeight, ...] = ()
+    rewarded: RewardedData | None = None
+    num_steps: int = 0
     row_ticks: int | None = None
     trained: Trained = "all"
     schedule: ScheduleConfig | None = None
@@ -71,6 +76,8 @@ def phased_run(
                 weights=phase.weights,
                 row_ticks=phase.row_ticks,
                 trained=phase.trained,
+                rewarded=phase.rewarded,
+                num_steps=phase.num_steps,
             )
             for phase in phases
         ),

@@ -5,6 +5,7 @@ from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.runtime.rollouts import roll_out
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.train.config import FineTuneConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.phases import PhasedBatches
 from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.rollout_source import RolloutSource
 from counterpoint.train.run import Run
@@ -15,8 +16,9 @@ def connected(source: BatchSource) -> BatchSource:
 
     Training knows no sessions, so the function that runs them is handed to the source here.
     """
-    if isinstance(source, RolloutSource):
-        source.roll_out = roll_out
+    for part in source.parts if isinstance(source, PhasedBatches) else [source]:
+        if isinstance(part, RolloutSource):
+            part.roll_out = roll_out
     return source
 
 

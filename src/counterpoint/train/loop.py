@@ -23,7 +23,7 @@ from counterpoint.train.distributed import current_world, gathered, sync_gradien
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.optimizer import KindOptimizers, warm_up_note
-from counterpoint.train.phases import begins_anew, phase_name, step_lr_ratio
+from counterpoint.train.phases import PhasedBatches, begins_anew, phase_name, step_lr_ratio
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter
@@ -119,6 +119,12 @@ class Trainer:
         self.objective: Objective = (
             loader.objective if isinstance(loader, HasObjective) else self.contract
         )
+
+    def enter(self, folder: Path) -> None:
+        """Begin the phase of the next step, which may have a loss of its own."""
+        if isinstance(self.loader, PhasedBatches):
+            self.loader.enter(self.state.counters.step, folder)
+            self.objective = self.loader.objective
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's type."""
@@ -365,6 +371,7 @@ def _run(
                 record.evaluation(counters, evaluation)
         if stopped or counters.step >= config.num_steps:
             break
+        trainer.enter(record.folder)
         try:
             step = trainer.step(stop)
         except DivergedError as problem:

@@ -1,24 +1,27 @@
 """Phases: one run that learns from changing data with changing settings, and resumes anywhere.
 
-`counterpoint.recipes.phased.phased_run` makes a `Run` of phases such as pre-training and supervised
-fine-tuning. Each phase says how many tokens are read, in which shares from which sources, in rows
-of which length, which tokens carry a loss, and what becomes of the learning rate and of the
-optimiser. Sources are any data of one form by name: folders, parquet files and data sets of text,
-or items of tasks. The rows of all phases are dealt before the first step
+`counterpoint.recipes.phased.phased_run` makes a `Run` of phases such as pre-training, supervised
+fine-tuning and reinforcement. Each phase says how many tokens are read, in which shares from which
+sources, in rows of which length, which tokens carry a loss, and what becomes of the learning rate
+and of the optimiser. Sources are any data of one form by name: folders, parquet files and data sets
+of text, or items of tasks. The rows of all phases are dealt before the first step
 (`counterpoint.data.token_deal`), so the number of steps follows from the tokens. What was read is
-counted in the run's ledger (`counterpoint.train.ledger`).
+counted in the run's ledger (`counterpoint.train.ledger`). A phase of reinforcement has a number of
+steps instead, because the model writes its tokens (`counterpoint.train.rewarded`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from torch import nn
 
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import Mixture, SingleRows
-from counterpoint.data.source import DataSource, HeldOutUnits, PreparedSource
+from counterpoint.data.source import BatchSource, DataSource, HeldOutUnits, PreparedSource
 from counterpoint.data.tasks.items import Trained
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.corpus import DataConfig
@@ -30,6 +33,8 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.optimizer import lr_ratio
+from counterpoint.train.rewarded import RewardedData
+from counterpoint.train.rollout_source import ROLLOUTS, RolloutSource
 
 BYTES = "bytes"
 """Tokenizer of the items of tasks."""
@@ -84,15 +89,32 @@ class PhaseData:
         weights: Shares of the tokens, by source and part of the phase.
         row_ticks: Number of ticks of a row; ``None`` keeps that of each source.
         trained: Tokens that carry a loss; see `Shapeable.shaped`.
+        rewarded: Questions that the model answers, in a phase of reinforcement, which reads nothing
+            else.
+        num_steps: Number of steps of a phase of reinforcement.
     """
 
     name: str
-    tokens: int
-    weights: tuple[MemberWeight, ...]
+    tokens: int = 0
+    weights: tuple[MemberWeight, ...] = ()
     row_ticks: int | None = None
     trained: Trained = "all"
+    rewarded: RewardedData | None = None
+    num_steps: int = 0
 
     def __post_init__(self) -> None:
+        if (self.rewarded is not None) != (self.num_steps > 0):
+            raise UserError(
+                f"Phase {self.name!r} must have `num_steps` if, and only if, it is rewarded: got "
+                f"{self.num_steps} steps."
+            )
+        if self.rewarded is not None:
+            if self.tokens or self.weights:
+                raise UserError(
+                    f"Phase {self.name!r} must read nothing, because it is rewarded: got "
+                    f"{self.tokens} tokens and {len(self.weights)} weights. Leave them out."
+                )
+            return
         if self.tokens < 1:
             raise UserError(f"Phase {self.name!r} must have data: `tokens` is {self.tokens}.")
         for begin, end in pieces(self.weights):
@@ -137,7 +159,9 @@ class PhasedData:
 
     def fits(self, layout: Layout) -> bool:
         """Return whether a system reads all sources; see `DataSource.fits`."""
-        return all(source.data.fits(layout) for source in self.sources)
+        rewarded = [phase.rewarded for phase in self.phases if phase.rewarded is not None]
+        read = [source.data for source in self.sources]
+        return all(data.fits(layout) for data in (*read, *rewarded))
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks of the longest row; see `DataSource.num_ticks`."""
@@ -147,6 +171,8 @@ class PhasedData:
 
     def of(self, phase: PhaseData) -> dict[str, DataSource]:
         """Return the sources of a phase, in the rows of the phase, by name."""
+        if phase.rewarded is not None:
+            return {ROLLOUTS: phase.rewarded}
         used = {one.member for one in phase.weights if one.weight > 0}
         return {
             source.name: _shaped(source, phase) for source in self.sources if source.name in used
@@ -223,16 +249,20 @@ class PreparedPhases:
             )
             for source in self.data.sources
         }
-        mixtures = []
+        parts: list[tuple[BatchSource, int]] = []
         for phase, sources in zip(self.data.phases, self.by_phase, strict=True):
+            if phase.rewarded is not None:
+                source = sources[ROLLOUTS].batches(batch_rows, seed, rank, world_size)
+                parts.append((source, phase.num_steps))
+                continue
             loaders = {name: _loader(name, own, seed) for name, own in sources.items()}
             hands = {name: (cursors[name], loader) for name, loader in loaders.items()}
             deal = TokenDeal(
                 phase.name, phase.tokens, phase.weights, hands, batch_rows, rank, world_size
             )
             members = {name: SingleRows(loader) for name, loader in loaders.items()}
-            mixtures.append((Mixture(members, deal), deal.num_steps))
-        return PhasedBatches(mixtures)
+            parts.append((Mixture(members, deal), deal.num_steps))
+        return PhasedBatches(parts)
 
     def held_out_units(self) -> "JoinedUnits | None":
         """Return the held-out units of the sources that are measured; ``None`` without any."""
@@ -263,18 +293,52 @@ class PhasedBatches:
     """The batches of several phases, one after another; a `BatchSource`.
 
     Attributes:
+        parts: Source of the batches of each phase.
         num_steps: Number of steps of each phase.
     """
 
-    def __init__(self, phases: Sequence[tuple[Mixture, int]]) -> None:
-        self._mixtures = [mixture for mixture, _ in phases]
+    def __init__(self, phases: Sequence[tuple[BatchSource, int]]) -> None:
+        self.parts = [part for part, _ in phases]
         self.num_steps = tuple(steps for _, steps in phases)
         self._ends = list(accumulate(self.num_steps))
+        self._model: nn.Module | None = None
+        self._entered = -1
+
+    def attach(self, model: nn.Module) -> None:
+        """Store the model, which is given to each phase that asks for it when the phase begins."""
+        self._model = model
+
+    @property
+    def objective(self) -> Any:
+        """The loss of the current phase: that of the model itself, or that of its rewards."""
+        part = self.parts[max(self._entered, 0)]
+        return part.objective if isinstance(part, RolloutSource) else self._model
+
+    def enter(self, step: int, folder: Path) -> None:
+        """Begin the phase of a step, or go on with it in another call, before its batch is read.
+
+        Args:
+            step: The next step.
+            folder: Folder of the run: the model with which a phase of reinforcement begins, from
+                which it must not go far, is kept there.
+
+        Raises:
+            UserError: That model is needed and cannot be read.
+        """
+        phase = phase_at(self._ends, step)
+        if phase == self._entered:
+            return
+        self._entered = phase
+        part = self.parts[phase]
+        if isinstance(part, RolloutSource) and self._model is not None:
+            part.attach(self._model)
+            begins = step == self._ends[phase] - self.num_steps[phase]
+            part.keep_reference(folder / f"reference_{phase}.safetensors", begins)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step of the run, counted from 0."""
         phase = phase_at(self._ends, step)
-        return self._mixtures[phase].batch(step - self._ends[phase] + self.num_steps[phase])
+        return self.parts[phase].batch(step - self._ends[phase] + self.num_steps[phase])
 
 
 class JoinedUnits:

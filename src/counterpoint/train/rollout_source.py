@@ -168,6 +168,30 @@ class RolloutSource:
             reference = copy.deepcopy(system).eval().requires_grad_(False)
         self._objective = GroupObjective(system, self.config, reference)
 
+    def keep_reference(self, path: Path, begins: bool) -> None:
+        """Keep the reference for later calls, or take the kept one instead of the attached model.
+
+        Args:
+            path: File of its weights.
+            begins: Whether the training begins: then the attached model is the reference.
+
+        Raises:
+            UserError: The file is needed and there is none.
+        """
+        reference = self.objective.reference
+        if reference is None:
+            return
+        if begins:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, dict(reference.state_dict()))
+            return
+        if not path.is_file():
+            raise UserError(
+                f"{path} must hold the model with which reinforcement began: there is no such "
+                "file. Begin the run in another folder."
+            )
+        reference.load_state_dict(load_file(path))
+
     @property
     def objective(self) -> GroupObjective:
         """The loss of the batches; see `counterpoint.train.loop.HasObjective`."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from counterpoint.data.tasks.verify import pass_at_k
 from counterpoint.evaluate.report.grid_rows import SIGNIFICANT, ScoreCounts
-from counterpoint.evaluate.solutions import pass_at
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio, holm
 
 RESAMPLES = 5000
@@ -150,10 +150,7 @@ def _passes(records: Sequence[Mapping[str, Any]]) -> str:
     if not count:
         return "-"
     right = [number for one in records for number in one["sampled_right"]]
-    return ", ".join(
-        f"{100 * float(np.mean([pass_at(count, number, k) for number in right])):.1f}"
-        for k in (1, count)
-    )
+    return ", ".join(f"{100 * pass_at_k(right, count, k):.1f}" for k in (1, count))
 
 
 def _families(
