@@ -33,6 +33,10 @@ Content = Mapping[str, Shaped[Tensor, "B T _K ..."]]
 """For each stream, a tensor with one entry for every element slot of its ticks, empty or not."""
 
 
+class NoRoomError(UserError):
+    """A row has more elements than its sequence has places."""
+
+
 class Interleaving(NamedTuple):
     """The order of the sequences of a batch.
 
@@ -227,6 +231,7 @@ def interleave(
     Raises:
         UserError: The streams do not cover the same ticks, a continuous stream is irregular, or a
             stream of ``behind`` comes later in a frame than a stream that is only read.
+        NoRoomError: A row needs more places.
         KeyError: The layout does not have a stream.
     """
     behind = behind or {}
@@ -236,8 +241,8 @@ def interleave(
     written = {s.name: _present(behind[s.name]) for s in layout.streams if s.name in behind}
     stands = _real(torch.cat(list(read.values()), 2), lengths)
     frames = torch.cat([stands, *_at_ends(written, starts)], 2)
-    if num_places is None:
-        num_places = _room(frames, stands.shape[2])
+    num_places = _room(frames, stands.shape[2]) if num_places is None else num_places
+    _check_room(frames, num_places)
     source, at = _sequences(frames, num_places)
     first_of_tick = _count_before(frames.sum(2))
     first = first_of_tick.gather(1, starts)
@@ -309,6 +314,18 @@ def _room(frames: Bool[Tensor, "B T E"], num_read: int) -> int:
     if num_slots == num_read or is_traced():
         return num_ticks * num_slots
     return max(num_ticks * num_read, int(frames.flatten(1).sum(1).max()))
+
+
+def _check_room(frames: Bool[Tensor, "B T E"], num_places: int) -> None:
+    if frames.device.type != "cpu" or is_traced():
+        return  # on a GPU its kernel complains, and nothing waits for it
+    counts = frames.flatten(1).sum(1)
+    if len(counts) and int(counts.max()) > num_places:
+        row = int(counts.argmax())
+        raise NoRoomError(
+            f"Every row must fit into {num_places} places: row {row} has {int(counts[row])} "
+            "elements."
+        )
 
 
 def _sequences(

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from counterpoint.streams.interleave import Interleaving, interleave
+from counterpoint.errors import UserError
+from counterpoint.streams.interleave import Interleaving, NoRoomError, interleave
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.tracing import is_traced
 
@@ -70,20 +71,29 @@ class Turns:
             num_read: As in `interleave`; ``None`` for whole rows.
             lengths: As in `interleave`.
             document_start: As in `interleave`.
+
+        Raises:
+            UserError: A row has more turns than it has room for.
         """
         order = [n for n in (self.speaker, HANDOVER, self.steady) if n in names and n in elements]
         streams = (Stream(name=name, role=Role.PART, vocab_size=1) for name in order)
         behind = {} if behind is None else behind
         own = {name: elements[name] for name in order}
-        return interleave(
-            Layout(streams=tuple(streams)),
-            own,
-            num_read=num_read,
-            lengths=lengths,
-            document_start=document_start,
-            behind={name: behind[name] for name in order if name in behind},
-            num_places=self._num_places(own, live=num_read is not None),
-        )
+        try:
+            return interleave(
+                Layout(streams=tuple(streams)),
+                own,
+                num_read=num_read,
+                lengths=lengths,
+                document_start=document_start,
+                behind={name: behind[name] for name in order if name in behind},
+                num_places=self._num_places(own, live=num_read is not None),
+            )
+        except NoRoomError as error:
+            raise UserError(
+                f"{error} There is room for one turn in every `turn_ticks` = {self.turn_ticks} "
+                "ticks: make it smaller, or the turns fewer."
+            ) from None
 
     def num_turns(self, num_ticks: int, *, live: bool = False) -> int:
         """Return the largest number of turns in so many ticks; whole rows may end with one more."""

@@ -164,7 +164,7 @@ def tiny() -> HdLMConfig:
 
 
 def small() -> HdLMConfig:
-    """Return a model of about 25M parameters."""
+    """Return a model of about 27M parameters."""
     return HdLMConfig(
         tower=TowerConfig(width=512, num_layers=8, num_heads=8, mlp_hidden=1376, window=1024),
         coarse_layer=4,

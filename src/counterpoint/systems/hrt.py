@@ -130,7 +130,7 @@ class HRTConfig(SystemConfig):
 
 
 def tiny() -> HRTConfig:
-    """Return a model of 2.0M parameters, which trains on a laptop in two minutes."""
+    """Return a model of 2.8M parameters, which trains on a laptop in two minutes."""
     return HRTConfig(
         levels=(
             TowerConfig(width=112, num_layers=4, num_heads=4, mlp_hidden=304, window=32),
@@ -143,7 +143,7 @@ def tiny() -> HRTConfig:
 
 
 def small() -> HRTConfig:
-    """Return a model of about 25M parameters."""
+    """Return a model of about 47M parameters."""
     return HRTConfig(
         levels=(
             TowerConfig(width=384, num_layers=6, num_heads=6, mlp_hidden=1024, window=256),

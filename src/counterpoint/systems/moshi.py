@@ -163,7 +163,7 @@ def two_speakers(num_acoustic: int, semantic_weight: float = 100.0) -> tuple[Aud
 
 
 def tiny() -> MoshiConfig:
-    """Return a model of 2M parameters: two speakers with four codebooks each, both predicted."""
+    """Return a model of 1.9M parameters: two speakers with four codebooks each, both predicted."""
     return MoshiConfig(
         temporal=TowerConfig(
             width=128, num_layers=4, num_heads=4, mlp_hidden=344, window=64, norm_epsilon=1e-8

@@ -28,7 +28,7 @@ def load_preset(name: str) -> SystemConfig:
             f"A preset must belong to one of {', '.join(SYSTEMS)}: got {name!r}. "
             f"{nearest(system, SYSTEMS)}"
         )
-    known = _presets(system)
+    known = preset_functions(system)
     if preset not in known:
         raise UserError(
             f"A preset of {system} must be one of {', '.join(known)}: got {preset!r}. "
@@ -37,7 +37,7 @@ def load_preset(name: str) -> SystemConfig:
     return known[preset]()
 
 
-def _presets(system: str) -> dict[str, Callable[[], SystemConfig]]:
+def preset_functions(system: str) -> dict[str, Callable[[], SystemConfig]]:
     """Return the functions of a module that take no arguments and return a config, by name."""
     module = importlib.import_module(f"counterpoint.systems.{system}")
     found: dict[str, Callable[[], SystemConfig]] = {}

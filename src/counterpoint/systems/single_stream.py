@@ -70,14 +70,14 @@ def tiny() -> SingleStreamConfig:
 
 
 def small() -> SingleStreamConfig:
-    """Return a model of about 25M parameters."""
+    """Return a model of about 26M parameters."""
     return SingleStreamConfig(
         tower=TowerConfig(width=512, num_layers=8, num_heads=8, mlp_hidden=1376, window=1024)
     )
 
 
 def base() -> SingleStreamConfig:
-    """Return a model of about 150M parameters."""
+    """Return a model of about 152M parameters."""
     return SingleStreamConfig(
         tower=TowerConfig(width=1024, num_layers=12, num_heads=16, mlp_hidden=2752, window=2048)
     )

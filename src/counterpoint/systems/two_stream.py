@@ -88,7 +88,7 @@ def small() -> TwoStreamConfig:
 
 
 def base() -> TwoStreamConfig:
-    """Return a model of about 150M parameters."""
+    """Return a model of about 149M parameters."""
     return TwoStreamConfig(
         part=TowerConfig(width=640, num_layers=8, num_heads=10, mlp_hidden=1712, window=256),
         whole=TowerConfig(width=1152, num_layers=6, num_heads=18, mlp_hidden=3072, window=1024),
