@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from counterpoint.blocks import multi_token_attention_lifted as lifted_module
 from counterpoint.blocks import multi_token_attention_rows as rows_module
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.multi_token_attention import MultiTokenAttention, MultiTokenConfig
+from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_retrofit import retrofit
 from counterpoint.blocks.multi_token_attention_rows import Kernels, RowReach, attend_chunked
@@ -158,6 +160,51 @@ def test_the_chunked_form_and_its_gradient_are_those_of_the_naive_form(
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@every_pair
+def test_the_lifted_form_and_its_gradient_are_those_of_the_naive_form(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifted_module, "CHUNK_ROWS", 24)
+    num_steps, num_groups = 50, case["num_kv_heads"] or 4
+    q = torch.randn(2, 4, num_steps, 2, dtype=torch.float64)
+    k, v = torch.randn(2, 2, num_groups, num_steps, 2, dtype=torch.float64).unbind()
+    kernels = random_kernels(case)
+    start = starts(2, num_steps, case["packed"])
+    inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
+    for one in inputs:
+        one.requires_grad_()
+    found = attend_lifted(q, k, v, kernels, start)
+    expected = attend_naively(q, k, v, kernels, start)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    grad = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["naive", "lifted"])
+@torch.no_grad()
+def test_a_tower_computes_the_same_in_every_form(form: Any) -> None:
+    case = {"conv_before": True, "conv_after": True, "kernel": (6, 11), "window": 60}
+    tower = tower_of(case, num_layers=2)
+    other = Tower(replace(tower.config, mixer=config_of(case, form=form))).double()
+    other.load_state_dict(tower.state_dict())
+    x = torch.randn(2, 60, 16, dtype=torch.float64)
+    reach = tower.reach(starts(2, 60, packed=True))
+    torch.testing.assert_close(other(x, reach), tower(x, reach), rtol=0, atol=1e-10)
+
+
+def test_the_lifted_form_needs_rows_that_fit_the_window() -> None:
+    case = {"kernel": (2, 3), "window": 12}
+    tower = tower_of(case, form="lifted")
+    x = torch.randn(1, 13, 16, dtype=torch.float64)
+    with pytest.raises(UserError, match="must fit the window of 12 steps: got 13"):
+        tower(x, tower.reach(starts(1, 13, packed=False)))
 
 
 @every_pair

@@ -31,6 +31,11 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.mixer import MixerShape
+from counterpoint.blocks.multi_token_attention_lifted import (
+    Core,
+    attend_lifted,
+    attend_with_band,
+)
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import (
     Edge,
@@ -52,7 +57,7 @@ from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.tracing import is_traced
 
 HeadNorm = Literal["none", "plain", "gate", "depth"]
-RowForm = Literal["chunked", "naive"]
+RowForm = Literal["chunked", "naive", "lifted", "fused"]
 
 
 class MultiTokenState(NamedTuple):
@@ -120,6 +125,8 @@ class MultiTokenConfig:
         num_kv_heads: See `AttentionConfig`.
         rope: Rotary frequencies.
         form: How whole rows are computed. ``"naive"`` is the definition, with all pairs in memory.
+            ``"lifted"`` consists of matrix products; ``"fused"`` is the same in kernels for a GPU.
+            These two need a window as long as the rows.
     """
 
     conv_before: bool = True
@@ -373,9 +380,18 @@ class MultiTokenAttention(nn.Module):
         return y
 
     def _read_whole(self, q: Tensor, k: Tensor, v: Tensor, reach: RowReach) -> Tensor:
-        if self.config.form == "naive":
+        form = self.config.form
+        if form == "naive":
             return attend_naively(q, k, v, self.kernels, reach.start)
-        return attend_chunked(q, k, v, self.kernels, reach)
+        if form == "chunked":
+            return attend_chunked(q, k, v, self.kernels, reach)
+        if q.shape[2] > reach.window:
+            raise UserError(
+                f"With `form` {form!r}, whole rows must fit the window of {reach.window} steps: "
+                f"got {q.shape[2]}. Use 'chunked'."
+            )
+        core = attend_with_band if form == "lifted" else _fused_core()
+        return attend_lifted(q, k, v, self.kernels, reach.start, core)
 
     def _read_ring(
         self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState
@@ -405,6 +421,13 @@ class MultiTokenAttention(nn.Module):
         if kernels.conv_after is not None:
             weights = _convolved_tick(weights, kernels.conv_after, rings[1], reach)
         return weighted(weights, v, kernels, reach.rows)
+
+
+def _fused_core() -> Core:
+    """Return the kernels; Triton is imported only where they are used."""
+    from counterpoint.blocks.multi_token_attention_fused import attend_fused
+
+    return attend_fused
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:

@@ -27,7 +27,7 @@ from counterpoint.streams.clock import Span, span_mask
 from counterpoint.tracing import is_traced
 
 WHOLE_ROWS = 64
-"""Seen of up to so many steps are one chunk."""
+"""Rows of up to so many steps are one chunk."""
 
 CHUNK_ROWS = 32
 """Queries of a chunk. 2,048 steps, 16 heads of 64, one thread: 32 took 453 ms, 128 took 569 ms."""
@@ -94,7 +94,7 @@ class Seen(NamedTuple):
 
 
 Above = tuple[Tensor | None, ...]
-"""Seen before a chunk that the convolutions before and after the softmax read: (B, H, h, K)."""
+"""Rows before a chunk that the convolutions before and after the softmax read: (B, H, h, K)."""
 
 
 def read_rows(

@@ -1,0 +1,54 @@
+"""A program: the kernels of Multi-Token Attention in Triton's interpreter, beside the naive form.
+
+It needs a process of its own, in which TRITON_INTERPRET is set before Triton is imported.
+"""
+
+import sys
+
+import torch
+
+from counterpoint.blocks.multi_token_attention_fused import attend_fused
+from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
+from counterpoint.blocks.multi_token_attention_reference import attend_naively
+from counterpoint.blocks.multi_token_attention_rows import Kernels
+
+
+def drawn(*size: int) -> torch.Tensor:
+    return (0.3 * torch.randn(size)).requires_grad_()
+
+
+def kernels_of(name: str) -> Kernels:
+    """Small kernels, and maps of two heads."""
+    return {
+        "plain": Kernels(),
+        "conv_before": Kernels(conv_before=drawn(2, 2, 3)),
+        "conv_after": Kernels(conv_after=drawn(2, 2, 3)),
+        "mixing": Kernels(mix_before=drawn(1, 2, 2), mix_after=drawn(1, 2, 2)),
+        "all": Kernels(drawn(2, 3, 5), drawn(1, 2, 2), drawn(2, 3, 5), drawn(1, 2, 2)),
+    }[name]
+
+
+def main(name: str, num_steps: int) -> None:
+    torch.manual_seed(0)
+    kernels = kernels_of(name)
+    q = torch.randn(2, 2, num_steps, 6, requires_grad=True)
+    k, v = (torch.randn(2, 1, num_steps, 6, requires_grad=True) for _ in "kv")
+    start = torch.zeros(2, num_steps, dtype=torch.long)
+    start[1, 5:] = 5
+    start[1, 18:] = 18
+    inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
+    found = attend_lifted(q, k, v, kernels, start, attend_fused)
+    expected = attend_naively(q, k, v, kernels, start)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    sys.stdout.write(f"equal {name}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
