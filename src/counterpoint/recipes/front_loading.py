@@ -125,12 +125,12 @@ class FrontLoading:
     pretrain_tokens: int
     tuning_tokens: int
     share: float = 0.4
-    num_unique: int = 5000
+    num_unique: int = 3000
     small_share: float = 0.04
     tuning_lr_factor: float = 0.25
     operations: tuple[int, int] = (1, 2)
     row_ticks: int = 160
-    num_items: int = 32
+    num_items: int = 24
     num_samples: int = 2
     groups: tuple[Group, ...] = ("cross",)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -340,8 +340,8 @@ def front_loading() -> FrontLoading:
             optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.02),
             schedule=ScheduleConfig(warmup_steps=20),
         ),
-        pretrain_tokens=600_000,
-        tuning_tokens=60_000,
+        pretrain_tokens=300_000,
+        tuning_tokens=40_000,
     )
 
 
