@@ -127,6 +127,20 @@ def test_probabilities_hold_and_change_no_other_draw(prepared: PreparedUtterance
             assert torch.equal(scene.interruption.audio, forced.interruption.audio)
 
 
+def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -> None:
+    """Words of the phrases; without splicing and in other splits every text is two phrases."""
+    items = prepared.items("train")
+    words = {word for phrase in items.phrases for word in phrase.split()}
+    pairs = {f"{first} {second}" for first in items.phrases for second in items.phrases}
+    texts = [items.utterance(number).text for number in range(60)]
+    assert {word for text in texts for word in text.split()} <= words
+    assert sum(text in pairs for text in texts) < 20  # 0.3 x 0.3 of 60 are expected
+    natural = Items(replace(prepared.data, spliced=0.0), "train", prepared.codec, SPEAKER)
+    assert all(natural.utterance(number).text in pairs for number in range(20))
+    held_out = prepared.items("held_out")
+    assert held_out.utterance(0).text.startswith(held_out.phrases)
+
+
 def test_items_are_a_function_of_their_number(prepared: PreparedUtterances) -> None:
     again = Items(prepared.data, "train", prepared.codec, SPEAKER)
     first, second = (items.utterance(7) for items in (prepared.items("train"), again))

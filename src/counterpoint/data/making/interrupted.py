@@ -38,12 +38,13 @@ from counterpoint.speech.audio import resample
 from counterpoint.speech.augment import Range, echo
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.mels import LogMels
-from counterpoint.speech.voices import Speaker, Synthesizer, Voice
+from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
 _BREATH_S = 0.12
 _FEWEST_WORDS = 5
+_SPLICED_WORDS = (4, 8)
 _MOST_TRIES = 6000
 _LEAST_ROOM_S = 0.2
 
@@ -144,6 +145,8 @@ class InterruptedSpeech:
         codec: "codec2", or the path of Mimi's weights.
         num_bands: Number of mel bands of what is heard.
         num_phrases: Number of different phrases to learn from.
+        spliced: Share of the training phrases that are words in any order, cut from other phrases.
+            Without them a small model learns the phrases by heart, and no new one.
         num_items: Number of items to learn from.
         num_held_out: Number of items to measure on, with held-out phrases and sounds.
         vocab_size: Largest number of pieces of the tokeniser, which learns from the phrases.
@@ -157,6 +160,7 @@ class InterruptedSpeech:
     codec: str = "codec2"
     num_bands: int = 40
     num_phrases: int = 800
+    spliced: float = 0.7
     num_items: int = 1_000_000
     num_held_out: int = 64
     vocab_size: int = 400
@@ -216,22 +220,41 @@ class Items:
         breath = max(round(_BREATH_S * codec.frame_rate_hz), 1) * codec.frame_samples
         self._breath = self._coded("", torch.zeros(breath))
         self._phrases = dict[str, Utterance]()
+        self._words: list[tuple[str, Tensor]] = []
 
     def phrase(self, text: str) -> Utterance:
         """Return a phrase as it is spoken, from the cache if possible."""
         if text not in self._phrases:
-            said = self._speaker.speak(text, self.data.voice, self._codec.sample_rate).audio
-            missing = -len(said) % self._codec.frame_samples
-            self._phrases[text] = self._coded(text, F.pad(said, (0, missing)))
+            self._phrases[text] = self._coded(text, self._said(text).audio)
         return self._phrases[text]
 
+    def _said(self, text: str) -> Spoken:
+        return self._speaker.speak(text, self.data.voice, self._codec.sample_rate)
+
     def _coded(self, text: str, audio: Float[Tensor, " N"]) -> Utterance:
+        audio = F.pad(audio, (0, -len(audio) % self._codec.frame_samples))
         return Utterance(text, self._codec.encode(audio[None])[0], audio)
+
+    def _spliced(self, rng: random.Random) -> Utterance:
+        """Return words in any order, each cut from a phrase."""
+        if not self._words:
+            rate = self._codec.sample_rate
+            for spoken in map(self._said, self.phrases):
+                for word in spoken.words:
+                    sound = spoken.audio[round(word.start_s * rate) : round(word.end_s * rate)]
+                    if len(sound):
+                        self._words.append((word.text, sound))
+        chosen = [rng.choice(self._words) for _ in range(rng.randint(*_SPLICED_WORDS))]
+        return self._coded(" ".join(text for text, _ in chosen), torch.cat([s for _, s in chosen]))
 
     def utterance(self, number: int) -> Utterance:
         """Return the utterance of an item: two phrases, each encoded on its own, and a breath."""
         rng = self._rng(number, "text")
-        first, second = (self.phrase(rng.choice(self.phrases)) for _ in range(2))
+        share = self.data.spliced if self.split == "train" else 0.0
+        first, second = (
+            self._spliced(rng) if rng.random() < share else self.phrase(rng.choice(self.phrases))
+            for _ in range(2)
+        )
         parts = (first, self._breath, second)
         return Utterance(
             f"{first.text} {second.text}",
@@ -401,6 +424,7 @@ class PreparedUtterances:
         for split, items in self._items.items():
             lengths = [[len(sound) for sound in kind] for kind in items.sounds]
             how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
+            how.append(self.data.spliced)
             facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
             found[split] = json_digest(facts)
         return {"utterances": {"train": found.get("train", "")}}
