@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from record import finish
 from torch import Tensor
 
+from counterpoint.data.making.heard_scene import HeardConfig
 from counterpoint.data.making.interrupted import (
-    HeardConfig,
     InterruptedSpeech,
     Items,
     PreparedUtterances,

@@ -9,12 +9,10 @@ import pytest
 import soundfile
 import torch
 
+from counterpoint.data.making.heard_scene import HeardConfig, HeardScene, Placed
 from counterpoint.data.making.interrupted import (
-    HeardConfig,
-    HeardScene,
     InterruptedSpeech,
     Items,
-    Placed,
     PreparedUtterances,
 )
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.making.heard_scene import HeardConfig, HeardScene, draw_scene
 from counterpoint.data.making.order_wordings import Split
 from counterpoint.data.making.orders import draw_order
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
@@ -35,7 +36,7 @@ from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
 from counterpoint.progress import Progress
 from counterpoint.speech.audio import resample
-from counterpoint.speech.augment import Range, echo
+from counterpoint.speech.augment import echo
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.mels import LogMels
 from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice
@@ -46,77 +47,6 @@ _BREATH_S = 0.12
 _FEWEST_WORDS = 5
 _SPLICED_WORDS = (4, 8)
 _MOST_TRIES = 6000
-_LEAST_ROOM_S = 0.2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeardConfig:
-    """What may be heard while the model speaks. Values are drawn uniformly; levels are in dB.
-
-    Attributes:
-        noise: Probability of noise.
-        interruption: Probability of an interruption.
-        backchannel: Probability of a backchannel, which never follows an interruption.
-        echo: Probability of an echo of the own voice.
-        voice_db: Range of the root mean square of interruptions and backchannels, in dB of full
-            scale.
-        noise_db: Range of that of noise.
-        echo_gain: Range of the factor of the echo.
-        echo_delay_s: Range of its delay.
-        stop_after_s: Seconds from the onset of an interruption to the stop.
-    """
-
-    noise: float = 0.5
-    interruption: float = 0.5
-    backchannel: float = 0.3
-    echo: float = 0.3
-    voice_db: Range = (-32.0, -20.0)
-    noise_db: Range = (-56.0, -32.0)
-    echo_gain: Range = (0.05, 0.3)
-    echo_delay_s: Range = (0.1, 0.4)
-    stop_after_s: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("noise", "interruption", "backchannel", "echo"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"`{name}` must be 0 to 1: got {getattr(self, name)}.")
-
-
-class Placed(NamedTuple):
-    """A sound that is heard from a time on; its samples have their level already."""
-
-    start_s: float
-    audio: Float[Tensor, " _N"]
-
-
-class HeardScene(NamedTuple):
-    """What is heard during an utterance.
-
-    Attributes:
-        noise: Noise without an end; ``None`` for none.
-        interruption: What stops the model.
-        backchannel: What does not.
-        echo_gain: Factor of the own voice; 0 for no echo.
-        echo_delay_s: Delay of the echo.
-    """
-
-    noise: Float[Tensor, " _N"] | None
-    interruption: Placed | None
-    backchannel: Placed | None
-    echo_gain: float
-    echo_delay_s: float
-
-    def heard(self, num_samples: int) -> Float[Tensor, " N"]:
-        """Return what others sound like in so many samples at 16 kHz, without the echo."""
-        heard = torch.zeros(num_samples)
-        if self.noise is not None:
-            heard += self.noise.repeat(-(-num_samples // len(self.noise)))[:num_samples]
-        for placed in (self.interruption, self.backchannel):
-            if placed is not None:
-                first = round(placed.start_s * RATE)
-                piece = placed.audio[: max(num_samples - first, 0)]
-                heard[first : first + len(piece)] += piece
-        return heard
 
 
 class Utterance(NamedTuple):
@@ -263,41 +193,15 @@ class Items:
         )
 
     def scene(self, number: int, duration_s: float, heard: HeardConfig | None = None) -> HeardScene:
-        """Return what is heard during an item.
+        """Return what is heard during an item; see `draw_scene`.
 
         Args:
             number: Number of the item.
-            duration_s: Seconds of its utterance; an interruption leaves room for the stop.
+            duration_s: Seconds of its utterance.
             heard: Other probabilities and levels than those of the data.
         """
-        heard = heard or self.data.heard
         rng = self._rng(number, "scene")
-        # Everything is drawn even if it is not used, so one probability changes no other draw.
-        noisy, interrupted, encouraged, echoes = (rng.random() for _ in range(4))
-        noise = rng.choice(self.sounds.noises).roll(-rng.randrange(RATE))
-        noise = noise * _factor(rng, heard.noise_db)
-        latest_s = max(duration_s - heard.stop_after_s - _LEAST_ROOM_S, _LEAST_ROOM_S)
-        voices = [
-            Placed(
-                rng.uniform(_LEAST_ROOM_S, latest_s),
-                rng.choice(sounds) * _factor(rng, heard.voice_db),
-            )
-            for sounds in (self.sounds.interruptions, self.sounds.backchannels)
-        ]
-        gain = rng.uniform(*heard.echo_gain)
-        delay_s = rng.uniform(*heard.echo_delay_s)
-        interruption = voices[0] if interrupted < heard.interruption else None
-        backchannel = voices[1] if encouraged < heard.backchannel else None
-        if interruption is not None and backchannel is not None:
-            ends_s = backchannel.start_s + len(backchannel.audio) / RATE
-            backchannel = backchannel if ends_s < interruption.start_s else None
-        return HeardScene(
-            noise=noise if noisy < heard.noise else None,
-            interruption=interruption,
-            backchannel=backchannel,
-            echo_gain=gain if echoes < heard.echo else 0.0,
-            echo_delay_s=delay_s,
-        )
+        return draw_scene(heard or self.data.heard, self.sounds, duration_s, rng)
 
     def _rng(self, number: int, what: str) -> random.Random:
         return random.Random(f"{self.data.seed} {self.split} {number} {what}")
@@ -503,7 +407,3 @@ def end_ids(layout: Layout, codec: Codec) -> Ends:
             f"got {sizes} at {layout.tick_hz} Hz."
         )
     return Ends(first, first + 1)
-
-
-def _factor(rng: random.Random, range_db: Range) -> float:
-    return 10 ** (rng.uniform(*range_db) / 20)
