@@ -220,8 +220,7 @@ def interleave(
             rows.
         num_columns: Number of ticks that each row has read in earlier calls; ``None`` for whole
             rows, and if no continuous stream has steps of several ticks.
-        lengths: Number of ticks of each row that are real, counted from the left; ``None`` means
-            all.
+        lengths: Number of real ticks of each row, from the left; ``None`` means all.
         document_start: First tick of the document of each tick, for whole rows; ``None`` if a row
             is one document.
         behind: Elements written after each tick, by predicted stream. They are laid out only where
