@@ -10,12 +10,13 @@ from counterpoint.errors import UserError
 from counterpoint.recipes.loading import recipe_names
 
 _WITH_RECIPES = ("train", "study", "info")
+_SECOND = re.compile(r"^usage: counterpoint \w+ ([\w|]+\|\w+) ", re.MULTILINE)
 _OPTION = re.compile(r"^ +(--[\w.-]+)", re.MULTILINE)
 
 _BASH = """_counterpoint() {{
     local verb="${{COMP_WORDS[1]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="{verbs} --help --version"
+        words="{verbs} {general}"
     else
         case "$verb" in
 {cases}
@@ -25,6 +26,15 @@ _BASH = """_counterpoint() {{
 }}
 complete -o default -F _counterpoint counterpoint
 """
+_FISH = """function __counterpoint_is
+    set -l words (commandline -opc)
+    test (count $words) -gt 1; and test "$words[2]" = "$argv[1]"
+end
+function __counterpoint_begins
+    test (count (commandline -opc)) -eq $argv[1]
+end
+"""
+_GENERAL = ("--help", "--version", "--show-completion")
 _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 
 
@@ -33,11 +43,11 @@ class VerbWords:
     """Words that may follow a command.
 
     Attributes:
-        recipes: Names of recipes; empty if the command takes none.
-        options: Options that the help shows, for all recipes together.
+        seconds: Words that may come next, such as recipes; empty if it may be any word.
+        options: Options that the help shows, for all of these together.
     """
 
-    recipes: Sequence[str]
+    seconds: Sequence[str]
     options: Sequence[str]
 
 
@@ -61,21 +71,23 @@ def completion(shell: str, verbs: Sequence[str], run: Callable[[list[str]], int]
 
 
 def _words(verb: str, run: Callable[[list[str]], int]) -> VerbWords:
+    own = _help_of([verb], run)
+    named = _SECOND.search(own)
+    candidates = named[1].split("|") if named else recipe_names() if verb in _WITH_RECIPES else ()
+    seconds = []
+    printed = own
+    for word in candidates:
+        with suppress(UserError):  # it is a recipe for another command
+            printed += _help_of([verb, word], run)
+            seconds.append(word)
+    return VerbWords(seconds=seconds, options=sorted(set(_OPTION.findall(printed))))
+
+
+def _help_of(words: list[str], run: Callable[[list[str]], int]) -> str:
     printed = io.StringIO()
-    recipes = []
-    with redirect_stdout(printed):
-        for recipe in recipe_names() if verb in _WITH_RECIPES else ():
-            with suppress(UserError):  # it is a recipe for another command
-                _print_help([verb, recipe], run)
-                recipes.append(recipe)
-        if verb not in _WITH_RECIPES:
-            _print_help([verb], run)
-    return VerbWords(recipes=recipes, options=sorted(set(_OPTION.findall(printed.getvalue()))))
-
-
-def _print_help(words: list[str], run: Callable[[list[str]], int]) -> None:
-    with suppress(SystemExit):  # some help ends in this way
+    with redirect_stdout(printed), suppress(SystemExit):  # some help ends in this way
         run([*words, "--help"])
+    return printed.getvalue()
 
 
 def _bash(words: Mapping[str, VerbWords]) -> str:
@@ -83,11 +95,11 @@ def _bash(words: Mapping[str, VerbWords]) -> str:
     for verb, own in words.items():
         options = " ".join([*own.options, "--help", "--help-all"])
         known = f'words="{options}"'
-        if own.recipes:
-            recipes = " ".join(own.recipes)
-            known = f'[ "$COMP_CWORD" -eq 2 ] && words="{recipes} --help" || {known}'
+        if own.seconds:
+            seconds = " ".join(own.seconds)
+            known = f'[ "$COMP_CWORD" -eq 2 ] && words="{seconds} --help" || {known}'
         cases.append(f"        {verb}) {known};;")
-    return _BASH.format(verbs=" ".join(words), cases="\n".join(cases))
+    return _BASH.format(verbs=" ".join(words), general=" ".join(_GENERAL), cases="\n".join(cases))
 
 
 def _zsh(words: Mapping[str, VerbWords]) -> str:
@@ -96,11 +108,14 @@ def _zsh(words: Mapping[str, VerbWords]) -> str:
 
 def _fish(words: Mapping[str, VerbWords]) -> str:
     verbs = " ".join(words)
-    lines = [f"complete -c counterpoint -n __fish_use_subcommand -a '{verbs}'"]
+    first = "complete -c counterpoint -n '__counterpoint_begins 1'"
+    lines = [f"{first} -f -a '{verbs}'", *(f"{first} -l {option[2:]}" for option in _GENERAL)]
     for verb, own in words.items():
-        after = f"complete -c counterpoint -n '__fish_seen_subcommand_from {verb}'"
-        if own.recipes:
-            recipes = " ".join(own.recipes)
-            lines.append(f"{after} -a '{recipes}'")
-        lines += [f"{after} -l {option[2:]}" for option in [*own.options, "--help", "--help-all"]]
-    return "\n".join(lines) + "\n"
+        of_verb = f"complete -c counterpoint -n '__counterpoint_is {verb}"
+        if own.seconds:
+            seconds = " ".join(own.seconds)
+            lines.append(f"{of_verb}; and __counterpoint_begins 2' -a '{seconds}'")
+        lines += [
+            f"{of_verb}' -l {option[2:]}" for option in [*own.options, "--help", "--help-all"]
+        ]
+    return _FISH + "\n".join(lines) + "\n"
