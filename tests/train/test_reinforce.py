@@ -243,6 +243,22 @@ def test_a_verifier_that_fails_is_counted_and_changes_nothing_else() -> None:
     assert float(loss.terms["policy"]) == 0
 
 
+def test_flops_are_those_of_learning_writing_and_scoring() -> None:
+    system = model_of("one stream")
+    once = system.flops_per_tick(16)
+    learned = system.flops_per_tick(16, training=True)
+
+    def passes(config: GroupConfig, reference: System | None) -> float:
+        objective = GroupObjective(system, config, reference)
+        assert objective.flops_per_tick(16) == once
+        return (objective.flops_per_tick(16, training=True) - learned) / once
+
+    assert passes(SHORT, None) == pytest.approx(1)  # writing
+    assert passes(SHORT, system) == pytest.approx(2)  # and the reference
+    # Writing and scoring under the model that wrote serve four steps.
+    assert passes(replace(SHORT, num_updates=4), system) == pytest.approx(2 / 4 + 1)
+
+
 def test_solutions_without_an_end_carry_no_loss() -> None:
     system = model_of("one stream")
     batch = written(system, replace(SHORT, most_ticks=2))

@@ -45,6 +45,15 @@ def test_every_outcome_is_defined_and_the_next_call_works() -> None:
         TimedVerifier(misbehaving, limit_s=0)
 
 
+def test_a_verifier_that_is_dropped_leaves_no_process() -> None:
+    verifier = TimedVerifier(misbehaving)
+    assert verifier(ITEM, "1") == Verified(1.0)
+    process = verifier._process
+    del verifier
+    process.join(10)
+    assert process.exitcode is not None
+
+
 def test_solutions_are_judged_in_another_process() -> None:
     verifier = TimedVerifier(answer_reward)
     try:

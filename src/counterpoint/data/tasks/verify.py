@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context, parent_process
 from typing import Any, Literal, NamedTuple
@@ -82,6 +83,8 @@ class TimedVerifier:
         self._pipe, other_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(self.verify, other_end), daemon=True)
         self._process.start()
+        # Whoever drops the verifier without closing it leaves no process behind.
+        weakref.finalize(self, self._process.kill)
         other_end.close()
         # Imports do not count as time of a call.
         try:
