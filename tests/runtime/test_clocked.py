@@ -35,7 +35,7 @@ class Program:
             self.ahead.pop(0)
 
     def propose(self) -> Proposal:
-        return Proposal(self.ahead[0] if self.ahead else "[STOP]", self.chance)
+        return Proposal(self.ahead[0] if self.ahead else "[STOP]", self.chance, "</think>")
 
 
 class SlowTools:
@@ -128,7 +128,7 @@ def test_a_threshold_decides_about_interruptions(
     config = ClockConfig(chunk_s=2.0, tokens_per_s=2.0, threshold=threshold)
     decoder = ClockedDecoder(Program([mark], chance=0.4), config)
     assert decoder.hear("one", 0, 2) is goes_on
-    assert decoder.timeline.where(kind="thought").events[0].payload["interrupt"] == 0.4
+    assert decoder.timeline.where(kind="thought").events[0].payload["chances"] == [0.4]
 
 
 def test_responses_take_time_but_no_tokens() -> None:

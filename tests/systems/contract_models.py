@@ -11,6 +11,7 @@ from counterpoint.streams.spec import UNSET_ID, Stream, Ticks
 from counterpoint.systems import SYSTEMS
 from counterpoint.systems.contract import System
 from counterpoint.systems.hdlm import HdLM
+from counterpoint.systems.shanks import ShanksConfig
 from tests.probes.injected import Injected, InjectedConfig
 from tests.probes.interleaved import Interleaved, InterleavedConfig
 from tests.systems import tiny_lslm, tiny_models, tiny_moshi
@@ -24,6 +25,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     **tiny_models.CONFIGS,
     "moshi": tiny_moshi.CONFIGS,
     "lslm": tiny_lslm.CONFIGS,
+    "shanks": {
+        "features": ShanksConfig(
+            tower=tiny_models.tower(12, 2, 2, 9), vocab_size=tiny_models.VOCAB, heard_width=3
+        ),
+        "parallel": ShanksConfig(
+            tower=tiny_models.tower(12, 2, 2, 7),
+            listener=tiny_models.tower(12, 1, 2, 5),
+            vocab_size=tiny_models.VOCAB,
+        ),
+    },
     "injected": {
         "windowed": InjectedConfig(
             tower=tiny_models.tower(12, 3, 2, 7), vocab_size=tiny_models.VOCAB, heard_width=5

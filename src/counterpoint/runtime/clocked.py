@@ -10,15 +10,15 @@ Every decision is an event of a `Timeline`:
 
     stream    kind          from, to                        payload
     user      chunk         start and end of the chunk      chunk, last
-    thought   thought       first to last token             chunk, tokens, closed, interrupt
+    thought   thought       first to last token             chunk, tokens, closed, chances
     agent     call          call written, response arrived  chunk, call, early, ok, response
     agent     interruption  the decision                    chunk
     agent     answer        first to last token             chunk, tokens, closed
 
 ``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought:
-the "model", an "interruption", the "budget" of tokens, or the "clock". ``interrupt`` is the chance
-of an interruption where the thought ended. A call is ``early`` if the user was still speaking, and
-``ok`` is null if no response arrived.
+the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are those of an
+interruption before each token of the thought, null if the model does not tell. A call is ``early``
+if the user was still speaking, and ``ok`` is null if no response arrived.
 
 Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
 threshold decides about interruptions, and responses that come late are read in the next round.
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from counterpoint.errors import UserError
-from counterpoint.streams.rounds import THOUGHT
+from counterpoint.streams.rounds import THOUGHT, Marks
 from counterpoint.streams.timeline import Event, Timeline
 
 USER = "user"
@@ -40,44 +40,18 @@ Closed = Literal["model", "interruption", "budget", "clock"]
 _CLOSE_ENOUGH_S = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Marks:
-    """Texts that structure the sequence, each one token of the model if possible.
-
-    Attributes:
-        part: After a chunk that is not the last.
-        last: After the last chunk.
-        close: Ends a thought.
-        interrupt: Before ``close`` in a thought that interrupts the user.
-        stop: Ends an answer.
-        call: Begins a call of a tool in a thought; empty if there are no tools.
-        call_end: Ends a call.
-        response: Begins the response of a tool.
-        response_end: Ends the response.
-    """
-
-    part: str = "[EOPA]"
-    last: str = "[EOA]"
-    close: str = "</think>"
-    interrupt: str = "[INTERRUPT]"
-    stop: str = "[STOP]"
-    call: str = "<tool_call>"
-    call_end: str = "</tool_call>"
-    response: str = "<tool_response>"
-    response_end: str = "</tool_response>"
-
-
 class Proposal(NamedTuple):
     """The next token of a model.
 
     Attributes:
         text: The token.
-        interrupt: Chance of `Marks.interrupt` at this place, where only that or `Marks.close` may
-            stand; ``None`` if the model does not tell.
+        interrupt: Chance of `Marks.interrupt` at this place; ``None`` if the model does not tell.
+        otherwise: The token that the model would write if it must not interrupt.
     """
 
     text: str
     interrupt: float | None = None
+    otherwise: str = ""
 
 
 @runtime_checkable
@@ -178,7 +152,9 @@ class ClockConfig:
         tokens_per_s: Tokens that the model writes in a second (n_tps).
         answer_tokens: Largest number of tokens of an answer.
         threshold: Chance of an interruption from which the user is interrupted, whatever token the
-            model chooses; ``None`` leaves the choice to the model. Above 1 it never interrupts.
+            model chooses; ``None`` leaves the choice to the model. Above 1 it never interrupts. The
+            chances before the first interruption do not depend on it, so one run without any gives
+            the decisions under every threshold.
         patience_s: Seconds after the end of the speech for which responses of tools are awaited.
         marks: Texts that structure the sequence.
     """
@@ -288,7 +264,7 @@ class ClockedDecoder:
         start_s = clock.now()
         text = ""
         num_tokens = 0
-        chance: float | None = None
+        chances: list[float | None] = []
         closed: Closed | None = None
         while closed is None:
             if num_tokens == self.config.budget:
@@ -296,8 +272,9 @@ class ClockedDecoder:
             elif not last and clock.now() > until_s - _CLOSE_ENOUGH_S:
                 closed = "clock"
             else:
-                token, chance = self._next(self.thinker.propose())
-                text += token
+                proposal = self.thinker.propose()
+                chances.append(proposal.interrupt)
+                text += self._next(proposal)
                 num_tokens += 1
                 if text.endswith(marks.interrupt):
                     closed = "interruption"
@@ -308,21 +285,23 @@ class ClockedDecoder:
         if closed != "model":
             self.thinker.read(marks.close)
         text = text.removesuffix(marks.close).removesuffix(marks.interrupt).strip()
-        payload = {"chunk": number, "tokens": num_tokens, "closed": closed, "interrupt": chance}
+        payload = {"chunk": number, "tokens": num_tokens, "closed": closed, "chances": chances}
         self._add(start_s, clock.now(), THOUGHT, "thought", text, **payload)
         return closed == "interruption"
 
-    def _next(self, proposal: Proposal) -> tuple[str, float | None]:
-        """Read the next token of a thought; return it and the chance of an interruption there."""
-        marks = self.config.marks
+    def _next(self, proposal: Proposal) -> str:
+        """Read the next token of a thought, and return it."""
+        interrupt = self.config.marks.interrupt
         threshold = self.config.threshold
-        text, chance = proposal
-        may_end = text.strip() in (marks.close, marks.interrupt)
-        if may_end and threshold is not None and chance is not None:
-            text = marks.interrupt if chance >= threshold else marks.close
+        text = proposal.text
+        if threshold is not None and proposal.interrupt is not None:
+            if proposal.interrupt >= threshold:
+                text = interrupt
+            elif text.strip() == interrupt:
+                text = proposal.otherwise
         self.thinker.read(text)
         self.clock.write_token()
-        return text, chance if may_end else None
+        return text
 
     def _answer(self, number: int) -> None:
         """Answer until the mark of the end."""

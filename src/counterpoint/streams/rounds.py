@@ -13,6 +13,7 @@ Source: SHANKS (arXiv:2510.06917), section 2.1 and figure 2.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,33 @@ Round = Mapping[str, Shaped[Tensor, "_n ..."]]
 
 Parts that are missing are empty.
 """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marks:
+    """Texts that structure the sequence, each one token of the model if possible.
+
+    Attributes:
+        part: After a chunk that is not the last.
+        last: After the last chunk.
+        close: Ends a thought.
+        interrupt: Before ``close`` in a thought that interrupts the user.
+        stop: Ends an answer.
+        call: Begins a call of a tool in a thought; empty if there are no tools.
+        call_end: Ends a call.
+        response: Begins the response of a tool.
+        response_end: Ends the response.
+    """
+
+    part: str = "[EOPA]"
+    last: str = "[EOA]"
+    close: str = "</think>"
+    interrupt: str = "[INTERRUPT]"
+    stop: str = "[STOP]"
+    call: str = "<tool_call>"
+    call_end: str = "</tool_call>"
+    response: str = "<tool_response>"
+    response_end: str = "</tool_response>"
 
 
 class Places(NamedTuple):

@@ -13,6 +13,7 @@ from counterpoint.systems.hnet import HNet
 from counterpoint.systems.hrt import HRT
 from counterpoint.systems.lslm import LSLM
 from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.shanks import Shanks
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
 
@@ -24,6 +25,7 @@ SYSTEMS: dict[str, type[System]] = {
     "hdlm": HdLM,
     "moshi": Moshi,
     "lslm": LSLM,
+    "shanks": Shanks,
 }
 """Every system by name. PersonaPlex is a preset of `Moshi` (`counterpoint.systems.personaplex`)."""
 

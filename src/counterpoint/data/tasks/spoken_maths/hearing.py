@@ -1,0 +1,191 @@
+"""Spoken problems in time: when each word ends, and what is thought after each chunk or tick.
+
+Times of words come from a synthesiser, or from a stated speaking rate: a word takes as long as its
+letters and two more, in proportion, and a sentence is followed by a pause.
+"""
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.data.tasks.spoken_maths.problems import WRONG, Clause, Problem
+from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.voices import Speaker, Voice, joined
+from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
+
+NOTHING = "_"
+"""Word that is thought in a tick in which nothing is thought."""
+
+_PAUSE_S = 0.3
+_USUAL_LETTERS = 6.4  # of a word of the problems, with two more for its ends
+_PACE_SPREAD = 0.15
+
+
+class Heard(NamedTuple):
+    """A problem with the times of its words.
+
+    Attributes:
+        problem: The problem.
+        words: Its words, in order.
+        end_s: End of the speech in seconds.
+    """
+
+    problem: Problem
+    words: tuple[SpokenWord, ...]
+    end_s: float
+
+    @property
+    def wrong_s(self) -> float | None:
+        """Time at which the first wrong word has been said; ``None`` if there is none."""
+        at = self.problem.wrong_word
+        return None if at < 0 else self.words[at].end_s
+
+    @property
+    def completed(self) -> list[tuple[float, Clause]]:
+        """The clauses with the time at which each is complete."""
+        times = []
+        number = 0
+        for clause in self.problem.clauses:
+            number += len(clause.words)
+            times.append((self.words[number - 1].end_s, clause))
+        return times
+
+
+class Chunk(NamedTuple):
+    """A chunk of the speech: its times, its words, and the clauses that end in it."""
+
+    start_s: float
+    end_s: float
+    words: tuple[str, ...]
+    clauses: tuple[Clause, ...]
+
+
+def at_rate(problem: Problem, words_per_s: float, seed: int, number: int) -> Heard:
+    """Return a problem at a speaking rate, which differs by up to 15 % between problems.
+
+    Args:
+        problem: The problem.
+        words_per_s: Words a second, without the pauses of 0.3 s between sentences.
+        seed: Seed of the problem.
+        number: Number of the problem.
+    """
+    rate = words_per_s * Random(f"pace {seed} {number}").uniform(1 - _PACE_SPREAD, 1 + _PACE_SPREAD)
+    words = []
+    now_s = 0.0
+    for clause in problem.clauses:
+        for word in clause.words:
+            start_s = now_s
+            now_s += (len(word) + 2) / _USUAL_LETTERS / rate
+            words.append(SpokenWord(word, start_s, now_s))
+        now_s += _PAUSE_S
+    return Heard(problem, tuple(words), words[-1].end_s)
+
+
+def spoken_by(
+    problem: Problem, speaker: Speaker, voice: Voice, sample_rate: int
+) -> tuple[Float[Tensor, " N"], Heard]:
+    """Return the audio of a problem, spoken sentence by sentence, and its words in time."""
+    spoken = [speaker.speak(" ".join(one.words), voice, sample_rate) for one in problem.clauses]
+    whole = joined(spoken, round(_PAUSE_S * sample_rate), sample_rate)
+    return whole.audio, Heard(problem, whole.words, len(whole.audio) / sample_rate)
+
+
+def chunks(heard: Heard, chunk_s: float) -> list[Chunk]:
+    """Cut the speech into chunks; the last may be shorter.
+
+    A word, and a clause, belong to the chunk in which they end.
+    """
+    number = max(math.ceil(heard.end_s / chunk_s - 1e-9), 1)
+    ends = [*((place + 1) * chunk_s for place in range(number - 1)), heard.end_s]
+    cut = []
+    start_s = 0.0
+    for end_s in ends:
+        words = tuple(word.text for word in heard.words if start_s < word.end_s <= end_s)
+        clauses = tuple(clause for at_s, clause in heard.completed if start_s < at_s <= end_s)
+        cut.append(Chunk(start_s, end_s, words, clauses))
+        start_s = end_s
+    return cut
+
+
+def spoken_rounds(
+    heard: Heard, chunk_s: float, *, thinks: bool, marks: Marks
+) -> list[dict[str, list[str]]]:
+    """Return the rounds of a problem as words: what is heard, thought and answered.
+
+    They end with the first wrong step, or with the agreement after a right solution.
+
+    Args:
+        heard: The problem in time.
+        chunk_s: Seconds of a chunk.
+        thinks: Whether thoughts are written out; otherwise they only decide about interruptions.
+        marks: Marks of the sequence.
+    """
+    rounds: list[dict[str, list[str]]] = []
+    cut = chunks(heard, chunk_s)
+    for place, chunk in enumerate(cut):
+        is_last = place == len(cut) - 1
+        thought, is_wrong = _thought(chunk.clauses)
+        ends = [WRONG, marks.close] if is_wrong and not is_last else [marks.close]
+        one = {
+            HEARD: list(chunk.words),
+            MARK: [marks.last if is_last else marks.part],
+            THOUGHT: [*(thought if thinks else []), *ends],
+        }
+        rounds.append(one)
+        if is_wrong or is_last:
+            problem = heard.problem
+            said = problem.correction if is_wrong else problem.agreement
+            one[ANSWER] = [*said, marks.stop]
+            break
+    return rounds
+
+
+def spoken_ticks(heard: Heard, tick_hz: float, marks: Marks) -> tuple[list[str | None], list[str]]:
+    """Return a problem on a clock on which hearing and thinking go on at the same time.
+
+    Each tick holds at most one word that is heard, in the tick in which it ends or the next free
+    one, and one word that is thought: the next one about the clauses that are complete, or
+    `NOTHING`. What is heard in a tick can be thought about in the next.
+
+    Returns:
+        The words that are heard, ``None`` where none is, and the words that are thought. They end
+        with the answer; the mark of the end of the speech is heard.
+    """
+    said: list[str | None] = []
+    ends = []
+    for word in heard.words:
+        tick = max(math.ceil(word.end_s * tick_hz) - 1, len(said))
+        said += [None] * (tick - len(said))
+        said.append(word.text)
+        ends.append(tick)
+    thought: list[str] = []
+    number = 0
+    for clause in heard.problem.clauses:
+        number += len(clause.words)
+        if clause.thought:
+            thought += [NOTHING] * (ends[number - 1] + 1 - len(thought))
+            thought += clause.thought
+        if clause.thought[-1:] == (WRONG,):
+            answer = [*heard.problem.correction, marks.stop]
+            break
+    else:
+        said.append(marks.last)
+        thought += [NOTHING] * (len(said) - len(thought))
+        answer = [*heard.problem.agreement, marks.stop]
+    thought += answer
+    length = max(len(said), len(thought))
+    return [*said, *[None] * (length - len(said))][: len(thought)], thought
+
+
+def _thought(clauses: Sequence[Clause]) -> tuple[list[str], bool]:
+    """Return the thought about some clauses, and whether one of them is a wrong step."""
+    words: list[str] = []
+    for clause in clauses:
+        if clause.thought[-1:] == (WRONG,):
+            return [*words, *clause.thought[:-1]], True
+        words += clause.thought
+    return words, False

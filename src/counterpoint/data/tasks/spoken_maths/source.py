@@ -1,0 +1,297 @@
+"""Spoken problems as training data for systems that hear and think.
+
+A row holds as many problems as fit. A system that hears words in a stream of their own gets them
+there; any other system of text reads them in the stream that it writes, where they carry no loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from counterpoint.config_json import encode
+from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.spoken_maths.hearing import (
+    NOTHING,
+    Heard,
+    at_rate,
+    spoken_rounds,
+    spoken_ticks,
+)
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths, vocabulary
+from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
+from counterpoint.progress import Progress
+from counterpoint.streams import schedule
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.rounds import Marks, lay_out_rounds
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
+
+Arrangement = Literal["interleaved", "silent", "parallel"]
+
+
+class Words:
+    """The words of spoken maths as ids; id 0 fills rows up.
+
+    Args:
+        marks: Marks of the sequence, which are words too.
+    """
+
+    def __init__(self, marks: Marks | None = None) -> None:
+        marks = marks or Marks()
+        own = (marks.part, marks.last, marks.close, marks.interrupt, marks.stop)
+        self.words = ("<pad>", NOTHING, *own, *vocabulary())
+        self._ids = {word: number for number, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """Return the ids of words between blanks.
+
+        Raises:
+            UserError: A word is unknown.
+        """
+        words = text.split()
+        unknown = [word for word in words if word not in self._ids]
+        if unknown:
+            raise UserError(f"A text must consist of words of spoken maths: got {unknown[0]!r}.")
+        return np.array([self._ids[word] for word in words], np.int64)
+
+    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
+        """Return the words of ids, with a blank before each."""
+        return "".join(f" {self.words[number]}" for number in ids.tolist())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpokenMathsData:
+    """Spoken problems in the form of text; a `DataSource`.
+
+    Attributes:
+        task: The generator.
+        arrangement: What a row looks like. "interleaved": what is heard in a chunk, then what is
+            thought about it. "silent": the same without thoughts; only the decision to interrupt
+            is written. "parallel": words heard and words thought side by side, tick by tick.
+        words_per_s: Speaking rate; see `at_rate`.
+        chunk_s: Seconds of a chunk; for "parallel", of nothing.
+        tick_hz: Ticks a second of the parallel clock.
+        row_ticks: Number of ticks of a row.
+        num_rows: Number of rows to learn from.
+        num_held_out: Number of held-out rows of one problem each.
+        seed: Seed of the problems.
+        marks: Marks of the sequence.
+    """
+
+    task: SpokenMaths = field(default_factory=SpokenMaths)
+    arrangement: Arrangement = "interleaved"
+    words_per_s: float = 2.8
+    chunk_s: float = 4.0
+    tick_hz: float = 10.0
+    row_ticks: int = 512
+    num_rows: int = 100_000
+    num_held_out: int = 64
+    seed: int = 0
+    marks: Marks = field(default_factory=Marks)
+
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Return whether a system writes words; see `DataSource.fits`."""
+        return len(layout.predicted) == 1 and _written(layout).sizes[0] >= len(Words())
+
+    def num_ticks(self, layout: Layout) -> int:
+        """Return the number of ticks of a row; a `DataSource` method."""
+        return self.row_ticks
+
+    def prepare(
+        self,
+        system: Any,
+        *,
+        block_ticks: int | None = None,
+        progress: Progress | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        held_out_only: bool = False,
+    ) -> "PreparedMaths":
+        """Return the rows for a system; nothing is cached; see `DataSource.prepare`.
+
+        Raises:
+            UserError: The rows cannot hold a problem, or the system cannot read them.
+        """
+        if not self.fits(system.layout):
+            raise UserError(
+                f"A system must write one stream of at least {len(Words())} words to learn spoken "
+                "maths. Take `vocab_size` from `Words`."
+            )
+        if self.arrangement == "parallel" and _heard(system.layout) is None:
+            raise UserError(
+                "Only a system that hears a stream of words can hear and think in parallel: this "
+                f"one has {', '.join(stream.name for stream in system.layout.streams)}."
+            )
+        return PreparedMaths(self, system.layout)
+
+    def heard(self, number: int, *, held_out: bool = False) -> Heard:
+        """Return a problem in time."""
+        seed = self.seed + (HELD_OUT_SEED if held_out else 0)
+        return at_rate(self.task.problem(seed, number), self.words_per_s, seed, number)
+
+
+class PreparedMaths:
+    """Rows of problems; a `counterpoint.data.source.PreparedSource`."""
+
+    def __init__(self, data: SpokenMathsData, layout: Layout) -> None:
+        self.data = data
+        self.layout = layout
+        self.words = Words(data.marks)
+
+    def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+        """Return the training batches, step by step; for the arguments see `Loader`."""
+        return Loader(_PackedProblems(self), batch_rows, seed, rank, world_size)
+
+    def held_out_units(self) -> HeldOutRows | None:
+        """Return the held-out problems, or ``None`` if there are none."""
+        return HeldOutRows(_HeldOutProblems(self)) if self.data.num_held_out else None
+
+    def describe(self) -> str:
+        """Return a phrase that says how much data there is."""
+        return (
+            f"spoken maths, {self.data.arrangement}, rows of {self.data.row_ticks} ticks, "
+            f"{self.data.num_held_out} problems held out"
+        )
+
+    @property
+    def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
+        """Digest of the training data: of the options and the first problem."""
+        first = " ".join(self.data.heard(0).problem.words)
+        return {"problems": {"train": json_digest({"data": encode(self.data), "first": first})}}
+
+    def batch(self, heard: Heard) -> Batch:
+        """Return one problem as a row."""
+        if self.data.arrangement == "parallel":
+            said, thought = spoken_ticks(heard, self.data.tick_hz, self.data.marks)
+            ids = torch.from_numpy(self.words.encode(" ".join(thought)))
+            there = torch.tensor([word is not None for word in said])
+            own = torch.full_like(ids, UNSET_ID)
+            own[there] = torch.from_numpy(self.words.encode(" ".join(w for w in said if w)))
+            return self._row(ids, own, torch.ones_like(there))
+        rounds = spoken_rounds(
+            heard,
+            self.data.chunk_s,
+            thinks=self.data.arrangement == "interleaved",
+            marks=self.data.marks,
+        )
+        encoded = [
+            {name: torch.from_numpy(self.words.encode(" ".join(one[name]))) for name in one}
+            for one in rounds
+        ]
+        places = lay_out_rounds([encoded])
+        return self._row(places.ids[0], places.heard[0], places.trained[0])
+
+    def _row(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
+        written = _written(self.layout).name
+        own = _heard(self.layout)
+        content = {written: ids[None]}
+        if own is None:
+            content[written] = torch.where(heard == UNSET_ID, ids, heard)[None]
+        else:
+            content[own.name] = heard[None]
+        batch = schedule.lay_out(self.layout, content)
+        targets = schedule.lay_out(
+            self.layout, {**content, written: ids.masked_fill(~trained, UNSET_ID)[None]}
+        ).targets
+        return replace(batch, targets=targets, elements={}, size=int((targets[written] >= 0).sum()))
+
+
+class _PackedProblems:
+    """Rows, each filled with problems of its own."""
+
+    def __init__(self, prepared: PreparedMaths) -> None:
+        self._prepared = prepared
+        self._most = prepared.data.row_ticks // 24 + 1  # problems are longer than that
+
+    def __len__(self) -> int:
+        return self._prepared.data.num_rows
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """Return the rows with these numbers."""
+        return _stacked([self._row(int(index)) for index in indices])
+
+    def _row(self, index: int) -> Batch:
+        data = self._prepared.data
+        filled: list[Batch] = []
+        left = data.row_ticks
+        for number in range(index * self._most, (index + 1) * self._most):
+            one = self._prepared.batch(data.heard(number))
+            length = one.document_start.shape[1]
+            if length > left:
+                break
+            filled.append(one)
+            left -= length
+        if not filled:
+            raise UserError(f"`row_ticks` must hold a problem: {data.row_ticks} is less than one.")
+        return _packed(filled, data.row_ticks)
+
+
+class _HeldOutProblems:
+    """Held-out problems, one a row."""
+
+    def __init__(self, prepared: PreparedMaths) -> None:
+        self._prepared = prepared
+
+    def __len__(self) -> int:
+        return self._prepared.data.num_held_out
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """Return the problems with these numbers, which must be one."""
+        (index,) = indices
+        return self._prepared.batch(self._prepared.data.heard(int(index), held_out=True))
+
+
+def _packed(batches: Sequence[Batch], num_ticks: int) -> Batch:
+    """Return several rows as one of ``num_ticks``, each a document; the rest is filled up."""
+    lengths = [one.document_start.shape[1] for one in batches]
+    left = num_ticks - sum(lengths)
+    starts = [
+        torch.full((1, length), sum(lengths[:number]))
+        for number, length in enumerate([*lengths, left])
+    ]
+    return Batch(
+        ticks={
+            name: _filled([one.ticks[name] for one in batches], left, 0)
+            for name in batches[0].ticks
+        },
+        targets={
+            name: _filled([one.targets[name] for one in batches], left, UNSET_ID)
+            for name in batches[0].targets
+        },
+        document_start=torch.cat(starts, 1),
+        size=sum(one.size for one in batches),
+    )
+
+
+def _filled(parts: Sequence[Tensor], left: int, value: int) -> Tensor:
+    return torch.cat([*parts, parts[-1].new_full((1, left), value)], 1)
+
+
+def _stacked(rows: Sequence[Batch]) -> Batch:
+    """Return rows of equal length as one batch."""
+    return Batch(
+        ticks={name: torch.cat([one.ticks[name] for one in rows]) for name in rows[0].ticks},
+        targets={name: torch.cat([one.targets[name] for one in rows]) for name in rows[0].targets},
+        document_start=torch.cat([one.document_start for one in rows]),
+        size=sum(one.size for one in rows),
+    )
+
+
+def _written(layout: Layout) -> Stream:
+    """Return the stream that a system of words writes."""
+    return next(iter(layout.predicted))
+
+
+def _heard(layout: Layout) -> Stream | None:
+    """Return the stream in which a system hears words; ``None`` if it has none."""
+    return next((one for one in layout.by_role(Role.HEARD) if one.is_discrete), None)

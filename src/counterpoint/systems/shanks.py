@@ -1,0 +1,326 @@
+"""SHANKS, "Simultaneous Hearing and Thinking with Chunked Input Speech" (arXiv:2510.06917).
+
+A language model hears the user's speech and writes thoughts and answers. There are two arrangements
+of the same core, which differ in their rows and in one option:
+
+- *Interleaved*, as published: one tower reads one sequence, in which each place holds either what
+  is heard (a projected vector of features, or a word) or an id that was written or given. The
+  sequence is made of rounds (`counterpoint.streams.rounds`) and written against a clock
+  (`counterpoint.runtime.clocked`): a thought about chunk i is written while chunk i + 1 is heard.
+- *Parallel*, our own: both streams go on tick by tick of one clock. A listening tower reads what is
+  heard; its states are added before every layer of the thinking tower, which reads what was
+  thought. So a thought lags one tick behind what is heard, not one chunk.
+
+Source: sections 2.1 and 2.2, figure 2, appendix A. Deviations: the backbone may be any tower; the
+features may come from any encoder (`counterpoint.speech.listening`), which is not trained; with
+words instead of features it is the language model of the published cascade; the short convolution
+of every system may be used.
+Checked against: `SingleStream` with the same weights (`tests/systems/test_shanks.py`).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from counterpoint.blocks.attention import AttentionConfig
+from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.mixer import MixerState
+from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.rope import RopeConfig
+from counterpoint.blocks.transformer import Tower, TowerConfig
+from counterpoint.errors import UserError
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
+from counterpoint.systems.contract import (
+    Choose,
+    Logits,
+    State,
+    System,
+    SystemConfig,
+    in_chunks,
+)
+
+THOUGHT = "thought"
+HEARD = "heard"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShanksConfig(SystemConfig):
+    """Shape of a `Shanks`.
+
+    Attributes:
+        tower: The thinking tower; its window is the context in ticks, which are places of the
+            sequence if it is interleaved.
+        vocab_size: Number of ids that are written; if words are heard, they are the same ids.
+        heard_width: Number of features of what is heard; 0 if words are heard.
+        listener: The listening tower of the parallel arrangement, of the same width; ``None`` for
+            the interleaved one.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
+        tied_head: Whether scores are computed with the embedding's own table instead of a head.
+    """
+
+    tower: TowerConfig
+    vocab_size: int
+    heard_width: int = 0
+    listener: TowerConfig | None = None
+    conv_taps: int = 4
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1 or self.heard_width < 0 or self.conv_taps < 0:
+            raise UserError(
+                "`vocab_size` must be >= 1, `heard_width` and `conv_taps` >= 0: got "
+                f"{self.vocab_size}, {self.heard_width} and {self.conv_taps}."
+            )
+        if self.listener is None:
+            return
+        if self.listener.width != self.tower.width or not self.conv_taps:
+            raise UserError(
+                f"A listening tower must be as wide as the thinking tower, {self.tower.width}, and "
+                f"both have a convolution: got a width of {self.listener.width} and `conv_taps` "
+                f"{self.conv_taps}."
+            )
+
+
+def tiny() -> ShanksConfig:
+    """Return an interleaved model of words of 0.8M parameters, for spoken maths."""
+    return ShanksConfig(tower=_tower(4), vocab_size=124)
+
+
+def tiny_parallel() -> ShanksConfig:
+    """Return the same in the parallel arrangement, with as many layers in two towers."""
+    return ShanksConfig(tower=_tower(3), listener=_tower(1), vocab_size=124)
+
+
+def smollm() -> ShanksConfig:
+    """Return the shape of SmolLM2-135M, which hears the features of Whisper tiny."""
+    return ShanksConfig(
+        tower=TowerConfig(
+            width=576,
+            num_layers=30,
+            num_heads=9,
+            mlp_hidden=1536,
+            window=2048,
+            norm_epsilon=1e-5,
+            mixer=AttentionConfig(num_kv_heads=3, rope=RopeConfig(base=100_000.0)),
+        ),
+        vocab_size=49_160,
+        heard_width=384,
+        conv_taps=0,
+        tied_head=True,
+    )
+
+
+def _tower(num_layers: int) -> TowerConfig:
+    return TowerConfig(width=128, num_layers=num_layers, num_heads=4, mlp_hidden=344, window=512)
+
+
+class ReaderState(NamedTuple):
+    """State of a `Reader`: the last steps of its convolution, and the caches of its tower."""
+
+    conv: Float[Tensor, "B C D"]
+    caches: tuple[MixerState, ...]
+
+
+class Steps(NamedTuple):
+    """The steps that towers read: whole rows, or the next steps of sessions.
+
+    Attributes:
+        start: First step of the document of each step, for whole rows.
+        position: Steps that each session has read.
+        lengths: Number of real steps of each session; ``None`` means all.
+    """
+
+    start: Int[Tensor, "B T"] | None = None
+    position: Int[Tensor, " B"] | None = None
+    lengths: Int[Tensor, " B"] | None = None
+
+
+class Reader(nn.Module):
+    """A convolution, a tower and a norm: it reads a stream, whole rows and sessions alike."""
+
+    def __init__(self, config: TowerConfig, conv_taps: int) -> None:
+        """Make random weights; without taps there is no convolution."""
+        super().__init__()
+        self.conv = CausalConvolution(config.width, conv_taps) if conv_taps else None
+        self.tower = Tower(config)
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+
+    def initial_state(self, batch_size: int) -> ReaderState:
+        """Return the state before the first step."""
+        none = self.norm.weight.new_zeros(batch_size, 0, len(self.norm.weight))
+        conv = none if self.conv is None else self.conv.initial_state(batch_size)
+        return ReaderState(conv, self.tower.initial_state(batch_size))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        steps: Steps,
+        state: ReaderState | None = None,
+        added: Float[Tensor, "B T D"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], ReaderState | None]:
+        """Return the states after every step, and the new state of the sessions.
+
+        Args:
+            x: Steps of a chunk, or of whole rows.
+            steps: Where they stand.
+            state: State of the sessions; ``None`` for whole rows.
+            added: What is added before every layer.
+        """
+        num_steps = x.shape[1]
+        conv = None if state is None else state.conv
+        if steps.start is not None:
+            age = torch.arange(num_steps, device=x.device) - steps.start
+            reach = self.tower.reach(steps.start)
+        elif steps.position is not None:
+            age = None
+            reach = self.tower.streaming_reach(steps.position, num_steps, steps.lengths)
+        if self.conv is not None:
+            x, conv = self.conv(x, conv, age=age, lengths=steps.lengths)
+        caches = None if state is None else state.caches
+        side = None if added is None else [added] * len(self.tower.layers)
+        x = self.norm(self.tower(x, reach, caches, side_inputs=side))
+        return x, None if state is None else ReaderState(conv, state.caches)
+
+
+class ShanksState(NamedTuple):
+    """State of a session: ticks read, and what each tower has read; `()` without a listener."""
+
+    position: Int[Tensor, " B"]
+    thinker: ReaderState
+    listener: ReaderState | tuple[()]
+
+
+class Shanks(System):
+    """A causal language model that hears a stream while it writes another."""
+
+    Config = ShanksConfig
+    config: ShanksConfig
+    tick_stages: ClassVar[tuple[str, ...]] = ("read",)
+
+    def __init__(self, config: ShanksConfig) -> None:
+        """Make random weights; all scores start at zero, so the first prediction is uniform."""
+        super().__init__()
+        self.config = config
+        self.layout = _layout(config)
+        width = config.tower.width
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.project: nn.Linear | None = None
+        if config.heard_width:
+            self.project = nn.Linear(config.heard_width, width, bias=False)
+        else:  # words that are heard have the embeddings of those that are written, and this mark
+            self.heard_mark = nn.Parameter(torch.randn(width))
+        self.thinker = Reader(config.tower, config.conv_taps)
+        self.listener: Reader | None = None
+        if config.listener is not None:
+            self.listener = Reader(config.listener, config.conv_taps)
+            self.listened = nn.Linear(width, width, bias=False)
+        self.head: nn.Linear | None = None
+        if config.tied_head:
+            nn.init.zeros_(self.thinker.norm.weight)
+        else:
+            self.head = nn.Linear(width, config.vocab_size, bias=False)
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, batch: Batch) -> Logits:
+        """Score the next element at every tick; see `System.forward`."""
+        states, _ = self._run(batch.ticks, Steps(start=batch.document_start))
+        return {THOUGHT: self._scores(states)}
+
+    def _run(
+        self, ticks: Ticks, steps: Steps, state: ShanksState | None = None
+    ) -> tuple[Float[Tensor, "B T D"], ShanksState | None]:
+        """Run the towers over whole rows, or over the next ticks of sessions."""
+        ids = ticks[THOUGHT]
+        thought = self.embedding(ids.clamp(min=0)) * (ids != UNSET_ID)[..., None]
+        heard = self._hear(ticks[HEARD])
+        if self.listener is None:
+            x, thinking = self.thinker(thought + heard, steps, state and state.thinker)
+            listening = ()
+        else:
+            heard, listening = self.listener(heard, steps, state and state.listener)
+            added = self.listened(heard)
+            x, thinking = self.thinker(thought, steps, state and state.thinker, added)
+        if state is None:
+            return x, None
+        position = state.position + (ids.shape[1] if steps.lengths is None else steps.lengths)
+        return x, ShanksState(position, thinking, listening)
+
+    def _hear(self, heard: Shaped[Tensor, "B T ..."]) -> Float[Tensor, "B T D"]:
+        """Return the input of what is heard; zeros where nothing is."""
+        if self.project is not None:
+            return self.project(heard)
+        words = self.embedding(heard.clamp(min=0)) + self.heard_mark
+        return words * (heard != UNSET_ID)[..., None]
+
+    def _scores(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        if self.head is None:
+            return F.linear(states, self.embedding.weight)
+        return self.head(states)
+
+    @property
+    def window_ticks(self) -> int:
+        """The longest context of a tower, in ticks; see `System.window_ticks`."""
+        return max(reader.tower.config.reach_steps for reader in self._readers)
+
+    @property
+    def _readers(self) -> list[Reader]:
+        return [self.thinker] if self.listener is None else [self.thinker, self.listener]
+
+    def initial_state(self, batch_size: int) -> ShanksState:
+        """Return the state before the first tick; see `System.initial_state`."""
+        return ShanksState(
+            torch.zeros(batch_size, dtype=torch.long, device=self.device),
+            self.thinker.initial_state(batch_size),
+            () if self.listener is None else self.listener.initial_state(batch_size),
+        )
+
+    def read(
+        self, ticks: Ticks, state: ShanksState, lengths: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], ShanksState]:
+        """Read the next ticks; see `System.read`."""
+        most_ticks = min(reader.tower.chunk_steps for reader in self._readers)
+        return in_chunks(self._read_chunk, most_ticks, ticks, state, lengths)
+
+    def _read_chunk(
+        self, ticks: Ticks, state: ShanksState, lengths: Tensor | None
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        return self._run(ticks, Steps(position=state.position, lengths=lengths), state)
+
+    def write(
+        self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
+    ) -> dict[str, Int[Tensor, " B"]]:
+        """Write the next tick; see `System.write`."""
+        return {THOUGHT: choose(THOUGHT, 0, self._scores(hidden))}
+
+    def flops_per_tick(
+        self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
+    ) -> float:
+        """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
+        maps = self.embedding.weight.numel()
+        maps += 0 if self.project is None else self.project.weight.numel()
+        maps += 0 if self.listener is None else self.listened.weight.numel()
+        towers = sum(reader.tower.flops_per_step(num_ticks) for reader in self._readers)
+        return (towers + 2 * maps) * (3 if training else 1)
+
+    def shard_units(self) -> list[nn.Module]:
+        """Return the modules that distributed training shards one by one."""
+        return [layer for reader in self._readers for layer in reader.tower.layers]
+
+
+def _layout(config: ShanksConfig) -> Layout:
+    """Return the stream that is written, and the one that is heard after it in a tick."""
+    thought = Stream(name=THOUGHT, role=Role.THOUGHT, vocab_size=config.vocab_size, predicted=True)
+    is_words = not config.heard_width
+    heard = Stream(
+        name=HEARD,
+        role=Role.HEARD,
+        vocab_size=config.vocab_size if is_words else None,
+        width=config.heard_width or None,
+    )
+    return Layout(streams=(thought, heard))
