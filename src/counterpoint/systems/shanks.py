@@ -88,13 +88,13 @@ class ShanksConfig(SystemConfig):
 
 
 def tiny() -> ShanksConfig:
-    """Return an interleaved model of words of 0.8M parameters, for spoken maths."""
-    return ShanksConfig(tower=_tower(4), vocab_size=124)
+    """Return an interleaved model of words of 0.4M parameters, for spoken maths."""
+    return ShanksConfig(tower=_tower(3), vocab_size=124)
 
 
 def tiny_parallel() -> ShanksConfig:
     """Return the same in the parallel arrangement, with as many layers in two towers."""
-    return ShanksConfig(tower=_tower(3), listener=_tower(1), vocab_size=124)
+    return ShanksConfig(tower=_tower(2), listener=_tower(1), vocab_size=124)
 
 
 def smollm() -> ShanksConfig:
@@ -117,7 +117,7 @@ def smollm() -> ShanksConfig:
 
 
 def _tower(num_layers: int) -> TowerConfig:
-    return TowerConfig(width=128, num_layers=num_layers, num_heads=4, mlp_hidden=344, window=512)
+    return TowerConfig(width=96, num_layers=num_layers, num_heads=3, mlp_hidden=256, window=512)
 
 
 class ReaderState(NamedTuple):
@@ -127,12 +127,12 @@ class ReaderState(NamedTuple):
     caches: tuple[MixerState, ...]
 
 
-class Steps(NamedTuple):
-    """The steps that towers read: whole rows, or the next steps of sessions.
+class Where(NamedTuple):
+    """Where the steps stand that towers read: whole rows, or the next steps of sessions.
 
     Attributes:
         start: First step of the document of each step, for whole rows.
-        position: Steps that each session has read.
+        position: Where that each session has read.
         lengths: Number of real steps of each session; ``None`` means all.
     """
 
@@ -160,32 +160,34 @@ class Reader(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        steps: Steps,
+        where: Where,
         state: ReaderState | None = None,
         added: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], ReaderState | None]:
         """Return the states after every step, and the new state of the sessions.
 
         Args:
-            x: Steps of a chunk, or of whole rows.
-            steps: Where they stand.
+            x: Where of a chunk, or of whole rows.
+            where: Where they stand.
             state: State of the sessions; ``None`` for whole rows.
             added: What is added before every layer.
         """
         num_steps = x.shape[1]
         conv = None if state is None else state.conv
-        if steps.start is not None:
-            age = torch.arange(num_steps, device=x.device) - steps.start
-            reach = self.tower.reach(steps.start)
-        elif steps.position is not None:
+        if where.start is not None:
+            age = torch.arange(num_steps, device=x.device) - where.start
+            reach = self.tower.reach(where.start)
+        elif where.position is not None:
             age = None
-            reach = self.tower.streaming_reach(steps.position, num_steps, steps.lengths)
+            reach = self.tower.streaming_reach(where.position, num_steps, where.lengths)
         if self.conv is not None:
-            x, conv = self.conv(x, conv, age=age, lengths=steps.lengths)
+            x, conv = self.conv(x, conv, age=age, lengths=where.lengths)
         caches = None if state is None else state.caches
         side = None if added is None else [added] * len(self.tower.layers)
         x = self.norm(self.tower(x, reach, caches, side_inputs=side))
-        return x, None if state is None else ReaderState(conv, state.caches)
+        if state is None or conv is None:
+            return x, None
+        return x, ReaderState(conv, state.caches)
 
 
 class ShanksState(NamedTuple):
@@ -229,26 +231,26 @@ class Shanks(System):
 
     def forward(self, batch: Batch) -> Logits:
         """Score the next element at every tick; see `System.forward`."""
-        states, _ = self._run(batch.ticks, Steps(start=batch.document_start))
+        states, _ = self._run(batch.ticks, Where(start=batch.document_start))
         return {THOUGHT: self._scores(states)}
 
     def _run(
-        self, ticks: Ticks, steps: Steps, state: ShanksState | None = None
+        self, ticks: Ticks, where: Where, state: ShanksState | None = None
     ) -> tuple[Float[Tensor, "B T D"], ShanksState | None]:
         """Run the towers over whole rows, or over the next ticks of sessions."""
         ids = ticks[THOUGHT]
         thought = self.embedding(ids.clamp(min=0)) * (ids != UNSET_ID)[..., None]
         heard = self._hear(ticks[HEARD])
         if self.listener is None:
-            x, thinking = self.thinker(thought + heard, steps, state and state.thinker)
+            x, thinking = self.thinker(thought + heard, where, state and state.thinker)
             listening = ()
         else:
-            heard, listening = self.listener(heard, steps, state and state.listener)
+            heard, listening = self.listener(heard, where, state and state.listener)
             added = self.listened(heard)
-            x, thinking = self.thinker(thought, steps, state and state.thinker, added)
+            x, thinking = self.thinker(thought, where, state and state.thinker, added)
         if state is None:
             return x, None
-        position = state.position + (ids.shape[1] if steps.lengths is None else steps.lengths)
+        position = state.position + (ids.shape[1] if where.lengths is None else where.lengths)
         return x, ShanksState(position, thinking, listening)
 
     def _hear(self, heard: Shaped[Tensor, "B T ..."]) -> Float[Tensor, "B T D"]:
@@ -290,7 +292,7 @@ class Shanks(System):
     def _read_chunk(
         self, ticks: Ticks, state: ShanksState, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        return self._run(ticks, Steps(position=state.position, lengths=lengths), state)
+        return self._run(ticks, Where(position=state.position, lengths=lengths), state)
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None

@@ -1,0 +1,46 @@
+"""SHANKS on spoken maths in the form of words: does thinking while listening find the errors?
+
+Three runs from the same problems: thoughts interleaved with what is heard, the same without
+thoughts, and thoughts in parallel to what is heard.
+"""
+
+from dataclasses import replace
+
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.systems import shanks
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.run import Run
+
+
+def shanks_small() -> Run:
+    """Train the interleaved arrangement; it is also the language model of the cascade.
+
+    ``--data.arrangement silent`` trains the baseline that only decides whether to interrupt.
+    `shanks_small_parallel` is the other arrangement.
+    """
+    return Run(
+        name="shanks_small",
+        system=shanks.tiny(),
+        data=SpokenMathsData(row_ticks=256),
+        train=TrainConfig(
+            num_steps=1500,
+            batch_rows=4,
+            precision="float32",
+            checkpoint_every=50,
+            log_every=10,
+            optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.014, weight_decay=0.01),
+            schedule=ScheduleConfig(warmup_steps=40, final_ratio=0.05),
+        ),
+    )
+
+
+def shanks_small_parallel() -> Run:
+    """Train the parallel arrangement: rows are twice as long, for a tick is 0.1 seconds."""
+    run = shanks_small()
+    return replace(
+        run,
+        name="shanks_small_parallel",
+        system=shanks.tiny_parallel(),
+        data=replace(run.data, arrangement="parallel", row_ticks=512),
+        train=replace(run.train, batch_rows=2),
+    )

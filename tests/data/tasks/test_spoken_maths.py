@@ -1,0 +1,145 @@
+"""Spoken maths: the errors are where they are said to be, and thoughts know only what was heard."""
+
+import pytest
+import torch
+
+from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.spoken_maths.hearing import (
+    NOTHING,
+    Heard,
+    at_rate,
+    chunks,
+    spoken_rounds,
+    spoken_ticks,
+)
+from counterpoint.data.tasks.spoken_maths.numbers import MOST, parse_spoken, spoken
+from counterpoint.data.tasks.spoken_maths.problems import OK, WRONG, Problem, SpokenMaths
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.errors import UserError
+from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems import shanks
+from counterpoint.systems.shanks import Shanks
+from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from tests.systems import tiny_models
+
+TASK = SpokenMaths()
+MARKS = Marks()
+PROBLEMS = [TASK.problem(seed, i) for seed in (0, HELD_OUT_SEED) for i in range(150)]
+
+
+def heard(number: int) -> Heard:
+    return at_rate(TASK.problem(0, number), 2.8, 0, number)
+
+
+def test_numbers_are_said_and_read() -> None:
+    assert [parse_spoken(spoken(number)) for number in range(MOST + 1)] == [*range(MOST + 1)]
+    assert parse_spoken(["twenty", "twenty"]) is None
+
+
+def test_half_of_the_problems_are_wrong_in_every_way() -> None:
+    wrong = [one for one in PROBLEMS if one.fault]
+    assert 0.4 < len(wrong) / len(PROBLEMS) < 0.6
+    assert {one.fault for one in wrong} == {"result", "operand", "operation"}
+    assert {one.wrong_step for one in wrong} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS[::7])
+def test_the_first_wrong_word_belongs_to_the_wrong_step(problem: Problem) -> None:
+    first = 0
+    for clause in problem.clauses:
+        if clause.step:
+            is_wrong = clause.thought[-1] == WRONG
+            assert is_wrong or clause.thought[-1] == OK
+            if clause.step == problem.wrong_step:
+                assert is_wrong
+                assert first <= problem.wrong_word < first + len(clause.words)
+            elif clause.step < (problem.wrong_step or 99):
+                assert not is_wrong
+        first += len(clause.words)
+
+
+def test_held_out_problems_share_no_step_and_no_sentence_with_training() -> None:
+    train, test = PROBLEMS[:150], PROBLEMS[150:]
+    assert not {step for one in train for step in one.steps} & {
+        step for one in test for step in one.steps
+    }
+    assert all(step.is_held_out for one in test for step in one.steps)
+    said = {word for one in train for word in one.words}
+    assert {word for one in test for word in one.words} <= said
+
+
+def test_a_thought_knows_only_clauses_that_were_complete() -> None:
+    for number in range(40):
+        one = heard(number)
+        cut = chunks(one, 4.0)
+        words = [word for chunk in cut for word in chunk.words]
+        assert words == one.problem.words
+        told = 0
+        for chunk in cut:
+            told += len(chunk.clauses)
+            end = sum(len(clause.words) for clause in one.problem.clauses[:told])
+            assert end == 0 or one.words[end - 1].end_s <= chunk.end_s + 1e-9
+            assert (
+                end == len(words)
+                or one.words[end].end_s <= chunk.end_s
+                or told < len(one.problem.clauses)
+            )
+
+
+def test_rounds_end_with_the_first_error_or_with_an_agreement() -> None:
+    for number in range(60):
+        one = heard(number)
+        rounds = spoken_rounds(one, 4.0, thinks=True, marks=MARKS)
+        assert all(len(own[THOUGHT]) <= 20 for own in rounds)  # the budget of 5 words a second
+        assert [ANSWER in own for own in rounds] == [False] * (len(rounds) - 1) + [True]
+        answer = rounds[-1][ANSWER]
+        if one.problem.fault is None:
+            assert rounds[-1][MARK] == [MARKS.last]
+            assert answer == [*one.problem.agreement, MARKS.stop]
+            assert [w for own in rounds for w in own[HEARD]] == one.problem.words
+        else:
+            assert answer == [*one.problem.correction, MARKS.stop]
+            assert (rounds[-1][MARK] == [MARKS.last]) != (WRONG in rounds[-1][THOUGHT])
+
+
+def test_parallel_thoughts_come_after_what_they_are_about() -> None:
+    one = heard(0)
+    said, thought = spoken_ticks(one, 10.0, MARKS)
+    assert len(said) == len(thought)
+    assert [word for word in said if word][:20] == one.problem.words[:20]
+    first = next(tick for tick, word in enumerate(thought) if word != NOTHING)
+    complete = len(one.problem.clauses[0].words)
+    assert len([word for word in said[:first] if word]) >= complete
+
+
+@pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])
+def test_rows_train_what_is_written_and_nothing_else(arrangement: str) -> None:
+    row_ticks = 512 if arrangement == "parallel" else 256
+    data = SpokenMathsData(arrangement=arrangement, row_ticks=row_ticks)  # type: ignore[arg-type]
+    model = Shanks(shanks.tiny())
+    batch = data.prepare(model).batches(2, 0).batch(3)
+    targets = batch.targets["thought"]
+    assert batch.ticks["thought"].shape == batch.ticks["heard"].shape == (2, row_ticks)
+    assert batch.size == int((targets != UNSET_ID).sum()) > 0
+    following = batch.ticks["thought"][:, 1:]
+    same = batch.document_start[:, 1:] == batch.document_start[:, :-1]
+    trained = (targets[:, :-1] != UNSET_ID) & same
+    assert torch.equal(following[trained], targets[:, :-1][trained])
+    if arrangement != "parallel":
+        marks = Words().encode(f"{MARKS.part} {MARKS.last}").tolist()
+        assert not any((targets == mark).any() for mark in marks)
+        assert not (trained & (batch.ticks["heard"][:, 1:] != UNSET_ID)).any()
+
+
+def test_a_plain_language_model_reads_what_is_heard_in_its_own_stream() -> None:
+    config = SingleStreamConfig(tower=tiny_models.tower(8, 1, 1, 256), vocab_size=len(Words()))
+    data = SpokenMathsData(row_ticks=256, num_held_out=2)
+    units = data.prepare(SingleStream(config)).held_out_units()
+    assert units is not None
+    (batch,) = units.batches(1)
+    words = Words().decode(batch.ticks["part"][0].numpy()).split()
+    first = data.heard(1, held_out=True).problem.words
+    assert words[: words.index(MARKS.part)] == first[: words.index(MARKS.part)]
+    with pytest.raises(UserError, match="hears a stream of words"):
+        SpokenMathsData(arrangement="parallel").prepare(SingleStream(config))
