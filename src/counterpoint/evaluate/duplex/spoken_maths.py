@@ -1,0 +1,156 @@
+"""Attempts at spoken maths: a model, or a constant policy, listens against the clock."""
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from counterpoint.data.tasks.spoken_maths.hearing import NOTHING, Heard, chunks, spoken_ticks
+from counterpoint.data.tasks.spoken_maths.numbers import spoken
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.evaluate.duplex.thinking import Attempt
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal, Thinker
+from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
+from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.streams.rounds import Marks
+from counterpoint.streams.timeline import Timeline
+from counterpoint.systems.contract import System
+
+TOKENS_PER_S = 10.0
+"""Words that a model writes in a second, in both arrangements."""
+
+ANSWER_WORDS = 30
+"""Largest number of words of an answer; the longest right one has 14."""
+
+
+def listen(
+    system: System, data: SpokenMathsData, heard: Heard, threshold: float | None = None
+) -> Attempt:
+    """Let a system listen to a problem in the arrangement of its data.
+
+    Args:
+        system: A system that was trained on the data, in evaluation mode.
+        data: The data.
+        heard: The problem in time.
+        threshold: Chance of an interruption from which it interrupts; see `ClockConfig.threshold`.
+    """
+    thinker = SystemThinker(system, Words(data.marks), data.marks)
+    if data.arrangement != "parallel":
+        config = ClockConfig(
+            chunk_s=data.chunk_s,
+            tokens_per_s=TOKENS_PER_S,
+            answer_tokens=ANSWER_WORDS,
+            threshold=threshold,
+            marks=data.marks,
+        )
+        return judged(think_in_chunks(thinker, heard, config), heard)
+    said, _ = spoken_ticks(heard, data.tick_hz, data.marks)
+    end = said.index(data.marks.last) + 1 if data.marks.last in said else len(said)
+    parallel = ParallelConfig(
+        tick_hz=data.tick_hz,
+        nothing=NOTHING,
+        answer_tokens=ANSWER_WORDS,
+        threshold=threshold,
+        marks=data.marks,
+    )
+    return judged(think_in_parallel(thinker, said[:end], parallel), heard)
+
+
+def think_in_chunks(thinker: Thinker, heard: Heard, config: ClockConfig) -> Timeline:
+    """Let a thinker listen to a problem chunk by chunk."""
+    decoder = ClockedDecoder(thinker, config)
+    cut = chunks(heard, config.chunk_s)
+    for number, chunk in enumerate(cut):
+        is_last = number == len(cut) - 1
+        following = cut[number if is_last else number + 1]
+        text = " ".join(chunk.words)
+        wanted = decoder.hear(
+            text,
+            chunk.start_s,
+            chunk.end_s,
+            last=is_last,
+            text=text,
+            deadline_s=chunk.end_s + config.chunk_s if is_last else following.end_s,
+        )
+        if not wanted:
+            break
+    return decoder.timeline
+
+
+def judged(timeline: Timeline, heard: Heard) -> Attempt:
+    """Return the attempt: an interruption is valid if it names the step that was made wrong."""
+    problem = heard.problem
+    answer = " ".join(event.text for event in timeline.where(kind="answer")).split()
+    number = spoken(problem.wrong_step)[0]
+    named = problem.fault is not None and ("step", number) in zip(answer, answer[1:], strict=False)
+    return Attempt(
+        timeline=timeline,
+        wrong_s=heard.wrong_s,
+        named=named,
+        corrected=named and answer == problem.correction,
+    )
+
+
+class ConstantThinker:
+    """A policy that looks at nothing but the number of the chunk; a `Thinker`.
+
+    Args:
+        interrupts: Whether it interrupts after a chunk, counted from 0.
+        step: Number of the step that it calls wrong.
+        marks: Marks of the sequence.
+    """
+
+    def __init__(self, interrupts: Callable[[int], bool], step: int, marks: Marks) -> None:
+        self._interrupts = interrupts
+        self._answer = ["wait", "step", *spoken(step), marks.stop]
+        self._marks = marks
+        self._num_chunks = 0
+        self._next: list[str] = []
+
+    def hear(self, content: Any) -> None:
+        """Count the chunk; see `Thinker.hear`."""
+        is_time = self._interrupts(self._num_chunks)
+        self._num_chunks += 1
+        self._next = [self._marks.interrupt if is_time else self._marks.close, *self._answer]
+
+    def read(self, text: str) -> None:
+        """Go on if it is what comes next; see `Thinker.read`."""
+        if self._next and text.strip() == self._next[0]:
+            self._next.pop(0)
+
+    def propose(self) -> Proposal:
+        """Return the next word; see `Thinker.propose`."""
+        return Proposal(f" {self._next[0]}")
+
+
+def floors(
+    problems: Sequence[Heard], config: ClockConfig, most_steps: int, seed: int = 0
+) -> Mapping[str, list[Attempt]]:
+    """Return the attempts of constant policies: never, at the k-th chunk, and at random.
+
+    The policies at the k-th chunk call the step wrong that is wrong most often; a random one
+    interrupts after each chunk with the chance of 0.2 and names any step.
+    """
+    counts = [one.problem.wrong_step for one in problems if one.problem.wrong_step]
+    usual = max(set(counts), key=counts.count) if counts else 1
+    most_chunks = max(len(chunks(one, config.chunk_s)) for one in problems)
+    policies: dict[str, Callable[[int], ConstantThinker]] = {
+        "never": lambda number: ConstantThinker(lambda _: False, usual, config.marks)
+    }
+    for place in range(most_chunks - 1):
+        policies[f"after chunk {place + 1}"] = lambda number, place=place: ConstantThinker(
+            lambda chunk: chunk == place, usual, config.marks
+        )
+
+    def by_chance(number: int) -> ConstantThinker:
+        rng = Random(f"{seed} {number}")
+        step = rng.randint(1, most_steps)
+        return ConstantThinker(lambda _: rng.random() < 0.2, step, config.marks)
+
+    policies["random"] = by_chance
+    return {
+        name: [
+            judged(think_in_chunks(policy(number), heard, config), heard)
+            for number, heard in enumerate(problems)
+        ]
+        for name, policy in policies.items()
+    }

@@ -1,0 +1,150 @@
+"""Interruptions are scored from timelines, and constant policies get what they must."""
+
+import pytest
+import torch
+
+from counterpoint.data.tasks.spoken_maths.hearing import spoken_rounds
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.evaluate.duplex.spoken_maths import floors, judged, listen, think_in_chunks
+from counterpoint.evaluate.duplex.thinking import (
+    Attempt,
+    operating_curve,
+    score_calls,
+    score_interruptions,
+)
+from counterpoint.runtime.clocked import ClockConfig, Proposal
+from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.streams.timeline import Event, Timeline
+from counterpoint.systems import shanks
+from counterpoint.systems.shanks import Shanks
+
+DATA = SpokenMathsData()
+CONFIG = ClockConfig(tokens_per_s=10.0, answer_tokens=30)
+PROBLEMS = [DATA.heard(number, held_out=True) for number in range(30)]
+
+
+def event(kind: str, start_s: float, stream: str = "agent", **payload: object) -> Event:
+    return Event(start_s=start_s, end_s=start_s, stream=stream, kind=kind, payload=payload)
+
+
+def thought(start_s: float, *chances: float) -> Event:
+    return event("thought", start_s, "thought", chances=chances)
+
+
+class Oracle:
+    """Thinks what the maker of the problem thinks."""
+
+    def __init__(self, rounds: list[dict[str, list[str]]]) -> None:
+        self.rounds = list(rounds)
+        self.next: list[str] = []
+
+    def hear(self, content: object) -> None:
+        # If the thought that interrupts did not fit into the time, the speaker goes on.
+        late = {"heard": [str(content)], "thought": ["</think>"], "answer": ["yes", "[STOP]"]}
+        one = self.rounds.pop(0) if self.rounds else late
+        assert " ".join(one["heard"]) == content
+        self.next = [*one["thought"], *one.get("answer", [])]
+
+    def read(self, text: str) -> None:
+        if self.next and text.strip() == self.next[0]:
+            self.next.pop(0)
+
+    def propose(self) -> Proposal:
+        return Proposal(f" {self.next[0]}")
+
+
+def test_the_maker_of_the_problems_finds_all_errors_and_interrupts_nobody_else() -> None:
+    attempts = [
+        judged(
+            think_in_chunks(
+                Oracle(spoken_rounds(one, 4.0, thinks=True, marks=DATA.marks)), one, CONFIG
+            ),
+            one,
+        )
+        for one in PROBLEMS
+    ]
+    score = score_interruptions(attempts)
+    assert score.right.value == 0
+    assert score.valid.value == 1
+    # An error in the last chunk cannot be interrupted, for its thought comes after the speech.
+    assert score.wrong.value == score.found.value == score.corrected.value > 0.6
+    assert 0 < score.latency(0.0) < score.latency(0.5) < score.latency(1.0) < 4.0 + 4.0 + 2.0
+
+
+def test_constant_policies_are_floors() -> None:
+    found = {name: score_interruptions(own) for name, own in floors(PROBLEMS, CONFIG, 3).items()}
+    assert found["never"].wrong.value == found["never"].right.value == 0
+    assert found["after chunk 1"].wrong.value == found["after chunk 1"].right.value == 1
+    assert found["after chunk 1"].latency(0.5) < 0  # nothing wrong was said by then
+    assert 0 < found["random"].valid.value < 1
+
+
+def test_latency_counts_from_the_first_wrong_word() -> None:
+    late = Attempt(timeline=Timeline(events=(event("interruption", 9.0),)), wrong_s=6.5, named=True)
+    alarm = Attempt(timeline=Timeline(events=(event("interruption", 3.0),)))
+    missed = Attempt(timeline=Timeline(), wrong_s=4.0)
+    score = score_interruptions([late, alarm, missed])
+    assert score.latency_s == (2.5,)
+    assert (score.right.value, score.wrong.value, score.valid.value) == (1, 0.5, 1)
+
+
+def test_a_threshold_interrupts_where_the_chance_reaches_it() -> None:
+    end = event("chunk", 12.0, "user")
+    wrong = Attempt(
+        timeline=Timeline(events=(thought(4.0, 0.1, 0.4), thought(8.0, 0.9), end)), wrong_s=3.0
+    )
+    right = Attempt(timeline=Timeline(events=(thought(4.0, 0.3), thought(12.0, 1.0), end)))
+    low, middle, high = operating_curve([wrong, right], (0.2, 0.5, 0.95), 10.0)
+    assert (low.wrong, low.right, middle.right, high.wrong) == (1, 1, 0, 0)
+    assert low.latency_s == pytest.approx(1.2)
+    assert middle.latency_s == pytest.approx(5.1)
+
+
+def test_early_and_late_calls_are_counted() -> None:
+    calls = [
+        event("call", 1.0, early=True, ok=True),
+        event("call", 2.0, early=True, ok=False),
+        event("call", 3.0, early=False, ok=True),
+        event("call", 3.5, early=False, ok=None),
+    ]
+    share = score_calls([Timeline(events=tuple(calls))])
+    assert (share.early.value, share.late.value) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])
+def test_any_model_can_listen(arrangement: str) -> None:
+    """Random weights say anything; the conversation still ends, and its timeline can be read."""
+    torch.manual_seed(0)
+    data = SpokenMathsData(arrangement=arrangement)  # type: ignore[arg-type]
+    parallel = arrangement == "parallel"
+    model = Shanks(shanks.tiny_parallel() if parallel else shanks.tiny()).eval()
+    torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr]
+    attempt = listen(model, data, PROBLEMS[0], threshold=2.0)
+    assert attempt.interrupted_s is None
+    assert len(attempt.timeline.where(kind="answer")) == 1
+    sure = listen(model, data, PROBLEMS[0], threshold=0.0)
+    assert sure.interrupted_s is not None
+    assert Timeline.from_jsonl(sure.timeline.to_jsonl()) == sure.timeline
+
+
+def test_a_session_proposes_what_whole_rows_predict() -> None:
+    torch.manual_seed(0)
+    data = SpokenMathsData(num_held_out=1)
+    model = Shanks(shanks.tiny()).eval()
+    torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr]
+    units = data.prepare(model).held_out_units()
+    assert units is not None
+    (batch,) = units.batches(0)
+    with torch.no_grad():
+        expected = model(batch)["thought"][0]
+    words = Words()
+    thinker = SystemThinker(model, words)
+    ids, heard = batch.ticks["thought"][0], batch.ticks["heard"][0]
+    for tick in range(len(ids)):
+        own = ids[tick : tick + 1]
+        if int(own) >= 0:
+            thinker.read(words.decode(own.numpy()))
+        else:
+            thinker.hear(words.decode(heard[tick : tick + 1].numpy()))
+        proposal = thinker.propose()
+        assert proposal.text.strip() == words.words[int(expected[tick].argmax())]
