@@ -103,10 +103,12 @@ class LlamaCppModel:
         atexit.register(self._end)
 
     def _end(self) -> None:
-        """End what runs: llama.cpp aborts the process if it ends during a completion."""
+        """End what runs, and then the engine: it aborts the process if its threads still run."""
         for is_dropped, thread in self._running:
             is_dropped.set()
             thread.join(_ENDING_S)
+        self._running.clear()
+        self._server = None
 
     def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
         """See `Complete`."""

@@ -1,0 +1,299 @@
+"""Requests for tools, as they are spoken: which calls are right, and when each is determined.
+
+Three sources: orders that are generated, half of them with a self-correction ("a latte, no wait, a
+mocha"); recorded orders of real people; and user turns of the Schema-Guided Dialogue set that lead
+to a call. The judge is the state of the world after the conversation. No part of it is a model.
+
+Source: the tool task of SHANKS (arXiv:2510.06917), section 3.2, whose own data cannot be had.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from counterpoint.data.tasks.items import draw
+from counterpoint.data.tasks.tool_world import ORDER, SLOTS
+from counterpoint.data.tools import Tool, canonical
+from counterpoint.errors import UserError
+from counterpoint.files import read_json_lines
+
+_SPOKEN = ("size", "roast", "numberOfShots", "coffeeDrink")
+_OPENINGS = ("could i have a", "i would like a", "can you make me a", "i want to order a")
+_CORRECTIONS = ("no wait make that a", "sorry i mean a", "actually no a")
+_ENDINGS = (
+    "please",
+    "and that is all for today thank you very much",
+    "and i am in a bit of a hurry because my train leaves soon",
+)
+_CORRECTED_SHARE = 0.5
+_WORD_S = 0.35  # an item of text alone has no times: its words take this long
+
+
+class WantedCall(NamedTuple):
+    """A call that is right.
+
+    Attributes:
+        name: The tool.
+        arguments: Its arguments.
+        known_words: Number of words after which all arguments are known; 0 if nobody knows.
+    """
+
+    name: str
+    arguments: Mapping[str, str]
+    known_words: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolRequest:
+    """What a user says, and what must come of it.
+
+    Attributes:
+        name: Name of the item.
+        text: What is said; empty if only the recording knows.
+        calls: The calls that are right.
+        stale: Arguments that were said and then corrected.
+        recording: A recording of it; ``None`` if it must be synthesised.
+    """
+
+    name: str
+    text: str
+    calls: tuple[WantedCall, ...]
+    stale: tuple[Mapping[str, str], ...] = ()
+    recording: Path | None = None
+
+
+class MadeCall(NamedTuple):
+    """A call that succeeded, with the time at which its result came."""
+
+    name: str
+    arguments: Mapping[str, str]
+    at_s: float
+
+
+class ToolOutcome(NamedTuple):
+    """What came of a request.
+
+    Attributes:
+        made: Calls that succeeded, also those that were taken back later.
+        in_force: Calls whose effect holds in the end: the state of the world.
+        stop_s: Time at which the user stopped speaking.
+    """
+
+    made: tuple[MadeCall, ...]
+    in_force: tuple[tuple[str, Mapping[str, str]], ...]
+    stop_s: float
+
+
+def generated_requests(seed: int, number: int) -> list[ToolRequest]:
+    """Return orders that are pure functions of a seed and their number."""
+    return [_generated(seed, place) for place in range(number)]
+
+
+def _generated(seed: int, number: int) -> ToolRequest:
+    rng = draw(seed, number)
+    slots = _drawn(rng)
+    said = f"{rng.choice(_OPENINGS)} {_spelled(slots)}"
+    stale: tuple[Mapping[str, str], ...] = ()
+    if rng.random() < _CORRECTED_SHARE:
+        stale = (dict(slots),)
+        slots["coffeeDrink"] = rng.choice([one for one in _DRINKS if one != slots["coffeeDrink"]])
+        said += f" {rng.choice(_CORRECTIONS)} {slots['coffeeDrink']}"
+    known = len(said.split())
+    return ToolRequest(
+        name=f"generated {seed} {number}",
+        text=f"{said} {rng.choice(_ENDINGS)}",
+        calls=(WantedCall(ORDER, slots, known),),
+        stale=stale,
+    )
+
+
+# No drink of these is a part of another one's name.
+_DRINKS = ("mocha", "cappuccino", "americano", "latte", "espresso", "drip coffee")
+
+
+def _drawn(rng: random.Random) -> dict[str, str]:
+    slots = {"coffeeDrink": rng.choice(_DRINKS)}
+    for name in rng.sample(("size", "roast", "numberOfShots"), rng.randint(0, 2)):
+        slots[name] = rng.choice(SLOTS[name])
+    return slots
+
+
+def _spelled(slots: Mapping[str, str]) -> str:
+    return " ".join(slots[name] for name in _SPOKEN if name in slots)
+
+
+def recorded_requests(folder: Path) -> list[ToolRequest]:
+    """Return recorded orders of real people.
+
+    Args:
+        folder: Folder with `orders.jsonl`, one recording a line: `path`, `intent`, `slots`.
+
+    Raises:
+        UserError: There is no such file, or a line is not what it must be.
+    """
+    path = Path(folder) / "orders.jsonl"
+    if not path.is_file():
+        raise UserError(f"A folder of recorded orders must have orders.jsonl: no {str(path)!r}.")
+    found = []
+    for place, record in read_json_lines(path):
+        try:
+            slots = {name: value.strip() for name, value in record["slots"].items()}
+            call = WantedCall(str(record["intent"]), slots, 0)
+            recording = Path(folder) / record["path"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{place} must have `path`, `intent` and `slots`: {type(error).__name__}."
+            ) from error
+        found.append(ToolRequest(name=record["path"], text="", calls=(call,), recording=recording))
+    return found
+
+
+def dialogue_requests(path: Path) -> list[ToolRequest]:
+    """Return turns of users that contain every argument of the call that follows.
+
+    Args:
+        path: A file of dialogues, as `Dialogues` reads them.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"Dialogues must be an existing file: no {str(path)!r}.")
+    found = []
+    for _, record in read_json_lines(Path(path)):
+        turns = record["turns"]
+        for number, (turn, reply) in enumerate(zip(turns, turns[1:], strict=False)):
+            call = next((frame["call"] for frame in reply["frames"] if frame.get("call")), None)
+            if turn["speaker"] != "user" or not call or not call["parameters"]:
+                continue
+            known = [_known_after(turn["text"], value) for value in call["parameters"].values()]
+            if all(known):
+                wanted = WantedCall(call["method"], dict(call["parameters"]), max(known))
+                name = f"{record['id']} {number}"
+                found.append(ToolRequest(name=name, text=turn["text"], calls=(wanted,)))
+    return found
+
+
+def _known_after(text: str, value: str) -> int:
+    """Return the number of words up to the end of a value in a text; 0 if it is not there."""
+    place = text.lower().find(value.lower())
+    return 0 if place < 0 else len(text[: place + len(value)].split())
+
+
+def dialogue_tools(requests: Iterable[ToolRequest]) -> tuple[Tool, ...]:
+    """Return tools with the names and values that some requests need; they only read."""
+    values: dict[str, dict[str, set[str]]] = {}
+    for request in requests:
+        for call in request.calls:
+            for name, value in call.arguments.items():
+                values.setdefault(call.name, {}).setdefault(name, set()).add(value)
+    return tuple(
+        Tool(
+            name=name,
+            description="",
+            parameters={
+                "type": "object",
+                "properties": {
+                    one: {"type": "string", "enum": sorted(own)} for one, own in slots.items()
+                },
+            },
+            function=_found,
+            effect="none",
+        )
+        for name, slots in sorted(values.items())
+    )
+
+
+def _found(**arguments: str) -> dict[str, str]:
+    return arguments
+
+
+def score_requests(
+    requests: Sequence[ToolRequest], outcomes: Sequence[ToolOutcome]
+) -> dict[str, float]:
+    """Return the scores of some requests; all are shares of their sums.
+
+    Returns:
+        "early" and "total": right calls that succeeded before the user stopped, and at all;
+        "success": requests after which exactly the right calls are in force; "stale": corrected
+        requests after which a call with the old values is in force; "slots": right arguments of the
+        calls in force.
+    """
+    sums: Counter[str] = Counter()
+    for request, outcome in zip(requests, outcomes, strict=True):
+        gold = Counter(canonical(call.name, call.arguments) for call in request.calls)
+        force = Counter(canonical(name, own) for name, own in outcome.in_force)
+        early = Counter(
+            canonical(call.name, call.arguments)
+            for call in outcome.made
+            if call.at_s < outcome.stop_s
+        )
+        old = {canonical(request.calls[0].name, own) for own in request.stale}
+        sums["calls"] += gold.total()
+        sums["early"] += (gold & early & force).total()
+        sums["total"] += (gold & force).total()
+        sums["items"] += 1
+        sums["success"] += gold == force
+        sums["corrected"] += bool(old)
+        sums["stale"] += bool(old & force.keys())
+        right = [(c.name, *pair) for c in request.calls for pair in c.arguments.items()]
+        given = [(name, *pair) for name, own in outcome.in_force for pair in own.items()]
+        sums["slots of the right calls"] += len(right)
+        sums["slots"] += (Counter(right) & Counter(given)).total()
+    return {
+        "early": sums["early"] / max(sums["calls"], 1),
+        "total": sums["total"] / max(sums["calls"], 1),
+        "success": sums["success"] / max(sums["items"], 1),
+        "stale": sums["stale"] / max(sums["corrected"], 1),
+        "slots": sums["slots"] / max(sums["slots of the right calls"], 1),
+    }
+
+
+ToolPolicy = Callable[[ToolRequest], ToolOutcome]
+"""Answers a request without hearing it, or with the truth."""
+
+
+def tool_policies(requests: Sequence[ToolRequest]) -> dict[str, ToolPolicy]:
+    """Return policies by name: the floors, and what a perfect model does early or late."""
+    every = [call for request in requests for call in request.calls]
+    counts = Counter(canonical(call.name, call.arguments) for call in every)
+    by_text = {canonical(call.name, call.arguments): call for call in every}
+    common = by_text[counts.most_common(1)[0][0]] if counts else WantedCall("", {}, 0)
+
+    def never(request: ToolRequest) -> ToolOutcome:
+        return ToolOutcome((), (), _stop_s(request))
+
+    def most_common(request: ToolRequest) -> ToolOutcome:
+        return _outcome([common], 0.0, _stop_s(request))
+
+    def first_said(request: ToolRequest) -> ToolOutcome:
+        """Calls as soon as it can, and never corrects itself."""
+        stale = [WantedCall(request.calls[0].name, own, 0) for own in request.stale]
+        return _outcome(stale or request.calls, 0.0, _stop_s(request))
+
+    def after_listening(request: ToolRequest) -> ToolOutcome:
+        return _outcome(request.calls, _stop_s(request) + 1.0, _stop_s(request))
+
+    def oracle(request: ToolRequest) -> ToolOutcome:
+        known_s = max(call.known_words for call in request.calls) * _WORD_S
+        return _outcome(request.calls, known_s, _stop_s(request))
+
+    return {
+        "never": never,
+        "most common call": most_common,
+        "what was said first": first_said,
+        "oracle after listening": after_listening,
+        "oracle": oracle,
+    }
+
+
+def _stop_s(request: ToolRequest) -> float:
+    return len(request.text.split()) * _WORD_S
+
+
+def _outcome(calls: Sequence[WantedCall], at_s: float, stop_s: float) -> ToolOutcome:
+    made = tuple(MadeCall(call.name, call.arguments, at_s) for call in calls)
+    return ToolOutcome(made, tuple((call.name, call.arguments) for call in calls), stop_s)
