@@ -29,6 +29,7 @@ from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.attempts import attempt, solution_scores
+from counterpoint.evaluate.statistics import student_quantile
 from counterpoint.recipes.reinforcement import reinforce_run
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import build_system
@@ -51,7 +52,6 @@ TASK = Reasoning(
 )
 NUM_ITEMS = 100
 NUM_SAMPLES = 4
-T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
 
 def tower(width: int, layers: int, window: int) -> TowerConfig:
@@ -128,12 +128,21 @@ def reinforce(
     }
 
 
+def one_run(system: SystemConfig, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        begun = Path(place) / "begun"
+        pretrain(system, begun, options.pretrain_steps, seed)
+        return reinforce(system, begun, Path(place) / "end", options.steps, seed, options.lr)
+
+
 def gain_interval(gains: list[float]) -> list[float]:
-    """Mean and 95 % interval of the gain, by Student's t over seeds."""
+    """Mean and 95 % interval of the gain, by Student's t over seeds; no interval of one seed."""
     count = len(gains)
+    if count == 1:
+        return [round(gains[0], 4), -1.0, 1.0]
     mean = sum(gains) / count
-    deviation = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / max(count - 1, 1))
-    half = T_975.get(count - 1, 2.0) * deviation / math.sqrt(count)
+    deviation = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / (count - 1))
+    half = student_quantile(count - 1) * deviation / math.sqrt(count)
     return [round(value, 4) for value in (mean, mean - half, mean + half)]
 
 
@@ -147,23 +156,18 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
     results: dict[str, Any] = {}
     for name in options.systems:
-        system = SYSTEMS[name]
-        runs = []
+        runs: list[dict[str, Any]] = []
         for seed in range(options.seeds):
-            with tempfile.TemporaryDirectory() as place:
-                begun = Path(place) / "begun"
-                pretrain(system, begun, options.pretrain_steps, seed)
-                runs.append(
-                    reinforce(system, begun, Path(place) / "end", options.steps, seed, options.lr)
-                )
-            print(name, seed, runs[-1]["right over steps"], flush=True)
-        gains = [run["after"]["right"] - run["before"]["right"] for run in runs]
-        interval = gain_interval(gains)
-        results[name] = {"runs": runs, "gain": interval, "passes": interval[1] > 0}
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    finish(str(__doc__).splitlines()[0], {"settings": settings, "systems": results}, options.out)
+            runs.append(one_run(SYSTEMS[name], seed, options))
+            gains = [run["after"]["right"] - run["before"]["right"] for run in runs]
+            interval = gain_interval(gains)
+            results[name] = {"runs": runs, "gain": interval, "passes": interval[1] > 0}
+            # Written after every seed, so that a benchmark that is stopped keeps what it has.
+            told = {"settings": settings, "systems": results}
+            finish(str(__doc__).splitlines()[0], told, options.out)
 
 
 if __name__ == "__main__":

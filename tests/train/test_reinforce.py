@@ -243,6 +243,51 @@ def test_a_verifier_that_fails_is_counted_and_changes_nothing_else() -> None:
     assert float(loss.terms["policy"]) == 0
 
 
+def test_solutions_differ_within_a_group_and_between_rounds() -> None:
+    system = model_of("one stream")
+    texts: list[str] = []
+
+    def note(item: Item, text: str) -> Verified:
+        texts.append(text)
+        return Verified(0.5)
+
+    source = source_of(system, replace(SHORT, group_size=8), verify=note, rows=8)
+    source.attach(system)
+    source.batch(0)
+    source.batch(3)  # the same question again
+    assert len(set(texts[:8])) > 2
+    assert texts[:8] != texts[8:]
+
+
+def test_the_reference_stays_as_the_model_was(tmp_path: Path) -> None:
+    system = model_of("one stream")
+    source = source_of(system, replace(SHORT, kl_weight=0.1))
+    settings = TrainConfig(
+        num_steps=2, batch_rows=8, precision="float32", optimizer=OptimizerConfig(lr=1e-2)
+    )
+    train(system, source, settings, tmp_path)
+    reference = source.objective.reference
+    assert reference is not None
+    pairs = zip(reference.parameters(), model_of("one stream").parameters(), strict=True)
+    assert all(torch.equal(kept, begun) for kept, begun in pairs)
+    assert not reference.training
+    assert not torch.equal(next(reference.parameters()), next(system.parameters()))
+
+
+def test_rare_rewards_do_not_end_a_run() -> None:
+    system = model_of("one stream")
+    told: list[str] = []
+
+    def rarely(item: Item, text: str) -> Verified:
+        told.append(text)
+        return Verified(float(len(told) % 16 == 0))  # once in two rounds
+
+    source = source_of(system, replace(SHORT, patience=2), verify=rarely)
+    source.attach(system)
+    for step in range(6):
+        source.batch(step)
+
+
 def test_flops_are_those_of_learning_writing_and_scoring() -> None:
     system = model_of("one stream")
     once = system.flops_per_tick(16)
