@@ -11,7 +11,8 @@ from counterpoint.data.tools import Tool
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
-from counterpoint.runtime.cascade.thinking import ClauseTrigger, MarkReader, sentences
+from counterpoint.runtime.cascade.sum_judge import SumJudge
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, MarkReader, Scene, sentences
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import FakeClock
@@ -183,3 +184,34 @@ def test_arguments_are_found_in_misheard_and_corrected_words(
 ) -> None:
     tool = Tool(name="order", description="", parameters=DRINKS, function=print, effect="none")
     assert SchemaCaller([tool]).arguments(DRINKS, said.split()) == expected
+
+
+# ---------------------------------------------------------------------------------- sums
+
+
+@pytest.mark.parametrize(
+    ("said", "is_wrong"),
+    [
+        ("so seven times eight is fifty four right", True),
+        ("so seven times eight is fifty six right", False),
+        ("7 times 8 is 54, so", True),
+        ("7 + 8 = 15. Then", False),
+        ("three hundred plus twenty five equals three hundred twenty five so", False),
+        ("three hundred plus twenty five equals three hundred thirty so", True),
+        ("twelve divided by four is three and then", False),
+        ("twelve divided by four is two and then", True),
+        ("ten divided by zero is five or so", False),
+        ("two apples plus three is nine and", False),
+        ("seven times eight is fifty", False),  # "four" may follow
+        ("there is five and six", False),
+    ],
+)
+def test_sums_are_judged_when_they_are_complete(said: str, is_wrong: bool) -> None:
+    assert SumJudge()(Scene(words=words(said))) == float(is_wrong)
+
+
+def test_judge_is_as_sure_as_the_least_certain_word() -> None:
+    sure = [1.0, 0.9, 0.4, 0.8, 0.7, 0.1]
+    said = ["two", "plus", "two", "is", "five", "so"]
+    heard = tuple(ScoredWord(one, 0.0, 0.0, p) for one, p in zip(said, sure, strict=True))
+    assert SumJudge()(Scene(words=heard)) == 0.4

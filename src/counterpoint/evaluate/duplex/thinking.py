@@ -123,12 +123,42 @@ def operating_curve(
     return points
 
 
+def calibrated_threshold(
+    attempts: Sequence[Attempt], most_alarms: float, tokens_per_s: float = 1.0
+) -> float:
+    """Return the lowest threshold at which few enough right speakers are interrupted.
+
+    Args:
+        attempts: Attempts on data that is not tested on; see `operating_curve`.
+        most_alarms: Largest share of the right speakers who may be interrupted.
+        tokens_per_s: Tokens written in a second.
+
+    Returns:
+        One of the chances in the attempts, or 1.1, which never interrupts.
+    """
+    chances = {
+        chance
+        for one in attempts
+        for event in one.timeline.where(kind="thought")
+        for chance in event.payload.get("chances", [event.payload.get("interrupt")])
+        if chance
+    }
+    for point in operating_curve(attempts, sorted(chances), tokens_per_s):
+        if point.right <= most_alarms:
+            return point.threshold
+    return 1.1
+
+
 def _crossing_s(timeline: Timeline, threshold: float, tokens_per_s: float) -> float | None:
     """Return when a threshold is reached first, before the speech has ended."""
     end_s = max((event.end_s for event in timeline.where(stream="user")), default=0.0)
     for event in timeline.where(kind="thought"):
         if event.start_s > end_s - _ROUNDING:
             return None  # thought after the end is no interruption
+        if "chances" not in event.payload:  # a judge scored the thought as a whole
+            if (event.payload["interrupt"] or 0.0) >= threshold:
+                return event.end_s
+            continue
         for token, chance in enumerate(event.payload["chances"]):
             if chance is not None and chance >= threshold:
                 return event.start_s + (token + 1) / tokens_per_s

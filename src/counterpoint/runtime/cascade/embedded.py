@@ -19,6 +19,7 @@ from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
 from counterpoint.runtime.cascade.models import Complete, EndpointModel, LlamaCppModel, TowerModel
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
+from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Answerer, NoteTaker, Scene, SceneWriter, together
 from counterpoint.speech.detector import SpeechDetector
 from counterpoint.speech.partials import PartialTranscriber, ScoredWord
@@ -117,7 +118,7 @@ def language_model(name: str, model: str = "", tell: Callable[[str], None] = pri
 def embedded_engines(
     complete: Complete, tools: Sequence[Tool] = (), *, thinks: bool = True
 ) -> Engines:
-    """Return engines around a language model: Silero, Whisper tiny.en and Piper.
+    """Return engines around a language model: Silero, Whisper tiny.en, Piper and a `SumJudge`.
 
     Args:
         complete: The language model.
@@ -136,6 +137,7 @@ def embedded_engines(
         answer=Answerer(complete),
         speak=PiperMouth(),
         think=together(thinkers) if thinkers else None,
+        judge=SumJudge(),
     )
 
 
