@@ -60,7 +60,7 @@ LONGEST_S = 5.0
 ROOM_S = 1.2  # an interruption leaves the published second, and a frame or two
 AT_A_TIME = 100
 PUBLISHED = ("clean", "noisy")  # the other conditions have a fifth of the trials
-PROBABILITIES = tuple(float(f"{x:.3g}") for x in np.geomspace(1e-4, 0.9, 40))
+PROBABILITIES = tuple(float(f"{1 / (1 + np.exp(-x)):.4g}") for x in np.linspace(-9, 9, 73))
 LEVELS_DB = tuple(float(x) for x in range(-70, -5))
 PLAIN = HeardConfig(noise=0, interruption=0, backchannel=0, echo=0)
 CONDITIONS = {
@@ -316,7 +316,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
     }
     show(results)
-    for name, (detect, thresholds) in detectors().items():
+    for name, (detect, thresholds) in (detectors() if options.detected else {}).items():
         of_held_out = {
             key: by_detector(detect, thinned(some, options.detected), rate)
             for key, some in held_out.items()
