@@ -268,7 +268,9 @@ class PreparedUtterances:
             )
         self.speaker = speaker or Synthesizer(data.cache_folder)
         self.tokenizer = self._tokenizer()
-        splits: tuple[Split, ...] = ("held_out",) if held_out_only else ("train", "held_out")
+        splits = list[Split]([] if held_out_only else ["train"])
+        if data.num_held_out:
+            splits.append("held_out")
         self._items = {split: Items(data, split, self.codec, self.speaker) for split in splits}
         task = progress.task("speaking phrases")
         texts = [(items, text) for items in self._items.values() for text in items.phrases]
@@ -315,6 +317,8 @@ class PreparedUtterances:
 
     def describe(self) -> str:
         """Return the amount of data, in words."""
+        if not self._items:
+            return "no utterances"
         items = next(iter(self._items.values()))
         return (
             f"{len(items.phrases)} phrases, {len(items.sounds.interruptions)} interruptions and "
