@@ -92,6 +92,8 @@ def test_ranks_share_what_one_process_reads() -> None:
     weights = [MemberWeight(member="a", weight=0.3), MemberWeight(member="b", weight=0.7)]
     alone = TokenDeal("pre", 2000, weights, hands(rows), 4)
     parts = [TokenDeal("pre", 2000, weights, hands(rows), 4, rank, 2) for rank in (0, 1)]
+    every = [turn for step in range(alone.num_steps) for turn in alone.turns(step)]
+    assert every == [turn for turn, _ in alone.taken]
     for step in range(alone.num_steps):
         assert alone.turns(step) == [turn for part in parts for turn in part.turns(step)]
         for name, amount in alone.amounts(step).items():

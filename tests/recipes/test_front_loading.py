@@ -1,4 +1,5 @@
 import itertools
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -200,9 +201,14 @@ def test_claims_hold_fail_or_stay_undecided() -> None:
 
 @pytest.mark.slow
 def test_study_that_was_stopped_ends_with_the_same_records(tmp_path: Path) -> None:
-    study = replace(tiny(), groups=("matched", "objective"))
+    study = replace(tiny(), groups=("matched", "objective", "reinforcement"))
     whole = run_front_loading(study, tmp_path / "whole")
-    assert len(whole) == 5 * 3
+    assert len(whole) == 9 * 3
+    ledgers = {record["arm"]: json.loads(record["ledger"]) for record in whole}
+    assert [entry["phase"] for entry in ledgers["base > small, reinforced"]] == [
+        "tuning on small",
+        "reinforcement",
+    ]
     assert {record["split"] for record in whole} == set(splits(study))
     part = run_front_loading(replace(study, groups=("matched",)), tmp_path / "stopped")
     assert len(part) == 2 * 3

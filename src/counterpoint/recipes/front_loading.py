@@ -11,7 +11,7 @@ Source: Front-Loading Reasoning (arXiv:2510.03264), whose corpora differ in all 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.tasks.items import Trained
@@ -28,10 +28,21 @@ BASE = "base"
 NOTHING = "nothing"
 """Name of the fine-tuning that leaves the backbone as it is."""
 
-_FOLDS = (1, 2, 3, 4)
-_FOLDS_APART = (5, 6, 7)
+FOLDS = (1, 2, 3, 4)
+"""Folds of the questions of all corpora but one, which has `FOLDS_APART`."""
 
-Group = Literal["cross", "catch up", "matched", "placement", "latent", "scaling", "objective"]
+FOLDS_APART = (5, 6, 7)
+
+Group = Literal[
+    "cross",
+    "catch up",
+    "matched",
+    "placement",
+    "latent",
+    "scaling",
+    "objective",
+    "reinforcement",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,12 +74,14 @@ class Tuning:
         times: Number of tokens, in units of the study's `tuning_tokens`.
         before: Data of a phase of their own before it, with as many tokens as the reasoning data in
             pre-training; empty for none.
+        is_reinforced: Whether the model then learns from its own solutions (GRPO).
     """
 
     name: str
     corpus: str = ""
     times: int = 1
     before: str = ""
+    is_reinforced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +187,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
         operations=study.operations,
         unique=study.num_unique,
         most_symbols=study.row_ticks,
-        folds=_FOLDS,
+        folds=FOLDS,
     )
     small = Reasoning(
         families=("arithmetic", "dyck", "listops"),
@@ -183,7 +196,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
         operations=(last, last + 1),
         unique=few,
         most_symbols=study.row_ticks,
-        folds=_FOLDS,
+        folds=FOLDS,
     )
     many = replace(small, unique=study.num_unique)
     tasks: dict[str, tuple[Reasoning | JoinedReasoning, int]] = {
@@ -195,7 +208,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
             study.num_unique // 10,
         ),
         "small many": (many, study.num_unique),
-        "small apart": (replace(small, folds=_FOLDS_APART), few),
+        "small apart": (replace(small, folds=FOLDS_APART), few),
     }
     plain = TaskData(
         task=PlainText(num_symbols=study.row_ticks - 132),
@@ -245,6 +258,7 @@ def chains(groups: Sequence[Group]) -> list[Chain]:
     response = replace(both, name="both, response only", trained="spans")
     short = Backbone(name="base without the share", without_share=True)
     later = Tuning(name="both, then small", corpus="small", before="both")
+    reinforced = Tuning(name="small, reinforced", corpus="small", is_reinforced=True)
     by_group: dict[Group, list[tuple[Backbone, Tuning]]] = {
         "cross": [(one, tuning) for one in _BACKBONES for tuning in _TUNINGS],
         "catch up": [
@@ -260,6 +274,7 @@ def chains(groups: Sequence[Group]) -> list[Chain]:
         "latent": [(one, apart) for one in (base, small, large, both)],
         "scaling": [(large, _times("large", times)) for times in (1, 2, 4)],
         "objective": [(one, tuning) for one in (both, response) for tuning in (nothing, on_small)],
+        "reinforcement": [(one, reinforced) for one in _BACKBONES],
     }
     wanted = {Chain(backbone=one, tuning=two) for group in groups for one, two in by_group[group]}
     order = [one.name for one in (*_BACKBONES, first, last, response, short)]
@@ -285,6 +300,13 @@ CLAIMS = (
     Claim(
         text="Reasoning data in pre-training help after equal fine-tuning (front-loading gain).",
         pairs=tuple((f"{one} > small", "base > small") for one in ("small", "large", "both")),
+    ),
+    Claim(
+        text="The gain is still there after reinforcement.",
+        pairs=tuple(
+            (f"{one} > small, reinforced", "base > small, reinforced")
+            for one in ("small", "large", "both")
+        ),
     ),
     Claim(
         text="More fine-tuning does not catch up.",
@@ -364,5 +386,5 @@ def front_loading_gpu() -> FrontLoading:
         num_items=250,
         num_samples=64,
         seeds=(0, 1, 2, 3, 4),
-        groups=("cross", "catch up", "matched", "placement", "latent", "scaling", "objective"),
+        groups=get_args(Group),
     )

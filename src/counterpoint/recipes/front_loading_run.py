@@ -15,6 +15,7 @@ from typing import Any
 
 from counterpoint.config_json import encode, first_difference
 from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.token_deal import MemberWeight
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.front_loading_page import markdown, pair_rows
@@ -26,6 +27,8 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.cells import CELLS, WORK, read_records, write_records
 from counterpoint.recipes.front_loading import (
     CLAIMS,
+    FAMILIES,
+    FOLDS,
     METRICS,
     NOTHING,
     Backbone,
@@ -37,18 +40,21 @@ from counterpoint.recipes.front_loading import (
 )
 from counterpoint.recipes.phased import Phase, phased_run, placed
 from counterpoint.recipes.training import train_run
-from counterpoint.train.checkpoint import load_system, read_manifest
-from counterpoint.train.config import FineTuneConfig
+from counterpoint.train.checkpoint import load_system, read_manifest, resolve
+from counterpoint.train.config import FineTuneConfig, ScheduleConfig
 from counterpoint.train.distributed import World
-from counterpoint.train.loop import TrainResult
 from counterpoint.train.metrics import read_metrics
 from counterpoint.train.phases import PhaseSource
+from counterpoint.train.reinforce import GroupConfig
+from counterpoint.train.rewarded import RewardedData
+from counterpoint.train.rollout_source import NoRewardError
 from counterpoint.train.run import Run
 
 STUDY = "study.json"
 RESULTS = "results.parquet"
 ITEMS_SEED = HELD_OUT_SEED
 PLAIN = "plain"
+_REINFORCED_TIMES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,17 +125,17 @@ def chain_groups(study: FrontLoading) -> Iterator[ChainGroup]:
 def run_group(study: FrontLoading, folder: Path, group: ChainGroup) -> str:
     """Train a backbone, unless that was done, and run its chains that are missing."""
     work = folder / WORK / group.key
-    backbone = _train(backbone_run(study, group), work / "backbone")
+    backbone, _ = _train(backbone_run(study, group), work / "backbone")
     for chain in group.chains:
         path = group.path(folder, chain)
         if path.exists():
             continue
-        result = backbone
-        place = work / "backbone"
+        checkpoint, note = backbone, ""
+        place = work / _word(chain.tuning.name)
         if chain.tuning.corpus:
-            place = work / _word(chain.tuning.name)
-            result = _train(tuning_run(study, group, chain, work / "backbone"), place)
-        write_records(path, list(_records(study, group, chain, result, place)))
+            run = tuning_run(study, group, chain, work / "backbone")
+            checkpoint, note = _train(run, place)
+        write_records(path, list(_records(study, group, chain, checkpoint, note)))
         if chain.tuning.corpus:
             shutil.rmtree(place)
     return group.key
@@ -171,9 +177,28 @@ def tuning_run(study: FrontLoading, group: ChainGroup, chain: Chain, backbone: P
         )
         for corpus, tokens in wanted.items()
     ]
+    if tuning.is_reinforced:
+        phases.append(reinforcement(study))
     run = _run(study, f"{group.key}-{_word(tuning.name)}", group.seed, phases)
     begin = FineTuneConfig(init_from=str(backbone))
     return replace(run, train=replace(run.train, fine_tune=begin))
+
+
+def reinforcement(study: FrontLoading) -> Phase:
+    """Return a phase of GRPO over questions of all families, with the rows of 4 fine-tunings."""
+    rows = _REINFORCED_TIMES * study.tuning_tokens // study.row_ticks
+    task = Reasoning(
+        families=FAMILIES, operations=study.operations, most_symbols=study.row_ticks, folds=FOLDS
+    )
+    group = GroupConfig(most_ticks=study.row_ticks, kl_weight=0.001)
+    return Phase(
+        name="reinforcement",
+        rewarded=RewardedData(task=task, group=group),
+        num_steps=max(rows // study.train.batch_rows, 1),
+        schedule=ScheduleConfig(warmup_steps=0, final_ratio=1.0),
+        lr_factor=study.tuning_lr_factor / 5,
+        reset_optimizer=True,
+    )
 
 
 def _run(study: FrontLoading, name: str, seed: int, phases: Sequence[Phase]) -> Run:
@@ -184,25 +209,31 @@ def _run(study: FrontLoading, name: str, seed: int, phases: Sequence[Phase]) -> 
     return phased_run(name, study.system, sources, phases, train, held_out=(PLAIN,))
 
 
-def _train(run: Run, folder: Path) -> TrainResult:
-    result = train_run(run, folder, World(), progress=Progress(quiet=True), loggers=())
+def _train(run: Run, folder: Path) -> tuple[Path, str]:
+    """Train a run, and return its last checkpoint, and why it could not go on, if it could not."""
+    try:
+        result = train_run(run, folder, World(), progress=Progress(quiet=True), loggers=())
+    except NoRewardError as problem:
+        return resolve(folder), str(problem)
     if not result.finished:
         raise KeyboardInterrupt
-    return result
+    return result.checkpoint, ""
 
 
 def _records(
-    study: FrontLoading, group: ChainGroup, chain: Chain, result: TrainResult, place: Path
+    study: FrontLoading, group: ChainGroup, chain: Chain, checkpoint: Path, note: str
 ) -> Iterator[dict[str, Any]]:
     """Yield what a model answers, for each split."""
-    system = load_system(result.checkpoint)
-    manifest = read_manifest(result.checkpoint)
-    measured = [row for row in read_metrics(place / "metrics.jsonl") if "evaluation" in row]
+    system = load_system(checkpoint)
+    manifest = read_manifest(checkpoint)
+    metrics = read_metrics(checkpoint.parents[1] / "metrics.jsonl")
+    measured = [row for row in metrics if "evaluation" in row]
     about = {
         "arm": chain.name,
         "backbone": chain.backbone.name,
         "tuning": chain.tuning.name,
         "seed": group.seed,
+        "note": note,
         "base_bits": measured[-1]["evaluation"]["bits_per_byte"],
         "ledger": json.dumps(manifest["ledger"]),
         "flops": manifest["counters"]["flops"],
