@@ -63,6 +63,7 @@ def test_data_fit_and_refuse(tmp_path: Path) -> None:
     prepared = source.prepare(model)
     assert prepared.held_out_units() is None
     assert prepared.fingerprint != replace(data, reward="process").prepare(model).fingerprint
+    assert prepared.fingerprint == replace(data, folder="elsewhere").prepare(model).fingerprint
     with pytest.raises(UserError, match="one process"):
         prepared.batches(4, 0, 0, 2)
     unconnected = prepared.batches(4, 0)

@@ -132,6 +132,13 @@ class PreparedRewards:
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """Digest of the questions and of their reward."""
-        first = self.data.task.item(self.data.seed, 0)
-        return {"items": {"train": json_digest([encode(self.data), first.text])}}
+        """Digest of the questions and of their reward; how they are learned may be changed."""
+        data = self.data
+        facts = {
+            "task": encode(data.task),
+            "first": data.task.item(data.seed, 0).text,
+            "reward": data.reward,
+            "seed": data.seed,
+            "num_items": data.num_items,
+        }
+        return {"items": {"train": json_digest(facts)}}

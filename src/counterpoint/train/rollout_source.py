@@ -95,7 +95,8 @@ class RolloutSource:
 
     A round of solutions is a function of the seed, its number and the weights with which it was
     written, so a resumed run goes on bit for bit. If several steps learn from a round, the round is
-    also kept in `folder`, because a run may be resumed between them.
+    also kept in `folder`, because a run may be resumed between them; if it is missing there, the
+    round is written anew.
 
     Args:
         ask: Returns the question with a number.
@@ -142,7 +143,6 @@ class RolloutSource:
         self._end_id = end_id
         self._seed = seed
         self._folder = folder
-        self._system: System | None = None
         self._objective: GroupObjective | None = None
         self._round = -1
         self._batch: Batch | None = None
@@ -162,7 +162,6 @@ class RolloutSource:
             )
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise UserError("Reinforcement must run in one process: start it without torchrun.")
-        self._system = system
         reference = None
         if self.config.kl_weight:
             reference = copy.deepcopy(system).eval().requires_grad_(False)
