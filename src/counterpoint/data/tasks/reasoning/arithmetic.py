@@ -2,7 +2,7 @@
 
 import random
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, another, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, another, require
 
 _OPERATORS = "+-*"
 
@@ -35,7 +35,9 @@ def _solve(statement: str) -> Solver:
         possible = [str(one) for one in (range(-10, 10) if operator == "-" else range(90))]
         # A wrong result is near the right one, as a slip is.
         near = [str(int(right) + by) for by in (-2, -1, 1, 2)]
-        written = yield Step(given, right, another(right, [one for one in near if one in possible]))
+        written = yield SolverStep(
+            given, right, another(right, [one for one in near if one in possible])
+        )
         require(written in possible)
         value = int(written)
         carry = int(value < 0) if operator == "-" else value // 10

@@ -3,7 +3,7 @@
 import random
 from functools import partial
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, require
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _MOST_OPEN = 4
@@ -33,7 +33,7 @@ def _solve(statement: str) -> Solver:
     stack = ""
     for symbol in statement:
         right = stack + symbol if symbol in _CLOSING else stack[:-1]
-        stack = yield Step(f"{stack}{symbol}:", right, partial(_wrong, right))
+        stack = yield SolverStep(f"{stack}{symbol}:", right, partial(_wrong, right))
         require(set(stack) <= set(_CLOSING))
     return "".join(_CLOSING[one] for one in reversed(stack))
 

@@ -3,7 +3,7 @@
 import random
 import re
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, another, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, another, require
 
 _PRIMES = (5, 7, 11)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -34,7 +34,7 @@ def _solve(statement: str) -> Solver:
         added = int(number) if number else (known[first] + known.get(second, 0)) % prime
         right = str((int(total) - added) * pow(int(factor), -1, prime) % prime)
         given = f"{factor}{letter}+{added}={total},{letter}="
-        written = yield Step(given, right, another(right, possible))
+        written = yield SolverStep(given, right, another(right, possible))
         require(written in possible)
         value = int(written)
         known[letter] = value

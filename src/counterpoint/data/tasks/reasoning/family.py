@@ -21,7 +21,7 @@ SOLUTION_END = "\n"
 _MOST_STEPS = 1000
 
 
-class Step(NamedTuple):
+class SolverStep(NamedTuple):
     """A step of a solution.
 
     Attributes:
@@ -35,7 +35,7 @@ class Step(NamedTuple):
     wrong: Callable[[random.Random], str]
 
 
-Solver = Generator[Step, str, str]
+Solver = Generator[SolverStep, str, str]
 """Yields steps and is sent their results as written; a result without the right form raises
 `ValueError`. It ends, whatever it is sent, and returns the answer."""
 

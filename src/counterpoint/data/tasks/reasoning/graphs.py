@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 from string import ascii_letters
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, another, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, another, require
 
 _NODES = ascii_letters
 _NOTHING = "-"
@@ -36,7 +36,7 @@ def _solve(statement: str) -> Solver:
         new = sorted({edge[1] for edge in edges if edge[0] == node and edge[1] not in queue})
         right = "".join(new) or _NOTHING
         unseen = [one for one in _NODES if one not in queue and one not in new]
-        written = yield Step(f"{node}:", right, another(right, [_NOTHING] if new else unseen))
+        written = yield SolverStep(f"{node}:", right, another(right, [_NOTHING] if new else unseen))
         require(written == _NOTHING or set(written) <= set(_NODES))
         # The walk goes on even if a letter is written twice, and it ends in any case.
         queue += [one for one in dict.fromkeys(written.strip(_NOTHING)) if one not in queue]

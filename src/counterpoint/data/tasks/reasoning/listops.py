@@ -6,7 +6,7 @@ Source: Nangia and Bowman, ListOps (2018), with the sum modulo 10 at the root.
 import random
 import re
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, another, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, another, require
 
 _INNERMOST = re.compile(r"\[(\w\w) ([\d ]+)\]")
 _OPERATORS = ("MX", "MN", "MD", "SM")
@@ -38,7 +38,7 @@ def _solve(statement: str) -> Solver:
     left = statement
     while found := _INNERMOST.search(left):
         right = str(_value(found[1], [int(one) for one in found[2].split()]))
-        written = yield Step(f"{found[0]}=", right, another(right, _DIGITS))
+        written = yield SolverStep(f"{found[0]}=", right, another(right, _DIGITS))
         require(written in _DIGITS)
         left = left[: found.start()] + written + left[found.end() :]
     return left

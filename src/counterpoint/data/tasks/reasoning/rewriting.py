@@ -4,7 +4,7 @@ import random
 from functools import partial
 from itertools import product
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, require
 
 _LETTERS = "abc"
 _PAIRS = tuple(map("".join, product(_LETTERS, repeat=2)))
@@ -44,7 +44,7 @@ def _solve(statement: str) -> Solver:
     rules = [(left, right) for left, _, right in (one.partition(">") for one in shown.split(" "))]
     for _ in range(int(times.split(" ")[0])):
         right = _rewritten(text, rules) or text
-        text = yield Step(f"{text}>", right, partial(_wrong, right))
+        text = yield SolverStep(f"{text}>", right, partial(_wrong, right))
         require(bool(text) and set(text) <= set(_LETTERS))
     return text
 

@@ -3,7 +3,7 @@
 import random
 from functools import partial
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, require
 
 _RISING = "rising"
 _FALLING = "falling"
@@ -22,7 +22,7 @@ def _solve(statement: str) -> Solver:
     for number in numbers[1:]:
         given = f"{' '.join(done)}+{number}="
         right = _inserted(done, number, order)
-        written = yield Step(given, " ".join(right), partial(_wrong, right))
+        written = yield SolverStep(given, " ".join(right), partial(_wrong, right))
         done = written.split(" ")
         require(all(one.isdecimal() and one.isascii() for one in done))
     return " ".join(done)

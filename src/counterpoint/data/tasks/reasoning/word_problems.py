@@ -7,7 +7,7 @@ form: one kind of quantity, four kinds of sentences.
 import random
 import re
 
-from counterpoint.data.tasks.reasoning.family import Family, Solver, Step, another, require
+from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, another, require
 
 _MODULUS = 23
 _NAMES = (
@@ -68,7 +68,7 @@ def _solve(statement: str) -> Solver:
             given = f"{name}={known[first]}+{known[second]}="
             value = known[first] + known[second]
         right = str(value % _MODULUS)
-        written = yield Step(given, right, another(right, _POSSIBLE))
+        written = yield SolverStep(given, right, another(right, _POSSIBLE))
         require(written in _POSSIBLE)
         known[name] = int(written)
     return str(known[asked])
