@@ -2,7 +2,7 @@
 
 Whisper's encoder reads a window of 30 s, however short the sound is. Here it reads 15 s, or to
 shortly after the sound, at a fifth of the cost. Whisper was not trained for that: windows of less
-than 10 s make it repeat itself without end (`benchmarks/results/cascade_recognition.md`).
+than 10 s make it repeat itself without end (`benchmarks/results/cascade_recognition.json`).
 
 Source: Whisper (arXiv:2212.04356), run by CTranslate2 with the tokeniser of faster-whisper.
 """

@@ -117,6 +117,11 @@ class Stage:
         )
 
 
+def unasked(messages: object, most_tokens: int) -> Iterator[str]:
+    """Be a language model that must not be asked."""
+    raise AssertionError("the result of the call is all that must be said")
+
+
 def sounding_s(sound: Tensor) -> tuple[float, float]:
     """Return the times at which sound begins and ends."""
     (places,) = sound.nonzero(as_tuple=True)

@@ -31,9 +31,9 @@ from counterpoint.runtime.cascade.ear import (
     Detect,
     Ear,
     EarRules,
-    Heard,
     Recognise,
     Sign,
+    UserTurn,
 )
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane
 from counterpoint.runtime.cascade.ledger import SoundLedger
@@ -170,7 +170,7 @@ class Cascade:
         self._now_s = 0.0
         self._pending = torch.zeros(0)
         self._sound = torch.zeros(EAR_BLOCK)
-        self._open_turn: Heard | None = None  # the turn that was not told as a whole yet
+        self._open_turn: UserTurn | None = None  # the turn that was not told as a whole yet
         self._ready_s: float | None = None  # when the calls were all that the answer waited for
         self._told = 0  # number of words of the turn that were told
         self._replied = 0  # newest turn that was answered
@@ -275,7 +275,7 @@ class Cascade:
         elif sign == Sign.FAILED:
             self._trace.fail("ear", self._ear.error, self._now_s)
 
-    def _end_turn(self, turn: Heard) -> None:
+    def _end_turn(self, turn: UserTurn) -> None:
         """Tell a turn when its last words are known."""
         self._open_turn = None
         self._tell_words(turn)
@@ -288,7 +288,7 @@ class Cascade:
             self._was_unclear = True  # music must not be answered again and again
             self._mouth.say(self.rules.unclear, self._scene(turn), turn.number, self._now_s)
 
-    def _think(self, turn: Heard) -> None:
+    def _think(self, turn: UserTurn) -> None:
         """Begin a thought if it is time, and interrupt the user if one has asked for it."""
         mind = self._mind
         interrupts = mind.advance(self._now_s)
@@ -301,7 +301,7 @@ class Cascade:
             if interrupts and self._mouth.reply is None:
                 self._interrupt(turn)
 
-    def _interrupt(self, turn: Heard) -> None:
+    def _interrupt(self, turn: UserTurn) -> None:
         """Take the floor from the user."""
         self._held = turn.number
         self._trace.add(AGENT, "interruption", self._now_s, by=AGENT, turn=turn.number)
@@ -315,7 +315,7 @@ class Cascade:
 
     # ------------------------------------------------------------------------------- answering
 
-    def _prepare(self, turn: Heard) -> None:
+    def _prepare(self, turn: UserTurn) -> None:
         """Take the steps to an answer when the user pauses or has finished."""
         if not (self._ear.is_pausing or turn.is_over) or not turn.words:
             return
@@ -329,7 +329,7 @@ class Cascade:
         if turn.is_recognised and (turn.is_over or not self._mouth.sounds):
             self._finish_thinking(turn)
 
-    def _finish_thinking(self, turn: Heard) -> None:
+    def _finish_thinking(self, turn: UserTurn) -> None:
         """Think about the last words, wait for the calls, and begin to answer."""
         mind = self._mind
         if not mind.is_ending:
@@ -364,7 +364,7 @@ class Cascade:
         if self._mouth.is_finished(self._now_s):
             self._close_reply(dropped_s=0.0)
 
-    def _yield(self, turn: Heard) -> None:
+    def _yield(self, turn: UserTurn) -> None:
         """Stop speaking at once: the user has the floor."""
         dropped_s = self._mouth.ledger.flush()
         self._trace.add(
@@ -400,19 +400,19 @@ class Cascade:
     # ------------------------------------------------------------------------------- small parts
 
     @property
-    def _turn(self) -> Heard:
+    def _turn(self) -> UserTurn:
         if self._ear.turn is None:
             raise AssertionError("signs come with a turn")
         return self._ear.turn
 
-    def _begin_turn(self, turn: Heard) -> None:
+    def _begin_turn(self, turn: UserTurn) -> None:
         """Forget what belonged to the turn before."""
         self._open_turn = turn
         self._mind.clear()
         self._ready_s = None
         self._told = 0
 
-    def _scene(self, turn: Heard, *, is_over: bool = False, interrupts: bool = False) -> Scene:
+    def _scene(self, turn: UserTurn, *, is_over: bool = False, interrupts: bool = False) -> Scene:
         return Scene(
             words=turn.words,
             history=tuple(self.history),
@@ -443,7 +443,7 @@ class Cascade:
             for word in heard
         ]
 
-    def _tell_words(self, turn: Heard) -> None:
+    def _tell_words(self, turn: UserTurn) -> None:
         """Tell the words of a turn that were not told yet, and the turn itself when it is over."""
         for number in range(self._told, len(turn.words)):
             word = turn.words[number]

@@ -71,7 +71,7 @@ class EarRules:
 
 
 @dataclass(kw_only=True, slots=True)
-class Heard:
+class UserTurn:
     """A turn of the user as it is known so far; times are those of the conversation.
 
     Attributes:
@@ -126,7 +126,7 @@ class Ear:
         recognise: Recognises words.
         lane: Where words are recognised.
         rules: See `EarRules`.
-        before: Words that were fixed in the turn are in `Heard` as well.
+        before: Words that were fixed in the turn are in `UserTurn` as well.
 
     Attributes:
         turn: The newest turn; ``None`` before the first.
@@ -138,7 +138,7 @@ class Ear:
         self, detect: Detect, recognise: Recognise, lane: Lane, rules: EarRules | None = None
     ) -> None:
         self.rules = rules or EarRules()
-        self.turn: Heard | None = None
+        self.turn: UserTurn | None = None
         self.is_pausing = False
         self.error = ""
         self._detect = detect
@@ -179,7 +179,7 @@ class Ear:
     def _begin(self, now_s: float) -> None:
         number = 1 if self.turn is None else self.turn.number + 1
         start_s = max(now_s - self._voiced * BLOCK_S, 0.0)
-        self.turn = Heard(number=number, start_s=start_s, voice_end_s=now_s)
+        self.turn = UserTurn(number=number, start_s=start_s, voice_end_s=now_s)
         self._lane.stop()
         blocks = list(self._recent)
         begin_s = max(now_s - len(blocks) * BLOCK_S, 0.0)
@@ -211,7 +211,7 @@ class Ear:
             return [Sign.ENDED]
         return []
 
-    def _patience_s(self, turn: Heard) -> float:
+    def _patience_s(self, turn: UserTurn) -> float:
         """Return the silence that ends the turn, given its words."""
         if not turn.is_recognised:
             return self.rules.unfinished_end_s
@@ -245,7 +245,7 @@ class Ear:
                 signs.append(Sign.WORDS)
         return signs
 
-    def _open(self) -> Heard:
+    def _open(self) -> UserTurn:
         if self.turn is None:
             raise AssertionError("a turn has begun before words are recognised")
         return self.turn

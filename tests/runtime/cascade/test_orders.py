@@ -1,0 +1,54 @@
+"""Orders whose words are heard exactly: every call is early, and no correction leaves a trace."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from counterpoint.data.tasks.spoken_tools import (
+    MadeCall,
+    ToolOutcome,
+    ToolRequest,
+    generated_requests,
+    score_requests,
+)
+from counterpoint.data.tasks.tool_world import Faults, OrderWorld
+from counterpoint.runtime.cascade.cascade import CascadeRules
+from counterpoint.runtime.cascade.schema_caller import SchemaCaller
+from counterpoint.runtime.cascade.thinking import Answerer, FixedChunks
+from tests.runtime.cascade.scripted import Stage, unasked
+
+REQUESTS = generated_requests(1_000_000, 12)
+
+
+def order(request: ToolRequest, rules: CascadeRules, faults: Faults) -> ToolOutcome:
+    stage = Stage()
+    world = OrderWorld(faults)
+    tools = world.tools()
+    engines = replace(stage.engines(), think=SchemaCaller(tools), answer=Answerer(unasked))
+    cascade = stage.cascade(engines, rules, tools)
+    cascade.hear(stage.sound(f"{request.text}. " + "- " * 9))
+    timeline = cascade.timeline()
+    made = tuple(
+        MadeCall(*json.loads(event.text), event.end_s)
+        for event in timeline.where(kind="call")
+        if event.payload["ok"]
+    )
+    (turn,) = timeline.where(kind="turn")
+    in_force = tuple((tools[0].name, one) for one in world.in_force)
+    return ToolOutcome(made, in_force, turn.end_s)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("failures", [0, 1])
+@pytest.mark.parametrize("early", [True, False])
+def test_orders_heard_exactly_are_all_right(early: bool, failures: int) -> None:
+    assert any(one.stale for one in REQUESTS)
+    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0), early_calls=early)
+    faults = Faults(failures=failures, late_failure=True)
+    scores = score_requests(REQUESTS, [order(one, rules, faults) for one in REQUESTS])
+    assert scores["success"] == scores["total"] == scores["slots"] == 1
+    assert scores["stale"] == 0
+    assert (scores["early"] > 0.569) == early  # the paper's share of early calls
+    assert early or scores["early"] == 0
