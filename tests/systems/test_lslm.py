@@ -12,10 +12,13 @@ from counterpoint.blocks.attention import offline_reach
 from counterpoint.blocks.listening import Listener
 from counterpoint.blocks.rope import rope_tables, rotate
 from counterpoint.errors import UserError
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
 from counterpoint.systems.lslm import LSLM, LSLMConfig
 from tests.systems.contract_models import batch_of, build, random_ticks
 from tests.systems.tiny_lslm import CONFIGS, config
+from tests.systems.tiny_models import tower
 
 NUM_TICKS = 8  # all see all of them in the tower's window of 9
 
@@ -153,3 +156,39 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         config("middle", hearing_window=0)
     with pytest.raises(UserError, match="listener's `taps` must be >= 1"):
         replace(CONFIGS["middle"].listener, taps=0)
+
+
+def spelled(model: LSLM, texts: Tensor) -> Batch:
+    """Rows whose speech is their text, one id a frame, and then the end; nothing is heard."""
+    num_rows, length = texts.shape
+    nothing = torch.full((num_rows, length), UNSET_ID)
+    end = torch.full((num_rows, 1), model.config.end_id)
+    padding = torch.full((num_rows, length + 1), model.config.text_padding_id)
+    return model.lay_out(
+        {
+            "semantic": torch.cat((nothing, texts, end), 1)[..., None],
+            "text": torch.cat((texts, padding), 1),
+            "heard": torch.zeros(num_rows, 2 * length + 1, 3),
+        }
+    )
+
+
+def test_it_learns_to_speak_new_texts() -> None:
+    """The text reaches what is said: sequences that were never trained are spelled."""
+    torch.manual_seed(0)
+    words = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8])  # 3 is padding
+    shape = config("middle", (9,), tower=tower(48, 2, 2, 24), text_vocab_size=9)
+    model = LSLM(shape).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=6e-3)
+    for _ in range(150):
+        texts = words[torch.randint(len(words), (32, 5))]
+        optimiser.zero_grad()
+        model.loss(spelled(model, texts)).total.backward()
+        optimiser.step()
+    new = spelled(model, words[torch.randint(len(words), (200, 5))])
+    with torch.no_grad():
+        best = model.eval()(new)["semantic"].argmax(-1)
+    targets = new.targets["semantic"]
+    trained = targets != UNSET_ID
+    right = (best == targets)[trained].float().mean()
+    assert right > 0.95  # a model that cannot read has 1 of 8, and the end
