@@ -174,7 +174,8 @@ def table(records: list[dict[str, Any]], task: str) -> str:
         ahead = "" if len(cells) > 1 else "one seed"
         if not ahead and arm != "two_stream":
             found, p_value = bootstrap_difference(percents(ours), percents(cells))
-            ahead = f"{found.value:+.1f} [{found.low:.1f}, {found.high:.1f}], p = {p_value:.3f}"
+            p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+            ahead = f"{found.value:+.1f} [{found.low:.1f}, {found.high:.1f}], {p_text}"
         midway = [
             f"{100 * point['score']:.0f}"
             for one in cells
