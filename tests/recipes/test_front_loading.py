@@ -17,6 +17,7 @@ from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.front_loading_page import markdown, pair_rows
 from counterpoint.evaluate.solutions import solve, true_bits, written
+from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.front_loading import (
     CLAIMS,
     METRICS,
@@ -34,6 +35,7 @@ from counterpoint.recipes.front_loading_run import (
     declared,
     report_front_loading,
     run_front_loading,
+    run_group,
     tuning_run,
 )
 from counterpoint.runtime.generate import generate
@@ -200,15 +202,11 @@ def test_claims_hold_fail_or_stay_undecided() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_study_that_was_stopped_ends_with_the_same_records(tmp_path: Path) -> None:
-    study = replace(tiny(), groups=("matched", "objective", "reinforcement"))
+    study = replace(tiny(), groups=("matched", "objective"))
     whole = run_front_loading(study, tmp_path / "whole")
-    assert len(whole) == 9 * 3
-    ledgers = {record["arm"]: json.loads(record["ledger"]) for record in whole}
-    assert [entry["phase"] for entry in ledgers["base > small, reinforced"]] == [
-        "tuning on small",
-        "reinforcement",
-    ]
+    assert len(whole) == 5 * 3
     assert {record["split"] for record in whole} == set(splits(study))
     part = run_front_loading(replace(study, groups=("matched",)), tmp_path / "stopped")
     assert len(part) == 2 * 3
@@ -222,3 +220,17 @@ def test_study_that_was_stopped_ends_with_the_same_records(tmp_path: Path) -> No
     assert "base without the share" in report_front_loading(study, tmp_path / "whole").read_text()
     with pytest.raises(UserError, match="must belong to this study: it was begun with another"):
         run_front_loading(replace(study, share=0.2), tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_fine_tuning_is_followed_by_reinforcement(tmp_path: Path) -> None:
+    study = replace(tiny(), groups=("reinforcement",))
+    group = next(chain_groups(study))
+    run_group(study, tmp_path, group)
+    (first, *_) = read_records(group.path(tmp_path, group.chains[0]))
+    assert [entry["phase"] for entry in json.loads(first["ledger"])] == [
+        "tuning on small",
+        "reinforcement",
+    ]
+    assert first["arm"] == "base > small, reinforced"

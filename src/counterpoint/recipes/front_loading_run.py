@@ -4,6 +4,7 @@ Each finished chain is a Parquet file, so a study that was stopped goes on where
 same outcome. Training of a chain is a run of phases that begins with the weights of its backbone.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,11 @@ class ChainGroup:
         """Name of the backbone's run."""
         return f"{_word(self.backbone.name)}-seed{self.seed}"
 
+    def only(self, *, reinforced: bool) -> "ChainGroup":
+        """Return the group with the chains that are reinforced, or with the others."""
+        own = tuple(one for one in self.chains if one.tuning.is_reinforced == reinforced)
+        return replace(self, chains=own)
+
     def path(self, folder: Path, chain: Chain) -> Path:
         """Return the path of the results of a chain."""
         return folder / CELLS / f"{self.key}-{_word(chain.tuning.name)}.parquet"
@@ -102,12 +108,14 @@ def run_front_loading(
             for group in groups
             if not all(group.path(folder, chain).exists() for chain in group.chains)
         ]
+        # Verifiers start processes of their own, which workers may not do.
+        apart = [group.only(reinforced=True) for group in missing]
+        shared = [group.only(reinforced=False) for group in missing]
         task = progress.task(study.name)
-        task(len(groups) - len(missing), len(groups))
         work = partial(run_group, study, folder)
-        with closing(work_in_processes(work, missing, workers)) as done:
-            for number, key in enumerate(done, 1):
-                task(len(groups) - len(missing) + number, len(groups), figures=key)
+        with closing(work_in_processes(work, shared, workers)) as done:
+            for number, key in enumerate(itertools.chain(done, map(work, apart)), 1):
+                task(number, len(shared) + len(apart), figures=key)
                 _join(groups, folder)
     return _join(groups, folder)
 
@@ -124,6 +132,8 @@ def chain_groups(study: FrontLoading) -> Iterator[ChainGroup]:
 
 def run_group(study: FrontLoading, folder: Path, group: ChainGroup) -> str:
     """Train a backbone, unless that was done, and run its chains that are missing."""
+    if all(group.path(folder, chain).exists() for chain in group.chains):
+        return group.key
     work = folder / WORK / group.key
     backbone, _ = _train(backbone_run(study, group), work / "backbone")
     for chain in group.chains:
