@@ -224,3 +224,17 @@ def test_backlog_tells_what_waits() -> None:
     assert 0.5 < cascade.backlog.queued_s < 1.6
     cascade.hear(stage.sound("- - - - - -"))
     assert cascade.backlog == (0.0, 0.0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_hour_of_silence_and_ten_minutes_of_one_turn_keep_their_pace() -> None:
+    stage = Stage()
+    cascade = stage.cascade()
+    for _ in range(60):
+        assert not cascade.hear(torch.zeros(60 * EAR_HZ)).any()
+    assert len(cascade.timeline()) == 0
+    text = " ".join(f"w{number % 900}" for number in range(1875)) + "."
+    cascade.hear(stage.sound(text + " - - - - -"))
+    assert stage.asked[-1].text == text
+    assert len(cascade._ear._sound.blocks) < 700

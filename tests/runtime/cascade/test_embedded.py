@@ -1,8 +1,13 @@
 """The engines that come with the extra `offline`, each as it is: sound in, words and sound out."""
 
 import importlib.util
+import io
+import shutil
+import subprocess
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +25,7 @@ from counterpoint.runtime.cascade.embedded import (
 )
 from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.cascade.models import Complete
+from counterpoint.speech.audio import resample
 from counterpoint.speech.detector import SpeechDetector
 from counterpoint.speech.partials import PartialTranscriber
 
@@ -155,3 +161,41 @@ def test_conversation_of_the_embedded_engines(mouth: PiperMouth, engines: Engine
     assert abs(turn.end_s - 1 - len(audio) / EAR_HZ) < 0.3
     (places,) = sound.nonzero(as_tuple=True)
     assert float(places[0]) / EAR_HZ > turn.end_s
+
+
+def chords(seconds: float) -> Tensor:
+    """Return music: a major triad with overtones, struck twice a second."""
+    time_s = torch.arange(round(seconds * EAR_HZ)) / EAR_HZ
+    notes = [(220.0, 0.3), (277.2, 0.3), (329.6, 0.3), (440.0, 0.15), (659.3, 0.1)]
+    tones = sum(weight * torch.sin(2 * torch.pi * hertz * time_s) for hertz, weight in notes)
+    return 0.3 * torch.as_tensor(tones) * torch.exp(-4 * (time_s % 0.5))
+
+
+def foreign() -> Tensor:
+    """Return a German sentence, spoken by espeak-ng."""
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed")
+    text = "Guten Tag, wie komme ich bitte von hier aus am schnellsten zum Bahnhof?"
+    done = subprocess.run(["espeak-ng", "-v", "de", "--stdout", text], capture_output=True)
+    with wave.open(io.BytesIO(done.stdout[:40] + b"\xff\xff\xff\x7f" + done.stdout[44:])) as file:
+        rate = file.getframerate()
+    samples = np.frombuffer(done.stdout[44:], "<i2").astype(np.float32) / 2**15
+    return resample(torch.from_numpy(samples)[None], rate, EAR_HZ)[0]
+
+
+@pytest.mark.parametrize("kind", ["music", "noise", "another language"])
+def test_conversation_goes_on_after_what_it_does_not_understand(
+    kind: str, mouth: PiperMouth, engines: Engines
+) -> None:
+    noise = 0.1 * torch.randn(4 * EAR_HZ, generator=torch.Generator().manual_seed(0))
+    odd = {"music": lambda: chords(4.0), "noise": lambda: noise, "another language": foreign}[
+        kind
+    ]()
+    cascade = Cascade(engines, lanes=TimedLane)
+    cascade.hear(torch.cat([odd, torch.zeros(8 * EAR_HZ)]))
+    assert len(cascade.timeline().where(kind="error")) == 0
+    cascade.take_events()
+    audio = question(mouth, "What is the capital of France?")
+    cascade.hear(torch.cat([audio, torch.zeros(8 * EAR_HZ)]))
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert "Paris" in answer.text

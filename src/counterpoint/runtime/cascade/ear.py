@@ -102,10 +102,16 @@ class UserTurn:
         """Whether the words reach to the end of the voice."""
         return self.words_end_s >= self.voice_end_s
 
-    def update(self, words: tuple[ScoredWord, ...], now_s: float) -> None:
-        """Take newly recognised words; those that stay keep the time at which they were known."""
-        same = 0
-        for old, new in zip(self.words, words, strict=False):
+    def update(self, words: tuple[ScoredWord, ...], num_fixed: int, now_s: float) -> None:
+        """Take newly recognised words; those that stay keep the time at which they were known.
+
+        Args:
+            words: All words of the turn.
+            num_fixed: Number of first words that are those of before.
+            now_s: Time of the conversation.
+        """
+        same = num_fixed
+        for old, new in zip(self.words[num_fixed:], words[num_fixed:], strict=False):
             if plain(old.text) != plain(new.text):
                 break
             same += 1
@@ -240,7 +246,8 @@ class Ear:
                 turn = self._open()
                 words = self._sound.placed(step.value)
                 turn.words_end_s = self._job_end_s
-                turn.update((*self._sound.fixed, *words), step.at_s)
+                fixed = self._sound.fixed
+                turn.update((*fixed, *words), len(fixed), step.at_s)
                 self._sound.shorten(words, self.rules)
                 signs.append(Sign.WORDS)
         return signs

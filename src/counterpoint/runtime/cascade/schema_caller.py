@@ -24,6 +24,7 @@ _NUMBERS = [
 ]  # fmt: skip
 """Recognisers write numbers as figures, and tools mostly have words."""
 
+_MOST_WORDS = 200  # what was said long before is no part of a request
 _ALIKE = 0.82  # share of equal letters from which on misheard words count as found
 
 
@@ -54,7 +55,7 @@ class SchemaCaller:
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
-        heard = [_spelled(plain(word.text)) for word in scene.words]
+        heard = [_spelled(plain(word.text)) for word in scene.words[-_MOST_WORDS:]]
         for tool in self._tools:
             arguments = self.arguments(tool.parameters, [word for word in heard if word])
             made = [
