@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from counterpoint.data.tasks.spoken_maths.hearing import spoken_rounds
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
-from counterpoint.evaluate.duplex.spoken_maths import floors, judged, listen, think_in_chunks
+from counterpoint.evaluate.duplex.spoken_maths import floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import (
     Attempt,
     operating_curve,
     score_calls,
     score_interruptions,
 )
-from counterpoint.runtime.clocked import ClockConfig, Proposal
+from counterpoint.runtime.clocked import ClockConfig
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems import shanks
@@ -31,38 +30,8 @@ def thought(start_s: float, *chances: float) -> Event:
     return event("thought", start_s, "thought", chances=chances)
 
 
-class Oracle:
-    """Thinks what the maker of the problem thinks."""
-
-    def __init__(self, rounds: list[dict[str, list[str]]]) -> None:
-        self.rounds = list(rounds)
-        self.next: list[str] = []
-
-    def hear(self, content: object) -> None:
-        # If the thought that interrupts did not fit into the time, the speaker goes on.
-        late = {"heard": [str(content)], "thought": ["</think>"], "answer": ["yes", "[STOP]"]}
-        one = self.rounds.pop(0) if self.rounds else late
-        assert " ".join(one["heard"]) == content
-        self.next = [*one["thought"], *one.get("answer", [])]
-
-    def read(self, text: str) -> None:
-        if self.next and text.strip() == self.next[0]:
-            self.next.pop(0)
-
-    def propose(self) -> Proposal:
-        return Proposal(f" {self.next[0]}")
-
-
 def test_the_maker_of_the_problems_finds_all_errors_and_interrupts_nobody_else() -> None:
-    attempts = [
-        judged(
-            think_in_chunks(
-                Oracle(spoken_rounds(one, 4.0, thinks=True, marks=DATA.marks)), one, CONFIG
-            ),
-            one,
-        )
-        for one in PROBLEMS
-    ]
+    attempts = [made_by_program(one, CONFIG) for one in PROBLEMS]
     score = score_interruptions(attempts)
     assert score.right.value == 0
     assert score.valid.value == 1

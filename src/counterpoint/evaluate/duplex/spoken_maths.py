@@ -4,14 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from counterpoint.data.tasks.spoken_maths.hearing import NOTHING, Heard, chunks, spoken_ticks
+from counterpoint.data.tasks.spoken_maths.hearing import (
+    NOTHING,
+    Heard,
+    chunks,
+    spoken_rounds,
+    spoken_ticks,
+)
 from counterpoint.data.tasks.spoken_maths.numbers import spoken
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
 from counterpoint.evaluate.duplex.thinking import Attempt
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal, Thinker
 from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
 from counterpoint.runtime.thinker import SystemThinker
-from counterpoint.streams.rounds import Marks
+from counterpoint.streams.rounds import ANSWER, THOUGHT, Marks
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.contract import System
 
@@ -76,6 +82,39 @@ def think_in_chunks(thinker: Thinker, heard: Heard, config: ClockConfig) -> Time
     return decoder.timeline
 
 
+def made_by_program(heard: Heard, config: ClockConfig) -> Attempt:
+    """Return the attempt of the program that made the problem: what can be found in time at all.
+
+    An error in the last chunk cannot be interrupted, for its thought comes after the speech; nor
+    can one whose thought does not fit into the time until the next chunk.
+    """
+    rounds = spoken_rounds(heard, config.chunk_s, thinks=True, marks=config.marks)
+    return judged(think_in_chunks(ProgramThinker(rounds, config.marks), heard, config), heard)
+
+
+class ProgramThinker:
+    """Thinks and answers what it is told, round by round; a `Thinker`."""
+
+    def __init__(self, rounds: Sequence[Mapping[str, Sequence[str]]], marks: Marks) -> None:
+        self._rounds = list(rounds)
+        self._marks = marks
+        self._next: list[str] = []
+
+    def hear(self, content: Any) -> None:
+        """Go on to the next round, or have nothing to think any more; see `Thinker.hear`."""
+        one = self._rounds.pop(0) if self._rounds else {THOUGHT: [self._marks.close]}
+        self._next = [*one[THOUGHT], *one.get(ANSWER, [self._marks.stop])]
+
+    def read(self, text: str) -> None:
+        """Go on if it is what comes next; see `Thinker.read`."""
+        if self._next and text.strip() == self._next[0]:
+            self._next.pop(0)
+
+    def propose(self) -> Proposal:
+        """Return the next word; see `Thinker.propose`."""
+        return Proposal(f" {self._next[0]}")
+
+
 def judged(timeline: Timeline, heard: Heard) -> Attempt:
     """Return the attempt: an interruption is valid if it names the step that was made wrong."""
     problem = heard.problem
@@ -90,8 +129,8 @@ def judged(timeline: Timeline, heard: Heard) -> Attempt:
     )
 
 
-class ConstantThinker:
-    """A policy that looks at nothing but the number of the chunk; a `Thinker`.
+class ConstantThinker(ProgramThinker):
+    """A policy that looks at nothing but the number of the chunk.
 
     Args:
         interrupts: Whether it interrupts after a chunk, counted from 0.
@@ -100,26 +139,16 @@ class ConstantThinker:
     """
 
     def __init__(self, interrupts: Callable[[int], bool], step: int, marks: Marks) -> None:
+        super().__init__([], marks)
         self._interrupts = interrupts
         self._answer = ["wait", "step", *spoken(step), marks.stop]
-        self._marks = marks
         self._num_chunks = 0
-        self._next: list[str] = []
 
     def hear(self, content: Any) -> None:
         """Count the chunk; see `Thinker.hear`."""
         is_time = self._interrupts(self._num_chunks)
         self._num_chunks += 1
         self._next = [self._marks.interrupt if is_time else self._marks.close, *self._answer]
-
-    def read(self, text: str) -> None:
-        """Go on if it is what comes next; see `Thinker.read`."""
-        if self._next and text.strip() == self._next[0]:
-            self._next.pop(0)
-
-    def propose(self) -> Proposal:
-        """Return the next word; see `Thinker.propose`."""
-        return Proposal(f" {self._next[0]}")
 
 
 def floors(
