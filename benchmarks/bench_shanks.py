@@ -9,6 +9,7 @@ maker of the problems (what can be found in time at all) and constant policies a
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from counterpoint.evaluate.duplex.thinking import (
     score_interruptions,
 )
 from counterpoint.runtime.clocked import ClockConfig
-from counterpoint.runtime.load import find_checkpoint, load, load_run
+from counterpoint.runtime.load import load
 
 THRESHOLDS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999)
 
@@ -58,15 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[path.name] = measured(path, options.problems)
         print(path.name, rows[path.name], flush=True)
     question = "How well do models that think while they listen find the errors of a speaker?"
-    finish(question, {"problems": options.problems, "rows": rows}, str(options.out))
+    results = {"problems": options.problems, "rows": plain_json(rows)}
+    finish(question, results, str(options.out))
 
 
 def measured(path: Path, num_problems: int) -> dict[str, Any]:
     """Return the numbers of one run."""
-    data = load_run(path).data
+    loaded = load(path)
+    data = None if loaded.run is None else loaded.run.data
     if not isinstance(data, SpokenMathsData):
         raise SystemExit(f"{path} must be a run on spoken maths.")
-    system = load(path).system.eval()
+    system = loaded.system
     problems = [data.heard(number, held_out=True) for number in range(num_problems)]
     free: list[Attempt] = []
     never: list[Attempt] = []
@@ -77,7 +80,7 @@ def measured(path: Path, num_problems: int) -> dict[str, Any]:
             print(path.name, number + 1, flush=True)
     curve = operating_curve(never, THRESHOLDS, TOKENS_PER_S)
     return {
-        "checkpoint": find_checkpoint(path).name,
+        "checkpoint": loaded.path.name,
         "arrangement": data.arrangement,
         **numbers(score_interruptions(free)),
         "agreed": sum(_agrees(one) for one in free if one.wrong_s is None)
@@ -93,6 +96,15 @@ def numbers(score: InterruptionScore) -> dict[str, Any]:
     }
     found: dict[str, Any] = {n: [one.value, one.low, one.high] for n, one in shares.items()}
     return found | {f"latency_p{q}": score.latency(q / 100) for q in (5, 50, 95)}
+
+
+def plain_json(value: Any) -> Any:
+    """Return the value with null for what could not be measured."""
+    if isinstance(value, dict):
+        return {name: plain_json(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [plain_json(own) for own in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _agrees(attempt: Attempt) -> bool:

@@ -8,6 +8,7 @@ from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.data.source import DataSource
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.files import check_name
@@ -17,7 +18,14 @@ from counterpoint.train.phases import PhasedData
 from counterpoint.train.rewarded import RewardedData
 
 AnyData = (
-    DataConfig | SpeechData | TaskData | InterruptedSpeech | PhasedData | RewardedData | DataSource
+    DataConfig
+    | SpeechData
+    | TaskData
+    | SpokenMathsData
+    | InterruptedSpeech
+    | PhasedData
+    | RewardedData
+    | DataSource
 )
 """Data of a run: those of the library are restored from JSON, and others may be given."""
 
@@ -30,9 +38,9 @@ class Run:
         name: Name of its folder and its curves.
         system: Config of the model.
         data: Data it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
-            text systems, `TaskData` for items of a task, `InterruptedSpeech` for a speaker that can
-            be interrupted, `PhasedData` for several in phases, `RewardedData` for questions to be
-            answered, or another `DataSource`.
+            text systems, `TaskData` for items of a task, `SpokenMathsData` for thinking while
+            listening, `InterruptedSpeech` for a speaker that can be interrupted, `PhasedData` for
+            several in phases, `RewardedData` for questions to be answered, or another `DataSource`.
         train: Settings of the training.
         minutes: Time limit: the run takes as many of its steps as fit into it on this machine
             (`counterpoint.recipes.budget`). ``None`` takes all steps.
