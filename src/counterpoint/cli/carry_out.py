@@ -110,7 +110,7 @@ def _train_study(
 def _tell(run: Run, folder: Path, result: TrainResult) -> None:
     """Print what was done, and what can be done next."""
     counters = result.counters
-    is_speech = isinstance(run.data, SpeechData)
+    is_speech = SpeechData.fits(sketch(run.system).layout)
     print(
         f"{run.name}: {counters.step} steps, {counters.size:,} "
         f"{'frames' if is_speech else 'bytes'}, {counters.flops:.3g} FLOPs, "
@@ -119,7 +119,7 @@ def _tell(run: Run, folder: Path, result: TrainResult) -> None:
     for name, value in result.evaluation.items():
         print(f"held out: {name} {value:.4f}")
     print(f"checkpoint: {result.checkpoint}")
-    if is_speech:
+    if isinstance(run.data, SpeechData):
         print(f"try: counterpoint talk {folder} --input question.wav --output answer.wav")
-    else:
+    elif not is_speech:
         print(f'try: counterpoint generate {folder} --prompt "..."')
