@@ -1,6 +1,7 @@
 """The verb ``train``: train what a recipe describes."""
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ Train what a recipe describes; a run that was stopped is continued.
 
 Example: counterpoint train first_run --train.num-steps 100 --folder runs/short
 
-RECIPE is one of: {names}
+{names}
 or path/to/file.py:function, a function that returns a `Run`, a
 `Study`, a `DuplexStudy` or a `FineTuning`. A `Grid` is run by `counterpoint study`.
 `counterpoint train RECIPE --help` shows the most important options, `--help-all` every field. On
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "--help-all"):
         names = [one for one in recipe_names() if isinstance(load_recipe(one), Recipe)]
-        print(_HELP.format(names=", ".join(names)), end="")
+        listed = textwrap.fill(f"RECIPE is one of: {', '.join(names)}", 100)
+        print(_HELP.format(names=listed), end="")
         return 0
     recipe = load_recipe(name)
     if not isinstance(recipe, Recipe):
