@@ -14,6 +14,8 @@ Checked against: the naive form, in Triton's interpreter
 from __future__ import annotations  # `tl` may be missing
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,13 +25,9 @@ from torch.autograd.function import once_differentiable
 
 from counterpoint.errors import UserError
 
-tl: Any
-triton: Any
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # it comes with torch for CUDA alone
-    triton = tl = None
+_has_triton = find_spec("triton") is not None  # it comes with torch for CUDA alone
+triton: Any = import_module("triton") if _has_triton else None
+tl: Any = import_module("triton.language") if _has_triton else None
 
 HIDDEN = -1e9 if tl is None else tl.constexpr(-1e9)
 
