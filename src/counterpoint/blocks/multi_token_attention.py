@@ -399,9 +399,9 @@ class MultiTokenAttention(nn.Module):
         """Read the rings of a session, after the chunk was written into them."""
         write_ring(state.cache, reach.slot, torch.stack((k, v), 1))
         k, v = state.cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
-        rings = [rows[..., : reach.limit] for rows in (state.logits, state.weights)]
         if q.shape[2] == 1:
-            return self._read_tick(q, k, v, reach, rings)
+            return self._read_tick(q, k, v, reach, state)
+        rings = [rows[..., : reach.limit] for rows in (state.logits, state.weights)]
         above = tuple(_rows_above(ring, reach, q.dtype) for ring in rings)
         y, rows = read_rows(q, k, v, self.kernels, reach.rows, above)
         for ring, new in zip(rings, rows, strict=True):
@@ -410,16 +410,16 @@ class MultiTokenAttention(nn.Module):
         return y
 
     def _read_tick(
-        self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, rings: list[Tensor]
+        self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState
     ) -> Tensor:
         """Read a single step, with a row of scores and of weights for the rings."""
         kernels = self.kernels
         logits = scores(q, k, reach.rows)
         if kernels.conv_before is not None:
-            logits = _convolved_tick(logits, kernels.conv_before, rings[0], reach)
+            logits = _convolved_tick(logits, kernels.conv_before, state.logits, reach)
         weights = to_weights(logits, kernels, reach.rows)
         if kernels.conv_after is not None:
-            weights = _convolved_tick(weights, kernels.conv_after, rings[1], reach)
+            weights = _convolved_tick(weights, kernels.conv_after, state.weights, reach)
         return weighted(weights, v, kernels, reach.rows)
 
 
@@ -484,8 +484,10 @@ def _convolved_tick(
     gone = reach.gone[:, None, None].expand(*ring.shape[:3], -1)
     ring.scatter_(3, gone, 0.0)
     place = (reach.step % num_queries)[..., None, None].expand_as(row)
-    ring.scatter_(2, place, row.to(ring.dtype))
+    ring[..., : reach.limit].scatter_(2, place, row.to(ring.dtype))
     back = (reach.step - torch.arange(num_queries, device=row.device)) % num_queries
     turned = kernel[:, num_queries - 1 - back].transpose(0, 1).flatten(0, 1)
+    if 2 * reach.limit < ring.shape[3]:
+        ring = ring[..., : reach.limit]  # this costs a copy, which is less than the empty slots
     every = ring.to(row.dtype).flatten(0, 1)[None]
-    return convolve(every, turned, reach.rows).view_as(row)
+    return convolve(every, turned, reach.rows).unflatten(1, row.shape[:2])[0, ..., : reach.limit]
