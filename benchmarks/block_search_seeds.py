@@ -17,7 +17,7 @@ from record import finish
 from counterpoint.data.tasks.block_search import BlockSearch
 from counterpoint.data.tasks.items import HELD_OUT_SEED, accuracy, floors
 from counterpoint.evaluate.tasks import answer
-from counterpoint.recipes.block_search import block_search
+from counterpoint.recipes.block_search import block_study
 from counterpoint.recipes.training import train_run
 from counterpoint.train.checkpoint import load_system
 from counterpoint.train.distributed import World
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for letters in arguments.letters:
-        study = block_search(letters, arguments.blocks)
+        study = block_study(letters, arguments.blocks)
         task = BlockSearch(num_blocks=arguments.blocks, block_letters=letters)
         items = [task.item(HELD_OUT_SEED, number) for number in range(arguments.items)]
         results[f"floors {letters}"] = floors(task, 1000, HELD_OUT_SEED)

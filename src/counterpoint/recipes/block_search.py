@@ -12,7 +12,12 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 from counterpoint.train.run import Run
 
 
-def block_search(block_letters: int = 5, num_blocks: int = 50) -> Study:
+def block_search() -> Study:
+    """Train both kinds of attention on 50 blocks of five letters; see `block_study`."""
+    return block_study(block_letters=5, num_blocks=50)
+
+
+def block_study(block_letters: int, num_blocks: int) -> Study:
     """Train both kinds of attention with five seeds each.
 
     The kernels are those of the paper: two queries and both sides of a block, before the softmax
