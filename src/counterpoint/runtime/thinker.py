@@ -1,6 +1,6 @@
 """A session of a system that hears and writes, as something that thinks against a clock."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from counterpoint.streams.spec import UNSET_ID, Role
 from counterpoint.systems.contract import System
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """Turns text into ids and back; the texts of ids put together give the text."""
 
