@@ -17,9 +17,8 @@ TOWER = tiny_models.tower(12, 2, 2, 30)
 
 def test_the_interleaved_core_is_a_plain_language_model() -> None:
     """Ids that are written and projected features go through one tower, in the order of places."""
-    model = tiny_models.randomised(
-        Shanks(ShanksConfig(tower=TOWER, vocab_size=tiny_models.VOCAB, heard_width=3))
-    )
+    model = Shanks(ShanksConfig(tower=TOWER, vocab_size=tiny_models.VOCAB, heard_width=3))
+    tiny_models.randomised(model)
     plain = SingleStream(SingleStreamConfig(tower=TOWER, vocab_size=tiny_models.VOCAB + 4))
     weights = {name.removeprefix("thinker."): own for name, own in model.state_dict().items()}
     features = torch.randn(4, 3)
@@ -38,7 +37,8 @@ def test_the_interleaved_core_is_a_plain_language_model() -> None:
 
 
 def test_a_word_that_is_heard_is_not_one_that_is_written() -> None:
-    model = tiny_models.randomised(Shanks(ShanksConfig(tower=TOWER, vocab_size=13)))
+    model = Shanks(ShanksConfig(tower=TOWER, vocab_size=13))
+    tiny_models.randomised(model)
     word = torch.tensor([[4]])
     none = torch.full_like(word, UNSET_ID)
     with torch.no_grad():

@@ -162,13 +162,12 @@ def floors(
     counts = [one.problem.wrong_step for one in problems if one.problem.wrong_step]
     usual = max(set(counts), key=counts.count) if counts else 1
     most_chunks = max(len(chunks(one, config.chunk_s)) for one in problems)
-    policies: dict[str, Callable[[int], ConstantThinker]] = {
-        "never": lambda number: ConstantThinker(lambda _: False, usual, config.marks)
-    }
-    for place in range(most_chunks - 1):
-        policies[f"after chunk {place + 1}"] = lambda number, place=place: ConstantThinker(
-            lambda chunk: chunk == place, usual, config.marks
-        )
+
+    def at_chunk(place: int) -> Callable[[int], ConstantThinker]:
+        return lambda _: ConstantThinker(lambda chunk: chunk == place, usual, config.marks)
+
+    policies = {"never": at_chunk(-1)}
+    policies |= {f"after chunk {place + 1}": at_chunk(place) for place in range(most_chunks - 1)}
 
     def by_chance(number: int) -> ConstantThinker:
         rng = Random(f"{seed} {number}")
