@@ -140,7 +140,8 @@ def run_group(study: FrontLoading, folder: Path, group: ChainGroup) -> str:
         path = group.path(folder, chain)
         if path.exists():
             continue
-        checkpoint, note = backbone, ""
+        checkpoint = backbone
+        note = ""
         place = work / _word(chain.tuning.name)
         if chain.tuning.corpus:
             run = tuning_run(study, group, chain, work / "backbone")

@@ -37,6 +37,8 @@ def shanks_small() -> Run:
 def shanks_small_parallel() -> Run:
     """Train the parallel arrangement: rows are twice as long, for a tick is 0.1 seconds."""
     run = shanks_small()
+    if not isinstance(run.data, SpokenMathsData):
+        raise AssertionError("`shanks_small` learns spoken maths")
     return replace(
         run,
         name="shanks_small_parallel",

@@ -95,11 +95,13 @@ def test_recorded_requests_are_read(tmp_path: Path) -> None:
 
 
 def test_turns_with_all_arguments_of_a_call_are_requests(tmp_path: Path) -> None:
-    call = {"method": "Find", "parameters": {"city": "Oakland", "type": "Dentist"}}
+    parameters = {"city": "Oakland", "type": "Dentist"}
+    call: dict[str, object] = {"method": "Find", "parameters": parameters}
 
     def turns(text: str) -> list[dict[str, object]]:
-        user = {"speaker": "user", "text": text, "frames": [{"call": None}]}
-        return [user, {"speaker": "system", "text": "", "frames": [{"call": call}]}]
+        answer: dict[str, object] = {"speaker": "system", "text": "", "frames": [{"call": call}]}
+        user: dict[str, object] = {"speaker": "user", "text": text, "frames": [{"call": None}]}
+        return [user, answer]
 
     texts = ("Find a dentist in Oakland for me.", "Yes please.")
     lines = [json.dumps({"id": str(n), "turns": turns(text)}) for n, text in enumerate(texts)]
@@ -108,7 +110,7 @@ def test_turns_with_all_arguments_of_a_call_are_requests(tmp_path: Path) -> None
     assert request.calls[0].known_words == 5
     (tool,) = dialogue_tools([request])
     assert tool.effect == "none"
-    assert argument_fault(tool.parameters, dict(call["parameters"])) is None  # type: ignore[call-overload]
+    assert argument_fault(tool.parameters, parameters) is None
     with pytest.raises(UserError, match="must be an existing file"):
         dialogue_requests(tmp_path / "none.jsonl")
 

@@ -30,9 +30,10 @@ def order(request: ToolRequest, rules: CascadeRules, faults: Faults) -> ToolOutc
     cascade.hear(stage.sound(f"{request.text}. " + "- " * 9))
     timeline = cascade.timeline()
     made = tuple(
-        MadeCall(*json.loads(event.text), event.end_s)
+        MadeCall(name, arguments, event.end_s)
         for event in timeline.where(kind="call")
         if event.payload["ok"]
+        for name, arguments in [json.loads(event.text)]
     )
     (turn,) = timeline.where(kind="turn")
     in_force = tuple((tools[0].name, one) for one in world.in_force)

@@ -63,7 +63,7 @@ def write_watched(
         name: shown(value) if isinstance(value, Path) else value for name, value in options.items()
     }
     header = {"audio": shown(Path(recording.name)), "left": AGENT, "right": USER}
-    replace(timeline, header=timeline.header | header | {"options": settings}).write(paths[0])
+    replace(timeline, header={**timeline.header, **header, "options": settings}).write(paths[0])
     rate = 16_000
     levels = measure_levels(audio_blocks(recording, rate, 2), rate)
     watched = Watched(title=title, levels=levels, timeline=timeline)
