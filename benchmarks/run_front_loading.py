@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from counterpoint.recipes.front_loading import front_loading
+from counterpoint.recipes.front_loading import front_loading_study
 from counterpoint.recipes.front_loading_run import (
     declared,
     report_front_loading,
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the report")
     options = parser.parse_args()
     study = replace(
-        front_loading(),
+        front_loading_study(),
         groups=tuple(options.groups.split(",")),
         seeds=tuple(map(int, options.seeds.split(","))),
     )

@@ -25,8 +25,8 @@ from counterpoint.recipes.front_loading import (
     Group,
     chains,
     corpora,
-    front_loading,
     front_loading_gpu,
+    front_loading_study,
     splits,
 )
 from counterpoint.recipes.front_loading_run import (
@@ -48,7 +48,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 def tiny() -> FrontLoading:
     tower = TowerConfig(width=16, num_layers=1, num_heads=2, mlp_hidden=24, window=384)
     return replace(
-        front_loading(),
+        front_loading_study(),
         system=SingleStreamConfig(tower=tower),
         pretrain_tokens=8000,
         tuning_tokens=2600,

@@ -10,8 +10,9 @@ from counterpoint.runtime.prefix import read_prefix
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.spec import UNSET_ID, Ticks
+from counterpoint.systems.contract import state_tensors
 from counterpoint.systems.moshi import Moshi
-from tests.systems.tiny_moshi import CONFIGS, build, random_codes
+from tests.systems.tiny_moshi import CONFIGS, MULTI_TOKEN, build, random_codes
 
 NUM_FRAMES = 5
 CPU = torch.device("cpu")
@@ -30,11 +31,11 @@ def heard_of(model: Moshi, codes: Ticks, frame: int) -> dict[str, Tensor]:
     return {name: ids[0, frame] for name, ids in codes.items() if name not in said}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "multi_token"])
 @pytest.mark.parametrize(("num_prefix", "num_prompt"), [(0, 2), (3, 3), (3, 4), (9, 20)])
 def test_prefix_is_as_if_read_with_the_prompt(name: str, num_prefix: int, num_prompt: int) -> None:
     """Also longer than the window, and shared by two sessions that go on differently."""
-    model = build(name)
+    model = build(MULTI_TOKEN if name == "multi_token" else name)
     codes, prompt = random_codes(model, 1, NUM_FRAMES), random_codes(model, 1, num_prompt)
     more = random_codes(model, 1, 2)
     other = {n: torch.cat((i, more[n]), 1) for n, i in first(prompt, num_prefix).items()}
@@ -46,13 +47,13 @@ def test_prefix_is_as_if_read_with_the_prompt(name: str, num_prefix: int, num_pr
         for row, begin in ((0, prompt), (1, other)):
             started = sessions.start(row, sampling_of(row), prompt=begin, prefix=shared)
             said += (started.opening or {}).values()
-        for cache in sessions.state.caches:
+        for cache in state_tensors(sessions.state.caches):
             assert cache.isfinite().all()
         for frame in range(NUM_FRAMES):
             heard = heard_of(model, codes, frame)
             for spoken in sessions.step({0: heard, 1: heard}).values():
                 said += spoken.values()
-        runs.append((torch.cat(said), sessions.state.caches))
+        runs.append((torch.cat(said), state_tensors(sessions.state.caches)))
     (ids, caches), (their_ids, their_caches) = runs
     assert torch.equal(ids, their_ids)
     for ours, theirs in zip(caches, their_caches, strict=True):

@@ -23,7 +23,7 @@ ALL_SYSTEMS: dict[str, type[System]] = {**SYSTEMS, **PROBES}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     **tiny_models.CONFIGS,
-    "moshi": tiny_moshi.CONFIGS,
+    "moshi": {**tiny_moshi.CONFIGS, "multi_token": tiny_moshi.MULTI_TOKEN},
     "lslm": tiny_lslm.CONFIGS,
     "shanks": {
         "features": ShanksConfig(

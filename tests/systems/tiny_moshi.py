@@ -58,12 +58,14 @@ CONFIGS: dict[str, MoshiConfig] = {
         ),
         3,
     ),
-    "multi_token": config(
-        two_speakers(1),
-        1,
-        mixer=MultiTokenConfig(num_queries=3, num_keys=5, conv_every=1, head_norm="none"),
-    ),
 }
+
+MULTI_TOKEN = config(
+    two_speakers(1),
+    2,
+    mixer=MultiTokenConfig(num_queries=3, num_keys=5, conv_every=1, head_norm="none"),
+)
+"""A model that has no place in the files of the Moshi family."""
 
 
 def build(shape: str | MoshiConfig) -> Moshi:

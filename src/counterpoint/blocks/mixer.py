@@ -103,3 +103,17 @@ class MixerConfig(Protocol):
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
         """Return the forward FLOPs a step in rows of ``num_steps``, without its linear maps."""
         ...
+
+
+def first_slots(state: MixerState, num_slots: int) -> MixerState:
+    """Return a copy of a state that has filled so many slots of its ring.
+
+    Attention has one ring (B, 2, H, C, E), of which only these slots are kept. A state of several
+    tensors is copied as it is.
+    """
+    if isinstance(state, Tensor):
+        return state[:, :, :, :num_slots].clone()
+    parts = [
+        part.clone() if isinstance(part, Tensor) else first_slots(part, num_slots) for part in state
+    ]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)

@@ -349,7 +349,7 @@ CLAIMS = (
 """Claims of the paper and of the issue, declared before anything was run."""
 
 
-def front_loading() -> FrontLoading:
+def front_loading_study() -> FrontLoading:
     """Return the study at the size of a CPU: 0.13 M parameters."""
     tower = TowerConfig(width=64, num_layers=2, num_heads=4, mlp_hidden=168, window=384)
     return FrontLoading(
@@ -370,7 +370,7 @@ def front_loading() -> FrontLoading:
 def front_loading_gpu() -> FrontLoading:
     """Return the study at the size of a GPU: 13 M parameters, 300 M tokens."""
     tower = TowerConfig(width=384, num_layers=8, num_heads=6, mlp_hidden=1024, window=1024)
-    small = front_loading()
+    small = front_loading_study()
     return replace(
         small,
         name="front_loading_gpu",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import Cache
 from counterpoint.blocks.depth import CodebookEmbedding, DepthConfig, DepthDecoder, Past
+from counterpoint.blocks.mixer import first_slots
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.blocks.transformer import Tower, TowerConfig
@@ -355,7 +356,7 @@ class Moshi(System):
     def beginning(self, state: MoshiState, num_ticks: int) -> MoshiState:
         """Return the filled slots of the caches; see `System.beginning`."""
         num_slots = min(num_ticks, self.temporal.capacity)
-        caches = tuple(cache[:, :, :, :num_slots].clone() for cache in state.caches)
+        caches = tuple(first_slots(cache, num_slots) for cache in state.caches)
         return MoshiState(state.position.clone(), caches)
 
     def write(

@@ -88,17 +88,17 @@ class ShanksConfig(SystemConfig):
 
 
 def tiny() -> ShanksConfig:
-    """Return an interleaved model of words of 0.4M parameters, for spoken maths."""
+    """Return an interleaved model of words of 0.36M parameters, for spoken maths."""
     return ShanksConfig(tower=_tower(3), vocab_size=124)
 
 
 def tiny_parallel() -> ShanksConfig:
-    """Return the same in the parallel arrangement, with as many layers in two towers."""
+    """Return the same in the parallel arrangement, two towers, 0.37M parameters."""
     return ShanksConfig(tower=_tower(2), listener=_tower(1), vocab_size=124)
 
 
 def smollm() -> ShanksConfig:
-    """Return the shape of SmolLM2-135M, which hears the features of Whisper tiny."""
+    """Return the shape of SmolLM2-135M, 135M parameters, which hears features of Whisper tiny."""
     return ShanksConfig(
         tower=TowerConfig(
             width=576,

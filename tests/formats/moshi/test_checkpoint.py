@@ -22,7 +22,7 @@ from counterpoint.systems import moshi
 from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 from counterpoint.systems.personaplex import personaplex_7b
 from tests.systems.tiny_models import randomised
-from tests.systems.tiny_moshi import CONFIGS, build, config, random_codes
+from tests.systems.tiny_moshi import CONFIGS, MULTI_TOKEN, build, config, random_codes
 from tests.systems.tiny_moshi_weights import fused, quantised, random_state, save, tiny_keys
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
@@ -96,6 +96,8 @@ def test_a_saved_model_has_its_config_again(tmp_path: Path, name: str) -> None:
 
 
 def test_a_model_that_the_reference_cannot_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="plain attention only: this model has a MultiTokenConfig"):
+        save_moshi(Moshi(MULTI_TOKEN), tmp_path / "mixed")
     with pytest.raises(ValueError, match="cannot express `mlp_hidden` = 341 at `width` = 128"):
         save_moshi(Moshi(duplex_small.system()), tmp_path / "written")
     assert not list(tmp_path.iterdir())

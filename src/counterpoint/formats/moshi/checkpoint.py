@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.low_rank import FACTOR_A, FACTOR_B, LowRankConfig
 from counterpoint.blocks.shapes_only import shapes_only
@@ -115,6 +116,12 @@ def save_moshi(
     """
     if not all(tensor.is_floating_point() for tensor in model.state_dict().values()):
         raise UserError("A model must be saved with weights in floats: save before `store_int8`.")
+    mixer = model.config.temporal.mixer
+    if not isinstance(mixer, AttentionConfig):
+        raise UserError(
+            "The layout of the Moshi family has plain attention only: this model has a "
+            f"{type(mixer).__name__}. Keep its run folder, or its checkpoint."
+        )
     config = reference_config(model.config)
     write_checkpoint(reference_state_dict(model), config, folder, companions, shard_bytes)
 
