@@ -158,7 +158,7 @@ def _same_rate() -> TwoStreamConfig:
     """Return the control of two towers without two levels: the whole takes a step every tick.
 
     Nothing is compressed. The attention of the whole is dilated, so that it reaches as far back as
-    a text is long: its window, and every third older step, as many as a text of words has words.
+    that of `_fixed_blocks` with as many keys: its window, and every eighth older step.
     """
     dilated = FarAttentionConfig(block_ticks=8, kept_blocks=64)
     return TwoStreamConfig(
