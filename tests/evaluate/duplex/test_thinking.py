@@ -117,3 +117,23 @@ def test_a_session_proposes_what_whole_rows_predict() -> None:
             thinker.hear(words.decode(heard[tick : tick + 1].numpy()))
         proposal = thinker.propose()
         assert proposal.text.strip() == words.words[int(expected[tick].argmax())]
+
+
+def test_a_chance_after_the_end_of_the_speech_interrupts_nobody() -> None:
+    end = event("chunk", 4.0, "user")
+    in_parallel = Attempt(timeline=Timeline(events=(thought(0.0, *[0.1] * 45, 0.9), end)))
+    judged_late = Event(
+        start_s=3.5, end_s=4.5, stream="thought", kind="thought", payload={"interrupt": 0.9}
+    )
+    judged = Attempt(timeline=Timeline(events=(judged_late, end)))
+    (point,) = operating_curve([in_parallel, judged], (0.5,), 10.0)
+    assert point.right == 0
+
+
+def test_wrong_problems_are_heard_to_their_end_on_the_clock_of_the_parallel_model() -> None:
+    data = SpokenMathsData(arrangement="parallel")
+    model = Shanks(shanks.tiny_parallel()).eval()
+    heard = next(one for one in PROBLEMS if one.problem.fault is not None)
+    words = listen(model, data, heard, threshold=1.1).timeline.where(stream="user").events
+    assert [one.text for one in words] == [*(one.text for one in heard.words), data.marks.last]
+    assert words[-2].end_s - heard.end_s < 0.1 + 1e-6

@@ -359,3 +359,26 @@ def test_unclosed_call_of_a_thought_is_one_event() -> None:
     events = cascade.timeline().where(kind="call").events
     assert {one.payload["why"] for one in events} == {"the call was cut off"}
     assert len(cascade.timeline().where(kind="answer")) == 1
+
+
+def test_failed_call_that_may_have_had_an_effect_is_undone_when_it_is_taken_back() -> None:
+    counter = Counter()
+
+    def order(size: str, key: str) -> dict[str, str]:
+        counter.order(size, key)
+        raise OSError("the line broke after the order")
+
+    calls = Calls([replace(counter.tool(), function=order)], ThreadLane)
+    calls.request(wanted("small"), 1, 0.0)
+    deadline_s = time.monotonic() + 5.0
+    now_s = 0.0
+    while not calls.calls[0].is_settled and time.monotonic() < deadline_s:
+        calls.advance(now_s, is_over=True)
+        now_s += 0.1
+        time.sleep(0.001)
+    assert calls.calls[0].state == "failed"
+    assert counter.orders
+    calls.cancel(wanted("small"), 1, now_s)
+    while counter.orders and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert not counter.orders

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.runtime.cascade.cascade import CascadeRules
-from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
+from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ, EarRules
 from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import WORD_S, Stage, kinds, sounding_s
@@ -238,3 +238,66 @@ def test_an_hour_of_silence_and_ten_minutes_of_one_turn_keep_their_pace() -> Non
     cascade.hear(stage.sound(text + " - - - - -"))
     assert stage.asked[-1].text == text
     assert len(cascade._ear._sound.blocks) < 700
+
+
+def test_thought_after_a_pause_is_not_the_last_if_the_user_goes_on() -> None:
+    stage = Stage()
+
+    def think(scene: Scene) -> Iterator[str]:
+        if scene.is_over:
+            yield from stage.writer("hm ", "so ", step_s=0.1)(scene)
+
+    cascade = stage.cascade(replace(stage.engines(), think=think))
+    cascade.hear(stage.sound("I want - tea please. - - - - - - - - - - - -"))
+    thoughts = cascade.timeline().where(stream="thought").events
+    assert [one.payload["heard"] for one in thoughts] == ["I want", "I want tea please."]
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert stage.asked[-1].thoughts[-1] == thoughts[-1].text
+    assert answer.start_s > thoughts[-1].end_s
+
+
+def test_answer_that_the_user_stops_is_cut_even_if_nothing_was_queued() -> None:
+    stage = Stage()
+
+    def slow(scene: Scene) -> Iterator[str]:
+        yield "One. "
+        yield "Two. "
+        stage.clock.now_s += 10.0
+        yield "Three."
+
+    cascade = stage.cascade(replace(stage.engines(), answer=slow))
+    cascade.hear(stage.sound("who? - - - - - - - - - - - - - - - - - -"))
+    cascade.hear(stage.sound("stop now. -"))
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.text == "One. Two."
+    assert answer.payload["cut"]
+
+
+def test_few_words_before_long_noise_are_kept() -> None:
+    stage = Stage()
+
+    def without_noise(audio: Tensor) -> list[ScoredWord]:
+        return [word for word in stage.recognise(audio) if not word.text.startswith("noise")]
+
+    cascade = stage.cascade(
+        replace(stage.engines(), recognise=without_noise),
+        CascadeRules(ear=EarRules(fixed_s=3.0)),
+    )
+    noise = " ".join(f"noise{number}" for number in range(30))
+    cascade.hear(stage.sound(f"please call me {noise} - - - - - - -"))
+    (turn,) = cascade.timeline().where(kind="turn")
+    assert turn.text == "please call me"
+
+
+def test_turn_whose_answer_was_not_begun_is_remembered() -> None:
+    stage = Stage()
+
+    def think(scene: Scene) -> Iterator[str]:
+        if scene.text == "Hello.":
+            stage.clock.now_s += 2.0
+        yield "hm"
+
+    cascade = stage.cascade(replace(stage.engines(), think=think))
+    cascade.hear(stage.sound("Hello. - - my friend. - - - - - -"))
+    assert [scene.text for scene in stage.asked] == ["my friend."]
+    assert stage.asked[0].history == ({"role": "user", "content": "Hello."},)

@@ -8,8 +8,8 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     NOTHING,
     Heard,
     chunks,
+    heard_ticks,
     spoken_rounds,
-    spoken_ticks,
 )
 from counterpoint.data.tasks.spoken_maths.numbers import spoken
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
@@ -49,8 +49,7 @@ def listen(
             marks=data.marks,
         )
         return judged(think_in_chunks(thinker, heard, config), heard)
-    said, _ = spoken_ticks(heard, data.tick_hz, data.marks)
-    end = said.index(data.marks.last) + 1 if data.marks.last in said else len(said)
+    said = heard_ticks(heard, data.tick_hz, data.marks)
     parallel = ParallelConfig(
         tick_hz=data.tick_hz,
         nothing=NOTHING,
@@ -58,7 +57,7 @@ def listen(
         threshold=threshold,
         marks=data.marks,
     )
-    return judged(think_in_parallel(thinker, said[:end], parallel), heard)
+    return judged(think_in_parallel(thinker, said, parallel), heard)
 
 
 def think_in_chunks(thinker: Thinker, heard: Heard, config: ClockConfig) -> Timeline:

@@ -157,11 +157,12 @@ def _crossing_s(timeline: Timeline, threshold: float, tokens_per_s: float) -> fl
             return None  # thought after the end is no interruption
         if "chances" not in event.payload:  # a judge scored the thought as a whole
             if (event.payload["interrupt"] or 0.0) >= threshold:
-                return event.end_s
+                return event.end_s if event.end_s < end_s + _ROUNDING else None
             continue
         for token, chance in enumerate(event.payload["chances"]):
             if chance is not None and chance >= threshold:
-                return event.start_s + (token + 1) / tokens_per_s
+                at_s = event.start_s + (token + 1) / tokens_per_s
+                return at_s if at_s < end_s + _ROUNDING else None
     return None
 
 

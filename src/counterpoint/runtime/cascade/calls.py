@@ -169,10 +169,10 @@ class Calls:
 
     def retract(self, call: Call, now_s: float) -> None:
         """Cancel a call; a call with a lasting effect that was made already stays."""
-        if call.state in ("cancelled", "failed") or (
-            call.state != "waiting" and not call.tool.is_safe
-        ):
+        if call.state == "cancelled" or (call.state != "waiting" and not call.tool.is_safe):
             return
+        if call.state == "failed" and call.tool.undo is None:
+            return  # a failed call may have had an effect, but nothing can take it back
         was = call.state
         call.state = "cancelled"
         if call.number in self._running:

@@ -171,6 +171,7 @@ class Cascade:
         self._pending = torch.zeros(0)
         self._sound = torch.zeros(EAR_BLOCK)
         self._open_turn: UserTurn | None = None  # the turn that was not told as a whole yet
+        self._newest: UserTurn | None = None  # the turn that began last, as far as it was noticed
         self._ready_s: float | None = None  # when the calls were all that the answer waited for
         self._told = 0  # number of words of the turn that were told
         self._replied = 0  # newest turn that was answered
@@ -262,13 +263,16 @@ class Cascade:
             if reply is not None and not self._mouth.sounds:
                 self._discard("the user goes on")
                 self._remember(USER, reply.scene.text)
+            elif reply is None and self._newest is not None:
+                if self._newest.number not in (self._replied, self._held):
+                    self._remember(USER, self._newest.text)  # no answer was even begun
             if self._open_turn is not None:  # its last words never came
                 self._end_turn(self._open_turn)
             self._begin_turn(turn)
         elif sign == Sign.RESUMED and turn.number != self._held:
             if reply is not None and reply.turn == turn.number and not self._mouth.sounds:
                 self._discard("the user goes on")
-            self._mind.is_done = False
+            self._mind.reopen()
             self._ready_s = None
         elif sign == Sign.PAUSED:
             self._mind.cut(self._now_s)  # the answer may be next, and needs the language model
@@ -362,7 +366,7 @@ class Cascade:
                 self._yield(turn)
                 return
         if self._mouth.is_finished(self._now_s):
-            self._close_reply(dropped_s=0.0)
+            self._close_reply(is_cut=False)
 
     def _yield(self, turn: UserTurn) -> None:
         """Stop speaking at once: the user has the floor."""
@@ -370,9 +374,9 @@ class Cascade:
         self._trace.add(
             AGENT, "interruption", turn.start_s, self._now_s, by=USER, flushed_s=round(dropped_s, 3)
         )
-        self._close_reply(dropped_s)
+        self._close_reply(is_cut=True)
 
-    def _close_reply(self, dropped_s: float) -> None:
+    def _close_reply(self, *, is_cut: bool) -> None:
         reply = self._mouth.reply
         if reply is None:
             return
@@ -382,7 +386,7 @@ class Cascade:
         heard = " ".join(event.text for event in said)
         amounts = self._mouth.ledger.amounts(self._now_s)
         payload = {name: round(value, 3) for name, value in amounts._asdict().items()}
-        payload |= {"turn": reply.turn, "written": reply.text, "cut": dropped_s > 0}
+        payload |= {"turn": reply.turn, "written": reply.text, "cut": is_cut}
         start_s = self._now_s if reply.first_sound_s is None else reply.first_sound_s
         self._trace.add(AGENT, "answer", start_s, self._now_s, heard, **payload)
         self._remember(USER, reply.scene.text)
@@ -408,6 +412,7 @@ class Cascade:
     def _begin_turn(self, turn: UserTurn) -> None:
         """Forget what belonged to the turn before."""
         self._open_turn = turn
+        self._newest = turn
         self._mind.clear()
         self._ready_s = None
         self._told = 0

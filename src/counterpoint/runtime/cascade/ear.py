@@ -293,9 +293,12 @@ class _Sound:
         length_s = len(self.blocks) * BLOCK_S
         if length_s < rules.fixed_s:
             return
-        done = words[: max(len(words) - rules.kept_words, 0)]
-        # Without words, such as in music, only the newest sound is kept.
-        until_s = done[-1].end_s if done else self.start_s + length_s / 2
+        done = list(words[: max(len(words) - rules.kept_words, 0)])
+        until_s = self.start_s + length_s / 2
+        if not done:  # with few words, such as before music, only the newest sound is kept
+            done = [word for word in words if word.end_s <= until_s]
+        else:
+            until_s = done[-1].end_s
         num_blocks = int((until_s - self.start_s) / BLOCK_S)
         del self.blocks[:num_blocks]
         self.fixed += done

@@ -19,6 +19,7 @@ class _Thought:
     scene: Scene
     turn: int
     begin_s: float
+    is_final: bool  # whether no words came after those that it sees
     marks: MarkReader = field(default_factory=MarkReader)
     text: str = ""
     interrupts: bool = False
@@ -77,7 +78,7 @@ class Mind:
     @property
     def is_ending(self) -> bool:
         """Whether the thought after the last words runs or has ended."""
-        runs = self._thought is not None and self._thought.scene.is_over
+        runs = self._thought is not None and self._thought.is_final
         return self.is_done or runs or self._think is None
 
     @property
@@ -94,6 +95,12 @@ class Mind:
         self.num_words = 0
         self.is_done = False
 
+    def reopen(self) -> None:
+        """Await another thought after the last words: the user goes on."""
+        self.is_done = False
+        if self._thought is not None:
+            self._thought.is_final = False
+
     def cut(self, now_s: float) -> None:
         """End a running thought by force; an interruption that it asks for is too late."""
         self._end(now_s, forced=True)
@@ -107,7 +114,7 @@ class Mind:
         interrupts = self._end(now_s, forced=True)
         self.num_words = len(scene.words)
         self.newest_s = now_s
-        self._thought = _Thought(scene, turn, now_s)
+        self._thought = _Thought(scene, turn, now_s, scene.is_over)
         self._lane.start(self._job(scene), now_s)
         return interrupts
 
@@ -167,7 +174,7 @@ class Mind:
         }
         self._num_thoughts += 1
         self._trace.add(THOUGHT, THOUGHT, thought.begin_s, at_s, text, **payload)
-        self.is_done |= is_over
+        self.is_done |= thought.is_final
         return thought.interrupts and not is_over
 
     def _job(self, scene: Scene) -> Iterator[str | float]:

@@ -144,6 +144,26 @@ def spoken_rounds(
     return rounds
 
 
+def heard_ticks(heard: Heard, tick_hz: float, marks: Marks) -> list[str | None]:
+    """Return what is heard in each tick of a whole problem, and the mark of its end.
+
+    A word is heard in the tick in which it ends or in the next free one.
+    """
+    return [*_said(heard, tick_hz)[0], marks.last]
+
+
+def _said(heard: Heard, tick_hz: float) -> tuple[list[str | None], list[int]]:
+    """Return the word of each tick, ``None`` where there is none, and the tick of each word."""
+    said: list[str | None] = []
+    ends = []
+    for word in heard.words:
+        tick = max(math.ceil(word.end_s * tick_hz) - 1, len(said))
+        said += [None] * (tick - len(said))
+        said.append(word.text)
+        ends.append(tick)
+    return said, ends
+
+
 def spoken_ticks(heard: Heard, tick_hz: float, marks: Marks) -> tuple[list[str | None], list[str]]:
     """Return a problem on a clock on which hearing and thinking go on at the same time.
 
@@ -155,13 +175,7 @@ def spoken_ticks(heard: Heard, tick_hz: float, marks: Marks) -> tuple[list[str |
         The words that are heard, ``None`` where none is, and the words that are thought. They end
         with the answer; the mark of the end of the speech is heard.
     """
-    said: list[str | None] = []
-    ends = []
-    for word in heard.words:
-        tick = max(math.ceil(word.end_s * tick_hz) - 1, len(said))
-        said += [None] * (tick - len(said))
-        said.append(word.text)
-        ends.append(tick)
+    said, ends = _said(heard, tick_hz)
     thought: list[str] = []
     number = 0
     for clause in heard.problem.clauses:
