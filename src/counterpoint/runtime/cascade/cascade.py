@@ -263,9 +263,8 @@ class Cascade:
             if reply is not None and not self._mouth.sounds:
                 self._discard("the user goes on")
                 self._remember(USER, reply.scene.text)
-            elif reply is None and self._newest is not None:
-                if self._newest.number not in (self._replied, self._held):
-                    self._remember(USER, self._newest.text)  # no answer was even begun
+            elif reply is None and self._newest is not None and not self._is_answered:
+                self._remember(USER, self._newest.text)
             if self._open_turn is not None:  # its last words never came
                 self._end_turn(self._open_turn)
             self._begin_turn(turn)
@@ -408,6 +407,12 @@ class Cascade:
         if self._ear.turn is None:
             raise AssertionError("signs come with a turn")
         return self._ear.turn
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the newest turn was answered, or interrupted by the agent."""
+        newest = self._newest
+        return newest is None or newest.number in (self._replied, self._held)
 
     def _begin_turn(self, turn: UserTurn) -> None:
         """Forget what belonged to the turn before."""
