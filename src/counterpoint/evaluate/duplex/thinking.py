@@ -167,7 +167,7 @@ def _crossing_s(timeline: Timeline, threshold: float, tokens_per_s: float) -> fl
 
 
 class CallShare(NamedTuple):
-    """Calls of tools that succeeded while the user spoke and after that, of all that were made."""
+    """Shares of the calls that succeeded and were made while the user spoke, and after that."""
 
     early: Interval
     late: Interval

@@ -123,7 +123,8 @@ class Backlog(NamedTuple):
 class Cascade:
     """One conversation.
 
-    Its memory grows only by its events, which can be taken out with `take_events`.
+    Its memory grows only by its calls and by its events; the events can be taken out with
+    `take_events`.
 
     Args:
         engines: The engines; a detector has a state, so every conversation needs its own.
