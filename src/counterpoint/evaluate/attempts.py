@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from torch import nn
 
-from counterpoint.data.tasks.prompts import END_ID, item_prompt
+from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
 from counterpoint.data.tasks.reasoning.family import Verdict
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.tasks.verify import pass_at_k
@@ -73,7 +73,7 @@ def attempt(
             end_id=END_ID,
         )
         for number, ids in zip(rows, rollouts.texts, strict=True):
-            text = bytes(min(one, 255) for one in ids).decode("latin-1")
+            text = written_text(ids)
             found[number].texts.append(text)
             found[number].verdicts.append(judge(items[number], text))
     model.train(training)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from counterpoint.data.tasks.prompts import written_text
 from counterpoint.data.tasks.reasoning.family import SOLUTION_END
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.tasks.source import in_blocks, item_rows
@@ -87,10 +88,7 @@ def written(
     )
     while sessions.running:
         sessions.step()
-    return [
-        bytes(one for one in sessions[row].sampled if one < 128).decode()
-        for row in range(len(items))
-    ]
+    return [written_text(sessions[row].sampled) for row in range(len(items))]
 
 
 @torch.no_grad()

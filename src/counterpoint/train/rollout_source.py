@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.prompts import written_text
 from counterpoint.data.tasks.verify import Verified, pass_at_k
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
@@ -246,7 +247,7 @@ class RolloutSource:
             end_id=self._end_id,
         )
         told = [
-            self._verify(question.item, bytes(min(one, 255) for one in ids).decode("latin-1"))
+            self._verify(question.item, written_text(ids))
             for question, ids in zip(each, rollouts.texts, strict=True)
         ]
         self._watch([outcome.reward for outcome in told])

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.prompts import written_text
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.reasoning.item import answer_reward
 from counterpoint.data.tasks.verify import TimedVerifier, Verified, pass_at_k
@@ -83,3 +84,25 @@ def test_pass_at_k_refuses_what_makes_no_sense() -> None:
         pass_at_k([5], 4, 1)
     with pytest.raises(UserError, match="num_right"):
         pass_at_k([], 4, 1)
+
+
+def too_large(item: Item, text: str) -> float:
+    """Give a whole number that no float holds."""
+    return 10**400
+
+
+def test_a_number_too_large_for_a_float_is_a_failure_and_stops_nothing() -> None:
+    """A verifier may give any number; training goes on without it."""
+    verify = TimedVerifier(too_large)
+    assert verify(ITEM, "1") == Verified(0.0, "raised")
+    verify.close()
+
+
+def test_an_id_that_is_no_symbol_is_not_left_out_before_a_judgement() -> None:
+    """An answer is not right because what stands between its symbols was dropped."""
+    item = Reasoning(families=("arithmetic",)).item(0, 0)
+    answer = item.solution[item.answer_start - item.thought_start :]
+    ids = list(answer.encode())
+    assert answer_reward(item, written_text(ids)) == 1
+    for strange in (128, 255, 256):
+        assert answer_reward(item, written_text([*ids[:-1], strange, ids[-1]])) == 0

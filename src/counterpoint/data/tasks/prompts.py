@@ -1,4 +1,6 @@
-"""What a system is given before it writes the solution of an item."""
+"""What a system is given before it writes the solution of an item, and the text that it wrote."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,3 +30,11 @@ def item_prompt(item: ReasoningItem, layout: Layout) -> Ticks:
     if whole is not None:
         content[whole.name] = torch.from_numpy(np.array(labels(item, whole, len(ids))))[None]
     return content
+
+
+def written_text(ids: Sequence[int]) -> str:
+    """Return what was written as one symbol an id, so that nothing is left out before a judgement.
+
+    Ids that are no symbols of items remain as letters that no solution has.
+    """
+    return bytes(min(one, 255) for one in ids).decode("latin-1")

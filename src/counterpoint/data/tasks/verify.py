@@ -66,8 +66,7 @@ class TimedVerifier:
         except (EOFError, OSError):  # the verifier has ended its process
             self.close()
             return Verified(0.0, "raised")
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        return Verified(float(value)) if is_number else Verified(0.0, "raised")
+        return Verified(0.0, "raised") if value is None else Verified(value)
 
     def close(self) -> None:
         """End the process; the next call starts a new one."""
@@ -110,10 +109,13 @@ def _serve(verify: Verifier, pipe: Any) -> None:
             item, text = pipe.recv()
         except (EOFError, OSError):
             return
-        value: object = None
+        value = None
         with contextlib.suppress(Exception):
-            value = verify(item, text)
-        pipe.send(value if isinstance(value, int | float) else None)
+            given: object = verify(item, text)
+            # A whole number may be too large for a float, which raises an error as well.
+            if isinstance(given, int | float) and math.isfinite(given):
+                value = float(given)
+        pipe.send(value)
 
 
 def _end_with_parent() -> None:
