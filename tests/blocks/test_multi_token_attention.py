@@ -385,6 +385,7 @@ def test_only_a_model_that_fits_is_fitted(changes: dict[str, Any], message: str)
         ({"group_heads": 3}, {}, "`group_heads` must divide the 4 heads: got 3"),
         ({"num_kv_heads": 3}, {}, "`num_kv_heads` must divide the 4 heads: got 3"),
         ({}, {"window": 10}, "must fit the window of 10 steps: got 6 queries and 11 keys"),
+        ({"num_keys": 5}, {"window": 7}, "6 queries and 5 keys. Give the tower a `window` of 8"),
         ({}, {"num_layers": 2}, "no layer of 2 has a convolution"),
         ({}, {"pinned_steps": 3}, "`pinned_steps` must be 0, got 3"),
         ({}, {"num_heads": 3, "width": 15}, "must be an even whole number"),

@@ -15,6 +15,7 @@ from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
+from counterpoint.data.tasks.prompts import written_text
 from counterpoint.evaluate.report.front_loading_page import markdown, pair_rows
 from counterpoint.evaluate.solutions import solve, true_bits, written
 from counterpoint.recipes.cells import read_records
@@ -143,7 +144,7 @@ def test_questions_are_answered_as_single_sessions_answer_them(model: SingleStre
             prompt = [ByteTokenizer().start_id, *item.prompt.encode()]
             most = 2 * len(item.solution) + 16
             alone = generate(model, prompt, sampling, most, end_id=10)
-            assert bytes(one for one in alone if one < 128).decode() == text
+            assert written_text(list(alone)) == text
 
 
 def test_true_solutions_cost_what_the_model_pays(model: SingleStream) -> None:

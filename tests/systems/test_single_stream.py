@@ -3,6 +3,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
+from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig, base, small, tiny
 from tests.systems.tiny_models import VOCAB, batch_of, randomised, single
 
@@ -104,3 +106,19 @@ def test_presets_have_their_size(preset: SingleStreamConfig, millions: float) ->
     with torch.device("meta"):
         model = SingleStream(preset)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.15)
+
+
+@torch.no_grad()
+def test_kernels_that_just_fit_their_window_stream_as_whole_rows() -> None:
+    """The oldest keys of the earliest row stand one slot behind the newest key."""
+    mixer = MultiTokenConfig(num_queries=6, num_keys=5, conv_every=1)
+    tower = TowerConfig(width=8, num_layers=1, num_heads=2, mlp_hidden=8, window=8, mixer=mixer)
+    model = randomised(SingleStream(SingleStreamConfig(tower=tower, vocab_size=VOCAB)))
+    ids = torch.randint(0, VOCAB, (1, 40), generator=torch.Generator().manual_seed(0))
+    state = model.initial_state(1)
+    read = []
+    for chunk in ids.split(2, 1):
+        hidden, state = model.read({"part": chunk}, state)
+        read.append(model.head(hidden))
+    whole = model(batch_of(ids))["part"]
+    torch.testing.assert_close(torch.cat(read, 1), whole, rtol=0, atol=1e-5)

@@ -280,7 +280,9 @@ def _check(config: MultiTokenConfig, shape: MixerShape) -> None:
         )
     if not (config.conv_before or config.conv_after):
         return
-    least = max(config.num_queries, config.num_keys)
+    # In the ring of a session, the oldest keys of the earliest row that a kernel reads must not
+    # stand beside the newest key.
+    least = max(config.num_keys, config.num_queries + config.num_keys // 2)
     if shape.window < least:
         raise UserError(
             f"A kernel must fit the window of {shape.window} steps: got {config.num_queries} "
