@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.tasks.prompts import written_text
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
-from counterpoint.data.tasks.prompts import written_text
 from counterpoint.evaluate.report.front_loading_page import markdown, pair_rows
 from counterpoint.evaluate.solutions import solve, true_bits, written
 from counterpoint.recipes.cells import read_records
