@@ -113,7 +113,8 @@ def test_kernels_that_just_fit_their_window_stream_as_whole_rows() -> None:
     """The oldest keys of the earliest row stand one slot behind the newest key."""
     mixer = MultiTokenConfig(num_queries=6, num_keys=5, conv_every=1)
     tower = TowerConfig(width=8, num_layers=1, num_heads=2, mlp_hidden=8, window=8, mixer=mixer)
-    model = randomised(SingleStream(SingleStreamConfig(tower=tower, vocab_size=VOCAB)))
+    model = SingleStream(SingleStreamConfig(tower=tower, vocab_size=VOCAB))
+    randomised(model)
     ids = torch.randint(0, VOCAB, (1, 40), generator=torch.Generator().manual_seed(0))
     state = model.initial_state(1)
     read = []
