@@ -115,10 +115,11 @@ def test_kernels_that_just_fit_their_window_stream_as_whole_rows() -> None:
     tower = TowerConfig(width=8, num_layers=1, num_heads=2, mlp_hidden=8, window=8, mixer=mixer)
     model = SingleStream(SingleStreamConfig(tower=tower, vocab_size=VOCAB))
     randomised(model)
+    assert model.head is not None
     ids = torch.randint(0, VOCAB, (1, 40), generator=torch.Generator().manual_seed(0))
     state = model.initial_state(1)
     read = []
-    for chunk in ids.split(2, 1):
+    for chunk in torch.split(ids, 2, 1):
         hidden, state = model.read({"part": chunk}, state)
         read.append(model.head(hidden))
     whole = model(batch_of(ids))["part"]
