@@ -34,7 +34,7 @@ def test_help_of_a_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixtur
     assert f"Example: counterpoint {verb} " in capsys.readouterr().out
 
 
-GRIDS = ("part_whole",)  # recipes for the verb `study`
+GRIDS = ("part_whole", "part_whole_small")  # recipes for the verb `study`
 RECIPES = (
     *("small.py", "small.py:pair", "small.py:speaking"),
     *(name for name in recipe_names() if name not in GRIDS),

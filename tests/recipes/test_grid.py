@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
 from counterpoint.evaluate.tasks import answer
@@ -216,7 +216,7 @@ def test_a_folder_is_refused_where_its_task_has_other_items(
 ) -> None:
     grid = tiny_grid(arms=tiny_grid().arms[:1])
     run_grid(grid, tmp_path, progress=quiet())
-    monkeypatch.setitem(TASKS, "hierarchy", RandomHierarchy(grammar=1))
+    monkeypatch.setitem(FORMS, "hierarchy", RandomHierarchy(grammar=1))
     with pytest.raises(UserError, match="must belong to this grid"):
         run_grid(grid, tmp_path, progress=quiet())
 

@@ -2,10 +2,12 @@
 
 import pytest
 
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS, TASKS
+from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.latency import decode_latency
 from counterpoint.recipes.grid import costs
 from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.part_whole_small import part_whole_small
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.two_stream import TwoStream
 
@@ -48,6 +50,13 @@ def test_the_whole_of_two_stream_reads_all_words_of_the_longest_text() -> None:
         usual = system.config.usual_block_ticks
         assert usual is not None
         assert num_blocks <= max(map(len, texts)) / usual + 1
+
+
+def test_the_arms_cost_the_same_on_the_small_forms() -> None:
+    grid = part_whole_small()
+    for task in grid.tasks:
+        assert TaskData(task=FORMS[task]).num_ticks(sketch(ARMS["two_stream"]).layout) <= 120
+        assert set(costs(grid, task)) == set(ARMS)
 
 
 def test_two_streams_at_one_rate_compress_nothing() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from counterpoint.data.tasks.items import HELD_OUT_SEED, Item
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
 from counterpoint.files import whole_file, write_json
@@ -125,7 +125,7 @@ def cell_run(grid: Grid, cell: Cell) -> Run:
     return Run(
         name=cell.key,
         system=next(arm.system for arm in grid.arms if arm.name == cell.arm),
-        data=TaskData(task=TASKS[cell.task], seed=cell.seed),
+        data=TaskData(task=FORMS[cell.task], seed=cell.seed),
         train=train,
     )
 
@@ -196,7 +196,7 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
 
 def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
     """Return the primary score during training, for grids that measure it."""
-    task = TASKS[cell.task]
+    task = FORMS[cell.task]
     items = [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
     given = list(answer(system, items))
     return {"score": task.score(items, given).get(task.primary, 0.0)}
@@ -204,7 +204,7 @@ def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
 
 def _answered(grid: Grid, cell: Cell, system: System) -> dict[str, Any]:
     """Return the record of a cell that was trained."""
-    task = TASKS[cell.task]
+    task = FORMS[cell.task]
     items = _items(grid, cell)
     # On a GPU a tick takes as long for one row as for a thousand.
     batch_items = BATCH_ITEMS if system.device.type == "cpu" else len(items)
@@ -236,7 +236,7 @@ def _record(
 def _items(grid: Grid, cell: Cell) -> list[Item]:
     """Return the items of a cell: the same for every arm, and others if a rate is chosen."""
     seed = ITEMS_SEED - (cell.seed in grid.tuning_seeds)
-    return [TASKS[cell.task].item(seed, number) for number in range(grid.num_items)]
+    return [FORMS[cell.task].item(seed, number) for number in range(grid.num_items)]
 
 
 def cell_path(folder: Path, cell: Cell) -> Path:

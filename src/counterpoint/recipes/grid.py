@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import ArmCost
@@ -53,7 +53,7 @@ class Grid:
         name: Name of the grid and of its folder.
         purpose: What the grid is to show, in one sentence.
         arms: Systems; budgets are compared with the first one.
-        tasks: Names in `counterpoint.data.tasks.part_whole.TASKS`.
+        tasks: Names in `counterpoint.data.tasks.part_whole.FORMS`.
         train: Training of each cell; its learning rate and seed are replaced by those of the cell.
         learning_rates: Learning rates from which one is chosen for each arm and task.
         seeds: Training seeds that are reported.
@@ -80,9 +80,9 @@ class Grid:
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) != len(names):
             raise UserError(f"A grid must have arms with different names: got {names}.")
-        unknown = [task for task in self.tasks if task not in TASKS]
+        unknown = [task for task in self.tasks if task not in FORMS]
         if unknown or not self.tasks:
-            raise UserError(f"`tasks` must be some of {', '.join(TASKS)}: got {self.tasks}.")
+            raise UserError(f"`tasks` must be some of {', '.join(FORMS)}: got {self.tasks}.")
         rates = tuple(f"{rate:g}" for rate in self.learning_rates)  # as in the names of cells
         for field_name, values in (
             ("tasks", self.tasks),
@@ -128,7 +128,7 @@ def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
     found = {}
     for arm in grid.arms:
         system = sketch(arm.system)
-        num_ticks = TaskData(task=TASKS[task]).num_ticks(system.layout)
+        num_ticks = TaskData(task=FORMS[task]).num_ticks(system.layout)
         found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),
             flops=system.flops_per_tick(num_ticks, training=True),

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import median
 
 from counterpoint.data.recorded import record
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
 from counterpoint.progress import Progress
 from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, time_run
@@ -106,10 +106,10 @@ def _answering_s(grid: Grid, task: str, system: System) -> float:
     """Return the seconds to answer all items, at the end and during training, from a sample."""
     # On a GPU all items are answered at once, and some take as long as all: see `run_cell`.
     count = BATCH_ITEMS if system.device.type == "cpu" else grid.num_items
-    items = [TASKS[task].item(ITEMS_SEED, number) for number in range(count)]
+    items = [FORMS[task].item(ITEMS_SEED, number) for number in range(count)]
     list(answer(system, items[:2]))  # the first call also prepares libraries
     begin = time.perf_counter()
-    TASKS[task].score(items, list(answer(system, items, count)))
+    FORMS[task].score(items, list(answer(system, items, count)))
     item_s = (time.perf_counter() - begin) / len(items)
     every = grid.train.evaluate_every
     times = grid.train.num_steps // every if every else 0

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from counterpoint.config_json import encode
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.latency import TickLatency, decode_latency
 from counterpoint.evaluate.report.grid_findings import ABOUT, LATENCY, GridAbout, GridFindings
 from counterpoint.evaluate.report.grid_page import write_grid_report
@@ -64,7 +64,7 @@ def _measure_latency(grid: Grid, folder: Path, progress: Progress) -> None:
     known = read_json(path) if path.is_file() else {}
     missing = [arm for arm in grid.arms if arm.name not in known]
     shown = progress.task("timing single ticks")
-    num_ticks = max(TASKS[task].most_symbols for task in grid.tasks)
+    num_ticks = max(FORMS[task].most_symbols for task in grid.tasks)
     # One process with one thread: the machine is measured, not its load by this grid.
     with closing(work_in_processes(partial(_timed, num_ticks), missing, 1)) as done:
         for number, (name, found) in enumerate(done, 1):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.config_json import decode, encode, first_difference
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS
 from counterpoint.evaluate.report.grid_table import running_table
@@ -187,7 +187,7 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
     """Refuse a folder of another grid; seeds may be added, because they change no cell."""
     path = folder / GRID
     # In a later version of this library a task may have other items or labels under the same name.
-    firsts = {task: TASKS[task].item(0, 0) for task in grid.tasks}
+    firsts = {task: FORMS[task].item(0, 0) for task in grid.tasks}
     items = {task: item.text for task, item in firsts.items()}
     labels = {task: [[one.start, one.text] for one in item.whole] for task, item in firsts.items()}
     if path.exists():

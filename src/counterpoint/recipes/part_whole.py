@@ -23,7 +23,7 @@ TRAINED_SHARE = 1 / 76
 Auxiliary losses have this weight beside what their papers say, so that they do not drown the
 answers.
 """
-LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0, loss_weight=TRAINED_SHARE)
+LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0)
 """Text that has room for the labels of every task, which are ASCII."""
 
 
@@ -39,41 +39,7 @@ def part_whole() -> Grid:
             "Which arrangement of levels answers questions that need the whole and the detail of a "
             "text, at equal training FLOPs?"
         ),
-        arms=(
-            GridArm(name="two_stream", system=_two_stream()),
-            GridArm(name="two_stream_fixed", system=_fixed_blocks()),
-            GridArm(name="two_stream_slots", system=_slots()),
-            GridArm(name="two_stream_recall", system=_recall()),
-            GridArm(name="same_rate", system=_same_rate()),
-            GridArm(name="shared_levels", system=_shared_levels()),
-            GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
-            GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
-            GridArm(name="hrt", system=_hrt()),
-            GridArm(name="hnet", system=_hnet()),
-            GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=188))),
-            GridArm(name="window_summary", system=_window_summary()),
-            GridArm(name="strided", system=_strided()),
-            GridArm(
-                name="window_as_large",
-                system=_single(replace(_tower(72, 5, WINDOW), mlp_hidden=200)),
-                unmatched="as many parameters as two_stream",
-            ),
-            GridArm(
-                name="full",
-                system=_single(_tower(64, 5, 512)),
-                unmatched="a ceiling: it attends to everything",
-            ),
-            GridArm(
-                name="two_stream_text",
-                system=_text(),
-                unmatched="it learns from coarse labels too",
-            ),
-            GridArm(
-                name="hdlm",
-                system=_hdlm(),
-                unmatched="it attends to everything, and learns from coarse labels too",
-            ),
-        ),
+        arms=arms(TRAINED_SHARE),
         tasks=("navon", "sections", "logbook", "audit", "acrostic"),
         train=TrainConfig(
             num_steps=3000,
@@ -86,6 +52,45 @@ def part_whole() -> Grid:
         ),
         learning_rates=(1e-3, 2e-3, 4e-3),
         limits=Limits(parameters=None, flops=0.05),
+    )
+
+
+def arms(share: float) -> tuple[GridArm, ...]:
+    """Return the arms for tasks of whose ticks about this share carries a loss."""
+    return (
+        GridArm(name="two_stream", system=_two_stream()),
+        GridArm(name="two_stream_fixed", system=_fixed_blocks()),
+        GridArm(name="two_stream_slots", system=_slots()),
+        GridArm(name="two_stream_recall", system=_recall()),
+        GridArm(name="same_rate", system=_same_rate()),
+        GridArm(name="shared_levels", system=_shared_levels()),
+        GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
+        GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
+        GridArm(name="hrt", system=_hrt()),
+        GridArm(name="hnet", system=_hnet(share)),
+        GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=188))),
+        GridArm(name="window_summary", system=_window_summary()),
+        GridArm(name="strided", system=_strided()),
+        GridArm(
+            name="window_as_large",
+            system=_single(replace(_tower(72, 5, WINDOW), mlp_hidden=200)),
+            unmatched="as many parameters as two_stream",
+        ),
+        GridArm(
+            name="full",
+            system=_single(_tower(64, 5, 512)),
+            unmatched="a ceiling: it attends to everything",
+        ),
+        GridArm(
+            name="two_stream_text",
+            system=_text(share),
+            unmatched="it learns from coarse labels too",
+        ),
+        GridArm(
+            name="hdlm",
+            system=_hdlm(share),
+            unmatched="it attends to everything, and learns from coarse labels too",
+        ),
     )
 
 
@@ -190,13 +195,15 @@ def _recall() -> TwoStreamConfig:
     return replace(_two_stream(), num_links=1, recall=RecallConfig(num_blocks=2))
 
 
-def _text() -> TwoStreamConfig:
+def _text(share: float) -> TwoStreamConfig:
     """Return the arm whose whole also writes the labels of a task as text, and learns from them."""
     part = replace(_tower(64, 4, WINDOW), mlp_hidden=184)
-    return replace(_fixed_blocks(), part=part, whole=_tower(48, 2, 64), text=LABELS)
+    return replace(
+        _fixed_blocks(), part=part, whole=_tower(48, 2, 64), text=replace(LABELS, loss_weight=share)
+    )
 
 
-def _hdlm() -> HdLMConfig:
+def _hdlm(share: float) -> HdLMConfig:
     """Return the arm that writes labels after the third layer, in turns between the bytes."""
     return HdLMConfig(
         tower=_tower(64, 5, 512),
@@ -204,7 +211,7 @@ def _hdlm() -> HdLMConfig:
         coarse_depth=LABELS.depth,
         coarse_vocab_size=LABELS.vocab_size,
         turn_ticks=6,
-        coarse_weight=TRAINED_SHARE,
+        coarse_weight=share,
     )
 
 
@@ -222,11 +229,11 @@ def _hrt() -> HRTConfig:
     )
 
 
-def _hnet() -> HNetConfig:
+def _hnet(share: float) -> HNetConfig:
     """Return the arm with one stage whose chunks are meant to have six ticks."""
     outer = _tower(64, 2, WINDOW)
     return HNetConfig(
         stages=(StageConfig(encoder=outer, decoder=outer, ratio=6.0, max_share=1 / 3),),
         main=_tower(64, 3, 64),
-        ratio_weight=0.03 * TRAINED_SHARE,
+        ratio_weight=0.03 * share,
     )

@@ -11,6 +11,7 @@ import torch
 from counterpoint.config_json import decode, encode
 from counterpoint.data.source import DataSource, PreparedSource
 from counterpoint.data.tasks.items import (
+    HELD_OUT_SEED,
     Item,
     ItemAnswer,
     ScoredTask,
@@ -173,6 +174,13 @@ def test_a_task_is_a_source_of_training(name: str) -> None:
         (Sections, {"num_sections": 30}),
         (Sections, {"num_keys": 30}),
         (Sections, {"num_sections": 1, "num_keys": 2}),
+        (Sections, {"num_keys": 3, "num_early": 4}),
+        (Sections, {"num_values": 65}),
+        (Acrostic, {"lengths": (8, 9)}),
+        (Navon, {"num_named": 17}),
+        (Logbook, {"least_events": 51}),
+        (Logbook, {"num_named": 6}),
+        (StreamAudit, {"largest_change": 0}),
     ],
 )
 def test_knobs_that_no_item_can_have_are_refused(task: Any, knobs: dict[str, Any]) -> None:
@@ -201,6 +209,12 @@ def test_a_third_of_a_log_may_name_one_entity_alone() -> None:
         Logbook(misleading=(2,), whole_share=0.5, num_events=24),
         StreamAudit(filler=5, num_registers=2),
         Acrostic(num_lines=4, any_order=True),
+        Acrostic(lengths=(4, 6)),
+        Navon(num_named=3, verdicts=True, majority=0.9, period=2),
+        Sections(num_early=2, num_values=10),
+        Logbook(num_events=18, least_events=9, num_named=4),
+        Logbook(num_events=24, register=True),
+        StreamAudit(false_share=0.3, question_share=0.4, first_claim=20, largest_change=1),
         RandomHierarchy(branching=3, num_levels=3, labelled_share=0.5),
     ],
     ids=lambda task: str(task.name),
@@ -211,6 +225,26 @@ def test_every_knob_can_be_turned(task: Any) -> None:
     found = floors(task, 60, seed=2)
     assert found["oracle"][task.primary] >= 0.95
     assert min(scores.get(task.primary, 1.0) for scores in found.values()) < 0.7
+
+
+def test_only_logs_to_learn_from_are_short() -> None:
+    task = Logbook(num_events=18, least_events=9, num_entities=4)
+    sizes = {len(task.item(0, number).facts["events"]) for number in range(40)}
+    assert sizes == {9, 12, 15, 18}
+    scored = [task.item(HELD_OUT_SEED, number) for number in range(40)]
+    assert {len(item.facts["events"]) for item in scored} == {18}
+
+
+def test_early_questions_are_about_sections_that_were_read() -> None:
+    task = Sections(num_sections=4, num_keys=4, num_early=2, num_questions=4)
+    for number in range(40):
+        item = task.item(0, number)
+        kinds = [answer.kind for answer in item.answers]
+        assert kinds == ["joint, early"] * 6 + ["joint"] * 4
+        asked = item.facts["asked"]
+        assert len(set(asked)) == len(asked)
+        for (section, _), seen in zip(asked, item.facts["seen"], strict=True):
+            assert section < seen
 
 
 def test_half_of_the_texts_mislead_whoever_sees_a_part() -> None:

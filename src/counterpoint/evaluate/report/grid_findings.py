@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config_json import decode
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.errors import UserError
 from counterpoint.evaluate.latency import TickLatency
 from counterpoint.evaluate.report.grid_rows import GridRow, grid_rows, mean_scores
@@ -149,7 +149,7 @@ def findings(
 ) -> GridFindings:
     """Return the findings that follow from records: rows of arms and policies, and means."""
     items = {
-        task: [TASKS[task].item(about.items_seed, number) for number in range(about.num_items)]
+        task: [FORMS[task].item(about.items_seed, number) for number in range(about.num_items)]
         for task in {record["task"] for record in records}
     }
     return GridFindings(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, always, commonest, draw
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.statistics import (
     Interval,
     bootstrap_difference,
@@ -113,11 +113,11 @@ def policy_rows(task: str, items: Sequence[Item]) -> list[GridRow]:
     def constant(item: Item, rng: random.Random) -> Replies:
         return always(most, item)
 
-    policies: dict[str, ItemPolicy] = {**TASKS[task].policies(), CONSTANT: constant}
+    policies: dict[str, ItemPolicy] = {**FORMS[task].policies(), CONSTANT: constant}
     rows = []
     for name, policy in policies.items():
         given = [policy(item, draw(0, -1 - number)) for number, item in enumerate(items)]
-        counts = [TASKS[task].counts(*pair) for pair in zip(items, given, strict=True)]
+        counts = [FORMS[task].counts(*pair) for pair in zip(items, given, strict=True)]
         above, below = np.array(counts, float).T
         score = bootstrap_ratio(above, below, _RESAMPLES)
         rows.append(GridRow(task=task, arm=name, score=score))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.report.grid_findings import GridFindings
 from counterpoint.evaluate.report.grid_rows import ORACLE, SIGNIFICANT, SOLVED, GridRow, by_cell
 from counterpoint.evaluate.report.summary import spell
@@ -135,7 +135,7 @@ def costs_table(found: GridFindings) -> TextTable:
 def about_task(found: GridFindings, task: str) -> str:
     """Return the explanation of the scores of a task."""
     return (
-        f"Primary score: {TASKS[task].primary}, in %, on {found.about.num_items:,} items that no "
+        f"Primary score: {FORMS[task].primary}, in %, on {found.about.num_items:,} items that no "
         f"run has learned from; brackets: 95 % over seeds and items. A seed solves the task if its "
         f"score is at least {100 * SOLVED:.0f} %. Rows without a learning rate are policies that "
         "learn nothing; the oracle reads the whole text, the others a part of it or nothing."

@@ -34,6 +34,7 @@ class Acrostic(ExactMatch):
         num_lines: Number of lines, in stanzas of four.
         filler: Number of symbols without a meaning between the plan and the poem.
         any_order: Whether the three parts of the plan stand in random order.
+        lengths: Even numbers of letters, of which the lines of a poem have one.
     """
 
     name: ClassVar[str] = "acrostic"
@@ -41,24 +42,27 @@ class Acrostic(ExactMatch):
     num_lines: int = 8
     filler: int = 64
     any_order: bool = False
+    lengths: tuple[int, ...] = (8, 10, 12)
 
     def __post_init__(self) -> None:
         if self.num_lines < 4 or self.num_lines % 4:
             raise UserError(
                 f"`num_lines` must be a multiple of 4, as stanzas are: got {self.num_lines}."
             )
+        if not self.lengths or any(length < 4 or length % 2 for length in self.lengths):
+            raise UserError(f"`lengths` must be even and >= 4: got {self.lengths}.")
 
     @property
     def most_symbols(self) -> int:
         """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
-        return len(" AABB 12 \n") + self.filler + 14 * self.num_lines
+        return len(" AABB 12 \n") + self.filler + (max(self.lengths) + 2) * self.num_lines
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
         word = rng.choices(_CONSONANTS, k=self.num_lines)
         scheme = rng.choice(_SCHEMES)
-        length = rng.choice((8, 10, 12))
+        length = rng.choice(self.lengths)
         writer = Writer()
         plan = ["".join(word), scheme, str(length)]
         if self.any_order:

@@ -14,6 +14,7 @@ from counterpoint.data.tasks.items import (
     Replies,
     Writer,
     draw,
+    is_scored,
 )
 from counterpoint.errors import UserError
 
@@ -33,6 +34,9 @@ class Logbook(ExactMatch):
     third can be trusted. The last event is not one of the most frequent entity. The whole is the
     most frequent entity so far.
 
+    With a register, entities have one value each, which stands before the log, and the events are
+    entities alone: the detail is then far from the question.
+
     Attributes:
         num_events: Number of events.
         num_entities: Number of entities; at most 26.
@@ -40,6 +44,10 @@ class Logbook(ExactMatch):
         misleading: Thirds (0, 1, 2) one of which is misleading; a third that is listed twice is
             twice as likely.
         whole_share: Share of the logs that ask for the whole.
+        num_named: Number of entities whose value is asked by name; fewer if the log has fewer.
+        least_events: Smallest number of events of a log that is learned from; ``None`` means that
+            all logs have `num_events`. Scored logs always have as many.
+        register: Whether the values stand in a register before the log.
     """
 
     name: ClassVar[str] = "logbook"
@@ -49,6 +57,9 @@ class Logbook(ExactMatch):
     margin: int = 2
     misleading: tuple[int, ...] = (0, 1, 2, 2)
     whole_share: float = 0.2
+    num_named: int = 1
+    least_events: int | None = None
+    register: bool = False
 
     def __post_init__(self) -> None:
         if self.num_events % 3 or not 3 <= self.num_entities <= 26:
@@ -58,11 +69,22 @@ class Logbook(ExactMatch):
             )
         if not self.misleading or not set(self.misleading) <= {0, 1, 2}:
             raise UserError(f"`misleading` must be some of 0, 1 and 2: got {self.misleading}.")
+        least = self.num_events if self.least_events is None else self.least_events
+        if least % 3 or not 3 <= least <= self.num_events:
+            raise UserError(
+                f"`least_events` must be 3 to `num_events`, and 3 must divide it: got {least}."
+            )
+        if not 1 <= self.num_named < self.num_entities:
+            raise UserError(
+                "`num_named` must be at least 1 and less than the number of entities: got "
+                f"{self.num_named}."
+            )
 
     @property
     def most_symbols(self) -> int:
         """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
-        return 3 * self.num_events + len("J=0 PA=0")
+        log = 2 * self.num_events + 3 * self.num_entities if self.register else 3 * self.num_events
+        return log + len("J=0") + self.num_named * len(" PA=0")
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number; see `ScoredTask.item`."""
@@ -70,28 +92,34 @@ class Logbook(ExactMatch):
         entities = ascii_uppercase[: self.num_entities]
         leader, misleader = rng.sample(entities, 2)
         misleading = rng.choice(self.misleading)
+        size = self._size(seed, rng)
         suffix = "" if misleading == 2 else ", end agrees"
         for _ in range(_MOST_LOGS):
             who = [
                 entity
                 for third in range(3)
-                for entity in self._third(rng, misleader if third == misleading else leader)
+                for entity in self._third(rng, size, misleader if third == misleading else leader)
             ]
             if self._holds(who, leader, misleader, misleading):
                 break
         else:
             raise UserError(
                 f"`margin` must be such that a log can be found: of {_MOST_LOGS:,} logs none has "
-                f"{self.margin}, with {self.num_events} events of {self.num_entities} entities. "
+                f"{self.margin}, with {size} events of {self.num_entities} entities. "
                 "Lower it, or take fewer entities."
             )
-        events = [(entity, rng.choice(_VALUES)) for entity in who]
+        values: dict[str, str] = {}
+        if self.register:
+            values = dict(zip(entities, rng.choices(_VALUES, k=len(entities)), strict=True))
+        events = [(one, values.get(one) or rng.choice(_VALUES)) for one in who]
         last = dict(events)
-        asked = rng.choice([entity for entity in sorted(last) if entity != leader])
+        asked = self._named(rng, [entity for entity in sorted(last) if entity != leader])
         writer = Writer()
         counts: Counter[str] = Counter()
+        for entity in rng.sample(sorted(values), len(values)):
+            writer.write(f"{entity}{values[entity]} ")
         for entity, value in events:
-            writer.write(f"{entity}{value} ")
+            writer.write(f"{entity} " if self.register else f"{entity}{value} ")
             counts[entity] += 1
             writer.label(max(counts, key=counts.__getitem__))  # of two, the one that came first
         if rng.random() < self.whole_share:
@@ -100,13 +128,14 @@ class Logbook(ExactMatch):
         else:
             writer.write("J=")
             writer.answer(f"joint{suffix}", last[leader])
-        writer.write(f" P{asked}=")
-        writer.answer("part", last[asked])
-        return writer.item(events=events, asked=asked)
+        for entity in asked:
+            writer.write(f" P{entity}=")
+            writer.answer("part", last[entity])
+        return writer.item(events=events, asked=asked, register=values)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return policies by name; see `ScoredTask.policies`."""
-        third = self.num_events // 3
+        third = self.num_events // 3  # of the scored logs
 
         def reads(first: int, stop: int | None) -> ItemPolicy:
             def policy(item: Item, rng: random.Random) -> Replies:
@@ -115,7 +144,7 @@ class Logbook(ExactMatch):
             return policy
 
         def last_value(item: Item, rng: random.Random) -> Replies:
-            return dict.fromkeys((0, 1), item.facts["events"][-1][1])
+            return dict.fromkeys(range(len(item.answers)), item.facts["events"][-1][1])
 
         return {
             "oracle": reads(0, None),
@@ -125,13 +154,25 @@ class Logbook(ExactMatch):
             "last value": last_value,
         }
 
-    def _third(self, rng: random.Random, favourite: str) -> list[str]:
+    def _size(self, seed: int, rng: random.Random) -> int:
+        """Return the number of events of a log."""
+        if self.least_events is None or is_scored(seed):
+            return self.num_events
+        return rng.randrange(self.least_events, self.num_events + 1, 3)
+
+    def _named(self, rng: random.Random, entities: list[str]) -> list[str]:
+        """Return the entities whose value is asked by name."""
+        if self.num_named == 1:
+            return [rng.choice(entities)]
+        return rng.sample(entities, min(self.num_named, len(entities)))
+
+    def _third(self, rng: random.Random, num_events: int, favourite: str) -> list[str]:
         entities = ascii_uppercase[: self.num_entities]
         weights = [3 if entity == favourite else 1 for entity in entities]
-        return rng.choices(entities, weights, k=self.num_events // 3)
+        return rng.choices(entities, weights, k=num_events // 3)
 
     def _holds(self, who: list[str], leader: str, misleader: str, misleading: int) -> bool:
-        size = self.num_events // 3
+        size = len(who) // 3
         third = who[misleading * size : (misleading + 1) * size]
         return (
             _lead(who, leader) >= self.margin
@@ -149,10 +190,14 @@ def _lead(who: list[str], entity: str) -> int:
 
 def _answers(item: Item, events: list[tuple[str, str]], rng: random.Random) -> Replies:
     """Return the answers that follow from these events alone."""
+    register = item.facts["register"]
     last = dict(events)
     counts = Counter(entity for entity, _ in events)
     most = max(counts.values())
     leader = rng.choice([entity for entity in sorted(counts) if counts[entity] == most])
     whole = item.answers[0].kind.startswith("whole")
-    part = last.get(item.facts["asked"]) or rng.choice(_VALUES)
-    return {0: leader if whole else last[leader], 1: part}
+    named = [
+        register.get(entity) or last.get(entity) or rng.choice(_VALUES)
+        for entity in item.facts["asked"]
+    ]
+    return {0: leader if whole else last[leader]} | dict(enumerate(named, 1))

@@ -18,6 +18,8 @@ from counterpoint.data.tasks.items import (
 from counterpoint.errors import UserError
 
 _NO_ODD = "-"
+_ODD = "!"
+_FITS = "."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +28,10 @@ class Navon(ExactMatch):
 
     The letters of the blocks repeat a motif, except for one odd block. The questions are "joint",
     the digit of the odd block; "whole", the letter of the block that would come next; and "part",
-    the digit of a named block. In half of the texts the odd block shows a letter of the motif, and
-    only these texts count as "joint": only its place shows that it is odd. In the others its letter
-    is foreign to the motif ("joint, foreign letter"). The whole is the part of the motif shown so
-    far.
+    the digit of a named block. A "verdict" about each block, "!" if it is the odd one, may follow.
+    In half of the texts the odd block shows a letter of the motif, and only these texts count as
+    "joint": only its place shows that it is odd. In the others its letter is foreign to the motif
+    ("joint, foreign letter"). The whole is the part of the motif shown so far.
 
     Attributes:
         num_blocks: Number of blocks; at most 26.
@@ -39,6 +41,8 @@ class Navon(ExactMatch):
         num_letters: Number of letters that cells may show.
         foreign_share: Share of the odd blocks whose letter is foreign.
         odd_share: Share of the texts that have an odd block; in the others "-" is the answer.
+        num_named: Number of blocks whose digit is asked by name.
+        verdicts: Whether there are verdicts about all blocks after the other questions.
 
     Source: global and local letters of Navon (1977), as text.
     """
@@ -52,6 +56,8 @@ class Navon(ExactMatch):
     num_letters: int = 16
     foreign_share: float = 0.5
     odd_share: float = 1.0
+    num_named: int = 1
+    verdicts: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.period < self.num_blocks <= 26:
@@ -64,11 +70,15 @@ class Navon(ExactMatch):
                 "There must be up to 26 letters, more than the motif has, and a block must have 2 "
                 f"cells or more: got {self.num_letters} and {self.block_symbols}."
             )
+        if not 1 <= self.num_named <= self.num_blocks:
+            raise UserError(f"`num_named` must be 1 to the number of blocks: got {self.num_named}.")
 
     @property
     def most_symbols(self) -> int:
         """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
-        return self.num_blocks * (self.block_symbols + 1) + len("J=0 G=a LA=0")
+        questions = len("J=0 G=a") + self.num_named * len(" LA=0")
+        verdicts = len(" V=") + self.num_blocks if self.verdicts else 0
+        return self.num_blocks * (self.block_symbols + 1) + questions + verdicts
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number; see `ScoredTask.item`."""
@@ -92,14 +102,22 @@ class Navon(ExactMatch):
             cells[rng.randrange(self.block_symbols)] = digit
             writer.write("".join(cells) + " ")
             writer.label("".join(motif[:block]))
-        asked = rng.randrange(self.num_blocks)
+        asked = [rng.randrange(self.num_blocks)]
+        if self.num_named > 1:
+            others = [block for block in range(self.num_blocks) if block != asked[0]]
+            asked += rng.sample(others, self.num_named - 1)
         writer.write("J=")
         kind = "joint, foreign letter" if has_odd and foreign else "joint"
         writer.answer(kind, numbers[odd] if has_odd else _NO_ODD)
         writer.write(" G=")
         writer.answer("whole", motif[self.num_blocks % self.period])
-        writer.write(f" L{ascii_uppercase[asked]}=")
-        writer.answer("part", numbers[asked])
+        for block in asked:
+            writer.write(f" L{ascii_uppercase[block]}=")
+            writer.answer("part", numbers[block])
+        if self.verdicts:
+            writer.write(" V=")
+            for block in range(self.num_blocks):
+                writer.answer("verdict", _ODD if has_odd and block == odd else _FITS)
         return writer.item(asked=asked)
 
     def policies(self) -> Mapping[str, ItemPolicy]:
@@ -120,11 +138,15 @@ class Navon(ExactMatch):
             for place in range(self.period)
         ]
         wrong = [i for i, letter in enumerate(shown) if letter != motif[i % self.period]]
-        return {
+        given = {
             0: _digit(blocks[wrong[0]]) if wrong else _NO_ODD,
             1: motif[self.num_blocks % self.period],
-            2: _digit(blocks[item.facts["asked"]]),
         }
+        given |= _numbered(2, [_digit(blocks[block]) for block in item.facts["asked"]])
+        if self.verdicts:
+            marks = [_ODD if block in wrong[:1] else _FITS for block in range(self.num_blocks)]
+            given |= _numbered(len(given), marks)
+        return given
 
     def _unordered(self, item: Item, rng: random.Random) -> Replies:
         """Know the number of blocks that show each letter, but not their order."""
@@ -132,22 +154,26 @@ class Navon(ExactMatch):
         counts = Counter(map(_letter, blocks))
         letter = min(counts, key=lambda one: (counts[one] > 1, -counts[one]))
         odd = rng.choice([block for block in blocks if _letter(block) == letter])
-        return {0: _digit(odd), 1: rng.choice(list(counts)), 2: _digit(rng.choice(blocks))}
+        shown = rng.choice(list(counts))
+        named = [_digit(rng.choice(blocks)) for _ in item.facts["asked"]]
+        return {0: _digit(odd), 1: shown} | _numbered(2, named)
 
     def _random_block(self, item: Item, rng: random.Random) -> Replies:
         blocks = _blocks(item, self.num_blocks)
         block = rng.choice(blocks[self.period :])
-        return {0: _digit(block), 1: _letter(rng.choice(blocks)), 2: _digit(rng.choice(blocks))}
+        letter = _letter(rng.choice(blocks))
+        named = [_digit(rng.choice(blocks)) for _ in item.facts["asked"]]
+        return {0: _digit(block), 1: letter} | _numbered(2, named)
 
     def _last_blocks(self, item: Item, rng: random.Random) -> Replies:
         blocks = _blocks(item, self.num_blocks)
-        asked = item.facts["asked"]
-        known = asked >= self.num_blocks - 2
-        return {
-            0: _digit(rng.choice(blocks[-2:])),
-            1: _letter(rng.choice(blocks[-2:])),
-            2: _digit(blocks[asked]) if known else rng.choice(digits),
-        }
+        digit = _digit(rng.choice(blocks[-2:]))
+        letter = _letter(rng.choice(blocks[-2:]))
+        named = [
+            _digit(blocks[block]) if block >= self.num_blocks - 2 else rng.choice(digits)
+            for block in item.facts["asked"]
+        ]
+        return {0: digit, 1: letter} | _numbered(2, named)
 
 
 def _blocks(item: Item, num_blocks: int) -> list[str]:
@@ -161,3 +187,8 @@ def _letter(block: str) -> str:
 
 def _digit(block: str) -> str:
     return next(cell for cell in block if cell.isdigit())
+
+
+def _numbered(first: int, texts: list[str]) -> dict[int, str]:
+    """Return texts as replies, the first of which has the number ``first``."""
+    return dict(enumerate(texts, first))
