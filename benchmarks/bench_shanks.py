@@ -19,8 +19,7 @@ from record import finish
 
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.evaluate.duplex.spoken_maths import (
-    ANSWER_WORDS,
-    TOKENS_PER_S,
+    clock_of,
     floors,
     listen,
     made_by_program,
@@ -31,7 +30,6 @@ from counterpoint.evaluate.duplex.thinking import (
     operating_curve,
     score_interruptions,
 )
-from counterpoint.runtime.clocked import ClockConfig
 from counterpoint.runtime.load import load
 
 THRESHOLDS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999)
@@ -47,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     plain = SpokenMathsData()
     problems = [plain.heard(number, held_out=True) for number in range(options.problems)]
-    config = ClockConfig(tokens_per_s=TOKENS_PER_S, answer_tokens=ANSWER_WORDS)
+    config = clock_of(plain)
     rows: dict[str, Any] = {
         name: numbers(score_interruptions(own))
         for name, own in floors(problems, config, plain.task.max_steps).items()
@@ -78,7 +76,7 @@ def measured(path: Path, num_problems: int) -> dict[str, Any]:
         never.append(listen(system, data, one, threshold=2.0))
         if number % 10 == 9:
             print(path.name, number + 1, flush=True)
-    curve = operating_curve(never, THRESHOLDS, TOKENS_PER_S)
+    curve = operating_curve(never, THRESHOLDS, clock_of(data).tokens_per_s)
     return {
         "checkpoint": loaded.path.name,
         "arrangement": data.arrangement,

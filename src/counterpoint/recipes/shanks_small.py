@@ -6,7 +6,9 @@ thoughts, and thoughts in parallel to what is heard.
 
 from dataclasses import replace
 
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.thoughts import Style
 from counterpoint.systems import shanks
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.run import Run
@@ -21,7 +23,7 @@ def shanks_small() -> Run:
     return Run(
         name="shanks_small",
         system=shanks.tiny(),
-        data=SpokenMathsData(row_ticks=256),
+        data=SpokenMathsData(row_ticks=320),
         train=TrainConfig(
             num_steps=1500,
             batch_rows=4,
@@ -43,6 +45,32 @@ def shanks_small_parallel() -> Run:
         run,
         name="shanks_small_parallel",
         system=shanks.tiny_parallel(),
-        data=replace(run.data, arrangement="parallel", row_ticks=512),
+        data=replace(run.data, arrangement="parallel", row_ticks=576),
         train=replace(run.train, batch_rows=2),
+    )
+
+
+def shanks_gpu(arrangement: Arrangement, style: Style = "recalled") -> Run:
+    """Return a run for benchmarks/shanks_stacks.py: a larger model and more rows a step.
+
+    Args:
+        arrangement: What a row looks like; see `SpokenMathsData`.
+        style: How thoughts are written; see `counterpoint.data.tasks.spoken_maths.thoughts`.
+    """
+    is_parallel = arrangement == "parallel"
+    return Run(
+        name=f"{arrangement}-{style}",
+        system=shanks.small_parallel() if is_parallel else shanks.small(),
+        data=SpokenMathsData(
+            task=SpokenMaths(style=style),
+            arrangement=arrangement,
+            row_ticks=576 if is_parallel else 320,
+            num_rows=1_000_000,
+        ),
+        train=TrainConfig(
+            num_steps=4000,
+            batch_rows=32,
+            precision="float32",
+            schedule=ScheduleConfig(warmup_steps=100, final_ratio=0.02),
+        ),
     )

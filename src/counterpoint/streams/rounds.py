@@ -138,17 +138,17 @@ def _padded(
     rows: Sequence[Sequence[Round]], name: str, number: int
 ) -> tuple[Bool[Tensor, "B R _n"], Shaped[Tensor, "B R _n ..."]]:
     """Return where elements of a part stand in its rounds, and these elements, filled up."""
-    given = [[one.get(name, torch.empty(0, dtype=torch.long)) for one in row] for row in rows]
-    filled = [part for row in given for part in row if len(part)]
-    longest = max((len(part) for part in filled), default=0)
-    like = filled[0] if filled else torch.empty(0, dtype=torch.long)
-    there = torch.zeros(len(rows), number, longest, dtype=torch.bool)
-    elements = like.new_zeros(len(rows), number, longest, *like.shape[1:])
-    for row, own in enumerate(given):
-        for place, part in enumerate(own):
-            there[row, place, : len(part)] = True
-            if len(part):
-                elements[row, place, : len(part)] = part
+    none = torch.empty(0, dtype=torch.long)
+    given = [one.get(name, none) for row in rows for one in row]
+    filled = [part for part in given if part.shape[0]]
+    counts = torch.zeros(len(rows), number, dtype=torch.long)
+    has_round = torch.arange(number) < torch.tensor([len(row) for row in rows])[:, None]
+    counts[has_round] = torch.tensor([part.shape[0] for part in given], dtype=torch.long)
+    longest = int(counts.max())
+    there = torch.arange(longest) < counts[..., None]
+    together = torch.cat(filled) if filled else none
+    elements = together.new_zeros(len(rows), number, longest, *together.shape[1:])
+    elements[there] = together  # both are in the order of the rows
     return there, elements
 
 

@@ -97,6 +97,16 @@ def tiny_parallel() -> ShanksConfig:
     return ShanksConfig(tower=_tower(2), listener=_tower(1), vocab_size=124)
 
 
+def small() -> ShanksConfig:
+    """Return an interleaved model of words of 0.84M parameters, for spoken maths on a GPU."""
+    return ShanksConfig(tower=_tower(4, width=128), vocab_size=124)
+
+
+def small_parallel() -> ShanksConfig:
+    """Return the same in the parallel arrangement, two towers, 0.85M parameters."""
+    return ShanksConfig(tower=_tower(3, width=128), listener=_tower(1, width=128), vocab_size=124)
+
+
 def smollm() -> ShanksConfig:
     """Return the shape of SmolLM2-135M, 135M parameters, which hears features of Whisper tiny."""
     return ShanksConfig(
@@ -116,8 +126,14 @@ def smollm() -> ShanksConfig:
     )
 
 
-def _tower(num_layers: int) -> TowerConfig:
-    return TowerConfig(width=96, num_layers=num_layers, num_heads=3, mlp_hidden=256, window=512)
+def _tower(num_layers: int, width: int = 96) -> TowerConfig:
+    return TowerConfig(
+        width=width,
+        num_layers=num_layers,
+        num_heads=width // 32,
+        mlp_hidden=width * 8 // 3 // 8 * 8,
+        window=512,
+    )
 
 
 class ReaderState(NamedTuple):

@@ -7,8 +7,9 @@ graph. Each lane has its own batches, seed and learning rate, and learns what it
 up to rounding. Noise within the model, such as whole dropout, differs from that of a run alone.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from counterpoint.data.recorded import Recorded
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Role
 from counterpoint.systems.contract import System
 from counterpoint.tracing import tracing
 from counterpoint.train.config import TrainConfig
@@ -45,6 +47,38 @@ class StackedBatch(NamedTuple):
     targets: Mapping[str, Tensor]
     elements: Mapping[str, Tensor]
     document_start: Int[Tensor, "S B T"]
+
+
+class LaneSource(Protocol):
+    """Batches of all lanes, step by step.
+
+    Attributes:
+        content: The batches that were loaded; every step is written into the same tensors.
+    """
+
+    content: StackedBatch
+
+    def load(self, step: int) -> None:
+        """Write the batches of a step into `content`; steps are asked for in order."""
+        ...
+
+    def sizes(self, step: int) -> list[int]:
+        """Return `Batch.size` of every lane at a step."""
+        ...
+
+
+class _Side:
+    def __init__(self, sources: Sequence[Recorded], device: torch.device, rows: int) -> None:
+        self._sources = sources
+        self._rows = rows
+        self._everything = _side_by_side(sources, device)
+        self.content = _at(self._everything, 0, rows)
+
+    def load(self, step: int) -> None:
+        _copy(_at(self._everything, step, self._rows), self.content)
+
+    def sizes(self, step: int) -> list[int]:
+        return [source.sizes[step] for source in self._sources]
 
 
 class Stack:
@@ -199,20 +233,30 @@ class Stack:
         Raises:
             UserError: The batches of the lanes do not have the same shapes.
         """
+        self.learn(_Side(sources, self.device, self.config.batch_rows), on_step)
+
+    def learn(
+        self,
+        batches: "LaneSource",
+        on_step: Callable[[int, list[float]], None] = lambda step, bits: None,
+    ) -> None:
+        """Take all steps from batches that may come from anywhere.
+
+        Args:
+            batches: The batches of all lanes.
+            on_step: See `train`.
+        """
         config = self.config
-        everything = _side_by_side(sources, self.device)
-        content = _at(everything, 0, config.batch_rows)
         numbers = self._numbers[0].clone()
-        take = self._compiled(content, numbers)
+        take = self._compiled(batches.content, numbers)
         for step in range(config.num_steps):
-            _copy(_at(everything, step, config.batch_rows), content)
+            batches.load(step)
+            sizes = batches.sizes(step)
             numbers.copy_(self._numbers[step])
             nats = take(step)
             done = step + 1
             if done % config.log_every == 0 or done == config.num_steps:
-                sizes = [source.sizes[step] for source in sources]
-                bits = nats.double() / torch.tensor(2.0).log().double()
-                values = bits.tolist()
+                values = (nats.double() / math.log(2)).tolist()
                 on_step(
                     done, [value / max(size, 1) for value, size in zip(values, sizes, strict=True)]
                 )
@@ -251,7 +295,7 @@ class Stack:
 
 
 class _Loss(nn.Module):
-    """A system as a module that returns its loss and the nats of its part."""
+    """A system as a module: its loss, and the nats of its part or of all that it predicts."""
 
     def __init__(self, system: System) -> None:
         super().__init__()
@@ -259,7 +303,9 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = self.system.losses(batch)
-        return self.system.combine(losses).total, losses[self.system.layout.part.name].nats
+        loss = self.system.combine(losses)
+        parts = self.system.layout.by_role(Role.PART)
+        return loss.total, losses[parts[0].name].nats if parts else loss.nats
 
 
 def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:

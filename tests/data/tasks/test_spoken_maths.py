@@ -1,5 +1,7 @@
 """Spoken maths: the errors are where they are said to be, and thoughts know only what was heard."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,8 +15,9 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_ticks,
 )
 from counterpoint.data.tasks.spoken_maths.numbers import MOST, parse_spoken, spoken
-from counterpoint.data.tasks.spoken_maths.problems import OK, WRONG, Problem, SpokenMaths
+from counterpoint.data.tasks.spoken_maths.problems import Problem, SpokenMaths, is_held_out
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
 from counterpoint.errors import UserError
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
 from counterpoint.streams.spec import UNSET_ID
@@ -64,7 +67,7 @@ def test_held_out_problems_share_no_step_and_no_sentence_with_training() -> None
     assert not {step for one in train for step in one.steps} & {
         step for one in test for step in one.steps
     }
-    assert all(step.is_held_out for one in test for step in one.steps)
+    assert all(is_held_out(step) for one in test for step in one.steps)
     said = {word for one in train for word in one.words}
     assert {word for one in test for word in one.words} <= said
 
@@ -90,8 +93,8 @@ def test_a_thought_knows_only_clauses_that_were_complete() -> None:
 def test_rounds_end_with_the_first_error_or_with_an_agreement() -> None:
     for number in range(60):
         one = heard(number)
-        rounds = spoken_rounds(one, 4.0, thinks=True, marks=MARKS)
-        assert all(len(own[THOUGHT]) <= 20 for own in rounds)  # the budget of 5 words a second
+        rounds = spoken_rounds(one, 2.0, thinks=True, marks=MARKS)
+        assert all(len(own[THOUGHT]) <= 40 for own in rounds)  # the budget of 20 words a second
         assert [ANSWER in own for own in rounds] == [False] * (len(rounds) - 1) + [True]
         answer = rounds[-1][ANSWER]
         if one.problem.fault is None:
@@ -130,6 +133,33 @@ def test_rows_train_what_is_written_and_nothing_else(arrangement: str) -> None:
         marks = Words().encode(f"{MARKS.part} {MARKS.last}").tolist()
         assert not any((targets == mark).any() for mark in marks)
         assert not (trained & (batch.ticks["heard"][:, 1:] != UNSET_ID)).any()
+
+
+def test_a_verdict_stands_beside_what_it_compares() -> None:
+    for number in range(60):
+        problem = heard(number).problem
+        for clause in problem.clauses:
+            if not clause.step:
+                continue
+            words, kinds = clause.about
+            ends = [place for place, kind in enumerate(kinds) if kind == "verdict"]
+            begins = [1, *(end + 1 for end in ends)]
+            for begin, end in zip(begins, ends, strict=False):
+                middle = (begin + end) // 2
+                same = words[begin:middle] == words[middle:end]
+                assert words[end] == (OK if same else WRONG)
+            assert words[ends[-1]] == (WRONG if clause.step == problem.wrong_step else OK) or (
+                0 < problem.wrong_step < clause.step
+            )
+
+
+@pytest.mark.parametrize("style", ["plain", "checked", "recalled"])
+def test_all_styles_say_the_same_about_the_same_problem(style: Style) -> None:
+    for number in range(40):
+        own, other = (replace(TASK, style=s).problem(0, number) for s in ("plain", style))
+        assert own.words == other.words
+        verdicts = [one.thought[-1] for one in own.clauses if one.step]
+        assert verdicts == [one.thought[-1] for one in other.clauses if one.step]
 
 
 def test_a_plain_language_model_reads_what_is_heard_in_its_own_stream() -> None:

@@ -4,21 +4,20 @@ import pytest
 import torch
 
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
-from counterpoint.evaluate.duplex.spoken_maths import floors, listen, made_by_program
+from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import (
     Attempt,
     operating_curve,
     score_calls,
     score_interruptions,
 )
-from counterpoint.runtime.clocked import ClockConfig
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems import shanks
 from counterpoint.systems.shanks import Shanks
 
 DATA = SpokenMathsData()
-CONFIG = ClockConfig(tokens_per_s=10.0, answer_tokens=30)
+CONFIG = clock_of(DATA)
 PROBLEMS = [DATA.heard(number, held_out=True) for number in range(30)]
 
 
@@ -36,8 +35,8 @@ def test_the_maker_of_the_problems_finds_all_errors_and_interrupts_nobody_else()
     assert score.right.value == 0
     assert score.valid.value == 1
     # An error in the last chunk cannot be interrupted, for its thought comes after the speech.
-    assert score.wrong.value == score.found.value == score.corrected.value > 0.6
-    assert 0 < score.latency(0.0) < score.latency(0.5) < score.latency(1.0) < 4.0 + 4.0 + 2.0
+    assert score.wrong.value == score.found.value == score.corrected.value > 0.9
+    assert 0 < score.latency(0.0) < score.latency(0.5) < score.latency(1.0) < 2.0 + 4.0 + 2.0
 
 
 def test_constant_policies_are_floors() -> None:

@@ -21,11 +21,22 @@ from counterpoint.streams.rounds import ANSWER, THOUGHT, Marks
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.contract import System
 
-TOKENS_PER_S = 10.0
-"""Words that a model writes in a second, in both arrangements."""
+TOKENS_PER_S = 20.0
+"""Words that a model writes in a second; in the parallel arrangement one a tick."""
 
 ANSWER_WORDS = 30
 """Largest number of words of an answer; the longest right one has 14."""
+
+
+def clock_of(data: SpokenMathsData, threshold: float | None = None) -> ClockConfig:
+    """Return how a model of some data thinks against the clock; for the rest see `listen`."""
+    return ClockConfig(
+        chunk_s=data.chunk_s,
+        tokens_per_s=data.tick_hz if data.arrangement == "parallel" else TOKENS_PER_S,
+        answer_tokens=ANSWER_WORDS,
+        threshold=threshold,
+        marks=data.marks,
+    )
 
 
 def listen(
@@ -41,14 +52,7 @@ def listen(
     """
     thinker = SystemThinker(system, Words(data.marks), data.marks)
     if data.arrangement != "parallel":
-        config = ClockConfig(
-            chunk_s=data.chunk_s,
-            tokens_per_s=TOKENS_PER_S,
-            answer_tokens=ANSWER_WORDS,
-            threshold=threshold,
-            marks=data.marks,
-        )
-        return judged(think_in_chunks(thinker, heard, config), heard)
+        return judged(think_in_chunks(thinker, heard, clock_of(data, threshold)), heard)
     said = heard_ticks(heard, data.tick_hz, data.marks)
     parallel = ParallelConfig(
         tick_hz=data.tick_hz,

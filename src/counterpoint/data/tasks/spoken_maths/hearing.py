@@ -12,7 +12,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.data.tasks.spoken_maths.problems import WRONG, Clause, Problem
+from counterpoint.data.tasks.spoken_maths.problems import Clause, Problem
+from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.voices import Speaker, Voice, joined
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks

@@ -18,15 +18,24 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from counterpoint.data.tasks.items import draw, is_scored
-from counterpoint.data.tasks.spoken_maths.numbers import MOST, NUMBER_WORDS, digits, spoken
+from counterpoint.data.tasks.spoken_maths.numbers import MOST, NUMBER_WORDS, spoken
+from counterpoint.data.tasks.spoken_maths.thoughts import (
+    OK,
+    SIGNS,
+    Operation,
+    Step,
+    Style,
+    Thought,
+    thought_of_change,
+    thought_of_solution,
+    thought_of_start,
+)
 from counterpoint.errors import UserError
 
-Operation = Literal["plus", "minus", "times"]
 Fault = Literal["result", "operand", "operation"]
 
 OPERATIONS: tuple[Operation, ...] = ("plus", "minus", "times")
 FAULTS: tuple[Fault, ...] = ("result", "operand", "operation")
-SIGNS: dict[Operation, str] = {"plus": "+", "minus": "-", "times": "x"}
 
 HELD_OUT_SHARE = 8
 """One of so many pairs of operands is held out, for each operation."""
@@ -108,29 +117,9 @@ _HELD_OUT_STEPS: dict[Operation, tuple[str, ...]] = {
 _ENDS = ("so the answer is {r} {things}",)
 
 
-class Step(NamedTuple):
-    """A step of a computation."""
-
-    a: int
-    operation: Operation
-    b: int
-
-    @property
-    def result(self) -> int:
-        """What the step gives."""
-        if self.operation == "plus":
-            return self.a + self.b
-        return self.a - self.b if self.operation == "minus" else self.a * self.b
-
-    @property
-    def is_fair(self) -> bool:
-        """Whether all numbers can be said and thought, and the result is not trivial."""
-        return 1 <= self.a <= MOST and self.b >= 2 and 1 <= self.result <= MOST
-
-    @property
-    def is_held_out(self) -> bool:
-        """Whether no training problem has this step."""
-        return zlib.crc32(f"{self.a} {self.operation} {self.b}".encode()) % HELD_OUT_SHARE == 0
+def is_held_out(step: Step) -> bool:
+    """Return whether no training problem has this step."""
+    return zlib.crc32(f"{step.a} {step.operation} {step.b}".encode()) % HELD_OUT_SHARE == 0
 
 
 class Clause(NamedTuple):
@@ -138,18 +127,18 @@ class Clause(NamedTuple):
 
     Attributes:
         words: What is said.
-        thought: What is thought about it; the last word is `OK` or `WRONG` after a step.
+        about: What is thought about it; the last word is `OK` or `WRONG` after a step.
         step: Number of the step that it says, counted from 1; 0 if it says none.
     """
 
     words: tuple[str, ...]
-    thought: tuple[str, ...] = ()
+    about: Thought = Thought()
     step: int = 0
 
-
-OK = "ok"
-WRONG = "[INTERRUPT]"
-"""End of the thought about a wrong step: the mark of an interruption."""
+    @property
+    def thought(self) -> tuple[str, ...]:
+        """The words of what is thought about it."""
+        return self.about.words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +189,7 @@ class SpokenMaths:
         min_steps: Smallest number of steps.
         max_steps: Largest number of steps, at most 9.
         wrong_share: Share of the problems with an error.
+        style: How thoughts are written; see `thoughts`.
     """
 
     operations: tuple[Operation, ...] = OPERATIONS
@@ -207,6 +197,7 @@ class SpokenMaths:
     min_steps: int = 2
     max_steps: int = 3
     wrong_share: float = 0.5
+    style: Style = "recalled"
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps <= 9:
@@ -224,7 +215,7 @@ class SpokenMaths:
         rng = draw(seed, number)
         held_out = is_scored(seed)
         steps = self._steps(rng, held_out)
-        teller = _Teller(rng, held_out)
+        teller = _Teller(rng, held_out, self.style)
         told = teller.story(steps)
         if rng.random() >= self.wrong_share:
             clauses = (*told, *teller.solution(steps, steps), teller.end(steps[-1].result))
@@ -250,7 +241,7 @@ class SpokenMaths:
         for _ in range(_MOST_ATTEMPTS):
             operation = rng.choice(self.operations)
             step = Step(total, operation, rng.randint(2, 4 if operation == "times" else 45))
-            if step.is_fair and step.is_held_out == held_out:
+            if step.is_fair and is_held_out(step) == held_out:
                 return step
         return None
 
@@ -263,11 +254,11 @@ class SpokenMaths:
             fault = rng.choice(self.faults)
             said, result = _spoiled(rng, steps[wrong], fault)
             later = _continued(result, steps[wrong + 1 :])
-            is_known = teller.held_out or not said.is_held_out
+            is_known = teller.held_out or not is_held_out(said)
             if said.is_fair and is_known and 1 <= result <= MOST and later is not None:
                 break
         all_said = (*steps[:wrong], said, *later)
-        solution = teller.solution(all_said, steps, {wrong: result})
+        solution = teller.solution(all_said, steps, {wrong + 1: result})
         before = sum(len(clause.words) for clause in (*told, *solution[:wrong]))
         at = teller.first_wrong_word(solution[wrong].words, steps[wrong])
         last = later[-1].result if later else result
@@ -310,20 +301,21 @@ def _continued(result: int, steps: Sequence[Step]) -> list[Step] | None:
 class _Teller:
     """Puts one problem into words."""
 
-    def __init__(self, rng: Random, held_out: bool) -> None:
+    def __init__(self, rng: Random, held_out: bool, style: Style) -> None:
         self.rng = rng
         self.held_out = held_out
+        self.style = style
         self.things = rng.choice(THINGS)
         self.names = {"name": rng.choice(NAMES), "things": self.things}
 
     def story(self, steps: Sequence[Step]) -> list[Clause]:
         """Return the problem and the question."""
         start = self._fill(self._one(_STARTS, _HELD_OUT_STARTS), a=steps[0].a)
-        clauses = [Clause(start, tuple(digits(steps[0].a)))]
-        for step in steps:
+        clauses = [Clause(start, thought_of_start(steps[0].a))]
+        for number, step in enumerate(steps, 1):
             frame = self._one(_CHANGES[step.operation], _HELD_OUT_CHANGES[step.operation])
             words = self._fill(frame, b=step.b, friend=self.rng.choice(FRIENDS))
-            clauses.append(Clause(words, thought_of(step, step.result)))
+            clauses.append(Clause(words, thought_of_change(step, number, self.style)))
         return [*clauses, Clause(self._fill(self._one(_QUESTIONS, _HELD_OUT_QUESTIONS)))]
 
     def solution(
@@ -332,16 +324,15 @@ class _Teller:
         right: Sequence[Step],
         results: dict[int, int] | None = None,
     ) -> list[Clause]:
-        """Return the steps as they are said; ``results`` are those that do not follow."""
+        """Return the steps as they are said; ``results`` has those that do not follow."""
         results = results or {}
         clauses = []
-        for number, step in enumerate(said):
+        for number, (step, known) in enumerate(zip(said, right, strict=True), 1):
             frame = self._one(_STEPS[step.operation], _HELD_OUT_STEPS[step.operation])
             result = results.get(number, step.result)
             words = self._fill(frame, a=step.a, b=step.b, r=result)
-            verdict = OK if (step, result) == (right[number], right[number].result) else WRONG
-            thought = (*thought_of(step, result), verdict)
-            clauses.append(Clause(words, thought, number + 1))
+            thought = thought_of_solution(step, result, known, number, self.style)
+            clauses.append(Clause(words, thought, number))
         return clauses
 
     def first_wrong_word(self, words: Sequence[str], right: Step) -> int:
@@ -367,11 +358,6 @@ def _num_equal(words: Sequence[str], others: Sequence[str]) -> int:
     pairs = enumerate(zip(words, others, strict=False))
     differing = (place for place, (ours, theirs) in pairs if ours != theirs)
     return next(differing, min(len(words), len(others)))
-
-
-def thought_of(step: Step, result: int) -> tuple[str, ...]:
-    """Return a step as it is thought, with the given result."""
-    return (*digits(step.a), SIGNS[step.operation], *digits(step.b), "=", *digits(result))
 
 
 def vocabulary() -> list[str]:

@@ -6,12 +6,13 @@ there; any other system of text reads them in the stream that it writes, where t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
@@ -29,7 +30,7 @@ from counterpoint.errors import UserError
 from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.rounds import Marks, lay_out_rounds
+from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 
 Arrangement = Literal["interleaved", "silent", "parallel"]
@@ -57,7 +58,10 @@ class Words:
         Raises:
             UserError: A word is unknown.
         """
-        words = text.split()
+        return self.ids(text.split())
+
+    def ids(self, words: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Return the ids of words; see `encode`."""
         unknown = [word for word in words if word not in self._ids]
         if unknown:
             raise UserError(f"A text must consist of words of spoken maths: got {unknown[0]!r}.")
@@ -90,7 +94,7 @@ class SpokenMathsData:
     task: SpokenMaths = field(default_factory=SpokenMaths)
     arrangement: Arrangement = "interleaved"
     words_per_s: float = 2.8
-    chunk_s: float = 4.0
+    chunk_s: float = 2.0
     tick_hz: float = 10.0
     row_ticks: int = 512
     num_rows: int = 100_000
@@ -171,39 +175,69 @@ class PreparedMaths:
 
     def batch(self, heard: Heard) -> Batch:
         """Return one problem as a row."""
-        if self.data.arrangement == "parallel":
-            said, thought = spoken_ticks(heard, self.data.tick_hz, self.data.marks)
-            ids = torch.from_numpy(self.words.encode(" ".join(thought)))
-            there = torch.tensor([word is not None for word in said])
-            own = torch.full_like(ids, UNSET_ID)
-            own[there] = torch.from_numpy(self.words.encode(" ".join(w for w in said if w)))
-            return self._row(ids, own, torch.ones_like(there))
-        rounds = spoken_rounds(
-            heard,
-            self.data.chunk_s,
-            thinks=self.data.arrangement == "interleaved",
-            marks=self.data.marks,
-        )
-        encoded = [
-            {name: torch.from_numpy(self.words.encode(" ".join(one[name]))) for name in one}
+        return self.laid_out([self.told(heard)])[0]
+
+    def told(self, heard: Heard) -> "Told":
+        """Return a problem as ids: rounds, or what is heard and thought in every tick."""
+        data = self.data
+        encode = self.words.ids
+        if data.arrangement == "parallel":
+            said, thought = spoken_ticks(heard, data.tick_hz, data.marks)
+            ids = np.full(len(said), UNSET_ID)
+            ids[[word is not None for word in said]] = encode([word for word in said if word])
+            ticks = {HEARD: torch.from_numpy(ids), THOUGHT: torch.from_numpy(encode(thought))}
+            return Told(self._length(len(thought)), [ticks])
+        thinks = data.arrangement == "interleaved"
+        rounds = spoken_rounds(heard, data.chunk_s, thinks=thinks, marks=data.marks)
+        parts = [
+            {name: torch.from_numpy(encode(words)) for name, words in one.items() if words}
             for one in rounds
         ]
-        places = lay_out_rounds([encoded])
-        return self._row(places.ids[0], places.heard[0], places.trained[0])
+        num_words = sum(len(words) for one in rounds for words in one.values())
+        return Told(self._length(num_words), parts)
 
-    def _row(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
+    def _length(self, num_words: int) -> int:
+        """Return the number of ticks in which a problem is read: nothing follows its last word."""
+        return schedule.next_column(self.layout, num_words) - 1
+
+    def laid_out(self, problems: Sequence["Told"]) -> list[Batch]:
+        """Return problems as rows, each of its own length."""
+        if self.data.arrangement == "parallel":
+            given = [one.rounds[0] for one in problems]
+            ids, heard = (_side_by_side([one[n] for one in given]) for n in (THOUGHT, HEARD))
+            trained = ids != UNSET_ID
+        else:
+            places = lay_out_rounds([one.rounds for one in problems])
+            ids, heard, trained = places.ids, places.heard, places.trained
+        batch = self._rows(ids, heard, trained)
+        return [_cut(batch, row, one.length) for row, one in enumerate(problems)]
+
+    def padded(self, problems: Sequence[Heard]) -> Batch:
+        """Return problems as rows of one length, the longest of them."""
+        rows = self.laid_out([self.told(one) for one in problems])
+        longest = max(one.document_start.shape[1] for one in rows)
+        return _stacked([_packed([one], longest) for one in rows])
+
+    def _rows(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
         written = _written(self.layout).name
         own = _heard(self.layout)
-        content = {written: ids[None]}
+        content = {written: ids}
         if own is None:
-            content[written] = torch.where(heard == UNSET_ID, ids, heard)[None]
+            content[written] = torch.where(heard == UNSET_ID, ids, heard)
         else:
-            content[own.name] = heard[None]
+            content[own.name] = heard
         batch = schedule.lay_out(self.layout, content)
         targets = schedule.lay_out(
-            self.layout, {**content, written: ids.masked_fill(~trained, UNSET_ID)[None]}
+            self.layout, {**content, written: ids.masked_fill(~trained, UNSET_ID)}
         ).targets
-        return replace(batch, targets=targets, elements={}, size=int((targets[written] >= 0).sum()))
+        return replace(batch, targets=targets, elements={})
+
+
+class Told(NamedTuple):
+    """A problem as ids: its length as a row, and its rounds; one if both streams go on at once."""
+
+    length: int
+    rounds: list[dict[str, Tensor]]
 
 
 class _PackedProblems:
@@ -218,22 +252,28 @@ class _PackedProblems:
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the rows with these numbers."""
-        return _stacked([self._row(int(index)) for index in indices])
+        told = [self._row(int(index)) for index in indices]
+        laid_out = self._prepared.laid_out([one for row in told for one in row])
+        rows = []
+        for row in told:
+            rows.append(_packed(laid_out[: len(row)], self._prepared.data.row_ticks))
+            laid_out = laid_out[len(row) :]
+        return _stacked(rows)
 
-    def _row(self, index: int) -> Batch:
+    def _row(self, index: int) -> list[Told]:
+        """Return the problems of a row: as many as fit."""
         data = self._prepared.data
-        filled: list[Batch] = []
+        filled: list[Told] = []
         left = data.row_ticks
         for number in range(index * self._most, (index + 1) * self._most):
-            one = self._prepared.batch(data.heard(number))
-            length = one.document_start.shape[1]
-            if length > left:
+            one = self._prepared.told(data.heard(number))
+            if one.length > left:
                 break
             filled.append(one)
-            left -= length
+            left -= one.length
         if not filled:
             raise UserError(f"`row_ticks` must hold a problem: {data.row_ticks} is less than one.")
-        return _packed(filled, data.row_ticks)
+        return filled
 
 
 class _HeldOutProblems:
@@ -284,6 +324,24 @@ def _stacked(rows: Sequence[Batch]) -> Batch:
         targets={name: torch.cat([one.targets[name] for one in rows]) for name in rows[0].targets},
         document_start=torch.cat([one.document_start for one in rows]),
         size=sum(one.size for one in rows),
+    )
+
+
+def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
+    """Return ids of several problems as rows, filled up with `UNSET_ID`."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=UNSET_ID)
+
+
+def _cut(batch: Batch, row: int, length: int) -> Batch:
+    """Return the first ticks of one row of a batch."""
+    own = slice(row, row + 1)
+    targets = {name: ids[own, :length] for name, ids in batch.targets.items()}
+    return replace(
+        batch,
+        ticks={name: ids[own, :length] for name, ids in batch.ticks.items()},
+        targets=targets,
+        document_start=batch.document_start[own, :length],
+        size=sum(int((ids >= 0).sum()) for ids in targets.values()),
     )
 
 
