@@ -321,6 +321,23 @@ class System(nn.Module, ABC):
         """Return a model that predicts only what the agent says; everyone else is heard."""
         return self
 
+    def swap(self, state: State, donor: State) -> State:
+        """Return the sessions ``state`` with a copy of the coarse past of ``donor``, not their own.
+
+        The part keeps what it remembers itself, such as its newest ticks. The whole changes what is
+        computed from the next tick on. A whole that is written as text is changed by giving other
+        ids for its stream instead.
+
+        Raises:
+            UserError: The system keeps no coarse past apart from its part, or the donor's does not
+                fit; see `check_same_tick`.
+        """
+        raise UserError(
+            "Only a coarse past that is kept apart from the part can be exchanged: "
+            f"{type(self).__name__} keeps none. Give it another prompt, or other ids for the "
+            "stream of its whole if it writes one."
+        )
+
     def pinned(self, num_ticks: int) -> "System":
         """Return the same model with sessions that keep their first ``num_ticks`` ticks readable.
 
@@ -452,6 +469,19 @@ def state_tensors(state: State) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
     return [tensor for part in state for tensor in state_tensors(part)]
+
+
+def check_same_tick(mine: Int[Tensor, " B"], theirs: Int[Tensor, " B"]) -> None:
+    """Check that sessions and their donors have read equally many ticks; see `System.swap`.
+
+    Raises:
+        UserError: They have not.
+    """
+    if len(mine) != len(theirs) or not torch.equal(mine, theirs):
+        raise UserError(
+            "A donor must have read as many ticks as the session that gets its whole: it has read "
+            f"{theirs.tolist()}, the session {mine.tolist()}."
+        )
 
 
 def map_state(change: Callable[[Tensor], Tensor], state: State) -> State:

@@ -44,7 +44,9 @@ from counterpoint.systems.contract import (
     State,
     System,
     SystemConfig,
+    check_same_tick,
     in_chunks,
+    map_state,
 )
 
 GPT_CHUNK = 4.6
@@ -240,6 +242,19 @@ class HNet(System):
         x, stage = self.stage(x, Steps(first, lengths, state.position), state.stage, [])
         position = state.position + (num_ticks if lengths is None else lengths)
         return x, HNetState(position, conv, stage)
+
+    def swap(self, state: HNetState, donor: HNetState) -> HNetState:
+        """Exchange all that lies within the outermost stage; see `System.swap`.
+
+        The chunks of the donor are read from now on, and its newest one at once; the encoder, the
+        router and the decoder keep their own past.
+        """
+        check_same_tick(state.position, donor.position)
+        theirs = map_state(torch.Tensor.clone, donor.stage)
+        stage = state.stage._replace(
+            begun=theirs.begun, inner=theirs.inner, smoothed=theirs.smoothed
+        )
+        return state._replace(stage=stage)
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None

@@ -8,7 +8,7 @@ Checked against: Hugging Face `LlamaForCausalLM` with the same weights and a con
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from counterpoint.systems.contract import (
     State,
     System,
     SystemConfig,
+    check_same_tick,
     in_chunks,
 )
 
@@ -180,6 +181,17 @@ class SingleStream(System):
         x = self._mixed(x, reach, state.caches)
         position = state.position + (num_ticks if lengths is None else lengths)
         return self.norm(x), SingleStreamState(position, conv, state.caches)
+
+    def swap(self, state: SingleStreamState, donor: SingleStreamState) -> SingleStreamState:
+        """Exchange the keys and values of old blocks, if the mixer keeps any; see `System.swap`."""
+        if not isinstance(self.config.tower.mixer, FarAttentionConfig):
+            return cast("SingleStreamState", super().swap(state, donor))
+        check_same_tick(state.position, donor.position)
+        caches = tuple(
+            mine._replace(far=theirs.far.clone())
+            for mine, theirs in zip(state.caches, donor.caches, strict=True)
+        )
+        return state._replace(caches=caches)
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
