@@ -204,12 +204,12 @@ class PreparedMaths:
         """Return problems as rows, each of its own length."""
         if self.data.arrangement == "parallel":
             given = [one.rounds[0] for one in problems]
-            ids, heard = (_side_by_side([one[n] for one in given]) for n in (THOUGHT, HEARD))
-            trained = ids != UNSET_ID
+            ids = _side_by_side([one[THOUGHT] for one in given])
+            heard = _side_by_side([one[HEARD] for one in given])
+            batch = self._rows(ids, heard, ids != UNSET_ID)
         else:
             places = lay_out_rounds([one.rounds for one in problems])
-            ids, heard, trained = places.ids, places.heard, places.trained
-        batch = self._rows(ids, heard, trained)
+            batch = self._rows(places.ids, places.heard, places.trained)
         return [_cut(batch, row, one.length) for row, one in enumerate(problems)]
 
     def padded(self, problems: Sequence[Heard]) -> Batch:

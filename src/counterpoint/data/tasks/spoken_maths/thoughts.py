@@ -21,7 +21,7 @@ from counterpoint.data.tasks.spoken_maths.numbers import MOST, digits, spoken
 
 Operation = Literal["plus", "minus", "times"]
 Style = Literal["plain", "checked", "recalled"]
-Kind = Literal["index", "carried", "told", "sign", "computed", "said", "known", "verdict"]
+WordKind = Literal["index", "carried", "told", "sign", "computed", "said", "known", "verdict"]
 
 SIGNS: dict[Operation, str] = {"plus": "+", "minus": "-", "times": "x"}
 
@@ -61,9 +61,9 @@ class Thought(NamedTuple):
     """
 
     words: tuple[str, ...] = ()
-    kinds: tuple[Kind, ...] = ()
+    kinds: tuple[WordKind, ...] = ()
 
-    def then(self, words: list[str], kind: Kind) -> "Thought":
+    def then(self, words: list[str], kind: WordKind) -> "Thought":
         """Return the thought with more words."""
         return Thought((*self.words, *words), (*self.kinds, *[kind] * len(words)))
 
