@@ -10,6 +10,7 @@ from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.data.recorded import Recorded, record
 from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
 from counterpoint.recipes.part_whole import part_whole
@@ -38,41 +39,47 @@ ARMS["two_stream_with_options"] = replace(
 )
 
 
+LANE_TASKS = (TASKS["hierarchy"], Logbook(num_events=9))
+
+
 def lane_config(seed: int) -> TrainConfig:
-    """Lanes differ in seed and learning rate."""
+    """Lanes differ in seed, learning rate, warm-up, schedule and number of steps."""
     return TrainConfig(
-        num_steps=NUM_STEPS,
+        num_steps=NUM_STEPS - seed,
         batch_rows=ROWS,
         seed=seed,
         precision="float32",
         optimizer=OptimizerConfig(lr=1e-3 * (seed + 1)),
-        schedule=ScheduleConfig(warmup_steps=2),
+        schedule=ScheduleConfig(kind="wsd" if seed else "cosine", warmup_steps=2 - seed),
     )
 
 
 def lane_batches(system: System, seed: int) -> Recorded:
-    prepared = TaskData(task=TASKS["hierarchy"], seed=seed).prepare(system)
-    return record(prepared.batches(ROWS, seed), NUM_STEPS)
+    """Lanes also differ in task, and so in the number of ticks."""
+    prepared = TaskData(task=LANE_TASKS[seed], seed=seed).prepare(system)
+    return record(prepared.batches(ROWS, seed), NUM_STEPS - seed)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_lane_learns_what_it_learns_alone(arm: str) -> None:
     systems = [build_system(ARMS[arm], seed) for seed in SEEDS]
     sources = [lane_batches(system, seed) for system, seed in zip(systems, SEEDS, strict=True)]
+    assert sources[0].num_ticks != sources[1].num_ticks
     configs = [lane_config(seed) for seed in SEEDS]
     stack = Stack(systems, configs)
     curves: list[list[float]] = []
-    stack.train(sources, lambda step, bits: curves.append(list(bits)))
+    stack.train(sources, lambda step, bits: curves.append(bits))
     assert stack.finish() == [True, True]
     for lane, seed in enumerate(SEEDS):
         alone = build_system(ARMS[arm], seed)
         alone.train()
         trainer = Trainer(alone, sources[lane], configs[lane])
-        losses = [part_bits(trainer.step(StopSignal())) for _ in range(NUM_STEPS)]
-        assert [bits[lane] for bits in curves] == pytest.approx(losses, rel=1e-6, abs=1e-5)
+        losses = [part_bits(trainer.step(StopSignal())) for _ in range(NUM_STEPS - lane)]
+        own = [bits[lane] for bits in curves[: len(losses)]]
+        assert own == pytest.approx(losses, rel=1e-6, abs=1e-5)
         for name, weight in alone.named_parameters():
-            own = systems[lane].get_parameter(name)
-            near = torch.isclose(own, weight, rtol=1e-3, atol=1e-5)
+            found = systems[lane].get_parameter(name)
+            near = torch.isclose(found, weight, rtol=1e-3, atol=1e-5)
             # Adam makes whole steps of gradients that are nothing but rounding.
             assert near.float().mean() > 0.999, name
 
@@ -99,8 +106,11 @@ def test_recorded_batches_are_those_of_the_source() -> None:
 def test_lanes_must_be_alike() -> None:
     systems = [build_system(ARMS["window"], seed) for seed in SEEDS]
     configs = [lane_config(seed) for seed in SEEDS]
-    with pytest.raises(UserError, match="num_steps"):
-        Stack(systems, [configs[0], replace(configs[1], num_steps=9)])
+    with pytest.raises(UserError, match="batch_rows"):
+        Stack(systems, [configs[0], replace(configs[1], batch_rows=9)])
+    longer = replace(configs[0], num_steps=9)
+    with pytest.raises(UserError, match="9 steps"):
+        Stack(systems[:1], [longer]).train([lane_batches(systems[0], 0)])
     with pytest.raises(UserError, match="system"):
         Stack([systems[0], build_system(ARMS["full"], 0)], configs)
     muon = replace(configs[0], optimizer=OptimizerConfig(muon_lr=0.02))

@@ -1,17 +1,19 @@
 """Recorded batches, which are made once and read by several runs, such as all arms of a study."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from counterpoint.data.source import BatchSource
 from counterpoint.errors import UserError
 from counterpoint.files import whole_file
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import Ticks
+from counterpoint.streams.spec import UNSET_ID, Ticks
 
 _SMALLEST = torch.int16
 """Type in which ids are stored if they fit."""
@@ -21,13 +23,14 @@ class Recorded(NamedTuple):
     """The first steps of a `BatchSource`, one tensor for each stream.
 
     Attributes:
-        ticks: Ids to be read, (N, T, ...) for all rows of all steps in order.
-        targets: Ids to be predicted.
+        ticks: Elements to be read, (N, T, ...) for all rows of all steps in order.
+        targets: Elements to be predicted.
         elements: See `Batch.elements`.
         document_start: First tick of each tick's document.
         sizes: `Batch.size` of every step.
         batch_rows: Number of rows of a step.
         unit: See `Batch.unit`.
+        lengths: Number of real ticks of the rows of every step; those after them are padding.
     """
 
     ticks: Ticks
@@ -37,9 +40,15 @@ class Recorded(NamedTuple):
     sizes: list[int]
     batch_rows: int
     unit: str
+    lengths: list[int]
+
+    @property
+    def num_ticks(self) -> int:
+        """Number of ticks of a row, with padding."""
+        return self.document_start.shape[1]
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step; see `BatchSource.batch`.
+        """Return the batch of a step without padding; see `BatchSource.batch`.
 
         Raises:
             UserError: The step was not recorded.
@@ -49,81 +58,139 @@ class Recorded(NamedTuple):
                 f"`step` must be one of the {len(self.sizes)} that were recorded: got {step}. "
                 "Record more steps."
             )
-        rows = slice(step * self.batch_rows, (step + 1) * self.batch_rows)
-        return Batch(
-            ticks={name: _read(ids[rows]) for name, ids in self.ticks.items()},
-            targets={name: _read(ids[rows]) for name, ids in self.targets.items()},
-            elements={name: _read(ids[rows]) for name, ids in self.elements.items()},
-            document_start=self.document_start[rows].long(),
+        rows = self.stored(step, step + 1)
+        real = slice(self.lengths[step])
+
+        def read(named: Ticks) -> Ticks:
+            return {
+                name: x[:, real].float() if x.is_floating_point() else x[:, real].long()
+                for name, x in named.items()
+            }
+
+        return replace(
+            rows,
+            ticks=read(rows.ticks),
+            targets=read(rows.targets),
+            elements=read(rows.elements),
+            document_start=rows.document_start[:, real].long(),
             size=self.sizes[step],
+        )
+
+    def stored(self, first: int, stop: int) -> Batch:
+        """Return the rows of several steps as one batch, as they are stored, with padding."""
+        rows = slice(first * self.batch_rows, stop * self.batch_rows)
+        return Batch(
+            ticks={name: x[rows] for name, x in self.ticks.items()},
+            targets={name: x[rows] for name, x in self.targets.items()},
+            elements={name: x[rows] for name, x in self.elements.items()},
+            document_start=self.document_start[rows],
+            size=0,
             unit=self.unit,  # type: ignore[arg-type]
         )
 
-    def to(self, device: torch.device | str) -> "Recorded":
-        """Return the same batches on another device."""
-        return self._replace(
-            ticks={name: ids.to(device) for name, ids in self.ticks.items()},
-            targets={name: ids.to(device) for name, ids in self.targets.items()},
-            elements={name: ids.to(device) for name, ids in self.elements.items()},
-            document_start=self.document_start.to(device),
-        )
 
-
-def record(source: BatchSource, num_steps: int) -> Recorded:
+def record(source: BatchSource, num_steps: int, *, half_features: bool = False) -> Recorded:
     """Read the first steps of a source.
 
     Args:
-        source: Source of batches that all have the same shape and no particular kind.
+        source: Source of batches of equally many rows, of no particular kind. Batches that are
+            shorter than the longest one are padded; see `padded`.
         num_steps: Number of steps, at least one.
+        half_features: Store features of continuous streams in 16 bits.
     """
-    batches = [_smaller(source.batch(step)) for step in range(num_steps)]
+    feature = torch.float16 if half_features else None
+    batches = [_smaller(source.batch(step), feature) for step in range(num_steps)]
+    lengths = [batch.document_start.shape[1] for batch in batches]
+    batches = [padded(batch, max(lengths)) for batch in batches]
     first = batches[0]
+    rows = {len(batch.document_start) for batch in batches}
+    if len(rows) > 1:
+        raise UserError(f"Recorded batches must have equally many rows: got {sorted(rows)}.")
+
+    def joined(of: Callable[[Batch], Ticks]) -> Ticks:
+        return {name: torch.cat([of(one)[name] for one in batches]) for name in of(first)}
+
     return Recorded(
-        ticks={name: torch.cat([one.ticks[name] for one in batches]) for name in first.ticks},
-        targets={name: torch.cat([one.targets[name] for one in batches]) for name in first.targets},
-        elements={
-            name: torch.cat([one.elements[name] for one in batches]) for name in first.elements
-        },
+        ticks=joined(lambda batch: batch.ticks),
+        targets=joined(lambda batch: batch.targets),
+        elements=joined(lambda batch: batch.elements),
         document_start=torch.cat([one.document_start for one in batches]),
         sizes=[one.size for one in batches],
         batch_rows=len(first.document_start),
         unit=first.unit,
+        lengths=lengths,
     )
 
 
-def record_once(source: BatchSource, num_steps: int, path: Path) -> Recorded:
+def record_once(
+    source: BatchSource, num_steps: int, path: Path, *, half_features: bool = False
+) -> Recorded:
     """Return the result of `record`, from a file if it was written there before.
 
     Args:
         source: See `record`.
         num_steps: See `record`.
         path: Path of the file; its name must identify the content.
+        half_features: See `record`.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
-            torch.save(tuple(record(source, num_steps)), partial)
+            torch.save(tuple(record(source, num_steps, half_features=half_features)), partial)
+    return read_recorded(path)
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Return recorded batches from a file, which is read as far as it is needed."""
     return Recorded(*torch.load(path, mmap=True, weights_only=True))
 
 
-def _smaller(batch: Batch) -> Batch:
-    """Return the same ids in as few bytes as they need."""
+def padded(batch: Batch, num_ticks: int) -> Batch:
+    """Return a batch with more ticks, which carry no loss.
+
+    The first tick of the padding is the element after the last tick, which a system may read to
+    write it. Then a stream that has empty slots has only such slots; others repeat an element, so
+    that all are valid. Nothing that carries a loss reads anything behind the first tick.
+    """
+    missing = num_ticks - batch.document_start.shape[1]
+    if not missing:
+        return batch
+    ticks = {
+        name: torch.cat((x, batch.elements.get(name, x)[:, -1:].to(x)), 1)
+        for name, x in batch.ticks.items()
+    }
     return replace(
         batch,
-        ticks={name: _small(ids) for name, ids in batch.ticks.items()},
-        targets={name: _small(ids) for name, ids in batch.targets.items()},
-        elements={name: _small(ids) for name, ids in batch.elements.items()},
-        document_start=_small(batch.document_start),
+        ticks={name: _longer(x, missing - 1) for name, x in ticks.items()},
+        targets={name: _longer(x, missing, empty=True) for name, x in batch.targets.items()},
+        elements={name: _longer(x, missing) for name, x in batch.elements.items()},
+        document_start=_longer(batch.document_start, missing),
     )
 
 
-def _small(ids: Tensor) -> Tensor:
-    limits = torch.iinfo(_SMALLEST)
-    if ids.is_floating_point() or not limits.min <= ids.min() <= ids.max() <= limits.max:
-        return ids
-    return ids.to(_SMALLEST)
+def _longer(
+    x: Shaped[Tensor, "B T *_rest"], missing: int, *, empty: bool | None = None
+) -> Shaped[Tensor, "B T2 *_rest"]:
+    """Return longer rows: with empty slots if the stream has any, or with its last elements."""
+    is_feature = x.is_floating_point()
+    empty = empty or (not is_feature and bool((x == UNSET_ID).any()))
+    behind = torch.full_like(x[:, -1:], 0 if is_feature else UNSET_ID) if empty else x[:, -1:]
+    return torch.cat((x, behind.expand(-1, missing, *x.shape[2:])), 1)
 
 
-def _read(ids: Tensor) -> Tensor:
-    """Return ids as int64 for the models; features are returned unchanged."""
-    return ids if ids.is_floating_point() else ids.long()
+def _smaller(batch: Batch, feature: torch.dtype | None) -> Batch:
+    """Return the same elements in as few bytes as they need, features in the given type."""
+
+    def small(x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            return x if feature is None else x.to(feature)
+        limits = torch.iinfo(_SMALLEST)
+        return x.to(_SMALLEST) if limits.min <= x.min() <= x.max() <= limits.max else x
+
+    return replace(
+        batch,
+        ticks={name: small(ids) for name, ids in batch.ticks.items()},
+        targets={name: small(ids) for name, ids in batch.targets.items()},
+        elements={name: small(ids) for name, ids in batch.elements.items()},
+        document_start=small(batch.document_start),
+    )

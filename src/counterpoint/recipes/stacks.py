@@ -1,14 +1,15 @@
-"""Cells of one arm and task trained together, as lanes of a stack, which is faster on a GPU.
+"""Runs of one system trained together, as lanes of a stack, which is faster on a GPU.
 
-A lane learns what its cell would learn alone, up to rounding; see `counterpoint.train.stacked`.
+A lane learns what its run would learn alone, up to rounding; see `counterpoint.train.stacked`.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,12 +21,78 @@ from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import Cell, CellOutcome, cell_outcome, cell_run
 from counterpoint.recipes.grid import Grid
+from counterpoint.runtime.save import write_checkpoint
+from counterpoint.streams.spec import Role
 from counterpoint.systems import build_system, sketch
+from counterpoint.systems.contract import System
 from counterpoint.train.loop import DivergedError
 from counterpoint.train.run import Run
-from counterpoint.train.stacked import Stack
+from counterpoint.train.stacked import OnStep, Stack
 
 BATCHES = "batches"
+
+Visit = Callable[[int, list[System]], bool | None]
+"""Function that gets the number of steps taken and the models with the weights after them, on the
+CPU and in evaluation mode. If it returns True, the training ends."""
+
+
+def train_lanes(
+    runs: Sequence[Run],
+    sources: Sequence[Recorded],
+    device: torch.device | str,
+    on_step: OnStep | None = None,
+    *,
+    visit: Visit | None = None,
+) -> list[System | None]:
+    """Train runs of one system config together, from random weights.
+
+    Seeds, data, learning rates, schedules and numbers of steps of the runs may differ. `minutes`,
+    checkpoints and evaluations of the runs are not looked at.
+
+    Args:
+        runs: The runs.
+        sources: Their recorded batches, such as those of `recorded_run`; the same object may stand
+            for several runs.
+        device: Device on which they learn.
+        on_step: See `OnStep`; called every ``train.log_every`` steps of the first run and at the
+            end.
+        visit: See `Visit`; called every ``train.evaluate_every`` steps of the first run.
+
+    Returns:
+        The trained models on the CPU in evaluation mode, in the order of the runs; ``None`` where
+        weights are not finite.
+
+    Raises:
+        UserError: The runs cannot be lanes of a stack; see `Stack`.
+    """
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    systems = [build_system(run.system, run.train.seed).eval() for run in runs]
+    stack = Stack(systems, [run.train for run in runs], device)
+    every = runs[0].train.evaluate_every
+
+    def report(step: int, bits: list[float]) -> bool:
+        stop = False
+        if visit is not None and every and step % every == 0:
+            stack.finish()
+            stop = bool(visit(step, systems))
+        return bool(on_step is not None and on_step(step, bits)) or stop
+
+    stack.train(sources, report)
+    finite = stack.finish()
+    return [system if good else None for system, good in zip(systems, finite, strict=True)]
+
+
+def save_lane(system: System, run: Run, folder: Path) -> None:
+    """Write a trained model as a checkpoint for inference, which `counterpoint.load` reads.
+
+    Args:
+        system: The model.
+        run: Its run.
+        folder: A new or empty folder.
+    """
+    name = type(system).__name__
+    write_checkpoint(folder, name, encode(system.config), system.state_dict(), run)
 
 
 def stacks(grid: Grid, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
@@ -51,9 +118,6 @@ def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> 
     """
     begin = time.perf_counter()
     runs = [cell_run(grid, cell) for cell in cells]
-    systems = [build_system(run.system, run.train.seed).to(device) for run in runs]
-    if torch.device(device).type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
     flops = [_flops_per_step(run) for run in runs]
     curves: list[list[dict[str, float | None]]] = [[] for _ in cells]
 
@@ -61,18 +125,18 @@ def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> 
         for points, cost, loss in zip(curves, flops, bits, strict=True):
             points.append({"step": step, "flops": cost * step, "loss": loss, "score": None})
 
-    stack = Stack(systems, [run.train for run in runs])
-    stack.train([_recorded(batches, run) for run in runs], on_step)
-    finite = stack.finish()
+    sources = [recorded_run(run, batches) for run in runs]
+    systems = train_lanes(runs, sources, device, on_step)
     seconds = (time.perf_counter() - begin) / len(cells)
     facts = {"seconds": seconds, "lanes": len(cells), "device": device}
     outcomes = []
-    for cell, system, points, good in zip(cells, systems, curves, finite, strict=True):
-        if not good and cell.seed not in grid.tuning_seeds:
+    for cell, system, points in zip(cells, systems, curves, strict=True):
+        if system is None and cell.seed not in grid.tuning_seeds:
             raise DivergedError(
                 f"Weights must be finite: those of {cell.key} are not. Lower its learning rate."
             )
-        outcomes.append(cell_outcome(grid, cell, system if good else None, points, facts))
+        here = None if system is None else system.to(device)
+        outcomes.append(cell_outcome(grid, cell, here, points, facts))
     return outcomes
 
 
@@ -85,22 +149,37 @@ def _flops_per_step(run: Run) -> float:
 
 def record_batches(grid: Grid, batches: Path, cells: Sequence[Cell], progress: Progress) -> None:
     """Make the batches of cells, in as many processes as there are cores."""
-    runs = {_path(batches, run): run for run in (cell_run(grid, cell) for cell in cells)}
-    missing = [run for path, run in runs.items() if not path.exists()]
+    record_runs([cell_run(grid, cell) for cell in cells], batches, progress)
+
+
+def record_runs(
+    runs: Sequence[Run], folder: Path, progress: Progress, *, half_features: bool = False
+) -> None:
+    """Make the batches of runs, in as many processes as there are cores; see `recorded_run`."""
+    by_path = {recorded_path(run, folder): run for run in runs}
+    missing = [run for path, run in by_path.items() if not path.exists()]
     task = progress.task("making batches")
-    work = partial(_record, batches)
+    work = partial(_record, folder, half_features)
     with closing(work_in_processes(work, missing, os.cpu_count() or 1)) as done:
         for number, name in enumerate(done, 1):
             task(number, len(missing), figures=name)
 
 
-def _record(batches: Path, run: Run) -> str:
-    _recorded(batches, run)
+def _record(folder: Path, half_features: bool, run: Run) -> str:
+    recorded_run(run, folder, half_features=half_features)
     return run.name
 
 
-def _recorded(batches: Path, run: Run) -> Recorded:
-    return record_once(_source(run), run.train.num_steps, _path(batches, run))
+def recorded_run(run: Run, folder: Path, *, half_features: bool = False) -> Recorded:
+    """Return the batches of a run, which are made once and kept in a file.
+
+    Args:
+        run: The run.
+        folder: Folder of recorded batches.
+        half_features: Store features of continuous streams in 16 bits.
+    """
+    path = recorded_path(run, folder)
+    return record_once(_source(run), run.train.num_steps, path, half_features=half_features)
 
 
 def _source(run: Run) -> BatchSource:
@@ -108,15 +187,16 @@ def _source(run: Run) -> BatchSource:
     return prepared.batches(run.train.batch_rows, run.train.seed)
 
 
-def _path(batches: Path, run: Run) -> Path:
-    """Return the path of the batches of a run; arms that read the same streams share it."""
+def recorded_path(run: Run, folder: Path) -> Path:
+    """Return the path of the batches of a run; systems that read the same streams share it."""
     layout = sketch(run.system).layout
-    facts = {
+    given = [stream for stream in layout.streams if stream.predicted or stream.role != Role.WHOLE]
+    facts: dict[str, Any] = {
         "data": encode(run.data),
         "ticks": run.data.num_ticks(layout),
-        "streams": [encode(stream) for stream in layout.predicted],
+        "streams": [encode(stream) for stream in given],
         "rows": run.train.batch_rows,
         "steps": run.train.num_steps,
         "seed": run.train.seed,
     }
-    return batches / f"{json_digest(facts)}.pt"
+    return folder / f"{json_digest(facts)}.pt"

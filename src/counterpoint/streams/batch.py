@@ -55,6 +55,8 @@ class Batch:
             have the same names in the same order.
         numbers: Numbers of the rows by name, with the rows first, for a loss that needs more than
             targets; no system reads them.
+        lengths: Number of real ticks of each row. Those after them are padding without targets, and
+            no loss may depend on them. ``None`` means that all are real.
     """
 
     ticks: Ticks
@@ -66,6 +68,7 @@ class Batch:
     kind: str = ""
     amounts: Mapping[str, Amount] = field(default_factory=dict)
     numbers: Mapping[str, Shaped[Tensor, "B ..."]] = field(default_factory=dict)
+    lengths: Int[Tensor, " B"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return a copy of the batch on another device."""
@@ -78,4 +81,5 @@ class Batch:
             },
             document_start=self.document_start.to(device, non_blocking=True),
             numbers={name: own.to(device, non_blocking=True) for name, own in self.numbers.items()},
+            lengths=None if self.lengths is None else self.lengths.to(device, non_blocking=True),
         )

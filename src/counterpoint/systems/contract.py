@@ -437,6 +437,13 @@ def stream_loss(
     return LossSums(count, each.sum(), (each * weight).sum(), weight.sum())
 
 
+def row_losses(values: Float[Tensor, " B"], batch: Batch, weight: Tensor) -> LossSums:
+    """Return sums whose mean is the mean of a value over rows: each row counts its ticks."""
+    num_ticks = batch.document_start.shape[1] if batch.lengths is None else batch.lengths
+    nats = (values * num_ticks).sum()
+    return LossSums(weight, nats, nats, weight)
+
+
 def cross_entropy(logits: Float[Tensor, "*B V"], targets: Int[Tensor, "*B"]) -> Float[Tensor, ""]:
     """Return the summed nats of the targets, in float32; `UNSET_ID` carries no loss."""
     return F.cross_entropy(

@@ -47,6 +47,7 @@ from counterpoint.systems.contract import (
     check_same_tick,
     in_chunks,
     map_state,
+    row_losses,
 )
 
 GPT_CHUNK = 4.6
@@ -180,11 +181,10 @@ class HNet(System):
         x, ratios = self._read_rows(batch)
         losses = self.stream_losses(batch, {"part": self.head(x)})
         weight = losses["part"].weight
-        num_ticks = batch.ticks["part"].shape[1]
-        total = torch.stack([loss for loss, _ in ratios]).sum()
-        losses["ratio"] = _mean_of_rows(total, num_ticks, weight)
+        total = torch.stack([loss for loss, _ in ratios]).sum(0)
+        losses["ratio"] = row_losses(total, batch, weight)
         for number, (_, share) in enumerate(ratios, 1):
-            losses[f"share_{number}"] = _mean_of_rows(share.sum(), num_ticks, weight)
+            losses[f"share_{number}"] = row_losses(share, batch, weight)
         return losses
 
     def loss_factor(self, group: str) -> float:
@@ -200,7 +200,7 @@ class HNet(System):
         age = torch.arange(ids.shape[1], device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
         ratios: Ratios = []
-        x, _ = self.stage(x, Steps(start, None, None), None, ratios)
+        x, _ = self.stage(x, Steps(start, batch.lengths, None), None, ratios)
         return x, ratios
 
     # Streaming
@@ -278,12 +278,6 @@ class HNet(System):
     def shard_units(self) -> list[nn.Module]:
         """Return the modules that distributed training shards one by one."""
         return [layer for tower in self.stage.towers() for layer in tower.layers]
-
-
-def _mean_of_rows(total: Float[Tensor, ""], num_ticks: int, weight: Tensor) -> LossSums:
-    """Return sums whose mean is the mean over rows: each row counts its ticks."""
-    nats = total * num_ticks
-    return LossSums(weight, nats, nats, weight)
 
 
 def _layout(config: HNetConfig) -> Layout:

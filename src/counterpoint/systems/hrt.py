@@ -274,7 +274,7 @@ class HRT(System):
         age = torch.arange(ids.shape[1], device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
         counts = self._counts(len(ids))
-        blocks = lay_levels(x.shape[:2], self.config.strides, start, None, counts)
+        blocks = lay_levels(x.shape[:2], self.config.strides, start, batch.lengths, counts)
         reaches = [self.towers[0].reach(start)]
         for laid, tower in zip(blocks, self.towers[1:], strict=False):
             if laid.has_steps:

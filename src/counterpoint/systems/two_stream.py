@@ -219,7 +219,7 @@ class TwoStream(System, Level):
             rebuilt = self.head(self.norm(self.reconstructor(compressed)))
             losses["reconstruct"] = stream_loss(rebuilt, written)._replace(weight=weight)
         if lower.ends is not None and config.learned_ends is not None:
-            losses |= ratio_losses(lower.ends, config.learned_ends.ratio, weight)
+            losses |= ratio_losses(lower.ends, config.learned_ends.ratio, batch, weight)
         return losses
 
     def loss_factor(self, group: str) -> float:
@@ -247,7 +247,7 @@ class TwoStream(System, Level):
             notes = self._led_by(keep)(batch.ticks[WHOLE_TEXT])
             nothing = torch.full_like(notes[:, 0], UNSET_ID)
             x = x + self.notes.embed(held_notes(notes, nothing, start)[:, 1:])
-        return self._read_part(ids, x, self.part.reach(start), Start(document=start))
+        return self._read_part(ids, x, self.part.reach(start), Start(start, None, batch.lengths))
 
     def _read_part(
         self,

@@ -11,7 +11,7 @@ from counterpoint.blocks.chunk import Chunks, ratio_loss
 from counterpoint.blocks.notes import Notes
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.contract import LossSums, stream_loss
+from counterpoint.systems.contract import LossSums, row_losses, stream_loss
 from counterpoint.systems.two_stream_config import WHOLE_TEXT
 
 ChangeText = Callable[[Int[Tensor, "B *T K"]], Int[Tensor, "B *T K"]]
@@ -57,12 +57,11 @@ def ids_of_blocks(ids: Int[Tensor, "B T"], grid: BlockGrid) -> Int[Tensor, "B W 
     return written.masked_fill(~grid.real, UNSET_ID)
 
 
-def ratio_losses(ends: Chunks, ratio: float, weight: Tensor) -> dict[str, LossSums]:
+def ratio_losses(ends: Chunks, ratio: float, batch: Batch, weight: Tensor) -> dict[str, LossSums]:
     """Return the loss that draws blocks to ``ratio`` ticks, and the logged share of block ends."""
-    losses, shares = ratio_loss(ends, None, ratio)
+    losses, shares = ratio_loss(ends, batch.lengths, ratio)
     named = (("ratio", losses), ("share", shares))
-    sums = {name: values.mean() * weight for name, values in named}
-    return {name: LossSums(weight, total, total, weight) for name, total in sums.items()}
+    return {name: row_losses(values, batch, weight) for name, values in named}
 
 
 def next_rows(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:

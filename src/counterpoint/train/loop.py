@@ -432,6 +432,7 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
             elements={name: ids[cut] for name, ids in batch.elements.items()},
             document_start=batch.document_start[cut],
             numbers={name: own[cut] for name, own in batch.numbers.items()},
+            lengths=None if batch.lengths is None else batch.lengths[cut],
         )
         for cut in cuts
     ]

@@ -3,16 +3,22 @@
 The time of a step of a small model depends on the number of calls, not on arithmetic. The weights
 of all lanes are therefore stored as rows of one tensor, (S, P) for S lanes of P numbers, and
 `torch.vmap` runs every operation for all lanes in one call. On a GPU the whole step is one CUDA
-graph. Each lane has its own batches, seed and learning rate, and learns what it would learn alone,
-up to rounding. Noise within the model, such as whole dropout, differs from that of a run alone.
+graph. Each lane has its own batches, seed, learning rate, schedule and number of steps, and learns
+what it would learn alone, up to rounding: rows that are shorter than those of other lanes are
+padded, and a lane that has taken all its steps stays as it is. Noise within the model, such as
+whole dropout, is another than that of a run alone, and is drawn for all lanes of a stack together.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,99 +27,68 @@ from counterpoint.data.recorded import Recorded
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role
-from counterpoint.systems.contract import System
+from counterpoint.systems.contract import Losses, System
 from counterpoint.tracing import tracing
-from counterpoint.train.config import TrainConfig
+from counterpoint.train.config import OptimizerConfig, TrainConfig
+from counterpoint.train.lane_batches import LaneBatches, LaneSource, StackedBatch
 from counterpoint.train.optimizer import build_optimizer, lr_ratio
 
-_EAGER_STEPS = 3
+_EAGER_STEPS = 1
 """Number of steps before a CUDA graph is made, during which libraries prepare themselves."""
 
-_LIKE = ("num_steps", "batch_rows", "clip_norm", "schedule", "precision", "compile")
+_LIKE = ("batch_rows", "clip_norm", "precision", "compile")
 """Fields of a `TrainConfig` that must be equal for all lanes."""
 
-
-class StackedBatch(NamedTuple):
-    """Batches of all lanes: the fields of a `Batch` with an additional first axis.
-
-    Attributes:
-        ticks: Ids to be read, (S, B, T, ...).
-        targets: Ids to be predicted.
-        elements: See `Batch.elements`.
-        document_start: First tick of each tick's document.
-    """
-
-    ticks: Mapping[str, Tensor]
-    targets: Mapping[str, Tensor]
-    elements: Mapping[str, Tensor]
-    document_start: Int[Tensor, "S B T"]
+OnStep = Callable[[int, list[float]], bool | None]
+"""Function that gets the number of steps taken and the loss of each lane's part, in bits a unit of
+size. If it returns True, the training ends."""
 
 
-class LaneSource(Protocol):
-    """Batches of all lanes, step by step.
-
-    Attributes:
-        content: The batches that were loaded; every step is written into the same tensors.
-    """
-
-    content: StackedBatch
-
-    def load(self, step: int) -> None:
-        """Write the batches of a step into `content`; steps are asked for in order."""
-        ...
-
-    def sizes(self, step: int) -> list[int]:
-        """Return `Batch.size` of every lane at a step."""
-        ...
-
-
-class _Side:
-    def __init__(self, sources: Sequence[Recorded], device: torch.device, rows: int) -> None:
-        self._sources = sources
-        self._rows = rows
-        self._everything = _side_by_side(sources, device)
-        self.content = _at(self._everything, 0, rows)
-
-    def load(self, step: int) -> None:
-        _copy(_at(self._everything, step, self._rows), self.content)
-
-    def sizes(self, step: int) -> list[int]:
-        return [source.sizes[step] for source in self._sources]
+def _go_on(step: int, bits: list[float]) -> None:
+    """Report nothing."""
 
 
 class Stack:
     """Lanes that learn together.
 
     Args:
-        systems: Models of one config, on one device; `finish` changes their weights.
-        configs: Training of each lane: with AdamW, without accumulation; only seeds and rates
-            differ.
+        systems: Models of one config; `finish` changes their weights.
+        configs: Training of each lane: with AdamW, without accumulation. Seeds, learning rates,
+            schedules, and numbers of steps may differ.
+        device: Device on which the lanes learn; by default that of the first model.
 
     Raises:
         UserError: The lanes differ in more than that, or need what a stack does not support.
     """
 
-    def __init__(self, systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
+    def __init__(
+        self,
+        systems: Sequence[System],
+        configs: Sequence[TrainConfig],
+        device: torch.device | str | None = None,
+    ) -> None:
         _check(systems, configs)
         self.systems = systems
         self.config = configs[0]
-        first = systems[0]
-        self.device = first.device
+        self.device = systems[0].device if device is None else torch.device(device)
+        self._lane_steps = [config.num_steps for config in configs]
+        self.num_steps = max(self._lane_steps)
+        first = copy.deepcopy(systems[0]).to(self.device).train()
         self._template = _Loss(first)
         self._buffers = {f"system.{name}": value for name, value in first.named_buffers()}
         lanes = [dict(system.named_parameters()) for system in systems]
         trained = [name for name, weight in lanes[0].items() if weight.requires_grad]
         self._frozen = {
-            f"system.{name}": torch.stack([lane[name].detach() for lane in lanes])
+            f"system.{name}": torch.stack([lane[name].detach() for lane in lanes]).to(self.device)
             for name in lanes[0]
             if name not in trained
         }
         flat = [torch.cat([lane[name].detach().flatten() for name in trained]) for lane in lanes]
-        self.weights = torch.stack(flat)
+        self.weights = torch.stack(flat).to(self.device)
         self._moments = (torch.zeros_like(self.weights), torch.zeros_like(self.weights))
         self._parameters = self._views(trained, lanes[0])
         self._rates, self._decay = self._groups(systems, configs, trained)
-        self._numbers = self._schedule()
+        self._numbers = self._schedule(configs)
         compute: Callable[..., Any] = self._all_lanes
         self._compute = torch.compile(compute) if self.config.compile else compute
 
@@ -147,19 +122,26 @@ class Stack:
             decays.append(decay)
         return torch.stack(rates).to(self.device), torch.stack(decays).to(self.device)
 
-    def _schedule(self) -> Float[Tensor, "N 3"]:
-        """Return the share of the learning rate and the corrections of both moments, by step."""
-        config = self.config
-        betas = config.optimizer.betas
-        rows = [
-            (
-                lr_ratio(config.schedule, step, config.num_steps),
-                1 - betas[0] ** (step + 1),
-                1 - betas[1] ** (step + 1),
-            )
-            for step in range(config.num_steps)
-        ]
-        return torch.tensor(rows, device=self.device)
+    def _schedule(self, configs: Sequence[TrainConfig]) -> Float[Tensor, "N S 3"]:
+        """Return every lane's share of its rate and the corrections of both moments, by step.
+
+        The share is 0 after the last step of a lane.
+        """
+        found = torch.zeros(self.num_steps, len(configs), 3)
+
+        @cache
+        def shares(number: int) -> Float[Tensor, " n"]:
+            config = kinds[number]
+            every = range(config.num_steps)
+            return torch.tensor([lr_ratio(config.schedule, i, config.num_steps) for i in every])
+
+        kinds = [replace(config, seed=0, optimizer=OptimizerConfig()) for config in configs]
+        for lane, config in enumerate(kinds):
+            found[: config.num_steps, lane, 0] = shares(kinds.index(config))
+        taken = torch.arange(1, self.num_steps + 1, dtype=torch.float64)
+        for place, beta in enumerate(self.config.optimizer.betas, 1):
+            found[:, :, place] = (1 - beta**taken)[:, None]
+        return found.to(self.device)
 
     def losses(self, batch: StackedBatch) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
         """Return the loss of every lane, and the summed nats of its part."""
@@ -169,26 +151,21 @@ class Stack:
         )
         # If compiled, attention must not use CUDA's fused kernels either: see `attend`.
         with tracing(), autocast, sdpa_kernel(SDPBackend.MATH):
-            both: tuple[Tensor, Tensor] = self._compute(weights, tuple(batch))
+            both: tuple[Tensor, Tensor] = self._compute(weights, batch)
         return both
 
-    def _all_lanes(
-        self, weights: dict[str, Tensor], batch: tuple[Any, ...]
-    ) -> tuple[Tensor, Tensor]:
-        def lane(weights: dict[str, Tensor], own: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-            ticks, targets, elements, start = own
-            batch = Batch(
-                ticks=ticks, targets=targets, elements=elements, document_start=start, size=0
-            )
+    def _all_lanes(self, weights: dict[str, Tensor], batch: StackedBatch) -> tuple[Tensor, Tensor]:
+        def lane(weights: dict[str, Tensor], own: StackedBatch) -> tuple[Tensor, Tensor]:
             both: tuple[Tensor, Tensor] = functional_call(
-                self._template, (weights, self._buffers), (batch,)
+                self._template, (weights, self._buffers), (own.lane(),)
             )
             return both
 
-        both: tuple[Tensor, Tensor] = torch.vmap(lane, randomness="different")(weights, batch)
+        mapped = torch.vmap(lane, in_dims=(0, batch.mapped), randomness="different")
+        both: tuple[Tensor, Tensor] = mapped(weights, batch)
         return both
 
-    def step(self, content: StackedBatch, numbers: Float[Tensor, " 3"]) -> Float[Tensor, " S"]:
+    def step(self, content: StackedBatch, numbers: Float[Tensor, "S 3"]) -> Float[Tensor, " S"]:
         """Learn from the next batch of every lane; return the summed nats of each part.
 
         Args:
@@ -198,7 +175,7 @@ class Stack:
         Source: AdamW (arXiv:1711.05101), as torch has it.
         """
         config = self.config
-        ratio, *corrections = numbers.unbind()
+        ratio, *corrections = numbers[..., None].unbind(1)
         betas = config.optimizer.betas
         total, nats = self.losses(content)
         gradients = torch.autograd.grad(
@@ -218,47 +195,50 @@ class Stack:
             self.weights.sub_(rate * (first / corrections[0]) / root)
         return nats.detach()
 
-    def train(
-        self,
-        sources: Sequence[Recorded],
-        on_step: Callable[[int, list[float]], None] = lambda step, bits: None,
-    ) -> None:
+    def train(self, sources: Sequence[Recorded], on_step: OnStep = _go_on) -> None:
         """Take all steps.
 
         Args:
-            sources: The recorded batches of each lane.
-            on_step: Function that gets the number of steps taken and the loss of each lane's part,
-                in bits a unit of size, every ``log_every`` steps and at the end.
+            sources: The recorded batches of each lane, at least as many as it takes steps. Their
+                rows may have different numbers of ticks.
+            on_step: See `OnStep`; called every ``log_every`` steps and at the end. A lane that has
+                taken all its steps has the loss of its last batch.
 
         Raises:
-            UserError: The batches of the lanes do not have the same shapes.
+            UserError: The lanes have other streams or numbers of rows, or too few batches.
         """
-        self.learn(_Side(sources, self.device, self.config.batch_rows), on_step)
+        self._check_sources(sources)
+        with closing(LaneBatches(sources, self.device)) as batches:
+            self.learn(batches, on_step)
 
-    def learn(
-        self,
-        batches: "LaneSource",
-        on_step: Callable[[int, list[float]], None] = lambda step, bits: None,
-    ) -> None:
+    def learn(self, batches: LaneSource, on_step: OnStep = _go_on) -> None:
         """Take all steps from batches that may come from anywhere.
 
         Args:
             batches: The batches of all lanes.
             on_step: See `train`.
         """
-        config = self.config
         numbers = self._numbers[0].clone()
         take = self._compiled(batches.content, numbers)
-        for step in range(config.num_steps):
+        torch.manual_seed(self.config.seed)
+        for step in range(self.num_steps):
             batches.load(step)
-            sizes = batches.sizes(step)
             numbers.copy_(self._numbers[step])
             nats = take(step)
             done = step + 1
-            if done % config.log_every == 0 or done == config.num_steps:
-                values = (nats.double() / math.log(2)).tolist()
-                on_step(
-                    done, [value / max(size, 1) for value, size in zip(values, sizes, strict=True)]
+            if done % self.config.log_every == 0 or done == self.num_steps:
+                sizes = torch.tensor(batches.sizes(step)).clamp(min=1)
+                bits = nats.double().cpu() / sizes / math.log(2)
+                if on_step(done, bits.tolist()):
+                    return
+
+    def _check_sources(self, sources: Sequence[Recorded]) -> None:
+        for source, number in zip(sources, self._lane_steps, strict=True):
+            if len(source.sizes) < number or source.batch_rows != self.config.batch_rows:
+                raise UserError(
+                    f"A lane of {number} steps of {self.config.batch_rows} rows must have as many "
+                    f"recorded batches: got {len(source.sizes)} of {source.batch_rows} rows. "
+                    "Record them for its run."
                 )
 
     def _compiled(self, content: StackedBatch, numbers: Tensor) -> Callable[[int], Tensor]:
@@ -278,6 +258,7 @@ class Stack:
                 torch.cuda.current_stream().wait_stream(side)
                 return found
             if step == _EAGER_STEPS:
+                torch.cuda.empty_cache()
                 with torch.cuda.graph(graph, stream=side):
                     nats = self.step(content, numbers)
             graph.replay()
@@ -286,12 +267,19 @@ class Stack:
         return take
 
     def finish(self) -> list[bool]:
-        """Copy the weights to the systems; return whether those of each lane are finite."""
+        """Copy the weights to the systems; return whether those of each lane are finite.
+
+        It may also be called between steps, from ``on_step``.
+        """
+        weights = self.weights.cpu()
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                for lane, system in enumerate(self.systems):
-                    system.get_parameter(name.removeprefix("system.")).copy_(parameter[lane])
-        return [bool(found) for found in self.weights.isfinite().all(1)]
+            for lane, system in enumerate(self.systems):
+                begin = 0
+                for name in self._parameters:
+                    own = system.get_parameter(name.removeprefix("system."))
+                    own.copy_(weights[lane, begin : begin + own.numel()].view_as(own))
+                    begin += own.numel()
+        return [bool(found) for found in weights.isfinite().all(1)]
 
 
 class _Loss(nn.Module):
@@ -302,10 +290,27 @@ class _Loss(nn.Module):
         self.system = system
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = self.system.losses(batch)
-        loss = self.system.combine(losses)
-        parts = self.system.layout.by_role(Role.PART)
+        system = self.system
+        losses = system.losses(batch)
+        loss = system.combine(losses, self._real_weights(batch, losses))
+        parts = system.layout.by_role(Role.PART)
         return loss.total, losses[parts[0].name].nats if parts else loss.nats
+
+    def _real_weights(self, batch: Batch, losses: Losses) -> dict[str, Tensor]:
+        """Return the weight that losses have without padding, by group.
+
+        Losses are divided by the number of all ticks, unless their targets have weights.
+        """
+        if batch.lengths is None:
+            return {}
+        share = batch.lengths.sum() / batch.document_start.numel()
+        weighted = self.system.loss_weights(batch)
+        weights: dict[str, Tensor] = {}
+        for name, sums in losses.items():
+            group = self.system.loss_group(name)
+            if group not in weighted:
+                weights[group] = weights.get(group, torch.zeros_like(sums.weight)) + sums.weight
+        return {group: weight * share for group, weight in weights.items()}
 
 
 def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
@@ -316,56 +321,19 @@ def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
     first = configs[0]
     for system, config in zip(systems, configs, strict=True):
         unlike = [name for name in _LIKE if getattr(config, name) != getattr(first, name)]
+        for name in ("betas", "eps"):
+            if getattr(config.optimizer, name) != getattr(first.optimizer, name):
+                unlike.append(f"optimizer.{name}")
         if system.config != systems[0].config:
             unlike.append("system")
         if unlike:
             raise UserError(
-                f"Lanes of a stack must be alike but for seed and rates: they differ in {unlike}. "
-                "Train them one by one."
+                "Lanes of a stack must be alike but for seeds, rates and schedules: they differ in "
+                f"{', '.join(unlike)}. Train them in stacks of their own."
             )
-        if config.optimizer.muon_lr is not None or config.accumulation > 1 or config.fine_tune:
+        kinds = (config.optimizer.muon_lr, config.fine_tune, config.phases or None)
+        if kinds != (None, None, None) or config.accumulation > 1:
             raise UserError(
-                "A stack learns with AdamW, in one part, from random weights: got `muon_lr`, "
-                "`accumulation` or `fine_tune`. Train the lanes one by one."
+                "A stack learns with AdamW, in one part and one phase: got `muon_lr`, "
+                "`fine_tune`, `phases` or `accumulation`. Train the lanes one by one."
             )
-
-
-def _side_by_side(sources: Sequence[Recorded], device: torch.device) -> StackedBatch:
-    """Return all rows of all lanes on the device."""
-    first = sources[0]
-    if any(source.ticks.keys() != first.ticks.keys() for source in sources):
-        raise UserError("Lanes of a stack must learn from the same streams.")
-
-    def lanes(of: Callable[[Recorded], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {
-            name: torch.stack([of(source)[name] for source in sources]).to(device)
-            for name in of(first)
-        }
-
-    return StackedBatch(
-        lanes(lambda source: source.ticks),
-        lanes(lambda source: source.targets),
-        lanes(lambda source: source.elements),
-        torch.stack([source.document_start for source in sources]).to(device),
-    )
-
-
-def _at(content: StackedBatch, step: int, batch_rows: int) -> StackedBatch:
-    """Return the rows of a step, with ids of the type that models need."""
-    rows = slice(step * batch_rows, (step + 1) * batch_rows)
-
-    def own(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: ids[:, rows] if ids.is_floating_point() else ids[:, rows].long()
-            for name, ids in named.items()
-        }
-
-    ticks, targets, elements, start = content
-    return StackedBatch(own(ticks), own(targets), own(elements), start[:, rows].long())
-
-
-def _copy(source: StackedBatch, target: StackedBatch) -> None:
-    for one, other in zip(source[:3], target[:3], strict=True):
-        for name, ids in one.items():
-            other[name].copy_(ids)
-    target.document_start.copy_(source.document_start)
