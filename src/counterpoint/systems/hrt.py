@@ -45,6 +45,7 @@ from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.compress import Kind, Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.cross_attention import Memory
+from counterpoint.blocks.loss_sums import LossSums, stream_loss
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.pyramid import (
@@ -61,16 +62,7 @@ from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import reach_ticks
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks, coarse_stream
-from counterpoint.systems.contract import (
-    Choose,
-    Logits,
-    LossSums,
-    State,
-    System,
-    SystemConfig,
-    in_chunks,
-    stream_loss,
-)
+from counterpoint.systems.contract import Choose, Logits, State, System, SystemConfig, in_chunks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

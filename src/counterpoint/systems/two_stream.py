@@ -30,6 +30,7 @@ from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.level import Level
 from counterpoint.blocks.level_state import Start
+from counterpoint.blocks.loss_sums import LossSums, stream_loss
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.notes import Notes, held_notes
@@ -39,16 +40,7 @@ from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import first_visible, reach_ticks
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
-from counterpoint.systems.contract import (
-    Choose,
-    Logits,
-    LossSums,
-    State,
-    System,
-    in_chunks,
-    map_state,
-    stream_loss,
-)
+from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks, map_state
 from counterpoint.systems.two_stream_config import WHOLE_TEXT, layout_of, levels_of
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
 from counterpoint.systems.two_stream_losses import (

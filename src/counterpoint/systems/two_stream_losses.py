@@ -8,10 +8,10 @@ from torch import Tensor
 
 from counterpoint.blocks.block_grid import BlockGrid
 from counterpoint.blocks.chunk import Chunks, ratio_loss
+from counterpoint.blocks.loss_sums import LossSums, row_losses, stream_loss
 from counterpoint.blocks.notes import Notes
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.contract import LossSums, row_losses, stream_loss
 from counterpoint.systems.two_stream_config import WHOLE_TEXT
 
 ChangeText = Callable[[Int[Tensor, "B *T K"]], Int[Tensor, "B *T K"]]
