@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import Cache, Reach, placed_reach, streaming_reach, write_ring
@@ -186,6 +186,7 @@ class LSLM(System):
     """
 
     Config = LSLMConfig
+    absent: Bool[Tensor, "k V"]
     free_fields = System.free_fields | {"hearing_window"}
 
     def __init__(self, config: LSLMConfig) -> None:
@@ -197,6 +198,10 @@ class LSLM(System):
         first_ids = self.layout[FIRST].vocab_size or 0
         self.num_others = len(config.codebook_sizes) - 1
         self.other_ids = max(config.codebook_sizes[1:], default=0)
+        sizes = torch.tensor(config.codebook_sizes[1:], dtype=torch.long)
+        ids = torch.arange(self.other_ids)
+        # A buffer: a tensor made in `forward` would be a copy to the device within a CUDA graph.
+        self.register_buffer("absent", ids >= sizes[:, None], persistent=False)
         self.text_embedding = CodebookEmbedding(1, config.text_vocab_size, width)
         self.first_embedding = CodebookEmbedding(1, first_ids + 1, width)
         self.other_embedding = None
@@ -340,9 +345,7 @@ class LSLM(System):
         sizes = self.config.codebook_sizes[1 + first : 1 + first + num]
         if min(sizes) == self.other_ids:
             return scores
-        ids = torch.arange(self.other_ids, device=scores.device)
-        absent = ids >= torch.tensor(sizes, device=scores.device)[:, None]
-        return scores.masked_fill(absent, -torch.inf)
+        return scores.masked_fill(self.absent[first : first + num], -torch.inf)
 
     # Live
 

@@ -1,5 +1,6 @@
 """Interrupted speech: where the codes are cut, what is heard, and that splits share nothing."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -16,7 +17,9 @@ from counterpoint.data.making.interrupted import (
     PreparedUtterances,
 )
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.data.making.spoken_phrases import StoredPhrases, write_phrases
 from counterpoint.errors import UserError
+from counterpoint.files import write_tensors
 from counterpoint.progress import Progress
 from counterpoint.recipes.lslm_small import lslm_small
 from counterpoint.speech.voices import Synthesizer, Voice
@@ -139,6 +142,40 @@ def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -
     assert held_out.utterance(0).text.startswith(held_out.phrases)
 
 
+def test_a_file_of_phrases_takes_the_place_of_a_voice(
+    prepared: PreparedUtterances, tmp_path: Path
+) -> None:
+    """The same texts and codes, spliced or not; a phrase that is missing is named."""
+    path = tmp_path / "phrases.safetensors"
+    items = prepared.items("train")
+    some = [items.phrase(text) for text in items.phrases]
+    write_phrases(path, some, prepared.codec)
+    stored = Items(replace(prepared.data, phrases_file=str(path)), "train", prepared.codec, SPEAKER)
+    for number in range(12):
+        first, second = (one.utterance(number) for one in (items, stored))
+        assert first.text == second.text
+        assert torch.equal(first.codes, second.codes)
+        assert len(second.audio) == len(second.codes) * prepared.codec.frame_samples
+    assert stored.phrase(some[0].text).words == some[0].words
+    with pytest.raises(UserError, match="is missing"):
+        stored.phrase("what nobody said")
+    with pytest.raises(UserError, match="A file of phrases must be one"):
+        StoredPhrases(tmp_path / "none", prepared.codec)
+    write_tensors(path, {"codes": some[0].codes}, {"format": "other"})
+    with pytest.raises(UserError, match="must be codes of"):
+        StoredPhrases(path, prepared.codec)
+
+
+def test_words_are_cut_between_frames(prepared: PreparedUtterances) -> None:
+    items = prepared.items("train")
+    phrase = items.phrase(items.phrases[0])
+    assert [word.text for word in phrase.words] == phrase.text.split()
+    for word, after in itertools.pairwise(phrase.words):
+        assert 0 <= word.first < word.stop
+        assert word.stop <= max(after.first, word.first + 1)
+    assert phrase.words[-1].stop <= len(phrase.codes)
+
+
 def test_items_are_a_function_of_their_number(prepared: PreparedUtterances) -> None:
     again = Items(prepared.data, "train", prepared.codec, SPEAKER)
     first, second = (items.utterance(7) for items in (prepared.items("train"), again))
@@ -195,6 +232,28 @@ def test_recordings_are_split_by_word_and_speaker(tmp_path: Path) -> None:
         load_sounds(
             SoundsConfig(folder=str(tmp_path), voices=VOICES, keyword="hal"), "train", SPEAKER
         )
+
+
+def test_lists_may_name_splits_and_pieces_of_a_recording_stay_together(tmp_path: Path) -> None:
+    """Backchannels of the folder take the place of synthesised ones."""
+    lists: dict[str, list[dict[str, object]]] = {"wake": [], "noise": [], "backchannels": []}
+    for number in range(60):
+        path = f"{number}.wav"
+        soundfile.write(tmp_path / path, 0.1 * torch.randn(100 + number).numpy(), RATE)
+        split = ("train", "tuning", "held_out")[number % 3]
+        lists["noise"].append({"path": path, "source": f"5-{number // 6}-{'ABCDEF'[number % 6]}"})
+        lists["wake"].append({"path": path, "word": "alexa", "split": split, "trimmed": True})
+        lists["backchannels"].append({"path": path, "split": split, "trimmed": True})
+    for name, lines in lists.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    config = SoundsConfig(folder=str(tmp_path), voices=VOICES)
+    for place, split in enumerate(("train", "tuning", "held_out")):
+        found = load_sounds(config, split, SPEAKER)  # type: ignore[arg-type]
+        expected = [100 + number for number in range(60) if number % 3 == place]
+        assert [len(one) for one in found.interruptions] == expected
+        assert [len(one) for one in found.backchannels] == expected
+        recordings = [(len(one) - 100) // 6 for one in found.noises]
+        assert sorted(recordings * 1) == sorted(6 * [*set(recordings)])
 
 
 def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:

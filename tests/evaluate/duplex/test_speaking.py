@@ -102,6 +102,18 @@ def test_the_own_voice_changes_what_is_heard_after_its_delay(prepared: PreparedU
     assert int(changed.nonzero()[0]) >= 6  # heard in frame 5, so it counts from frame 6 on
 
 
+def test_features_take_the_place_of_a_sound_without_an_echo(prepared: PreparedUtterances) -> None:
+    speaker = speaker_of(prepared)
+    spoken = row(prepared, 1, heard=0.1 * torch.randn(9_000))  # it ends before the speech
+    features = prepared.mels.encode(spoken.heard[None])[0]
+    (by_sound,) = speak_and_listen(speaker, [spoken], LONGEST_S)
+    (by_features,) = speak_and_listen(speaker, [spoken._replace(heard=features)], LONGEST_S)
+    assert torch.equal(by_sound.codes, by_features.codes)
+    assert torch.equal(by_sound.stops.scores, by_features.stops.scores)
+    with pytest.raises(UserError, match="must be given what is heard as a sound"):
+        speak_and_listen(speaker, [spoken._replace(heard=features, echo_gain=0.1)], LONGEST_S)
+
+
 def test_speech_ends_with_the_end(prepared: PreparedUtterances) -> None:
     """With its head turned to the end, the model says nothing."""
     speaker = speaker_of(prepared)

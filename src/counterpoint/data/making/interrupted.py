@@ -30,6 +30,13 @@ from counterpoint.data.making.heard_scene import HeardConfig, HeardScene, draw_s
 from counterpoint.data.making.order_wordings import Split
 from counterpoint.data.making.orders import draw_order
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.data.making.spoken_phrases import (
+    Phrase,
+    Phrases,
+    StoredPhrases,
+    SynthesisedPhrases,
+    WordFrames,
+)
 from counterpoint.data.speech.words import SentencePieceWords, train_tokenizer
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
@@ -39,7 +46,7 @@ from counterpoint.speech.audio import resample
 from counterpoint.speech.augment import echo
 from counterpoint.speech.codec import Codec
 from counterpoint.speech.mels import LogMels
-from counterpoint.speech.voices import Speaker, Spoken, Synthesizer, Voice
+from counterpoint.speech.voices import Speaker, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
@@ -75,6 +82,8 @@ class InterruptedSpeech:
         codec: "codec2", or the path of Mimi's weights.
         num_bands: Number of mel bands of what is heard.
         num_phrases: Number of different phrases to learn from.
+        phrases_file: File with the codes of all phrases, which `write_phrases` wrote, so that no
+            voice is needed; empty to synthesise them.
         spliced: Share of the training phrases that are words in any order, cut from other phrases.
             Without them a small model learns the phrases by heart, and no new one.
         num_items: Number of items to learn from.
@@ -90,6 +99,7 @@ class InterruptedSpeech:
     codec: str = "codec2"
     num_bands: int = 40
     num_phrases: int = 800
+    phrases_file: str = ""
     spliced: float = 0.7
     num_items: int = 1_000_000
     num_held_out: int = 64
@@ -148,42 +158,41 @@ class Items:
         self.phrases = data.phrases(split)
         self.sounds = load_sounds(data.sounds, split, speaker)
         breath = max(round(_BREATH_S * codec.frame_rate_hz), 1) * codec.frame_samples
-        self._breath = self._coded("", torch.zeros(breath))
-        self._phrases = dict[str, Utterance]()
-        self._words: list[tuple[str, Tensor]] = []
+        silence = torch.zeros(breath)
+        self._breath = Utterance("", codec.encode(silence[None])[0], silence)
+        self._book: Phrases = SynthesisedPhrases(codec, speaker, data.voice)
+        if data.phrases_file:
+            self._book = StoredPhrases(data.phrases_file, codec)
+        self._phrases = dict[str, Phrase]()
+        self._words: list[tuple[Phrase, WordFrames]] = []
 
-    def phrase(self, text: str) -> Utterance:
-        """Return a phrase as it is spoken, from the cache if possible."""
+    def phrase(self, text: str) -> Phrase:
+        """Return a phrase as it is spoken; it is kept."""
         if text not in self._phrases:
-            self._phrases[text] = self._coded(text, self._said(text).audio)
+            self._phrases[text] = self._book.phrase(text)
         return self._phrases[text]
 
-    def _said(self, text: str) -> Spoken:
-        return self._speaker.speak(text, self.data.voice, self._codec.sample_rate)
-
-    def _coded(self, text: str, audio: Float[Tensor, " N"]) -> Utterance:
-        audio = F.pad(audio, (0, -len(audio) % self._codec.frame_samples))
-        return Utterance(text, self._codec.encode(audio[None])[0], audio)
-
     def _spliced(self, rng: random.Random) -> Utterance:
-        """Return words in any order, each cut from a phrase."""
+        """Return words in any order, each cut from a phrase between two frames."""
         if not self._words:
-            rate = self._codec.sample_rate
-            for spoken in map(self._said, self.phrases):
-                for word in spoken.words:
-                    sound = spoken.audio[round(word.start_s * rate) : round(word.end_s * rate)]
-                    if len(sound):
-                        self._words.append((word.text, sound))
+            phrases = map(self.phrase, self.phrases)
+            self._words = [(phrase, word) for phrase in phrases for word in phrase.words]
         chosen = [rng.choice(self._words) for _ in range(rng.randint(*_SPLICED_WORDS))]
-        return self._coded(" ".join(text for text, _ in chosen), torch.cat([s for _, s in chosen]))
+        size = self._codec.frame_samples
+        return Utterance(
+            " ".join(word.text for _, word in chosen),
+            torch.cat([phrase.codes[word.first : word.stop] for phrase, word in chosen]),
+            torch.cat(
+                [phrase.audio[word.first * size : word.stop * size] for phrase, word in chosen]
+            ),
+        )
 
     def utterance(self, number: int) -> Utterance:
         """Return the utterance of an item: two phrases, each encoded on its own, and a breath."""
         rng = self._rng(number, "text")
         share = self.data.spliced if self.split == "train" else 0.0
         first, second = (
-            self._spliced(rng) if rng.random() < share else self.phrase(rng.choice(self.phrases))
-            for _ in range(2)
+            self._spliced(rng) if rng.random() < share else self._whole(rng) for _ in range(2)
         )
         parts = (first, self._breath, second)
         return Utterance(
@@ -191,6 +200,11 @@ class Items:
             torch.cat([part.codes for part in parts]),
             torch.cat([part.audio for part in parts]),
         )
+
+    def _whole(self, rng: random.Random) -> Utterance:
+        """Return a phrase of the split."""
+        text, codes, audio, _ = self.phrase(rng.choice(self.phrases))
+        return Utterance(text, codes, audio)
 
     def scene(self, number: int, duration_s: float, heard: HeardConfig | None = None) -> HeardScene:
         """Return what is heard during an item; see `draw_scene`.
@@ -240,6 +254,7 @@ class PreparedUtterances:
         codec: Codec of what is said.
         mels: Features of what is heard.
         tokenizer: Tokeniser of the text.
+        tokenizer_path: File of the tokeniser.
         ends: Ids that end the speech.
     """
 
@@ -286,6 +301,7 @@ class PreparedUtterances:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             train_tokenizer(phrases, path, size)
+        self.tokenizer_path = path
         tokenizer = SentencePieceWords(path)
         if tokenizer.vocab_size > (self.layout.text.vocab_size or 0):
             raise UserError(

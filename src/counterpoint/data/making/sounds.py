@@ -2,14 +2,16 @@
 
 They are recordings of a folder, or words spoken by synthesised voices. A folder holds lists with a
 line ``{"path", ...}`` for each recording: ``wake.jsonl`` with ``"word"``, ``digits.jsonl`` with
-``"digit"`` and ``"speaker"``, and ``noise.jsonl``. A list may be missing.
+``"digit"`` and ``"speaker"``, ``noise.jsonl``, and ``backchannels.jsonl``; without the last one,
+backchannels are synthesised. Any other list may be missing too. A line may hold ``"split"``, which
+is otherwise drawn from the name of the file, and ``"trimmed": true`` if there is no quiet around.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -84,17 +86,21 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
         UserError: The folder cannot be read, or it leaves a kind of sound empty.
     """
     folder = Path(config.folder).expanduser() if config.folder else None
-    words = [_recorded(path) for path in _word_files(config, folder, split)] if folder else []
     if folder is None:
         words = [*_spoken(config, split, speaker)]
-    noises = [] if folder is None else [_unit(_read(p)) for p in _noise_files(folder, split)]
-    if folder is None:
         noises = [
             _unit(pink_noise(5 * RATE, _number(f"pink {split} {n}"))) for n in range(_NUM_PINK)
         ]
+        backchannels = []
+    else:
+        words = [_trimmed(one) for one in _interrupting(config, folder, split)]
+        noises = [_unit(_read(one.path)) for one in _listed(folder, "noise") if one.split == split]
+        backchannels = [
+            _trimmed(one) for one in _listed(folder, "backchannels") if one.split == split
+        ]
     sounds = Sounds(
         interruptions=tuple(word for word in words if len(word) <= _LONGEST_S * RATE),
-        backchannels=tuple(_said(BACKCHANNELS, config, split, speaker)),
+        backchannels=tuple(backchannels or _said(BACKCHANNELS, config, split, speaker)),
         noises=tuple(noises),
     )
     for name, found in sounds._asdict().items():
@@ -106,41 +112,51 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
     return sounds
 
 
-def _word_files(config: SoundsConfig, folder: Path, split: Split) -> Iterator[Path]:
-    for path, word, speaker in _listed_words(folder):
-        place = _place(path.name)
+class _Recording(NamedTuple):
+    """A line of a list of recordings; word and speaker are empty if they are unknown."""
+
+    path: Path
+    split: Split
+    word: str
+    speaker: str
+    is_trimmed: bool
+
+
+def _interrupting(config: SoundsConfig, folder: Path, split: Split) -> Iterator[_Recording]:
+    """Yield the recorded words that interrupt in a split."""
+    for one in (*_listed(folder, "wake"), *_listed(folder, "digits")):
         if config.interrupter == "command":
-            if word == config.keyword and place == split:
-                yield path
+            if one.word == config.keyword and one.split == split:
+                yield one
             continue
-        new_word = word in config.held_out_words
-        new_speaker = speaker in config.held_out_speakers if speaker else new_word
+        new_word = one.word in config.held_out_words
+        new_speaker = one.speaker in config.held_out_speakers if one.speaker else new_word
         if new_word and new_speaker:
             own: Split = "held_out"
         elif new_word or new_speaker:
             continue
         else:
-            own = "tuning" if place == "tuning" else "train"
+            own = "tuning" if one.split == "tuning" else "train"
         if own == split:
-            yield path
+            yield one
 
 
-def _listed_words(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield file, word and speaker of each recorded word; the speaker is empty if unknown."""
-    for name, label in (("wake.jsonl", "word"), ("digits.jsonl", "digit")):
-        for line in _lines(folder / name):
-            yield folder / line["path"], str(line[label]), str(line.get("speaker", ""))
+def _listed(folder: Path, name: str) -> Iterator[_Recording]:
+    """Yield the recordings of a list.
 
-
-def _noise_files(folder: Path, split: Split) -> Iterator[Path]:
-    for line in _lines(folder / "noise.jsonl"):
-        path = folder / line["path"]
-        if _place(path.name) == split:
-            yield path
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [line for _, line in read_json_lines(path)] if path.exists() else []
+    A ``source`` such as "1-100032-A" names a recording and, behind the last hyphen, the piece of
+    it. All pieces of a recording are in one split.
+    """
+    path = folder / f"{name}.jsonl"
+    for _, line in read_json_lines(path) if path.exists() else ():
+        source = str(line.get("source", ""))
+        yield _Recording(
+            folder / line["path"],
+            line.get("split") or _place(source.rpartition("-")[0] or Path(line["path"]).name),
+            str(line.get("word", line.get("digit", ""))),
+            str(line.get("speaker", "")),
+            bool(line.get("trimmed", False)),
+        )
 
 
 def _place(name: str) -> Split:
@@ -185,9 +201,11 @@ def _said(
                 yield _unit(speaker.speak(word, said, RATE).audio)
 
 
-def _recorded(path: Path) -> Float[Tensor, " N"]:
+def _trimmed(recording: _Recording) -> Float[Tensor, " N"]:
     """Return a recorded word without the quiet around it."""
-    audio = _read(path)
+    audio = _read(recording.path)
+    if recording.is_trimmed:
+        return _unit(audio)
     hop = round(_HOP_S * RATE)
     power = audio[: len(audio) // hop * hop].unflatten(0, (-1, hop)).square().mean(1)
     quiet = power.kthvalue(max(len(power) // 10, 1)).values * 10 ** (_CONTRAST_DB / 10)

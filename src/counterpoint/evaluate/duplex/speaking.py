@@ -31,14 +31,15 @@ class ToSpeak(NamedTuple):
 
     Attributes:
         prompt: Content of the prompt, which holds the text.
-        heard: What others sound like at 16 kHz from the first frame of the speech on.
+        heard: What others sound like at 16 kHz from the first frame of the speech on; or, if no row
+            has an echo, the features of that sound, on any device. Afterwards it is silent.
         echo_gain: Factor of the own voice in what is heard; 0 for no echo.
         echo_delay_s: Delay of the echo.
         seed: Seed of the sampling.
     """
 
     prompt: Ticks
-    heard: Float[Tensor, " _N"]
+    heard: Float[Tensor, " _N"] | Float[Tensor, "_T _F"]
     echo_gain: float = 0.0
     echo_delay_s: float = 0.0
     seed: int = 0
@@ -103,7 +104,7 @@ def speak_and_listen(
             "A model that speaks texts in trials must have streams without delays: these have "
             f"{', '.join(f'{s.name} {s.delay_ticks}' for s in layout.streams)}."
         )
-    microphone = _Microphone(speaker, rows)
+    microphone = _Microphone(speaker, rows) if _echoes(rows) else _Ear(speaker, rows)
     choices = _Choices(speaker, rows, sampling)
     hidden, state = _read_prompts(system, [row.prompt for row in rows])
     said = []
@@ -117,7 +118,7 @@ def speak_and_listen(
             break
         given = {name: ids[:, None] for name, ids in frame.items()}
         padding = layout.text.padding_id or 0
-        given[layout.text.name] = torch.full((len(rows), 1), padding)
+        given[layout.text.name] = torch.full((len(rows), 1), padding, device=system.device)
         (heard,) = layout.by_role(Role.HEARD)
         given[heard.name] = microphone.hear(codes, choices.ended)
         steps, state = system.read(given, state)
@@ -133,13 +134,15 @@ def _read_prompts(system: System, prompts: Sequence[Ticks]) -> tuple[Tensor, Any
         num_read = schedule.next_column(system.layout, num_ticks)
         arrived = schedule.columns(system.layout, prompt)
         columns.append({name: ids[:, :num_read] for name, ids in arrived.items()})
-    lengths = torch.tensor([next(iter(one.values())).shape[1] for one in columns])
+    device = system.device
+    lengths = torch.tensor([next(iter(one.values())).shape[1] for one in columns], device=device)
     longest = int(lengths.max())
     ticks = {
-        name: torch.cat([_filled(one[name], longest) for one in columns]) for name in columns[0]
+        name: torch.cat([_filled(one[name], longest) for one in columns]).to(device)
+        for name in columns[0]
     }
     hidden, state = system.read(ticks, system.initial_state(len(columns)), lengths)
-    return hidden[torch.arange(len(columns)), lengths - 1], state
+    return hidden[torch.arange(len(columns), device=device), lengths - 1], state
 
 
 def _filled(values: Tensor, num_ticks: int) -> Tensor:
@@ -151,14 +154,15 @@ class _Choices:
     """Chooses the codes of all rows, and records the probability of the stop."""
 
     def __init__(self, speaker: TrialSpeaker, rows: Sequence[ToSpeak], sampling: Sampling) -> None:
+        device = speaker.system.device
         self._speaker = speaker
-        self._rows = row_samplings([sampling] * len(rows), "cpu")
-        self._hashes = seed_hashes([row.seed for row in rows], "cpu")
+        self._rows = row_samplings([sampling] * len(rows), device)
+        self._hashes = seed_hashes([row.seed for row in rows], device)
         self._top_p = sampling.top_p
         self._drawn = 0
         self._stops = list[Tensor]()
         self._would_stop = list[Tensor]()
-        self.ended = torch.zeros(len(rows), dtype=torch.bool)
+        self.ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
 
     def of(self, tick: int) -> Any:
         """Return the function that chooses the elements of a frame."""
@@ -175,7 +179,7 @@ class _Choices:
 
     def _number(self) -> Float[Tensor, " B"]:
         self._drawn += 1
-        return uniform(self._hashes, torch.tensor(self._drawn))
+        return uniform(self._hashes, torch.tensor(self._drawn, device=self._hashes.device))
 
     def _without_stop(self, scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         stop_id = self._speaker.stop_id
@@ -192,8 +196,9 @@ class _Choices:
     def results(self, codes: Int[Tensor, "B T K"]) -> list[Spoke]:
         """Return what each row has said."""
         frame_s = 1 / self._speaker.codec.frame_rate_hz
-        stops = torch.stack(self._stops, 1)
-        would_stop = torch.stack(self._would_stop, 1)
+        codes = codes.cpu()
+        stops = torch.stack(self._stops, 1).cpu()
+        would_stop = torch.stack(self._would_stop, 1).cpu()
         found = []
         for row, own in enumerate(codes):
             ends = (own[:, 0] == self._speaker.end_id).nonzero()[:, 0]
@@ -209,6 +214,45 @@ class _Choices:
                 )
             )
         return found
+
+
+def _echoes(rows: Sequence[ToSpeak]) -> bool:
+    """Return whether what a row hears depends on what it says.
+
+    Raises:
+        UserError: A row with an echo is given features instead of a sound.
+    """
+    echoes = any(row.echo_gain for row in rows)
+    if echoes and any(row.heard.ndim > 1 for row in rows):
+        raise UserError("Rows with an echo must be given what is heard as a sound: got features.")
+    return echoes
+
+
+class _Ear:
+    """Hears what does not depend on what is said, so all features are known before."""
+
+    def __init__(self, speaker: TrialSpeaker, rows: Sequence[ToSpeak]) -> None:
+        features = [
+            row.heard
+            if row.heard.ndim > 1
+            else speaker.mels.encode(row.heard[None].clamp(-1, 1))[0]
+            for row in rows
+        ]
+        longest = max(len(one) for one in features)
+        self._device = speaker.system.device
+        self._features = torch.stack([_padded(one, longest) for one in features]).to(self._device)
+        self._now = 0
+
+    def hear(self, codes: Int[Tensor, "B K"], ended: Tensor) -> Float[Tensor, "B 1 F"]:
+        """Return the features of the next frame."""
+        self._now += 1
+        if self._now > self._features.shape[1]:
+            return torch.zeros_like(self._features[:, :1], dtype=torch.float32)
+        return self._features[:, self._now - 1 : self._now].float()
+
+
+def _padded(features: Float[Tensor, "T F"], num_frames: int) -> Float[Tensor, "T2 F"]:
+    return F.pad(features, (0, 0, 0, num_frames - len(features)))
 
 
 class _Microphone:
@@ -230,11 +274,11 @@ class _Microphone:
             piece = row.heard[self._now : self._now + size]
             mixed[number, : len(piece)] = piece
             if row.echo_gain:
-                self._play(number, codes[number], silent=bool(ended[number]))
+                self._play(number, codes[number].cpu(), silent=bool(ended[number]))
                 mixed[number] += row.echo_gain * self._echo(number, row.echo_delay_s)
         self._now += size
         features, self._past = self._speaker.mels.extend(mixed.clamp(-1, 1), self._past)
-        return features
+        return features.to(codes.device)
 
     def _play(self, number: int, codes: Int[Tensor, " K"], *, silent: bool) -> None:
         size = self._speaker.mels.frame_samples
