@@ -12,9 +12,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from counterpoint.blocks.pyramid import lay_levels
+from counterpoint.streams.batch import Batch
 from counterpoint.streams.schedule import may_stand
 from counterpoint.streams.spec import UNSET_ID, Ticks
+from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
+from counterpoint.systems.hrt import HRT
 from counterpoint.systems.moshi import Moshi
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
@@ -281,13 +285,26 @@ def test_training_looks_at_no_value(model: System) -> None:
         assert trained.loss(batch).total.is_meta
 
 
+def num_coarse_steps(model: TwoStream | HRT, batch: Batch) -> int:
+    """Number of blocks in the fullest row."""
+    if isinstance(model, TwoStream):
+        return model.read_whole(batch).whole.shape[1]
+    early = model.ends_block[batch.ticks["part"]]
+    counts = model.initial_state(len(early)).counts
+    shape = (len(early), early.shape[1])
+    (blocks, *_) = lay_levels(
+        shape, model.config.strides, batch.document_start, None, counts, early
+    )
+    return blocks.grid.end.shape[1]
+
+
 @pytest.mark.parametrize("num_ticks", [3, 7, 14, 33, 61])
 def test_flops_agree_with_counted_ones(model: System, num_ticks: int) -> None:
     batch = batch_of(model, random_ticks(model, 4, num_ticks))
-    if isinstance(model, TwoStream) and model.config.boundary_ids:
-        num_blocks = model.read_whole(batch).whole.shape[1]  # what this text has
+    if isinstance(model, TwoStream | HRT) and model.config.boundary_ids:
+        num_blocks = num_coarse_steps(model, batch)  # what this text has
         config = replace(model.config, usual_block_ticks=num_ticks / max(num_blocks, 0.9))
-        model = TwoStream(config)
+        model = build_system(config, 0)
     trained = copy.deepcopy(model).train()
     # torch counts nothing for its fused attention on CPU; as plain products it counts them all.
     with sdpa_kernel(SDPBackend.MATH):

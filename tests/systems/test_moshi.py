@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.loss_sums import add_losses
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role, Ticks
-from counterpoint.systems.contract import add_losses
 from counterpoint.systems.moshi import AudioStream, Moshi, MoshiConfig, moshi_7b, tiny, two_speakers
 from counterpoint.train.loop import split_batch
 from tests.systems.test_streaming_contract import random_chunks

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.loss_sums import cross_entropy
 from counterpoint.config_json import decode, encode
 from counterpoint.errors import UserError
 from counterpoint.streams.clock import available_at, visible
 from counterpoint.streams.spec import Role
-from counterpoint.systems.contract import cross_entropy
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.systems.two_stream_state import TwoStreamState
 from tests.blocks.retention import RetentionConfig

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.loss_sums import cross_entropy
 from counterpoint.blocks.notes import NotesConfig, held_notes
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.source import PreparedTask, TaskData
@@ -19,7 +20,6 @@ from counterpoint.runtime.session import Frame
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.contract import cross_entropy
 from counterpoint.systems.two_stream import TwoStream
 from tests.systems.contract_models import batch_of, random_ticks
 from tests.systems.tiny_models import VOCAB, randomised, tower, two

@@ -140,6 +140,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "two_rounds": hrt(*HRT_LEVELS, strides=(2, 4), compressor="wavelet", num_rounds=2),
         "attention": hrt(*HRT_LEVELS[:2], strides=(3,), compressor="attention", num_rounds=2),
         "last": hrt(*HRT_LEVELS[:2], strides=(2,), compressor="last", reconstruct_weight=0.0),
+        "words": hrt(*HRT_LEVELS, strides=(4, 2), boundary_ids=(1, 5), num_rounds=2),
+        "learned": hrt(*HRT_LEVELS, strides=(4, 2), learned_ends=BoundariesConfig(ratio=3.0)),
     },
     "hnet": {
         "one_stage": hnet(stage(16, 7)),

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from counterpoint.blocks.loss_sums import LossSums
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.config_json import encode
 from counterpoint.data.mixture import Evenly, Mixture, WholeBatches
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.streams.batch import Batch
 from counterpoint.systems import single_stream
-from counterpoint.systems.contract import LossSums
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, load_weights
 from counterpoint.train.config import ScheduleConfig, TrainConfig

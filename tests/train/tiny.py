@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterpoint.blocks.loss_sums import LossSums, stream_loss
 from counterpoint.config_json import decode
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
-from counterpoint.systems.contract import Logits, LossSums, System, SystemConfig, stream_loss
+from counterpoint.systems.contract import Logits, System, SystemConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import joined, shard
 from counterpoint.train.loop import TrainResult, train

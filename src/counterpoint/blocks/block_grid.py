@@ -111,6 +111,30 @@ def gather_blocks(x: Float[Tensor, "B R_T D"], grid: BlockGrid) -> Float[Tensor,
     return blocks.unflatten(1, grid.step.shape[1:]) * grid.real[..., None]
 
 
+def spread_blocks(
+    blocks: Float[Tensor, "B W R D"], grid: BlockGrid, num_steps: int
+) -> Float[Tensor, "B T D"]:
+    """Return the vector of each step of the blocks, and zeros at steps that no block has.
+
+    This is the reverse of `gather_blocks` for whole rows.
+    """
+    flat = blocks.flatten(1, 2)
+    return _put(grid, flat.new_zeros(len(flat), num_steps, flat.shape[2]), flat)
+
+
+def is_in_block(grid: BlockGrid, num_steps: int) -> Bool[Tensor, "B T"]:
+    """Return which steps of whole rows belong to a finished block."""
+    real = grid.real.flatten(1)[..., None]
+    return _put(grid, real.new_zeros(len(real), num_steps, 1), real)[..., 0]
+
+
+def _put(grid: BlockGrid, into: Tensor, blocks: Tensor) -> Tensor:
+    """Return steps with those of blocks written over them; one slot takes what is not real."""
+    number = torch.where(grid.real, grid.step, into.shape[1]).flatten(1)
+    index = number[..., None].expand(-1, -1, into.shape[2])
+    return F.pad(into, (0, 0, 0, 1)).scatter(1, index, blocks)[:, :-1]
+
+
 def newest_steps(
     x: Float[Tensor, "B R_T D"], size: int, lengths: Int[Tensor, " B"] | None
 ) -> Float[Tensor, "B R D"]:

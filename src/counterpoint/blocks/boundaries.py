@@ -36,6 +36,28 @@ class BoundariesConfig:
             )
 
 
+def check_ends(
+    boundary_ids: tuple[int, ...],
+    learned: BoundariesConfig | None,
+    usual_block_ticks: float | None,
+    vocab_size: int,
+) -> None:
+    """Check where blocks end, at ids or where a router finds an end.
+
+    Raises:
+        UserError: A boundary is no id, blocks end at ids and where a router finds an end, or their
+            mean length is below one tick.
+    """
+    if usual_block_ticks is not None and usual_block_ticks < 1:
+        raise UserError(f"`usual_block_ticks` must be >= 1 or None; got {usual_block_ticks}.")
+    if not all(0 <= one < vocab_size for one in boundary_ids):
+        raise UserError(f"`boundary_ids` must be ids, 0 to {vocab_size - 1}; got {boundary_ids}.")
+    if boundary_ids and learned is not None:
+        raise UserError(
+            "Blocks must end at `boundary_ids` or where `learned_ends` finds an end: got both."
+        )
+
+
 class Boundaries(nn.Module):
     """A router that decides after which steps a block ends, from each step and the one before.
 

@@ -1,8 +1,9 @@
 """A pyramid of levels: blocks of blocks, and attention from each level to the coarser ones.
 
 Level 0 is a sequence. A step of each higher level stands for a fixed number of steps of the level
-below. Blocks are aligned to the start of their document, and an unfinished block is never read.
-Whole rows and chunks of sessions go through the same functions.
+below; only the blocks of level 0 may end early. Blocks are aligned to the start of their document,
+and an unfinished block is never read. Whole rows and chunks of sessions go through the same
+functions.
 """
 
 from collections.abc import Iterable
@@ -65,6 +66,7 @@ class Blocks(NamedTuple):
         finished: Number of blocks finished within the chunk.
         left: Number of lower steps in the unfinished block after the chunk.
         read: Number of real lower steps of the chunk.
+        of_rows: Whether the chunk is whole rows, whose shapes depend on nothing but ``grid``.
     """
 
     grid: BlockGrid
@@ -73,6 +75,7 @@ class Blocks(NamedTuple):
     finished: Int[Tensor, " B"]
     left: Int[Tensor, " B"]
     read: Int[Tensor, " B"]
+    of_rows: bool
 
     @property
     def has_steps(self) -> bool:
@@ -80,7 +83,7 @@ class Blocks(NamedTuple):
         if not self.grid.end.shape[1]:
             return False
         on_host = self.finished.device.type == "cpu" and not is_traced()
-        return not on_host or bool(self.finished.any())
+        return self.of_rows or not on_host or bool(self.finished.any())
 
     def ended(self, finer: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         """Return how many blocks end within the first ``finer`` lower steps of the chunk."""
@@ -129,6 +132,8 @@ def lay_levels(
     document: Int[Tensor, "B T"] | None,
     lengths: Int[Tensor, " B"] | None,
     counts: Counts,
+    early: Bool[Tensor, "B T"] | None = None,
+    most: int | None = None,
 ) -> list[Blocks]:
     """Return the blocks of every coarse level whose lower level has steps in a chunk.
 
@@ -138,20 +143,25 @@ def lay_levels(
         document: First step of the document of each step; ``None`` for sessions.
         lengths: Number of real steps of each row; ``None`` means all.
         counts: Counts before the chunk.
+        early: True at steps of level 0 that end their block; ``None`` if none ends early.
+        most: Largest number of blocks of level 0, if shapes must follow from it; see `lay_blocks`.
     """
     num_rows, num_steps = shape
     laid: list[Blocks] = []
     for stride, before, place in zip(strides, counts.finished, counts.place, strict=True):
+        if laid and most is not None:
+            most = num_steps // stride
         start = -place[:, None].expand(-1, num_steps) if document is None else document
         # A session does not count its blocks, or its shapes would depend on the other rows.
         counted = document is not None or num_rows == 1
-        grid = lay_blocks(None, start, stride, lengths=lengths, counted=counted)
+        grid = lay_blocks(early, start, stride, lengths=lengths, counted=counted, most=most)
+        early = None
         padded = F.pad(grid.finished, (1, 0))
         read = torch.full_like(place, num_steps) if lengths is None else lengths
         finished = padded.gather(1, read[:, None])[:, 0]
         left = torch.cat((place[:, None], grid.place), 1).gather(1, read[:, None])[:, 0]
         first = torch.zeros_like(start) if document is None else padded.gather(1, document)
-        laid.append(Blocks(grid, first, before, finished, left, read))
+        laid.append(Blocks(grid, first, before, finished, left, read, document is not None))
         if not laid[-1].has_steps:
             break
         if document is not None:

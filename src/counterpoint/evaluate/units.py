@@ -1,6 +1,6 @@
 """The cost of held-out units of any data: sums of losses by stream, unit by unit.
 
-Sums add up (`counterpoint.systems.contract.LossSums`), so bits a byte of text, bits a frame of
+Sums add up (`counterpoint.blocks.loss_sums.LossSums`), so bits a byte of text, bits a frame of
 speech and nats a frame of each stream come from the same numbers, over some units or over all.
 """
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from counterpoint.blocks.loss_sums import LossSums, add_losses
 from counterpoint.data.source import HeldOutUnits
 from counterpoint.streams.batch import Batch, ContentUnit
-from counterpoint.systems.contract import LossSums, System, add_losses
+from counterpoint.systems.contract import System
 
 UnitProgress = Callable[[int, int], None]
 """A function called with the numbers of units done and of all units."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from counterpoint.blocks.boundaries import BoundariesConfig
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.recall import RecallConfig
@@ -64,9 +65,13 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="two_stream_recall", system=_recall()),
         GridArm(name="same_rate", system=_same_rate()),
         GridArm(name="shared_levels", system=_shared_levels()),
+        GridArm(name="two_stream_learned", system=_learned(share)),
+        GridArm(name="two_stream_rebuild", system=_rebuild()),
         GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
         GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
         GridArm(name="hrt", system=_hrt()),
+        GridArm(name="hrt_words", system=_hrt_words()),
+        GridArm(name="hrt_learned", system=_hrt_learned(share)),
         GridArm(name="hnet", system=_hnet(share)),
         GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=188))),
         GridArm(name="window_summary", system=_window_summary()),
@@ -152,6 +157,23 @@ def _fixed_blocks() -> TwoStreamConfig:
     )
 
 
+def _learned(share: float) -> TwoStreamConfig:
+    """Return the arm whose blocks end where a router finds an end."""
+    return replace(
+        _two_stream(),
+        part=replace(_tower(64, 4, WINDOW), mlp_hidden=120),
+        boundary_ids=(),
+        learned_ends=_ends(share),
+        usual_block_ticks=None,
+    )
+
+
+def _rebuild() -> TwoStreamConfig:
+    """Return the arm that rebuilds its blocks as HRT does, and is narrower for it."""
+    part = replace(_tower(64, 4, WINDOW), mlp_hidden=128)
+    return replace(_two_stream(), part=part, reconstruct_weight=0.1)
+
+
 def _shared_levels() -> TwoStreamConfig:
     """Return the control of two levels without two towers: one stack of layers serves both."""
     layers = replace(_tower(56, 4, WINDOW), mlp_hidden=152)
@@ -227,6 +249,44 @@ def _hrt() -> HRTConfig:
         num_rounds=1,
         num_keys=64,
     )
+
+
+def _hrt_words() -> HRTConfig:
+    """Return the arm whose blocks of ticks are words, of at most eight ticks, as two_stream's."""
+    return HRTConfig(
+        levels=(
+            replace(_tower(64, 4, WINDOW), mlp_hidden=128),
+            _tower(56, 2, 72),
+            _tower(56, 2, 64),
+        ),
+        strides=(8, 4),
+        num_rounds=1,
+        num_keys=72,
+        compressor="mean",
+        boundary_ids=WORDS,
+        usual_block_ticks=3.0,
+    )
+
+
+def _hrt_learned(share: float) -> HRTConfig:
+    """Return the arm whose blocks of ticks end where a router finds an end."""
+    words = _hrt_words()
+    return replace(
+        words,
+        levels=(
+            replace(words.levels[0], mlp_hidden=112),
+            _tower(48, 2, 72),
+            _tower(48, 2, 64),
+        ),
+        boundary_ids=(),
+        learned_ends=_ends(share),
+        usual_block_ticks=None,
+    )
+
+
+def _ends(share: float) -> BoundariesConfig:
+    """Return a router that may find as many ends as `logbook` has words."""
+    return BoundariesConfig(ratio=3.0, loss_weight=0.03 * share, max_share=0.34)
 
 
 def _hnet(share: float) -> HNetConfig:

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.loss_sums import LossSums, row_losses
 from counterpoint.blocks.stage import Ratios, Stage, StageConfig, StageState, Steps
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
@@ -40,14 +41,12 @@ from counterpoint.streams.spec import Layout, Role, Stream, Ticks, coarse_stream
 from counterpoint.systems.contract import (
     Choose,
     Logits,
-    LossSums,
     State,
     System,
     SystemConfig,
     check_same_tick,
     in_chunks,
     map_state,
-    row_losses,
 )
 
 GPT_CHUNK = 4.6

@@ -10,7 +10,8 @@ The paper shows no mask, and its tables could not be retrieved. This file decide
 open:
 
 1. A step of a level depends on the ticks up to the end of its block, and is read from that tick on.
-2. Blocks are aligned to the start of their document; an unfinished block is never read.
+2. Blocks are aligned to the start of their document; an unfinished block is never read. Those of
+   ticks may end early, at given ids or where a router finds an end, which is our addition.
 3. A block goes up as the approximation of a lifting wavelet with learned factors, whose inverse is
    exact; the details stay in the level below. ``compressor`` names other ways.
 4. Strides are free; (4, 4, 4) is meant for bytes.
@@ -31,21 +32,22 @@ from *every* coarser level. Checked against the rule of visibility, the exact in
 and counted costs (`tests/systems/test_contract.py`, `test_hrt.py`); there is no published code.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.compress import Kind, Unfold
+from counterpoint.blocks.block_grid import is_in_block, spread_blocks
+from counterpoint.blocks.boundaries import Boundaries
+from counterpoint.blocks.chunk import straight_through
+from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.cross_attention import Memory
-from counterpoint.blocks.mixer import MixerReach, MixerState
+from counterpoint.blocks.level_state import Start
+from counterpoint.blocks.loss_sums import LossSums, stream_loss
+from counterpoint.blocks.mixer import MixerReach
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.pyramid import (
     Blocks,
@@ -57,76 +59,14 @@ from counterpoint.blocks.pyramid import (
     level_views,
 )
 from counterpoint.blocks.transformer import Tower, TowerConfig
-from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import reach_ticks
-from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks, coarse_stream
-from counterpoint.systems.contract import (
-    Choose,
-    Logits,
-    LossSums,
-    State,
-    System,
-    SystemConfig,
-    in_chunks,
-    stream_loss,
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HRTConfig(SystemConfig):
-    """Shape of an `HRT`.
-
-    Attributes:
-        levels: Towers from the finest level to the coarsest. The number of layers of each must be a
-            multiple of ``num_rounds``; its window is counted in steps of its own level.
-        strides: Number of steps of each level in one step of the next level, finest level first.
-        num_rounds: Number of times that the computation goes up and down the levels.
-        num_keys: Number of newest steps of each coarser level that a step reads on the way down.
-        compressor: How a block becomes a coarse step; see `counterpoint.blocks.compress`. Of the
-            wavelet only the approximation goes up.
-        reconstruct_weight: Weight of the loss of rebuilding finished blocks from coarser levels.
-        vocab_size: Number of ids of the part stream.
-        conv_taps: Number of taps of the convolution after the embedding.
-    """
-
-    levels: tuple[TowerConfig, ...]
-    strides: tuple[int, ...] = (4, 4, 4)
-    num_rounds: int = 1
-    num_keys: int = 8
-    compressor: Kind = "wavelet"
-    reconstruct_weight: float = 0.1
-    vocab_size: int = 258
-    conv_taps: int = 4
-
-    def __post_init__(self) -> None:
-        if len(self.levels) < 2 or len(self.strides) != len(self.levels) - 1:
-            raise UserError(
-                f"`levels` must be two or more, with one stride between neighbouring levels: got "
-                f"{len(self.levels)} levels and {len(self.strides)} strides."
-            )
-        if min(self.strides) < 2:
-            raise UserError(f"`strides` must be >= 2 each: got {self.strides}.")
-        if self.num_keys < 1 or self.num_rounds < 1:
-            raise UserError(
-                f"`num_keys` and `num_rounds` must be >= 1: got {self.num_keys} and "
-                f"{self.num_rounds}."
-            )
-        for tower in self.levels:
-            if tower.num_layers % self.num_rounds:
-                raise UserError(
-                    f"Every level must have the same number of layers in each of the "
-                    f"{self.num_rounds} rounds: got {tower.num_layers} layers."
-                )
-            if not isinstance(tower.mixer, AttentionConfig):
-                raise UserError(
-                    "A level reads coarser levels with the rotation of its own attention: its "
-                    f"`mixer` must be attention; got {type(tower.mixer).__name__}."
-                )
-
-    def period_ticks(self, level: int) -> int:
-        """Return the number of ticks that a step of a level covers."""
-        return math.prod(self.strides[:level])
+from counterpoint.streams.spec import UNSET_ID, Role, Ticks
+from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks
+from counterpoint.systems.hrt_config import HRTConfig as HRTConfig
+from counterpoint.systems.hrt_config import layout_of
+from counterpoint.systems.hrt_state import HRTState, Laid
+from counterpoint.systems.two_stream_losses import ratio_losses
 
 
 def tiny() -> HRTConfig:
@@ -167,24 +107,6 @@ def levels_for(num_ticks: int, window: int, stride: int) -> int:
     return levels
 
 
-class HRTState(NamedTuple):
-    """State of a session.
-
-    Attributes:
-        counts: Progress of the session on every level.
-        conv: Last steps of the convolution.
-        towers: States of the layers of every level.
-        pending: The newest states before the chunk, by coarse level and round; see `Blocks.take`.
-        memories: Keys and values of coarse steps, in the order of `HRT.links`.
-    """
-
-    counts: Counts
-    conv: Float[Tensor, "B C D"]
-    towers: tuple[tuple[MixerState, ...], ...]
-    pending: tuple[tuple[Float[Tensor, "B R D"], ...], ...]
-    memories: tuple[Memory, ...]
-
-
 class HRT(System):
     """A causal language model of one text at several resolutions."""
 
@@ -195,9 +117,13 @@ class HRT(System):
         """Make random weights; the head starts at zero, so the first prediction is uniform."""
         super().__init__()
         self.config = config
-        self.layout = _layout(config)
+        self.layout = layout_of(config)
         fine = config.levels[0]
         rounds = range(config.num_rounds)
+        ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
+        ends_block[list(config.boundary_ids)] = True
+        self.register_buffer("ends_block", ends_block, persistent=False)
+        self.ends_block: Tensor
         self.embedding = nn.Embedding(config.vocab_size, fine.width)
         self.conv = CausalConvolution(fine.width, config.conv_taps)
         self.towers = _modules(Tower(level) for level in config.levels)
@@ -218,6 +144,8 @@ class HRT(System):
         self.norm = RMSNorm(fine.width)
         self.head = nn.Linear(fine.width, config.vocab_size, bias=False)
         nn.init.zeros_(self.head.weight)
+        learned = config.learned_ends
+        self.boundaries = None if learned is None else Boundaries(fine.width, learned)
         if config.reconstruct_weight:
             self.unfolds = _modules(
                 Unfold(level.width, below.width, stride) for below, level, stride in pairs
@@ -232,64 +160,88 @@ class HRT(System):
 
     def losses(self, batch: Batch) -> dict[str, LossSums]:
         """Return the loss sums of the targets and of the rebuilt blocks; see `System.losses`."""
-        levels, blocks = self._read_rows(batch)
+        levels, laid = self._read_rows(batch)
         losses = {"part": stream_loss(self.head(self.norm(levels[0])), batch.targets["part"])}
+        weight = losses["part"].weight
         if self.config.reconstruct_weight and len(levels) > 1:
-            grid = blocks[0].grid
             ids = batch.ticks["part"]
-            written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
-            written = written.masked_fill(~grid.real, UNSET_ID)
-            rebuilt = self.head(self.norm(self._rebuilt(levels, blocks)))
-            sums = stream_loss(rebuilt, written)
-            losses["reconstruct"] = sums._replace(weight=losses["part"].weight)
+            written = ids.masked_fill(~is_in_block(laid.blocks[0].grid, ids.shape[1]), UNSET_ID)
+            rebuilt = self.head(self.norm(self._rebuilt(levels, laid.blocks)))
+            losses["reconstruct"] = stream_loss(rebuilt, written)._replace(weight=weight)
+        if laid.ends is not None and self.config.learned_ends is not None:
+            losses |= ratio_losses(laid.ends, self.config.learned_ends.ratio, batch, weight)
         return losses
 
     def loss_factor(self, group: str) -> float:
-        """Return the weight of the reconstruction loss; see `System.loss_factor`."""
-        return self.config.reconstruct_weight if group == "reconstruct" else 1.0
+        """Return the weights of rebuilding and of the ratio; see `System.loss_factor`."""
+        learned = self.config.learned_ends
+        factors = {
+            "reconstruct": self.config.reconstruct_weight,
+            "ratio": 0.0 if learned is None else learned.loss_weight,
+            "share": 0.0,
+        }
+        return factors.get(group, 1.0)
 
-    def _rebuilt(self, levels: list[Tensor], blocks: list[Blocks]) -> Float[Tensor, "B W R D"]:
+    def _rebuilt(self, levels: list[Tensor], blocks: list[Blocks]) -> Float[Tensor, "B T D"]:
         """Return rebuilt states of the ticks of finished blocks, from the coarsest level down."""
-        top = len(levels) - 1
-        state = levels[top]
-        for level in range(top, 1, -1):
-            grid = blocks[level - 1].grid
+        state = levels[-1]
+        for level in range(len(levels) - 1, 0, -1):
             below = levels[level - 1]
+            unfolded = self.unfolds[level - 1](state).to(below.dtype)
+            state = spread_blocks(unfolded, blocks[level - 1].grid, below.shape[1])
             # A step whose block is not finished gets nothing from the levels above.
-            number = torch.where(grid.real, grid.step, below.shape[1]).flatten(1)
-            added = F.pad(torch.zeros_like(below), (0, 0, 0, 1)).scatter(
-                1,
-                number[..., None].expand(-1, -1, below.shape[2]),
-                self.unfolds[level - 1](state).flatten(1, 2).to(below.dtype),
-            )
-            state = below + added[:, :-1]
-        return self.unfolds[0](state)
+            state = state + below if level > 1 else state
+        return state
 
     # The same code for whole rows and for chunks of sessions
 
-    def _read_rows(self, batch: Batch) -> tuple[list[Tensor], list[Blocks]]:
-        """Return the states of all levels that have steps, and their blocks."""
+    def _read_rows(self, batch: Batch) -> tuple[list[Tensor], Laid]:
+        """Return the states of all levels that have steps, and the blocks."""
         ids = batch.ticks["part"]
         start = batch.document_start
         age = torch.arange(ids.shape[1], device=ids.device) - start
         x, _ = self.conv(self.embedding(ids), age=age)
-        counts = self._counts(len(ids))
-        blocks = lay_levels(x.shape[:2], self.config.strides, start, batch.lengths, counts)
         reaches = [self.towers[0].reach(start)]
-        for laid, tower in zip(blocks, self.towers[1:], strict=False):
-            if laid.has_steps:
-                reaches.append(tower.reach(laid.first.gather(1, laid.grid.end)))
-        levels, _ = self._rounds(x, blocks, reaches, None)
-        return levels, blocks
+        laid = self._lay(ids, x, reaches[0], Start(document=start, lengths=batch.lengths), None)
+        for blocks, tower in zip(laid.blocks, self.towers[1:], strict=False):
+            if blocks.has_steps:
+                reaches.append(tower.reach(blocks.first.gather(1, blocks.grid.end)))
+        levels, _ = self._rounds(laid, reaches, None)
+        return levels, laid
+
+    def _lay(
+        self,
+        ids: Int[Tensor, "B T"],
+        x: Float[Tensor, "B T D"],
+        reach: MixerReach,
+        start: Start,
+        state: HRTState | None,
+    ) -> Laid:
+        """Run the first layers of the finest level, and find the blocks that end."""
+        config = self.config
+        tower = self.towers[0]
+        size = tower.config.num_layers // config.num_rounds
+        x = tower(x, reach, None if state is None else state.towers[0], layers=range(size))
+        early = self.ends_block[ids] if config.boundary_ids else None
+        ends = None
+        most = None
+        if self.boundaries is not None:
+            newest = None if state is None else state.pending[0][0][:, -1]
+            found = None if state is None else state.ends[0]
+            ends, early = self.boundaries(self.rises[0].norms[0](x), start, newest, found)
+            if state is None:
+                most = self.boundaries.most_blocks(x.shape[1], config.strides[0])
+        counts = self._counts(len(x)) if state is None else state.counts
+        shape = (x.shape[0], x.shape[1])
+        blocks = lay_levels(
+            shape, config.strides, start.document, start.lengths, counts, early, most
+        )
+        return Laid(x, blocks, ends)
 
     def _rounds(
-        self,
-        x: Float[Tensor, "B T D"],
-        blocks: list[Blocks],
-        reaches: list[MixerReach],
-        state: HRTState | None,
+        self, laid: Laid, reaches: list[MixerReach], state: HRTState | None
     ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-        """Run all rounds over the levels that have steps in the chunk.
+        """Run all rounds, but for the first layers, over the levels that have steps in the chunk.
 
         ``reaches`` has one entry for each of these levels. The coarse keys of a session are updated
         in place.
@@ -298,6 +250,7 @@ class HRT(System):
             The states of these levels, and the pending states of each such level by round.
         """
         config = self.config
+        x, blocks, _ = laid
         views = level_views(
             blocks,
             reaches,
@@ -309,6 +262,8 @@ class HRT(System):
         pending: list[tuple[Tensor, ...]] = [() for _ in blocks]
         gathered: list[Tensor] = [x] * len(blocks)
         levels = [x]
+        # A factor of 1 at level 0, whose gradient trains the router's confidence.
+        sure = [self._sure(laid, state), *[1.0] * len(self.config.strides)]
         for number in range(config.num_rounds):
             for level, (reach, tower) in enumerate(zip(reaches, self.towers, strict=False)):
                 if level and not number:
@@ -317,10 +272,11 @@ class HRT(System):
                 elif level:
                     rise = self.rises[level - 1]
                     levels[level] = rise.gather(number, levels[level], gathered[level - 1])
-                size = tower.config.num_layers // config.num_rounds
-                own = range(number * size, (number + 1) * size)
-                states = None if state is None else state.towers[level]
-                levels[level] = tower(levels[level], reach, states, layers=own)
+                if level or number:  # `_lay` has run the first layers
+                    size = tower.config.num_layers // config.num_rounds
+                    own = range(number * size, (number + 1) * size)
+                    states = None if state is None else state.towers[level]
+                    levels[level] = tower(levels[level], reach, states, layers=own)
                 if level < len(blocks):
                     kept = self._kept(x, level, number, state)
                     fine = self.rises[level].norms[number](levels[level])
@@ -331,12 +287,18 @@ class HRT(System):
                     key = _link(number, level, source)
                     link = self.links[key]
                     read = link.attention(levels[level], memories[key], views[level, source].reach)
-                    levels[level] = fuse(levels[level], read, link.gate)
+                    levels[level] = fuse(levels[level], read * sure[level], link.gate)
                 for reader in range(level):
                     key = _link(number, reader, level)
                     memory = self.links[key].remember(levels[level], views[reader, level].end)
                     memories[key] = views[reader, level].keep(memory, memories[key])
         return levels, pending
+
+    def _sure(self, laid: Laid, state: HRTState | None) -> Tensor | float:
+        """Return ones whose gradient goes to the confidence about the ends of blocks."""
+        if laid.ends is None or state is not None:
+            return 1.0
+        return straight_through(laid.ends.confidence)[..., None]
 
     def _kept(self, x: Tensor, level: int, number: int, state: HRTState | None) -> Tensor:
         """Return the newest states of a level before the chunk; its unfinished block is last."""
@@ -355,13 +317,13 @@ class HRT(System):
     @property
     def chunk_ticks(self) -> int:
         """Largest number of ticks that the rings can take at once; `read` cuts longer calls."""
-        periods = (self.config.period_ticks(level) for level in range(len(self.towers)))
+        periods = (self.config.least_ticks(level) for level in range(len(self.towers)))
         return min(t.chunk_steps * p for t, p in zip(self.towers, periods, strict=True))
 
     def _capacities(self) -> tuple[int, ...]:
         """Return how many steps of each coarse level are kept: of a chunk, and read before it."""
         chunk = self.chunk_ticks
-        periods = (self.config.period_ticks(level) for level in range(1, len(self.towers)))
+        periods = (self.config.least_ticks(level) for level in range(1, len(self.towers)))
         return tuple(self.config.num_keys + chunk // period + 1 for period in periods)
 
     def _counts(self, num_rows: int) -> Counts:
@@ -398,6 +360,7 @@ class HRT(System):
                 for stride, below in zip(config.strides, config.levels, strict=False)
             ),
             memories=tuple(memories),
+            ends=() if self.boundaries is None else (self._counts(batch_size).position,),
         )
 
     def read(
@@ -409,20 +372,23 @@ class HRT(System):
     def _read_chunk(
         self, ticks: Ticks, state: HRTState, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "B T D"], HRTState]:
-        x, conv = self.conv(self.embedding(ticks["part"]), state.conv, lengths=lengths)
+        ids = ticks["part"]
+        x, conv = self.conv(self.embedding(ids), state.conv, lengths=lengths)
         counts = state.counts
-        blocks = lay_levels(x.shape[:2], self.config.strides, None, lengths, counts)
         reaches = [self.towers[0].streaming_reach(counts.position, x.shape[1], lengths)]
-        for laid, tower in zip(blocks, self.towers[1:], strict=False):
-            if laid.has_steps:
-                width = laid.grid.end.shape[1]
-                reaches.append(tower.streaming_reach(laid.before, width, laid.finished))
-        levels, pending = self._rounds(x, blocks, reaches, state)
+        start = Start(step=counts.position, lengths=lengths)
+        laid = self._lay(ids, x, reaches[0], start, state)
+        for blocks, tower in zip(laid.blocks, self.towers[1:], strict=False):
+            if blocks.has_steps:
+                width = blocks.grid.end.shape[1]
+                reaches.append(tower.streaming_reach(blocks.before, width, blocks.finished))
+        levels, pending = self._rounds(laid, reaches, state)
         num_ticks = x.shape[1] if lengths is None else lengths
         after = state._replace(
-            counts=counts.after(blocks, num_ticks),
+            counts=counts.after(laid.blocks, num_ticks),
             conv=conv,
-            pending=(*pending, *state.pending[len(blocks) :]),
+            pending=(*pending, *state.pending[len(laid.blocks) :]),
+            ends=() if laid.ends is None else (state.ends[0] + laid.ends.number,),
         )
         return self.norm(levels[0]), after
 
@@ -439,28 +405,42 @@ class HRT(System):
     ) -> float:
         """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
+        rebuilds = training and config.reconstruct_weight
         head = 2 * self.head.weight.numel()
         total = head * num_ticks
-        steps = num_ticks
-        for level, tower in enumerate(self.towers):
-            if level:
-                steps //= config.strides[level - 1]
+        by_level = self._steps(num_ticks)
+        if self.boundaries is not None:
+            total += 2 * self.boundaries.products() * num_ticks
+        if rebuilds and by_level[1]:
+            total += head * num_ticks
+        for level, (steps, tower) in enumerate(zip(by_level, self.towers, strict=True)):
             if not steps:
                 break
             total += steps * tower.flops_per_step(steps)
             for key, link in self.links.items():
                 if _reader(key) == level:
-                    num_coarse = num_ticks // config.period_ticks(_source(key))
-                    total += steps * link.flops_per_step(min(config.num_keys, num_coarse + 1))
+                    num_keys = min(config.num_keys, by_level[_source(key)] + 1)
+                    total += steps * link.flops_per_step(num_keys)
                 if _source(key) == level:
                     total += steps * 2 * link.attention.key_value.weight.numel()
             if level:
                 total += steps * self.rises[level - 1].flops_per_step()
-            if level and training and config.reconstruct_weight:
+            if level and rebuilds:
                 total += steps * 2 * self.unfolds[level - 1].unfold.weight.numel()
-            if level == 1 and training and config.reconstruct_weight:
-                total += steps * config.strides[0] * head
         return total / num_ticks * (3 if training else 1)
+
+    def _steps(self, num_ticks: int) -> list[int]:
+        """Return the number of steps of every level in rows of ``num_ticks`` usual ticks."""
+        config = self.config
+        steps = num_ticks // config.strides[0]
+        if self.boundaries is not None:  # as many as there is room for
+            steps = self.boundaries.most_blocks(num_ticks, config.strides[0])
+        elif config.usual_block_ticks:
+            steps = round(num_ticks / config.usual_block_ticks)
+        found = [num_ticks, steps]
+        for stride in config.strides[1:]:
+            found.append(found[-1] // stride)
+        return found
 
     def shard_units(self) -> list[nn.Module]:
         """Return the modules that distributed training shards one by one."""
@@ -483,18 +463,3 @@ def _source(key: str) -> int:
 def _modules(modules: Iterable[nn.Module]) -> Any:
     """Return a `nn.ModuleList`, typed so that its items are not plain modules."""
     return nn.ModuleList(modules)
-
-
-def _layout(config: HRTConfig) -> Layout:
-    """Return the part stream, and one stream for each coarser level."""
-    part = Stream(name="part", role=Role.PART, vocab_size=config.vocab_size, predicted=True)
-    coarse = (
-        coarse_stream(
-            f"level_{level}",
-            width=config.levels[level].width,
-            period_ticks=config.period_ticks(level),
-            lag_steps=0,
-        )
-        for level in range(1, len(config.levels))
-    )
-    return Layout(streams=(part, *coarse))

@@ -24,12 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import ring_steps
+from counterpoint.blocks.block_grid import is_in_block, spread_blocks
 from counterpoint.blocks.boundaries import Boundaries
 from counterpoint.blocks.chunk import straight_through
 from counterpoint.blocks.compress import Unfold
 from counterpoint.blocks.convolution import CausalConvolution
 from counterpoint.blocks.level import Level
 from counterpoint.blocks.level_state import Start
+from counterpoint.blocks.loss_sums import LossSums, stream_loss
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.notes import Notes, held_notes
@@ -39,21 +41,11 @@ from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import first_visible, reach_ticks
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
-from counterpoint.systems.contract import (
-    Choose,
-    Logits,
-    LossSums,
-    State,
-    System,
-    in_chunks,
-    map_state,
-    stream_loss,
-)
+from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks, map_state
 from counterpoint.systems.two_stream_config import WHOLE_TEXT, layout_of, levels_of
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
 from counterpoint.systems.two_stream_losses import (
     ChangeText,
-    ids_of_blocks,
     led_text,
     next_rows,
     ratio_losses,
@@ -215,9 +207,11 @@ class TwoStream(System, Level):
             predicted = stream_loss(self.head(self.norm(guidance.plan)), planned)
             losses["predict"] = predicted._replace(weight=weight)
         if config.reconstruct_weight:
-            written = ids_of_blocks(ids, lower.cut.grid)
-            rebuilt = self.head(self.norm(self.reconstructor(compressed)))
-            losses["reconstruct"] = stream_loss(rebuilt, written)._replace(weight=weight)
+            grid = lower.cut.grid
+            written = ids.masked_fill(~is_in_block(grid, ids.shape[1]), UNSET_ID)
+            rebuilt = spread_blocks(self.reconstructor(compressed), grid, ids.shape[1])
+            rebuilding = stream_loss(self.head(self.norm(rebuilt)), written)
+            losses["reconstruct"] = rebuilding._replace(weight=weight)
         if lower.ends is not None and config.learned_ends is not None:
             losses |= ratio_losses(lower.ends, config.learned_ends.ratio, batch, weight)
         return losses
@@ -484,8 +478,8 @@ class TwoStream(System, Level):
         if training and config.predict_weight:
             forward += head
         if training and config.reconstruct_weight:
-            a_block = 2 * self.reconstructor.unfold.weight.numel() + config.block_ticks * head
-            forward += a_block * num_blocks / num_ticks
+            a_block = 2 * self.reconstructor.unfold.weight.numel()
+            forward += head + a_block * num_blocks / num_ticks
         if training and config.whole_control == "frozen":
             # Frozen weights have no gradient of their own, but gradients flow through them.
             return 3 * forward - self.frozen_flops * num_blocks / num_ticks

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from counterpoint.blocks.boundaries import BoundariesConfig
+from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -92,18 +92,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
 
     def _check_ends(self) -> None:
         """Check where blocks end."""
-        if self.usual_block_ticks is not None and self.usual_block_ticks < 1:
-            raise UserError(
-                f"`usual_block_ticks` must be >= 1 or None; got {self.usual_block_ticks}."
-            )
-        if not all(0 <= one < self.vocab_size for one in self.boundary_ids):
-            raise UserError(
-                f"`boundary_ids` must be ids, 0 to {self.vocab_size - 1}; got {self.boundary_ids}."
-            )
-        if self.boundary_ids and self.learned_ends is not None:
-            raise UserError(
-                "Blocks must end at `boundary_ids` or where `learned_ends` finds an end: got both."
-            )
+        check_ends(self.boundary_ids, self.learned_ends, self.usual_block_ticks, self.vocab_size)
         if self.text is not None and self.ends_early:
             raise UserError(
                 "A whole of text stands at fixed ticks: with `text` blocks must not end early. "

@@ -6,12 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from counterpoint.blocks.block_grid import BlockGrid
 from counterpoint.blocks.chunk import Chunks, ratio_loss
+from counterpoint.blocks.loss_sums import LossSums, row_losses, stream_loss
 from counterpoint.blocks.notes import Notes
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.contract import LossSums, row_losses, stream_loss
 from counterpoint.systems.two_stream_config import WHOLE_TEXT
 
 ChangeText = Callable[[Int[Tensor, "B *T K"]], Int[Tensor, "B *T K"]]
@@ -49,12 +48,6 @@ def text_loss(
     after = hidden.clone()
     after[:, due] = notes.follow(hidden[:, due], led_by(elements))
     return loss._replace(weight=ticks), after
-
-
-def ids_of_blocks(ids: Int[Tensor, "B T"], grid: BlockGrid) -> Int[Tensor, "B W R"]:
-    """Return the ids of each block (B, W, R), with `UNSET_ID` in places before the block."""
-    written = ids.gather(1, grid.step.flatten(1).clamp(min=0)).view(grid.step.shape)
-    return written.masked_fill(~grid.real, UNSET_ID)
 
 
 def ratio_losses(ends: Chunks, ratio: float, batch: Batch, weight: Tensor) -> dict[str, LossSums]:

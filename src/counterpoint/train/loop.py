@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from counterpoint.blocks.loss_sums import Losses, LossSums, add_losses
 from counterpoint.data.source import BatchSource, attach
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Amount, Batch
 from counterpoint.streams.spec import Layout
-from counterpoint.systems.contract import Loss, Losses, LossSums, System, add_losses
+from counterpoint.systems.contract import Loss, System
 from counterpoint.train.checkpoint import Counters
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.distributed import current_world, gathered, sync_gradients

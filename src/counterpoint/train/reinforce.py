@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from counterpoint.blocks.loss_sums import LossSums, add_losses
 from counterpoint.errors import UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.systems.contract import Loss, LossSums, System, add_losses
+from counterpoint.systems.contract import Loss, System
 
 _STD_FLOOR = 1e-4
 ADVANTAGES = "advantages"

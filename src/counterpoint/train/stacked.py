@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from counterpoint.blocks.loss_sums import Losses
 from counterpoint.data.recorded import Recorded
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Role
-from counterpoint.systems.contract import Losses, System
+from counterpoint.systems.contract import System
 from counterpoint.tracing import tracing
 from counterpoint.train.config import OptimizerConfig, TrainConfig
 from counterpoint.train.lane_batches import LaneBatches, LaneSource, StackedBatch

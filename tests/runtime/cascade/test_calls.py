@@ -228,34 +228,90 @@ def test_cancelled_call_is_undone() -> None:
     assert list(counter.orders.values()) == ["small"]
 
 
-def test_effect_that_comes_after_the_cancellation_is_undone_too() -> None:
-    counter = Counter()
-    begun, release = threading.Event(), threading.Event()
+class SlowCounter(Counter):
+    """A counter whose orders take effect when they are let go, and which counts what it undoes."""
 
-    def slow(size: str, key: str) -> str:
-        begun.set()
-        release.wait(5)
-        counter.orders[key] = size
-        return "done"
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.let_go = threading.Event()
+        self.undone: list[str] = []
 
-    tool = replace(counter.tool(), function=slow)
-    calls = Calls([tool], ThreadLane)
+    def order(self, size: str, key: str) -> dict[str, str]:
+        self.begun.set()
+        self.let_go.wait(5)
+        return super().order(size, key)
+
+    def undo(self, key: str) -> None:
+        self.undone.append(key)
+        super().undo(key)
+
+
+def cancelled_while_it_runs(counter: SlowCounter, limit_s: float) -> Calls:
+    """Make a call of a slow tool and cancel it."""
+    calls = Calls([counter.tool(limit_s=limit_s)], ThreadLane)
     calls.request(wanted("large"), 1, 0.0)
     calls.advance(0.0, is_over=False)
-    assert begun.wait(5)
+    assert counter.begun.wait(5)
     calls.cancel(wanted("large"), 1, 0.1)
-    for _ in range(200):
-        calls.advance(0.2, is_over=False)
-        time.sleep(0.005)
-        if any(one.kind == "undone" for one in calls.events):
-            break
-    release.set()
-    (attempt,) = calls.calls[0].tries
+    return calls
+
+
+def wait_for(calls: Calls, what: Callable[[], bool]) -> None:
+    """Let calls advance until something is so."""
     ends = time.monotonic() + 5
-    while (attempt.is_alive or counter.orders) and time.monotonic() < ends:
-        time.sleep(0.005)
+    while not what() and time.monotonic() < ends:
+        calls.advance(0.2, is_over=False)
+        time.sleep(0.002)
+    assert what()
+
+
+def is_undone(calls: Calls) -> bool:
+    return any(one.kind == "undone" for one in calls.events)
+
+
+def test_call_that_is_cancelled_while_it_runs_is_undone_once_when_it_has_ended() -> None:
+    counter = SlowCounter()
+    calls = cancelled_while_it_runs(counter, limit_s=5.0)
+    for _ in range(10):
+        calls.advance(0.2, is_over=False)
+        time.sleep(0.002)
+    assert counter.undone == []
+    counter.let_go.set()
+    wait_for(calls, lambda: is_undone(calls))
     assert counter.orders == {}
-    assert not attempt.is_alive
+    assert counter.undone == counter.keys
+
+
+def test_effect_that_comes_after_the_longest_time_is_undone_again() -> None:
+    counter = SlowCounter()
+    calls = cancelled_while_it_runs(counter, limit_s=0.05)
+    wait_for(calls, lambda: is_undone(calls))
+    assert counter.undone == ["turn 1, call 1"]  # it may have had an effect before it hung
+    counter.let_go.set()
+    wait_for(calls, lambda: len(counter.undone) == 2)
+    assert counter.orders == {}
+
+
+def test_call_that_is_cancelled_before_it_began_is_never_made() -> None:
+    counter = Counter()
+    calls = calls_of(counter.tool())
+    calls.request(wanted("large"), 1, 0.0)
+    calls.advance(0.0, is_over=False)  # it waits in its lane
+    calls.cancel(wanted("large"), 1, 0.0)
+    assert [one.kind for one in run(calls)] == ["call", "cancel"]
+    assert counter.keys == []
+
+
+def test_settled_calls_of_earlier_turns_are_forgotten_with_their_results() -> None:
+    counter = Counter()
+    calls = calls_of(counter.tool())
+    for turn in range(1, 4):
+        calls.request(wanted("small"), turn, 0.0)
+        run(calls)
+        calls.forget_before(turn)
+        assert [one.turn for one in calls.calls] == [turn]
+    assert counter.keys == [f"turn {turn}, call {turn}" for turn in range(1, 4)]
 
 
 def test_lasting_call_that_was_made_cannot_be_taken_back() -> None:
@@ -324,6 +380,37 @@ def test_self_correction_leaves_only_what_was_wanted(effect: Effect) -> None:
     assert list(counter.orders.values()) == ["small"]
     assert len(times(cascade, "cancel")) == 1
     assert len(times(cascade, "call")) == (2 if effect == "undoable" else 1)
+
+
+@pytest.mark.parametrize("effect", ["undoable", "lasting"])
+def test_agent_that_interrupts_makes_no_call_that_stays(effect: Effect) -> None:
+    stage = Stage()
+    counter = Counter(stage.clock)
+    tool = counter.tool(effect)
+    order = f"<tool_call>{wanted('large')}</tool_call>"
+
+    def think(scene: Scene) -> Iterator[str]:
+        pieces = () if scene.is_over else (order, "[INTERRUPT]")
+        yield from stage.writer(*pieces)(scene)
+
+    engines = replace(stage.engines("No."), think=think)
+    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0))
+    cascade = stage.cascade(engines, rules, [tool])
+    cascade.hear(stage.sound("a large tea for the moon please. - - - - - - - - - -"))
+    assert len(times(cascade, "interruption")) == 1
+    assert list(counter.orders.values()) == (["large"] if effect == "undoable" else [])
+    assert len(times(cascade, "cancel")) == (effect == "lasting")
+    assert cascade.backlog.open_calls == 0
+
+
+def test_conversation_forgets_the_calls_of_earlier_turns() -> None:
+    stage = Stage()
+    counter = Counter(stage.clock)
+    cascade = ordering(stage, counter, early=True)
+    for _ in range(3):
+        cascade.hear(stage.sound("a large tea for me please. - - - - - - - - - - - -"))
+        assert len(cascade.calls.calls) == 1
+    assert len(counter.orders) == 3
 
 
 def test_answer_waits_for_a_slow_call_and_goes_on_without_a_hanging_one() -> None:

@@ -1,10 +1,12 @@
 """The tool calls of a conversation: made early, repeated when they fail, taken back when wrong.
 
 A call goes through the states waiting -> running -> done, or failed, or cancelled. A tool that is
-not safe (`Tool.is_safe`) waits until the user has finished. A call that failed is made again with
-the same idempotency key, unless its tool is not safe: then nobody knows what a second call would
-do. A call that the user no longer wants is cancelled; if it has had an effect, or may have it later
-because it still runs, the effect is undone.
+not safe (`Tool.is_safe`) waits until the user has finished, and is not made at all if the agent
+interrupts the user before that (`Calls.withhold`). A call that failed is made again with the same
+idempotency key, unless its tool is not safe: then nobody knows what a second call would do. A call
+that the user no longer wants is cancelled. If it was made, its effect is undone once, when its tool
+has ended or has taken its longest time; if the tool ends after that, the effect is undone again.
+Settled calls of turns that are over are forgotten (`Calls.forget_before`).
 
 Whatever a tool does, the conversation goes on: it may raise, return what is no JSON, return too
 much, or never return. Each of these is an event with a reason.
@@ -22,6 +24,7 @@ event "call" with ``ok`` false and what was ``written``.
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -131,7 +134,8 @@ class Calls:
         self.calls: list[Call] = []
         self.events: list[Event] = []
         self._lanes = lanes
-        self._running: dict[int, Lane] = {}
+        self._number = 0
+        self._running: dict[int, tuple[Call, Lane]] = {}
         self._undoing: list[tuple[Call, Lane]] = []
         self._hanging: list[_Attempt] = []
 
@@ -152,8 +156,9 @@ class Calls:
             return
         tool, arguments = written
         if not self._find(tool, arguments, turn):
-            number = len(self.calls) + 1
-            self.calls.append(Call(number=number, tool=tool, arguments=arguments, turn=turn))
+            self._number += 1
+            call = Call(number=self._number, tool=tool, arguments=arguments, turn=turn)
+            self.calls.append(call)
 
     def cancel(self, block: str, turn: int, now_s: float) -> None:
         """Take back the call that a model names, and undo its effect if its tool can."""
@@ -176,17 +181,25 @@ class Calls:
         was = call.state
         call.state = "cancelled"
         if call.number in self._running:
-            self._running.pop(call.number).stop()
+            self._running.pop(call.number)[1].stop()
             self._note(CALL, call, now_s, ok=None)
         self._note(CANCEL, call, now_s, was=was)
-        undo = call.tool.undo
-        if undo is not None and call.attempts:
-            for attempt in call.tries:
-                attempt.abandon()
-            attempt = _Attempt(partial(_undone, undo, call.key), call.tool.limit_s, 100)
+        for attempt in call.tries:
+            attempt.abandon()
+        if call.tool.undo is not None and any(attempt.has_begun for attempt in call.tries):
             lane = self._lanes()
-            lane.start(attempt.result(), now_s)
+            lane.start(_undo(call), now_s)
             self._undoing.append((call, lane))
+
+    def withhold(self, turn: int, now_s: float) -> None:
+        """Cancel the waiting calls of tools that are not safe: the turn did not end by itself."""
+        for call in self.of_turn(turn):
+            if call.state == "waiting" and not call.tool.is_safe:
+                self.retract(call, now_s)
+
+    def forget_before(self, turn: int) -> None:
+        """Forget the settled calls of earlier turns, with their results."""
+        self.calls = [call for call in self.calls if call.turn >= turn or not call.is_settled]
 
     def advance(self, now_s: float, *, is_over: bool, is_speaking: bool = False) -> None:
         """Make the calls that may be made now, and take the results that have come.
@@ -196,8 +209,7 @@ class Calls:
             is_over: Whether the user has finished, so that unsafe tools may be called.
             is_speaking: Whether the user's voice is heard.
         """
-        for number, lane in list(self._running.items()):
-            call = self.calls[number - 1]
+        for call, lane in list(self._running.values()):
             for step in lane.poll(now_s):
                 if step.error is not None:
                     self._fail(call, str(step.error), step.at_s)
@@ -236,7 +248,8 @@ class Calls:
         attempt = _Attempt(action, tool.limit_s, self.rules.most_bytes, late)
         call.tries.append(attempt)
         self._hanging.append(attempt)
-        self._running[call.number] = lane = self._lanes()
+        lane = self._lanes()
+        self._running[call.number] = (call, lane)
         lane.start(attempt.result(), now_s)
 
     def _succeed(self, call: Call, result: str, at_s: float) -> None:
@@ -311,7 +324,11 @@ class _Attempt:
         action: Calls the tool.
         limit_s: Longest time that it may take.
         most_bytes: Longest result, in bytes of JSON.
-        late: Undoes the effect if the tool ends after the call was cancelled.
+        late: Undoes the effect if the tool ends after it was undone.
+        found: Result as JSON text, if there is one.
+        fault: Why there is none.
+        is_alive: Whether the tool may still run, or begin.
+        has_begun: Whether the tool was called.
     """
 
     action: Callable[[], Any]
@@ -321,28 +338,48 @@ class _Attempt:
     found: str | None = None
     fault: str = ""
     is_alive: bool = True
+    has_begun: bool = False
     _is_abandoned: bool = False
+    _undoes_late: bool = False
+    _begin_s: float = 0.0
+    _ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def result(self) -> Iterator[str]:
         """Run the tool, and yield its result as JSON text.
 
         Raises:
-            ToolError: The tool raised, took too long, or gave what cannot be used.
+            ToolError: The tool raised, took too long, or gave what cannot be used; or the call was
+                cancelled before it began.
         """
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        thread.join(self.limit_s)
-        if thread.is_alive():
+        with self._lock:
+            if self._is_abandoned:
+                self.is_alive = False
+                raise ToolError("cancelled before it began")
+            self.has_begun = True
+            self._begin_s = time.monotonic()
+        threading.Thread(target=self._run, daemon=True).start()
+        if not self._ended.wait(self.limit_s):
             raise ToolError(f"no result within {self.limit_s:g} s")
         if self.found is None:
             raise ToolError(self.fault)
         yield self.found
 
     def abandon(self) -> None:
-        """Let the tool's effect be undone when it ends, in case it still runs."""
+        """Do not begin any more."""
         with self._lock:
             self._is_abandoned = True
+
+    def settle(self) -> None:
+        """Wait until the tool has ended, or has taken its longest time.
+
+        If it ends later, it may have an effect after it was undone; then the effect is undone when
+        it ends.
+        """
+        if self.has_begun:
+            self._ended.wait(max(self._begin_s + self.limit_s - time.monotonic(), 0.0))
+        with self._lock:
+            self._undoes_late = self.is_alive
 
     def _run(self) -> None:
         try:
@@ -353,7 +390,8 @@ class _Attempt:
             self.fault = f"{type(error).__name__}: {error}"[:200]
         with self._lock:
             self.is_alive = False
-            is_late = self._is_abandoned
+            is_late = self._undoes_late
+        self._ended.set()
         if is_late and self.late is not None:
             with suppress(Exception):  # the undo that was asked for has told of its own fault
                 self.late()
@@ -369,6 +407,14 @@ class _Attempt:
         return text
 
 
-def _undone(undo: Callable[[str], Any], key: str) -> None:
+def _undo(call: Call) -> Iterator[str]:
+    """Undo a call when all its attempts have ended or have taken their longest time."""
+    for attempt in call.tries:
+        attempt.settle()
+    yield from _Attempt(partial(_undone, call), call.tool.limit_s, 100).result()
+
+
+def _undone(call: Call) -> None:
     """Undo a call; what the function returns is of no interest."""
-    undo(key)
+    if call.tool.undo is not None:
+        call.tool.undo(call.key)

@@ -123,8 +123,7 @@ class Backlog(NamedTuple):
 class Cascade:
     """One conversation.
 
-    Its memory grows only by its calls and by its events; the events can be taken out with
-    `take_events`.
+    Its memory grows only by its events, which can be taken out with `take_events`.
 
     Args:
         engines: The engines; a detector has a state, so every conversation needs its own.
@@ -245,9 +244,11 @@ class Cascade:
         if turn is not None:
             if self._open_turn is turn and turn.is_over and turn.is_recognised:
                 self._end_turn(turn)
+            if self._held == turn.number:
+                self.calls.withhold(turn.number, now_s)
             self.calls.advance(
                 now_s,
-                is_over=turn.is_over or self._held == turn.number,
+                is_over=turn.is_over,
                 is_speaking=self._ear.in_turn and not self._ear.is_pausing,
             )
             self._think(turn)
@@ -420,6 +421,7 @@ class Cascade:
         self._open_turn = turn
         self._newest = turn
         self._mind.clear()
+        self.calls.forget_before(turn.number)
         self._ready_s = None
         self._told = 0
 

@@ -3,7 +3,10 @@
 A job is an iterator; its steps are results, such as pieces of a text. A lane runs one job at a time
 and tells which steps are finished at a moment of the conversation. There are two kinds:
 
-- `ThreadLane` runs its job in a thread. The conversation must be paced like the sound.
+- `ThreadLane` runs every job in a thread of its own. The conversation must be paced like the sound.
+  A job that is dropped goes on until its step ends, while the next job has begun. So an engine may
+  be called by several threads at once, by each lane that uses it and by what was dropped: it must
+  bear that, or have a lock.
 - `TimedLane` runs a job without threads, as far as the conversation has come: a step that took
   0.3 s is finished 0.3 s after the step before it. So a recording can be answered faster than it
   lasts, with the times at which its answers would have come if every lane had its own processor.
@@ -82,7 +85,11 @@ class _Work:
 
 
 class ThreadLane:
-    """A lane whose job runs in a thread of its own."""
+    """A lane whose jobs run in threads, each in its own; its methods are called by one thread only.
+
+    `start` and `stop` never wait. The steps of a job that was dropped are lost, but the step that
+    runs goes on to its end in the background, with all that it does.
+    """
 
     def __init__(self) -> None:
         self._work: _Work | None = None
