@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.items import Item, Trained
 from counterpoint.data.tasks.source import in_blocks, item_rows
 from counterpoint.errors import UserError
 from counterpoint.evaluate.score import target_nats
@@ -85,7 +85,7 @@ def use_of_whole(system: nn.Module, items: Sequence[Item]) -> ItemWholeUse:
     if len(items) < 2:
         raise UserError(f"Every item needs another one as donor: got {len(items)} item(s).")
     reader = cast("HasWhole", system)
-    batch = _rows(cast("System", system), items)
+    batch = rows_of_items(cast("System", system), items)
     reading = reader.read_whole(batch)
     part = reader.layout.part.name
     own = reader.forward(batch, whole=reading.whole)[part]
@@ -157,7 +157,8 @@ def _symbol(number: int) -> str:
     return chr(number) if number < 128 else "?"
 
 
-def _rows(system: System, items: Sequence[Item]) -> Batch:
+def rows_of_items(system: System, items: Sequence[Item], trained: Trained = "answer") -> Batch:
+    """Return items as rows that are as long as the longest, on the system's device."""
     longest = max(len(item.text) for item in items)
     num_ticks = in_blocks(longest, system.layout.block_ticks)
-    return item_rows(items, system.layout, num_ticks).to(system.device)
+    return item_rows(items, system.layout, num_ticks, trained).to(system.device)

@@ -1,0 +1,165 @@
+"""Control: the same beginning continues under its own whole and under that of another text.
+
+Every system allows some of three ways to put another text's whole in place of its own:
+
+    swap     the coarse past of a session is exchanged (`System.swap`)
+    text     a whole that is written gets the other text's words from then on
+    prompt   the other text itself is read in place of the beginning; every system can do this
+
+The last way is no edit, but shows what a system answers if it has read the other text.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.source import label_stream
+from counterpoint.errors import UserError
+from counterpoint.evaluate.item_whole import Followed, followed, rows_of_items
+from counterpoint.evaluate.score import target_nats
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Ticks
+from counterpoint.systems.contract import System, map_state
+
+Way = Literal["swap", "text", "prompt"]
+WAYS: tuple[Way, ...] = ("swap", "text", "prompt")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """What an exchange of the whole changes.
+
+    Attributes:
+        way: How the whole was exchanged.
+        answers: Answers after the exchange, by kind of question.
+        own_symbol_bits: Mean bits of the other symbols after the exchange, under the own whole.
+        other_symbol_bits: The same under the whole of the other text.
+        num_symbols: Number of these symbols; 0 if the items have none.
+    """
+
+    way: Way
+    answers: tuple[Followed, ...]
+    own_symbol_bits: float
+    other_symbol_bits: float
+    num_symbols: int
+
+
+@torch.no_grad()
+def control(
+    system: System, items: Sequence[Item], first: int, *, symbols: bool = False
+) -> list[Control]:
+    """Let items go on from a tick under their own whole and under that of the next item.
+
+    Args:
+        system: System that reads and writes bytes, in evaluation mode.
+        items: Items of one task. Those of equal length up to ``first`` are comparable; the donor of
+            the last item is the first one.
+        first: Number of ticks that are read before the exchange; the id that begins a document is
+            the first of them.
+        symbols: Whether the system has learned all symbols, so that those that are no answers are
+            scored too.
+
+    Returns:
+        One result for each way that the system allows.
+    """
+    batch = rows_of_items(system, items, "all" if symbols else "answer")
+    part = system.layout.part.name
+    targets = batch.targets[part]
+    own = system(batch)[part]
+    late = [
+        replace(item, answers=tuple(one for one in item.answers if one.start >= first))
+        for item in items
+    ]
+    is_other = _other_symbols(late, targets, first)
+    count = int(is_other.sum())
+    found = []
+    for way in WAYS:
+        scores = _exchanged(way, system, batch, first)
+        if scores is None:
+            continue
+        bits = [
+            float(target_nats(one, targets)[is_other].sum()) / max(count, 1) / math.log(2)
+            for one in (own, scores)
+        ]
+        found.append(
+            Control(
+                way=way,
+                answers=followed(late, targets, own, scores),
+                own_symbol_bits=bits[0],
+                other_symbol_bits=bits[1],
+                num_symbols=count,
+            )
+        )
+    return found
+
+
+def _other_symbols(
+    items: Sequence[Item], targets: Int[Tensor, "B T"], first: int
+) -> Int[Tensor, "B T"]:
+    """Return where a target after the exchange belongs to no answer."""
+    wanted = targets >= 0
+    wanted[:, :first] = False
+    for row, item in enumerate(items):
+        for answer in item.answers:
+            wanted[row, answer.start : answer.start + len(answer.text)] = False
+    return wanted
+
+
+def _exchanged(way: Way, system: System, batch: Batch, first: int) -> Float[Tensor, "B T V"] | None:
+    """Return the scores of the part under the next row's whole; ``None`` if there is no such way.
+
+    Only the scores behind ticks from ``first`` on are those of the continuation.
+    """
+    part = system.layout.part.name
+    if way == "prompt":
+        mixed = {name: _lent(ids, 0, first) for name, ids in batch.ticks.items()}
+        return system(replace(batch, ticks=mixed))[part]
+    whole = label_stream(system.layout)
+    if way == "text":
+        if whole is None:
+            return None
+        length = batch.ticks[part].shape[1]
+        ticks = dict(batch.ticks)
+        written = dict(batch.elements or batch.targets)
+        ticks[whole.name] = _lent(ticks[whole.name], first, length)
+        # What is written after a tick is read with the next one.
+        written[whole.name] = _lent(written[whole.name], first - 1, length)
+        return system(replace(batch, ticks=ticks, elements=written))[part]
+    if whole is not None:
+        return None
+    state = system.initial_state(len(batch.document_start))
+    before = {name: ids[:, :first] for name, ids in batch.ticks.items()}
+    hidden, state = system.read(before, state)
+    donor = map_state(lambda x: x.roll(-1, 0), state)
+    try:
+        state = system.swap(state, donor)
+    except UserError:
+        return None
+    after: Ticks = {name: ids[:, first:] for name, ids in batch.ticks.items()}
+    continued, _ = system.read(after, state)
+    return _part_scores(system, torch.cat((hidden, continued), 1))
+
+
+def _lent(ids: Int[Tensor, "B T *_K"], first: int, stop: int) -> Int[Tensor, "B T *_K"]:
+    """Return ids with those of the next row in some ticks."""
+    mixed = ids.clone()
+    mixed[:, first:stop] = ids.roll(-1, 0)[:, first:stop]
+    return mixed
+
+
+def _part_scores(system: System, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+    """Return the scores of the part behind every tick of a system that writes nothing else."""
+    found: list[Tensor] = []
+
+    def choose(stream: str, codebook: int, scores: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        found.append(scores)
+        return scores.argmax(-1)
+
+    system.write(hidden.flatten(0, 1), choose)
+    return found[0].unflatten(0, hidden.shape[:2])
