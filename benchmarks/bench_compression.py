@@ -12,31 +12,20 @@ every finished arm are kept. On a GPU:
 
 import argparse
 import multiprocessing
-import pickle
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+from stack_lanes import TASKS, TRAIN, Record, in_time, interval, learn, recorded, scored_items
 
-from counterpoint.data.recorded import Recorded, record_once
-from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask
-from counterpoint.data.tasks.part_whole.logbook import Logbook
-from counterpoint.data.tasks.part_whole.navon import Navon
-from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.evaluate.item_whole import use_of_whole
-from counterpoint.evaluate.statistics import bootstrap_ratio
-from counterpoint.files import whole_file
 from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.compression import (
-    RATES,
     ROW_TICKS,
     CompressionArm,
     compression_arms,
@@ -44,118 +33,62 @@ from counterpoint.recipes.compression import (
 )
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import state_bytes
-from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from counterpoint.train.stacked import Stack
+from counterpoint.train.config import TrainConfig
 
-TASKS: dict[str, ScoredTask] = {
-    "logbook": Logbook(num_events=24, whole_share=1.0),
-    "navon": Navon(num_blocks=8, block_symbols=8),
-}
-TRAIN = TrainConfig(
-    num_steps=400,
-    batch_rows=16,
-    precision="float32",
-    log_every=50,
-    schedule=ScheduleConfig(warmup_steps=40),
-    optimizer=OptimizerConfig(lr=3e-3),
-)
-NUM_ITEMS = 500
-ITEMS_SEED = HELD_OUT_SEED - 1
 PRIMARY = "whole"
-
-
-def batches(folder: Path, task: str, seed: int, train: TrainConfig) -> Recorded:
-    """Return the batches of a task and seed, which all arms share; they are made once."""
-    layout = sketch(compression_system(compression_arms()[0])).layout
-    data = PreparedTask(TaskData(task=TASKS[task], seed=seed), layout, max(RATES))
-    if data.num_ticks != ROW_TICKS:
-        raise SystemExit(f"Rows must have {ROW_TICKS} ticks: {task} has {data.num_ticks}.")
-    source = data.batches(train.batch_rows, seed)
-    name = f"{task}-{seed}-{train.num_steps}x{train.batch_rows}.pt"
-    return record_once(source, train.num_steps, folder / name)
-
-
-@cache
-def scored_items(folder: Path, task: str) -> tuple[Item, ...]:
-    """Return the items on which a task is scored; they are made once."""
-    path = folder / f"{task}-items.pickle"
-    if not path.exists():
-        items = tuple(TASKS[task].item(ITEMS_SEED, number) for number in range(NUM_ITEMS))
-        with whole_file(path) as partial_path:
-            partial_path.write_bytes(pickle.dumps(items))
-    found: tuple[Item, ...] = pickle.loads(path.read_bytes())
-    return found
+"""Kind of the answers that decide, declared before the runs: they need the whole text."""
 
 
 def run_arm(
     arm: CompressionArm, seeds: Sequence[int], train: TrainConfig, device: str, folder: Path
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Train all lanes of an arm as one stack; return the record of each."""
     begin = time.perf_counter()
-    torch.set_num_threads(1)
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-    config = compression_system(arm)
     lanes = list(product(TASKS, seeds))
     trains = [replace(train, seed=seed) for _, seed in lanes]
-    systems = [build_system(config, one.seed).to(device) for one in trains]
-    curves: list[list[dict[str, float]]] = [[] for _ in lanes]
-
-    def on_step(step: int, bits: Sequence[float]) -> None:
-        for points, loss in zip(curves, bits, strict=True):
-            points.append({"step": step, "loss": loss, "at": time.perf_counter() - begin})
-
-    stack = Stack(systems, trains)
-    stack.train([batches(folder, *lane, train) for lane in lanes], on_step)
-    finite = stack.finish()
-    trained = time.perf_counter() - begin
-    costs = {
+    systems = [build_system(compression_system(arm), one.seed) for one in trains]
+    layout = systems[0].layout
+    sources = [recorded(folder, *lane, train, layout) for lane in lanes]
+    finite, curves = learn(systems, trains, sources, device)
+    facts = {
+        "arm": arm.name,
+        **asdict(arm),
+        "steps": train.num_steps,
         "flops_per_tick": systems[0].flops_per_tick(ROW_TICKS, training=True),
         "parameters": sum(weight.numel() for weight in systems[0].parameters()),
         "state_bytes": state_bytes(systems[0].initial_state(1)),
+        "trained_seconds": time.perf_counter() - begin,
     }
     records = []
-    for (task, seed), system, points, good in zip(lanes, systems, curves, finite, strict=True):
-        items = scored_items(folder, task)
-        use = asdict(use_of_whole(system.eval(), items)) if good else {"answers": []}
-        records.append(
-            {"arm": arm.name, **asdict(arm), "task": task, "seed": seed, "steps": train.num_steps}
-            | costs
-            | use
-            | {"answers": list(use["answers"]), "curve": points, "trained_seconds": trained}
-        )
+    for (task, seed), system, curve, good in zip(lanes, systems, curves, finite, strict=True):
+        record = facts | {"task": task, "seed": seed, "curve": curve, "answers": []}
+        if good:
+            use = asdict(use_of_whole(system, scored_items(folder, task)))
+            record |= use | {"answers": list(use["answers"])}
+        records.append(record)
     seconds = time.perf_counter() - begin
     return [record | {"seconds": seconds} for record in records]
 
 
 def run_in_time(
-    arm: CompressionArm, deadline: float, work: partial[list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Run an arm unless the time is over; an arm that fails is printed and left out."""
-    if time.time() > deadline:
-        return []
-    try:
-        return work(arm)
-    except Exception:
-        traceback.print_exc()
-        return []
+    arm: CompressionArm,
+    deadline: float,
+    seeds: Sequence[int],
+    train: TrainConfig,
+    device: str,
+    folder: Path,
+) -> list[Record]:
+    """Run an arm unless the time is over."""
+    return in_time(deadline, partial(run_arm, arm, seeds, train, device, folder))
 
 
-def kind_of(record: dict[str, Any], kind: str = PRIMARY) -> dict[str, Any]:
+def kind_of(record: Record, kind: str = PRIMARY) -> Record:
     """Return the answers of a kind in a record."""
-    found: dict[str, Any] = next(one for one in record["answers"] if one["kind"] == kind)
+    found: Record = next(one for one in record["answers"] if one["kind"] == kind)
     return found
 
 
-def interval(values: Sequence[float]) -> str:
-    """Return a mean over seeds with its t interval."""
-    ratio = bootstrap_ratio(np.array(values)[:, None], np.ones((len(values), 1)))
-    if len(values) == 1:
-        return f"{ratio.value:.1f}"
-    return f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
-
-
-def table(records: Sequence[dict[str, Any]], task: str) -> Iterator[str]:
+def table(records: Sequence[Record], task: str) -> Iterator[str]:
     """Yield the lines of a Markdown table, one arm a line, with the collapse probes."""
     yield "| blocks | whole % | by seed | swap-delta, bits | obeyed % | null key % | rank | FLOPs |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -167,12 +100,12 @@ def table(records: Sequence[dict[str, Any]], task: str) -> Iterator[str]:
         whole = [kind_of(one) for one in cells]
         right = [100 * one["right"] for one in whole]
         delta = [one["other_bits"] - one["own_bits"] for one in whole]
-        obeyed = [100 * one["obeyed"] for one in whole]
+        obeyed = np.mean([100 * one["obeyed"] for one in whole])
         null = np.mean([100 * one["null_share"] for one in cells])
         rank = np.mean([one["effective_rank"] for one in cells])
         yield (
             f"| {name} | {interval(right)} | {', '.join(f'{one:.0f}' for one in right)} | "
-            f"{interval(delta)} | {np.mean(obeyed):.0f} | {null:.0f} | {rank:.1f} | "
+            f"{interval(delta)} | {obeyed:.0f} | {null:.0f} | {rank:.1f} | "
             f"{cells[0]['flops_per_tick'] / plainest:.2f} |"
         )
 
@@ -197,18 +130,18 @@ def main() -> None:
             print(task, *table(read_records(args.table), task), sep="\n")
         return
     train = replace(TRAIN, num_steps=args.num_steps)
+    layout = sketch(compression_system(compression_arms()[0])).layout
     for task, seed in product(TASKS, args.seeds):
-        batches(args.batches, task, seed, train)
-    for task in TASKS:
+        recorded(args.batches, task, seed, train, layout)
         scored_items(args.batches, task)
     if args.prepare:
         return
     arms = [one for one in compression_arms() if not args.arms or one.name in args.arms]
-    work = partial(run_arm, seeds=args.seeds, train=train, device=args.device, folder=args.batches)
+    shared = (deadline, args.seeds, train, args.device, args.batches)
     spawn = multiprocessing.get_context("spawn")
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     with ProcessPoolExecutor(args.workers, spawn) as pool:
-        jobs = [pool.submit(run_in_time, arm, deadline, work) for arm in arms]
+        jobs = [pool.submit(run_in_time, arm, *shared) for arm in arms]
         for job in as_completed(jobs):
             done = job.result()
             if not done:

@@ -3,7 +3,7 @@
 Every system allows some of three ways to put another text's whole in place of its own:
 
     swap     the coarse past of a session is exchanged (`System.swap`)
-    text     a whole that is written gets the other text's words from then on
+    text     a whole that is written gets the other text's words, from the newest ones on
     prompt   the other text itself is read in place of the beginning; every system can do this
 
 The last way is no edit, but shows what a system answers if it has read the other text.
@@ -125,6 +125,8 @@ def _exchanged(way: Way, system: System, batch: Batch, first: int) -> Float[Tens
         if whole is None:
             return None
         length = batch.ticks[part].shape[1]
+        # The newest text before the exchange still holds, so it is replaced as well.
+        first -= whole.period_ticks
         ticks = dict(batch.ticks)
         written = dict(batch.elements or batch.targets)
         ticks[whole.name] = _lent(ticks[whole.name], first, length)

@@ -1,0 +1,197 @@
+"""How far does each system follow another text's whole, and what does that cost?
+
+Arms of `part_whole` learn three things as lanes of one stack: the answers of `logbook`, the answers
+of `navon`, and all symbols of `navon`. Then held-out items go on from a tick under their own whole
+and under that of another item, in every way that the system allows (`evaluate/control.py`). In the
+lanes of all symbols the exchange happens after five of eight blocks: the following blocks should
+show the other motif, and the cost is what all other symbols lose. On a GPU:
+
+    python benchmarks/bench_control.py --device cuda --seconds 60 --out runs/control
+    python benchmarks/bench_control.py --table benchmarks/results/control.parquet
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from stack_lanes import TASKS, TRAIN, Record, in_time, interval, learn, recorded, scored_items
+
+from counterpoint.data.tasks.items import Item, ItemAnswer, Trained
+from counterpoint.evaluate.control import control
+from counterpoint.recipes.cells import read_records, write_records
+from counterpoint.recipes.compression import ROW_TICKS
+from counterpoint.recipes.part_whole import part_whole
+from counterpoint.systems import build_system
+from counterpoint.train.config import TrainConfig
+
+ARMS = (
+    "two_stream",
+    "two_stream_fixed",
+    "two_stream_text",
+    "hrt",
+    "hnet",
+    "hdlm",
+    "window_summary",
+    "full",
+)
+LANES: tuple[tuple[str, Trained], ...] = (
+    ("logbook", "answer"),
+    ("navon", "answer"),
+    ("navon", "all"),
+)
+FIRST = {("logbook", "answer"): 73, ("navon", "answer"): 73, ("navon", "all"): 46}
+"""Ticks before the exchange: all events or blocks, or five blocks, and the id of the beginning."""
+NAVON = TASKS["navon"]
+BLOCK = 9
+"""Ticks of a block of `navon`, and of the space after it."""
+TOLD = 300
+"""Number of items that are continued."""
+
+
+def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
+    """Return items with the answers that are scored.
+
+    Where all symbols are trained, these are the first cells of blocks that show their own motif.
+    """
+    if trained == "answer":
+        return list(items)
+    found = []
+    for item in items:
+        motif = motif_of(item)
+        cells = [
+            ItemAnswer("first cell", block * BLOCK, item.text[block * BLOCK])
+            for block in range(8)
+            if item.text[block * BLOCK] == motif[block % 4]
+        ]
+        found.append(replace(item, answers=tuple(cells)))
+    return found
+
+
+def motif_of(item: Item) -> str:
+    """Return the letters that the blocks of an item repeat, as its last label says."""
+    return item.whole[-1].text
+
+
+def run_arm(
+    arm: str, seeds: Sequence[int], train: TrainConfig, device: str, folder: Path
+) -> list[Record]:
+    """Train all lanes of an arm and exchange their wholes; return one record a lane and way."""
+    begin = time.perf_counter()
+    config = next(one.system for one in part_whole().arms if one.name == arm)
+    lanes = [(*lane, seed) for lane, seed in product(LANES, seeds)]
+    trains = [replace(train, seed=seed) for *_, seed in lanes]
+    systems = [build_system(config, one.seed) for one in trains]
+    sources = [
+        recorded(folder, task, seed, train, systems[0].layout, trained)
+        for task, trained, seed in lanes
+    ]
+    finite, curves = learn(systems, trains, sources, device)
+    records = []
+    for lane, system, curve, good in zip(lanes, systems, curves, finite, strict=True):
+        task, trained, seed = lane
+        items = asked(scored_items(folder, task)[:TOLD], task, trained)
+        first = FIRST[task, trained]
+        ways = control(system, items, first, symbols=trained == "all") if good else []
+        for way in ways:
+            told = asdict(way)
+            records.append(
+                {"arm": arm, "task": task, "trained": trained, "seed": seed}
+                | told
+                | {
+                    "answers": list(told["answers"]),
+                    "steps": train.num_steps,
+                    "flops_per_tick": system.flops_per_tick(ROW_TICKS, training=True),
+                    "curve": curve,
+                    "seconds": time.perf_counter() - begin,
+                }
+            )
+    return records
+
+
+def run_in_time(
+    arm: str, deadline: float, seeds: Sequence[int], train: TrainConfig, device: str, folder: Path
+) -> list[Record]:
+    """Run an arm unless the time is over."""
+    return in_time(deadline, partial(run_arm, arm, seeds, train, device, folder))
+
+
+def table(records: Sequence[Record], task: str, trained: Trained, kind: str) -> Iterator[str]:
+    """Yield the lines of a Markdown table: one line for each arm and way.
+
+    The cost is that of all other symbols where these are trained, and otherwise that of the answers
+    about a part.
+    """
+    yield "| arm | way | right % | kept % | obeyed % | swap-delta, bits | cost of other symbols |"
+    yield "|---|---|---|---|---|---|---|"
+    own = [one for one in records if (one["task"], one["trained"]) == (task, trained)]
+    for arm, way in dict.fromkeys((one["arm"], one["way"]) for one in own):
+        cells = [one for one in own if (one["arm"], one["way"]) == (arm, way)]
+        found = [
+            next((a for a in one["answers"] if a["kind"] == kind), None)
+            for one in sorted(cells, key=lambda one: one["seed"])
+        ]
+        answers = [one for one in found if one is not None]
+        if trained == "all":
+            cost = interval([one["other_symbol_bits"] - one["own_symbol_bits"] for one in cells], 3)
+        else:
+            parts = [
+                answer for one in cells for answer in one["answers"] if answer["kind"] == "part"
+            ]
+            cost = interval([one["other_bits"] - one["own_bits"] for one in parts], 3)
+        shares = [
+            interval([100 * one[key] for one in answers]) for key in ("right", "kept", "obeyed")
+        ]
+        delta = interval([one["other_bits"] - one["own_bits"] for one in answers], 2)
+        yield f"| {arm} | {way} | {' | '.join(shares)} | {delta} | {cost} |"
+
+
+def main() -> None:
+    """Run the arms, or print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--num-steps", type=int, default=TRAIN.num_steps)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batches", type=Path, default=Path("runs/control/batches"))
+    parser.add_argument("--prepare", action="store_true", help="only make the batches")
+    parser.add_argument("--out", type=Path, default=Path("runs/control"))
+    parser.add_argument("--table", type=Path, help="print the tables of a Parquet file")
+    args = parser.parse_args()
+    deadline = time.time() + args.seconds
+    if args.table:
+        for task, trained in LANES:
+            kind = "first cell" if trained == "all" else "whole"
+            print(task, trained, *table(read_records(args.table), task, trained, kind), sep="\n")
+        return
+    train = replace(TRAIN, num_steps=args.num_steps)
+    systems = {one.name: one.system for one in part_whole().arms if one.name in args.arms}
+    for arm, (task, trained), seed in product(args.arms, LANES, args.seeds):
+        layout = build_system(systems[arm], 0).layout
+        recorded(args.batches, task, seed, train, layout, trained)
+        scored_items(args.batches, task)
+    if args.prepare:
+        return
+    shared = (deadline, args.seeds, train, args.device, args.batches)
+    spawn = multiprocessing.get_context("spawn")
+    records: list[Record] = []
+    with ProcessPoolExecutor(args.workers, spawn) as pool:
+        jobs = [pool.submit(run_in_time, arm, *shared) for arm in args.arms]
+        for job in as_completed(jobs):
+            done = job.result()
+            if not done:
+                continue
+            records += done
+            write_records(args.out / "control.parquet", records)
+            print(f"{done[0]['arm']:18} {done[-1]['seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What the benchmarks of part and whole share: tasks, recorded rows, items, lanes of a stack."""
+
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from counterpoint.data.recorded import Recorded, record_once
+from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained
+from counterpoint.data.tasks.part_whole.logbook import Logbook
+from counterpoint.data.tasks.part_whole.navon import Navon
+from counterpoint.data.tasks.source import PreparedTask, TaskData
+from counterpoint.evaluate.statistics import bootstrap_ratio
+from counterpoint.files import whole_file
+from counterpoint.recipes.compression import RATES, ROW_TICKS
+from counterpoint.streams.spec import Layout
+from counterpoint.systems.contract import System
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.stacked import Stack
+
+TASKS: dict[str, ScoredTask] = {
+    "logbook": Logbook(num_events=24, whole_share=1.0),
+    "navon": Navon(num_blocks=8, block_symbols=8),
+}
+TRAIN = TrainConfig(
+    num_steps=400,
+    batch_rows=16,
+    precision="float32",
+    log_every=50,
+    schedule=ScheduleConfig(warmup_steps=40),
+    optimizer=OptimizerConfig(lr=3e-3),
+)
+ITEMS_SEED = HELD_OUT_SEED - 1
+NUM_ITEMS = 500
+
+Curve = list[dict[str, float]]
+Record = dict[str, Any]
+
+
+def recorded(
+    folder: Path,
+    task: str,
+    seed: int,
+    train: TrainConfig,
+    layout: Layout,
+    trained: Trained = "answer",
+) -> Recorded:
+    """Return the batches of a task and seed, which all arms with these streams share."""
+    data = PreparedTask(TaskData(task=TASKS[task], seed=seed, trained=trained), layout, max(RATES))
+    if data.num_ticks != ROW_TICKS:
+        raise SystemExit(f"Rows must have {ROW_TICKS} ticks: {task} has {data.num_ticks}.")
+    streams = "-".join(f"{one.name}{one.period_ticks}" for one in layout.predicted)
+    name = f"{task}-{trained}-{seed}-{train.num_steps}x{train.batch_rows}-{streams}.pt"
+    return record_once(data.batches(train.batch_rows, seed), train.num_steps, folder / name)
+
+
+@cache
+def scored_items(folder: Path, task: str) -> tuple[Item, ...]:
+    """Return the items on which a task is scored; they are made once."""
+    path = folder / f"{task}-items.pickle"
+    if not path.exists():
+        items = tuple(TASKS[task].item(ITEMS_SEED, number) for number in range(NUM_ITEMS))
+        with whole_file(path) as partial_path:
+            partial_path.write_bytes(pickle.dumps(items))
+    found: tuple[Item, ...] = pickle.loads(path.read_bytes())
+    return found
+
+
+def learn(
+    systems: Sequence[System],
+    trains: Sequence[TrainConfig],
+    sources: Sequence[Recorded],
+    device: str,
+) -> tuple[list[bool], list[Curve]]:
+    """Train lanes as one stack, and put them on the device in evaluation mode.
+
+    Returns:
+        Whether the weights of each lane are finite, and its curve: the loss in bits a trained
+        symbol, and the seconds since the beginning.
+    """
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    begin = time.perf_counter()
+    curves: list[Curve] = [[] for _ in systems]
+
+    def on_step(step: int, bits: Sequence[float]) -> bool:
+        for points, loss in zip(curves, bits, strict=True):
+            points.append({"step": step, "loss": loss, "at": time.perf_counter() - begin})
+        return False
+
+    stack = Stack(systems, trains, device)
+    stack.train(sources, on_step)
+    finite = stack.finish()
+    for system in systems:
+        system.to(device).eval()
+    return finite, curves
+
+
+def in_time(deadline: float, work: Callable[[], list[Record]]) -> list[Record]:
+    """Do some work unless the time is over; what fails is printed and left out."""
+    if time.time() > deadline:
+        return []
+    try:
+        return work()
+    except Exception:
+        traceback.print_exc()
+        return []
+
+
+def interval(values: Sequence[float], digits: int = 1) -> str:
+    """Return a mean over seeds with its t interval."""
+    ratio = bootstrap_ratio(np.array(values)[:, None], np.ones((len(values), 1)))
+    mean = f"{ratio.value:.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{ratio.low:.{digits}f}, {ratio.high:.{digits}f}]"
