@@ -9,6 +9,7 @@ from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.errors import UserError
 from counterpoint.systems.contract import map_state
 from counterpoint.systems.hnet import HNet
+from counterpoint.systems.hrt import HRT
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.systems.two_stream import TwoStream
 from tests.systems.contract_models import close, equal, piece, random_ticks
@@ -22,7 +23,7 @@ def keeps_a_coarse_past(model: Any) -> bool:
     """Whether the system has a past that can be exchanged."""
     if isinstance(model, SingleStream):
         return isinstance(model.config.tower.mixer, FarAttentionConfig)
-    return isinstance(model, TwoStream | HNet)
+    return isinstance(model, TwoStream | HNet | HRT)
 
 
 def copied(state: Any) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.data.tasks.items import Item
@@ -101,7 +101,7 @@ def control(
 
 def _other_symbols(
     items: Sequence[Item], targets: Int[Tensor, "B T"], first: int
-) -> Int[Tensor, "B T"]:
+) -> Bool[Tensor, "B T"]:
     """Return where a target after the exchange belongs to no answer."""
     wanted = targets >= 0
     wanted[:, :first] = False

@@ -62,7 +62,15 @@ from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import reach_ticks
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
-from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks
+from counterpoint.systems.contract import (
+    Choose,
+    Logits,
+    State,
+    System,
+    check_same_tick,
+    in_chunks,
+    map_state,
+)
 from counterpoint.systems.hrt_config import HRTConfig as HRTConfig
 from counterpoint.systems.hrt_config import layout_of
 from counterpoint.systems.hrt_state import HRTState, Laid
@@ -391,6 +399,21 @@ class HRT(System):
             ends=() if laid.ends is None else (state.ends[0] + laid.ends.number,),
         )
         return self.norm(levels[0]), after
+
+    def swap(self, state: HRTState, donor: HRTState) -> HRTState:
+        """Exchange everything above level 0; see `System.swap`.
+
+        Level 0 keeps its own window and its unfinished block.
+        """
+        check_same_tick(state.counts.position, donor.counts.position)
+        theirs = map_state(torch.Tensor.clone, donor)
+        place = (state.counts.place[0], *theirs.counts.place[1:])
+        return state._replace(
+            counts=state.counts._replace(finished=theirs.counts.finished, place=place),
+            towers=(state.towers[0], *theirs.towers[1:]),
+            pending=(state.pending[0], *theirs.pending[1:]),
+            memories=theirs.memories,
+        )
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
