@@ -10,10 +10,10 @@ several positions. *models*: a training step of a language model with the publis
 All forms of a line run in turn, in one process; a ratio is the median of the ratios of the turns,
 and seconds are CPU seconds of the thread, because the machine may be shared. Aims: chunked at least
 6 times as fast as naive at N = 4096; a tick at most 1.5 times that of plain attention, at every
-position; a training step at most 1.5 times the plain one.
+position; a training step at most 1.5 times the plain one. For a GPU there is
+`bench_multi_token_attention_gpu.py`.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_multi_token_attention.py rows ticks models memory
-    python benchmarks/bench_multi_token_attention.py gpu   # about 8 minutes on one GPU
 """
 
 import argparse
@@ -247,97 +247,19 @@ def bench_models(lengths: Sequence[int], repeats: int) -> dict[str, Any]:
     return found
 
 
-def bench_gpu(lengths: Sequence[int], limit_s: float = 480.0) -> dict[str, Any]:
-    """bfloat16, 4 rows: milliseconds forward and with gradient, as long as the time lasts."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    from counterpoint.blocks.multi_token_attention_fused import attend_fused
-    from counterpoint.blocks.multi_token_attention_lifted import Core
-
-    begin = time.perf_counter()
-    found: dict[str, Any] = {}
-    flex: Any = torch.compile(flex_attention)
-
-    def flex_core(q: Tensor, k: Tensor, v: Tensor, band: Tensor, start: Tensor) -> Any:
-        width = band.shape[3]
-
-        def score(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            near = (i - j >= 0) & (i - j < width)
-            taken = torch.where(near, band[b, h, i, (i - j).clamp(0, width - 1)].float(), 0.0)
-            return torch.where(i >= j, score - taken, -1e9)
-
-        return flex(q, k, v, score_mod=score, scale=1.0, return_lse=True)
-
-    def lifted_by(core: Core) -> Callable[..., Tensor]:
-        return lambda q, k, v, kernels, start: attend_lifted(q, k, v, kernels, start, core)
-
-    for num_steps in lengths:
-        start = torch.zeros(4, num_steps, dtype=torch.long, device="cuda")
-        q, k, v = (x.bfloat16().requires_grad_() for x in heads(num_steps, "cuda", 4))
-        for config_name, config in CONFIGS.items():
-            kernels = Kernels(
-                *(None if x is None else x.cuda().requires_grad_() for x in kernels_of(config))
-            )
-            reach = RowReach(start, num_steps, is_plain=True)
-            functions: dict[str, Callable[..., Tensor]] = {
-                "plain": lambda q, k, v, *_: F.scaled_dot_product_attention(
-                    q, k, v, is_causal=True
-                ),
-                "chunked": lambda q, k, v, kernels, _, r=reach: attend_chunked(q, k, v, kernels, r),
-                "fused": lifted_by(attend_fused),
-                "naive": lambda q, k, v, kernels, _: naive(q, k, v, kernels),
-            }
-            if config_name == "conv_before":
-                functions["flex"] = lifted_by(flex_core)
-            for name, function in functions.items():
-                if time.perf_counter() - begin > limit_s:
-                    return found
-                where = f"gpu {config_name} {name} {num_steps}"
-                try:
-                    found[where] = on_gpu(partial(function, q, k, v, kernels, start))
-                except (RuntimeError, torch.OutOfMemoryError) as error:  # the rest goes on
-                    found[where] = str(error).splitlines()[0]
-                print(where, found[where], flush=True)
-    return found
-
-
-def on_gpu(function: Callable[[], Tensor]) -> dict[str, float]:
-    """Milliseconds of a call, and of one with its gradient, and the peak of the memory."""
-
-    def both() -> None:
-        function().sum().backward()
-
-    torch.cuda.reset_peak_memory_stats()
-    found = {}
-    for kind, call in (("forward", torch.no_grad()(function)), ("both", both)):
-        for _ in range(3):
-            call()
-        times = []
-        for _ in range(10):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            call()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
-        found[f"{kind}_ms"] = quantile(times, 0.5)
-    return found | {"peak_mb": torch.cuda.max_memory_allocated() / 2**20}
-
-
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
         one(sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1")
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("rows", "ticks", "models", "memory", "gpu"))
+    parser.add_argument("parts", nargs="+", choices=("rows", "ticks", "models", "memory"))
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--positions", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
-    if "gpu" not in arguments.parts:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     if "rows" in arguments.parts:
         results |= bench_rows(arguments.lengths, arguments.repeats)
     if "ticks" in arguments.parts:
@@ -346,8 +268,6 @@ def main() -> None:
         results |= bench_models(arguments.lengths[:2], arguments.repeats)
     if "memory" in arguments.parts:
         results |= bench_memory(arguments.lengths)
-    if "gpu" in arguments.parts:
-        results |= bench_gpu(arguments.lengths)
     finish("What does Multi-Token Attention cost?", results, arguments.out)
 
 

@@ -20,6 +20,7 @@ Checked against: its equations, pair by pair (`tests/blocks/test_multi_token_att
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -32,9 +33,8 @@ from torch.amp.autocast_mode import is_autocast_available
 from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.multi_token_attention_lifted import (
-    Core,
     attend_lifted,
-    attend_with_band,
+    uncompiled,
 )
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import (
@@ -392,8 +392,11 @@ class MultiTokenAttention(nn.Module):
                 f"With `form` {form!r}, whole rows must fit the window of {reach.window} steps: "
                 f"got {q.shape[2]}. Use 'chunked'."
             )
-        core = attend_with_band if form == "lifted" else _fused_core()
-        return attend_lifted(q, k, v, self.kernels, reach.start, core)
+        if form == "lifted":
+            return attend_lifted(q, k, v, self.kernels, reach.start)
+        fused = import_module("counterpoint.blocks.multi_token_attention_fused")
+        stage = fused.compiled if q.is_cuda else uncompiled
+        return attend_lifted(q, k, v, self.kernels, reach.start, fused.attend_fused, stage)
 
     def _read_ring(
         self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState
@@ -423,13 +426,6 @@ class MultiTokenAttention(nn.Module):
         if kernels.conv_after is not None:
             weights = _convolved_tick(weights, kernels.conv_after, state.weights, reach)
         return weighted(weights, v, kernels, reach.rows)
-
-
-def _fused_core() -> Core:
-    """Return the kernels; Triton is imported only where they are used."""
-    from counterpoint.blocks.multi_token_attention_fused import attend_fused
-
-    return attend_fused
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:

@@ -15,8 +15,10 @@ queries, keys and values is in its appendix B.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,6 +29,23 @@ CHUNK_ROWS = 128
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Attention of long vectors; see `attend_with_band`."""
+
+Stage = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Returns a function, or a faster one that does the same."""
+
+
+class Lifted(NamedTuple):
+    """Long vectors, and what is taken off their scores; see `attend_with_band`."""
+
+    q: Float[Tensor, "B H T F"]
+    k: Float[Tensor, "B H T F"]
+    v: Float[Tensor, "B H T V"]
+    band: Float[Tensor, "B H T w"]
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function itself; see `Stage`."""
+    return function
 
 
 def attend_with_band(
@@ -73,7 +92,7 @@ def _attend_chunk(
     if width:
         near = ((back >= 0) & (back < width)).expand(scores.shape)
         taken = band.gather(3, back.clamp(0, width - 1).expand(scores.shape))
-        scores = scores - taken * near
+        scores = scores - (taken * near).to(scores.dtype)
     seen = (back >= 0) & (key >= start[..., None])
     scores = scores.masked_fill(~seen[:, None], HIDDEN)
     sums = scores.logsumexp(-1)
@@ -87,6 +106,7 @@ def attend_lifted(
     kernels: Kernels,
     start: Int[Tensor, "B T"],
     core: Core = attend_with_band,
+    stage: Stage = uncompiled,
 ) -> Float[Tensor, "B H T E"]:
     """Return what the queries of whole rows read.
 
@@ -97,27 +117,45 @@ def attend_lifted(
         kernels: Convolutions and mixing.
         start: First step of the document of each query, which reads all from there to its own step.
         core: Attention of the lifted vectors.
+        stage: Applied to the functions that make the long vectors and read the long results.
     """
     num_sharing = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(num_sharing, 1) for x in (k, v))
-    long_q, long_k, band = _lifted_scores(q * q.shape[3] ** -0.5, k, kernels, start)
+    lifted = stage(_lifted)(q * q.shape[3] ** -0.5, k, v, kernels, start)
+    read, sums = core(lifted.q, lifted.k, lifted.v, lifted.band, start)
+    return stage(_lowered)(read, sums, v, lifted, kernels, start)
+
+
+def _lifted(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, start: Tensor) -> Lifted:
+    long_q, long_k, band = _lifted_scores(q, k, kernels, start)
+    values = _mixed_values(v, kernels.mix_after)
+    if kernels.conv_after is not None:
+        taps = kernels.conv_after.to(q.dtype).flip(1)  # the query's own first
+        num_keys = taps.shape[2]
+        around = [shifted(values, tap - num_keys // 2, start) for tap in range(num_keys)]
+        values = torch.einsum("haw,bhtcwe->bhtace", taps, torch.stack(around, 4))
+    return Lifted(long_q, long_k, values.flatten(3), band)
+
+
+def _lowered(
+    read: Tensor, sums: Tensor, v: Tensor, lifted: Lifted, kernels: Kernels, start: Tensor
+) -> Tensor:
+    """Return what every head read from what was read of the long values."""
     values = _mixed_values(v, kernels.mix_after)  # (B, H, T, c, E)
     if kernels.conv_after is None:
-        read, _ = core(long_q, long_k, values.flatten(3), band, start)
         return _to_heads(read.unflatten(3, values.shape[3:]), kernels.mix_after)
-    taps = kernels.conv_after.to(q.dtype).flip(1)  # the query's own first
-    num_queries, num_keys = taps.shape[1:]
-    side = num_keys // 2
-    around = torch.stack([shifted(values, tap - side, start) for tap in range(num_keys)], 4)
-    long_v = torch.einsum("haw,bhtcwe->bhtace", taps, around)
-    read, sums = core(long_q, long_k, long_v.flatten(3), band, start)
-    read = read.unflatten(3, long_v.shape[3:])
-    total = torch.stack([shifted(read[:, :, :, a], a, start) for a in range(num_queries)]).sum(0)
+    taps = kernels.conv_after.to(v.dtype).flip(1)
+    num_queries = taps.shape[1]
+    side = taps.shape[2] // 2
+    read = read.unflatten(3, (num_queries, *values.shape[3:]))
+    total = read[:, :, :, 0]
+    for a in range(1, num_queries):
+        total = total + shifted(read[:, :, :, a], a, start)
     if side:
-        weights = _nearest_weights(long_q, long_k, band, sums, side, start)
-        ahead = _weights_ahead(weights, taps, start)
-        later = torch.stack([shifted(values, -e, start) for e in range(1, side + 1)], 3)
-        total = total - torch.einsum("bhtp,bhtpce->bhtce", ahead, later)
+        weights = _nearest_weights(lifted, sums, side, start)
+        ahead = _weights_ahead(weights, taps, start).to(v.dtype)
+        for e in range(1, side + 1):
+            total = total - ahead[..., e - 1, None, None] * shifted(values, -e, start)
     return _to_heads(total, kernels.mix_after)
 
 
@@ -161,8 +199,8 @@ def _band(
     if not width:
         return q.new_zeros(*q.shape[:3], 0)
     ahead = torch.stack(
-        [(q * shifted(k, -e, start)).sum(-1) for e in range(1, width + 1)], 3
-    )  # products of queries with keys after them
+        [_products(q, shifted(k, -e, start)) for e in range(1, width + 1)], 3
+    )  # with keys after the queries
     bands = []
     for back in range(width):
         part = torch.zeros_like(ahead[..., 0])
@@ -171,8 +209,8 @@ def _band(
             first = max(0, back + side - a + 1)
             if first >= num_keys:
                 continue
-            keys = torch.arange(first, num_keys, device=q.device) - back - side + a - 1
-            met = shifted(ahead, a, start)[..., keys]
+            nearest = first - back - side + a - 1
+            met = shifted(ahead, a, start)[..., nearest : nearest + num_keys - first]
             part = part + (met * taps[:, a, first:][:, None]).sum(-1)
         bands.append(part)
     return torch.stack(bands, 3)
@@ -197,15 +235,15 @@ def _to_heads(
 
 
 def _nearest_weights(
-    q: Tensor, k: Tensor, band: Tensor, sums: Tensor, num_back: int, start: Tensor
+    lifted: Lifted, sums: Tensor, num_back: int, start: Tensor
 ) -> Float[Tensor, "B H T p"]:
     """Return the weights of the query's own key and of those just before it."""
     found = []
-    step = torch.arange(q.shape[2], device=q.device)
+    step = torch.arange(start.shape[1], device=start.device)
     for back in range(num_back):
-        scores = (q * shifted(k, back, start)).sum(-1)
-        if back < band.shape[3]:
-            scores = scores - band[..., back]
+        scores = _products(lifted.q, shifted(lifted.k, back, start))
+        if back < lifted.band.shape[3]:
+            scores = scores - lifted.band[..., back]
         is_read = (step - back >= start)[:, None]
         found.append(torch.exp((scores - sums).masked_fill(~is_read, HIDDEN)))
     return torch.stack(found, 3)
@@ -226,8 +264,8 @@ def _weights_ahead(
             if num_back <= 0:
                 continue
             met = shifted(weights[..., :num_back], a, start)
-            tap = side - a - e - torch.arange(num_back, device=weights.device)
-            part = part + (met * taps[:, a, tap][:, None]).sum(-1)
+            last = side - a - e + 1
+            part = part + (met * taps[:, a, last - num_back : last].flip(1)[:, None]).sum(-1)
         ahead.append(part)
     return torch.stack(ahead, 3)
 
@@ -237,10 +275,13 @@ def shifted(x: Float[Tensor, "B H T *E"], back: int, start: Int[Tensor, "B T"]) 
     if not back:
         return x
     num_steps = x.shape[2]
-    step = torch.arange(num_steps, device=x.device)
-    there = step - back
-    inside = (there >= 0) & (there < num_steps)
-    there = there.clamp(0, num_steps - 1)
-    same = inside & (start[:, there] == start)
-    same = same.view(len(start), 1, num_steps, *[1] * (x.ndim - 3))
-    return torch.where(same, x[:, :, there], 0.0)
+    if abs(back) >= num_steps:
+        return torch.zeros_like(x)
+    moved = F.pad(x, (*[0, 0] * (x.ndim - 3), back, -back))
+    same = F.pad(start, (back, -back), value=-1) == start
+    return torch.where(same.view(len(start), 1, num_steps, *[1] * (x.ndim - 3)), moved, 0.0)
+
+
+def _products(q: Float[Tensor, "B H T F"], k: Float[Tensor, "B H T F"]) -> Float[Tensor, "B H T"]:
+    """Return the product of each query with the key at its place, at least in float32."""
+    return (q * k).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32))
