@@ -51,7 +51,7 @@ SMALL: dict[str, PartWholeTask] = {
     ),
     "logbook_b": Logbook(num_events=24, num_entities=6, whole_share=0.3, num_named=4),
     "logbook_c": Logbook(
-        num_events=24, num_entities=6, whole_share=0.3, num_named=4, least_events=9
+        num_events=24, num_entities=6, whole_share=0.3, num_named=4, least_events=15
     ),
     "audit_a": StreamAudit(
         num_registers=6,
