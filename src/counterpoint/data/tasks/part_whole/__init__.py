@@ -47,7 +47,7 @@ SMALL: dict[str, PartWholeTask] = {
         num_sections=5, num_keys=5, num_questions=6, filler=0, num_values=10, num_early=1
     ),
     "logbook_a": Logbook(
-        num_events=18, num_entities=4, whole_share=0.3, num_named=3, least_events=9
+        num_events=18, num_entities=4, whole_share=0.3, num_named=3, least_events=12
     ),
     "logbook_b": Logbook(num_events=24, num_entities=6, whole_share=0.3, num_named=4),
     "logbook_c": Logbook(
