@@ -149,21 +149,42 @@ def calibrated_threshold(
     return 1.1
 
 
+def rises(timeline: Timeline, tokens_per_s: float) -> list[tuple[float, float]]:
+    """Return where the chance of an interruption is higher than ever before in a conversation.
+
+    The first rise to at least a threshold is where a model with that threshold interrupts. What is
+    thought after the speech has ended is no interruption.
+
+    Args:
+        timeline: A conversation with a threshold above 1.
+        tokens_per_s: Tokens written in a second.
+
+    Returns:
+        Pairs of a chance and the time at which its token is complete.
+    """
+    end_s = max((event.end_s for event in timeline.where(stream="user")), default=0.0) + _ROUNDING
+    found: list[tuple[float, float]] = []
+    highest = -1.0
+    for event in timeline.where(kind="thought"):
+        if event.start_s > end_s - 2 * _ROUNDING:
+            break
+        if "chances" in event.payload:
+            chances = enumerate(event.payload["chances"], 1)
+            scored = [(chance, event.start_s + count / tokens_per_s) for count, chance in chances]
+        else:  # a judge scored the thought as a whole
+            scored = [(event.payload["interrupt"], event.end_s)]
+        for chance, at_s in scored:
+            if chance is not None and chance > highest and at_s < end_s:
+                highest = chance
+                found.append((chance, at_s))
+    return found
+
+
 def _crossing_s(timeline: Timeline, threshold: float, tokens_per_s: float) -> float | None:
     """Return when a threshold is reached first, before the speech has ended."""
-    end_s = max((event.end_s for event in timeline.where(stream="user")), default=0.0)
-    for event in timeline.where(kind="thought"):
-        if event.start_s > end_s - _ROUNDING:
-            return None  # thought after the end is no interruption
-        if "chances" not in event.payload:  # a judge scored the thought as a whole
-            if (event.payload["interrupt"] or 0.0) >= threshold:
-                return event.end_s if event.end_s < end_s + _ROUNDING else None
-            continue
-        for token, chance in enumerate(event.payload["chances"]):
-            if chance is not None and chance >= threshold:
-                at_s = event.start_s + (token + 1) / tokens_per_s
-                return at_s if at_s < end_s + _ROUNDING else None
-    return None
+    return next(
+        (at_s for chance, at_s in rises(timeline, tokens_per_s) if chance >= threshold), None
+    )
 
 
 class CallShare(NamedTuple):
