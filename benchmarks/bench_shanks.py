@@ -183,7 +183,7 @@ def calibrated(rows: Sequence[dict[str, Any]], wrong_s: np.ndarray) -> np.ndarra
         points = curve(
             [row for row, is_in in zip(rows, other, strict=True) if is_in], wrong_s[other]
         )
-        threshold = next(point[0] for point in points if point[1] <= MOST_ALARMS)
+        threshold = next((point[0] for point in points if point[1] <= MOST_ALARMS), 1.1)
         for number in np.flatnonzero(~other).tolist():
             at_s[number] = crossing_s(rows[number], threshold)
     return at_s
