@@ -1,4 +1,3 @@
-import itertools
 import json
 import random
 from collections.abc import Mapping
@@ -11,49 +10,64 @@ import pytest
 import torch
 
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.tasks.prompts import written_text
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
-from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
-from counterpoint.data.text.tokenizer import ByteTokenizer
+from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.errors import UserError
+from counterpoint.evaluate.attempts import (
+    SPARE_SYMBOLS,
+    attempt,
+    lane_texts,
+    lane_true_bits,
+    true_bits,
+)
 from counterpoint.evaluate.report.front_loading_page import markdown, pair_rows
-from counterpoint.evaluate.solutions import solve, true_bits, written
-from counterpoint.recipes.cells import read_records
+from counterpoint.progress import Progress
 from counterpoint.recipes.front_loading import (
     CLAIMS,
     METRICS,
+    Chain,
     FrontLoading,
     Group,
     chains,
     corpora,
+    front_loading,
     front_loading_gpu,
-    front_loading_study,
     splits,
 )
-from counterpoint.recipes.front_loading_run import (
-    chain_groups,
+from counterpoint.recipes.front_loading_lanes import (
+    chain_run,
+    read_facts,
+    record_segments,
+    segment_config,
+    segments,
+    stacks,
+)
+from counterpoint.recipes.front_loading_report import (
+    REPORT,
     claim_pairs,
     declared,
     report_front_loading,
-    run_front_loading,
-    run_group,
-    tuning_run,
 )
-from counterpoint.runtime.generate import generate
-from counterpoint.runtime.sampler import Sampling
+from counterpoint.recipes.front_loading_run import run_front_loading, scored_items
+from counterpoint.recipes.training import train_run
+from counterpoint.runtime.lanes import Lanes
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from counterpoint.train.checkpoint import load_system, read_manifest, resolve
+from counterpoint.train.distributed import World
+from counterpoint.train.optimizer import lr_ratio
+from counterpoint.train.phases import step_lr_ratio, with_phase_steps
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 def tiny() -> FrontLoading:
-    tower = TowerConfig(width=16, num_layers=1, num_heads=2, mlp_hidden=24, window=384)
+    tower = TowerConfig(width=16, num_layers=1, num_heads=2, mlp_hidden=24, window=256)
     return replace(
-        front_loading_study(),
+        front_loading(),
         system=SingleStreamConfig(tower=tower),
-        pretrain_tokens=8000,
-        tuning_tokens=2600,
-        num_unique=100,
+        pretrain_tokens=16_000,
+        tuning_tokens=6000,
+        num_unique=200,
         num_items=2,
         num_samples=1,
         groups=("cross", "matched"),
@@ -61,14 +75,16 @@ def tiny() -> FrontLoading:
     )
 
 
-@pytest.fixture(scope="module")
-def model() -> SingleStream:
-    torch.manual_seed(0)
-    system = SingleStream(tiny().system)  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in system.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return system.eval()
+def models(count: int = 2) -> list[SingleStream]:
+    found = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        system = SingleStream(tiny().system)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in system.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        found.append(system.eval())
+    return found
 
 
 def items(count: int = 5) -> list[ReasoningItem]:
@@ -105,20 +121,28 @@ def test_scored_questions_are_in_no_corpus() -> None:
 
 
 def test_a_backbone_is_trained_once_for_all_its_chains() -> None:
-    groups = list(chain_groups(replace(tiny(), seeds=(0, 1))))
-    names = ("base", "small", "large", "both", "base without the share")
-    assert [(group.seed, group.backbone.name) for group in groups] == [
-        *itertools.product((0, 1), names)
-    ]
-    assert sum(len(group.chains) for group in groups) == 2 * 21
+    found = segments(replace(tiny(), seeds=(0, 1)))
+    assert len({one.key for one in found}) == len(found)
+    roots = [one for one in found if not one.phase]
+    names = {"base", "small", "large", "both", "base without the share"}
+    assert {one.chain.backbone.name for one in roots} == names
+    assert len(roots) == 2 * 5
+    assert len(found) == 2 * (5 + 4 * 4 + 2)
+    keys = [one.key for one in found]
+    for one in found:
+        assert one.parent is None or one.parent.key in keys[: keys.index(one.key)]
+
+
+def chain(name: str) -> Chain:
+    return next(one for one in chains(GROUPS) if one.name == name)
 
 
 def test_matched_fine_tuning_reads_the_reasoning_tokens_of_pretraining_first() -> None:
     study = tiny()
-    group = next(g for g in chain_groups(study) if g.backbone.without_share)
-    run = tuning_run(study, group, group.chains[0], Path("backbone"))
+    run = chain_run(study, chain("base without the share > both, then small"), 0)
     phases: Any = run.data
     assert [(p.name, p.tokens) for p in phases.phases] == [
+        ("pretraining", round((1 - study.share) * study.pretrain_tokens)),
         ("tuning on both", round(study.share * study.pretrain_tokens)),
         ("tuning on small", study.tuning_tokens),
     ]
@@ -129,36 +153,39 @@ def test_sizes_are_checked() -> None:
         replace(tiny(), share=0.5)
     with pytest.raises(UserError, match="`seeds` must be different"):
         replace(tiny(), seeds=(1, 1))
-    with pytest.raises(UserError, match="`row_ticks` must be at least 140: got 100"):
+    with pytest.raises(UserError, match="`row_ticks` must be at least 176: got 100"):
         replace(tiny(), row_ticks=100)
     assert front_loading_gpu().groups == GROUPS
 
 
-def test_questions_are_answered_as_single_sessions_answer_them(model: SingleStream) -> None:
-    """All rows together give what each gives alone, likeliest and sampled."""
+def test_lanes_answer_as_each_model_does_by_itself() -> None:
     some = items()
-    for temperature in (0.0, 1.0):
-        samplings = [Sampling(temperature=temperature, seed=seed) for seed in range(len(some))]
-        together = written(model, some, samplings)
-        for item, sampling, text in zip(some, samplings, together, strict=True):
-            prompt = [ByteTokenizer().start_id, *item.prompt.encode()]
-            most = 2 * len(item.solution) + 16
-            alone = generate(model, prompt, sampling, most, end_id=10)
-            assert written_text(list(alone)) == text
+    alone = models()
+    together = lane_texts(Lanes(alone), some)
+    for system, texts in zip(alone, together, strict=True):
+        own = attempt(system, some, temperature=0.0)
+        for one, (text,) in zip(own, texts, strict=True):
+            most = len(one.item.solution) + SPARE_SYMBOLS
+            assert text == one.texts[0][:most]
+    assert together[0] != together[1]
 
 
-def test_true_solutions_cost_what_the_model_pays(model: SingleStream) -> None:
-    some = items()
-    together = true_bits(model, some)
-    for item, bits in zip(some, together, strict=True):
-        assert true_bits(model, [item])[0] == pytest.approx(bits, rel=1e-4)
-    solved = solve(model, some, num_samples=2)
-    assert [one.is_right for one in solved] == [
-        judge(i, s.text).is_right for i, s in zip(some, solved, strict=True)
-    ]
-    assert all(
-        one.num_symbols == len(item.solution) for one, item in zip(solved, some, strict=True)
+def test_lanes_sample_other_solutions_with_other_seeds() -> None:
+    lanes = Lanes(models())
+    first, again, other = (
+        lane_texts(lanes, items(2), 3, temperature=1.0, seed=s) for s in (0, 0, 1)
     )
+    assert first == again != other
+    assert len({*first[0][0]}) > 1
+
+
+def test_true_solutions_cost_what_each_model_pays() -> None:
+    some = items()
+    alone = models()
+    for system, bits in zip(alone, lane_true_bits(Lanes(alone), some), strict=True):
+        assert bits == pytest.approx(true_bits(system, some), rel=1e-4)
+        for item, own in zip(some, bits, strict=True):
+            assert true_bits(system, [item])[0] == pytest.approx(own, rel=1e-4)
 
 
 def made(arm: str, share: float, seeds: int = 4) -> list[dict[str, Any]]:
@@ -167,13 +194,13 @@ def made(arm: str, share: float, seeds: int = 4) -> list[dict[str, Any]]:
     for seed in range(seeds):
         rng = random.Random(f"{arm} {seed}")
         right = [rng.random() < share for _ in range(200)]
-        about: Mapping[str, Any] = {"arm": arm, "seed": seed, "split": "in range", "ledger": "[]"}
+        about: Mapping[str, Any] = {"arm": arm, "seed": seed, "split": "in range"}
         found.append(
             {
                 **about,
                 "families": ["dyck"] * 200,
                 "right": right,
-                "sound": right,
+                "complete": right,
                 "bits": [10.0 * (1 - share)] * 200,
                 "symbols": [10] * 200,
                 "lengths": [9] * 200,
@@ -188,18 +215,55 @@ def made(arm: str, share: float, seeds: int = 4) -> list[dict[str, Any]]:
 def test_claims_hold_fail_or_stay_undecided() -> None:
     records = made("good", 0.6) + made("bad", 0.3) + made("same", 0.6)
     pairs = [("up", "good", "bad"), ("down", "bad", "good"), ("null", "good", "same")]
-    rows = pair_rows(records, pairs, ["answer", "bits"], ["in range"])
+    rows = pair_rows(records, pairs, [("in range", "answer"), ("in range", "bits")])
     verdicts = {(row.claim, row.metric): row.verdict for row in rows}
     assert verdicts["up", "answer"] == verdicts["up", "bits"] == "holds"
     assert verdicts["down", "answer"] == verdicts["down", "bits"] == "fails"
     assert verdicts["null", "answer"] == "undecided"
-    alone = pair_rows(
-        made("good", 0.9, 1) + made("bad", 0.1, 1), pairs[:1], ["answer"], ["in range"]
-    )
+    few = made("good", 0.9, 1) + made("bad", 0.1, 4)
+    alone = pair_rows(few, pairs[:1], [("in range", "answer")])
+    assert [row.num_seeds for row in alone] == [1]
     assert [row.verdict for row in alone] == ["undecided"]  # one seed decides nothing
-    text = markdown(records, rows, ["in range"])
+    other = [
+        one | {"split": name} for one in records for name in splits(tiny()) if name != "in range"
+    ]
+    text = markdown(records + other, rows)
     assert "| good | bad | in range | answer | +0." in text
     assert np.isfinite([row.difference.low for row in rows]).all()
+
+
+def test_segments_learn_with_the_rates_of_the_run_of_phases(tmp_path: Path) -> None:
+    study = replace(tiny(), groups=("matched",))
+    own = [one for one in segments(study) if one.chain.backbone.without_share]
+    record_segments(study, tmp_path, own, Progress(quiet=True))
+    run = chain_run(study, own[0].chain, 0)
+    counts = [read_facts(tmp_path, one)["num_steps"] for one in own]
+    whole = with_phase_steps(run.train, counts)
+    for one, first in zip(own, np.cumsum([0, *counts[:-1]]), strict=True):
+        config = segment_config(study, tmp_path, one)
+        factor = config.optimizer.lr / study.train.optimizer.lr
+        for step in range(config.num_steps):
+            rate = factor * lr_ratio(config.schedule, step, config.num_steps)
+            assert rate == pytest.approx(step_lr_ratio(whole, int(first) + step))
+    assert [len(group) for group in stacks(tmp_path, own, 8)] == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_lanes_learn_what_the_run_of_a_chain_learns(tmp_path: Path) -> None:
+    """The losses are those of one run through all phases, and the ledger is equal."""
+    study = replace(tiny(), groups=("matched",))
+    records = run_front_loading(study, tmp_path / "lanes")
+    for name in ("base without the share > both, then small", "both > small"):
+        run = chain_run(study, chain(name), 0)
+        result = train_run(run, tmp_path / run.name, World(), progress=Progress(quiet=True))
+        assert result.finished
+        record = next(one for one in records if one["arm"] == name)
+        checkpoint = resolve(tmp_path / run.name)
+        assert json.loads(record["ledger"]) == read_manifest(checkpoint)["ledger"]
+        system: Any = load_system(checkpoint)
+        bits = true_bits(system.eval(), scored_items(study, "in range"))
+        assert record["bits"] == pytest.approx(bits, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -211,14 +275,15 @@ def test_study_that_was_stopped_ends_with_the_same_records(tmp_path: Path) -> No
     assert {record["split"] for record in whole} == set(splits(study))
     part = run_front_loading(replace(study, groups=("matched",)), tmp_path / "stopped")
     assert len(part) == 2 * 3
-    rest = run_front_loading(study, tmp_path / "stopped", workers=2)
+    rest = run_front_loading(study, tmp_path / "stopped")
 
     def facts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+        return [{k: v for k, v in one.items() if k != "training_seconds"} for one in records]
 
     assert facts(rest) == facts(whole)
     assert set(METRICS) <= set(declared(study)["metrics"])
-    assert "base without the share" in report_front_loading(study, tmp_path / "whole").read_text()
+    report_front_loading(study, tmp_path / "whole")
+    assert "base without the share" in (tmp_path / "whole" / REPORT).read_text()
     with pytest.raises(UserError, match="must belong to this study: it was begun with another"):
         run_front_loading(replace(study, share=0.2), tmp_path / "whole")
 
@@ -227,11 +292,12 @@ def test_study_that_was_stopped_ends_with_the_same_records(tmp_path: Path) -> No
 @pytest.mark.timeout(600)
 def test_fine_tuning_is_followed_by_reinforcement(tmp_path: Path) -> None:
     study = replace(tiny(), groups=("reinforcement",))
-    group = next(chain_groups(study))
-    run_group(study, tmp_path, group)
-    (first, *_) = read_records(group.path(tmp_path, group.chains[0]))
-    assert [entry["phase"] for entry in json.loads(first["ledger"])] == [
+    records = run_front_loading(study, tmp_path)
+    assert [entry["phase"] for entry in json.loads(records[0]["ledger"])] == [
+        "pretraining",
         "tuning on small",
         "reinforcement",
     ]
-    assert first["arm"] == "base > small, reinforced"
+    assert {one["arm"] for one in records} == {
+        f"{name} > small, reinforced" for name in ("base", "small", "large", "both")
+    }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 
 from counterpoint.errors import UserError
 from counterpoint.files import json_value
@@ -59,6 +60,12 @@ class Running(Shown):
     """
 
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|mps")] = "auto"
+
+
+def plain_console() -> Console:
+    """Return a console that prints tables on stdout, wide enough for a file."""
+    width = None if sys.stdout.isatty() else 140
+    return Console(file=sys.stdout, width=width, markup=False, emoji=False)
 
 
 def check_output() -> None:

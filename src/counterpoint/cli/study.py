@@ -1,19 +1,19 @@
-"""The verb ``study``: run a grid of arms, tasks, learning rates and seeds, and write its report."""
+"""The verb ``study``: run a grid, or the study of front-loading, and write its report."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from counterpoint.cli.running import Running
+from counterpoint.cli import study_front_loading
+from counterpoint.cli.running import Running, plain_console
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS, GridFindings
 from counterpoint.evaluate.report.grid_page import HTML, MARKDOWN
 from counterpoint.evaluate.report.grid_table import TextTable, comparisons, overview, verdict
+from counterpoint.recipes.front_loading import FrontLoading
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.grid_budget import run_fitted
 from counterpoint.recipes.grid_report import report_grid
@@ -25,18 +25,15 @@ from counterpoint.train.distributed import pick_device
 
 _HELP = """usage: counterpoint study NAME [OPTIONS]
 
-Run a grid cell by cell and write its report; a grid that was stopped is continued.
+Run a study part by part and write its report; a study that was stopped is continued.
 
 Example: counterpoint study part_whole --workers 2
 
-NAME is a recipe that returns a `Grid`, or path/to/file.py:function.
-`counterpoint study --list` lists the grids of the library.
+NAME is a recipe that returns a `Grid` or a `FrontLoading`, or path/to/file.py:function.
+`counterpoint study --list` lists the studies of the library.
 `counterpoint study NAME --help` shows the most important options, `--help-all` every field.
 """
-_GRID_HELP = """Run the grid {name} cell by cell and write its report; it is continued after a stop.
-
-Example: counterpoint study {name} --workers 2
-"""
+_GRID_HELP = "Run the grid {name} cell by cell and write its report; a stopped one is continued."
 _MAIN = (
     *("minutes", "folder", "workers", "ray", "device", "quiet", "json"),
     *("tasks", "seeds", "learning-rates", "num-items"),
@@ -78,10 +75,12 @@ def main(arguments: Sequence[str]) -> int:
         _list()
         return 0
     grid = load_recipe(name)
+    if isinstance(grid, FrontLoading):
+        return study_front_loading.main(name, grid, rest)
     if not isinstance(grid, Grid):
         raise UserError(
-            f"A study must be a recipe that returns a `Grid`: {name!r} returned "
-            f"{type(grid).__name__}. Grids: {', '.join(_grids())}."
+            "A study must be a recipe that returns a `Grid` or a `FrontLoading`: "
+            f"{name!r} returned {type(grid).__name__}. Studies: {', '.join(_studies())}."
         )
     own: Field = ("options", StudyOptions, StudyOptions())
     fields: list[Field] = [own, ("recipe", Grid, grid)]
@@ -111,13 +110,12 @@ def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
 
 def show(found: GridFindings, folder: Path) -> None:
     """Print the scores, the verdict, and the paths of the report."""
-    wide = None if sys.stdout.isatty() else 140
-    console = Console(file=sys.stdout, width=wide, markup=False, emoji=False)
+    console = plain_console()
     console.print(_drawn(overview(found, "{:.0f}"), f"{found.about.name}: scores in %"))
     console.print(_drawn(comparisons(found), ""))
     console.print(verdict(found), highlight=False)
     for name in (HTML, MARKDOWN, RESULTS):
-        console.print(str(folder / name), highlight=False, soft_wrap=True)
+        print(folder / name)
 
 
 def _drawn(texts: TextTable, title: str) -> Table:
@@ -129,18 +127,25 @@ def _drawn(texts: TextTable, title: str) -> Table:
     return table
 
 
-def _grids() -> dict[str, Grid]:
-    """Return the grids of the library."""
+def _studies() -> dict[str, Grid | FrontLoading]:
+    """Return the studies of the library."""
     recipes = {name: load_recipe(name) for name in recipe_names()}
-    return {name: recipe for name, recipe in recipes.items() if isinstance(recipe, Grid)}
+    return {name: one for name, one in recipes.items() if isinstance(one, Grid | FrontLoading)}
 
 
 def _list() -> None:
-    for name, grid in _grids().items():
-        rates = len(grid.learning_rates)
-        tuned = rates * len(grid.tuning_seeds) if rates > 1 else 0
-        cells = len(grid.arms) * len(grid.tasks) * (len(grid.seeds) + tuned)
-        print(
-            f"{name}: {len(grid.arms)} arms x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds, "
-            f"{rates} learning rates, {cells} cells\n    {grid.purpose}"
-        )
+    for name, study in _studies().items():
+        if isinstance(study, FrontLoading):
+            print(study_front_loading.line(name, study))
+        else:
+            print(_line(name, study))
+
+
+def _line(name: str, grid: Grid) -> str:
+    rates = len(grid.learning_rates)
+    tuned = rates * len(grid.tuning_seeds) if rates > 1 else 0
+    cells = len(grid.arms) * len(grid.tasks) * (len(grid.seeds) + tuned)
+    return (
+        f"{name}: {len(grid.arms)} arms x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds, "
+        f"{rates} learning rates, {cells} cells\n    {grid.purpose}"
+    )

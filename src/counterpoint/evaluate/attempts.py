@@ -1,18 +1,30 @@
-"""Solutions that a system writes by itself: right answers, sound steps, pass@k."""
+"""Solutions that systems write by themselves, and what the true ones cost them."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
 from counterpoint.data.tasks.reasoning.family import Verdict
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
+from counterpoint.data.tasks.source import in_blocks, item_rows
 from counterpoint.data.tasks.verify import pass_at_k
+from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
+from counterpoint.evaluate.score import target_nats
+from counterpoint.runtime.lanes import Lanes
 from counterpoint.runtime.rollouts import roll_out
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
+
+SPARE_SYMBOLS = 16
+"""Number of symbols that `lane_texts` allows beyond those of the true solution."""
 
 
 class Attempts(NamedTuple):
@@ -116,3 +128,70 @@ def solution_scores(attempts: Sequence[Attempts]) -> dict[str, float]:
         scores[f"right, {family}"] = sum(verdict.is_right for verdict in own) / len(own)
         scores[f"sound, {family}"] = sum(verdict.is_sound for verdict in own) / len(own)
     return scores
+
+
+def lane_texts(
+    lanes: Lanes,
+    items: Sequence[ReasoningItem],
+    num_samples: int = 1,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[list[str]]]:
+    """Let lanes write solutions to the same questions.
+
+    A solution ends with a line break, or with `SPARE_SYMBOLS` more symbols than the true one.
+
+    Args:
+        lanes: Models that write bytes.
+        items: Questions with their true solutions.
+        num_samples: Number of solutions of each question.
+        temperature: Divisor of the scores; 0 always takes the likeliest symbol.
+        seed: Seed of what is sampled.
+
+    Returns:
+        For each lane and question the solutions, each with its end if it has one.
+    """
+    asked = [item for item in items for _ in range(num_samples)]
+    found = lanes.write(
+        [[ByteTokenizer().start_id, *item.prompt.encode()] for item in asked],
+        [len(item.solution) + SPARE_SYMBOLS for item in asked],
+        END_ID,
+        temperature=temperature,
+        seed=seed,
+    )
+    return [
+        [
+            [written_text(ids) for ids in rows[first : first + num_samples]]
+            for first in range(0, len(asked), num_samples)
+        ]
+        for rows in found
+    ]
+
+
+@torch.no_grad()
+def true_bits(system: System, items: Sequence[ReasoningItem]) -> list[float]:
+    """Return the bits of each true solution, each symbol after the true text before it."""
+    batch = _true_rows(items, system.layout).to(system.device)
+    part = system.layout.part.name
+    nats = target_nats(system(batch)[part], batch.targets[part])
+    return [float(row) / math.log(2) for row in nats.sum(1)]
+
+
+def lane_true_bits(lanes: Lanes, items: Sequence[ReasoningItem]) -> list[list[float]]:
+    """Return `true_bits` of every lane."""
+    return lane_bits(lanes, _true_rows(items, lanes.layout)).tolist()
+
+
+def lane_bits(lanes: Lanes, batch: Batch) -> Float[Tensor, "S B"]:
+    """Return the bits of the targets of each row, for every lane."""
+    batch = batch.to(lanes.device)
+    targets = batch.targets[lanes.layout.part.name]
+    scores = lanes.scores(batch)
+    nats = target_nats(scores.flatten(0, 1), targets.repeat(len(scores), 1)).sum(1)
+    return nats.view(len(scores), -1) / math.log(2)
+
+
+def _true_rows(items: Sequence[ReasoningItem], layout: Layout) -> Batch:
+    num_ticks = in_blocks(max(len(item.text) for item in items), layout.block_ticks)
+    return item_rows(items, layout, num_ticks, "spans")

@@ -4,7 +4,8 @@ A model is trained in two phases: pre-training on text without reasoning, with o
 reasoning data, and supervised fine-tuning on reasoning data. A *chain* is a backbone and what it is
 fine-tuned on; a backbone is trained once for all its chains. The corpora are settings of
 independent knobs (`counterpoint.data.tasks.reasoning`), so that diversity, quality, number of
-items, repetition and overlap are compared one at a time.
+items, repetition and overlap are compared one at a time. All questions of the corpora have equally
+many operations. `counterpoint.recipes.front_loading_run` runs the study.
 
 Source: Front-Loading Reasoning (arXiv:2510.03264), whose corpora differ in all of these at once.
 """
@@ -43,6 +44,12 @@ Group = Literal[
     "objective",
     "reinforcement",
 ]
+
+GROUPS: tuple[Group, ...] = get_args(Group)[:-1]
+"""The groups that are run as lanes of stacks, the most important ones first."""
+
+SAMPLED = ("base > small", "large > small", "both > small", "both > nothing")
+"""Chains that also sample solutions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +131,13 @@ class FrontLoading:
         num_unique: Number of items of the large corpora.
         small_share: Share of it that the small corpora have.
         tuning_lr_factor: Learning rates of fine-tuning beside those of pre-training.
-        operations: Smallest and largest number of operations in the large corpora.
+        operations: Smallest and largest number of operations in the corpora.
         row_ticks: Ticks of a row, which the longest item fits.
-        num_items: Number of items that are scored for each family.
-        num_samples: Number of sampled solutions of each item, for pass@k.
-        groups: Groups of chains that are run.
+        num_items: Number of items that are scored for each family in range; half as many are scored
+            in the other splits.
+        num_samples: Number of solutions of each item in range that the chains of `SAMPLED` sample,
+            for pass@k.
+        groups: Groups of chains that are run, the most important ones first.
         seeds: Training seeds.
     """
 
@@ -141,28 +150,28 @@ class FrontLoading:
     num_unique: int = 3000
     small_share: float = 0.04
     tuning_lr_factor: float = 0.25
-    operations: tuple[int, int] = (1, 2)
-    row_ticks: int = 160
-    num_items: int = 24
-    num_samples: int = 2
-    groups: tuple[Group, ...] = ("cross",)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    operations: tuple[int, int] = (3, 4)
+    row_ticks: int = 192
+    num_items: int = 40
+    num_samples: int = 8
+    groups: tuple[Group, ...] = GROUPS
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 0.4:
             raise UserError(f"`share` must be above 0 and at most 0.4: got {self.share}.")
-        if self.row_ticks < 140:
-            raise UserError(f"`row_ticks` must be at least 140: got {self.row_ticks}.")
+        if self.row_ticks < 176:
+            raise UserError(f"`row_ticks` must be at least 176: got {self.row_ticks}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"`seeds` must be different, at least one: got {self.seeds}.")
         if not self.groups:
             raise UserError("`groups` must name at least one group of chains: got none.")
 
 
-FAMILIES = ("arithmetic", "dyck", "listops", "equations")
-"""Families of the corpora."""
+FAMILIES = ("arithmetic", "dyck", "rewriting", "sorting")
+"""Families of the corpora. A constant answers few of their questions from three operations on."""
 
-OTHER_FAMILIES = ("sorting",)
+OTHER_FAMILIES = ("listops",)
 """Families that are in no corpus."""
 
 
@@ -179,7 +188,6 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
     * "small apart": as "small", with questions that no other corpus has.
     """
     few = max(round(study.num_unique * study.small_share), 1)
-    last = study.operations[1]
     large = Reasoning(
         families=FAMILIES,
         step_errors=0.2,
@@ -190,10 +198,10 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
         folds=FOLDS,
     )
     small = Reasoning(
-        families=("arithmetic", "dyck", "listops"),
+        families=("arithmetic", "sorting", "dyck"),
         shares=(71.0, 21.0, 8.0),
         templates=(0, 1),
-        operations=(last, last + 1),
+        operations=study.operations,
         unique=few,
         most_symbols=study.row_ticks,
         folds=FOLDS,
@@ -225,12 +233,12 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
 def splits(study: FrontLoading) -> dict[str, list[Reasoning]]:
     """Return what is scored, by name: a task for each family, from whose scored fold items come.
 
-    "in range" has the families and operations of the corpora, "more operations" two more than the
+    "in range" has the families and operations of the corpora, "more operations" one more than the
     longest of them, "other families" those that are in no corpus.
     """
     base = Reasoning(operations=study.operations, most_symbols=2 * study.row_ticks)
     longest = study.operations[1] + 1
-    more = replace(base, operations=(longest + 1, longest + 2))
+    more = replace(base, operations=(longest, longest))
     return {
         "in range": [replace(base, families=(name,)) for name in FAMILIES],
         "more operations": [replace(more, families=(name,)) for name in FAMILIES],
@@ -291,10 +299,18 @@ def _times(corpus: str, times: int) -> Tuning:
 
 METRICS = {
     "answer": "Share of questions whose likeliest solution ends with the right answer.",
-    "process": "Share of questions whose likeliest solution is right in every step as well.",
+    "process": "Share of questions whose likeliest solution also has every step that is needed, "
+    "all of them valid.",
     "bits": "Bits a symbol of the true solutions, each symbol after the true text before it.",
 }
-"""Metrics by name; "answer" is the first one, "bits" tells apart models that answer nothing."""
+"""Metrics by name."""
+
+COMPARED = (
+    ("in range", "answer"),
+    ("in range", "process"),
+    ("more operations", "answer"),
+)
+"""What is compared for every pair of chains: what is scored, and the metric."""
 
 CLAIMS = (
     Claim(
@@ -349,42 +365,60 @@ CLAIMS = (
 """Claims of the paper and of the issue, declared before anything was run."""
 
 
-def front_loading_study() -> FrontLoading:
-    """Return the study at the size of a CPU: 0.13 M parameters."""
-    tower = TowerConfig(width=64, num_layers=2, num_heads=4, mlp_hidden=168, window=384)
+def front_loading() -> FrontLoading:
+    """Return the study at the size of some minutes of a GPU: 0.86 M parameters."""
+    tower = TowerConfig(width=128, num_layers=4, num_heads=4, mlp_hidden=344, window=256)
     return FrontLoading(
         system=SingleStreamConfig(tower=tower),
         train=TrainConfig(
             num_steps=1,
             batch_rows=16,
             precision="float32",  # "auto" would measure the machine
-            log_every=50,
-            optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.02),
-            schedule=ScheduleConfig(warmup_steps=20),
+            log_every=100,
+            optimizer=OptimizerConfig(lr=3e-3),
+            schedule=ScheduleConfig(warmup_steps=50),
         ),
+        pretrain_tokens=6_000_000,
+        tuning_tokens=100_000,
+        num_unique=30_000,
+    )
+
+
+def front_loading_small() -> FrontLoading:
+    """Return the study at the size of a CPU: 0.13 M parameters, the cross, two seeds."""
+    tower = TowerConfig(width=64, num_layers=2, num_heads=4, mlp_hidden=168, window=256)
+    full = front_loading()
+    return replace(
+        full,
+        name="front_loading_small",
+        system=SingleStreamConfig(tower=tower),
         pretrain_tokens=300_000,
         tuning_tokens=40_000,
+        num_unique=3000,
+        num_items=24,
+        num_samples=2,
+        groups=("cross",),
+        seeds=(0, 1),
     )
 
 
 def front_loading_gpu() -> FrontLoading:
-    """Return the study at the size of a GPU: 13 M parameters, 300 M tokens."""
+    """Return the study at the size of hours of a GPU: 13 M parameters, 300 M tokens."""
     tower = TowerConfig(width=384, num_layers=8, num_heads=6, mlp_hidden=1024, window=1024)
-    small = front_loading_study()
+    full = front_loading()
     return replace(
-        small,
+        full,
         name="front_loading_gpu",
         system=SingleStreamConfig(tower=tower),
-        train=replace(small.train, batch_rows=512, precision="bfloat16"),
+        train=replace(full.train, batch_rows=512, precision="bfloat16"),
         pretrain_tokens=300_000_000,
         tuning_tokens=15_000_000,
         share=0.2,
         num_unique=1_000_000,
         small_share=0.004,
-        operations=(1, 6),
+        operations=(3, 6),
         row_ticks=512,
         num_items=250,
         num_samples=64,
-        seeds=(0, 1, 2, 3, 4),
         groups=get_args(Group),
     )

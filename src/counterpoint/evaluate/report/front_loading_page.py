@@ -1,17 +1,21 @@
-"""The tables of the study of front-loading, from the records of its chains."""
+"""The tables and the picture of the study of front-loading, from judged records."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from counterpoint.data.tasks.verify import pass_at_k
+from counterpoint.evaluate.report.figures import PALETTE, new_figure
 from counterpoint.evaluate.report.grid_rows import SIGNIFICANT, ScoreCounts
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio, holm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESAMPLES = 5000
 LOWER_IS_BETTER = ("bits",)
@@ -56,27 +60,24 @@ class PairRow:
 def pair_rows(
     records: Sequence[Mapping[str, Any]],
     pairs: Sequence[tuple[str, str, str]],
-    metrics: Sequence[str],
-    splits: Sequence[str],
+    compared: Sequence[tuple[str, str]],
 ) -> list[PairRow]:
-    """Return the comparisons for which both chains have records.
+    """Return the comparisons for which both chains have records, with the seeds of both.
 
     Args:
-        records: Records of the chains.
+        records: Judged records of the chains.
         pairs: Claim, chain that is claimed to be better, and other chain.
-        metrics: Metrics that are compared.
-        splits: What was scored.
+        compared: What was scored, and the metric.
     """
     found = []
-    for claim, better, other in pairs:
-        for split in splits:
-            ours, theirs = (_of(records, arm, split) for arm in (better, other))
-            for metric in metrics if ours and theirs else ():
-                difference, p_value = bootstrap_difference(
-                    counts(ours, metric), counts(theirs, metric), RESAMPLES
-                )
-                found.append((claim, better, other, split, metric, difference, p_value))
-    corrected = holm([row[-1] for row in found])
+    for (claim, better, other), (split, metric) in product(pairs, compared):
+        ours, theirs = _paired(_of(records, better, split), _of(records, other, split))
+        if ours and theirs:
+            difference, p_value = bootstrap_difference(
+                counts(ours, metric), counts(theirs, metric), RESAMPLES
+            )
+            found.append((claim, better, other, split, metric, difference, p_value, len(ours)))
+    corrected = holm([row[-2] for row in found])
     return [
         PairRow(
             claim=claim,
@@ -86,17 +87,26 @@ def pair_rows(
             metric=metric,
             difference=difference,
             p_value=p_value,
-            num_seeds=min(len(_of(records, arm, split)) for arm in (better, other)),
+            num_seeds=num_seeds,
         )
-        for (claim, better, other, split, metric, difference, _), p_value in zip(
+        for (claim, better, other, split, metric, difference, _, num_seeds), p_value in zip(
             found, corrected, strict=True
         )
     ]
 
 
+def _paired(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return the records of the seeds that both have."""
+    common = {one["seed"] for one in ours} & {one["seed"] for one in theirs}
+    first, second = ([one for one in some if one["seed"] in common] for some in (ours, theirs))
+    return first, second
+
+
 def counts(records: Sequence[Mapping[str, Any]], metric: str) -> ScoreCounts:
     """Return numerators and denominators of a metric, for each seed and item."""
-    field = {"answer": "right", "process": "sound", "bits": "bits"}[metric]
+    field = {"answer": "right", "process": "complete", "bits": "bits"}[metric]
     above = np.array([record[field] for record in records], float)
     if metric == "bits":
         return above, np.array([record["symbols"] for record in records], float)
@@ -112,36 +122,43 @@ def _of(records: Sequence[Mapping[str, Any]], arm: str, split: str) -> list[Mapp
     return [one for one in records if one["arm"] == arm and one["split"] == split]
 
 
-def markdown(
-    records: Sequence[Mapping[str, Any]], rows: Sequence[PairRow], splits: Sequence[str]
-) -> str:
+def markdown(records: Sequence[Mapping[str, Any]], rows: Sequence[PairRow]) -> str:
     """Return all tables as Markdown."""
     arms = list(dict.fromkeys(record["arm"] for record in records))
-    parts = []
-    for split in splits:
-        parts += [f"### {split}", "", *_scores(records, arms, split), ""]
-    parts += ["### Families", "", *_families(records, arms, splits), ""]
-    parts += ["### Claims", "", *_claims(rows), ""]
-    parts += ["### Ledger", "", *_ledgers(records, arms), ""]
+    parts = ["## Scores", "", *_scores(records, arms), ""]
+    parts += ["## Families", "", *_families(records, arms), ""]
+    parts += ["## Claims", "", *_claims(rows), ""]
     return "\n".join(parts)
 
 
-def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str], split: str) -> list[str]:
-    lines = [
-        "| chain | seeds | answer % | process % | bits a symbol | pass@1, all % | length | plain |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
+    heads = (
+        *("chain", "seeds", "answer %", "process %", "bits a symbol", "answer %, more operations"),
+        *("answer %, other family", "pass@1, all %", "symbols written", "plain text, bits a byte"),
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in arms:
-        own = _of(records, arm, split)
-        if own:
-            answer, process, bits = (score(own, name) for name in ("answer", "process", "bits"))
-            lengths = np.mean([length for one in own for length in one["lengths"]])
-            plain = np.mean([one["base_bits"] for one in own])
-            lines.append(
-                f"| {arm} | {len(own)} | {_percent(answer)} | {_percent(process)} | "
-                f"{bits.value:.3f} [{bits.low:.3f}, {bits.high:.3f}] | {_passes(own)} | "
-                f"{lengths:.0f} | {plain:.2f} |"
-            )
+        own, more, other = (
+            _of(records, arm, split) for split in ("in range", "more operations", "other families")
+        )
+        if not own:
+            continue
+        bits = score(own, "bits")
+        lengths = np.mean([length for one in own for length in one["lengths"]])
+        plain = np.mean([one["base_bits"] for one in own])
+        cells = [
+            arm,
+            str(len(own)),
+            _percent(score(own, "answer")),
+            _percent(score(own, "process")),
+            f"{bits.value:.2f} [{bits.low:.2f}, {bits.high:.2f}]",
+            _percent(score(more, "answer")),
+            _percent(score(other, "answer")),
+            _passes(own),
+            f"{lengths:.0f}",
+            f"{plain:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -153,23 +170,17 @@ def _passes(records: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{100 * pass_at_k(right, count, k):.1f}" for k in (1, count))
 
 
-def _families(
-    records: Sequence[Mapping[str, Any]], arms: Sequence[str], splits: Sequence[str]
-) -> list[str]:
-    columns = [
-        (split, family)
-        for split in splits
-        for family in dict.fromkeys(
-            name for one in records if one["split"] == split for name in one["families"]
-        )
+def _families(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(name for one in records for name in one["families"]))
+    lines = [
+        f"| answer %, process % | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
     ]
-    heads = [f"{family}, {split}" for split, family in columns]
-    lines = [f"| answer %, process % | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
     for arm in arms:
+        own = [one for one in records if one["arm"] == arm and one["split"] != "more operations"]
         cells = []
-        for split, family in columns:
-            own = _of(records, arm, split)
-            shares = [_family_mean(own, family, field) for field in ("right", "sound")]
+        for family in names:
+            shares = [_family_mean(own, family, field) for field in ("right", "complete")]
             cells.append(", ".join(f"{100 * share:.0f}" for share in shares))
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines
@@ -203,22 +214,44 @@ def _claims(rows: Sequence[PairRow]) -> list[str]:
     return lines
 
 
-def _ledgers(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
-    """Return what the last phases of each chain have read, with the first seed."""
-    lines = [
-        "| chain | phase | source | tokens | with loss | items | new | FLOPs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in arms:
-        record = next(one for one in records if one["arm"] == arm)
-        for entry in json.loads(record["ledger"]):
-            lines.append(
-                f"| {arm} | {entry['phase']} | {entry['source']} | {entry['tokens']:,} | "
-                f"{entry['targets']:,} | {entry['items']:,} | {entry['new_items']:,} | "
-                f"{entry['flops']:.3g} |"
-            )
-    return lines
-
-
 def _percent(value: Interval) -> str:
     return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def catch_up_figure(
+    records: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, Mapping[int, str]],
+    levels: Mapping[str, str],
+) -> "Figure":
+    """Return the picture of right answers in range by the length of fine-tuning.
+
+    Args:
+        records: Judged records.
+        curves: For each curve the chain at each number of times.
+        levels: Chains with one length, drawn as a line, by label.
+    """
+    figure = new_figure(6.0, 3.4)
+    axes = figure.subplots()
+    for number, (label, chains) in enumerate(curves.items()):
+        known = {times: _of(records, arm, "in range") for times, arm in chains.items()}
+        scores = {times: score(own, "answer") for times, own in known.items() if own}
+        if not scores:
+            continue
+        means = [one.value for one in scores.values()]
+        below = [one.value - one.low for one in scores.values()]
+        above = [one.high - one.value for one in scores.values()]
+        axes.errorbar(
+            [*scores], means, (below, above), label=label, color=PALETTE[1 + number], marker="o"
+        )
+    for number, (label, arm) in enumerate(levels.items()):
+        own = _of(records, arm, "in range")
+        if own:
+            level = score(own, "answer").value
+            axes.axhline(level, color=PALETTE[3 + number], linestyle="--", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_xlabel("times as much fine-tuning")
+    axes.set_ylabel("share of right answers")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure

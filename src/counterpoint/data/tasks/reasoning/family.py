@@ -136,6 +136,11 @@ class Verdict(NamedTuple):
         """Whether the answer is right and every written step is valid."""
         return self.is_right and self.num_valid == self.num_steps
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is sound and has every step of the full solution."""
+        return self.is_sound and self.num_valid == self.num_needed
+
 
 def check_solution(family: Family, statement: str, text: str) -> Verdict:
     """Judge a solution by its text and the statement alone.

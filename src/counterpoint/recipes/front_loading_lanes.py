@@ -1,0 +1,369 @@
+"""The chains of `counterpoint.recipes.front_loading` as lanes of stacks.
+
+A chain is one run of phases, whose rows are dealt and counted as `counterpoint.train.phases` does
+for every run. Its pre-training is the same as that of the other chains of its backbone, so it is
+trained once. A *segment* is one phase of a chain, or of all chains that share it: it begins with
+the weights of the segment before it, and without moments. Segments of all chains are trained
+together, as lanes of a stack (`counterpoint.train.stacked`), from batches that are recorded before.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from counterpoint.data.recorded import read_recorded, record_once
+from counterpoint.data.source import BatchSource, DataSource, PreparedSource
+from counterpoint.data.tasks.reasoning.corpus import Reasoning
+from counterpoint.data.token_deal import MemberWeight
+from counterpoint.files import read_json, whole_file, write_json
+from counterpoint.processes import work_in_processes
+from counterpoint.progress import Progress
+from counterpoint.recipes.cells import WORK
+from counterpoint.recipes.front_loading import (
+    FAMILIES,
+    FOLDS,
+    NOTHING,
+    Chain,
+    FrontLoading,
+    chains,
+    corpora,
+)
+from counterpoint.recipes.phased import Phase, phased_run, placed
+from counterpoint.streams.batch import Batch
+from counterpoint.systems import build_system, sketch
+from counterpoint.systems.contract import System
+from counterpoint.train.config import ScheduleConfig, TrainConfig
+from counterpoint.train.ledger import Ledger
+from counterpoint.train.loop import DivergedError
+from counterpoint.train.phases import (
+    PhasedData,
+    PhaseSource,
+    PreparedPhases,
+    with_phase_steps,
+)
+from counterpoint.train.reinforce import GroupConfig
+from counterpoint.train.rewarded import RewardedData
+from counterpoint.train.run import Run
+from counterpoint.train.stacked import Stack
+
+PLAIN = "plain"
+BATCHES = "batches"
+_REINFORCED_TIMES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A phase of a chain, as a lane of a stack.
+
+    Attributes:
+        chain: A chain with this phase; others may share it.
+        seed: Training seed.
+        phase: Number of the phase.
+    """
+
+    chain: Chain
+    seed: int
+    phase: int
+
+    @property
+    def key(self) -> str:
+        """Name of its files; segments with equal keys are the same."""
+        if not self.phase:
+            return f"{_word(self.chain.backbone.name)}-seed{self.seed}"
+        return f"{chain_key(self.chain, self.seed)}-{self.phase}"
+
+    @property
+    def parent(self) -> "Segment | None":
+        """The segment with whose weights it begins; ``None`` for pre-training."""
+        if not self.phase:
+            return None
+        return Segment(chain=self.chain, seed=self.seed, phase=self.phase - 1)
+
+
+def chain_key(chain: Chain, seed: int) -> str:
+    """Return the name of a chain's files."""
+    return f"{_word(chain.backbone.name)}-{_word(chain.tuning.name)}-seed{seed}"
+
+
+def _word(name: str) -> str:
+    return name.replace(",", "").replace(" ", "_")
+
+
+def last_segment(chain: Chain, seed: int) -> Segment:
+    """Return the last phase of a chain, whose weights are those of the chain."""
+    phases = 0 if chain.tuning.name == NOTHING else 1 + bool(chain.tuning.before)
+    return Segment(chain=chain, seed=seed, phase=phases)
+
+
+def segments(study: FrontLoading) -> list[Segment]:
+    """Return all segments once, each after its parent; the most important groups come first."""
+    found: dict[str, Segment] = {}
+    order = [chain for group in study.groups for chain in chains((group,))]
+    for chain in (one for one in order if not one.tuning.is_reinforced):
+        for seed in study.seeds:
+            last = last_segment(chain, seed)
+            for phase in range(last.phase + 1):
+                own = Segment(chain=chain, seed=seed, phase=phase)
+                found.setdefault(own.key, own)
+    return sorted(found.values(), key=lambda one: one.phase)
+
+
+def chain_run(study: FrontLoading, chain: Chain, seed: int) -> Run:
+    """Return a chain as a run of phases, of which the first one is pre-training."""
+    data = corpora(study)
+    phases = [_pretraining(study, chain), *_tunings(study, chain)]
+    used = {PLAIN, *(one.member for phase in phases for one in phase.weights)}
+    sources = [PhaseSource(name=name, data=own) for name, own in data.items() if name in used]
+    train = replace(study.train, seed=seed)
+    name = chain_key(chain, seed)
+    return phased_run(name, study.system, sources, phases, train, held_out=(PLAIN,))
+
+
+def _pretraining(study: FrontLoading, chain: Chain) -> Phase:
+    backbone = chain.backbone
+    tokens = study.pretrain_tokens
+    if backbone.without_share:
+        tokens = round(tokens * (1 - study.share))
+    shares = {backbone.corpus: study.share} if backbone.corpus else {}
+    return Phase(
+        name="pretraining",
+        tokens=tokens,
+        weights=placed(PLAIN, shares, backbone.placement),
+        row_ticks=study.row_ticks,
+        trained=backbone.trained,
+    )
+
+
+def _tunings(study: FrontLoading, chain: Chain) -> Iterator[Phase]:
+    """Yield the phases of fine-tuning."""
+    tuning = chain.tuning
+    reasoning = round(study.share * study.pretrain_tokens)
+    wanted = {tuning.before: reasoning} if tuning.before else {}
+    if tuning.corpus:
+        wanted[tuning.corpus] = study.tuning_tokens * tuning.times
+    for corpus, tokens in wanted.items():
+        yield Phase(
+            name=f"tuning on {corpus}",
+            tokens=tokens,
+            weights=(MemberWeight(member=corpus, weight=1.0),),
+            row_ticks=study.row_ticks,
+            trained="spans",
+            schedule=study.train.schedule,
+            lr_factor=study.tuning_lr_factor,
+            reset_optimizer=True,
+        )
+    if tuning.is_reinforced:
+        yield reinforcement(study)
+
+
+def reinforcement(study: FrontLoading) -> Phase:
+    """Return a phase of GRPO over questions of all families, with the rows of 4 fine-tunings."""
+    rows = _REINFORCED_TIMES * study.tuning_tokens // study.row_ticks
+    task = Reasoning(
+        families=FAMILIES, operations=study.operations, most_symbols=study.row_ticks, folds=FOLDS
+    )
+    group = GroupConfig(most_ticks=study.row_ticks, kl_weight=0.001)
+    return Phase(
+        name="reinforcement",
+        rewarded=RewardedData(task=task, group=group),
+        num_steps=max(rows // study.train.batch_rows, 1),
+        schedule=ScheduleConfig(warmup_steps=0, final_ratio=1.0),
+        lr_factor=study.tuning_lr_factor / 5,
+        reset_optimizer=True,
+    )
+
+
+# ------------------------------------------------------------------------------ recorded batches
+
+
+class Recorder:
+    """Records the batches of segments, with the ledger and the number of steps of each.
+
+    What a process has made of a corpus stays in memory for its next segments.
+    """
+
+    def __init__(self, study: FrontLoading, folder: Path) -> None:
+        self.study = study
+        self.folder = folder
+        self._prepared: dict[str, PreparedSource] = {}
+
+    def __call__(self, some: Sequence[Segment]) -> str:
+        """Record the segments of one backbone and seed that are missing; return its name."""
+        for segment in some:
+            if not facts_path(self.folder, segment).exists():
+                self._record(segment)
+        return some[0].key
+
+    def _record(self, segment: Segment) -> None:
+        run = chain_run(self.study, segment.chain, segment.seed)
+        data: Any = run.data
+        system = sketch(run.system)
+        batches = self._phases(data, system).batches(run.train.batch_rows, run.train.seed)
+        config = with_phase_steps(run.train, batches.num_steps)
+        num_steps = batches.num_steps[segment.phase]
+        counted = _Counted(batches.parts[segment.phase], system, config.phases[segment.phase].name)
+        path = batches_path(self.folder, segment)
+        path.unlink(missing_ok=True)  # its ledger was not written
+        record_once(counted, num_steps, path)
+        facts = {
+            "ledger": counted.ledger.encoded(),
+            "num_steps": num_steps,
+            "lr_factor": config.phases[segment.phase].lr_factor,
+        }
+        write_json(facts_path(self.folder, segment), facts)
+
+    def _phases(self, data: PhasedData, system: System) -> PreparedPhases:
+        """Prepare the sources of phases, as `PhasedData.prepare` does."""
+
+        def prepared(own: DataSource) -> PreparedSource:
+            key = repr(own)
+            if key not in self._prepared:
+                self._prepared[key] = own.prepare(system)
+            return self._prepared[key]
+
+        return PreparedPhases(
+            data,
+            {source.name: prepared(source.data) for source in data.sources},
+            [{name: prepared(own) for name, own in data.of(one).items()} for one in data.phases],
+        )
+
+
+class _Counted:
+    """Batches of a phase, which are counted in a ledger as they are read; a `BatchSource`."""
+
+    def __init__(self, source: BatchSource, system: System, phase: str) -> None:
+        self.ledger = Ledger()
+        self._source = source
+        self._system = system
+        self._phase = phase
+
+    def batch(self, step: int) -> Batch:
+        batch = self._source.batch(step)
+        num_ticks = batch.document_start.shape[1]
+        flops = self._system.flops_per_tick(num_ticks, training=True, predicted=batch.targets)
+        self.ledger.add(self._phase, batch.amounts, flops * num_ticks)
+        return batch
+
+
+def batches_path(folder: Path, segment: Segment) -> Path:
+    """Return the path of the recorded batches of a segment."""
+    return folder / WORK / BATCHES / f"{segment.key}.pt"
+
+
+def facts_path(folder: Path, segment: Segment) -> Path:
+    """Return the path of the ledger and the number of steps of a segment."""
+    return batches_path(folder, segment).with_suffix(".json")
+
+
+def read_facts(folder: Path, segment: Segment) -> dict[str, Any]:
+    """Return the ledger and the number of steps of a segment."""
+    found: dict[str, Any] = read_json(facts_path(folder, segment))
+    return found
+
+
+def record_segments(
+    study: FrontLoading, folder: Path, some: Sequence[Segment], progress: Progress
+) -> None:
+    """Record the batches of segments, in as many processes as there are cores."""
+    roots: dict[str, list[Segment]] = {}
+    for segment in some:
+        root = Segment(chain=segment.chain, seed=segment.seed, phase=0)
+        if not facts_path(folder, segment).exists():
+            roots.setdefault(root.key, []).append(segment)
+    task = progress.task("making batches")
+    work = Recorder(study, folder)
+    with closing(work_in_processes(work, [*roots.values()], os.cpu_count() or 1)) as done:
+        for number, key in enumerate(done, 1):
+            task(number, len(roots), figures=key)
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def stacks(folder: Path, some: Sequence[Segment], most_lanes: int) -> list[list[Segment]]:
+    """Return groups of segments that are trained together.
+
+    Lanes of a stack take equally many steps, and those that have fewer wait. A group therefore has
+    segments of one phase whose numbers of steps are within a quarter of each other. Groups are in
+    the order of their first segments, so every group comes after those with its parents.
+
+    Args:
+        folder: Folder of the study, with the recorded batches.
+        some: Segments.
+        most_lanes: Largest number of segments of a group.
+    """
+    groups: list[tuple[int, list[Segment]]] = []
+    for segment in some:
+        num_steps = read_facts(folder, segment)["num_steps"]
+        for first, group in groups:
+            alike = max(num_steps, first) <= 1.25 * min(num_steps, first)
+            if alike and group[0].phase == segment.phase and len(group) < most_lanes:
+                group.append(segment)
+                break
+        else:
+            groups.append((num_steps, [segment]))
+    return [group for _, group in groups]
+
+
+def train_segments(
+    study: FrontLoading, folder: Path, some: Sequence[Segment], device: torch.device
+) -> list[System]:
+    """Train segments as lanes of a stack, and return the models.
+
+    Raises:
+        DivergedError: Weights of a segment are not finite.
+    """
+    systems = [_begun(study, folder, segment).to(device) for segment in some]
+    configs = [segment_config(study, folder, segment) for segment in some]
+    sources = [read_recorded(batches_path(folder, segment)) for segment in some]
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    stack = Stack(systems, configs)
+    stack.train(sources)
+    for segment, is_finite in zip(some, stack.finish(), strict=True):
+        if not is_finite:
+            raise DivergedError(
+                f"Weights must be finite: those of {segment.key} are not. Lower "
+                "`train.optimizer.lr`."
+            )
+    return systems
+
+
+def segment_config(study: FrontLoading, folder: Path, segment: Segment) -> TrainConfig:
+    """Return the training of a segment by itself; its schedule warms up anew."""
+    facts = read_facts(folder, segment)
+    optimizer = replace(study.train.optimizer, lr=study.train.optimizer.lr * facts["lr_factor"])
+    return replace(
+        study.train,
+        num_steps=facts["num_steps"],
+        seed=segment.seed,
+        optimizer=optimizer,
+        phases=(),
+    )
+
+
+def keep_weights(folder: Path, segment: Segment, system: System) -> None:
+    """Store the weights with which other segments begin."""
+    path = weights_path(folder, segment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        save_file({name: own.cpu() for name, own in system.state_dict().items()}, partial)
+
+
+def weights_path(folder: Path, segment: Segment) -> Path:
+    """Return the path of the weights of a segment."""
+    return folder / WORK / "weights" / f"{segment.key}.safetensors"
+
+
+def _begun(study: FrontLoading, folder: Path, segment: Segment) -> System:
+    """Return the model with which a segment begins."""
+    system = build_system(study.system, segment.seed)
+    if segment.parent is not None:
+        system.load_state_dict(load_file(weights_path(folder, segment.parent)))
+    return system
