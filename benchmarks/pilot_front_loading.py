@@ -21,13 +21,12 @@ import torch
 from counterpoint.data.recorded import read_recorded
 from counterpoint.data.tasks.reasoning.item import judge
 from counterpoint.progress import Progress
-from counterpoint.recipes.front_loading import FrontLoading, front_loading
+from counterpoint.recipes.front_loading import FrontLoading, chains, front_loading
 from counterpoint.recipes.front_loading_lanes import (
-    Segment,
+    ChainPhase,
     batches_path,
     record_segments,
     segment_config,
-    segments,
 )
 from counterpoint.recipes.front_loading_run import answered, scored_items
 from counterpoint.systems import build_system
@@ -41,7 +40,13 @@ CHAINS = ("base > small", "both > small")
 
 def pilot(options: argparse.Namespace, study: FrontLoading) -> None:
     """Train, and print what is learned."""
-    own = [one for one in segments(study) if one.chain.name in CHAINS]
+    own = [
+        ChainPhase(chain=chain, seed=seed, phase=phase)
+        for phase in (0, 1)
+        for chain in chains(study.groups)
+        if chain.name in CHAINS
+        for seed in study.seeds
+    ]
     record_segments(study, options.out, own, Progress())
     if options.prepare:
         return
@@ -52,7 +57,7 @@ def pilot(options: argparse.Namespace, study: FrontLoading) -> None:
             traceback.print_exc()
 
 
-def learn(options: argparse.Namespace, study: FrontLoading, own: Sequence[Segment]) -> None:
+def learn(options: argparse.Namespace, study: FrontLoading, own: Sequence[ChainPhase]) -> None:
     """Train the backbones and fine-tune them; print scores after both."""
     factors = [float(one) for one in options.factors.split(",")]
     roots = [one for one in own if not one.phase]
@@ -89,7 +94,7 @@ def scaled(config: TrainConfig, factor: float) -> TrainConfig:
     return replace(config, optimizer=replace(config.optimizer, lr=config.optimizer.lr * factor))
 
 
-def same_root(one: Segment, other: Segment) -> bool:
+def same_root(one: ChainPhase, other: ChainPhase) -> bool:
     """Return whether two segments have one backbone and seed."""
     return (one.chain.backbone, one.seed) == (other.chain.backbone, other.seed)
 
@@ -121,7 +126,7 @@ def tell(
         system.train()
 
 
-def time_steps(options: argparse.Namespace, study: FrontLoading, own: Sequence[Segment]) -> None:
+def time_steps(options: argparse.Namespace, study: FrontLoading, own: Sequence[ChainPhase]) -> None:
     """Print the time of a step of stacks of many lanes."""
     source = read_recorded(batches_path(options.out, own[0]))
     is_cuda = options.device == "cuda"
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="only record the batches")
     parser.add_argument("--pretrain-tokens", type=int, default=front_loading().pretrain_tokens)
     parser.add_argument("--factors", default="0.5,1,2", help="factors of the learning rate")
+    parser.add_argument("--num-items", type=int, default=front_loading().num_items)
     parser.add_argument("--lanes", type=int, default=35, help="lanes of the timed stack")
     parser.add_argument("--timed-steps", type=int, default=30)
     options = parser.parse_args()
@@ -175,6 +181,7 @@ def main() -> None:
         groups=("cross",),
         seeds=SEEDS,
         pretrain_tokens=options.pretrain_tokens,
+        num_items=options.num_items,
     )
     pilot(options, study)
 

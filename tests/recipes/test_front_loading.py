@@ -112,7 +112,7 @@ def test_scored_questions_are_in_no_corpus() -> None:
     }
     texts: dict[str, set[str]] = {}
     for name, data in corpora(study).items():
-        count = min(data.num_items, 200)
+        count = min(data.num_items, 300)
         texts[name] = {data.task.item(0, number).text.split("\n")[0] for number in range(count)}
     for name, own in texts.items():
         assert not {prompt.strip() for prompt in scored} & own, name

@@ -164,10 +164,10 @@ def write_ring(
 ) -> None:
     """Write keys and values of steps into their slots, in place."""
     rows, steps = slot.shape
-    if torch.compiler.is_compiling():
+    if is_traced():
         # Of all ways to scatter, only this one is compiled by inductor to an update in place; with
-        # the others it copies the ring twice a layer. Without compilation this way is the slower
-        # one.
+        # the others it copies the ring twice a layer. It is also the only one that torch maps over
+        # lanes. Otherwise this way is the slower one.
         row = torch.arange(rows, device=slot.device)[:, None]
         ring[row, :, :, slot] = key_value.permute(0, 3, 1, 2, 4).to(ring.dtype)
         return

@@ -58,7 +58,7 @@ _REINFORCED_TIMES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class ChainPhase:
     """A phase of a chain, as a lane of a stack.
 
     Attributes:
@@ -79,11 +79,11 @@ class Segment:
         return f"{chain_key(self.chain, self.seed)}-{self.phase}"
 
     @property
-    def parent(self) -> "Segment | None":
+    def parent(self) -> "ChainPhase | None":
         """The segment with whose weights it begins; ``None`` for pre-training."""
         if not self.phase:
             return None
-        return Segment(chain=self.chain, seed=self.seed, phase=self.phase - 1)
+        return ChainPhase(chain=self.chain, seed=self.seed, phase=self.phase - 1)
 
 
 def chain_key(chain: Chain, seed: int) -> str:
@@ -95,21 +95,21 @@ def _word(name: str) -> str:
     return name.replace(",", "").replace(" ", "_")
 
 
-def last_segment(chain: Chain, seed: int) -> Segment:
+def last_segment(chain: Chain, seed: int) -> ChainPhase:
     """Return the last phase of a chain, whose weights are those of the chain."""
     phases = 0 if chain.tuning.name == NOTHING else 1 + bool(chain.tuning.before)
-    return Segment(chain=chain, seed=seed, phase=phases)
+    return ChainPhase(chain=chain, seed=seed, phase=phases)
 
 
-def segments(study: FrontLoading) -> list[Segment]:
+def segments(study: FrontLoading) -> list[ChainPhase]:
     """Return all segments once, each after its parent; the most important groups come first."""
-    found: dict[str, Segment] = {}
+    found: dict[str, ChainPhase] = {}
     order = [chain for group in study.groups for chain in chains((group,))]
     for chain in (one for one in order if not one.tuning.is_reinforced):
         for seed in study.seeds:
             last = last_segment(chain, seed)
             for phase in range(last.phase + 1):
-                own = Segment(chain=chain, seed=seed, phase=phase)
+                own = ChainPhase(chain=chain, seed=seed, phase=phase)
                 found.setdefault(own.key, own)
     return sorted(found.values(), key=lambda one: one.phase)
 
@@ -193,14 +193,14 @@ class Recorder:
         self.folder = folder
         self._prepared: dict[str, PreparedSource] = {}
 
-    def __call__(self, some: Sequence[Segment]) -> str:
+    def __call__(self, some: Sequence[ChainPhase]) -> str:
         """Record the segments of one backbone and seed that are missing; return its name."""
         for segment in some:
             if not facts_path(self.folder, segment).exists():
                 self._record(segment)
         return some[0].key
 
-    def _record(self, segment: Segment) -> None:
+    def _record(self, segment: ChainPhase) -> None:
         run = chain_run(self.study, segment.chain, segment.seed)
         data: Any = run.data
         system = sketch(run.system)
@@ -251,29 +251,29 @@ class _Counted:
         return batch
 
 
-def batches_path(folder: Path, segment: Segment) -> Path:
+def batches_path(folder: Path, segment: ChainPhase) -> Path:
     """Return the path of the recorded batches of a segment."""
     return folder / WORK / BATCHES / f"{segment.key}.pt"
 
 
-def facts_path(folder: Path, segment: Segment) -> Path:
+def facts_path(folder: Path, segment: ChainPhase) -> Path:
     """Return the path of the ledger and the number of steps of a segment."""
     return batches_path(folder, segment).with_suffix(".json")
 
 
-def read_facts(folder: Path, segment: Segment) -> dict[str, Any]:
+def read_facts(folder: Path, segment: ChainPhase) -> dict[str, Any]:
     """Return the ledger and the number of steps of a segment."""
     found: dict[str, Any] = read_json(facts_path(folder, segment))
     return found
 
 
 def record_segments(
-    study: FrontLoading, folder: Path, some: Sequence[Segment], progress: Progress
+    study: FrontLoading, folder: Path, some: Sequence[ChainPhase], progress: Progress
 ) -> None:
     """Record the batches of segments, in as many processes as there are cores."""
-    roots: dict[str, list[Segment]] = {}
+    roots: dict[str, list[ChainPhase]] = {}
     for segment in some:
-        root = Segment(chain=segment.chain, seed=segment.seed, phase=0)
+        root = ChainPhase(chain=segment.chain, seed=segment.seed, phase=0)
         if not facts_path(folder, segment).exists():
             roots.setdefault(root.key, []).append(segment)
     task = progress.task("making batches")
@@ -286,7 +286,7 @@ def record_segments(
 # ------------------------------------------------------------------------------------- training
 
 
-def stacks(folder: Path, some: Sequence[Segment], most_lanes: int) -> list[list[Segment]]:
+def stacks(folder: Path, some: Sequence[ChainPhase], most_lanes: int) -> list[list[ChainPhase]]:
     """Return groups of segments that are trained together.
 
     Lanes of a stack take equally many steps, and those that have fewer wait. A group therefore has
@@ -298,7 +298,7 @@ def stacks(folder: Path, some: Sequence[Segment], most_lanes: int) -> list[list[
         some: Segments.
         most_lanes: Largest number of segments of a group.
     """
-    groups: list[tuple[int, list[Segment]]] = []
+    groups: list[tuple[int, list[ChainPhase]]] = []
     for segment in some:
         num_steps = read_facts(folder, segment)["num_steps"]
         for first, group in groups:
@@ -312,7 +312,7 @@ def stacks(folder: Path, some: Sequence[Segment], most_lanes: int) -> list[list[
 
 
 def train_segments(
-    study: FrontLoading, folder: Path, some: Sequence[Segment], device: torch.device
+    study: FrontLoading, folder: Path, some: Sequence[ChainPhase], device: torch.device
 ) -> list[System]:
     """Train segments as lanes of a stack, and return the models.
 
@@ -335,7 +335,7 @@ def train_segments(
     return systems
 
 
-def segment_config(study: FrontLoading, folder: Path, segment: Segment) -> TrainConfig:
+def segment_config(study: FrontLoading, folder: Path, segment: ChainPhase) -> TrainConfig:
     """Return the training of a segment by itself; its schedule warms up anew."""
     facts = read_facts(folder, segment)
     optimizer = replace(study.train.optimizer, lr=study.train.optimizer.lr * facts["lr_factor"])
@@ -348,7 +348,7 @@ def segment_config(study: FrontLoading, folder: Path, segment: Segment) -> Train
     )
 
 
-def keep_weights(folder: Path, segment: Segment, system: System) -> None:
+def keep_weights(folder: Path, segment: ChainPhase, system: System) -> None:
     """Store the weights with which other segments begin."""
     path = weights_path(folder, segment)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -356,12 +356,12 @@ def keep_weights(folder: Path, segment: Segment, system: System) -> None:
         save_file({name: own.cpu() for name, own in system.state_dict().items()}, partial)
 
 
-def weights_path(folder: Path, segment: Segment) -> Path:
+def weights_path(folder: Path, segment: ChainPhase) -> Path:
     """Return the path of the weights of a segment."""
     return folder / WORK / "weights" / f"{segment.key}.safetensors"
 
 
-def _begun(study: FrontLoading, folder: Path, segment: Segment) -> System:
+def _begun(study: FrontLoading, folder: Path, segment: ChainPhase) -> System:
     """Return the model with which a segment begins."""
     system = build_system(study.system, segment.seed)
     if segment.parent is not None:

@@ -26,7 +26,7 @@ from counterpoint.recipes.cells import CELLS, WORK, read_records, write_records
 from counterpoint.recipes.front_loading import SAMPLED, Chain, FrontLoading, chains, corpora, splits
 from counterpoint.recipes.front_loading_lanes import (
     PLAIN,
-    Segment,
+    ChainPhase,
     chain_key,
     chain_run,
     keep_weights,
@@ -126,7 +126,7 @@ def _most_lanes(study: FrontLoading, device: str) -> int:
     return max(_STACK_TICKS // (study.train.batch_rows * study.row_ticks), 1)
 
 
-def _chains_of(study: FrontLoading, segment: Segment) -> list[Chain]:
+def _chains_of(study: FrontLoading, segment: ChainPhase) -> list[Chain]:
     """Return the chains that end with a segment."""
     return [
         one
@@ -135,11 +135,13 @@ def _chains_of(study: FrontLoading, segment: Segment) -> list[Chain]:
     ]
 
 
-def _has_children(segment: Segment, every: Sequence[Segment]) -> bool:
+def _has_children(segment: ChainPhase, every: Sequence[ChainPhase]) -> bool:
     return any(one.parent is not None and one.parent.key == segment.key for one in every)
 
 
-def _is_done(study: FrontLoading, folder: Path, segment: Segment, every: Sequence[Segment]) -> bool:
+def _is_done(
+    study: FrontLoading, folder: Path, segment: ChainPhase, every: Sequence[ChainPhase]
+) -> bool:
     needed = [chain_path(folder, one, segment.seed) for one in _chains_of(study, segment)]
     if _has_children(segment, every):
         needed.append(weights_path(folder, segment))
@@ -149,8 +151,8 @@ def _is_done(study: FrontLoading, folder: Path, segment: Segment, every: Sequenc
 def _run_stack(
     study: FrontLoading,
     folder: Path,
-    group: Sequence[Segment],
-    every: Sequence[Segment],
+    group: Sequence[ChainPhase],
+    every: Sequence[ChainPhase],
     device: torch.device,
 ) -> None:
     """Train segments together, and let the chains that end with them answer."""
@@ -176,7 +178,7 @@ def _run_stack(
             write_records(chain_path(folder, chain, segment.seed), [about | one for one in own])
 
 
-def _ledger(folder: Path, segment: Segment) -> list[dict[str, Any]]:
+def _ledger(folder: Path, segment: ChainPhase) -> list[dict[str, Any]]:
     """Return the ledger of a chain, with the phases that other chains share."""
     before = [] if segment.parent is None else _ledger(folder, segment.parent)
     return [*before, *read_facts(folder, segment)["ledger"]]
