@@ -33,6 +33,7 @@ from record import finish, quantile
 from torch import Tensor
 
 from counterpoint.blocks import multi_token_attention_fused as fused
+from counterpoint.blocks.multi_token_attention_kernels import key_kernel, query_kernel, read_kernel
 from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import Kernels, RowReach, attend_chunked
@@ -44,7 +45,7 @@ WIDE = ("mixing", "all")
 """Configs whose lifted vectors are as many times longer as a group has heads."""
 
 READ_BLOCKS = [
-    fused.Blocks(*sizes)
+    fused.KernelBlocks(*sizes)
     for sizes in (
         (128, 32, 128, 384, 8, 2),
         (64, 64, 128, 384, 8, 2),
@@ -54,7 +55,7 @@ READ_BLOCKS = [
     )
 ]
 GRADIENT_BLOCKS = [
-    fused.Blocks(*sizes)
+    fused.KernelBlocks(*sizes)
     for sizes in (
         (64, 32, 128, 384, 8, 2),
         (64, 64, 128, 384, 8, 1),
@@ -199,7 +200,7 @@ def lifted_inputs(config_name: str, num_steps: int) -> tuple[Tensor, ...]:
     return q, k, v, torch.randn(*size, band, device="cuda"), start
 
 
-def tiles() -> list[tuple[str, str, fused.Blocks]]:
+def tiles() -> list[tuple[str, str, fused.KernelBlocks]]:
     """Configs, kernels and blocks that are tried."""
     kinds = {"read": READ_BLOCKS} | dict.fromkeys(("queries", "keys", "values"), GRADIENT_BLOCKS)
     return [
@@ -216,19 +217,19 @@ def bench_tiles(report: Report, num_steps: int, chosen: Sequence[tuple[Any, ...]
         inputs = lifted_inputs(name, num_steps)
         given = (*inputs, fused._ends(inputs[4]))
         q, k, v, band, _ = inputs
-        widths = fused.Widths(q.shape[3], v.shape[3], band.shape[3])
+        widths = fused.KernelWidths(q.shape[3], v.shape[3], band.shape[3])
         out, sums = torch.empty_like(v), q.new_empty(q.shape[:3], dtype=torch.float32)
         back = (sums, torch.zeros_like(sums), torch.randn_like(v))
         sums.fill_(10.0)
         kernels: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
-            "read": (fused._read, (given, out, sums), (widths.value,)),
+            "read": (read_kernel, (given, out, sums), (widths.value,)),
             "queries": (
-                fused._to_queries,
+                query_kernel,
                 (given, back, torch.zeros_like(q), torch.zeros_like(band)),
                 (widths.query,),
             ),
-            "keys": (fused._to_keys, (given, back, torch.zeros_like(k)), (widths.query, True)),
-            "values": (fused._to_keys, (given, back, torch.zeros_like(v)), (widths.value, False)),
+            "keys": (key_kernel, (given, back, torch.zeros_like(k)), (widths.query, True)),
+            "values": (key_kernel, (given, back, torch.zeros_like(v)), (widths.value, False)),
         }
         kernel, arguments, last = kernels[kind]
         where = f"tiles {name} {kind} {num_steps} {tuple(blocks)}"

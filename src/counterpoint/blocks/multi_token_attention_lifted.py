@@ -30,7 +30,7 @@ CHUNK_ROWS = 128
 Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Attention of long vectors; see `attend_with_band`."""
 
-Stage = Callable[[Callable[..., Any]], Callable[..., Any]]
+Staging = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Returns a function, or a faster one that does the same."""
 
 
@@ -44,7 +44,7 @@ class Lifted(NamedTuple):
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function itself; see `Stage`."""
+    """Return the function itself; see `Staging`."""
     return function
 
 
@@ -106,7 +106,7 @@ def attend_lifted(
     kernels: Kernels,
     start: Int[Tensor, "B T"],
     core: Core = attend_with_band,
-    stage: Stage = uncompiled,
+    stage: Staging = uncompiled,
 ) -> Float[Tensor, "B H T E"]:
     """Return what the queries of whole rows read.
 
