@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.blocks.attention import offline_reach
-from counterpoint.blocks.listening import Listener
+from counterpoint.blocks.listening import Listener, ListenerConfig
 from counterpoint.blocks.rope import rope_tables, rotate
 from counterpoint.errors import UserError
+from counterpoint.speech.mels import LogMels
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
 from counterpoint.systems.lslm import LSLM, LSLMConfig
 from tests.systems.contract_models import batch_of, build, random_ticks
 from tests.systems.tiny_lslm import CONFIGS, config
-from tests.systems.tiny_models import tower
+from tests.systems.tiny_models import randomised, tower
 
 NUM_TICKS = 8  # all see all of them in the tower's window of 9
 
@@ -118,6 +119,27 @@ def test_late_fusion_adds_to_the_scores_of_every_codebook() -> None:
     added = added.unflatten(2, (2, 7))
     torch.testing.assert_close(fused[..., :4], (alone + added)[..., :4], rtol=0, atol=1e-5)
     assert fused[..., 1, 4:].isneginf().all()  # the third codebook has 4 ids
+
+
+@pytest.mark.parametrize("fusion", CONFIGS)
+@pytest.mark.parametrize("place", [0, 639])
+def test_a_sample_that_is_heard_counts_from_the_next_frame_on(fusion: str, place: int) -> None:
+    """The sound of frame 3 moves nothing that is said in frames 0 to 3, and moves frame 4."""
+    torch.manual_seed(4)
+    mels = LogMels(25.0)
+    listener = ListenerConfig(heard_width=mels.width, width=8, num_layers=2, mlp_hidden=9, taps=3)
+    model = randomised(LSLM(replace(CONFIGS[fusion], listener=listener)))
+    sound = 0.1 * torch.randn(1, NUM_TICKS * mels.frame_samples)
+    louder = sound.clone()
+    louder[0, 3 * mels.frame_samples + place] += 0.9
+    ticks = random_ticks(model, 1, NUM_TICKS)
+    scores = []
+    for heard in (sound, louder):
+        batch = model.lay_out(ticks | {"heard": mels.encode(heard)})
+        with torch.no_grad():
+            scores.append(model(batch)["semantic"][0])
+    moved = (scores[0] != scores[1]).flatten(1).any(1)
+    assert moved.nonzero()[0] == 4
 
 
 def test_the_first_codebook_has_two_more_ids() -> None:

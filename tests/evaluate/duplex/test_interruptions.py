@@ -13,6 +13,7 @@ from counterpoint.evaluate.duplex.interruptions import (
     best_threshold,
     judge_stops,
     operating_curve,
+    stop_outcomes,
     stops_at,
 )
 from counterpoint.evaluate.word_errors import count_word_errors, plain_words
@@ -36,6 +37,15 @@ def test_counts_are_those_of_the_paper() -> None:
     assert result.penalty_s == pytest.approx((0.4 + 1.0 + 4 * 2.0) / 7)
     # before onsets 1 + 1 + 1 + 0.5 + 1, then 1 and 3 s of plain trials: two stops without a cause
     assert result.false_stops_a_minute == pytest.approx(60 * 2 / 8.5)
+
+
+def test_outcomes_of_trials_are_told_one_by_one() -> None:
+    """A stop at the end of the second is a hit; a trial that counts nowhere has no outcome."""
+    trials = [INTERRUPTED, INTERRUPTED, PLAIN, PLAIN, StopTrial(2.0, 1.5)]
+    hits, misses, false_alarms = stop_outcomes(trials, [2.0, 2.01, 0.5, None, 1.0])
+    assert hits.tolist() == [1, 0, 0, 0, 0]
+    assert misses.tolist() == [0, 1, 0, 0, 0]
+    assert false_alarms.tolist() == [0, 0, 1, 0, 0]
 
 
 def test_constant_policies_fail_on_one_side() -> None:

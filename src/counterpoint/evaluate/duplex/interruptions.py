@@ -103,6 +103,35 @@ class StopResult:
     penalty_s: float
 
 
+class StopOutcomes(NamedTuple):
+    """What became of each trial: 1 if it is so, otherwise 0; only zeros if it counts nowhere.
+
+    Attributes:
+        hits: Whether the speaker stopped within 1 s after the onset.
+        misses: Whether it did not, although it was interrupted.
+        false_alarms: Whether it stopped although it was not interrupted.
+    """
+
+    hits: Float[np.ndarray, " N"]
+    misses: Float[np.ndarray, " N"]
+    false_alarms: Float[np.ndarray, " N"]
+
+
+def stop_outcomes(trials: Sequence[StopTrial], stops_s: Sequence[float | None]) -> StopOutcomes:
+    """Return what became of each trial; for the arguments see `judge_stops`."""
+    found = np.zeros((3, len(trials)))
+    for number, (trial, stop_s) in enumerate(zip(trials, stops_s, strict=True)):
+        if not trial.counts:
+            continue
+        if trial.onset_s is None:
+            found[2, number] = stop_s is not None
+            continue
+        is_hit = stop_s is not None and 0 <= stop_s - trial.onset_s <= WINDOW_S
+        found[0, number] = is_hit
+        found[1, number] = not is_hit
+    return StopOutcomes(*found)
+
+
 def judge_stops(trials: Sequence[StopTrial], stops_s: Sequence[float | None]) -> StopResult:
     """Return how well a speaker stops.
 
@@ -118,6 +147,7 @@ def judge_stops(trials: Sequence[StopTrial], stops_s: Sequence[float | None]) ->
             "There must be a stop, or None, for each trial, and at least one trial: got "
             f"{len(stops_s)} for {len(trials)} trials."
         )
+    outcomes = stop_outcomes(trials, stops_s)
     counted = [pair for pair in zip(trials, stops_s, strict=True) if pair[0].counts]
     interrupted = [(trial.onset_s, stop) for trial, stop in counted if trial.onset_s is not None]
     others = [stop for trial, stop in counted if trial.onset_s is None]
@@ -127,16 +157,15 @@ def judge_stops(trials: Sequence[StopTrial], stops_s: Sequence[float | None]) ->
         if stop is not None and 0 <= stop - onset <= WINDOW_S
     ]
     early = sum(stop is not None and stop < onset for onset, stop in interrupted)
-    false_alarms = sum(stop is not None for stop in others)
+    false_alarms = int(outcomes.false_alarms.sum())
     uninterrupted_s = sum(_uninterrupted_s(trial, stop) for trial, stop in counted)
     missed = len(interrupted) - len(delays)
-    hit = np.array([_is_hit(trial, stop) for trial, stop in counted], dtype=float)
-    wrong = np.array([_is_wrong(trial, stop) for trial, stop in counted], dtype=float)
+    wrong = outcomes.misses + outcomes.false_alarms
     penalty_s = sum(delays) + PENALTY_S * (missed + false_alarms)
     return StopResult(
         precision=wilson(len(delays), len(delays) + false_alarms),
         recall=wilson(len(delays), len(interrupted)),
-        f1=bootstrap_ratio(2 * hit, 2 * hit + wrong),
+        f1=bootstrap_ratio(2 * outcomes.hits, 2 * outcomes.hits + wrong),
         num_interrupted=len(interrupted),
         num_others=len(others),
         num_void=len(trials) - len(counted),
@@ -178,18 +207,6 @@ def best_threshold(
     """
     curve = operating_curve(trials, scores, thresholds)
     return max(curve, key=lambda one: (curve[one].f1.value, -curve[one].penalty_s))
-
-
-def _is_hit(trial: StopTrial, stop_s: float | None) -> bool:
-    onset_s = trial.onset_s
-    return onset_s is not None and stop_s is not None and 0 <= stop_s - onset_s <= WINDOW_S
-
-
-def _is_wrong(trial: StopTrial, stop_s: float | None) -> bool:
-    """Return whether a trial is a false negative or a false positive."""
-    if trial.onset_s is None:
-        return stop_s is not None
-    return not _is_hit(trial, stop_s)
 
 
 def _uninterrupted_s(trial: StopTrial, stop_s: float | None) -> float:

@@ -1,0 +1,317 @@
+"""Reads what lanes of `lslm_stacks.py` said and when they would stop, and compares the arms.
+
+    python benchmarks/lslm_scores.py LANES... --rows ROWS --words 40 --out RESULT.json
+
+LANES are folders with a folder for each lane; ROWS is the folder of the trials. The threshold of
+each lane is chosen on its tuning trials. Values of an arm are over all its seeds and trials, and
+intervals are over seeds and trials. Word errors are those of Whisper tiny.en, cached in each lane.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from bench_interruptions import PROBABILITIES
+from jaxtyping import Float
+from record import finish
+
+from counterpoint.evaluate.duplex.interruptions import (
+    StopResult,
+    StopScores,
+    StopTrial,
+    best_threshold,
+    judge_stops,
+    stop_outcomes,
+    stops_at,
+)
+from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
+from counterpoint.evaluate.word_errors import count_word_errors, plain_words
+from counterpoint.formats import open_codec
+from counterpoint.speech.codec import Codec
+from counterpoint.speech.transcriber import Transcriber
+
+FRAME_S = 0.04
+CONDITIONS = ("clean", "noisy", "backchannel")
+HEARD = ("clean", "noisy")  # conditions whose words are recognised
+FINER = tuple(float(f"{1 / (1 + np.exp(-x)):.4g}") for x in np.linspace(-9, 9, 37))
+Table = Float[np.ndarray, "S N"]
+
+
+class Lane(NamedTuple):
+    """What one trained model did.
+
+    Attributes:
+        facts: Its arm, seed, rate, curve and held-out bits.
+        trials: Trials of each condition; a trial lasts as long as the model spoke.
+        scores: Stop scores of each trial.
+        drawn_s: Times at which a stop was drawn.
+        entries: What was written about each trial.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    trials: dict[str, list[StopTrial]]
+    scores: dict[str, list[StopScores]]
+    drawn_s: dict[str, list[float | None]]
+    entries: dict[str, list[dict[str, Any]]]
+
+
+def read_lane(folder: Path) -> Lane:
+    """Read the folder of a lane."""
+    facts = json.loads((folder / "lane.json").read_text())
+    entries = json.loads((folder / "trials.json").read_text())
+    scores = torch.from_numpy(np.load(folder / "scores.npz")["scores"]).float()
+    in_order = sorted((e for some in entries.values() for e in some), key=lambda e: e["number"])
+    pieces = dict(
+        zip(
+            (entry["number"] for entry in in_order),
+            scores.split([entry["frames"] for entry in in_order]),
+            strict=True,
+        )
+    )
+    found = Lane(folder, facts, {}, {}, {}, entries)
+    for name, some in entries.items():
+        found.trials[name] = [StopTrial(e["onset_s"], e["frames"] * FRAME_S) for e in some]
+        found.scores[name] = [
+            StopScores(FRAME_S * torch.arange(e["frames"]), pieces[e["number"]]) for e in some
+        ]
+        found.drawn_s[name] = [e["drawn_s"] for e in some]
+    return found
+
+
+# Stops
+
+
+class ArmStops(NamedTuple):
+    """Outcomes of all seeds of an arm in one condition, (S, N) each, and the results by seed."""
+
+    hits: Table
+    misses: Table
+    false_alarms: Table
+    results: list[StopResult]
+
+    def f1(self) -> tuple[Table, Table]:
+        """Numerators and denominators of F1."""
+        return 2 * self.hits, 2 * self.hits + self.misses + self.false_alarms
+
+
+def arm_stops(lanes: Sequence[Lane], name: str, *, drawn: bool = False) -> ArmStops:
+    """Stops of all lanes in a condition, at their thresholds or as they were drawn."""
+    outcomes = []
+    results = []
+    for lane in lanes:
+        stops: Sequence[float | None] = lane.drawn_s[name]
+        if not drawn:
+            tuned = best_threshold(lane.trials["tuning"], lane.scores["tuning"], PROBABILITIES)
+            stops = stops_at(lane.trials[name], lane.scores[name], tuned)
+        outcomes.append(stop_outcomes(lane.trials[name], stops))
+        results.append(judge_stops(lane.trials[name], stops))
+    tables = [np.stack(table) for table in zip(*outcomes, strict=True)]
+    return ArmStops(tables[0], tables[1], tables[2], results)
+
+
+def summary(stops: ArmStops) -> dict[str, Any]:
+    """What a row of the table needs."""
+    hits, misses, false_alarms = stops[:3]
+    means = {
+        name: rounded(float(np.mean([getattr(one, name) for one in stops.results])))
+        for name in ("delay_p50_s", "delay_p95_s", "false_stops_a_minute", "penalty_s")
+    }
+    return {
+        "precision": interval(bootstrap_ratio(hits, hits + false_alarms)),
+        "recall": interval(bootstrap_ratio(hits, hits + misses)),
+        "f1": interval(bootstrap_ratio(*stops.f1())),
+        **means,
+        "f1_by_seed": [rounded(one.f1.value) for one in stops.results],
+        "false_stops_by_seed": [rounded(one.false_stops_a_minute) for one in stops.results],
+        "void": [one.num_void for one in stops.results],
+        "trials": hits.shape[1],
+    }
+
+
+def curve(lanes: Sequence[Lane], name: str) -> list[dict[str, float]]:
+    """Operating points, as means over seeds."""
+    points = []
+    for threshold in FINER:
+        results = [
+            judge_stops(
+                lane.trials[name], stops_at(lane.trials[name], lane.scores[name], threshold)
+            )
+            for lane in lanes
+        ]
+        points.append(
+            {
+                "threshold": threshold,
+                "recall": rounded(float(np.mean([one.recall.value for one in results]))),
+                "false_stops_a_minute": rounded(
+                    float(np.mean([one.false_stops_a_minute for one in results]))
+                ),
+                "delay_p50_s": rounded(float(np.nanmean([one.delay_p50_s for one in results]))),
+            }
+        )
+    return points
+
+
+# Words
+
+
+class Recogniser:
+    """Counts the word errors of codes."""
+
+    def __init__(self) -> None:
+        self.codec: Codec = open_codec("codec2", 4)
+        self.transcriber = Transcriber(num_threads=1)
+
+    def count(self, text: str, codes: Sequence[Sequence[int]]) -> tuple[int, int, str]:
+        """Errors, words that should be said, and what was heard."""
+        said = plain_words(text)
+        heard = list[str]()
+        if len(codes):
+            sound = self.codec.decode(torch.tensor(codes)[None])[0]
+            words = self.transcriber.words(sound, self.codec.sample_rate)
+            heard = plain_words(" ".join(word.text for word in words))
+        return count_word_errors(said, heard), len(said), " ".join(heard)
+
+
+def lane_words(lane: Lane, recogniser: Recogniser, count: int) -> dict[str, list[list[Any]]]:
+    """Errors and words of the first utterances of a lane, from its cache if possible."""
+    cache = lane.folder / f"words{count}.json"
+    if cache.exists():
+        return dict(json.loads(cache.read_text()))
+    found = {}
+    for name in HEARD:
+        some = [entry for entry in lane.entries.get(name, []) if "codes" in entry][:count]
+        if some:
+            found[name] = [[*recogniser.count(e["words"], e["codes"]), e["words"]] for e in some]
+    cache.write_text(json.dumps(found))
+    return found
+
+
+def floor(rows: Path, recogniser: Recogniser, count: int) -> dict[str, list[list[Any]]]:
+    """Errors of copied codes of the same utterances."""
+    cache = rows / f"floor{count}.json"
+    if cache.exists():
+        return dict(json.loads(cache.read_text()))
+    trials = torch.load(rows / "trials.pt", weights_only=False)
+    found = {}
+    for name in HEARD:
+        some = [one for key, one in trials if key == name and one["onset_s"] is None][:count]
+        found[name] = [
+            [*recogniser.count(one["words"], one["planned"].tolist()), one["words"]] for one in some
+        ]
+    cache.write_text(json.dumps(found))
+    return found
+
+
+def errors(some: Sequence[dict[str, list[list[Any]]]], name: str) -> tuple[Table, Table]:
+    """Errors and words of all seeds in one condition."""
+    wrong = np.array([[one[0] for one in lane[name]] for lane in some], dtype=float)
+    words = np.array([[one[1] for one in lane[name]] for lane in some], dtype=float)
+    return wrong, words
+
+
+def word_table(arms: dict[str, list[Lane]], rows: Path, count: int) -> dict[str, dict[str, Any]]:
+    """Word error rates of all arms, and their differences from the arm that hears nothing."""
+    recogniser = Recogniser()
+    copied = floor(rows, recogniser, count)
+    said = {
+        arm: [lane_words(lane, recogniser, count) for lane in lanes] for arm, lanes in arms.items()
+    }
+    found: dict[str, dict[str, Any]] = {"copied codes": {}}
+    for name in HEARD:
+        found["copied codes"][name] = interval(bootstrap_ratio(*errors([copied], name)))
+    for arm, some in said.items():
+        found[arm] = {}
+        for name in HEARD:
+            if name not in some[0]:
+                continue
+            pair = errors(some, name)
+            found[arm][name] = interval(bootstrap_ratio(*pair))
+            found[arm][f"{name}, by seed"] = [
+                rounded(float(wrong.sum() / words.sum()))
+                for wrong, words in zip(*pair, strict=True)
+            ]
+        if "silent" in said and arm != "silent" and "clean" in some[0]:
+            silent = errors(said["silent"], "clean")
+            cost, p_value = bootstrap_difference(errors(some, "clean"), silent)
+            found[arm]["clean, above silent"] = {**interval(cost), "p": rounded(p_value)}
+        found[arm]["examples"] = [[one[3], one[2]] for one in some[0]["clean"][:6]]
+    return found
+
+
+def interval(one: Interval) -> dict[str, float]:
+    return {name: rounded(value) for name, value in asdict(one).items()}
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def compared(stops: dict[str, dict[str, ArmStops]]) -> dict[str, Any]:
+    """Differences of F1 between each arm and middle fusion."""
+    found: dict[str, Any] = {}
+    for arm, own in stops.items():
+        if arm == "middle" or "middle" not in stops:
+            continue
+        found[arm] = {}
+        for name in CONDITIONS:
+            middle = stops["middle"][name]
+            if middle.hits.shape[1] != own[name].hits.shape[1]:
+                continue
+            less, p_value = bootstrap_difference(own[name].f1(), middle.f1())
+            found[arm][name] = {**interval(less), "p": rounded(p_value)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lanes", type=Path, nargs="+")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--words", type=int, default=0, help="utterances of a lane and condition")
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    arms: dict[str, list[Lane]] = {}
+    for folder in sorted(
+        path.parent for root in options.lanes for path in root.rglob("trials.json")
+    ):
+        lane = read_lane(folder)
+        arms.setdefault(lane.facts["arm"], []).append(lane)
+    found: dict[str, Any] = {"arms": {}}
+    stops: dict[str, dict[str, ArmStops]] = {}
+    for arm, lanes in arms.items():
+        bits = [lane.facts["held_out_bits"]["all"] for lane in lanes]
+        found["arms"][arm] = {
+            "seeds": [lane.facts["seed"] for lane in lanes],
+            "held_out_bits": [rounded(one) for one in bits],
+        }
+        print(arm, found["arms"][arm])
+        if arm == "silent":
+            continue
+        stops[arm] = {name: arm_stops(lanes, name) for name in CONDITIONS}
+        for name in CONDITIONS:
+            one = summary(stops[arm][name])
+            drawn = summary(arm_stops(lanes, name, drawn=True))
+            found["arms"][arm][name] = one
+            found["arms"][arm][f"{name}, sampled"] = drawn
+            found["arms"][arm][f"{name}, curve"] = curve(lanes, name)
+            print(
+                f"  {name:12} F1 {one['f1']} P {one['precision']['value']} "
+                f"R {one['recall']['value']} delay {one['delay_p50_s']}/{one['delay_p95_s']} "
+                f"false/min {one['false_stops_a_minute']} sampled F1 {drawn['f1']['value']}",
+                flush=True,
+            )
+    found["f1_against_middle"] = compared(stops)
+    if options.words:
+        found["word_errors"] = word_table(arms, options.rows, options.words)
+        for arm, own in found["word_errors"].items():
+            print(arm, {name: value for name, value in own.items() if name != "examples"})
+    finish("What does it cost an LSLM to listen, and which fusion stops best?", found, options.out)
+
+
+if __name__ == "__main__":
+    main()
