@@ -1,62 +1,190 @@
 """How many seeds learn to find the block? The toy task of Multi-Token Attention.
 
 Plain attention is bimodal over seeds, so the result is a rate: the share of seeds whose model
-answers at least 9 of 10 held-out items rightly. Floors are printed beside it.
+answers at least 9 of 10 held-out items rightly, with Wilson's interval. Lanes of one
+stack are seeds, rates and tasks; every kind of attention has a stack of its own. Floors are printed
+beside it. `record` makes the batches, on CPUs; `train` reads them.
 
-    python benchmarks/block_search_seeds.py --letters 5 8 --blocks 50 --folder runs/block_search
+    python benchmarks/block_search_seeds.py record train --letters 5 --blocks 50 --seeds 0 1 2 3 4
 """
 
 import argparse
-from dataclasses import replace
+import itertools
+import json
+import os
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import finish
 
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
+from counterpoint.data.recorded import Recorded
 from counterpoint.data.tasks.block_search import BlockSearch
 from counterpoint.data.tasks.items import HELD_OUT_SEED, accuracy, floors
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.evaluate.statistics import wilson
 from counterpoint.evaluate.tasks import answer
+from counterpoint.progress import Progress
 from counterpoint.recipes.block_search import block_study
-from counterpoint.recipes.training import train_run
-from counterpoint.train.checkpoint import load_system
-from counterpoint.train.distributed import World
+from counterpoint.recipes.stacks import record_runs, recorded_run, train_lanes
+from counterpoint.systems.contract import System
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.run import Run
 
 LEARNED = 0.9
 
 
+def all_runs(arguments: argparse.Namespace) -> dict[tuple[str, int], list[Run]]:
+    """Return the lanes of every kind of attention and length of blocks."""
+    found: dict[tuple[str, int], list[Run]] = {}
+    for letters in arguments.letters:
+        longest = block_study(letters, max(arguments.blocks), arguments.width)
+        for arm in longest.arms:
+            if arm.name not in arguments.arms:
+                continue
+            for options in itertools.product(
+                arguments.blocks, arguments.asked, arguments.rates, arguments.seeds
+            ):
+                run = _lane(arm, arguments, letters, *options)
+                found.setdefault((arm.name, letters), []).append(run)
+    return found
+
+
+def _lane(
+    arm: Run,
+    arguments: argparse.Namespace,
+    letters: int,
+    blocks: int,
+    asked: Any,
+    rate: float,
+    seed: int,
+) -> Run:
+    task = BlockSearch(num_blocks=blocks, block_letters=letters, asked=asked)
+    train: TrainConfig = replace(
+        arm.train,
+        seed=seed,
+        num_steps=arguments.steps,
+        batch_rows=arguments.rows,
+        log_every=max(arguments.steps // 50, 1),
+        evaluate_every=max(arguments.steps // arguments.evaluations, 1),
+        optimizer=replace(arm.train.optimizer, lr=rate),
+    )
+    name = f"{arm.name}-{letters}-{blocks}-{asked}-{rate}-{seed}"
+    assert isinstance(arm.data, TaskData)
+    data = replace(arm.data, task=task, seed=seed)
+    return replace(arm, name=name, data=data, system=in_form(arm, arguments.form), train=train)
+
+
+def in_form(arm: Run, form: Any) -> SingleStreamConfig:
+    """Return the config of the arm's system, with another form of whole rows."""
+    config = arm.system
+    assert isinstance(config, SingleStreamConfig)
+    mixer = config.tower.mixer
+    if not isinstance(mixer, MultiTokenConfig):
+        return config
+    return replace(config, tower=replace(config.tower, mixer=replace(mixer, form=form)))
+
+
+def scored(system: System | None, run: Run, num_items: int, device: str) -> float | None:
+    """Share of held-out items that are answered rightly."""
+    if system is None:
+        return None
+    assert isinstance(run.data, TaskData)
+    task = run.data.task
+    items = [task.item(HELD_OUT_SEED, number) for number in range(num_items)]
+    here = system.to(device)
+    score = accuracy(items, list(answer(here, items, 250)))["block"]
+    system.to("cpu")
+    return score
+
+
+def train_stack(
+    runs: list[Run], arguments: argparse.Namespace, deadline: float
+) -> list[dict[str, Any]]:
+    """Train the lanes of a stack; return curves of their losses and scores."""
+    lanes: list[dict[str, Any]] = [{"run": run.name, "bits": [], "scores": []} for run in runs]
+    begin = time.time()
+
+    def on_step(step: int, bits: list[float]) -> bool:
+        for lane, value in zip(lanes, bits, strict=True):
+            lane["bits"].append((step, round(value, 4)))
+        return time.time() > deadline
+
+    def visit(step: int, systems: list[System]) -> None:
+        for lane, system, run in zip(lanes, systems, runs, strict=True):
+            score = scored(system, run, arguments.items, arguments.device)
+            lane["scores"].append((step, score))
+        print(runs[0].name, step, [lane["scores"][-1][1] for lane in lanes], flush=True)
+
+    sources: dict[str, Recorded] = {}
+    for run in runs:
+        key = json.dumps([str(run.data), run.train.seed])
+        sources.setdefault(key, recorded_run(run, arguments.folder))
+    own = [sources[json.dumps([str(run.data), run.train.seed])] for run in runs]
+    systems = train_lanes(runs, own, arguments.device, on_step, visit=visit)
+    for lane, system, run in zip(lanes, systems, runs, strict=True):
+        lane["score"] = scored(system, run, arguments.items, arguments.device)
+        lane["steps"] = lane["bits"][-1][0]
+        lane["stack_seconds"] = round(time.time() - begin, 1)
+    return lanes
+
+
+def rates(lanes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of lanes that learned, by everything but the seed."""
+    groups: dict[str, list[float]] = {}
+    for lane in lanes:
+        groups.setdefault(lane["run"].rpartition("-")[0], []).append(lane["score"] or 0.0)
+    found = {}
+    for name, scores in groups.items():
+        hits = sum(score >= LEARNED for score in scores)
+        found[name] = {"scores": scores, "hits": hits, "rate": asdict(wilson(hits, len(scores)))}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=("record", "train"))
     parser.add_argument("--letters", type=int, nargs="+", default=[5, 8])
-    parser.add_argument("--blocks", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="instead of those of the recipe")
-    parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[50])
+    parser.add_argument("--asked", nargs="+", default=["all"])
+    parser.add_argument("--arms", nargs="+", default=["multi_token", "plain"])
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--evaluations", type=int, default=4)
+    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--folder", type=Path, default=Path("runs/block_search"))
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for all stacks together")
+    parser.add_argument("--form", default="chunked", help="naive is faster on a GPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
+    stop = min(time.time() + arguments.seconds, float(os.environ.get("JOB_DEADLINE", "inf")))
+    stacks = all_runs(arguments)
+    if "record" in arguments.parts:
+        every = [run for runs in stacks.values() for run in runs]
+        record_runs(every, arguments.folder, Progress(quiet=True))
+    if "train" not in arguments.parts:
+        return
+    results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}
+    for number, ((arm, letters), runs) in enumerate(stacks.items()):
+        share = (stop - time.time()) / (len(stacks) - number)
+        lanes = train_stack(runs, arguments, time.time() + share - 2)
+        results[f"{arm} {letters}"] = {"rates": rates(lanes), "lanes": lanes}
+        if arguments.out:
+            Path(arguments.out).write_text(json.dumps(results))
     for letters in arguments.letters:
-        study = block_study(letters, arguments.blocks)
-        task = BlockSearch(num_blocks=arguments.blocks, block_letters=letters)
-        items = [task.item(HELD_OUT_SEED, number) for number in range(arguments.items)]
-        results[f"floors {letters}"] = floors(task, 1000, HELD_OUT_SEED)
-        for arm in study.arms:
-            scores = []
-            for name, run in study.runs(arm).items():
-                if arguments.steps:
-                    run = replace(run, train=replace(run.train, num_steps=arguments.steps))
-                folder = arguments.folder / study.name / name
-                train_run(run, folder, World(device=torch.device(arguments.device)))
-                system = load_system(folder)
-                scores.append(accuracy(items, list(answer(system, items)))["block"])
-                print(letters, name, scores[-1], flush=True)
-            results[f"{arm.name} {letters}"] = {
-                "scores": scores,
-                "rate": sum(score >= LEARNED for score in scores) / len(scores),
-            }
+        task = BlockSearch(num_blocks=max(arguments.blocks), block_letters=letters)
+        results[f"floors {letters}"] = floors(task, 300, HELD_OUT_SEED)
     finish("How many seeds learn to find the block?", results, arguments.out)
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

@@ -17,21 +17,26 @@ def block_search() -> Study:
     return block_study(block_letters=5, num_blocks=50)
 
 
-def block_study(block_letters: int, num_blocks: int) -> Study:
+def block_study(block_letters: int, num_blocks: int, width: int = 64) -> Study:
     """Train both kinds of attention with five seeds each.
 
     The kernels are those of the paper: two queries and both sides of a block, before the softmax
     only, in every layer, without mixing or normalisation of heads. The model has a quarter of its
-    width, and the optimiser is ours. Counted FLOPs differ, because the chunked form skips most of
-    the pairs that are masked.
+    width by default, and the optimiser is ours. Counted FLOPs differ, because the chunked form
+    skips most of the pairs that are masked.
 
     Args:
         block_letters: Number of letters of a block; the paper has 5 and 8.
         num_blocks: Number of blocks; the paper has up to 50.
+        width: Width of the model; the paper has 256.
     """
     task = BlockSearch(num_blocks=num_blocks, block_letters=block_letters)
     tower = TowerConfig(
-        width=64, num_layers=4, num_heads=2, mlp_hidden=168, window=task.most_symbols + 1
+        width=width,
+        num_layers=4,
+        num_heads=2,
+        mlp_hidden=21 * width // 8,
+        window=task.most_symbols + 1,
     )
     mixer = MultiTokenConfig(
         num_queries=2,
