@@ -17,7 +17,7 @@ from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.evaluate.score import score, target_nats
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID
+from counterpoint.streams.spec import UNSET_ID, Layout
 from counterpoint.systems.contract import System
 
 BATCH_ITEMS = 32
@@ -47,10 +47,10 @@ def answer(
     system.eval()
     for first in range(0, len(items), batch_items):
         some = items[first : first + batch_items]
-        batch = _rows(system, some)
+        batch = item_batch(system.layout, some).to(system.device)
         with torch.no_grad():
             likeliest = (_written(system, batch) if writes_whole else _scored(system, batch)).cpu()
-        yield from (_given(item, likeliest[row].tolist()) for row, item in enumerate(some))
+        yield from (replies(item, likeliest[row].tolist()) for row, item in enumerate(some))
     system.train(training)
 
 
@@ -70,7 +70,7 @@ def answer_nats(
     part = system.layout.part.name
     for first in range(0, len(items), batch_items):
         some = items[first : first + batch_items]
-        batch = _rows(system, some)
+        batch = item_batch(system.layout, some).to(system.device)
         with torch.no_grad():
             paid = target_nats(system(batch)[part], batch.targets[part]).cpu()
         for row, item in enumerate(some):
@@ -146,11 +146,10 @@ def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict
     }
 
 
-def _rows(system: System, items: Sequence[Item]) -> Batch:
+def item_batch(layout: Layout, items: Sequence[Item]) -> Batch:
     """Return items as rows that are as long as the longest item."""
     longest = max(len(item.text) for item in items)
-    num_ticks = in_blocks(longest, system.layout.block_ticks)
-    return item_rows(items, system.layout, num_ticks).to(system.device)
+    return item_rows(items, layout, in_blocks(longest, layout.block_ticks))
 
 
 def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:
@@ -170,19 +169,23 @@ def _written(system: System, batch: Batch) -> Int[Tensor, "B T"]:
     # Nothing is read after the last tick, so the id that is given there does not matter.
     for tick, following in enumerate([*true[:, 1:].unbind(1), true[:, -1]]):
         hidden, state = system.read(column, state)
-        resting = {
-            stream.name
-            for stream in system.layout.predicted
-            if not schedule.may_stand(system.layout, stream, torch.tensor(tick + 1))
-        }
-        told = _Told(part, following, resting)
+        told = Told(part, following, resting_streams(system.layout, tick + 1))
         written = system.write(hidden[:, -1], told, state)
         likeliest.append(told.likeliest)
         column = {name: ids[:, None] for name, ids in written.items()}
     return torch.stack(likeliest, 1)
 
 
-class _Told:
+def resting_streams(layout: Layout, column: int) -> set[str]:
+    """Return the streams that have no element in a column."""
+    return {
+        stream.name
+        for stream in layout.predicted
+        if not schedule.may_stand(layout, stream, torch.tensor(column))
+    }
+
+
+class Told:
     """Chooses the likeliest ids, but returns the given id for the part; a `Choose`.
 
     Streams that rest, which have no element at this tick, get unset ids.
@@ -197,6 +200,7 @@ class _Told:
     def __call__(
         self, stream: str, codebook: int, scores: Float[Tensor, "B V"]
     ) -> Int[Tensor, " B"]:
+        """Choose the ids of one element."""
         likeliest = scores.argmax(-1)
         if stream in self.resting:
             return torch.full_like(likeliest, UNSET_ID)
@@ -206,8 +210,13 @@ class _Told:
         return self.given
 
 
-def _given(item: Item, likeliest: list[int]) -> Replies:
-    """Return the symbols at the answers: the id after a tick is the symbol with its number."""
+def replies(item: Item, likeliest: list[int]) -> Replies:
+    """Return the symbols at the answers: the id after a tick is the symbol with its number.
+
+    Args:
+        item: The item.
+        likeliest: The likeliest id after every tick.
+    """
     return {
         number: "".join(
             chr(symbol) if symbol < 128 else "?"

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from counterpoint.blocks.loss_sums import Losses
 from counterpoint.data.recorded import Recorded
@@ -75,7 +76,7 @@ class Stack:
         self._lane_steps = [config.num_steps for config in configs]
         self.num_steps = max(self._lane_steps)
         first = copy.deepcopy(systems[0]).to(self.device).train()
-        self._template = _Loss(first)
+        self._template = _Lane(first)
         self._buffers = {f"system.{name}": value for name, value in first.named_buffers()}
         lanes = [dict(system.named_parameters()) for system in systems]
         trained = [name for name, weight in lanes[0].items() if weight.requires_grad]
@@ -158,13 +159,36 @@ class Stack:
     def _all_lanes(self, weights: dict[str, Tensor], batch: StackedBatch) -> tuple[Tensor, Tensor]:
         def lane(weights: dict[str, Tensor], own: StackedBatch) -> tuple[Tensor, Tensor]:
             both: tuple[Tensor, Tensor] = functional_call(
-                self._template, (weights, self._buffers), (own.lane(),)
+                self._template, (weights, self._buffers), (_loss, own.lane())
             )
             return both
 
         mapped = torch.vmap(lane, in_dims=(0, batch.mapped), randomness="different")
         both: tuple[Tensor, Tensor] = mapped(weights, batch)
         return both
+
+    def map(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the results of some work on the model of every lane, without gradients.
+
+        Args:
+            work: Function of a model in evaluation mode and of one lane's share of the arguments.
+            arguments: Tensors, or nested tuples and mappings of tensors, with the lanes first;
+                empty fields of a `StackedBatch` stay empty.
+        """
+        weights = {**self._parameters, **self._frozen}
+        axes = tuple(tree_map(lambda x: 0 if isinstance(x, Tensor) else None, arguments))
+        self._template.eval()
+
+        def lane(weights: dict[str, Tensor], own: tuple[Any, ...]) -> Any:
+            return functional_call(self._template, (weights, self._buffers), (work, *own))
+
+        try:
+            with torch.no_grad(), tracing(), sdpa_kernel(SDPBackend.MATH):
+                return torch.vmap(lane, in_dims=(0, axes), randomness="different")(
+                    weights, arguments
+                )
+        finally:
+            self._template.train()
 
     def step(self, content: StackedBatch, numbers: Float[Tensor, "S 3"]) -> Float[Tensor, " S"]:
         """Learn from the next batch of every lane; return the summed nats of each part.
@@ -283,35 +307,40 @@ class Stack:
         return [bool(found) for found in weights.isfinite().all(1)]
 
 
-class _Loss(nn.Module):
-    """A system as a module: its loss, and the nats of its part or of all that it predicts."""
+class _Lane(nn.Module):
+    """A system to which functions can be applied with other weights."""
 
     def __init__(self, system: System) -> None:
         super().__init__()
         self.system = system
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        system = self.system
-        losses = system.losses(batch)
-        loss = system.combine(losses, self._real_weights(batch, losses))
-        parts = system.layout.by_role(Role.PART)
-        return loss.total, losses[parts[0].name].nats if parts else loss.nats
+    def forward(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return work(self.system, *arguments)
 
-    def _real_weights(self, batch: Batch, losses: Losses) -> dict[str, Tensor]:
-        """Return the weight that losses have without padding, by group.
 
-        Losses are divided by the number of all ticks, unless their targets have weights.
-        """
-        if batch.lengths is None:
-            return {}
-        share = batch.lengths.sum() / batch.document_start.numel()
-        weighted = self.system.loss_weights(batch)
-        weights: dict[str, Tensor] = {}
-        for name, sums in losses.items():
-            group = self.system.loss_group(name)
-            if group not in weighted:
-                weights[group] = weights.get(group, torch.zeros_like(sums.weight)) + sums.weight
-        return {group: weight * share for group, weight in weights.items()}
+def _loss(system: System, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss, and the nats of the part or of all that is predicted."""
+    losses = system.losses(batch)
+    loss = system.combine(losses, _real_weights(system, batch, losses))
+    parts = system.layout.by_role(Role.PART)
+    return loss.total, losses[parts[0].name].nats if parts else loss.nats
+
+
+def _real_weights(system: System, batch: Batch, losses: Losses) -> dict[str, Tensor]:
+    """Return the weight that losses have without padding, by group.
+
+    Losses are divided by the number of all ticks, unless their targets have weights.
+    """
+    if batch.lengths is None:
+        return {}
+    share = batch.lengths.sum() / batch.document_start.numel()
+    weighted = system.loss_weights(batch)
+    weights: dict[str, Tensor] = {}
+    for name, sums in losses.items():
+        group = system.loss_group(name)
+        if group not in weighted:
+            weights[group] = weights.get(group, torch.zeros_like(sums.weight)) + sums.weight
+    return {group: weight * share for group, weight in weights.items()}
 
 
 def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
