@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from counterpoint.data.tasks.items import HELD_OUT_SEED, Item
+from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, Replies
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.source import TaskData
-from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
+from counterpoint.evaluate.tasks import answer
 from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
@@ -106,8 +106,9 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
             raise KeyboardInterrupt
         system = cast("System", load_system(result.checkpoint))
     points = curve(read_metrics(work / cell.key / "metrics.jsonl"))
+    given = None if system is None else list(answer(system, cell_items(grid, cell)))
     facts = {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}
-    return cell_outcome(grid, cell, system, points, facts)
+    return cell_outcome(grid, cell, given, points, facts)
 
 
 def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
@@ -133,20 +134,21 @@ def cell_run(grid: Grid, cell: Cell) -> Run:
 def cell_outcome(
     grid: Grid,
     cell: Cell,
-    system: System | None,
+    given: Sequence[Replies] | None,
     points: Sequence[Mapping[str, float | None]],
     facts: Mapping[str, Any],
 ) -> CellOutcome:
-    """Let a trained system answer, and return the outcome of its cell.
+    """Return the outcome of a cell whose system has answered.
 
     Args:
         grid: Grid of the cell.
         cell: The cell.
-        system: The trained system; ``None`` if learning diverged, which scores minus infinity.
+        given: Its answers to `cell_items`; ``None`` if learning diverged, which scores minus
+            infinity.
         points: Learning curve; see `curve`.
         facts: See `CellOutcome.facts`.
     """
-    record = _record(cell, float("-inf")) if system is None else _answered(grid, cell, system)
+    record = _record(cell, float("-inf")) if given is None else _answered(grid, cell, given)
     record["curve"] = list(points)
     facts = {**facts, "seconds": round(facts["seconds"], 2)}
     return CellOutcome(cell=cell, record=record, facts=facts)
@@ -196,19 +198,26 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
 
 def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
     """Return the primary score during training, for grids that measure it."""
+    items = curve_items(cell)
+    return {"score": primary_score(cell, items, list(answer(system, items)))}
+
+
+def curve_items(cell: Cell) -> list[Item]:
+    """Return the items that a cell answers during training, which are not reported."""
     task = FORMS[cell.task]
-    items = [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
-    given = list(answer(system, items))
-    return {"score": task.score(items, given).get(task.primary, 0.0)}
+    return [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
 
 
-def _answered(grid: Grid, cell: Cell, system: System) -> dict[str, Any]:
+def primary_score(cell: Cell, items: Sequence[Item], given: Sequence[Replies]) -> float:
+    """Return the primary score of answers."""
+    task = FORMS[cell.task]
+    return task.score(items, given).get(task.primary, 0.0)
+
+
+def _answered(grid: Grid, cell: Cell, given: Sequence[Replies]) -> dict[str, Any]:
     """Return the record of a cell that was trained."""
     task = FORMS[cell.task]
-    items = _items(grid, cell)
-    # On a GPU a tick takes as long for one row as for a thousand.
-    batch_items = BATCH_ITEMS if system.device.type == "cpu" else len(items)
-    given = list(answer(system, items, batch_items))
+    items = cell_items(grid, cell)
     scores = task.score(items, given)
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
     return _record(cell, scores.get(task.primary, 0.0), scores, counts)
@@ -233,7 +242,7 @@ def _record(
     }
 
 
-def _items(grid: Grid, cell: Cell) -> list[Item]:
+def cell_items(grid: Grid, cell: Cell) -> list[Item]:
     """Return the items of a cell: the same for every arm, and others if a rate is chosen."""
     seed = ITEMS_SEED - (cell.seed in grid.tuning_seeds)
     return [FORMS[cell.task].item(seed, number) for number in range(grid.num_items)]

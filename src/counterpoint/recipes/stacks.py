@@ -17,9 +17,18 @@ from counterpoint.config_json import encode
 from counterpoint.data.recorded import Recorded, record_once
 from counterpoint.data.source import BatchSource
 from counterpoint.digests import json_digest
+from counterpoint.evaluate.lanes import answer_lanes
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
-from counterpoint.recipes.cells import Cell, CellOutcome, cell_outcome, cell_run
+from counterpoint.recipes.cells import (
+    Cell,
+    CellOutcome,
+    cell_items,
+    cell_outcome,
+    cell_run,
+    curve_items,
+    primary_score,
+)
 from counterpoint.recipes.grid import Grid
 from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.spec import Role
@@ -30,8 +39,11 @@ from counterpoint.train.run import Run
 from counterpoint.train.stacked import OnStep, Stack
 
 BATCHES = "batches"
+MOST_TICKS = 160_000
+"""Number of ticks of a step of all lanes that one stack may have, for the memory of a GPU."""
 
-Visit = Callable[[int, list[System]], bool | None]
+
+Visit = Callable[[int, Sequence[System]], bool | None]
 """Function that gets the number of steps taken and the models with the weights after them, on the
 CPU and in evaluation mode. If it returns True, the training ends."""
 
@@ -65,22 +77,27 @@ def train_lanes(
     Raises:
         UserError: The runs cannot be lanes of a stack; see `Stack`.
     """
-    if torch.device(device).type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-    systems = [build_system(run.system, run.train.seed).eval() for run in runs]
-    stack = Stack(systems, [run.train for run in runs], device)
+    stack = build_stack(runs, device)
     every = runs[0].train.evaluate_every
 
     def report(step: int, bits: list[float]) -> bool:
         stop = False
         if visit is not None and every and step % every == 0:
             stack.finish()
-            stop = bool(visit(step, systems))
+            stop = bool(visit(step, stack.systems))
         return bool(on_step is not None and on_step(step, bits)) or stop
 
     stack.train(sources, report)
     finite = stack.finish()
-    return [system if good else None for system, good in zip(systems, finite, strict=True)]
+    return [system if good else None for system, good in zip(stack.systems, finite, strict=True)]
+
+
+def build_stack(runs: Sequence[Run], device: torch.device | str) -> Stack:
+    """Return a stack of the systems of runs, with random weights; see `train_lanes`."""
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    systems = [build_system(run.system, run.train.seed).eval() for run in runs]
+    return Stack(systems, [run.train for run in runs], device)
 
 
 def save_lane(system: System, run: Run, folder: Path) -> None:
@@ -96,16 +113,34 @@ def save_lane(system: System, run: Run, folder: Path) -> None:
 
 
 def stacks(grid: Grid, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """Return groups of cells that can be trained together, in the order of their first cells."""
-    groups: dict[tuple[str, str, bool], list[Cell]] = {}
+    """Return groups of cells that can be trained together, in the order of their first cells.
+
+    A group has cells of one arm, of any task, rate and seed. Cells with longer rows have groups of
+    their own once a group is full, so that little is padded.
+    """
+    groups: dict[tuple[str, bool], list[Cell]] = {}
     for cell in cells:
-        key = (cell.task, cell.arm, cell.seed in grid.tuning_seeds)
-        groups.setdefault(key, []).append(cell)
-    return [tuple(group) for group in groups.values()]
+        groups.setdefault((cell.arm, cell.seed in grid.tuning_seeds), []).append(cell)
+    found: list[tuple[Cell, ...]] = []
+    for own in groups.values():
+        group: list[Cell] = []
+        for cell in sorted(own, key=partial(_row_ticks, grid)):
+            ticks = (len(group) + 1) * grid.train.batch_rows * _row_ticks(grid, cell)
+            if group and ticks > MOST_TICKS:
+                found.append(tuple(group))
+                group = []
+            group.append(cell)
+        found.append(tuple(group))
+    return found
+
+
+def _row_ticks(grid: Grid, cell: Cell) -> int:
+    run = cell_run(grid, cell)
+    return run.data.num_ticks(sketch(run.system).layout)
 
 
 def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> list[CellOutcome]:
-    """Train cells of one arm and task together, and let each answer.
+    """Train cells of one arm together, and let each answer.
 
     Args:
         grid: Grid of the cells.
@@ -118,29 +153,36 @@ def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> 
     """
     begin = time.perf_counter()
     runs = [cell_run(grid, cell) for cell in cells]
-    flops = [_flops_per_step(run) for run in runs]
+    flops = [flops_per_step(run) for run in runs]
     curves: list[list[dict[str, float | None]]] = [[] for _ in cells]
+    stack = build_stack(runs, device)
+    asked = [curve_items(cell) for cell in cells] if grid.train.evaluate_every else []
 
     def on_step(step: int, bits: Sequence[float]) -> None:
-        for points, cost, loss in zip(curves, flops, bits, strict=True):
-            points.append({"step": step, "flops": cost * step, "loss": loss, "score": None})
+        scores: list[float | None] = [None] * len(cells)
+        if asked and step % grid.train.evaluate_every == 0:
+            given = answer_lanes(stack, asked)
+            scores = [primary_score(*own) for own in zip(cells, asked, given, strict=True)]
+        for points, cost, loss, score in zip(curves, flops, bits, scores, strict=True):
+            points.append({"step": step, "flops": cost * step, "loss": loss, "score": score})
 
-    sources = [recorded_run(run, batches) for run in runs]
-    systems = train_lanes(runs, sources, device, on_step)
+    stack.train([recorded_run(run, batches) for run in runs], on_step)
+    finite = stack.finish()
+    answers = answer_lanes(stack, [cell_items(grid, cell) for cell in cells])
     seconds = (time.perf_counter() - begin) / len(cells)
     facts = {"seconds": seconds, "lanes": len(cells), "device": device}
     outcomes = []
-    for cell, system, points in zip(cells, systems, curves, strict=True):
-        if system is None and cell.seed not in grid.tuning_seeds:
+    for cell, given, points, good in zip(cells, answers, curves, finite, strict=True):
+        if not good and cell.seed not in grid.tuning_seeds:
             raise DivergedError(
                 f"Weights must be finite: those of {cell.key} are not. Lower its learning rate."
             )
-        here = None if system is None else system.to(device)
-        outcomes.append(cell_outcome(grid, cell, here, points, facts))
+        outcomes.append(cell_outcome(grid, cell, given if good else None, points, facts))
     return outcomes
 
 
-def _flops_per_step(run: Run) -> float:
+def flops_per_step(run: Run) -> float:
+    """Return the training FLOPs of a step of a run alone, without the optimiser."""
     system = sketch(run.system)
     num_ticks = run.data.num_ticks(system.layout)
     flops = system.flops_per_tick(num_ticks, training=True)

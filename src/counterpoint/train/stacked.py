@@ -73,6 +73,7 @@ class Stack:
         self.systems = systems
         self.config = configs[0]
         self.device = systems[0].device if device is None else torch.device(device)
+        self._report_every = (configs[0].log_every, configs[0].evaluate_every)
         self._lane_steps = [config.num_steps for config in configs]
         self.num_steps = max(self._lane_steps)
         first = copy.deepcopy(systems[0]).to(self.device).train()
@@ -226,8 +227,9 @@ class Stack:
         Args:
             sources: The recorded batches of each lane, at least as many as it takes steps. Their
                 rows may have different numbers of ticks.
-            on_step: See `OnStep`; called every ``log_every`` steps and at the end. A lane that has
-                taken all its steps has the loss of its last batch.
+            on_step: See `OnStep`; called at the end and, as the first config says, every
+                ``log_every`` and ``evaluate_every`` steps. A lane that has taken all its steps has
+                the loss of its last batch.
 
         Raises:
             UserError: The lanes have other streams or numbers of rows, or too few batches.
@@ -251,7 +253,8 @@ class Stack:
             numbers.copy_(self._numbers[step])
             nats = take(step)
             done = step + 1
-            if done % self.config.log_every == 0 or done == self.num_steps:
+            every = [number for number in self._report_every if number]
+            if done == self.num_steps or any(done % number == 0 for number in every):
                 sizes = torch.tensor(batches.sizes(step)).clamp(min=1)
                 bits = nats.double().cpu() / sizes / math.log(2)
                 if on_step(done, bits.tolist()):
