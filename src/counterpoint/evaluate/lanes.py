@@ -10,7 +10,7 @@ from torch import Tensor
 from counterpoint.data.recorded import padded
 from counterpoint.data.tasks.items import Item, Replies
 from counterpoint.data.tasks.source import label_stream
-from counterpoint.evaluate.tasks import Told, item_batch, replies, resting_streams
+from counterpoint.evaluate.tasks import GivenPart, item_batch, replies, resting_streams
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.contract import System, map_state
@@ -84,7 +84,7 @@ def _written(stack: Stack, batch: StackedBatch) -> Int[Tensor, "S B T"]:
             system: System, column: Any, state: Any, following: Tensor, resting: Any = resting
         ) -> tuple[Tensor, Any, Any]:
             hidden, state = system.read(column, state)
-            told = Told(part, following, resting)
+            told = GivenPart(part, following, resting)
             written = system.write(hidden[:, -1], told, state)
             return told.likeliest, {name: ids[:, None] for name, ids in written.items()}, state
 

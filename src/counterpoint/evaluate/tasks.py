@@ -169,7 +169,7 @@ def _written(system: System, batch: Batch) -> Int[Tensor, "B T"]:
     # Nothing is read after the last tick, so the id that is given there does not matter.
     for tick, following in enumerate([*true[:, 1:].unbind(1), true[:, -1]]):
         hidden, state = system.read(column, state)
-        told = Told(part, following, resting_streams(system.layout, tick + 1))
+        told = GivenPart(part, following, resting_streams(system.layout, tick + 1))
         written = system.write(hidden[:, -1], told, state)
         likeliest.append(told.likeliest)
         column = {name: ids[:, None] for name, ids in written.items()}
@@ -185,7 +185,7 @@ def resting_streams(layout: Layout, column: int) -> set[str]:
     }
 
 
-class Told:
+class GivenPart:
     """Chooses the likeliest ids, but returns the given id for the part; a `Choose`.
 
     Streams that rest, which have no element at this tick, get unset ids.
