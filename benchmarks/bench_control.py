@@ -4,7 +4,8 @@ Arms of `part_whole` learn three things as lanes of one stack: the answers of `l
 of `navon`, and all symbols of `navon`. Then held-out items go on from a tick under their own whole
 and under that of another item, in every way that the system allows (`evaluate/control.py`). In the
 lanes of all symbols the exchange happens after five of eight blocks: the following blocks should
-show the other motif, and the cost is what all other symbols lose. On a GPU:
+show the other motif, and the cost is what all other symbols lose. The lanes of `logbook` also
+answer logs of up to 16 times the length, beside the bytes of their states. On a GPU:
 
     python benchmarks/bench_control.py --device cuda --seconds 60 --out runs/control
     python benchmarks/bench_control.py --table benchmarks/results/control.parquet
@@ -12,22 +13,40 @@ show the other motif, and the cost is what all other symbols lose. On a GPU:
 
 import argparse
 import multiprocessing
+import pickle
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from typing import cast
 
-from stack_lanes import TASKS, TRAIN, Record, in_time, interval, learn, recorded, scored_items
+from stack_lanes import (
+    ITEMS_SEED,
+    TASKS,
+    TRAIN,
+    Record,
+    in_time,
+    interval,
+    learn,
+    recorded,
+    scored_items,
+)
 
 from counterpoint.data.tasks.items import Item, ItemAnswer, Trained
+from counterpoint.data.tasks.part_whole.logbook import Logbook
+from counterpoint.data.tasks.source import label_stream
 from counterpoint.evaluate.control import control
+from counterpoint.evaluate.tasks import answer
+from counterpoint.files import whole_file
 from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.compression import ROW_TICKS
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems import build_system
+from counterpoint.systems.contract import System, state_bytes
 from counterpoint.train.config import TrainConfig
 
 ARMS = (
@@ -52,6 +71,9 @@ BLOCK = 9
 """Ticks of a block of `navon`, and of the space after it."""
 TOLD = 300
 """Number of items that are continued."""
+TIMES = (1, 2, 4, 8, 16)
+"""Lengths of logs, as multiples of the length in training."""
+NUM_LONG = 200
 
 
 def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
@@ -78,6 +100,48 @@ def motif_of(item: Item) -> str:
     return item.whole[-1].text
 
 
+@cache
+def long_logs(folder: Path, times: int) -> tuple[Item, ...]:
+    """Return logs of so many times the length, which ask for the whole; they are made once."""
+    path = folder / f"logs-{times}.pickle"
+    task = replace(cast("Logbook", TASKS["logbook"]), num_events=24 * times)
+    if not path.exists():
+        items = tuple(task.item(ITEMS_SEED, number) for number in range(NUM_LONG))
+        with whole_file(path) as partial_path:
+            partial_path.write_bytes(pickle.dumps(items))
+    found: tuple[Item, ...] = pickle.loads(path.read_bytes())
+    return found
+
+
+def by_length(system: System, folder: Path) -> list[Record]:
+    """Return the share of right answers about the whole, by length of the log.
+
+    Systems that write a whole themselves are left out: they do so tick by tick.
+    """
+    if label_stream(system.layout) is not None:
+        return []
+    found = []
+    for times in TIMES:
+        items = long_logs(folder, times)
+        batch_items = max(NUM_LONG // times, 25)
+        task = TASKS["logbook"]
+        scores = task.score(items, list(answer(system, items, batch_items)))
+        found.append({"times": times, "whole": scores["whole"]})
+    return found
+
+
+def floor_by_length(folder: Path, times: int) -> dict[str, float]:
+    """Return the scores of policies about the whole of logs of some length."""
+    task = replace(cast("Logbook", TASKS["logbook"]), num_events=24 * times)
+    items = long_logs(folder, times)
+    found = {}
+    for name, policy in task.policies().items():
+        rng = random.Random(0)
+        given = [policy(item, rng) for item in items]
+        found[name] = task.score(items, given)["whole"]
+    return found
+
+
 def run_arm(
     arm: str, seeds: Sequence[int], train: TrainConfig, device: str, folder: Path
 ) -> list[Record]:
@@ -98,6 +162,7 @@ def run_arm(
         items = asked(scored_items(folder, task)[:TOLD], task, trained)
         first = FIRST[task, trained]
         ways = control(system, items, first, symbols=trained == "all") if good else []
+        lengths = by_length(system, folder) if good and lane[:2] == LANES[0] else []
         for way in ways:
             told = asdict(way)
             records.append(
@@ -107,6 +172,8 @@ def run_arm(
                     "answers": list(told["answers"]),
                     "steps": train.num_steps,
                     "flops_per_tick": system.flops_per_tick(ROW_TICKS, training=True),
+                    "lengths": lengths,
+                    "state_bytes": state_bytes(system.initial_state(1)),
                     "curve": curve,
                     "seconds": time.perf_counter() - begin,
                 }
@@ -151,6 +218,20 @@ def table(records: Sequence[Record], task: str, trained: Trained, kind: str) -> 
         yield f"| {arm} | {way} | {' | '.join(shares)} | {delta} | {cost} |"
 
 
+def length_table(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: answers about the whole by length, and state bytes."""
+    yield f"| arm | {' | '.join(f'{times} times' for times in TIMES)} | state, kB |"
+    yield "|---" * (len(TIMES) + 2) + "|"
+    own = [one for one in records if one["way"] == "prompt" and one["lengths"]]
+    for arm in dict.fromkeys(one["arm"] for one in own):
+        cells = [one for one in own if one["arm"] == arm]
+        shares = [
+            interval([100 * one["lengths"][place]["whole"] for one in cells])
+            for place in range(len(TIMES))
+        ]
+        yield f"| {arm} | {' | '.join(shares)} | {cells[0]['state_bytes'] / 1000:.0f} |"
+
+
 def main() -> None:
     """Run the arms, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,6 +251,9 @@ def main() -> None:
         for task, trained in LANES:
             kind = "first cell" if trained == "all" else "whole"
             print(task, trained, *table(read_records(args.table), task, trained, kind), sep="\n")
+        print("by length", *length_table(read_records(args.table)), sep="\n")
+        for times in TIMES:
+            print(f"{times} times:", floor_by_length(args.batches, times))
         return
     train = replace(TRAIN, num_steps=args.num_steps)
     systems = {one.name: one.system for one in part_whole().arms if one.name in args.arms}
@@ -177,6 +261,8 @@ def main() -> None:
         layout = build_system(systems[arm], 0).layout
         recorded(args.batches, task, seed, train, layout, trained)
         scored_items(args.batches, task)
+    for times in TIMES:
+        long_logs(args.batches, times)
     if args.prepare:
         return
     shared = (deadline, args.seeds, train, args.device, args.batches)
