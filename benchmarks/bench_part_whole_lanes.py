@@ -9,42 +9,27 @@ by then is scored. Cells that are in the folder are not run again.
 """
 
 import argparse
-import json
 import os
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.recorded import Recorded
 from counterpoint.data.tasks.source import label_stream
-from counterpoint.evaluate.tasks import answer
+from counterpoint.files import write_json
 from counterpoint.progress import Progress
-from counterpoint.recipes.cells import (
-    ITEMS_SEED,
-    Cell,
-    CellOutcome,
-    cell_outcome,
-    cell_path,
-    cell_run,
-    keep_outcome,
-)
+from counterpoint.recipes.cells import Cell, cell_path, cell_run, keep_outcome
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.part_whole_small import part_whole_small
-from counterpoint.recipes.stacks import record_runs, recorded_run, train_lanes
+from counterpoint.recipes.stacks import record_runs, recorded_run, run_stack, stacks
 from counterpoint.systems import sketch
-from counterpoint.systems.contract import System
 from counterpoint.train.run import Run
 
-CURVE_ITEMS = 200
-SCORING_S = 15.0
+SCORING_S = 6.0
 """Time that is kept for the last scores."""
 
 
@@ -87,124 +72,48 @@ def recorded_as(run: Run) -> Run:
     return replace(run, system=plain)
 
 
-def scores_of(task_name: str, system: System, device: str) -> dict[str, float]:
-    """Return all scores on items that are not reported."""
-    task = FORMS[task_name]
-    items = [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
-    return task.score(items, list(answer(system.to(device), items, CURVE_ITEMS)))
+def batches(folder: Path, run: Run) -> Recorded:
+    """Return the batches of a run."""
+    return recorded_run(recorded_as(run), folder)
 
 
-class Curves:
-    """Learning curves of the lanes of an arm."""
-
-    def __init__(self, cells: Sequence[Cell], flops: Sequence[float], stop_at: float) -> None:
-        self.cells = cells
-        self.flops = flops
-        self.stop_at = stop_at
-        self.losses: list[list[dict[str, float | None]]] = [[] for _ in cells]
-        self.scores: list[list[dict[str, Any]]] = [[] for _ in cells]
-
-    def on_step(self, step: int, bits: Sequence[float]) -> bool:
-        """Keep the losses of a step; return whether the time is over."""
-        for points, cost, loss in zip(self.losses, self.flops, bits, strict=True):
-            points.append({"step": step, "flops": cost * step, "loss": loss, "score": None})
-        return time.time() > self.stop_at
-
-    def visit(self, device: str, step: int, systems: Sequence[System]) -> None:
-        """Score all lanes."""
-        for cell, points, system in zip(self.cells, self.scores, systems, strict=True):
-            points.append({"step": step} | scores_of(cell.task, system, device))
-
-    def of(self, lane: int) -> list[dict[str, float | None]]:
-        """Return the curve of a lane as grids keep it: losses, and primary scores where known."""
-        primary = FORMS[self.cells[lane].task].primary
-        known = {point["step"]: point.get(primary) for point in self.scores[lane]}
-        return [point | {"score": known.get(point["step"])} for point in self.losses[lane]]
-
-
-def train_arm(
-    grid: Grid, arm: str, args: argparse.Namespace, stop_at: float
-) -> tuple[list[tuple[Cell, System | None]], Curves]:
-    """Train all cells of an arm that are missing."""
-    cells = [c for c in cells_of(grid, arm, args.rates) if not cell_path(args.out, c).exists()]
-    runs = [cell_run(grid, cell) for cell in cells]
-    flops = []
-    for run in runs:
-        system = sketch(run.system)
-        num_ticks = run.data.num_ticks(system.layout)
-        flops.append(system.flops_per_tick(num_ticks, training=True) * num_ticks * args.rows)
-    curves = Curves(cells, flops, stop_at)
-    if not cells:
-        return [], curves
-    sources = [recorded_run(recorded_as(run), args.batches) for run in runs]
-    # A system that writes its own whole answers tick by tick, which is too slow on the way.
-    writes = label_stream(sketch(runs[0].system).layout) is not None
-    visit = None if writes else partial(curves.visit, args.device)
-    begin = time.perf_counter()
-    systems = train_lanes(runs, sources, args.device, curves.on_step, visit=visit)
-    taken = curves.losses[0][-1]["step"]
-    seconds = time.perf_counter() - begin
-    print(f"{arm}: {len(cells)} lanes, {taken} steps, {seconds:.1f} s", flush=True)
-    return list(zip(cells, systems, strict=True)), curves
-
-
-def outcome(
-    grid: Grid,
-    device: str,
-    facts: dict[str, Any],
-    cell: Cell,
-    system: System | None,
-    points: list[dict[str, float | None]],
-) -> CellOutcome:
-    """Let a lane answer."""
-    torch.set_num_threads(1)
-    here = None if system is None else system.to(device)
-    return cell_outcome(grid, cell, here, points, facts)
-
-
-def score_arm(
-    grid: Grid,
-    lanes: Sequence[tuple[Cell, System | None]],
-    curves: Curves,
-    args: argparse.Namespace,
-    facts: dict[str, Any],
+def train_group(
+    grid: Grid, group: Sequence[Cell], args: argparse.Namespace, stop_at: float, name: str
 ) -> None:
-    """Let all lanes of an arm answer, and keep their records."""
-    writes = any(system and label_stream(system.layout) is not None for _, system in lanes)
-    curve = [curves.of(lane) for lane in range(len(lanes))]
-    if writes:  # tick by tick, so in as many processes as there are cores
-        num = min(len(lanes), os.cpu_count() or 1)
-        with ProcessPoolExecutor(num, mp_context=get_context("spawn")) as pool:
-            left = [
-                pool.submit(outcome, grid, "cpu", facts, cell, system, points)
-                for (cell, system), points in zip(lanes, curve, strict=True)
-            ]
-            for one in left:
-                keep_outcome(args.out, one.result())
-        return
-    for (cell, system), points in zip(lanes, curve, strict=True):
-        keep_outcome(args.out, outcome(grid, args.device, facts, cell, system, points))
+    """Train one stack, and keep the records of its cells and their scores on the way."""
+    begin = time.perf_counter()
+    curves: dict[str, list[dict[str, Any]]] = {cell.key: [] for cell in group}
+    clock: dict[str, float] = {"lanes": len(group), "steps": 0}
+
+    def watch(step: int, scores: list[dict[str, float]]) -> bool:
+        seconds = round(time.perf_counter() - begin, 2)
+        clock.setdefault("first_report_s", seconds)
+        clock.update(steps=step, trained_s=seconds)
+        for cell, own in zip(group, scores, strict=False):
+            curves[cell.key].append({"step": step} | own)
+        return time.time() > stop_at
+
+    outcomes = run_stack(grid, partial(batches, args.batches), args.device, group, watch)
+    for outcome in outcomes:
+        keep_outcome(args.out, outcome)
+    clock["all_s"] = round(time.perf_counter() - begin, 2)
+    write_json(args.out / "curves" / f"{name}.json", {"clock": clock, "curves": curves})
+    print(f"{name}: {clock}", flush=True)
 
 
 def run(grid: Grid, args: argparse.Namespace, deadline: float) -> None:
     """Run arm by arm until the deadline."""
-    for arm in grid.arms:
-        if time.time() > deadline - 2 * SCORING_S:
-            print(f"{arm.name}: no time left", flush=True)
+    cells = [cell for arm in grid.arms for cell in cells_of(grid, arm.name, args.rates)]
+    missing = [cell for cell in cells if not cell_path(args.out, cell).exists()]
+    groups = stacks(grid, missing)
+    for number, group in enumerate(groups):
+        name = f"{group[0].arm}-{number}"
+        left = deadline - SCORING_S - time.time()
+        if left < SCORING_S:
+            print(f"{name}: no time left", flush=True)
             continue
-        begin = time.perf_counter()
         try:
-            lanes, curves = train_arm(grid, arm.name, args, deadline - SCORING_S)
-            num = max(len(lanes), 1)
-            seconds = (time.perf_counter() - begin) / num
-            facts = {"seconds": seconds, "lanes": num, "device": args.device}
-            by_lane = {
-                cell.key: points for cell, points in zip(curves.cells, curves.scores, strict=True)
-            }
-            path = args.out / "curves" / f"{arm.name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(by_lane))
-            score_arm(grid, lanes, curves, args, facts)
+            train_group(grid, group, args, deadline - SCORING_S, name)
         except Exception:  # one arm must not cost the others
             traceback.print_exc()
 

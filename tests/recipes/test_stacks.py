@@ -1,6 +1,7 @@
 """A stack of cells gives what cells give that are trained alone."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from counterpoint.progress import Progress
 from counterpoint.recipes import stacks as module
 from counterpoint.recipes.cells import Cell, curve, run_cell
 from counterpoint.recipes.grid import Grid, GridArm
-from counterpoint.recipes.stacks import record_batches, run_stack, stacks
+from counterpoint.recipes.stacks import record_batches, recorded_run, run_stack, stacks
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from tests.systems.tiny_models import tower
@@ -54,7 +55,7 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
     cells = [cell(seed) for seed in GRID.seeds]
     record_batches(GRID, tmp_path / "batches", cells, Progress(quiet=True))
     assert len(list((tmp_path / "batches").iterdir())) == len(cells)
-    outcomes = run_stack(GRID, tmp_path / "batches", "cpu", cells)
+    outcomes = run_stack(GRID, partial(recorded_run, folder=tmp_path / "batches"), "cpu", cells)
     for one, together in zip(cells, outcomes, strict=True):
         alone = run_cell(GRID, tmp_path / "work", one).record
         record = dict(together.record)

@@ -199,7 +199,8 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
 def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
     """Return the primary score during training, for grids that measure it."""
     items = curve_items(cell)
-    return {"score": primary_score(cell, items, list(answer(system, items)))}
+    scores = all_scores(cell, items, list(answer(system, items)))
+    return {"score": primary_score(cell, scores)}
 
 
 def curve_items(cell: Cell) -> list[Item]:
@@ -208,10 +209,14 @@ def curve_items(cell: Cell) -> list[Item]:
     return [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
 
 
-def primary_score(cell: Cell, items: Sequence[Item], given: Sequence[Replies]) -> float:
-    """Return the primary score of answers."""
-    task = FORMS[cell.task]
-    return task.score(items, given).get(task.primary, 0.0)
+def all_scores(cell: Cell, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
+    """Return the scores of answers by name."""
+    return FORMS[cell.task].score(items, given)
+
+
+def primary_score(cell: Cell, scores: Mapping[str, float]) -> float:
+    """Return the score that was declared as primary; it is 0 if nothing was asked for it."""
+    return scores.get(FORMS[cell.task].primary, 0.0)
 
 
 def _answered(grid: Grid, cell: Cell, given: Sequence[Replies]) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def _answered(grid: Grid, cell: Cell, given: Sequence[Replies]) -> dict[str, Any
     items = cell_items(grid, cell)
     scores = task.score(items, given)
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
-    return _record(cell, scores.get(task.primary, 0.0), scores, counts)
+    return _record(cell, primary_score(cell, scores), scores, counts)
 
 
 def _record(

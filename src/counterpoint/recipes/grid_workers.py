@@ -11,7 +11,7 @@ from counterpoint.processes import work_in_processes
 from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes.cells import WORK, Cell, CellOutcome, run_cell, run_cell_elsewhere
 from counterpoint.recipes.grid import Grid
-from counterpoint.recipes.stacks import BATCHES, run_stack, stacks
+from counterpoint.recipes.stacks import BATCHES, recorded_run, run_stack, stacks
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -55,7 +55,9 @@ def worked(
 ) -> Generator[CellOutcome, None, None]:
     """Yield the outcomes of cells, in the order in which they are done."""
     if workers.in_stacks:
-        together = partial(run_stack, grid, folder / BATCHES, workers.device)
+        together = partial(
+            run_stack, grid, partial(recorded_run, folder=folder / BATCHES), workers.device
+        )
         with closing(workers.work(together, stacks(grid, cells))) as groups:
             for outcomes in groups:
                 yield from outcomes

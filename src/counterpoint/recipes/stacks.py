@@ -23,6 +23,7 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.cells import (
     Cell,
     CellOutcome,
+    all_scores,
     cell_items,
     cell_outcome,
     cell_run,
@@ -139,14 +140,26 @@ def _row_ticks(grid: Grid, cell: Cell) -> int:
     return run.data.num_ticks(sketch(run.system).layout)
 
 
-def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> list[CellOutcome]:
+Watch = Callable[[int, list[dict[str, float]]], bool | None]
+"""Function that gets the number of steps taken and, every ``evaluate_every`` steps, all scores of
+each cell on items that are not reported; otherwise nothing. If it returns True, training ends."""
+
+
+def run_stack(
+    grid: Grid,
+    batches: Callable[[Run], Recorded],
+    device: str,
+    cells: Sequence[Cell],
+    watch: Watch | None = None,
+) -> list[CellOutcome]:
     """Train cells of one arm together, and let each answer.
 
     Args:
         grid: Grid of the cells.
-        batches: Folder of recorded batches.
+        batches: Function that returns the recorded batches of a run, such as `recorded_run`.
         device: Device on which they are trained.
         cells: The cells.
+        watch: See `Watch`.
 
     Raises:
         DivergedError: Weights of a reported cell are not finite.
@@ -158,15 +171,18 @@ def run_stack(grid: Grid, batches: Path, device: str, cells: Sequence[Cell]) -> 
     stack = build_stack(runs, device)
     asked = [curve_items(cell) for cell in cells] if grid.train.evaluate_every else []
 
-    def on_step(step: int, bits: Sequence[float]) -> None:
-        scores: list[float | None] = [None] * len(cells)
+    def on_step(step: int, bits: Sequence[float]) -> bool:
+        scores: list[dict[str, float]] = []
         if asked and step % grid.train.evaluate_every == 0:
             given = answer_lanes(stack, asked)
-            scores = [primary_score(*own) for own in zip(cells, asked, given, strict=True)]
-        for points, cost, loss, score in zip(curves, flops, bits, scores, strict=True):
-            points.append({"step": step, "flops": cost * step, "loss": loss, "score": score})
+            scores = [all_scores(*own) for own in zip(cells, asked, given, strict=True)]
+        for lane, points in enumerate(curves):
+            point: dict[str, float | None] = {"step": step, "flops": flops[lane] * step}
+            score = primary_score(cells[lane], scores[lane]) if scores else None
+            points.append(point | {"loss": bits[lane], "score": score})
+        return watch is not None and bool(watch(step, scores))
 
-    stack.train([recorded_run(run, batches) for run in runs], on_step)
+    stack.train([batches(run) for run in runs], on_step)
     finite = stack.finish()
     answers = answer_lanes(stack, [cell_items(grid, cell) for cell in cells])
     seconds = (time.perf_counter() - begin) / len(cells)
