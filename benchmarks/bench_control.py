@@ -13,6 +13,7 @@ answer logs of up to 16 times the length, beside the bytes of their states. On a
 
 import argparse
 import multiprocessing
+import os
 import pickle
 import random
 import time
@@ -45,17 +46,17 @@ from counterpoint.files import whole_file
 from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.compression import ROW_TICKS
 from counterpoint.recipes.part_whole import part_whole
-from counterpoint.systems import build_system
+from counterpoint.streams.spec import Layout
+from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import System, state_bytes
 from counterpoint.train.config import TrainConfig
 
 ARMS = (
     "two_stream",
-    "two_stream_fixed",
+    "hrt_words",
     "two_stream_text",
-    "hrt",
-    "hnet",
     "hdlm",
+    "hnet",
     "window_summary",
     "full",
 )
@@ -100,6 +101,13 @@ def motif_of(item: Item) -> str:
     return item.whole[-1].text
 
 
+def make(
+    folder: Path, task: str, seed: int, train: TrainConfig, layout: Layout, trained: Trained
+) -> None:
+    """Make the batches of a lane, which stay in their file."""
+    recorded(folder, task, seed, train, layout, trained)
+
+
 @cache
 def long_logs(folder: Path, times: int) -> tuple[Item, ...]:
     """Return logs of so many times the length, which ask for the whole; they are made once."""
@@ -107,6 +115,7 @@ def long_logs(folder: Path, times: int) -> tuple[Item, ...]:
     task = replace(cast("Logbook", TASKS["logbook"]), num_events=24 * times)
     if not path.exists():
         items = tuple(task.item(ITEMS_SEED, number) for number in range(NUM_LONG))
+        folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(pickle.dumps(items))
     found: tuple[Item, ...] = pickle.loads(path.read_bytes())
@@ -257,16 +266,23 @@ def main() -> None:
         return
     train = replace(TRAIN, num_steps=args.num_steps)
     systems = {one.name: one.system for one in part_whole().arms if one.name in args.arms}
-    for arm, (task, trained), seed in product(args.arms, LANES, args.seeds):
-        layout = build_system(systems[arm], 0).layout
-        recorded(args.batches, task, seed, train, layout, trained)
+    for task in TASKS:
         scored_items(args.batches, task)
+    layouts = list(dict.fromkeys(sketch(systems[arm]).layout for arm in args.arms))
+    streams = list({str(one.predicted): one for one in layouts}.values())
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), spawn) as pool:
+        made = [
+            pool.submit(make, args.batches, task, seed, train, layout, trained)
+            for layout, (task, trained), seed in product(streams, LANES, args.seeds)
+        ]
+        for one in made:
+            one.result()
     for times in TIMES:
         long_logs(args.batches, times)
     if args.prepare:
         return
     shared = (deadline, args.seeds, train, args.device, args.batches)
-    spawn = multiprocessing.get_context("spawn")
     records: list[Record] = []
     with ProcessPoolExecutor(args.workers, spawn) as pool:
         jobs = [pool.submit(run_in_time, arm, *shared) for arm in args.arms]

@@ -66,6 +66,7 @@ def scored_items(folder: Path, task: str) -> tuple[Item, ...]:
     path = folder / f"{task}-items.pickle"
     if not path.exists():
         items = tuple(TASKS[task].item(ITEMS_SEED, number) for number in range(NUM_ITEMS))
+        folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(pickle.dumps(items))
     found: tuple[Item, ...] = pickle.loads(path.read_bytes())

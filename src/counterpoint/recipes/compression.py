@@ -25,6 +25,13 @@ CODE_LEVELS = (8, 8, 8, 5)
 """Levels of a code of 2,560 values, about 11 bits a slot."""
 WITH_SLOTS: tuple[Kind, ...] = ("convolution", "attention")
 """Compressors whose number of slots is free."""
+MAIN: tuple[tuple[Kind, int, bool], ...] = (
+    ("mean", 1, False),
+    ("attention", 2, False),
+    ("wavelet", 1, False),
+    ("attention", 2, True),
+)
+"""Compressors that every rate and kind of block has: kind, slots, and whether slots are codes."""
 SMALLEST_MLP = 16
 
 
@@ -38,7 +45,6 @@ class CompressionArm:
         compressor: How a block becomes slots.
         num_slots: Slots of a block, where the number is free.
         coded: Whether slots are finite-scalar codes.
-        first: Whether it belongs to the part of the grid that is run first.
     """
 
     ends: BlockEnds
@@ -46,7 +52,6 @@ class CompressionArm:
     compressor: Kind
     num_slots: int = 1
     coded: bool = False
-    first: bool = False
 
     @property
     def name(self) -> str:
@@ -56,35 +61,25 @@ class CompressionArm:
 
 
 def compression_arms() -> list[CompressionArm]:
-    """Return all arms, first those that are to be run first: rate 8, then the main compressors."""
-    main: tuple[tuple[Kind, int, bool], ...] = (
-        ("mean", 1, False),
-        ("attention", 2, False),
-        ("wavelet", 1, False),
-        ("attention", 2, True),
-    )
-    found = [arm for arm in _fixed() if arm.rate == 8]
-    for rate, (kind, slots, coded) in product((4, 16, 32), main):
-        found.append(
-            CompressionArm(
-                ends="fixed", rate=rate, compressor=kind, num_slots=slots, coded=coded, first=True
-            )
-        )
+    """Return all arms in the order in which they are run, should time not suffice for all.
+
+    First come the four main compressors at rate 8, then words and learned ends, the main
+    compressors at the other rates, the other compressors at rate 8, and the rest.
+    """
+    found = [_arm("fixed", 8, main) for main in MAIN]
+    found += [_arm("words", 16, MAIN[0]), _arm("learned", 4, MAIN[0])]
+    found += [_arm("fixed", rate, main) for rate, main in product((16, 4, 32), MAIN)]
+    found.append(_arm("words", 16, MAIN[1]))
+    found += [arm for arm in _fixed() if arm.rate == 8]
     ends: tuple[tuple[BlockEnds, int], ...] = (("words", 16), ("learned", 4), ("learned", 8))
-    for (end, rate), (kind, slots, coded) in product(ends, main):
-        found.append(
-            CompressionArm(
-                ends=end,
-                rate=rate,
-                compressor=kind,
-                num_slots=slots,
-                coded=coded,
-                first=rate != 8 and not coded,
-            )
-        )
-    known = {arm.name for arm in found}
-    found += [arm for arm in _fixed() if arm.name not in known]
-    return sorted(found, key=lambda arm: not arm.first)
+    found += [_arm(*end, main) for end, main in product(ends, MAIN)]
+    found += _fixed()
+    return list(dict.fromkeys(found))
+
+
+def _arm(ends: BlockEnds, rate: int, main: tuple[Kind, int, bool]) -> CompressionArm:
+    kind, num_slots, coded = main
+    return CompressionArm(ends=ends, rate=rate, compressor=kind, num_slots=num_slots, coded=coded)
 
 
 def _fixed() -> list[CompressionArm]:
@@ -93,16 +88,7 @@ def _fixed() -> list[CompressionArm]:
     for rate, kind in product(RATES, get_args(Kind)):
         for slots in (1, 2) if kind in WITH_SLOTS else (1,):
             for coded in (False, True) if kind == "attention" else (False,):
-                found.append(
-                    CompressionArm(
-                        ends="fixed",
-                        rate=rate,
-                        compressor=kind,
-                        num_slots=slots,
-                        coded=coded,
-                        first=rate == 8,
-                    )
-                )
+                found.append(_arm("fixed", rate, (kind, slots, coded)))
     return found
 
 
