@@ -97,7 +97,9 @@ def train_group(
     for outcome in outcomes:
         keep_outcome(args.out, outcome)
     clock["all_s"] = round(time.perf_counter() - begin, 2)
-    write_json(args.out / "curves" / f"{name}.json", {"clock": clock, "curves": curves})
+    path = args.out / "curves" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"clock": clock, "curves": curves})
     print(f"{name}: {clock}", flush=True)
 
 

@@ -52,6 +52,7 @@ from counterpoint.systems.two_stream_losses import (
     text_loss,
 )
 from counterpoint.systems.two_stream_state import LowerStates, Reading, TwoStreamState
+from counterpoint.tracing import is_traced
 
 WORDS = (ord(" "), ord("\n"))  # bytes that end a word
 
@@ -366,7 +367,7 @@ class TwoStream(System, Level):
         self, ticks: Ticks, state: TwoStreamState, lengths: Tensor | None
     ) -> tuple[Float[Tensor, "B T D"], TwoStreamState]:
         lower = self.read_lower(ticks, state, lengths)
-        on_host = lower.finished.device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = lower.finished.device.type == "cpu" and not is_traced()
         if not on_host or lower.finished.any():
             self.read_whole_tower(lower, state)
         return self.read_upper(lower, state)
