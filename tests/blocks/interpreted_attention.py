@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from counterpoint.blocks.multi_token_attention_fused import attend_fused
+from counterpoint.blocks.multi_token_attention_fused import FUSED
 from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import Kernels
@@ -37,7 +37,7 @@ def main(name: str, num_steps: int) -> None:
     start[1, 5:] = 5
     start[1, 18:] = 18
     inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
-    found = attend_lifted(q, k, v, kernels, start, attend_fused)
+    found = attend_lifted(q, k, v, kernels, start, FUSED)
     expected = attend_naively(q, k, v, kernels, start)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     grad = torch.randn_like(found)

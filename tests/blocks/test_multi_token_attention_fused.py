@@ -44,9 +44,9 @@ def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
 
 @pytest.mark.skipif(has_triton, reason="has Triton")
 def test_without_triton_it_says_so() -> None:
-    from counterpoint.blocks.multi_token_attention_fused import attend_fused
+    from counterpoint.blocks.multi_token_attention_fused import FUSED
 
     x = torch.randn(1, 2, 3, 4)
     start = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(UserError, match="`form` 'fused' needs Triton"):
-        attend_lifted(x, x, x, Kernels(), start, attend_fused)
+        attend_lifted(x, x, x, Kernels(), start, FUSED)

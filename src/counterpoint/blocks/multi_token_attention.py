@@ -34,7 +34,6 @@ from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.multi_token_attention_lifted import (
     attend_lifted,
-    uncompiled,
 )
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import (
@@ -394,9 +393,9 @@ class MultiTokenAttention(nn.Module):
             )
         if form == "lifted":
             return attend_lifted(q, k, v, self.kernels, reach.start)
+        # Triton is imported only where it is used.
         fused = import_module("counterpoint.blocks.multi_token_attention_fused")
-        stage = fused.compiled if q.is_cuda else uncompiled
-        return attend_lifted(q, k, v, self.kernels, reach.start, fused.attend_fused, stage)
+        return attend_lifted(q, k, v, self.kernels, reach.start, fused.FUSED)
 
     def _read_ring(
         self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState

@@ -11,8 +11,7 @@ Checked against: the naive form, in Triton's interpreter
 
 from __future__ import annotations  # classes name each other
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +25,8 @@ from counterpoint.blocks.multi_token_attention_kernels import (
     read_kernel,
     triton,
 )
+from counterpoint.blocks.multi_token_attention_lifted import Operations
+from counterpoint.blocks.multi_token_attention_shifts import lift, near, shift_sum, shifts, spread
 from counterpoint.errors import UserError
 
 
@@ -179,11 +180,5 @@ def attend_fused(
     return out, sums
 
 
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function compiled, which needs a GPU; see `Staging`.
-
-    It consists of many small operations, which take longer one by one than the kernels.
-    """
-    made: Callable[..., Any] = torch.compile(function, dynamic=True)
-    return made
+FUSED = Operations(attend_fused, lift, shifts, shift_sum, near, spread)
+"""Everything in kernels."""

@@ -25,7 +25,7 @@ LOG2E = 1.4426950408889634 if tl is None else tl.constexpr(1.4426950408889634)
 MOST_PARTS = 8 if tl is None else tl.constexpr(8)
 
 
-def _kernel(function: Callable[..., Any]) -> Any:
+def jitted(function: Callable[..., Any]) -> Any:
     """Make a kernel, or a part of one. All parts get the same arguments.
 
     ``given`` has the queries, the keys, the values, the band, the starts and the ends (see `_ends`)
@@ -36,7 +36,7 @@ def _kernel(function: Callable[..., Any]) -> Any:
     return function if triton is None else triton.jit(function)
 
 
-@_kernel
+@jitted
 def _of_head(given, counts, widths: tl.constexpr):
     """Return the matrices of the head of a program."""
     head = tl.program_id(1).to(tl.int64) * counts[1]
@@ -51,14 +51,14 @@ def _of_head(given, counts, widths: tl.constexpr):
     )
 
 
-@_kernel
+@jitted
 def _back_of_head(back, counts, widths: tl.constexpr):
     """Return what the gradient of the head of a program needs."""
     head = tl.program_id(1).to(tl.int64) * counts[1]
     return back[0] + head, back[1] + head, back[2] + head * widths[1]
 
 
-@_kernel
+@jitted
 def _parts(
     base, row, first, num_rows, width: tl.constexpr, size: tl.constexpr, number: tl.constexpr
 ):
@@ -75,7 +75,7 @@ def _parts(
     return found
 
 
-@_kernel
+@jitted
 def _product(a, b, rows, num_rows, width: tl.constexpr, size: tl.constexpr):
     """Return the products of rows of two matrices, over all features.
 
@@ -96,7 +96,7 @@ def _product(a, b, rows, num_rows, width: tl.constexpr, size: tl.constexpr):
     return total
 
 
-@_kernel
+@jitted
 def _add(total, weights, base, row, first, num_rows, width: tl.constexpr, size: tl.constexpr):
     """Add weighted rows of a matrix to the parts of a sum."""
     loaded = _parts(base, row, first, num_rows, width, size, len(total))
@@ -109,8 +109,8 @@ def _add(total, weights, base, row, first, num_rows, width: tl.constexpr, size: 
     return found
 
 
-@_kernel
-def _zeros(rows: tl.constexpr, size: tl.constexpr, number: tl.constexpr):
+@jitted
+def no_parts(rows: tl.constexpr, size: tl.constexpr, number: tl.constexpr):
     """Return the parts of an empty sum."""
     found = ()
     for _ in tl.static_range(number):
@@ -118,7 +118,7 @@ def _zeros(rows: tl.constexpr, size: tl.constexpr, number: tl.constexpr):
     return found
 
 
-@_kernel
+@jitted
 def _store(base, row, first, num_rows, width: tl.constexpr, parts):
     """Store rows of a matrix, in parts from a feature on."""
     for place in tl.static_range(len(parts)):
@@ -129,7 +129,7 @@ def _store(base, row, first, num_rows, width: tl.constexpr, parts):
         tl.store(at, part.to(base.dtype.element_ty), mask=inside)
 
 
-@_kernel
+@jitted
 def _scores(given, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how: tl.constexpr):
     """Return the scores of a block of queries and keys, those that are not read hidden.
 
@@ -160,7 +160,7 @@ def _scores(given, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how
     return total
 
 
-@_kernel
+@jitted
 def _ranges(given, counts, widths: tl.constexpr, blocks: tl.constexpr):
     """Return the keys that a block of queries reads: the first, and then where others begin.
 
@@ -178,7 +178,7 @@ def _ranges(given, counts, widths: tl.constexpr, blocks: tl.constexpr):
     return top, first // other * other, middle, tl.maximum(near, middle), stop
 
 
-@_kernel
+@jitted
 def _take(
     given,
     queries,
@@ -207,7 +207,7 @@ def _take(
     return highest, state[1] * faded + tl.sum(weights, 1), read
 
 
-@_kernel
+@jitted
 def _first(blocks: tl.constexpr, width: tl.constexpr):
     """Return the first feature that a program computes."""
     first = tl.program_id(2) * blocks[2]
@@ -216,7 +216,7 @@ def _first(blocks: tl.constexpr, width: tl.constexpr):
     return first
 
 
-@_kernel
+@jitted
 def read_kernel(given, out, sums, counts, widths: tl.constexpr, blocks: tl.constexpr):
     """Compute what a block of queries reads of a slab of features of the values."""
     own: tl.constexpr = blocks[0]
@@ -230,7 +230,7 @@ def read_kernel(given, out, sums, counts, widths: tl.constexpr, blocks: tl.const
     state = (
         tl.full((own,), HIDDEN, dtype=tl.float32),
         tl.zeros((own,), dtype=tl.float32),
-        _zeros(own, blocks[4], number),
+        no_parts(own, blocks[4], number),
     )
     for column in range(middle, near, other):
         state = _take(given, row, column, state, counts, widths, blocks, False)
@@ -247,7 +247,7 @@ def read_kernel(given, out, sums, counts, widths: tl.constexpr, blocks: tl.const
     tl.store(sums + head + row, state[0] + tl.log(total), mask=row < num_rows)
 
 
-@_kernel
+@jitted
 def _column_ranges(given, counts, widths: tl.constexpr, blocks: tl.constexpr):
     """Return the queries that read a block of keys, as `_ranges` does for keys."""
     own: tl.constexpr = blocks[0]
@@ -259,7 +259,7 @@ def _column_ranges(given, counts, widths: tl.constexpr, blocks: tl.constexpr):
     return top, top // other * other, middle, tl.maximum(first // other * other, middle), stop
 
 
-@_kernel
+@jitted
 def _weights(
     given, back, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how: tl.constexpr
 ):
@@ -271,7 +271,7 @@ def _weights(
     return tl.where(scores > HIDDEN / 2, weights, 0.0) if how[0] else weights
 
 
-@_kernel
+@jitted
 def _to_scores(
     given, back, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how: tl.constexpr
 ):
@@ -288,7 +288,7 @@ def _to_scores(
     return weights * found
 
 
-@_kernel
+@jitted
 def _query_block(given, back, rows, total, out, counts, widths: tl.constexpr, how: tl.constexpr):
     """Add what a block of keys has to say about its queries; ``how`` is (blocks, masked)."""
     blocks: tl.constexpr = how[0]
@@ -304,7 +304,7 @@ def _query_block(given, back, rows, total, out, counts, widths: tl.constexpr, ho
     return total
 
 
-@_kernel
+@jitted
 def query_kernel(given, back, to_q, to_band, counts, widths: tl.constexpr, blocks: tl.constexpr):
     """Compute the gradient of a block of queries and a slab of features, and that of the band."""
     own: tl.constexpr = blocks[0]
@@ -315,7 +315,7 @@ def query_kernel(given, back, to_q, to_band, counts, widths: tl.constexpr, block
     band = to_band + head * widths[2]
     top, begin, middle, near, stop = _ranges(given, counts, widths, blocks)
     row = top + tl.arange(0, own)
-    total = _zeros(own, blocks[3], blocks[2] // blocks[3])
+    total = no_parts(own, blocks[3], blocks[2] // blocks[3])
     for column in range(middle, near, other):
         rows = (row, column + tl.arange(0, other))
         total = _query_block(given, back, rows, total, band, counts, widths, (blocks, False))
@@ -328,7 +328,7 @@ def query_kernel(given, back, to_q, to_band, counts, widths: tl.constexpr, block
     _store(to_q + head * widths[0], row, _first(blocks, widths[0]), counts[1], widths[0], total)
 
 
-@_kernel
+@jitted
 def _key_block(given, back, rows, total, counts, widths: tl.constexpr, how: tl.constexpr):
     """Add what a block of queries has to say about its keys, or about its values.
 
@@ -346,7 +346,7 @@ def _key_block(given, back, rows, total, counts, widths: tl.constexpr, how: tl.c
     return _add(total, found, base, rows[0], _first(blocks, width), counts[1], width, part)
 
 
-@_kernel
+@jitted
 def key_kernel(
     given, back, out, counts, widths: tl.constexpr, blocks: tl.constexpr, to_keys: tl.constexpr
 ):
@@ -360,7 +360,7 @@ def key_kernel(
     top, begin, middle, near, stop = _column_ranges(given, counts, widths, blocks)
     column = top + tl.arange(0, own)
     part: tl.constexpr = blocks[3] if to_keys else blocks[4]
-    total = _zeros(own, part, blocks[2] // part)
+    total = no_parts(own, part, blocks[2] // part)
     for row in range(middle, near, other):
         rows = (row + tl.arange(0, other), column)
         total = _key_block(given, back, rows, total, counts, widths, (blocks, False, to_keys))

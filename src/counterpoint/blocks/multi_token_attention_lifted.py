@@ -15,7 +15,7 @@ queries, keys and values is in its appendix B.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,26 +26,6 @@ from counterpoint.blocks.multi_token_attention_rows import HIDDEN, Kernels
 from counterpoint.blocks.recompute import computed_again
 
 CHUNK_ROWS = 128
-
-Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Attention of long vectors; see `attend_with_band`."""
-
-Staging = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Returns a function, or a faster one that does the same."""
-
-
-class Lifted(NamedTuple):
-    """Long vectors, and what is taken off their scores; see `attend_with_band`."""
-
-    q: Float[Tensor, "B H T F"]
-    k: Float[Tensor, "B H T F"]
-    v: Float[Tensor, "B H T V"]
-    band: Float[Tensor, "B H T w"]
-
-
-def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function itself; see `Staging`."""
-    return function
 
 
 def attend_with_band(
@@ -99,14 +79,102 @@ def _attend_chunk(
     return torch.exp(scores - sums[..., None]) @ v, sums
 
 
+def lift(
+    x: Float[Tensor, "B H T F"], taps: Float[Tensor, "H Q R"], start: Int[Tensor, "B T"]
+) -> Float[Tensor, "B H T QF"]:
+    """Return, for each query of a kernel, the sum of neighbours that its row of taps weights.
+
+    The middle tap is that of the step itself, and the first one that of the oldest neighbour.
+    """
+    num_keys = taps.shape[2]
+    around = torch.stack([shifted(x, num_keys // 2 - w, start) for w in range(num_keys)], 3)
+    return torch.einsum("haw,bhtwf->bhtaf", taps, around).flatten(3)
+
+
+def shifts(
+    x: Float[Tensor, "B H T F"], number: int, start: Int[Tensor, "B T"]
+) -> Float[Tensor, "B H T QF"]:
+    """Return the vectors of the last steps one behind the other, that of the step itself first."""
+    return torch.cat([shifted(x, a, start) for a in range(number)], 3)
+
+
+def shift_sum(
+    x: Float[Tensor, "B H T QF"], number: int, start: Int[Tensor, "B T"]
+) -> Float[Tensor, "B H T F"]:
+    """Return the sum of the first part of each step, the second part of the step before it, ..."""
+    parts = x.unflatten(3, (number, -1)).unbind(3)
+    total = parts[0]
+    for a in range(1, number):
+        total = total + shifted(parts[a], a, start)
+    return total
+
+
+def near(
+    q: Float[Tensor, "B H T F"],
+    k: Float[Tensor, "B H T F"],
+    offsets: tuple[int, int, int],
+    start: Int[Tensor, "B T"],
+) -> Float[Tensor, "B H T n"]:
+    """Return the products of each query with keys near it, at least in float32.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        offsets: The number of keys, the step of the first one less that of the query, and what is
+            added for each further one.
+        start: First step of the document of each step.
+    """
+    number, first, step = offsets
+    met = [shifted(k, -first - step * t, start) for t in range(number)]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return torch.stack([(q * one).sum(-1, dtype=dtype) for one in met], 3)
+
+
+def spread(
+    weights: Float[Tensor, "B H T n"],
+    x: Float[Tensor, "B H T F"],
+    offsets: tuple[int, int, int],
+    start: Int[Tensor, "B T"],
+) -> Float[Tensor, "B H T F"]:
+    """Return the weighted sum of the vectors near each step; for ``offsets`` see `near`."""
+    number, first, step = offsets
+    total = torch.zeros_like(x)
+    for t in range(number):
+        met = shifted(x, -first - step * t, start)
+        total = total + weights[..., t, None].to(x.dtype) * met
+    return total
+
+
+class Operations(NamedTuple):
+    """What the lifted form is made of: in torch, or in kernels for a GPU.
+
+    Attributes:
+        core: Attention of long vectors; see `attend_with_band`.
+        lift: See `lift`.
+        shifts: See `shifts`.
+        shift_sum: See `shift_sum`.
+        near: See `near`.
+        spread: See `spread`.
+    """
+
+    core: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    lift: Callable[[Tensor, Tensor, Tensor], Tensor]
+    shifts: Callable[[Tensor, int, Tensor], Tensor]
+    shift_sum: Callable[[Tensor, int, Tensor], Tensor]
+    near: Callable[[Tensor, Tensor, tuple[int, int, int], Tensor], Tensor]
+    spread: Callable[[Tensor, Tensor, tuple[int, int, int], Tensor], Tensor]
+
+
+TORCH = Operations(attend_with_band, lift, shifts, shift_sum, near, spread)
+
+
 def attend_lifted(
     q: Float[Tensor, "B H T E"],
     k: Float[Tensor, "B G T E"],
     v: Float[Tensor, "B G T E"],
     kernels: Kernels,
     start: Int[Tensor, "B T"],
-    core: Core = attend_with_band,
-    stage: Staging = uncompiled,
+    by: Operations = TORCH,
 ) -> Float[Tensor, "B H T E"]:
     """Return what the queries of whole rows read.
 
@@ -116,51 +184,32 @@ def attend_lifted(
         v: Values.
         kernels: Convolutions and mixing.
         start: First step of the document of each query, which reads all from there to its own step.
-        core: Attention of the lifted vectors.
-        stage: Applied to the functions that make the long vectors and read the long results.
+        by: What computes it.
     """
     num_sharing = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(num_sharing, 1) for x in (k, v))
-    lifted = stage(_lifted)(q * q.shape[3] ** -0.5, k, v, kernels, start)
-    read, sums = core(lifted.q, lifted.k, lifted.v, lifted.band, start)
-    return stage(_lowered)(read, sums, v, lifted, kernels, start)
-
-
-def _lifted(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, start: Tensor) -> Lifted:
-    long_q, long_k, band = _lifted_scores(q, k, kernels, start)
-    values = _mixed_values(v, kernels.mix_after)
-    if kernels.conv_after is not None:
-        taps = kernels.conv_after.to(q.dtype).flip(1)  # the query's own first
-        num_keys = taps.shape[2]
-        around = [shifted(values, tap - num_keys // 2, start) for tap in range(num_keys)]
-        values = torch.einsum("haw,bhtcwe->bhtace", taps, torch.stack(around, 4))
-    return Lifted(long_q, long_k, values.flatten(3), band)
-
-
-def _lowered(
-    read: Tensor, sums: Tensor, v: Tensor, lifted: Lifted, kernels: Kernels, start: Tensor
-) -> Tensor:
-    """Return what every head read from what was read of the long values."""
+    if num_sharing > 1:
+        k, v = (x.repeat_interleave(num_sharing, 1) for x in (k, v))
+    long_q, long_k, band = _lifted_scores(q * q.shape[3] ** -0.5, k, kernels, start, by)
     values = _mixed_values(v, kernels.mix_after)  # (B, H, T, c, E)
+    shape = values.shape[3:]
+    values = values.flatten(3)
     if kernels.conv_after is None:
-        return _to_heads(read.unflatten(3, values.shape[3:]), kernels.mix_after)
-    taps = kernels.conv_after.to(v.dtype).flip(1)
-    num_queries = taps.shape[1]
+        read, _ = by.core(long_q, long_k, values, band, start)
+        return _to_heads(read.unflatten(3, shape), kernels.mix_after)
+    taps = kernels.conv_after.to(q.dtype).flip(1)  # the query's own first
+    read, sums = by.core(long_q, long_k, by.lift(values, taps.flip(2), start), band, start)
+    total = by.shift_sum(read, taps.shape[1], start)
     side = taps.shape[2] // 2
-    read = read.unflatten(3, (num_queries, *values.shape[3:]))
-    total = read[:, :, :, 0]
-    for a in range(1, num_queries):
-        total = total + shifted(read[:, :, :, a], a, start)
     if side:
-        weights = _nearest_weights(lifted, sums, side, start)
-        ahead = _weights_ahead(weights, taps, start).to(v.dtype)
-        for e in range(1, side + 1):
-            total = total - ahead[..., e - 1, None, None] * shifted(values, -e, start)
-    return _to_heads(total, kernels.mix_after)
+        scores = by.near(long_q, long_k, (side, 0, -1), start)
+        weights = _nearest_weights(scores, band, sums, start)
+        ahead = _through(weights, _taps_ahead(taps, side), start, by)
+        total = total - by.spread(ahead, values, (side, 1, 1), start)
+    return _to_heads(total.unflatten(3, shape), kernels.mix_after)
 
 
 def _lifted_scores(
-    q: Tensor, k: Tensor, kernels: Kernels, start: Tensor
+    q: Tensor, k: Tensor, kernels: Kernels, start: Tensor, by: Operations
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return long queries, long keys, and the band, all for every head."""
     if kernels.conv_before is None:
@@ -170,18 +219,21 @@ def _lifted_scores(
     else:
         taps = kernels.conv_before.to(q.dtype).flip(1)
         num_queries, num_keys = taps.shape[1:]
-        side = num_keys // 2
-        long_q = torch.cat([shifted(q, a, start) for a in range(num_queries)], 3)
-        around = torch.stack([shifted(k, side - w, start) for w in range(num_keys)], 3)
-        long_k = torch.einsum("haw,bhtwe->bhtae", taps, around).flatten(3)
-        band = _band(q, k, taps, start)
+        long_q = by.shifts(q, num_queries, start)
+        long_k = by.lift(k, taps, start)
+        width = num_queries - 1 + num_keys // 2
+        band = q.new_zeros(*q.shape[:3], 0)
+        if width:
+            after = by.near(q, k, (width, 1, 1), start)
+            band = _through(after, _taps_of_band(taps, width), start, by)
     if kernels.mix_before is None:
         return long_q, long_k, band
     maps = kernels.mix_before.to(q.dtype)
     grouped = long_q.unflatten(1, maps.shape[:2])
     mixed_q = torch.einsum("ghf,bfgte->bghtfe", maps, grouped.transpose(1, 2)).flatten(1, 2)
     of_group = long_k.unflatten(1, maps.shape[:2]).permute(0, 1, 3, 2, 4).flatten(3)
-    mixed_band = torch.einsum("ghf,bgftw->bghtw", maps, band.unflatten(1, maps.shape[:2]))
+    bands = band.unflatten(1, maps.shape[:2])
+    mixed_band = torch.einsum("ghf,bgftw->bghtw", maps.to(band.dtype), bands)
     return (
         mixed_q.flatten(3),
         of_group.repeat_interleave(maps.shape[1], 1),
@@ -189,31 +241,49 @@ def _lifted_scores(
     )
 
 
-def _band(
-    q: Tensor, k: Tensor, taps: Float[Tensor, "H Q R"], start: Tensor
-) -> Float[Tensor, "B H T w"]:
-    """Return what taps add that an earlier query may not read, by steps from query to key."""
+def _through(
+    found: Float[Tensor, "B H T n"],
+    maps: Float[Tensor, "H Q n m"],
+    start: Tensor,
+    by: Operations,
+) -> Float[Tensor, "B H T m"]:
+    """Return the sum of linear maps of what was found at each step and the steps before it."""
+    earlier = by.shifts(found, maps.shape[1], start)
+    return torch.einsum("bhtn,hnm->bhtm", earlier, maps.flatten(1, 2).to(earlier.dtype))
+
+
+def _taps_of_band(taps: Float[Tensor, "H Q R"], width: int) -> Float[Tensor, "H Q w w"]:
+    """Return what a product with a later key counts in the band, which must be taken off.
+
+    The second axis is how far the query of the product is before that of the band, the third how
+    far its key is after it, and the last the steps from the query of the band to its key.
+    """
     num_queries, num_keys = taps.shape[1:]
-    side = num_keys // 2
-    width = num_queries - 1 + side
-    if not width:
-        return q.new_zeros(*q.shape[:3], 0)
-    ahead = torch.stack(
-        [_products(q, shifted(k, -e, start)) for e in range(1, width + 1)], 3
-    )  # with keys after the queries
-    bands = []
-    for back in range(width):
-        part = torch.zeros_like(ahead[..., 0])
-        for a in range(num_queries):
-            # The tap w of the query a steps before meets the key a - back + w - side after it.
-            first = max(0, back + side - a + 1)
-            if first >= num_keys:
-                continue
-            nearest = first - back - side + a - 1
-            met = shifted(ahead, a, start)[..., nearest : nearest + num_keys - first]
-            part = part + (met * taps[:, a, first:][:, None]).sum(-1)
-        bands.append(part)
-    return torch.stack(bands, 3)
+    back = torch.arange(num_queries, device=taps.device)[:, None, None]
+    after = torch.arange(1, width + 1, device=taps.device)[:, None]
+    steps = torch.arange(width, device=taps.device)
+    return _chosen(taps, steps + after - back + num_keys // 2)
+
+
+def _taps_ahead(taps: Float[Tensor, "H Q R"], side: int) -> Float[Tensor, "H Q p p"]:
+    """Return what a weight gives to keys after the query that reads it.
+
+    The second axis is how far the query of the weight is before that one, the third how far its key
+    is before it, and the last how far the key is after the query that reads, less one.
+    """
+    back = torch.arange(taps.shape[1], device=taps.device)[:, None, None]
+    before = torch.arange(side, device=taps.device)[:, None]
+    ahead = torch.arange(1, side + 1, device=taps.device)
+    return _chosen(taps, side - back - before - ahead)
+
+
+def _chosen(taps: Tensor, index: Int[Tensor, "Q n m"]) -> Float[Tensor, "H Q n m"]:
+    """Return taps by number, and zero for numbers that no tap has."""
+    num_keys = taps.shape[2]
+    there = (index >= 0) & (index < num_keys)
+    padded = F.pad(taps, (0, 1))
+    query = torch.arange(taps.shape[1], device=taps.device)[:, None, None]
+    return padded[:, query, torch.where(there, index, num_keys)]
 
 
 def _mixed_values(v: Tensor, maps: Tensor | None) -> Float[Tensor, "B H T c E"]:
@@ -235,39 +305,15 @@ def _to_heads(
 
 
 def _nearest_weights(
-    lifted: Lifted, sums: Tensor, num_back: int, start: Tensor
+    scores: Float[Tensor, "B H T p"], band: Tensor, sums: Tensor, start: Tensor
 ) -> Float[Tensor, "B H T p"]:
     """Return the weights of the query's own key and of those just before it."""
-    found = []
-    step = torch.arange(start.shape[1], device=start.device)
-    for back in range(num_back):
-        scores = _products(lifted.q, shifted(lifted.k, back, start))
-        if back < lifted.band.shape[3]:
-            scores = scores - lifted.band[..., back]
-        is_read = (step - back >= start)[:, None]
-        found.append(torch.exp((scores - sums).masked_fill(~is_read, HIDDEN)))
-    return torch.stack(found, 3)
-
-
-def _weights_ahead(
-    weights: Float[Tensor, "B H T p"], taps: Float[Tensor, "H Q R"], start: Tensor
-) -> Float[Tensor, "B H T p"]:
-    """Return the weights that convolution gives to the keys after each query, the nearest first."""
-    num_queries = taps.shape[1]
-    side = weights.shape[3]
-    ahead = []
-    for e in range(1, side + 1):
-        part = torch.zeros_like(weights[..., 0])
-        for a in range(num_queries):
-            # Tap w of the key ``back`` steps before the earlier query reaches the key e.
-            num_back = side - a - e + 1
-            if num_back <= 0:
-                continue
-            met = shifted(weights[..., :num_back], a, start)
-            last = side - a - e + 1
-            part = part + (met * taps[:, a, last - num_back : last].flip(1)[:, None]).sum(-1)
-        ahead.append(part)
-    return torch.stack(ahead, 3)
+    num_back = scores.shape[3]
+    near_band = band[..., :num_back]
+    scores = scores - F.pad(near_band, (0, num_back - near_band.shape[3]))
+    step = torch.arange(start.shape[1], device=start.device)[:, None]
+    is_read = step - torch.arange(num_back, device=start.device) >= start[..., None]
+    return torch.exp((scores - sums[..., None]).masked_fill(~is_read[:, None], HIDDEN))
 
 
 def shifted(x: Float[Tensor, "B H T *E"], back: int, start: Int[Tensor, "B T"]) -> Tensor:
@@ -280,8 +326,3 @@ def shifted(x: Float[Tensor, "B H T *E"], back: int, start: Int[Tensor, "B T"]) 
     moved = F.pad(x, (*[0, 0] * (x.ndim - 3), back, -back))
     same = F.pad(start, (back, -back), value=-1) == start
     return torch.where(same.view(len(start), 1, num_steps, *[1] * (x.ndim - 3)), moved, 0.0)
-
-
-def _products(q: Float[Tensor, "B H T F"], k: Float[Tensor, "B H T F"]) -> Float[Tensor, "B H T"]:
-    """Return the product of each query with the key at its place, at least in float32."""
-    return (q * k).sum(-1, dtype=torch.promote_types(q.dtype, torch.float32))
