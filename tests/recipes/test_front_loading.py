@@ -12,12 +12,13 @@ import torch
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.reasoning.item import ReasoningItem
+from counterpoint.data.tasks.source import item_rows
 from counterpoint.errors import UserError
 from counterpoint.evaluate.attempts import (
     SPARE_SYMBOLS,
     attempt,
     lane_texts,
-    lane_true_bits,
+    lane_true_solutions,
     true_bits,
 )
 from counterpoint.evaluate.report.front_loading_page import markdown, pair_rows
@@ -171,9 +172,9 @@ def test_lanes_answer_as_each_model_does_by_itself() -> None:
 
 
 def test_lanes_sample_other_solutions_with_other_seeds() -> None:
-    lanes = Lanes(models())
+    lanes = Lanes(models(1))
     first, again, other = (
-        lane_texts(lanes, items(2), 3, temperature=1.0, seed=s) for s in (0, 0, 1)
+        lane_texts(lanes, items(1), 2, temperature=1.0, seed=s) for s in (0, 0, 1)
     )
     assert first == again != other
     assert len({*first[0][0]}) > 1
@@ -182,10 +183,31 @@ def test_lanes_sample_other_solutions_with_other_seeds() -> None:
 def test_true_solutions_cost_what_each_model_pays() -> None:
     some = items()
     alone = models()
-    for system, bits in zip(alone, lane_true_bits(Lanes(alone), some), strict=True):
+    found = lane_true_solutions(Lanes(alone), some)
+    for system, bits in zip(alone, found.bits.tolist(), strict=True):
         assert bits == pytest.approx(true_bits(system, some), rel=1e-4)
         for item, own in zip(some, bits, strict=True):
             assert true_bits(system, [item])[0] == pytest.approx(own, rel=1e-4)
+
+
+def test_a_solution_of_likeliest_symbols_is_what_is_written() -> None:
+    """A model that was taught two items writes exactly what each symbol's score says."""
+    taught, *others = items(4)
+    (system,) = models(1)
+    rows = item_rows([taught], system.layout, len(taught.text), "spans")
+    optimizer = torch.optim.Adam(system.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        system.combine(system.losses(rows)).total.backward()
+        optimizer.step()
+    lanes = Lanes([system])
+    likeliest = lane_true_solutions(lanes, [taught, *others]).are_likeliest[0].tolist()
+    (texts,) = lane_texts(lanes, [taught, *others])
+    written = [text for (text,) in texts]
+    assert likeliest == [
+        w == item.solution for w, item in zip(written, [taught, *others], strict=True)
+    ]
+    assert likeliest[0]
 
 
 def made(arm: str, share: float, seeds: int = 4) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
@@ -20,7 +20,7 @@ from counterpoint.evaluate.score import target_nats
 from counterpoint.runtime.lanes import Lanes
 from counterpoint.runtime.rollouts import roll_out
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import Layout
+from counterpoint.streams.spec import UNSET_ID, Layout
 from counterpoint.systems.contract import System
 
 SPARE_SYMBOLS = 16
@@ -178,18 +178,32 @@ def true_bits(system: System, items: Sequence[ReasoningItem]) -> list[float]:
     return [float(row) / math.log(2) for row in nats.sum(1)]
 
 
-def lane_true_bits(lanes: Lanes, items: Sequence[ReasoningItem]) -> list[list[float]]:
-    """Return `true_bits` of every lane."""
-    return lane_bits(lanes, _true_rows(items, lanes.layout)).tolist()
+class TrueSolutions(NamedTuple):
+    """What the true solutions of some questions are to lanes, each symbol after the true text.
+
+    Attributes:
+        bits: Their bits.
+        are_likeliest: Whether each of their symbols is the likeliest one, so that the lane writes
+            exactly this solution if it always takes the likeliest symbol.
+    """
+
+    bits: Float[Tensor, "S N"]
+    are_likeliest: Bool[Tensor, "S N"]
 
 
-def lane_bits(lanes: Lanes, batch: Batch) -> Float[Tensor, "S B"]:
-    """Return the bits of the targets of each row, for every lane."""
+def lane_true_solutions(lanes: Lanes, items: Sequence[ReasoningItem]) -> TrueSolutions:
+    """Score the true solutions of questions with every lane."""
+    return lane_targets(lanes, _true_rows(items, lanes.layout))
+
+
+def lane_targets(lanes: Lanes, batch: Batch) -> TrueSolutions:
+    """Score the targets of the same rows with every lane."""
     batch = batch.to(lanes.device)
     targets = batch.targets[lanes.layout.part.name]
     scores = lanes.scores(batch)
     nats = target_nats(scores.flatten(0, 1), targets.repeat(len(scores), 1)).sum(1)
-    return nats.view(len(scores), -1) / math.log(2)
+    agrees = (scores.argmax(-1) == targets) | (targets == UNSET_ID)
+    return TrueSolutions(nats.view(len(scores), -1) / math.log(2), agrees.all(-1))
 
 
 def _true_rows(items: Sequence[ReasoningItem], layout: Layout) -> Batch:

@@ -149,7 +149,7 @@ class FrontLoading:
     share: float = 0.4
     num_unique: int = 3000
     small_share: float = 0.04
-    tuning_lr_factor: float = 0.25
+    tuning_lr_factor: float = 0.5
     operations: tuple[int, int] = (3, 4)
     row_ticks: int = 192
     num_items: int = 40
@@ -179,7 +179,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
     """Return the corpora by name.
 
     * "plain": text without reasoning.
-    * "large": all families and wordings; every fifth step is wrong and every second one missing.
+    * "large": all families and wordings; every tenth step is wrong and every fifth one missing.
     * "small": three families in the paper's shares, two wordings, complete and right, and few
       items, so that they repeat.
     * "both": all items of both.
@@ -190,8 +190,8 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
     few = max(round(study.num_unique * study.small_share), 1)
     large = Reasoning(
         families=FAMILIES,
-        step_errors=0.2,
-        skipped_steps=0.5,
+        step_errors=0.1,
+        skipped_steps=0.2,
         operations=study.operations,
         unique=study.num_unique,
         most_symbols=study.row_ticks,

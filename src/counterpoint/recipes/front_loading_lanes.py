@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ from counterpoint.train.stacked import Stack
 PLAIN = "plain"
 BATCHES = "batches"
 _REINFORCED_TIMES = 4
+_ALIKE = 1.7
+"""Largest ratio of the numbers of steps of two lanes of a stack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,14 +107,14 @@ def last_segment(chain: Chain, seed: int) -> ChainPhase:
 def segments(study: FrontLoading) -> list[ChainPhase]:
     """Return all segments once, each after its parent; the most important groups come first."""
     found: dict[str, ChainPhase] = {}
-    order = [chain for group in study.groups for chain in chains((group,))]
-    for chain in (one for one in order if not one.tuning.is_reinforced):
-        for seed in study.seeds:
-            last = last_segment(chain, seed)
-            for phase in range(last.phase + 1):
-                own = ChainPhase(chain=chain, seed=seed, phase=phase)
-                found.setdefault(own.key, own)
-    return sorted(found.values(), key=lambda one: one.phase)
+    for group in study.groups:
+        own = [one for one in chains((group,)) if not one.tuning.is_reinforced]
+        for phase in range(3):
+            for chain, seed in product(own, study.seeds):
+                if phase <= last_segment(chain, seed).phase:
+                    segment = ChainPhase(chain=chain, seed=seed, phase=phase)
+                    found.setdefault(segment.key, segment)
+    return [*found.values()]
 
 
 def chain_run(study: FrontLoading, chain: Chain, seed: int) -> Run:
@@ -290,25 +293,31 @@ def stacks(folder: Path, some: Sequence[ChainPhase], most_lanes: int) -> list[li
     """Return groups of segments that are trained together.
 
     Lanes of a stack take equally many steps, and those that have fewer wait. A group therefore has
-    segments of one phase whose numbers of steps are within a quarter of each other. Groups are in
-    the order of their first segments, so every group comes after those with its parents.
+    segments whose numbers of steps are alike. Every group comes after those with its parents, and
+    groups are in the order of their first segments.
 
     Args:
         folder: Folder of the study, with the recorded batches.
-        some: Segments.
+        some: Segments, each after its parent.
         most_lanes: Largest number of segments of a group.
     """
-    groups: list[tuple[int, list[ChainPhase]]] = []
+    groups: list[list[ChainPhase]] = []
+    steps: list[int] = []
+    places: dict[str, int] = {}
     for segment in some:
-        num_steps = read_facts(folder, segment)["num_steps"]
-        for first, group in groups:
-            alike = max(num_steps, first) <= 1.25 * min(num_steps, first)
-            if alike and group[0].phase == segment.phase and len(group) < most_lanes:
-                group.append(segment)
+        own = read_facts(folder, segment)["num_steps"]
+        after = -1 if segment.parent is None else places.get(segment.parent.key, -1)
+        for place in range(after + 1, len(groups)):
+            alike = max(own, steps[place]) <= _ALIKE * min(own, steps[place])
+            if alike and len(groups[place]) < most_lanes:
                 break
         else:
-            groups.append((num_steps, [segment]))
-    return [group for _, group in groups]
+            place = len(groups)
+            groups.append([])
+            steps.append(own)
+        groups[place].append(segment)
+        places[segment.key] = place
+    return groups
 
 
 def train_segments(

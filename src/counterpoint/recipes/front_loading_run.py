@@ -18,7 +18,7 @@ from counterpoint.config_json import encode, first_difference
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.errors import UserError
-from counterpoint.evaluate.attempts import lane_bits, lane_texts, lane_true_bits
+from counterpoint.evaluate.attempts import lane_targets, lane_texts, lane_true_solutions
 from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
@@ -49,10 +49,10 @@ from counterpoint.train.rollout_source import NoRewardError
 STUDY = "study.json"
 RESULTS = "results.parquet"
 ITEMS_SEED = HELD_OUT_SEED
-_STACK_TICKS = 110_000
-"""Ticks of a step of a stack on a GPU; their activations take about 20 GB at 0.9 M parameters."""
+_STACK_TICKS = 64_000
+"""Ticks of a step of a stack on a GPU, which does not become faster with more."""
 _WRITTEN_ROWS = 10_000
-"""Rows that are written at once on a GPU; their caches take about 16 GB at 0.9 M parameters."""
+"""Rows that are written at once on a GPU; their caches take 16 GB at 0.9 M parameters."""
 
 
 def run_front_loading(
@@ -228,18 +228,19 @@ def _written(
 ) -> Iterator[dict[str, Any]]:
     """Yield what each lane wrote, and what true solutions and text without reasoning cost it."""
     texts = lane_texts(lanes, items)
-    bits = lane_true_bits(lanes, items)
+    true = lane_true_solutions(lanes, items)
     plain = corpora(study)[PLAIN]
     rows = plain.prepare(sketch(study.system)).batch(
         [plain.task.item(ITEMS_SEED, number) for number in range(plain.num_held_out)]
     )
-    base = lane_bits(lanes, rows).sum(1).tolist()
+    base = lane_targets(lanes, rows).bits.sum(1).tolist()
     samples = lane_texts(lanes, items, count, temperature=1.0) if count else []
     for lane, own in enumerate(texts):
         yield {
             "texts": [text for (text,) in own],
             "sampled": samples[lane] if samples else [],
-            "bits": bits[lane],
+            "bits": true.bits[lane].tolist(),
+            "likeliest": true.are_likeliest[lane].tolist(),
             "base_bits": base[lane] / rows.size,
         }
 

@@ -116,7 +116,7 @@ class Lanes:
         ids = given[:, 0].expand(shape)
         ended = torch.zeros(shape, dtype=torch.bool, device=device)
         written = torch.full((last, *shape), UNSET_ID, dtype=torch.int32, device=device)
-        read = self._reader(len(prompts))
+        read = self.start(len(prompts))
         for tick in range(1, last):
             chosen = _chosen(read(ids), temperature, noise)
             ids = torch.where(given[:, tick] != UNSET_ID, given[:, tick], chosen)
@@ -133,55 +133,81 @@ class Lanes:
             for lane in range(self._num_lanes)
         ]
 
-    def _reader(self, num_rows: int) -> Callable[[Int[Tensor, "S B"]], Float[Tensor, "S B V"]]:
-        """Return a function that reads an id in every row of every lane, from the first tick on."""
-        start = self._system.initial_state(num_rows)
-        state = map_state(lambda own: own.expand(self._num_lanes, *own.shape).clone(), start)
-        ids = torch.zeros(self._num_lanes, num_rows, 1, dtype=torch.long, device=self.device)
+    def start(self, num_rows: int) -> "LaneReader":
+        """Return what reads ids in rows of every lane, from the first tick on."""
+        state = map_state(
+            lambda own: own.expand(self._num_lanes, *own.shape).clone(),
+            self._system.initial_state(num_rows),
+        )
+        ids = torch.zeros(self._num_lanes, num_rows, dtype=torch.long, device=self.device)
+        return LaneReader(self.read, ids, state)
 
-        def read() -> Tensor:
-            scores, after = self._all_lanes(ids, state)
-            for old, new in zip(state_tensors(state), state_tensors(after), strict=True):
-                if old.data_ptr() != new.data_ptr():  # rings are written in place
-                    old.copy_(new)
-            return scores
+    def read(self, ids: Int[Tensor, "S B"], state: State) -> tuple[Float[Tensor, "S B V"], State]:
+        """Read an id in every row of every lane; return the scores of the next, and the state."""
 
-        if ids.device.type != "cuda":
-
-            def eager(chosen: Tensor) -> Tensor:
-                ids.copy_(chosen[..., None])
-                return read()
-
-            return eager
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_EAGER_TICKS):
-                read()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
-            scores = read()
-        for own in state_tensors(state):
-            own.zero_()  # a row is reset by zeroing its state
-
-        def replayed(chosen: Tensor) -> Tensor:
-            ids.copy_(chosen[..., None])
-            graph.replay()
-            return scores
-
-        return replayed
-
-    def _all_lanes(self, ids: Int[Tensor, "S B 1"], state: State) -> tuple[Tensor, State]:
         def lane(weights: dict[str, Tensor], ids: Tensor, state: State) -> tuple[Tensor, State]:
             both: tuple[Tensor, State] = functional_call(
-                self._tick, (weights, self._buffers), (ids, state)
+                self._tick, (weights, self._buffers), (ids[:, None], state)
             )
             return both
 
         with _mapping():
             both: tuple[Tensor, State] = torch.vmap(lane)(self._weights, ids, state)
         return both
+
+
+class LaneReader:
+    """Reads one id a tick in every row of every lane; on a GPU a tick is one CUDA graph.
+
+    A graph knows addresses only. So everything that it reads and writes is an attribute, which
+    keeps its memory from being used for something else.
+
+    Args:
+        read: Function of ids and state; see `Lanes.read`.
+        ids: Where the ids to be read are put, (S, B).
+        state: The state before the first tick, zeros.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Tensor, State], tuple[Tensor, State]],
+        ids: Int[Tensor, "S B"],
+        state: State,
+    ) -> None:
+        self._read = read
+        self._ids = ids
+        self._state = state
+        self._graph = torch.cuda.CUDAGraph() if ids.is_cuda else None
+        self._scores = torch.empty(0, device=ids.device)
+        if self._graph is not None:
+            self._capture(self._graph)
+
+    def __call__(self, ids: Int[Tensor, "S B"]) -> Float[Tensor, "S B V"]:
+        """Read the next id of every row; return the scores of the id after it."""
+        self._ids.copy_(ids)
+        if self._graph is None:
+            return self._next()
+        self._graph.replay()
+        return self._scores
+
+    def _next(self) -> Tensor:
+        scores, after = self._read(self._ids, self._state)
+        for old, new in zip(state_tensors(self._state), state_tensors(after), strict=True):
+            if old.data_ptr() != new.data_ptr():  # rings are written in place
+                old.copy_(new)
+        return scores
+
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_EAGER_TICKS):
+                self._next()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, stream=side):
+            self._scores = self._next()
+        for own in state_tensors(self._state):
+            own.zero_()  # a row is reset by zeroing its state
 
 
 class _Forward(nn.Module):
@@ -235,5 +261,5 @@ def _chosen(
 
 def _until(ids: Any, end_id: int) -> list[int]:
     """Return ids up to the first one that ends a row, or up to the last one that was written."""
-    found = [int(one) for one in ids if one != UNSET_ID]
+    found: list[int] = ids[ids != UNSET_ID].tolist()
     return found[: found.index(end_id) + 1] if end_id in found else found

@@ -1,0 +1,312 @@
+"""thought_stream: must a stream of thoughts be there from pre-training on?
+
+Two systems learn to answer questions with a thought. A two_stream whose whole is text has its
+thoughts in the whole; a single_stream writes them into the text. Each is pre-trained on questions
+with their thoughts, or on the same questions with their answers only, and is then fine-tuned on
+other questions with thoughts. The two systems are not compared with each other: they differ in size
+and in what a thought may hold.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from counterpoint.blocks.notes import NotesConfig
+from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.reasoning.aside import AsideReasoning
+from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning
+from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.evaluate.attempts import attempt
+from counterpoint.evaluate.report.front_loading_page import PairRow, pair_rows, score
+from counterpoint.files import write_json
+from counterpoint.processes import work_in_processes
+from counterpoint.progress import Progress
+from counterpoint.recipes.cells import WORK, write_records
+from counterpoint.recipes.stacks import record_runs, recorded_run
+from counterpoint.systems import build_system
+from counterpoint.systems.contract import System, SystemConfig
+from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.run import Run
+from counterpoint.train.stacked import Stack
+
+FAMILIES = ("arithmetic", "dyck")
+"""Families whose results fit into a label of the whole."""
+
+BEFORE = "from pre-training on"
+LATER = "added in fine-tuning"
+Kind = Literal["aside", "inline"]
+_LONGER = 8
+_TUNING_LR = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThoughtStream:
+    """The study.
+
+    Attributes:
+        name: Name of its folder.
+        systems: Models, by where they have their thoughts: aside in a whole of text, or inline.
+        train: Settings of pre-training.
+        tuning_steps: Steps of fine-tuning, with a quarter of the learning rate.
+        operations: Smallest and largest number of operations.
+        num_items: Number of items that are scored for each family.
+        seeds: Training seeds.
+    """
+
+    name: str = "thought_stream"
+    systems: tuple[tuple[Kind, SystemConfig], ...]
+    train: TrainConfig
+    tuning_steps: int = 100
+    operations: tuple[int, int] = (3, 4)
+    num_items: int = 40
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thinker:
+    """A model of the study.
+
+    Attributes:
+        kind: Where its thoughts are.
+        seed: Training seed.
+        has_begun: Whether it has thoughts from pre-training on.
+        times: Number of times that it takes the steps of fine-tuning; 0 for none.
+    """
+
+    kind: Kind
+    seed: int
+    has_begun: bool
+    times: int
+
+    @property
+    def key(self) -> str:
+        """Name of its files."""
+        start = "before" if self.has_begun else "later"
+        return f"{self.kind}-{start}-x{self.times}-seed{self.seed}"
+
+    @property
+    def arm(self) -> str:
+        """Its name in tables."""
+        times = {0: ", not fine-tuned", 1: ""}.get(self.times, f", {self.times} times")
+        return f"{self.kind}, {BEFORE if self.has_begun else LATER}{times}"
+
+
+def thought_stream() -> ThoughtStream:
+    """Return the study at the size of a minute of a GPU."""
+    part = TowerConfig(width=96, num_layers=3, num_heads=3, mlp_hidden=256, window=96)
+    return ThoughtStream(
+        systems=(
+            (
+                "aside",
+                TwoStreamConfig(
+                    part=part,
+                    whole=replace(part, num_layers=2),
+                    lower_layers=1,
+                    block_ticks=8,
+                    num_links=1,
+                    whole_dropout=0.0,
+                    predict_weight=0.0,
+                    reconstruct_weight=0.0,
+                    text=NotesConfig(depth=LABEL_SYMBOLS, vocab_size=128, padding_id=0),
+                ),
+            ),
+            ("inline", SingleStreamConfig(tower=part)),
+        ),
+        train=TrainConfig(
+            num_steps=1500,
+            batch_rows=32,
+            precision="float32",
+            log_every=100,
+            optimizer=OptimizerConfig(lr=3e-3),
+            schedule=ScheduleConfig(warmup_steps=50),
+        ),
+    )
+
+
+def thinkers(study: ThoughtStream, kind: Kind) -> list[Thinker]:
+    """Return the models of a system, those that are not fine-tuned first."""
+    forms = ((True, 0), (False, 0), (True, 1), (False, 1), (False, _LONGER))
+    return [
+        Thinker(kind=kind, seed=seed, has_begun=has_begun, times=times)
+        for has_begun, times in forms
+        for seed in study.seeds
+    ]
+
+
+def thinker_run(study: ThoughtStream, one: Thinker) -> Run:
+    """Return the last phase of a model as a run."""
+    questions = Reasoning(
+        families=FAMILIES,
+        templates=(0, 1),
+        operations=study.operations,
+        folds=(5, 6, 7) if one.times else (1, 2, 3, 4),
+    )
+    has_thoughts = one.has_begun or one.times > 0
+    task: AsideReasoning | Reasoning = AsideReasoning(task=questions, has_thoughts=has_thoughts)
+    if one.kind == "inline":
+        task = replace(
+            questions, skipped_steps=0.0 if has_thoughts else 1.0, most_symbols=task.most_symbols
+        )
+    train = replace(study.train, seed=one.seed)
+    if one.times:
+        optimizer = replace(train.optimizer, lr=_TUNING_LR * train.optimizer.lr)
+        train = replace(train, num_steps=one.times * study.tuning_steps, optimizer=optimizer)
+    data = TaskData(task=task, num_held_out=0, trained="spans" if one.times else "all")
+    return Run(name=one.key, system=dict(study.systems)[one.kind], data=data, train=train)
+
+
+def run_thought_stream(
+    study: ThoughtStream,
+    folder: Path,
+    device: torch.device | str,
+    *,
+    batches_only: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Train the models as lanes of stacks, and let them answer.
+
+    Args:
+        study: The study.
+        folder: Folder of the results; records of what the models answer come system by system.
+        device: Device on which they learn.
+        batches_only: Only record the batches of training.
+        progress: Shows how far it is; on stderr by default.
+    """
+    progress = Progress() if progress is None else progress
+    batches = folder / WORK / "batches"
+    runs = [thinker_run(study, one) for kind, _ in study.systems for one in thinkers(study, kind)]
+    record_runs(runs, batches, progress)
+    if batches_only:
+        return
+    records: list[dict[str, Any]] = []
+    for kind, _ in study.systems:
+        every = thinkers(study, kind)
+        for times in (0, 1, _LONGER):
+            _train(study, folder, [one for one in every if one.times == times], device)
+        work = partial(_record, study, folder)
+        with closing(work_in_processes(work, every, 16)) as done:
+            records += list(done)
+        write_records(folder / "thought_stream.parquet", records)
+
+
+def _train(
+    study: ThoughtStream, folder: Path, some: Sequence[Thinker], device: torch.device | str
+) -> None:
+    """Train models as lanes of a stack, and keep their weights."""
+    runs = [thinker_run(study, one) for one in some]
+    systems = [build_system(run.system, run.train.seed) for run in runs]
+    for one, system in zip(some, systems, strict=True):
+        if one.times:
+            system.load_state_dict(load_file(_weights(folder, replace(one, times=0))))
+    stack = Stack(systems, [run.train for run in runs], device)
+    stack.train([recorded_run(run, folder / WORK / "batches") for run in runs])
+    stack.finish()
+    for one, system in zip(some, systems, strict=True):
+        _weights(folder, one).parent.mkdir(parents=True, exist_ok=True)
+        save_file(system.state_dict(), _weights(folder, one))
+
+
+def _weights(folder: Path, one: Thinker) -> Path:
+    return folder / WORK / "weights" / f"{one.key}.safetensors"
+
+
+def _record(study: ThoughtStream, folder: Path, one: Thinker) -> dict[str, Any]:
+    """Return what a model answers to questions of the scored fold, likeliest symbol by symbol."""
+    system: System = build_system(dict(study.systems)[one.kind], one.seed)
+    system.load_state_dict(load_file(_weights(folder, one)))
+    items = scored(study, one.kind)
+    found = attempt(system, items, temperature=0.0, most_ticks=64, batch_rows=len(items))
+    texts = [each.texts[0] for each in found]
+    rights = [
+        judge(item, text).is_right for item, text in zip(questions(study), texts, strict=True)
+    ]
+    return {
+        "arm": one.arm,
+        "kind": one.kind,
+        "seed": one.seed,
+        "split": "in range",
+        "families": [item.family for item in items],
+        "texts": texts,
+        "right": rights,
+    }
+
+
+def questions(study: ThoughtStream) -> list[ReasoningItem]:
+    """Return the scored questions with their thoughts in the text."""
+    tasks = [
+        Reasoning(families=(name,), templates=(0, 1), operations=study.operations)
+        for name in FAMILIES
+    ]
+    return [task.item(HELD_OUT_SEED, n) for task in tasks for n in range(study.num_items)]
+
+
+def scored(study: ThoughtStream, kind: Kind) -> list[ReasoningItem]:
+    """Return the scored questions as a system reads them."""
+    if kind == "inline":
+        return questions(study)
+    tasks = [
+        AsideReasoning(
+            task=Reasoning(families=(name,), templates=(0, 1), operations=study.operations)
+        )
+        for name in FAMILIES
+    ]
+    return [task.item(HELD_OUT_SEED, n) for task in tasks for n in range(study.num_items)]
+
+
+def compare_thoughts(study: ThoughtStream, records: Sequence[dict[str, Any]]) -> list[PairRow]:
+    """Return the declared comparisons of the models of each system."""
+    pairs = []
+    for kind, _ in study.systems:
+        first = Thinker(kind=kind, seed=0, has_begun=True, times=1)
+        for times in (1, _LONGER):
+            other = replace(first, has_begun=False, times=times)
+            pairs.append(("Thoughts are better from pre-training on.", first.arm, other.arm))
+    return pair_rows(records, pairs, [("in range", "answer")])
+
+
+def report_thought_stream(
+    study: ThoughtStream, folder: Path, records: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Write the comparisons, and return the lines of a table of the scores."""
+    rows = compare_thoughts(study, records)
+    write_json(
+        folder / "thought_stream.json",
+        [
+            {
+                "better": row.better,
+                "other": row.other,
+                "difference": [row.difference.value, row.difference.low, row.difference.high],
+                "p_value": row.p_value,
+                "verdict": row.verdict,
+            }
+            for row in rows
+        ],
+    )
+    lines = ["| thoughts | seeds | answer % | arithmetic % | dyck % |", "|---|---|---|---|---|"]
+    for arm in dict.fromkeys(record["arm"] for record in records):
+        own = [record for record in records if record["arm"] == arm]
+        value = score(own, "answer").map(100)
+        shares = []
+        for family in FAMILIES:
+            rights = [
+                right
+                for record in own
+                for name, right in zip(record["families"], record["right"], strict=True)
+                if name == family
+            ]
+            shares.append(f"{100 * sum(rights) / len(rights):.0f}")
+        lines.append(
+            f"| {arm} | {len(own)} | {value.value:.1f} [{value.low:.1f}, {value.high:.1f}] | "
+            f"{' | '.join(shares)} |"
+        )
+    return lines
