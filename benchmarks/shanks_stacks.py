@@ -1,40 +1,55 @@
 """Does thinking help to find the errors of a speaker? Runs of one arrangement at once, on a GPU.
 
-Runs of one arrangement differ in their seeds or learning rates and are lanes of one stack. The
-protocol and the result are in docs/results/shanks.md. Problems are made beforehand:
+Runs differ in their seeds or learning rates and are lanes of one stack; arrangements with the same
+system are joined by "+". The protocol and the result are in docs/results/shanks.md. Problems are
+made beforehand:
 
     python benchmarks/shanks_stacks.py make --folder /tmp/spoken --rows 20000 \
         --arrangements interleaved-recalled silent-recalled
     python benchmarks/shanks_stacks.py train --folder /tmp/spoken --out runs/shanks_gpu \
-        --arrangements interleaved-recalled --steps 4000 --seeds 1 2 3 --rates 0.002
+        --arrangements interleaved-recalled+silent-recalled --steps 3000 --seeds 1 2 3
+
+The arrangement "sound-recalled" hears problems that are joined from spoken words (`--bank FILE`,
+which the command `bank` makes with Piper). It begins with the weights of "interleaved-recalled"
+with the same seed and rate, where they are in `--out`: only its ears are new.
 
 `train` writes weights in 16 bits and what was learned by kind of word; bench_shanks.py reads them.
 """
 
 import argparse
+import io
 import json
+import lzma
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from counterpoint.config_json import encode
-from counterpoint.data.recorded import record
-from counterpoint.data.tasks.spoken_maths.source import Arrangement
+from counterpoint.data.recorded import Recorded, record
+from counterpoint.data.tasks.spoken_maths.bank import make_bank, read_bank
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, PreparedMaths, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import Style
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
 from counterpoint.processes import work_in_processes
 from counterpoint.recipes.shanks_small import shanks_gpu
+from counterpoint.speech.voices import JOE_FORMANTS, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.rounds import HEARD
 from counterpoint.systems import build_system, sketch
+from counterpoint.systems.contract import System
 from counterpoint.train.config import OptimizerConfig
+from counterpoint.train.lane_batches import LaneBatches
 from counterpoint.train.run import Run
 from counterpoint.train.stacked import Stack
 
@@ -44,7 +59,12 @@ PIECE_ROWS = 512
 TUNING_PROBLEMS = range(100_000, 100_200)
 """Held-out problems on which rates are chosen; those that are reported have lower numbers."""
 
-NUM_POINTS = 8
+TICKS = "ticks"
+TARGETS = "targets"
+SOUND = "sound"
+"""Arrangement of models that hear frames instead of words."""
+
+NUM_POINTS = 6
 """Points of the learning curves."""
 
 TIMED_STEPS = 24
@@ -57,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     making = parts.add_parser("make")
     making.add_argument("--rows", type=int, default=20_000)
     making.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    talking = parts.add_parser("bank")
+    talking.add_argument("--takes", type=int, default=4, help="of every word by every voice")
+    talking.add_argument("--out", type=Path, required=True)
     training = parts.add_parser("train")
     training.add_argument("--steps", type=int, default=0, help="0: as many as fit into --seconds")
     training.add_argument(
@@ -71,9 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     training.add_argument("--out", type=Path, required=True)
     for one in (making, training):
         one.add_argument("--arrangements", nargs="+", required=True)
+        one.add_argument("--bank", default="", help="file of spoken words")
         one.add_argument("--folder", type=Path, required=True, help="folder of the problems")
     options = parser.parse_args(argv)
-    if options.part == "make":
+    if options.part == "bank":
+        voices = [Voice(formant=formant) for formant in JOE_FORMANTS]
+        problems = (SpokenMaths().problem(0, number) for number in range(400))
+        make_bank(Synthesizer(), voices, problems, options.takes).save(options.out)
+    elif options.part == "make":
         make(options)
     else:
         torch.set_float32_matmul_precision("high")
@@ -83,9 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             train(name, min(time.time() + seconds, last_s), options)
 
 
-def run_of(name: str) -> Run:
-    """Return the run with a name such as "interleaved-checked"."""
+def run_of(name: str, bank: str = "") -> Run:
+    """Return the run with a name such as "interleaved-checked" or "sound-recalled"."""
     arrangement, _, style = name.partition("-")
+    if arrangement == SOUND:
+        return shanks_gpu("interleaved", cast("Style", style), bank)
     return shanks_gpu(cast("Arrangement", arrangement), cast("Style", style))
 
 
@@ -93,31 +123,35 @@ def make(options: argparse.Namespace) -> None:
     """Make the rows of some arrangements, in as many processes as there are cores."""
     begin = time.time()
     options.folder.mkdir(parents=True, exist_ok=True)
+    size = min(PIECE_ROWS, options.rows)
     pieces = [
-        (name, first)
-        for first in range(0, options.rows, PIECE_ROWS)
-        for name in options.arrangements
+        (name, first) for first in range(0, options.rows, size) for name in options.arrangements
     ]
-    work = partial(make_piece, options.folder)
+    work = partial(make_piece, options.folder, options.bank, size)
     with closing(work_in_processes(work, pieces, options.processes)) as done:
         number = sum(1 for _ in done)
     print(f"{number} pieces in {time.time() - begin:.1f} s", flush=True)
 
 
-def make_piece(folder: Path, piece: tuple[str, int]) -> None:
-    """Make some rows and write them to a file."""
+def make_piece(folder: Path, bank: str, size: int, piece: tuple[str, int]) -> None:
+    """Make some rows and write them to a file; what sounds stays numbers of frames."""
     name, first = piece
-    run = run_of(name)
-    batches = run.data.prepare(sketch(run.system)).batches(PIECE_ROWS, seed=0)
-    one = batches.batch(first // PIECE_ROWS)
-    torch.save(
-        (
-            {stream: ids.short() for stream, ids in one.ticks.items()},
-            {stream: ids.short() for stream, ids in one.targets.items()},
-            one.document_start.short(),
-        ),
-        folder / f"{name}-{first}.pt",
-    )
+    run = run_of(name, bank)
+    data = cast("SpokenMathsData", run.data)
+    batches = PreparedMaths(data, sketch(run.system).layout, numbered=True).batches(size, 0)
+    one = batches.batch(first // size)
+    arrays = {f"{TICKS}.{stream}": ids for stream, ids in one.ticks.items()}
+    arrays |= {f"{TARGETS}.{stream}": ids for stream, ids in one.targets.items()}
+    arrays["start"] = one.document_start
+    small: Any = {key: narrow(ids.numpy()) for key, ids in arrays.items()}
+    content = io.BytesIO()
+    np.savez(content, **small)
+    (folder / f"{name}-{first}.xz").write_bytes(lzma.compress(content.getvalue(), preset=9))
+
+
+def narrow(ids: np.ndarray) -> np.ndarray:
+    """Return ids in as few bytes as they need."""
+    return ids.astype(np.int8 if ids.max() <= np.iinfo(np.int8).max else np.int16)
 
 
 class Pool:
@@ -130,17 +164,17 @@ class Pool:
     """
 
     def __init__(self, folder: Path, name: str, batch_rows: int) -> None:
-        pieces = [torch.load(path) for path in sorted(folder.glob(f"{name}-[0-9]*.pt"))]
+        files = sorted(folder.glob(f"{name}-[0-9]*.xz"))
+        pieces = [np.load(io.BytesIO(lzma.decompress(file.read_bytes()))) for file in files]
         if not pieces:
             raise SystemExit(f"{folder} must hold rows of {name}: use `make` first.")
-        self._ticks, self._targets = (
-            {
-                stream: torch.cat([piece[part][stream] for piece in pieces])
-                for stream in pieces[0][part]
-            }
-            for part in (0, 1)
-        )
-        self._start = torch.cat([piece[2] for piece in pieces])
+        rows = {
+            key: torch.from_numpy(np.concatenate([piece[key] for piece in pieces]))
+            for key in pieces[0].files
+        }
+        self._start = rows.pop("start")
+        self._ticks = {key[6:]: own for key, own in rows.items() if key.startswith(TICKS)}
+        self._targets = {key[8:]: own for key, own in rows.items() if key.startswith(TARGETS)}
         self._batch_rows = batch_rows
         self.seed = 0
 
@@ -165,56 +199,144 @@ class OverError(Exception):
     """The time of an arrangement is over."""
 
 
-def train(name: str, deadline: float, options: argparse.Namespace) -> None:
-    """Train all seeds and rates of one arrangement; write what they learned as it comes."""
+class Lane(NamedTuple):
+    """What a lane learns."""
+
+    run: Run
+    seed: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Name of the file with its weights."""
+        return file_name(self.run.name, self.seed, self.rate)
+
+
+def train(names: str, deadline: float, options: argparse.Namespace) -> None:
+    """Train all seeds and rates of some arrangements; write what they learned as it comes."""
     options.out.mkdir(parents=True, exist_ok=True)
-    pool = Pool(options.folder, name, options.batch_rows)
-    lanes = [(seed, rate) for seed in options.seeds for rate in options.rates]
-    steps = options.steps
-    if not steps:
-        step_s = timed(run_of(name), pool, lanes, options)
-        steps = int(0.8 * (deadline - time.time()) / step_s)
-        print(f"{name}: {1000 * step_s:.1f} ms a step, {steps} steps", flush=True)
+    runs = [run_of(name, options.bank) for name in names.split("+")]
+    pools = {run.name: Pool(options.folder, run.name, options.batch_rows) for run in runs}
+    lanes = [
+        Lane(run, seed, rate) for run in runs for seed in options.seeds for rate in options.rates
+    ]
+    step_s = timed(lanes, pools, options)
+    steps = int(0.85 * (deadline - time.time()) / step_s)
+    steps = min(steps, options.steps) if options.steps else steps
+    print(f"{names}: {1000 * step_s:.1f} ms a step, {steps} steps", flush=True)
     try:
-        learn(run_of(name), pool, lanes, steps, options, deadline)
+        learn(lanes, pools, steps, options, deadline)
     except OverError as error:
         print(error, flush=True)
 
 
-def timed(run: Run, pool: Pool, lanes: list[tuple[int, float]], options: Any) -> float:
+def timed(lanes: Sequence[Lane], pools: Mapping[str, Pool], options: Any) -> float:
     """Return the seconds of a step."""
     times: list[float] = []
 
     def on_step(step: int, bits: list[float]) -> None:
         times.append(time.time())
 
-    stack, sources = stacked(run, pool, lanes, TIMED_STEPS, options, log_every=TIMED_STEPS // 3)
-    stack.train(sources, on_step)
+    stack, batches = stacked(lanes, pools, TIMED_STEPS, options, log_every=TIMED_STEPS // 3)
+    with closing(batches):
+        stack.learn(batches, on_step)
     return (times[2] - times[1]) / (TIMED_STEPS // 3)
 
 
 def stacked(
-    run: Run, pool: Pool, lanes: list[tuple[int, float]], steps: int, options: Any, log_every: int
-) -> tuple[Stack, list[Any]]:
+    lanes: Sequence[Lane],
+    pools: Mapping[str, Pool],
+    steps: int,
+    options: argparse.Namespace,
+    log_every: int,
+) -> tuple[Stack, "LaneBatches | Sounding"]:
     """Return a stack, and the batches of its lanes; those of one seed are the same."""
-    config = replace(run.train, num_steps=steps, batch_rows=options.batch_rows, log_every=log_every)
-    configs = [
-        replace(config, seed=seed, optimizer=OptimizerConfig(lr=rate, weight_decay=0.01))
-        for seed, rate in lanes
-    ]
-    systems = [build_system(run.system, seed).to(options.device) for seed, _ in lanes]
-    sources = {}
-    for seed, _ in lanes:
-        if seed not in sources:
+    systems = []
+    configs = []
+    sources: dict[tuple[str, int], Recorded] = {}
+    for run, seed, rate in lanes:
+        pool = pools[run.name]
+        if (run.name, seed) not in sources:
             pool.seed = seed
-            sources[seed] = record(pool, steps)
-    return Stack(systems, configs), [sources[seed] for seed, _ in lanes]
+            sources[run.name, seed] = record(pool, steps)
+        system = build_system(run.system, seed)
+        if run.name.startswith(SOUND):
+            begin_with(
+                system, options.out / file_name(run.name.replace(SOUND, "interleaved"), seed, rate)
+            )
+        systems.append(system)
+        configs.append(
+            replace(
+                run.train,
+                num_steps=steps,
+                batch_rows=options.batch_rows,
+                log_every=log_every,
+                seed=seed,
+                optimizer=OptimizerConfig(lr=rate, weight_decay=0.01),
+            )
+        )
+    stack = Stack(systems, configs, options.device)
+    batches = LaneBatches([sources[run.name, seed] for run, seed, _ in lanes], stack.device)
+    if lanes[0].run.name.startswith(SOUND):
+        frames = read_bank(Path(options.bank)).frames
+        return stack, Sounding(batches, frames.to(options.device))
+    return stack, batches
+
+
+def begin_with(system: System, path: Path) -> None:
+    """Give a model that hears frames the weights of one that hears words, if they are there."""
+    if path.exists():
+        weights = {name: own.float() for name, own in load_file(path).items()}
+        system.load_state_dict({**system.state_dict(), **known(system, weights)})
+
+
+def known(system: System, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that a system has, too."""
+    return {name: own for name, own in weights.items() if name in system.state_dict()}
+
+
+class Sounding:
+    """Batches in which numbers of frames are replaced by the frames; a `LaneSource`.
+
+    Args:
+        batches: The batches.
+        frames: Frames by their numbers; the last one is silence.
+    """
+
+    def __init__(self, batches: LaneBatches, frames: Tensor) -> None:
+        self._batches = batches
+        self._frames = frames
+        numbers = batches.content.ticks[HEARD]
+        heard = frames.new_zeros(*numbers.shape, frames.shape[1])
+        self.content = batches.content._replace(ticks={**batches.content.ticks, HEARD: heard})
+
+    def load(self, step: int) -> None:
+        """Write the batches of a step into `content`."""
+        self._batches.load(step)
+        torch.index_select(
+            self._frames,
+            0,
+            (self._batches.content.ticks[HEARD] % len(self._frames)).flatten(),
+            out=self.content.ticks[HEARD].view(-1, self._frames.shape[1]),
+        )
+
+    def sizes(self, step: int) -> list[int]:
+        """Return `Batch.size` of every lane at a step."""
+        return self._batches.sizes(step)
+
+    def close(self) -> None:
+        """See `LaneBatches.close`."""
+        self._batches.close()
+
+
+def file_name(name: str, seed: int, rate: float) -> str:
+    """Return the name of the file with the weights of a lane."""
+    return f"{name}-{seed}-{rate:g}.safetensors"
 
 
 def learn(
-    run: Run,
-    pool: Pool,
-    lanes: list[tuple[int, float]],
+    lanes: Sequence[Lane],
+    pools: Mapping[str, Pool],
     steps: int,
     options: argparse.Namespace,
     deadline: float,
@@ -222,65 +344,75 @@ def learn(
     """Take all steps, or as many as there is time for."""
     begin = time.time()
     every = max(steps // NUM_POINTS, 1)
-    stack, sources = stacked(run, pool, lanes, steps, options, log_every=every)
-    data: Any = run.data
-    problems = [data.heard(number, held_out=True) for number in TUNING_PROBLEMS[: options.problems]]
-    scorer = KindScorer(stack.systems[0].layout, data, problems, options.device)
-    curve: list[dict[str, Any]] = []
+    stack, batches = stacked(lanes, pools, steps, options, log_every=every)
+    scorers = {
+        run.name: scorer_of(run, options)
+        for run in {lane.run.name: lane.run for lane in lanes}.values()
+    }
+    curves: list[list[dict[str, Any]]] = [[] for _ in lanes]
     print(f"{time.time() - begin:.1f} s for the batches", flush=True)
 
     def on_step(step: int, bits: list[float]) -> None:
         stack.finish()
-        kinds = []
-        for system in stack.systems:
-            scores = scorer.score(system.to(options.device).eval())
-            kinds.append({kind: score._asdict() for kind, score in scores.items()})
-            system.train()
-        point = {"step": step, "seconds": time.time() - begin, "bits": bits, "kinds": kinds}
-        curve.append(point)
-        print(json.dumps(_short(point)), flush=True)
-        write(run, stack, lanes, steps, curve, options)
-        if time.time() > deadline:
-            raise OverError(f"{run.name}: stopped after {step} of {steps} steps.")
+        for lane, system, curve, own in zip(lanes, stack.systems, curves, bits, strict=True):
+            scores = scorers[lane.run.name].score(system.to(options.device).eval())
+            kinds = {kind: score._asdict() for kind, score in scores.items()}
+            system.to("cpu").train()
+            curve.append(
+                {"step": step, "seconds": time.time() - begin, "bits": own, "kinds": kinds}
+            )
+            print(lane.name, json.dumps(_short(curve[-1])), flush=True)
+        write(lanes, stack, steps, curves, options)
+        if time.time() > deadline and step < steps:
+            raise OverError(f"Stopped after {step} of {steps} steps.")
 
-    stack.train(sources, on_step)
+    with closing(batches):
+        stack.learn(batches, on_step)
+
+
+def scorer_of(run: Run, options: argparse.Namespace) -> KindScorer:
+    """Return the scorer of an arrangement on the problems for tuning."""
+    data = cast("SpokenMathsData", run.data)
+    problems = [data.heard(number, held_out=True) for number in TUNING_PROBLEMS[: options.problems]]
+    return KindScorer(sketch(run.system).layout, data, problems, options.device)
 
 
 def write(
-    run: Run,
+    lanes: Sequence[Lane],
     stack: Stack,
-    lanes: list[tuple[int, float]],
     steps: int,
-    curve: list[dict[str, Any]],
+    curves: list[list[dict[str, Any]]],
     options: argparse.Namespace,
 ) -> None:
-    """Write the weights of every lane, and what they learned so far."""
-    device = options.device
-    card = torch.cuda.get_device_name() if device == "cuda" else device
-    facts = {
-        "arrangement": run.name,
-        "steps": steps,
-        "batch_rows": options.batch_rows,
-        "run": encode(run),
-        "parameters": sum(weight.numel() for weight in stack.systems[0].parameters()),
-        "device": card,
-        "lanes": [{"seed": seed, "rate": rate} for seed, rate in lanes],
-        "curve": curve,
-    }
-    (options.out / f"{run.name}.json").write_text(json.dumps(facts))
+    """Write the weights of every lane, and what they learned so far, by arrangement."""
+    card = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    for run in {lane.run.name: lane.run for lane in lanes}.values():
+        own = [number for number, lane in enumerate(lanes) if lane.run.name == run.name]
+        facts = {
+            "arrangement": run.name,
+            "steps": steps,
+            "batch_rows": options.batch_rows,
+            "run": encode(run),
+            "parameters": sum(weight.numel() for weight in stack.systems[own[0]].parameters()),
+            "device": card,
+            "lanes": [
+                {"seed": lanes[one].seed, "rate": lanes[one].rate, "curve": curves[one]}
+                for one in own
+            ],
+        }
+        (options.out / f"{run.name}.json").write_text(json.dumps(facts))
     if options.without_weights:
         return
-    for (seed, rate), system in zip(lanes, stack.systems, strict=True):
+    for lane, system in zip(lanes, stack.systems, strict=True):
         weights = {n: w.detach().half().cpu() for n, w in system.state_dict().items()}
-        save_file(weights, options.out / f"{run.name}-{seed}-{rate:g}.safetensors")
+        save_file(weights, options.out / lane.name)
 
 
 def _short(point: dict[str, Any]) -> dict[str, Any]:
-    """Return a point with the share of right words of each lane only."""
-    kinds = [
-        {kind: [round(own["bits"], 3), round(own["right"], 3)] for kind, own in lane.items()}
-        for lane in point["kinds"]
-    ]
+    """Return a point with the bits and right words of each kind only."""
+    kinds = {
+        k: [round(own["bits"], 3), round(own["right"], 3)] for k, own in point["kinds"].items()
+    }
     return {**point, "seconds": round(point["seconds"], 1), "kinds": kinds}
 
 

@@ -5,7 +5,9 @@ thoughts, and thoughts in parallel to what is heard.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
+from counterpoint.data.tasks.spoken_maths.bank import read_bank
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
 from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import Style
@@ -50,22 +52,28 @@ def shanks_small_parallel() -> Run:
     )
 
 
-def shanks_gpu(arrangement: Arrangement, style: Style = "recalled") -> Run:
+def shanks_gpu(arrangement: Arrangement, style: Style = "recalled", bank: str = "") -> Run:
     """Return a run for benchmarks/shanks_stacks.py: a larger model and more rows a step.
 
     Args:
         arrangement: What a row looks like; see `SpokenMathsData`.
         style: How thoughts are written; see `counterpoint.data.tasks.spoken_maths.thoughts`.
+        bank: File of spoken words, for a model that hears sound; its third voice says held-out
+            problems only.
     """
     is_parallel = arrangement == "parallel"
+    words = shanks.small_parallel() if is_parallel else shanks.small()
+    held_out_voice = [*read_bank(Path(bank)).takes][2] if bank else ""
     return Run(
-        name=f"{arrangement}-{style}",
-        system=shanks.small_parallel() if is_parallel else shanks.small(),
+        name=f"{'sound' if bank else arrangement}-{style}",
+        system=shanks.small_sound() if bank else words,
         data=SpokenMathsData(
             task=SpokenMaths(style=style),
             arrangement=arrangement,
-            row_ticks=576 if is_parallel else 320,
+            row_ticks=576 if is_parallel or bank else 320,
             num_rows=1_000_000,
+            bank=bank,
+            held_out_voice=held_out_voice,
         ),
         train=TrainConfig(
             num_steps=4000,

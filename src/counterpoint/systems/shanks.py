@@ -107,6 +107,11 @@ def small_parallel() -> ShanksConfig:
     return ShanksConfig(tower=_tower(3, width=128), listener=_tower(1, width=128), vocab_size=124)
 
 
+def small_sound() -> ShanksConfig:
+    """Return `small` with ears: it hears frames of log-mels, 320 features each 80 ms."""
+    return ShanksConfig(tower=_tower(4, width=128), vocab_size=124, heard_width=320)
+
+
 def smollm() -> ShanksConfig:
     """Return the shape of SmolLM2-135M, 135M parameters, which hears features of Whisper tiny."""
     return ShanksConfig(

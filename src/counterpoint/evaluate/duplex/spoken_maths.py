@@ -6,13 +6,14 @@ from typing import Any
 
 from counterpoint.data.tasks.spoken_maths.hearing import (
     NOTHING,
+    Chunk,
     Heard,
     chunks,
     heard_ticks,
     spoken_rounds,
 )
 from counterpoint.data.tasks.spoken_maths.numbers import spoken
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words, opened_bank
 from counterpoint.evaluate.duplex.thinking import Attempt
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal, Thinker
 from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
@@ -52,7 +53,8 @@ def listen(
     """
     thinker = SystemThinker(system, Words(data.marks), data.marks)
     if data.arrangement != "parallel":
-        return judged(think_in_chunks(thinker, heard, clock_of(data, threshold)), heard)
+        clock = clock_of(data, threshold)
+        return judged(think_in_chunks(thinker, heard, clock, _sounding(data, heard)), heard)
     said = heard_ticks(heard, data.tick_hz, data.marks)
     parallel = ParallelConfig(
         tick_hz=data.tick_hz,
@@ -64,8 +66,33 @@ def listen(
     return judged(think_in_parallel(thinker, said, parallel), heard)
 
 
-def think_in_chunks(thinker: Thinker, heard: Heard, config: ClockConfig) -> Timeline:
-    """Let a thinker listen to a problem chunk by chunk."""
+def _sounding(data: SpokenMathsData, heard: Heard) -> Callable[[Chunk], Any]:
+    """Return what a model hears in a chunk: its words, or its frames as vectors."""
+    if heard.frames is None:
+        return _words
+    is_numbers = heard.frames.dim() == 1
+    frames = opened_bank(data.bank).frames[heard.frames] if is_numbers else heard.frames
+    return heard._replace(frames=frames).frames_of
+
+
+def _words(chunk: Chunk) -> str:
+    return " ".join(chunk.words)
+
+
+def think_in_chunks(
+    thinker: Thinker,
+    heard: Heard,
+    config: ClockConfig,
+    content: Callable[[Chunk], Any] = _words,
+) -> Timeline:
+    """Let a thinker listen to a problem chunk by chunk.
+
+    Args:
+        thinker: The thinker.
+        heard: The problem in time.
+        config: The clock.
+        content: Returns a chunk as the thinker hears it; by default its words.
+    """
     decoder = ClockedDecoder(thinker, config)
     cut = chunks(heard, config.chunk_s)
     for number, chunk in enumerate(cut):
@@ -73,7 +100,7 @@ def think_in_chunks(thinker: Thinker, heard: Heard, config: ClockConfig) -> Time
         following = cut[number if is_last else number + 1]
         text = " ".join(chunk.words)
         wanted = decoder.hear(
-            text,
+            content(chunk),
             chunk.start_s,
             chunk.end_s,
             last=is_last,

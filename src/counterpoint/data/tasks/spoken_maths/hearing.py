@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from counterpoint.data.tasks.spoken_maths.problems import Clause, Problem
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
+from counterpoint.errors import UserError
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.voices import Speaker, Voice, joined
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
@@ -26,6 +27,15 @@ _USUAL_LETTERS = 6.4  # of a word of the problems, with two more for its ends
 _PACE_SPREAD = 0.15
 
 
+class Chunk(NamedTuple):
+    """A chunk of the speech: its times, its words, and the clauses that end in it."""
+
+    start_s: float
+    end_s: float
+    words: tuple[str, ...]
+    clauses: tuple[Clause, ...]
+
+
 class Heard(NamedTuple):
     """A problem with the times of its words.
 
@@ -33,11 +43,27 @@ class Heard(NamedTuple):
         problem: The problem.
         words: Its words, in order.
         end_s: End of the speech in seconds.
+        frames: What sounds, if it is more than words: numbers of frames in a bank, or vectors.
+        frame_hz: Frames a second.
     """
 
     problem: Problem
     words: tuple[SpokenWord, ...]
     end_s: float
+    frames: Shaped[Tensor, "T ..."] | None = None
+    frame_hz: float = 1.0
+
+    def frames_of(self, chunk: Chunk) -> Shaped[Tensor, "n ..."]:
+        """Return the frames that sound in a chunk.
+
+        Raises:
+            UserError: The problem has no frames.
+        """
+        if self.frames is None:
+            raise UserError("A problem that sounds must have frames: this one has words only.")
+        return self.frames[
+            round(chunk.start_s * self.frame_hz) : round(chunk.end_s * self.frame_hz)
+        ]
 
     @property
     def wrong_s(self) -> float | None:
@@ -54,15 +80,6 @@ class Heard(NamedTuple):
             number += len(clause.words)
             times.append((self.words[number - 1].end_s, clause))
         return times
-
-
-class Chunk(NamedTuple):
-    """A chunk of the speech: its times, its words, and the clauses that end in it."""
-
-    start_s: float
-    end_s: float
-    words: tuple[str, ...]
-    clauses: tuple[Clause, ...]
 
 
 def at_rate(problem: Problem, words_per_s: float, seed: int, number: int) -> Heard:

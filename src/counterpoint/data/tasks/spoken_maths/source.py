@@ -6,6 +6,9 @@ there; any other system of text reads them in the stream that it writes, where t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from random import Random
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,10 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
 from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.spoken_maths.bank import FRAME_HZ, WordBank, read_bank
 from counterpoint.data.tasks.spoken_maths.hearing import (
     NOTHING,
     Heard,
     at_rate,
+    chunks,
     spoken_rounds,
     spoken_ticks,
 )
@@ -89,6 +94,9 @@ class SpokenMathsData:
         num_held_out: Number of held-out rows of one problem each.
         seed: Seed of the problems.
         marks: Marks of the sequence.
+        bank: File of a `WordBank`, from which problems are joined; empty for words without sound.
+        held_out_voice: Voice of the bank that says held-out problems only; empty if all voices say
+            all problems.
     """
 
     task: SpokenMaths = field(default_factory=SpokenMaths)
@@ -101,6 +109,8 @@ class SpokenMathsData:
     num_held_out: int = 64
     seed: int = 0
     marks: Marks = field(default_factory=Marks)
+    bank: str = ""
+    held_out_voice: str = ""
 
     @staticmethod
     def fits(layout: Layout) -> bool:
@@ -136,21 +146,56 @@ class SpokenMathsData:
                 "Only a system that hears a stream of words can hear and think in parallel: this "
                 f"one has {', '.join(stream.name for stream in system.layout.streams)}."
             )
+        self._check_sound(system.layout)
         return PreparedMaths(self, system.layout)
+
+    def _check_sound(self, layout: Layout) -> None:
+        heard = next(iter(layout.by_role(Role.HEARD)), None)
+        width = 0 if heard is None or heard.is_discrete else heard.width
+        wanted = opened_bank(self.bank).width if self.bank else 0
+        if width != wanted or (self.bank and self.arrangement == "parallel"):
+            raise UserError(
+                f"A system that learns spoken maths must hear {wanted or 'no'} features, in rounds "
+                f"if there are any: got {width} and the arrangement {self.arrangement!r}."
+            )
 
     def heard(self, number: int, *, held_out: bool = False) -> Heard:
         """Return a problem in time."""
         seed = self.seed + (HELD_OUT_SEED if held_out else 0)
-        return at_rate(self.task.problem(seed, number), self.words_per_s, seed, number)
+        problem = self.task.problem(seed, number)
+        if not self.bank:
+            return at_rate(problem, self.words_per_s, seed, number)
+        bank = opened_bank(self.bank)
+        others = [voice for voice in bank.takes if voice != self.held_out_voice]
+        voices = [self.held_out_voice] if held_out and self.held_out_voice else others
+        words, frames = bank.join(problem, voices, Random(f"voice {seed} {number}"))
+        return Heard(problem, words, words[-1].end_s, frames, FRAME_HZ)
+
+
+@cache
+def opened_bank(path: str) -> WordBank:
+    """Return a bank, which is read once."""
+    return read_bank(Path(path))
 
 
 class PreparedMaths:
-    """Rows of problems; a `counterpoint.data.source.PreparedSource`."""
+    """Rows of problems; a `counterpoint.data.source.PreparedSource`.
 
-    def __init__(self, data: SpokenMathsData, layout: Layout) -> None:
+    Args:
+        data: The data.
+        layout: Streams of the system.
+        numbered: Whether what sounds stays numbers of frames in the bank, which are small.
+    """
+
+    def __init__(self, data: SpokenMathsData, layout: Layout, *, numbered: bool = False) -> None:
         self.data = data
         self.layout = layout
         self.words = Words(data.marks)
+        self._frames: Tensor | None = None
+        if data.bank:
+            bank = opened_bank(data.bank)
+            self._frames = None if numbered else bank.frames
+            self.layout = _numbered(layout, len(bank.stored))
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """Return the training batches, step by step; for the arguments see `Loader`."""
@@ -175,7 +220,7 @@ class PreparedMaths:
 
     def batch(self, heard: Heard) -> Batch:
         """Return one problem as a row."""
-        return self.laid_out([self.told(heard)])[0]
+        return self.voiced(self.laid_out([self.told(heard)])[0])
 
     def told(self, heard: Heard) -> "Told":
         """Return a problem as ids: rounds, or what is heard and thought in every tick."""
@@ -193,8 +238,11 @@ class PreparedMaths:
             {name: torch.from_numpy(encode(words)) for name, words in one.items() if words}
             for one in rounds
         ]
-        num_words = sum(len(words) for one in rounds for words in one.values())
-        return Told(self._length(num_words), parts)
+        if heard.frames is not None:
+            for part, chunk in zip(parts, chunks(heard, data.chunk_s), strict=False):
+                part[HEARD] = heard.frames_of(chunk)
+        num_elements = sum(len(elements) for one in parts for elements in one.values())
+        return Told(self._length(num_elements), parts)
 
     def _length(self, num_words: int) -> int:
         """Return the number of ticks in which a problem is read: nothing follows its last word."""
@@ -216,7 +264,7 @@ class PreparedMaths:
         """Return problems as rows of one length, the longest of them."""
         rows = self.laid_out([self.told(one) for one in problems])
         longest = max(one.document_start.shape[1] for one in rows)
-        return _stacked([_packed([one], longest) for one in rows])
+        return self.voiced(_stacked([_packed([one], longest) for one in rows]))
 
     def _rows(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
         written = _written(self.layout).name
@@ -231,6 +279,13 @@ class PreparedMaths:
             self.layout, {**content, written: ids.masked_fill(~trained, UNSET_ID)}
         ).targets
         return replace(batch, targets=targets, elements={})
+
+    def voiced(self, batch: Batch) -> Batch:
+        """Return a batch with frames where it has their numbers."""
+        if self._frames is None:
+            return batch
+        heard = next(iter(self.layout.by_role(Role.HEARD))).name
+        return replace(batch, ticks={**batch.ticks, heard: self._frames[batch.ticks[heard]]})
 
 
 class Told(NamedTuple):
@@ -258,7 +313,7 @@ class _PackedProblems:
         for row in told:
             rows.append(_packed(laid_out[: len(row)], self._prepared.data.row_ticks))
             laid_out = laid_out[len(row) :]
-        return _stacked(rows)
+        return self._prepared.voiced(_stacked(rows))
 
     def _row(self, index: int) -> list[Told]:
         """Return the problems of a row: as many as fit."""
@@ -348,6 +403,15 @@ def _cut(batch: Batch, row: int, length: int) -> Batch:
 def _written(layout: Layout) -> Stream:
     """Return the stream that a system of words writes."""
     return next(iter(layout.predicted))
+
+
+def _numbered(layout: Layout, number: int) -> Layout:
+    """Return a layout that hears numbers of frames instead of frames."""
+    streams = (
+        replace(one, vocab_size=number, width=None) if one.role == Role.HEARD else one
+        for one in layout.streams
+    )
+    return replace(layout, streams=tuple(streams))
 
 
 def _heard(layout: Layout) -> Stream | None:

@@ -1,0 +1,171 @@
+"""Problems joined from spoken words: their frames stand where their words are said."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterpoint.data.tasks.spoken_maths.bank import (
+    FRAME_HZ,
+    SILENCE,
+    WordBank,
+    make_bank,
+    read_bank,
+    sound_frames,
+)
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
+from counterpoint.evaluate.duplex.thought_kinds import KindScorer
+from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.voices import Spoken, Voice
+from counterpoint.streams.rounds import HEARD
+from counterpoint.systems import shanks
+from counterpoint.systems.shanks import Shanks
+from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from tests.systems import tiny_models
+
+TASK = SpokenMaths()
+VOICES = (Voice(formant=1.0), Voice(formant=1.15))
+
+
+class Beeper:
+    """Says each word as noise of its own, for 0.24 s."""
+
+    def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
+        words = text.split()
+        pieces = []
+        for word in words:
+            seed = sum(map(ord, word)) + round(100 * voice.formant)
+            noise = torch.randn(
+                round(0.24 * sample_rate), generator=torch.Generator().manual_seed(seed)
+            )
+            pieces.append(0.1 * noise)
+        spoken = tuple(
+            SpokenWord(word, 0.24 * number, 0.24 * number + 0.24)
+            for number, word in enumerate(words)
+        )
+        return Spoken(audio=torch.cat(pieces), words=spoken)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of all words, in a file."""
+    problems = (TASK.problem(0, number) for number in range(150))
+    file = tmp_path_factory.mktemp("bank") / "bank.safetensors"
+    make_bank(Beeper(), VOICES, problems, 2).save(file)
+    return file
+
+
+def data_of(path: Path, **more: object) -> SpokenMathsData:
+    return SpokenMathsData(bank=str(path), row_ticks=640, **more)  # type: ignore[arg-type]
+
+
+def sounding() -> Shanks:
+    torch.manual_seed(0)
+    model = Shanks(shanks.small_sound())
+    torch.nn.init.normal_(model.head.weight, std=0.1)  # type: ignore[union-attr]
+    return model
+
+
+def test_takes_are_the_frames_of_their_words(path: Path) -> None:
+    bank = read_bank(path)
+    assert isinstance(bank, WordBank)
+    assert set(bank.takes) == {voice.label for voice in VOICES}
+    takes = bank.takes[VOICES[0].label]
+    assert all(1 <= len(own) <= 2 for own in takes.values())
+    assert sorted(takes) == sorted({w for n in range(150) for w in TASK.problem(0, n).words})
+    first, stop = takes["has"][0]
+    assert stop - first == 3
+    with pytest.raises(UserError, match="must be a file"):
+        read_bank(path / "none")
+
+
+def test_words_are_said_where_their_frames_are(path: Path) -> None:
+    bank = read_bank(path)
+    problem = TASK.problem(0, 3)
+    words, numbers = bank.join(problem, [VOICES[1].label], Random(0))
+    assert [word.text for word in words] == problem.words
+    assert len(numbers) == round(words[-1].end_s * FRAME_HZ)
+    for word in words:
+        own = numbers[round(word.start_s * FRAME_HZ) : round(word.end_s * FRAME_HZ)].tolist()
+        assert (own[0], own[-1] + 1) in map(tuple, bank.takes[VOICES[1].label][word.text])
+    silent = bank.frames[numbers[numbers == SILENCE]]
+    assert len(silent) == 4 * (len(problem.clauses) - 1)
+    assert not silent.any()
+
+
+def test_rows_hold_the_frames_of_their_chunks_and_train_only_thoughts(path: Path) -> None:
+    model = sounding()
+    data = data_of(path, num_held_out=2, held_out_voice=VOICES[1].label)
+    batch = data.prepare(model).batches(1, 0).batch(0)
+    assert batch.ticks[HEARD].shape == (1, 640, 320)
+    sounds = batch.ticks[HEARD].abs().sum(-1) > 0
+    written = batch.ticks["thought"] >= 0
+    is_real = batch.document_start < batch.document_start.max()  # the last document is filling
+    assert (sounds & is_real).any()
+    assert not (sounds & written & is_real).any()
+    model.loss(batch).total.backward()
+    assert model.project is not None
+    assert model.project.weight.grad is not None
+    assert model.project.weight.grad.abs().sum() > 0
+    held_out = data.heard(0, held_out=True)
+    takes = read_bank(path).takes[VOICES[1].label]
+    own = {
+        number for word in takes.values() for first, stop in word for number in range(first, stop)
+    }
+    assert held_out.frames is not None
+    assert set(held_out.frames.tolist()) - {SILENCE} <= own
+    scores = KindScorer(model.layout, data, [held_out]).score(model)
+    assert {"told", "answer"} < scores.keys()
+
+
+def test_a_session_that_hears_chunks_writes_what_whole_rows_predict(path: Path) -> None:
+    model = sounding().eval()
+    data = data_of(path)
+    heard = data.heard(0)
+    prepared = data.prepare(model)
+    batch = prepared.batch(heard)
+    with torch.no_grad():
+        expected = model(batch)["thought"][0].argmax(-1)
+    thinker = SystemThinker(model, prepared.words)
+    ids, frames = batch.ticks["thought"][0], batch.ticks[HEARD][0]
+    begin = 0
+    while begin < len(ids):
+        stop = begin + 1
+        if ids[begin] < 0:
+            while stop < len(ids) and ids[stop] < 0:
+                stop += 1
+            thinker.hear(frames[begin:stop])
+        else:
+            thinker.read(prepared.words.decode(ids[begin:stop].numpy()))
+        said = thinker.propose().text.strip()
+        assert said == prepared.words.words[int(expected[stop - 1])]
+        begin = stop
+
+
+def test_a_model_listens_to_joined_words_and_to_speech(path: Path) -> None:
+    model = sounding().eval()
+    data = data_of(path)
+    heard = data.heard(1, held_out=True)
+    attempt = listen(model, data, heard, threshold=2.0)
+    chunks = attempt.timeline.where(kind="chunk").events
+    assert chunks[-1].end_s == pytest.approx(heard.end_s)
+    assert len(attempt.timeline.where(kind="answer")) == 1
+    assert made_by_program(heard, clock_of(data)).interrupted_s is not None or not heard.wrong_s
+    audio: Tensor = 0.1 * torch.randn(round(heard.end_s * 16_000))
+    speech = heard._replace(frames=sound_frames(audio))
+    assert len(listen(model, data, speech, threshold=2.0).timeline.where(kind="answer")) == 1
+
+
+def test_systems_that_cannot_hear_sound_are_told_so(path: Path) -> None:
+    words = SingleStream(SingleStreamConfig(tower=tiny_models.tower(8, 1, 1, 640), vocab_size=124))
+    for system in (words, Shanks(shanks.tiny())):
+        with pytest.raises(UserError, match="320 features"):
+            data_of(path).prepare(system)
+    with pytest.raises(UserError, match="no features"):
+        SpokenMathsData().prepare(sounding())
