@@ -36,9 +36,10 @@ SCORING_S = 6.0
 def grid_of(args: argparse.Namespace) -> Grid:
     """Return the grid with the options of the command line."""
     grid = part_whole_small()
+    by_name = {arm.name: arm for arm in grid.arms}
     return replace(
         grid,
-        arms=tuple(arm for arm in grid.arms if not args.arms or arm.name in args.arms),
+        arms=tuple(by_name[name] for name in args.arms or by_name),
         tasks=tuple(args.tasks or grid.tasks),
         seeds=tuple(args.seeds or grid.seeds),
         tuning_seeds=(),
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--rates", nargs="+", type=float, default=[2e-3])
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--curve-every", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=float("inf"))

@@ -7,7 +7,7 @@ from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.latency import decode_latency
 from counterpoint.recipes.grid import costs
 from counterpoint.recipes.part_whole import part_whole
-from counterpoint.recipes.part_whole_small import part_whole_small
+from counterpoint.recipes.part_whole_small import GRAPH_BLOCKS, part_whole_small
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.two_stream import TwoStream
 
@@ -55,8 +55,16 @@ def test_the_whole_of_two_stream_reads_all_words_of_the_longest_text() -> None:
 def test_the_arms_cost_the_same_on_the_small_forms() -> None:
     grid = part_whole_small()
     for task in grid.tasks:
-        assert TaskData(task=FORMS[task]).num_ticks(sketch(ARMS["two_stream"]).layout) <= 120
+        assert TaskData(task=FORMS[task]).num_ticks(sketch(ARMS["two_stream"]).layout) <= 112
         assert set(costs(grid, task)) == set(ARMS)
+
+
+def test_small_forms_have_no_more_words_than_rows_have_room_for() -> None:
+    system = build_system(ARMS["two_stream"], 0)
+    assert isinstance(system, TwoStream)
+    for task in part_whole_small().tasks:
+        texts = [FORMS[task].item(0, number).text.ljust(112, "\0") for number in range(100)]
+        assert max(len(blocks_of(system, text)) for text in texts) <= GRAPH_BLOCKS
 
 
 def test_two_streams_at_one_rate_compress_nothing() -> None:

@@ -16,6 +16,7 @@ from counterpoint.errors import UserError
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
+from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.loop import Trainer
@@ -27,6 +28,10 @@ NUM_STEPS = 4
 ROWS = 2
 SEEDS = (0, 1)
 ARMS = {arm.name: arm.system for arm in part_whole().arms}
+for name in ("two_stream", "hrt_words"):
+    config = ARMS[name]
+    assert isinstance(config, HRTConfig | TwoStreamConfig)
+    ARMS[f"{name}_with_room"] = replace(config, graph_blocks=24)
 PLAIN = ARMS["two_stream_fixed"]
 assert isinstance(PLAIN, TwoStreamConfig)
 ARMS["two_stream_with_options"] = replace(

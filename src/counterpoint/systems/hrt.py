@@ -75,6 +75,7 @@ from counterpoint.systems.hrt_config import HRTConfig as HRTConfig
 from counterpoint.systems.hrt_config import layout_of
 from counterpoint.systems.hrt_state import HRTState, Laid
 from counterpoint.systems.two_stream_losses import ratio_losses
+from counterpoint.tracing import is_traced
 
 
 def tiny() -> HRTConfig:
@@ -232,7 +233,7 @@ class HRT(System):
         x = tower(x, reach, None if state is None else state.towers[0], layers=range(size))
         early = self.ends_block[ids] if config.boundary_ids else None
         ends = None
-        most = None
+        most = config.graph_blocks if is_traced() and state is None else None
         if self.boundaries is not None:
             newest = None if state is None else state.pending[0][0][:, -1]
             found = None if state is None else state.ends[0]

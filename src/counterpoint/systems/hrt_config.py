@@ -33,6 +33,9 @@ class HRTConfig(SystemConfig):
             router.
         usual_block_ticks: Mean number of ticks of a block in the intended text, for counting FLOPs;
             ``None`` means the first of the ``strides``.
+        graph_blocks: Largest number of blocks in the rows of a compiled graph, whose shapes cannot
+            follow from the text, if it is known; whoever records the rows must check it. ``None``
+            makes room for a block at every tick.
     """
 
     levels: tuple[TowerConfig, ...]
@@ -46,6 +49,7 @@ class HRTConfig(SystemConfig):
     boundary_ids: tuple[int, ...] = ()
     learned_ends: BoundariesConfig | None = None
     usual_block_ticks: float | None = None
+    graph_blocks: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2 or len(self.strides) != len(self.levels) - 1:

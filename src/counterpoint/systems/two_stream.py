@@ -255,7 +255,7 @@ class TwoStream(System, Level):
         """Run the lower part layers, and find the blocks that they finish."""
         states, level = (None, None) if state is None else (state.part, state.whole)
         x = self.part(x, reach, states, layers=range(self.config.lower_layers))
-        most = None
+        most = self.config.graph_blocks if is_traced() and state is None else None
         ends = None
         early = self.ends_block[ids] if self.config.boundary_ids else None
         if self.boundaries is not None:

@@ -32,6 +32,9 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             there is no router.
         usual_block_ticks: Mean number of ticks of a block in the intended text, for counting FLOPs;
             ``None`` means `block_ticks`.
+        graph_blocks: Largest number of blocks in the rows of a compiled graph, whose shapes cannot
+            follow from the text, if it is known; whoever records the rows must check it. ``None``
+            makes room for a block at every tick.
         whole_dropout: Share of training rows in which the whole is hidden from the part.
         shared_layers: Whether the whole and those above it use the layers of the part tower instead
             of their own: one stack of layers serves all levels, whose shapes may differ only in
@@ -53,6 +56,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     boundary_ids: tuple[int, ...] = ()
     learned_ends: BoundariesConfig | None = None
     usual_block_ticks: float | None = None
+    graph_blocks: int | None = None
     whole_dropout: float = 0.1
     shared_layers: bool = False
     whole_control: Literal["none", "shuffled", "frozen"] = "none"

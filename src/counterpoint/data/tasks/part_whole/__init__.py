@@ -30,10 +30,7 @@ TASKS: dict[str, PartWholeTask] = {
 """The tasks with synthetic texts, T1 to T7, by name."""
 
 SMALL: dict[str, PartWholeTask] = {
-    "navon_a": Navon(
-        num_blocks=8, block_symbols=6, period=2, majority=0.9, num_letters=6, verdicts=True
-    ),
-    "navon_b": Navon(
+    "navon_small": Navon(
         num_blocks=10,
         block_symbols=6,
         period=2,
@@ -42,26 +39,13 @@ SMALL: dict[str, PartWholeTask] = {
         num_named=3,
         verdicts=True,
     ),
-    "sections_a": Sections(num_sections=5, num_keys=4, num_questions=8, filler=0, num_values=10),
-    "sections_b": Sections(
-        num_sections=5, num_keys=5, num_questions=6, filler=0, num_values=10, num_early=1
+    "sections_small": Sections(
+        num_sections=5, num_keys=4, num_questions=8, filler=0, num_values=10
     ),
-    "logbook_a": Logbook(
+    "logbook_small": Logbook(
         num_events=18, num_entities=4, whole_share=0.3, num_named=3, least_events=12
     ),
-    "logbook_b": Logbook(num_events=24, num_entities=6, whole_share=0.3, num_named=4),
-    "logbook_c": Logbook(
-        num_events=24, num_entities=6, whole_share=0.3, num_named=4, least_events=15
-    ),
-    "audit_a": StreamAudit(
-        num_registers=6,
-        num_steps=24,
-        claim_share=0.7,
-        largest_change=2,
-        false_share=0.25,
-        first_claim=12,
-    ),
-    "audit_b": StreamAudit(
+    "audit_small": StreamAudit(
         num_registers=4,
         num_steps=24,
         claim_share=0.6,
@@ -70,10 +54,9 @@ SMALL: dict[str, PartWholeTask] = {
         first_claim=12,
         question_share=0.4,
     ),
-    "acrostic_a": Acrostic(filler=16, lengths=(4, 6)),
-    "acrostic_b": Acrostic(filler=24, lengths=(4, 6, 8)),
+    "acrostic_small": Acrostic(filler=16, lengths=(4, 6)),
 }
-"""Candidates for small forms."""
+"""Small forms of T1, T3, T4, T5 and T6, by name: they ask more often, and can be learned sooner."""
 
 FORMS: dict[str, PartWholeTask] = TASKS | SMALL
 """All tasks that a grid may have, by name."""

@@ -65,7 +65,7 @@ class StreamAudit:
     @property
     def most_symbols(self) -> int:
         """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
-        return (5 + self.filler) * self.num_steps
+        return (5 + self.filler) * self.num_steps - min(self.first_claim, self.num_steps)
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number; see `ScoredTask.item`."""
