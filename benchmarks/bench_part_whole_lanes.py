@@ -128,7 +128,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--rates", nargs="+", type=float, default=[2e-3])
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=list(part_whole_small().learning_rates)
+    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--items", type=int, default=1000)

@@ -24,7 +24,7 @@ def part_whole_small() -> Grid:
         arms=tuple(replace(arm, system=_bounded(arm.system)) for arm in arms(TRAINED_SHARE)),
         tasks=tuple(SMALL),
         train=replace(grid.train, num_steps=2000, batch_rows=16),
-        learning_rates=(2e-3,),
+        learning_rates=(3e-3,),
     )
 
 
