@@ -44,7 +44,7 @@ FAMILIES = ("arithmetic", "dyck")
 
 BEFORE = "from pre-training on"
 LATER = "added in fine-tuning"
-Kind = Literal["aside", "inline"]
+ThoughtPlace = Literal["aside", "inline"]
 _LONGER = 8
 _TUNING_LR = 0.25
 
@@ -64,7 +64,7 @@ class ThoughtStream:
     """
 
     name: str = "thought_stream"
-    systems: tuple[tuple[Kind, SystemConfig], ...]
+    systems: tuple[tuple[ThoughtPlace, SystemConfig], ...]
     train: TrainConfig
     tuning_steps: int = 100
     operations: tuple[int, int] = (3, 4)
@@ -73,7 +73,7 @@ class ThoughtStream:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Thinker:
+class ThoughtLane:
     """A model of the study.
 
     Attributes:
@@ -83,7 +83,7 @@ class Thinker:
         times: Number of times that it takes the steps of fine-tuning; 0 for none.
     """
 
-    kind: Kind
+    kind: ThoughtPlace
     seed: int
     has_begun: bool
     times: int
@@ -133,17 +133,17 @@ def thought_stream() -> ThoughtStream:
     )
 
 
-def thinkers(study: ThoughtStream, kind: Kind) -> list[Thinker]:
+def thinkers(study: ThoughtStream, kind: ThoughtPlace) -> list[ThoughtLane]:
     """Return the models of a system, those that are not fine-tuned first."""
     forms = ((True, 0), (False, 0), (True, 1), (False, 1), (False, _LONGER))
     return [
-        Thinker(kind=kind, seed=seed, has_begun=has_begun, times=times)
+        ThoughtLane(kind=kind, seed=seed, has_begun=has_begun, times=times)
         for has_begun, times in forms
         for seed in study.seeds
     ]
 
 
-def thinker_run(study: ThoughtStream, one: Thinker) -> Run:
+def thinker_run(study: ThoughtStream, one: ThoughtLane) -> Run:
     """Return the last phase of a model as a run."""
     questions = Reasoning(
         families=FAMILIES,
@@ -200,7 +200,7 @@ def run_thought_stream(
 
 
 def _train(
-    study: ThoughtStream, folder: Path, some: Sequence[Thinker], device: torch.device | str
+    study: ThoughtStream, folder: Path, some: Sequence[ThoughtLane], device: torch.device | str
 ) -> None:
     """Train models as lanes of a stack, and keep their weights."""
     runs = [thinker_run(study, one) for one in some]
@@ -216,11 +216,11 @@ def _train(
         save_file(system.state_dict(), _weights(folder, one))
 
 
-def _weights(folder: Path, one: Thinker) -> Path:
+def _weights(folder: Path, one: ThoughtLane) -> Path:
     return folder / WORK / "weights" / f"{one.key}.safetensors"
 
 
-def _record(study: ThoughtStream, folder: Path, one: Thinker) -> dict[str, Any]:
+def _record(study: ThoughtStream, folder: Path, one: ThoughtLane) -> dict[str, Any]:
     """Return what a model answers to questions of the scored fold, likeliest symbol by symbol."""
     system: System = build_system(dict(study.systems)[one.kind], one.seed)
     system.load_state_dict(load_file(_weights(folder, one)))
@@ -250,7 +250,7 @@ def questions(study: ThoughtStream) -> list[ReasoningItem]:
     return [task.item(HELD_OUT_SEED, n) for task in tasks for n in range(study.num_items)]
 
 
-def scored(study: ThoughtStream, kind: Kind) -> list[ReasoningItem]:
+def scored(study: ThoughtStream, kind: ThoughtPlace) -> list[ReasoningItem]:
     """Return the scored questions as a system reads them."""
     if kind == "inline":
         return questions(study)
@@ -267,7 +267,7 @@ def compare_thoughts(study: ThoughtStream, records: Sequence[dict[str, Any]]) ->
     """Return the declared comparisons of the models of each system."""
     pairs = []
     for kind, _ in study.systems:
-        first = Thinker(kind=kind, seed=0, has_begun=True, times=1)
+        first = ThoughtLane(kind=kind, seed=0, has_begun=True, times=1)
         for times in (1, _LONGER):
             other = replace(first, has_begun=False, times=times)
             pairs.append(("Thoughts are better from pre-training on.", first.arm, other.arm))
