@@ -20,11 +20,12 @@ RATES = (1e-3, 4e-3)
 GRID = Grid(
     name="tiny",
     arms=(GridArm(name="a", system=SingleStreamConfig(tower=tower(8, 1, 2, 8))),),
-    tasks=("hierarchy",),
+    tasks=("hierarchy", "logbook_a"),
     train=TrainConfig(
         num_steps=4,
         batch_rows=2,
         precision="float32",
+        evaluate_every=2,
         schedule=ScheduleConfig(warmup_steps=1),
     ),
     learning_rates=RATES,
@@ -33,8 +34,8 @@ GRID = Grid(
 )
 
 
-def cell(seed: int, rate: float = 1e-3) -> Cell:
-    return Cell(task="hierarchy", arm="a", learning_rate=rate, seed=seed)
+def cell(seed: int, rate: float = 1e-3, task: str = "hierarchy") -> Cell:
+    return Cell(task=task, arm="a", learning_rate=rate, seed=seed)
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +46,23 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "work_in_processes", work)
 
 
-def test_cells_of_an_arm_and_a_task_make_a_stack_and_those_that_choose_rates_another() -> None:
+def test_cells_of_an_arm_make_a_stack_and_those_that_choose_rates_another() -> None:
     chosen = [cell(seed, rate) for rate in RATES for seed in (100,)]
-    reported = [cell(seed) for seed in GRID.seeds]
+    reported = [cell(seed, task=task) for task in GRID.tasks for seed in GRID.seeds]
     assert stacks(GRID, [*chosen, *reported]) == [tuple(chosen), tuple(reported)]
 
 
+def test_a_stack_that_is_full_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [cell(seed, task=task) for seed in GRID.seeds for task in GRID.tasks]
+    monkeypatch.setattr(module, "MOST_TICKS", 2 * GRID.train.batch_rows * 30)
+    found = stacks(GRID, cells)
+    assert len(found) > 1
+    assert sorted(one.key for group in found for one in group) == sorted(one.key for one in cells)
+    assert all(len({one.task for one in group}) == 1 for group in found)  # rows of one length
+
+
 def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
-    cells = [cell(seed) for seed in GRID.seeds]
+    cells = [cell(seed, task=task) for seed, task in zip(GRID.seeds, GRID.tasks, strict=True)]
     record_batches(GRID, tmp_path / "batches", cells, Progress(quiet=True))
     assert len(list((tmp_path / "batches").iterdir())) == len(cells)
     outcomes = run_stack(GRID, partial(recorded_run, folder=tmp_path / "batches"), "cpu", cells)
@@ -62,7 +72,7 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
         points = record.pop("curve")
         expected = dict(alone)
         for point, other in zip(points, expected.pop("curve"), strict=True):
-            assert point.pop("score") is other.pop("score") is None
+            assert point.pop("score") == other.pop("score")
             assert point == pytest.approx(other, rel=1e-4)
         assert record == expected
     assert outcomes[0].facts["lanes"] == len(cells)

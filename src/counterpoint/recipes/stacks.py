@@ -125,8 +125,9 @@ def stacks(grid: Grid, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     found: list[tuple[Cell, ...]] = []
     for own in groups.values():
         group: list[Cell] = []
-        for cell in sorted(own, key=partial(_row_ticks, grid)):
-            ticks = (len(group) + 1) * grid.train.batch_rows * _row_ticks(grid, cell)
+        ticks_of = {cell.task: _row_ticks(grid, cell) for cell in own}
+        for cell in sorted(own, key=lambda cell: ticks_of[cell.task]):
+            ticks = (len(group) + 1) * grid.train.batch_rows * ticks_of[cell.task]
             if group and ticks > MOST_TICKS:
                 found.append(tuple(group))
                 group = []

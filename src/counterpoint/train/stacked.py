@@ -110,19 +110,21 @@ class Stack:
         self, systems: Sequence[System], configs: Sequence[TrainConfig], names: list[str]
     ) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
         """Return the highest learning rate and the decay of every number, as in a run alone."""
-        rates = list[Tensor]()
-        decays = list[Tensor]()
-        for system, config in zip(systems, configs, strict=True):
-            found = {}
-            for group in build_optimizer(system, config.optimizer).param_groups:
-                for weight in group["params"]:
-                    found[id(weight)] = (group["highest_lr"], group["weight_decay"])
-            lane = dict(system.named_parameters())
-            sizes = torch.tensor([lane[name].numel() for name in names])
-            both = torch.tensor([found[id(lane[name])] for name in names])
-            rate, decay = both.repeat_interleave(sizes, 0).unbind(1)
-            rates.append(rate)
-            decays.append(decay)
+        known: dict[str, tuple[Tensor, Tensor]] = {}
+        system = systems[0]
+        lane = dict(system.named_parameters())
+        sizes = torch.tensor([lane[name].numel() for name in names])
+        for config in configs:
+            if repr(config.optimizer) not in known:
+                found = {}
+                for group in build_optimizer(system, config.optimizer).param_groups:
+                    for weight in group["params"]:
+                        found[id(weight)] = (group["highest_lr"], group["weight_decay"])
+                both = torch.tensor([found[id(lane[name])] for name in names])
+                rate, decay = both.repeat_interleave(sizes, 0).unbind(1)
+                known[repr(config.optimizer)] = (rate, decay)
+        every = [known[repr(config.optimizer)] for config in configs]
+        rates, decays = zip(*every, strict=True)
         return torch.stack(rates).to(self.device), torch.stack(decays).to(self.device)
 
     def _schedule(self, configs: Sequence[TrainConfig]) -> Float[Tensor, "N S 3"]:
