@@ -188,7 +188,7 @@ def test_evaluate_refuses_another_text(trained: Path, capsys: pytest.CaptureFixt
         ("runs/small --prompt abcdefghijkl --whole-from abc", "as the prompt, 3: got 1"),
         (
             "runs/pair/single --prompt abcdefghijkl --whole-from abcdefghijkl",
-            "Only a system with a whole",
+            "Only a coarse past that is kept apart",
         ),
         ("runs/pair/single --simultaneous", "`--simultaneous` needs a system with a whole tower"),
         ("runs/pair", "it is a study. Name one of runs/pair/single, runs/pair/two."),

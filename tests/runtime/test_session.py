@@ -11,6 +11,7 @@ from counterpoint.runtime.session import Ended, NoIdError
 from counterpoint.runtime.sessions import Sessions
 from counterpoint.systems.contract import Choose, System
 from tests.runtime import tiny
+from tests.systems.contract_models import CONFIGS, build
 from tests.systems.scoring import extend
 
 SYSTEMS: dict[str, Callable[[], System]] = {
@@ -233,10 +234,22 @@ def test_generate_under_its_own_whole_changes_nothing_and_another_does() -> None
     assert list(generate(system, PROMPT, num_ticks=15, whole_from=other)) != plain
 
 
+@pytest.mark.parametrize("kind", ["hrt", "hnet"])
+def test_generate_exchanges_the_coarse_past_of_systems_without_one_whole(kind: str) -> None:
+    system = build(kind, next(iter(CONFIGS[kind])))
+    size = system.layout.part.sizes[0]
+    prompt = [(3 * number) % size for number in range(20)]
+    other = [(5 * number + 1) % size for number in range(20)]
+    plain = list(generate(system, prompt, num_ticks=15, sliding=True))
+    assert list(generate(system, prompt, num_ticks=15, whole_from=prompt, sliding=True)) == plain
+    assert list(generate(system, prompt, num_ticks=15, whole_from=other, sliding=True)) != plain
+
+
 @pytest.mark.parametrize(
     ("kind", "prompt", "other", "message"),
     [
-        ("single_stream", PROMPT, PROMPT, "Only a system with a whole"),
+        ("single_stream", PROMPT, PROMPT, "kept apart from the part"),
+        ("single_stream", PROMPT, PROMPT[:3], "as long as the prompt before its last id, 8 ids"),
         ("two_stream_lag_1", PROMPT[:8], PROMPT, "must finish 2 blocks or more.*got 1"),
         ("two_stream_lag_1", PROMPT, PROMPT[:7], "as the prompt, 2: got 1"),
     ],

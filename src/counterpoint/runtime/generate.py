@@ -1,6 +1,7 @@
 """Continue a text, id by id."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -8,7 +9,7 @@ from counterpoint.errors import UserError
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.session import Streaming
 from counterpoint.runtime.sessions import Sessions
-from counterpoint.systems.contract import HasWhole
+from counterpoint.systems.contract import HasWhole, System
 
 
 def generate(
@@ -30,7 +31,7 @@ def generate(
         num_ticks: Largest number of ids to generate.
         end_id: Id after which the text ends; it is yielded too.
         whole_from: Ids of another text, at least as many as the prompt has. The prompt is continued
-            under the whole of that text (systems with a whole only).
+            under the whole of that text, if the system has a coarse past that can be exchanged.
         sliding: Whether the prompt may be longer than the model's window.
 
     Yields:
@@ -92,25 +93,43 @@ def _feed_under(
 ) -> Sequence[int]:
     """Feed all of a prompt except its last id, replace its whole, and return that last id."""
     model = sessions.system.plain()
-    if not isinstance(model, HasWhole):
-        raise UserError(
-            "Only a system with a whole can continue a text under another whole: "
-            f"{type(model).__name__} has none. Leave `whole_from` out."
-        )
     fed = len(prompt) - 1
     if fed > 0:
         sessions.feed({0: prompt[:fed]})
-    needed = int(model.finished_blocks(sessions.state)[0])
+    if isinstance(model, HasWhole):
+        donor = _donor_of_blocks(model, int(model.finished_blocks(sessions.state)[0]), whole_from)
+    else:
+        donor = _donor_of_ticks(model, fed, whole_from)
+    sessions.system.wait()
+    sessions.state = model.swap(sessions.state, donor.state)
+    return prompt[fed:]
+
+
+def _donor_of_ticks(model: System, fed: int, text: Sequence[int]) -> Sessions:
+    """Return a session that has read as many ids of a text as the prompt has fed."""
+    if len(text) < fed:
+        raise UserError(
+            "The text whose whole is used must be as long as the prompt before its last id, "
+            f"{fed} ids: got {len(text)}. Give a longer text."
+        )
+    donor = Sessions(model, 1, sliding=True)
+    donor.start(0)
+    if fed > 0:
+        donor.feed({0: list(text[:fed])})
+    return donor
+
+
+def _donor_of_blocks(model: Any, needed: int, text: Sequence[int]) -> Sessions:
+    """Return a session that has finished as many blocks of a text as the prompt has."""
     usable = model.usable_blocks
     if needed < usable:
         raise UserError(
             f"To continue under another whole, a prompt must finish {usable} blocks or more before "
             f"its last id: got {needed}. Give a longer prompt."
         )
-    sessions.system.wait()
     donor = Sessions(model, 1, sliding=True)
     donor.start(0)
-    rest = list(whole_from)
+    rest = list(text)
     # Blocks may end early, so the donor is fed id by id until it has as many blocks as needed.
     while rest and int(model.finished_blocks(donor.state)[0]) < needed:
         donor.feed({0: [rest.pop(0)]})
@@ -120,5 +139,4 @@ def _feed_under(
             f"The text whose whole is used must finish as many blocks as the prompt, {needed}: "
             f"got {have}. Give a longer text."
         )
-    sessions.state = model.swap(sessions.state, donor.state)
-    return prompt[fed:]
+    return donor
