@@ -64,10 +64,13 @@ TARGETS = "targets"
 SOUND = "sound"
 """Arrangement of models that hear frames instead of words."""
 
-NUM_POINTS = 6
+NUM_POINTS = 4
 """Points of the learning curves."""
 
 TIMED_STEPS = 24
+
+AGREEING_S = 25.0
+"""Seconds for which a process waits for the other one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     training.add_argument("--steps", type=int, default=0, help="0: as many as fit into --seconds")
     training.add_argument(
         "--seconds", type=float, nargs="+", default=[60.0], help="of each; it is cut off then"
+    )
+    training.add_argument(
+        "--agree", type=Path, help="folder in which two processes agree on equal steps"
     )
     training.add_argument("--without-weights", action="store_true", help="write only numbers")
     training.add_argument("--problems", type=int, default=len(TUNING_PROBLEMS))
@@ -223,11 +229,23 @@ def train(names: str, deadline: float, options: argparse.Namespace) -> None:
     step_s = timed(lanes, pools, options)
     steps = int(0.85 * (deadline - time.time()) / step_s)
     steps = min(steps, options.steps) if options.steps else steps
+    if options.agree is not None:
+        steps = agreed(steps, options.agree, names)
     print(f"{names}: {1000 * step_s:.1f} ms a step, {steps} steps", flush=True)
     try:
         learn(lanes, pools, steps, options, deadline)
     except OverError as error:
         print(error, flush=True)
+
+
+def agreed(steps: int, folder: Path, name: str) -> int:
+    """Return the steps for which two processes beside each other, one for each half, have time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(str(steps))
+    ends = time.time() + AGREEING_S
+    while len(list(folder.iterdir())) < 2 and time.time() < ends:
+        time.sleep(0.2)
+    return min(int(file.read_text() or steps) for file in folder.iterdir())
 
 
 def timed(lanes: Sequence[Lane], pools: Mapping[str, Pool], options: Any) -> float:
