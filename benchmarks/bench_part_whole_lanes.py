@@ -6,6 +6,7 @@ by then is scored. Cells that are in the folder are not run again.
 
     python benchmarks/bench_part_whole_lanes.py --prepare --batches /tmp/b
     python benchmarks/bench_part_whole_lanes.py --device cuda --batches /tmp/b --out runs/lanes
+    python benchmarks/bench_part_whole_lanes.py --report --out runs/lanes
 """
 
 import argparse
@@ -20,10 +21,19 @@ from typing import Any
 
 from counterpoint.data.recorded import Recorded
 from counterpoint.data.tasks.source import label_stream
+from counterpoint.evaluate.report.grid_findings import RESULTS
 from counterpoint.files import write_json
 from counterpoint.progress import Progress
-from counterpoint.recipes.cells import Cell, cell_path, cell_run, keep_outcome
+from counterpoint.recipes.cells import (
+    Cell,
+    cell_path,
+    cell_run,
+    keep_outcome,
+    read_cells,
+    write_records,
+)
 from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid_report import report_grid
 from counterpoint.recipes.part_whole_small import part_whole_small
 from counterpoint.recipes.stacks import record_runs, recorded_run, run_stack, stacks
 from counterpoint.systems import sketch
@@ -121,8 +131,31 @@ def run(grid: Grid, args: argparse.Namespace, deadline: float) -> None:
             traceback.print_exc()
 
 
+def report(grid: Grid, folder: Path) -> None:
+    """Write the report of all arms whose cells are all there and were not stopped early."""
+    finished = []
+    left_out = []
+    for arm in grid.arms:
+        records = read_cells(folder, cells_of(grid, arm.name, grid.learning_rates))
+        steps = [record["curve"][-1]["step"] for record in records]
+        whole = len(records) == len(grid.tasks) * len(grid.seeds)
+        if whole and min(steps) == grid.train.num_steps:
+            finished.append((arm, records))
+        else:
+            left_out.append(f"{arm.name} ({len(records)} cells, {min(steps, default=0)} steps)")
+    grid = replace(grid, arms=tuple(arm for arm, _ in finished))
+    write_records(folder / RESULTS, [record for _, records in finished for record in records])
+    sentence = f"Left out, because they were not finished: {', '.join(left_out)}."
+    report_grid(
+        grid,
+        folder,
+        command="python benchmarks/bench_part_whole_lanes.py --device cuda",
+        left_out=sentence if left_out else "",
+    )
+
+
 def main() -> None:
-    """Prepare batches, or train."""
+    """Prepare batches, train, or report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--arms", nargs="+")
@@ -137,10 +170,14 @@ def main() -> None:
     parser.add_argument("--curve-every", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batches", type=Path, required=True)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--batches", type=Path, default=Path("/tmp/part_whole_batches"))
     parser.add_argument("--out", type=Path, default=Path("runs/part_whole_lanes"))
     args = parser.parse_args()
     grid = grid_of(args)
+    if args.report:
+        report(grid, args.out)
+        return
     if args.prepare:
         cells = [cell for arm in grid.arms for cell in cells_of(grid, arm.name, args.rates[:1])]
         runs = [recorded_as(cell_run(grid, cell)) for cell in cells]
