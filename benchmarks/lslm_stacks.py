@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,8 +49,10 @@ ARMS: dict[str, Fusion] = {
     "cross_attention": "cross_attention",
 }
 FIELDS = ("ticks", "targets", "elements")
+TEXT_PADDING = 3
 SAVED_WORDS = 100  # trials without interruption whose codes are written
-ROWS_AT_A_TIME = 1250
+ROWS_AT_A_TIME = 3500
+TIMED_STEPS = 100
 
 
 def say(text: str) -> None:
@@ -156,11 +159,26 @@ def config(seed: int, rate: float, options: argparse.Namespace) -> TrainConfig:
     )
 
 
+class TooSlowError(Exception):
+    """The steps would take longer than they may; the argument is the number that would not."""
+
+
 def train(arms: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train all lanes of one fusion, with fewer steps if there is no time for all of them."""
+    try:
+        return train_steps(arms, options)
+    except TooSlowError as slow:
+        (steps,) = slow.args
+        say(f"there is time for {steps} steps only")
+        fewer = argparse.Namespace(**{**vars(options), "steps": steps, "seconds": math.inf})
+        return train_steps(arms, fewer)
+
+
+def train_steps(arms: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train all lanes of one fusion; return each with its arm, seed, rate and curve."""
     device = torch.device(options.device)
     lanes = [
-        {"arm": arm, "seed": seed, "rate": rate, "curve": []}
+        {"arm": arm, "seed": seed, "rate": rate, "steps": options.steps, "curve": []}
         for arm in arms
         for rate in options.rates
         for seed in options.seeds
@@ -179,13 +197,16 @@ def train(arms: Sequence[str], options: argparse.Namespace) -> list[dict[str, An
     rows = Rows(options.rows, silent, plan, device)
     say(f"{len(lanes)} lanes of {', '.join(arms)}: {num_rows} rows on the device")
     begin = time.perf_counter()
+    deadline = float(os.environ.get("JOB_DEADLINE", "inf"))
 
     def on_step(step: int, bits: list[float]) -> bool:
         for lane, own in zip(lanes, bits, strict=True):
             lane["curve"].append((step, round(own, 4)))
         seconds = time.perf_counter() - begin
         say(f"step {step}, {1000 * seconds / step:.1f} ms a step, bits a frame {rounded(bits)}")
-        return seconds > options.seconds
+        if step == TIMED_STEPS and seconds * options.steps / step > options.seconds:
+            raise TooSlowError(int(0.85 * step * options.seconds / seconds) - step)
+        return time.time() > deadline - 25
 
     stack = Stack(systems, configs)
     stack.learn(rows, on_step)
@@ -204,8 +225,13 @@ def rounded(values: Sequence[float]) -> list[float]:
 
 
 @torch.no_grad()
-def held_out_bits(system: System, folder: Path, *, silent: bool) -> dict[str, float]:
-    """Bits a frame of held-out rows, and those of each stream."""
+def held_out_bits(
+    system: System, folder: Path, *, silent: bool, shuffled: bool = False
+) -> dict[str, float]:
+    """Bits a frame of held-out rows, and those of each stream.
+
+    If the words of each text are ``shuffled``, a model that reads its text pays more.
+    """
     rows = torch.load(folder / "held_out.pt", weights_only=False)
     prefix = "silent/" if silent else ""
     named: dict[str, dict[str, Tensor]] = {field: {} for field in FIELDS}
@@ -219,7 +245,13 @@ def held_out_bits(system: System, folder: Path, *, silent: bool) -> dict[str, fl
         named["ticks"]["heard"] = torch.zeros_like(
             torch.from_numpy(rows["ticks/heard"]).float(), device=system.device
         )
-    start = torch.zeros(named["ticks"]["text"].shape, dtype=torch.long, device=system.device)
+    text = named["ticks"]["text"]
+    if shuffled:
+        generator = torch.Generator().manual_seed(0)
+        for row in text:
+            words = (row != TEXT_PADDING).nonzero()[1:, 0]  # the first tick is empty
+            row[words] = row[words[torch.randperm(len(words), generator=generator)]]
+    start = torch.zeros_like(text)
     batch = Batch(
         ticks=named["ticks"],
         targets=named["targets"],
@@ -264,9 +296,10 @@ def measured(lane: dict[str, Any], options: argparse.Namespace, out: Path) -> No
     system: System = lane.pop("system")
     system.eval()
     silent = lane["arm"] == "silent"
-    facts = {**lane, "held_out_bits": held_out_bits(system, options.rows, silent=silent)}
+    bits = partial(held_out_bits, system, options.rows, silent=silent)
+    facts = {**lane, "held_out_bits": bits(), "with_shuffled_text": bits(shuffled=True)}
     (out / "lane.json").write_text(json.dumps(facts))
-    say(f"{out.name}: held-out bits a frame {facts['held_out_bits']}")
+    say(f"{out.name}: held-out bits {facts['held_out_bits']}, {facts['with_shuffled_text']}")
     trials = torch.load(options.rows / "trials.pt", weights_only=False)
     if silent:
         trials = [one for one in trials if one[0] == "clean" and one[1]["onset_s"] is None]
@@ -302,7 +335,12 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--batch-rows", type=int, default=64)
     parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="end training after that")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="of the training of a fusion; fewer steps if they are too short",
+    )
     parser.add_argument("--save", nargs="*", type=int, default=[], help="seeds to keep weights of")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)

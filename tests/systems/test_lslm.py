@@ -128,7 +128,8 @@ def test_a_sample_that_is_heard_counts_from_the_next_frame_on(fusion: str, place
     torch.manual_seed(4)
     mels = LogMels(25.0)
     listener = ListenerConfig(heard_width=mels.width, width=8, num_layers=2, mlp_hidden=9, taps=3)
-    model = randomised(LSLM(replace(CONFIGS[fusion], listener=listener)))
+    model = LSLM(replace(CONFIGS[fusion], listener=listener))
+    randomised(model)
     sound = 0.1 * torch.randn(1, NUM_TICKS * mels.frame_samples)
     louder = sound.clone()
     louder[0, 3 * mels.frame_samples + place] += 0.9

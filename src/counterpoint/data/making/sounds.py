@@ -51,7 +51,8 @@ class SoundsConfig:
             word, with unseen words by unseen speakers held out.
         keyword: The keyword.
         held_out_words: Words that are held out if any word interrupts.
-        held_out_speakers: Speakers that are held out then, if the speakers are known.
+        held_out_speakers: Speakers that are held out then. What they say beside the held-out words,
+            and held-out words by others, occur nowhere.
         voices: Voices of synthesised words; empty for all installed voices.
         held_out_voices: Synthesised voices that are held out, by label; see `Voice.label`.
     """
@@ -130,7 +131,8 @@ def _interrupting(config: SoundsConfig, folder: Path, split: Split) -> Iterator[
                 yield one
             continue
         new_word = one.word in config.held_out_words
-        new_speaker = one.speaker in config.held_out_speakers if one.speaker else new_word
+        # Somebody unknown may also be heard in training, so such recordings are never held out.
+        new_speaker = one.speaker in config.held_out_speakers
         if new_word and new_speaker:
             own: Split = "held_out"
         elif new_word or new_speaker:
