@@ -205,7 +205,7 @@ def train_steps(arms: Sequence[str], options: argparse.Namespace) -> list[dict[s
         seconds = time.perf_counter() - begin
         say(f"step {step}, {1000 * seconds / step:.1f} ms a step, bits a frame {rounded(bits)}")
         if step == TIMED_STEPS and seconds * options.steps / step > options.seconds:
-            raise TooSlowError(int(0.85 * step * options.seconds / seconds) - step)
+            raise TooSlowError(max(int(0.85 * step * options.seconds / seconds) - step, 300))
         return time.time() > deadline - 25
 
     stack = Stack(systems, configs)
@@ -320,7 +320,7 @@ def measured(lane: dict[str, Any], options: argparse.Namespace, out: Path) -> No
     np.savez_compressed(out / "scores.npz", scores=scores.numpy())
     ends = sum(said.ended for said in spoke) / len(spoke)
     say(f"{out.name}: spoke in {time.perf_counter() - begin:.1f} s; {ends:.2f} end by themselves")
-    if lane["seed"] in options.save:
+    if lane["seed"] in options.save and not silent:
         weights = {name: x.half() for name, x in system.state_dict().items()}
         write_tensors(out / "weights.safetensors", weights, {"config": repr(system.config)})
 
