@@ -1,5 +1,6 @@
 """What every test shares: fixed seeds, one torch thread, and a compiler that can be used."""
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator
@@ -37,6 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     # Test models are tiny: a second thread costs more than it gives, and sums stay reproducible.
     torch.set_num_threads(1)
+    gc.disable()  # until all tests are collected, which makes nothing but what stays
+
+
+def pytest_collection_finish() -> None:
+    # A million objects of modules and tests stay to the end: no collection looks at them again.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ LADDER = (
 # Modules beside the folders: every folder may import them, and they import only each other.
 ROOT_MODULES = (
     *("errors", "tracing", "files", "packages", "processes", "config_json"),
-    *("digests", "locks", "progress", "ray_tasks"),
+    *("digests", "literals", "locks", "progress", "ray_tasks"),
 )
 ENTRY = "__main__"  # of `python -m counterpoint`, below all folders
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -6,6 +6,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 
 from counterpoint.blocks.norm import RMSNorm
 
@@ -23,3 +24,17 @@ def test_shapes_are_checked_in_the_first_calls_of_a_test_and_again_in_the_next()
         with pytest.raises(RuntimeError):  # torch's own
             norm(BAD)
         checks.begin_test()
+
+
+def test_a_local_function_has_one_checker_however_often_it_is_made() -> None:
+    def outer(kind: Any) -> Any:
+        def local(value: kind) -> None:
+            """It is made anew in every call of the function around it."""
+
+        return checks.checked(local)
+
+    assert outer(int) is outer(int)
+    assert outer(int) is not outer(str)
+    with pytest.raises(BeartypeCallHintViolation):
+        outer(int)("text")
+    outer(str)("text")

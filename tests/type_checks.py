@@ -1,7 +1,7 @@
 """The checker of annotations that the tests run under (see `--jaxtyping-packages`)."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import wraps
 from types import FunctionType
 from typing import Any
@@ -18,6 +18,7 @@ class _Tests:
 
     number = 0
     checked_enough: list[FunctionType] = []
+    local: dict[Hashable, Callable[..., Any]] = {}
 
 
 def begin_test() -> None:
@@ -40,6 +41,30 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     if not isinstance(function, FunctionType):
         return _beartyped(function)
+    if "<locals>" not in function.__qualname__:
+        return _sampled(function)
+    # A local function is made, and comes here, whenever the function around it is called.
+    meaning = _meaning(function)
+    if meaning is None:
+        return _sampled(function)
+    if meaning not in _Tests.local:
+        _Tests.local[meaning] = _sampled(function)
+    return _Tests.local[meaning]
+
+
+def _meaning(function: FunctionType) -> Hashable | None:
+    """What two functions without a body share if they check the same; None if nothing tells it."""
+    code = function.__code__
+    hints = tuple(function.__annotations__.items())
+    meaning = (function.__module__, function.__qualname__, code.co_code, code.co_varnames, hints)
+    try:
+        hash(meaning)
+    except TypeError:  # the arguments of a ParamSpec have no hash
+        return None
+    return meaning
+
+
+def _sampled(function: FunctionType) -> Callable[..., Any]:
     strict: Callable[..., Any] | None = None
     test = -1
     calls = 0

@@ -9,8 +9,10 @@ from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelConfig:
     """Shape of a `Level`.

@@ -17,6 +17,7 @@ from counterpoint.blocks.depth import StepLinear
 from counterpoint.blocks.quantized import Int8Linear, Int8StepLinear, store_int8
 from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 
 FACTOR_A = "lora_A.weight"
 FACTOR_B = "lora_B.weight"
@@ -31,6 +32,7 @@ _SCALE = "scale"
 """Ends of the names of the tensors of a map that is stored in 8 bits."""
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LowRankConfig:
     """Shape of the adapters of a model.

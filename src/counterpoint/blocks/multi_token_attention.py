@@ -52,6 +52,7 @@ from counterpoint.blocks.multi_token_attention_rows import (
 )
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.streams.clock import SEQUENCE, span, span_mask
 from counterpoint.tracing import is_traced
 
@@ -102,6 +103,7 @@ class MultiTokenReach(NamedTuple):
     ticks: TickReach | None = None
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MultiTokenConfig:
     """Shape of `MultiTokenAttention` beyond that of its tower; a `MixerConfig`.

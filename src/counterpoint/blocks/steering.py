@@ -210,14 +210,12 @@ class Steering(nn.Module):
         If there are more states than slots, the latest ones are kept.
         """
         row = torch.arange(len(coarse), device=coarse.device)[:, None]
-
-        def slot(size: int) -> Tensor:
-            return ring_slots(first_block, count, coarse.shape[1], size - 1)
-
-        slots = slot(state.coarse.shape[1])
+        num_new = coarse.shape[1]
+        slots = ring_slots(first_block, count, num_new, state.coarse.shape[1] - 1)
+        plan_slots = ring_slots(first_block, count, num_new, state.plan.shape[1] - 1)
         state.coarse[row, slots] = coarse.to(state.coarse.dtype)
         state.end_tick[row, slots] = end_tick
-        state.plan[row, slot(state.plan.shape[1])] = self._plans(coarse).to(state.plan.dtype)
+        state.plan[row, plan_slots] = self._plans(coarse).to(state.plan.dtype)
         each = torch.arange(self.steps_a_block, device=coarse.device)
         step_slots = (slots[..., None] * self.steps_a_block + each).flatten(1)
         for memory, link in zip(state.memories, self.links, strict=True):

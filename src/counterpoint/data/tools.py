@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from counterpoint.literals import literals_checked
+
 Effect = Literal["none", "undoable", "lasting"]
 """What a call changes: nothing; something that can be undone; or something that stays."""
 
@@ -19,6 +21,7 @@ _TYPES: Mapping[Any, tuple[type, ...]] = {
 }
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tool:
     """A function that a model may call.

@@ -21,6 +21,7 @@ from counterpoint.data.tasks.reasoning.joined import JoinedReasoning
 from counterpoint.data.tasks.reasoning.plain import PlainText
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -52,6 +53,7 @@ SAMPLED = ("base > small", "large > small", "both > small", "both > nothing")
 """Chains that also sample solutions."""
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backbone:
     """How a model is pre-trained.
@@ -117,6 +119,7 @@ class Claim:
     pairs: tuple[tuple[str, str], ...]
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontLoading:
     """The study: its size, and which groups of chains are run.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from counterpoint.data.tasks.items import Trained
 from counterpoint.data.token_deal import MemberWeight
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.phases import PhaseData, PhasedData, PhaseSource
@@ -16,6 +17,7 @@ PLACEMENTS = {"uniform": (0.0, 1.0), "first": (0.0, 0.4), "last": (0.6, 1.0)}
 """Part of a phase in which a source stands, by name: everywhere, or the first or last 40 %."""
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
     """A phase of a run: what it reads, and how it learns.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
+from counterpoint.literals import literals_checked
 from counterpoint.speech.audio import resample
 from counterpoint.speech.engines import ENGINES, SpeechEngine, SpokenWord, digest
 from counterpoint.speech.loudness import normalise_loudness
@@ -33,6 +34,7 @@ _HISS_S = 0.03
 _BREATH_S = 0.2
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Voice:
     """A voice.

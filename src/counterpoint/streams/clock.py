@@ -158,7 +158,11 @@ def _whole_delay(stream: Stream) -> int:
 
 
 def first_visible(lag_steps: int) -> int:
-    """Return how many steps of an irregular stream must be finished before one is visible."""
+    """Return how many steps of a coarse stream must be finished before the first is visible.
+
+    A ring needs as many places besides those that are read: for the steps that the lag hides, and
+    for the unfinished one.
+    """
     return lag_steps + 1
 
 

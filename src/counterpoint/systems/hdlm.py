@@ -47,6 +47,7 @@ from counterpoint.blocks.early_exit import (
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.streams.turns import HANDOVER, Elements, Turns
@@ -71,6 +72,7 @@ ExitMode = Literal["none", "lazy", "masked", "propagate"]
 Feedback = Literal["token", "embedding"]
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HdLMConfig(SystemConfig):
     """Shape of an `HdLM`.
@@ -84,11 +86,9 @@ class HdLMConfig(SystemConfig):
         turn_ticks: Number of ticks of a block; there may be a turn after every block. Training rows
             may have turns at other ticks, at most one for every ``turn_ticks`` ticks and one more.
         exit_mode: What the layers above k do at coarse steps.
-        feedback: How the coarse ids are read: as a step of each element (``token``), or added to
-            the handover, at its input and again after layer k (``embedding``), without coarse
-            steps.
-        coarse_norm: Whether the state at k is normalised before the coarse head; the published code
-            does not normalise it.
+        feedback: How coarse ids are read: each as a step of its own (``token``), or added to the
+            handover, at its input and again after layer k (``embedding``).
+        coarse_norm: Whether the state at k is normalised before the coarse head.
         coarse_weight: Weight of the coarse loss, which is a mean over all places of the stream. If
             it is ``coarse_depth``, the loss is the likelihood of both streams.
         vocab_size: Number of ids of the part stream.

@@ -8,10 +8,12 @@ from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
 from counterpoint.blocks.compress import Kind
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.streams.spec import Layout, Role, Stream, coarse_stream
 from counterpoint.systems.contract import SystemConfig
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HRTConfig(SystemConfig):
     """Shape of an `HRT`.

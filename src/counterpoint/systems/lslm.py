@@ -32,6 +32,7 @@ from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import (
@@ -61,6 +62,7 @@ HEARD = "heard"
 _NUM_ENDS = 2  # EOS and IRQ
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LSLMConfig(SystemConfig):
     """Shape of an `LSLM`.

@@ -8,6 +8,7 @@ from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.streams.spec import Layout, Role, Stream, coarse_stream
 from counterpoint.systems.contract import SystemConfig
 
@@ -19,6 +20,7 @@ the plan of block s + 1, and a summary of the text so far.
 """
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TwoStreamConfig(SystemConfig, LevelConfig):
     """Shape of a `TwoStream`; the fields of `LevelConfig` are the shape of its whole.

@@ -5,6 +5,7 @@ from typing import Literal
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 
 
 def _require(holds: bool, what: str, got: object, hint: str) -> None:
@@ -72,6 +73,7 @@ class OptimizerConfig:
         return dict(self.kind_lr_factors).get(kind, 1.0)
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
     """The learning rate over the run: linear warm-up, then a cosine or a constant and a decay.
@@ -143,6 +145,7 @@ class FineTuneConfig:
     low_rank: LowRankConfig | None = None
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Settings of one training run.

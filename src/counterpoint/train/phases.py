@@ -28,6 +28,7 @@ from counterpoint.data.text.corpus import DataConfig
 from counterpoint.data.token_deal import Cursor, MemberWeight, TokenDeal, pieces, weights_at
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
@@ -55,6 +56,7 @@ class Shapeable(Protocol):
         ...
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhaseSource:
     """A named source of the phases of a run.
@@ -79,6 +81,7 @@ class PhaseSource:
             )
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhaseData:
     """What a phase reads.

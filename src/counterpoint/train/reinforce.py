@@ -29,6 +29,7 @@ from torch import Tensor
 
 from counterpoint.blocks.loss_sums import LossSums, add_losses
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.systems.contract import Loss, System
@@ -39,6 +40,7 @@ REWARDS = "rewards"
 FAILED = "failed"
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupConfig:
     """Settings of GRPO; the defaults are those of the paper where it has one.

@@ -15,6 +15,7 @@ from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.data.tasks.verify import TimedVerifier
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -24,6 +25,7 @@ from counterpoint.train.rollout_source import Asked, RolloutSource
 _VERIFIERS = {"answer": answer_reward, "process": process_reward}
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardedData:
     """Questions to which a model writes solutions, and how these are rewarded; a `DataSource`.

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_json_lines
+from counterpoint.literals import literals_checked
 
 SpeakerName = Literal["agent", "user"]
 TurnKind = Literal["turn", "backchannel", "interruption"]
@@ -24,6 +25,7 @@ _MOST_S = 1e6
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """One utterance.

@@ -21,6 +21,7 @@ from counterpoint.data.making.order_wordings import DIGITS, Split
 from counterpoint.data.making.orders import BACKCHANNELS
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines
+from counterpoint.literals import literals_checked
 from counterpoint.speech.audio import read_audio
 from counterpoint.speech.augment import pink_noise
 from counterpoint.speech.voices import Speaker, Voice, available_voices
@@ -41,6 +42,7 @@ Interrupter = Literal["command", "voice"]
 """Who interrupts: one keyword (command-based), or any word (voice-based)."""
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoundsConfig:
     """Which sounds are heard, and which of them are held out.

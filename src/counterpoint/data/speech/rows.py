@@ -42,6 +42,7 @@ from counterpoint.data.speech.token_parquet import TokenExamples, is_token_parqu
 from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
+from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress, spell_duration
 from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
@@ -67,6 +68,7 @@ class WeightedList:
             raise UserError(f"`weight` of {self.path} must be 0.001 to 1000: got {self.weight}.")
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeechData:
     """Recordings of dialogues, and how they become rows.

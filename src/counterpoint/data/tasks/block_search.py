@@ -16,8 +16,10 @@ from typing import ClassVar, Literal
 
 from counterpoint.data.tasks.items import ExactMatch, Item, ItemPolicy, Replies, Writer, draw
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockSearch(ExactMatch):
     """Blocks of letters, a query of some letters, and the block that has them all.

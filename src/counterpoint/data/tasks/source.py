@@ -24,12 +24,14 @@ from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskData:
     """Items of a task, up to ``num_items``, one for every row; a `DataSource`.

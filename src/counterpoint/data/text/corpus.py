@@ -28,6 +28,7 @@ from counterpoint.data.text.tokenizer import Tokenizer, load_tokenizer
 from counterpoint.digests import file_digest
 from counterpoint.errors import UserError, nearest
 from counterpoint.files import whole_folder
+from counterpoint.literals import literals_checked
 from counterpoint.locks import locked
 from counterpoint.progress import Progress, spell_count
 from counterpoint.streams.spec import Layout, Role
@@ -100,6 +101,7 @@ class HubDataset:
 Source = Kjv | Folder | Jsonl | Parquet | HubDataset
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """A corpus, how it is cut into units and rows, and what is held out.

@@ -31,6 +31,7 @@ from counterpoint.data.tasks.spoken_maths.thoughts import (
     thought_of_start,
 )
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 
 Fault = Literal["result", "operand", "operation"]
 
@@ -179,6 +180,7 @@ class Problem:
         return ["yes", "the", "answer", "is", *spoken(self.steps[-1].result)]
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpokenMaths:
     """The generator of problems; each is a pure function of a seed and a number.

@@ -32,6 +32,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths, vocabulary
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
@@ -77,6 +78,7 @@ class Words:
         return "".join(f" {self.words[number]}" for number in ids.tolist())
 
 
+@literals_checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpokenMathsData:
     """Spoken problems in the form of text; a `DataSource`.
