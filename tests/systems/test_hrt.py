@@ -136,3 +136,20 @@ def test_a_preset_builds() -> None:
         levels=(TowerConfig(width=8, num_layers=2, num_heads=2, mlp_hidden=8, window=4),) * 3,
     )
     assert HRT(config).layout.block_ticks == 16
+
+
+def test_blocks_of_ticks_end_after_boundaries_or_when_they_are_full() -> None:
+    model = three_levels("words")  # a block has at most 4 ticks; 1 and 5 are boundaries
+    ids = torch.tensor([[2, 5, 3, 3, 1, 1, 2, 2, 2, 2, 2]])
+    _, state = model.read({"part": ids}, model.initial_state(1))
+    assert state.counts.finished[0].tolist() == [4]  # of 2, 3, 1 and 4 ticks
+    assert state.counts.finished[1].tolist() == [2]
+    assert state.counts.place[0].tolist() == [1]
+
+
+def test_a_learned_block_may_end_before_it_is_full() -> None:
+    model = three_levels("learned")
+    ids = random_ticks(model, 1, 40)
+    _, state = model.read(ids, model.initial_state(1))
+    assert state.counts.finished[0] > 40 // model.config.strides[0]
+    assert set(model.losses(batch_of(model, ids))) == {"part", "reconstruct", "ratio", "share"}
