@@ -17,20 +17,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from record import finish
+from task_lanes import train_task_lanes
 
 from counterpoint.blocks.multi_token_attention import MultiTokenConfig
-from counterpoint.data.recorded import Recorded
 from counterpoint.data.tasks.block_search import BlockSearch
-from counterpoint.data.tasks.items import HELD_OUT_SEED, accuracy, floors
+from counterpoint.data.tasks.items import HELD_OUT_SEED, floors
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.statistics import wilson
-from counterpoint.evaluate.tasks import answer
 from counterpoint.progress import Progress
 from counterpoint.recipes.block_search import block_study
-from counterpoint.recipes.stacks import record_runs, recorded_run, train_lanes
-from counterpoint.systems.contract import System
+from counterpoint.recipes.stacks import record_runs
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.run import Run
@@ -89,55 +86,12 @@ def in_form(arm: Run, form: Any) -> SingleStreamConfig:
     return replace(config, tower=replace(config.tower, mixer=replace(mixer, form=form)))
 
 
-def scored(system: System | None, run: Run, num_items: int, device: str) -> float | None:
-    """Share of held-out items that are answered rightly."""
-    if system is None:
-        return None
-    assert isinstance(run.data, TaskData)
-    task = run.data.task
-    items = [task.item(HELD_OUT_SEED, number) for number in range(num_items)]
-    here = system.to(device)
-    score = accuracy(items, list(answer(here, items, 250)))["block"]
-    system.to("cpu")
-    return score
-
-
-def train_stack(
-    runs: list[Run], arguments: argparse.Namespace, deadline: float
-) -> list[dict[str, Any]]:
-    """Train the lanes of a stack; return curves of their losses and scores."""
-    lanes: list[dict[str, Any]] = [{"run": run.name, "bits": [], "scores": []} for run in runs]
-    begin = time.time()
-
-    def on_step(step: int, bits: list[float]) -> bool:
-        for lane, value in zip(lanes, bits, strict=True):
-            lane["bits"].append((step, round(value, 4)))
-        return time.time() > deadline
-
-    def visit(step: int, systems: list[System]) -> None:
-        for lane, system, run in zip(lanes, systems, runs, strict=True):
-            score = scored(system, run, arguments.items, arguments.device)
-            lane["scores"].append((step, score))
-        print(runs[0].name, step, [lane["scores"][-1][1] for lane in lanes], flush=True)
-
-    sources: dict[str, Recorded] = {}
-    for run in runs:
-        key = json.dumps([str(run.data), run.train.seed])
-        sources.setdefault(key, recorded_run(run, arguments.folder))
-    own = [sources[json.dumps([str(run.data), run.train.seed])] for run in runs]
-    systems = train_lanes(runs, own, arguments.device, on_step, visit=visit)
-    for lane, system, run in zip(lanes, systems, runs, strict=True):
-        lane["score"] = scored(system, run, arguments.items, arguments.device)
-        lane["steps"] = lane["bits"][-1][0]
-        lane["stack_seconds"] = round(time.time() - begin, 1)
-    return lanes
-
-
 def rates(lanes: list[dict[str, Any]]) -> dict[str, Any]:
     """Share of lanes that learned, by everything but the seed."""
     groups: dict[str, list[float]] = {}
     for lane in lanes:
-        groups.setdefault(lane["run"].rpartition("-")[0], []).append(lane["score"] or 0.0)
+        score = lane["scores"][-1][1]["block"]
+        groups.setdefault(lane["run"].rpartition("-")[0], []).append(score)
     found = {}
     for name, scores in groups.items():
         hits = sum(score >= LEARNED for score in scores)
@@ -161,7 +115,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path("runs/block_search"))
     parser.add_argument("--seconds", type=float, default=3600.0, help="for all stacks together")
-    parser.add_argument("--form", default="chunked", help="naive is faster on a GPU")
+    parser.add_argument("--form", default="chunked", help="how whole rows are computed")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
@@ -175,7 +129,9 @@ def main() -> None:
     results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}
     for number, ((arm, letters), runs) in enumerate(stacks.items()):
         share = (stop - time.time()) / (len(stacks) - number)
-        lanes = train_stack(runs, arguments, time.time() + share - 2)
+        lanes = train_task_lanes(
+            runs, arguments.folder, arguments.device, arguments.items, time.time() + share - 2
+        )
         results[f"{arm} {letters}"] = {"rates": rates(lanes), "lanes": lanes}
         if arguments.out:
             Path(arguments.out).write_text(json.dumps(results))
@@ -186,5 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

@@ -24,6 +24,7 @@ def kernels_of(name: str) -> Kernels:
         "conv_before": Kernels(conv_before=drawn(2, 2, 3)),
         "conv_after": Kernels(conv_after=drawn(2, 2, 3)),
         "mixing": Kernels(mix_before=drawn(1, 2, 2), mix_after=drawn(1, 2, 2)),
+        "wide": Kernels(drawn(2, 3, 5), drawn(1, 2, 2)),
         "all": Kernels(drawn(2, 3, 5), drawn(1, 2, 2), drawn(2, 3, 5), drawn(1, 2, 2)),
     }[name]
 
@@ -31,8 +32,9 @@ def kernels_of(name: str) -> Kernels:
 def main(name: str, num_steps: int) -> None:
     torch.manual_seed(0)
     kernels = kernels_of(name)
-    q = torch.randn(2, 2, num_steps, 6, requires_grad=True)
-    k, v = (torch.randn(2, 1, num_steps, 6, requires_grad=True) for _ in "kv")
+    width = 24 if name == "wide" else 6  # products of more than eight parts are computed in a loop
+    q = torch.randn(2, 2, num_steps, width, requires_grad=True)
+    k, v = (torch.randn(2, 1, num_steps, width, requires_grad=True) for _ in "kv")
     start = torch.zeros(2, num_steps, dtype=torch.long)
     start[1, 5:] = 5
     start[1, 18:] = 18

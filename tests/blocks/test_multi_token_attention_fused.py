@@ -22,6 +22,7 @@ has_triton = find_spec("triton") is not None
     ("name", "num_steps"),
     [
         ("conv_before", 21),
+        pytest.param("wide", 19, marks=pytest.mark.slow),
         *(
             pytest.param(name, 53, marks=pytest.mark.slow)
             for name in ("plain", "conv_before", "conv_after", "mixing", "all")

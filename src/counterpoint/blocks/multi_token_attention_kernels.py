@@ -83,7 +83,7 @@ def _product(a, b, rows, num_rows, width: tl.constexpr, size: tl.constexpr):
     """
     number: tl.constexpr = (width + size - 1) // size
     total = tl.zeros((rows[0].shape[0], rows[1].shape[0]), dtype=tl.float32)
-    if number <= MOST_PARTS:
+    if number <= MOST_PARTS and width <= 512:
         left = _parts(a, rows[0], 0, num_rows, width, size, number)
         right = _parts(b, rows[1], 0, num_rows, width, size, number)
         for place in tl.static_range(number):

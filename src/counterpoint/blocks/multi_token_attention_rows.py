@@ -35,6 +35,9 @@ CHUNK_ROWS = 32
 GRADIENT_ROWS = 128
 """Queries of a chunk of the gradient, which reads up to ten rows before them once more."""
 
+GPU_ROWS = 512
+"""Queries of a chunk on a GPU, where small products take as long as larger ones."""
+
 HIDDEN = -1e9
 """Score of a pair that is hidden: its weight becomes exactly zero."""
 
@@ -217,12 +220,12 @@ def convolve(
         y[..., -side:] = joined[..., side : 2 * side]
         y[..., :side] = joined[..., 2 * side : 3 * side]
     if rows.edge is not None and side and kernel.shape[1] > 1:
-        _compute_edge(x, kernel, rows.edge.last(y.shape[2]), y)
+        return _with_edge(x, kernel, rows.edge.last(y.shape[2]), y)
     return y
 
 
-def _compute_edge(x: Tensor, kernel: Tensor, edge: Edge, y: Tensor) -> None:
-    """Overwrite the results of the first keys of each query by those of taps that it may read."""
+def _with_edge(x: Tensor, kernel: Tensor, edge: Edge, y: Tensor) -> Tensor:
+    """Return results whose first keys of each query come from taps alone that it may read."""
     num_rows, num_near = edge.column.shape[1:]
     side = num_near // 2
     row = torch.arange(num_rows, device=x.device)[:, None]
@@ -238,7 +241,7 @@ def _compute_edge(x: Tensor, kernel: Tensor, edge: Edge, y: Tensor) -> None:
     is_read = edge.is_read[..., :side]
     column = torch.where(is_read, edge.column[..., :side], edge.column[..., :1])
     result = torch.where(is_read[:, None], result, result[..., :1].detach())
-    y.scatter_(3, _heads(column, y), result)
+    return y.scatter(3, _heads(column, y), result)
 
 
 def _heads(index: Int[Tensor, "B *K"], like: Tensor) -> Int[Tensor, "B H *K"]:
@@ -305,8 +308,10 @@ def pieces(num_steps: int, window: int, size: int, above: int = 0) -> Iterator[P
         yield Piece(first, row, min(row + size, num_steps), max(0, first - window + 1))
 
 
-def chunk_rows(num_steps: int) -> int:
+def chunk_rows(num_steps: int, is_cuda: bool = False) -> int:
     """Return the number of queries of a chunk of whole rows."""
+    if is_cuda:
+        return GPU_ROWS
     return num_steps if num_steps <= WHOLE_ROWS else CHUNK_ROWS
 
 
@@ -359,7 +364,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, reach: RowReach) 
     above: Above = (None, None)
     read = []
     last_key = 0
-    for piece in pieces(num_steps, reach.window, chunk_rows(num_steps)):
+    for piece in pieces(num_steps, reach.window, chunk_rows(num_steps, q.is_cuda)):
         columns = (last_key, piece.key, piece.stop)
         above = tuple(
             _moved(rows, kernel, q, columns)
@@ -413,7 +418,8 @@ class _Chunked(torch.autograd.Function):
         totals = [torch.zeros_like(one) for one in (q, k, v)]
         to_kernels = [None if one is None else torch.zeros_like(one) for one in kernels]
         learned = Kernels(*(one if one is None else _leaf(one) for one in kernels))
-        for piece in pieces(q.shape[2], ctx.reach.window, GRADIENT_ROWS, learned.above):
+        size = GPU_ROWS if q.is_cuda else GRADIENT_ROWS
+        for piece in pieces(q.shape[2], ctx.reach.window, size, learned.above):
             queries = slice(piece.above, piece.stop)
             keys = slice(piece.key, piece.stop)
             at = (queries, keys, keys)

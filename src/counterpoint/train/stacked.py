@@ -210,7 +210,7 @@ class Stack:
             total.sum(), list(self._parameters.values()), materialize_grads=True
         )
         with torch.no_grad():
-            gradient = torch.cat([one.flatten(1) for one in gradients], 1)
+            gradient = torch.cat([one.reshape(len(one), -1) for one in gradients], 1)
             if config.clip_norm is not None:
                 norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
                 gradient.mul_((config.clip_norm / (norm + 1e-6)).clamp(max=1))
