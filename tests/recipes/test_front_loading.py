@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.recorded import read_recorded
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.data.tasks.source import item_rows
@@ -36,12 +37,12 @@ from counterpoint.recipes.front_loading import (
     splits,
 )
 from counterpoint.recipes.front_loading_lanes import (
+    batches_path,
     chain_run,
     read_facts,
     record_segments,
     segment_config,
     segments,
-    stacks,
 )
 from counterpoint.recipes.front_loading_report import (
     REPORT,
@@ -52,6 +53,7 @@ from counterpoint.recipes.front_loading_report import (
 from counterpoint.recipes.front_loading_run import run_front_loading, scored_items
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.lanes import Lanes
+from counterpoint.systems import sketch
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import load_system, read_manifest, resolve
 from counterpoint.train.distributed import World
@@ -254,20 +256,44 @@ def test_claims_hold_fail_or_stay_undecided() -> None:
     assert np.isfinite([row.difference.low for row in rows]).all()
 
 
-def test_segments_learn_with_the_rates_of_the_run_of_phases(tmp_path: Path) -> None:
-    study = replace(tiny(), groups=("matched",))
-    own = [one for one in segments(study) if one.chain.backbone.without_share]
+def test_segments_read_and_count_what_the_run_of_phases_does(tmp_path: Path) -> None:
+    """Batches, ledger and learning rates, also of chains that share a deal of pre-training."""
+    study = replace(tiny(), groups=("cross", "matched"), num_unique=60)
+    wanted = ("both > both", "base without the share > both, then small", "both > small")
+    own = [
+        one
+        for one in segments(study)
+        if one.chain.name in wanted or (not one.phase and one.chain.backbone.name == "both")
+    ]
     record_segments(study, tmp_path, own, Progress(quiet=True))
-    run = chain_run(study, own[0].chain, 0)
-    counts = [read_facts(tmp_path, one)["num_steps"] for one in own]
-    whole = with_phase_steps(run.train, counts)
-    for one, first in zip(own, np.cumsum([0, *counts[:-1]]), strict=True):
-        config = segment_config(study, tmp_path, one)
-        factor = config.optimizer.lr / study.train.optimizer.lr
-        for step in range(config.num_steps):
-            rate = factor * lr_ratio(config.schedule, step, config.num_steps)
-            assert rate == pytest.approx(step_lr_ratio(whole, int(first) + step))
-    assert [len(group) for group in stacks(tmp_path, own, 8)] == [1, 1, 1]
+    for name in wanted:
+        parts = [one for one in own if one.chain.name == name or not one.phase]
+        parts = [one for one in parts if one.chain.backbone == chain(name).backbone]
+        run = chain_run(study, chain(name), 0)
+        data: Any = run.data
+        batches = data.prepare(sketch(run.system)).batches(run.train.batch_rows, 0)
+        facts = [read_facts(tmp_path, one) for one in parts]
+        assert tuple(one["num_steps"] for one in facts) == batches.num_steps
+        whole = with_phase_steps(run.train, batches.num_steps)
+        step = 0
+        for one, fact in zip(parts, facts, strict=True):
+            recorded = read_recorded(batches_path(tmp_path, one))
+            config = segment_config(study, tmp_path, one)
+            factor = config.optimizer.lr / study.train.optimizer.lr
+            new: dict[str, int] = {}
+            for place in range(config.num_steps):
+                batch = batches.batch(step)
+                assert torch.equal(recorded.batch(place).targets["part"], batch.targets["part"])
+                for source, amount in batch.amounts.items():
+                    new[source] = new.get(source, 0) + amount.new_items
+                rate = factor * lr_ratio(config.schedule, place, config.num_steps)
+                assert rate == pytest.approx(step_lr_ratio(whole, step))
+                step += 1
+            counted = {entry["source"]: entry["new_items"] for entry in fact["ledger"]}
+            assert counted == {source: count for source, count in new.items() if source in counted}
+    both = next(one for one in own if one.chain.name == "both > both" and one.phase)
+    (entry,) = read_facts(tmp_path, both)["ledger"]
+    assert entry["new_items"] < entry["items"]  # pre-training has read some of them
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ Group = Literal[
 GROUPS: tuple[Group, ...] = get_args(Group)[:-1]
 """The groups that are run as lanes of stacks, the most important ones first."""
 
-SAMPLED = ("base > small", "large > small", "both > small", "both > nothing")
+SAMPLED = ("base > small", "both > small")
 """Chains that also sample solutions."""
 
 
@@ -156,7 +156,7 @@ class FrontLoading:
     operations: tuple[int, int] = (3, 4)
     row_ticks: int = 192
     num_items: int = 40
-    num_samples: int = 8
+    num_samples: int = 4
     groups: tuple[Group, ...] = GROUPS
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -223,7 +223,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
     }
     plain = TaskData(
         task=PlainText(num_symbols=study.row_ticks - 132),
-        num_items=study.pretrain_tokens // 50 + 1,
+        num_items=study.pretrain_tokens // 70 + 1,
         num_held_out=64,
         trained="all",
     )
@@ -369,8 +369,8 @@ CLAIMS = (
 
 
 def front_loading() -> FrontLoading:
-    """Return the study at the size of some minutes of a GPU: 0.86 M parameters."""
-    tower = TowerConfig(width=128, num_layers=4, num_heads=4, mlp_hidden=344, window=256)
+    """Return the study at the size of some minutes of a GPU: 0.38 M parameters."""
+    tower = TowerConfig(width=96, num_layers=3, num_heads=3, mlp_hidden=256, window=224)
     return FrontLoading(
         system=SingleStreamConfig(tower=tower),
         train=TrainConfig(
@@ -381,7 +381,7 @@ def front_loading() -> FrontLoading:
             optimizer=OptimizerConfig(lr=3e-3),
             schedule=ScheduleConfig(warmup_steps=50),
         ),
-        pretrain_tokens=6_000_000,
+        pretrain_tokens=5_000_000,
         tuning_tokens=100_000,
         num_unique=30_000,
     )

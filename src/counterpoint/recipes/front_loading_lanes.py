@@ -10,6 +10,7 @@ together, as lanes of a stack (`counterpoint.train.stacked`), from batches that 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from counterpoint.data.recorded import read_recorded, record_once
 from counterpoint.data.source import BatchSource, DataSource, PreparedSource
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
-from counterpoint.data.token_deal import MemberWeight
+from counterpoint.data.token_deal import Cursor, MemberWeight
 from counterpoint.files import read_json, whole_file, write_json
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -46,7 +47,6 @@ from counterpoint.train.phases import (
     PhasedData,
     PhaseSource,
     PreparedPhases,
-    with_phase_steps,
 )
 from counterpoint.train.reinforce import GroupConfig
 from counterpoint.train.rewarded import RewardedData
@@ -195,6 +195,7 @@ class Recorder:
         self.study = study
         self.folder = folder
         self._prepared: dict[str, PreparedSource] = {}
+        self._dealt: dict[str, tuple[BatchSource, int, dict[str, Cursor]]] = {}
 
     def __call__(self, some: Sequence[ChainPhase]) -> str:
         """Record the segments of one backbone and seed that are missing; return its name."""
@@ -207,19 +208,36 @@ class Recorder:
         run = chain_run(self.study, segment.chain, segment.seed)
         data: Any = run.data
         system = sketch(run.system)
-        batches = self._phases(data, system).batches(run.train.batch_rows, run.train.seed)
-        config = with_phase_steps(run.train, batches.num_steps)
-        num_steps = batches.num_steps[segment.phase]
-        counted = _Counted(batches.parts[segment.phase], system, config.phases[segment.phase].name)
+        source, num_steps = self._batches(segment, self._phases(data, system), run.train)
+        settings = run.train.phases[segment.phase]
+        counted = _Counted(source, system, settings.name)
         path = batches_path(self.folder, segment)
         path.unlink(missing_ok=True)  # its ledger was not written
         record_once(counted, num_steps, path)
         facts = {
             "ledger": counted.ledger.encoded(),
             "num_steps": num_steps,
-            "lr_factor": config.phases[segment.phase].lr_factor,
+            "lr_factor": settings.lr_factor,
         }
         write_json(facts_path(self.folder, segment), facts)
+
+    def _batches(
+        self, segment: ChainPhase, phases: PreparedPhases, train: TrainConfig
+    ) -> tuple[BatchSource, int]:
+        """Deal the phases of a chain up to that of a segment, as for the run of the chain.
+
+        The deal of pre-training is kept for the other chains of the backbone.
+        """
+        cursors = phases.cursors()
+        root = replace(segment, phase=0).key
+        if root not in self._dealt:
+            own = phases.dealt(0, cursors, train.batch_rows, train.seed)
+            self._dealt = {root: (*own, deepcopy(cursors))}
+        source, num_steps, after = self._dealt[root]
+        cursors |= {name: deepcopy(one) for name, one in after.items() if one.turn}
+        for number in range(1, segment.phase + 1):
+            source, num_steps = phases.dealt(number, cursors, train.batch_rows, train.seed)
+        return source, num_steps
 
     def _phases(self, data: PhasedData, system: System) -> PreparedPhases:
         """Prepare the sources of phases, as `PhasedData.prepare` does."""

@@ -49,10 +49,10 @@ from counterpoint.train.rollout_source import NoRewardError
 STUDY = "study.json"
 RESULTS = "results.parquet"
 ITEMS_SEED = HELD_OUT_SEED
-_STACK_TICKS = 64_000
-"""Ticks of a step of a stack on a GPU, which does not become faster with more."""
-_WRITTEN_ROWS = 10_000
-"""Rows that are written at once on a GPU; their caches take 16 GB at 0.9 M parameters."""
+_STACK_TICKS = 140_000
+"""Ticks of a step of a stack on a GPU; their activations take about 10 GB at 0.4 M parameters."""
+_WRITTEN_ROWS = 6000
+"""Rows that are written at once on a GPU; their caches take about 5 GB at 0.4 M parameters."""
 
 
 def run_front_loading(
@@ -209,22 +209,35 @@ def answered(
     Returns:
         For each model what it wrote, by split.
     """
-    found: list[list[dict[str, Any]]] = [[] for _ in systems]
-    for split in splits(study):
-        items = scored_items(study, split)
-        count = study.num_samples if sampled and split == "in range" else 0
-        at_once = max(_WRITTEN_ROWS // (len(items) * max(count, 1)), 1)
-        if systems[0].device.type == "cpu":
-            at_once = 1
-        for first in range(0, len(systems), at_once):
-            lanes = Lanes(systems[first : first + at_once])
-            for place, own in enumerate(_written(study, lanes, items, count), first):
-                found[place].append({"split": split, "num_samples": count} | own)
+    items = {split: scored_items(study, split) for split in splits(study)}
+    every = [item for own in items.values() for item in own]
+    count = study.num_samples if sampled else 0
+    most = max(len(every), count * len(items["in range"]))
+    at_once = 1 if systems[0].device.type == "cpu" else max(_WRITTEN_ROWS // most, 1)
+    found = list[list[dict[str, Any]]]()
+    for first in range(0, len(systems), at_once):
+        lanes = Lanes(systems[first : first + at_once])
+        samples = (
+            lane_texts(lanes, items["in range"], count, temperature=1.0)
+            if count
+            else [[] for _ in range(lanes.num_lanes)]
+        )
+        for own, sample in zip(_written(study, lanes, every), samples, strict=True):
+            begin = 0
+            records = list[dict[str, Any]]()
+            for split, some in items.items():
+                cut = slice(begin, begin + len(some))
+                begin = cut.stop
+                record = {name: values[cut] for name, values in own.items() if name != "base_bits"}
+                drawn = sample if split == "in range" else []
+                about = {"split": split, "num_samples": count if drawn else 0, "sampled": drawn}
+                records.append(about | record | {"base_bits": own["base_bits"]})
+            found.append(records)
     return found
 
 
 def _written(
-    study: FrontLoading, lanes: Lanes, items: Sequence[ReasoningItem], count: int
+    study: FrontLoading, lanes: Lanes, items: Sequence[ReasoningItem]
 ) -> Iterator[dict[str, Any]]:
     """Yield what each lane wrote, and what true solutions and text without reasoning cost it."""
     texts = lane_texts(lanes, items)
@@ -234,11 +247,9 @@ def _written(
         [plain.task.item(ITEMS_SEED, number) for number in range(plain.num_held_out)]
     )
     base = lane_targets(lanes, rows).bits.sum(1).tolist()
-    samples = lane_texts(lanes, items, count, temperature=1.0) if count else []
     for lane, own in enumerate(texts):
         yield {
             "texts": [text for (text,) in own],
-            "sampled": samples[lane] if samples else [],
             "bits": true.bits[lane].tolist(),
             "likeliest": true.are_likeliest[lane].tolist(),
             "base_bits": base[lane] / rows.size,

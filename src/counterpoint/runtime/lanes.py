@@ -37,6 +37,7 @@ class Lanes:
         systems: Models of one config, on one device, in evaluation mode.
 
     Attributes:
+        num_lanes: Number of models.
         layout: Streams of each model.
         device: Their device.
 
@@ -58,7 +59,7 @@ class Lanes:
         self.layout = first.layout
         self.device = first.device
         self._part = streams[0].name
-        self._num_lanes = len(systems)
+        self.num_lanes = len(systems)
         self._forward = _Forward(first)
         self._tick = _Tick(first, self._part)
         self._buffers = {f"system.{name}": value for name, value in first.named_buffers()}
@@ -112,7 +113,7 @@ class Lanes:
             table[row, : len(prompt)] = prompt
         given = torch.from_numpy(table).to(device)
         noise = torch.Generator(device).manual_seed(seed) if temperature else None
-        shape = (self._num_lanes, len(prompts))
+        shape = (self.num_lanes, len(prompts))
         ids = given[:, 0].expand(shape)
         ended = torch.zeros(shape, dtype=torch.bool, device=device)
         written = torch.full((last, *shape), UNSET_ID, dtype=torch.int32, device=device)
@@ -130,16 +131,16 @@ class Lanes:
                 _until(table[length : length + count, lane, row], end_id)
                 for row, (length, count) in enumerate(zip(lengths, most, strict=True))
             ]
-            for lane in range(self._num_lanes)
+            for lane in range(self.num_lanes)
         ]
 
     def start(self, num_rows: int) -> "LaneReader":
         """Return what reads ids in rows of every lane, from the first tick on."""
         state = map_state(
-            lambda own: own.expand(self._num_lanes, *own.shape).clone(),
+            lambda own: own.expand(self.num_lanes, *own.shape).clone(),
             self._system.initial_state(num_rows),
         )
-        ids = torch.zeros(self._num_lanes, num_rows, dtype=torch.long, device=self.device)
+        ids = torch.zeros(self.num_lanes, num_rows, dtype=torch.long, device=self.device)
         return LaneReader(self.read, ids, state)
 
     def read(self, ids: Int[Tensor, "S B"], state: State) -> tuple[Float[Tensor, "S B V"], State]:

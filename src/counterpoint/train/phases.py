@@ -244,7 +244,16 @@ class PreparedPhases:
         Raises:
             UserError: A source is exhausted, or does not give single rows.
         """
-        cursors = {
+        cursors = self.cursors()
+        parts = [
+            self.dealt(number, cursors, batch_rows, seed, rank, world_size)
+            for number in range(len(self.by_phase))
+        ]
+        return PhasedBatches(parts)
+
+    def cursors(self) -> dict[str, Cursor]:
+        """Return how far each source has been read before the first phase."""
+        return {
             source.name: Cursor(
                 name=source.name,
                 most_passes=source.most_passes,
@@ -252,20 +261,38 @@ class PreparedPhases:
             )
             for source in self.data.sources
         }
-        parts: list[tuple[BatchSource, int]] = []
-        for phase, sources in zip(self.data.phases, self.by_phase, strict=True):
-            if phase.rewarded is not None:
-                source = sources[ROLLOUTS].batches(batch_rows, seed, rank, world_size)
-                parts.append((source, phase.num_steps))
-                continue
-            loaders = {name: _loader(name, own, seed) for name, own in sources.items()}
-            hands = {name: (cursors[name], loader) for name, loader in loaders.items()}
-            deal = TokenDeal(
-                phase.name, phase.tokens, phase.weights, hands, batch_rows, rank, world_size
-            )
-            members = {name: SingleRows(loader) for name, loader in loaders.items()}
-            parts.append((Mixture(members, deal), deal.num_steps))
-        return PhasedBatches(parts)
+
+    def dealt(
+        self,
+        number: int,
+        cursors: Mapping[str, Cursor],
+        batch_rows: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> tuple[BatchSource, int]:
+        """Deal the rows of one phase; return its batches and the number of its steps.
+
+        Args:
+            number: Number of the phase.
+            cursors: How far each source has been read; they are moved.
+            batch_rows: Number of rows of a step, over all processes.
+            seed: Seed of the order of rows.
+            rank: Number of this process.
+            world_size: Number of processes.
+        """
+        phase = self.data.phases[number]
+        sources = self.by_phase[number]
+        if phase.rewarded is not None:
+            source = sources[ROLLOUTS].batches(batch_rows, seed, rank, world_size)
+            return source, phase.num_steps
+        loaders = {name: _loader(name, own, seed) for name, own in sources.items()}
+        hands = {name: (cursors[name], loader) for name, loader in loaders.items()}
+        deal = TokenDeal(
+            phase.name, phase.tokens, phase.weights, hands, batch_rows, rank, world_size
+        )
+        members = {name: SingleRows(loader) for name, loader in loaders.items()}
+        return Mixture(members, deal), deal.num_steps
 
     def held_out_units(self) -> "JoinedUnits | None":
         """Return the held-out units of the sources that are measured; ``None`` without any."""
