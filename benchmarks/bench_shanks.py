@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,9 +22,10 @@ import numpy as np
 import torch
 from record import finish
 from safetensors.torch import load_file
-from shanks_stacks import run_of
+from shanks_stacks import file_name, run_of
 
-from counterpoint.data.tasks.spoken_maths.hearing import Heard
+from counterpoint.data.tasks.spoken_maths.bank import FRAME_HZ, sound_frames
+from counterpoint.data.tasks.spoken_maths.hearing import Heard, spoken_by
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import Attempt, rises, score_interruptions
@@ -30,22 +33,52 @@ from counterpoint.evaluate.duplex.thought_kinds import KindScorer
 from counterpoint.evaluate.report.figures import PALETTE, STYLE, new_figure
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
 from counterpoint.packages import optional_module
+from counterpoint.processes import work_in_processes
 from counterpoint.runtime.load import load
+from counterpoint.speech.mels import LogMels
+from counterpoint.speech.voices import Synthesizer, available_voices
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
 
 MOST_ALARMS = 0.05
 QUESTION = "How well do models that think while they listen find the errors of a speaker?"
-ARMS = {"interleaved": "thinking", "silent": "silent", "parallel": "parallel"}
+ARMS = {
+    "interleaved": "thinking",
+    "silent": "silent",
+    "parallel": "parallel",
+    "sound": "thinking, hears sound",
+}
 
 
 class Listener(NamedTuple):
-    """A model that listens."""
+    """A model that listens.
 
-    arm: str
+    Attributes:
+        folder: Folder of its run, or of results of shanks_stacks.py.
+        name: Name of its arrangement there; empty for a run.
+        seed: Its seed.
+        rate: Its learning rate, for results.
+        speaks: Whether it hears problems that are spoken sentence by sentence, not joined words.
+    """
+
+    folder: Path
+    name: str
     seed: int
-    system: System
-    data: SpokenMathsData
+    rate: float = 0.0
+    speaks: bool = False
+
+    def opened(self, bank: str) -> tuple[System, SpokenMathsData]:
+        """Return the model and its data; models that hear sound need the bank of words."""
+        if not self.name:
+            loaded = load(self.folder)
+            if loaded.run is None or not isinstance(loaded.run.data, SpokenMathsData):
+                raise SystemExit(f"{self.folder} must be a run on spoken maths, or hold results.")
+            return loaded.system, loaded.run.data
+        run = run_of(self.name, bank)
+        system = build_system(run.system, 0)
+        weights = load_file(self.folder / file_name(self.name, self.seed, self.rate))
+        system.load_state_dict({key: value.float() for key, value in weights.items()})
+        return system.eval(), cast("SpokenMathsData", run.data)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,11 +87,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--problems", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shanks.json"))
-    parser.add_argument("--read", type=Path, default=None)
+    parser.add_argument("--bank", default="", help="file of spoken words")
+    parser.add_argument("--speech", action="store_true", help="also speak problems with Piper")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--read", nargs="+", type=Path, default=None)
     parser.add_argument("--figure", type=Path, default=None)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = measured(options) if options.read is None else json.loads(options.read.read_text())
+    found = measured(options) if options.read is None else together(options.read)
     summary = summarised(found)
     finish(QUESTION, {**found, "summary": plain_json(summary)}, str(options.out))
     for line in table(summary):
@@ -70,27 +106,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 # ------------------------------------------------------------------------------------ listening
 
 
-def listeners(folder: Path) -> Iterator[Listener]:
-    """Yield the models of a folder."""
-    results = [
-        path for path in sorted(folder.glob("*.json")) if path.stem.partition("-")[0] in ARMS
-    ]
-    for path in results:
-        facts = json.loads(path.read_text())
-        run = run_of(facts["arrangement"])
-        for lane in facts["lanes"]:
-            system = build_system(run.system, 0)
-            name = f"{path.stem}-{lane['seed']}-{lane['rate']:g}.safetensors"
-            weights = {key: value.float() for key, value in load_file(folder / name).items()}
-            system.load_state_dict(weights)
-            data = cast("SpokenMathsData", run.data)
-            yield Listener(ARMS[data.arrangement], lane["seed"], system.eval(), data)
-    if not results:
-        loaded = load(folder)
-        if loaded.run is None or not isinstance(loaded.run.data, SpokenMathsData):
-            raise SystemExit(f"{folder} must be a run on spoken maths, or hold results.")
-        data = loaded.run.data
-        yield Listener(ARMS[data.arrangement], loaded.run.train.seed, loaded.system, data)
+def listeners(folder: Path, *, speech: bool) -> list[Listener]:
+    """Return the models of a folder."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        if path.stem.partition("-")[0] in ARMS:
+            for lane in json.loads(path.read_text())["lanes"]:
+                one = Listener(folder, path.stem, lane["seed"], lane["rate"])
+                found += [one, one._replace(speaks=True)] if speech else [one]
+    return found or [Listener(folder, "", 0)]
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,43 +122,63 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     plain = SpokenMathsData()
     problems = [plain.heard(number, held_out=True) for number in range(options.problems)]
     clock = clock_of(plain)
+    made = {"maker, interleaved": [made_by_program(one, clock) for one in problems]}
+    made |= floors(problems, clock, plain.task.max_steps)
     found: dict[str, Any] = {
-        "problems": [
-            {"wrong_s": one.wrong_s, "end_s": one.end_s, "fault": one.problem.fault}
-            for one in problems
-        ],
-        "floors": {
-            name: numbers(own)
-            for name, own in floors(problems, clock, plain.task.max_steps).items()
-        },
+        "problems": [one.wrong_s for one in problems],
+        "floors": {name: numbers(own) for name, own in made.items()},
         "models": [],
     }
-    made = {"maker, interleaved": [made_by_program(one, clock) for one in problems]}
-    found["floors"] |= {name: numbers(own) for name, own in made.items()}
-    for folder in options.folders:
-        for one in listeners(folder):
-            rows = [heard_by(one, problem) for problem in problems]
-            scores = KindScorer(one.system.layout, one.data, problems).score(one.system)
-            kinds = {kind: score._asdict() for kind, score in scores.items()}
-            model = {"arm": one.arm, "seed": one.seed, "rows": rows, "kinds": kinds}
+    models = [one for folder in options.folders for one in listeners(folder, speech=options.speech)]
+    work = partial(evaluated, options.bank, options.problems)
+    with closing(work_in_processes(work, models, options.processes)) as done:
+        for model in done:
             found["models"].append(model)
             options.out.write_text(json.dumps(found) + "\n")
-            print(one.arm, one.seed, len(rows), flush=True)
+            print(model["arm"], model["seed"], len(model["rows"]), flush=True)
     return found
 
 
-def heard_by(one: Listener, problem: Heard) -> dict[str, Any]:
+def evaluated(bank: str, num_problems: int, one: Listener) -> dict[str, Any]:
+    """Let a model listen to all problems."""
+    torch.set_num_threads(1)
+    system, data = one.opened(bank)
+    problems = [data.heard(number, held_out=True) for number in range(num_problems)]
+    arm = ARMS[one.name.partition("-")[0] or data.arrangement]
+    if one.speaks:
+        arm += ", spoken"
+        problems = [in_speech(own, data.held_out_voice) for own in problems]
+    scores = {} if one.speaks else KindScorer(system.layout, data, problems).score(system)
+    ceiling = score_interruptions([made_by_program(own, clock_of(data)) for own in problems])
+    return {
+        "arm": arm,
+        "seed": one.seed,
+        "rows": [heard_by(system, data, own) for own in problems],
+        "kinds": {kind: score._asdict() for kind, score in scores.items()},
+        "ceiling": ceiling.found.value,
+    }
+
+
+def in_speech(heard: Heard, label: str) -> Heard:
+    """Return a problem as it is spoken by the voice with a label."""
+    voice = next(voice for voice in available_voices() if voice.label == label)
+    audio, spoken = spoken_by(heard.problem, Synthesizer(), voice, LogMels.sample_rate)
+    return spoken._replace(frames=sound_frames(audio), frame_hz=FRAME_HZ)
+
+
+def heard_by(system: System, data: SpokenMathsData, problem: Heard) -> dict[str, Any]:
     """Return what a model did with a problem."""
-    free = listen(one.system, one.data, problem)
+    free = listen(system, data, problem)
     at_s = free.interrupted_s
-    never = free if at_s is None else listen(one.system, one.data, problem, threshold=2.0)
+    never = free if at_s is None else listen(system, data, problem, threshold=2.0)
     answers = [event.text for event in free.timeline.where(kind="answer")]
     return {
+        "wrong_s": problem.wrong_s,
         "interrupted_s": at_s,
         "named": free.named,
         "corrected": free.corrected,
         "agreed": at_s is None and bool(answers) and answers[-1].startswith("yes"),
-        "rises": rises(never.timeline, clock_of(one.data).tokens_per_s),
+        "rises": rises(never.timeline, clock_of(data).tokens_per_s),
     }
 
 
@@ -147,6 +191,14 @@ def numbers(attempts: Sequence[Attempt]) -> dict[str, Any]:
     return found | {f"latency_p{q}": score.latency(q / 100) for q in (5, 50, 95)}
 
 
+def together(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return results of the same problems as one."""
+    parts = [json.loads(path.read_text()) for path in paths]
+    if any(part["problems"] != parts[0]["problems"] for part in parts):
+        raise SystemExit("Results must be of the same problems to be put together.")
+    return {**parts[0], "models": [model for part in parts for model in part["models"]]}
+
+
 # ------------------------------------------------------------------------------------ numbers
 
 
@@ -155,8 +207,9 @@ def crossing_s(row: dict[str, Any], threshold: float) -> float:
     return next((at_s for chance, at_s in row["rises"] if chance >= threshold), math.nan)
 
 
-def curve(rows: Sequence[dict[str, Any]], wrong_s: np.ndarray) -> list[tuple[float, ...]]:
+def curve(rows: Sequence[dict[str, Any]]) -> list[tuple[float, ...]]:
     """Return thresholds, shares of right and of wrong speakers interrupted, and median seconds."""
+    wrong_s = wrong_times(rows)
     chances = sorted({chance for row in rows for chance, _ in row["rises"]})
     picked = chances if len(chances) < 200 else chances[:: len(chances) // 200] + chances[-1:]
     points: list[tuple[float, ...]] = []
@@ -172,32 +225,27 @@ def curve(rows: Sequence[dict[str, Any]], wrong_s: np.ndarray) -> list[tuple[flo
     return points
 
 
-def calibrated(rows: Sequence[dict[str, Any]], wrong_s: np.ndarray) -> np.ndarray:
+def calibrated(rows: Sequence[dict[str, Any]]) -> list[float]:
     """Return when each problem is interrupted under a threshold from the other half of them.
 
     The threshold is the lowest with at most 5 % false alarms in that other half.
     """
-    at_s = np.full(len(rows), math.nan)
-    for half in (0, 1):
-        other = np.arange(len(rows)) % 2 != half
-        points = curve(
-            [row for row, is_in in zip(rows, other, strict=True) if is_in], wrong_s[other]
-        )
-        threshold = next((point[0] for point in points if point[1] <= MOST_ALARMS), 1.1)
-        for number in np.flatnonzero(~other).tolist():
-            at_s[number] = crossing_s(rows[number], threshold)
-    return at_s
+    thresholds = [
+        next((point[0] for point in curve(half) if point[1] <= MOST_ALARMS), 1.1)
+        for half in (rows[1::2], rows[0::2])
+    ]
+    return [crossing_s(row, thresholds[number % 2]) for number, row in enumerate(rows)]
 
 
 def outcomes(found: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     """Return what came of every problem, (S, N) for S seeds, by arm and kind of outcome."""
-    wrong_s = wrong_times(found)
     arms: dict[str, dict[str, np.ndarray]] = {}
     for arm in dict.fromkeys(model["arm"] for model in found["models"]):
         own = [model["rows"] for model in found["models"] if model["arm"] == arm]
         free_s = np.array([[row["interrupted_s"] or math.nan for row in rows] for rows in own])
-        chosen_s = np.array([calibrated(rows, wrong_s) for rows in own])
+        chosen_s = np.array([calibrated(rows) for rows in own])
         named = np.array([[row["named"] for row in rows] for rows in own])
+        wrong_s = np.array([wrong_times(rows) for rows in own])
         arms[arm] = {
             "interrupted": ~np.isnan(free_s),
             "found": ~np.isnan(free_s) & named,
@@ -210,9 +258,9 @@ def outcomes(found: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     return arms
 
 
-def wrong_times(found: dict[str, Any]) -> np.ndarray:
+def wrong_times(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     """Return when the first wrong word had been said in each problem; ``nan`` if none is wrong."""
-    return np.array([one["wrong_s"] or math.nan for one in found["problems"]])
+    return np.array([row["wrong_s"] or math.nan for row in rows])
 
 
 def share(values: np.ndarray) -> Interval:
@@ -223,17 +271,19 @@ def share(values: np.ndarray) -> Interval:
 def summarised(found: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of all arms, and the differences that were declared."""
     arms = outcomes(found)
-    is_wrong = ~np.isnan(wrong_times(found))
-    ceiling = found["floors"]["maker, interleaved"]["found"][0]
+    is_wrong = np.array([one is not None for one in found["problems"]])
+    ceilings = {model["arm"]: model["ceiling"] for model in found["models"]}
     rows: dict[str, Any] = {}
     for arm, own in arms.items():
         rows[arm] = {
+            "seeds": len(own["found"]),
+            "ceiling": ceilings[arm],
             "alarms": as_list(share(own["interrupted"][:, ~is_wrong])),
             "agreed": as_list(share(own["agreed"][:, ~is_wrong])),
             "interrupted": as_list(share(own["interrupted"][:, is_wrong])),
             "found": as_list(share(own["found"][:, is_wrong])),
             "corrected": as_list(share(own["corrected"][:, is_wrong])),
-            "found of the ceiling": float(own["found"][:, is_wrong].mean()) / ceiling,
+            "found of the ceiling": float(own["found"][:, is_wrong].mean()) / ceilings[arm],
             "latency": quantiles(own["latency_s"][:, is_wrong]),
             "alarms at 5 %": as_list(share(own["chosen"][:, ~is_wrong])),
             "interrupted at 5 %": as_list(share(own["chosen"][:, is_wrong])),
@@ -285,15 +335,14 @@ def table(summary: dict[str, Any]) -> Iterator[str]:
 
 def draw(found: dict[str, Any], summary: dict[str, Any], path: Path) -> None:
     """Draw the share of wrong speakers interrupted, and how soon, against false alarms."""
-    wrong_s = wrong_times(found)
     with optional_module("matplotlib").rc_context(STYLE):
         figure = new_figure(9.0, 4.0)
         caught, soon = figure.subplots(1, 2)
         for number, arm in enumerate(summary["rows"]):
-            colour = PALETTE[(1, 0, 2)[number % 3]]
+            colour = PALETTE[(1, 0, 2, 3, 4)[number % 5]]
             models = [model["rows"] for model in found["models"] if model["arm"] == arm]
             for place, rows in enumerate(models):
-                points = np.array(curve(rows, wrong_s))
+                points = np.array(curve(rows))
                 label = arm if place == 0 else None
                 caught.step(points[:, 1], points[:, 2], color=colour, label=label, where="post")
                 soon.plot(points[:, 1], points[:, 3], color=colour)
