@@ -45,6 +45,7 @@ RECIPES = (
     "words",
     [
         *VERBS,
+        *("talk shanks", "task export", "task answer", "task score"),
         *(f"train {name}" for name in RECIPES),
         *(f"study {name}" for name in GRIDS),
         "info small.py",
@@ -62,6 +63,16 @@ def test_help_is_short_and_names_the_long_one(
         assert f"counterpoint {words} --help-all" in lines[-1]
         for option in ("--folder", "--device", "num-steps", "batch-rows", "lr", "precision"):
             assert any(option in line for line in lines), option
+
+
+@pytest.mark.parametrize(
+    "words", ["generate", "talk", "talk shanks", "evaluate", "task answer", "study part_whole"]
+)
+def test_every_verb_that_computes_with_a_model_takes_a_device(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--help"]) == 0
+    assert "--device auto|cpu|cuda|mps" in capsys.readouterr().out
 
 
 def test_long_help_of_a_recipe_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:

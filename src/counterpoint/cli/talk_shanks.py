@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from counterpoint.cli.running import Shown
+from counterpoint.cli.running import Running
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import answer_table, check_answer_path
 from counterpoint.evaluate.report.thinking_page import event_text
@@ -85,13 +85,13 @@ class _Held(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words after it."""
-    fields = [("options", ShanksOptions, REQUIRED), ("output", Shown, Shown())]
+    fields = [("options", ShanksOptions, REQUIRED), ("output", Running, Running())]
     chosen = parse(fields, arguments, "talk shanks", _HELP)
     options: ShanksOptions = chosen.options
-    output: Shown = chosen.output
+    output: Running = chosen.output
     _check(options)
     with output.results() as tell:
-        cascade, num_clipped, work_s = _hold(options, quiet=output.quiet)
+        cascade, num_clipped, work_s = _hold(options, output)
         timeline = cascade.timeline()
         numbers = watched_numbers(timeline, cascade.now_s, work_s)
         source = "the microphone" if options.input is None else shown(options.input)
@@ -123,11 +123,14 @@ def _check(options: ShanksOptions) -> None:
         verify_audio(options.input)
 
 
-def _hold(options: ShanksOptions, *, quiet: bool) -> _Held:
+def _hold(options: ShanksOptions, output: Running) -> _Held:
     """Hold the conversation, print what happens, and write its sound."""
     tools = open_tools(options.tools)
     complete = language_model(
-        options.llm, options.llm_model, lambda line: print(line, file=sys.stderr)
+        options.llm,
+        options.llm_model,
+        lambda line: print(line, file=sys.stderr),
+        output.device,
     )
     engines = embedded_engines(complete, tools, thinks=not options.silent)
     warm_up(engines)
@@ -137,7 +140,7 @@ def _hold(options: ShanksOptions, *, quiet: bool) -> _Held:
         tools=tools,
         rules=CascadeRules(trigger=trigger, early_calls=not options.after_listening),
         lanes=TimedLane if options.at_once else ThreadLane,
-        on_event=None if quiet else _print,
+        on_event=None if output.quiet else _print,
     )
     began_s = time.perf_counter()
     with suppress(KeyboardInterrupt):  # it ends a conversation with the microphone

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from counterpoint.cli.running import Running
 from counterpoint.data.tasks import exported
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError, nearest
+from counterpoint.evaluate.report.task_table import task_table
 from counterpoint.evaluate.tasks import answer_lines
 from counterpoint.files import write_json_lines
 from counterpoint.recipes.options import REQUIRED
@@ -31,9 +31,18 @@ partwhole: tasks that need the whole of a text, its detail, or both, for any mod
 
 Example: counterpoint task export partwhole --num-items 200
 """
-_EXPORT = "Write the tasks as .jsonl files, with a scorer and a group for lm-eval.\n"
-_ANSWER = "Let a checkpoint of this library answer tasks that `export` has written.\n"
-_SCORE = "Score the answers of any model to tasks that `export` has written.\n"
+_EXPORT = """Write the tasks as .jsonl files, with a scorer and a group for lm-eval.
+
+Example: counterpoint task export partwhole --num-items 200
+"""
+_ANSWER = """Let a checkpoint of this library answer tasks that `export` has written.
+
+Example: counterpoint task answer runs/NAME partwhole --out answers.jsonl
+"""
+_SCORE = """Score the answers of any model to tasks that `export` has written.
+
+Example: counterpoint task score partwhole answers.jsonl
+"""
 _Task = TypeVar("_Task")
 
 
@@ -135,12 +144,7 @@ def _score(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(scores))
         return
-    table = Table("task", "score", "value", "95 % interval")
-    for name, own in scores.items():
-        for kind, found in own.items():
-            ends = f"{found['low']:.4f} to {found['high']:.4f}"
-            table.add_row(name, kind, f"{found['value']:.4f}", ends)
-    Console(markup=False, emoji=False).print(table)
+    Console(markup=False, emoji=False).print(task_table(scores))
 
 
 def _chosen(tasks: dict[str, _Task], names: Sequence[str]) -> dict[str, _Task]:

@@ -89,13 +89,16 @@ def small_model(tell: Callable[[str], None]) -> Path:
     return cache / _FILE
 
 
-def language_model(name: str, model: str = "", tell: Callable[[str], None] = print) -> Complete:
+def language_model(
+    name: str, model: str = "", tell: Callable[[str], None] = print, device: str = "cpu"
+) -> Complete:
     """Open a language model.
 
     Args:
         name: `SMOLLM2`, `TOWER`, the address of a server, or a GGUF file or folder of a model.
         model: Name of the model at a server.
         tell: See `small_model`.
+        device: Device of a model that runs in this library's own code; see `load`.
 
     Raises:
         UserError: There is no such model.
@@ -105,14 +108,14 @@ def language_model(name: str, model: str = "", tell: Callable[[str], None] = pri
     if name == SMOLLM2:
         return LlamaCppModel(small_model(tell))
     if name == TOWER:
-        return TowerModel(small_model(tell))
+        return TowerModel(small_model(tell), device)
     path = Path(name)
     if not path.exists():
         raise UserError(
             f"`--llm` must be {SMOLLM2}, {TOWER}, an address, or a model's file or folder: got "
             f"{name!r}."
         )
-    return LlamaCppModel(path) if path.suffix == ".gguf" else TowerModel(path)
+    return LlamaCppModel(path) if path.suffix == ".gguf" else TowerModel(path, device)
 
 
 def embedded_engines(

@@ -42,13 +42,14 @@ class TowerModel:
 
     Args:
         path: Folder or GGUF file of a model that knows conversations.
+        device: Device of the computation; see `load`.
 
     Raises:
         UserError: It is no such model.
     """
 
-    def __init__(self, path: Path) -> None:
-        loaded = load(path)
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        loaded = load(path, device)
         if loaded.published is None or loaded.published.chat is None:
             raise UserError(f"{path} must be a published model that knows conversations.")
         self._chat = loaded.published.chat()
