@@ -1,7 +1,8 @@
 """Which arrangement of levels predicts books by unknown authors best, at equal training FLOPs?
 
-Every arm learns from the same rows of bytes in the same order, with AdamW at the rate that was best
-for it with another seed, a quarter of the steps and two other books. Lanes are trained as stacks.
+Every arm learns from the same rows of bytes in the same order, with AdamW. If several rates are
+given, each arm gets the one that is best with another seed, a quarter of the steps and two other
+books. Lanes are trained as stacks.
 
     python benchmarks/bench_books_lanes.py --books books.tar.xz --prepare --work /tmp/books
     python benchmarks/bench_books_lanes.py --work /tmp/books --device cuda --out runs/books
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.block_grid import lay_blocks
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.data.recorded import Recorded, read_recorded, record
 from counterpoint.data.text.corpus import Corpus, DataConfig, Folder, prepare
@@ -47,18 +49,21 @@ ALIGNED_TICKS = 32
 """Documents begin at multiples of this in a row: whole blocks of every arm."""
 USUAL_TICKS = 4.9
 """Mean length of the words of these books, cut after eight bytes."""
-RATES = (1e-3, 2e-3, 4e-3)
+GRAPH_BLOCKS = 256
+"""Room for words in a row that is trained on a GPU, which `prepare_batches` checks."""
 TUNING_SEED = 100
 UNIT_TICKS = 2048
 """Bytes of a section that are scored, from its beginning."""
 UNITS_A_BOOK = 12
+SWAP_EVERY = 3
+"""One unit in so many is also scored under the whole of another book."""
 SWAP_AT = 512
 SWAP_TICKS = 256
 
 
 def arms() -> dict[str, SystemConfig]:
     """Return the arms; the training FLOPs of all but the last three are within 5 %."""
-    ours = replace(two_stream.tiny(), usual_block_ticks=USUAL_TICKS)
+    ours = replace(two_stream.tiny(), usual_block_ticks=USUAL_TICKS, graph_blocks=GRAPH_BLOCKS)
     one = single.tiny()
     levels = hrt.tiny()
     fine = replace(levels.levels[0], mlp_hidden=448)
@@ -69,8 +74,9 @@ def arms() -> dict[str, SystemConfig]:
         compressor="mean",
         boundary_ids=WORDS,
         usual_block_ticks=USUAL_TICKS,
+        graph_blocks=GRAPH_BLOCKS,
     )
-    fixed = replace(ours, boundary_ids=(), usual_block_ticks=None, block_ticks=4)
+    fixed = replace(ours, boundary_ids=(), usual_block_ticks=None, graph_blocks=None, block_ticks=4)
     summaries = FarAttentionConfig(block_ticks=8, kept_blocks=64, num_summaries=1)
     narrow = replace(one.tower, width=128, num_heads=4, mlp_hidden=328, mixer=summaries)
     large = replace(one.tower, mlp_hidden=988)
@@ -221,7 +227,7 @@ def lane_record(
         "swap_delta": None,
     }
     if has_whole(system):
-        use = measure_whole(system, units, lengths, max_ticks=ROW_TICKS)
+        use = measure_whole(system, units[::SWAP_EVERY], lengths, max_ticks=ROW_TICKS)
         record["swap_delta"] = (sum(use.other_bits) - sum(use.own_bits)) / sum(use.num_bytes)
         record["null_share"] = use.null_share
         record["effective_rank"] = use.effective_rank
@@ -232,6 +238,8 @@ def best_rate(
     name: str, system: SystemConfig, args: argparse.Namespace, corpus: Corpus
 ) -> tuple[float, dict[float, float]]:
     """Return the rate with the lowest bits on the tuning books, and the bits a byte of all."""
+    if len(args.rates) == 1:
+        return args.rates[0], {}
     steps = args.steps // 4
     runs = [run_of(name, system, TUNING_SEED, rate, steps, args.rows) for rate in args.rates]
     path = recorded_path(args.work, TUNING_SEED, steps, args.rows)
@@ -304,11 +312,25 @@ def prepare_batches(args: argparse.Namespace) -> None:
     unpack(args.books, args.work)
     corpus = corpus_of(args.work)
     print(corpus.describe(), flush=True)
-    wanted = [(seed, args.steps) for seed in args.seeds] + [(TUNING_SEED, args.steps // 4)]
+    wanted = [(seed, args.steps) for seed in args.seeds]
+    if len(args.rates) > 1:
+        wanted.append((TUNING_SEED, args.steps // 4))
     for seed, steps in wanted:
         path = recorded_path(args.work, seed, steps, args.rows)
         if not path.exists():
-            torch.save(tuple(record(corpus.batches(args.rows, seed), steps)), path)
+            recorded = record(corpus.batches(args.rows, seed), steps)
+            _check_room(recorded)
+            torch.save(tuple(recorded), path)
+
+
+def _check_room(recorded: Recorded) -> None:
+    """Refuse rows with more words than rows of a graph have room for."""
+    ids = recorded.ticks["part"].long()
+    ends = (ids[..., None] == torch.tensor(WORDS)).any(-1)
+    most = two_stream.tiny().block_ticks
+    found = int(lay_blocks(ends, recorded.document_start.long(), most).finished[:, -1].max())
+    if found > GRAPH_BLOCKS:
+        raise SystemExit(f"A row has {found} words: GRAPH_BLOCKS must be as many.")
 
 
 def main() -> None:
@@ -319,8 +341,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=arms())
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--rates", nargs="+", type=float, default=[2e-3])
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--device", default="cpu")
