@@ -49,6 +49,7 @@ from counterpoint.recipes.part_whole import part_whole
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import System, state_bytes
+from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import TrainConfig
 
 ARMS = (
@@ -75,6 +76,8 @@ TOLD = 300
 TIMES = (1, 2, 4, 8, 16)
 """Lengths of logs, as multiples of the length in training."""
 NUM_LONG = 200
+LEAST_STATE = 476_000
+"""Bytes of the state of two_stream, to which the window of full attention is cut."""
 
 
 def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
@@ -139,6 +142,25 @@ def by_length(system: System, folder: Path) -> list[Record]:
     return found
 
 
+def with_less_state(system: System, most_bytes: int) -> System | None:
+    """Return the same weights with the longest window whose state has at most so many bytes.
+
+    ``None`` if the system is no single stream, or its state is small enough.
+    """
+    config = system.config
+    if not isinstance(config, SingleStreamConfig) or config.num_summaries:
+        return None
+    if state_bytes(system.initial_state(1)) <= most_bytes:
+        return None
+    window = config.tower.window
+    while state_bytes(sketch(config).initial_state(1)) > most_bytes:
+        window -= 8
+        config = replace(config, tower=replace(config.tower, window=window))
+    smaller = build_system(config, 0)
+    smaller.load_state_dict(system.state_dict())
+    return smaller.to(system.device).eval()
+
+
 def floor_by_length(folder: Path, times: int) -> dict[str, float]:
     """Return the scores of policies about the whole of logs of some length."""
     task = replace(cast("Logbook", TASKS["logbook"]), num_events=24 * times)
@@ -172,6 +194,7 @@ def run_arm(
         first = FIRST[task, trained]
         ways = control(system, items, first, symbols=trained == "all") if good else []
         lengths = by_length(system, folder) if good and lane[:2] == LANES[0] else []
+        smaller = with_less_state(system, LEAST_STATE) if lengths else None
         for way in ways:
             told = asdict(way)
             records.append(
@@ -183,6 +206,10 @@ def run_arm(
                     "flops_per_tick": system.flops_per_tick(ROW_TICKS, training=True),
                     "lengths": lengths,
                     "state_bytes": state_bytes(system.initial_state(1)),
+                    "less_state": [] if smaller is None else by_length(smaller, folder),
+                    "less_state_bytes": 0
+                    if smaller is None
+                    else state_bytes(smaller.initial_state(1)),
                     "curve": curve,
                     "seconds": time.perf_counter() - begin,
                 }
@@ -233,12 +260,16 @@ def length_table(records: Sequence[Record]) -> Iterator[str]:
     yield "|---" * (len(TIMES) + 2) + "|"
     own = [one for one in records if one["way"] == "prompt" and one["lengths"]]
     for arm in dict.fromkeys(one["arm"] for one in own):
-        cells = [one for one in own if one["arm"] == arm]
-        shares = [
-            interval([100 * one["lengths"][place]["whole"] for one in cells])
-            for place in range(len(TIMES))
-        ]
-        yield f"| {arm} | {' | '.join(shares)} | {cells[0]['state_bytes'] / 1000:.0f} |"
+        for key, size in (("lengths", "state_bytes"), ("less_state", "less_state_bytes")):
+            cells = [one for one in own if one["arm"] == arm and one[key]]
+            if not cells:
+                continue
+            shares = [
+                interval([100 * one[key][place]["whole"] for one in cells])
+                for place in range(len(TIMES))
+            ]
+            name = arm if key == "lengths" else f"{arm}, shorter window"
+            yield f"| {name} | {' | '.join(shares)} | {cells[0][size] / 1000:.0f} |"
 
 
 def main() -> None:
