@@ -107,8 +107,10 @@ def train_group(
         return time.time() > stop_at
 
     outcomes = run_stack(grid, partial(batches, args.batches), args.device, group, watch)
-    for outcome in outcomes:
+    for outcome in outcomes.cells:
         keep_outcome(args.out, outcome)
+    for key in outcomes.diverged:
+        print(f"{key}: weights are not finite", flush=True)
     clock["all_s"] = round(time.perf_counter() - begin, 2)
     path = args.out / "curves" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from counterpoint.train.config import TrainConfig
 from counterpoint.train.stacked import Stack
 
 ARMS = {arm.name: arm.system for arm in part_whole_small().arms}
-TASKS = ("navon_a", "logbook_b")
+TASKS = ("navon_small", "logbook_small")
 
 
 @pytest.mark.parametrize("arm", ["full", "two_stream", "hrt", "hnet", "two_stream_text", "hdlm"])

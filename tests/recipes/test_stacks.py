@@ -20,7 +20,7 @@ RATES = (1e-3, 4e-3)
 GRID = Grid(
     name="tiny",
     arms=(GridArm(name="a", system=SingleStreamConfig(tower=tower(8, 1, 2, 8))),),
-    tasks=("hierarchy", "logbook_a"),
+    tasks=("hierarchy", "logbook_small"),
     train=TrainConfig(
         num_steps=4,
         batch_rows=2,
@@ -65,7 +65,8 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
     cells = [cell(seed, task=task) for seed, task in zip(GRID.seeds, GRID.tasks, strict=True)]
     record_batches(GRID, tmp_path / "batches", cells, Progress(quiet=True))
     assert len(list((tmp_path / "batches").iterdir())) == len(cells)
-    outcomes = run_stack(GRID, partial(recorded_run, folder=tmp_path / "batches"), "cpu", cells)
+    batches = partial(recorded_run, folder=tmp_path / "batches")
+    outcomes = run_stack(GRID, batches, "cpu", cells).cells
     for one, together in zip(cells, outcomes, strict=True):
         alone = run_cell(GRID, tmp_path / "work", one).record
         record = dict(together.record)
@@ -76,6 +77,13 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
             assert point == pytest.approx(other, rel=1e-4)
         assert record == expected
     assert outcomes[0].facts["lanes"] == len(cells)
+
+
+def test_a_cell_that_diverges_costs_no_other_cell(tmp_path: Path) -> None:
+    cells = [cell(0), cell(1, 1e30)]
+    found = run_stack(GRID, partial(recorded_run, folder=tmp_path), "cpu", cells)
+    assert found.diverged == [cells[1].key]
+    assert [outcome.cell for outcome in found.cells] == cells[:1]
 
 
 def test_a_curve_has_the_loss_of_the_part_without_that_of_labels() -> None:

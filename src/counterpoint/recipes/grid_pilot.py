@@ -74,7 +74,10 @@ def _time_cell(grid: Grid, seconds: float, pair: tuple[str, str]) -> CellTiming:
 
 
 def _time_stack(grid: Grid, device: str, pair: tuple[str, str]) -> CellTiming:
-    """Time all seeds of an arm and a task as lanes of a stack."""
+    """Time all seeds of an arm and a task as lanes of a stack.
+
+    The stacks of a grid have lanes of several tasks and take at most the sum of these times.
+    """
     runs = [cell_run(grid, cell) for cell in _cells(grid, pair)]
     systems = [build_system(run.system, run.train.seed).to(device) for run in runs]
     begin = time.perf_counter()

@@ -12,6 +12,7 @@ from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes.cells import WORK, Cell, CellOutcome, run_cell, run_cell_elsewhere
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.stacks import BATCHES, recorded_run, run_stack, stacks
+from counterpoint.train.loop import DivergedError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -26,8 +27,8 @@ class Workers:
             on Ray one for each core of the cluster.
         ray: Address of a Ray cluster that runs the cells; see
             `counterpoint.ray_tasks.work_on_ray`. Only this process needs the folder of the grid.
-        device: Device on which cells are trained. On a GPU a process takes all cells of an arm and
-            a task at once, as lanes of a stack (`counterpoint.recipes.stacks`).
+        device: Device on which cells are trained. On a GPU a process takes all cells of an arm at
+            once, as lanes of a stack (`counterpoint.recipes.stacks`).
     """
 
     count: int | None = None
@@ -36,7 +37,7 @@ class Workers:
 
     @property
     def in_stacks(self) -> bool:
-        """Whether cells of an arm and a task are trained together, which is no faster on a CPU."""
+        """Whether cells of an arm are trained together, which is no faster on a CPU."""
         return self.ray is None and self.device != "cpu"
 
     def work(
@@ -53,14 +54,23 @@ class Workers:
 def worked(
     grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
 ) -> Generator[CellOutcome, None, None]:
-    """Yield the outcomes of cells, in the order in which they are done."""
+    """Yield the outcomes of cells, in the order in which they are done.
+
+    Raises:
+        DivergedError: Learning of a reported cell diverged.
+    """
     if workers.in_stacks:
         together = partial(
             run_stack, grid, partial(recorded_run, folder=folder / BATCHES), workers.device
         )
         with closing(workers.work(together, stacks(grid, cells))) as groups:
-            for outcomes in groups:
-                yield from outcomes
+            for group in groups:
+                yield from group.cells
+                if group.diverged:
+                    raise DivergedError(
+                        f"Weights must be finite: those of {', '.join(group.diverged)} are not. "
+                        "Lower the learning rate."
+                    )
         return
     if workers.ray is None:
         done = workers.work(partial(run_cell, grid, folder / WORK), cells)

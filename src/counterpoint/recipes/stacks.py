@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,6 @@ from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.spec import Role
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import System
-from counterpoint.train.loop import DivergedError
 from counterpoint.train.run import Run
 from counterpoint.train.stacked import OnStep, Stack
 
@@ -141,6 +140,18 @@ def _row_ticks(grid: Grid, cell: Cell) -> int:
     return run.data.num_ticks(sketch(run.system).layout)
 
 
+class StackOutcome(NamedTuple):
+    """Result of a stack.
+
+    Attributes:
+        cells: Outcomes of its cells.
+        diverged: Keys of reported cells whose weights are not finite; they have no outcome.
+    """
+
+    cells: list[CellOutcome]
+    diverged: list[str]
+
+
 Watch = Callable[[int, list[dict[str, float]]], bool | None]
 """Function that gets the number of steps taken and, every ``evaluate_every`` steps, all scores of
 each cell on items that are not reported; otherwise nothing. If it returns True, training ends."""
@@ -152,7 +163,7 @@ def run_stack(
     device: str,
     cells: Sequence[Cell],
     watch: Watch | None = None,
-) -> list[CellOutcome]:
+) -> StackOutcome:
     """Train cells of one arm together, and let each answer.
 
     Args:
@@ -161,9 +172,6 @@ def run_stack(
         device: Device on which they are trained.
         cells: The cells.
         watch: See `Watch`.
-
-    Raises:
-        DivergedError: Weights of a reported cell are not finite.
     """
     begin = time.perf_counter()
     runs = [cell_run(grid, cell) for cell in cells]
@@ -189,13 +197,13 @@ def run_stack(
     seconds = (time.perf_counter() - begin) / len(cells)
     facts = {"seconds": seconds, "lanes": len(cells), "device": device}
     outcomes = []
+    diverged = []
     for cell, given, points, good in zip(cells, answers, curves, finite, strict=True):
-        if not good and cell.seed not in grid.tuning_seeds:
-            raise DivergedError(
-                f"Weights must be finite: those of {cell.key} are not. Lower its learning rate."
-            )
-        outcomes.append(cell_outcome(grid, cell, given if good else None, points, facts))
-    return outcomes
+        if good or cell.seed in grid.tuning_seeds:
+            outcomes.append(cell_outcome(grid, cell, given if good else None, points, facts))
+        else:
+            diverged.append(cell.key)
+    return StackOutcome(outcomes, diverged)
 
 
 def flops_per_step(run: Run) -> float:
