@@ -47,6 +47,10 @@ def test_half_of_the_problems_are_wrong_in_every_way() -> None:
     assert {one.wrong_step for one in wrong} == {1, 2, 3}
 
 
+def test_steps_that_allow_no_error_are_drawn_again() -> None:
+    assert len(TASK.problem(0, 2_624_001).steps) in (2, 3)
+
+
 @pytest.mark.parametrize("problem", PROBLEMS[::7])
 def test_the_first_wrong_word_belongs_to_the_wrong_step(problem: Problem) -> None:
     first = 0

@@ -42,6 +42,7 @@ HELD_OUT_SHARE = 8
 """One of so many pairs of operands is held out, for each operation."""
 
 _MOST_ATTEMPTS = 60
+_MOST_FAULTS = 1000
 
 NAMES = ["tom", "anna", "ben", "lucy", "max", "sara", "paul", "emma"]
 FRIENDS = ["jack", "mary", "peter", "kate"]
@@ -216,6 +217,13 @@ class SpokenMaths:
         """Return a problem; seeds for scoring give held-out ones (`is_scored`)."""
         rng = draw(seed, number)
         held_out = is_scored(seed)
+        problem = None
+        while problem is None:  # few steps allow no error
+            problem = self._drawn(rng, held_out)
+        return problem
+
+    def _drawn(self, rng: Random, held_out: bool) -> Problem | None:
+        """Draw a problem; ``None`` if its steps allow no error."""
         steps = self._steps(rng, held_out)
         teller = _Teller(rng, held_out, self.style)
         told = teller.story(steps)
@@ -249,16 +257,21 @@ class SpokenMaths:
 
     def _with_fault(
         self, rng: Random, teller: "_Teller", told: Sequence[Clause], steps: tuple[Step, ...]
-    ) -> Problem:
-        """Return the problem with one wrong step; the steps after it go on from its result."""
+    ) -> Problem | None:
+        """Return the problem with one wrong step, from whose result the steps after it go on.
+
+        It is ``None`` if no error was found after which all numbers can be said.
+        """
         wrong = rng.randrange(len(steps))
-        while True:
+        for _ in range(_MOST_FAULTS):
             fault = rng.choice(self.faults)
             said, result = _spoiled(rng, steps[wrong], fault)
             later = _continued(result, steps[wrong + 1 :])
             is_known = teller.held_out or not is_held_out(said)
             if said.is_fair and is_known and 1 <= result <= MOST and later is not None:
                 break
+        else:
+            return None
         all_said = (*steps[:wrong], said, *later)
         solution = teller.solution(all_said, steps, {wrong + 1: result})
         before = sum(len(clause.words) for clause in (*told, *solution[:wrong]))
