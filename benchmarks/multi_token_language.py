@@ -175,20 +175,31 @@ def train_text(
     source = BookLanes(books.train, arguments.seeds, shape)
     curve: list[Any] = []
     marks: list[float] = []
+    pauses: list[float] = []
+    scored: list[Any] = []
+    quarter = max(num_steps // 4, 1)
+
+    def measure(step: int) -> None:
+        stack.finish()
+        for one in systems:
+            one.to(arguments.device)
+        rows = (arguments.ticks, arguments.held_out_rows)
+        scored.append((step, [held_out_bits(one, books, *rows) for one in systems]))
 
     def on_step(step: int, bits: list[float]) -> bool:
         marks.append(time.time())
         curve.append((step, [round(one, 4) for one in bits]))
-        return marks[-1] > deadline
+        is_over = marks[-1] > deadline
+        if is_over or step % quarter == 0 or step == num_steps:
+            measure(step)
+            pauses.append(time.time() - marks[-1])
+        return is_over
 
     stack.learn(source, on_step)
-    stack.finish()
-    bits = [
-        held_out_bits(one.to(arguments.device), books, arguments.ticks, arguments.held_out_rows)
-        for one in systems
-    ]
+    bits = scored[-1][1]
     first = min(1, len(marks) - 1)  # the steps before it make the graph
-    seconds = (marks[-1] - marks[first]) / max(curve[-1][0] - curve[first][0], 1)
+    seconds = marks[-1] - marks[first] - sum(pauses[:-1])
+    seconds /= max(curve[-1][0] - curve[first][0], 1)
     plain = matched(arguments, MIXERS["plain"], arguments.ticks)
     return {
         "steps": curve[-1][0],
@@ -200,6 +211,9 @@ def train_text(
         "bits": bits,
         "mean": [sum(own.values()) / len(own) for own in bits],
         "curve": curve,
+        "along": [
+            (step, [sum(own.values()) / len(own) for own in every]) for step, every in scored
+        ],
     }
 
 
@@ -228,7 +242,7 @@ def bench_text(arguments: argparse.Namespace, results: dict[str, Any], stop: flo
         if arm != "plain" and "text plain" in results:
             found["less_plain"] = paired(found["mean"], results["text plain"]["mean"])
         results[f"text {arm}"] = found
-        shown = {k: v for k, v in found.items() if k not in ("curve", "bits")}
+        shown = {k: v for k, v in found.items() if k not in ("curve", "bits", "along")}
         print(arm, shown, flush=True)
         write(results, arguments.out)
 

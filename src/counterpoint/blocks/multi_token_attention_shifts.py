@@ -187,7 +187,8 @@ class _Lift(torch.autograd.Function):
         x = x.contiguous()
         taps = taps.contiguous()
         ctx.save_for_backward(x, taps, start)
-        ctx.shape, ctx.lowers = shape, lowers
+        ctx.shape = shape
+        ctx.lowers = lowers
         width = x.shape[3] // queries if lowers else x.shape[3]
         out = x.new_empty(*x.shape[:3], width if lowers else width * queries)
         kernel = lower_kernel if lowers else lift_kernel
