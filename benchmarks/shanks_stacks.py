@@ -69,7 +69,7 @@ NUM_POINTS = 4
 
 TIMED_STEPS = 24
 
-AGREEING_S = 25.0
+AGREEING_S = 6.0
 """Seconds for which a process waits for the other one."""
 
 
