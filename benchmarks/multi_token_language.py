@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--held-out-rows", type=int, default=64, help="pieces of each book")
-    parser.add_argument("--form", default="sections_a", help="form of the recall task")
+    parser.add_argument("--form", default="sections_small", help="form of the recall task")
     parser.add_argument("--recall-steps", type=int, default=1500)
     parser.add_argument("--recall-seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/multi_token_recall"))
