@@ -85,6 +85,17 @@ def test_what_is_no_grid_is_said_in_one_line(capsys: pytest.CaptureFixture[str])
     assert main(["report", "/nowhere"]) == 2
 
 
+def test_front_loading_is_declared_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "front_loading", "--declare", f"{tmp_path}/declared.json"]) == 0
+    declared = json.loads((tmp_path / "declared.json").read_text())
+    assert len(declared["chains"]) == 42
+    assert len(declared["comparisons"]) == 22
+    assert main(["study", "front_loading", "--report", "--folder", f"{tmp_path}/none"]) == 2
+    assert "must have finished chains" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--list"], ["--help"], ["part_whole", "--help"]])
 def test_what_there_is_is_said_in_forty_lines(
     words: list[str], capsys: pytest.CaptureFixture[str]
