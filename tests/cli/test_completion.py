@@ -50,7 +50,7 @@ def test_bash_completes_verbs_recipes_and_options(scripts: dict[str, str]) -> No
     assert found.stdout.splitlines() == [
         "evaluate",
         "finetune_moshi first_run",
-        "part_whole --help",
+        "front_loading part_whole part_whole_small --help",
         "--minutes",
         "--num-ticks",
         "--temperature --top-k --top-p",

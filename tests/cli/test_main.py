@@ -8,7 +8,13 @@ import pytest
 
 from counterpoint import cli
 from counterpoint.cli.main import VERBS, main
-from counterpoint.recipes.loading import recipe_names
+from counterpoint.recipes.duplex_study import DuplexStudy
+from counterpoint.recipes.fine_tuning import FineTuning
+from counterpoint.recipes.front_loading import FrontLoading
+from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.loading import load_recipe, recipe_names
+from counterpoint.recipes.study import Study
+from counterpoint.train.run import Run
 from tests.cli import examples
 
 
@@ -34,11 +40,10 @@ def test_help_of_a_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixtur
     assert f"Example: counterpoint {verb} " in capsys.readouterr().out
 
 
-GRIDS = ("part_whole", "part_whole_small")  # recipes for the verb `study`
-RECIPES = (
-    *("small.py", "small.py:pair", "small.py:speaking"),
-    *(name for name in recipe_names() if name not in GRIDS),
-)
+KINDS = {name: type(load_recipe(name)) for name in recipe_names()}
+STUDIES = [name for name, kind in KINDS.items() if kind in (Grid, FrontLoading)]
+TRAINED = [name for name, kind in KINDS.items() if kind in (Run, Study, DuplexStudy, FineTuning)]
+RECIPES = ["small.py", "small.py:pair", "small.py:speaking", *TRAINED]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ RECIPES = (
         *VERBS,
         *("talk shanks", "task export", "task answer", "task score"),
         *(f"train {name}" for name in RECIPES),
-        *(f"study {name}" for name in GRIDS),
+        *(f"study {name}" for name in STUDIES),
         "info small.py",
     ],
 )

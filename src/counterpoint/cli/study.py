@@ -33,7 +33,10 @@ NAME is a recipe that returns a `Grid` or a `FrontLoading`, or path/to/file.py:f
 `counterpoint study --list` lists the studies of the library.
 `counterpoint study NAME --help` shows the most important options, `--help-all` every field.
 """
-_GRID_HELP = "Run the grid {name} cell by cell and write its report; a stopped one is continued."
+_GRID_HELP = """Run the grid {name} cell by cell and write its report; a stopped one is continued.
+
+Example: counterpoint study {name} --workers 2
+"""
 _MAIN = (
     *("minutes", "folder", "workers", "ray", "device", "quiet", "json"),
     *("tasks", "seeds", "learning-rates", "num-items"),
