@@ -58,7 +58,7 @@ HELD_OUT_ROWS = 256
 
 def speech(**changes: Any) -> InterruptedSpeech:
     """The utterances of all runs."""
-    return replace(InterruptedSpeech(num_phrases=NUM_PHRASES, spliced=0.5), **changes)
+    return replace(InterruptedSpeech(num_phrases=NUM_PHRASES), **changes)
 
 
 # Packing

@@ -38,6 +38,7 @@ from counterpoint.speech.transcriber import Transcriber
 FRAME_S = 0.04
 CONDITIONS = ("clean", "noisy", "backchannel")
 HEARD = ("clean", "noisy")  # conditions whose words are recognised
+SAID = {"": "codes", ", cool": "cool"}  # sampled as published, and at half the temperature
 FINER = tuple(float(f"{1 / (1 + np.exp(-x)):.4g}") for x in np.linspace(-9, 9, 37))
 Table = Float[np.ndarray, "S N"]
 
@@ -186,8 +187,10 @@ def lane_words(lane: Lane, recogniser: Recogniser, count: int) -> dict[str, list
     found = {}
     for name in HEARD:
         some = [entry for entry in lane.entries.get(name, []) if "codes" in entry][:count]
-        if some:
-            found[name] = [[*recogniser.count(e["words"], e["codes"]), e["words"]] for e in some]
+        for key, kind in SAID.items():
+            if some:
+                counted = [[*recogniser.count(e["words"], e[kind]), e["words"]] for e in some]
+                found[name + key] = counted
     cache.write_text(json.dumps(found))
     return found
 
@@ -227,7 +230,7 @@ def word_table(arms: dict[str, list[Lane]], rows: Path, count: int) -> dict[str,
         found["copied codes"][name] = interval(bootstrap_ratio(*errors([copied], name)))
     for arm, some in said.items():
         found[arm] = {}
-        for name in HEARD:
+        for name in (name + key for name in HEARD for key in SAID):
             if name not in some[0]:
                 continue
             pair = errors(some, name)
@@ -236,10 +239,12 @@ def word_table(arms: dict[str, list[Lane]], rows: Path, count: int) -> dict[str,
                 rounded(float(wrong.sum() / words.sum()))
                 for wrong, words in zip(*pair, strict=True)
             ]
-        if "silent" in said and arm != "silent" and "clean" in some[0]:
-            silent = errors(said["silent"], "clean")
-            cost, p_value = bootstrap_difference(errors(some, "clean"), silent)
-            found[arm]["clean, above silent"] = {**interval(cost), "p": rounded(p_value)}
+        if "silent" in said and arm != "silent":
+            for key in SAID:
+                silent = errors(said["silent"], f"clean{key}")
+                cost, p_value = bootstrap_difference(errors(some, f"clean{key}"), silent)
+                cost_facts = {**interval(cost), "p": rounded(p_value)}
+                found[arm][f"clean{key}, above silent"] = cost_facts
         found[arm]["examples"] = [[one[3], one[2]] for one in some[0]["clean"][:6]]
     return found
 

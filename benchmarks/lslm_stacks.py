@@ -26,10 +26,17 @@ import torch
 from bench_interruptions import LONGEST_S
 from torch import Tensor
 
-from counterpoint.evaluate.duplex.speaking import Spoke, ToSpeak, TrialSpeaker, speak_and_listen
+from counterpoint.evaluate.duplex.speaking import (
+    PUBLISHED,
+    Spoke,
+    ToSpeak,
+    TrialSpeaker,
+    speak_and_listen,
+)
 from counterpoint.files import write_tensors
 from counterpoint.formats import open_codec
 from counterpoint.recipes.lslm_small import lslm_small
+from counterpoint.runtime.sampler import Sampling
 from counterpoint.speech.mels import LogMels
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
@@ -48,6 +55,7 @@ ARMS: dict[str, Fusion] = {
     "late": "late",
     "cross_attention": "cross_attention",
 }
+COOL = Sampling(temperature=0.5, top_p=0.99)
 FIELDS = ("ticks", "targets", "elements")
 TEXT_PADDING = 3
 SAVED_WORDS = 100  # trials without interruption whose codes are written
@@ -265,7 +273,13 @@ def held_out_bits(
     return {**found, "all": sum(found.values())}
 
 
-def speak(system: System, trials: Sequence[dict[str, Any]], *, silent: bool) -> list[Spoke]:
+def speak(
+    system: System,
+    trials: Sequence[dict[str, Any]],
+    *,
+    silent: bool,
+    sampling: Sampling = PUBLISHED,
+) -> list[Spoke]:
     """Let a model speak trials by itself."""
     shape = cast("lslm.LSLMConfig", system.config)
     codec = open_codec("codec2", len(shape.codebook_sizes))
@@ -274,7 +288,7 @@ def speak(system: System, trials: Sequence[dict[str, Any]], *, silent: bool) -> 
     spoke = list[Spoke]()
     for first in range(0, len(trials), ROWS_AT_A_TIME):
         rows = [to_speak(trial, silent=silent) for trial in trials[first : first + ROWS_AT_A_TIME]]
-        spoke += speak_and_listen(speaker, rows, LONGEST_S)
+        spoke += speak_and_listen(speaker, rows, LONGEST_S, sampling)
     return spoke
 
 
@@ -315,6 +329,12 @@ def measured(lane: dict[str, Any], options: argparse.Namespace, out: Path) -> No
             if words[name] <= SAVED_WORDS:
                 kept[name][-1]["words"] = trial["words"]
                 kept[name][-1]["codes"] = said.codes.tolist()
+    said_aloud = [entry for some in kept.values() for entry in some if "codes" in entry]
+    some = [trials[entry["number"]][1] for entry in said_aloud]
+    for entry, said in zip(
+        said_aloud, speak(system, some, silent=silent, sampling=COOL), strict=True
+    ):
+        entry["cool"] = said.codes.tolist()
     (out / "trials.json").write_text(json.dumps(kept, separators=(",", ":")))
     scores = torch.cat([said.stops.scores for said in spoke]).half()
     np.savez_compressed(out / "scores.npz", scores=scores.numpy())

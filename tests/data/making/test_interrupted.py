@@ -136,6 +136,9 @@ def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -
     texts = [items.utterance(number).text for number in range(60)]
     assert {word for text in texts for word in text.split()} <= words
     assert sum(text in pairs for text in texts) < 20  # 0.3 x 0.3 of 60 are expected
+    once = Items(replace(prepared.data, num_takes=1, spliced=1.0), "train", prepared.codec, SPEAKER)
+    once.utterance(0)
+    assert len(once._words) == len(words)
     natural = Items(replace(prepared.data, spliced=0.0), "train", prepared.codec, SPEAKER)
     assert all(natural.utterance(number).text in pairs for number in range(20))
     held_out = prepared.items("held_out")

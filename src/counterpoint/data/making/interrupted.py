@@ -12,6 +12,7 @@ so are all levels, which the paper does not give.
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -86,6 +87,8 @@ class InterruptedSpeech:
             voice is needed; empty to synthesise them.
         spliced: Share of the training phrases that are words in any order, cut from other phrases.
             Without them a small model learns the phrases by heart, and no new one.
+        num_takes: Number of takes of each word that are spliced. Few are learned sooner, and only a
+            model that knows the codes of words can begin to read.
         num_items: Number of items to learn from.
         num_held_out: Number of items to measure on, with held-out phrases and sounds.
         vocab_size: Largest number of pieces of the tokeniser, which learns from the phrases.
@@ -101,6 +104,7 @@ class InterruptedSpeech:
     num_phrases: int = 800
     phrases_file: str = ""
     spliced: float = 0.7
+    num_takes: int = 8
     num_items: int = 1_000_000
     num_held_out: int = 64
     vocab_size: int = 400
@@ -175,8 +179,12 @@ class Items:
     def _spliced(self, rng: random.Random) -> Utterance:
         """Return words in any order, each cut from a phrase between two frames."""
         if not self._words:
-            phrases = map(self.phrase, self.phrases)
-            self._words = [(phrase, word) for phrase in phrases for word in phrase.words]
+            takes = Counter[str]()
+            for phrase in map(self.phrase, self.phrases):
+                for word in phrase.words:
+                    if takes[word.text] < self.data.num_takes:
+                        takes[word.text] += 1
+                        self._words.append((phrase, word))
         chosen = [rng.choice(self._words) for _ in range(rng.randint(*_SPLICED_WORDS))]
         size = self._codec.frame_samples
         return Utterance(
@@ -348,7 +356,7 @@ class PreparedUtterances:
         for split, items in self._items.items():
             lengths = [[len(sound) for sound in kind] for kind in items.sounds]
             how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
-            how.append(self.data.spliced)
+            how += [self.data.spliced, self.data.num_takes]
             facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
             found[split] = json_digest(facts)
         return {"utterances": {"train": found.get("train", "")}}
