@@ -151,13 +151,9 @@ def held_out_bits(system: Any, books: Books, num_ticks: int, rows: int) -> dict[
     return found
 
 
-def train_text(
-    arm: str, num_steps: int, arguments: argparse.Namespace, books: Books, deadline: float
-) -> dict[str, Any]:
-    """Train the seeds of an arm."""
-    tower = matched(arguments, MIXERS[arm], arguments.ticks)
-    config = SingleStreamConfig(tower=tower)
-    trains = [
+def trainings(num_steps: int, arguments: argparse.Namespace) -> list[TrainConfig]:
+    """Return the training of every seed."""
+    return [
         TrainConfig(
             num_steps=num_steps,
             batch_rows=arguments.rows,
@@ -169,8 +165,17 @@ def train_text(
         )
         for seed in arguments.seeds
     ]
-    systems = [build_system(config, seed).eval() for seed in arguments.seeds]
-    stack = Stack(systems, trains, arguments.device)
+
+
+def train_text(
+    arm: str, num_steps: int, arguments: argparse.Namespace, books: Books, deadline: float
+) -> dict[str, Any]:
+    """Train the seeds of an arm."""
+    tower = matched(arguments, MIXERS[arm], arguments.ticks)
+    systems = [build_system(SingleStreamConfig(tower=tower), seed) for seed in arguments.seeds]
+    stack = Stack(
+        [one.eval() for one in systems], trainings(num_steps, arguments), arguments.device
+    )
     shape = (num_steps, arguments.rows, arguments.ticks)
     source = BookLanes(books.train, arguments.seeds, shape)
     curve: list[Any] = []
