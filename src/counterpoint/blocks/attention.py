@@ -266,9 +266,9 @@ def attend(
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     bias = bias.to(q.dtype)
-    # Mapped over lanes, the gradient of CUDA's kernel fails (torch 2.11).
+    # Mapped over lanes, the gradient of CUDA's kernel fails (torch 2.11), and the CPU's is a loop.
     mapped = is_traced() and not torch.compiler.is_compiling()
-    if not torch.is_grad_enabled() or (q.is_cuda and not mapped):
+    if not mapped and (not torch.is_grad_enabled() or q.is_cuda):
         return F.scaled_dot_product_attention(q, k, v, bias)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return torch.softmax(scores + bias, -1) @ v
