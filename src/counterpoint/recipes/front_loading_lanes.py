@@ -198,11 +198,11 @@ class Recorder:
         self._dealt: dict[str, tuple[BatchSource, int, dict[str, Cursor]]] = {}
 
     def __call__(self, some: Sequence[ChainPhase]) -> str:
-        """Record the segments of one backbone and seed that are missing; return its name."""
+        """Record the segments of a backbone that are missing, seed by seed; return its name."""
         for segment in some:
             if not facts_path(self.folder, segment).exists():
                 self._record(segment)
-        return some[0].key
+        return some[0].chain.backbone.name
 
     def _record(self, segment: ChainPhase) -> None:
         run = chain_run(self.study, segment.chain, segment.seed)
@@ -292,16 +292,15 @@ def record_segments(
     study: FrontLoading, folder: Path, some: Sequence[ChainPhase], progress: Progress
 ) -> None:
     """Record the batches of segments, in as many processes as there are cores."""
-    roots: dict[str, list[ChainPhase]] = {}
-    for segment in some:
-        root = ChainPhase(chain=segment.chain, seed=segment.seed, phase=0)
+    missing: dict[str, list[ChainPhase]] = {}
+    for segment in sorted(some, key=lambda one: one.seed):
         if not facts_path(folder, segment).exists():
-            roots.setdefault(root.key, []).append(segment)
+            missing.setdefault(segment.chain.backbone.name, []).append(segment)
     task = progress.task("making batches")
     work = Recorder(study, folder)
-    with closing(work_in_processes(work, [*roots.values()], os.cpu_count() or 1)) as done:
+    with closing(work_in_processes(work, [*missing.values()], os.cpu_count() or 1)) as done:
         for number, key in enumerate(done, 1):
-            task(number, len(roots), figures=key)
+            task(number, len(missing), figures=key)
 
 
 # ------------------------------------------------------------------------------------- training

@@ -49,6 +49,8 @@ class PackedItems:
         self._tokens: list[int] = []
         self._numbers: list[list[int]] = []
         known: dict[str, int] = {}
+        tokenizer = ByteTokenizer()
+        empty = _empty_row(row_ticks, block_ticks, tokenizer.end_id)
         rows: list[Int[np.ndarray, "3 T"]] = []
         place = row_ticks
         for item in items:
@@ -59,11 +61,12 @@ class PackedItems:
                     f"row {row_ticks} ticks. Raise `row_ticks`, or make shorter items."
                 )
             if place + length > row_ticks:
-                rows.append(_empty_row(row_ticks, block_ticks))
+                rows.append(empty.copy())
                 self._tokens.append(0)
                 self._numbers.append([])
                 place = 0
-            _write(rows[-1][:, place : place + length], item, trained, place)
+            row = rows[-1][:, place : place + length]
+            _write(row, item, trained, place, tokenizer.start_id)
             self._tokens[-1] += len(item.text)
             self._numbers[-1].append(known.setdefault(item.text, len(known)))
             place += length
@@ -93,19 +96,21 @@ class PackedItems:
         return np.array(self._numbers[index])
 
 
-def _empty_row(num_ticks: int, block_ticks: int) -> Int[np.ndarray, "3 T"]:
+def _empty_row(num_ticks: int, block_ticks: int, end_id: int) -> Int[np.ndarray, "3 T"]:
     """Return ticks, targets and starts of a row of padding, each block a document of its own."""
     ticks = np.arange(num_ticks)
-    end = np.full(num_ticks, ByteTokenizer().end_id)
+    end = np.full(num_ticks, end_id)
     unset = np.full(num_ticks, UNSET_ID)
     return np.stack((end, unset, ticks - ticks % block_ticks)).astype(np.int16)
 
 
-def _write(row: Int[np.ndarray, "3 n"], item: Item, trained: Trained, place: int) -> None:
+def _write(
+    row: Int[np.ndarray, "3 n"], item: Item, trained: Trained, place: int, start_id: int
+) -> None:
     """Write an item over a part of a row, after ``place`` ticks of it."""
     symbols = np.frombuffer(item.text.encode(), np.uint8).astype(np.int16)
     num_symbols = len(symbols)
-    row[0, 0] = ByteTokenizer().start_id
+    row[0, 0] = start_id
     row[0, 1:num_symbols] = symbols[:-1]
     row[1, :num_symbols] = np.where(trained_symbols(item, trained), symbols, UNSET_ID)
     row[2] = place
