@@ -1,7 +1,7 @@
 """Runs the study `counterpoint.recipes.thought_stream`.
 
 Usage: python benchmarks/run_thought_stream.py --out FOLDER [--device cuda] [--prepare] [--report]
-[--seeds 0,1,2,3,4] [--steps 1500]
+[--seeds 0,1,2,3,4] [--steps 1200]
 """
 
 import argparse

@@ -68,7 +68,7 @@ class ThoughtStream:
     train: TrainConfig
     tuning_steps: int = 100
     operations: tuple[int, int] = (3, 4)
-    num_items: int = 40
+    num_items: int = 25
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
@@ -123,7 +123,7 @@ def thought_stream() -> ThoughtStream:
             ("inline", SingleStreamConfig(tower=part)),
         ),
         train=TrainConfig(
-            num_steps=1500,
+            num_steps=1200,
             batch_rows=32,
             precision="float32",
             log_every=100,
