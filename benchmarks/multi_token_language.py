@@ -197,13 +197,13 @@ def train_text(
         is_over = marks[-1] > deadline
         if is_over or step % quarter == 0 or step == num_steps:
             measure(step)
-            pauses.append(time.time() - marks[-1])
+        pauses.append(time.time() - marks[-1])
         return is_over
 
     stack.learn(source, on_step)
     bits = scored[-1][1]
     first = min(1, len(marks) - 1)  # the steps before it make the graph
-    seconds = marks[-1] - marks[first] - sum(pauses[:-1])
+    seconds = marks[-1] - marks[first] - sum(pauses[first:-1])
     seconds /= max(curve[-1][0] - curve[first][0], 1)
     plain = matched(arguments, MIXERS["plain"], arguments.ticks)
     return {
