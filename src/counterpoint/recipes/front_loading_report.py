@@ -106,6 +106,23 @@ def floors(study: FrontLoading) -> dict[str, dict[str, float]]:
     return found
 
 
+def agreement(study: FrontLoading, records: Sequence[Mapping[str, Any]]) -> float:
+    """Return how often writing and scoring agree whether the true solution is the likeliest.
+
+    A model writes exactly the true solution if each of its symbols is the likeliest one after the
+    true text before it. The two are computed in different ways, so a fault of either shows here.
+    """
+    solutions = {split: [i.solution for i in scored_items(study, split)] for split in splits(study)}
+    same = [
+        likeliest == (text == solution)
+        for one in records
+        for likeliest, text, solution in zip(
+            one["likeliest"], one["texts"], solutions[one["split"]], strict=True
+        )
+    ]
+    return sum(same) / len(same)
+
+
 def report_front_loading(study: FrontLoading, folder: Path) -> list[PairRow]:
     """Write the report from the records of a folder, and return the comparisons.
 
@@ -121,6 +138,7 @@ def report_front_loading(study: FrontLoading, folder: Path) -> list[PairRow]:
         "comparisons": [asdict(row) | {"verdict": row.verdict} for row in rows],
         "floors": floors(study),
         "ledgers": {arm: record["ledger"] for arm, record in first.items()},
+        "agreement": agreement(study, records),
     }
     write_json(folder / FINDINGS, findings)
     write_text(folder / REPORT, f"# {study.name}\n\n{markdown(records, rows)}")
