@@ -31,6 +31,8 @@ EXTRAS = {
         "soxr",
         "matplotlib",
         "sounddevice",
+        "pycodec2",
+        "sentencepiece",
     ),
 }
 """Packages of each extra in `pyproject.toml`, by the names that pip knows."""
