@@ -306,7 +306,8 @@ class Moshi(System):
         if name == TEXT:
             light = torch.tensor(config.text_light_ids, device=targets.device)
             weight = torch.ones(targets.shape, device=targets.device)
-            return weight.masked_fill(torch.isin(targets, light), config.text_light_weight)
+            is_light = (targets[..., None] == light).any(-1)  # `isin` cannot be mapped over lanes
+            return weight.masked_fill(is_light, config.text_light_weight)
         (own,) = (stream.loss_weight for stream in config.audio if stream.name == name)
         return torch.full(targets.shape, own, device=targets.device)
 
