@@ -1,17 +1,31 @@
 """A stack of cells gives what cells give that are trained alone."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import counterpoint
 from counterpoint.progress import Progress
+from counterpoint.recipes import cells as cells_module
 from counterpoint.recipes import stacks as module
-from counterpoint.recipes.cells import Cell, curve, run_cell
+from counterpoint.recipes.cells import Cell, cell_run, curve, run_cell
 from counterpoint.recipes.grid import Grid, GridArm
-from counterpoint.recipes.stacks import record_batches, recorded_run, run_stack, stacks
+from counterpoint.recipes.stacks import (
+    record_batches,
+    record_runs,
+    recorded_run,
+    run_stack,
+    save_lane,
+    stacks,
+    train_lanes,
+)
+from counterpoint.systems.contract import System
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from tests.systems.tiny_models import tower
@@ -44,6 +58,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from map(work, items)
 
     monkeypatch.setattr(module, "work_in_processes", work)
+    monkeypatch.setattr(cells_module, "CURVE_ITEMS", 10)
 
 
 def test_cells_of_an_arm_make_a_stack_and_those_that_choose_rates_another() -> None:
@@ -84,6 +99,26 @@ def test_a_cell_that_diverges_costs_no_other_cell(tmp_path: Path) -> None:
     found = run_stack(GRID, partial(recorded_run, folder=tmp_path), "cpu", cells)
     assert found.diverged == [cells[1].key]
     assert [outcome.cell for outcome in found.cells] == cells[:1]
+
+
+def test_trained_lanes_are_seen_on_the_way_and_loaded_again(tmp_path: Path) -> None:
+    runs = [cell_run(GRID, cell(0)), cell_run(GRID, cell(1, 1e30, "logbook_small"))]
+    record_runs(runs, tmp_path / "batches", Progress(quiet=True))
+    sources = [recorded_run(run, tmp_path / "batches") for run in runs]
+    seen: list[tuple[int, Tensor]] = []
+
+    def visit(step: int, systems: Sequence[System]) -> bool:
+        seen.append((step, next(systems[0].parameters()).detach().clone()))
+        return step == 2
+
+    trained, diverged = train_lanes(runs, sources, "cpu", visit=visit)
+    assert diverged is None
+    assert trained is not None
+    assert [step for step, _ in seen] == [2]  # `visit` has ended the training
+    save_lane(trained, runs[0], tmp_path / "saved")
+    loaded = counterpoint.load(tmp_path / "saved").system
+    assert torch.equal(next(loaded.parameters()), seen[0][1])
+    assert loaded.config == runs[0].system
 
 
 def test_a_curve_has_the_loss_of_the_part_without_that_of_labels() -> None:
