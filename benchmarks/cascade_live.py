@@ -44,6 +44,13 @@ QUESTIONS = (
 )
 
 
+AIMS = (
+    ("first_sound_s", "first sound after a question", 0.8),
+    ("stop_s", "last sound after an interruption", 0.3),
+)
+"""Numbers with their aims: the largest median in seconds."""
+
+
 class Caller:
     """Asks questions into a conversation, and notes when it hears what."""
 
@@ -169,6 +176,22 @@ def growth(memory: list[float]) -> float:
     return percentile(steps, 0.5) if steps else 0.0
 
 
+def judged(found: dict[str, Any]) -> list[str]:
+    """Return a line for each aim, with what was measured beside it."""
+    lines = []
+    for name, what, most_s in AIMS:
+        spread = found[name]
+        if not spread["number"]:
+            lines.append(f"{what}: nothing measured; the aim is at most {most_s} s")
+            continue
+        verdict = "held" if spread["p50"] <= most_s else "missed"
+        lines.append(
+            f"{what}: p50 {spread['p50']:.2f} s of at most {most_s} s: {verdict}; "
+            f"p95 {spread['p95']:.2f} s, n = {spread['number']}"
+        )
+    return lines
+
+
 def main() -> None:
     """Measure, and print and store the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -181,6 +204,7 @@ def main() -> None:
     found = hold(options.minutes, options.model, options.seed, in_cpu_time=options.cpu_time)
     text = json.dumps(found, indent=1)
     print(text)
+    print(*judged(found), sep="\n")
     if options.out is not None:
         options.out.write_text(text + "\n")
 
