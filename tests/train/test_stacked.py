@@ -44,6 +44,9 @@ ARMS["two_stream_with_options"] = replace(
 )
 
 
+FAST = ("full", "two_stream", "hrt", "hdlm", "two_stream_with_options")
+"""Arms that are tried by default; `test_stacked_systems.py` has tiny models of all systems."""
+
 LANE_TASKS = (TASKS["hierarchy"], Logbook(num_events=9))
 
 
@@ -65,7 +68,9 @@ def lane_batches(system: System, seed: int) -> Recorded:
     return record(prepared.batches(ROWS, seed), NUM_STEPS - seed)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "arm", [arm if arm in FAST else pytest.param(arm, marks=pytest.mark.slow) for arm in ARMS]
+)
 def test_a_lane_learns_what_it_learns_alone(arm: str) -> None:
     systems = [build_system(ARMS[arm], seed) for seed in SEEDS]
     sources = [lane_batches(system, seed) for system, seed in zip(systems, SEEDS, strict=True)]
