@@ -182,9 +182,9 @@ def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
     grid = tiny_grid(learning_rates=(1e-3, 1e-2), arms=tiny_grid().arms[:1])
     asked: list[list[str]] = []
 
-    def answers(system: Any, items: Any, batch_items: int) -> Any:
+    def answers(system: Any, items: Any) -> Any:
         asked.append([item.text for item in items])
-        return answer(system, items, batch_items)
+        return answer(system, items)
 
     monkeypatch.setattr(cells, "answer", answers)
     records = run_grid(grid, tmp_path, progress=quiet())
