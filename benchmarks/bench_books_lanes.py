@@ -6,6 +6,7 @@ books. Lanes are trained as stacks.
 
     python benchmarks/bench_books_lanes.py --books books.tar.xz --prepare --work /tmp/books
     python benchmarks/bench_books_lanes.py --work /tmp/books --device cuda --out runs/books
+    python benchmarks/bench_books_lanes.py --table runs/books/books.parquet
 
 ``--books`` is an archive, or the folder itself, with the folders ``train``, ``tune`` and ``valid``.
 """
@@ -17,7 +18,7 @@ import os
 import tarfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from counterpoint.data.text.corpus import Corpus, DataConfig, Folder, prepare
 from counterpoint.data.text.documents import read_folder
 from counterpoint.data.text.shards import Unit
 from counterpoint.evaluate.score import score, target_nats
+from counterpoint.evaluate.statistics import holm, student_quantile, student_tails
 from counterpoint.evaluate.whole import has_whole, measure_whole
-from counterpoint.recipes.cells import write_records
+from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.stacks import train_lanes
 from counterpoint.systems import SystemConfig, hnet, hrt, sketch, two_stream
 from counterpoint.systems import single_stream as single
@@ -292,6 +294,61 @@ def run_arm(
     return records
 
 
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table; intervals and p-values are Student's, over seeds."""
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for one in records:
+        by_arm.setdefault(one["arm"], {})[one["seed"]] = one
+    ours = by_arm["two_stream"]
+    lines = [
+        "| arm | bits a byte | two_stream minus it, % | p (Holm) | swap, bits | FLOPs | weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    compared = {arm: _difference(ours, own) for arm, own in by_arm.items() if arm != "two_stream"}
+    p_values = holm([p for _, _, p in compared.values()])
+    corrected = dict(zip(compared, p_values, strict=True))
+    for arm, own in by_arm.items():
+        mean, half = _mean([_bits_a_byte(one) for one in own.values()])
+        ahead, p_text = "", ""
+        if arm in compared:
+            value, width, _ = compared[arm]
+            ahead = f"{value:+.2f} [{value - width:+.2f}, {value + width:+.2f}]"
+            p_text = f"{corrected[arm]:.3f}"
+        first = next(iter(own.values()))
+        flops = first["flops_per_byte"] / next(iter(ours.values()))["flops_per_byte"]
+        swaps = [one["swap_cost"] for one in own.values() if one["swap_cost"] is not None]
+        swap = f"{np.mean(swaps):+.3f}" if swaps else "–"
+        lines.append(
+            f"| {arm} | {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}] | {ahead} | {p_text} | "
+            f"{swap} | {flops:.2f} | {1e-6 * first['parameters']:.1f} M |"
+        )
+    return "\n".join(lines)
+
+
+def _bits_a_byte(record: Mapping[str, Any]) -> float:
+    return float(sum(record["bits"]) / sum(record["bytes"]))
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean, and half the width of its interval of 95 %."""
+    spread = np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(spread * student_quantile(len(values) - 1))
+
+
+def _difference(
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
+) -> tuple[float, float, float]:
+    """Return by how many percent ours needs more bits, half the interval, and the p-value."""
+    shares = [
+        100 * (_bits_a_byte(ours[seed]) / _bits_a_byte(theirs[seed]) - 1)
+        for seed in sorted(ours.keys() & theirs.keys())
+    ]
+    value, half = _mean(shares)
+    freedom = len(shares) - 1
+    spread = half / student_quantile(freedom)
+    return value, half, student_tails(abs(value) / spread, freedom)
+
+
 def unpack(books: Path, work: Path) -> None:
     """Put the books into the folder of the work."""
     if work.exists():
@@ -338,7 +395,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--books", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/books_lanes"))
     parser.add_argument("--arms", nargs="+", choices=arms())
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=float, default=[2e-3])
@@ -347,7 +404,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/books"))
+    parser.add_argument("--table", nargs="+", type=Path)
     args = parser.parse_args()
+    if args.table:
+        print(table([record for path in args.table for record in read_records(path)]))
+        return
     if args.prepare:
         prepare_batches(args)
         return
