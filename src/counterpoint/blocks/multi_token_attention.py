@@ -252,7 +252,7 @@ class MultiTokenConfig:
         a_pair += 2 * shape.num_heads * self.num_queries * self.num_keys * num_convolutions
         a_pair += 2 * shape.num_heads * (self.group_heads or shape.num_heads) * num_maps
         pairs = sum(
-            (piece.stop - piece.row) * (piece.stop - piece.key)
+            (piece.stop - piece.row) * (piece.last - piece.key)
             for piece in pieces(num_steps, shape.window, chunk_rows(num_steps))
         )
         at_edges = 0.0
@@ -482,8 +482,9 @@ def _convolved_tick(
     num_queries = ring.shape[2]
     gone = reach.gone[:, None, None].expand(*ring.shape[:3], -1)
     ring.scatter_(3, gone, 0.0)
-    place = (reach.step % num_queries)[..., None, None].expand_as(row)
-    ring[..., : reach.limit].scatter_(2, place, row.to(ring.dtype))
+    every_row = torch.arange(len(ring), device=ring.device)
+    place = reach.step[:, 0] % num_queries
+    ring[every_row, :, place, : reach.limit] = row[:, :, 0].to(ring.dtype)
     back = (reach.step - torch.arange(num_queries, device=row.device)) % num_queries
     turned = kernel[:, num_queries - 1 - back].transpose(0, 1).flatten(0, 1)
     if 2 * reach.limit < ring.shape[3]:

@@ -32,8 +32,11 @@ WHOLE_ROWS = 64
 CHUNK_ROWS = 32
 """Queries of a chunk. 2,048 steps, 16 heads of 64, one thread: 32 took 453 ms, 128 took 569 ms."""
 
-GRADIENT_ROWS = 128
-"""Queries of a chunk of the gradient, which reads up to ten rows before them once more."""
+GRADIENT_ROWS = 64
+"""Queries of a chunk of the gradient, which reads up to ten rows before them once more.
+
+1,024 steps, 8 heads of 64, one thread, everything on: 32 took 533 ms, 64 took 459 ms, 128 479 ms.
+"""
 
 GPU_ROWS = 512
 """Queries of a chunk on a GPU, where small products take as long as larger ones."""
@@ -291,21 +294,36 @@ class Piece(NamedTuple):
     Attributes:
         above: First query that is read for the sake of later ones.
         row: First query with a result.
-        stop: The query after the last one, and the key after the last one.
+        stop: The query after the last one.
         key: First key.
+        last: The key after the last one.
     """
 
     above: int
     row: int
     stop: int
     key: int
+    last: int
 
 
 def pieces(num_steps: int, window: int, size: int, above: int = 0) -> Iterator[Piece]:
     """Cut whole rows into chunks of ``size`` queries, each with ``above`` queries before it."""
     for row in range(0, num_steps, size):
         first = max(0, row - above)
-        yield Piece(first, row, min(row + size, num_steps), max(0, first - window + 1))
+        stop = min(row + size, num_steps)
+        key = max(0, first - window + 1)
+        last = stop if key else min(_rounded(stop), num_steps)
+        yield Piece(first, row, stop, key, last)
+
+
+def _rounded(number: int) -> int:
+    """Return the next number of keys that chunks have, at most a sixteenth more.
+
+    If each chunk were a little larger than the one before it, it would not fit the memory that this
+    one has left, and the C library would get new memory for it.
+    """
+    unit = 1 << max(5, number.bit_length() - 5)
+    return -(-number // unit) * unit
 
 
 def chunk_rows(num_steps: int, is_cuda: bool = False) -> int:
@@ -332,11 +350,11 @@ class RowReach(NamedTuple):
         """Return what the queries of a chunk may read among the columns from its first key on."""
         query = torch.arange(piece.above, piece.stop, device=self.start.device)
         if self.is_plain:
-            key = query[None]
-            seen = span_mask(Span(torch.zeros_like(key), key + 1), key)
+            key = torch.arange(piece.above, piece.last, device=self.start.device)[None]
+            seen = span_mask(Span(torch.zeros_like(query)[None], query[None] + 1), key)
             return Seen(~seen[:, None], piece.above - piece.key)
         start = self.start[:, piece.above : piece.stop]
-        key = torch.arange(piece.key, piece.stop, device=start.device)[None]
+        key = torch.arange(piece.key, piece.last, device=start.device)[None]
         seen = span_mask(Span(start, (query + 1).expand_as(start)), key)
         most = len(key[0]) - 1
         near = start[..., None] + torch.arange(2 * side, device=start.device)
@@ -365,15 +383,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, reach: RowReach) 
     read = []
     last_key = 0
     for piece in pieces(num_steps, reach.window, chunk_rows(num_steps, q.is_cuda)):
-        columns = (last_key, piece.key, piece.stop)
+        columns = (last_key, piece.key, piece.last)
         above = tuple(
             _moved(rows, kernel, q, columns)
             for rows, kernel in zip(above, kernels[::2], strict=True)
         )
         part, above = read_rows(
             q[:, :, piece.row : piece.stop],
-            k[:, :, piece.key : piece.stop],
-            v[:, :, piece.key : piece.stop],
+            k[:, :, piece.key : piece.last],
+            v[:, :, piece.key : piece.last],
             kernels,
             reach.rows(piece, _side(kernels)),
             above,
@@ -419,9 +437,10 @@ class _Chunked(torch.autograd.Function):
         to_kernels = [None if one is None else torch.zeros_like(one) for one in kernels]
         learned = Kernels(*(one if one is None else _leaf(one) for one in kernels))
         size = GPU_ROWS if q.is_cuda else GRADIENT_ROWS
-        for piece in pieces(q.shape[2], ctx.reach.window, size, learned.above):
+        cut = list(pieces(q.shape[2], ctx.reach.window, size, learned.above))
+        for piece in reversed(cut):  # the largest first, whose memory the others use again
             queries = slice(piece.above, piece.stop)
-            keys = slice(piece.key, piece.stop)
+            keys = slice(piece.key, piece.last)
             at = (queries, keys, keys)
             parts = [_leaf(x[:, :, here]) for x, here in zip((q, k, v), at, strict=True)]
             with torch.enable_grad():
@@ -446,7 +465,7 @@ def _read_again(parts: list[Tensor], kernels: Kernels, reach: RowReach, piece: P
     rows = reach.rows(piece, _side(kernels))
     above: Above | None = None
     if not piece.above:  # the queries before it are those of the chunk's own, or none
-        columns = (0, 0, piece.stop)
+        columns = (0, 0, piece.last)
         above = tuple(_moved(None, kernel, q, columns) for kernel in kernels[::2])
     read, _ = read_rows(q, k, v, kernels, rows, above)
     return read[:, :, piece.row - piece.stop :]
