@@ -145,11 +145,14 @@ def run_form(name: str, num_steps: int, config: MultiTokenConfig, gradient: bool
     function(q, k, v, kernels).sum().backward()
 
 
-def bench_rows(lengths: Sequence[int], repeats: int) -> dict[str, Any]:
+def bench_rows(
+    lengths: Sequence[int], repeats: int, configs: Sequence[str], kinds: Sequence[str]
+) -> dict[str, Any]:
     found = {}
-    for config_name, config in CONFIGS.items():
+    for config_name in configs:
+        config = CONFIGS[config_name]
         for num_steps in lengths:
-            for kind in ("forward", "both"):
+            for kind in kinds:
                 names = ["plain", "chunked"]
                 names += ["naive"] if num_steps <= NAIVE_UP_TO[kind] else []
                 names += ["lifted"] if config_name == "conv_before" and num_steps <= 4096 else []
@@ -259,17 +262,21 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("rows", "ticks", "models", "memory"))
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--positions", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
+    parser.add_argument("--model-lengths", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--configs", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--kinds", nargs="+", default=["forward", "both"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     torch.set_num_threads(1)
     if "rows" in arguments.parts:
-        results |= bench_rows(arguments.lengths, arguments.repeats)
+        chosen = (arguments.configs, arguments.kinds)
+        results |= bench_rows(arguments.lengths, arguments.repeats, *chosen)
     if "ticks" in arguments.parts:
         results |= bench_ticks(arguments.positions, arguments.repeats * 4)
     if "models" in arguments.parts:
-        results |= bench_models(arguments.lengths[:2], arguments.repeats)
+        results |= bench_models(arguments.model_lengths, arguments.repeats)
     if "memory" in arguments.parts:
         results |= bench_memory(arguments.lengths)
     finish("What does Multi-Token Attention cost?", results, arguments.out)

@@ -62,8 +62,6 @@ GRADIENT_BLOCKS = [
         (64, 32, 64, 384, 8, 2),
     )
 ]
-PLACES = {"read": "READ", "queries": "TO_QUERIES", "keys": "TO_KEYS", "values": "TO_VALUES"}
-"""Names of the blocks of `multi_token_attention_fused` by kernel."""
 
 
 class Report:
@@ -238,21 +236,6 @@ def bench_tiles(report: Report, num_steps: int, chosen: Sequence[tuple[Any, ...]
         report.add(where, partial(milliseconds, call, 0.03), 15)
 
 
-def use_fastest(report: Report, name: str) -> None:
-    """Let the fused form use the blocks that were fastest for a config."""
-    for kind, place in PLACES.items():
-        tried = {
-            blocks: report.found.get(f"tiles {name} {kind} 4096 {tuple(blocks)}")
-            for one, other, blocks in tiles()
-            if (one, other) == (name, kind)
-        }
-        timed = {blocks: took for blocks, took in tried.items() if isinstance(took, float)}
-        if timed:
-            fastest = min(timed, key=lambda blocks: timed[blocks])
-            setattr(fused, place, fastest)
-            report.found[f"fastest {name} {kind}"] = list(fastest)
-
-
 def measured(function: Callable[[], Tensor], inputs: Sequence[Tensor]) -> dict[str, float]:
     """Milliseconds of a call, and of one with its gradient, and the peak of the memory in MB."""
     with torch.no_grad():
@@ -293,7 +276,6 @@ def bench_rows(
         start = torch.zeros(ROWS, num_steps, dtype=torch.long, device="cuda")
         q, k, v = (x.bfloat16().requires_grad_() for x in heads(num_steps, "cuda", ROWS))
         for name in names:
-            use_fastest(report, name)
             own = [
                 None if x is None else x.cuda().requires_grad_()
                 for x in kernels_of(ALL_CONFIGS[name])

@@ -212,7 +212,7 @@ def convolve(
     """
     kernel = kernel.to(x.dtype)
     side = kernel.shape[2] // 2
-    if is_traced() or not torch.is_grad_enabled():
+    if is_traced() or x.is_cuda or not torch.is_grad_enabled():
         y = _convolution(x, kernel)
     else:
         num_fixed = 0 if num_learned is None else x.shape[2] - num_learned
@@ -257,7 +257,7 @@ def _convolution(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """`_convolution` with a faster gradient of the kernels.
+    """`_convolution` with a faster gradient of the kernels, on a CPU.
 
     For 16 heads, 128 queries and 4,096 keys torch takes 690 ms for it, and a convolution with the
     gradient takes 89 ms.
