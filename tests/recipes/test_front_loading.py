@@ -342,8 +342,10 @@ def test_study_that_was_stopped_ends_with_the_same_records(tmp_path: Path) -> No
     whole = run_front_loading(study, tmp_path / "whole")
     assert len(whole) == 5 * 3
     assert {record["split"] for record in whole} == set(splits(study))
+    assert run_front_loading(study, tmp_path / "stopped", stop_at=0.0) == []
     part = run_front_loading(replace(study, groups=("matched",)), tmp_path / "stopped")
     assert len(part) == 2 * 3
+    assert {one["arm"] for one in part} == {one.name for one in chains(("matched",))}
     rest = run_front_loading(study, tmp_path / "stopped")
 
     def facts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -311,7 +311,8 @@ def stacks(folder: Path, some: Sequence[ChainPhase], most_lanes: int) -> list[li
 
     Lanes of a stack take equally many steps, and those that have fewer wait. A group therefore has
     segments whose numbers of steps are alike. Every group comes after those with its parents, and
-    groups are in the order of their first segments.
+    groups are in the order of their first segments. As later segments fill earlier groups, give
+    only segments that are equally important.
 
     Args:
         folder: Folder of the study, with the recorded batches.

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def run_front_loading(
         folder: Its folder; one that was begun there must be the same, but for seeds and groups.
         device: Device of the models. On a CPU, where a stack is not faster, chains are run alone.
         batches_only: Only record the batches of training.
-        stop_at: Time (`time.time`) after which no stack is begun.
+        stop_at: Time (`time.time`) after which no further models are begun.
         progress: Shows how far the study is; on stderr by default.
 
     Returns:
@@ -88,16 +89,27 @@ def run_front_loading(
         missing = [one for one in every if not _is_done(study, folder, one, every)]
         record_segments(study, folder, missing, progress)
         if not batches_only:
-            groups = stacks(folder, missing, _most_lanes(study, device))
-            task = progress.task(study.name)
-            for number, group in enumerate(groups, 1):
-                if time.time() > stop_at:
-                    break
-                _run_stack(study, folder, group, every, torch.device(device))
-                task(number, len(groups), figures=f"{len(group)} lanes from {group[0].key}")
-                join(study, folder)
-            _run_reinforced(study, folder, torch.device(device))
+            _run_groups(study, folder, torch.device(device), stop_at, progress)
+            _run_reinforced(study, folder, torch.device(device), stop_at)
     return join(study, folder)
+
+
+def _run_groups(
+    study: FrontLoading, folder: Path, device: torch.device, stop_at: float, progress: Progress
+) -> None:
+    """Run group by group, so that an early stop has all of the most important ones."""
+    every = segments(study)
+    for name in study.groups:
+        own = segments(replace(study, groups=(name,)))
+        missing = [one for one in own if not _is_done(study, folder, one, every)]
+        groups = stacks(folder, missing, _most_lanes(study, device))
+        task = progress.task(f"{study.name}: {name}")
+        for number, group in enumerate(groups, 1):
+            if time.time() > stop_at:
+                return
+            _run_stack(study, folder, group, every, device)
+            task(number, len(groups), figures=f"{len(group)} lanes from {group[0].key}")
+            join(study, folder)
 
 
 def chain_path(folder: Path, chain: Chain, seed: int) -> Path:
@@ -120,8 +132,8 @@ def scored_items(study: FrontLoading, split: str) -> list[ReasoningItem]:
     return [task.item(ITEMS_SEED, n) for task in splits(study)[split] for n in range(count)]
 
 
-def _most_lanes(study: FrontLoading, device: str) -> int:
-    if torch.device(device).type == "cpu":
+def _most_lanes(study: FrontLoading, device: torch.device) -> int:
+    if device.type == "cpu":
         return 1
     return max(_STACK_TICKS // (study.train.batch_rows * study.row_ticks), 1)
 
@@ -256,12 +268,14 @@ def _written(
         }
 
 
-def _run_reinforced(study: FrontLoading, folder: Path, device: torch.device) -> None:
+def _run_reinforced(
+    study: FrontLoading, folder: Path, device: torch.device, stop_at: float
+) -> None:
     """Train chains with reinforcement one by one: a model writes what it learns from."""
     for seed in study.seeds:
         for chain in (one for one in chains(study.groups) if one.tuning.is_reinforced):
             path = chain_path(folder, chain, seed)
-            if path.exists():
+            if path.exists() or time.time() > stop_at:
                 continue
             place = folder / WORK / path.stem
             note = ""
