@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.main import VERBS, main
-from tests.test_architecture import ROOT
+from tests.test_architecture import LADDER, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDE = (
@@ -67,3 +67,18 @@ def test_commands_have_the_options_that_pages_show(
         for word in words:
             if word.startswith("--"):
                 assert word.split("=")[0] in shown, word
+
+
+PLACES = ("", "src", "src/counterpoint", "tests", "docs")
+FILE = re.compile(
+    rf"`((?:src|tests|benchmarks|docs|{'|'.join(LADDER)})/[\w./-]+\.(?:py|md|json|toml))`"
+)
+
+
+@pytest.mark.parametrize("page", _named([p for p in PAGES if p.name != "log.md"]))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """Only the log tells of files as they were called at its time."""
+    text = page.read_text()
+    named = {*FILE.findall(text), *re.findall(r"python (benchmarks/\w+\.py)", text)}
+    missing = [n for n in named if not any((ROOT / place / n).exists() for place in PLACES)]
+    assert missing == []

@@ -104,8 +104,19 @@ import json, sys
 import jaxtyping, numpy, safetensors, torch
 before = set(sys.modules)
 from counterpoint import Layout, TwoStream, generate
-print(json.dumps(sorted(set(sys.modules) - before)))
+added = sorted(set(sys.modules) - before)
+from counterpoint.systems import sketch, moshi, single_stream, two_stream
+for config in (moshi.tiny(), single_stream.tiny(), two_stream.tiny()):
+    sketch(config)
+print(json.dumps([added, sorted(sys.modules)]))
 """
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
+    """Modules that importing the package adds, and all those with which shapes are known."""
+    added, loaded = json.loads(run(IMPORT_AND_LIST, tmp_path_factory.mktemp("listed")))
+    return added, loaded
 
 
 def test_core_imports_only_its_dependencies(tmp_path: Path) -> None:
@@ -141,9 +152,9 @@ def test_importing_the_package_alone_does_not_import_torch(tmp_path: Path) -> No
     assert run(IMPORT_ALONE, tmp_path) == "False\n"
 
 
-def test_import_adds_no_heavy_modules_to_torch(tmp_path: Path) -> None:
+def test_import_adds_no_heavy_modules_to_torch(listed: tuple[list[str], list[str]]) -> None:
     """The half second that `benchmarks/bench_import.py` measures, without a stopwatch."""
-    added = json.loads(run(IMPORT_AND_LIST, tmp_path))
+    added, _ = listed
     assert "counterpoint.streams.spec" in added
     packages = {name.split(".")[0] for name in added} - sys.stdlib_module_names
     assert packages <= {"counterpoint", *CORE_DEPENDENCIES}
@@ -151,16 +162,7 @@ def test_import_adds_no_heavy_modules_to_torch(tmp_path: Path) -> None:
     assert [name for name in added if name.startswith("counterpoint.cli")] == []
 
 
-SKETCH_AND_LIST = """
-import json, sys
-from counterpoint.systems import sketch, moshi, single_stream, two_stream
-for config in (moshi.tiny(), single_stream.tiny(), two_stream.tiny()):
-    sketch(config)
-print(json.dumps(sorted(sys.modules)))
-"""
-
-
-def test_shapes_are_known_without_the_compiler(tmp_path: Path) -> None:
+def test_shapes_are_known_without_the_compiler(listed: tuple[list[str], list[str]]) -> None:
     """Every verb asks a config for its layout first: importing the compiler takes seconds."""
-    loaded = json.loads(run(SKETCH_AND_LIST, tmp_path))
+    _, loaded = listed
     assert [name for name in loaded if name.startswith(HEAVY_TORCH)] == []

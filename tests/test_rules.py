@@ -77,7 +77,7 @@ def branch_faults(tree: ast.Module) -> Iterator[str]:
     classes = concrete_classes()
     for node in ast.walk(tree):
         asked: list[ast.expr] = []
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+        if isinstance(node, ast.Call) and name_of(node.func) in ("isinstance", "issubclass"):
             asked = [node.args[1]]
         elif isinstance(node, ast.MatchClass):
             asked = [node.cls]
@@ -102,6 +102,11 @@ def place_faults(source: str) -> list[str]:
         elif is_unpacked(node):
             faults.append(f"{line_of(node)}: {ast.unparse(node)} takes streams by their order")
     return faults
+
+
+def name_of(node: ast.expr) -> str:
+    """The name that an expression is; empty where it is more than a name."""
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def line_of(node: ast.AST) -> str:
@@ -147,7 +152,7 @@ def delay_faults(source: str) -> list[str]:
                 parts = (node.left, node.right)
             elif isinstance(node, ast.AugAssign):
                 parts = (node.value,)
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) in REDUCTIONS:
+            elif isinstance(node, ast.Call) and name_of(node.func) in REDUCTIONS:
                 parts = node.args
             if any(is_late(part, late) for part in parts):
                 faults.append(f"{line_of(node)}: {ast.unparse(node)} computes with a delay")
@@ -160,7 +165,7 @@ def is_late(node: ast.AST, late: set[str]) -> bool:
         return node.attr.endswith(DELAYS)
     if isinstance(node, ast.Name):
         return node.id.endswith(DELAYS) or node.id in late
-    if isinstance(node, ast.Call) and ast.unparse(node.func) not in REDUCTIONS:
+    if isinstance(node, ast.Call) and name_of(node.func) not in REDUCTIONS:
         return False
     # A comparison asks; it does not compute.
     if isinstance(node, ast.Compare):

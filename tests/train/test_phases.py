@@ -331,7 +331,7 @@ def test_reinforcement_is_a_phase_that_resumes(
     kl = [row["terms"]["kl"] for row in rows(tmp_path / "whole") if "kl" in row.get("terms", {})]
     assert len(kl) == 4
     assert kl[0] == pytest.approx(0, abs=1e-6)  # the reference is the model before the phase
-    assert kl[-1] > 0
+    assert max(kl[1:]) > 0  # a step whose answers are worth the same moves nothing
     entry = ledger_of(whole)[-1]
     assert (entry["phase"], entry["source"], entry["rows"]) == ("rl", "rollouts", 16)
     assert entry["targets"] > 0
