@@ -150,5 +150,5 @@ def _line(name: str, grid: Grid) -> str:
     cells = len(grid.arms) * len(grid.tasks) * (len(grid.seeds) + tuned)
     return (
         f"{name}: {len(grid.arms)} arms x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds, "
-        f"{rates} learning rates, {cells} cells\n    {grid.purpose}"
+        f"{rates} learning rate{'' if rates == 1 else 's'}, {cells} cells\n    {grid.purpose}"
     )
