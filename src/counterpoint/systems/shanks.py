@@ -98,17 +98,17 @@ def tiny_parallel() -> ShanksConfig:
 
 
 def small() -> ShanksConfig:
-    """Return an interleaved model of words of 0.84M parameters, for spoken maths on a GPU."""
+    """Return an interleaved model of words of 0.81M parameters, for spoken maths on a GPU."""
     return ShanksConfig(tower=_tower(4, width=128), vocab_size=124)
 
 
 def small_parallel() -> ShanksConfig:
-    """Return the same in the parallel arrangement, two towers, 0.85M parameters."""
+    """Return the same in the parallel arrangement, two towers, 0.83M parameters."""
     return ShanksConfig(tower=_tower(3, width=128), listener=_tower(1, width=128), vocab_size=124)
 
 
 def small_sound() -> ShanksConfig:
-    """Return `small` with ears: it hears frames of log-mels, 320 features each 80 ms."""
+    """Return `small` for sound, 0.85M parameters: it hears 320 features of log-mels every 80 ms."""
     return ShanksConfig(tower=_tower(4, width=128), vocab_size=124, heard_width=320)
 
 
