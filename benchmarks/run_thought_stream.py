@@ -14,7 +14,7 @@ from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.thought_stream import (
     report_thought_stream,
     run_thought_stream,
-    thought_stream,
+    thought_stream_study,
 )
 
 
@@ -26,12 +26,12 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="only record the batches")
     parser.add_argument("--report", action="store_true", help="only print the table")
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--steps", type=int, default=thought_stream().train.num_steps)
-    parser.add_argument("--num-items", type=int, default=thought_stream().num_items)
+    parser.add_argument("--steps", type=int, default=thought_stream_study().train.num_steps)
+    parser.add_argument("--num-items", type=int, default=thought_stream_study().num_items)
     options = parser.parse_args()
     if options.device == "cuda":
         torch.set_float32_matmul_precision("high")
-    study = thought_stream()
+    study = thought_stream_study()
     study = replace(
         study,
         seeds=tuple(map(int, options.seeds.split(","))),

@@ -8,6 +8,7 @@ from counterpoint.cli.carry_out import Recipe
 from counterpoint.data.text.corpus import Folder
 from counterpoint.errors import UserError
 from counterpoint.recipes.first_run import first_run
+from counterpoint.recipes.front_loading import FrontLoading
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.overrides import parse, to_every_arm
@@ -22,7 +23,7 @@ def test_every_recipe_of_the_library_loads() -> None:
     assert "first_run" in recipe_names()
     assert "study" not in recipe_names()
     for name in recipe_names():
-        assert isinstance(load_recipe(name), Recipe | Grid)
+        assert isinstance(load_recipe(name), Recipe | Grid | FrontLoading)
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from counterpoint.recipes.thought_stream import (
     run_thought_stream,
     thinker_run,
     thinkers,
-    thought_stream,
+    thought_stream_study,
 )
 
 
 def tiny() -> ThoughtStream:
-    full = thought_stream()
+    full = thought_stream_study()
     (aside, two), (inline, one) = full.systems
     small = replace(one.tower, width=16, num_layers=1, num_heads=2, mlp_hidden=16)  # type: ignore[attr-defined]
     return replace(
@@ -35,7 +35,7 @@ def tiny() -> ThoughtStream:
 
 
 def test_models_differ_in_thoughts_of_pretraining_only() -> None:
-    study = thought_stream()
+    study = thought_stream_study()
     for kind, _ in study.systems:
         every = thinkers(study, kind)
         assert len(every) == 5 * 5

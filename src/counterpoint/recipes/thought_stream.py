@@ -101,7 +101,7 @@ class ThoughtLane:
         return f"{self.kind}, {BEFORE if self.has_begun else LATER}{times}"
 
 
-def thought_stream() -> ThoughtStream:
+def thought_stream_study() -> ThoughtStream:
     """Return the study at the size of a minute of a GPU."""
     part = TowerConfig(width=96, num_layers=3, num_heads=3, mlp_hidden=256, window=96)
     return ThoughtStream(

@@ -4,14 +4,14 @@ from counterpoint.data.tasks.reasoning.aside import WAITING, AsideReasoning
 from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning
 from counterpoint.data.tasks.reasoning.item import judge
 from counterpoint.data.tasks.source import label_stream, labels
-from counterpoint.recipes.thought_stream import thought_stream
+from counterpoint.recipes.thought_stream import thought_stream_study
 from counterpoint.systems import sketch
 
 TASK = Reasoning(families=("arithmetic", "dyck"), operations=(3, 4), templates=(0, 1))
 
 
 def test_every_step_has_a_block_of_its_own_after_the_question() -> None:
-    system = dict(thought_stream().systems)["aside"]
+    system = dict(thought_stream_study().systems)["aside"]
     whole = label_stream(sketch(system).layout)
     assert whole is not None
     for number in range(50):
