@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 from shanks_stacks import file_name, run_of
 
 from counterpoint.data.tasks.spoken_maths.bank import FRAME_HZ, sound_frames
-from counterpoint.data.tasks.spoken_maths.hearing import Heard, spoken_by
+from counterpoint.data.tasks.spoken_maths.hearing import Heard, heard_ticks, spoken_by, spoken_ticks
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import Attempt, rises, score_interruptions
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
@@ -40,7 +41,15 @@ from counterpoint.speech.voices import Synthesizer, available_voices
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
 
+FRESH = 100_000_000
+"""Number of the first fresh problem; those of training have lower numbers."""
+
 MOST_ALARMS = 0.05
+COLOURS = {"thinking": 1, "silent": 0, "parallel": 2, "thinking, hears sound": 3}
+LEAST_SHARE = 0.1
+LEAST_CHANCE = 0.001
+"""Chances below it are not stored."""
+
 QUESTION = "How well do models that think while they listen find the errors of a speaker?"
 ARMS = {
     "interleaved": "thinking",
@@ -89,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shanks.json"))
     parser.add_argument("--bank", default="", help="file of spoken words")
     parser.add_argument("--speech", action="store_true", help="also speak problems with Piper")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="new problems with the sentences and pairs of operands of training",
+    )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--read", nargs="+", type=Path, default=None)
     parser.add_argument("--figure", type=Path, default=None)
@@ -120,7 +134,7 @@ def listeners(folder: Path, *, speech: bool) -> list[Listener]:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Return what came of every problem with every model; write it as it comes."""
     plain = SpokenMathsData()
-    problems = [plain.heard(number, held_out=True) for number in range(options.problems)]
+    problems = chosen(plain, options.problems, fresh=options.fresh)
     clock = clock_of(plain)
     made = {"maker, interleaved": [made_by_program(one, clock) for one in problems]}
     made |= floors(problems, clock, plain.task.max_steps)
@@ -130,7 +144,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "models": [],
     }
     models = [one for folder in options.folders for one in listeners(folder, speech=options.speech)]
-    work = partial(evaluated, options.bank, options.problems)
+    work = partial(evaluated, options.bank, options.problems, options.fresh)
     with closing(work_in_processes(work, models, options.processes)) as done:
         for model in done:
             found["models"].append(model)
@@ -139,24 +153,44 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def evaluated(bank: str, num_problems: int, one: Listener) -> dict[str, Any]:
+def chosen(data: SpokenMathsData, number: int, *, fresh: bool) -> list[Heard]:
+    """Return problems on which models are measured."""
+    first = FRESH if fresh else 0
+    return [data.heard(first + place, held_out=not fresh) for place in range(number)]
+
+
+def evaluated(bank: str, num_problems: int, fresh: bool, one: Listener) -> dict[str, Any]:
     """Let a model listen to all problems."""
     torch.set_num_threads(1)
     system, data = one.opened(bank)
-    problems = [data.heard(number, held_out=True) for number in range(num_problems)]
+    problems = chosen(data, num_problems, fresh=fresh)
     arm = ARMS[one.name.partition("-")[0] or data.arrangement]
     if one.speaks:
         arm += ", spoken"
         problems = [in_speech(own, data.held_out_voice) for own in problems]
     scores = {} if one.speaks else KindScorer(system.layout, data, problems).score(system)
-    ceiling = score_interruptions([made_by_program(own, clock_of(data)) for own in problems])
     return {
         "arm": arm,
         "seed": one.seed,
         "rows": [heard_by(system, data, own) for own in problems],
         "kinds": {kind: score._asdict() for kind, score in scores.items()},
-        "ceiling": ceiling.found.value,
+        "ceiling": ceiling(data, problems),
     }
+
+
+def ceiling(data: SpokenMathsData, problems: Sequence[Heard]) -> float:
+    """Return the share of wrong speakers whom the maker of the problems interrupts in time."""
+    if data.arrangement != "parallel":
+        made = [made_by_program(own, clock_of(data)) for own in problems]
+        return score_interruptions(made).found.value
+    in_time = []
+    for own in problems:
+        if own.problem.fault is not None:
+            _, thought = spoken_ticks(own, data.tick_hz, data.marks)
+            in_time.append(
+                thought.index(WRONG) + 1 < len(heard_ticks(own, data.tick_hz, data.marks))
+            )
+    return sum(in_time) / len(in_time)
 
 
 def in_speech(heard: Heard, label: str) -> Heard:
@@ -178,7 +212,11 @@ def heard_by(system: System, data: SpokenMathsData, problem: Heard) -> dict[str,
         "named": free.named,
         "corrected": free.corrected,
         "agreed": at_s is None and bool(answers) and answers[-1].startswith("yes"),
-        "rises": rises(never.timeline, clock_of(data).tokens_per_s),
+        "rises": [
+            [float(f"{chance:.9g}"), round(at_s, 3)]
+            for chance, at_s in rises(never.timeline, clock_of(data).tokens_per_s)
+            if chance >= LEAST_CHANCE
+        ],
     }
 
 
@@ -284,6 +322,7 @@ def summarised(found: dict[str, Any]) -> dict[str, Any]:
             "found": as_list(share(own["found"][:, is_wrong])),
             "corrected": as_list(share(own["corrected"][:, is_wrong])),
             "found of the ceiling": float(own["found"][:, is_wrong].mean()) / ceilings[arm],
+            "area": area([model["rows"] for model in found["models"] if model["arm"] == arm]),
             "latency": quantiles(own["latency_s"][:, is_wrong]),
             "alarms at 5 %": as_list(share(own["chosen"][:, ~is_wrong])),
             "interrupted at 5 %": as_list(share(own["chosen"][:, is_wrong])),
@@ -299,6 +338,16 @@ def summarised(found: dict[str, Any]) -> dict[str, Any]:
             interval, p_value = bootstrap_difference(first, second)
             differences[f"{ours} - {theirs}, {kind}"] = [*as_list(interval), p_value]
     return {"rows": rows, "differences": differences}
+
+
+def area(models: Sequence[Sequence[dict[str, Any]]]) -> list[float]:
+    """Return the area under the curve of each seed; 0.5 for who knows nothing."""
+    areas = []
+    for rows in models:
+        points = sorted((point[1], point[2]) for point in [*curve(rows), (0.0, 1.0, 1.0, 0.0)])
+        alarms, caught = np.array([(0.0, 0.0), *points]).T
+        areas.append(float(np.trapezoid(caught, alarms)))
+    return areas
 
 
 def quantiles(values: np.ndarray) -> list[float]:
@@ -338,14 +387,15 @@ def draw(found: dict[str, Any], summary: dict[str, Any], path: Path) -> None:
     with optional_module("matplotlib").rc_context(STYLE):
         figure = new_figure(9.0, 4.0)
         caught, soon = figure.subplots(1, 2)
-        for number, arm in enumerate(summary["rows"]):
-            colour = PALETTE[(1, 0, 2, 3, 4)[number % 5]]
+        for arm in summary["rows"]:
+            colour = PALETTE[COLOURS.get(arm, 4)]
             models = [model["rows"] for model in found["models"] if model["arm"] == arm]
             for place, rows in enumerate(models):
                 points = np.array(curve(rows))
                 label = arm if place == 0 else None
                 caught.step(points[:, 1], points[:, 2], color=colour, label=label, where="post")
-                soon.plot(points[:, 1], points[:, 3], color=colour)
+                enough = points[:, 2] >= LEAST_SHARE  # a median of fewer says nothing
+                soon.plot(points[enough, 1], points[enough, 3], color=colour)
             own = summary["rows"][arm]
             caught.plot(own["alarms"][0], own["interrupted"][0], "o", color=colour)
         for name, floor in found["floors"].items():
