@@ -27,6 +27,7 @@ MODELS = (
     ("hnet", "two_stages"),
     ("hrt", "learned"),
     ("two_stream", "learned"),
+    ("single_stream", "multi_token"),
 )
 
 
