@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.data.recorded import Recorded
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.source import label_stream
 from counterpoint.evaluate.report.grid_findings import RESULTS
 from counterpoint.files import write_json
@@ -32,7 +33,7 @@ from counterpoint.recipes.cells import (
     read_cells,
     write_records,
 )
-from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid import Grid, GridArm
 from counterpoint.recipes.grid_report import report_grid
 from counterpoint.recipes.part_whole_small import part_whole_small
 from counterpoint.recipes.stacks import record_runs, recorded_run, run_stack, stacks
@@ -137,12 +138,23 @@ def run(grid: Grid, args: argparse.Namespace, deadline: float) -> None:
             traceback.print_exc()
 
 
+def count_recorded_rows(arm: GridArm, records: list[dict[str, Any]], batch_rows: int) -> None:
+    """Count the FLOPs of curves for rows as they were recorded, not filled up to whole blocks."""
+    system = sketch(arm.system)
+    for record in records:
+        num_ticks = FORMS[record["task"]].most_symbols
+        a_step = system.flops_per_tick(num_ticks, training=True) * num_ticks * batch_rows
+        for point in record["curve"]:
+            point["flops"] = a_step * point["step"]
+
+
 def report(grid: Grid, folder: Path) -> None:
     """Write the report of all arms whose cells are all there and were not stopped early."""
     finished = []
     left_out = []
     for arm in grid.arms:
         records = read_cells(folder, cells_of(grid, arm.name, grid.learning_rates))
+        count_recorded_rows(arm, records, grid.train.batch_rows)
         steps = [record["curve"][-1]["step"] for record in records]
         whole = len(records) == len(grid.tasks) * len(grid.seeds)
         if whole and min(steps) == grid.train.num_steps:
