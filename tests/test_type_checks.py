@@ -7,6 +7,8 @@ import jaxtyping
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Float
+from torch import Tensor
 
 from counterpoint.blocks.norm import RMSNorm
 
@@ -38,3 +40,15 @@ def test_a_local_function_has_one_checker_however_often_it_is_made() -> None:
     with pytest.raises(BeartypeCallHintViolation):
         outer(int)("text")
     outer(str)("text")
+
+
+def test_a_result_must_have_the_axes_of_the_arguments() -> None:
+    @jaxtyping.jaxtyped(typechecker=checks.checked)
+    def cut(x: Float[Tensor, "B T"], length: int) -> Float[Tensor, "B T"]:
+        return x[:, :length]
+
+    assert cut(GOOD, 3).shape == (2, 3)
+    with pytest.raises(jaxtyping.TypeCheckError, match="return value of .*cut"):
+        cut(GOOD, 2)
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameters of .*cut"):
+        cut(BAD, 3)

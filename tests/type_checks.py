@@ -81,10 +81,23 @@ def _sampled(function: FunctionType) -> Callable[..., Any]:
         if calls == CHECKED_CALLS:
             _leave_alone(function)
         if strict is None:  # most functions are never called in a process
+            _forget_arguments(function)
             strict = _beartyped(function)
         return strict(*args, **kwargs)
 
     return sampled
+
+
+def _forget_arguments(function: FunctionType) -> None:
+    """Let what checks a result look at the result alone.
+
+    jaxtyping checks the arguments before the call, and once more with the result. The axes that
+    were found before the call are known to the second check.
+    """
+    code = function.__code__
+    keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    if keywords and keywords[-1].startswith("ret") and "return" in function.__annotations__:
+        function.__annotations__ = {"return": function.__annotations__["return"]}
 
 
 def _leave_alone(function: FunctionType) -> None:
