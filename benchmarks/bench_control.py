@@ -19,7 +19,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -71,13 +71,35 @@ FIRST = {("logbook", "answer"): 73, ("navon", "answer"): 73, ("navon", "all"): 4
 NAVON = TASKS["navon"]
 BLOCK = 9
 """Ticks of a block of `navon`, and of the space after it."""
-TOLD = 300
-"""Number of items that are continued."""
 TIMES = (1, 2, 4, 8, 16)
 """Lengths of logs, as multiples of the length in training."""
-NUM_LONG = 200
 LEAST_STATE = 476_000
 """Bytes of the state of two_stream, to which the window of full attention is cut."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What all arms share.
+
+    Attributes:
+        lanes: Tasks and the symbols that are trained.
+        seeds: Seeds of each of them.
+        train: Training of a lane.
+        device: Device of training and scoring.
+        folder: Folder of batches and items.
+        num_items: Number of items that are continued.
+        num_long: Number of logs of each length.
+        deadline: Time, as of `time.time`, after which no arm begins.
+    """
+
+    lanes: tuple[tuple[str, Trained], ...]
+    seeds: tuple[int, ...]
+    train: TrainConfig
+    device: str
+    folder: Path
+    num_items: int
+    num_long: int
+    deadline: float
 
 
 def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
@@ -111,13 +133,32 @@ def make(
     recorded(folder, task, seed, train, layout, trained)
 
 
+def prepare(arms: Sequence[str], setting: Setting) -> None:
+    """Make the batches of all lanes, in several processes, and the items."""
+    systems = {one.name: one.system for one in part_whole().arms}
+    for task, _ in setting.lanes:
+        scored_items(setting.folder, task)
+    for times in TIMES:
+        long_logs(setting.folder, times, setting.num_long)
+    layouts = [sketch(systems[arm]).layout for arm in arms]
+    streams = {str(one.predicted): one for one in layouts}.values()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), spawn) as pool:
+        made = [
+            pool.submit(make, setting.folder, task, seed, setting.train, layout, trained)
+            for layout, (task, trained), seed in product(streams, setting.lanes, setting.seeds)
+        ]
+        for one in made:
+            one.result()
+
+
 @cache
-def long_logs(folder: Path, times: int) -> tuple[Item, ...]:
+def long_logs(folder: Path, times: int, number: int) -> tuple[Item, ...]:
     """Return logs of so many times the length, which ask for the whole; they are made once."""
-    path = folder / f"logs-{times}.pickle"
+    path = folder / f"logs-{times}-{number}.pickle"
     task = replace(cast("Logbook", TASKS["logbook"]), num_events=24 * times)
     if not path.exists():
-        items = tuple(task.item(ITEMS_SEED, number) for number in range(NUM_LONG))
+        items = tuple(task.item(ITEMS_SEED, one) for one in range(number))
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(pickle.dumps(items))
@@ -125,7 +166,7 @@ def long_logs(folder: Path, times: int) -> tuple[Item, ...]:
     return found
 
 
-def by_length(system: System, folder: Path) -> list[Record]:
+def by_length(system: System, setting: Setting) -> list[Record]:
     """Return the share of right answers about the whole, by length of the log.
 
     Systems that write a whole themselves are left out: they do so tick by tick.
@@ -134,8 +175,8 @@ def by_length(system: System, folder: Path) -> list[Record]:
         return []
     found = []
     for times in TIMES:
-        items = long_logs(folder, times)
-        batch_items = max(NUM_LONG // times, 25)
+        items = long_logs(setting.folder, times, setting.num_long)
+        batch_items = max(len(items) // times, 25)
         task = TASKS["logbook"]
         scores = task.score(items, list(answer(system, items, batch_items)))
         found.append({"times": times, "whole": scores["whole"]})
@@ -161,10 +202,10 @@ def with_less_state(system: System, most_bytes: int) -> System | None:
     return smaller.to(system.device).eval()
 
 
-def floor_by_length(folder: Path, times: int) -> dict[str, float]:
+def floor_by_length(folder: Path, times: int, number: int) -> dict[str, float]:
     """Return the scores of policies about the whole of logs of some length."""
     task = replace(cast("Logbook", TASKS["logbook"]), num_events=24 * times)
-    items = long_logs(folder, times)
+    items = long_logs(folder, times, number)
     found = {}
     for name, policy in task.policies().items():
         rng = random.Random(0)
@@ -173,27 +214,25 @@ def floor_by_length(folder: Path, times: int) -> dict[str, float]:
     return found
 
 
-def run_arm(
-    arm: str, seeds: Sequence[int], train: TrainConfig, device: str, folder: Path
-) -> list[Record]:
+def run_arm(arm: str, setting: Setting) -> list[Record]:
     """Train all lanes of an arm and exchange their wholes; return one record a lane and way."""
     begin = time.perf_counter()
     config = next(one.system for one in part_whole().arms if one.name == arm)
-    lanes = [(*lane, seed) for lane, seed in product(LANES, seeds)]
-    trains = [replace(train, seed=seed) for *_, seed in lanes]
+    lanes = [(*lane, seed) for lane, seed in product(setting.lanes, setting.seeds)]
+    trains = [replace(setting.train, seed=seed) for *_, seed in lanes]
     systems = [build_system(config, one.seed) for one in trains]
     sources = [
-        recorded(folder, task, seed, train, systems[0].layout, trained)
+        recorded(setting.folder, task, seed, setting.train, systems[0].layout, trained)
         for task, trained, seed in lanes
     ]
-    finite, curves = learn(systems, trains, sources, device)
+    finite, curves = learn(systems, trains, sources, setting.device)
     records = []
     for lane, system, curve, good in zip(lanes, systems, curves, finite, strict=True):
         task, trained, seed = lane
-        items = asked(scored_items(folder, task)[:TOLD], task, trained)
+        items = asked(scored_items(setting.folder, task)[: setting.num_items], task, trained)
         first = FIRST[task, trained]
         ways = control(system, items, first, symbols=trained == "all") if good else []
-        lengths = by_length(system, folder) if good and lane[:2] == LANES[0] else []
+        lengths = by_length(system, setting) if good and lane[:2] == LANES[0] else []
         smaller = with_less_state(system, LEAST_STATE) if lengths else None
         for way in ways:
             told = asdict(way)
@@ -202,11 +241,11 @@ def run_arm(
                 | told
                 | {
                     "answers": list(told["answers"]),
-                    "steps": train.num_steps,
+                    "steps": setting.train.num_steps,
                     "flops_per_tick": system.flops_per_tick(ROW_TICKS, training=True),
                     "lengths": lengths,
                     "state_bytes": state_bytes(system.initial_state(1)),
-                    "less_state": [] if smaller is None else by_length(smaller, folder),
+                    "less_state": [] if smaller is None else by_length(smaller, setting),
                     "less_state_bytes": 0
                     if smaller is None
                     else state_bytes(smaller.initial_state(1)),
@@ -217,11 +256,9 @@ def run_arm(
     return records
 
 
-def run_in_time(
-    arm: str, deadline: float, seeds: Sequence[int], train: TrainConfig, device: str, folder: Path
-) -> list[Record]:
+def run_in_time(arm: str, setting: Setting) -> list[Record]:
     """Run an arm unless the time is over."""
-    return in_time(deadline, partial(run_arm, arm, seeds, train, device, folder))
+    return in_time(setting.deadline, partial(run_arm, arm, setting))
 
 
 def table(records: Sequence[Record], task: str, trained: Trained, kind: str) -> Iterator[str]:
@@ -280,43 +317,41 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=TRAIN.num_steps)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--lanes", nargs="+", help='such as "logbook answer"; all by default')
+    parser.add_argument("--items", type=int, default=300, help="items that are continued")
+    parser.add_argument("--long-items", type=int, default=200, help="logs of each length")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batches", type=Path, default=Path("runs/control/batches"))
     parser.add_argument("--prepare", action="store_true", help="only make the batches")
     parser.add_argument("--out", type=Path, default=Path("runs/control"))
     parser.add_argument("--table", type=Path, help="print the tables of a Parquet file")
     args = parser.parse_args()
-    deadline = time.time() + args.seconds
     if args.table:
+        records = read_records(args.table)
         for task, trained in LANES:
             kind = "first cell" if trained == "all" else "whole"
-            print(task, trained, *table(read_records(args.table), task, trained, kind), sep="\n")
-        print("by length", *length_table(read_records(args.table)), sep="\n")
+            print(task, trained, *table(records, task, trained, kind), sep="\n")
+        print("by length", *length_table(records), sep="\n")
         for times in TIMES:
-            print(f"{times} times:", floor_by_length(args.batches, times))
+            print(f"{times} times:", floor_by_length(args.batches, times, args.long_items))
         return
-    train = replace(TRAIN, num_steps=args.num_steps)
-    systems = {one.name: one.system for one in part_whole().arms if one.name in args.arms}
-    for task in TASKS:
-        scored_items(args.batches, task)
-    layouts = list(dict.fromkeys(sketch(systems[arm]).layout for arm in args.arms))
-    streams = list({str(one.predicted): one for one in layouts}.values())
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), spawn) as pool:
-        made = [
-            pool.submit(make, args.batches, task, seed, train, layout, trained)
-            for layout, (task, trained), seed in product(streams, LANES, args.seeds)
-        ]
-        for one in made:
-            one.result()
-    for times in TIMES:
-        long_logs(args.batches, times)
+    setting = Setting(
+        lanes=tuple(lane for lane in LANES if not args.lanes or " ".join(lane) in args.lanes),
+        seeds=tuple(args.seeds),
+        train=replace(TRAIN, num_steps=args.num_steps),
+        device=args.device,
+        folder=args.batches,
+        num_items=args.items,
+        num_long=args.long_items,
+        deadline=time.time() + args.seconds,
+    )
+    prepare(args.arms, setting)
     if args.prepare:
         return
-    shared = (deadline, args.seeds, train, args.device, args.batches)
-    records: list[Record] = []
+    spawn = multiprocessing.get_context("spawn")
+    records = []
     with ProcessPoolExecutor(args.workers, spawn) as pool:
-        jobs = [pool.submit(run_in_time, arm, *shared) for arm in args.arms]
+        jobs = [pool.submit(run_in_time, arm, setting) for arm in args.arms]
         for job in as_completed(jobs):
             done = job.result()
             if not done:

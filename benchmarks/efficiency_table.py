@@ -54,10 +54,12 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--bytes-per-step", type=float, required=True, help="rows x ticks")
     parser.add_argument("--losses", nargs="+", type=float, required=True)
+    parser.add_argument("--tasks", nargs="+", help="all tasks of the file by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     records = [one for one in read_records(args.results) if one["seed"] in args.seeds]
-    for task in dict.fromkeys(record["task"] for record in records):
+    tasks = dict.fromkeys(record["task"] for record in records)
+    for task in args.tasks or tasks:
         own = [record for record in records if record["task"] == task]
         print(task, *table(own, args.losses, args.bytes_per_step), sep="\n")
 
