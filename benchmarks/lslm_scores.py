@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ CONDITIONS = ("clean", "noisy", "backchannel")
 HEARD = ("clean", "noisy")  # conditions whose words are recognised
 SAID = {"": "codes", ", cool": "cool"}  # sampled as published, and at half the temperature
 FINER = tuple(float(f"{1 / (1 + np.exp(-x)):.4g}") for x in np.linspace(-9, 9, 37))
+LEAST_RATE = 0.01
 Table = Float[np.ndarray, "S N"]
 
 
@@ -48,6 +50,7 @@ class Lane(NamedTuple):
 
     Attributes:
         facts: Its arm, seed, rate, curve and held-out bits.
+        threshold: The best threshold of its tuning trials.
         trials: Trials of each condition; a trial lasts as long as the model spoke.
         scores: Stop scores of each trial.
         drawn_s: Times at which a stop was drawn.
@@ -56,6 +59,7 @@ class Lane(NamedTuple):
 
     folder: Path
     facts: dict[str, Any]
+    threshold: float
     trials: dict[str, list[StopTrial]]
     scores: dict[str, list[StopScores]]
     drawn_s: dict[str, list[float | None]]
@@ -75,14 +79,17 @@ def read_lane(folder: Path) -> Lane:
             strict=True,
         )
     )
-    found = Lane(folder, facts, {}, {}, {}, entries)
+    found = Lane(folder, facts, 0.0, {}, {}, {}, entries)
     for name, some in entries.items():
         found.trials[name] = [StopTrial(e["onset_s"], e["frames"] * FRAME_S) for e in some]
         found.scores[name] = [
             StopScores(FRAME_S * torch.arange(e["frames"]), pieces[e["number"]]) for e in some
         ]
         found.drawn_s[name] = [e["drawn_s"] for e in some]
-    return found
+    if "tuning" not in found.trials:  # it hears nothing
+        return found
+    tuned = best_threshold(found.trials["tuning"], found.scores["tuning"], PROBABILITIES)
+    return found._replace(threshold=tuned)
 
 
 # Stops
@@ -108,8 +115,7 @@ def arm_stops(lanes: Sequence[Lane], name: str, *, drawn: bool = False) -> ArmSt
     for lane in lanes:
         stops: Sequence[float | None] = lane.drawn_s[name]
         if not drawn:
-            tuned = best_threshold(lane.trials["tuning"], lane.scores["tuning"], PROBABILITIES)
-            stops = stops_at(lane.trials[name], lane.scores[name], tuned)
+            stops = stops_at(lane.trials[name], lane.scores[name], lane.threshold)
         outcomes.append(stop_outcomes(lane.trials[name], stops))
         results.append(judge_stops(lane.trials[name], stops))
     tables = [np.stack(table) for table in zip(*outcomes, strict=True)]
@@ -179,26 +185,26 @@ class Recogniser:
         return count_word_errors(said, heard), len(said), " ".join(heard)
 
 
-def lane_words(lane: Lane, recogniser: Recogniser, count: int) -> dict[str, list[list[Any]]]:
-    """Errors and words of the first utterances of a lane, from its cache if possible."""
+def lane_words(lane: Lane, recogniser: Recogniser | None, count: int) -> dict[str, list[list[Any]]]:
+    """Errors and words of the first utterances of a lane; without a recogniser, of its cache."""
     cache = lane.folder / f"words{count}.json"
-    if cache.exists():
-        return dict(json.loads(cache.read_text()))
-    found = {}
+    found = dict(json.loads(cache.read_text())) if cache.exists() else {}
+    if recogniser is None:
+        return found
     for name in HEARD:
         some = [entry for entry in lane.entries.get(name, []) if "codes" in entry][:count]
         for key, kind in SAID.items():
-            if some:
+            if some and name + key not in found:
                 counted = [[*recogniser.count(e["words"], e[kind]), e["words"]] for e in some]
                 found[name + key] = counted
     cache.write_text(json.dumps(found))
     return found
 
 
-def floor(rows: Path, recogniser: Recogniser, count: int) -> dict[str, list[list[Any]]]:
+def floor(rows: Path, recogniser: Recogniser | None, count: int) -> dict[str, list[list[Any]]]:
     """Errors of copied codes of the same utterances."""
     cache = rows / f"floor{count}.json"
-    if cache.exists():
+    if cache.exists() or recogniser is None:
         return dict(json.loads(cache.read_text()))
     trials = torch.load(rows / "trials.pt", weights_only=False)
     found = {}
@@ -218,20 +224,21 @@ def errors(some: Sequence[dict[str, list[list[Any]]]], name: str) -> tuple[Table
     return wrong, words
 
 
-def word_table(arms: dict[str, list[Lane]], rows: Path, count: int) -> dict[str, dict[str, Any]]:
+def word_table(
+    arms: dict[str, list[Lane]], rows: Path, count: int, recogniser: Recogniser | None
+) -> dict[str, dict[str, Any]]:
     """Word error rates of all arms, and their differences from the arm that hears nothing."""
-    recogniser = Recogniser()
     copied = floor(rows, recogniser, count)
     said = {
         arm: [lane_words(lane, recogniser, count) for lane in lanes] for arm, lanes in arms.items()
     }
-    found: dict[str, dict[str, Any]] = {"copied codes": {}}
-    for name in HEARD:
-        found["copied codes"][name] = interval(bootstrap_ratio(*errors([copied], name)))
-    for arm, some in said.items():
+    rates = {name: interval(bootstrap_ratio(*errors([copied], name))) for name in copied}
+    found: dict[str, dict[str, Any]] = {"copied codes": rates}
+    for arm, every in said.items():
         found[arm] = {}
         for name in (name + key for name in HEARD for key in SAID):
-            if name not in some[0]:
+            some = [lane for lane in every if name in lane]
+            if not some:
                 continue
             pair = errors(some, name)
             found[arm][name] = interval(bootstrap_ratio(*pair))
@@ -239,13 +246,11 @@ def word_table(arms: dict[str, list[Lane]], rows: Path, count: int) -> dict[str,
                 rounded(float(wrong.sum() / words.sum()))
                 for wrong, words in zip(*pair, strict=True)
             ]
-        if "silent" in said and arm != "silent":
-            for key in SAID:
-                silent = errors(said["silent"], f"clean{key}")
-                cost, p_value = bootstrap_difference(errors(some, f"clean{key}"), silent)
-                cost_facts = {**interval(cost), "p": rounded(p_value)}
-                found[arm][f"clean{key}, above silent"] = cost_facts
-        found[arm]["examples"] = [[one[3], one[2]] for one in some[0]["clean"][:6]]
+            found[arm][f"{name}, examples"] = [[one[3], one[2]] for one in some[0][name][:6]]
+            silent = [lane for lane in said.get("silent", []) if name in lane]
+            if silent and arm != "silent":
+                cost, p_value = bootstrap_difference(pair, errors(silent, name))
+                found[arm][f"{name}, above silent"] = {**interval(cost), "p": rounded(p_value)}
     return found
 
 
@@ -273,11 +278,34 @@ def compared(stops: dict[str, dict[str, ArmStops]]) -> dict[str, Any]:
     return found
 
 
+def draw(arms: dict[str, Any], path: Path) -> None:
+    """Draw the operating curves of all arms in noise and with backchannels."""
+    pyplot: Any = import_module("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.3), sharey=True)
+    for axis, name in zip(axes, ("noisy", "backchannel"), strict=True):
+        for arm, own in arms.items():
+            points = own.get(f"{name}, curve", [])
+            rates = [max(one["false_stops_a_minute"], LEAST_RATE) for one in points]
+            label = f"{arm}, {own['steps'][0]} steps, {len(own['seeds'])} seeds"
+            if points:
+                recalls = [100 * one["recall"] for one in points]
+                axis.plot(rates, recalls, marker=".", lw=1.2, label=label)
+        axis.set(xscale="log", xlim=(LEAST_RATE, 100), ylim=(60, 100), title=name)
+        axis.set_xlabel(f"false stops a minute (less than {LEAST_RATE} is drawn there)")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("interruptions hit within 1 s, %")
+    axes[0].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lanes", type=Path, nargs="+")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--words", type=int, default=0, help="utterances of a lane and condition")
+    parser.add_argument("--cached", action="store_true", help="recognise no more words")
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("--out")
     options = parser.parse_args()
     arms: dict[str, list[Lane]] = {}
@@ -292,7 +320,12 @@ def main() -> None:
         bits = [lane.facts["held_out_bits"]["all"] for lane in lanes]
         found["arms"][arm] = {
             "seeds": [lane.facts["seed"] for lane in lanes],
+            "steps": [lane.facts["steps"] for lane in lanes],
+            "thresholds": [lane.threshold for lane in lanes],
             "held_out_bits": [rounded(one) for one in bits],
+            "with_shuffled_text": [
+                rounded(lane.facts["with_shuffled_text"]["all"]) for lane in lanes
+            ],
         }
         print(arm, found["arms"][arm])
         if arm == "silent":
@@ -312,9 +345,12 @@ def main() -> None:
             )
     found["f1_against_middle"] = compared(stops)
     if options.words:
-        found["word_errors"] = word_table(arms, options.rows, options.words)
+        recogniser = None if options.cached else Recogniser()
+        found["word_errors"] = word_table(arms, options.rows, options.words, recogniser)
         for arm, own in found["word_errors"].items():
-            print(arm, {name: value for name, value in own.items() if name != "examples"})
+            print(arm, {name: value for name, value in own.items() if "examples" not in name})
+    if options.figure:
+        draw(found["arms"], options.figure)
     finish("What does it cost an LSLM to listen, and which fusion stops best?", found, options.out)
 
 

@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from bench_interruptions import LONGEST_S
+from lslm_rows import speech
 from torch import Tensor
 
 from counterpoint.evaluate.duplex.speaking import (
@@ -33,9 +34,9 @@ from counterpoint.evaluate.duplex.speaking import (
     TrialSpeaker,
     speak_and_listen,
 )
-from counterpoint.files import write_tensors
 from counterpoint.formats import open_codec
 from counterpoint.recipes.lslm_small import lslm_small
+from counterpoint.recipes.stacks import save_lane
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.speech.mels import LogMels
 from counterpoint.streams.batch import Batch
@@ -341,8 +342,9 @@ def measured(lane: dict[str, Any], options: argparse.Namespace, out: Path) -> No
     ends = sum(said.ended for said in spoke) / len(spoke)
     say(f"{out.name}: spoke in {time.perf_counter() - begin:.1f} s; {ends:.2f} end by themselves")
     if lane["seed"] in options.save and not silent:
-        weights = {name: x.half() for name, x in system.state_dict().items()}
-        write_tensors(out / "weights.safetensors", weights, {"config": repr(system.config)})
+        shape = cast("lslm.LSLMConfig", system.config)
+        run = replace(lslm_small(), name=out.name, system=shape, data=speech(), minutes=None)
+        save_lane(system.cpu(), run, out / "run")
 
 
 def main() -> None:
@@ -361,7 +363,13 @@ def main() -> None:
         default=math.inf,
         help="of the training of a fusion; fewer steps if they are too short",
     )
-    parser.add_argument("--save", nargs="*", type=int, default=[], help="seeds to keep weights of")
+    parser.add_argument(
+        "--save",
+        nargs="*",
+        type=int,
+        default=[],
+        help="seeds whose models are kept, in run folders",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -15,17 +15,17 @@ def lslm_small() -> Run:
     return Run(
         name="lslm_small",
         system=lslm.small(),
-        data=InterruptedSpeech(),
+        data=InterruptedSpeech(num_phrases=2000),
         train=TrainConfig(
             num_steps=6000,
-            batch_rows=16,
+            batch_rows=32,
             evaluate_every=500,
             checkpoint_every=250,
             log_every=10,
             # As published: AdamW without decay, a warm-up, and a cosine. The model is smaller than
             # the published one, so its learning rate is higher than 5e-4.
             optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.0),
-            schedule=ScheduleConfig(kind="cosine", warmup_steps=200, final_ratio=0.05),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=150, final_ratio=0.05),
         ),
         minutes=90.0,
     )
