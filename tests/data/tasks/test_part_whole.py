@@ -60,8 +60,12 @@ def test_the_oracle_solves_every_task_and_nobody_else_does(name: str) -> None:
     task = TASKS[name]
     found = floors(task, 150, seed=11)
     assert found["oracle"][task.primary] >= 0.98
+    # A register whose last claim was true needs nothing before it: 16 steps often have one.
+    wide = {"audit": "last 16 steps"}.get(name)
     for policy, scores in found.items():
-        if policy != "oracle":
+        if policy == wide:
+            assert 0.9 < scores[task.primary] < found["oracle"][task.primary]
+        elif policy != "oracle":
             assert scores.get(task.primary, 0.0) < 0.8
 
 
@@ -269,6 +273,20 @@ def test_who_asks_of_late_sections_asks_for_what_is_near() -> None:
     assert sum(section >= 4 for section in asked) / len(asked) > 0.85
     for section, _ in TASKS["sections"].item(0, 0).facts["asked"]:
         assert 0 <= section < 8
+
+
+def test_who_reads_a_false_claim_reads_its_verdict_too() -> None:
+    """A policy that takes a false claim for true, or no notice of a true one, is no floor."""
+    task = StreamAudit(num_registers=1, num_steps=40, false_share=0.5, question_share=0.3)
+    policy = task.policies()["last 8 steps"]
+    for number in range(40):
+        item = task.item(5, number)
+        given = policy(item, random.Random(0))
+        told = [step for step in range(40) if item.facts["steps"][step][2]]
+        for place, (step, answer) in enumerate(zip(told, item.answers, strict=True)):
+            before = [item.answers[other].text for other in range(place) if told[other] >= step - 8]
+            if any(text != "!" for text in before):
+                assert given[place] == answer.text
 
 
 def test_a_log_asks_for_the_whole_or_for_its_last_value() -> None:

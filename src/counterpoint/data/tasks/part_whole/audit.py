@@ -149,19 +149,20 @@ class StreamAudit:
 
         def policy(item: Item, rng: random.Random) -> Replies:
             steps = item.facts["steps"]
+            true = _true_values(item)
             given: dict[int, str] = {}
             for step, (register, shown, claim) in enumerate(steps):
                 if not claim:
                     continue
                 first = max(0, step - num_steps)
                 known = 0 if first == 0 else None
-                for other, number, is_claim in steps[first:step]:
-                    if other != register:
+                for other, (own, number, is_claim) in enumerate(steps[first:step], first):
+                    if own != register:
                         continue
-                    if not is_claim:
-                        known = None if known is None else (known + number) % 10
-                    elif known is None:  # taken to be true
-                        known = number
+                    if other in true:
+                        known = true[other]
+                    elif known is not None and not is_claim:
+                        known = (known + number) % 10
                 number = len(given)
                 if item.answers[number].kind == "value":
                     given[number] = str(rng.randrange(10) if known is None else known)
@@ -171,6 +172,20 @@ class StreamAudit:
             return given
 
         return policy
+
+
+def _true_values(item: Item) -> dict[int, int]:
+    """Return the value of a register at each step that tells it: a true claim, or a question.
+
+    The verdict on a claim stands in the text, so who reads a claim reads whether it is true.
+    """
+    steps = item.facts["steps"]
+    asked = [step for step, (_, _, claim) in enumerate(steps) if claim]
+    return {
+        step: steps[step][1]
+        for step, answer in zip(asked, item.answers, strict=True)
+        if answer.text != _WRONG
+    }
 
 
 def _outcomes(item: Item, given: Replies) -> tuple[int, int, int]:

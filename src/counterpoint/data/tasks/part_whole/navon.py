@@ -124,10 +124,20 @@ class Navon(ExactMatch):
         """Return policies by name; see `ScoredTask.policies`."""
         return {
             "oracle": self._rule,
-            "random block": self._random_block,
-            "last two blocks": self._last_blocks,
-            "unordered blocks": self._unordered,
+            "random block": self._all_fit(self._random_block),
+            "last two blocks": self._all_fit(self._last_blocks),
+            "unordered blocks": self._all_fit(self._unordered),
         }
+
+    def _all_fit(self, policy: ItemPolicy) -> ItemPolicy:
+        """Return a policy that also says of every block that it fits, as most blocks do."""
+
+        def completed(item: Item, rng: random.Random) -> Replies:
+            asked = enumerate(item.answers)
+            fits = {number: _FITS for number, one in asked if one.kind == "verdict"}
+            return {**fits, **policy(item, rng)}
+
+        return completed
 
     def _rule(self, item: Item, rng: random.Random) -> Replies:
         """Answer by the rule that reads all cells and counts."""
