@@ -114,6 +114,21 @@ def test_features_take_the_place_of_a_sound_without_an_echo(prepared: PreparedUt
         speak_and_listen(speaker, [spoken._replace(heard=features, echo_gain=0.1)], LONGEST_S)
 
 
+def test_the_end_of_a_sound_is_heard_alike_with_and_without_an_echo_beside_it(
+    prepared: PreparedUtterances,
+) -> None:
+    """The window of the first silent frame still covers the end of a sound of whole frames."""
+    speaker = speaker_of(prepared)
+    whole = 14 * speaker.mels.frame_samples
+    spoken = row(prepared, 1, heard=0.3 * torch.randn(whole))
+    echoed = row(prepared, 2, echo_gain=0.3, echo_delay_s=0.1)
+    (alone,) = speak_and_listen(speaker, [spoken], LONGEST_S)
+    together = speak_and_listen(speaker, [spoken, echoed], LONGEST_S)[0]
+    size = min(len(alone.stops.scores), len(together.stops.scores))
+    assert size > 16
+    assert torch.allclose(alone.stops.scores[:size], together.stops.scores[:size], atol=1e-6)
+
+
 def test_speech_ends_with_the_end(prepared: PreparedUtterances) -> None:
     """With its head turned to the end, the model says nothing."""
     speaker = speaker_of(prepared)

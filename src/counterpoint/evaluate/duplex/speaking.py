@@ -232,10 +232,12 @@ class _Ear:
     """Hears what does not depend on what is said, so all features are known before."""
 
     def __init__(self, speaker: TrialSpeaker, rows: Sequence[ToSpeak]) -> None:
+        # The silence after a sound still hears its end, because windows overlap.
+        silence = speaker.mels.frame_samples
         features = [
             row.heard
             if row.heard.ndim > 1
-            else speaker.mels.encode(row.heard[None].clamp(-1, 1))[0]
+            else speaker.mels.encode(F.pad(row.heard, (0, silence))[None].clamp(-1, 1))[0]
             for row in rows
         ]
         longest = max(len(one) for one in features)
