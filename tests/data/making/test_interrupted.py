@@ -238,14 +238,18 @@ def test_recordings_are_split_by_word_and_speaker(tmp_path: Path) -> None:
         )
 
 
-def test_lists_may_name_splits_and_pieces_of_a_recording_stay_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["5-{}-{}", "rain {}"])
+def test_lists_may_name_splits_and_pieces_of_a_recording_stay_together(
+    source: str, tmp_path: Path
+) -> None:
     """Backchannels of the folder take the place of synthesised ones."""
     lists: dict[str, list[dict[str, object]]] = {"wake": [], "noise": [], "backchannels": []}
     for number in range(60):
         path = f"{number}.wav"
         soundfile.write(tmp_path / path, 0.1 * torch.randn(100 + number).numpy(), RATE)
         split = ("train", "tuning", "held_out")[number % 3]
-        lists["noise"].append({"path": path, "source": f"5-{number // 6}-{'ABCDEF'[number % 6]}"})
+        piece = source.format(number // 6, "ABCDEF"[number % 6])
+        lists["noise"].append({"path": path, "source": piece})
         lists["wake"].append({"path": path, "word": "alexa", "split": split, "trimmed": True})
         lists["backchannels"].append({"path": path, "split": split, "trimmed": True})
     for name, lines in lists.items():

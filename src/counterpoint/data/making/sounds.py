@@ -149,14 +149,15 @@ def _listed(folder: Path, name: str) -> Iterator[_Recording]:
     """Yield the recordings of a list.
 
     A ``source`` such as "1-100032-A" names a recording and, behind the last hyphen, the piece of
-    it. All pieces of a recording are in one split.
+    it; without a hyphen it names the recording alone. All pieces of a recording are in one split.
     """
     path = folder / f"{name}.jsonl"
     for _, line in read_json_lines(path) if path.exists() else ():
         source = str(line.get("source", ""))
         yield _Recording(
             folder / line["path"],
-            line.get("split") or _place(source.rpartition("-")[0] or Path(line["path"]).name),
+            line.get("split")
+            or _place(source.rpartition("-")[0] or source or Path(line["path"]).name),
             str(line.get("word", line.get("digit", ""))),
             str(line.get("speaker", "")),
             bool(line.get("trimmed", False)),
