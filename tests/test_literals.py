@@ -25,6 +25,7 @@ class _Choices:
     maybe: Literal["a", "b"] | None = None
     several: tuple[Literal["x", "y"], ...] = ()
     mixed: Literal["auto"] | int = "auto"
+    pairs: tuple[tuple[Literal["x", "y"], int], ...] = ()
     free: str = ""
 
 
@@ -37,7 +38,15 @@ def test_a_misspelt_literal_is_refused_with_what_it_may_be() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"one": "row"}, {"one": None}, {"maybe": "c"}, {"several": ("x", "z")}, {"mixed": "none"}],
+    [
+        {"one": "row"},
+        {"one": None},
+        {"maybe": "c"},
+        {"several": ("x", "z")},
+        {"mixed": "none"},
+        {"pairs": (("x", 1), ("z", 2))},
+        {"pairs": (("x",),)},
+    ],
 )
 def test_places_in_unions_and_tuples_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"_Choices.{next(iter(wrong))} must be "):
@@ -46,6 +55,7 @@ def test_places_in_unions_and_tuples_are_checked(wrong: dict[str, Any]) -> None:
 
 def test_what_is_listed_is_let_through() -> None:
     made = _Choices(one="groups", maybe="b", several=("y", "x", "x"), mixed=3, free="anything")
+    assert _Choices(pairs=(("x", 1), ("y", 2))).pairs[1] == ("y", 2)
     assert dataclasses.replace(made, maybe=None).several == ("y", "x", "x")
 
 

@@ -57,7 +57,11 @@ def _allows(annotation: Any, value: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_allows(part, value) for part in parts)
     if origin in (tuple, list):
-        return isinstance(value, origin) and all(_allows(parts[0], item) for item in value)
+        if not isinstance(value, origin):
+            return False
+        if origin is tuple and Ellipsis not in parts:
+            return len(value) == len(parts) and all(map(_allows, parts, value))
+        return all(_allows(parts[0], item) for item in value)
     return isinstance(value, annotation)
 
 
