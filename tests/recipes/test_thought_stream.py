@@ -15,6 +15,7 @@ from counterpoint.recipes.thought_stream import (
     thinkers,
     thought_stream_study,
 )
+from counterpoint.train.loop import DivergedError
 
 
 def tiny() -> ThoughtStream:
@@ -46,6 +47,16 @@ def test_models_differ_in_thoughts_of_pretraining_only() -> None:
         )
         assert begun.data == later.data
         assert begun.train == later.train
+
+
+@pytest.mark.slow
+def test_a_model_that_diverges_answers_nothing(tmp_path: Path) -> None:
+    study = tiny()
+    high = replace(study.train, optimizer=replace(study.train.optimizer, lr=1e38))
+    diverging = replace(study, train=high, systems=study.systems[1:], seeds=(0,))
+    with pytest.raises(DivergedError, match="those of inline-before-x0-seed0 are not"):
+        run_thought_stream(diverging, tmp_path, "cpu", progress=Progress(quiet=True))
+    assert not (tmp_path / "thought_stream.parquet").exists()
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.loop import DivergedError
 from counterpoint.train.run import Run
 from counterpoint.train.stacked import Stack
 
@@ -181,6 +182,9 @@ def run_thought_stream(
         device: Device on which they learn.
         batches_only: Only record the batches of training.
         progress: Shows how far it is; on stderr by default.
+
+    Raises:
+        DivergedError: Weights of a model are not finite.
     """
     progress = Progress() if progress is None else progress
     batches = folder / WORK / "batches"
@@ -210,7 +214,11 @@ def _train(
             system.load_state_dict(load_file(_weights(folder, replace(one, times=0))))
     stack = Stack(systems, [run.train for run in runs], device)
     stack.train([recorded_run(run, folder / WORK / "batches") for run in runs])
-    stack.finish()
+    for one, is_finite in zip(some, stack.finish(), strict=True):
+        if not is_finite:
+            raise DivergedError(
+                f"Weights must be finite: those of {one.key} are not. Lower `train.optimizer.lr`."
+            )
     for one, system in zip(some, systems, strict=True):
         _weights(folder, one).parent.mkdir(parents=True, exist_ok=True)
         save_file(system.state_dict(), _weights(folder, one))
