@@ -75,19 +75,10 @@ class Bench:
         for (arm, lane), system in zip(cells, systems, strict=True):
             begin(system, arms[arm][lane])
         layout = systems[0].layout
-        sources = []
-        for _, (task, seed) in cells:
-            source = recorded(self.folder, task, seed, self.train, layout)
-            rows = slice(first_step * source.batch_rows, None)
-            sources.append(
-                source._replace(
-                    ticks={name: ids[rows] for name, ids in source.ticks.items()},
-                    targets={name: ids[rows] for name, ids in source.targets.items()},
-                    elements={name: ids[rows] for name, ids in source.elements.items()},
-                    document_start=source.document_start[rows],
-                    sizes=source.sizes[first_step:],
-                )
-            )
+        sources = [
+            recorded(self.folder, task, seed, self.train, layout).after(first_step)
+            for _, (task, seed) in cells
+        ]
         finite, curves = learn(systems, trains, sources, self.device)
         learned: dict[str, dict[Lane, Weights]] = {arm: {} for arm in arms}
         for (arm, lane), system, curve, good in zip(cells, systems, curves, finite, strict=True):

@@ -14,6 +14,7 @@ from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
 from counterpoint.recipes.part_whole import part_whole
+from counterpoint.streams.batch import Batch
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
 from counterpoint.systems.hrt import HRTConfig
@@ -111,6 +112,23 @@ def test_recorded_batches_are_those_of_the_source() -> None:
         assert kept.batch(step).size == batch.size
     with pytest.raises(UserError, match="recorded"):
         kept.batch(NUM_STEPS)
+
+
+def test_batches_that_follow_others_keep_their_own_lengths() -> None:
+    class Growing:
+        def batch(self, step: int) -> Batch:
+            ids = torch.full((2, 3 + step), step)
+            start = torch.zeros_like(ids)
+            return Batch(
+                ticks={"part": ids}, targets={"part": ids}, document_start=start, size=step
+            )
+
+    kept = record(Growing(), 4)
+    for step, batch in enumerate(map(kept.after(2).batch, range(2)), 2):
+        assert batch.size == step
+        assert torch.equal(batch.ticks["part"], Growing().batch(step).ticks["part"])
+    with pytest.raises(UserError, match="recorded"):
+        kept.after(2).batch(2)
 
 
 def test_lanes_must_be_alike() -> None:

@@ -76,6 +76,18 @@ class Recorded(NamedTuple):
             size=self.sizes[step],
         )
 
+    def after(self, num_steps: int) -> "Recorded":
+        """Return the batches that follow the first ``num_steps``; there must be one or more."""
+        rows = slice(num_steps * self.batch_rows, None)
+        return self._replace(
+            ticks={name: x[rows] for name, x in self.ticks.items()},
+            targets={name: x[rows] for name, x in self.targets.items()},
+            elements={name: x[rows] for name, x in self.elements.items()},
+            document_start=self.document_start[rows],
+            sizes=self.sizes[num_steps:],
+            lengths=self.lengths[num_steps:],
+        )
+
     def stored(self, first: int, stop: int) -> Batch:
         """Return the rows of several steps as one batch, as they are stored, with padding."""
         rows = slice(first * self.batch_rows, stop * self.batch_rows)
