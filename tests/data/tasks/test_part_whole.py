@@ -251,6 +251,15 @@ def test_early_questions_are_about_sections_that_were_read() -> None:
             assert section < seen
 
 
+def test_a_value_that_was_told_is_not_guessed_again() -> None:
+    """Whoever knows the section alone knows its last value once all others were asked for."""
+    task = Sections(num_sections=1, num_keys=4, num_questions=4, num_values=64)
+    for number in range(20):
+        item = task.item(9, number)
+        given = task.policies()["section only"](item, random.Random(number))
+        assert given[3] == item.answers[3].text
+
+
 def test_half_of_the_texts_mislead_whoever_sees_a_part() -> None:
     """What is seen from near and the whole disagree in the items that count."""
     published = json.loads(PUBLISHED.read_text())["tasks"]

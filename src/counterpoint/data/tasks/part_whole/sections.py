@@ -1,7 +1,8 @@
 """T3: every section has the same keys with other values; questions name section and key."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits, punctuation
 from typing import ClassVar
@@ -118,13 +119,10 @@ class Sections(ExactMatch):
             return {i: table[-1][key] for i, (table, _, key) in enumerate(_questions(item))}
 
         def key_only(item: Item, rng: random.Random) -> Replies:
-            return {i: rng.choice(table)[key] for i, (table, _, key) in enumerate(_questions(item))}
+            return _likeliest(item, rng, lambda place, asked: place[1] == asked[1])
 
         def section_only(item: Item, rng: random.Random) -> Replies:
-            return {
-                i: rng.choice(list(table[section].values()))
-                for i, (table, section, _) in enumerate(_questions(item))
-            }
+            return _likeliest(item, rng, lambda place, asked: place[0] == asked[0])
 
         return {
             "oracle": _rule,
@@ -149,6 +147,29 @@ def _questions(item: Item) -> Iterator[tuple[list[dict[str, str]], int, str]]:
     facts = item.facts
     for (section, key), seen in zip(facts["asked"], facts["seen"], strict=True):
         yield facts["table"][:seen], section, key
+
+
+def _likeliest(
+    item: Item, rng: random.Random, may_be: Callable[[tuple[int, str], tuple[int, str]], bool]
+) -> Replies:
+    """Return the value that most of the places have that a question may be about.
+
+    No place is asked for twice, so those that were asked before are left out.
+    """
+    told: set[tuple[int, str]] = set()
+    given = {}
+    for number, (table, asked_section, asked_key) in enumerate(_questions(item)):
+        own = (asked_section, asked_key)
+        counts = Counter(
+            value
+            for section, values in enumerate(table)
+            for key, value in values.items()
+            if (section, key) not in told and may_be((section, key), own)
+        )
+        most = max(counts.values())
+        given[number] = rng.choice([value for value in counts if counts[value] == most])
+        told.add(own)
+    return given
 
 
 def _rule(item: Item, rng: random.Random) -> Replies:
