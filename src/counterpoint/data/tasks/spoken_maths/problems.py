@@ -7,8 +7,9 @@ latency of an interruption is exact. Thoughts are written by the program that ma
 was told in digits, the right result of each change, what was said in each step, and "ok" or the
 mark of an interruption.
 
-Held-out problems have sentences and pairs of operands that no training problem has; all their words
-and digits occur in training.
+Held-out problems have sentences and pairs of operands about which nothing is thought in training;
+all their words and digits occur there. Only what is said after a wrong step, which nobody thinks
+about, may be such a pair.
 """
 
 import zlib
