@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from counterpoint.blocks.block_grid import lay_blocks
 from counterpoint.blocks.far_attention import FarAttentionConfig
@@ -33,7 +32,8 @@ from counterpoint.data.recorded import Recorded, read_recorded, record
 from counterpoint.data.text.corpus import Corpus, DataConfig, Folder, prepare
 from counterpoint.data.text.documents import read_folder
 from counterpoint.data.text.shards import Unit
-from counterpoint.evaluate.score import score, target_nats
+from counterpoint.errors import UserError
+from counterpoint.evaluate.score import part_scores, score, target_nats
 from counterpoint.evaluate.statistics import holm, student_quantile, student_tails
 from counterpoint.evaluate.whole import has_whole, measure_whole
 from counterpoint.recipes.cells import read_records, write_records
@@ -190,25 +190,13 @@ def swap_cost(system: System, units: Sequence[Unit]) -> float | None:
             _, other = system.read({"part": ids[donors, :SWAP_AT]}, system.initial_state(len(rows)))
             try:
                 own = system.swap(own, other)
-            except Exception:  # told by the system: it has no coarse past, or it does not fit
+            except UserError:  # it has no coarse past, or the donor's does not fit
                 return None
         hidden, _ = system.read({"part": ids[rows, SWAP_AT:-1]}, own)
         # The first byte after the swap is read, not predicted.
         targets = ids[rows, SWAP_AT + 1 :]
-        nats.append(float(target_nats(_scores(system, hidden), targets).double().mean()))
+        nats.append(float(target_nats(part_scores(system, hidden), targets).double().mean()))
     return (nats[1] - nats[0]) / math.log(2)
-
-
-def _scores(system: System, hidden: Tensor) -> Tensor:
-    """Return the scores of the next byte after every hidden state."""
-    found: list[Tensor] = []
-
-    def choose(stream: str, codebook: int, scores: Tensor) -> Tensor:
-        found.append(scores)
-        return scores.argmax(-1)
-
-    system.write(hidden.flatten(0, 1), choose)
-    return found[0].view(*hidden.shape[:2], -1)
 
 
 def lane_record(

@@ -11,9 +11,11 @@ from counterpoint.evaluate.score import (
     Score,
     bits_per_byte,
     by_position,
+    part_scores,
     position_edges,
     score,
 )
+from counterpoint.streams.batch import Batch
 from tests.evaluate.tiny import LENGTHS, single, two, unit, units
 from tests.systems.scoring import extend
 
@@ -39,6 +41,15 @@ def test_scores_equal_streaming_id_by_id(build: type[nn.Module]) -> None:
     total = sum(by_streaming(system, one.ids).sum() for one in all_units) / math.log(2)
     expected = total / sum(one.num_bytes for one in all_units)
     assert bits_per_byte(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_scores_behind_states_are_those_of_one_pass() -> None:
+    model: Any = single().eval()
+    ids = torch.randint(0, 256, (3, 20))
+    hidden, _ = model.read({"part": ids}, model.initial_state(3))
+    start = torch.zeros_like(ids)
+    batch = Batch(ticks={"part": ids}, targets={"part": ids}, document_start=start, size=60)
+    assert torch.allclose(part_scores(model, hidden), model(batch)["part"], atol=1e-5)
 
 
 def test_a_fair_die_pays_its_size() -> None:

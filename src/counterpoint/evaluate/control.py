@@ -22,7 +22,7 @@ from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.source import label_stream
 from counterpoint.errors import UserError
 from counterpoint.evaluate.item_whole import Followed, followed, rows_of_items
-from counterpoint.evaluate.score import target_nats
+from counterpoint.evaluate.score import part_scores, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import System, map_state
@@ -145,7 +145,7 @@ def _exchanged(way: Way, system: System, batch: Batch, first: int) -> Float[Tens
         return None
     after: Ticks = {name: ids[:, first:] for name, ids in batch.ticks.items()}
     continued, _ = system.read(after, state)
-    return _part_scores(system, torch.cat((hidden, continued), 1))
+    return part_scores(system, torch.cat((hidden, continued), 1))
 
 
 def _lent(ids: Int[Tensor, "B T *_K"], first: int, stop: int) -> Int[Tensor, "B T *_K"]:
@@ -153,15 +153,3 @@ def _lent(ids: Int[Tensor, "B T *_K"], first: int, stop: int) -> Int[Tensor, "B 
     mixed = ids.clone()
     mixed[:, first:stop] = ids.roll(-1, 0)[:, first:stop]
     return mixed
-
-
-def _part_scores(system: System, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
-    """Return the scores of the part behind every tick of a system that writes nothing else."""
-    found: list[Tensor] = []
-
-    def choose(stream: str, codebook: int, scores: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        found.append(scores)
-        return scores.argmax(-1)
-
-    system.write(hidden.flatten(0, 1), choose)
-    return found[0].unflatten(0, hidden.shape[:2])

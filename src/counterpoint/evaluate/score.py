@@ -20,6 +20,7 @@ from counterpoint.data.text.held_out import BATCH_TICKS, rows_batch
 from counterpoint.data.text.shards import Unit
 from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems.contract import System
 
 CountProgress = Callable[[int, int], None]
 """A function called with the numbers of ticks done and of all ticks."""
@@ -56,6 +57,18 @@ def target_nats(
     """Return the nats of each target in float32; 0 where there is no target."""
     scores = logits.float().transpose(1, 2)
     return F.cross_entropy(scores, targets, ignore_index=UNSET_ID, reduction="none")
+
+
+def part_scores(system: System, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+    """Return the scores of the part behind every tick of a system that writes nothing else."""
+    found: list[Tensor] = []
+
+    def choose(stream: str, codebook: int, scores: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        found.append(scores)
+        return scores.argmax(-1)
+
+    system.write(hidden.flatten(0, 1), choose)
+    return found[0].unflatten(0, hidden.shape[:2])
 
 
 def score(
