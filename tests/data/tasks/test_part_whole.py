@@ -284,6 +284,14 @@ def test_who_asks_of_late_sections_asks_for_what_is_near() -> None:
         assert 0 <= section < 8
 
 
+def test_a_short_motif_is_known_from_the_last_blocks() -> None:
+    """With two letters, the last block but one shows the next letter; half the blocks show more."""
+    found = floors(FORMS["navon_small"], 300, HELD_OUT_SEED)
+    assert found["last two blocks"]["whole"] > 0.8
+    assert found["last half"]["whole"] > 0.8
+    assert found["last half"]["joint"] > found["last two blocks"]["joint"] + 0.1
+
+
 def test_who_reads_a_false_claim_reads_its_verdict_too() -> None:
     """A policy that takes a false claim for true, or no notice of a true one, is no floor."""
     task = StreamAudit(num_registers=1, num_steps=40, false_share=0.5, question_share=0.3)

@@ -126,6 +126,7 @@ class Navon(ExactMatch):
             "oracle": self._rule,
             "random block": self._all_fit(self._random_block),
             "last two blocks": self._all_fit(self._last_blocks),
+            "last half": self._all_fit(self._last_half),
             "unordered blocks": self._all_fit(self._unordered),
         }
 
@@ -178,9 +179,32 @@ class Navon(ExactMatch):
     def _last_blocks(self, item: Item, rng: random.Random) -> Replies:
         blocks = _blocks(item, self.num_blocks)
         digit = _digit(rng.choice(blocks[-2:]))
-        letter = _letter(rng.choice(blocks[-2:]))
+        # The next block repeats the one that stands a period before it.
+        letter = _letter(blocks[-2] if self.period == 2 else rng.choice(blocks[-2:]))
         named = [
             _digit(blocks[block]) if block >= self.num_blocks - 2 else rng.choice(digits)
+            for block in item.facts["asked"]
+        ]
+        return {0: digit, 1: letter} | _numbered(2, named)
+
+    def _last_half(self, item: Item, rng: random.Random) -> Replies:
+        """Count in the second half of the blocks alone, and guess what only the first half says."""
+        blocks = _blocks(item, self.num_blocks)
+        seen = range(self.num_blocks - self.num_blocks // 2, self.num_blocks)
+        counts: dict[int, Counter[str]] = {}
+        for block in seen:
+            counts.setdefault(block % self.period, Counter())[_letter(blocks[block])] += 1
+        wrong = [
+            block
+            for block in seen
+            if counts[block % self.period][_letter(blocks[block])]
+            < max(counts[block % self.period].values())
+        ]
+        digit = _digit(blocks[rng.choice(wrong or list(seen))])
+        own = counts.get(self.num_blocks % self.period)
+        letter = own.most_common(1)[0][0] if own else _letter(blocks[rng.choice(seen)])
+        named = [
+            _digit(blocks[block]) if block in seen else rng.choice(digits)
             for block in item.facts["asked"]
         ]
         return {0: digit, 1: letter} | _numbered(2, named)
