@@ -36,9 +36,7 @@ def test_every_outcome_is_defined_and_the_next_call_works() -> None:
         assert verifier(ITEM, "0.25") == Verified(0.25)
         for text in ("raise", "none", "nan", "inf", "exit"):
             assert verifier(ITEM, text) == Verified(0.0, "raised")
-        begin = time.monotonic()
-        assert verifier(ITEM, "hang") == Verified(0.0, "timed out")
-        assert time.monotonic() - begin < 5
+        assert verifier(ITEM, "hang") == Verified(0.0, "timed out")  # it never returns by itself
         assert verifier(ITEM, "1") == Verified(1.0)
     finally:
         verifier.close()
