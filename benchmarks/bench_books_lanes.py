@@ -400,7 +400,7 @@ def main() -> None:
     if args.prepare:
         prepare_batches(args)
         return
-    deadline = min(float(os.environ.get("JOB_DEADLINE", "inf")) - 15, time.time() + args.seconds)
+    deadline = min(float(os.environ.get("DEADLINE", "inf")) - 15, time.time() + args.seconds)
     corpus = corpus_of(args.work)
     records: list[dict[str, Any]] = []
     slowest = 0.0

@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
     deadline = time.time() + arguments.seconds
-    deadline = min(deadline, float(os.environ.get("JOB_DEADLINE", deadline)))
+    deadline = min(deadline, float(os.environ.get("DEADLINE", deadline)))
     report = Report(arguments.out, deadline)
     report.found["gpu"] = torch.cuda.get_device_name()
     for part in arguments.parts:

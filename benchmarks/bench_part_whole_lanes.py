@@ -201,7 +201,7 @@ def main() -> None:
         runs = [recorded_as(cell_run(grid, cell)) for cell in cells]
         record_runs(runs, args.batches, Progress(quiet=True))
         return
-    until = float(os.environ.get("JOB_DEADLINE", "inf"))
+    until = float(os.environ.get("DEADLINE", "inf"))
     run(grid, args, min(until, time.time() + args.seconds))
 
 

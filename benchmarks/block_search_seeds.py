@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
-    stop = min(time.time() + arguments.seconds, float(os.environ.get("JOB_DEADLINE", "inf")))
+    stop = min(time.time() + arguments.seconds, float(os.environ.get("DEADLINE", "inf")))
     stacks = all_runs(arguments)
     if "record" in arguments.parts:
         every = [run for runs in stacks.values() for run in runs]

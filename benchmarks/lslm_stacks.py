@@ -206,7 +206,7 @@ def train_steps(arms: Sequence[str], options: argparse.Namespace) -> list[dict[s
     rows = Rows(options.rows, silent, plan, device)
     say(f"{len(lanes)} lanes of {', '.join(arms)}: {num_rows} rows on the device")
     begin = time.perf_counter()
-    deadline = float(os.environ.get("JOB_DEADLINE", "inf"))
+    deadline = float(os.environ.get("DEADLINE", "inf"))
 
     def on_step(step: int, bits: list[float]) -> bool:
         for lane, own in zip(lanes, bits, strict=True):
@@ -375,7 +375,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
-    deadline = float(os.environ.get("JOB_DEADLINE", "inf"))
+    deadline = float(os.environ.get("DEADLINE", "inf"))
     for fusion in dict.fromkeys(ARMS[arm] for arm in options.arms):
         arms = [arm for arm in options.arms if ARMS[arm] == fusion]
         for lane in train(arms, options):

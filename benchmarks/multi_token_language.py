@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
     begin = time.time()
-    stop = min(begin + arguments.seconds, float(os.environ.get("JOB_DEADLINE", "inf")))
+    stop = min(begin + arguments.seconds, float(os.environ.get("DEADLINE", "inf")))
     results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}
     if arguments.device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32

@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         make(options)
     else:
         torch.set_float32_matmul_precision("high")
-        last_s = float(os.environ.get("JOB_DEADLINE", "inf"))
+        last_s = float(os.environ.get("DEADLINE", "inf"))
         for number, name in enumerate(options.arrangements):
             seconds = options.seconds[min(number, len(options.seconds) - 1)]
             train(name, min(time.time() + seconds, last_s), options)
