@@ -68,9 +68,12 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="two_stream_learned", system=_learned(share)),
         GridArm(name="two_stream_rebuild", system=_rebuild()),
         GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
+        GridArm(name="rebuild_shuffled", system=replace(_rebuild(), whole_control="shuffled")),
+        GridArm(name="shared_rebuild", system=_shared_rebuild()),
         GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
         GridArm(name="hrt", system=_hrt()),
         GridArm(name="hrt_words", system=_hrt_words()),
+        GridArm(name="hrt_words_plain", system=_hrt_words_plain()),
         GridArm(name="hrt_learned", system=_hrt_learned(share)),
         GridArm(name="hnet", system=_hnet(share)),
         GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=188))),
@@ -181,6 +184,14 @@ def _shared_levels() -> TwoStreamConfig:
     return replace(_two_stream(), part=layers, whole=whole, shared_layers=True)
 
 
+def _shared_rebuild() -> TwoStreamConfig:
+    """Return the control of one stack for both levels that rebuilds its blocks as HRT does."""
+    shared = _shared_levels()
+    part = replace(shared.part, mlp_hidden=136)
+    whole = replace(shared.whole, mlp_hidden=136)
+    return replace(shared, part=part, whole=whole, reconstruct_weight=0.1)
+
+
 def _same_rate() -> TwoStreamConfig:
     """Return the control of two towers without two levels: the whole takes a step every tick.
 
@@ -266,6 +277,13 @@ def _hrt_words() -> HRTConfig:
         boundary_ids=WORDS,
         usual_block_ticks=3.0,
     )
+
+
+def _hrt_words_plain() -> HRTConfig:
+    """Return the arm of words without the loss of rebuilding, and wider for it."""
+    words = _hrt_words()
+    levels = (replace(words.levels[0], mlp_hidden=160), *words.levels[1:])
+    return replace(words, levels=levels, reconstruct_weight=0.0)
 
 
 def _hrt_learned(share: float) -> HRTConfig:
