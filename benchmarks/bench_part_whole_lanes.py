@@ -7,6 +7,7 @@ by then is scored. Cells that are in the folder are not run again.
     python benchmarks/bench_part_whole_lanes.py --prepare --batches /tmp/b
     python benchmarks/bench_part_whole_lanes.py --device cuda --batches /tmp/b --out runs/lanes
     python benchmarks/bench_part_whole_lanes.py --report --out runs/lanes
+    python benchmarks/bench_part_whole_lanes.py --pairs two_stream:hrt_words --out runs/lanes
 """
 
 import argparse
@@ -23,6 +24,8 @@ from counterpoint.data.recorded import Recorded
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.source import label_stream
 from counterpoint.evaluate.report.grid_findings import RESULTS
+from counterpoint.evaluate.report.grid_rows import by_cell, counts_of
+from counterpoint.evaluate.statistics import bootstrap_difference, holm
 from counterpoint.files import write_json
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import (
@@ -172,6 +175,36 @@ def report(grid: Grid, folder: Path) -> None:
     )
 
 
+def compare(grid: Grid, folder: Path, pairs: Sequence[str]) -> None:
+    """Print the differences of declared pairs of arms, on the seeds that both have finished."""
+    records = [
+        record
+        for arm in grid.arms
+        for record in read_cells(folder, cells_of(grid, arm.name, grid.learning_rates))
+    ]
+    write_records(folder / RESULTS, records)
+    cells = by_cell(records)
+    for (task, arm), found in cells.items():
+        scores = ", ".join(f"{100 * record['score']:.0f}" for record in found)
+        print(f"| {task} | {arm} | {scores} |")
+    rows = []
+    for pair in pairs:
+        ours, theirs = pair.split(":")
+        for task in grid.tasks:
+            both = [cells.get((task, arm), []) for arm in (ours, theirs)]
+            seeds = set.intersection(*({record["seed"] for record in own} for own in both))
+            if len(seeds) < 2:
+                continue
+            first, second = (
+                counts_of([record for record in own if record["seed"] in seeds]) for own in both
+            )
+            difference, p_value = bootstrap_difference(first, second)
+            rows.append((pair, task, len(seeds), difference, p_value))
+    for (pair, task, count, gap, _), p_value in zip(rows, holm([r[-1] for r in rows]), strict=True):
+        ends = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+        print(f"| {pair} | {task} | {count} seeds | {ends} | p = {p_value:.3f} after Holm |")
+
+
 def main() -> None:
     """Prepare batches, train, or report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -189,12 +222,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--pairs", nargs="+", help="OURS:THEIRS, whose differences are printed")
     parser.add_argument("--batches", type=Path, default=Path("/tmp/part_whole_batches"))
     parser.add_argument("--out", type=Path, default=Path("runs/part_whole_lanes"))
     args = parser.parse_args()
     grid = grid_of(args)
     if args.report:
         report(grid, args.out)
+        return
+    if args.pairs:
+        compare(grid, args.out, args.pairs)
         return
     if args.prepare:
         cells = [cell for arm in grid.arms for cell in cells_of(grid, arm.name, args.rates[:1])]
