@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 import counterpoint
+from counterpoint.data.tasks.part_whole.logbook import Logbook
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells as cells_module
 from counterpoint.recipes import stacks as module
@@ -25,10 +29,13 @@ from counterpoint.recipes.stacks import (
     stacks,
     train_lanes,
 )
+from counterpoint.streams.batch import Batch
+from counterpoint.systems import sketch
 from counterpoint.systems.contract import System
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
-from tests.systems.tiny_models import tower
+from counterpoint.train.run import Run
+from tests.systems.tiny_models import tower, two
 
 RATES = (1e-3, 4e-3)
 GRID = Grid(
@@ -119,6 +126,57 @@ def test_trained_lanes_are_seen_on_the_way_and_loaded_again(tmp_path: Path) -> N
     loaded = counterpoint.load(tmp_path / "saved").system
     assert torch.equal(next(loaded.parameters()), seen[0][1])
     assert loaded.config == runs[0].system
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    same = torch.equal(a.document_start, b.document_start) and a.size == b.size
+    return same and all(torch.equal(a.ticks[name], ids) for name, ids in b.ticks.items())
+
+
+@pytest.mark.parametrize("first_is_whole", [False, True])
+def test_systems_with_other_blocks_do_not_share_packed_rows(
+    tmp_path: Path, first_is_whole: bool
+) -> None:
+    """Packed documents begin at the borders of blocks, so rows differ where all streams agree."""
+    task = Logbook(num_events=12)
+    data = TaskData(task=task, num_items=30, num_held_out=0, row_ticks=256)
+    train = TrainConfig(num_steps=2, batch_rows=2)
+    systems = [SingleStreamConfig(tower=tower(8, 1, 2, 8)), two("mean", 1, vocab_size=258)]
+    runs = [Run(name="run", system=system, data=data, train=train) for system in systems]
+    if first_is_whole:
+        runs.reverse()
+    for run in runs:
+        found = recorded_run(run, tmp_path).batch(0)
+        expected = data.prepare(sketch(run.system)).batches(2, 0).batch(0)
+        assert equal(found, expected)
+
+
+def test_batches_are_made_anew_where_anything_of_them_differs(tmp_path: Path) -> None:
+    run = cell_run(GRID, cell(0))
+    record_runs([run, run], tmp_path, Progress(quiet=True))
+    assert len(list(tmp_path.iterdir())) == 1
+    recorded_run(run, tmp_path, half_features=True)
+    assert len(list(tmp_path.iterdir())) == 2
+    recorded_run(replace(run, train=replace(run.train, batch_rows=1)), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_text_that_was_changed_is_recorded_again(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    data = DataConfig(
+        source=Folder(path=str(folder)),
+        row_ticks=32,
+        held_out=(),
+        cache_folder=str(tmp_path / "cache"),
+    )
+    train = TrainConfig(num_steps=1, batch_rows=1)
+    run = Run(name="run", system=GRID.arms[0].system, data=data, train=train)
+    found = []
+    for text in ("a" * 99, "b" * 99):
+        (folder / "one.txt").write_text(text)
+        found.append(recorded_run(run, tmp_path / "batches").batch(0))
+    assert not equal(*found)
 
 
 def test_a_curve_has_the_loss_of_the_part_without_that_of_labels() -> None:

@@ -58,12 +58,12 @@ def shanks_gpu(arrangement: Arrangement, style: Style = "recalled", bank: str = 
     Args:
         arrangement: What a row looks like; see `SpokenMathsData`.
         style: How thoughts are written; see `counterpoint.data.tasks.spoken_maths.thoughts`.
-        bank: File of spoken words, for a model that hears sound; its third voice says held-out
-            problems only.
+        bank: File of spoken words, for a model that hears sound; its third voice, or the last of
+            fewer, says held-out problems only.
     """
     is_parallel = arrangement == "parallel"
     words = shanks.small_parallel() if is_parallel else shanks.small()
-    held_out_voice = [*read_bank(Path(bank)).takes][2] if bank else ""
+    held_out_voice = [*read_bank(Path(bank)).takes][:3][-1] if bank else ""
     return Run(
         name=f"{'sound' if bank else arrangement}-{style}",
         system=shanks.small_sound() if bank else words,

@@ -15,7 +15,7 @@ import torch
 
 from counterpoint.config_json import encode
 from counterpoint.data.recorded import Recorded, record_once
-from counterpoint.data.source import BatchSource
+from counterpoint.data.source import PreparedSource
 from counterpoint.digests import json_digest
 from counterpoint.evaluate.lanes import answer_lanes
 from counterpoint.processes import work_in_processes
@@ -32,6 +32,7 @@ from counterpoint.recipes.cells import (
 )
 from counterpoint.recipes.grid import Grid
 from counterpoint.runtime.save import write_checkpoint
+from counterpoint.streams.schedule import lead_ticks
 from counterpoint.streams.spec import Role
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import System
@@ -223,7 +224,7 @@ def record_runs(
     runs: Sequence[Run], folder: Path, progress: Progress, *, half_features: bool = False
 ) -> None:
     """Make the batches of runs, in as many processes as there are cores; see `recorded_run`."""
-    by_path = {recorded_path(run, folder): run for run in runs}
+    by_path = {_data_and_path(run, folder, half_features)[1]: run for run in runs}
     missing = [run for path, run in by_path.items() if not path.exists()]
     task = progress.task("making batches")
     work = partial(_record, folder, half_features)
@@ -245,25 +246,31 @@ def recorded_run(run: Run, folder: Path, *, half_features: bool = False) -> Reco
         folder: Folder of recorded batches.
         half_features: Store features of continuous streams in 16 bits.
     """
-    path = recorded_path(run, folder)
-    return record_once(_source(run), run.train.num_steps, path, half_features=half_features)
+    data, path = _data_and_path(run, folder, half_features)
+    source = data.batches(run.train.batch_rows, run.train.seed)
+    return record_once(source, run.train.num_steps, path, half_features=half_features)
 
 
-def _source(run: Run) -> BatchSource:
-    prepared = run.data.prepare(sketch(run.system))
-    return prepared.batches(run.train.batch_rows, run.train.seed)
+def _data_and_path(run: Run, folder: Path, half_features: bool) -> tuple[PreparedSource, Path]:
+    """Return the data of a run and the file of its batches, which the same batches share.
 
-
-def recorded_path(run: Run, folder: Path) -> Path:
-    """Return the path of the batches of a run; systems that read the same streams share it."""
-    layout = sketch(run.system).layout
+    Wholes that a model computes itself stand in no batch, but their blocks decide where documents
+    begin in a row. The fingerprint tells files of other content that have the same names.
+    """
+    system = sketch(run.system)
+    layout = system.layout
+    data = run.data.prepare(system)
     given = [stream for stream in layout.streams if stream.predicted or stream.role != Role.WHOLE]
     facts: dict[str, Any] = {
         "data": encode(run.data),
-        "ticks": run.data.num_ticks(layout),
+        "fingerprint": encode(data.fingerprint),
         "streams": [encode(stream) for stream in given],
+        "lead_ticks": lead_ticks(layout),
+        "block_ticks": layout.block_ticks,
+        "tick_hz": layout.tick_hz,
         "rows": run.train.batch_rows,
         "steps": run.train.num_steps,
         "seed": run.train.seed,
+        "half_features": half_features,
     }
-    return folder / f"{json_digest(facts)}.pt"
+    return data, folder / f"{json_digest(facts)}.pt"

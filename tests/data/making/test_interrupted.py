@@ -16,7 +16,7 @@ from counterpoint.data.making.interrupted import (
     Items,
     PreparedUtterances,
 )
-from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds, synthesised_note
 from counterpoint.data.making.spoken_phrases import StoredPhrases, write_phrases
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
@@ -232,6 +232,9 @@ def test_recordings_are_split_by_word_and_speaker(tmp_path: Path) -> None:
     assert command.keys() == voice.keys()
     assert voice["train"] + voice["tuning"] == 30 + 14
     assert voice["held_out"] == 6
+    note = synthesised_note(SoundsConfig(folder=str(tmp_path)))
+    assert note == f"backchannels are synthesised: there is no {tmp_path / 'backchannels.jsonl'}"
+    assert not synthesised_note(SoundsConfig())
     with pytest.raises(UserError, match="There must be interruptions in the split 'train'"):
         load_sounds(
             SoundsConfig(folder=str(tmp_path), voices=VOICES, keyword="hal"), "train", SPEAKER
@@ -262,6 +265,11 @@ def test_lists_may_name_splits_and_pieces_of_a_recording_stay_together(
         assert [len(one) for one in found.backchannels] == expected
         recordings = [(len(one) - 100) // 6 for one in found.noises]
         assert sorted(recordings * 1) == sorted(6 * [*set(recordings)])
+    assert not synthesised_note(config)
+    some = [json.dumps(one) + "\n" for one in lists["backchannels"] if one["split"] != "tuning"]
+    (tmp_path / "backchannels.jsonl").write_text("".join(some))
+    with pytest.raises(UserError, match="There must be backchannels in the split 'tuning'"):
+        load_sounds(config, "tuning", SPEAKER)
 
 
 def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     sound_frames,
 )
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, opened_bank
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
+from counterpoint.recipes.shanks_small import shanks_gpu
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.voices import Spoken, Voice
@@ -160,6 +161,34 @@ def test_a_model_listens_to_joined_words_and_to_speech(path: Path) -> None:
     audio: Tensor = 0.1 * torch.randn(round(heard.end_s * 16_000))
     speech = heard._replace(frames=sound_frames(audio))
     assert len(listen(model, data, speech, threshold=2.0).timeline.where(kind="answer")) == 1
+
+
+def test_a_bank_must_have_a_voice_for_every_split(path: Path, tmp_path: Path) -> None:
+    bank = read_bank(path)
+    label = VOICES[1].label
+    alone = tmp_path / "alone.safetensors"
+    bank._replace(takes={label: bank.takes[label]}).save(alone)
+    for file, held_out_voice in ((alone, label), (path, "nobody")):
+        data = data_of(file, held_out_voice=held_out_voice)
+        with pytest.raises(UserError, match="must have a voice to learn from, and the held-out"):
+            data.prepare(sounding())
+        with pytest.raises(UserError, match="must have a voice to learn from, and the held-out"):
+            data.heard(0, held_out=file == path)
+    assert shanks_gpu("interleaved", bank=str(alone)).data.held_out_voice == label  # type: ignore[union-attr]
+
+
+def test_a_bank_of_other_sounds_with_the_same_name_is_other_data(
+    path: Path, tmp_path: Path
+) -> None:
+    bank = read_bank(path)
+    file = tmp_path / "bank.safetensors"
+    found = []
+    for stored in (bank.stored, bank.stored.flip(0)):
+        bank._replace(stored=stored).save(file)
+        opened_bank.cache_clear()
+        found.append(data_of(file).prepare(sounding()).fingerprint)
+    assert found[0] != found[1]
+    assert bank.digest == read_bank(path).digest != bank._replace(takes={}).digest
 
 
 def test_systems_that_cannot_hear_sound_are_told_so(path: Path) -> None:

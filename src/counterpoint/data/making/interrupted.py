@@ -30,7 +30,7 @@ from counterpoint.data.loader import HeldOutRows, Loader
 from counterpoint.data.making.heard_scene import HeardConfig, HeardScene, draw_scene
 from counterpoint.data.making.order_wordings import Split
 from counterpoint.data.making.orders import draw_order
-from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds, synthesised_note
 from counterpoint.data.making.spoken_phrases import (
     Phrase,
     Phrases,
@@ -39,7 +39,7 @@ from counterpoint.data.making.spoken_phrases import (
     WordFrames,
 )
 from counterpoint.data.speech.words import SentencePieceWords, train_tokenizer
-from counterpoint.digests import json_digest
+from counterpoint.digests import file_digest, json_digest
 from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
 from counterpoint.progress import Progress
@@ -276,6 +276,8 @@ class PreparedUtterances:
         held_out_only: bool = False,
     ) -> None:
         self.data = data
+        if note := synthesised_note(data.sounds):
+            progress.note(note)
         self.system = system
         self.layout: Layout = system.layout
         spoken = self.layout.by_role(Role.SPOKEN)
@@ -358,6 +360,8 @@ class PreparedUtterances:
             how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
             how += [self.data.spliced, self.data.num_takes]
             facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
+            if self.data.phrases_file:
+                facts.append(file_digest(Path(self.data.phrases_file).expanduser()))
             found[split] = json_digest(facts)
         return {"utterances": {"train": found.get("train", "")}}
 

@@ -3,8 +3,9 @@
 They are recordings of a folder, or words spoken by synthesised voices. A folder holds lists with a
 line ``{"path", ...}`` for each recording: ``wake.jsonl`` with ``"word"``, ``digits.jsonl`` with
 ``"digit"`` and ``"speaker"``, ``noise.jsonl``, and ``backchannels.jsonl``; without the last one,
-backchannels are synthesised. Any other list may be missing too. A line may hold ``"split"``, which
-is otherwise drawn from the name of the file, and ``"trimmed": true`` if there is no quiet around.
+backchannels are synthesised, and `synthesised_note` says so. Any other list may be missing too. A
+line may hold ``"split"``, which is otherwise drawn from the name of the file, and
+``"trimmed": true`` if there is no quiet around.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from counterpoint.speech.voices import Speaker, Voice, available_voices
 RATE = 16_000
 """Sample rate of all sounds."""
 
+_BACKCHANNELS = "backchannels"
 _PACES = (0.9, 1.0, 1.15)
 _HOP_S = 0.01
 _QUIET_DB = -25.0  # relative to the loudest hop of a recording
@@ -94,16 +96,17 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
         noises = [
             _unit(pink_noise(5 * RATE, _number(f"pink {split} {n}"))) for n in range(_NUM_PINK)
         ]
-        backchannels = []
     else:
         words = [_trimmed(one) for one in _interrupting(config, folder, split)]
         noises = [_unit(_read(one.path)) for one in _listed(folder, "noise") if one.split == split]
-        backchannels = [
-            _trimmed(one) for one in _listed(folder, "backchannels") if one.split == split
-        ]
+    if folder is None or synthesised_note(config):
+        backchannels = [*_said(BACKCHANNELS, config, split, speaker)]
+    else:
+        listed = _listed(folder, _BACKCHANNELS)
+        backchannels = [_trimmed(one) for one in listed if one.split == split]
     sounds = Sounds(
         interruptions=tuple(word for word in words if len(word) <= _LONGEST_S * RATE),
-        backchannels=tuple(backchannels or _said(BACKCHANNELS, config, split, speaker)),
+        backchannels=tuple(backchannels),
         noises=tuple(noises),
     )
     for name, found in sounds._asdict().items():
@@ -113,6 +116,14 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
                 f"{config.folder or 'the installed voices'}. Add recordings, or install voices."
             )
     return sounds
+
+
+def synthesised_note(config: SoundsConfig) -> str:
+    """Return a line for the user if backchannels are synthesised beside recordings, or nothing."""
+    path = Path(config.folder).expanduser() / f"{_BACKCHANNELS}.jsonl"
+    if not config.folder or path.exists():
+        return ""
+    return f"backchannels are synthesised: there is no {path}"
 
 
 class _Recording(NamedTuple):

@@ -5,6 +5,7 @@ word by every voice, cut from synthesised sentences, as frames of log-mels. A jo
 one take of each word, so its words sound as they do within sentences, and its melody is broken.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from counterpoint.data.tasks.spoken_maths.problems import Problem
+from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.mels import LogMels
@@ -51,6 +53,12 @@ class WordBank(NamedTuple):
     def width(self) -> int:
         """Number of features of a frame."""
         return self.stored.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """Digest of all frames and takes."""
+        frames = hashlib.sha256(self.stored.numpy().tobytes()).hexdigest()
+        return json_digest([frames, self.takes])
 
     @property
     def frames(self) -> Float[Tensor, "G width"]:

@@ -160,6 +160,24 @@ class SpokenMathsData:
                 f"A system that learns spoken maths must hear {wanted or 'no'} features, in rounds "
                 f"if there are any: got {width} and the arrangement {self.arrangement!r}."
             )
+        if self.bank:
+            self._voices(held_out=False)
+            self._voices(held_out=True)
+
+    def _voices(self, *, held_out: bool) -> list[str]:
+        """Return the voices of the bank that say the problems of a split."""
+        takes = opened_bank(self.bank).takes
+        if self.held_out_voice and held_out:
+            voices = [voice for voice in takes if voice == self.held_out_voice]
+        else:
+            voices = [voice for voice in takes if voice != self.held_out_voice]
+        if not voices:
+            raise UserError(
+                "A bank must have a voice to learn from, and the held-out one: "
+                f"{self.bank} has {', '.join(takes) or 'none'}, and `held_out_voice` is "
+                f"{self.held_out_voice!r}. Make a bank with more voices, or hold out another."
+            )
+        return voices
 
     def heard(self, number: int, *, held_out: bool = False) -> Heard:
         """Return a problem in time."""
@@ -168,9 +186,8 @@ class SpokenMathsData:
         if not self.bank:
             return at_rate(problem, self.words_per_s, seed, number)
         bank = opened_bank(self.bank)
-        others = [voice for voice in bank.takes if voice != self.held_out_voice]
-        voices = [self.held_out_voice] if held_out and self.held_out_voice else others
-        words, frames = bank.join(problem, voices, Random(f"voice {seed} {number}"))
+        rng = Random(f"voice {seed} {number}")
+        words, frames = bank.join(problem, self._voices(held_out=held_out), rng)
         return Heard(problem, words, words[-1].end_s, frames, FRAME_HZ)
 
 
@@ -216,9 +233,12 @@ class PreparedMaths:
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """Digest of the training data: of the options and the first problem."""
+        """Digest of the training data: of the options, the first problem, and the bank."""
         first = " ".join(self.data.heard(0).problem.words)
-        return {"problems": {"train": json_digest({"data": encode(self.data), "first": first})}}
+        facts = {"data": encode(self.data), "first": first}
+        if self.data.bank:
+            facts["bank"] = opened_bank(self.data.bank).digest
+        return {"problems": {"train": json_digest(facts)}}
 
     def batch(self, heard: Heard) -> Batch:
         """Return one problem as a row."""
