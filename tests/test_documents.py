@@ -82,3 +82,30 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     named = {*FILE.findall(text), *re.findall(r"python (benchmarks/\w+\.py)", text)}
     missing = [n for n in named if not any((ROOT / place / n).exists() for place in PLACES)]
     assert missing == []
+
+
+def _joined(page: str) -> list[str]:
+    """First lines of tables and lists that stand below text without an empty line.
+
+    The site would show such a table or list as one paragraph of text.
+    """
+    text = re.sub(r"^```.*?^```", "```", page, flags=re.M | re.S)
+    pairs = zip(text.splitlines(), text.splitlines()[1:], strict=False)
+    begins = {"|": ("|", "#"), "- ": ("- ", " ", "#")}
+    return [
+        line
+        for before, line in pairs
+        for mark, allowed in begins.items()
+        if line.startswith(mark) and before.strip() and not before.startswith(allowed)
+    ]
+
+
+@pytest.mark.parametrize("page", _named(PAGES))
+def test_tables_and_lists_stand_below_an_empty_line(page: Path) -> None:
+    assert _joined(page.read_text()) == []
+
+
+def test_joined_tables_and_lists_are_found() -> None:
+    assert _joined("Measured:\n| a | b |\n|---|---|\n| 1 | 2 |\n") == ["| a | b |"]
+    assert _joined("It fails:\n- here\n  and\n- there\n") == ["- here"]
+    assert _joined("Text\n\n- one\n  more\n- two\n\n# Head\n| a |\n```\nx\n- y\n```\n") == []
