@@ -32,7 +32,6 @@ from counterpoint.runtime.choices import SpeechChoices
 from counterpoint.runtime.load import WeightType, load
 from counterpoint.runtime.shipped import TALKS
 from counterpoint.runtime.talk import Conversation, begin, check_opening, converse
-from counterpoint.runtime.threads import few_threads
 from counterpoint.speech.audio import AudioInfo, channel_blocks, verify_audio, write_stereo
 from counterpoint.streams.timeline import Timeline
 
@@ -122,7 +121,7 @@ def answer(
     conversation = Conversation(talker, sampling, prompt=prompt, prefix=prefix, pin=options.pin)
     pieces = converse(conversation, blocks, options.tail)
     duration_s = recorded.duration_s + options.tail
-    with running.progress() as progress, few_threads(talker.system):
+    with running.progress() as progress:
         pieces = progress.over("talking", pieces, duration_s, lambda p: p.shape[1] / rate, unit="s")
         num_clipped = write_stereo(options.output, pieces, rate)
     title = answer_title(options.checkpoint, options.input)

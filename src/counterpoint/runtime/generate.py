@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from counterpoint.errors import UserError
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.session import Streaming
+from counterpoint.runtime.session import Session, Streaming
 from counterpoint.runtime.sessions import Sessions
+from counterpoint.runtime.threads import in_few_threads
 from counterpoint.systems.contract import HasWhole, System
 
 
@@ -23,6 +25,9 @@ def generate(
     sliding: bool = False,
 ) -> Iterator[int]:
     """Continue a prompt, id by id.
+
+    On a CPU it computes with as many threads as make one session faster, which for a small model is
+    one, unless the user has fixed their number (`threads_of_session`).
 
     Args:
         system: The model.
@@ -42,10 +47,18 @@ def generate(
             continued under another whole.
     """
     if len(system.layout.predicted) > 1:
-        yield from _part_alone(system, prompt, sampling, num_ticks, end_id, whole_from, sliding)
-        return
-    sessions = Sessions(system, 1, sliding=sliding)
-    session = sessions.start(0, sampling, end_id=end_id, max_sampled=num_ticks)
+        ids = _part_alone(system, prompt, sampling, num_ticks, end_id, whole_from, sliding)
+    else:
+        sessions = Sessions(system, 1, sliding=sliding)
+        session = sessions.start(0, sampling, end_id=end_id, max_sampled=num_ticks)
+        ids = _text_alone(sessions, session, prompt, whole_from)
+    yield from in_few_threads(system, ids) if isinstance(system, nn.Module) else ids
+
+
+def _text_alone(
+    sessions: Sessions, session: Session, prompt: Sequence[int], whole_from: Sequence[int] | None
+) -> Iterator[int]:
+    """Continue a prompt with a model that writes nothing but text."""
     if whole_from is not None:
         prompt = _feed_under(sessions, prompt, whole_from)
     sessions.feed({0: prompt})
