@@ -373,8 +373,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    if options.device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
     deadline = float(os.environ.get("DEADLINE", "inf"))
     for fusion in dict.fromkeys(ARMS[arm] for arm in options.arms):
         arms = [arm for arm in options.arms if ARMS[arm] == fusion]

@@ -325,7 +325,6 @@ def main() -> None:
     stop = min(begin + arguments.seconds, float(os.environ.get("DEADLINE", "inf")))
     results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}
     if arguments.device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
         results["gpu"] = torch.cuda.get_device_name()
     if "record" in arguments.parts:
         every = [run for runs in recall_runs(arguments).values() for run in runs]

@@ -174,8 +174,6 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=35, help="lanes of the timed stack")
     parser.add_argument("--timed-steps", type=int, default=30)
     options = parser.parse_args()
-    if options.device == "cuda":
-        torch.set_float32_matmul_precision("high")
     study = replace(
         front_loading(),
         groups=("cross",),

@@ -8,8 +8,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.thought_stream import (
     report_thought_stream,
@@ -29,8 +27,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=thought_stream_study().train.num_steps)
     parser.add_argument("--num-items", type=int, default=thought_stream_study().num_items)
     options = parser.parse_args()
-    if options.device == "cuda":
-        torch.set_float32_matmul_precision("high")
     study = thought_stream_study()
     study = replace(
         study,

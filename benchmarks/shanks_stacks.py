@@ -110,7 +110,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.part == "make":
         make(options)
     else:
-        torch.set_float32_matmul_precision("high")
         last_s = float(os.environ.get("DEADLINE", "inf"))
         for number, name in enumerate(options.arrangements):
             seconds = options.seconds[min(number, len(options.seconds) - 1)]

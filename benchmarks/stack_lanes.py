@@ -86,8 +86,6 @@ def learn(
         symbol, and the seconds since the beginning.
     """
     torch.set_num_threads(1)
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
     begin = time.perf_counter()
     curves: list[Curve] = [[] for _ in systems]
 

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from counterpoint.data.recorded import Recorded
 from counterpoint.data.tasks.items import HELD_OUT_SEED, accuracy
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.lanes import answer_lanes
-from counterpoint.recipes.stacks import recorded_run
-from counterpoint.systems import build_system
+from counterpoint.recipes.stacks import build_stack, recorded_run
 from counterpoint.train.run import Run
-from counterpoint.train.stacked import Stack
 
 
 def train_task_lanes(
@@ -30,14 +26,8 @@ def train_task_lanes(
         num_items: Number of held-out items.
         deadline: Time at which the training ends even if steps are left.
     """
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
     items = [held_out(run, num_items) for run in runs]
-    stack = Stack(
-        [build_system(run.system, run.train.seed).eval() for run in runs],
-        [run.train for run in runs],
-        device,
-    )
+    stack = build_stack(runs, device)
     lanes: list[dict[str, Any]] = [{"run": run.name, "bits": [], "scores": []} for run in runs]
     begin = time.time()
     every = runs[0].train.evaluate_every

@@ -1,10 +1,12 @@
 """Lanes of a stack learn what each would learn alone."""
 
 import math
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.recall import RecallConfig
@@ -19,7 +21,9 @@ from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
 from counterpoint.systems.hrt import HRTConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
+from counterpoint.train import stacked as stacked_module
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.lane_batches import LaneBatches
 from counterpoint.train.loop import Trainer
 from counterpoint.train.record import StepNumbers
 from counterpoint.train.stacked import Stack
@@ -99,6 +103,29 @@ def part_bits(step: StepNumbers) -> float:
     """The loss without the labels that some arms learn too."""
     nats = step.terms.get("part_nats")
     return step.loss if nats is None else nats / math.log(2)
+
+
+def test_a_stack_multiplies_in_tf32_on_a_gpu_and_only_in_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The setting belongs to the whole process, so it is as before after every step."""
+    found: list[str] = []
+
+    def loss(system: System, batch: Batch) -> tuple[Tensor, Tensor]:
+        found.append(torch.get_float32_matmul_precision())
+        return own_loss(system, batch)
+
+    own_loss = stacked_module._loss
+    monkeypatch.setattr(stacked_module, "_loss", loss)
+    system = build_system(ARMS["window"], 0)
+    stack = Stack([system], [lane_config(0)])
+    with closing(LaneBatches([lane_batches(system, 0)], stack.device)) as batches:
+        batches.load(0)
+        for device in ("cpu", "cuda"):
+            stack.device = torch.device(device)  # what it asks for; the tensors stay on the CPU
+            stack.step(batches.content, stack._numbers[0])
+            assert torch.get_float32_matmul_precision() == "highest"
+    assert found == ["highest", "high"]
 
 
 def test_recorded_batches_are_those_of_the_source() -> None:

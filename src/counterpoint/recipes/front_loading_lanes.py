@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from counterpoint.data.recorded import read_recorded, record_once
 from counterpoint.data.source import BatchSource, DataSource, PreparedSource
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.token_deal import Cursor, MemberWeight
-from counterpoint.files import read_json, whole_file, write_json
+from counterpoint.files import read_json, write_json
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import WORK
@@ -37,12 +36,12 @@ from counterpoint.recipes.front_loading import (
     corpora,
 )
 from counterpoint.recipes.phased import Phase, phased_run, placed
+from counterpoint.recipes.stacks import begun_system, train_further
 from counterpoint.streams.batch import Batch
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import sketch
 from counterpoint.systems.contract import System
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.ledger import Ledger
-from counterpoint.train.loop import DivergedError
 from counterpoint.train.phases import (
     PhasedData,
     PhaseSource,
@@ -51,7 +50,6 @@ from counterpoint.train.phases import (
 from counterpoint.train.reinforce import GroupConfig
 from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.run import Run
-from counterpoint.train.stacked import Stack
 
 PLAIN = "plain"
 BATCHES = "batches"
@@ -346,19 +344,13 @@ def train_segments(
     Raises:
         DivergedError: Weights of a segment are not finite.
     """
-    systems = [_begun(study, folder, segment).to(device) for segment in some]
+    systems = []
+    for segment in some:
+        path = None if segment.parent is None else weights_path(folder, segment.parent)
+        systems.append(begun_system(study.system, segment.seed, path).to(device))
     configs = [segment_config(study, folder, segment) for segment in some]
     sources = [read_recorded(batches_path(folder, segment)) for segment in some]
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-    stack = Stack(systems, configs)
-    stack.train(sources)
-    for segment, is_finite in zip(some, stack.finish(), strict=True):
-        if not is_finite:
-            raise DivergedError(
-                f"Weights must be finite: those of {segment.key} are not. Lower "
-                "`train.optimizer.lr`."
-            )
+    train_further(systems, configs, sources, device, [segment.key for segment in some])
     return systems
 
 
@@ -375,22 +367,6 @@ def segment_config(study: FrontLoading, folder: Path, segment: ChainPhase) -> Tr
     )
 
 
-def keep_weights(folder: Path, segment: ChainPhase, system: System) -> None:
-    """Store the weights with which other segments begin."""
-    path = weights_path(folder, segment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        save_file({name: own.cpu() for name, own in system.state_dict().items()}, partial)
-
-
 def weights_path(folder: Path, segment: ChainPhase) -> Path:
     """Return the path of the weights of a segment."""
     return folder / WORK / "weights" / f"{segment.key}.safetensors"
-
-
-def _begun(study: FrontLoading, folder: Path, segment: ChainPhase) -> System:
-    """Return the model with which a segment begins."""
-    system = build_system(study.system, segment.seed)
-    if segment.parent is not None:
-        system.load_state_dict(load_file(weights_path(folder, segment.parent)))
-    return system

@@ -30,7 +30,6 @@ from counterpoint.recipes.front_loading_lanes import (
     ChainPhase,
     chain_key,
     chain_run,
-    keep_weights,
     last_segment,
     read_facts,
     record_segments,
@@ -39,6 +38,7 @@ from counterpoint.recipes.front_loading_lanes import (
     train_segments,
     weights_path,
 )
+from counterpoint.recipes.stacks import keep_weights
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.lanes import Lanes
 from counterpoint.systems import sketch
@@ -173,7 +173,7 @@ def _run_stack(
     trained = time.perf_counter() - begin
     for segment, system in zip(group, systems, strict=True):
         if _has_children(segment, every):
-            keep_weights(folder, segment, system)
+            keep_weights(weights_path(folder, segment), system)
     ends = [
         (segment, chain, system.eval())
         for segment, system in zip(group, systems, strict=True)

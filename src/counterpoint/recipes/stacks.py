@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from counterpoint.config_json import encode
 from counterpoint.data.recorded import Recorded, record_once
 from counterpoint.data.source import PreparedSource
 from counterpoint.digests import json_digest
 from counterpoint.evaluate.lanes import answer_lanes
+from counterpoint.files import whole_file
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import (
@@ -35,7 +37,9 @@ from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.schedule import lead_ticks
 from counterpoint.streams.spec import Role
 from counterpoint.systems import build_system, sketch
-from counterpoint.systems.contract import System
+from counterpoint.systems.contract import System, SystemConfig
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.loop import DivergedError
 from counterpoint.train.run import Run
 from counterpoint.train.stacked import OnStep, Stack
 
@@ -95,10 +99,52 @@ def train_lanes(
 
 def build_stack(runs: Sequence[Run], device: torch.device | str) -> Stack:
     """Return a stack of the systems of runs, with random weights; see `train_lanes`."""
-    if torch.device(device).type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
     systems = [build_system(run.system, run.train.seed).eval() for run in runs]
     return Stack(systems, [run.train for run in runs], device)
+
+
+def train_further(
+    systems: Sequence[System],
+    configs: Sequence[TrainConfig],
+    sources: Sequence[Recorded],
+    device: torch.device | str,
+    names: Sequence[str],
+) -> None:
+    """Train systems of one config together, from the weights that they have.
+
+    Args:
+        systems: The systems; they get the new weights.
+        configs: Training of each system.
+        sources: See `train_lanes`.
+        device: Device on which they learn.
+        names: Name of each system, for errors.
+
+    Raises:
+        DivergedError: Weights of a system are not finite.
+        UserError: The systems cannot be lanes of a stack; see `Stack`.
+    """
+    stack = Stack(systems, configs, device)
+    stack.train(sources)
+    for name, is_finite in zip(names, stack.finish(), strict=True):
+        if not is_finite:
+            raise DivergedError(
+                f"Weights must be finite: those of {name} are not. Lower `train.optimizer.lr`."
+            )
+
+
+def keep_weights(path: Path, system: System) -> None:
+    """Store the weights with which other runs begin; see `begun_system`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial_path:
+        save_file({name: own.cpu() for name, own in system.state_dict().items()}, partial_path)
+
+
+def begun_system(config: SystemConfig, seed: int, path: Path | None) -> System:
+    """Return a system with random weights, or with those that `keep_weights` stored."""
+    system = build_system(config, seed)
+    if path is not None:
+        system.load_state_dict(load_file(path))
+    return system
 
 
 def save_lane(system: System, run: Run, folder: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -30,15 +29,18 @@ from counterpoint.files import write_json
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import WORK, write_records
-from counterpoint.recipes.stacks import record_runs, recorded_run
-from counterpoint.systems import build_system
-from counterpoint.systems.contract import System, SystemConfig
+from counterpoint.recipes.stacks import (
+    begun_system,
+    keep_weights,
+    record_runs,
+    recorded_run,
+    train_further,
+)
+from counterpoint.systems.contract import SystemConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from counterpoint.train.loop import DivergedError
 from counterpoint.train.run import Run
-from counterpoint.train.stacked import Stack
 
 FAMILIES = ("arithmetic", "dyck")
 """Families whose results fit into a label of the whole."""
@@ -208,20 +210,16 @@ def _train(
 ) -> None:
     """Train models as lanes of a stack, and keep their weights."""
     runs = [thinker_run(study, one) for one in some]
-    systems = [build_system(run.system, run.train.seed) for run in runs]
+    systems = [
+        begun_system(
+            run.system, one.seed, _weights(folder, replace(one, times=0)) if one.times else None
+        )
+        for one, run in zip(some, runs, strict=True)
+    ]
+    sources = [recorded_run(run, folder / WORK / "batches") for run in runs]
+    train_further(systems, [run.train for run in runs], sources, device, [one.key for one in some])
     for one, system in zip(some, systems, strict=True):
-        if one.times:
-            system.load_state_dict(load_file(_weights(folder, replace(one, times=0))))
-    stack = Stack(systems, [run.train for run in runs], device)
-    stack.train([recorded_run(run, folder / WORK / "batches") for run in runs])
-    for one, is_finite in zip(some, stack.finish(), strict=True):
-        if not is_finite:
-            raise DivergedError(
-                f"Weights must be finite: those of {one.key} are not. Lower `train.optimizer.lr`."
-            )
-    for one, system in zip(some, systems, strict=True):
-        _weights(folder, one).parent.mkdir(parents=True, exist_ok=True)
-        save_file(system.state_dict(), _weights(folder, one))
+        keep_weights(_weights(folder, one), system)
 
 
 def _weights(folder: Path, one: ThoughtLane) -> Path:
@@ -230,8 +228,7 @@ def _weights(folder: Path, one: ThoughtLane) -> Path:
 
 def _record(study: ThoughtStream, folder: Path, one: ThoughtLane) -> dict[str, Any]:
     """Return what a model answers to questions of the scored fold, likeliest symbol by symbol."""
-    system: System = build_system(dict(study.systems)[one.kind], one.seed)
-    system.load_state_dict(load_file(_weights(folder, one)))
+    system = begun_system(dict(study.systems)[one.kind], one.seed, _weights(folder, one))
     items = scored(study, one.kind)
     found = attempt(system, items, temperature=0.0, most_ticks=64, batch_rows=len(items))
     texts = [each.texts[0] for each in found]

@@ -10,7 +10,7 @@ a second.
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,6 +66,22 @@ class Choice:
 
     precision: Literal["float32", "bfloat16"]
     why: str
+
+
+@contextlib.contextmanager
+def quick_products(device: torch.device) -> Iterator[None]:
+    """Multiply float32 matrices in TF32 within this context, if the device is a GPU.
+
+    `counterpoint.train.stacked.Stack` asks for it in every step. What lanes answer, and runs that
+    are trained alone, are computed in full float32.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def choose_precision(wanted: str, begun: str | None, measure: Callable[[], ProductTimes]) -> Choice:

@@ -34,6 +34,7 @@ from counterpoint.tracing import tracing
 from counterpoint.train.config import OptimizerConfig, TrainConfig
 from counterpoint.train.lane_batches import LaneBatches, LaneSource, StackedBatch
 from counterpoint.train.optimizer import build_optimizer, lr_ratio
+from counterpoint.train.precision import quick_products
 
 _EAGER_STEPS = 1
 """Number of steps before a CUDA graph is made, during which libraries prepare themselves."""
@@ -205,10 +206,11 @@ class Stack:
         config = self.config
         ratio, *corrections = numbers[..., None].unbind(1)
         betas = config.optimizer.betas
-        total, nats = self.losses(content)
-        gradients = torch.autograd.grad(
-            total.sum(), list(self._parameters.values()), materialize_grads=True
-        )
+        with quick_products(self.device):
+            total, nats = self.losses(content)
+            gradients = torch.autograd.grad(
+                total.sum(), list(self._parameters.values()), materialize_grads=True
+            )
         with torch.no_grad():
             gradient = torch.cat([one.reshape(len(one), -1) for one in gradients], 1)
             if config.clip_norm is not None:
