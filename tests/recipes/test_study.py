@@ -265,7 +265,7 @@ def test_a_study_takes_as_many_steps_as_fit_and_says_so(
     summary = run_study(study, tmp_path / "run", progress=Progress(progress), output=Screen())
     assert summary is not None
     assert "18 of the recipe's 100,000 steps (0%) in about 0.01 minutes" in progress.text
-    assert "18 of its 100,000 steps (0%) were taken" in summary.verdict
+    assert "18 of its 100,000 steps (0 %) were taken" in summary.verdict
     for arm in study.arms:
         assert len(read_metrics(tmp_path / "run" / arm.name / "metrics.jsonl")) == 18
     again = run_study(study, tmp_path / "run", progress=Progress(quiet=True), output=Screen())

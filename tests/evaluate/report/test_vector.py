@@ -47,6 +47,9 @@ def test_pages_are_plain_text_where_names_are_not_ours() -> None:
 
 
 def test_what_was_learned_from_is_what_the_run_says() -> None:
-    assert learned_from({"source": {"type": "Folder", "path": "mine"}}) == "the corpus folder mine"
-    assert learned_from({"source": {"type": "Kjv"}}) == "the corpus kjv"
+    assert (
+        learned_from({"source": {"type": "Folder", "path": "mine"}})
+        == "the texts in the folder mine"
+    )
+    assert learned_from({"source": {"type": "Kjv"}}) == "the King James Bible"
     assert learned_from({"train": "calls.jsonl"}) == "the recordings of calls.jsonl"

@@ -52,21 +52,21 @@ def test_a_whole_is_used_from_a_hundredth_of_a_bit_on(low: float, high: float, w
     """After 60 steps a report said that the whole is used: +0.000 bits."""
     assert use_in_words(interval(low, high)) == words
     text = verdict([row("a", swap=interval(low, high))], [], "byte", 1)
-    assert f"The whole of a {words}: another" in text
+    assert f"The whole of a {words}: that of another" in text
 
 
 def test_a_part_of_a_recipe_is_called_one() -> None:
     budget = {"minutes": 5.0, "reference_steps": {"a": 1100, "b": 1100}, "measured": 1.0}
     assert scale({}, 40) == scale({"budget": None}, 40) == scale({"budget": budget}, 1100) == ""
     text = scale({"budget": budget}, 275)
-    assert "fits about 5 minutes here: 275 of its 1,100 steps (25%) were taken." in text
+    assert "fits about 5 minutes here: 275 of its 1,100 steps (25 %) were taken." in text
     text = scale({"budget": budget | {"measured": 0.5}}, 275)
-    assert "(25%) were taken and 50% of its held-out units were scored." in text
-    assert text.endswith("All of it may end otherwise.")
+    assert "(25 %) were taken and 50 % of its held-out units were scored." in text
+    assert text.endswith("The whole recipe may end otherwise.")
     text = scale({"budget": budget}, 54)
     assert text.endswith(
         "too little to compare anything. Run it with more minutes in another folder."
     )
     assert [is_enough({"budget": budget}, steps) for steps in (54, 55)] == [False, True]
     assert is_enough({}, 1)
-    assert "here: 50% of its" in scale({"budget": budget | {"measured": 0.5}}, 1100)
+    assert "here: 50 % of its" in scale({"budget": budget | {"measured": 0.5}}, 1100)

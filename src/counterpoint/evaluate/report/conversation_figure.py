@@ -375,9 +375,9 @@ def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
         Rectangle((x, y - 0.06 / height), 0.02, 0.12 / height, color=BOTH, alpha=0.3, linewidth=0)
     )
     text = (
-        "both speak        \N{RIGHTWARDS ARROW}  latency: from the end of the user's turn to the "
-        "agent's first sound        faint: no speech"
+        "both speak;   \N{RIGHTWARDS ARROW} latency, from the end of the user's turn to the "
+        "agent's first sound;   faint: no speech"
     )
     if left_out:
-        text += f"        words left out for want of room: {left_out}"
+        text += f";   words left out for want of room: {left_out}"
     figure.text(x + 0.026, y, text, fontsize=8.5, color="#555555", va="center")

@@ -7,6 +7,15 @@ from typing import Any
 
 from counterpoint.evaluate.report.vector import colour_style
 
+SOURCES = {
+    "Kjv": "the King James Bible",
+    "Folder": "the texts in the folder",
+    "Jsonl": "the texts in",
+    "Parquet": "the texts in",
+    "HubDataset": "the Hugging Face data set",
+}
+"""The kinds of `counterpoint.data.text.corpus.Source` in words; the path or the name follows."""
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #667; --line: #ddd; --paper: #fff;
   --card: #f6f6f4; --accent: #c8481f; }
@@ -111,5 +120,5 @@ def learned_from(data: Mapping[str, Any]) -> str:
     source = data.get("source", data.get("train"))
     if isinstance(source, Mapping):
         kind, *place = [str(value) for value in source.values() if value is not None]
-        return " ".join(("the corpus", kind.lower(), *place[:1]))
+        return " ".join((SOURCES.get(kind, f"the corpus {kind.lower()}"), *place[:1]))
     return f"the recordings of {source}" if source else "data of its own"

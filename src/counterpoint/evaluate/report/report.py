@@ -193,13 +193,13 @@ def _use_of_whole(summary: Summary, arms: Sequence[Arm]) -> str:
         "own whole",
         "another's (swap-Δ)",
         "none",
-        "attention on null",
+        "attention on null key",
         "rank of whole",
     )
     return (
         "<h2>Is the whole used?</h2>"
         + table(heads, cells)
-        + "<p><small>Bits/byte, and bits/byte lost, on the first "
+        + "<p><small>Bits a byte, and bits a byte lost, on the first "
         f"{config.whole_ticks:,} bytes of {config.whole_units} held-out units at most, "
         "each paired with the unit of nearest length of another document. Rank: exponential of the "
         "entropy of the normalised singular values of the whole states; 1 means that all are alike."

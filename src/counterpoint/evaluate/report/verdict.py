@@ -73,7 +73,7 @@ def use_sentence(name: str, swap_delta: Interval) -> str:
         swap_delta: Bits a byte that the whole of another document costs.
     """
     return (
-        f"The whole of {name} {use_in_words(swap_delta)}: another document's costs "
+        f"The whole of {name} {use_in_words(swap_delta)}: that of another document costs "
         f"{swap_delta.value:+.3f} bits a byte ({swap_delta.low:+.3f} to {swap_delta.high:+.3f})."
     )
 
@@ -119,9 +119,11 @@ def scale(about: Mapping[str, Any], steps: int) -> str:
     reference = max(budget["reference_steps"].values())
     parts = []
     if steps < reference:
-        parts.append(f"{steps:,} of its {reference:,} steps ({steps / reference:.0%}) were taken")
+        parts.append(
+            f"{steps:,} of its {reference:,} steps ({100 * steps / reference:.0f} %) were taken"
+        )
     if budget["measured"] < 1:
-        parts.append(f"{budget['measured']:.0%} of its held-out units were scored")
+        parts.append(f"{100 * budget['measured']:.0f} % of its held-out units were scored")
     if not parts:
         return ""
     text = (
@@ -129,7 +131,7 @@ def scale(about: Mapping[str, Any], steps: int) -> str:
         f"{' and '.join(parts)}."
     )
     if is_enough(about, steps):
-        return f"{text} All of it may end otherwise."
+        return f"{text} The whole recipe may end otherwise."
     return (
         f"{text} That is too little to compare anything. Run it with more minutes in another "
         "folder."
