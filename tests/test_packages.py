@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.packages import EXTRAS, MissingPackageError, missing_package, optional_module
+from counterpoint.packages import (
+    EXTRAS,
+    MissingPackageError,
+    check_modules,
+    missing_package,
+    optional_module,
+)
 
 
 def test_extras_are_those_of_the_project() -> None:
@@ -50,3 +56,12 @@ def test_other_modules_fail_as_python_lets_them() -> None:
     assert missing_package("nothing_of_ours") is None
     with pytest.raises(ModuleNotFoundError, match="nothing_of_ours"):
         optional_module("nothing_of_ours")
+
+
+def test_modules_are_looked_for_without_importing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
+    check_modules("tensorboard", "soxr")
+    assert "tensorboard" not in sys.modules
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    with pytest.raises(MissingPackageError, match=r"`soxr`: pip install 'counterpoint\[speech\]'"):
+        check_modules("tensorboard", "soxr")

@@ -2,6 +2,7 @@
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from counterpoint.errors import UserError
@@ -75,6 +76,22 @@ def optional_module(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise missing_package(name) or error from error
+
+
+def check_modules(*names: str) -> None:
+    """Refuse work that would fail at its end, such as when it draws its report.
+
+    The modules are looked for and not imported, which takes no time.
+
+    Args:
+        names: Modules of packages that come with an extra.
+
+    Raises:
+        MissingPackageError: One is not installed; the message says how to install it.
+    """
+    for name in names:
+        if find_spec(name) is None and (error := missing_package(name)):
+            raise error
 
 
 def missing_package(module: str) -> MissingPackageError | None:

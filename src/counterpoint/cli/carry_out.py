@@ -9,6 +9,7 @@ from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.run_report import write_run_report
 from counterpoint.files import read_json
+from counterpoint.packages import check_modules
 from counterpoint.progress import Progress
 from counterpoint.recipes.duplex_study import DuplexStudy, run_duplex_study
 from counterpoint.recipes.fine_tuning import FineTuning, run_fine_tuning
@@ -42,7 +43,9 @@ def carry_out(
 
     Raises:
         UserError: The recipe, its data or the folder cannot be used.
+        MissingPackageError: What writes the metrics or the report is not installed.
     """
+    check_modules("tensorboard", "matplotlib")  # needed when minutes have passed, or at the end
     if isinstance(recipe, Run | FineTuning):
         return _train_run(recipe, folder, world, progress)
     if world.size > 1:

@@ -13,6 +13,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS, GridFindings
 from counterpoint.evaluate.report.grid_page import HTML, MARKDOWN
 from counterpoint.evaluate.report.grid_table import TextTable, comparisons, overview, verdict
+from counterpoint.packages import check_modules
 from counterpoint.recipes.front_loading import FrontLoading
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.grid_budget import run_fitted
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
+    check_modules("pyarrow", "matplotlib")  # needed when the first cell is done, and at the end
     folder = options.folder or Path("runs") / grid.name
     device = str(pick_device(options.device))
     progress = options.progress()

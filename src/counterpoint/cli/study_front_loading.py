@@ -11,6 +11,7 @@ from counterpoint.cli.running import Running, plain_console
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.front_loading_page import PairRow
 from counterpoint.files import write_json
+from counterpoint.packages import check_modules
 from counterpoint.recipes.front_loading import FrontLoading, chains
 from counterpoint.recipes.front_loading_report import (
     FINDINGS,
@@ -82,6 +83,7 @@ def _run(study: FrontLoading, options: ChainOptions) -> list[PairRow]:
     if options.declare is not None:
         write_json(options.declare, declared(study))
         return []
+    check_modules("pyarrow", "matplotlib")  # needed at the end
     if options.minutes is not None and not options.minutes > 0:
         raise UserError(f"`--minutes` must be > 0: got {options.minutes}. Leave it out to run all.")
     folder = options.folder or Path("runs") / study.name

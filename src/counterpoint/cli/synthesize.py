@@ -16,6 +16,7 @@ from counterpoint.data.making.synthesis import SynthesisConfig, measure_set, syn
 from counterpoint.data.making.turn_statistics import HUMAN, MEASURES, TurnStatistics
 from counterpoint.data.making.turn_taking import Embellishment
 from counterpoint.errors import UserError
+from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.speech.voices import Synthesizer, find_voices
@@ -91,6 +92,7 @@ def _synthesize(
 ) -> dict[str, Any]:
     """Make the set, show its statistics, and return them as a JSON value."""
     scripts = _scripts(options)
+    check_modules("soundfile", "soxr")  # needed when the first utterances are spoken
     config = SynthesisConfig(
         sample_rate=form.sample_rate,
         seed=form.seed,

@@ -26,6 +26,7 @@ from counterpoint.evaluate.report.answer import (
 )
 from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.files import shown
+from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.choices import SpeechChoices
@@ -139,6 +140,7 @@ def _check(options: TalkOptions) -> AudioInfo:
     read = [path for path in (options.input, options.voice, options.words) if path]
     check_answer_path(options.output, read)
     check_opening(options.prompt, options.voice, options.pin)
+    check_modules("matplotlib")  # needed when the answer is written
     return verify_audio(options.input)  # an error at its end must not cost the whole answer
 
 

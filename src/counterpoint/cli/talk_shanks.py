@@ -16,6 +16,7 @@ from counterpoint.evaluate.report.answer import answer_table, check_answer_path
 from counterpoint.evaluate.report.thinking_page import event_text
 from counterpoint.evaluate.report.watched import watched_numbers, write_watched
 from counterpoint.files import shown
+from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
@@ -119,6 +120,7 @@ def _check(options: ShanksOptions) -> None:
     if options.at_once and options.microphone:
         raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
     check_answer_path(options.output, [] if options.input is None else [options.input])
+    check_modules("matplotlib")  # needed when the conversation is over
     if options.input is not None:
         verify_audio(options.input)
 
