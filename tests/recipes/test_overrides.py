@@ -1,3 +1,4 @@
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -5,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli.carry_out import Recipe
+from counterpoint.cli.report import ReportOptions
 from counterpoint.data.text.corpus import Folder
 from counterpoint.errors import UserError
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.front_loading import FrontLoading
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.loading import load_recipe, recipe_names
+from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse, to_every_arm
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.recipes.study import Study
@@ -104,3 +107,14 @@ def test_a_word_where_a_number_belongs_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(complaint)):
         parse([("recipe", Grid, part_whole())], words, "study part_whole", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws a box, or only rules
+def test_a_missing_option_is_told_in_one_line(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UserError, match="^Missing from counterpoint report: ") as caught:
+        parse([("options", ReportOptions, REQUIRED)], [], "report", "")
+    assert not re.search("--- |──", str(caught.value))
+    assert str(caught.value).endswith("`counterpoint report --help` lists what there is.")

@@ -139,10 +139,15 @@ _KINDS = {"N": "a whole number", "X": "a number", "N ...": "whole numbers", "X .
 def _one_line(
     complaint: str, fields: Sequence[Field], arguments: Sequence[str], command: str
 ) -> str:
-    """Return the first part of the message that tyro prints in a box, as one line."""
-    lines = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines()]
-    rule = next((i for i, line in enumerate(lines[1:], 1) if line.startswith("──")), len(lines))
-    text = " ".join(" ".join(lines[1:rule]).split()).rstrip(".")
+    """Return the first part of the message that tyro prints in a box, as one line.
+
+    A terminal that knows ASCII only gets no box, but a rule of hyphens below the title too.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines()[1:]]
+    is_rule = [set(line) in ({"─"}, {"-"}) for line in lines]
+    begin = 1 if is_rule[:1] == [True] else 0
+    end = is_rule.index(True, begin) if True in is_rule[begin:] else len(lines)
+    text = " ".join(" ".join(lines[begin:end]).split()).rstrip(".")
     refused = re.match(r"Error parsing (--[^ :]+):", text)
     if refused:
         text = _wrong_kind(refused[1], fields, arguments) or text
