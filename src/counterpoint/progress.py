@@ -18,15 +18,12 @@ class Output(Protocol):
 
     def write(self, text: str, /) -> object:
         """Write some text."""
-        ...
 
     def flush(self) -> object:
         """Pass on what was written."""
-        ...
 
     def isatty(self) -> bool:
         """Return whether it is a terminal."""
-        ...
 
 
 class Pace:

@@ -51,7 +51,6 @@ class Mixer(Protocol):
 
     def initial_state(self, batch_size: int, capacity: int) -> MixerState:
         """Return the state before the first step, with room for ``capacity`` steps."""
-        ...
 
     def __call__(
         self, x: Float[Tensor, "B T D"], reach: MixerReach, state: MixerState | None = None
@@ -64,7 +63,6 @@ class Mixer(Protocol):
                 state.
             state: State before the chunk; it is updated in place.
         """
-        ...
 
 
 @runtime_checkable
@@ -73,11 +71,9 @@ class MixerConfig(Protocol):
 
     def build(self, shape: MixerShape) -> Mixer:
         """Build a mixer for one layer, with random weights."""
-        ...
 
     def reach(self, shape: MixerShape, document_start: Int[Tensor, "B T"]) -> MixerReach:
         """Return what each step of whole rows may read; documents start at ``document_start``."""
-        ...
 
     def streaming_reach(
         self,
@@ -94,15 +90,12 @@ class MixerConfig(Protocol):
             num_steps: Number of steps of the chunk.
             lengths: Number of real steps of each row; ``None`` means all.
         """
-        ...
 
     def reach_steps(self, shape: MixerShape) -> int:
         """Return how many most recent steps a step reads, including its own."""
-        ...
 
     def flops_per_step(self, shape: MixerShape, num_steps: int) -> float:
         """Return the forward FLOPs a step in rows of ``num_steps``, without its linear maps."""
-        ...
 
 
 def first_slots(state: MixerState, num_slots: int) -> MixerState:

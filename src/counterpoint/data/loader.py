@@ -17,11 +17,9 @@ class Rows(Protocol):
 
     def __len__(self) -> int:
         """Number of rows."""
-        ...
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the rows at ``indices`` as a batch."""
-        ...
 
 
 @runtime_checkable
@@ -30,7 +28,6 @@ class TitledRows(Rows, Protocol):
 
     def title(self, index: int) -> str:
         """Return the source of a row, in words."""
-        ...
 
 
 @runtime_checkable
@@ -39,11 +36,9 @@ class CountedRows(Rows, Protocol):
 
     def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Return the number of ticks of each row that are followed by an element to predict."""
-        ...
 
     def items(self, index: int) -> Int[np.ndarray, " _n"]:
         """Return the numbers of the items that begin in a row; equal items have equal numbers."""
-        ...
 
 
 class HeldOutRows:

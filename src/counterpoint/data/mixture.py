@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from counterpoint.data.loader import Loader, spread_turn
 from counterpoint.data.source import BatchSource, attach
 from counterpoint.errors import UserError
-from counterpoint.streams.batch import Amount, Batch
+from counterpoint.streams.batch import Amount, Batch, joined
 from counterpoint.streams.spec import UNSET_ID
 
 TEXT_KIND = "text"
@@ -44,11 +44,9 @@ class Deal(Protocol):
 
     def turns(self, step: int) -> Sequence[MemberTurn]:
         """Return the turns of this process in a step, counted from 0."""
-        ...
 
     def amounts(self, step: int) -> Mapping[str, Amount]:
         """Return what these turns hold, without targets; empty if nobody counts."""
-        ...
 
 
 @runtime_checkable
@@ -57,11 +55,9 @@ class MixtureMember(Protocol):
 
     def read(self, turns: Sequence[int]) -> Batch:
         """Return the content of turns, in order."""
-        ...
 
     def attach(self, model: nn.Module) -> None:
         """Give the model to a source that asks for it."""
-        ...
 
 
 class WholeBatches:
@@ -161,7 +157,10 @@ class Mixture:
             for name, amount in self.deal.amounts(step).items()
         }
         places = torch.tensor([slot for slots in order.values() for slot in slots]).argsort()
-        batch = next(iter(parts.values())) if len(parts) == 1 else _joined(parts, places)
+        _check_same_form(parts)
+        batch = joined([*parts.values()])
+        if len(parts) > 1:
+            batch = batch.mapped(lambda x: x[places])
         return replace(batch, amounts=amounts)
 
 
@@ -174,9 +173,7 @@ def _num_targets(batch: Batch) -> int:
     return int(trained.sum())
 
 
-def _joined(parts: Mapping[str, Batch], places: Tensor) -> Batch:
-    """Return the rows of several batches as one batch; row i stands at ``places[i]`` of them."""
-    batches = [*parts.values()]
+def _check_same_form(parts: Mapping[str, Batch]) -> None:
     forms = {
         name: (
             batch.document_start.shape[1],
@@ -193,15 +190,3 @@ def _joined(parts: Mapping[str, Batch], places: Tensor) -> Batch:
                 f"{first!r} has {forms[first]} and {other!r} {forms[other]}. Give them the same "
                 "`row_ticks`."
             )
-
-    def together(streams: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([one[name] for one in streams])[places] for name in streams[0]}
-
-    return replace(
-        batches[0],
-        ticks=together([batch.ticks for batch in batches]),
-        targets=together([batch.targets for batch in batches]),
-        elements=together([batch.elements for batch in batches]),
-        document_start=torch.cat([batch.document_start for batch in batches])[places],
-        size=sum(batch.size for batch in batches),
-    )

@@ -1,6 +1,5 @@
 """Recorded batches, which are made once and read by several runs, such as all arms of a study."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 from counterpoint.data.source import BatchSource
 from counterpoint.errors import UserError
 from counterpoint.files import whole_file
-from counterpoint.streams.batch import Batch
+from counterpoint.streams.batch import Batch, joined
 from counterpoint.streams.spec import UNSET_ID, Ticks
 
 _SMALLEST = torch.int16
@@ -58,32 +57,21 @@ class Recorded(NamedTuple):
                 f"`step` must be one of the {len(self.sizes)} that were recorded: got {step}. "
                 "Record more steps."
             )
-        rows = self.stored(step, step + 1)
         real = slice(self.lengths[step])
 
-        def read(named: Ticks) -> Ticks:
-            return {
-                name: x[:, real].float() if x.is_floating_point() else x[:, real].long()
-                for name, x in named.items()
-            }
+        def read(x: Tensor) -> Tensor:
+            return x[:, real].float() if x.is_floating_point() else x[:, real].long()
 
-        return replace(
-            rows,
-            ticks=read(rows.ticks),
-            targets=read(rows.targets),
-            elements=read(rows.elements),
-            document_start=rows.document_start[:, real].long(),
-            size=self.sizes[step],
-        )
+        return replace(self.stored(step, step + 1).mapped(read), size=self.sizes[step])
 
     def after(self, num_steps: int) -> "Recorded":
         """Return the batches that follow the first ``num_steps``; there must be one or more."""
-        rows = slice(num_steps * self.batch_rows, None)
+        rows = self.stored(num_steps, len(self.sizes))
         return self._replace(
-            ticks={name: x[rows] for name, x in self.ticks.items()},
-            targets={name: x[rows] for name, x in self.targets.items()},
-            elements={name: x[rows] for name, x in self.elements.items()},
-            document_start=self.document_start[rows],
+            ticks=rows.ticks,
+            targets=rows.targets,
+            elements=rows.elements,
+            document_start=rows.document_start,
             sizes=self.sizes[num_steps:],
             lengths=self.lengths[num_steps:],
         )
@@ -91,14 +79,15 @@ class Recorded(NamedTuple):
     def stored(self, first: int, stop: int) -> Batch:
         """Return the rows of several steps as one batch, as they are stored, with padding."""
         rows = slice(first * self.batch_rows, stop * self.batch_rows)
-        return Batch(
-            ticks={name: x[rows] for name, x in self.ticks.items()},
-            targets={name: x[rows] for name, x in self.targets.items()},
-            elements={name: x[rows] for name, x in self.elements.items()},
-            document_start=self.document_start[rows],
+        every = Batch(
+            ticks=self.ticks,
+            targets=self.targets,
+            elements=self.elements,
+            document_start=self.document_start,
             size=0,
             unit=self.unit,  # type: ignore[arg-type]
         )
+        return every.mapped(lambda x: x[rows])
 
 
 def record(source: BatchSource, num_steps: int, *, half_features: bool = False) -> Recorded:
@@ -114,22 +103,18 @@ def record(source: BatchSource, num_steps: int, *, half_features: bool = False) 
     batches = [_smaller(source.batch(step), feature) for step in range(num_steps)]
     lengths = [batch.document_start.shape[1] for batch in batches]
     batches = [padded(batch, max(lengths)) for batch in batches]
-    first = batches[0]
     rows = {len(batch.document_start) for batch in batches}
     if len(rows) > 1:
         raise UserError(f"Recorded batches must have equally many rows: got {sorted(rows)}.")
-
-    def joined(of: Callable[[Batch], Ticks]) -> Ticks:
-        return {name: torch.cat([of(one)[name] for one in batches]) for name in of(first)}
-
+    every = joined(batches)
     return Recorded(
-        ticks=joined(lambda batch: batch.ticks),
-        targets=joined(lambda batch: batch.targets),
-        elements=joined(lambda batch: batch.elements),
-        document_start=torch.cat([one.document_start for one in batches]),
+        ticks=every.ticks,
+        targets=every.targets,
+        elements=every.elements,
+        document_start=every.document_start,
         sizes=[one.size for one in batches],
-        batch_rows=len(first.document_start),
-        unit=first.unit,
+        batch_rows=rows.pop(),
+        unit=every.unit,
         lengths=lengths,
     )
 
@@ -199,10 +184,4 @@ def _smaller(batch: Batch, feature: torch.dtype | None) -> Batch:
         limits = torch.iinfo(_SMALLEST)
         return x.to(_SMALLEST) if limits.min <= x.min() <= x.max() <= limits.max else x
 
-    return replace(
-        batch,
-        ticks={name: small(ids) for name, ids in batch.ticks.items()},
-        targets={name: small(ids) for name, ids in batch.targets.items()},
-        elements={name: small(ids) for name, ids in batch.elements.items()},
-        document_start=small(batch.document_start),
-    )
+    return batch.mapped(small)

@@ -24,7 +24,6 @@ class BatchSource(Protocol):
 
     def batch(self, step: int) -> Batch:
         """Return this process's rows of a step, counted from 0; a function of the step alone."""
-        ...
 
 
 @runtime_checkable
@@ -33,7 +32,6 @@ class AsksTheModel(Protocol):
 
     def attach(self, model: nn.Module) -> None:
         """Store the model that is trained; called once, before the first batch is asked for."""
-        ...
 
 
 @runtime_checkable
@@ -42,15 +40,12 @@ class HeldOutUnits(Protocol):
 
     def __len__(self) -> int:
         """Number of units."""
-        ...
 
     def title(self, index: int) -> str:
         """Return the source of a unit, in words."""
-        ...
 
     def batches(self, index: int) -> Iterator[Batch]:
         """Yield a unit as one batch, or as several batches whose loss sums are added."""
-        ...
 
 
 @runtime_checkable
@@ -61,20 +56,16 @@ class PreparedSource(Protocol):
         self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> BatchSource:
         """Return the training batches by step; the arguments are those of `Loader`."""
-        ...
 
     def held_out_units(self) -> HeldOutUnits | None:
         """Return the held-out units; ``None`` if nothing is held out."""
-        ...
 
     def describe(self) -> str:
         """Return the amount of data, in words."""
-        ...
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Digests of the training data; they must not change when a run is resumed."""
-        ...
 
 
 @runtime_checkable
@@ -83,11 +74,9 @@ class DataSource(Protocol):
 
     def fits(self, layout: Layout) -> bool:
         """Return whether a system with this layout can read the data at all."""
-        ...
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks of a training row, without prompts before it."""
-        ...
 
     def prepare(
         self,
@@ -115,7 +104,6 @@ class DataSource(Protocol):
             UserError: The data cannot be used, or do not fit the system.
             OSError: The cache cannot be written.
         """
-        ...
 
 
 def attach(source: BatchSource, model: nn.Module) -> None:

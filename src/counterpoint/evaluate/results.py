@@ -1,10 +1,9 @@
 """All measurements of one trained system, as a value that is stored in its run folder."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from counterpoint.evaluate.passage import (
 from counterpoint.evaluate.score import CountProgress, by_position, position_edges, score
 from counterpoint.evaluate.units import UnitScore, score_units, spread_places
 from counterpoint.evaluate.whole import WholeUse, donors, has_whole, measure_whole
+from counterpoint.files import write_text
 from counterpoint.progress import Progress
 from counterpoint.runtime.session import Streaming
 from counterpoint.streams.batch import ContentUnit
@@ -112,26 +112,9 @@ class Evaluation:
         config: Extent of the measurements.
     """
 
-    weights: str
+    weights: str = ""
     precision: str
     num_parameters: int
-    unit: ContentUnit
-    titles: tuple[str, ...]
-    sizes: tuple[int, ...]
-    bits: tuple[float, ...]
-    streams: Mapping[str, StreamCosts]
-    positions: Positions | None
-    whole: WholeUse | None
-    passage: Passage | None
-    continuations: tuple[Continuation, ...]
-    seconds: float
-    config: EvaluationConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """The measurements that `evaluate` takes from one kind of data."""
-
     unit: ContentUnit
     titles: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -141,6 +124,8 @@ class _Found:
     whole: WholeUse | None = None
     passage: Passage | None = None
     continuations: tuple[Continuation, ...] = ()
+    seconds: float = 0.0
+    config: EvaluationConfig
 
 
 def evaluate(
@@ -187,22 +172,11 @@ def evaluate(
             found = _evaluate_text(system, data, config, precision, shows)
         else:
             found = _evaluate_units(system, units, config, precision, shows)
-    return Evaluation(
-        weights=weights,
-        precision=precision,
-        num_parameters=sum(p.numel() for p in system.parameters()),
-        unit=found.unit,
-        titles=found.titles,
-        sizes=found.sizes,
-        bits=found.bits,
-        streams=found.streams,
-        positions=found.positions,
-        whole=found.whole,
-        passage=found.passage,
-        continuations=found.continuations,
-        seconds=time.perf_counter() - begin,
-        config=config,
-    )
+    return replace(found, weights=weights, seconds=time.perf_counter() - begin)
+
+
+def _num_parameters(system: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in system.parameters())
 
 
 def _autocast(system: nn.Module, precision: str) -> torch.autocast:
@@ -216,11 +190,14 @@ def _evaluate_units(
     config: EvaluationConfig,
     precision: str,
     shows: "_Tasks",
-) -> _Found:
+) -> Evaluation:
     """Score units in the way of their kind."""
     with _autocast(system, precision):
         scores = score_units(system, units, config.max_units, shows("held-out units"))
-    return _Found(
+    return Evaluation(
+        precision=precision,
+        config=config,
+        num_parameters=_num_parameters(system),
         unit=scores[0].unit,
         titles=tuple(score.title for score in scores),
         sizes=tuple(score.size for score in scores),
@@ -244,7 +221,7 @@ def _by_stream(system: System, scores: Sequence[UnitScore]) -> dict[str, StreamC
 
 def _evaluate_text(
     system: nn.Module, corpus: Corpus, config: EvaluationConfig, precision: str, shows: "_Tasks"
-) -> _Found:
+) -> Evaluation:
     """Score text id by id, which also gives positions and a passage to be drawn."""
     units = spread(corpus.held_out, config.max_units)
     lengths = corpus.tokenizer.byte_lengths
@@ -257,7 +234,10 @@ def _evaluate_text(
         passage = _passage(system, units, corpus, config, block_ticks)
     edges = position_edges(max(one.num_bytes for one in scores) + 1)
     bits, num_bytes = by_position(scores, edges)
-    return _Found(
+    return Evaluation(
+        precision=precision,
+        config=config,
+        num_parameters=_num_parameters(system),
         unit="byte",
         titles=tuple(one.title for one in scores),
         sizes=tuple(one.num_bytes for one in scores),
@@ -280,12 +260,7 @@ def spread(units: Sequence[Unit], count: int) -> list[Unit]:
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write an evaluation into a run folder, completely or not at all."""
-    partial = folder / f".{FILE}.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(encode(evaluation), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / FILE)
+    write_text(folder / FILE, json.dumps(encode(evaluation)))
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:

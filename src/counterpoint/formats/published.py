@@ -40,7 +40,6 @@ class LoadModel(Protocol):
         Raises:
             UserError: A file cannot be used, or the format has no adapters.
         """
-        ...
 
 
 ChatIds = Callable[[Sequence[Mapping[str, str]]], list[int]]

@@ -20,11 +20,9 @@ class Job(Protocol):
 
     def done(self) -> bool:
         """Return whether the result is there."""
-        ...
 
     def result(self) -> Any:
         """Wait until the work is done; raise what it has raised."""
-        ...
 
 
 class _Modes(NamedTuple):

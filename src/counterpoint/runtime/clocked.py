@@ -60,15 +60,12 @@ class Thinker(Protocol):
 
     def hear(self, content: Any) -> None:
         """Read a chunk of what is heard: text, ids or vectors, as the model needs them."""
-        ...
 
     def read(self, text: str) -> None:
         """Read a text: marks, responses, and the tokens that the model wrote itself."""
-        ...
 
     def propose(self) -> Proposal:
         """Return the token that the model would write next, without reading it."""
-        ...
 
 
 @runtime_checkable
@@ -77,15 +74,12 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return the time."""
-        ...
 
     def reach(self, time_s: float) -> None:
         """Let the time be at least ``time_s``; a real clock is there by itself."""
-        ...
 
     def write_token(self) -> None:
         """Let the time of one token pass; on a real clock it has passed already."""
-        ...
 
 
 class SimulatedClock:
@@ -132,15 +126,12 @@ class Tools(Protocol):
 
     def start(self, call: int, text: str, now_s: float) -> None:
         """Begin a call; ``text`` stands between `Marks.call` and `Marks.call_end`."""
-        ...
 
     def wait(self, until_s: float) -> float:
         """Return when the next response arrives, or ``until_s`` if none does before that."""
-        ...
 
     def arrived(self, now_s: float) -> Sequence[Response]:
         """Return the responses that have arrived by now; each is returned once."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,41 +30,33 @@ class Streaming(Protocol):
     @property
     def writes_with_tower(self) -> bool:
         """See `System.writes_with_tower`."""
-        ...
 
     @property
     def device(self) -> torch.device:
         """See `System.device`."""
-        ...
 
     @property
     def window_ticks(self) -> int:
         """See `System.window_ticks`."""
-        ...
 
     def initial_state(self, batch_size: int) -> State:
         """See `System.initial_state`."""
-        ...
 
     def read(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """See `System.read`."""
-        ...
 
     def write(
         self, hidden: Float[Tensor, "B D"], choose: Choose, state: State | None = None
     ) -> dict[str, Int[Tensor, "B ..."]]:
         """See `System.write`."""
-        ...
 
     def wait(self) -> None:
         """See `System.wait`."""
-        ...
 
     def plain(self) -> System:
         """See `System.plain`."""
-        ...
 
 
 class Ended(StrEnum):

@@ -26,7 +26,6 @@ class LowerChunk(Protocol):
 
     def for_whole_tower(self, state: Any) -> tuple[Any, Any]:
         """Return what `read_whole_tower` needs of the chunk and of the state."""
-        ...
 
 
 @runtime_checkable
@@ -39,30 +38,24 @@ class Staged(Streaming, Protocol):
     @property
     def chunk_ticks(self) -> int:
         """Largest number of ticks of a chunk."""
-        ...
 
     @property
     def usable_blocks(self) -> int:
         """See `HasWhole.usable_blocks`."""
-        ...
 
     def finished_blocks(self, state: State) -> Int[Tensor, " B"]:
         """See `HasWhole.finished_blocks`."""
-        ...
 
     def read_lower(
         self, ticks: Ticks, state: State, lengths: Int[Tensor, " B"] | None = None
     ) -> Any:
         """Run the lower layers of the part tower, and find the blocks that they finish."""
-        ...
 
     def read_whole_tower(self, lower: Any, state: State) -> None:
         """Feed the finished blocks to the whole tower."""
-        ...
 
     def read_upper(self, lower: Any, state: State) -> tuple[Float[Tensor, "B T D"], State]:
         """Run the upper layers of the part tower, guided by the published whole."""
-        ...
 
 
 class _Given(NamedTuple):

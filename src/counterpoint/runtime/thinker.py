@@ -20,11 +20,9 @@ class Vocabulary(Protocol):
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """Return the ids of a text."""
-        ...
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
         """Return the text of ids."""
-        ...
 
 
 class SystemThinker:

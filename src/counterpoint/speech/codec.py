@@ -20,11 +20,9 @@ class FrameCoder(Protocol):
 
     def code(self, rows: list[int], frames: Tensor) -> Tensor:
         """Code the next frames of some rows: (B, T * frame_samples) to (B, T, K), or back."""
-        ...
 
     def reset(self, row: int) -> None:
         """Reset a row to its start."""
-        ...
 
 
 @runtime_checkable
@@ -34,27 +32,22 @@ class Codec(Protocol):
     @property
     def name(self) -> str:
         """Name that is equal for two codecs if, and only if, they give equal ids."""
-        ...
 
     @property
     def sample_rate(self) -> int:
         """Number of samples a second."""
-        ...
 
     @property
     def frame_rate_hz(self) -> float:
         """Number of frames a second."""
-        ...
 
     @property
     def frame_samples(self) -> int:
         """Number of samples in a frame."""
-        ...
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Number of ids of each codebook."""
-        ...
 
     def encode(self, audio: Float[Tensor, "B N"]) -> Int[Tensor, "B T K"]:
         """Encode whole recordings; the last frame is completed with silence.
@@ -62,7 +55,6 @@ class Codec(Protocol):
         Raises:
             UserError: There are no samples, or they are not valid (see `check_samples`).
         """
-        ...
 
     def decode(self, codes: Int[Tensor, "B T K"]) -> Float[Tensor, "B N"]:
         """Decode whole recordings; N is T * frame_samples.
@@ -70,15 +62,12 @@ class Codec(Protocol):
         Raises:
             UserError: There are no rows, or an id is not in its codebook.
         """
-        ...
 
     def encoder(self, num_rows: int = 1) -> "Encoder":
         """Return an encoder of recordings as they come, each in its own row."""
-        ...
 
     def decoder(self, num_rows: int = 1) -> "Decoder":
         """Return a decoder of recordings as they come, each in its own row."""
-        ...
 
 
 class Encoder:

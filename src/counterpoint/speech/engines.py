@@ -70,7 +70,6 @@ class SpeechEngine(Protocol):
         Raises:
             UserError: There is no such voice, or the engine fails.
         """
-        ...
 
 
 class Piper:

@@ -82,7 +82,6 @@ class Speaker(Protocol):
 
     def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
         """Speak a text."""
-        ...
 
 
 class Synthesizer:

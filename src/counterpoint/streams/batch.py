@@ -1,6 +1,6 @@
 """A batch: rows of ticks with their targets and document boundaries."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -72,14 +72,44 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return a copy of the batch on another device."""
+
+        def there(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
         return replace(
-            self,
-            ticks={name: ids.to(device, non_blocking=True) for name, ids in self.ticks.items()},
-            targets={name: ids.to(device, non_blocking=True) for name, ids in self.targets.items()},
-            elements={
-                name: ids.to(device, non_blocking=True) for name, ids in self.elements.items()
-            },
-            document_start=self.document_start.to(device, non_blocking=True),
+            self.mapped(there),
             numbers={name: own.to(device, non_blocking=True) for name, own in self.numbers.items()},
-            lengths=None if self.lengths is None else self.lengths.to(device, non_blocking=True),
+            lengths=None if self.lengths is None else there(self.lengths),
         )
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with all tensors of ticks changed: elements of streams, and starts."""
+        ticks, targets, elements = (
+            {name: change(x) for name, x in named.items()}
+            for named in (self.ticks, self.targets, self.elements)
+        )
+        start = change(self.document_start)
+        return replace(self, ticks=ticks, targets=targets, elements=elements, document_start=start)
+
+
+def joined(batches: Sequence[Batch], dim: int = 0) -> Batch:
+    """Return batches of the same streams as one; their sizes are added.
+
+    Args:
+        batches: The batches; fields without ticks are those of the first.
+        dim: 0 puts their rows below each other, 1 their ticks one after another.
+    """
+    if len(batches) == 1:
+        return batches[0]
+
+    def together(named: Sequence[Ticks]) -> Ticks:
+        return {name: torch.cat([own[name] for own in named], dim) for name in named[0]}
+
+    return replace(
+        batches[0],
+        ticks=together([batch.ticks for batch in batches]),
+        targets=together([batch.targets for batch in batches]),
+        elements=together([batch.elements for batch in batches]),
+        document_start=torch.cat([batch.document_start for batch in batches], dim),
+        size=sum(batch.size for batch in batches),
+    )

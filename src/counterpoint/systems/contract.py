@@ -351,27 +351,22 @@ class HasWhole(Protocol):
 
     def forward(self, batch: Batch, whole: Float[Tensor, "B W D"] | None = None) -> Logits:
         """Return scores under the model's own whole, or under the given one."""
-        ...
 
     def read_whole(self, batch: Batch) -> Any:
         """Return the ``whole`` states, their ``attention`` weights and the ``finished`` blocks.
 
         See `counterpoint.systems.two_stream.Reading`.
         """
-        ...
 
     def finished_blocks(self, state: State) -> Int[Tensor, " B"]:
         """Return the number of blocks that each session has finished."""
-        ...
 
     @property
     def usable_blocks(self) -> int:
         """Number of blocks that must be finished before a session can read the whole."""
-        ...
 
     def swap(self, state: State, donor: State) -> State:
         """Return the session ``state`` with a copy of the whole of ``donor``, not its own."""
-        ...
 
 
 def in_chunks(

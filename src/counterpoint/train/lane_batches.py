@@ -72,11 +72,9 @@ class LaneSource(Protocol):
 
     def load(self, step: int) -> None:
         """Write the batches of a step into `content`; steps are asked for in order."""
-        ...
 
     def sizes(self, step: int) -> list[int]:
         """Return `Batch.size` of every lane at a step."""
-        ...
 
 
 class LaneBatches:

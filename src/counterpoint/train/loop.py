@@ -41,21 +41,17 @@ class Objective(Protocol):
 
     def losses(self, batch: Batch) -> Losses:
         """See `System.losses`."""
-        ...
 
     def loss_weights(self, batch: Batch) -> dict[str, Tensor]:
         """See `System.loss_weights`."""
-        ...
 
     def combine(self, losses: Losses, weights: Mapping[str, Tensor] | None = None) -> Loss:
         """See `System.combine`."""
-        ...
 
     def flops_per_tick(
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
         """See `System.flops_per_tick`."""
-        ...
 
 
 @runtime_checkable
@@ -65,7 +61,6 @@ class HasObjective(Protocol):
     @property
     def objective(self) -> Objective:
         """The loss; asked for once, after the source was attached to the model."""
-        ...
 
 
 class DivergedError(UserError):
@@ -425,18 +420,15 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
         return [batch]
     rows = batch.document_start.shape[0] // num_parts
     cuts = [slice(i * rows, (i + 1) * rows) for i in range(num_parts)]
-    return [
-        replace(
-            batch,
-            ticks={name: ids[cut] for name, ids in batch.ticks.items()},
-            targets={name: ids[cut] for name, ids in batch.targets.items()},
-            elements={name: ids[cut] for name, ids in batch.elements.items()},
-            document_start=batch.document_start[cut],
-            numbers={name: own[cut] for name, own in batch.numbers.items()},
-            lengths=None if batch.lengths is None else batch.lengths[cut],
-        )
-        for cut in cuts
-    ]
+    return [_rows_of(batch, cut) for cut in cuts]
+
+
+def _rows_of(batch: Batch, cut: slice) -> Batch:
+    return replace(
+        batch.mapped(lambda x: x[cut]),
+        numbers={name: own[cut] for name, own in batch.numbers.items()},
+        lengths=None if batch.lengths is None else batch.lengths[cut],
+    )
 
 
 def _flat(amounts: Mapping[str, Amount]) -> list[float]:

@@ -94,15 +94,12 @@ class MetricLogger(Protocol):
 
     def start(self, step: int) -> None:
         """The run begins or continues after ``step``; later numbers of earlier calls are void."""
-        ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Receive numbers by name, such as ``train/loss`` or ``evaluation/bits_per_byte``."""
-        ...
 
     def close(self) -> None:
         """The run has ended."""
-        ...
 
 
 class TensorBoardLogger:

@@ -53,7 +53,6 @@ class Shapeable(Protocol):
             trained: Tokens that carry a loss: all; the answers; or the spans kept with each sample,
                 except its prompt. Data without spans are trained as a whole.
         """
-        ...
 
 
 @literals_checked

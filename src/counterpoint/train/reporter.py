@@ -74,19 +74,15 @@ class Reporter(Protocol):
 
     def step(self, report: StepReport) -> None:
         """Show a step that is done."""
-        ...
 
     def part(self, step: int, num_steps: int, part: int, num_parts: int) -> None:
         """Show that some parts of the step after ``step`` steps are computed."""
-        ...
 
     def note(self, text: str) -> None:
         """Show one line about an event."""
-        ...
 
     def close(self) -> None:
         """End the display of a run that has ended or failed."""
-        ...
 
 
 class RunReporter:

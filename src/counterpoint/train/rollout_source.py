@@ -68,7 +68,6 @@ class RollOut(Protocol):
         end_id: int,
     ) -> Rollouts:
         """Return what the model writes after each prompt, until the end id of its part."""
-        ...
 
 
 class Asked(NamedTuple):

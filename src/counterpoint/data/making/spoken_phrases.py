@@ -53,7 +53,6 @@ class Phrases(Protocol):
 
     def phrase(self, text: str) -> Phrase:
         """Return a phrase."""
-        ...
 
 
 class SynthesisedPhrases:

@@ -5,7 +5,8 @@ and cannot see the others. If the agent has a role, the dialogue may begin with 
 carries no loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.errors import UserError
-from counterpoint.streams.batch import Batch
+from counterpoint.streams.batch import Batch, joined
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.contract import System
 
@@ -94,16 +95,10 @@ class DialogueRows:
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the rows at ``indices`` as a batch; its size counts frames."""
-        rows = [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
-        targets = _stacked([row.targets for row in rows])
-        return Batch(
-            ticks=_stacked([row.ticks for row in rows]),
-            targets={self._text: targets[self._text]} if self._only_text else targets,
-            elements=_stacked([row.elements for row in rows]),
-            document_start=torch.cat([row.document_start for row in rows]),
-            size=sum(row.size for row in rows),
-            unit="frame",
-        )
+        batch = joined([self._row(self._rows[index]) for index in np.asarray(indices).tolist()])
+        if self._only_text:
+            batch = replace(batch, targets={self._text: batch.targets[self._text]})
+        return batch
 
     def _prompt(self, example: Example) -> Ticks | None:
         try:
@@ -118,7 +113,6 @@ class DialogueRows:
     def _row(self, numbers: Sequence[int]) -> Batch:
         layout = self._model.layout
         parts = list[Batch]()
-        starts = list[Tensor]()
         filled = 0
         for number in numbers:
             example = self._examples[number]
@@ -133,31 +127,15 @@ class DialogueRows:
             if prompt is not None:
                 codes = {name: torch.cat((prompt[name], ids), 1) for name, ids in codes.items()}
                 num_prompt = prompt[self._text].shape[1]
-            parts.append(self._model.lay_out(codes, num_prompt))
-            starts.append(parts[-1].document_start + filled)
+            part = self._model.lay_out(codes, num_prompt)
+            parts.append(replace(part, document_start=part.document_start + filled))
             # Without an initial frame the batch of a document is a tick shorter than its content.
-            filled += parts[-1].document_start.shape[1]
+            filled += part.document_start.shape[1]
         rest = self.row_ticks - filled
-        starts.append(torch.full((1, rest), filled))
-        return Batch(
-            ticks=_joined([part.ticks for part in parts], rest),
-            targets=_joined([part.targets for part in parts], rest),
-            elements=_joined([part.elements for part in parts], rest),
-            document_start=torch.cat(starts, 1),
-            size=sum(part.size for part in parts),
-            unit="frame",
-        )
 
+        def extended(x: Tensor) -> Tensor:
+            return F.pad(x, (0, rest) if x.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
 
-def _joined(parts: Sequence[Ticks], rest: int) -> Ticks:
-    """Join the parts of one row one after another, followed by ``rest`` empty ticks."""
-    joined = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
-    return {
-        name: F.pad(ids, (0, rest) if ids.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
-        for name, ids in joined.items()
-    }
-
-
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack rows along the batch axis."""
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        row = joined(parts, 1).mapped(extended)
+        row.document_start[:, filled:] = filled
+        return replace(row, unit="frame")

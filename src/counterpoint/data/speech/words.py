@@ -18,19 +18,15 @@ class WordTokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        ...
 
     def encode_word(self, word: str) -> list[int]:
         """Return the ids of one word."""
-        ...
 
     def starts_word(self, token: int) -> bool:
         """Return whether an id begins a word."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-        ...
 
 
 class ByteWords:

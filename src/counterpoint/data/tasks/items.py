@@ -111,33 +111,26 @@ class ScoredTask(Protocol):
     @property
     def name(self) -> str:
         """Short name, such as "logbook"."""
-        ...
 
     @property
     def primary(self) -> str:
         """The score that decides, which was declared before anything was run."""
-        ...
 
     @property
     def most_symbols(self) -> int:
         """Largest number of symbols of an item."""
-        ...
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number: a pure function of seed and number."""
-        ...
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return policies by name; "oracle" reads the whole text, the others a part of it."""
-        ...
 
     def score(self, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
         """Return the scores of answers by name, `primary` among them."""
-        ...
 
     def counts(self, item: Item, given: Replies) -> tuple[int, int]:
         """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
-        ...
 
 
 class ExactMatch:

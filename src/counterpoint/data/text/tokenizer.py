@@ -33,37 +33,30 @@ class Tokenizer(Protocol):
     @property
     def identity(self) -> str:
         """Name that is equal for two tokenisers if, and only if, they give equal ids."""
-        ...
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, including start and end."""
-        ...
 
     @property
     def start_id(self) -> int:
         """Id before the first token of a unit."""
-        ...
 
     @property
     def end_id(self) -> int:
         """Id after the last token of a unit."""
-        ...
 
     @property
     def token_bytes(self) -> Sequence[bytes]:
         """UTF-8 bytes of text that each id stands for; empty for special ids."""
-        ...
 
     @property
     def prefix(self) -> bytes:
         """Bytes that `encode` puts before every text and `decode` removes: a space, or nothing."""
-        ...
 
     @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]:
         """Lengths of `token_bytes`."""
-        ...
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """Return the ids of a text, without start and end.
@@ -71,15 +64,12 @@ class Tokenizer(Protocol):
         Raises:
             UserError: The ids would not restore the text.
         """
-        ...
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
         """Return the text of ids; special ids give nothing, broken UTF-8 becomes U+FFFD."""
-        ...
 
     def num_bytes(self, ids: Int[np.ndarray, "..."]) -> int:
         """Return the UTF-8 bytes of the text of ids; special ids count 0."""
-        ...
 
 
 class ModelIds(NamedTuple):

@@ -36,11 +36,9 @@ class Conversations(Protocol):
 
     def hear(self, frames: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         """Hear a frame in each, and return what sounds meanwhile: it depends on earlier frames."""
-        ...
 
     def words(self, row: int) -> Timeline:
         """Return what the agent has said in one of them, according to its text."""
-        ...
 
 
 @runtime_checkable
@@ -50,16 +48,13 @@ class Agent(Protocol):
     @property
     def sample_rate(self) -> int:
         """Samples a second that it hears and says."""
-        ...
 
     @property
     def frame_samples(self) -> int:
         """Number of samples of a frame."""
-        ...
 
     def begin(self, trials: Sequence[Trial]) -> Conversations:
         """Begin the conversations of trials; only an oracle may look at the trials."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,6 @@ class _Row(Protocol):
 
     def hear(self, now_s: float, loud: bool, playing: bool) -> "SpokenAnswer | bool":
         """Return an answer to begin it, True to continue what plays, or False to be silent."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,19 +46,15 @@ class Lane(Protocol):
     @property
     def busy(self) -> bool:
         """Whether a job runs, or has steps that were not polled."""
-        ...
 
     def start(self, job: Iterator[Any], now_s: float) -> None:
         """Begin a job; a job that still runs is dropped, with the steps that were not polled."""
-        ...
 
     def poll(self, now_s: float) -> list[LaneStep]:
         """Return the steps that are finished by now and were not returned before."""
-        ...
 
     def stop(self) -> None:
         """Drop the job. A thread ends with the step in which it is."""
-        ...
 
 
 LaneFactory = Callable[[], Lane]

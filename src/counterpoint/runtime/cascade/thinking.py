@@ -85,7 +85,6 @@ class Trigger(Protocol):
             new: Words that came since the last thought.
             since_s: Seconds since the last thought, or since the turn began.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -35,7 +36,7 @@ from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
 from counterpoint.streams import schedule
-from counterpoint.streams.batch import Batch
+from counterpoint.streams.batch import Batch, joined
 from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 
@@ -286,7 +287,7 @@ class PreparedMaths:
         """Return problems as rows of one length, the longest of them."""
         rows = self.laid_out([self.told(one) for one in problems])
         longest = max(one.document_start.shape[1] for one in rows)
-        return self.voiced(_stacked([_packed([one], longest) for one in rows]))
+        return self.voiced(joined([_packed([one], longest) for one in rows]))
 
     def _rows(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
         written = _written(self.layout).name
@@ -335,7 +336,7 @@ class _PackedProblems:
         for row in told:
             rows.append(_packed(laid_out[: len(row)], self._prepared.data.row_ticks))
             laid_out = laid_out[len(row) :]
-        return self._prepared.voiced(_stacked(rows))
+        return self._prepared.voiced(joined(rows))
 
     def _row(self, index: int) -> list[Told]:
         """Return the problems of a row: as many as fit."""
@@ -376,31 +377,14 @@ def _packed(batches: Sequence[Batch], num_ticks: int) -> Batch:
         torch.full((1, length), sum(lengths[:number]))
         for number, length in enumerate([*lengths, left])
     ]
-    return Batch(
-        ticks={
-            name: _filled([one.ticks[name] for one in batches], left, 0)
-            for name in batches[0].ticks
-        },
+    whole = joined(batches, 1)
+    return replace(
+        whole,
+        ticks={name: F.pad(ids, (0, left)) for name, ids in whole.ticks.items()},
         targets={
-            name: _filled([one.targets[name] for one in batches], left, UNSET_ID)
-            for name in batches[0].targets
+            name: F.pad(ids, (0, left), value=UNSET_ID) for name, ids in whole.targets.items()
         },
         document_start=torch.cat(starts, 1),
-        size=sum(one.size for one in batches),
-    )
-
-
-def _filled(parts: Sequence[Tensor], left: int, value: int) -> Tensor:
-    return torch.cat([*parts, parts[-1].new_full((1, left), value)], 1)
-
-
-def _stacked(rows: Sequence[Batch]) -> Batch:
-    """Return rows of equal length as one batch."""
-    return Batch(
-        ticks={name: torch.cat([one.ticks[name] for one in rows]) for name in rows[0].ticks},
-        targets={name: torch.cat([one.targets[name] for one in rows]) for name in rows[0].targets},
-        document_start=torch.cat([one.document_start for one in rows]),
-        size=sum(one.size for one in rows),
     )
 
 
@@ -411,15 +395,8 @@ def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
 
 def _cut(batch: Batch, row: int, length: int) -> Batch:
     """Return the first ticks of one row of a batch."""
-    own = slice(row, row + 1)
-    targets = {name: ids[own, :length] for name, ids in batch.targets.items()}
-    return replace(
-        batch,
-        ticks={name: ids[own, :length] for name, ids in batch.ticks.items()},
-        targets=targets,
-        document_start=batch.document_start[own, :length],
-        size=sum(int((ids >= 0).sum()) for ids in targets.values()),
-    )
+    cut = batch.mapped(lambda x: x[row : row + 1, :length])
+    return replace(cut, size=sum(int((ids >= 0).sum()) for ids in cut.targets.values()))
 
 
 def _written(layout: Layout) -> Stream:
