@@ -31,6 +31,7 @@ from counterpoint.data.making.interrupted import (
     PreparedUtterances,
 )
 from counterpoint.data.making.sounds import RATE
+from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.detectors import (
     always_stop,
@@ -50,7 +51,6 @@ from counterpoint.evaluate.duplex.interruptions import (
 from counterpoint.evaluate.duplex.speaking import Spoke, ToSpeak, TrialSpeaker, speak_and_listen
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.evaluate.word_errors import count_word_errors, plain_words
-from counterpoint.progress import Progress
 from counterpoint.runtime.load import load
 from counterpoint.speech.audio import resample
 from counterpoint.speech.augment import echo
@@ -281,7 +281,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     assert isinstance(data, InterruptedSpeech)
     data = replace(data, sounds=replace(data.sounds, folder=options.sounds))
     system = loaded.system.eval()
-    prepared = data.prepare(system, progress=Progress(quiet=True), held_out_only=True)
+    prepared = data.prepare(system, Preparation(held_out_only=True))
     ends = prepared.ends
     speaker = TrialSpeaker(system, prepared.codec, prepared.mels, ends.end, ends.interrupted)
     rate = prepared.codec.sample_rate

@@ -38,8 +38,8 @@ from counterpoint.data.making.sounds import (
     load_sounds,
 )
 from counterpoint.data.making.spoken_phrases import SynthesisedPhrases, write_phrases
+from counterpoint.data.source import Preparation
 from counterpoint.formats import open_codec
-from counterpoint.progress import Progress
 from counterpoint.speech.voices import Synthesizer
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
@@ -73,7 +73,7 @@ def pack(sounds: Path, out: Path, kinds: Sequence[Interrupter]) -> None:
     book = SynthesisedPhrases(codec, speaker, data.voice)
     texts = [text for split in SPLITS for text in data.phrases(split)]
     write_phrases(out / "phrases.safetensors", map(book.phrase, texts), codec)
-    prepared = data.prepare(sketch(lslm.small()), progress=Progress(quiet=True), held_out_only=True)
+    prepared = data.prepare(sketch(lslm.small()), Preparation(held_out_only=True))
     shutil.copy(prepared.tokenizer_path, out)
     found: dict[str, dict[str, list[int]]] = {}
     for kind in kinds:
@@ -136,7 +136,7 @@ def unpacked(folder: Path, out: Path, kind: Interrupter) -> PreparedUtterances:
         sounds=SoundsConfig(folder=str(sounds)),
         cache_folder=str(cache),
     )
-    return data.prepare(sketch(lslm.small()), progress=Progress(quiet=True))
+    return data.prepare(sketch(lslm.small()))
 
 
 # Making

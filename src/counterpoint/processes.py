@@ -169,7 +169,7 @@ def _serve(work: Callable[[Any], Any], pipe: Any) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
     # Processes share the cores, and sums may depend on the number of threads.
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _leave)
@@ -197,7 +197,8 @@ def attempted(work: Callable[[Any], Any], item: Any) -> bytes:
             return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the process that started this one, then end this one too."""
     parent = parent_process()
     if parent is not None:
         parent.join()

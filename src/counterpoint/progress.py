@@ -4,7 +4,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 _Piece = TypeVar("_Piece")
@@ -106,12 +105,7 @@ class Progress:
         """Show the progress until the block ends."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Remove the bars."""
         self.close()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.data.source import DataSource, PreparedSource
+from counterpoint.data.source import DataSource, Preparation, PreparedSource
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.systems import sketch
@@ -37,7 +37,7 @@ def test_text_is_prepared_for_a_system(tmp_path: Path) -> None:
     data = config.prepare(system)
     assert isinstance(data, PreparedSource)
     assert data.train.block_ticks == system.layout.block_ticks
-    assert config.prepare(system, block_ticks=8).train.block_ticks == 8
+    assert config.prepare(system, Preparation(block_ticks=8)).train.block_ticks == 8
     units = data.held_out_units()
     assert units is not None
     assert f"{len(units)} held-out units" in data.describe()
@@ -57,4 +57,4 @@ def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path) -> None:
 
 def test_dialogues_have_no_blocks() -> None:
     with pytest.raises(ValueError, match="systems without blocks: got `block_ticks` 4"):
-        SpeechData(train="a.jsonl").prepare(sketch(tiny()), block_ticks=4)
+        SpeechData(train="a.jsonl").prepare(sketch(tiny()), Preparation(block_ticks=4))

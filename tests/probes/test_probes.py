@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.config_json import decode, encode
-from counterpoint.data.source import Fingerprint, PreparedSource
-from counterpoint.progress import Progress
+from counterpoint.data.source import ALONE, Fingerprint, Preparation, PreparedSource
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.sampler import Sampling
@@ -158,16 +157,7 @@ class Echo:
     def num_ticks(self, layout: Layout) -> int:
         return 12
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> PreparedSource:
+    def prepare(self, system: Any, how: Preparation = ALONE) -> PreparedSource:
         return PreparedEcho(system, self.num_ticks(system.layout))
 
 

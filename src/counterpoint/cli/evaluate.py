@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from counterpoint.cli.running import Running
+from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.summary import by_stream, use_of_whole
 from counterpoint.evaluate.report.verdict import use_sentence
@@ -69,7 +70,7 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
     system = loaded.system
     progress = running.progress()
     source = loaded.measured_on(options.recordings)
-    data = source.prepare(system, progress=progress, held_out_only=True)
+    data = source.prepare(system, Preparation(progress=progress, held_out_only=True))
     if data.held_out_units() is None:
         raise UserError(
             f"Something must be held out to be scored: {shown(loaded.path)} has nothing. Train "

@@ -6,6 +6,7 @@ evaluation use data only through these protocols.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -68,6 +69,37 @@ class PreparedSource(Protocol):
         """Digests of the training data; they must not change when a run is resumed."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparation:
+    """How data are prepared.
+
+    Attributes:
+        block_ticks: Every document starts at a multiple of this many ticks; by default the layout's
+            `block_ticks`. Systems that are compared use a common multiple.
+        progress: Shows the progress of the work; ``None`` shows nothing.
+        rank: Number of this process, counted from 0.
+        world_size: Number of processes.
+        held_out_only: Whether training data may be left out to save work: then no training batches
+            are asked for, and the fingerprint is that of the data that was read.
+    """
+
+    block_ticks: int | None = None
+    progress: Progress | None = None
+    rank: int = 0
+    world_size: int = 1
+    held_out_only: bool = False
+
+    @property
+    def shown(self) -> Progress:
+        """Progress that only the first process shows."""
+        is_shown = self.progress is not None and self.rank == 0
+        return self.progress if is_shown and self.progress else Progress(quiet=True)
+
+
+ALONE = Preparation()
+"""All data are prepared by this process."""
+
+
 @runtime_checkable
 class DataSource(Protocol):
     """A frozen config of data, such as `DataConfig` for text and `SpeechData` for speech."""
@@ -78,27 +110,12 @@ class DataSource(Protocol):
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks of a training row, without prompts before it."""
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> PreparedSource:
+    def prepare(self, system: Any, how: Preparation = ALONE) -> PreparedSource:
         """Read the data, or make them in the cache.
 
         Args:
             system: The system that reads the rows: its `layout` and its `lay_out` are used.
-            block_ticks: Every document starts at a multiple of this many ticks; by default the
-                layout's `block_ticks`. Systems that are compared use a common multiple.
-            progress: Shows the progress of the work; ``None`` shows nothing.
-            rank: Number of this process, counted from 0.
-            world_size: Number of processes.
-            held_out_only: Whether training data may be left out to save work: then no training
-                batches are asked for, and the fingerprint is that of the data that was read.
+            how: How the data are read.
 
         Raises:
             UserError: The data cannot be used, or do not fit the system.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
 from counterpoint.data.tasks.reasoning.family import Verdict
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
-from counterpoint.data.tasks.source import in_blocks, item_rows
+from counterpoint.data.tasks.source import item_batch
 from counterpoint.data.tasks.verify import pass_at_k
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
@@ -20,7 +20,7 @@ from counterpoint.evaluate.score import target_nats
 from counterpoint.runtime.lanes import Lanes
 from counterpoint.runtime.rollouts import roll_out
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID, Layout
+from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.contract import System
 
 SPARE_SYMBOLS = 16
@@ -172,7 +172,7 @@ def lane_texts(
 @torch.no_grad()
 def true_bits(system: System, items: Sequence[ReasoningItem]) -> list[float]:
     """Return the bits of each true solution, each symbol after the true text before it."""
-    batch = _true_rows(items, system.layout).to(system.device)
+    batch = item_batch(items, system.layout, "spans").to(system.device)
     part = system.layout.part.name
     nats = target_nats(system(batch)[part], batch.targets[part])
     return [float(row) / math.log(2) for row in nats.sum(1)]
@@ -193,7 +193,7 @@ class TrueSolutions(NamedTuple):
 
 def lane_true_solutions(lanes: Lanes, items: Sequence[ReasoningItem]) -> TrueSolutions:
     """Score the true solutions of questions with every lane."""
-    return lane_targets(lanes, _true_rows(items, lanes.layout))
+    return lane_targets(lanes, item_batch(items, lanes.layout, "spans"))
 
 
 def lane_targets(lanes: Lanes, batch: Batch) -> TrueSolutions:
@@ -204,8 +204,3 @@ def lane_targets(lanes: Lanes, batch: Batch) -> TrueSolutions:
     nats = target_nats(scores.flatten(0, 1), targets.repeat(len(scores), 1)).sum(1)
     agrees = (scores.argmax(-1) == targets) | (targets == UNSET_ID)
     return TrueSolutions(nats.view(len(scores), -1) / math.log(2), agrees.all(-1))
-
-
-def _true_rows(items: Sequence[ReasoningItem], layout: Layout) -> Batch:
-    num_ticks = in_blocks(max(len(item.text) for item in items), layout.block_ticks)
-    return item_rows(items, layout, num_ticks, "spans")

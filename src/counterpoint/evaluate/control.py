@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.data.tasks.items import Item
-from counterpoint.data.tasks.source import label_stream
+from counterpoint.data.tasks.source import item_batch, label_stream
 from counterpoint.errors import UserError
-from counterpoint.evaluate.item_whole import Followed, followed, rows_of_items
+from counterpoint.evaluate.item_whole import Followed, followed
 from counterpoint.evaluate.score import part_scores, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Ticks
@@ -68,7 +68,7 @@ def control(
     Returns:
         One result for each way that the system allows.
     """
-    batch = rows_of_items(system, items, "all" if symbols else "answer")
+    batch = item_batch(items, system.layout, "all" if symbols else "answer").to(system.device)
     part = system.layout.part.name
     targets = batch.targets[part]
     own = system(batch)[part]

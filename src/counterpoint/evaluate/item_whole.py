@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.data.tasks.items import Item, Trained
-from counterpoint.data.tasks.source import in_blocks, item_rows
+from counterpoint.data.tasks.items import Item
+from counterpoint.data.tasks.source import item_batch
 from counterpoint.errors import UserError
 from counterpoint.evaluate.score import target_nats
 from counterpoint.evaluate.whole import effective_rank, has_whole
-from counterpoint.streams.batch import Batch
-from counterpoint.systems.contract import HasWhole, System
+from counterpoint.systems.contract import HasWhole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +84,7 @@ def use_of_whole(system: nn.Module, items: Sequence[Item]) -> ItemWholeUse:
     if len(items) < 2:
         raise UserError(f"Every item needs another one as donor: got {len(items)} item(s).")
     reader = cast("HasWhole", system)
-    batch = rows_of_items(cast("System", system), items)
+    batch = item_batch(items, reader.layout).to(next(system.parameters()).device)
     reading = reader.read_whole(batch)
     part = reader.layout.part.name
     own = reader.forward(batch, whole=reading.whole)[part]
@@ -155,10 +154,3 @@ def _summed(kind: str, rows: Sequence[tuple[Any, ...]]) -> Followed:
 
 def _symbol(number: int) -> str:
     return chr(number) if number < 128 else "?"
-
-
-def rows_of_items(system: System, items: Sequence[Item], trained: Trained = "answer") -> Batch:
-    """Return items as rows that are as long as the longest, on the system's device."""
-    longest = max(len(item.text) for item in items)
-    num_ticks = in_blocks(longest, system.layout.block_ticks)
-    return item_rows(items, system.layout, num_ticks, trained).to(system.device)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from counterpoint.data.recorded import padded
 from counterpoint.data.tasks.items import Item, Replies
-from counterpoint.data.tasks.source import label_stream
-from counterpoint.evaluate.tasks import GivenPart, item_batch, replies, resting_streams
+from counterpoint.data.tasks.source import item_batch, label_stream
+from counterpoint.evaluate.tasks import GivenPart, replies, resting_streams
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.contract import System, map_state
@@ -34,7 +34,7 @@ def answer_lanes(stack: Stack, items: Sequence[Sequence[Item]]) -> list[list[Rep
     found: list[list[Replies]] = [[] for _ in items]
     for first in range(0, len(items[0]), count):
         some = [own[first : first + count] for own in items]
-        batch = _side_by_side([item_batch(layout, own) for own in some], stack.device)
+        batch = _side_by_side([item_batch(own, layout) for own in some], stack.device)
         writes_whole = label_stream(layout) is not None
         likeliest = _written(stack, batch) if writes_whole else stack.map(_scored, batch)
         for lane, own in enumerate(likeliest.tolist()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from counterpoint.data.tasks.exported import item_of
 from counterpoint.data.tasks.items import Item, Replies
-from counterpoint.data.tasks.source import in_blocks, item_rows, label_stream
+from counterpoint.data.tasks.source import item_batch, label_stream
 from counterpoint.data.text.shards import Unit
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.evaluate.score import score, target_nats
@@ -47,7 +47,7 @@ def answer(
     system.eval()
     for first in range(0, len(items), batch_items):
         some = items[first : first + batch_items]
-        batch = item_batch(system.layout, some).to(system.device)
+        batch = item_batch(some, system.layout).to(system.device)
         with torch.no_grad():
             likeliest = (_written(system, batch) if writes_whole else _scored(system, batch)).cpu()
         yield from (replies(item, likeliest[row].tolist()) for row, item in enumerate(some))
@@ -70,7 +70,7 @@ def answer_nats(
     part = system.layout.part.name
     for first in range(0, len(items), batch_items):
         some = items[first : first + batch_items]
-        batch = item_batch(system.layout, some).to(system.device)
+        batch = item_batch(some, system.layout).to(system.device)
         with torch.no_grad():
             paid = target_nats(system(batch)[part], batch.targets[part]).cpu()
         for row, item in enumerate(some):
@@ -144,12 +144,6 @@ def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict
             name: float(nats[is_name].sum()) for name, nats in zip(contexts, paid, strict=True)
         },
     }
-
-
-def item_batch(layout: Layout, items: Sequence[Item]) -> Batch:
-    """Return items as rows that are as long as the longest item."""
-    longest = max(len(item.text) for item in items)
-    return item_rows(items, layout, in_blocks(longest, layout.block_ticks))
 
 
 def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:

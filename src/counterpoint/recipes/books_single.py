@@ -1,8 +1,9 @@
 """A small single-stream model on a folder of text."""
 
-from counterpoint.data.text.corpus import DataConfig, Folder
+from dataclasses import replace
+
+from counterpoint.recipes.books import books
 from counterpoint.systems import single_stream
-from counterpoint.train.config import OptimizerConfig, TrainConfig
 from counterpoint.train.run import Run
 
 
@@ -11,17 +12,4 @@ def books_single() -> Run:
 
     For another folder use ``--data.source folder:PATH``. It takes at most an hour (``--minutes``).
     """
-    return Run(
-        name="books_single",
-        system=single_stream.small(),
-        minutes=60.0,
-        data=DataConfig(source=Folder(path="books"), row_ticks=2048),
-        train=TrainConfig(
-            num_steps=5000,
-            batch_rows=16,
-            accumulation=4,
-            evaluate_every=500,
-            checkpoint_every=500,
-            optimizer=OptimizerConfig(lr=1e-3),
-        ),
-    )
+    return replace(books(), name="books_single", system=single_stream.small())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from counterpoint.config_json import decode, encode
+from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.evaluate.units import score_units
@@ -251,6 +252,13 @@ def _measuring_s(timing: RunTiming, plan: Plan) -> float:
     return timing.unit_s * (num_units + whole_ticks / timing.unit_size)
 
 
+def prepared_by(world: World, progress: Progress, block_ticks: int | None) -> Preparation:
+    """Return how some processes prepare data together."""
+    return Preparation(
+        block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
+    )
+
+
 def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: float) -> RunTiming:
     """Take some steps of a run and discard them; all processes must call this.
 
@@ -266,13 +274,7 @@ def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: fl
     keep_large_buffers()
     system = begun_system(run.system, run.train.fine_tune, run.train.seed)
     system = system.to(world.device)
-    data = run.data.prepare(
-        system,
-        block_ticks=plan.block_ticks,
-        progress=progress,
-        rank=world.rank,
-        world_size=world.size,
-    )
+    data = run.data.prepare(system, prepared_by(world, progress, plan.block_ticks))
     batches = connected(data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size))
     trainer = Trainer(shard(system, world), batches, run.train)
     system.train()

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 import torch
 
 from counterpoint.config_json import encode
-from counterpoint.data.source import PreparedSource
+from counterpoint.data.source import Preparation, PreparedSource
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.report import STUDY, write_report
 from counterpoint.evaluate.report.summary import Summary, rich_table
@@ -326,7 +326,8 @@ def _systems_and_folders(
 
 def _prepared(study: Study, run: Run, progress: Progress | None) -> PreparedSource:
     """Return the data of an arm: the rows that all arms share, laid out for its own system."""
-    return run.data.prepare(sketch(run.system), block_ticks=study.block_ticks, progress=progress)
+    how = Preparation(block_ticks=study.block_ticks, progress=progress)
+    return run.data.prepare(sketch(run.system), how)
 
 
 def _facts(study: Study, folder: Path, device: torch.device | str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from counterpoint.config_json import encode
-from counterpoint.data.source import BatchSource, PreparedSource
+from counterpoint.data.source import BatchSource, Preparation, PreparedSource
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
-from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, find_budget
+from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, find_budget, prepared_by
 from counterpoint.recipes.learned import keep_or_check_learned
 from counterpoint.recipes.reinforcement import connected
 from counterpoint.systems import sketch
@@ -67,8 +67,7 @@ def train_run(
     keep_large_buffers()
     begin = partial(begun_system, run.system, run.train.fine_tune, run.train.seed)
     system = begin().to(world.device)
-    prepare = partial(run.data.prepare, system, rank=world.rank, world_size=world.size)
-    data = prepare(block_ticks=plan.block_ticks, progress=progress)
+    data = run.data.prepare(system, prepared_by(world, progress, plan.block_ticks))
     run, world = _settled(run, system, folder, world, progress)
     with computing(world.num_threads):
         if run.minutes is not None:
@@ -171,6 +170,5 @@ def prepare_together(run: Run, workers: int) -> None:
 
 def prepare_share(run: Run, workers: int, rank: int) -> None:
     """Do the share of one process; each begins elsewhere, and finds what the others have made."""
-    run.data.prepare(
-        sketch(run.system), progress=Progress(bar=False), rank=rank, world_size=workers
-    )
+    how = Preparation(progress=Progress(bar=False), rank=rank, world_size=workers)
+    run.data.prepare(sketch(run.system), how)

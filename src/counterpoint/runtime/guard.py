@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 _Arguments = ParamSpec("_Arguments")
@@ -36,12 +35,7 @@ class Guard:
                 "one thread call `step`, and let the other threads pass their input to it."
             )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
 

@@ -1,7 +1,6 @@
 """Running the whole tower beside the part tower, which continues meanwhile."""
 
 from collections import deque
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -184,12 +183,7 @@ class Simultaneous:
     def __enter__(self) -> "Simultaneous":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

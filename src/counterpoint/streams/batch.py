@@ -102,7 +102,7 @@ def joined(batches: Sequence[Batch], dim: int = 0) -> Batch:
     if len(batches) == 1:
         return batches[0]
 
-    def together(named: Sequence[Ticks]) -> Ticks:
+    def together(named: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([own[name] for own in named], dim) for name in named[0]}
 
     return replace(

@@ -21,7 +21,14 @@ from torch import nn
 
 from counterpoint.data.loader import Loader
 from counterpoint.data.mixture import Mixture, SingleRows
-from counterpoint.data.source import BatchSource, DataSource, HeldOutUnits, PreparedSource
+from counterpoint.data.source import (
+    ALONE,
+    BatchSource,
+    DataSource,
+    HeldOutUnits,
+    Preparation,
+    PreparedSource,
+)
 from counterpoint.data.tasks.items import Trained
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.corpus import DataConfig
@@ -29,7 +36,6 @@ from counterpoint.data.token_deal import Cursor, MemberWeight, TokenDeal, pieces
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
-from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
 from counterpoint.train.config import TrainConfig
@@ -180,30 +186,14 @@ class PhasedData:
             source.name: _shaped(source, phase) for source in self.sources if source.name in used
         }
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "PreparedPhases":
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "PreparedPhases":
         """Read all sources in the rows of all phases; see `DataSource.prepare`."""
         known: dict[str, PreparedSource] = {}
 
         def prepared(data: DataSource) -> PreparedSource:
             key = repr(data)
             if key not in known:
-                known[key] = data.prepare(
-                    system,
-                    block_ticks=block_ticks,
-                    progress=progress,
-                    rank=rank,
-                    world_size=world_size,
-                    held_out_only=held_out_only,
-                )
+                known[key] = data.prepare(system, how)
             return known[key]
 
         return PreparedPhases(

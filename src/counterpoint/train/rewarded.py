@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.prompts import END_ID, item_prompt
 from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
 from counterpoint.data.tasks.reasoning.gym import GymReasoning, gym_reward
@@ -16,7 +17,6 @@ from counterpoint.data.tasks.verify import TimedVerifier
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
-from counterpoint.progress import Progress
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
 from counterpoint.train.reinforce import GroupConfig
@@ -68,18 +68,9 @@ class RewardedData:
     def _task_data(self) -> TaskData:
         return TaskData(task=self.task, num_held_out=self.num_held_out, seed=self.seed)
 
-    def prepare(
-        self,
-        system: System,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "PreparedRewards":
+    def prepare(self, system: System, how: Preparation = ALONE) -> "PreparedRewards":
         """Return the questions for a system; nothing is cached; see `DataSource.prepare`."""
-        return PreparedRewards(self, self._task_data.prepare(system, block_ticks=block_ticks))
+        return PreparedRewards(self, self._task_data.prepare(system, how))
 
 
 class PreparedRewards:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.loader import Loader, Rows
+from counterpoint.data.source import Preparation
 from counterpoint.data.speech.alignments import AGENT_SPEAKER
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.speech.hearing import Hearing
@@ -216,13 +217,14 @@ def test_words_that_are_left_out_are_told_once(listed: Path) -> None:
     words = [["so", [0.2, 0.3], AGENT_SPEAKER], ["so", [0.21, 0.2], AGENT_SPEAKER]]
     (listed.parent / "1.json").write_text(json.dumps({"alignments": words}))
     told = io.StringIO()
-    corpus = data(listed).prepare(build(codec2_config()), progress=Progress(told))
+    corpus = data(listed).prepare(build(codec2_config()), Preparation(progress=Progress(told)))
     (note,) = corpus.notes
     assert note.startswith(f"{listed}: of ")
     assert "1 are left out" in note
     assert told.getvalue().splitlines().count(note) == 1
     silent = io.StringIO()
-    data(listed).prepare(build(codec2_config()), progress=Progress(silent), rank=1, world_size=2)
+    how = Preparation(progress=Progress(silent), rank=1, world_size=2)
+    data(listed).prepare(build(codec2_config()), how)
     assert silent.getvalue() == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from counterpoint.config_json import decode, encode
-from counterpoint.data.source import DataSource, PreparedSource
+from counterpoint.data.source import DataSource, Preparation, PreparedSource
 from counterpoint.data.tasks.items import (
     HELD_OUT_SEED,
     Item,
@@ -141,7 +141,7 @@ def test_a_task_is_a_source_of_training(name: str) -> None:
     assert not source.fits(SingleStream(single(64)).layout)  # 13 ids are too few for bytes
     model = SingleStream(replace(single(64), vocab_size=258))
     assert source.fits(model.layout)
-    prepared: PreparedSource = source.prepare(model, block_ticks=8)
+    prepared: PreparedSource = source.prepare(model, Preparation(block_ticks=8))
     batch = prepared.batches(4, seed=1).batch(0)
     text = ByteTokenizer().decode(batch.ticks["part"][0].numpy())
     trained = batch.targets["part"][0] >= 0

@@ -38,6 +38,7 @@ from counterpoint.data.making.spoken_phrases import (
     SynthesisedPhrases,
     WordFrames,
 )
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.speech.words import SentencePieceWords, train_tokenizer
 from counterpoint.digests import file_digest, json_digest
 from counterpoint.errors import UserError
@@ -122,19 +123,9 @@ class InterruptedSpeech:
         """Return the ticks of a typical row; rows are as long as the longest item of a batch."""
         return round(5 * (layout.tick_hz or 0.0))
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "PreparedUtterances":
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "PreparedUtterances":
         """Synthesise the phrases, and read the sounds; see `DataSource.prepare`."""
-        told = progress if progress is not None and rank == 0 else Progress(quiet=True)
-        return PreparedUtterances(self, system, told, held_out_only=held_out_only)
+        return PreparedUtterances(self, system, how.shown, held_out_only=how.held_out_only)
 
     def phrases(self, split: Split) -> tuple[str, ...]:
         """Return the different phrases of a split, in a fixed order."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from counterpoint.data.loader import HeldOutRows, Loader, Share
 from counterpoint.data.mixture import TEXT_KIND, Evenly, Mixture, WholeBatches
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.speech.dialogues import (
     Dialogue,
     DialogueConfig,
@@ -43,7 +44,7 @@ from counterpoint.data.speech.words import WordTokenizer, open_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
 from counterpoint.literals import literals_checked
-from counterpoint.progress import Progress, spell_duration
+from counterpoint.progress import spell_duration
 from counterpoint.speech.audio import inspect_audio
 from counterpoint.speech.augment import Augmentation
 from counterpoint.speech.codec import Codec
@@ -146,30 +147,22 @@ class SpeechData:
         """Return the number of frames in a row without prompts; see `DataSource.num_ticks`."""
         return round(self.row_s * (layout.tick_hz or 0.0))
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "SpeechCorpus":
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "SpeechCorpus":
         """Make the rows of this config; see `DataSource.prepare` and `prepare_speech`.
 
         All processes make what is not in the cache; the first one shows the progress.
         """
-        if (block_ticks or 1) != 1:
+        if (how.block_ticks or 1) != 1:
             raise UserError(
                 "Dialogues must be read by systems without blocks: got `block_ticks` "
-                f"{block_ticks}. Compare systems of one period."
+                f"{how.block_ticks}. Compare systems of one period."
             )
-        told = progress if progress is not None and rank == 0 else Progress(quiet=True)
-        show = told.task("encoding recordings", spell=spell_duration)
-        corpus = prepare_speech(self, system, show, rank, world_size, held_out_only=held_out_only)
+        show = how.shown.task("encoding recordings", spell=spell_duration)
+        corpus = prepare_speech(
+            self, system, show, how.rank, how.world_size, held_out_only=how.held_out_only
+        )
         for note in corpus.notes:
-            told.note(note)
+            how.shown.note(note)
         return corpus
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader, Rows
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.dialogues import Dialogues
 from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained, trained_symbols
 from counterpoint.data.tasks.packed import PackedItems
@@ -25,7 +26,6 @@ from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
-from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
@@ -71,18 +71,9 @@ class TaskData:
         """Return the same items in other rows; see `counterpoint.train.phases.Shapeable`."""
         return replace(self, row_ticks=row_ticks or self.row_ticks, trained=trained)
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "PreparedTask":
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "PreparedTask":
         """Return the rows for a system; nothing is cached; see `DataSource.prepare`."""
-        return PreparedTask(self, system.layout, block_ticks)
+        return PreparedTask(self, system.layout, how.block_ticks)
 
 
 class PreparedTask:
@@ -212,6 +203,12 @@ def item_rows(
     content[part] = torch.from_numpy(np.where(is_target, ids, UNSET_ID))
     learned = schedule.lay_out(layout, content)
     return replace(batch, targets=learned.targets, unit="byte", size=int(is_target.sum()))
+
+
+def item_batch(items: Sequence[Item], layout: Layout, trained: Trained = "answer") -> Batch:
+    """Return items as rows that are as long as the longest item; see `item_rows`."""
+    longest = max(len(item.text) for item in items)
+    return item_rows(items, layout, in_blocks(longest, layout.block_ticks), trained)
 
 
 def label_stream(layout: Layout) -> Stream | None:

@@ -2,16 +2,16 @@
 
 import contextlib
 import math
-import os
 import signal
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any, Literal, NamedTuple
 
 from counterpoint.data.tasks.items import Item
 from counterpoint.errors import UserError
+from counterpoint.processes import end_with_parent
 
 Verifier = Callable[[Any, str], float]
 """A pure function of an item and of what was written after its prompt; above 0 is a success."""
@@ -102,7 +102,7 @@ class TimedVerifier:
 def _serve(verify: Verifier, pipe: Any) -> None:
     """Answer calls until this process is killed or its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     pipe.send("ready")
     while True:
         try:
@@ -116,13 +116,6 @@ def _serve(verify: Verifier, pipe: Any) -> None:
             if isinstance(given, int | float) and math.isfinite(given):
                 value = float(given)
         pipe.send(value)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from counterpoint.data.loader import Loader
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.text.documents import (
     KJV_FILE,
     Document,
@@ -160,22 +161,13 @@ class DataConfig:
         """
         return self if row_ticks is None else replace(self, row_ticks=row_ticks)
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "Corpus":
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "Corpus":
         """Make the corpus of this config; see `DataSource.prepare` and `prepare`.
 
         The process that comes first makes what is not in the cache, and shows the progress.
         """
-        show = None if progress is None else _shown(progress)
-        return prepare(self, block_ticks or system.layout.block_ticks, show)
+        show = None if how.progress is None else _shown(how.progress)
+        return prepare(self, how.block_ticks or system.layout.block_ticks, show)
 
 
 def _shown(progress: Progress) -> "TextProgress":

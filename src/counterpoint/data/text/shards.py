@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, overload
 
 import numpy as np
@@ -117,14 +116,9 @@ class ShardWriter:
         self.num_units += 1
         self.num_bytes += num_bytes
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
-            if error is None:
+            if error[0] is None:
                 self._commit()
         except OSError as failure:
             raise self._failure(failure) from failure

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,18 @@ def to_png(figure: "Figure") -> bytes:
 
 
 @contextmanager
+def styled(more: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Draw figures in one style, with more settings of matplotlib.
+
+    Raises:
+        UserError: The package ``matplotlib`` is missing.
+    """
+    rc_context = optional_module("matplotlib").rc_context
+    with rc_context({**STYLE, **more}), without_glyph_warnings():
+        yield
+
+
+@contextmanager
 def without_glyph_warnings() -> Iterator[None]:
     """Ignore warnings about letters that the font lacks; they are drawn as boxes."""
     with warnings.catch_warnings():
@@ -76,30 +89,21 @@ def without_glyph_warnings() -> Iterator[None]:
 
 def draw_figures(arms: Sequence[Arm]) -> dict[str, bytes]:
     """Draw all figures of a study, as PNG bytes by file name."""
-    new_figure(1, 1)  # raises the error about a missing package first
-    from matplotlib import rc_context
-
-    with rc_context({**STYLE}):
+    with styled():
         figures = {"curves.png": curves_figure(curves_of(arms)), **_others(arms)}
         return {name: to_png(figure) for name, figure in figures.items()}
 
 
 def draw_panels(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
     """Draw all figures for a page: SVG panels that are narrow enough to be stacked."""
-    new_figure(1, 1)
-    from matplotlib import rc_context
-
-    with rc_context({**STYLE}), without_glyph_warnings():
+    with styled():
         panels = {name: (to_svg(figure),) for name, figure in _others(arms).items()}
         return {"curves.png": curve_panels(curves_of(arms)), **panels}
 
 
 def curve_panels(curves: Sequence["Curve"]) -> tuple[str, ...]:
     """Draw a panel of learning curves as SVG for each scale."""
-    new_figure(1, 1)
-    from matplotlib import rc_context
-
-    with rc_context({**STYLE}), without_glyph_warnings():
+    with styled():
         return tuple(to_svg(curves_figure(curves, [scale])) for scale in SCALES)
 
 

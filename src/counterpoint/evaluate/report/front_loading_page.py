@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from counterpoint.data.tasks.verify import pass_at_k
 from counterpoint.evaluate.report.figures import PALETTE, new_figure
 from counterpoint.evaluate.report.grid_rows import SIGNIFICANT, ScoreCounts
+from counterpoint.evaluate.report.grid_table import TextTable
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio, holm
 
 if TYPE_CHECKING:
@@ -76,23 +77,20 @@ def pair_rows(
             difference, p_value = bootstrap_difference(
                 counts(ours, metric), counts(theirs, metric), RESAMPLES
             )
-            found.append((claim, better, other, split, metric, difference, p_value, len(ours)))
-    corrected = holm([row[-2] for row in found])
-    return [
-        PairRow(
-            claim=claim,
-            better=better,
-            other=other,
-            split=split,
-            metric=metric,
-            difference=difference,
-            p_value=p_value,
-            num_seeds=num_seeds,
-        )
-        for (claim, better, other, split, metric, difference, _, num_seeds), p_value in zip(
-            found, corrected, strict=True
-        )
-    ]
+            found.append(
+                PairRow(
+                    claim=claim,
+                    better=better,
+                    other=other,
+                    split=split,
+                    metric=metric,
+                    difference=difference,
+                    p_value=p_value,
+                    num_seeds=len(ours),
+                )
+            )
+    corrected = holm([row.p_value for row in found])
+    return [replace(row, p_value=own) for row, own in zip(found, corrected, strict=True)]
 
 
 def _paired(
@@ -125,18 +123,18 @@ def _of(records: Sequence[Mapping[str, Any]], arm: str, split: str) -> list[Mapp
 def markdown(records: Sequence[Mapping[str, Any]], rows: Sequence[PairRow]) -> str:
     """Return all tables as Markdown."""
     arms = list(dict.fromkeys(record["arm"] for record in records))
-    parts = ["## Scores", "", *_scores(records, arms), ""]
-    parts += ["## Families", "", *_families(records, arms), ""]
+    parts = ["## Scores", "", _scores(records, arms).markdown(), ""]
+    parts += ["## Families", "", _families(records, arms).markdown(), ""]
     parts += ["## Claims", "", *_claims(rows), ""]
     return "\n".join(parts)
 
 
-def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
+def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> TextTable:
     heads = (
         *("chain", "seeds", "answer %", "process %", "bits a symbol", "answer %, more operations"),
         *("answer %, other family", "pass@1, all %", "symbols written", "plain text, bits a byte"),
     )
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for arm in arms:
         own, more, other = (
             _of(records, arm, split) for split in ("in range", "more operations", "other families")
@@ -146,7 +144,7 @@ def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[s
         bits = score(own, "bits")
         lengths = np.mean([length for one in own for length in one["lengths"]])
         plain = np.mean([one["base_bits"] for one in own])
-        cells = [
+        cells = (
             arm,
             str(len(own)),
             _percent(score(own, "answer")),
@@ -157,9 +155,9 @@ def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[s
             _passes(own),
             f"{lengths:.0f}",
             f"{plain:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        )
+        rows.append(cells)
+    return TextTable(heads, rows)
 
 
 def _passes(records: Sequence[Mapping[str, Any]]) -> str:
@@ -170,20 +168,17 @@ def _passes(records: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{100 * pass_at_k(right, count, k):.1f}" for k in (1, count))
 
 
-def _families(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
+def _families(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> TextTable:
     names = list(dict.fromkeys(name for one in records for name in one["families"]))
-    lines = [
-        f"| answer %, process % | {' | '.join(names)} |",
-        "|---" * (len(names) + 1) + "|",
-    ]
+    rows = []
     for arm in arms:
         own = [one for one in records if one["arm"] == arm and one["split"] != "more operations"]
         cells = []
         for family in names:
             shares = [_family_mean(own, family, field) for field in ("right", "complete")]
             cells.append(", ".join(f"{100 * share:.0f}" for share in shares))
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return lines
+        rows.append((arm, *cells))
+    return TextTable(("answer %, process %", *names), rows)
 
 
 def _family_mean(records: Sequence[Mapping[str, Any]], family: str, field: str) -> float:

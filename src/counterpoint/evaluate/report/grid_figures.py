@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.evaluate.report.figures import (
-    PALETTE,
-    STYLE,
-    new_figure,
-    smoothed,
-    without_glyph_warnings,
-)
+from counterpoint.evaluate.report.figures import PALETTE, new_figure, smoothed, styled
 from counterpoint.evaluate.report.grid_findings import GridFindings
 from counterpoint.evaluate.report.grid_rows import ORACLE, by_cell
 from counterpoint.evaluate.report.vector import to_svg
@@ -184,10 +178,7 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def _drawn(draw: "Callable[[], Figure]") -> str:
-    new_figure(1, 1)  # raises the error for a missing package first
-    from matplotlib import rc_context
-
-    with rc_context({**STYLE}), without_glyph_warnings():
+    with styled():
         return to_svg(draw())
 
 

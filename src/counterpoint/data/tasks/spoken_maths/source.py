@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.spoken_maths.bank import FRAME_HZ, WordBank, read_bank
 from counterpoint.data.tasks.spoken_maths.hearing import (
@@ -34,7 +35,6 @@ from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths, vocabular
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
-from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, joined
 from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
@@ -124,16 +124,7 @@ class SpokenMathsData:
         """Return the number of ticks of a row; a `DataSource` method."""
         return self.row_ticks
 
-    def prepare(
-        self,
-        system: Any,
-        *,
-        block_ticks: int | None = None,
-        progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        held_out_only: bool = False,
-    ) -> "PreparedMaths":
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "PreparedMaths":
         """Return the rows for a system; nothing is cached; see `DataSource.prepare`.
 
         Raises:
