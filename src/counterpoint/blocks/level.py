@@ -430,7 +430,3 @@ class Level(nn.Module):
         """Forward FLOPs a block of the products with the weights that `freeze` keeps."""
         a_step = 2 * self.merge.weight.numel() + self.whole.weight_flops
         return 2 * self.compressor.products_per_block() + self.steps_a_block * a_step
-
-    def whole_layers(self) -> list[nn.Module]:
-        """Return the layers of the coarse towers, lowest level first."""
-        return [*self.whole.layers, *([] if self.above is None else self.above.whole_layers())]

@@ -142,10 +142,6 @@ class Main(nn.Module):
         """Return the forward FLOPs of a row of so many steps."""
         return num_steps * self.tower.flops_per_step(num_steps)
 
-    def towers(self) -> list[Tower]:
-        """Return a list of its one tower."""
-        return [self.tower]
-
 
 class Stage(nn.Module):
     """An encoder, a router, the network that reads the chunks, and a decoder."""
@@ -263,10 +259,6 @@ class Stage(nn.Module):
         a_step += self.encoder.flops_per_step(num_steps) + self.decoder.flops_per_step(num_steps)
         inner = self.inner.flops_per_row(most_chunks(num_steps, self.config.max_share))
         return num_steps * a_step + inner
-
-    def towers(self) -> list[Tower]:
-        """Return all towers, outermost first."""
-        return [self.encoder, *self.inner.towers(), self.decoder]
 
 
 def _pad(missing: int) -> nn.Parameter | None:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.loss_sums import Losses, LossSums, stream_loss
+from counterpoint.blocks.transformer import Layer
 from counterpoint.errors import UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
@@ -338,8 +339,8 @@ class System(nn.Module, ABC):
         return state_bytes(self.initial_state(1)) / num_ticks
 
     def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return []
+        """Return the modules that distributed training shards one by one: the layers of towers."""
+        return [module for module in self.modules() if isinstance(module, Layer)]
 
 
 @runtime_checkable

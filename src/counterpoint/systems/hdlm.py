@@ -471,10 +471,6 @@ class HdLM(System):
         tower = exit_flops(self.tower, config.coarse_layer, num_below, num_above, num_left)
         return (tower / num_ticks + heads) * (3 if training else 1)
 
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return list(self.tower.layers)
-
 
 def _are_nothing(ids: Int[Tensor, "*B"]) -> bool:
     """Return whether no row has an element; this reads from the device, but may save a pass."""

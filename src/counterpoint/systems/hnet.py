@@ -274,10 +274,6 @@ class HNet(System):
         forward = self.stage.flops_per_row(num_ticks) / num_ticks + 2 * self.head.weight.numel()
         return forward * (3 if training else 1)
 
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return [layer for tower in self.stage.towers() for layer in tower.layers]
-
 
 def _layout(config: HNetConfig) -> Layout:
     """Return the part stream, and a stream for the chunks of each stage.

@@ -466,10 +466,6 @@ class HRT(System):
             found.append(found[-1] // stride)
         return found
 
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return [layer for tower in self.towers for layer in tower.layers]
-
 
 def _link(number: int, reader: int, source: int) -> str:
     """Return the name of the link through which a level reads a coarser level in a round."""

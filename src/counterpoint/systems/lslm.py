@@ -430,10 +430,6 @@ class LSLM(System):
             forward += self.depth.flops_per_frame()
         return forward * (3 if training else 1)
 
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return list(self.tower.layers)
-
 
 def _layout(config: LSLMConfig) -> Layout:
     """Return the layout: what is said first, then what is given; initial ids are read alone."""

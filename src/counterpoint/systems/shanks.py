@@ -331,10 +331,6 @@ class Shanks(System):
         towers = sum(reader.tower.flops_per_step(num_ticks) for reader in self._readers)
         return (towers + 2 * maps) * (3 if training else 1)
 
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return [layer for reader in self._readers for layer in reader.tower.layers]
-
 
 def _layout(config: ShanksConfig) -> Layout:
     """Return the stream that is written, and the one that is heard after it in a tick."""

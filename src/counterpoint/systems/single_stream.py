@@ -208,7 +208,3 @@ class SingleStream(System):
         if isinstance(mixer, FarAttentionConfig):
             forward += self.tower.weight_flops * mixer.summary_steps(num_ticks) / num_ticks
         return forward * (3 if training else 1)
-
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return list(self.tower.layers)

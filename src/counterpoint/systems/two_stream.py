@@ -485,7 +485,3 @@ class TwoStream(System, Level):
             # Frozen weights have no gradient of their own, but gradients flow through them.
             return 3 * forward - self.frozen_flops * num_blocks / num_ticks
         return forward * (3 if training else 1)
-
-    def shard_units(self) -> list[nn.Module]:
-        """Return the modules that distributed training shards one by one."""
-        return list(dict.fromkeys([*self.part.layers, *self.whole_layers()]))

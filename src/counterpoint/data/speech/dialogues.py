@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from counterpoint.data.listed import ReadSequence
 from counterpoint.data.speech.alignments import read_transcript
 from counterpoint.data.speech.hearing import Hearing
 from counterpoint.data.speech.monologue import (
@@ -123,7 +124,7 @@ class DialogueConfig:
         return round(frames)
 
 
-class DialogueExamples(Sequence[Example]):
+class DialogueExamples(ReadSequence[Example]):
     """The examples of some dialogues, read from the files of their codes when they are needed.
 
     Args:
@@ -163,16 +164,8 @@ class DialogueExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Return example ``index``, or the list of examples of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def read(self, index: int) -> Example:
+        """Return example ``index``."""
         number, first, stop = self._places[index]
         dialogue, file = self._files[number]
         with _opened(file) as codes:

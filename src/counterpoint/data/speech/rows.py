@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from counterpoint.data.listed import ReadSequence
 from counterpoint.data.loader import HeldOutRows, Loader, Share
 from counterpoint.data.mixture import TEXT_KIND, Evenly, Mixture, WholeBatches
 from counterpoint.data.source import ALONE, Preparation
@@ -385,7 +386,7 @@ class _Reader:
         return examples
 
 
-class _Joined(Sequence[Example]):
+class _Joined(ReadSequence[Example]):
     """Examples of several lists, one after another."""
 
     def __init__(self, lists: Sequence[Sequence[Example]]) -> None:
@@ -395,17 +396,7 @@ class _Joined(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def read(self, index: int) -> Example:
         number = bisect_right(self._ends, index)
         return self._lists[number][index - self._ends[number] + len(self._lists[number])]
 

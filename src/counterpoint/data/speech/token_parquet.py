@@ -1,15 +1,16 @@
 """Dialogues that have been tokenised already: ids of both speakers in .parquet files."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from counterpoint.data.listed import ReadSequence
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.data.text.parquet import parquet_files, parquet_rows
 from counterpoint.errors import UserError
@@ -21,7 +22,7 @@ def is_token_parquet(path: str | Path) -> bool:
     return Path(path).suffix == ".parquet" or (bool(str(path)) and Path(path).is_dir())
 
 
-class TokenExamples(Sequence[Example]):
+class TokenExamples(ReadSequence[Example]):
     """The examples of `read_token_parquet`, held in memory with four bytes an id.
 
     Args:
@@ -51,16 +52,8 @@ class TokenExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Return example ``index``, or the list of examples of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def read(self, index: int) -> Example:
+        """Return example ``index``."""
         example = self._examples[index]
         return replace(example, streams={name: ids.long() for name, ids in example.streams.items()})
 

@@ -13,15 +13,15 @@ A folder of shards has these files:
 
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int, UInt
 
+from counterpoint.data.listed import ReadSequence
 from counterpoint.data.text.tokenizer import Tokenizer
 from counterpoint.digests import file_digest, is_intact, json_digest, sealed
 from counterpoint.errors import UserError
@@ -192,7 +192,7 @@ class ShardWriter:
         )
 
 
-class TokenShards(Sequence[Unit]):
+class TokenShards(ReadSequence[Unit]):
     """A folder of shards, as a sequence of units. Files are mapped into memory.
 
     Args:
@@ -261,17 +261,8 @@ class TokenShards(Sequence[Unit]):
             if file_digest(self.folder / name) != written:
                 raise _damaged(self.folder, f"{name} is not what was written")
 
-    @overload
-    def __getitem__(self, index: int) -> Unit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Unit]: ...
-
-    def __getitem__(self, index: int | slice) -> Unit | list[Unit]:
-        """Return unit ``index``, or the list of units of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def read(self, index: int) -> Unit:
+        """Return unit ``index``."""
         start = int(self.token_stops[index - 1]) if index else 0
         names_start = int(self._names_stops[index - 1]) if index else 0
         title, heading = json.loads(bytes(self._names[names_start : self._names_stops[index]]))
