@@ -15,12 +15,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that names what was probably meant; empty if there are no candidates.
-
-    Args:
-        name: The name that was typed.
-        known: The candidates.
-    """
+    """Return a sentence that names what was probably meant; empty if there are no candidates."""
     found = get_close_matches(name, list(known), n=1, cutoff=0)
     return f"The nearest is {found[0]!r}." if found else ""
 

@@ -170,10 +170,6 @@ def write_tensors(
 def check_name(field: str, name: str) -> None:
     """Check a name that the user gives to something, which becomes that of files and folders.
 
-    Args:
-        field: Where the name stands, for the message.
-        name: The name.
-
     Raises:
         UserError: It cannot be the name of a file on every system.
     """
@@ -263,10 +259,6 @@ def parse_json_lines(
 
 def parse_json(text: str, place: str) -> Any:
     """Return the value of a JSON text.
-
-    Args:
-        text: The text.
-        place: Its place, for errors.
 
     Raises:
         UserError: The text is not JSON, is nested too deeply, or has a number that is too long.

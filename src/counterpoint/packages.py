@@ -97,9 +97,6 @@ def check_modules(*names: str) -> None:
 def missing_package(module: str) -> MissingPackageError | None:
     """Return the error about a module that cannot be imported.
 
-    Args:
-        module: Its dotted name.
-
     Returns:
         The error to raise; ``None`` if no extra installs the module.
     """

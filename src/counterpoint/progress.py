@@ -159,16 +159,7 @@ class Progress:
         unit: str = "",
         spell: Callable[[float], str] = lambda x: f"{x:,.0f}",
     ) -> Iterator[_Piece]:
-        """Yield the given pieces, and show the progress meanwhile.
-
-        Args:
-            name: See `task`.
-            pieces: The pieces.
-            total: Sum of their sizes.
-            size: Returns the size of a piece.
-            unit: See `task`.
-            spell: See `task`.
-        """
+        """Yield the given pieces, and show the progress meanwhile; see `task`."""
         task = self.task(name, unit, spell)
         done = 0.0
         for piece in pieces:

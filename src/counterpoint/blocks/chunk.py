@@ -95,12 +95,7 @@ class Router(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], before: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B T"]:
-        """Return the probability that a chunk begins at each step.
-
-        Args:
-            x: Steps.
-            before: The step before them.
-        """
+        """Return the probability that a chunk begins at each step."""
         earlier = torch.cat((before[:, None].to(x.dtype), x), 1)[:, :-1]
         query = F.normalize(in_float32(self.query, earlier), dim=-1)
         key = F.normalize(in_float32(self.key, x), dim=-1)

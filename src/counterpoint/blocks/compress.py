@@ -179,13 +179,7 @@ class Wavelet(Compressor):
 
 
 class Coded(Compressor):
-    """A compressor whose slots are codes: what comes out can only be one of finitely many.
-
-    Args:
-        plain: The compressor itself.
-        width: Features of a slot.
-        levels: See `FiniteScalarQuantizer`.
-    """
+    """A compressor whose slots are codes: what comes out can only be one of finitely many."""
 
     def __init__(self, plain: Compressor, width: int, levels: tuple[int, ...]) -> None:
         super().__init__()

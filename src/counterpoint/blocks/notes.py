@@ -54,12 +54,7 @@ class NotesConfig:
 
 
 class Notes(nn.Module):
-    """Embedding and scores of notes.
-
-    Args:
-        width: Features of a step.
-        config: Shape.
-    """
+    """Embedding and scores of notes."""
 
     def __init__(self, width: int, config: NotesConfig) -> None:
         super().__init__()

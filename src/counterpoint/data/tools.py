@@ -79,10 +79,6 @@ def argument_fault(parameters: Mapping[str, Any], arguments: Any) -> str | None:
     """Return what is wrong with the arguments of a call; ``None`` if they fit.
 
     Types, `enum`, `required` and unknown names are checked; other rules are the tool's own.
-
-    Args:
-        parameters: JSON schema of an object.
-        arguments: What the model wrote.
     """
     if not isinstance(arguments, dict):
         return f"arguments must be an object, got {json.dumps(arguments)[:80]}"

@@ -11,10 +11,6 @@ from counterpoint.files import read_json, write_json
 def read_begun(file: Path, names: Collection[str]) -> dict[str, Any]:
     """Read a record.
 
-    Args:
-        file: The record.
-        names: Keys that it must have.
-
     Raises:
         UserError: The file cannot be read, or a key is missing.
     """

@@ -8,11 +8,7 @@ import torch
 
 
 def machine_facts(device: torch.device | str) -> dict[str, Any]:
-    """Return the versions of programs and a description of the machine, as JSON.
-
-    Args:
-        device: Device of the computation.
-    """
+    """Return the versions of programs and a description of the machine, as JSON."""
     return {
         "versions": {
             "counterpoint": _version("counterpoint"),

@@ -83,11 +83,7 @@ class Clock(Protocol):
 
 
 class SimulatedClock:
-    """A clock on which each token takes equally long, and nothing else takes time.
-
-    Args:
-        tokens_per_s: Tokens that the model writes in a second.
-    """
+    """A clock on which each token takes equally long, and nothing else takes time."""
 
     def __init__(self, tokens_per_s: float) -> None:
         self._token_s = 1 / tokens_per_s

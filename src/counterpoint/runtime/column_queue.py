@@ -149,10 +149,6 @@ class ColumnQueue:
 
         `UNSET_ID` means that a slow stream has no element in this column.
 
-        Args:
-            rows: Which rows.
-            columns: Number of the next column of each row.
-
         Returns:
             The ids; ``None`` if no row has any.
         """

@@ -306,10 +306,6 @@ def shape_of(path: Path) -> Run | SystemConfig:
 def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
     """Return the tokeniser of a text model, after a check that both have the same ids.
 
-    Args:
-        layout: Layout of the model.
-        name: Name of the tokeniser.
-
     Raises:
         UserError: The tokeniser cannot be used, or has another number of ids.
     """
@@ -396,12 +392,7 @@ def load_run(path: Path) -> Run:
 
 
 def file_beside(path: Path, name: str) -> Path | None:
-    """Return a file in the folder of a checkpoint or of its run; ``None`` if there is none.
-
-    Args:
-        path: The checkpoint.
-        name: Name of the file, without a folder.
-    """
+    """Return a file in the folder of a checkpoint or of its run; ``None`` if there is none."""
     folders = [path, path.parent.parent] if path.parent.name == "checkpoints" else [path]
     found = (folder / name for folder in folders if name == Path(name).name)
     return next((file for file in found if file.is_file()), None)

@@ -99,9 +99,6 @@ def joined(device: str = "auto") -> Iterator[World]:
 
     Processes communicate through gloo on CPUs and through nccl on GPUs.
 
-    Args:
-        device: See `pick_device`.
-
     Yields:
         The processes. The group is left at the end of the block.
     """

@@ -85,10 +85,6 @@ class LaneBatches:
         num_steps: Number of steps of the longest lane; a lane that ends before it keeps its last
             batch.
 
-    Args:
-        sources: Recorded batches of each lane.
-        device: Device on which the lanes learn.
-
     Raises:
         UserError: The lanes have other streams, or different numbers of rows.
     """

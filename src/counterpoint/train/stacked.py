@@ -197,10 +197,6 @@ class Stack:
     def step(self, content: StackedBatch, numbers: Float[Tensor, "S 3"]) -> Float[Tensor, " S"]:
         """Learn from the next batch of every lane; return the summed nats of each part.
 
-        Args:
-            content: The batches.
-            numbers: The row of the schedule for this step.
-
         Source: AdamW (arXiv:1711.05101), as torch has it.
         """
         config = self.config
@@ -243,12 +239,7 @@ class Stack:
             self.learn(batches, on_step)
 
     def learn(self, batches: LaneSource, on_step: OnStep = _go_on) -> None:
-        """Take all steps from batches that may come from anywhere.
-
-        Args:
-            batches: The batches of all lanes.
-            on_step: See `train`.
-        """
+        """Take all steps from batches that may come from anywhere."""
         numbers = self._numbers[0].clone()
         take = self._compiled(batches.content, numbers)
         torch.manual_seed(self.config.seed)

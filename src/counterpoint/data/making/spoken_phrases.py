@@ -76,10 +76,6 @@ class SynthesisedPhrases:
 class StoredPhrases:
     """Phrases of a file that `write_phrases` wrote; their sound is decoded from their codes.
 
-    Args:
-        path: The file.
-        codec: The codec that encoded them.
-
     Raises:
         UserError: The file is none, or its codes are of another codec.
     """

@@ -147,11 +147,6 @@ def write_missing_words(
 
     Each file appears complete or not at all, so that an interrupted call can be repeated.
 
-    Args:
-        recordings: The recordings.
-        write_words: Recognises the words of a channel.
-        on_recording: Called after each recording.
-
     Raises:
         UserError: A recording cannot be read.
         OSError: A file cannot be written.
@@ -187,10 +182,6 @@ def split(
 
     The split depends only on the names of the files. If there are two or more recordings, at least
     one is trained on, and at least one is held out unless the share is 0.
-
-    Args:
-        recordings: All recordings.
-        held_out: Share that is held out.
 
     Returns:
         The training recordings and the held-out recordings.

@@ -431,14 +431,7 @@ def _digests(
 
 
 class RolePrompts:
-    """Makes the prompt of a dialogue in which the agent has a role, a voice or both.
-
-    Args:
-        model: The model that hears the prompts.
-        codec: Codec of both speakers.
-        tokenizer: Tokeniser of the text.
-        cache_folder: Folder of the cached codes of voices.
-    """
+    """Makes the prompt of a dialogue in which the agent has a role, a voice or both."""
 
     def __init__(
         self, model: System, codec: Codec, tokenizer: WordTokenizer, cache_folder: str

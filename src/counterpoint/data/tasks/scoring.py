@@ -36,10 +36,6 @@ def score(
 
     Intervals come from a bootstrap over documents, or over lines if these name no document.
 
-    Args:
-        lines: Lines of the tasks.
-        answers: Lines of the answers.
-
     Raises:
         ValueError: An answer belongs to no line, or has not the form that its line asks for.
     """

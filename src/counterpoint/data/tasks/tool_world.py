@@ -63,11 +63,7 @@ class Faults:
 
 
 class OrderWorld:
-    """A counter that takes orders; an order is in force until it is taken back.
-
-    Args:
-        faults: How it misbehaves.
-    """
+    """A counter that takes orders; an order is in force until it is taken back."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()

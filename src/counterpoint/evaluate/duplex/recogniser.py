@@ -27,10 +27,6 @@ _SMALLEST = 1e-9
 class Recogniser:
     """Finds which of some answers is in a piece of sound.
 
-    Args:
-        answers: The phrases of each answer.
-        num_threads: Threads of the network.
-
     Raises:
         UserError: The packages are missing.
     """

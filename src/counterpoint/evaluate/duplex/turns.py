@@ -241,13 +241,7 @@ def _power(parts: _Parts) -> Float[Tensor, "C T"]:
 def speech_segments(
     loudness_db: Float[Tensor, " T"], duration_s: float, rule: ConversationRule | None = None
 ) -> tuple[Segment, ...]:
-    """Return the times at which a channel holds speech.
-
-    Args:
-        loudness_db: See `Levels`.
-        duration_s: End of the recording.
-        rule: Definition of speech.
-    """
+    """Return the times at which a channel holds speech."""
     rule = rule or ConversationRule()
     sounding = (loudness_db > _SILENT_DB + 1).nonzero()[:, 0]
     if not len(sounding):

@@ -107,12 +107,7 @@ def is_enough(about: Mapping[str, Any], steps: int) -> bool:
 
 
 def scale(about: Mapping[str, Any], steps: int) -> str:
-    """Return how much of the recipe was run under a time budget; nothing if all of it was run.
-
-    Args:
-        about: See `is_enough`.
-        steps: Number of steps taken.
-    """
+    """Return how much of the recipe was run under a time budget; nothing if all of it was run."""
     budget = about.get("budget")
     if not budget:
         return ""

@@ -118,13 +118,7 @@ class CallRules:
 
 
 class Calls:
-    """All calls of a conversation.
-
-    Args:
-        tools: The tools that may be called.
-        lanes: Makes the lanes in which they run.
-        rules: Limits.
-    """
+    """All calls of a conversation."""
 
     def __init__(
         self, tools: Sequence[Tool], lanes: LaneFactory, rules: CallRules | None = None

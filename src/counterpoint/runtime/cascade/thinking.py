@@ -175,13 +175,7 @@ def _text(text: str) -> Iterator[Marked]:
 
 
 class NoteTaker:
-    """Lets a language model note what the speaker wants.
-
-    Args:
-        complete: The model.
-        tools: Tools that it may call in its notes.
-        most_tokens: Longest note.
-    """
+    """Lets a language model note what the speaker wants."""
 
     def __init__(
         self, complete: Complete, tools: Sequence[Tool] = (), most_tokens: int = _NOTE_WORDS

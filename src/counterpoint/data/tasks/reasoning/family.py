@@ -147,11 +147,6 @@ def check_solution(family: Family, statement: str, text: str) -> Verdict:
 
     Steps may be missing; then they count as done rightly. A line that fits no step that is still to
     be done is invalid, and so are all lines after it.
-
-    Args:
-        family: Family of the question.
-        statement: Statement of the question.
-        text: The solution, with its end.
     """
     thought, mark, rest = text.partition(ANSWER_MARK)
     answer, end, more = rest.partition(SOLUTION_END)

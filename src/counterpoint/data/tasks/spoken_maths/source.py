@@ -44,11 +44,7 @@ Arrangement = Literal["interleaved", "silent", "parallel"]
 
 
 class Words:
-    """The words of spoken maths as ids; id 0 fills rows up.
-
-    Args:
-        marks: Marks of the sequence, which are words too.
-    """
+    """The words of spoken maths as ids; id 0 fills rows up."""
 
     def __init__(self, marks: Marks | None = None) -> None:
         marks = marks or Marks()
