@@ -1,6 +1,7 @@
 """Runs of phases: rates, moments, tokens and the ledger; killed ones end like whole ones."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from counterpoint.config_json import decode, encode
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.source import TaskData
@@ -40,7 +42,7 @@ from counterpoint.train.phases import (
 from counterpoint.train.record import Record, StepNumbers, TrainState
 from counterpoint.train.reinforce import GroupConfig
 from counterpoint.train.rewarded import RewardedData
-from counterpoint.train.run import from_json, to_json
+from counterpoint.train.run import Run
 from tests.train.phased import ledger_of, phased, phases, sources, train_phased
 from tests.train.tiny import rows, states_equal
 
@@ -187,7 +189,7 @@ def test_moments_are_dropped_where_a_phase_asks(whole: Path) -> None:
 
 def test_run_is_stored_and_read(whole: Path) -> None:
     run = phased()
-    assert from_json(to_json(run)) == run
+    assert decode(Run, json.loads(json.dumps(encode(run)))) == run
 
 
 def test_phases_without_data_are_refused() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,7 +104,7 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
     else:
         if not result.finished:
             raise KeyboardInterrupt
-        system = cast("System", load_system(result.checkpoint))
+        system = load_system(result.checkpoint)
     points = curve(read_metrics(work / cell.key / "metrics.jsonl"))
     given = None if system is None else list(answer(system, cell_items(grid, cell)))
     facts = {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}

@@ -287,7 +287,7 @@ def _run_reinforced(
             except NoRewardError as problem:
                 note = str(problem)
             checkpoint = resolve(place)
-            system: Any = load_system(checkpoint)
+            system = load_system(checkpoint)
             about = _about(chain, seed, read_manifest(checkpoint)["ledger"]) | {"note": note}
             (own,) = answered(study, [system.to(device).eval()], sampled=False)
             write_records(path, [about | one for one in own])

@@ -259,7 +259,7 @@ def _run_arm(
         return True
     found = evaluate(
         # The checkpoint is read from the disk: it may be older than this call.
-        cast("System", load_system(result.checkpoint).to(world.device)),
+        load_system(result.checkpoint).to(world.device),
         _prepared(study, run, None),
         study.evaluation,
         precision=run.train.precision,

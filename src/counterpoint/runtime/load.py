@@ -185,9 +185,7 @@ class Loaded:
         file = file_beside(self.path, SAMPLING)
         if file is None:
             return FrameSampling()
-        chosen = decode(FrameSampling, read_json(file), str(file))
-        if not isinstance(chosen, FrameSampling):
-            raise AssertionError("decode returns what it is asked for")
+        chosen: FrameSampling = decode(FrameSampling, read_json(file), str(file))
         return chosen
 
     @property
@@ -256,10 +254,7 @@ def load(
         )
     path = find_checkpoint(path)
     run = load_run(path) if "run" in read_manifest(path) else None
-    trained = load_system(path)
-    if not isinstance(trained, System):
-        raise AssertionError("load_system gives systems")
-    system = trained.to(device, kept_in)
+    system = load_system(path).to(device, kept_in)
     return Loaded(path=path, system=system, run=run, in_int8=dtype == "int8")
 
 
@@ -380,9 +375,7 @@ def load_run(path: Path) -> Run:
             f"{path} must hold the run that trained it: it holds none. "
             "Train with `counterpoint train`, or give `run` to `train`."
         )
-    run = decode(Run, saved, "run")
-    if not isinstance(run, Run):
-        raise AssertionError("decode returns what it is asked for")
+    run: Run = decode(Run, saved, "run")
     if not isinstance(run.data, DataConfig | SpeechData):
         return run
     fields = ("tokenizer", "codec") if isinstance(run.data, SpeechData) else ("tokenizer",)

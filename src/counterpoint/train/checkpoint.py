@@ -18,9 +18,9 @@ all of it or none.
 import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,8 @@ from counterpoint.blocks.low_rank import LowRankConfig, merged_weights
 from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.errors import nearest_file
 from counterpoint.files import flush, settle, write_json
+from counterpoint.systems import SYSTEMS
+from counterpoint.systems.contract import System
 from counterpoint.train.distributed import World, system_class
 from counterpoint.train.manifest import FORMAT as FORMAT
 from counterpoint.train.manifest import MANIFEST as MANIFEST
@@ -179,6 +181,23 @@ def _finish(partial: Path, path: Path, manifest: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------- reading
 
 
+_Known = TypeVar("_Known")
+
+
+def begun_with(
+    folders: Iterable[Path], known: Callable[[Mapping[str, Any]], _Known | None]
+) -> _Known | None:
+    """Return a fact of the manifest of the newest checkpoint of the first folder that tells it."""
+    for folder in folders:
+        for path in checkpoint_paths(folder):
+            with contextlib.suppress(CheckpointError):
+                found = known(read_manifest(path))
+                if found is not None:
+                    return found
+                break
+    return None
+
+
 def check_origin(path: Path, system: nn.Module) -> None:
     """Check that a checkpoint belongs to this system: same class, config and shapes.
 
@@ -310,7 +329,7 @@ def adapters_of(path: Path) -> LowRankConfig | None:
     return found
 
 
-def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Module:
+def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> System:
     """Return the model of a checkpoint, or of a run folder's newest good one, for inference.
 
     Args:
@@ -321,8 +340,6 @@ def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Modu
         CheckpointError: There is no checkpoint, it is damaged, or its system is unknown.
     """
     if systems is None:
-        from counterpoint.systems import SYSTEMS
-
         systems = {cls.__name__: cls for cls in SYSTEMS.values()}
     path = resolve(path)
     manifest = read_manifest(path)
@@ -333,7 +350,7 @@ def load_system(path: Path, systems: Mapping[str, Any] | None = None) -> nn.Modu
         )
     cls = systems[manifest["system"]]
     try:
-        system = cls(decode(cls.Config, manifest["config"]))
+        system: System = cls(decode(cls.Config, manifest["config"]))
         system.load_state_dict(load_weights(path))
     except (ValueError, RuntimeError) as problem:
         if isinstance(problem, CheckpointError):

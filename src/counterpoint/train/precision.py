@@ -7,18 +7,17 @@ Therefore a product of the run's own size is measured in both types, which takes
 a second.
 """
 
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, read_manifest
+from counterpoint.train.checkpoint import begun_with
 from counterpoint.train.distributed import World
 
 _FASTER = 0.75  # of float32's time; converting weights and activations costs some of the gain
@@ -123,19 +122,15 @@ def settle_precision(
     """
     choice = None
     if world.is_first:
-        begun = next((name for name in map(_begun, folders) if name is not None), None)
+        begun = begun_with(folders, _precision_of)
         choice = choose_precision(wanted, begun, lambda: time_products(systems, world.device))
     found: Choice = world.from_first(choice)
     return found
 
 
-def _begun(folder: Path) -> str | None:
-    """Return the type in which the newest checkpoint of a run folder was computed."""
-    for path in checkpoint_paths(folder):
-        with contextlib.suppress(CheckpointError):
-            found = (read_manifest(path).get("train") or {}).get("precision")
-            return found if isinstance(found, str) else None
-    return None
+def _precision_of(manifest: Mapping[str, Any]) -> str | None:
+    found = (manifest.get("train") or {}).get("precision")
+    return found if isinstance(found, str) else None
 
 
 def time_products(systems: Sequence[nn.Module], device: torch.device) -> ProductTimes:

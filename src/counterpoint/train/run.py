@@ -1,9 +1,7 @@
 """A run: everything that decides what is trained, on which data and how, as one frozen value."""
 
-import json
 from dataclasses import dataclass, field
 
-from counterpoint.config_json import decode, encode
 from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.data.source import DataSource
 from counterpoint.data.speech.rows import SpeechData
@@ -90,25 +88,3 @@ class Run:
         if not isinstance(self.data, SpeechData):
             raise UserError(f"The run must be on speech: {self.name!r} is on text.")
         return self.data
-
-
-def to_json(run: Run) -> str:
-    """Return the run as JSON text; `from_json` restores it."""
-    return json.dumps(encode(run), indent=1)
-
-
-def from_json(text: str) -> Run:
-    """Read a run from the text that `to_json` wrote.
-
-    Raises:
-        UserError: The text is not JSON, a field is unknown (the nearest is named), or a value has
-            another type.
-    """
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as problem:
-        raise UserError(f"A run must be JSON: {problem}. Give a file that was saved.") from None
-    run = decode(Run, data, "run")
-    if not isinstance(run, Run):
-        raise AssertionError("decode returns what it is asked for")
-    return run

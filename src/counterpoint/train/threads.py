@@ -9,14 +9,15 @@ with two, and so on, as long as more of them are faster.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from counterpoint.train.checkpoint import CheckpointError, checkpoint_paths, read_manifest
+from counterpoint.train.checkpoint import begun_with
 from counterpoint.train.distributed import World
 from counterpoint.train.precision import main_product
 
@@ -125,7 +126,7 @@ def settle_threads(
         return world, ""
     choice = None
     if world.is_first:
-        begun = next((number for number in map(_begun, folders) if number is not None), None)
+        begun = begun_with(folders, _threads_of)
         most = torch.get_num_threads()
         choice = choose_threads(
             most, begun, fixed_by(), lambda numbers: time_threads(systems, numbers)
@@ -177,13 +178,9 @@ def _num_cores() -> int:
         return len(own) // 2
 
 
-def _begun(folder: Path) -> int | None:
-    """Return the number of threads with which the newest checkpoint of a run was computed."""
-    for path in checkpoint_paths(folder):
-        with suppress(CheckpointError):
-            found = read_manifest(path).get("num_threads")
-            return found if isinstance(found, int) and found > 0 else None
-    return None
+def _threads_of(manifest: Mapping[str, Any]) -> int | None:
+    found = manifest.get("num_threads")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def time_threads(

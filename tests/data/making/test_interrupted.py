@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from counterpoint.config_json import decode, encode
 from counterpoint.data.making.heard_scene import HeardConfig, HeardScene, Placed
 from counterpoint.data.making.interrupted import (
     InterruptedSpeech,
@@ -26,7 +27,7 @@ from counterpoint.speech.voices import Synthesizer, Voice
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
-from counterpoint.train.run import Run, from_json, to_json
+from counterpoint.train.run import Run
 from tests.data.speech.tones import Tones
 
 VOICES = (Voice(), Voice(formant=1.45))
@@ -286,4 +287,4 @@ def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_the_recipe_survives_json() -> None:
     run = lslm_small()
     assert isinstance(run, Run)
-    assert from_json(to_json(run)) == run
+    assert decode(Run, json.loads(json.dumps(encode(run)))) == run

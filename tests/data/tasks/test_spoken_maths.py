@@ -14,7 +14,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_rounds,
     spoken_ticks,
 )
-from counterpoint.data.tasks.spoken_maths.numbers import MOST, parse_spoken, spoken
+from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
 from counterpoint.data.tasks.spoken_maths.problems import Problem, SpokenMaths, is_held_out
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
@@ -35,9 +35,8 @@ def heard(number: int) -> Heard:
     return at_rate(TASK.problem(0, number), 2.8, 0, number)
 
 
-def test_numbers_are_said_and_read() -> None:
-    assert [parse_spoken(spoken(number)) for number in range(MOST + 1)] == [*range(MOST + 1)]
-    assert parse_spoken(["twenty", "twenty"]) is None
+def test_numbers_are_said_in_different_words() -> None:
+    assert len({" ".join(spoken(number)) for number in range(MOST + 1)}) == MOST + 1
 
 
 def test_half_of_the_problems_are_wrong_in_every_way() -> None:

@@ -8,7 +8,6 @@ from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, 
 from counterpoint.evaluate.duplex.thinking import (
     Attempt,
     operating_curve,
-    score_calls,
     score_interruptions,
 )
 from counterpoint.runtime.thinker import SystemThinker
@@ -66,17 +65,6 @@ def test_a_threshold_interrupts_where_the_chance_reaches_it() -> None:
     assert (low.wrong, low.right, middle.right, high.wrong) == (1, 1, 0, 0)
     assert low.latency_s == pytest.approx(1.2)
     assert middle.latency_s == pytest.approx(5.1)
-
-
-def test_early_and_late_calls_are_counted() -> None:
-    calls = [
-        event("call", 1.0, early=True, ok=True),
-        event("call", 2.0, early=True, ok=False),
-        event("call", 3.0, early=False, ok=True),
-        event("call", 3.5, early=False, ok=None),
-    ]
-    share = score_calls([Timeline(events=tuple(calls))])
-    assert (share.early.value, share.late.value) == (0.25, 0.25)
 
 
 @pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])

@@ -185,18 +185,3 @@ def _crossing_s(timeline: Timeline, threshold: float, tokens_per_s: float) -> fl
     return next(
         (at_s for chance, at_s in rises(timeline, tokens_per_s) if chance >= threshold), None
     )
-
-
-class CallShare(NamedTuple):
-    """Shares of the calls that succeeded and were made while the user spoke, and after that."""
-
-    early: Interval
-    late: Interval
-
-
-def score_calls(timelines: Sequence[Timeline]) -> CallShare:
-    """Return the shares of early and late successful calls; see `counterpoint.runtime.clocked`."""
-    calls = [event.payload for one in timelines for event in one.where(kind="call")]
-    early = sum(bool(call["ok"]) and call["early"] for call in calls)
-    late = sum(bool(call["ok"]) and not call["early"] for call in calls)
-    return CallShare(wilson(early, len(calls)), wilson(late, len(calls)))

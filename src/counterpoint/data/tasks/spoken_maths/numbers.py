@@ -1,7 +1,5 @@
 """Numbers in speech and in thoughts, and the words of both."""
 
-from collections.abc import Sequence
-
 MOST = 99
 
 _ONES = [
@@ -43,11 +41,3 @@ def digits(number: int) -> list[str]:
     """Return a number as it is thought: two digits, the ones first, as sums are computed."""
     tens, ones = divmod(number, 10)
     return [str(ones), str(tens)]
-
-
-def parse_spoken(words: Sequence[str]) -> int | None:
-    """Return the number that all of these words say; ``None`` if they say none."""
-    for number in range(MOST + 1):
-        if spoken(number) == list(words):
-            return number
-    return None
