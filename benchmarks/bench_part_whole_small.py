@@ -125,7 +125,7 @@ def trained(
         )
         if not result.finished:
             raise SystemExit("Stopped: run it again to continue.")
-        system = cast("System", load_system(result.checkpoint))
+        system = load_system(result.checkpoint)
         return system, curve(read_metrics(Path(folder) / "run" / "metrics.jsonl"))
 
 
