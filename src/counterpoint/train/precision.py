@@ -7,6 +7,7 @@ Therefore a product of the run's own size is measured in both types, which takes
 a second.
 """
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
