@@ -79,7 +79,12 @@ def test_an_arm_whose_ticks_cannot_be_timed_does_not_cost_the_report(
 
 def test_what_is_no_grid_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "first_run"]) == 2
-    assert "must be a recipe that returns a `Grid`" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "must be a recipe that returns a `Grid`" in told
+    assert "`counterpoint train first_run` runs it" in told
+    for name in ("part_whole", "front_loading"):
+        assert main(["study", name, "--minutes", "0"]) == 2
+        assert "`--minutes` must be > 0: got 0.0" in capsys.readouterr().err
     assert main(["study", "part_whole", "--workers", "0"]) == 2
     assert ">= 1" in capsys.readouterr().err
     assert main(["report", "/nowhere"]) == 2

@@ -9,11 +9,13 @@ import pytest
 
 from counterpoint.errors import UserError
 from counterpoint.progress import Progress
-from counterpoint.recipes import grid_budget, grid_run, grid_workers
+from counterpoint.recipes import grid_budget, grid_run, grid_sizes, grid_workers
 from counterpoint.recipes.grid import Grid
-from counterpoint.recipes.grid_budget import fit_grid, grid_seconds, run_fitted
+from counterpoint.recipes.grid_budget import fit_grid, grid_seconds, run_fitted, spell_minutes
 from counterpoint.recipes.grid_pilot import CellTiming, pilot
+from counterpoint.recipes.grid_report import _unjudged
 from counterpoint.recipes.grid_run import run_grid
+from counterpoint.recipes.grid_sizes import expected_timings
 from counterpoint.recipes.grid_workers import Workers
 from counterpoint.train.config import ScheduleConfig
 from tests.recipes.test_grid import quiet, tiny_grid
@@ -82,6 +84,85 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path, timed: None) -> None:
         fit_grid(declared(), 0.0, tmp_path, ONE, quiet())
     with pytest.raises(UserError, match="`--workers` is missing"):
         fit_grid(declared(), 1.0, tmp_path, Workers(ray="auto"), quiet())
+
+
+@pytest.fixture
+def smaller(monkeypatch: pytest.MonkeyPatch) -> Grid:
+    """A grid whose recipe declares a smaller size: a tenth of the steps."""
+    train = replace(declared().train, num_steps=100)
+    small = replace(declared(), name="small", train=train, num_items=4)
+    monkeypatch.setattr(grid_sizes, "load_recipe", {"small": small}.__getitem__)
+    return replace(declared(), name="large", smaller="small")
+
+
+def test_the_largest_declared_size_that_fits_is_run(
+    smaller: Grid, tmp_path: Path, timed: None
+) -> None:
+    grid, said = fit_grid(smaller, 0.5, tmp_path / "few", ONE, quiet())
+    assert (grid.name, len(grid.seeds), grid.train.num_steps) == ("small", 2, 100)
+    assert said.startswith("Left out for lack of time: large (2 arms x 1 task x 5 seeds x 1 ")
+    assert said.endswith("Run instead: its declared size small without 3 of 5 seeds.")
+    assert fit_grid(smaller, 0.5, tmp_path / "few", ONE, quiet()) == (grid, said)
+    with pytest.raises(UserError, match="must be one of tiny: budget.json there names its size"):
+        fit_grid(declared(), 0.5, tmp_path / "few", ONE, quiet())
+    grid, said = fit_grid(smaller, 6.5, tmp_path / "many", ONE, quiet())
+    assert (grid.name, len(grid.seeds), said[-19:]) == ("large", 3, "time: 2 of 5 seeds.")
+    with pytest.raises(UserError, match="smallest size, small with 2 seeds and 10 steps"):
+        fit_grid(smaller, 0.03, tmp_path / "none", ONE, quiet())
+
+
+def test_what_cannot_fit_is_not_timed_and_its_time_is_told(
+    smaller: Grid, tmp_path: Path, timed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pilots = []
+
+    def timings(grid: Grid, *given: Any) -> list[CellTiming]:
+        pilots.append(grid.name)
+        return [CellTiming(step_s=0.06, fixed_s=0.0) for _ in grid.arms]
+
+    monkeypatch.setattr(grid_budget, "pilot", timings)
+    fit_grid(smaller, 0.5, tmp_path / "few", ONE, quiet())
+    assert pilots == ["small"]
+    shown = io.StringIO()
+    assert fit_grid(smaller, None, tmp_path / "all", ONE, Progress(shown)) == (smaller, "")
+    told = " ".join(shown.getvalue().split())
+    assert "takes about 10 minutes here. `--minutes N` runs the largest declared" in told
+    assert pilots == ["small"] * 2
+
+
+def test_times_are_expected_by_flops_and_symbols() -> None:
+    timed = declared()
+    twice = replace(timed, train=replace(timed.train, batch_rows=4), num_items=24)
+    some = [CellTiming(step_s=0.1, fixed_s=1.0, batch_s=0.01)] * 2
+    for one in expected_timings(twice, timed, some):
+        assert one.step_s == pytest.approx(0.2)
+        assert one.fixed_s == pytest.approx(3.0)
+        assert one.batch_s == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"),
+    [
+        (0.5, "0.5 minutes"),
+        (9.94, "9.9 minutes"),
+        (119.0, "119 minutes"),
+        (130.0, "2.2 hours"),
+        (2900.0, "2 days"),
+        (1e6, "694 days"),
+    ],
+)
+def test_times_are_spelt_with_two_digits(minutes: float, text: str) -> None:
+    assert spell_minutes(minutes) == text
+
+
+def test_few_steps_are_a_first_look_and_have_no_verdict(tmp_path: Path, timed: None) -> None:
+    grid, _ = fit_grid(declared(), 2.1, tmp_path / "half", ONE, quiet())
+    assert not grid.is_first_look
+    grid, _ = fit_grid(declared(), 1.0, tmp_path / "few", ONE, quiet())
+    assert grid.is_first_look
+    assert "first look" in _unjudged(grid)
+    assert _unjudged(declared()) == ""
+    assert "two are needed" in _unjudged(replace(declared(), seeds=(0,)))
 
 
 def test_a_grid_that_goes_on_keeps_its_size(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from counterpoint.cli.study import show as show_grid
+from counterpoint.cli.study_grid import show as show_grid
 from counterpoint.errors import UserError, nearest_file
 from counterpoint.evaluate.report.grid_findings import is_grid
 from counterpoint.evaluate.report.grid_page import write_grid_report

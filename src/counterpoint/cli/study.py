@@ -1,72 +1,72 @@
-"""The verb ``study``: run a grid, or the study of front-loading, and write its report."""
+"""The verb ``study``: run a study of any kind and write its report."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rich.table import Table
-
-from counterpoint.cli import study_front_loading
-from counterpoint.cli.running import Running, plain_console
+from counterpoint.cli import study_front_loading, study_grid
+from counterpoint.cli.study_options import StudyOptions
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.grid_findings import RESULTS, GridFindings
-from counterpoint.evaluate.report.grid_page import HTML, MARKDOWN
-from counterpoint.evaluate.report.grid_table import TextTable, comparisons, overview, verdict
-from counterpoint.packages import check_modules
 from counterpoint.recipes.front_loading import FrontLoading
 from counterpoint.recipes.grid import Grid
-from counterpoint.recipes.grid_budget import run_fitted
-from counterpoint.recipes.grid_report import report_grid
-from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse
-from counterpoint.train.distributed import pick_device
+from counterpoint.recipes.study import Study
 
 _HELP = """usage: counterpoint study NAME [OPTIONS]
 
 Run a study part by part and write its report; a study that was stopped is continued.
 
-Example: counterpoint study part_whole --workers 2
+Example: counterpoint study part_whole --minutes 5
 
 NAME is a recipe that returns a `Grid` or a `FrontLoading`, or path/to/file.py:function.
+`--minutes N` runs the largest size that the study declares and this machine finishes in N minutes.
 `counterpoint study --list` lists the studies of the library.
 `counterpoint study NAME --help` shows the most important options, `--help-all` every field.
 """
-_GRID_HELP = """Run the grid {name} cell by cell and write its report; a stopped one is continued.
-
-Example: counterpoint study {name} --workers 2
-"""
-_MAIN = (
-    *("minutes", "folder", "workers", "ray", "device", "quiet", "json"),
-    *("tasks", "seeds", "learning-rates", "num-items"),
-    *("train.num-steps", "train.batch-rows", "train.precision"),
-)
-"""Options that the short help shows."""
+_MAIN = ("minutes", "folder", "device", "quiet", "json", "seeds", "num-items")
+"""Options that the short help of every study shows; `train` has options that are its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyOptions(Running):
-    """Options that say how a grid is run.
+class _Kind:
+    """A kind of study.
 
     Attributes:
-        quiet: Show no progress.
-        json: Print the results as one JSON object and nothing else.
-        device: Device on which cells are trained; "auto" takes a CUDA GPU if there is one, else
-            the CPU.
-        folder: Folder of all results; runs/NAME by default.
-        workers: Number of processes, each with one cell at a time; by default one, or on Ray one
-            for each core.
-        ray: Address of a Ray cluster that runs the cells, such as auto; local starts one.
-        minutes: Run the largest size that this machine finishes in this time: fewer seeds first,
-            then fewer steps. The size is kept in the folder.
+        recipe: Class of its recipes.
+        options: Options that say how it is run, with their defaults.
+        main: Further options that the short help shows.
+        help: First lines of the help, with a place for its name.
+        run: Runs a recipe as the options say, given its folder and the command; returns the rows of
+            its results.
     """
 
-    folder: Path | None = None
-    workers: int | None = None
-    ray: str | None = None
-    minutes: float | None = None
+    recipe: type
+    options: StudyOptions
+    main: Sequence[str]
+    help: str
+    run: Callable[[Any, Any, Path, str], list[Any]]
+
+
+_KINDS = (
+    _Kind(
+        recipe=Grid,
+        options=study_grid.GridOptions(),
+        main=study_grid.MAIN,
+        help=study_grid.HELP,
+        run=study_grid.run,
+    ),
+    _Kind(
+        recipe=FrontLoading,
+        options=study_front_loading.ChainOptions(),
+        main=study_front_loading.MAIN,
+        help=study_front_loading.HELP,
+        run=study_front_loading.run,
+    ),
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,79 +78,45 @@ def main(arguments: Sequence[str]) -> int:
     if name == "--list":
         _list()
         return 0
-    grid = load_recipe(name)
-    if isinstance(grid, FrontLoading):
-        return study_front_loading.main(name, grid, rest)
-    if not isinstance(grid, Grid):
-        raise UserError(
-            "A study must be a recipe that returns a `Grid` or a `FrontLoading`: "
-            f"{name!r} returned {type(grid).__name__}. Studies: {', '.join(_studies())}."
-        )
-    own: Field = ("options", StudyOptions, StudyOptions())
-    fields: list[Field] = [own, ("recipe", Grid, grid)]
-    chosen = parse(fields, rest, f"study {name}", _GRID_HELP.format(name=name), main=_MAIN)
-    options: StudyOptions = chosen.options
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"`--workers` must be >= 1: got {options.workers}. Take 1 or more.")
+    declared: Any = load_recipe(name)
+    kind = _kind_of(name, declared)
+    own: Field = ("options", type(kind.options), kind.options)
+    fields: list[Field] = [own, ("recipe", kind.recipe, declared)]
+    about = kind.help.format(name=name)
+    chosen = parse(fields, rest, f"study {name}", about, main=(*_MAIN, *kind.main))
+    study: Any = chosen.recipe
+    if study != declared:
+        study = replace(study, smaller="")  # the smaller sizes were not changed with it
+    options: Any = chosen.options
+    if options.minutes is not None and not options.minutes > 0:
+        raise UserError(f"`--minutes` must be > 0: got {options.minutes}. Leave it out to run all.")
     command = shlex.join(("counterpoint", "study", *arguments))
     with options.results() as tell:
-        found = _run(chosen.recipe, options, command)
-        tell([asdict(row) for row in found.rows])
+        tell(kind.run(study, options, options.place(study.name), command))
     return 0
 
 
-def _run(grid: Grid, options: StudyOptions, command: str) -> GridFindings:
-    check_modules("pyarrow", "matplotlib")  # needed when the first cell is done, and at the end
-    folder = options.folder or Path("runs") / grid.name
-    device = str(pick_device(options.device))
-    progress = options.progress()
-    workers = Workers(count=options.workers, ray=options.ray, device=device)
-    grid, left_out = run_fitted(grid, options.minutes, folder, workers, progress)
-    found = report_grid(
-        grid, folder, command=command, left_out=left_out, device=device, progress=progress
+def _kind_of(name: str, study: Any) -> _Kind:
+    for kind in _KINDS:
+        if isinstance(study, kind.recipe):
+            return kind
+    known = _studies({name: load_recipe(name) for name in recipe_names()})
+    other = f"`counterpoint train {name}` runs it. " if isinstance(study, Study) else ""
+    raise UserError(
+        "A study must be a recipe that returns a `Grid` or a `FrontLoading`: "
+        f"{name!r} returned {type(study).__name__}. {other}Studies: {', '.join(known)}."
     )
-    show(found, folder)
-    return found
 
 
-def show(found: GridFindings, folder: Path) -> None:
-    """Print the scores, the verdict, and the paths of the report."""
-    console = plain_console()
-    console.print(_drawn(overview(found, "{:.0f}"), f"{found.about.name}: scores in %"))
-    console.print(_drawn(comparisons(found), ""))
-    console.print(verdict(found), highlight=False)
-    for name in (HTML, MARKDOWN, RESULTS):
-        print(folder / name)
-
-
-def _drawn(texts: TextTable, title: str) -> Table:
-    table = Table(title=title or None)
-    for head in texts.heads:
-        table.add_column(head)
-    for row in texts.cells:
-        table.add_row(*row)
-    return table
-
-
-def _studies() -> dict[str, Grid | FrontLoading]:
-    """Return the studies of the library."""
-    recipes = {name: load_recipe(name) for name in recipe_names()}
+def _studies(recipes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipes that this verb runs."""
     return {name: one for name, one in recipes.items() if isinstance(one, Grid | FrontLoading)}
 
 
 def _list() -> None:
-    for name, study in _studies().items():
-        if isinstance(study, FrontLoading):
-            print(study_front_loading.line(name, study))
-        else:
-            print(_line(name, study))
-
-
-def _line(name: str, grid: Grid) -> str:
-    rates = len(grid.learning_rates)
-    tuned = rates * len(grid.tuning_seeds) if rates > 1 else 0
-    cells = len(grid.arms) * len(grid.tasks) * (len(grid.seeds) + tuned)
-    return (
-        f"{name}: {len(grid.arms)} arms x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds, "
-        f"{rates} learning rate{'' if rates == 1 else 's'}, {cells} cells\n    {grid.purpose}"
-    )
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    for name, study in _studies(recipes).items():
+        smaller = f"; smaller: {study.smaller}" if study.smaller else ""
+        print(f"{name}: {study.size}{smaller}\n    {study.purpose}")
+    others = [name for name, one in recipes.items() if isinstance(one, Study)]
+    print(f"Run by `counterpoint train NAME --minutes N`: {', '.join(others)}")

@@ -30,6 +30,9 @@ BASE = "base"
 NOTHING = "nothing"
 """Name of the fine-tuning that leaves the backbone as it is."""
 
+ITEM_TOKENS = 70
+"""Tokens of an item, and so of a row, about."""
+
 FOLDS = (1, 2, 3, 4)
 """Folds of the questions of all corpora but one, which has `FOLDS_APART`."""
 
@@ -142,6 +145,8 @@ class FrontLoading:
             for pass@k.
         groups: Groups of chains that are run, the most important ones first.
         seeds: Training seeds.
+        purpose: What the study is to show.
+        smaller: Recipe of the next smaller declared size; empty if there is none.
     """
 
     name: str = "front_loading"
@@ -159,6 +164,16 @@ class FrontLoading:
     num_samples: int = 4
     groups: tuple[Group, ...] = GROUPS
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    purpose: str = "Do reasoning data help more in pre-training than in fine-tuning?"
+    smaller: str = ""
+
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        return (
+            f"{len(chains(self.groups))} chains x {len(self.seeds)} seeds, "
+            f"{self.pretrain_tokens:,} tokens of pre-training"
+        )
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 0.4:
@@ -223,7 +238,7 @@ def corpora(study: FrontLoading) -> dict[str, TaskData]:
     }
     plain = TaskData(
         task=PlainText(num_symbols=study.row_ticks - 132),
-        num_items=study.pretrain_tokens // 70 + 1,
+        num_items=study.pretrain_tokens // ITEM_TOKENS + 1,
         num_held_out=64,
         trained="all",
     )
@@ -384,24 +399,7 @@ def front_loading() -> FrontLoading:
         pretrain_tokens=5_000_000,
         tuning_tokens=100_000,
         num_unique=30_000,
-    )
-
-
-def front_loading_small() -> FrontLoading:
-    """Return the study at the size of a CPU: 0.13 M parameters, the cross, two seeds."""
-    tower = TowerConfig(width=64, num_layers=2, num_heads=4, mlp_hidden=168, window=256)
-    full = front_loading()
-    return replace(
-        full,
-        name="front_loading_small",
-        system=SingleStreamConfig(tower=tower),
-        pretrain_tokens=300_000,
-        tuning_tokens=40_000,
-        num_unique=3000,
-        num_items=24,
-        num_samples=2,
-        groups=("cross",),
-        seeds=(0, 1),
+        smaller="front_loading_small",
     )
 
 
@@ -412,6 +410,7 @@ def front_loading_gpu() -> FrontLoading:
     return replace(
         full,
         name="front_loading_gpu",
+        smaller="",
         system=SingleStreamConfig(tower=tower),
         train=replace(full.train, batch_rows=512, precision="bfloat16"),
         pretrain_tokens=300_000_000,

@@ -123,8 +123,13 @@ def agreement(study: FrontLoading, records: Sequence[Mapping[str, Any]]) -> floa
     return sum(same) / len(same)
 
 
-def report_front_loading(study: FrontLoading, folder: Path) -> list[PairRow]:
+def report_front_loading(study: FrontLoading, folder: Path, left_out: str = "") -> list[PairRow]:
     """Write the report from the records of a folder, and return the comparisons.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        left_out: Sentence that says what was left out for lack of time.
 
     Raises:
         UserError: The folder has no records yet.
@@ -141,7 +146,8 @@ def report_front_loading(study: FrontLoading, folder: Path) -> list[PairRow]:
         "agreement": agreement(study, records),
     }
     write_json(folder / FINDINGS, findings)
-    write_text(folder / REPORT, f"# {study.name}\n\n{markdown(records, rows)}")
+    said = f"{left_out}\n\n" if left_out else ""
+    write_text(folder / REPORT, f"# {study.name}\n\n{said}{markdown(records, rows)}")
     if any(record["tuning"].startswith("small x") for record in records):
         write_bytes(folder / PICTURE, to_png(catch_up_figure(records, _CURVES, _LEVELS)))
     return rows

@@ -61,6 +61,9 @@ class Grid:
         tuning_share: Share of the steps that a run for the choice of a rate takes.
         num_items: Number of items that are scored.
         limits: The budget.
+        smaller: Recipe of the next smaller declared size, which ``--minutes`` runs where this one
+            does not fit; empty if there is none.
+        is_first_look: Whether it is too small for a verdict, whatever its runs show.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Grid:
     tuning_share: float = 0.25
     num_items: int = 1000
     limits: Limits = field(default_factory=Limits)
+    smaller: str = ""
+    is_first_look: bool = False
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -108,6 +113,21 @@ class Grid:
             raise UserError("A grid must have at least one seed and one learning rate.")
         if len(self.learning_rates) > 1 and not self.tuning_seeds:
             raise UserError("Several learning rates need `tuning_seeds` to be chosen on.")
+
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        rates = len(self.learning_rates)
+        tuned = rates * len(self.tuning_seeds) if rates > 1 else 0
+        cells = len(self.arms) * len(self.tasks) * (len(self.seeds) + tuned)
+        counts = (
+            (len(self.arms), "arm"),
+            (len(self.tasks), "task"),
+            (len(self.seeds), "seed"),
+            (rates, "learning rate"),
+        )
+        product = " x ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+        return f"{product}, {cells:,} cells of {self.train.num_steps:,} steps"
 
     def _check_numbers(self) -> None:
         """Check numbers that would otherwise fail after the training."""

@@ -1,9 +1,11 @@
-"""A grid within a time budget: first fewer seeds, then fewer steps, never fewer arms.
+"""A grid within a time budget: a smaller declared size, fewer seeds, then fewer steps.
 
-A pilot times every arm on every task. Then the largest size that fits is chosen: all seeds and
-steps; otherwise fewer seeds, down to two, because one seed does not show how much seeds matter;
-otherwise fewer steps, down to a tenth, with a schedule that is adapted to them. The choice is kept
-in ``budget.json``, so that a grid that is continued keeps its size.
+A pilot times every arm of the smallest declared size on every task. From its times those of the
+larger sizes are expected, and a larger one that may fit is timed too. Then the largest size that
+fits is chosen: all seeds and steps; otherwise fewer seeds, down to two, because one seed does not
+show how much seeds matter; otherwise fewer steps with a schedule that is adapted to them, down to a
+half, and down to a tenth where no smaller size is declared. Arms and tasks are always those of a
+declared size. The choice is kept in ``budget.json``, so that a grid that is continued keeps it.
 """
 
 import os
@@ -20,10 +22,14 @@ from counterpoint.recipes.budget import FILE, fitted_train
 from counterpoint.recipes.grid import Grid, costs
 from counterpoint.recipes.grid_pilot import CellTiming, pilot
 from counterpoint.recipes.grid_run import FEWEST_SEEDS, GRID, run_grid, tuned_cells
+from counterpoint.recipes.grid_sizes import declared_sizes, expected_timings
 from counterpoint.recipes.grid_workers import Workers
 
 LEAST_SHARE = 0.1
 """Smallest share of the steps: a shorter run does not represent the declared one."""
+
+JUDGED_SHARE = 0.5
+"""Smallest share of the steps with which arms are judged."""
 
 _TRIAL_SHARE = 0.02  # share of the time
 _LONGEST_TRIAL_S = 3.0  # for an arm on a task
@@ -43,6 +49,8 @@ class GridBudget:
         num_steps: Number of steps of every run.
         of_seeds: Declared number of seeds.
         of_steps: Declared number of steps.
+        size: Name of the declared size.
+        instead_of: The study that was to be run, if that is a larger one.
         estimated_minutes: Time that it takes according to the pilot, the pilot included.
     """
 
@@ -52,6 +60,8 @@ class GridBudget:
     of_seeds: int
     of_steps: int
     estimated_minutes: float
+    size: str = ""
+    instead_of: str = ""
 
     def fit(self, grid: Grid) -> Grid:
         """Return the grid in this size; ``metrics.jsonl`` has as many lines as in the full size."""
@@ -61,7 +71,18 @@ class GridBudget:
             name: max(round(getattr(train, name) * share), min(getattr(train, name), 1))
             for name in ("log_every", "evaluate_every", "checkpoint_every")
         }
-        return replace(grid, seeds=grid.seeds[: self.num_seeds], train=replace(train, **every))
+        return replace(
+            grid,
+            seeds=grid.seeds[: self.num_seeds],
+            train=replace(train, **every),
+            is_first_look=grid.is_first_look or share < JUDGED_SHARE,
+        )
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it fits with enough steps; a smaller size that fits is better than fewer."""
+        fits = self.estimated_minutes <= self.minutes
+        return fits and self.num_steps >= JUDGED_SHARE * self.of_steps
 
     @property
     def left_out(self) -> str:
@@ -71,7 +92,14 @@ class GridBudget:
             parts.append(f"{self.of_seeds - self.num_seeds} of {self.of_seeds} seeds")
         if self.num_steps < self.of_steps:
             parts.append(f"{self.of_steps - self.num_steps:,} of {self.of_steps:,} steps")
-        return f"Left out for lack of time: {' and '.join(parts)}." if parts else ""
+        some = " and ".join(parts)
+        if self.instead_of:
+            without = f" without {some}" if some else ""
+            return (
+                f"Left out for lack of time: {self.instead_of}. "
+                f"Run instead: its declared size {self.size}{without}."
+            )
+        return f"Left out for lack of time: {some}." if some else ""
 
 
 def fit_grid(
@@ -109,6 +137,8 @@ def fit_grid(
                 "call. Take another folder to have another size."
             )
     elif minutes is None:
+        if grid.smaller and not (folder / GRID).exists():
+            progress.note(_expected(grid, workers, progress))
         return grid, ""
     elif (folder / GRID).exists():
         progress.note(
@@ -123,7 +153,7 @@ def fit_grid(
         f"{budget.left_out or 'Nothing is left out for lack of time.'} About "
         f"{budget.estimated_minutes:.2g} of {budget.minutes:g} minutes."
     )
-    return budget.fit(grid), budget.left_out
+    return budget.fit(_size_named(grid, budget.size)), budget.left_out
 
 
 def run_fitted(
@@ -160,36 +190,87 @@ def _report_s(grid: Grid) -> float:
 
 
 def _choose(grid: Grid, minutes: float, workers: Workers, progress: Progress) -> GridBudget:
-    """Time the grid and choose its size."""
+    """Time the declared sizes and choose the largest that fits.
+
+    Raises:
+        UserError: Not even the smallest fits.
+    """
     begin = time.perf_counter()
-    for task in grid.tasks:
-        costs(grid, task)
-    count = workers.count or 1
-    num_pairs = len(grid.arms) * len(grid.tasks)
-    trial_s = min(_TRIAL_SHARE * 60 * minutes * count / num_pairs, _LONGEST_TRIAL_S)
-    timings = pilot(grid, workers, trial_s, progress)
-    spent_s = time.perf_counter() - begin + 3 * _START_S + _report_s(grid)
-
-    def takes(num_seeds: int, num_steps: int) -> float:
-        cells_s = grid_seconds(grid, timings, workers, num_seeds, num_steps)
-        return (spent_s + cells_s / _SLACK) / 60
-
-    num_seeds, num_steps = largest_size(grid, workers, minutes, takes)
-    least = takes(num_seeds, num_steps)
-    if least > minutes:
+    *larger, smallest = declared_sizes(grid)
+    timings = _timed(smallest, minutes, workers, progress)
+    for size in larger:
+        # A size that cannot fit is not timed, which alone may take longer than the minutes.
+        some = expected_timings(size, smallest, timings)
+        if not _fitting(size, minutes, some, workers, begin).is_enough:
+            continue
+        found = _fitting(size, minutes, _timed(size, minutes, workers, progress), workers, begin)
+        if found.is_enough:
+            return found if size is grid else replace(found, instead_of=_described(grid))
+    found = _fitting(smallest, minutes, timings, workers, begin)
+    if found.estimated_minutes > minutes:
         raise UserError(
-            f"`--minutes` must be at least {_rounded_up(least)} for {grid.name} here: its smallest "
-            f"size, {num_seeds} seeds and {num_steps:,} steps, takes about that long; got "
+            f"`--minutes` must be at least {_rounded_up(found.estimated_minutes)} for {grid.name} "
+            f"here: its smallest size, {'' if smallest is grid else f'{smallest.name} with '}"
+            f"{found.num_seeds} seeds and {found.num_steps:,} steps, takes about that long; got "
             f"{minutes:g}. Give more, or run fewer `--tasks`."
         )
+    return found if smallest is grid else replace(found, instead_of=_described(grid))
+
+
+def _expected(grid: Grid, workers: Workers, progress: Progress) -> str:
+    """Return a sentence with the time that a grid and its smallest size take here."""
+    begin = time.perf_counter()
+    smallest = declared_sizes(grid)[-1]
+    timings = _timed(smallest, 1.0, workers, progress)
+    some = expected_timings(grid, smallest, timings)
+    most = _minutes(grid, some, workers, begin)(len(grid.seeds), grid.train.num_steps)
+    least = _fitting(smallest, 0.0, timings, workers, begin).estimated_minutes
+    return (
+        f"{_described(grid)} takes about {spell_minutes(most)} here. `--minutes N` runs the "
+        f"largest declared size that fits; {smallest.name}, the smallest, needs "
+        f"{_rounded_up(least)}."
+    )
+
+
+def _timed(
+    grid: Grid, minutes: float, workers: Workers, progress: Progress
+) -> Sequence[CellTiming]:
+    """Time every arm on every task in a small share of the minutes."""
+    for task in grid.tasks:
+        costs(grid, task)
+    num_pairs = len(grid.arms) * len(grid.tasks)
+    trial_s = _TRIAL_SHARE * 60 * minutes * (workers.count or 1) / num_pairs
+    return pilot(grid, workers, min(trial_s, _LONGEST_TRIAL_S), progress)
+
+
+def _fitting(
+    grid: Grid, minutes: float, timings: Sequence[CellTiming], workers: Workers, begin: float
+) -> GridBudget:
+    """Return the largest size of a grid that fits, or the smallest if none does."""
+    takes = _minutes(grid, timings, workers, begin)
+    num_seeds, num_steps = largest_size(grid, workers, minutes, takes)
     return GridBudget(
         minutes=minutes,
         num_seeds=num_seeds,
         num_steps=num_steps,
         of_seeds=len(grid.seeds),
         of_steps=grid.train.num_steps,
-        estimated_minutes=round(least, 2),
+        estimated_minutes=round(takes(num_seeds, num_steps), 2),
+        size=grid.name,
     )
+
+
+def _minutes(
+    grid: Grid, timings: Sequence[CellTiming], workers: Workers, begin: float
+) -> Callable[[int, int], float]:
+    """Return a function of numbers of seeds and steps: the minutes since ``begin`` at its end."""
+    spent_s = time.perf_counter() - begin + 3 * _START_S + _report_s(grid)
+
+    def takes(num_seeds: int, num_steps: int) -> float:
+        cells_s = grid_seconds(grid, timings, workers, num_seeds, num_steps)
+        return (spent_s + cells_s / _SLACK) / 60
+
+    return takes
 
 
 def largest_size(
@@ -243,6 +324,35 @@ def grid_seconds(
     batches = num_seeds * num_steps + (tuned_steps if num_tuned else 0)
     made_s = sum(timing.batch_s for timing in timings) * batches / len(grid.arms)
     return seconds + made_s / (os.cpu_count() or 1)
+
+
+def _size_named(grid: Grid, name: str) -> Grid:
+    """Return the declared size that was chosen before.
+
+    Raises:
+        UserError: There is none, because the folder is that of another study.
+    """
+    for size in declared_sizes(grid):
+        if size.name == name or not name:
+            return size
+    raise UserError(
+        f"The folder must be one of {grid.name}: {FILE} there names its size {name!r}. Take "
+        "another folder."
+    )
+
+
+def _described(grid: Grid) -> str:
+    return f"{grid.name} ({grid.size})"
+
+
+def spell_minutes(minutes: float) -> str:
+    """Return a time in minutes, hours or days, with two digits."""
+    unit, size = next(
+        ((name, size) for name, size in (("days", 1440), ("hours", 60)) if minutes >= 2 * size),
+        ("minutes", 1),
+    )
+    amount = minutes / size
+    return f"{amount:,.0f} {unit}" if amount >= 9.95 else f"{amount:.2g} {unit}"
 
 
 def _rounded_up(minutes: float) -> str:

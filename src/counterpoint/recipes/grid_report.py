@@ -14,6 +14,7 @@ from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import ITEMS_SEED
 from counterpoint.recipes.grid import Grid, GridArm, costs
+from counterpoint.recipes.grid_run import FEWEST_SEEDS
 from counterpoint.recipes.machine import machine_facts
 from counterpoint.systems import build_system
 
@@ -49,6 +50,7 @@ def report_grid(
         purpose=grid.purpose,
         unmatched={arm.name: arm.unmatched for arm in grid.arms if arm.unmatched},
         left_out=left_out,
+        unjudged=_unjudged(grid),
         command=command,
         machine=machine_facts(device),
         grid=encode(grid),
@@ -56,6 +58,15 @@ def report_grid(
     write_json(folder / ABOUT, json_value(encode(about)))
     _measure_latency(grid, folder, progress or Progress())
     return write_grid_report(folder)
+
+
+def _unjudged(grid: Grid) -> str:
+    """Return why a grid has no verdict; empty if it has one."""
+    if grid.is_first_look:
+        return f"runs of {grid.train.num_steps:,} steps are a first look, too little for one"
+    if len(grid.seeds) < FEWEST_SEEDS:
+        return f"{len(grid.seeds)} seed does not show how much seeds matter, and two are needed"
+    return ""
 
 
 def _measure_latency(grid: Grid, folder: Path, progress: Progress) -> None:

@@ -39,6 +39,7 @@ from counterpoint.recipes.grid_workers import Workers, worked
 from counterpoint.recipes.stacks import BATCHES, record_batches
 
 GRID = "grid.json"
+_FREE = ("seeds", "purpose", "smaller", "is_first_look")  # they change no cell
 FEWEST_SEEDS = 2
 """Number of seeds that are never left out for lack of time: one does not show how much they matter.
 """
@@ -221,4 +222,4 @@ def _note_other_devices(folder: Path, device: str, progress: Progress) -> None:
 
 def _facts(grid: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a grid on which its cells depend."""
-    return {name: value for name, value in grid.items() if name not in ("seeds", "purpose")}
+    return {name: value for name, value in grid.items() if name not in _FREE}

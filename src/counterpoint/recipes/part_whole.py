@@ -53,6 +53,7 @@ def part_whole() -> Grid:
         ),
         learning_rates=(1e-3, 2e-3, 4e-3),
         limits=Limits(parameters=None, flops=0.05),
+        smaller="part_whole_small",
     )
 
 

@@ -25,6 +25,7 @@ def part_whole_small() -> Grid:
         tasks=tuple(SMALL),
         train=replace(grid.train, num_steps=2000, batch_rows=16),
         learning_rates=(3e-3,),
+        smaller="part_whole_minutes",
     )
 
 

@@ -56,6 +56,7 @@ class GridAbout:
         purpose: What the grid was to show.
         unmatched: Reason why an arm need not meet the budget, by the arm's name.
         left_out: Sentence that says what was left out for lack of time.
+        unjudged: Reason why there is no verdict, as the end of a sentence; empty if there is one.
         command: Command that starts the grid again.
         machine: Versions and the machine.
         grid: The whole grid as JSON.
@@ -69,6 +70,7 @@ class GridAbout:
     purpose: str = ""
     unmatched: Mapping[str, str] = field(default_factory=dict)
     left_out: str = ""
+    unjudged: str = ""
     command: str = ""
     machine: Any = None
     grid: Any = None
@@ -155,7 +157,7 @@ def findings(
     return GridFindings(
         about=about,
         records=records,
-        rows=grid_rows(records, about.subject, items),
+        rows=grid_rows(records, about.subject, items, is_judged=not about.unjudged),
         means=mean_scores(records),
         latency=latency,
     )

@@ -84,6 +84,8 @@ def grid_rows(
     records: Sequence[Mapping[str, Any]],
     subject: str,
     items: Mapping[str, Sequence[Item]] | None = None,
+    *,
+    is_judged: bool = True,
 ) -> list[GridRow]:
     """Return rows by task: arms in the order of the records, then policies.
 
@@ -91,6 +93,7 @@ def grid_rows(
         records: Result of `counterpoint.recipes.grid_run.run_grid`.
         subject: The arm that is compared with all others.
         items: Items by task, which policies answer too. Without it there are no policies.
+        is_judged: Whether there are p-values: they would be a verdict.
     """
     cells = by_cell(records)
     rows = list[GridRow]()
@@ -100,7 +103,8 @@ def grid_rows(
         for arm in [arm for other, arm in cells if other == task]:
             row = _arm_row(cells, task, arm, subject)
             above = None if floor is None else row.score.low > floor
-            rows.append(replace(row, above_floors=above))
+            p_value = row.p_value if is_judged else None
+            rows.append(replace(row, above_floors=above, p_value=p_value))
         rows += policies
     corrected = iter(holm([row.p_value for row in rows if row.p_value is not None]))
     return [row if row.p_value is None else replace(row, p_value=next(corrected)) for row in rows]

@@ -27,6 +27,11 @@ class TextTable(NamedTuple):
 def verdict(found: GridFindings) -> str:
     """Return sentences that say what is shown about the first arm, and what is not."""
     subject = found.about.subject
+    if found.about.unjudged:
+        return (
+            f"No verdict: {found.about.unjudged}. The scores and intervals describe these runs and "
+            "tell nothing about longer ones."
+        )
     asked = [row for row in found.rows if row.p_value is not None]
     if not asked:
         return f"Only {subject} was run: nothing is compared."

@@ -58,5 +58,10 @@ SMALL: dict[str, PartWholeTask] = {
 }
 """Small forms of T1, T3, T4, T5 and T6, by name: they ask more often, and can be learned sooner."""
 
-FORMS: dict[str, PartWholeTask] = TASKS | SMALL
+MINUTES: dict[str, PartWholeTask] = {
+    "acrostic_minutes": Acrostic(num_lines=4, filler=36, lengths=(4,)),
+}
+"""A form for a first look within minutes, by name; its plan stands 40 symbols before the poem."""
+
+FORMS: dict[str, PartWholeTask] = TASKS | SMALL | MINUTES
 """All tasks that a grid may have, by name."""
