@@ -33,9 +33,7 @@ def test_the_largest_size_that_fits_is_taken_and_kept(tmp_path: Path, timed: Non
     assert said.startswith("Left out for lack of time: front_loading (42 chains x 5 seeds, ")
     assert fit_front_loading(whole, 500.0, tmp_path / "b", "cpu", shown) == (small, said)
     with pytest.raises(UserError, match="must be one of other"):
-        fit_front_loading(
-            replace(whole, name="other", smaller=""), 10.0, tmp_path / "b", "cpu", shown
-        )
+        fit_front_loading(replace(whole, name="other"), 10.0, tmp_path / "b", "cpu", shown)
     with pytest.raises(UserError, match="front_loading_small takes about 10 minutes; got 9"):
         fit_front_loading(whole, 9.0, tmp_path / "c", "cpu", shown)
 

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     about = kind.help.format(name=name)
     chosen = parse(fields, rest, f"study {name}", about, main=(*_MAIN, *kind.main))
     study: Any = chosen.recipe
-    if study != declared:
+    if isinstance(study, Grid) and study != declared:
         study = replace(study, smaller="")  # the smaller sizes were not changed with it
     options: Any = chosen.options
     if options.minutes is not None and not options.minutes > 0:
@@ -116,7 +116,6 @@ def _studies(recipes: Mapping[str, Any]) -> dict[str, Any]:
 def _list() -> None:
     recipes = {name: load_recipe(name) for name in recipe_names()}
     for name, study in _studies(recipes).items():
-        smaller = f"; smaller: {study.smaller}" if study.smaller else ""
-        print(f"{name}: {study.size}{smaller}\n    {study.purpose}")
+        print(f"{name}: {study.size}\n    {study.purpose}")
     others = [name for name, one in recipes.items() if isinstance(one, Study)]
     print(f"Run by `counterpoint train NAME --minutes N`: {', '.join(others)}")

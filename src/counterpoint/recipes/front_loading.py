@@ -145,8 +145,6 @@ class FrontLoading:
             for pass@k.
         groups: Groups of chains that are run, the most important ones first.
         seeds: Training seeds.
-        purpose: What the study is to show.
-        smaller: Recipe of the next smaller declared size; empty if there is none.
     """
 
     name: str = "front_loading"
@@ -164,8 +162,11 @@ class FrontLoading:
     num_samples: int = 4
     groups: tuple[Group, ...] = GROUPS
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    purpose: str = "Do reasoning data help more in pre-training than in fine-tuning?"
-    smaller: str = ""
+
+    @property
+    def purpose(self) -> str:
+        """What it is to show."""
+        return "Do reasoning data help more in pre-training than in fine-tuning?"
 
     @property
     def size(self) -> str:
@@ -399,7 +400,6 @@ def front_loading() -> FrontLoading:
         pretrain_tokens=5_000_000,
         tuning_tokens=100_000,
         num_unique=30_000,
-        smaller="front_loading_small",
     )
 
 
@@ -410,7 +410,6 @@ def front_loading_gpu() -> FrontLoading:
     return replace(
         full,
         name="front_loading_gpu",
-        smaller="",
         system=SingleStreamConfig(tower=tower),
         train=replace(full.train, batch_rows=512, precision="bfloat16"),
         pretrain_tokens=300_000_000,

@@ -10,11 +10,17 @@ from counterpoint.errors import UserError
 from counterpoint.progress import Progress
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.budget import FILE, Plan, time_run
-from counterpoint.recipes.front_loading import ITEM_TOKENS, FrontLoading, chains, corpora
+from counterpoint.recipes.front_loading import (
+    ITEM_TOKENS,
+    FrontLoading,
+    chains,
+    corpora,
+    front_loading,
+)
 from counterpoint.recipes.front_loading_lanes import chain_run, segments
 from counterpoint.recipes.front_loading_run import STUDY, answered
+from counterpoint.recipes.front_loading_small import front_loading_small
 from counterpoint.recipes.grid_budget import spell_minutes
-from counterpoint.recipes.loading import load_recipe
 from counterpoint.systems import build_system
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
@@ -89,12 +95,7 @@ def fit_front_loading(
         return study, ""
     for size in sizes:
         if times[size.name] <= minutes:
-            left_out = (
-                ""
-                if size is study
-                else f"Left out for lack of time: {study.name} ({study.size}). Run instead: its "
-                f"declared size {size.name} ({size.size})."
-            )
+            left_out = _without(study, size)
             progress.note(f"{left_out} About {spell_minutes(times[size.name])}.".lstrip())
             budget = ChainBudget(minutes=minutes, size=size.name, left_out=left_out)
             keep_begun(file, asdict(budget))
@@ -133,12 +134,15 @@ def _num_steps(study: FrontLoading, seed: int) -> float:
 
 
 def _declared_sizes(study: FrontLoading) -> list[FrontLoading]:
-    sizes = [study]
-    while sizes[-1].smaller:
-        smaller = load_recipe(sizes[-1].smaller)
-        if not isinstance(smaller, FrontLoading):
-            raise UserError(
-                f"`smaller` must name a recipe of a `FrontLoading`: got {sizes[-1].smaller!r}."
-            )
-        sizes.append(smaller)
-    return sizes
+    """Return the study and what is declared as its smaller size, unless options changed it."""
+    return [study, front_loading_small()] if study == front_loading() else [study]
+
+
+def _without(study: FrontLoading, size: FrontLoading) -> str:
+    """Return the sentence that says what is left out; empty if nothing is."""
+    if size is study:
+        return ""
+    return (
+        f"Left out for lack of time: {study.name} ({study.size}). "
+        f"Run instead: its declared size {size.name} ({size.size})."
+    )

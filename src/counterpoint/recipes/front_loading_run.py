@@ -50,7 +50,6 @@ from counterpoint.train.rollout_source import NoRewardError
 STUDY = "study.json"
 RESULTS = "results.parquet"
 ITEMS_SEED = HELD_OUT_SEED
-_FREE = ("seeds", "groups", "purpose", "smaller")  # they change no chain
 _STACK_TICKS = 140_000
 """Ticks of a step of a stack on a GPU; their activations take about 10 GB at 0.4 M parameters."""
 _WRITTEN_ROWS = 6000
@@ -297,10 +296,9 @@ def _run_reinforced(
 def _keep_or_check(study: FrontLoading, folder: Path) -> None:
     """Refuse the folder of another study; seeds and groups change no chain."""
     path = folder / STUDY
-    new = {key: own for key, own in encode(study).items() if key not in _FREE}
+    new = {key: own for key, own in encode(study).items() if key not in ("seeds", "groups")}
     if path.exists():
-        begun = {key: own for key, own in read_json(path).items() if key not in _FREE}
-        changed = first_difference(begun, new, "study")
+        changed = first_difference(read_json(path), new, "study")
         if changed is not None:
             raise UserError(
                 f"{folder} must belong to this study: it was begun with another {changed}. Name "

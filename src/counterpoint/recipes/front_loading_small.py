@@ -22,5 +22,4 @@ def front_loading_small() -> FrontLoading:
         num_samples=2,
         groups=("cross",),
         seeds=(0, 1),
-        smaller="",
     )
