@@ -10,21 +10,30 @@ every finished arm are kept. On a GPU:
     python benchmarks/bench_compression.py --table benchmarks/results/compression.parquet
 """
 
-import argparse
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from stack_lanes import TASKS, TRAIN, Record, in_time, interval, learn, recorded, scored_items
+from stack_lanes import (
+    TASKS,
+    TRAIN,
+    Record,
+    in_time,
+    interval,
+    learn,
+    prepare_lanes,
+    recorded,
+    run_arms,
+    scored_items,
+    stack_parser,
+)
 
 from counterpoint.evaluate.item_whole import use_of_whole
-from counterpoint.recipes.cells import read_records, write_records
+from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.compression import (
     ROW_TICKS,
     CompressionArm,
@@ -112,17 +121,9 @@ def table(records: Sequence[Record], task: str) -> Iterator[str]:
 
 def main() -> None:
     """Run the grid, or print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--num-steps", type=int, default=TRAIN.num_steps)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = stack_parser(__doc__, "compression")
     parser.add_argument("--arms", nargs="+", help="names; all by default")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--batches", type=Path, default=Path("runs/compression/batches"))
-    parser.add_argument("--prepare", action="store_true", help="only make the batches")
-    parser.add_argument("--out", type=Path, default=Path("runs/compression"))
-    parser.add_argument("--table", type=Path, help="print the tables of a Parquet file")
     args = parser.parse_args()
     deadline = time.time() + args.seconds
     if args.table:
@@ -131,31 +132,19 @@ def main() -> None:
         return
     train = replace(TRAIN, num_steps=args.num_steps)
     layout = sketch(compression_system(compression_arms()[0])).layout
-    for task, seed in product(TASKS, args.seeds):
-        recorded(args.batches, task, seed, train, layout)
-        scored_items(args.batches, task)
+    prepare_lanes(args.batches, args.seeds, train, layout)
     if args.prepare:
         return
     arms = [one for one in compression_arms() if not args.arms or one.name in args.arms]
     shared = (deadline, args.seeds, train, args.device, args.batches)
-    spawn = multiprocessing.get_context("spawn")
-    records: list[Record] = []
-    with ProcessPoolExecutor(args.workers, spawn) as pool:
-        jobs = [pool.submit(run_in_time, arm, *shared) for arm in arms]
-        for job in as_completed(jobs):
-            done = job.result()
-            if not done:
-                continue
-            records += done
-            write_records(args.out / "compression.parquet", records)
-            right = ", ".join(
-                f"{100 * kind_of(one)['right']:.0f}" for one in done if one["answers"]
-            )
-            print(
-                f"{done[0]['arm']:24} whole {right} %; trained after "
-                f"{done[0]['trained_seconds']:.1f} of {done[0]['seconds']:.1f} s",
-                flush=True,
-            )
+    works = [partial(run_in_time, arm, *shared) for arm in arms]
+    for done in run_arms(works, args.workers, args.out / "compression.parquet"):
+        right = ", ".join(f"{100 * kind_of(one)['right']:.0f}" for one in done if one["answers"])
+        print(
+            f"{done[0]['arm']:24} whole {right} %; trained after "
+            f"{done[0]['trained_seconds']:.1f} of {done[0]['seconds']:.1f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ answer logs of up to 16 times the length, beside the bytes of their states. On a
     python benchmarks/bench_control.py --table benchmarks/results/control.parquet
 """
 
-import argparse
 import multiprocessing
 import os
 import pickle
 import random
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
@@ -34,7 +33,9 @@ from stack_lanes import (
     interval,
     learn,
     recorded,
+    run_arms,
     scored_items,
+    stack_parser,
 )
 
 from counterpoint.data.tasks.items import Item, ItemAnswer, Trained
@@ -43,7 +44,7 @@ from counterpoint.data.tasks.source import label_stream
 from counterpoint.evaluate.control import control
 from counterpoint.evaluate.tasks import answer
 from counterpoint.files import whole_file
-from counterpoint.recipes.cells import read_records, write_records
+from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.compression import ROW_TICKS
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.streams.spec import Layout
@@ -311,20 +312,12 @@ def length_table(records: Sequence[Record]) -> Iterator[str]:
 
 def main() -> None:
     """Run the arms, or print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--num-steps", type=int, default=TRAIN.num_steps)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = stack_parser(__doc__, "control")
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--lanes", nargs="+", help='such as "logbook answer"; all by default')
     parser.add_argument("--items", type=int, default=300, help="items that are continued")
     parser.add_argument("--long-items", type=int, default=200, help="logs of each length")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--batches", type=Path, default=Path("runs/control/batches"))
-    parser.add_argument("--prepare", action="store_true", help="only make the batches")
-    parser.add_argument("--out", type=Path, default=Path("runs/control"))
-    parser.add_argument("--table", type=Path, help="print the tables of a Parquet file")
     args = parser.parse_args()
     if args.table:
         records = read_records(args.table)
@@ -348,17 +341,9 @@ def main() -> None:
     prepare(args.arms, setting)
     if args.prepare:
         return
-    spawn = multiprocessing.get_context("spawn")
-    records = []
-    with ProcessPoolExecutor(args.workers, spawn) as pool:
-        jobs = [pool.submit(run_in_time, arm, setting) for arm in args.arms]
-        for job in as_completed(jobs):
-            done = job.result()
-            if not done:
-                continue
-            records += done
-            write_records(args.out / "control.parquet", records)
-            print(f"{done[0]['arm']:18} {done[-1]['seconds']:.1f} s", flush=True)
+    works = [partial(run_in_time, arm, setting) for arm in args.arms]
+    for done in run_arms(works, args.workers, args.out / "control.parquet"):
+        print(f"{done[0]['arm']:18} {done[-1]['seconds']:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

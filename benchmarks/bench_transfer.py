@@ -20,7 +20,18 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from stack_lanes import TASKS, TRAIN, Record, in_time, interval, learn, recorded, scored_items
+from stack_lanes import (
+    TASKS,
+    TRAIN,
+    Record,
+    in_time,
+    interval,
+    learn,
+    prepare_lanes,
+    recorded,
+    scored_items,
+    stack_parser,
+)
 from torch import Tensor
 
 from counterpoint.evaluate.item_whole import use_of_whole
@@ -166,16 +177,8 @@ def table(records: Sequence[Record], task: str) -> Iterator[str]:
 
 def main() -> None:
     """Run both parts, or print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--num-steps", type=int, default=TRAIN.num_steps)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = stack_parser(__doc__, "transfer")
     parser.add_argument("--parts", nargs="+", default=["transfer", "ramp"])
-    parser.add_argument("--batches", type=Path, default=Path("runs/transfer/batches"))
-    parser.add_argument("--prepare", action="store_true", help="only make the batches")
-    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--table", type=Path, help="print the tables of a Parquet file")
     args = parser.parse_args()
     deadline = time.time() + args.seconds
     if args.table:
@@ -183,10 +186,7 @@ def main() -> None:
             print(task, *table(read_records(args.table), task), sep="\n")
         return
     bench = Bench(args)
-    layout = sketch(PLAIN).layout
-    for task, seed in bench.lanes:
-        recorded(args.batches, task, seed, bench.train, layout)
-        scored_items(args.batches, task)
+    prepare_lanes(args.batches, args.seeds, bench.train, sketch(PLAIN).layout)
     if args.prepare:
         return
     parts = {"transfer": partial(transfer, bench, args.seeds), "ramp": partial(ramp, bench)}

@@ -1,13 +1,15 @@
 """Does a test fail for every error of one in time? Plant each in a copy of the tree and run tests.
 
 Every entry of `mutations.toml` changes one place of the source by one tick, step, block or element.
-It is caught when a test of its area fails, and it survives when all pass. With
-``--page docs/mutations.md`` the outcomes are written as a page.
+It is caught when a test of its area fails, and it survives when all pass. Outcomes are kept in the
+file ``--out``, from which ``--page docs/mutations.md`` is made; ``--missing`` tries only entries of
+the table that have no outcome there.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -16,12 +18,13 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from record import finish
+from record import keep, this_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path("src/counterpoint")
@@ -60,6 +63,7 @@ class Outcome:
     outcome: str
     by: str
     seconds: float
+    commit: str
 
 
 def read_table() -> list[Mutation]:
@@ -142,11 +146,12 @@ def try_out(base: Path, number: int, mutation: Mutation) -> Outcome:
         outcome=outcome,
         by="" if outcome == "survived" else by,
         seconds=round(time.perf_counter() - begin, 1),
+        commit=this_commit(),
     )
 
 
-def try_all(mutations: Sequence[Mutation], num_workers: int) -> list[Outcome]:
-    """Try all mutations, each in a process of its own that has torch loaded already."""
+def try_all(mutations: Sequence[Mutation], num_workers: int) -> Iterator[Outcome]:
+    """Try mutations in turn, each in a process of its own that has torch loaded already."""
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
@@ -160,16 +165,35 @@ def try_all(mutations: Sequence[Mutation], num_workers: int) -> list[Outcome]:
                 pool.apply_async(try_out, (base, number, mutation))
                 for number, mutation in enumerate(mutations)
             ]
-            outcomes = []
             for result in waiting:
                 outcome = result.get()
-                outcomes.append(outcome)
                 print(
                     f"{outcome.outcome:9} {outcome.seconds:6.1f} s  {outcome.kind:24} "
                     f"{outcome.file}: {outcome.by}",
                     flush=True,
                 )
-            return outcomes
+                yield outcome
+
+
+def place(planted: Mutation | Outcome) -> tuple[str, str, str, str]:
+    """What tells an entry of the table from all others."""
+    return planted.kind, planted.file, planted.before, planted.after
+
+
+def read_outcomes(path: Path) -> dict[tuple[str, str, str, str], Outcome]:
+    """Outcomes of an earlier run, without those that say nothing about an error."""
+    if not path.exists():
+        return {}
+    found = [Outcome(**one) for one in json.loads(path.read_text())["planted"]]
+    return {place(one): one for one in found if one.outcome != "broken"}
+
+
+def in_order(
+    known: Mapping[tuple[str, str, str, str], Outcome], mutations: Sequence[Mutation]
+) -> dict[str, Any]:
+    """Outcomes of entries that the table still has, in its order, as a result."""
+    outcomes = [known[place(one)] for one in mutations if place(one) in known]
+    return {"num_planted": len(outcomes), "planted": [asdict(outcome) for outcome in outcomes]}
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
@@ -180,7 +204,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         "",
         "Every line of the table changes one place of the source by one tick, step, block or",
         "element. `benchmarks/mutations.py` makes the change in a copy of the tree and runs the",
-        "tests of its area:",
+        "tests of its area, and `benchmarks/results/mutations.json` holds the outcomes:",
         f"{caught} of {len(outcomes)} changes are caught.",
         "",
         "| what | where | from | to | first test that fails |",
@@ -206,23 +230,31 @@ def shown(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="kinds or files that hold this text")
+    parser.add_argument("--missing", action="store_true", help="those without an outcome in --out")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="check the table and plant nothing")
-    parser.add_argument("--page")
-    parser.add_argument("--out")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutations.json")
     args = parser.parse_args()
     mutations = read_table()
     if args.check:
         return
-    chosen = [m for m in mutations if args.only in f"{m.kind} {m.file}"]
-    outcomes = try_all(chosen, args.workers)
-    survived = [outcome for outcome in outcomes if outcome.outcome != "caught"]
+    known = read_outcomes(args.out)
+    chosen = [
+        one
+        for one in mutations
+        if args.only in f"{one.kind} {one.file}" and not (args.missing and place(one) in known)
+    ]
+    question = "Does a test fail for every planted error of one in time?"
+    for outcome in try_all(chosen, args.workers) if chosen else ():
+        known[place(outcome)] = outcome
+        keep(question, in_order(known, mutations), str(args.out))
+    outcomes = [known[place(one)] for one in mutations if place(one) in known]
     if args.page:
-        Path(args.page).write_text(page(outcomes))
+        args.page.write_text(page(outcomes))
+    survived = [outcome for outcome in outcomes if outcome.outcome != "caught"]
     print(f"{len(outcomes) - len(survived)} of {len(outcomes)} planted errors are caught")
-    result = {"num_planted": len(outcomes), "planted": [asdict(outcome) for outcome in outcomes]}
-    finish("Does a test fail for every planted error of one in time?", result, args.out)
-    if survived:
+    if survived or len(outcomes) < len(mutations):
         raise SystemExit(1)
 
 

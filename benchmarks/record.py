@@ -25,13 +25,28 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
+def this_commit() -> str:
+    """Short name of the commit that is checked out."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return commit.stdout.strip() or "unknown"
+
+
 def finish(question: str, results: dict[str, Any], out: str | None) -> None:
     """Print one JSON object as the last line, and write it to a file if one is named."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    print(json.dumps(keep(question, results, out)))
+
+
+def keep(question: str, results: dict[str, Any], out: str | None) -> dict[str, Any]:
+    """Return the record of a benchmark, and write it to a file if one is named."""
     record = {
         "question": question,
         **results,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": this_commit(),
         "device": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -40,4 +55,4 @@ def finish(question: str, results: dict[str, Any], out: str | None) -> None:
     }
     if out:
         Path(out).write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    return record

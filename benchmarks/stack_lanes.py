@@ -1,10 +1,14 @@
 """What the benchmarks of part and whole share: tasks, recorded rows, items, lanes of a stack."""
 
+import argparse
+import multiprocessing
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from counterpoint.data.tasks.part_whole.navon import Navon
 from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.files import whole_file
+from counterpoint.recipes.cells import write_records
 from counterpoint.recipes.compression import RATES, ROW_TICKS
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -41,6 +46,41 @@ NUM_ITEMS = 500
 
 Curve = list[dict[str, float]]
 Record = dict[str, Any]
+
+
+def stack_parser(about: str | None, name: str) -> argparse.ArgumentParser:
+    """Return the options that these benchmarks share; ``name`` is that of the folder of runs."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--num-steps", type=int, default=TRAIN.num_steps)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--batches", type=Path, default=Path("runs") / name / "batches")
+    parser.add_argument("--prepare", action="store_true", help="only make the batches")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name)
+    parser.add_argument("--table", type=Path, help="print the tables of a Parquet file")
+    return parser
+
+
+def prepare_lanes(folder: Path, seeds: Sequence[int], train: TrainConfig, layout: Layout) -> None:
+    """Make the batches of all tasks and seeds, and the items."""
+    for task, seed in product(TASKS, seeds):
+        recorded(folder, task, seed, train, layout)
+        scored_items(folder, task)
+
+
+def run_arms(
+    works: Iterable[Callable[[], list[Record]]], num_workers: int, path: Path
+) -> Iterator[list[Record]]:
+    """Do the work of arms in several processes; yield and keep the records of each one at once."""
+    records: list[Record] = []
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        for job in as_completed([pool.submit(work) for work in works]):
+            done = job.result()
+            if done:
+                records += done
+                write_records(path, records)
+                yield done
 
 
 def recorded(

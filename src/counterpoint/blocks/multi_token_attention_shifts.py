@@ -238,75 +238,69 @@ def shift_sum(
     return _Lift.apply(x, x, start, shape, True)  # type: ignore[no-untyped-call]
 
 
+Offsets = tuple[int, int, int]
+"""Number of products, the first offset, and the step from one to the next."""
+
+
+def _near(q: Tensor, k: Tensor, start: Tensor, offsets: Offsets) -> Tensor:
+    number, first, step = offsets
+    out = q.new_empty(*q.shape[:3], number, dtype=torch.float32)
+    _run(near_kernel, (q, k, start, out), 0, (number, q.shape[3], first, step))
+    return out
+
+
+def _spread(weights: Tensor, x: Tensor, start: Tensor, offsets: Offsets, *, turned: bool) -> Tensor:
+    number, first, step = offsets
+    out = torch.empty_like(x)
+    sizes = (number, x.shape[3], first, step, int(turned))
+    _run(spread_kernel, (weights, x, start, out), x.shape[3], sizes)
+    return out
+
+
 class _Near(torch.autograd.Function):
     """`near`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, start: Tensor, offsets: tuple[int, int, int]
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, start: Tensor, offsets: Offsets) -> Tensor:
         q, k = q.contiguous(), k.contiguous()
         ctx.save_for_backward(q, k, start)
         ctx.offsets = offsets
-        number, first, step = offsets
-        out = q.new_empty(*q.shape[:3], number, dtype=torch.float32)
-        _run(near_kernel, (q, k, start, out), 0, (number, q.shape[3], first, step))
-        return out
+        return _near(q, k, start, offsets)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, start = ctx.saved_tensors
         grad = grad.contiguous()
-        return (*_spread_pair(grad, k, q, start, ctx.offsets), None, None)
-
-
-def _spread_pair(
-    weights: Tensor, x: Tensor, y: Tensor, start: Tensor, offsets: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """Return the spread of one tensor, and the transposed spread of another."""
-    number, first, step = offsets
-    found = torch.empty_like(x), torch.empty_like(x)
-    for turned, source in enumerate((x, y)):
-        sizes = (number, x.shape[3], first, step, turned)
-        _run(spread_kernel, (weights, source, start, found[turned]), x.shape[3], sizes)
-    return found
+        to_q = _spread(grad, k, start, ctx.offsets, turned=False)
+        to_k = _spread(grad, q, start, ctx.offsets, turned=True)
+        return to_q, to_k, None, None
 
 
 class _Spread(torch.autograd.Function):
     """`spread`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, x: Tensor, start: Tensor, offsets: tuple[int, int, int]
-    ) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, x: Tensor, start: Tensor, offsets: Offsets) -> Tensor:
         weights, x = weights.contiguous(), x.contiguous()
         ctx.save_for_backward(weights, x, start)
         ctx.offsets = offsets
-        number, first, step = offsets
-        out = torch.empty_like(x)
-        sizes = (number, x.shape[3], first, step, 0)
-        _run(spread_kernel, (weights, x, start, out), x.shape[3], sizes)
-        return out
+        return _spread(weights, x, start, offsets, turned=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, x, start = ctx.saved_tensors
-        number, first, step = ctx.offsets
         grad = grad.contiguous()
-        to_weights = torch.empty_like(weights, dtype=torch.float32)
-        _run(near_kernel, (grad, x, start, to_weights), 0, (number, x.shape[3], first, step))
-        to_x = torch.empty_like(x)
-        sizes = (number, x.shape[3], first, step, 1)
-        _run(spread_kernel, (weights, grad, start, to_x), x.shape[3], sizes)
-        return to_weights.to(weights.dtype), to_x, None, None
+        to_weights = _near(grad, x, start, ctx.offsets).to(weights.dtype)
+        to_x = _spread(weights, grad, start, ctx.offsets, turned=True)
+        return to_weights, to_x, None, None
 
 
 def near(
     q: Float[Tensor, "B H T F"],
     k: Float[Tensor, "B H T F"],
-    offsets: tuple[int, int, int],
+    offsets: Offsets,
     start: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B H T n"]:
     """Compute `counterpoint.blocks.multi_token_attention_lifted.near`."""
@@ -316,7 +310,7 @@ def near(
 def spread(
     weights: Float[Tensor, "B H T n"],
     x: Float[Tensor, "B H T F"],
-    offsets: tuple[int, int, int],
+    offsets: Offsets,
     start: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B H T F"]:
     """Compute `counterpoint.blocks.multi_token_attention_lifted.spread`."""

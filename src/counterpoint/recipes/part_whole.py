@@ -77,12 +77,12 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="hrt_words_plain", system=_hrt_words_plain()),
         GridArm(name="hrt_learned", system=_hrt_learned(share)),
         GridArm(name="hnet", system=_hnet(share)),
-        GridArm(name="window", system=_single(replace(_tower(64, 5, WINDOW), mlp_hidden=188))),
+        GridArm(name="window", system=_single(_tower(64, 5, WINDOW, 188))),
         GridArm(name="window_summary", system=_window_summary()),
         GridArm(name="strided", system=_strided()),
         GridArm(
             name="window_as_large",
-            system=_single(replace(_tower(72, 5, WINDOW), mlp_hidden=200)),
+            system=_single(_tower(72, 5, WINDOW, 200)),
             unmatched="as many parameters as two_stream",
         ),
         GridArm(
@@ -103,12 +103,12 @@ def arms(share: float) -> tuple[GridArm, ...]:
     )
 
 
-def _tower(width: int, layers: int, window: int) -> TowerConfig:
+def _tower(width: int, layers: int, window: int, mlp_hidden: int | None = None) -> TowerConfig:
     return TowerConfig(
         width=width,
         num_layers=layers,
         num_heads=4,
-        mlp_hidden=width * 8 // 3 // 4 * 4,
+        mlp_hidden=mlp_hidden or width * 8 // 3 // 4 * 4,
         window=window,
     )
 
@@ -120,13 +120,13 @@ def _single(tower: TowerConfig) -> SingleStreamConfig:
 def _window_summary() -> SingleStreamConfig:
     """Return an arm with a window and as many summary steps a block as two_stream has slots."""
     mixer = FarAttentionConfig(block_ticks=8, kept_blocks=64, num_summaries=2)
-    return _single(replace(_tower(64, 4, WINDOW), mlp_hidden=164, mixer=mixer))
+    return _single(replace(_tower(64, 4, WINDOW, 164), mixer=mixer))
 
 
 def _strided() -> SingleStreamConfig:
     """Return an arm with a window and every third older tick, with the state size of two_stream."""
     mixer = FarAttentionConfig(block_ticks=3, kept_blocks=187)
-    return _single(replace(_tower(56, 5, WINDOW), mlp_hidden=200, mixer=mixer))
+    return _single(replace(_tower(56, 5, WINDOW, 200), mixer=mixer))
 
 
 def _two_stream() -> TwoStreamConfig:
@@ -136,7 +136,7 @@ def _two_stream() -> TwoStreamConfig:
     answers need all of them: with that loss the whole is learned much later (docs/log.md).
     """
     return TwoStreamConfig(
-        part=replace(_tower(64, 4, WINDOW), mlp_hidden=160),
+        part=_tower(64, 4, WINDOW, 160),
         whole=_tower(48, 2, 72),
         lower_layers=1,
         block_ticks=8,
@@ -151,7 +151,7 @@ def _two_stream() -> TwoStreamConfig:
 def _fixed_blocks() -> TwoStreamConfig:
     """Return the control whose blocks have eight ticks wherever words end."""
     return TwoStreamConfig(
-        part=replace(_tower(64, 4, WINDOW), mlp_hidden=200),
+        part=_tower(64, 4, WINDOW, 200),
         whole=_tower(64, 2, 64),
         lower_layers=1,
         block_ticks=8,
@@ -165,7 +165,7 @@ def _learned(share: float) -> TwoStreamConfig:
     """Return the arm whose blocks end where a router finds an end."""
     return replace(
         _two_stream(),
-        part=replace(_tower(64, 4, WINDOW), mlp_hidden=120),
+        part=_tower(64, 4, WINDOW, 120),
         boundary_ids=(),
         learned_ends=_ends(share),
         usual_block_ticks=None,
@@ -174,13 +174,13 @@ def _learned(share: float) -> TwoStreamConfig:
 
 def _rebuild() -> TwoStreamConfig:
     """Return the arm that rebuilds its blocks as HRT does, and is narrower for it."""
-    part = replace(_tower(64, 4, WINDOW), mlp_hidden=128)
+    part = _tower(64, 4, WINDOW, 128)
     return replace(_two_stream(), part=part, reconstruct_weight=0.1)
 
 
 def _shared_levels() -> TwoStreamConfig:
     """Return the control of two levels without two towers: one stack of layers serves both."""
-    layers = replace(_tower(56, 4, WINDOW), mlp_hidden=152)
+    layers = _tower(56, 4, WINDOW, 152)
     whole = replace(layers, window=72)
     return replace(_two_stream(), part=layers, whole=whole, shared_layers=True)
 
@@ -201,7 +201,7 @@ def _same_rate() -> TwoStreamConfig:
     """
     dilated = FarAttentionConfig(block_ticks=8, kept_blocks=64)
     return TwoStreamConfig(
-        part=replace(_tower(64, 3, WINDOW), mlp_hidden=216),
+        part=_tower(64, 3, WINDOW, 216),
         whole=replace(_tower(56, 1, WINDOW), mixer=dilated),
         lower_layers=1,
         block_ticks=1,
@@ -216,7 +216,7 @@ def _slots() -> TwoStreamConfig:
     """Return the arm in which two slots of a block are separate steps of the whole."""
     return replace(
         _fixed_blocks(),
-        part=replace(_tower(64, 4, WINDOW), mlp_hidden=184),
+        part=_tower(64, 4, WINDOW, 184),
         whole=_tower(48, 2, 128),
         compressor="attention",
         num_slots=2,
@@ -231,7 +231,7 @@ def _recall() -> TwoStreamConfig:
 
 def _text(share: float) -> TwoStreamConfig:
     """Return the arm whose whole also writes the labels of a task as text, and learns from them."""
-    part = replace(_tower(64, 4, WINDOW), mlp_hidden=184)
+    part = _tower(64, 4, WINDOW, 184)
     return replace(
         _fixed_blocks(), part=part, whole=_tower(48, 2, 64), text=replace(LABELS, loss_weight=share)
     )
@@ -253,7 +253,7 @@ def _hrt() -> HRTConfig:
     """Return the arm with levels of 1, 4 and 16 ticks, whose coarse levels have full attention."""
     return HRTConfig(
         levels=(
-            replace(_tower(64, 4, WINDOW), mlp_hidden=160),
+            _tower(64, 4, WINDOW, 160),
             _tower(56, 2, 64),
             _tower(56, 2, 64),
         ),
@@ -265,14 +265,10 @@ def _hrt() -> HRTConfig:
 
 def _hrt_words() -> HRTConfig:
     """Return the arm whose blocks of ticks are words, of at most eight ticks, as two_stream's."""
-    return HRTConfig(
-        levels=(
-            replace(_tower(64, 4, WINDOW), mlp_hidden=128),
-            _tower(56, 2, 72),
-            _tower(56, 2, 64),
-        ),
+    return replace(
+        _hrt(),
+        levels=(_tower(64, 4, WINDOW, 128), _tower(56, 2, 72), _tower(56, 2, 64)),
         strides=(8, 4),
-        num_rounds=1,
         num_keys=72,
         compressor="mean",
         boundary_ids=WORDS,

@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ import torch
 from counterpoint.evaluate.duplex.turns import Segment, measure_levels, take_turns
 from counterpoint.evaluate.report.conversation_figure import (
     Talk,
+    as_png,
     conversation_figure,
-    draw_conversation,
-    rows_of,
+    talk_sheet,
 )
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -53,7 +54,7 @@ def size(png: bytes) -> tuple[int, int]:
 def test_rows_cover_the_recording_and_the_picture(
     duration_s: float, num_rows: int, lines: int
 ) -> None:
-    rows = rows_of(duration_s, lines)
+    rows = talk_sheet(lines).rows(duration_s)
     assert len(rows) == num_rows
     assert rows[0].start_s == 0
     assert rows[-1].stop_s == pytest.approx(duration_s)
@@ -65,7 +66,7 @@ def test_rows_cover_the_recording_and_the_picture(
 def test_axes_are_where_the_rows_say() -> None:
     talk = example(40.0, (word("Hi", 1.0),))
     figure = conversation_figure(talk)
-    rows = rows_of(40.0, 1)
+    rows = talk_sheet(1).rows(40.0)
     for axis, row in zip(figure.axes, rows, strict=True):
         box = axis.get_position()
         place = (box.x0, box.x1, 1 - box.y1, 1 - box.y0)
@@ -139,7 +140,7 @@ def test_long_rows_have_no_words() -> None:
 @pytest.mark.parametrize("duration_s", [1 / RATE, 0.015, 12.0, 100.0])
 def test_picture_of_any_length_can_be_drawn(duration_s: float) -> None:
     talk = example(duration_s, (word("price: $5 $ \u6f22 \U0001f600", 0.0),))
-    width, height = size(draw_conversation(talk))
+    width, height = size(as_png(partial(conversation_figure, talk)))
     assert width == 1920
     assert height > 300
 

@@ -1,13 +1,14 @@
 """Pages of conversations: that they stand alone, and what they tell."""
 
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
 import torch
 
 from counterpoint.evaluate.duplex.turns import measure_levels, take_turns
-from counterpoint.evaluate.report.conversation_figure import Talk, conversation_vector
+from counterpoint.evaluate.report.conversation_figure import Talk, as_svg, conversation_figure
 from counterpoint.evaluate.report.conversation_page import REAL_TIME, conversation_page
 from counterpoint.streams.timeline import Timeline
 from tests.evaluate.report.test_conversation_figure import RATE, example, word
@@ -45,7 +46,7 @@ def test_page_stands_alone_and_tells_the_turns() -> None:
     talk = example(words=words)
     source = "data:audio/wav;base64,AAAA"
     page = conversation_page(
-        talk, conversation_vector(talk), source, NUMBERS, {"prompt": "</script>"}
+        talk, as_svg(partial(conversation_figure, talk)), source, NUMBERS, {"prompt": "</script>"}
     )
     reader = Reader()
     reader.feed(page)
@@ -71,7 +72,7 @@ def test_page_of_silence_has_no_turns() -> None:
         found=take_turns((), (), 1.0),
         words=Timeline(),
     )
-    page = conversation_page(talk, conversation_vector(talk), "a.wav", NUMBERS, {})
+    page = conversation_page(talk, as_svg(partial(conversation_figure, talk)), "a.wav", NUMBERS, {})
     assert "The user does not speak" in page
 
 

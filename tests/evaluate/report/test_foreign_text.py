@@ -2,6 +2,7 @@
 
 import ast
 import io
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.table import Table
 
 import counterpoint
 from counterpoint.evaluate.duplex.turns import measure_levels, take_turns
-from counterpoint.evaluate.report.conversation_figure import Talk, draw_conversation
+from counterpoint.evaluate.report.conversation_figure import Talk, as_png, conversation_figure
 from counterpoint.evaluate.report.figures import STYLE, new_figure, to_png
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -44,7 +45,7 @@ def test_pictures_of_conversations_draw_it(text: str) -> None:
         found=take_turns((), (), levels.duration_s),
         words=Timeline(events=(word,)),
     )
-    assert draw_conversation(talk)
+    assert as_png(partial(conversation_figure, talk))
 
 
 def consoles(source: str) -> list[ast.Call]:

@@ -1,5 +1,6 @@
 """The figure, page, numbers and files of a conversation with thoughts."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from counterpoint.evaluate.duplex.delays import measure_delays
 from counterpoint.evaluate.duplex.turns import measure_levels
-from counterpoint.evaluate.report.thinking_figure import Watched, draw_watched, watched_rows
+from counterpoint.evaluate.report.conversation_figure import as_png
+from counterpoint.evaluate.report.thinking_figure import Watched, watched_figure, watched_rows
 from counterpoint.evaluate.report.watched import watched_numbers, write_watched
 from counterpoint.speech.audio import write_audio
 from counterpoint.streams.timeline import Event, Timeline
@@ -87,4 +89,5 @@ def test_rows_cover_a_talk_of_any_length(seconds: float) -> None:
 
 def test_nothing_happened_is_drawn_too() -> None:
     levels = measure_levels([torch.zeros(2, RATE)], RATE)
-    assert draw_watched(Watched(title="t", levels=levels, timeline=Timeline()))
+    watched = Watched(title="t", levels=levels, timeline=Timeline())
+    assert as_png(partial(watched_figure, watched))

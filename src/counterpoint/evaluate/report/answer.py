@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,8 +25,9 @@ from counterpoint.evaluate.duplex.turns import (
 )
 from counterpoint.evaluate.report.conversation_figure import (
     Talk,
-    conversation_vector,
-    draw_conversation,
+    as_png,
+    as_svg,
+    conversation_figure,
 )
 from counterpoint.evaluate.report.conversation_page import REAL_TIME, conversation_page
 from counterpoint.files import shown
@@ -140,9 +142,10 @@ def write_answer(
     events = talk.words.merge(as_timeline(talk.found))
     header = {"audio": shown(Path(output.name)), "left": AGENT, "right": USER, "options": settings}
     replace(events, header=header).write(paths[".timeline.jsonl"])
-    paths[".png"].write_bytes(draw_conversation(talk))
+    paths[".png"].write_bytes(as_png(partial(conversation_figure, talk)))
     source = sound_address(output)
-    page = conversation_page(talk, conversation_vector(talk), source, numbers, settings)
+    picture = as_svg(partial(conversation_figure, talk))
+    page = conversation_page(talk, picture, source, numbers, settings)
     paths[".html"].write_text(page, encoding="utf-8")
 
 

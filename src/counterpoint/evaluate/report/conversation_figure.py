@@ -4,7 +4,7 @@ Long recordings continue in further rows, like a musical score: user above, agen
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +34,6 @@ COLOURS: Mapping[str, str] = {USER: PALETTE[2], AGENT: PALETTE[1]}
 BOTH = PALETTE[5]
 SOFT = PALETTE[0]
 
-_ROW_S = 15.0
 _MOST_ROWS = 24
 _LONGEST_SPELLED_S = 30.0
 _DOTS_PER_INCH = 160
@@ -43,7 +42,6 @@ WIDTH = 12.0
 LEFT = 0.75
 RIGHT = 0.2
 HEAD = 0.6
-FOOT = 0.42
 GAP = 0.42
 WAVE = 0.62
 WORD = 0.18
@@ -80,66 +78,110 @@ class Talk:
     words: Timeline
 
 
-def rows_of(duration_s: float, lines: int = 1) -> tuple[Row, ...]:
-    """Return rows of equal length: at most 15 s, but longer if there would be more than 24 rows.
+class Sheet(NamedTuple):
+    """The form of a figure that goes on row below row, in inches and seconds.
+
+    Attributes:
+        row_s: Longest row; rows are longer if there would be too many.
+        most_rows: Largest number of rows.
+        row_height: Height of a row.
+        foot: Height below the last row and its gap.
+    """
+
+    row_s: float
+    most_rows: int
+    row_height: float
+    foot: float
+
+    def height(self, num_rows: int) -> float:
+        """Return the height of the figure."""
+        return HEAD + num_rows * (self.row_height + GAP) + self.foot
+
+    def rows(self, duration_s: float) -> tuple[Row, ...]:
+        """Return rows of equal length for a recording."""
+        num_rows = min(max(math.ceil(duration_s / self.row_s), 1), self.most_rows)
+        row_s = duration_s / num_rows
+        height = self.height(num_rows)
+        tops = [HEAD + number * (self.row_height + GAP) for number in range(num_rows)]
+        return tuple(
+            Row(
+                start_s=number * row_s,
+                stop_s=(number + 1) * row_s,
+                left=LEFT / WIDTH,
+                right=1 - RIGHT / WIDTH,
+                top=top / height,
+                bottom=(top + self.row_height) / height,
+            )
+            for number, top in enumerate(tops)
+        )
+
+    def draw(
+        self, title: str, rows: Sequence[Row], draw_row: Callable[["Axes", Row], int]
+    ) -> tuple["Figure", int]:
+        """Draw a figure.
+
+        Args:
+            title: Its title.
+            rows: See `rows`.
+            draw_row: Draws a row and returns how many labels did not fit.
+
+        Returns:
+            The figure, and the number of labels that did not fit.
+        """
+        height = self.height(len(rows))
+        figure = new_figure(WIDTH, height)
+        figure.set_layout_engine("none")  # a page must know the places of the rows
+        figure.text(LEFT / WIDTH, 1 - 0.14 / height, title, fontsize=12, weight="bold", va="top")
+        left_out = 0
+        for row in rows:
+            place = (row.left, 1 - row.bottom, row.right - row.left, row.bottom - row.top)
+            axis = figure.add_axes(place)
+            axis.set_xlim(row.start_s, max(row.stop_s, row.start_s + 1e-3))
+            axis.set_ylim(0, self.row_height)
+            axis.set_yticks([])
+            axis.spines["left"].set_visible(False)
+            axis.tick_params(length=3, labelsize=8.5)
+            _set_ticks(axis, row)
+            left_out += draw_row(axis, row)
+        return figure, left_out
+
+
+def talk_sheet(lines: int = 1) -> Sheet:
+    """Return the form of the figure of a conversation.
 
     Args:
-        duration_s: Length of the recording.
         lines: Number of speakers whose words are shown, 0 to 2.
     """
-    num_rows = min(max(math.ceil(duration_s / _ROW_S), 1), _MOST_ROWS)
-    row_s = duration_s / num_rows
-    row = _row_height(lines)
-    height = _height(num_rows, lines)
-    tops = [HEAD + number * (row + GAP) for number in range(num_rows)]
-    return tuple(
-        Row(
-            start_s=number * row_s,
-            stop_s=(number + 1) * row_s,
-            left=LEFT / WIDTH,
-            right=1 - RIGHT / WIDTH,
-            top=top / height,
-            bottom=(top + row) / height,
-        )
-        for number, top in enumerate(tops)
-    )
-
-
-def _row_height(lines: int) -> float:
-    return 2 * WAVE + _BAND + lines * WORD * WORD_LINES
-
-
-def _height(num_rows: int, lines: int) -> float:
-    return HEAD + num_rows * (_row_height(lines) + GAP) + FOOT
+    return Sheet(15.0, _MOST_ROWS, 2 * WAVE + _BAND + lines * WORD * WORD_LINES, 0.42)
 
 
 def shown_rows(talk: Talk) -> tuple[Row, ...]:
     """Return the rows of the figure of a conversation."""
-    return rows_of(talk.found.duration_s, len(_speakers_with_words(talk)))
+    return talk_sheet(len(_speakers_with_words(talk))).rows(talk.found.duration_s)
 
 
-def draw_conversation(talk: Talk) -> bytes:
-    """Draw the figure as PNG bytes.
-
-    Raises:
-        UserError: The package ``matplotlib`` is missing.
-    """
-    with styled():
-        return to_png(conversation_figure(talk))
-
-
-def conversation_vector(talk: Talk) -> str:
-    """Draw the figure as SVG for a page, in the colours of the page.
+def as_png(draw: Callable[[], "Figure"]) -> bytes:
+    """Draw a figure of a conversation as PNG bytes.
 
     Raises:
         UserError: The package ``matplotlib`` is missing.
     """
-    with styled():
-        return to_svg(conversation_figure(talk))
+    with _styled():
+        return to_png(draw())
+
+
+def as_svg(draw: Callable[[], "Figure"]) -> str:
+    """Draw a figure of a conversation as SVG for a page, in the colours of the page.
+
+    Raises:
+        UserError: The package ``matplotlib`` is missing.
+    """
+    with _styled():
+        return to_svg(draw())
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def _styled() -> Iterator[None]:
     """Draw in the style of all figures of conversations."""
     new_figure(1, 1)  # raises the error about a missing package first
     from matplotlib import rc_context
@@ -151,19 +193,15 @@ def styled() -> Iterator[None]:
 
 def conversation_figure(talk: Talk) -> "Figure":
     """Draw all rows of a conversation."""
-    rows = shown_rows(talk)
     with_words = _speakers_with_words(talk)
-    height = _height(len(rows), len(with_words))
-    figure = new_figure(WIDTH, height)
-    figure.set_layout_engine("none")  # a page must know the places of the rows
-    figure.text(LEFT / WIDTH, 1 - 0.14 / height, talk.title, fontsize=12, weight="bold", va="top")
-    left_out = 0 if with_words else len(talk.words)
-    for row in rows:
-        axis = figure.add_axes(
-            (row.left, 1 - row.bottom, row.right - row.left, row.bottom - row.top)
-        )
-        left_out += _draw_row(axis, talk, row, with_words)
-    _draw_legend(figure, height, left_out)
+    sheet = talk_sheet(len(with_words))
+    rows = sheet.rows(talk.found.duration_s)
+
+    def draw_row(axis: "Axes", row: Row) -> int:
+        return _draw_row(axis, talk, row, with_words)
+
+    figure, left_out = sheet.draw(talk.title, rows, draw_row)
+    _draw_legend(figure, sheet.height(len(rows)), left_out + (0 if with_words else len(talk.words)))
     return figure
 
 
@@ -176,17 +214,11 @@ def _speakers_with_words(talk: Talk) -> tuple[str, ...]:
 
 def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> int:
     """Draw one row, and return the number of words that did not fit."""
-    height = _row_height(len(with_words))
+    height = talk_sheet(len(with_words)).row_height
     words_height = WORD * WORD_LINES
     centre = {USER: height - WAVE / 2}
     middle = height - WAVE - (words_height if USER in with_words else 0) - _BAND / 2
     centre[AGENT] = middle - _BAND / 2 - WAVE / 2
-    axis.set_xlim(row.start_s, max(row.stop_s, row.start_s + 1e-3))
-    axis.set_ylim(0, height)
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
-    axis.tick_params(length=3, labelsize=8.5)
-    set_ticks(axis, row)
     for overlap in talk.found.overlaps:
         axis.axvspan(overlap.start_s, overlap.end_s, color=BOTH, alpha=0.2, linewidth=0)
     left_out = 0
@@ -207,7 +239,7 @@ def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> 
     return left_out
 
 
-def set_ticks(axis: "Axes", row: Row) -> None:
+def _set_ticks(axis: "Axes", row: Row) -> None:
     """Set the ticks of the time axis of a row."""
     length = row.stop_s - row.start_s
     step = next((s for s in (0.1, 0.5, 1, 2, 5, 10, 30, 60) if length / s <= 16), 300)

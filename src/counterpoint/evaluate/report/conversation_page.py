@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoint.evaluate.duplex.turns import Answer
-from counterpoint.evaluate.report.conversation_figure import Talk, moment, shown_rows
+from counterpoint.evaluate.report.conversation_figure import Row, Talk, moment, shown_rows
 from counterpoint.evaluate.report.page import made, page
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Timeline
 
-PLAYER_STYLE = """
+_PLAYER_STYLE = """
 .numbers { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .numbers div { background: var(--card); border-radius: 6px; padding: .55rem 1rem; }
 .numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
@@ -41,7 +41,7 @@ _LATE = (
     "the model cannot talk live on it."
 )
 
-PLAYER_SCRIPT = """
+_PLAYER_SCRIPT = """
 const rows = ROWS, audio = document.querySelector("audio"), head = document.getElementById("head");
 const score = document.querySelector(".score");
 const words = [...document.querySelectorAll(".said span")];
@@ -92,26 +92,55 @@ def conversation_page(
 
     Args:
         talk: The conversation.
-        picture: Its figure, from `conversation_vector`.
+        picture: Its figure, from `conversation_figure` and `as_svg`.
         audio_source: Address of the recording: a data URL, or a file next to the page.
         numbers: Measured numbers, by name.
         about: How the conversation was made; JSON values.
     """
-    title = html.escape(talk.title)
-    rows = script_json([row._asdict() for row in shown_rows(talk)])
-    cards = "".join(card(name, value) for name, value in numbers.items())
+    return player_page(
+        talk.title,
+        (picture, _NOTE),
+        shown_rows(talk),
+        audio_source,
+        numbers,
+        [_turns_table(talk), _said(talk)],
+        about,
+    )
+
+
+def player_page(
+    title: str,
+    picture: tuple[str, str],
+    rows: Sequence[Row],
+    audio_source: str,
+    numbers: Mapping[str, str],
+    parts: Sequence[str],
+    about: Mapping[str, Any],
+) -> str:
+    """Return a page that plays a recording, with a playhead in its figure.
+
+    Args:
+        title: Title of the page.
+        picture: The figure as SVG, and a note below it.
+        rows: Places of the rows of the figure.
+        audio_source: See `conversation_page`.
+        numbers: See `conversation_page`; a real-time factor above 1 is marked.
+        parts: What follows the figure; elements with the attribute ``data-at`` can be clicked.
+        about: See `conversation_page`.
+    """
+    places = _script_json([row._asdict() for row in rows])
+    cards = "".join(_card(name, value) for name, value in numbers.items())
     body = [
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(title)}</h1>",
         f'<div class="numbers">{cards}</div>',
         f'<p class="late">{_LATE}</p>' if is_late(numbers) else "",
         f'<div class="player"><audio controls src="{html.escape(audio_source)}"></audio></div>',
-        score(title, picture, _NOTE),
-        _turns_table(talk),
-        _said(talk),
+        _score(html.escape(title), *picture),
+        *parts,
         made({"Options": about}),
-        f"<script>{PLAYER_SCRIPT.replace('ROWS', rows)}</script>",
+        f"<script>{_PLAYER_SCRIPT.replace('ROWS', places)}</script>",
     ]
-    return page(talk.title, body, PLAYER_STYLE)
+    return page(title, body, _PLAYER_STYLE)
 
 
 def is_late(numbers: Mapping[str, str]) -> bool:
@@ -122,13 +151,13 @@ def is_late(numbers: Mapping[str, str]) -> bool:
         return False
 
 
-def card(name: str, value: str) -> str:
+def _card(name: str, value: str) -> str:
     """Return a number and its name as an element; a real-time factor above 1 is marked."""
     kind = ' class="late"' if name == REAL_TIME and is_late({name: value}) else ""
     return f"<div{kind}><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
 
 
-def score(title: str, picture: str, note: str) -> str:
+def _score(title: str, picture: str, note: str) -> str:
     """Return a figure with a playhead over it, and a note below it."""
     return (
         f'<figure role="img" aria-label="Waveforms and words: {title}"><div class="wide">'
@@ -137,7 +166,7 @@ def score(title: str, picture: str, note: str) -> str:
     )
 
 
-def script_json(value: Any) -> str:
+def _script_json(value: Any) -> str:
     """Return JSON text that cannot end a script element."""
     return json.dumps(value).replace("<", "\\u003c")
 

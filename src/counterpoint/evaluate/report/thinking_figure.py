@@ -7,27 +7,23 @@ across a row are interruptions: full where the agent interrupts, dotted where th
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from counterpoint.evaluate.duplex.turns import Levels, Segment
 from counterpoint.evaluate.report.conversation_figure import (
     COLOURS,
-    GAP,
-    HEAD,
     LEFT,
-    RIGHT,
     WAVE,
     WIDTH,
     WORD,
     WORD_LINES,
     Row,
+    Sheet,
     draw_wave,
     draw_words,
-    set_ticks,
-    styled,
 )
-from counterpoint.evaluate.report.figures import PALETTE, new_figure, to_png
-from counterpoint.evaluate.report.vector import to_svg
+from counterpoint.evaluate.report.figures import PALETTE
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -35,11 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ROW_S = 12.0
-_MOST_ROWS = 40
-_FOOT = 0.5
 _BAR = 0.09
 _PAD = 0.1
+_SHEET = Sheet(12.0, 40, 2 * WAVE + 4 * WORD * WORD_LINES + 2 * _BAR + 4 * _PAD, 0.5)
 _LONGEST = 70  # letters of a label
 _DROPPED = PALETTE[0]
 _BARS: Mapping[str, str] = {"thought": PALETTE[4], "call": PALETTE[3], "failed": PALETTE[1]}
@@ -62,85 +56,35 @@ class Watched:
 
 def watched_rows(watched: Watched) -> tuple[Row, ...]:
     """Return the rows of the figure: of 12 s, or longer if there would be more than 40."""
-    duration_s = max(watched.levels.duration_s, 1e-3)
-    number = min(max(-int(-duration_s // _ROW_S), 1), _MOST_ROWS)
-    row_s = duration_s / number
-    height = _figure_height(number)
-    tops = [HEAD + place * (_row_height() + GAP) for place in range(number)]
-    return tuple(
-        Row(
-            start_s=place * row_s,
-            stop_s=(place + 1) * row_s,
-            left=LEFT / WIDTH,
-            right=1 - RIGHT / WIDTH,
-            top=top / height,
-            bottom=(top + _row_height()) / height,
-        )
-        for place, top in enumerate(tops)
-    )
-
-
-def draw_watched(watched: Watched) -> bytes:
-    """Draw the figure as PNG bytes.
-
-    Raises:
-        UserError: The package ``matplotlib`` is missing.
-    """
-    with styled():
-        return to_png(watched_figure(watched))
-
-
-def watched_vector(watched: Watched) -> str:
-    """Draw the figure as SVG for a page, in the colours of the page.
-
-    Raises:
-        UserError: The package ``matplotlib`` is missing.
-    """
-    with styled():
-        return to_svg(watched_figure(watched))
+    return _SHEET.rows(max(watched.levels.duration_s, 1e-3))
 
 
 def watched_figure(watched: Watched) -> "Figure":
     """Draw all rows of a conversation."""
     rows = watched_rows(watched)
-    height = _figure_height(len(rows))
-    figure = new_figure(WIDTH, height)
-    figure.set_layout_engine("none")  # a page must know the places of the rows
-    title = watched.title
-    figure.text(LEFT / WIDTH, 1 - 0.14 / height, title, fontsize=12, weight="bold", va="top")
-    left_out = 0
-    for row in rows:
-        place = (row.left, 1 - row.bottom, row.right - row.left, row.bottom - row.top)
-        left_out += _draw_row(figure.add_axes(place), watched, row)
+    figure, left_out = _SHEET.draw(watched.title, rows, partial(_draw_row, watched))
     note = (
         "bars: from the first to the last moment of a thought or a call      red: failed or taken "
         "back      vertical line: interruption by the agent (full) or the user (dotted)"
     )
     if left_out:
         note += f"      labels left out for want of room: {left_out}"
-    figure.text(LEFT / WIDTH, 0.16 / height, note, fontsize=8.5, color="#555555", va="center")
+    figure.text(
+        LEFT / WIDTH,
+        0.16 / _SHEET.height(len(rows)),
+        note,
+        fontsize=8.5,
+        color="#555555",
+        va="center",
+    )
     return figure
 
 
-def _row_height() -> float:
-    return 2 * WAVE + 4 * WORD * WORD_LINES + 2 * _BAR + 4 * _PAD
-
-
-def _figure_height(num_rows: int) -> float:
-    return HEAD + num_rows * (_row_height() + GAP) + _FOOT
-
-
-def _draw_row(axis: "Axes", watched: Watched, row: Row) -> int:
+def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
     """Draw one row, and return the number of labels that did not fit."""
-    axis.set_xlim(row.start_s, row.stop_s)
-    axis.set_ylim(0, _row_height())
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
-    axis.tick_params(length=3, labelsize=8.5)
-    set_ticks(axis, row)
     timeline = watched.timeline
     words = WORD * WORD_LINES
-    top = _row_height()
+    top = _SHEET.row_height
     left_out = 0
     for name in (USER, AGENT):
         centre = top - WAVE / 2

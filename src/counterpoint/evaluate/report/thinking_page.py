@@ -5,14 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.evaluate.report.conversation_figure import moment
-from counterpoint.evaluate.report.conversation_page import (
-    PLAYER_SCRIPT,
-    PLAYER_STYLE,
-    card,
-    score,
-    script_json,
-)
-from counterpoint.evaluate.report.page import made, page
+from counterpoint.evaluate.report.conversation_page import player_page
 from counterpoint.evaluate.report.thinking_figure import Watched, watched_rows
 from counterpoint.streams.timeline import Event
 
@@ -20,7 +13,6 @@ _NOTE = (
     "The agent is on the left, the user on the right. The agent sounds when it really could: what "
     "the engines took is in these times. Click the figure or a line to listen from there."
 )
-_SHOWN = ("payload", "stream", "kind")
 
 
 def thinking_page(
@@ -34,24 +26,20 @@ def thinking_page(
 
     Args:
         watched: The conversation.
-        picture: Its figure, from `watched_vector`.
+        picture: Its figure, from `watched_figure` and `as_svg`.
         audio_source: Address of the recording: a data URL, or a file next to the page.
         numbers: Measured numbers, by name.
         about: How the conversation was made; JSON values.
     """
-    title = html.escape(watched.title)
-    rows = script_json([row._asdict() for row in watched_rows(watched)])
-    cards = "".join(card(name, value) for name, value in numbers.items())
-    body = [
-        f"<h1>{title}</h1>",
-        f'<div class="numbers">{cards}</div>',
-        f'<div class="player"><audio controls src="{html.escape(audio_source)}"></audio></div>',
-        score(title, picture, _NOTE),
-        _events(watched),
-        made({"Options": about}),
-        f"<script>{PLAYER_SCRIPT.replace('ROWS', rows)}</script>",
-    ]
-    return page(watched.title, body, PLAYER_STYLE)
+    return player_page(
+        watched.title,
+        (picture, _NOTE),
+        watched_rows(watched),
+        audio_source,
+        numbers,
+        [_events(watched)],
+        about,
+    )
 
 
 def _events(watched: Watched) -> str:

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from counterpoint.evaluate.duplex.delays import measure_delays, told
 from counterpoint.evaluate.duplex.turns import measure_levels
 from counterpoint.evaluate.report.answer import sound_address
+from counterpoint.evaluate.report.conversation_figure import as_png, as_svg
 from counterpoint.evaluate.report.conversation_page import REAL_TIME
-from counterpoint.evaluate.report.thinking_figure import Watched, draw_watched, watched_vector
+from counterpoint.evaluate.report.thinking_figure import Watched, watched_figure
 from counterpoint.evaluate.report.thinking_page import thinking_page
 from counterpoint.files import shown
 from counterpoint.runtime.talk import AGENT, USER
@@ -67,8 +69,9 @@ def write_watched(
     rate = 16_000
     levels = measure_levels(audio_blocks(recording, rate, 2), rate)
     watched = Watched(title=title, levels=levels, timeline=timeline)
-    paths[1].write_bytes(draw_watched(watched))
+    paths[1].write_bytes(as_png(partial(watched_figure, watched)))
     source = sound_address(recording)
-    page = thinking_page(watched, watched_vector(watched), source, numbers, settings)
+    picture = as_svg(partial(watched_figure, watched))
+    page = thinking_page(watched, picture, source, numbers, settings)
     paths[2].write_text(page, encoding="utf-8")
     return paths

@@ -4,6 +4,8 @@ The answers need *scope* (how much of the text must be seen at once) and depend 
 of the evidence (how scattered it is). `TASKS` has the tasks by name, in their default size.
 """
 
+from typing import get_args
+
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.part_whole.audit import StreamAudit
 from counterpoint.data.tasks.part_whole.cloze import KeyedCloze
@@ -16,16 +18,7 @@ PartWholeTask = Navon | KeyedCloze | Sections | Logbook | StreamAudit | Acrostic
 """One of the tasks with synthetic texts."""
 
 TASKS: dict[str, PartWholeTask] = {
-    task.name: task
-    for task in (
-        Navon(),
-        KeyedCloze(),
-        Sections(),
-        Logbook(),
-        StreamAudit(),
-        Acrostic(),
-        RandomHierarchy(),
-    )
+    task.name: task for task in (kind() for kind in get_args(PartWholeTask))
 }
 """The tasks with synthetic texts, T1 to T7, by name."""
 
