@@ -4,19 +4,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from counterpoint.cli.running import Running
-from counterpoint.errors import UserError
-from counterpoint.evaluate.report.answer import answer_table, check_answer_path
+from counterpoint.cli.talk_shanks_options import ShanksOptions, check_shanks
+from counterpoint.evaluate.report.answer import answer_table
 from counterpoint.evaluate.report.thinking_page import event_text
 from counterpoint.evaluate.report.watched import watched_numbers, write_watched
 from counterpoint.files import shown
-from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
@@ -26,7 +25,7 @@ from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.live import converse_with_microphone, listen
 from counterpoint.runtime.cascade.own_tools import open_tools
 from counterpoint.runtime.cascade.thinking import ClauseTrigger, FixedChunks
-from counterpoint.speech.audio import channel_blocks, verify_audio, write_stereo
+from counterpoint.speech.audio import channel_blocks, write_stereo
 from counterpoint.streams.timeline import Event
 
 _HELP = """Talk with engines that think while they listen: nothing is trained.
@@ -38,42 +37,6 @@ timeline (.timeline.jsonl), a picture (.png) and a page (.html). Needs `pip inst
 
 Example: counterpoint talk shanks --input question.wav
 """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShanksOptions:
-    """Options of ``talk shanks``.
-
-    Attributes:
-        input: The recording: WAV, FLAC or Ogg, of any sample rate.
-        microphone: Talk through this machine's microphone; Ctrl-C ends the conversation.
-        output: The WAV file to write; the other files get its name.
-        llm: The language model: smollm2 (llama.cpp), tower (the same in this library's own code),
-            the address of an OpenAI-compatible server, or a model's file or folder.
-        llm_model: Name of the model at a server.
-        tools: Tools that may be called: "orders", or a Python file with a list `TOOLS`.
-        chunk_s: Seconds of speech after which the model thinks.
-        clauses: Think when a clause is complete instead.
-        silent: Do not think while listening: the baseline.
-        after_listening: Call tools only after the user has finished: the baseline.
-        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
-        tail: Longest silence, in seconds, that is heard after the recording.
-        at_once: Do not wait for the time of the recording; times are what the engines took.
-    """
-
-    input: Path | None = None
-    microphone: bool = False
-    output: Path = Path("shanks.wav")
-    llm: str = "smollm2"
-    llm_model: str = ""
-    tools: str = ""
-    chunk_s: float = 4.0
-    clauses: bool = False
-    silent: bool = False
-    after_listening: bool = False
-    channel: int | None = None
-    tail: float = 20.0
-    at_once: bool = False
 
 
 class _Held(NamedTuple):
@@ -90,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parse(fields, arguments, "talk shanks", _HELP)
     options: ShanksOptions = chosen.options
     output: Running = chosen.output
-    _check(options)
+    check_shanks(options)
     with output.results() as tell:
         cascade, num_clipped, work_s = _hold(options, output)
         timeline = cascade.timeline()
@@ -107,22 +70,6 @@ def main(arguments: Sequence[str]) -> int:
     if num_clipped:
         print(f"{num_clipped:,} samples are beyond full scale and clipped.", file=sys.stderr)
     return 0
-
-
-def _check(options: ShanksOptions) -> None:
-    if (options.input is None) != options.microphone:
-        raise UserError("Give either `--input` or `--microphone`.")
-    if not 0 <= options.tail <= 600 or not 0.5 <= options.chunk_s <= 60:
-        raise UserError(
-            "`--tail` must be 0 to 600 seconds, and `--chunk-s` 0.5 to 60: got "
-            f"{options.tail} and {options.chunk_s}."
-        )
-    if options.at_once and options.microphone:
-        raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
-    check_answer_path(options.output, [] if options.input is None else [options.input])
-    check_modules("matplotlib")  # needed when the conversation is over
-    if options.input is not None:
-        verify_audio(options.input)
 
 
 def _hold(options: ShanksOptions, output: Running) -> _Held:
