@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from counterpoint.data.tasks.items import HELD_OUT_SEED, floors
-from counterpoint.data.tasks.part_whole import FORMS, SMALL
+from counterpoint.data.tasks.part_whole import FORMS, TASKS
 
 OUT = Path(__file__).parents[1] / "docs" / "results" / "part_whole_floors.json"
 NUM_ITEMS = 50_000
@@ -25,8 +25,8 @@ def main() -> None:
     tasks = {}
     for name, task in FORMS.items():
         # Some small forms have shorter items to learn from than to be scored on.
-        seed = HELD_OUT_SEED if name in SMALL else 0
-        num_items = NUM_SMALL_ITEMS if name in SMALL else NUM_ITEMS
+        seed = HELD_OUT_SEED if name not in TASKS else 0
+        num_items = NUM_SMALL_ITEMS if name not in TASKS else NUM_ITEMS
         found = rounded(floors(task, num_items, seed))
         tasks[name] = {
             "primary": task.primary,

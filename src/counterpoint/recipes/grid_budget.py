@@ -131,6 +131,7 @@ def fit_grid(
     file = folder / FILE
     if file.exists():
         budget: GridBudget = decode(GridBudget, read_begun(file, ("minutes", "num_steps")))
+        _size_named(grid, budget.size)  # before anything is said of another study's folder
         if budget.minutes != minutes:
             progress.note(
                 f"{folder} keeps the size that `--minutes {budget.minutes:g}` chose in its first "
