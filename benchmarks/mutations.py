@@ -127,7 +127,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
     return int(code), failed.group(1) if failed else printed.getvalue()[-300:]
 
 
-def try_out(base: Path, number: int, mutation: Mutation) -> Outcome:
+def try_out(base: Path, commit: str, number: int, mutation: Mutation) -> Outcome:
     """Plant an error in a copy of a tree and run its tests."""
     begin = time.perf_counter()
     tree = base.with_name(str(number))
@@ -146,7 +146,7 @@ def try_out(base: Path, number: int, mutation: Mutation) -> Outcome:
         outcome=outcome,
         by="" if outcome == "survived" else by,
         seconds=round(time.perf_counter() - begin, 1),
-        commit=this_commit(),
+        commit=commit,
     )
 
 
@@ -156,13 +156,14 @@ def try_all(mutations: Sequence[Mutation], num_workers: int) -> Iterator[Outcome
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         copy_tree(base)
+        commit = this_commit()
         with fork.Pool(num_workers, maxtasksperchild=1) as pool:
             tests = sorted({test for mutation in mutations for test in mutation.tests})
             code, by = pool.apply(run_tests, (base, tests))
             if code:
                 raise SystemExit(f"Without any planted error all tests must pass: {by}")
             waiting = [
-                pool.apply_async(try_out, (base, number, mutation))
+                pool.apply_async(try_out, (base, commit, number, mutation))
                 for number, mutation in enumerate(mutations)
             ]
             for result in waiting:
