@@ -29,3 +29,19 @@ def nearest_file(path: str | Path) -> str:
         return nearest_file(path.parent) if path.parent != path else ""
     found = get_close_matches(path.name, beside, n=1, cutoff=0.5)
     return f"The nearest is {str(path.parent / found[0])!r}." if found else ""
+
+
+def absent(what: str, path: str | Path, kind: str = "an existing file") -> str:
+    """Return the message for a path that does not lead to what is needed.
+
+    Args:
+        what: What the path should be, such as "The recording" or "`--voice`".
+        path: The path that was given.
+        kind: What must be there.
+    """
+    path = Path(path)
+    if path.exists():
+        hint = f"It is a {'folder' if path.is_dir() else 'file'}."
+    else:
+        hint = nearest_file(path) or "There is nothing: check the path."
+    return f"{what} must be {kind}: got {str(path)!r}. {hint}"

@@ -1,7 +1,8 @@
 import io
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -114,7 +115,36 @@ def test_a_missing_option_is_told_in_one_line(
     encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    with pytest.raises(UserError, match="^Missing from counterpoint report: ") as caught:
+    with pytest.raises(UserError, match="^`counterpoint report` must be given RUN ") as caught:
         parse([("options", ReportOptions, REQUIRED)], [], "report", "")
     assert not re.search("--- |──", str(caught.value))
     assert str(caught.value).endswith("`counterpoint report --help` lists what there is.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Words:
+    """Words of a verb.
+
+    Attributes:
+        out: A file.
+        kind: A kind.
+    """
+
+    out: Path
+    kind: Literal["b", "a"] = "b"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ((), "`counterpoint x` must be given --out PATH: nothing came. "),
+        (("--out",), "`--out` must be followed by a value: nothing came. "),
+        (("--out", "f", "--kind", "c"), "`--kind` must be one of b, a: got 'c'. "),
+        (("--out", "f", "g"), "`counterpoint x` must have no other words: got g. "),
+    ],
+)
+def test_a_mistake_says_what_must_hold_and_what_came(
+    words: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        parse([("options", _Words, REQUIRED)], words, "x", "")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.speech.user_words import read_user_words
+from counterpoint.errors import UserError
 from counterpoint.evaluate.report.conversation_lines import transcript_lines
 from counterpoint.runtime.load import load
 from counterpoint.runtime.shipped import FOLDER, TALKS, find_shipped
@@ -28,6 +29,8 @@ def test_name_gives_the_shipped_model_unless_something_is_there(
     monkeypatch.chdir(tmp_path)
     assert find_shipped(TALKS) == FOLDER / TALKS
     assert find_shipped(Path("nothing")) == Path("nothing")
+    with pytest.raises(UserError, match="The nearest is 'duplex_small'."):
+        find_shipped(Path("duplex_smal"))
     assert find_shipped(Path("x") / TALKS) == Path("x") / TALKS
     TALKS.mkdir()
     assert find_shipped(TALKS) == TALKS

@@ -41,9 +41,9 @@ class EvaluateOptions:
         checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex.
         recordings: List of recordings (.jsonl) on which a speech model is scored, instead of the
             held-out recordings of its run; a published model needs it.
-        max_units: Number of held-out units (for speech: rows) that are scored, spread evenly; 0
-            scores all.
-        whole_units: Number of units on which the whole is replaced, spread evenly; 0 takes all.
+        max_units: Number of held-out units (for speech: rows) that are scored, spread evenly, or 0
+            for all.
+        whole_units: Number of units on which the whole is replaced, spread evenly, or 0 for all.
         precision: Type of the computation; "auto" takes the one that is faster on this machine.
     """
 

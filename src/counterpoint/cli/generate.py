@@ -26,7 +26,7 @@ from counterpoint.systems.contract import System
 
 _HELP = """Continue a prompt.
 
-Example: counterpoint generate runs/first_run/two_stream --prompt "And God said" --temperature 0.8
+Example: counterpoint generate two_stream_bible --prompt "And God said" --temperature 0.8
 """
 
 
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _generate(options: GenerateOptions, sampling: Sampling, running: Running) -> dict[str, Any]:
     """Print the text while it is written; return prompt and text as a JSON value."""
+    if options.num_ticks < 1:
+        raise UserError(f"`--num-ticks` must be 1 or more: got {options.num_ticks}.")
     prompt = _prompt(options)
     check_output()
     loaded = load(options.checkpoint, running.device)

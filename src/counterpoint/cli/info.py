@@ -26,7 +26,7 @@ from counterpoint.train.run import Run
 _VERB_HELP = """Show layout, parameters, FLOPs a tick and state bytes a tick; for a recipe also the
 memory that training needs.
 
-Example: counterpoint info first_run
+Example: counterpoint info two_stream.small
 """
 _HELP = f"""usage: counterpoint info CKPT|RECIPE|SYSTEM.PRESET [--num-ticks N] [overrides]
 

@@ -34,7 +34,7 @@ class SynthesizeOptions:
     Attributes:
         scripts: A .jsonl file of scripts, or a file or folder of SGD dialogues.
         out: Folder for the recordings; existing recordings are not made again.
-        limit: Number of dialogues to make, from the first on; 0 makes all.
+        limit: Number of dialogues to make, from the first on, or 0 for all.
         workers: Processes that speak at the same time; by default one, on Ray one for each core.
         ray: Use the Ray cluster at this address, such as auto; local starts one.
         agent: The agent's voices, such as "piper:joe:1.0" (engine, name, formant); by default all

@@ -13,7 +13,7 @@ from counterpoint.errors import UserError
 from counterpoint.processes import INTERRUPTED
 from counterpoint.recipes.duplex_study import DuplexStudy
 from counterpoint.recipes.fine_tuning import FineTuning
-from counterpoint.recipes.loading import load_recipe, recipe_names
+from counterpoint.recipes.loading import load_recipe, recipe_names, summary
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse, shown_once
 from counterpoint.recipes.study import Study
@@ -25,9 +25,12 @@ Train what a recipe describes; a run that was stopped is continued.
 
 Example: counterpoint train first_run --train.num-steps 100 --folder runs/short
 
+RECIPE is one of these:
+
 {names}
-or path/to/file.py:function, a function that returns a `Run`, a
-`Study`, a `DuplexStudy` or a `FineTuning`. A `Grid` is run by `counterpoint study`.
+
+or path/to/file.py:function, a function that returns a `Run`, a `Study`, a `DuplexStudy` or a
+`FineTuning`. A `Grid` is run by `counterpoint study`.
 `counterpoint train RECIPE --help` shows the most important options, `--help-all` every field. On
 several processes: torchrun -m counterpoint train RECIPE (a `Run`).
 """
@@ -65,13 +68,19 @@ class TrainOptions(Running):
     folder: Path | None = None
 
 
+def _listed(name: str) -> str:
+    """Return the name of a recipe beside what it does."""
+    return textwrap.fill(
+        summary(name), 100, initial_indent=f"  {name:<15} ", subsequent_indent=" " * 18
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words after it."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "--help-all"):
         names = [one for one in recipe_names() if isinstance(load_recipe(one), Recipe)]
-        listed = textwrap.fill(f"RECIPE is one of: {', '.join(names)}", 100)
-        print(_HELP.format(names=listed), end="")
+        print(_HELP.format(names="\n".join(map(_listed, names))), end="")
         return 0
     recipe = load_recipe(name)
     if not isinstance(recipe, Recipe):

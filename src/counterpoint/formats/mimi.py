@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.speech.mimi import HEAD_WIDTH, LAYER_PARTS, Mimi
 
 _CODEBOOK_PARTS = ("initialized", "cluster_usage", "embedding_sum")
@@ -105,7 +105,7 @@ def read_mimi_weights(path: str | Path) -> dict[str, Float[Tensor, "..."]]:
         UserError: There is no such file, or it does not hold Mimi.
     """
     if not Path(path).is_file():
-        raise UserError(f"Mimi's weights must be an existing file: got {str(path)!r}.")
+        raise UserError(absent("Mimi's weights", path))
     try:
         tensors = load_file(path)
     except SafetensorError as error:

@@ -13,7 +13,7 @@ from counterpoint.train.run import Run
 
 
 def block_search() -> Study:
-    """Train both kinds of attention on 50 blocks of five letters; see `block_study`."""
+    """Train plain and Multi-Token Attention to find one of 50 blocks; see `block_study`."""
     return block_study(block_letters=5, num_blocks=50)
 
 

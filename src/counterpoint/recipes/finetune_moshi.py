@@ -6,7 +6,9 @@ from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConf
 
 
 def finetune_moshi() -> FineTuning:
-    """Train adapters of rank 128 over frozen bfloat16 weights, at Kyutai's moshi-finetune rates.
+    """Fine-tune a published Moshi or PersonaPlex on your own recordings, with adapters.
+
+    Adapters of rank 128 over frozen bfloat16 weights, at the rates of Kyutai's moshi-finetune.
 
     ``counterpoint train finetune_moshi --base FOLDER --data FOLDER``. Rows are computed one by one,
     so that a model of 7B fits a GPU of 80 GB; with ``--adapters.frozen int8`` it fits 24 GB.

@@ -29,6 +29,13 @@ def recipe_names() -> list[str]:
     return names
 
 
+def summary(name: str) -> str:
+    """Return the first sentence of the docstring of a recipe of the library, without markup."""
+    module = importlib.import_module(f"counterpoint.recipes.{name}")
+    first = inspect.getdoc(getattr(module, name)) or ""
+    return " ".join(first.split("\n\n")[0].split()).replace("`", "")
+
+
 def load_recipe(name: str) -> Any:
     """Call a recipe and return its result, a dataclass that describes one or several runs.
 

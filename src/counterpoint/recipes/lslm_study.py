@@ -14,7 +14,7 @@ _FUSIONS: tuple[Fusion, ...] = ("middle", "early", "late", "cross_attention")
 
 
 def lslm_study() -> Study:
-    """Train the four fusions on the same utterances with the same sounds, over three seeds.
+    """Compare the four fusions of LSLM on the same utterances and sounds, over three seeds.
 
     A fifth arm has middle fusion and a listening network whose random weights are frozen, the
     cheapest row of the published ablation. It takes at most four hours. Hits, delays and word

@@ -13,6 +13,7 @@ import tyro
 from counterpoint.data.text.corpus import Source
 from counterpoint.data.text.source_text import parse_source, write_source
 from counterpoint.errors import UserError, nearest
+from counterpoint.recipes.complaints import one_line
 from counterpoint.recipes.options import REQUIRED, SOURCES, Field, options_of, short_help
 
 _Options = TypeVar("_Options")
@@ -60,7 +61,7 @@ def parse(
         with contextlib.redirect_stderr(complaint):
             chosen = _parse(fields, words, command, description)
     except SystemExit:
-        told = _one_line(complaint.getvalue(), fields, words, command)
+        told = one_line(complaint.getvalue(), fields, words, command)
         raise UserError(_as_typed(told, arguments)) from None
     except UserError as error:
         raise UserError(_as_typed(str(error), arguments)) from None
@@ -130,45 +131,6 @@ def _check_options(fields: Sequence[Field], arguments: Sequence[str], command: s
             f"An option must be a field that `counterpoint {command}` has: got {option}. "
             f"{nearest(option, [name for name in known if name.startswith('--')])}"
         )
-
-
-_KINDS = {"N": "a whole number", "X": "a number", "N ...": "whole numbers", "X ...": "numbers"}
-"""What the placeholder of a value means."""
-
-
-def _one_line(
-    complaint: str, fields: Sequence[Field], arguments: Sequence[str], command: str
-) -> str:
-    """Return the first part of the message that tyro prints in a box, as one line.
-
-    A terminal that knows ASCII only gets no box, but a rule of hyphens below the title too.
-    """
-    lines = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines()[1:]]
-    is_rule = [set(line) in ({"─"}, {"-"}) for line in lines]
-    begin = 1 if is_rule[:1] == [True] else 0
-    end = is_rule.index(True, begin) if True in is_rule[begin:] else len(lines)
-    text = " ".join(" ".join(lines[begin:end]).split()).rstrip(".")
-    refused = re.match(r"Error parsing (--[^ :]+):", text)
-    if refused:
-        text = _wrong_kind(refused[1], fields, arguments) or text
-    return f"{text}. `counterpoint {command} --help` lists what there is."
-
-
-def _wrong_kind(option: str, fields: Sequence[Field], arguments: Sequence[str]) -> str | None:
-    """Say that an option needs a number; tyro lists what every type of its field complained of."""
-    kind = {one.name: _KINDS.get(one.values) for one in options_of(fields)}.get(option)
-    if kind is None:
-        return None
-    given: list[str] = []
-    is_it = False
-    for word in arguments:
-        name, _, value = word.partition("=")
-        if name.startswith("--"):
-            is_it = name.replace("_", "-") == option
-            given += [value] if is_it and value else []
-        elif is_it:
-            given.append(word)
-    return f"`{option}` must be {kind}: got '{' '.join(given)}'"
 
 
 def _as_typed(told: str, arguments: Sequence[str]) -> str:

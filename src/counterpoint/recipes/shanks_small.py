@@ -17,7 +17,7 @@ from counterpoint.train.run import Run
 
 
 def shanks_small() -> Run:
-    """Train the interleaved arrangement; it is also the language model of the cascade.
+    """Train a SHANKS that thinks while it hears spoken maths, in the published arrangement.
 
     ``--data.arrangement silent`` trains the baseline that only decides whether to interrupt.
     `shanks_small_parallel` is the other arrangement.

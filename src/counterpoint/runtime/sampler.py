@@ -31,7 +31,7 @@ class Sampling:
 
     Attributes:
         temperature: Divisor of the scores; 0 always takes the likeliest id.
-        top_k: Number of likeliest ids that are kept; 0 keeps all.
+        top_k: Number of likeliest ids that are kept, or 0 for all.
         top_p: Keep the smallest number of likeliest ids that together have this probability; 1
             keeps all.
         min_p: Keep ids whose probability is at least this share of the highest one; 0 keeps all.

@@ -1,6 +1,9 @@
 """Trained models that come with the package: exported checkpoints, each with a model card."""
 
+from difflib import get_close_matches
 from pathlib import Path
+
+from counterpoint.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "models"
 """Folder with one folder for each model: a checkpoint of `export_checkpoint`, and its README.md."""
@@ -17,6 +20,18 @@ def find_shipped(path: Path) -> Path:
 
     Args:
         path: The name or path that a user gives. An existing path takes precedence.
+
+    Raises:
+        UserError: It is nearly the name of such a model.
     """
-    shipped = FOLDER / path
-    return shipped if path.name == str(path) and not path.exists() and shipped.is_dir() else path
+    if path.name != str(path) or path.exists():
+        return path
+    names = [folder.name for folder in FOLDER.iterdir() if folder.is_dir()]
+    if path.name in names:
+        return FOLDER / path
+    if found := get_close_matches(path.name, names, n=1, cutoff=0.8):
+        raise UserError(
+            "A model must be a path that exists, or one that comes with the package: got "
+            f"{str(path)!r}. The nearest is {found[0]!r}."
+        )
+    return path

@@ -28,7 +28,7 @@ from counterpoint.data.speech.opening import (
     tagged_role,
 )
 from counterpoint.data.speech.words import WordTokenizer
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.formats import is_voice, open_voice
 from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.prefix import behind
@@ -358,7 +358,7 @@ def check_opening(role: str, voice: Path | None, pin: bool) -> None:
     if not is_voice(voice):
         inspect_audio(voice)
     elif not voice.is_file():
-        raise UserError(f"`--voice` must be an existing file: got {str(voice)!r}.")
+        raise UserError(absent("`--voice`", voice))
 
 
 def begin(

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.files import whole_file
 from counterpoint.packages import optional_module
 from counterpoint.speech.codec import check_samples
@@ -365,7 +365,7 @@ def _opened(path: str | Path) -> Iterator[_Recording]:
     """Open a file for reading; errors name the file."""
     soundfile = optional_module("soundfile")
     if not Path(path).is_file():
-        raise AudioError(f"The recording must be an existing file: got {str(path)!r}.")
+        raise AudioError(absent("The recording", path))
     try:
         whole = check_whole(Path(path))
         with _Patched(Path(path), whole) as content, _forward(soundfile, content) as file:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.files import read_json_lines, write_json_lines
 from counterpoint.literals import literals_checked
 
@@ -330,7 +330,7 @@ def _named(read: Any, record: dict[str, Any], place: str) -> Script:
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the place and object of each line."""
     if not path.is_file():
-        raise UserError(f"Dialogues must be an existing .jsonl file: got {str(path)!r}.")
+        raise UserError(absent("The file of dialogues", path, "an existing .jsonl file"))
     records = list(read_json_lines(path))
     if not records:
         raise UserError(f"Dialogues must have at least one line: {str(path)!r} is empty.")

@@ -36,7 +36,7 @@ from counterpoint.data.speech.monologue import (
     count_written,
     write_monologue,
 )
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.files import read_json_lines, write_tensors
 from counterpoint.speech.audio import audio_blocks, inspect_audio, read_audio
 from counterpoint.speech.augment import Augmentation, augment_user
@@ -243,7 +243,7 @@ def read_dialogues(path: str | Path, hearing: Hearing | None = None) -> list[Dia
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"The list of recordings must be an existing file: got {str(path)!r}.")
+        raise UserError(absent("The list of recordings", path))
     dialogues = []
     for place, record in read_json_lines(path):
         name = record.get("path")
@@ -365,7 +365,7 @@ def _read_beside(path: Path, hearing: Hearing | None) -> tuple[tuple[Word, ...] 
 
 def _audio_digest(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f"The recording must be an existing file: got {str(path)!r}.")
+        raise UserError(absent("The recording", path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from counterpoint.data.speech.alignments import AGENT_SPEAKER, read_transcript
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.streams.timeline import Event, Timeline
 
 USER = "user"
@@ -21,7 +21,7 @@ def read_user_words(path: Path) -> Timeline:
         UserError: See `read_transcript`; or there are words, and all are the agent's.
     """
     if not path.is_file():
-        raise UserError(f"`--words` must be an existing file: got {str(path)!r}.")
+        raise UserError(absent("`--words`", path))
     transcript = read_transcript(path)
     if transcript.words is None:
         raise UserError(f"{path} must hold words: its `alignments` are null.")

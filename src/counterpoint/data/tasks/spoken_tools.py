@@ -17,7 +17,7 @@ from typing import NamedTuple
 from counterpoint.data.tasks.items import draw
 from counterpoint.data.tasks.tool_world import ORDER, SLOTS
 from counterpoint.data.tools import Tool, canonical
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 from counterpoint.files import read_json_lines
 
 _SPOKEN = ("size", "roast", "numberOfShots", "coffeeDrink")
@@ -161,7 +161,7 @@ def dialogue_requests(path: Path) -> list[ToolRequest]:
         UserError: There is no such file.
     """
     if not Path(path).is_file():
-        raise UserError(f"Dialogues must be an existing file: no {str(path)!r}.")
+        raise UserError(absent("The file of dialogues", path))
     found = []
     for _, record in read_json_lines(Path(path)):
         turns = record["turns"]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, absent
 
 
 def existing_file(path: str | Path) -> Path:
@@ -15,7 +15,7 @@ def existing_file(path: str | Path) -> Path:
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"The corpus must be an existing file: got {str(file)!r}.")
+        raise UserError(absent("The corpus", file))
     return file
 
 
@@ -31,7 +31,7 @@ def files_below(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"The corpus must be an existing folder: got {str(folder)!r}.")
+        raise UserError(absent("The corpus", folder, "an existing folder"))
     found: list[Path] = []
     seen = {_identity(folder)}
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
