@@ -2,6 +2,7 @@
 
 import os
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -108,3 +109,11 @@ def missing_package(module: str) -> MissingPackageError | None:
                 f"This needs the package `{package}`: pip install 'counterpoint[{extra}]'."
             )
     return None
+
+
+def installed_version(package: str) -> str:
+    """Return the version of an installed package; "unknown" if it runs from a source tree."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -6,11 +6,10 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from counterpoint.errors import UserError, nearest, nearest_file
-from counterpoint.packages import missing_package
+from counterpoint.packages import installed_version, missing_package
 from counterpoint.processes import INTERRUPTED, interruptible, wait_briefly
 
 VERBS = (
@@ -104,8 +103,8 @@ def _run(arguments: list[str]) -> int:
         print(_HELP, end="")
         return 0
     if verb in ("-V", "--version"):
-        print(f"counterpoint {_version('counterpoint')}")
-        print(f"torch {_version('torch')}, Python {platform.python_version()}")
+        print(f"counterpoint {installed_version('counterpoint')}")
+        print(f"torch {installed_version('torch')}, Python {platform.python_version()}")
         return 0
     if verb == "--show-completion":
         from counterpoint.cli.completion import completion  # it loads all that verbs load
@@ -119,13 +118,6 @@ def _run(arguments: list[str]) -> int:
         )
     status: int = importlib.import_module(f"counterpoint.cli.{verb}").main(rest)
     return status
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
 
 
 def _message(error: UserError | OSError) -> str:

@@ -38,7 +38,6 @@ class FrameSampling:
             row.
         padding_bias: Number added to the score of the text's padding id. Above 0 the model is
             slower to speak, below 0 it speaks more.
-            to speak, below 0 it speaks more.
 
     Source of the bias: `pad_mult` of Kyutai's server.
     """
