@@ -46,13 +46,14 @@ from counterpoint.runtime.cascade.thinking import (
     Scene,
     SceneWriter,
     Trigger,
+    old_messages,
 )
 from counterpoint.runtime.cascade.trace import Trace
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.codec import check_channel
 from counterpoint.streams.timeline import Event, Timeline
 
-_REMEMBERED = 40  # most messages of the history
+_REMEMBERED = 40  # messages of the history that stay at least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,9 @@ class Engines:
         speak: Speaks sentences, at `EAR_HZ`.
         think: Thinks while the user speaks; ``None`` for a model that does not.
         judge: Tells how sure it is that the user must be interrupted.
+        read: Reads the history after an answer, and the newest words while the user speaks, so that
+            the next answer begins sooner; what it yields is not used. ``None`` for a model that
+            keeps nothing of a prompt.
     """
 
     detect: Detect
@@ -74,6 +78,7 @@ class Engines:
     speak: Speak
     think: SceneWriter | None = None
     judge: Judge | None = None
+    read: SceneWriter | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +162,7 @@ class Cascade:
             lanes(),
             self.rules.apology,
         )
+        self._reading = lanes()
         self._trace = Trace(on_event)
         self._mind = Mind(
             engines.think,
@@ -257,6 +263,9 @@ class Cascade:
             self._prepare(turn)
         self._mouth.advance(now_s)
         self._watch_reply()
+        for step in self._reading.poll(now_s):
+            if step.error is not None:
+                self._trace.fail("reading", str(step.error), step.at_s)
 
     def _notice(self, sign: Sign) -> None:
         turn = self._turn
@@ -277,6 +286,8 @@ class Cascade:
             self._ready_s = None
         elif sign == Sign.PAUSED:
             self._mind.cut(self._now_s)  # the answer may be next, and needs the language model
+        elif sign == Sign.WORDS and self._ear.in_turn and not self._ear.is_pausing:
+            self._read(self._scene(turn))
         elif sign == Sign.FAILED:
             self._trace.fail("ear", self._ear.error, self._now_s)
 
@@ -394,6 +405,7 @@ class Cascade:
         self._remember(AGENT, heard)
         self._replied = reply.turn
         self._mouth.drop()
+        self._read(Scene(words=(), history=tuple(self.history)))
 
     def _discard(self, why: str) -> None:
         """Drop an answer of which nothing was heard."""
@@ -401,6 +413,11 @@ class Cascade:
         if reply is not None:
             self._trace.add(AGENT, "discarded", reply.begin_s, self._now_s, reply.text, why=why)
         self._mouth.drop()
+
+    def _read(self, scene: Scene) -> None:
+        """Let the language model read what is known already, if it is not busy with that."""
+        if self.engines.read is not None and not self._reading.busy and self._mouth.reply is None:
+            self._reading.start(self.engines.read(scene), self._now_s)
 
     # ------------------------------------------------------------------------------- small parts
 
@@ -439,7 +456,7 @@ class Cascade:
         if text:
             role = "user" if speaker == USER else "assistant"
             self.history.append({"role": role, "content": text})
-            del self.history[:-_REMEMBERED]
+            del self.history[: old_messages(len(self.history), _REMEMBERED)]
 
     def _said(self, turn: int) -> list[Event]:
         """Return the words of the answer that were played, as events."""

@@ -49,6 +49,7 @@ class EarRules:
         voiced: Probability from which on a block is voiced.
         unvoiced: Probability below which a block within a turn is not.
         begin_s: Voiced time with which a turn begins.
+        look_s: Silence after which the words are recognised, in case it becomes a pause.
         pause_s: Silence after which the turn may be over.
         end_s: Silence after which it is over if the words end like a sentence.
         unfinished_end_s: Silence after which it is over in any case.
@@ -61,6 +62,7 @@ class EarRules:
     voiced: float = 0.5
     unvoiced: float = 0.35
     begin_s: float = 0.09
+    look_s: float = 0.06
     pause_s: float = 0.19
     end_s: float = 0.5
     unfinished_end_s: float = 1.0
@@ -207,10 +209,14 @@ class Ear:
                 self._start(now_s)
             return []
         silence_s = now_s - turn.voice_end_s
+        is_new = self._job_end_s < turn.voice_end_s  # whether there is voice after the newest job
         if not self.is_pausing and silence_s >= self.rules.pause_s:
             self.is_pausing = True
-            self._start(now_s)
+            if is_new:
+                self._start(now_s)
             return [Sign.PAUSED]
+        if is_new and silence_s >= self.rules.look_s and not self._lane.busy:
+            self._start(now_s)
         if self.is_pausing and silence_s >= self._patience_s(turn):
             turn.is_over = True
             self.is_pausing = False

@@ -143,13 +143,15 @@ def embedded_engines(
     thinkers: list[SceneWriter] = [SchemaCaller(tools)] if tools else []
     if thinks:
         thinkers.append(NoteTaker(complete))
+    answer = Answerer(complete)
     return Engines(
         detect=SpeechDetector(),
         recognise=PartialTranscriber(),
-        answer=Answerer(complete),
+        answer=answer,
         speak=PiperMouth(),
         think=together(thinkers) if thinkers else None,
         judge=SumJudge(),
+        read=answer.read if isinstance(complete, LlamaCppModel) else None,
     )
 
 

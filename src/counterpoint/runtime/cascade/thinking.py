@@ -40,6 +40,13 @@ _ANSWERS = (
     ("Can you help me?", "Of course, what do you need?"),
 )
 
+FORGOTTEN = 12
+"""Number of messages that are forgotten at a time.
+
+A language model keeps what it has computed for the beginning of a prompt. If one old message were
+left out in every turn, each prompt would begin differently, and all of it would be computed again.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
@@ -205,11 +212,15 @@ class NoteTaker:
 class Answerer:
     """Lets a language model answer.
 
+    What stays the same from turn to turn comes first in the prompt, and what is known only now,
+    such as notes and results, comes last: the model then reads no more than the new words.
+
     Args:
         complete: The model.
         system: What the model is told about its task.
         most_tokens: Longest answer.
-        most_messages: Number of last messages of the history that it reads.
+        least_messages: Number of last messages of the history that it reads at least, and up to
+            `FORGOTTEN` - 1 more.
     """
 
     def __init__(
@@ -217,35 +228,56 @@ class Answerer:
         complete: Complete,
         system: str = _ANSWER,
         most_tokens: int = 60,
-        most_messages: int = 6,
+        least_messages: int = 6,
     ) -> None:
         self._complete = complete
         self._system = system
         self._most = most_tokens
-        self._most_messages = most_messages
+        self._least_messages = least_messages
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
         wanted = [call for call in scene.calls if call.state != "cancelled"]
         if wanted and all(call.can_be_said for call in wanted):
             return iter([" ".join(call.said() for call in wanted)])
-        system = self._system
+        said = "\n".join((scene.text[-_CLIPPED:], *self._remarks(scene)))
+        return self._complete(self._prompt(scene.history, said), self._most)
+
+    def read(self, scene: Scene) -> Iterator[str]:
+        """Let the model read what is known of the next prompt, and keep it; see `Engines.read`."""
+        return self._complete(self._prompt(scene.history, scene.text[-_CLIPPED:]), 1)
+
+    def _prompt(self, history: Sequence[Message], said: str) -> list[Message]:
+        shown: list[Message] = [_message("system", self._system)]
+        for question, answer in _ANSWERS:
+            shown += [_message("user", question), _message("assistant", answer)]
+        kept = history[old_messages(len(history), self._least_messages) :]
+        return [*shown, *kept, _message("user", said)]
+
+    def _remarks(self, scene: Scene) -> list[str]:
+        """Return what the model is told beside the words of the user."""
+        remarks = []
         if scene.interrupts:
-            system += " The person made a mistake: say briefly what is wrong."
+            remarks.append("The person made a mistake: say briefly what is wrong.")
         if scene.thoughts:
-            system += " Your notes: " + " ".join(scene.thoughts)[-_CLIPPED:]
+            remarks.append("Your notes: " + " ".join(scene.thoughts)[-_CLIPPED:])
         results = [f"{one.tool.name}: {one.result}" for one in scene.calls if one.state == "done"]
         failed = [one.tool.name for one in scene.calls if one.state == "failed"]
         if results:
-            system += " Results: " + " ".join(results)[-_CLIPPED:]
+            remarks.append("Results: " + " ".join(results)[-_CLIPPED:])
         if failed:
-            system += " Not possible now: " + ", ".join(failed)
-        history = scene.history[-self._most_messages :]
-        said = _message("user", scene.text[-_CLIPPED:])
-        shown: list[Message] = []
-        for question, answer in _ANSWERS:
-            shown += [_message("user", question), _message("assistant", answer)]
-        return self._complete([_message("system", system), *shown, *history, said], self._most)
+            remarks.append("Not possible now: " + ", ".join(failed))
+        return [f"({remark})" for remark in remarks]
+
+
+def old_messages(count: int, least: int) -> int:
+    """Return how many first messages of a history are left out; a multiple of `FORGOTTEN`.
+
+    Args:
+        count: Number of messages of the history.
+        least: Number of messages that stay at least, if there are so many.
+    """
+    return max(count - least, 0) // FORGOTTEN * FORGOTTEN
 
 
 def _message(role: str, content: str) -> dict[str, str]:
