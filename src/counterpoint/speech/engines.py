@@ -95,6 +95,8 @@ class Piper:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # Concatenated protobuf messages are merged: this adds `graph.output` with that name.
         network = joe.model_path().read_bytes() + _field(7, _field(12, _field(1, self._DURATIONS)))
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
         session = runtime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         values = json.loads(joe.config_path().read_text(encoding="utf-8"))
         config = optional_module("piper.config").PiperConfig.from_dict(values)
