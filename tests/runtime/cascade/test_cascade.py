@@ -301,3 +301,42 @@ def test_turn_whose_answer_was_not_begun_is_remembered() -> None:
     cascade.hear(stage.sound("Hello. - - my friend. - - - - - -"))
     assert [scene.text for scene in stage.asked] == ["my friend."]
     assert stage.asked[0].history == ({"role": "user", "content": "Hello."},)
+
+
+def test_words_are_recognised_once_when_the_voice_stops_before_it_is_a_pause() -> None:
+    stage = Stage()
+    ends: list[int] = []
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        ends.append(int(audio.nonzero()[-1]) + 1 - len(audio))
+        return stage.recognise(audio)
+
+    rules = EarRules(partial_s=100.0)  # no other recognition comes between
+    cascade = stage.cascade(
+        replace(stage.engines(), recognise=recognise), rules=CascadeRules(ear=rules)
+    )
+    cascade.hear(stage.sound("what is this? - - - - -"))
+    # Its sound ends with the first blocks of silence, not with those of a pause, and it is enough.
+    assert ends == [-2 * EAR_BLOCK]
+    assert [event.text for event in cascade.timeline().where(kind="turn")] == ["what is this?"]
+
+
+def test_model_reads_new_words_and_the_history_ahead() -> None:
+    stage = Stage()
+    read: list[tuple[str, int]] = []
+
+    def note(scene: Scene) -> Iterator[str]:
+        read.append((scene.text, len(scene.history)))
+        if len(read) == 1:
+            raise OSError("too long")
+        yield "x"
+
+    cascade = stage.cascade(replace(stage.engines(), read=note))
+    cascade.hear(stage.sound("what is this big thing? - - - - - - - - - - -"))
+    words = [text for text, num_messages in read if num_messages == 0]
+    assert words
+    assert all("what is this big thing?".startswith(text) for text in words)
+    assert read[-1] == ("", 2)  # the question and its answer, before the next question
+    (failed,) = cascade.timeline().where(kind="error")
+    assert (failed.stream, failed.text) == ("reading", "too long")
+    assert len(cascade.timeline().where(kind="answer")) == 1

@@ -1,8 +1,9 @@
 """Lanes, the ledger, marks, triggers, sentences, and the thinker that reads schemas."""
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -10,9 +11,18 @@ import torch
 from counterpoint.data.tools import Tool
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.ledger import SoundLedger
+from counterpoint.runtime.cascade.models import Message
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
 from counterpoint.runtime.cascade.sum_judge import SumJudge
-from counterpoint.runtime.cascade.thinking import ClauseTrigger, MarkReader, Scene, sentences
+from counterpoint.runtime.cascade.thinking import (
+    FORGOTTEN,
+    Answerer,
+    ClauseTrigger,
+    MarkReader,
+    Scene,
+    old_messages,
+    sentences,
+)
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import FakeClock
@@ -215,3 +225,28 @@ def test_judge_is_as_sure_as_the_least_certain_word() -> None:
     said = ["two", "plus", "two", "is", "five", "so"]
     heard = tuple(ScoredWord(one, 0.0, 0.0, p) for one, p in zip(said, sure, strict=True))
     assert SumJudge()(Scene(words=heard)) == 0.4
+
+
+def test_prompt_of_an_answer_begins_as_the_one_before() -> None:
+    """Only so can a language model use again what it has computed."""
+    prompts: list[list[Message]] = []
+
+    def complete(messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
+        prompts.append(list(messages))
+        yield "yes"
+
+    answer = Answerer(complete)
+    history: list[Message] = []
+    for number in range(40):
+        words = (ScoredWord(f"question {number}", 0.0, 1.0, 1.0),)
+        list(answer(Scene(words=words, history=tuple(history), thoughts=(f"note {number}",))))
+        history.append({"role": "user", "content": f"question {number}"})
+        history.append({"role": "assistant", "content": "yes"})
+        del history[: old_messages(len(history), 40)]
+    new = sum(
+        after[: len(before) - 1] != before[:-1] for before, after in itertools.pairwise(prompts)
+    )
+    assert new <= 80 // FORGOTTEN
+    lengths = {len(prompt) for prompt in prompts[10:]}
+    assert max(lengths) - min(lengths) < FORGOTTEN  # the old is forgotten
+    assert prompts[-1][-1]["content"] == "question 39\n(Your notes: note 39)"
