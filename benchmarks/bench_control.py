@@ -48,7 +48,7 @@ from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.compression import ROW_TICKS
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.streams.spec import Layout
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import build_system, sketch, system_layout
 from counterpoint.systems.contract import System, state_bytes
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import TrainConfig
@@ -141,7 +141,7 @@ def prepare(arms: Sequence[str], setting: Setting) -> None:
         scored_items(setting.folder, task)
     for times in TIMES:
         long_logs(setting.folder, times, setting.num_long)
-    layouts = [sketch(systems[arm]).layout for arm in arms]
+    layouts = [system_layout(systems[arm]) for arm in arms]
     streams = {str(one.predicted): one for one in layouts}.values()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), spawn) as pool:

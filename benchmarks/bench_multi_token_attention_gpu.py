@@ -299,9 +299,9 @@ def bench_flex(report: Report, lengths: Sequence[int]) -> None:
         width = band.shape[3]
 
         def score(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            near = (i - j >= 0) & (i - j < width)  # noqa: B023
-            place = (i - j).clamp(0, width - 1)  # noqa: B023
-            return torch.where(near, score - band[b, h, i, place], score)  # noqa: B023
+            near = (i - j >= 0) & (i - j < width)  # noqa: B023 (used at once)
+            place = (i - j).clamp(0, width - 1)  # noqa: B023 (used at once)
+            return torch.where(near, score - band[b, h, i, place], score)  # noqa: B023 (used at once)
 
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, num_steps, num_steps)
         call = partial(flex, q, k, v, score_mod=score, block_mask=mask, scale=1.0)

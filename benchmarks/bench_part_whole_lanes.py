@@ -40,7 +40,7 @@ from counterpoint.recipes.grid import Grid, GridArm
 from counterpoint.recipes.grid_report import report_grid
 from counterpoint.recipes.part_whole_small import part_whole_small
 from counterpoint.recipes.stacks import record_runs, recorded_run, run_stack, stacks
-from counterpoint.systems import sketch
+from counterpoint.systems import sketch, system_layout
 from counterpoint.train.run import Run
 
 SCORING_S = 6.0
@@ -83,7 +83,7 @@ def cells_of(grid: Grid, arm: str, rates: Sequence[float]) -> list[Cell]:
 
 def recorded_as(run: Run) -> Run:
     """Return the run whose batches are recorded: one for all arms that read the same streams."""
-    if label_stream(sketch(run.system).layout) is not None:
+    if label_stream(system_layout(run.system)) is not None:
         return run
     plain = next(arm.system for arm in part_whole_small().arms if arm.name == "full")
     return replace(run, system=plain)
@@ -130,7 +130,7 @@ def run(grid: Grid, args: argparse.Namespace, deadline: float) -> None:
     for number, group in enumerate(groups):
         name = f"{group[0].arm}-{number}"
         arm = next(arm for arm in grid.arms if arm.name == group[0].arm)
-        writes = label_stream(sketch(arm.system).layout) is not None
+        writes = label_stream(system_layout(arm.system)) is not None
         kept = WRITING_S if writes else SCORING_S
         if deadline - time.time() < kept + 2 * SCORING_S:
             print(f"{name}: no time left", flush=True)

@@ -37,7 +37,7 @@ from torch import Tensor
 from counterpoint.evaluate.item_whole import use_of_whole
 from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.compression import CompressionArm, compression_system
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import build_system, sketch, system_layout
 from counterpoint.systems.contract import System
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import TrainConfig
@@ -186,7 +186,7 @@ def main() -> None:
             print(task, *table(read_records(args.table), task), sep="\n")
         return
     bench = Bench(args)
-    prepare_lanes(args.batches, args.seeds, bench.train, sketch(PLAIN).layout)
+    prepare_lanes(args.batches, args.seeds, bench.train, system_layout(PLAIN))
     if args.prepare:
         return
     parts = {"transfer": partial(transfer, bench, args.seeds), "ramp": partial(ramp, bench)}

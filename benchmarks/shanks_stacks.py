@@ -46,7 +46,7 @@ from counterpoint.recipes.shanks_small import shanks_gpu
 from counterpoint.speech.voices import JOE_FORMANTS, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.rounds import HEARD
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import build_system, system_layout
 from counterpoint.systems.contract import System
 from counterpoint.train.config import OptimizerConfig
 from counterpoint.train.lane_batches import LaneBatches
@@ -143,7 +143,7 @@ def make_piece(folder: Path, bank: str, size: int, piece: tuple[str, int]) -> No
     name, first = piece
     run = run_of(name, bank)
     data = cast("SpokenMathsData", run.data)
-    batches = PreparedMaths(data, sketch(run.system).layout, numbered=True).batches(size, 0)
+    batches = PreparedMaths(data, system_layout(run.system), numbered=True).batches(size, 0)
     one = batches.batch(first // size)
     arrays = {f"{TICKS}.{stream}": ids for stream, ids in one.ticks.items()}
     arrays |= {f"{TARGETS}.{stream}": ids for stream, ids in one.targets.items()}
@@ -391,7 +391,7 @@ def scorer_of(run: Run, options: argparse.Namespace) -> KindScorer:
     """Return the scorer of an arrangement on the problems for tuning."""
     data = cast("SpokenMathsData", run.data)
     problems = [data.heard(number, held_out=True) for number in TUNING_PROBLEMS[: options.problems]]
-    return KindScorer(sketch(run.system).layout, data, problems, options.device)
+    return KindScorer(system_layout(run.system), data, problems, options.device)
 
 
 def write(

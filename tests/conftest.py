@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import jaxtyping
@@ -57,6 +58,16 @@ def _seeds() -> None:
 @pytest.fixture(autouse=True)
 def _checked_anew() -> None:
     importlib.import_module("type_checks").begin_test()  # as jaxtyping finds it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _seeding() -> Iterator[None]:
+    """Without a GPU, `torch.manual_seed` would format the deep stack of a test three times."""
+    without_stack = SimpleNamespace(format_stack=list)
+    with pytest.MonkeyPatch.context() as patch:
+        for device in (torch.cuda, torch.mtia, torch.xpu):
+            patch.setattr(device, "traceback", without_stack, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,7 +41,7 @@ class Worker:
         return item, len(self.done), os.getpid(), torch.get_num_threads()
 
 
-class Picky(Exception):  # noqa: N818
+class PickyError(Exception):
     def __reduce__(self) -> str:
         raise TypeError("not to be sent")
 
@@ -50,7 +50,7 @@ def fail(item: int) -> int:
     if item == 1:
         raise UserError("one is refused")
     if item == 2:
-        raise Picky("two")
+        raise PickyError("two")
     if item == 3:
         os._exit(7)
     if item == 4:
@@ -77,7 +77,7 @@ def test_no_more_processes_than_items_are_started() -> None:
     ("item", "kind", "message"),
     [
         (1, UserError, "one is refused"),
-        (2, RuntimeError, "Picky: two"),
+        (2, RuntimeError, "PickyError: two"),
         (3, OSError, "ended with status 7"),
     ],
 )

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -166,10 +167,10 @@ def test_flops_agree_with_counted_ones(
         ({"schedule": (1, 0)}, r"first use: got \(1, 0\)"),
     ],
 )
-def test_config_refuses_what_does_not_fit(changes: dict[str, object], message: str) -> None:
-    fields = {"width": 12, "num_layers": 2, "num_heads": 3, "mlp_hidden": 7} | changes
+def test_config_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {"width": 12, "num_layers": 2, "num_heads": 3, "mlp_hidden": 7}
     with pytest.raises(ValueError, match=message):
-        DepthConfig(**fields)  # type: ignore[arg-type]
+        DepthConfig(**(fields | changes))
 
 
 def test_schedule_must_name_every_step() -> None:

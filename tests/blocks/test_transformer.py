@@ -188,9 +188,10 @@ def test_tower_keeps_the_scale_of_its_input_at_the_start() -> None:
 
 
 def test_tower_normalises_with_its_epsilon() -> None:
-    shape = {"width": 12, "num_layers": 2, "num_heads": 2, "mlp_hidden": 17, "window": 5}
-    for changes, epsilon in (({}, 1e-6), ({"norm_epsilon": 1e-8}, 1e-8)):
-        tower = Tower(TowerConfig(**shape, **changes))  # type: ignore[arg-type]
+    shape: dict[str, Any] = {"width": 12, "num_layers": 2, "num_heads": 2, "mlp_hidden": 17}
+    cases: tuple[tuple[dict[str, Any], float], ...] = (({}, 1e-6), ({"norm_epsilon": 1e-8}, 1e-8))
+    for changes, epsilon in cases:
+        tower = Tower(TowerConfig(**shape, window=5, **changes))
         norms = [part.epsilon for part in tower.modules() if isinstance(part, RMSNorm)]
         assert norms == [epsilon] * 4
 

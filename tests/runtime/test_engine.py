@@ -327,7 +327,7 @@ def reference_guided(
     columns = torch.cat([torch.empty(1, NUM_FRAMES, 0).long(), *(codes[s.name] for s in heard)], 2)
     columns, frames = torch.cat((columns[:, :1], columns), 1), []
     with loop.streaming(1):
-        for call, column in enumerate(columns.transpose(1, 2).split(1, 2)):  # noqa: B007
+        for call, column in enumerate(columns.transpose(1, 2).split(1, 2)):  # noqa: B007 (hooks read it)
             if (found := loop.step(column)) is not None:
                 frames.append(found[0, :, 0])
     pieces = torch.stack(frames).split([s.depth for s in said], 1)

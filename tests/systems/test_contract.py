@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from counterpoint.blocks.pyramid import lay_levels
+from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.schedule import may_stand
 from counterpoint.streams.spec import UNSET_ID, Ticks
-from counterpoint.systems import build_system
+from counterpoint.systems import build_system, system_layout
 from counterpoint.systems.contract import System
 from counterpoint.systems.hrt import HRT
 from counterpoint.systems.moshi import Moshi
@@ -97,6 +98,16 @@ def fullest_row(model: System, num_ticks: int) -> dict[str, Tensor]:
 def test_every_system_has_configurations() -> None:
     assert set(CONFIGS) == set(ALL_SYSTEMS)
     assert all(CONFIGS.values())
+
+
+def test_a_layout_is_made_once_for_equal_configs() -> None:
+    config = CONFIGS["two_stream"]["wavelet_lag1"]
+    found = system_layout(config)
+    assert found == build_system(config, 0).layout
+    assert system_layout(replace(config)) is found
+    assert system_layout(replace(config, block_ticks=2 * config.block_ticks)) != found
+    with pytest.raises(UserError, match="`system` must be one of"):
+        system_layout({})
 
 
 def test_every_system_follows_the_contract(model: System) -> None:
@@ -298,7 +309,7 @@ def num_coarse_steps(model: TwoStream | HRT, batch: Batch) -> int:
     return blocks.grid.end.shape[1]
 
 
-@pytest.mark.parametrize("num_ticks", [3, 7, 14, 33, 61])
+@pytest.mark.parametrize("num_ticks", [3, 14, 61])
 def test_flops_agree_with_counted_ones(model: System, num_ticks: int) -> None:
     batch = batch_of(model, random_ticks(model, 4, num_ticks))
     if isinstance(model, TwoStream | HRT) and model.config.boundary_ids:

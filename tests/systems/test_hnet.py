@@ -189,12 +189,9 @@ def test_the_optimiser_takes_the_learning_rates() -> None:
     factors = lr_factors(model.config)
     groups = build_optimizer(model, OptimizerConfig(lr=0.5, lr_factors=factors)).param_groups
     rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
-    for part, (_, factor) in zip(
-        (model.embedding.weight, model.stage.inner.pad, model.stage.inner.inner.pad),  # type: ignore[union-attr]
-        factors,
-        strict=True,
-    ):
-        assert rates[id(part)] == pytest.approx(0.5 * factor)
+    names = ("embedding.weight", "stage.inner.pad", "stage.inner.inner.pad")
+    for name, (_, factor) in zip(names, factors, strict=True):
+        assert rates[id(model.get_parameter(name))] == pytest.approx(0.5 * factor)
 
 
 # -------------------------------------------------------------------------------------- shapes

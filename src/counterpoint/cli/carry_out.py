@@ -16,7 +16,7 @@ from counterpoint.recipes.fine_tuning import FineTuning, run_fine_tuning
 from counterpoint.recipes.study import Study, run_study
 from counterpoint.recipes.training import train_run
 from counterpoint.runtime.load import check_vocabulary
-from counterpoint.systems import sketch
+from counterpoint.systems import system_layout
 from counterpoint.train.distributed import World
 from counterpoint.train.loop import TrainResult
 from counterpoint.train.metrics import TensorBoardLogger
@@ -68,7 +68,7 @@ def check_vocabularies(recipe: Recipe) -> None:
     runs = recipe.arms if isinstance(recipe, Study) else (recipe,)
     for run in runs:
         if isinstance(run, Run) and isinstance(run.data, DataConfig):
-            check_vocabulary(sketch(run.system).layout, run.data.tokenizer)
+            check_vocabulary(system_layout(run.system), run.data.tokenizer)
 
 
 def _train_run(
@@ -113,7 +113,7 @@ def _train_study(
 def _tell(run: Run, folder: Path, result: TrainResult) -> None:
     """Print what was done, and what can be done next."""
     counters = result.counters
-    is_speech = SpeechData.fits(sketch(run.system).layout)
+    is_speech = SpeechData.fits(system_layout(run.system))
     print(
         f"{run.name}: {counters.step} steps, {counters.size:,} "
         f"{'frames' if is_speech else 'bytes'}, {counters.flops:.3g} FLOPs, "

@@ -85,7 +85,7 @@ def _status(words: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # `counterpoint ... | head`
         # Then nothing is flushed into the closed pipe when Python ends.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
         return 141
     except ModuleNotFoundError as error:
         missing = missing_package(error.name or "")

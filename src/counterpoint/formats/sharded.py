@@ -27,7 +27,8 @@ class OpenTensors:
     """
 
     def __init__(self, files: Sequence[Any]) -> None:
-        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        pairs = ((name, file) for file in files for name in file.keys())  # noqa: SIM118 (no dict)
+        self._files = dict(pairs)
 
     def keys(self) -> list[str]:
         """Return the names of all tensors."""

@@ -42,7 +42,7 @@ from counterpoint.runtime.talk import Talker
 from counterpoint.speech.audio import write_audio
 from counterpoint.speech.engines import digest
 from counterpoint.speech.voices import Synthesizer
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import build_system, sketch, system_layout
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run
 from counterpoint.train.threads import computing, settle_threads
@@ -93,7 +93,7 @@ class DuplexStudy:
         for name in ("num_listening", "num_train", "num_held_out", "num_trials", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
-        most = sketch(self.run.system).layout["text"].vocab_size or 0
+        most = system_layout(self.run.system)["text"].vocab_size or 0
         if not 1 <= self.vocab_size <= most:
             raise UserError(
                 f"`vocab_size` must be 1 to the model's {most} text ids: got {self.vocab_size}."

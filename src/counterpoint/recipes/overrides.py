@@ -89,7 +89,7 @@ def _parse(
         args=list(arguments),
         prog=f"counterpoint {command}",
         description=description,
-        config=(tyro.conf.AvoidSubcommands,),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.HelptextFromCommentsOff),
         registry=registry,
     )
 

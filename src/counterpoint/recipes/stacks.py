@@ -36,7 +36,7 @@ from counterpoint.recipes.grid import Grid
 from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.schedule import lead_ticks
 from counterpoint.streams.spec import Role
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import build_system, sketch, system_layout
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.loop import DivergedError
@@ -184,7 +184,7 @@ def stacks(grid: Grid, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
 
 def _row_ticks(grid: Grid, cell: Cell) -> int:
     run = cell_run(grid, cell)
-    return run.data.num_ticks(sketch(run.system).layout)
+    return run.data.num_ticks(system_layout(run.system))
 
 
 class StackOutcome(NamedTuple):

@@ -27,7 +27,7 @@ from counterpoint.progress import Output, Progress
 from counterpoint.recipes.budget import Budget, Plan, find_budget
 from counterpoint.recipes.machine import machine_facts
 from counterpoint.recipes.training import train_run
-from counterpoint.systems import sketch
+from counterpoint.systems import sketch, system_layout
 from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import WEIGHTS, load_system, read_manifest
 from counterpoint.train.distributed import World
@@ -102,7 +102,7 @@ class Study:
     @property
     def block_ticks(self) -> int:
         """Alignment of the rows that all arms share."""
-        return math.lcm(*(sketch(run.system).layout.block_ticks for run in self.arms))
+        return math.lcm(*(system_layout(run.system).block_ticks for run in self.arms))
 
     def runs(self, arm: Run) -> dict[str, Run]:
         """Return the runs of an arm by the names of their folders: one, or one for each seed."""

@@ -1,11 +1,13 @@
 """Published models and our own: one system a file, and each file can be read alone."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.errors import UserError
+from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
 from counterpoint.systems.contract import SystemConfig as SystemConfig
 from counterpoint.systems.hdlm import HdLM
@@ -41,6 +43,10 @@ def build_system(config: Any, seed: int) -> System:
         UserError: No system has such a config.
     """
     torch.manual_seed(seed)
+    return _built(config)
+
+
+def _built(config: Any) -> System:
     for cls in SYSTEMS.values():
         if cls.Config is type(config):
             build: Any = cls
@@ -52,4 +58,25 @@ def build_system(config: Any, seed: int) -> System:
 def sketch(config: Any) -> System:
     """Build a system whose weights take no memory, to ask for its layout and its costs."""
     with shapes_only(), torch.random.fork_rng(devices=[]):
-        return build_system(config, 0)
+        return _built(config)
+
+
+def system_layout(config: Any) -> Layout:
+    """Return the layout of a config's system; the system is sketched once for equal configs.
+
+    Args:
+        config: Config of a system in `SYSTEMS`.
+
+    Raises:
+        UserError: No system has such a config.
+    """
+    try:
+        hash(config)
+    except TypeError:  # a list stands where a tuple should, or it is no config
+        return sketch(config).layout
+    return _layout_of_equals(config)
+
+
+@lru_cache(maxsize=256)
+def _layout_of_equals(config: Any) -> Layout:
+    return sketch(config).layout

@@ -222,7 +222,8 @@ def check_origin(path: Path, system: nn.Module) -> None:
             f"{path} must have the config of this {name}: it differs in {difference}. {hint}"
         )
     with safe_open(path / WEIGHTS, "pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        keys = file.keys()  # no dict: it cannot be iterated
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
     expected = {key: tuple(tensor.shape) for key, tensor in system.state_dict().items()}
     for key in sorted(shapes.keys() | expected.keys()):
         if shapes.get(key) != expected.get(key):

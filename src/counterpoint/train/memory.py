@@ -20,7 +20,7 @@ from counterpoint.data.text.corpus import DataConfig
 from counterpoint.data.text.held_out import rows_batch
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import build_system, system_layout
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.muon import Muon
@@ -174,7 +174,7 @@ class _Guessed(TorchDispatchMode):
 
 def example_batch(run: Run) -> Batch:
     """Return one part of a batch of a run, with rows of the length on which it trains."""
-    layout = sketch(run.system).layout
+    layout = system_layout(run.system)
     num_rows = max(run.train.batch_rows // run.train.accumulation, 1)
     num_ticks = run.data.num_ticks(layout)
     if isinstance(run.data, DataConfig):

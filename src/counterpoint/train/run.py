@@ -10,7 +10,7 @@ from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.files import check_name
-from counterpoint.systems import SystemConfig, sketch
+from counterpoint.systems import SystemConfig, system_layout
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.phases import PhasedData
 from counterpoint.train.rewarded import RewardedData
@@ -57,7 +57,7 @@ class Run:
                 f"`minutes` must be left out for a run with phases: got {self.minutes:g}. Its "
                 "tokens say how long it is."
             )
-        layout = sketch(self.system).layout
+        layout = system_layout(self.system)
         if not self.data.fits(layout):
             fitting = [kind.__name__ for kind in (DataConfig, SpeechData) if kind.fits(layout)]
             raise UserError(

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -34,10 +35,10 @@ VOICES = (Voice(), Voice(formant=1.45))
 SPEAKER = Synthesizer(engines={"piper": Tones})
 
 
-def data(**changes: object) -> InterruptedSpeech:
+def data(**changes: Any) -> InterruptedSpeech:
     return replace(
         InterruptedSpeech(sounds=SoundsConfig(voices=VOICES), num_phrases=30, num_held_out=4),
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
 
 
@@ -49,9 +50,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedUtterances:
     return PreparedUtterances(data(cache_folder=cache), model, Progress(quiet=True), SPEAKER)
 
 
-def quiet(**changes: object) -> HeardScene:
+def quiet(**changes: Any) -> HeardScene:
     scene = HeardScene(None, None, None, 0.0, 0.0)
-    return scene._replace(**changes)  # type: ignore[arg-type]
+    return scene._replace(**changes)
 
 
 def said(batch: Batch, row: int = 0) -> list[int]:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,10 +58,10 @@ def test_scripts_come_back_from_their_file(tmp_path: Path) -> None:
         ({"kind": "interruption", "after_word": -1}, "must be >= 0"),
     ],
 )
-def test_turn_refuses_what_cannot_be(fields: dict[str, object], message: str) -> None:
-    values = {"speaker": "user", "text": "two words", **fields}
+def test_turn_refuses_what_cannot_be(fields: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"speaker": "user", "text": "two words", **fields}
     with pytest.raises(ValueError, match=message):
-        Turn(**values)  # type: ignore[arg-type]
+        Turn(**values)
 
 
 def test_phrases_lie_between_breaths() -> None:

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -248,9 +249,9 @@ def test_a_corpus_is_a_config() -> None:
         ({"longest_of": 0}, ">= 1"),
     ],
 )
-def test_wrong_knobs_are_refused(wrong: dict[str, object], message: str) -> None:
+def test_wrong_knobs_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Reasoning(**wrong)  # type: ignore[arg-type]
+        Reasoning(**wrong)
 
 
 def test_items_that_cannot_be_short_enough_are_refused() -> None:

@@ -58,7 +58,7 @@ def graphs(statement: str) -> str:
     start, target = asked.split(" to ")
     reached = {start}
     for _ in shown.split():
-        reached |= {b for a, b in shown.split() if a in reached}  # type: ignore[str-unpack]
+        reached |= {edge[1] for edge in shown.split() if edge[0] in reached}
     return "yes" if target in reached else "no"
 
 

@@ -16,7 +16,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
 )
 from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
 from counterpoint.data.tasks.spoken_maths.problems import Problem, SpokenMaths, is_held_out
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
 from counterpoint.errors import UserError
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
@@ -120,9 +120,9 @@ def test_parallel_thoughts_come_after_what_they_are_about() -> None:
 
 
 @pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])
-def test_rows_train_what_is_written_and_nothing_else(arrangement: str) -> None:
+def test_rows_train_what_is_written_and_nothing_else(arrangement: Arrangement) -> None:
     row_ticks = 512 if arrangement == "parallel" else 256
-    data = SpokenMathsData(arrangement=arrangement, row_ticks=row_ticks)  # type: ignore[arg-type]
+    data = SpokenMathsData(arrangement=arrangement, row_ticks=row_ticks)
     model = Shanks(shanks.tiny())
     batch = data.prepare(model).batches(2, 0).batch(3)
     targets = batch.targets["thought"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import (
     Attempt,
@@ -68,13 +68,13 @@ def test_a_threshold_interrupts_where_the_chance_reaches_it() -> None:
 
 
 @pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])
-def test_any_model_can_listen(arrangement: str) -> None:
+def test_any_model_can_listen(arrangement: Arrangement) -> None:
     """Random weights say anything; the conversation still ends, and its timeline can be read."""
     torch.manual_seed(0)
-    data = SpokenMathsData(arrangement=arrangement)  # type: ignore[arg-type]
+    data = SpokenMathsData(arrangement=arrangement)
     parallel = arrangement == "parallel"
     model = Shanks(shanks.tiny_parallel() if parallel else shanks.tiny()).eval()
-    torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
     attempt = listen(model, data, PROBLEMS[0], threshold=2.0)
     assert attempt.interrupted_s is None
     assert len(attempt.timeline.where(kind="answer")) == 1
@@ -87,7 +87,7 @@ def test_a_session_proposes_what_whole_rows_predict() -> None:
     torch.manual_seed(0)
     data = SpokenMathsData(num_held_out=1)
     model = Shanks(shanks.tiny()).eval()
-    torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
     units = data.prepare(model).held_out_units()
     assert units is not None
     (batch,) = units.batches(0)

@@ -32,7 +32,7 @@ def test_kinds_add_up_to_the_loss(arrangement: Arrangement) -> None:
     torch.manual_seed(0)
     is_parallel = arrangement == "parallel"
     model = Shanks(shanks.tiny_parallel() if is_parallel else shanks.tiny()).eval()
-    torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
     data = SpokenMathsData(arrangement=arrangement)
     problems = [data.heard(number, held_out=True) for number in range(6)]
     scores = KindScorer(model.layout, data, problems).score(model)

@@ -217,7 +217,8 @@ class _Part:
 def _parts(file: Any, config: ReferenceConfig) -> dict[str, _Part]:
     """Return the tensors of a file by canonical name."""
     parts: dict[str, _Part] = {}
-    for name in file.keys():  # noqa: SIM118 (it is not a dict)
+    names = file.keys()  # no dict: it cannot be iterated
+    for name in names:
         plain = name.replace(".frozen_W.", ".")
         found = {plain: _Part(file, name)}
         if fused := _FUSED.fullmatch(plain):
