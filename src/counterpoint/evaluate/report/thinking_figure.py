@@ -64,11 +64,11 @@ def watched_figure(watched: Watched) -> "Figure":
     rows = watched_rows(watched)
     figure, left_out = _SHEET.draw(watched.title, rows, partial(_draw_row, watched))
     note = (
-        "bars: from the first to the last moment of a thought or a call      red: failed or taken "
-        "back      vertical line: interruption by the agent (full) or the user (dotted)"
+        "bars: from the first to the last moment of a thought or a call;   red: failed or taken "
+        "back;   vertical line: interruption by the agent (full) or the user (dotted)"
     )
     if left_out:
-        note += f"      labels left out for want of room: {left_out}"
+        note += f";   labels left out for want of room: {left_out}"
     figure.text(
         LEFT / WIDTH,
         0.16 / _SHEET.height(len(rows)),
