@@ -82,7 +82,9 @@ def measured(run: Run) -> tuple[TrainingMemory, int]:
 
     bfloat16 = run.train.precision == "bfloat16"
     with (
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+        profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiled,
         torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
