@@ -321,6 +321,27 @@ def test_words_are_recognised_once_when_the_voice_stops_before_it_is_a_pause() -
     assert [event.text for event in cascade.timeline().where(kind="turn")] == ["what is this?"]
 
 
+def test_sound_that_ends_with_the_voice_is_recognised_again_with_silence() -> None:
+    """The quiet end of a word may follow the last voiced block."""
+    stage = Stage()
+    heard: list[int] = []  # blocks of silence at the end of each sound
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        heard.append((len(audio) - 1 - int(audio.nonzero()[-1])) // EAR_BLOCK)
+        words = stage.recognise(audio)
+        return words if heard[-1] else words[:-1]
+
+    rules = EarRules(partial_s=0.85)  # the only partial falls on the last voiced block
+    cascade = stage.cascade(
+        replace(stage.engines(), recognise=recognise), rules=CascadeRules(ear=rules)
+    )
+    cascade.hear(stage.sound("what is this? - - - - -"))
+    assert len(heard) == 2
+    assert heard[0] == 0
+    assert heard[1] > 0
+    assert [scene.text for scene in stage.asked] == ["what is this?"]
+
+
 def test_model_reads_new_words_and_the_history_ahead() -> None:
     stage = Stage()
     read: list[tuple[str, int]] = []

@@ -101,8 +101,11 @@ class UserTurn:
 
     @property
     def is_recognised(self) -> bool:
-        """Whether the words reach to the end of the voice."""
-        return self.words_end_s >= self.voice_end_s
+        """Whether the words belong to the whole voice and some of the silence after it.
+
+        Sound that ends with the last voiced block may lack the quiet end of the last word.
+        """
+        return self.words_end_s > self.voice_end_s
 
     def update(self, words: tuple[ScoredWord, ...], num_fixed: int, now_s: float) -> None:
         """Take newly recognised words; those that stay keep the time at which they were known.
@@ -209,7 +212,7 @@ class Ear:
                 self._start(now_s)
             return []
         silence_s = now_s - turn.voice_end_s
-        is_new = self._job_end_s < turn.voice_end_s  # whether there is voice after the newest job
+        is_new = self._job_end_s <= turn.voice_end_s  # its end was not heard
         if not self.is_pausing and silence_s >= self.rules.pause_s:
             self.is_pausing = True
             if is_new:
