@@ -360,6 +360,7 @@ class Cascade:
             return
         for call in waiting:
             self.calls.retract(call, self._now_s)
+        self._reading.stop()
         scene = self._scene(turn, is_over=True)
         self._mouth.begin(scene, turn.number, self._now_s, is_sure=turn.is_over)
 

@@ -27,7 +27,7 @@ Message = Mapping[str, str]
 Complete = Callable[[Sequence[Message], int], Iterator[str]]
 """Completes a conversation: messages and the largest number of tokens -> pieces of the answer."""
 
-_CONTEXT = 4096
+_CONTEXT = 8192  # of all slots together
 _SLOTS = 2  # one keeps the beginning of the notes' prompt, the other that of the answers'
 _ENDING_S = 5.0
 _LONGEST_LINE = 1 << 20

@@ -251,7 +251,8 @@ class Answerer:
         shown: list[Message] = [_message("system", self._system)]
         for question, answer in _ANSWERS:
             shown += [_message("user", question), _message("assistant", answer)]
-        kept = history[old_messages(len(history), self._least_messages) :]
+        first = old_messages(len(history), self._least_messages)
+        kept = [_message(one["role"], one["content"][-_CLIPPED:]) for one in history[first:]]
         return [*shown, *kept, _message("user", said)]
 
     def _remarks(self, scene: Scene) -> list[str]:
