@@ -19,6 +19,8 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.budget import Plan, RunTiming, time_run
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
+from counterpoint.recipes.two_stream_controls import two_stream_controls
+from counterpoint.systems import sketch
 from counterpoint.train import threads
 from counterpoint.train.checkpoint import checkpoint_paths, read_manifest
 from counterpoint.train.config import FineTuneConfig, TrainConfig
@@ -310,6 +312,15 @@ def test_unequal_flops_are_refused(tmp_path: Path) -> None:
         run_study(study, tmp_path / "run", progress=Progress(quiet=True))
 
 
+def test_unequal_flops_of_a_named_arm_are_not_refused(tmp_path: Path) -> None:
+    study = replace(tiny_study(tmp_path), max_flops_difference=0.02)
+    control, ours = study.arms
+    flops = training_flops(replace(study, unmatched=(ours.name,)))
+    assert flops[ours.name] > 1.02 * flops[control.name]
+    with pytest.raises(ValueError, match="`unmatched` must name arms"):
+        replace(study, unmatched=("nobody",))
+
+
 def test_unequal_data_is_refused(tmp_path: Path) -> None:
     study = tiny_study(tmp_path)
     control, ours = study.arms
@@ -344,6 +355,20 @@ def test_first_run_compares_equals() -> None:
     assert math.isclose(control, ours, rel_tol=0.02)
     assert [run.name for run in study.arms] == ["single_stream", "two_stream"]
     assert study.arms[0].data == study.arms[1].data
+
+
+def test_controls_of_two_stream_cost_what_it_costs() -> None:
+    study = two_stream_controls()
+    flops = training_flops(study)  # refuses what is not equal
+    assert {name for name in flops if abs(flops[name] / flops["two_stream"] - 1) > 0.03} == {
+        "as_many_parameters"
+    }
+    sizes = {
+        arm.name: sum(weight.numel() for weight in sketch(arm.system).parameters())
+        for arm in study.arms
+    }
+    assert math.isclose(sizes["as_many_parameters"], sizes["two_stream"], rel_tol=0.01)
+    assert dict(study.contrasts).keys() == sizes.keys() - {"single_stream", "two_stream"}
 
 
 def test_arms_begin_with_the_weights_that_they_name(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Study:
         minutes: Time for the whole study: every arm takes as many of its steps as fit on this
             machine, the same number (`counterpoint.recipes.budget`). ``None`` takes all steps.
         max_flops_difference: Largest share by which training FLOPs a tick may differ.
+        unmatched: Names of arms whose training FLOPs may differ by more, as the report then says.
         contrasts: Further pairs of arms that are compared; the second of a pair is the reference.
     """
 
@@ -65,6 +66,7 @@ class Study:
     seeds: tuple[int, ...] = ()
     minutes: float | None = None
     max_flops_difference: float = 0.02
+    unmatched: tuple[str, ...] = ()
     contrasts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +78,11 @@ class Study:
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"`seeds` must name no seed twice: got {self.seeds}. Leave one out.")
+        if not set(self.unmatched) <= set(names):
+            raise UserError(
+                f"`unmatched` must name arms of {', '.join(names)}: got "
+                f"{', '.join(self.unmatched)}. Name some of them."
+            )
         for pair in self.contrasts:
             if len(set(pair)) != 2 or not set(pair) <= set(names):
                 raise UserError(
@@ -127,7 +134,7 @@ def training_flops(study: Study) -> dict[str, float]:
         flops[run.name] = system.flops_per_tick(num_ticks, training=True)
     first = flops[study.arms[0].name]
     for name, found in flops.items():
-        if abs(found / first - 1) > study.max_flops_difference:
+        if name not in study.unmatched and abs(found / first - 1) > study.max_flops_difference:
             raise UserError(
                 f"Arms must have equal training FLOPs within {study.max_flops_difference:.0%}: "
                 f"{study.arms[0].name!r} needs {first:.4g} a tick and {name!r} {found:.4g} "

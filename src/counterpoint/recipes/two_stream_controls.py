@@ -13,13 +13,14 @@ from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 
 
-def first_run_controls() -> Study:
-    """Train the first run's arms and eight rivals of equal FLOPs on the same rows: 90 minutes.
+def two_stream_controls() -> Study:
+    """Train the first run's arms and nine rivals on the same rows, over three seeds.
 
     Each control takes one thing away from two_stream or gives one to a rival. The claim that two
     towers matter falls if `shared_levels` is not worse than two_stream, the claim that two levels
     matter if `same_rate` is not, and the claim of the whole if `shuffled_whole` or `frozen_whole`
-    is not; each by an interval that excludes zero.
+    is not; each by an interval that excludes zero. FLOPs are equal within 2 %, but for
+    `as_many_parameters`, a single stream that has twice as many.
     """
     study = first_run()
     like = study.arms[0]
@@ -27,7 +28,7 @@ def first_run_controls() -> Study:
     systems = _controls()
     return replace(
         study,
-        name="first_run_controls",
+        name="two_stream_controls",
         purpose=(
             "What makes the advantage of two_stream on text at equal training FLOPs: its two "
             "towers, its two levels, its whole, or something that a rival has too?"
@@ -38,6 +39,7 @@ def first_run_controls() -> Study:
         ),
         seeds=(0, 1, 2),
         minutes=None,
+        unmatched=("as_many_parameters",),
         contrasts=tuple((name, ours) for name in systems),
     )
 
@@ -56,6 +58,7 @@ def _controls() -> dict[str, SystemConfig]:
         "summary_steps": _summary_steps(),
         "hrt_words": _hrt_words(ours),
         "hnet": hnet.tiny(),
+        "as_many_parameters": _single(988),
     }
 
 
@@ -88,6 +91,12 @@ def _same_rate(ours: TwoStreamConfig) -> TwoStreamConfig:
         boundary_ids=(),
         usual_block_ticks=None,
     )
+
+
+def _single(mlp_hidden: int) -> SingleStreamConfig:
+    """Return the best single stream with another number of hidden features."""
+    single = control_system()
+    return replace(single, tower=replace(single.tower, mlp_hidden=mlp_hidden))
 
 
 def _summary_steps() -> SingleStreamConfig:
