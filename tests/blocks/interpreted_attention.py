@@ -32,12 +32,13 @@ def kernels_of(name: str) -> Kernels:
 def main(name: str, num_steps: int) -> None:
     torch.manual_seed(0)
     kernels = kernels_of(name)
-    width = 24 if name == "wide" else 6  # products of more than eight parts are computed in a loop
-    q = torch.randn(2, 2, num_steps, width, requires_grad=True)
-    k, v = (torch.randn(2, 1, num_steps, width, requires_grad=True) for _ in "kv")
-    start = torch.zeros(2, num_steps, dtype=torch.long)
-    start[1, 5:] = 5
-    start[1, 18:] = 18
+    # Shifts by three queries of two heads make 144 features: over eight parts of 16 are in a loop.
+    num_rows, width = (1, 24) if name == "wide" else (2, 6)
+    q = torch.randn(num_rows, 2, num_steps, width, requires_grad=True)
+    k, v = (torch.randn(num_rows, 1, num_steps, width, requires_grad=True) for _ in "kv")
+    start = torch.zeros(num_rows, num_steps, dtype=torch.long)
+    start[-1, 5:] = 5
+    start[-1, 18:] = 18
     inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
     found = attend_lifted(q, k, v, kernels, start, FUSED)
     expected = attend_naively(q, k, v, kernels, start)

@@ -8,7 +8,7 @@ import torch
 from counterpoint.formats.moshi.checkpoint import save_moshi
 from counterpoint.systems.moshi import Moshi
 from counterpoint.train.config import TrainConfig
-from counterpoint.train.distributed import World, joined, shard
+from counterpoint.train.distributed import World, process_group, shard
 from counterpoint.train.loop import train
 from tests.train.tiny_frames import Frames, adapted, model, plan
 
@@ -39,7 +39,7 @@ def begin(folder: Path, num_steps: int = 2) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)  # as in `conftest.py`: sums depend on it
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         assert world.size == 2
         everything(folder, 4, world)
         everything(folder, 5, world)  # goes on from what two processes wrote

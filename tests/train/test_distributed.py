@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from counterpoint.errors import UserError
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights, read_manifest
-from counterpoint.train.distributed import World, joined, pick_device, shard
+from counterpoint.train.distributed import World, pick_device, process_group, shard
 from tests.train.phased import train_phased
 from tests.train.tiny import rows
 from tests.train.two_processes import (
@@ -122,14 +123,35 @@ def test_checkpoint_of_two_processes_is_sharded_and_free_of_pickle(runs: Path) -
 
 
 def test_one_process_needs_no_group() -> None:
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         assert world == World()
         system = bigrams()
         assert shard(system, world) is system
         assert type(system).__name__ == "Noisy"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_missing_gpu_is_a_clear_error() -> None:
-    with pytest.raises(ValueError, match="must be auto, cpu or one that torch can use: got cuda"):
-        pick_device("cuda")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpu", "no device has this name"),
+        ("", "no device has this name"),
+        ("meta", "Tensor.item() cannot be called on meta tensors"),
+        pytest.param(
+            "cuda:1",
+            f"torch {torch.__version__} finds no CUDA GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        pytest.param(
+            "mps",
+            "torch finds no Apple GPU here",
+            marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(name: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pick_device(name)
+    assert str(caught.value) == (
+        "`--device` must be auto, cpu, cuda, mps, or one of several GPUs such as cuda:1: got "
+        f"{name!r} ({reason}). Leave it out to use the best device there is."
+    )

@@ -18,7 +18,7 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import Logits, System, SystemConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from counterpoint.train.distributed import joined, shard
+from counterpoint.train.distributed import process_group, shard
 from counterpoint.train.loop import TrainResult, train
 
 VOCAB = 17
@@ -174,7 +174,7 @@ def states_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def main(folder: str, width: str, dropout: str, config: str, delay: str) -> None:
     """Train in a process of its own, under `torchrun` or not."""
     torch.set_num_threads(1)  # as in `conftest.py`: sums depend on it
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         system = shard(build(int(width), float(dropout)), world)
         loader = Letters(world.rank, world.size, delay=float(delay))
         result = train(system, loader, decode(TrainConfig, json.loads(config)), Path(folder))

@@ -16,7 +16,7 @@ from counterpoint.systems.moshi import Moshi, MoshiConfig, two_speakers
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
-from counterpoint.train.distributed import World, joined, shard
+from counterpoint.train.distributed import World, process_group, shard
 from counterpoint.train.loop import train
 from counterpoint.train.reporter import RunReporter
 from tests.train.phased import train_phased
@@ -119,7 +119,7 @@ def run(folder: Path, system: nn.Module, config: TrainConfig, world: World | Non
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)  # as in `conftest.py`: sums depend on it
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         assert world.size == 2
         run(folder / "bigrams", bigrams(), plan(4, accumulation=2), world)
         run(folder / "begun_by_one", bigrams(), plan(5, accumulation=2), world)

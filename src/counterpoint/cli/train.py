@@ -17,7 +17,7 @@ from counterpoint.recipes.loading import load_recipe, recipe_names, summary
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse, shown_once
 from counterpoint.recipes.study import Study
-from counterpoint.train.distributed import joined
+from counterpoint.train.distributed import process_group
 
 _HELP = """usage: counterpoint train RECIPE [overrides]
 
@@ -104,7 +104,11 @@ def main(arguments: Sequence[str]) -> int:
     folder = options.folder or Path("runs") / recipe.name
     check_vocabularies(recipe)
     command = shlex.join(["counterpoint", "train", *arguments])
-    with options.results() as tell, joined(options.device) as world, options.progress() as progress:
+    with (
+        options.results() as tell,
+        process_group(options.device) as world,
+        options.progress() as progress,
+    ):
         found = carry_out(recipe, folder, command, world, progress)
         if found is not None and world.is_first:
             tell({"folder": folder, **found})

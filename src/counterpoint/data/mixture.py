@@ -19,7 +19,7 @@ from torch import nn
 from counterpoint.data.loader import Loader, spread_turn
 from counterpoint.data.source import BatchSource, attach
 from counterpoint.errors import UserError
-from counterpoint.streams.batch import Amount, Batch, joined
+from counterpoint.streams.batch import Amount, Batch, join_batches
 from counterpoint.streams.spec import UNSET_ID
 
 TEXT_KIND = "text"
@@ -158,9 +158,9 @@ class Mixture:
         }
         places = torch.tensor([slot for slots in order.values() for slot in slots]).argsort()
         _check_same_form(parts)
-        batch = joined([*parts.values()])
+        batch = join_batches([*parts.values()])
         if len(parts) > 1:
-            batch = batch.mapped(lambda x: x[places])
+            batch = batch.rows(places)
         return replace(batch, amounts=amounts)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from counterpoint.data.source import BatchSource
 from counterpoint.errors import UserError
 from counterpoint.files import whole_file
-from counterpoint.streams.batch import Batch, joined
+from counterpoint.streams.batch import Batch, join_batches
 from counterpoint.streams.spec import UNSET_ID, Ticks
 
 _SMALLEST = torch.int16
@@ -106,7 +106,12 @@ def record(source: BatchSource, num_steps: int, *, half_features: bool = False) 
     rows = {len(batch.document_start) for batch in batches}
     if len(rows) > 1:
         raise UserError(f"Recorded batches must have equally many rows: got {sorted(rows)}.")
-    every = joined(batches)
+    every = join_batches(batches)
+    if every.numbers or every.lengths is not None:
+        raise UserError(
+            "Recorded batches must have neither numbers nor lengths of rows, which are not stored: "
+            "got some. Read the source itself."
+        )
     return Recorded(
         ticks=every.ticks,
         targets=every.targets,

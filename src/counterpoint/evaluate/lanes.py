@@ -46,13 +46,13 @@ def _side_by_side(batches: Sequence[Batch], device: torch.device) -> StackedBatc
     longest = max(batch.document_start.shape[1] for batch in batches)
     batches = [padded(batch, longest) for batch in batches]
 
-    def joined(named: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def stacked(named: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([own[name] for own in named]).to(device) for name in named[0]}
 
     return StackedBatch(
-        joined([batch.ticks for batch in batches]),
-        joined([batch.targets for batch in batches]),
-        joined([batch.elements for batch in batches]),
+        stacked([batch.ticks for batch in batches]),
+        stacked([batch.targets for batch in batches]),
+        stacked([batch.elements for batch in batches]),
         torch.stack([batch.document_start for batch in batches]).to(device),
     )
 

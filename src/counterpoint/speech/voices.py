@@ -130,7 +130,7 @@ class Synthesizer:
         pieces = [" ".join(words) for words in sayable_pieces(text.split())]
         if len(pieces) > 1:
             spoken = [self.speak(piece, voice, sample_rate) for piece in pieces]
-            return joined(spoken, round(_BREATH_S * sample_rate), sample_rate)
+            return join_utterances(spoken, round(_BREATH_S * sample_rate), sample_rate)
         if self._cache is None:
             return _kept(*self._say(engine, text, voice, sample_rate))
         key = digest(_FORMAT, engine.version, asdict(voice), text, sample_rate, self._loudness_lufs)
@@ -166,7 +166,7 @@ class Synthesizer:
         return samples, words
 
 
-def joined(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
+def join_utterances(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
     """Join utterances into one, with ``silence`` samples of silence between them."""
     audio = list[Tensor]()
     words = list[SpokenWord]()

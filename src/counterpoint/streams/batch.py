@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import Ticks
 
 ContentUnit = Literal["byte", "frame"]
@@ -91,19 +92,45 @@ class Batch:
         start = change(self.document_start)
         return replace(self, ticks=ticks, targets=targets, elements=elements, document_start=start)
 
+    def rows(self, taken: slice | Int[Tensor, " b"]) -> "Batch":
+        """Return some of the rows; the size and the amounts stay those of the whole batch."""
+        return replace(
+            self.mapped(lambda x: x[taken]),
+            numbers={name: own[taken] for name, own in self.numbers.items()},
+            lengths=None if self.lengths is None else self.lengths[taken],
+        )
 
-def joined(batches: Sequence[Batch], dim: int = 0) -> Batch:
-    """Return batches of the same streams as one; their sizes are added.
+
+def join_batches(batches: Sequence[Batch], dim: int = 0) -> Batch:
+    """Return batches of the same streams, unit and kind as one.
+
+    Their sizes and amounts are added. Rows below each other keep their numbers and lengths.
 
     Args:
-        batches: The batches; fields without ticks are those of the first.
+        batches: The batches, at least one.
         dim: 0 puts their rows below each other, 1 their ticks one after another.
+
+    Raises:
+        UserError: The batches differ in unit, kind or the names of streams or numbers; or ticks are
+            put after ticks of rows that have numbers or lengths, which tell of whole rows.
     """
     if len(batches) == 1:
         return batches[0]
+    forms = [_form(batch) for batch in batches]
+    for form in forms[1:]:
+        if form != forms[0]:
+            raise UserError(
+                "Batches that are joined must have the same unit, kind, streams and numbers: got "
+                f"{forms[0]} and {form}. Join batches of one source."
+            )
+    if dim and any(batch.numbers or batch.lengths is not None for batch in batches):
+        raise UserError(
+            "Rows that are joined tick after tick must have neither numbers nor lengths, which "
+            "belong to whole rows: got both or one of them. Add them after joining."
+        )
 
-    def together(named: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([own[name] for own in named], dim) for name in named[0]}
+    def together(named: Sequence[Mapping[str, Tensor]], at: int = dim) -> dict[str, Tensor]:
+        return {name: torch.cat([own[name] for own in named], at) for name in named[0]}
 
     return replace(
         batches[0],
@@ -112,4 +139,36 @@ def joined(batches: Sequence[Batch], dim: int = 0) -> Batch:
         elements=together([batch.elements for batch in batches]),
         document_start=torch.cat([batch.document_start for batch in batches], dim),
         size=sum(batch.size for batch in batches),
+        amounts=_added([batch.amounts for batch in batches]),
+        numbers=together([batch.numbers for batch in batches], 0),
+        lengths=_lengths(batches),
+    )
+
+
+def _form(batch: Batch) -> tuple[object, ...]:
+    """Return what batches must share to be joined."""
+    names = (batch.ticks, batch.targets, batch.elements, batch.numbers)
+    return (batch.unit, batch.kind, *(sorted(named) for named in names))
+
+
+def _added(amounts: Sequence[Mapping[str, Amount]]) -> dict[str, Amount]:
+    total: dict[str, Amount] = {}
+    for own in amounts:
+        for name, amount in own.items():
+            before = total.get(name, Amount())
+            total[name] = Amount(*(a + b for a, b in zip(before, amount, strict=True)))
+    return total
+
+
+def _lengths(batches: Sequence[Batch]) -> Int[Tensor, " B"] | None:
+    """Return the lengths of the rows of all batches; where none are given, all ticks are real."""
+    if all(batch.lengths is None for batch in batches):
+        return None
+    return torch.cat(
+        [
+            torch.full_like(batch.document_start[:, 0], batch.document_start.shape[1])
+            if batch.lengths is None
+            else batch.lengths
+            for batch in batches
+        ]
     )

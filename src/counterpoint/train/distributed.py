@@ -86,15 +86,29 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         probe.item()  # a device from which nothing can be read, such as "meta", cannot compute
         return probe.device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"`--device` must be auto, cpu or one that torch can use: got {name} ({reason}). "
-            "Leave it out to use the best device there is."
+            "`--device` must be auto, cpu, cuda, mps, or one of several GPUs such as cuda:1: got "
+            f"{name!r} ({_why_not(name, error)}). Leave it out to use the best device there is."
         ) from None
 
 
+def _why_not(name: str, error: Exception) -> str:
+    """Return in a few words why torch cannot compute on a device; its own words can be a page."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        return "no device has this name"
+    if kind == "cuda" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no CUDA GPU here"
+    if kind == "cuda" and torch.device(name).index not in (None, *range(torch.cuda.device_count())):
+        return f"the last GPU here is cuda:{torch.cuda.device_count() - 1}"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "torch finds no Apple GPU here"
+    return " ".join(str(error).split())[:100]
+
+
 @contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def process_group(device: str = "auto") -> Iterator[World]:
     """Join the process group that `torchrun` describes, or be a group of one without it.
 
     Processes communicate through gloo on CPUs and through nccl on GPUs.

@@ -420,15 +420,7 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
         return [batch]
     rows = batch.document_start.shape[0] // num_parts
     cuts = [slice(i * rows, (i + 1) * rows) for i in range(num_parts)]
-    return [_rows_of(batch, cut) for cut in cuts]
-
-
-def _rows_of(batch: Batch, cut: slice) -> Batch:
-    return replace(
-        batch.mapped(lambda x: x[cut]),
-        numbers={name: own[cut] for name, own in batch.numbers.items()},
-        lengths=None if batch.lengths is None else batch.lengths[cut],
-    )
+    return [batch.rows(cut) for cut in cuts]
 
 
 def _flat(amounts: Mapping[str, Amount]) -> list[float]:

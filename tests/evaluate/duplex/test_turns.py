@@ -11,7 +11,7 @@ from counterpoint.evaluate.duplex.turns import (
     Overlap,
     Segment,
     as_timeline,
-    joined,
+    bridge_gaps,
     measure_levels,
     percentile,
     speech_segments,
@@ -115,9 +115,9 @@ def test_speech_is_what_stands_out_from_the_channel(noise: float) -> None:
 
 def test_segments_are_joined_over_gaps() -> None:
     apart = spans((0, 1), (1.2, 2), (2.5, 3))
-    assert joined(apart, 0.2) == spans((0, 2), (2.5, 3))
-    assert joined(apart, 0.1) == apart
-    assert joined((), 1) == ()
+    assert bridge_gaps(apart, 0.2) == spans((0, 2), (2.5, 3))
+    assert bridge_gaps(apart, 0.1) == apart
+    assert bridge_gaps((), 1) == ()
 
 
 def test_answers_are_the_next_speech_of_the_agent() -> None:

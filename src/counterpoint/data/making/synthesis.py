@@ -37,7 +37,7 @@ from counterpoint.speech.voices import (
     Synthesizer,
     Voice,
     available_voices,
-    joined,
+    join_utterances,
 )
 from counterpoint.streams.timeline import Timeline
 
@@ -164,7 +164,7 @@ class Maker:
             texts = [own.text for own in script.turns]
             number = f"turn {texts.index(turn.text)}" if turn.text in texts else "an added turn"
             raise UserError(f"Script {script.name!r}, {number}: {error}") from error
-        return joined(phrases, round(_BREATH_S * rate), rate)
+        return join_utterances(phrases, round(_BREATH_S * rate), rate)
 
 
 def cast_voices(name: str, config: SynthesisConfig) -> dict[str, Voice]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from counterpoint.data.speech.dialogues import Example
 from counterpoint.errors import UserError
-from counterpoint.streams.batch import Batch, joined
+from counterpoint.streams.batch import Batch, join_batches
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.contract import System
 
@@ -95,7 +95,9 @@ class DialogueRows:
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the rows at ``indices`` as a batch; its size counts frames."""
-        batch = joined([self._row(self._rows[index]) for index in np.asarray(indices).tolist()])
+        batch = join_batches(
+            [self._row(self._rows[index]) for index in np.asarray(indices).tolist()]
+        )
         if self._only_text:
             batch = replace(batch, targets={self._text: batch.targets[self._text]})
         return batch
@@ -136,6 +138,6 @@ class DialogueRows:
         def extended(x: Tensor) -> Tensor:
             return F.pad(x, (0, rest) if x.ndim == 2 else (0, 0, 0, rest), value=UNSET_ID)
 
-        row = joined(parts, 1).mapped(extended)
+        row = join_batches(parts, 1).mapped(extended)
         row.document_start[:, filled:] = filled
         return replace(row, unit="frame")

@@ -44,7 +44,7 @@ from counterpoint.data.making.orders import (
     interruption,
 )
 from counterpoint.data.making.scripts import Script, Turn
-from counterpoint.evaluate.duplex.turns import Segment, joined
+from counterpoint.evaluate.duplex.turns import Segment, bridge_gaps
 from counterpoint.speech.voices import Speaker, Voice
 from counterpoint.streams.timeline import Timeline
 
@@ -172,7 +172,7 @@ class Outcome:
 
     def _yielded(self) -> bool:
         begin, end = self.turns[1]
-        stretches = joined(self.agent, _BREATH_S)  # a breath does not count as silence
+        stretches = bridge_gaps(self.agent, _BREATH_S)  # a breath does not count as silence
         if not any(s.start_s < begin <= s.end_s + _BREATH_S for s in stretches):
             return False
         quiet = Segment(begin + STOP_S, max(end - EARLY_S, begin + STOP_S))

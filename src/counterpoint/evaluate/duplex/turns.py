@@ -258,12 +258,12 @@ def speech_segments(
     ]
     return tuple(
         segment
-        for segment in joined(found, rule.bridged_s)
+        for segment in bridge_gaps(found, rule.bridged_s)
         if _at_least(segment.end_s - segment.start_s, rule.shortest_s)
     )
 
 
-def joined(segments: Sequence[Segment], longest_gap_s: float) -> tuple[Segment, ...]:
+def bridge_gaps(segments: Sequence[Segment], longest_gap_s: float) -> tuple[Segment, ...]:
     """Return segments in order of time, with gaps of up to ``longest_gap_s`` bridged."""
     result = list[Segment]()
     for segment in segments:
@@ -295,7 +295,7 @@ def find_answers(
     agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
 ) -> tuple[Answer, ...]:
     """Return the user's turns and the agent's reaction to each."""
-    turns = joined(user, rule.pause_s)
+    turns = bridge_gaps(user, rule.pause_s)
     answers = list[Answer]()
     asking = [turn for turn in turns if not _is_backchannel(turn, agent, rule)]
     ends = {turn: following.start_s for turn, following in zip(asking, asking[1:], strict=False)}

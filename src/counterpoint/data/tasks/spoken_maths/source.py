@@ -36,7 +36,7 @@ from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
 from counterpoint.streams import schedule
-from counterpoint.streams.batch import Batch, joined
+from counterpoint.streams.batch import Batch, join_batches
 from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
 
@@ -274,7 +274,7 @@ class PreparedMaths:
         """Return problems as rows of one length, the longest of them."""
         rows = self.laid_out([self.told(one) for one in problems])
         longest = max(one.document_start.shape[1] for one in rows)
-        return self.voiced(joined([_packed([one], longest) for one in rows]))
+        return self.voiced(join_batches([_packed([one], longest) for one in rows]))
 
     def _rows(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
         written = _written(self.layout).name
@@ -323,7 +323,7 @@ class _PackedProblems:
         for row in told:
             rows.append(_packed(laid_out[: len(row)], self._prepared.data.row_ticks))
             laid_out = laid_out[len(row) :]
-        return self._prepared.voiced(joined(rows))
+        return self._prepared.voiced(join_batches(rows))
 
     def _row(self, index: int) -> list[Told]:
         """Return the problems of a row: as many as fit."""
@@ -364,7 +364,7 @@ def _packed(batches: Sequence[Batch], num_ticks: int) -> Batch:
         torch.full((1, length), sum(lengths[:number]))
         for number, length in enumerate([*lengths, left])
     ]
-    whole = joined(batches, 1)
+    whole = join_batches(batches, 1)
     return replace(
         whole,
         ticks={name: F.pad(ids, (0, left)) for name, ids in whole.ticks.items()},
