@@ -1,6 +1,8 @@
 """Spoken maths: the errors are where they are said to be, and thoughts know only what was heard."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby, pairwise
 
 import pytest
 import torch
@@ -14,8 +16,15 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_rounds,
     spoken_ticks,
 )
-from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
-from counterpoint.data.tasks.spoken_maths.problems import Problem, SpokenMaths, is_held_out
+from counterpoint.data.tasks.spoken_maths.numbers import MOST, NUMBER_WORDS, spoken
+from counterpoint.data.tasks.spoken_maths.problems import (
+    FRIENDS,
+    NAMES,
+    THINGS,
+    Problem,
+    SpokenMaths,
+    is_held_out,
+)
 from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
 from counterpoint.errors import UserError
@@ -65,7 +74,25 @@ def test_the_first_wrong_word_belongs_to_the_wrong_step(problem: Problem) -> Non
         first += len(clause.words)
 
 
-def test_held_out_problems_share_no_step_and_no_sentence_with_training() -> None:
+def frames(problems: Sequence[Problem]) -> set[tuple[str, ...]]:
+    """All sentences but the last ones, without their numbers, names and things."""
+    signs = dict.fromkeys(NUMBER_WORDS, "#") | dict.fromkeys((*NAMES, *FRIENDS), "@")
+    signs |= dict.fromkeys(THINGS, "things")
+    said = (clause.words for one in problems for clause in one.clauses[:-1])
+    in_signs = ((signs.get(word, word) for word in words) for words in said)
+    return {tuple(word for word, _ in groupby(sentence)) for sentence in in_signs}
+
+
+def test_held_out_sentences_are_new_but_their_neighbouring_words_are_not() -> None:
+    train, test = frames(PROBLEMS[:150]), frames(PROBLEMS[150:])
+    assert len(test) > 10
+    assert not train & test
+    assert {pair for one in test for pair in pairwise(one)} <= {
+        pair for one in train for pair in pairwise(one)
+    }
+
+
+def test_held_out_problems_share_no_step_with_training() -> None:
     train, test = PROBLEMS[:150], PROBLEMS[150:]
     assert not {step for one in train for step in one.steps} & {
         step for one in test for step in one.steps

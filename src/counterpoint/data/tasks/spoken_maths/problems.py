@@ -7,14 +7,16 @@ latency of an interruption is exact. Thoughts are written by the program that ma
 was told in digits, the right result of each change, what was said in each step, and "ok" or the
 mark of an interruption.
 
-Held-out problems have sentences and pairs of operands about which nothing is thought in training;
-all their words and digits occur there. Only what is said after a wrong step, which nobody thinks
-about, may be such a pair.
+Held-out problems have sentences and pairs of operands about which nothing is thought in training.
+Sentences of training are all combinations of some parts but for the held-out ones, so every two
+neighbouring words of a held-out sentence and all digits occur there. Only what is said after a
+wrong step, which nobody thinks about, may be such a pair of operands.
 """
 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -49,31 +51,7 @@ NAMES = ["tom", "anna", "ben", "lucy", "max", "sara", "paul", "emma"]
 FRIENDS = ["jack", "mary", "peter", "kate"]
 THINGS = ["apples", "books", "coins", "cards", "shells", "stamps", "pencils", "marbles"]
 
-_STARTS = (
-    "{name} has {a} {things}",
-    "at first {name} has {a} {things}",
-    "{name} owns {a} {things}",
-)
 _HELD_OUT_STARTS = ("at first {name} owns {a} {things}",)
-
-_CHANGES: dict[Operation, tuple[str, ...]] = {
-    "plus": (
-        "{name} buys {b} more {things}",
-        "then {name} finds {b} {things}",
-        "after that {friend} gives {name} {b} {things}",
-        "{name} gets {b} more {things}",
-    ),
-    "minus": (
-        "{name} loses {b} {things}",
-        "then {name} gives {friend} {b} {things}",
-        "after that {name} sells {b} {things}",
-        "{friend} takes {b} of the {things}",
-    ),
-    "times": (
-        "then {name} has {b} times as many {things}",
-        "after that the number of {things} grows {b} times",
-    ),
-}
 _HELD_OUT_CHANGES: dict[Operation, tuple[str, ...]] = {
     "plus": (
         "then {name} gets {b} more {things}",
@@ -87,34 +65,78 @@ _HELD_OUT_CHANGES: dict[Operation, tuple[str, ...]] = {
     ),
     "times": ("after that {name} has {b} times as many {things}",),
 }
-
-_QUESTIONS = (
-    "how many {things} does {name} have now here is my solution",
-    "how many {things} are there now i solve it like this",
-    "what is the number of {things} now here is my solution",
-)
 _HELD_OUT_QUESTIONS = ("how many {things} are there now here is my solution",)
-
-_STEPS: dict[Operation, tuple[str, ...]] = {
-    "plus": (
-        "{a} plus {b} is {r} {things}",
-        "i add {a} and {b} and get {r} {things}",
-        "{a} and {b} make {r} {things}",
-    ),
-    "minus": (
-        "{a} minus {b} is {r} {things}",
-        "i take {b} from {a} and get {r} {things}",
-        "{a} less {b} leaves {r} {things}",
-    ),
-    "times": (
-        "{a} times {b} is {r} {things}",
-        "i take {a} times {b} and get {r} {things}",
-    ),
-}
 _HELD_OUT_STEPS: dict[Operation, tuple[str, ...]] = {
     "plus": ("then {a} plus {b} make {r} {things}", "now i add {a} and {b} and get {r} {things}"),
     "minus": ("then {a} minus {b} leaves {r} {things}", "{a} less {b} is {r} {things}"),
     "times": ("then {a} times {b} is {r} {things}",),
+}
+
+
+def _sentences(*parts: Sequence[str], but: Sequence[str]) -> tuple[str, ...]:
+    """Return all sentences with one of each of the parts, but for those that are held out."""
+    all_of_them = (" ".join(filter(None, chosen)) for chosen in product(*parts))
+    return tuple(one for one in all_of_them if one not in but)
+
+
+_LEADS = ("", "then", "after that", "now")
+_STARTS = _sentences(
+    ("", "at first"), ("{name} has", "{name} owns"), ("{a} {things}",), but=_HELD_OUT_STARTS
+)
+_CHANGES: dict[Operation, tuple[str, ...]] = {
+    "plus": _sentences(
+        _LEADS,
+        ("{name} buys", "{name} finds", "{name} gets", "{friend} gives {name}"),
+        ("{b} {things}", "{b} more {things}"),
+        but=_HELD_OUT_CHANGES["plus"],
+    ),
+    "minus": _sentences(
+        _LEADS,
+        ("{name} loses", "{name} sells", "{name} gives {friend}", "{friend} takes"),
+        ("{b} {things}", "{b} of the {things}"),
+        but=_HELD_OUT_CHANGES["minus"],
+    ),
+    "times": _sentences(
+        _LEADS,
+        ("{name} has {b} times as many {things}", "the number of {things} grows {b} times"),
+        but=_HELD_OUT_CHANGES["times"],
+    ),
+}
+_QUESTIONS = _sentences(
+    (
+        "how many {things} does {name} have now",
+        "how many {things} are there now",
+        "what is the number of {things} now",
+    ),
+    ("here is my solution", "i solve it like this"),
+    but=_HELD_OUT_QUESTIONS,
+)
+_STEP_LEADS = ("", "then", "now")
+_STEPS: dict[Operation, tuple[str, ...]] = {
+    "plus": _sentences(
+        _STEP_LEADS,
+        ("{a} plus {b} is", "{a} plus {b} make", "i add {a} and {b} and get", "{a} and {b} make"),
+        ("{r} {things}",),
+        but=_HELD_OUT_STEPS["plus"],
+    ),
+    "minus": _sentences(
+        _STEP_LEADS,
+        (
+            "{a} minus {b} is",
+            "{a} minus {b} leaves",
+            "i take {b} from {a} and get",
+            "{a} less {b} is",
+            "{a} less {b} leaves",
+        ),
+        ("{r} {things}",),
+        but=_HELD_OUT_STEPS["minus"],
+    ),
+    "times": _sentences(
+        _STEP_LEADS,
+        ("{a} times {b} is", "i take {a} times {b} and get"),
+        ("{r} {things}",),
+        but=_HELD_OUT_STEPS["times"],
+    ),
 }
 
 _ENDS = ("so the answer is {r} {things}",)
