@@ -20,6 +20,7 @@ ROOT_MODULES = (
 ENTRY = "__main__"  # of `python -m counterpoint`, below all folders
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FIELDS, MAX_README = 500, 60, 8, 15, 150
+MAX_VERB = 150  # lines of a file of the command line: the library does the work
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -157,6 +158,14 @@ def test_sizes_are_within_the_budget() -> None:
         if (found := size_faults(path.read_text()))
     }
     assert not faults
+
+
+def test_verbs_are_thin() -> None:
+    lengths = {
+        path.name: path.read_text().count("\n") for path in python_files("src/counterpoint/cli")
+    }
+    assert "talk.py" in lengths
+    assert {name: length for name, length in lengths.items() if length > MAX_VERB} == {}
 
 
 def test_readme_is_short() -> None:

@@ -1,9 +1,11 @@
 import io
 import re
+import threading
+import time
 
 import pytest
 
-from counterpoint.progress import Pace, Progress, spell_count, spell_duration
+from counterpoint.progress import Pace, Progress, spell_count, spell_duration, spell_minutes
 
 
 class Terminal(io.StringIO):
@@ -142,6 +144,62 @@ def test_bars_go_when_the_work_fails() -> None:
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
 
 
+def test_what_takes_long_is_told_before_its_first_piece_and_every_ten_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, clock=clock)
+    task = progress.task("training", "cells")
+    with progress.doing("comparing costs"):
+        for _ in range(13):
+            clock.now += 1
+            assert progress.remind()
+    assert stream.getvalue().splitlines() == ["comparing costs ...", "comparing costs: 0:12 so far"]
+    task(3, 100)
+    for _ in range(21):
+        clock.now += 1
+        progress.remind()
+    found = stream.getvalue().splitlines()[2:]
+    assert found[:2] == ["training: 3/100 cells", "training: 3/100 cells  0:23 so far"]
+    assert len(found) == 3
+    task(100, 100)
+    assert not progress.remind()  # nothing is left
+
+
+def test_a_thread_tells_it_while_this_one_works_and_ends_with_the_task() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, every_seconds=0.1)
+    with progress.doing("sleeping"):
+        deadline = time.monotonic() + 30
+        while len(stream.getvalue().splitlines()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (watch,) = (one for one in threading.enumerate() if one.name == "progress")
+    watch.join(30)
+    assert not watch.is_alive()
+    assert stream.getvalue().startswith("sleeping ...\nsleeping: 0:0")
+
+
+def test_a_task_that_nobody_holds_is_forgotten() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, clock=clock)
+    task = progress.task("half")
+    task(1, 2)
+    del task
+    clock.now += 30
+    assert not progress.remind()
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_has_a_bar_before_the_first_piece() -> None:
+    stream, clock = Terminal(), Clock()
+    with Progress(stream, clock=clock) as progress:
+        task = progress.task("slow", "things")
+        clock.now += 2
+        progress.remind()
+        progress.bars().refresh()
+        assert "slow" in stream.text
+        task(2, 2)
+    assert stream.text.rstrip().endswith("slow: 2/2 things")
+
+
 def test_quiet_shows_nothing() -> None:
     for stream in (io.StringIO(), Terminal()):
         progress = Progress(stream, quiet=True)
@@ -169,3 +227,19 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 def test_times_have_hours_where_they_are_needed() -> None:
     assert [spell_duration(s) for s in (59.7, 61, 3725)] == ["1:00", "1:01", "1:02:05"]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"),
+    [
+        (0.5, "0.5 minutes"),
+        (1.0, "1 minute"),
+        (9.94, "9.9 minutes"),
+        (119.0, "119 minutes"),
+        (130.0, "2.2 hours"),
+        (2900.0, "2 days"),
+        (1e6, "694 days"),
+    ],
+)
+def test_times_are_spelt_with_two_digits(minutes: float, text: str) -> None:
+    assert spell_minutes(minutes) == text

@@ -31,6 +31,19 @@ def nearest_file(path: str | Path) -> str:
     return f"The nearest is {str(path.parent / found[0])!r}." if found else ""
 
 
+def check_minutes(minutes: float | None) -> None:
+    """Refuse a time budget that nothing fits into; ``None`` is no budget.
+
+    Raises:
+        UserError: It is not above 0, or not finite.
+    """
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UserError(
+            f"`--minutes` must be above 0 and finite: got {minutes:g}. Give the minutes that all "
+            "of it may take."
+        )
+
+
 def absent(what: str, path: str | Path, kind: str = "an existing file") -> str:
     """Return the message for a path that does not lead to what is needed.
 

@@ -1,14 +1,19 @@
 """The progress of long commands, as the user sees it."""
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import ref
 
 _Piece = TypeVar("_Piece")
 
 _BOARD_S = 60.0  # between two boards where they are written as lines
+_WATCH_S = 0.25  # between two looks at whether a line is due
+_PATIENCE_S = 2.0  # before a line about something of which no numbers are known
 
 
 @runtime_checkable
@@ -72,7 +77,11 @@ class Pace:
 
 
 class Progress:
-    """Shows notes and tasks: a bar on a terminal, otherwise a named line every ten seconds."""
+    """Shows notes and tasks: a bar on a terminal, otherwise a named line every ten seconds.
+
+    The lines also come while a piece takes long: a thread writes them for the newest task that has
+    not ended. It begins with the first task and ends when none is left.
+    """
 
     def __init__(
         self,
@@ -90,7 +99,7 @@ class Progress:
             quiet: Whether to show nothing.
             bar: Whether bars are drawn; by default if ``stream`` is a terminal.
             every_seconds: Seconds between two lines of a task.
-            clock: Returns seconds.
+            clock: Returns seconds. With a clock of its own no thread watches; see `remind`.
         """
         self._stream: Output = sys.stderr if stream is None else stream
         self._quiet = quiet
@@ -100,6 +109,9 @@ class Progress:
         self._live: Any = None
         self._board = ""
         self._next_board = clock() + _BOARD_S
+        self.lock = threading.RLock()  # two threads may show a task
+        self._tasks = list[ref[Task]]()  # that have not ended; one that nobody holds is forgotten
+        self._is_watched = False
 
     def __enter__(self) -> "Progress":
         """Show the progress until the block ends."""
@@ -111,6 +123,12 @@ class Progress:
 
     def close(self) -> None:
         """Remove the bars; later output begins anew."""
+        with self.lock:
+            self._tasks.clear()
+        self.remove_bars()
+
+    def remove_bars(self) -> None:
+        """Remove the bars, and those of tasks that nobody has ended."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -123,8 +141,9 @@ class Progress:
         if self._live is not None:
             self._live.console.print(text, highlight=False, soft_wrap=True)
             return
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        with self.lock:
+            self._stream.write(text + "\n")
+            self._stream.flush()
 
     def board(self, text: str) -> None:
         """Show several lines that replace those of before, such as a table of results so far.
@@ -148,6 +167,46 @@ class Progress:
             spell: Formats the amounts that are done and that there are.
         """
         return Task(self, name, unit, spell)
+
+    @contextmanager
+    def doing(self, name: str) -> Iterator[None]:
+        """Show that the block does something of which no pieces are counted."""
+        task = self.task(name)
+        try:
+            yield
+        finally:
+            task.end()
+
+    def remind(self) -> bool:
+        """Show the newest task if that is due; return whether there is any task."""
+        with self.lock:
+            tasks = [task for found in self._tasks if (task := found()) is not None]
+            if tasks:
+                tasks[-1].remind()
+            return bool(tasks)
+
+    def begin(self, task: "Task") -> None:
+        """Show a task from now on until it ends."""
+        if self._quiet:
+            return
+        with self.lock:
+            self._tasks = [one for one in self._tasks if one() not in (None, task)]
+            self._tasks.append(ref(task))
+            if self._is_watched or self.clock is not time.monotonic:
+                return
+            self._is_watched = True
+            threading.Thread(target=_watch, args=(ref(self),), name="progress", daemon=True).start()
+
+    def stop_watching(self) -> bool:
+        """Return whether no task is left, so that nothing is watched any more."""
+        with self.lock:
+            self._is_watched = self.remind()
+            return not self._is_watched
+
+    def finish(self, task: "Task") -> None:
+        """Show no more of a task."""
+        with self.lock:
+            self._tasks = [one for one in self._tasks if one() not in (None, task)]
 
     def over(
         self,
@@ -196,6 +255,16 @@ class Progress:
         return self._live
 
 
+def _watch(found: "ref[Progress]") -> None:
+    """Remind of the tasks of a display as long as there are any."""
+    while True:
+        time.sleep(_WATCH_S)
+        progress = found()
+        if progress is None or progress.stop_watching():
+            return
+        del progress  # only those who show something keep it
+
+
 class Task:
     """The display of something that is done piece by piece; made by `Progress.task`."""
 
@@ -209,10 +278,13 @@ class Task:
         self._pace = Pace()
         self._done: float | None = None
         self._shown = False
-        self._now = progress.clock()
+        self._is_told = True  # whether a line has the newest numbers
+        self._begin = self._now = progress.clock()
         # A task of less than a second needs only one line.
         self._next = self._now + min(1.0, progress.every_seconds)
+        self._text_so_far = ""
         self._bar: Any = None
+        progress.begin(self)
 
     def __call__(
         self,
@@ -234,6 +306,7 @@ class Task:
         if self._done is not None and done < self._done:
             self._pace = Pace()  # the next of several tasks under one name
             self._done = None
+            self._progress.begin(self)
         piece = done if self._done is None else done - self._done
         self._pace.add(now - self._now if seconds is None else seconds, piece)
         self._done = done
@@ -247,32 +320,60 @@ class Task:
     def _show(self, done: float, total: float | None, figures: str, *, at_end: bool) -> None:
         """Draw the bar; without one, write a line if it is time."""
         now = self._progress.clock()
-        # Without a total the end is not known, so the first line comes at once.
-        at_once = total is None and not self._shown
-        bars = self._progress.bars()
-        if bars is None:
-            if at_end or at_once or now >= self._next:
-                self._shown = True
-                self._next = now + self._progress.every_seconds
-                self._progress.note(f"{self._name}: {self._text(done, total, figures)}")
-            return
         text = self._text(done, total, figures)
+        with self._progress.lock:  # the watching thread may show this task, too
+            # Without a total the end is not known, so the first line comes at once.
+            at_once = total is None and not self._shown
+            self._text_so_far = text
+            self._is_told = False
+            bars = self._progress.bars()
+            if at_end:
+                self.end()
+            elif bars is not None:
+                self._draw(bars, done, total)
+            elif at_once or now >= self._next:
+                self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        self._shown = self._is_told = True
+        self._next = now + self._progress.every_seconds
+        self._progress.note(f"{self._name}: {self._text_so_far}")
+
+    def _draw(self, bars: Any, done: float, total: float | None) -> None:
+        shown = {"completed": done, "total": total, "text": self._text_so_far}
         if self._bar is None:
-            self._bar = bars.add_task(self._name, completed=done, total=total, text=text)
+            self._bar = bars.add_task(self._name, **shown)
         else:
-            bars.update(self._bar, completed=done, total=total, text=text)
-        if at_end:
-            self.end()
-            self._progress.note(f"{self._name}: {text}")
+            bars.update(self._bar, **shown)
+
+    def remind(self) -> None:
+        """Show what is known, if nothing was shown for a while because a piece takes long."""
+        now = self._progress.clock()
+        is_early = not self._text_so_far and now < self._begin + _PATIENCE_S
+        if now < self._next or is_early:
+            return
+        self._next = now + self._progress.every_seconds
+        bars = self._progress.bars()
+        if bars is not None:
+            if self._bar is None:
+                self._draw(bars, 0, None)
+            return
+        so_far = f"{spell_duration(now - self._begin)} so far" if self._shown else ""
+        known = "  ".join(text for text in (self._text_so_far, so_far) if text)
+        self._shown = True
+        self._progress.note(f"{self._name}: {known}" if known else f"{self._name} ...")
 
     def end(self) -> None:
-        """Remove the bar."""
+        """Remove the bar, and leave a line with the newest numbers."""
+        self._progress.finish(self)
         bars = self._progress.bars() if self._bar is not None else None
         if bars is not None:
             bars.remove_task(self._bar)
             self._bar = None
             if not bars.tasks:
-                self._progress.close()
+                self._progress.remove_bars()
+        if not self._is_told:
+            self._tell(self._progress.clock())
 
     def _text(self, done: float, total: float | None, figures: str) -> str:
         count = self._spell(done) if total is None else f"{self._spell(done)}/{self._spell(total)}"
@@ -298,3 +399,14 @@ def spell_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def spell_minutes(minutes: float) -> str:
+    """Return a time in minutes, hours or days, with two digits."""
+    unit, size = next(
+        ((name, size) for name, size in (("day", 1440), ("hour", 60)) if minutes >= 2 * size),
+        ("minute", 1),
+    )
+    amount = minutes / size
+    text = f"{amount:,.0f}" if amount >= 9.95 else f"{amount:.2g}"
+    return f"{text} {unit}" if text == "1" else f"{text} {unit}s"

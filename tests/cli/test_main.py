@@ -238,3 +238,24 @@ def test_closed_pipe_ends_quietly(
     with pytest.raises(BrokenPipeError):
         stream.close()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("train first_run", "train books", "train duplex_small", "train lslm_study"),
+        *("train finetune_moshi --base duplex_small --data calls", "train run.py:one"),
+        *("study part_whole", "study front_loading"),
+    ],
+)
+def test_minutes_below_zero_are_refused_before_anything_is_done(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.py").write_text("from counterpoint.recipes.books_single import books_single as one\n")
+    for minutes in ("-1", "0", "inf"):
+        assert main([*words.split(), "--minutes", minutes]) == 2
+        told = capsys.readouterr().err
+        assert "`--minutes` must be above 0 and finite: got" in told
+        assert told.count("\n") == 1
+    assert not Path("runs").exists()

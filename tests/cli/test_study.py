@@ -84,7 +84,7 @@ def test_what_is_no_grid_is_said_in_one_line(capsys: pytest.CaptureFixture[str])
     assert "`counterpoint train first_run` runs it" in told
     for name in ("part_whole", "front_loading"):
         assert main(["study", name, "--minutes", "0"]) == 2
-        assert "`--minutes` must be > 0: got 0.0" in capsys.readouterr().err
+        assert "`--minutes` must be above 0 and finite: got 0." in capsys.readouterr().err
     assert main(["study", "part_whole", "--workers", "0"]) == 2
     assert ">= 1" in capsys.readouterr().err
     assert main(["report", "/nowhere"]) == 2

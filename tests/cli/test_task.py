@@ -40,7 +40,11 @@ def test_what_is_written_is_answered_and_scored(
     assert scores["book_lm"]["absent minus own"]["value"] == pytest.approx(0, abs=0.1)
     assert set(scores["shuffle"]) >= {"all", "sentences shuffled"}
     assert main(["task", "score", "pw", "given.jsonl"]) == 0
-    assert "sentences shuffled" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "sentences shuffled" in shown
+    for task, primary in (("hierarchy", "joint"), ("shuffle", "all")):
+        first = next(line for line in shown.splitlines() if task in line)
+        assert f"{primary} (primary)" in first
 
 
 def test_mistakes_are_told_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,12 @@ def test_train_tells_of_a_corpus_it_tokenises(
 ) -> None:
     words = ["train", "small.py", "--train.num-steps", "1", "--folder"]
     assert main([*words, "fresh", "--data.cache-folder", "fresh_cache"]) == 0
-    assert "  1 documents" in capsys.readouterr().err
+    told = [line for line in capsys.readouterr().err.splitlines() if "tokenising" in line]
+    assert re.fullmatch(r"tokenising: [\d.]+ k?B  \d+ documents?", told[-1])
+    num_documents = len(list(Path("texts").iterdir()))
+    assert told[-1].endswith(f"  {num_documents} document{'s' if num_documents > 1 else ''}")
     assert main([*words, "cached", "--data.cache-folder", "fresh_cache"]) == 0
-    assert "tokenised" not in capsys.readouterr().err
+    assert "tokenising" not in capsys.readouterr().err
 
 
 def test_train_refuses_to_go_on_with_other_data(
@@ -248,7 +251,7 @@ def test_train_takes_the_steps_that_are_given_or_those_that_fit(
     assert main([*words, "--minutes", "1", "--train.num-steps", "2"]) == 2
     assert "--minutes or --train.num-steps, not both" in capsys.readouterr().err
     assert main([*words, "--minutes", "1"]) == 0
-    assert "3 of the recipe's 3 steps (all) in about 1 minutes" in capsys.readouterr().err
+    assert "3 of the recipe's 3 steps (all) in about 1 minute" in capsys.readouterr().err
     assert (trained / "timed" / "budget.json").exists()
     assert main([*words, "--train.num-steps", "4"]) == 0
     assert not (trained / "timed" / "budget.json").exists()

@@ -177,9 +177,9 @@ def test_a_shorter_run_warms_up_for_a_tenth_of_it_at_most() -> None:
     assert warmups == [40, 40, 10, 0]
 
 
-@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
 def test_minutes_must_be_some(tmp_path: Path, minutes: float) -> None:
-    with pytest.raises(UserError, match="`minutes` must be > 0"):
+    with pytest.raises(UserError, match="`--minutes` must be above 0"):
         find(tmp_path, minutes)
 
 

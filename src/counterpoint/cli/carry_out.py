@@ -85,9 +85,9 @@ def _train_run(
         return None
     if world.is_first:
         _tell(run, folder, result)
-        print(f"report: {write_run_report(folder)}")
         if isinstance(recipe, FineTuning):
             print(f"or: counterpoint export {folder} {recipe.export_options} --out FOLDER")
+        print(f"report: {write_run_report(folder)}")
     return {
         "name": run.name,
         "checkpoint": result.checkpoint,

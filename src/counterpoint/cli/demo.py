@@ -8,7 +8,8 @@ from pathlib import Path
 from textwrap import wrap
 
 from counterpoint.cli.running import Running
-from counterpoint.cli.talk import TalkOptions, answer
+from counterpoint.cli.talk import answer
+from counterpoint.cli.talk_options import TalkOptions
 from counterpoint.data.text.documents import kjv
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.evaluate.report.conversation_lines import finding_lines, transcript_lines
@@ -17,7 +18,6 @@ from counterpoint.files import shown
 from counterpoint.packages import MissingPackageError
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.runtime.choices import SpeechChoices
-from counterpoint.runtime.load import load
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.shipped import FOLDER, TALKS, WRITES
 from counterpoint.runtime.threads import few_threads
@@ -90,7 +90,7 @@ def _talk(options: DemoOptions) -> None:
 
 def _write() -> None:
     """Continue a text under its own whole and under another one, and print what each costs."""
-    loaded = load(WRITES)
+    loaded = Running(device="cpu").load(WRITES)
     books = {document.title: document for document in kjv()}
     own, other = (books[title].sections[0] for title in (_OWN, _OTHER))
     prompt = "\n\n".join(own.paragraphs[:_VERSES]) + "\n\n"

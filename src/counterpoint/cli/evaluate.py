@@ -6,31 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from counterpoint.cli.running import Running
 from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.summary import by_stream, use_of_whole
+from counterpoint.evaluate.report.measures import SWAP_DELTA, measures_of, measures_table
 from counterpoint.evaluate.report.verdict import use_sentence
-from counterpoint.evaluate.results import Evaluation, EvaluationConfig, evaluate
-from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
+from counterpoint.evaluate.results import EvaluationConfig, evaluate
 from counterpoint.evaluate.whole import has_whole
-from counterpoint.files import shown
 from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
-from counterpoint.runtime.load import load
 
 _HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
 
 Example: counterpoint evaluate runs/first_run/two_stream --max-units 20
 """
-
-_SWAP_DELTA = "swap-delta: bits/byte lost under another's whole"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,14 +59,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
     """Measure, show the results, and return them as a JSON value."""
-    loaded = load(options.checkpoint, running.device)
+    loaded = running.load(options.checkpoint)
     system = loaded.system
     progress = running.progress()
     source = loaded.measured_on(options.recordings)
     data = source.prepare(system, Preparation(progress=progress, held_out_only=True))
     if data.held_out_units() is None:
         raise UserError(
-            f"Something must be held out to be scored: {shown(loaded.path)} has nothing. Train "
+            f"Something must be held out to be scored: {loaded.name} has nothing. Train "
             "with `data.held_out`, or give `--recordings` for a speech model."
         )
     if not options.recordings:
@@ -91,20 +84,21 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
         precision=options.precision,
         progress=progress,
     )
-    measures = _measures(found, {stream.name for stream in system.layout.predicted})
-    noun = "rows" if found.unit == "frame" else "units"
-    title = f"{loaded.path}, {len(found.bits)} {noun}, {sum(found.sizes):,} {found.unit}s"
-    table = _table(title, measures)
+    measures = measures_of(found, {stream.name for stream in system.layout.predicted})
+    count = len(found.bits)
+    noun = f"{'row' if found.unit == 'frame' else 'unit'}{'' if count == 1 else 's'}"
+    title = f"{loaded.name}, {count} {noun}, {sum(found.sizes):,} {found.unit}s"
+    table = measures_table(title, measures)
     if found.whole is None and has_whole(system):
         table.caption = (
             "swap-delta: not measured, it needs held-out units of at least two documents"
         )
     console = Console(file=sys.stdout, markup=False, emoji=False)
     console.print(table)
-    swap_delta = measures.get(_SWAP_DELTA)
+    swap_delta = measures.get(SWAP_DELTA)
     verdict = None
     if swap_delta is not None and swap_delta.low < swap_delta.high:
-        verdict = use_sentence(shown(loaded.path), swap_delta)
+        verdict = use_sentence(loaded.name, swap_delta)
         console.print(verdict, soft_wrap=True, highlight=False)
     return {
         "checkpoint": loaded.path,
@@ -115,37 +109,3 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
         "verdict": verdict,
         "measures": {name: asdict(value) for name, value in measures.items()},
     }
-
-
-def _measures(found: Evaluation, predicted: set[str]) -> dict[str, Interval]:
-    """Return the measurements by name, with 95 % intervals over units."""
-    name = f"held-out bits/{found.unit}"
-    if found.streams:
-        scored = "all streams" if predicted == {*found.streams} else ", ".join(found.streams)
-        name += f", {scored}"
-    sizes = np.array(found.sizes, dtype=np.float64)
-    measures = {name: bootstrap_ratio(np.array(found.bits), sizes)}
-    for stream, cost in by_stream([found]).items():
-        measures[f"nats/{found.unit} of {stream}"] = cost
-    if found.whole is None:
-        return measures
-    use = use_of_whole([found])
-    measures[_SWAP_DELTA] = use["swap_delta"]
-    if use["none_delta"] is not None:
-        measures["bits/byte lost without any whole"] = use["none_delta"]
-    rank = f"effective rank of the whole, at most {found.whole.width}"
-    for name, value in (
-        ("attention on the null key", use["null_share"]),
-        (rank, use["effective_rank"]),
-    ):
-        measures[name] = Interval(value=value, low=value, high=value)
-    return measures
-
-
-def _table(title: str, measures: dict[str, Interval]) -> Table:
-    """Return the measurements as a table; a single unit gives no interval."""
-    table = Table("measure", "value", "95 % interval", title=title)
-    for name, value in measures.items():
-        ends = f"{value.low:.4f} to {value.high:.4f}" if value.low < value.high else ""
-        table.add_row(name, f"{value.value:.4f}", ends)
-    return table

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
 from counterpoint.blocks.quantized import store_int8
+from counterpoint.cli.generate_options import GenerateOptions
 from counterpoint.cli.running import Running, check_output
 from counterpoint.data.text.tokenizer import Tokenizer, text_pieces
 from counterpoint.errors import UserError
@@ -18,7 +16,7 @@ from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.generate import generate
-from counterpoint.runtime.load import Loaded, load
+from counterpoint.runtime.load import Loaded
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.simultaneous import Simultaneous, Staged
 from counterpoint.runtime.threads import few_threads
@@ -28,36 +26,6 @@ _HELP = """Continue a prompt.
 
 Example: counterpoint generate two_stream_bible --prompt "And God said" --temperature 0.8
 """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateOptions:
-    """Options of ``generate``.
-
-    Attributes:
-        checkpoint: A checkpoint or a run folder.
-        prompt: Text to continue; an empty one starts a new text.
-        prompt_file: File with the text to continue.
-        chat: Treat the prompt as a message to a model that knows conversations, and let it answer.
-        num_ticks: Largest number of ids to write.
-        whole_from: Continue under the whole of this text, which is at least as long as the prompt.
-        simultaneous: Run the whole tower in a process of its own (on a GPU, or compiled: a thread);
-            needs a model with a lag of 1 or more.
-        sliding: Accept a prompt that is longer than the model's window.
-        compile: Compile the ticks first: half a minute, then a tiny model is 1.4 times as fast.
-        weights: ``"int8"`` stores the matrices in 8 bits: faster if reading them takes the time.
-    """
-
-    checkpoint: tyro.conf.Positional[Path]
-    prompt: str = ""
-    prompt_file: Path | None = None
-    chat: bool = False
-    num_ticks: int = 400
-    whole_from: str | None = None
-    simultaneous: bool = False
-    sliding: bool = False
-    compile: bool = False
-    weights: Literal["float32", "int8"] = "float32"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +48,7 @@ def _generate(options: GenerateOptions, sampling: Sampling, running: Running) ->
         raise UserError(f"`--num-ticks` must be 1 or more: got {options.num_ticks}.")
     prompt = _prompt(options)
     check_output()
-    loaded = load(options.checkpoint, running.device)
+    loaded = running.load(options.checkpoint)
     system = loaded.system
     tokenizer = loaded.tokenizer
     with ExitStack() as stack:
@@ -129,7 +97,7 @@ def _prompt(options: GenerateOptions) -> str:
 def _chat_ids(loaded: Loaded, prompt: str) -> list[int]:
     if loaded.published is None or loaded.published.chat is None:
         raise UserError(
-            f"`--chat` needs a published model that knows conversations: {loaded.path} does not. "
+            f"`--chat` needs a published model that knows conversations: {loaded.name} does not. "
             "Leave it out to continue the prompt."
         )
     return loaded.published.chat()([{"role": "user", "content": prompt}])

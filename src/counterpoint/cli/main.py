@@ -11,6 +11,7 @@ from pathlib import Path
 from counterpoint.errors import UserError, nearest, nearest_file
 from counterpoint.packages import installed_version, missing_package
 from counterpoint.processes import INTERRUPTED, interruptible, wait_briefly
+from counterpoint.progress import Progress
 
 VERBS = (
     "demo",
@@ -116,7 +117,10 @@ def _run(arguments: list[str]) -> int:
             f"The first word must be one of {', '.join(VERBS)}: got {verb!r}. "
             f"{nearest(verb, VERBS)}"
         )
-    status: int = importlib.import_module(f"counterpoint.cli.{verb}").main(rest)
+    is_quiet = bool({"--quiet", "-h", "--help", "--help-all"} & set(rest))
+    with Progress(quiet=is_quiet).doing("loading the library"):  # with torch it takes seconds
+        module = importlib.import_module(f"counterpoint.cli.{verb}")
+    status: int = module.main(rest)
     return status
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -14,6 +15,7 @@ from rich.console import Console
 from counterpoint.errors import UserError
 from counterpoint.files import json_value
 from counterpoint.progress import Progress
+from counterpoint.runtime.load import Loaded, WeightType, load
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,13 @@ class Running(Shown):
     """
 
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|mps")] = "auto"
+
+    def load(
+        self, path: Path, *, dtype: WeightType | None = None, adapters: Path | None = None
+    ) -> Loaded:
+        """Load a model on the device, and show that; see `counterpoint.runtime.load.load`."""
+        with self.progress().doing(f"loading {path}"):
+            return load(path, self.device, dtype=dtype, adapters=adapters)
 
 
 def plain_console() -> Console:

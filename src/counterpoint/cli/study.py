@@ -88,8 +88,6 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(study, Grid) and study != declared:
         study = replace(study, smaller="")  # the smaller sizes were not changed with it
     options: Any = chosen.options
-    if options.minutes is not None and not options.minutes > 0:
-        raise UserError(f"`--minutes` must be > 0: got {options.minutes}. Leave it out to run all.")
     command = shlex.join(("counterpoint", "study", *arguments))
     with options.results() as tell:
         tell(kind.run(study, options, options.place(study.name), command))

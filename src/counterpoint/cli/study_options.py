@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.cli.running import Running
+from counterpoint.errors import check_minutes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,9 @@ class StudyOptions(Running):
 
     folder: Path | None = None
     minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        check_minutes(self.minutes)
 
     def place(self, name: str) -> Path:
         """Return the folder of the results of a study; each number of minutes has its own."""

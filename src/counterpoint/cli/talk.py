@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from counterpoint.cli import talk_shanks
 from counterpoint.cli.running import Running
+from counterpoint.cli.talk_options import TalkOptions
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import (
@@ -30,8 +30,6 @@ from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.choices import SpeechChoices
-from counterpoint.runtime.load import WeightType, load
-from counterpoint.runtime.shipped import TALKS
 from counterpoint.runtime.talk import Conversation, begin, check_opening, converse
 from counterpoint.speech.audio import AudioInfo, channel_blocks, verify_audio, write_stereo
 from counterpoint.streams.timeline import Timeline
@@ -45,38 +43,6 @@ Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --
 """
 
 _LONGEST_TAIL_S = 600.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TalkOptions:
-    """Options of ``talk``.
-
-    Attributes:
-        checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex;
-            by default the small model that comes with the package.
-        input: The recording: WAV, FLAC or Ogg, of any sample rate.
-        output: The WAV file to write; the other files get its name.
-        prompt: Role of the agent, as PersonaPlex reads it.
-        voice: A recording of the voice that the agent gets, or a voice of PersonaPlex (.pt).
-        pin: Keep prompt and voice readable when the model's window has moved on.
-        words: What is said in the recording (JSON with alignments or chunks), for the picture.
-        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
-        tail: Seconds of silence that are heard after the recording.
-        dtype: Type of the weights; by default the one in which they are stored or published.
-        lora: A folder or file of adapters for the published model.
-    """
-
-    input: Path
-    output: Path
-    checkpoint: tyro.conf.Positional[Path] = TALKS
-    prompt: str = ""
-    voice: Path | None = None
-    pin: bool = False
-    words: Path | None = None
-    channel: int | None = None
-    tail: float = 0.0
-    dtype: WeightType | None = None
-    lora: Path | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -112,8 +78,7 @@ def answer(
     """
     recorded = _check(options)
     user_words = read_user_words(options.words) if options.words else Timeline()
-    where = (options.checkpoint, running.device)
-    loaded = load(*where, dtype=options.dtype, adapters=options.lora)
+    loaded = running.load(options.checkpoint, dtype=options.dtype, adapters=options.lora)
     talker = loaded.talker
     sampling = choices.over(loaded.sampling)
     rate = talker.codec.sample_rate

@@ -17,7 +17,6 @@ from counterpoint.evaluate.tasks import answer_lines
 from counterpoint.files import write_json_lines
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse, parse_options
-from counterpoint.runtime.load import load
 
 _HELP = """usage: counterpoint task export|answer|score ...
 
@@ -71,7 +70,7 @@ def _answer(arguments: Sequence[str]) -> None:
     chosen = parse(fields, arguments, "task answer", _ANSWER)
     options: TaskAnswerOptions = chosen.options
     tasks = _chosen(exported.read_folder(options.folder), options.tasks)
-    system = load(options.checkpoint, chosen.running.device).system.eval()
+    system = chosen.running.load(options.checkpoint).system.eval()
     if not TaskData.fits(system.layout):
         raise UserError("Tasks must be answered by a model that reads and writes bytes.")
     with closing(chosen.running.progress()) as progress:
@@ -90,7 +89,9 @@ def _score(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(scores))
         return
-    Console(markup=False, emoji=False).print(task_table(scores))
+    tasks = exported.read_folder(options.folder)
+    primary = {name: str(lines[0].get("primary", "")) for name, lines in tasks.items() if lines}
+    Console(markup=False, emoji=False).print(task_table(scores, primary))
 
 
 def _chosen(tasks: dict[str, _Task], names: Sequence[str]) -> dict[str, _Task]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from counterpoint.config_json import decode, encode
 from counterpoint.data.source import Preparation
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, check_minutes
 from counterpoint.evaluate.results import EvaluationConfig
 from counterpoint.evaluate.units import score_units
-from counterpoint.progress import Progress
+from counterpoint.progress import Progress, spell_minutes
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.reinforcement import connected
 from counterpoint.train.allocator import keep_large_buffers
@@ -103,7 +103,7 @@ class Budget:
                 f"; it takes longer, because {self.before_s:.0f} s were gone before the first step "
                 f"and measuring takes {self.after_s:.0f} s"
             )
-        return f"{' and '.join(parts)} in about {self.minutes:g} minutes{took}"
+        return f"{' and '.join(parts)} in about {spell_minutes(self.minutes)}{took}"
 
     def measure(self, config: EvaluationConfig, num_units: int) -> EvaluationConfig:
         """Return an evaluation of the share of the held-out units that fits."""
@@ -185,7 +185,7 @@ def find_budget(
         The budget, or ``None`` if all steps are run.
 
     Raises:
-        UserError: ``minutes`` is not above 0, or ``budget.json`` cannot be read.
+        UserError: ``minutes`` is no time, or ``budget.json`` cannot be read.
     """
     file = folder / FILE
     if minutes is None:
@@ -193,8 +193,7 @@ def find_budget(
         if world.is_first and file.exists() and not _is_of_others(file, runs):
             file.unlink()
         return None
-    if not minutes > 0:
-        raise UserError(f"`minutes` must be > 0: got {minutes}. Leave them out to run all steps.")
+    check_minutes(minutes)
     budget = _kept(file, runs) if world.is_first else None
     budget = world.from_first(budget)
     if budget is None:
@@ -203,8 +202,8 @@ def find_budget(
             keep_begun(file, encode(budget))
     elif budget.minutes != minutes and world.is_first:
         progress.note(
-            f"{folder} keeps the steps of its first call, which had {budget.minutes:g} minutes. "
-            "Take another folder for another number."
+            f"{folder} keeps the steps of its first call, which had "
+            f"{spell_minutes(budget.minutes)}. Take another folder for another number."
         )
     if world.is_first:
         progress.note(budget.describe())

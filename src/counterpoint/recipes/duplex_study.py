@@ -20,7 +20,7 @@ from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synth
 from counterpoint.data.speech.dialogues import DialogueConfig
 from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import open_tokenizer, train_tokenizer
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, check_minutes
 from counterpoint.evaluate.duplex.abilities import (
     AbilityScore,
     abilities_table,
@@ -84,6 +84,7 @@ class DuplexStudy:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
+        check_minutes(self.minutes)
         if not isinstance(self.run.data, SpeechData):
             raise UserError(
                 "A duplex study must train a system that hears and speaks, on SpeechData: got "

@@ -19,7 +19,7 @@ from counterpoint.data.speech.folders import (
 )
 from counterpoint.data.speech.rows import SpeechData, WeightedList, codec_of
 from counterpoint.data.speech.words import open_tokenizer
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, check_minutes
 from counterpoint.evaluate.duplex.timing import Timing, TimingConfig
 from counterpoint.files import check_name
 from counterpoint.formats import find_format
@@ -80,6 +80,7 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        check_minutes(self.minutes)
         if not 0 <= self.held_out < 1:
             raise UserError(f"`held_out` must be a share from 0 to 1: got {self.held_out}.")
 

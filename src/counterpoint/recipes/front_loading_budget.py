@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoint.config_json import decode
 from counterpoint.errors import UserError
-from counterpoint.progress import Progress
+from counterpoint.progress import Progress, spell_minutes
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.budget import FILE, Plan, time_run
 from counterpoint.recipes.front_loading import (
@@ -20,7 +20,6 @@ from counterpoint.recipes.front_loading import (
 from counterpoint.recipes.front_loading_lanes import chain_run, segments
 from counterpoint.recipes.front_loading_run import STUDY, answered
 from counterpoint.recipes.front_loading_small import front_loading_small
-from counterpoint.recipes.grid_budget import spell_minutes
 from counterpoint.systems import build_system
 from counterpoint.train.distributed import World
 from counterpoint.train.run import Run

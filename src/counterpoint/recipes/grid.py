@@ -7,6 +7,7 @@ from counterpoint.data.tasks.source import TaskData
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import ArmCost
 from counterpoint.files import check_name
+from counterpoint.progress import Progress
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.contract import state_bytes
 from counterpoint.train.config import TrainConfig
@@ -137,6 +138,13 @@ class Grid:
             raise UserError(f"Seeds must be >= 0: got {self.seeds} and {self.tuning_seeds}.")
         if not all(rate > 0 for rate in self.learning_rates):
             raise UserError(f"`learning_rates` must be > 0: got {self.learning_rates}.")
+
+
+def check_costs(grid: Grid, progress: Progress) -> None:
+    """Refuse arms that do not meet the budget on a task; see `costs`."""
+    with progress.doing("comparing what the arms cost"):
+        for task in grid.tasks:
+            costs(grid, task)
 
 
 def costs(grid: Grid, task: str) -> dict[str, ArmCost]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from counterpoint.config_json import decode, encode
-from counterpoint.errors import UserError
-from counterpoint.progress import Progress
+from counterpoint.errors import UserError, check_minutes
+from counterpoint.progress import Progress, spell_minutes
 from counterpoint.recipes.begun import keep_begun, read_begun
 from counterpoint.recipes.budget import FILE, fitted_train
-from counterpoint.recipes.grid import Grid, costs
+from counterpoint.recipes.grid import Grid, check_costs
 from counterpoint.recipes.grid_pilot import CellTiming, pilot
 from counterpoint.recipes.grid_run import FEWEST_SEEDS, GRID, run_grid, tuned_cells
 from counterpoint.recipes.grid_sizes import declared_sizes, expected_timings
@@ -121,8 +121,7 @@ def fit_grid(
         UserError: Not even the smallest size fits, arms do not cost the same, or the earlier choice
             cannot be read.
     """
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"`--minutes` must be > 0: got {minutes}. Leave it out to run all of it.")
+    check_minutes(minutes)
     if minutes is not None and workers.ray is not None and workers.count is None:
         raise UserError(
             "`--minutes` on a Ray cluster must know how many cells run at a time: `--workers` is "
@@ -237,8 +236,7 @@ def _timed(
     grid: Grid, minutes: float, workers: Workers, progress: Progress
 ) -> Sequence[CellTiming]:
     """Time every arm on every task in a small share of the minutes."""
-    for task in grid.tasks:
-        costs(grid, task)
+    check_costs(grid, progress)
     num_pairs = len(grid.arms) * len(grid.tasks)
     trial_s = _TRIAL_SHARE * 60 * minutes * (workers.count or 1) / num_pairs
     return pilot(grid, workers, min(trial_s, _LONGEST_TRIAL_S), progress)
@@ -344,16 +342,6 @@ def _size_named(grid: Grid, name: str) -> Grid:
 
 def _described(grid: Grid) -> str:
     return f"{grid.name} ({grid.size})"
-
-
-def spell_minutes(minutes: float) -> str:
-    """Return a time in minutes, hours or days, with two digits."""
-    unit, size = next(
-        ((name, size) for name, size in (("days", 1440), ("hours", 60)) if minutes >= 2 * size),
-        ("minutes", 1),
-    )
-    amount = minutes / size
-    return f"{amount:,.0f} {unit}" if amount >= 9.95 else f"{amount:.2g} {unit}"
 
 
 def _rounded_up(minutes: float) -> str:

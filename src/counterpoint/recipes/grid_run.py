@@ -34,7 +34,7 @@ from counterpoint.recipes.cells import (
     read_cells,
     write_records,
 )
-from counterpoint.recipes.grid import Grid, costs
+from counterpoint.recipes.grid import Grid, check_costs
 from counterpoint.recipes.grid_workers import Workers, worked
 from counterpoint.recipes.stacks import BATCHES, record_batches
 
@@ -70,8 +70,7 @@ def run_grid(
         UserError: Arms do not cost the same, or the folder belongs to another grid.
     """
     progress = Progress() if progress is None else progress
-    for task in grid.tasks:
-        costs(grid, task)
+    check_costs(grid, progress)
     folder.mkdir(parents=True, exist_ok=True)
     workers = Workers() if workers is None else workers
     with locked(folder / ".grid.lock", wait=False), closing(progress):

@@ -13,7 +13,7 @@ import torch
 
 from counterpoint.config_json import encode
 from counterpoint.data.source import Preparation, PreparedSource
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, check_minutes
 from counterpoint.evaluate.report.report import STUDY, write_report
 from counterpoint.evaluate.report.summary import Summary, rich_table
 from counterpoint.evaluate.results import (
@@ -71,6 +71,7 @@ class Study:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        check_minutes(self.minutes)
         names = [run.name for run in self.arms]
         if not names or len(set(names)) != len(names):
             raise UserError(

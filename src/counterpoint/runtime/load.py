@@ -83,7 +83,7 @@ class Loaded:
         """
         if self.is_speech:
             raise UserError(
-                f"{self.path} must be a model of text: it is a {type(self.system).__name__}, which "
+                f"{self.name} must be a model of text: it is a {type(self.system).__name__}, which "
                 "hears and speaks. Use `counterpoint talk`."
             )
         if self.published is not None:
@@ -123,6 +123,11 @@ class Loaded:
         )
         return text_pieces(tokenizer, written, before)
 
+    @property
+    def name(self) -> str:
+        """What a reader calls the model: its path, or its name if it comes with the package."""
+        return model_name(self.path)
+
     @cached_property
     def talker(self) -> Talker:
         """The model trimmed to the agent, with its codec and its tokeniser.
@@ -132,7 +137,7 @@ class Loaded:
         """
         if not self.is_speech:
             raise UserError(
-                f"{self.path} must hold a system that talks, trained on speech: got "
+                f"{self.name} must hold a system that talks, trained on speech: got "
                 f"{type(self.system).__name__}, trained on text. For text use "
                 "`counterpoint generate`."
             )
@@ -162,7 +167,7 @@ class Loaded:
             return replace(data, held_out=recordings) if recordings else data
         if recordings:
             raise UserError(
-                f"Recordings can be given for a speech model only: {self.path} is a text model."
+                f"Recordings can be given for a speech model only: {self.name} is a text model."
             )
         _ = self.tokenizer  # check that it fits the model
         return self.trained_by.data
@@ -197,7 +202,7 @@ class Loaded:
         """
         if self.run is None:
             what = "a model alone" if self.published is None else "a published model"
-            raise UserError(f"{self.path} must be a checkpoint of a run: it is {what}.")
+            raise UserError(f"{self.name} must be a checkpoint of a run: it is {what}.")
         return self.run
 
 

@@ -158,7 +158,7 @@ def _format_of(system: System) -> Format:
     if name not in writable:
         raise UserError(
             f"Only a {' or a '.join(writable)} has a published format: got a "
-            f'{name}. Write it as "counterpoint".'
+            f'{name}. Give the form "counterpoint" (`--form counterpoint`).'
         )
     return writable[name]
 

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from counterpoint.errors import UserError
+from counterpoint.files import shown
 
 FOLDER = Path(__file__).parents[1] / "models"
 """Folder with one folder for each model: a checkpoint of `export_checkpoint`, and its README.md."""
@@ -13,6 +14,11 @@ TALKS = Path("duplex_small")
 
 WRITES = Path("two_stream_bible")
 """The text model."""
+
+
+def model_name(path: Path) -> str:
+    """Return the name of a model for a reader: its path, or its name if it comes with us."""
+    return path.name if path.parent == FOLDER else shown(path)
 
 
 def find_shipped(path: Path) -> Path:

@@ -8,7 +8,7 @@ from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
-from counterpoint.errors import UserError
+from counterpoint.errors import UserError, check_minutes
 from counterpoint.files import check_name
 from counterpoint.systems import SystemConfig, system_layout
 from counterpoint.train.config import TrainConfig
@@ -52,6 +52,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        check_minutes(self.minutes)
         if self.minutes is not None and self.train.phases:
             raise UserError(
                 f"`minutes` must be left out for a run with phases: got {self.minutes:g}. Its "

@@ -30,6 +30,7 @@ from counterpoint.data.text.corpus import (
 )
 from counterpoint.data.text.shards import TokenShards
 from counterpoint.errors import UserError
+from counterpoint.streams.spec import Layout, Role, Stream
 
 
 @pytest.fixture
@@ -299,6 +300,17 @@ def test_bad_settings_are_refused(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cache folder must be writable.*Set `cache_folder`"):
         prepare(replace(config, cache_folder=str(tmp_path / "file" / "below")), 8)
+
+
+def test_text_fills_a_stream_of_one_name() -> None:
+    """A new system with a part of another name passed all tests and failed in its first step."""
+    part, other = (
+        Layout(streams=(Stream(name=name, role=Role.PART, vocab_size=258, predicted=True),))
+        for name in ("part", "text")
+    )
+    assert DataConfig.fits(part)
+    with pytest.raises(UserError, match="must be named 'part': got 'text'"):
+        DataConfig.fits(other)
 
 
 def test_configs_are_plain_values() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from counterpoint.data.tasks.items import asked
+from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_figures import frontier, mean_curves, spread
 from counterpoint.evaluate.report.grid_findings import (
@@ -73,6 +75,18 @@ def test_page_stands_alone_and_holds_all_of_it(tmp_path: Path, found: GridFindin
     markdown = (tmp_path / "report.md").read_text()
     assert markdown.startswith("# example\n\nWhich arm answers best?\n\nOf 4 differences")
     assert "| rival | navon, hierarchy | – | – |" in markdown
+    for task in found.tasks:
+        assert f"<h2>{task}</h2><p>{asked(FORMS[task])}</p>" in text
+        assert f"## {task}\n\n{asked(FORMS[task])}\n\n" in markdown
+
+
+def test_every_task_says_in_one_sentence_what_it_asks() -> None:
+    for name, task in FORMS.items():
+        sentence = asked(task)
+        assert sentence.endswith("."), name
+        assert sentence.split()[0] in (
+            *("Find", "Write", "Recall", "Say", "Judge", "Begin"),  # an order to the model
+        ), sentence
 
 
 def test_names_that_are_not_ours_are_plain_text() -> None:

@@ -106,7 +106,10 @@ ItemPolicy = Callable[[Item, random.Random], Replies]
 
 @runtime_checkable
 class ScoredTask(Protocol):
-    """A generator with a scorer and floors: a frozen dataclass whose fields are its options."""
+    """A generator with a scorer and floors: a frozen dataclass whose fields are its options.
+
+    The first line of its docstring says what it asks; see `asked`.
+    """
 
     @property
     def name(self) -> str:
@@ -131,6 +134,11 @@ class ScoredTask(Protocol):
 
     def counts(self, item: Item, given: Replies) -> tuple[int, int]:
         """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
+
+
+def asked(task: ScoredTask) -> str:
+    """Return the sentence that says what a task asks: the first line of its docstring."""
+    return (type(task).__doc__ or "").partition("\n")[0]
 
 
 class ExactMatch:

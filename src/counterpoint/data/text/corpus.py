@@ -31,7 +31,7 @@ from counterpoint.errors import UserError, nearest
 from counterpoint.files import whole_folder
 from counterpoint.literals import literals_checked
 from counterpoint.locks import locked
-from counterpoint.progress import Progress, spell_count
+from counterpoint.progress import spell_count
 from counterpoint.streams.spec import Layout, Role
 
 KJV_HELD_OUT = (
@@ -147,8 +147,18 @@ class DataConfig:
 
     @staticmethod
     def fits(layout: Layout) -> bool:
-        """Return whether a system reads text, and so has a part; see `DataSource.fits`."""
-        return any(stream.role == Role.PART for stream in layout.streams)
+        """Return whether a system reads text, and so has a part; see `DataSource.fits`.
+
+        Raises:
+            UserError: The part has another name than the stream of the batches.
+        """
+        parts = layout.by_role(Role.PART)
+        if parts and "part" not in [stream.name for stream in parts]:
+            raise UserError(
+                f"The stream that text fills must be named 'part': got {parts[0].name!r}, whose "
+                "role is PART. Rename it in the system's layout."
+            )
+        return bool(parts)
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks in a row; see `DataSource.num_ticks`."""
@@ -166,18 +176,19 @@ class DataConfig:
 
         The process that comes first makes what is not in the cache, and shows the progress.
         """
-        show = None if how.progress is None else _shown(how.progress)
-        return prepare(self, how.block_ticks or system.layout.block_ticks, show)
+        block_ticks = how.block_ticks or system.layout.block_ticks
+        if how.progress is None:
+            return prepare(self, block_ticks)
+        # The total is not known before the end.
+        task = how.progress.task("tokenising", spell=lambda size: f"{spell_count(size)}B")
 
+        def show(num_documents: int, num_bytes: int) -> None:
+            noun = "document" if num_documents == 1 else "documents"
+            task(num_bytes, figures=f"{num_documents:,} {noun}")
 
-def _shown(progress: Progress) -> "TextProgress":
-    """Show how much text is tokenised; the total is not known before the end."""
-    task = progress.task("tokenising", spell=lambda size: f"{spell_count(size)}B")
-
-    def show(num_documents: int, num_bytes: int) -> None:
-        task(num_bytes, figures=f"{num_documents:,} documents")
-
-    return show
+        corpus = prepare(self, block_ticks, show)
+        task.end()
+        return corpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

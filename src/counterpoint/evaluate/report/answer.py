@@ -181,7 +181,7 @@ def answer_notes(found: TurnTaking, output: Path, num_clipped: int) -> list[str]
     if num_clipped:
         notes.append(
             f"{num_clipped:,} samples of {shown(output)} are beyond full scale and clipped: the "
-            "recording is too loud, or its scale is another."
+            "recording is too loud or has another scale, or the model's own sound is too loud."
         )
     if is_cut_short(found):
         notes.append("The recording ends before the agent's answer does: `--tail 10` listens on.")

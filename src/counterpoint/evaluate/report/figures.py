@@ -149,8 +149,8 @@ class Scale(NamedTuple):
 
 
 SCALES = (
-    Scale("flops", "training FLOPs (10¹²)", 1e12, "Loss at equal compute"),
-    Scale("seconds", "training seconds", 1.0, "The same runs on the clock"),
+    Scale("flops", "training FLOPs (10¹²)", 1e12, "Loss against compute"),
+    Scale("seconds", "training seconds", 1.0, "Loss against time"),
 )
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from counterpoint.data.tasks.items import asked
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.report.grid_findings import GridFindings
 from counterpoint.evaluate.report.grid_rows import ORACLE, SIGNIFICANT, SOLVED, GridRow, by_cell
@@ -155,7 +156,8 @@ def grid_markdown(found: GridFindings) -> str:
     if comparisons(found).cells:
         parts += ["## Comparisons", comparisons(found).markdown()]
     for task in found.tasks:
-        parts += [f"## {task}", about_task(found, task), task_table(found, task).markdown()]
+        parts += [f"## {task}", asked(FORMS[task])]
+        parts += [about_task(found, task), task_table(found, task).markdown()]
     parts += ["## Costs", costs_table(found).markdown()]
     if about.command:
         parts += ["## How this was made", f"    {about.command}"]

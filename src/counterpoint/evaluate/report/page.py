@@ -80,7 +80,9 @@ def table(heads: Sequence[str], cells: Sequence[Sequence[str]], *, words: bool =
     return f'<div class="wide"><table{kind}>{content}</table></div>'
 
 
-def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = False) -> str:
+def figure(
+    title: str, caption: str, panels: Sequence[str], *, wide: bool = False, lead: str = ""
+) -> str:
     """Return a figure of panels, side by side if there is room.
 
     Args:
@@ -88,11 +90,13 @@ def figure(title: str, caption: str, panels: Sequence[str], *, wide: bool = Fals
         caption: Text below the figure; plain text.
         panels: SVG elements.
         wide: Whether a narrow page scrolls the figure instead of shrinking it.
+        lead: Sentence below the heading; plain text.
     """
     name = html.escape(title, quote=True)
     drawn = f'<div class="wide">{"".join(panels)}</div>' if wide else side_by_side(panels)
     return (
-        f'<h2>{name}</h2><figure role="img" aria-label="{name}">{drawn}'
+        f"<h2>{name}</h2>{f'<p>{html.escape(lead)}</p>' if lead else ''}"
+        f'<figure role="img" aria-label="{name}">{drawn}'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 

@@ -30,7 +30,7 @@ def passage_figure(arm: Arm, control: Arm | None = None) -> "Figure":
     _draw_strip(parts[1], passage.null, PALETTE[0], "attention\non null key")
     _draw_strip(parts[2], passage.earlier, WHOLE, "on blocks\nbefore these")
     other = control.evaluation.passage if control is not None else None
-    _draw_bits(parts[3], passage, other, (arm.name, control.name if control else ""))
+    draw_bits(parts[3], passage, other, (arm.name, control.name if control else ""))
     parts[0].set_xlim(-1, columns)
     stop = passage.first_tick + columns
     parts[3].set_xlabel(f"{passage.source}, bytes {passage.first_tick} to {stop - 1} of the text")
@@ -128,10 +128,12 @@ def _draw_strip(axis: "Axes", values: tuple[float, ...], colour: str, label: str
     axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def _draw_bits(
+def draw_bits(
     axis: "Axes", passage: Passage, other: Passage | None, names: tuple[str, str]
 ) -> None:
     """Draw the bits of each byte, together with those of the control."""
+    from matplotlib.patches import Patch
+
     place = np.arange(len(passage.bits))
     axis.bar(place, passage.bits, width=0.85, color=PALETTE[1], alpha=0.8, linewidth=0)
     legend = [(names[0], PALETTE[1])]
@@ -141,15 +143,16 @@ def _draw_bits(
         axis.stairs(bits, edges, color=PALETTE[0], linewidth=1.1)
         legend.append((names[1], PALETTE[0]))
     axis.set_ylabel("bits paid\nfor the byte", rotation=0, ha="right", va="center", fontsize=9)
-    highest = axis.get_ylim()[1]
-    for row, (name, colour) in enumerate(legend):
-        axis.text(
-            len(place) - 0.5,
-            highest * (0.98 - 0.2 * row),
-            name,
-            color=colour,
-            weight="bold",
-            fontsize=9,
-            ha="right",
-            va="top",
-        )
+    # The names stand above the bars, because a bar may be as high as the axis.
+    axis.legend(
+        handles=[Patch(color=colour, label=name) for name, colour in legend],
+        labelcolor=[colour for _, colour in legend],
+        prop={"weight": "bold", "size": 9},
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.02),
+        ncols=len(legend),
+        handlelength=0.9,
+        handletextpad=0.5,
+        borderaxespad=0,
+        borderpad=0,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from counterpoint.evaluate.report.arm_summary import ArmSummary
 from counterpoint.evaluate.statistics import Interval
 from counterpoint.evaluate.whole import SMALLEST_SWAP_DELTA
+from counterpoint.progress import spell_minutes
 from counterpoint.streams.batch import ContentUnit
 
 SMALLEST_DIFFERENCE = 0.5
@@ -122,7 +123,7 @@ def scale(about: Mapping[str, Any], steps: int) -> str:
     if not parts:
         return ""
     text = (
-        f"This is the part of the recipe that fits about {budget['minutes']:g} minutes here: "
+        f"This is the part of the recipe that fits about {spell_minutes(budget['minutes'])} here: "
         f"{' and '.join(parts)}."
     )
     if is_enough(about, steps):

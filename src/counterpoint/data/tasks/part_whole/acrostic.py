@@ -22,13 +22,14 @@ _SCHEMES = ("AABB", "ABAB", "ABBA", "AAAA")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Acrostic(ExactMatch):
-    """A poem under a plan: first letters, rhyme scheme, and length of a line.
+    """Begin every line of a poem with the letter that a plan long before it says.
 
-    Consonants and vowels alternate; a line begins with a consonant and has an even length. The last
-    two letters of a line rhyme as the scheme says, and each stanza of four lines has rhymes of its
-    own. Within the text, the answers "acrostic" are the first letters, and the answers "rhyme" are
-    endings that an earlier line determines. `judge` scores a poem that a model has written. The
-    whole is the first letters of the current line and of the next three lines.
+    The plan has first letters, a rhyme scheme, and the length of a line. Consonants and vowels
+    alternate; a line begins with a consonant and has an even length. The last two letters of a
+    line rhyme as the scheme says, and each stanza of four lines has rhymes of its own. Within
+    the text, the answers "acrostic" are the first letters, and the answers "rhyme" are endings
+    that an earlier line determines. `judge` scores a poem that a model has written. The whole
+    is the first letters of the current line and of the next three lines.
 
     Attributes:
         num_lines: Number of lines, in stanzas of four.

@@ -25,12 +25,13 @@ _FILLER = "/_|~"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamAudit:
-    """A stream of updates ("a+3") and claims ("a=7"), with a verdict after each claim.
+    """Judge every claim about a register at once, from all updates of the register before it.
 
-    Half of the texts have one false claim, or each claim is false with a probability of its own.
-    Some claims may be questions instead ("a?7"), whose answer is the value itself. Scores: "f1" and
-    "recall" of finding false claims, "false alarms" a text, and "value" of the questions. The whole
-    is the values of all registers, one after another.
+    The text is a stream of updates ("a+3") and claims ("a=7"), with a verdict after each claim.
+    Half of the texts have one false claim, or each claim is false with a probability of its
+    own. Some claims may be questions instead ("a?7"), whose answer is the value itself. Scores:
+    "f1" and "recall" of finding false claims, "false alarms" a text, and "value" of the
+    questions. The whole is the values of all registers, one after another.
 
     Attributes:
         num_registers: Number of registers, which start at 0 and count modulo 10.

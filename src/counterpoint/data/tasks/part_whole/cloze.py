@@ -23,7 +23,7 @@ _CUES = "!#$%&()*,./:;<>?"  # 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyedCloze(ExactMatch):
-    """Blocks that end with a symbol determined by the plan and by the beginning of the block.
+    """Write the end of a block from its first symbol and from a plan that stands long before it.
 
     The plan z is one of 16. Blocks 0 to 2 show it in noisy cues. Some blocks later, a block with
     first symbol s and number i ends with symbol (s + 4 z + i) mod 64: without z the symbol is one

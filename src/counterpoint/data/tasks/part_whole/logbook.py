@@ -24,15 +24,16 @@ _MOST_LOGS = 20_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Logbook(ExactMatch):
-    """Events, each an entity and a value, of which one third is misleading.
+    """Say the last value of the entity that is most frequent in the whole log.
 
-    The questions are "joint", the last value of the most frequent entity, or in some logs "whole",
-    that entity (not both, because either answer would reveal the other); and "part", the last value
-    of a named entity. In one third of the log another entity is most frequent than in the whole
-    log. In half of the logs this is the last third, and only these logs count as "joint" and
-    "whole"; in the others it is the first or the middle third ("joint, end agrees"), so that no
-    third can be trusted. The last event is not one of the most frequent entity. The whole is the
-    most frequent entity so far.
+    The log has events, each an entity and a value, and one third of it is misleading. The
+    questions are "joint", the last value of the most frequent entity, or in some logs "whole",
+    that entity (not both, because either answer would reveal the other); and "part", the last
+    value of a named entity. In one third of the log another entity is most frequent than in the
+    whole log. In half of the logs this is the last third, and only these logs count as "joint"
+    and "whole"; in the others it is the first or the middle third ("joint, end agrees"), so
+    that no third can be trusted. The last event is not one of the most frequent entity. The
+    whole is the most frequent entity so far.
 
     With a register, entities have one value each, which stands before the log, and the events are
     entities alone: the detail is then far from the question.

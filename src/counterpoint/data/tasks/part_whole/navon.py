@@ -24,14 +24,15 @@ _FITS = "."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Navon(ExactMatch):
-    """Letters within letters: each block shows its letter in most of its cells.
+    """Find the digit of the one block whose letter breaks the motif of the other blocks.
 
-    The letters of the blocks repeat a motif, except for one odd block. The questions are "joint",
-    the digit of the odd block; "whole", the letter of the block that would come next; and "part",
-    the digit of a named block. A "verdict" about each block, "!" if it is the odd one, may follow.
-    In half of the texts the odd block shows a letter of the motif, and only these texts count as
-    "joint": only its place shows that it is odd. In the others its letter is foreign to the motif
-    ("joint, foreign letter"). The whole is the part of the motif shown so far.
+    Each block shows its letter in most of its cells. The letters of the blocks repeat a motif,
+    except for one odd block. The questions are "joint", the digit of the odd block; "whole",
+    the letter of the block that would come next; and "part", the digit of a named block. A
+    "verdict" about each block, "!" if it is the odd one, may follow. In half of the texts the
+    odd block shows a letter of the motif, and only these texts count as "joint": only its place
+    shows that it is odd. In the others its letter is foreign to the motif ("joint, foreign
+    letter"). The whole is the part of the motif shown so far.
 
     Attributes:
         num_blocks: Number of blocks; at most 26.

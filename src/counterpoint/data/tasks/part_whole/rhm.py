@@ -26,11 +26,12 @@ Rules = tuple[dict[int, tuple[tuple[int, ...], ...]], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomHierarchy(ExactMatch):
-    """Leaves of a tree whose rules are the same in every item and must be learned.
+    """Say the leaf that is left out of a tree and that all other leaves decide.
 
-    A symbol of a level becomes one of ``num_rules`` groups of the level below, and no group comes
-    from two symbols. The questions are "whole", the root, and "joint", a leaf that is left out and
-    follows from all others. The whole is the symbols of the quarters that have been read.
+    The rules of the tree are the same in every item and must be learned. A symbol of a level
+    becomes one of ``num_rules`` groups of the level below, and no group comes from two symbols.
+    The questions are "whole", the root, and "joint", a leaf that is left out and follows from
+    all others. The whole is the symbols of the quarters that have been read.
 
     Attributes:
         num_symbols: Number of symbols of a level; at most 26.

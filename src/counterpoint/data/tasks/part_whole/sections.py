@@ -23,11 +23,11 @@ _FILLER = "".join(symbol for symbol in punctuation if symbol not in "+-=")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sections(ExactMatch):
-    """Recall by two keys: neither the section nor the key is enough.
+    """Recall a value by its section and its key: all sections have the same keys.
 
-    Some questions may be asked early, after each section and about the sections up to there. They
-    are scored as "joint, early". The whole is the section that is being read, and "?" from the
-    questions at the end on.
+    Neither the section nor the key is enough. Some questions may be asked early, after each
+    section and about the sections up to there. They are scored as "joint, early". The whole is
+    the section that is being read, and "?" from the questions at the end on.
 
     Attributes:
         num_sections: Number of sections; at most 26.

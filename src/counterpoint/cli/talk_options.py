@@ -1,0 +1,41 @@
+"""Options of the verb ``talk`` for a trained model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from counterpoint.runtime.load import WeightType
+from counterpoint.runtime.shipped import TALKS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TalkOptions:
+    """Options of ``talk``.
+
+    Attributes:
+        checkpoint: A checkpoint or run folder, or a folder of a published Moshi or PersonaPlex;
+            by default the small model that comes with the package.
+        input: The recording: WAV, FLAC or Ogg, of any sample rate.
+        output: The WAV file to write; the other files get its name.
+        prompt: Role of the agent, as PersonaPlex reads it.
+        voice: A recording of the voice that the agent gets, or a voice of PersonaPlex (.pt).
+        pin: Keep prompt and voice readable when the model's window has moved on.
+        words: What is said in the recording (JSON with alignments or chunks), for the picture.
+        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
+        tail: Seconds of silence that are heard after the recording.
+        dtype: Type of the weights; by default the one in which they are stored or published.
+        lora: A folder or file of adapters for the published model.
+    """
+
+    input: Path
+    output: Path
+    checkpoint: tyro.conf.Positional[Path] = TALKS
+    prompt: str = ""
+    voice: Path | None = None
+    pin: bool = False
+    words: Path | None = None
+    channel: int | None = None
+    tail: float = 0.0
+    dtype: WeightType | None = None
+    lora: Path | None = None
