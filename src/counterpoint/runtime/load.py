@@ -30,7 +30,7 @@ from counterpoint.runtime.choices import FrameSampling
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.hub import PREFIX, download, is_on_hub
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.shipped import find_shipped
+from counterpoint.runtime.shipped import find_shipped, model_name
 from counterpoint.runtime.talk import Talker
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System, SystemConfig

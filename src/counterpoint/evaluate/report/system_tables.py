@@ -46,7 +46,7 @@ def _streams(layout: Layout) -> Table:
         covers = f"{most}{stream.period_ticks} tick{'s' * (stream.period_ticks > 1)}"
         # A delay of zero is exact for irregular steps, too.
         most = most if stream.delay_ticks else ""
-        delay = f"{most}{stream.delay_ticks} ticks"
+        delay = f"{most}{stream.delay_ticks} tick{'s' * (stream.delay_ticks != 1)}"
         table.add_row(stream.name, stream.role.value, covers, delay, _elements(stream))
     return table
 
