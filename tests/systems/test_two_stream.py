@@ -1,5 +1,5 @@
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -323,12 +323,31 @@ def test_whole_is_dropped_by_rows_at_the_given_share() -> None:
     assert 0.2 < share < 0.4
 
 
+def test_a_block_is_rebuilt_from_its_own_whole_also_where_another_is_shown() -> None:
+    batch = batch_of(random_ids(3, 41))
+    model = build(0, reconstruct_from="whole")
+    shuffled = build(0, reconstruct_from="whole", whole_control="shuffled")
+    shuffled.load_state_dict(model.state_dict())
+    own, foreign = model.loss(batch), shuffled.loss(batch)
+    torch.testing.assert_close(own.terms["reconstruct"], foreign.terms["reconstruct"])
+    assert not torch.equal(own.nats, foreign.nats)
+
+
+@pytest.mark.parametrize("source", ["compressed", "whole"])
 @pytest.mark.parametrize("early", [(), (1, 4)])
 @pytest.mark.parametrize("lag", [0, 1, 2])
 @torch.no_grad()
-def test_auxiliary_losses_have_the_right_targets(lag: int, early: tuple[int, ...]) -> None:
+def test_auxiliary_losses_have_the_right_targets(
+    lag: int, early: tuple[int, ...], source: Literal["compressed", "whole"]
+) -> None:
     """By brute force: the plan of a block predicts the block that comes 1 + lag later."""
-    model = build(lag, predict_weight=0.5, reconstruct_weight=0.25, boundary_ids=early)
+    model = build(
+        lag,
+        predict_weight=0.5,
+        reconstruct_weight=0.25,
+        reconstruct_from=source,
+        boundary_ids=early,
+    )
     lengths = (4, 16, 12, 11)
     batch = batch_of(random_ids(1, 43), documents(lengths))
     lower = model._read_rows(batch)
@@ -347,7 +366,8 @@ def test_auxiliary_losses_have_the_right_targets(lag: int, early: tuple[int, ...
         for tick in range(begin, begin + length):
             block.append(tick)
             if ids[tick] in early or len(block) == 4:
-                rebuilt = model.reconstructor(compressed[0, number])
+                known = whole if source == "whole" else compressed
+                rebuilt = model.reconstructor(known[0, number])
                 for place, written in enumerate(reversed(block)):
                     reconstruct = reconstruct + nats(rebuilt[3 - place], ids[written])
                 number, block = number + 1, []

@@ -71,6 +71,9 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
         GridArm(name="rebuild_shuffled", system=replace(_rebuild(), whole_control="shuffled")),
         GridArm(name="shared_rebuild", system=_shared_rebuild()),
+        GridArm(name="deep", system=_deep()),
+        GridArm(name="deep_shuffled", system=replace(_deep(), whole_control="shuffled")),
+        GridArm(name="shared_deep", system=_shared_deep()),
         GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
         GridArm(name="hrt", system=_hrt()),
         GridArm(name="hrt_words", system=_hrt_words()),
@@ -191,6 +194,31 @@ def _shared_rebuild() -> TwoStreamConfig:
     part = replace(shared.part, mlp_hidden=136)
     whole = replace(shared.whole, mlp_hidden=136)
     return replace(shared, part=part, whole=whole, reconstruct_weight=0.1)
+
+
+def _deep() -> TwoStreamConfig:
+    """Return the arm that reads late: three layers see a tick before it reads the whole.
+
+    Blocks are also rebuilt from what the part reads, the states of the whole, and not from what the
+    whole reads.
+    """
+    return replace(
+        _two_stream(),
+        part=_tower(64, 4, WINDOW, 128),
+        whole=_tower(64, 2, 72),
+        lower_layers=3,
+        compressor="mean",
+        num_links=1,
+        reconstruct_weight=0.1,
+        reconstruct_from="whole",
+    )
+
+
+def _shared_deep() -> TwoStreamConfig:
+    """Return the control of `_deep` in which one stack of layers serves both levels."""
+    layers = _tower(56, 4, WINDOW, 160)
+    whole = replace(layers, window=72)
+    return replace(_deep(), part=layers, whole=whole, shared_layers=True)
 
 
 def _same_rate() -> TwoStreamConfig:

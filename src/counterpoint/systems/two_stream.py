@@ -140,7 +140,7 @@ class TwoStream(System, Level):
         """
         lower = self._read_rows(batch)
         if whole is None:
-            whole = self._read_whole(lower, self.compress(lower.cut))
+            whole = self._read_whole(lower)
         else:
             num_rows, num_blocks = lower.cut.end_step.shape
             expected = (num_rows, num_blocks, self.config.coarse_width)
@@ -165,7 +165,7 @@ class TwoStream(System, Level):
         if not self.steering.links:
             raise UserError("Attention is shown by links: expected `num_links` >= 1, got 0.")
         lower = self._read_rows(batch)
-        whole = self._read_whole(lower, self.compress(lower.cut))
+        whole = self._read_whole(lower)
         weights: list[Tensor] = []
         guidance = self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
         self._write_part(lower, guidance, weights=weights)
@@ -192,7 +192,8 @@ class TwoStream(System, Level):
         kept = keep if self.training else None
         lower = self._read_rows(batch, kept)
         compressed = self.compress(lower.cut)
-        whole = self._read_whole(lower, compressed)
+        own = self.read_blocks(compressed, lower.cut, None)
+        whole = self._shown(own)
         published = self.steering.record(whole, lower.cut.end_step)
         guidance = self._guidance(lower, published, kept)
         hidden = self._write_part(lower, guidance)
@@ -210,7 +211,8 @@ class TwoStream(System, Level):
         if config.reconstruct_weight:
             grid = lower.cut.grid
             written = ids.masked_fill(~is_in_block(grid, ids.shape[1]), UNSET_ID)
-            rebuilt = spread_blocks(self.reconstructor(compressed), grid, ids.shape[1])
+            source = own if config.reconstruct_from == "whole" else compressed
+            rebuilt = spread_blocks(self.reconstructor(source), grid, ids.shape[1])
             rebuilding = stream_loss(self.head(self.norm(rebuilt)), written)
             losses["reconstruct"] = rebuilding._replace(weight=weight)
         if lower.ends is not None and config.learned_ends is not None:
@@ -275,11 +277,12 @@ class TwoStream(System, Level):
         shuffled = self.config.whole_control == "shuffled"
         return partial(led_text, keep=keep, shuffled=shuffled)
 
-    def _read_whole(
-        self, lower: LowerStates, compressed: Float[Tensor, "B W D2"]
-    ) -> Float[Tensor, "B W D2"]:
+    def _read_whole(self, lower: LowerStates) -> Float[Tensor, "B W D2"]:
         """Return the whole states that guide each of the whole rows."""
-        whole = self.read_blocks(compressed, lower.cut, None)
+        return self._shown(self.read_blocks(self.compress(lower.cut), lower.cut, None))
+
+    def _shown(self, whole: Float[Tensor, "B W D2"]) -> Float[Tensor, "B W D2"]:
+        """Return the whole states that guide each row, given its own."""
         return next_rows(whole) if self.config.whole_control == "shuffled" else whole
 
     def _guidance(

@@ -46,7 +46,9 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             everywhere else; a row alone in a batch reads zeros. "frozen": the compressor and the
             whole tower keep their random weights.
         predict_weight: Weight of the loss with which each plan predicts its tick by itself.
-        reconstruct_weight: Weight of the loss of rebuilding each block from its compressed form.
+        reconstruct_weight: Weight of the loss of rebuilding each block.
+        reconstruct_from: What a block is rebuilt from. "compressed": its compressed form, before
+            the whole tower. "whole": the state of the whole after it, which is what ticks read.
         vocab_size: Number of ids of the part stream.
         conv_taps: Number of taps of the convolution after the embedding.
         text: Shape of the text of the whole: a few ids for each block, in the stream `WHOLE_TEXT`,
@@ -64,6 +66,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     whole_control: Literal["none", "shuffled", "frozen"] = "none"
     predict_weight: float = 0.3
     reconstruct_weight: float = 0.0
+    reconstruct_from: Literal["compressed", "whole"] = "compressed"
     vocab_size: int = 258
     conv_taps: int = 4
     text: NotesConfig | None = None
