@@ -2,8 +2,8 @@
 
 A synthesised user asks questions in real time, waits for the answer, and interrupts every third one
 with the next question. Measured are the first sound after the last sample of a question, the last
-sound after the first sample of an interruption, whether the conversation falls behind the clock,
-and the memory of the process. With `--cpu-time` nothing waits for a clock: every step of an engine
+sound after the first sample of an interruption, where the time before the first sound goes,
+whether the conversation falls behind the clock, and the memory of the process. With `--cpu-time` nothing waits for a clock: every step of an engine
 takes its time on the processor, as on a machine with a free core for each, whatever else runs here.
 
     python benchmarks/cascade_live.py --minutes 20 --out results.json
@@ -16,6 +16,8 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +27,14 @@ import torch
 from torch import Tensor
 
 from counterpoint.evaluate.duplex.turns import percentile
-from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
-from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ
+from counterpoint.evaluate.word_errors import count_word_errors
+from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules, Engines
+from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, plain
 from counterpoint.runtime.cascade.embedded import embedded_engines, language_model, warm_up
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, TimedLane
-from counterpoint.runtime.cascade.thinking import ClauseTrigger
+from counterpoint.runtime.cascade.reply import Voiced
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, Scene, SceneWriter
+from counterpoint.speech.partials import ScoredWord
 from counterpoint.speech.voices import Synthesizer, Voice
 
 QUESTIONS = (
@@ -51,21 +56,111 @@ AIMS = (
 """Numbers with their aims: the largest median in seconds."""
 
 
+STAGES = (
+    ("voice", "the detector hears the last voice"),
+    ("hearing", "the last recognition begins"),
+    ("heard", "its words are known"),
+    ("asked", "the language model is asked"),
+    ("token", "its first token is there"),
+    ("clause", "its first clause is there"),
+    ("voiced", "the sound of that is there"),
+    ("sound", "the first sound is played"),
+)
+"""What happens before a first sound, in order."""
+
+
+_LOOKED_FOR = (  # the last before something, or the first after something and before another thing
+    ("asked", "", "sound"),
+    ("token", "asked", "sound"),
+    ("clause", "token", "sound"),
+    ("voiced", "clause", "sound"),
+    ("heard", "", "asked"),
+    ("hearing", "", "heard"),
+)
+
+
+class Stopwatch:
+    """Notes when engines begin and end, in seconds since the conversation began."""
+
+    def __init__(self) -> None:
+        self.began_s = time.monotonic()
+        self.marks: list[tuple[str, float]] = []
+        self.rows: list[dict[str, float]] = []
+        self.voices_s: list[float] = []  # when the detector heard the end of each turn's voice
+
+    def mark(self, name: str) -> None:
+        """Note that something happens now."""
+        self.marks.append((name, time.monotonic() - self.began_s))
+
+    def watched(self, engines: Engines) -> Engines:
+        """Return engines that are watched."""
+
+        def recognise(audio: Tensor) -> Any:
+            self.mark("hearing")
+            words = engines.recognise(audio)
+            self.mark("heard")
+            return words
+
+        def answer(scene: Scene) -> Iterator[str]:
+            self.mark("asked")
+            for number, piece in enumerate(engines.answer(scene)):
+                if not number:
+                    self.mark("token")
+                yield piece
+
+        def speak(text: str) -> Voiced:
+            self.mark("clause")
+            voiced = engines.speak(text)
+            self.mark("voiced")
+            return voiced
+
+        return replace(engines, recognise=recognise, answer=answer, speak=speak)
+
+    def sounded(self, ended_s: float, sound_s: float) -> None:
+        """Take the stages that led to a first sound, in seconds since the end of the question."""
+        before = [mark for mark in self.marks if mark[1] <= sound_s]
+        self.marks = self.marks[len(before) :]
+        row = {"question": ended_s, "sound": sound_s}
+        for name, after, until in _LOOKED_FOR:
+            from_s, to_s = row.get(after, 0.0), row[until]
+            found = [at_s for one, at_s in before if one == name and from_s <= at_s <= to_s]
+            if not found:
+                return  # the sound is none of an answer to this question
+            row[name] = found[0] if after else found[-1]
+        self.rows.append(row)
+
+    def table(self) -> dict[str, Any]:
+        """Return, for each stage, when it comes after the question and after the stage before."""
+        for row in self.rows:
+            row["voice"] = min(self.voices_s, key=lambda at_s: abs(at_s - row["question"]))
+        found: dict[str, Any] = {}
+        last = "question"
+        for name, what in STAGES:
+            found[name] = {
+                "what": what,
+                "after_question_s": spread([row[name] - row["question"] for row in self.rows]),
+                "after_stage_before_s": spread([row[name] - row[last] for row in self.rows]),
+            }
+            last = name
+        return found
+
+
 class Caller:
     """Asks questions into a conversation, and notes when it hears what."""
 
     def __init__(self, seed: int, voice: Voice) -> None:
         self._rng = random.Random(seed)
         speaker = Synthesizer()
-        self._spoken = [speaker.speak(text, voice, EAR_HZ).audio for text in QUESTIONS]
+        self._spoken = [(text, speaker.speak(text, voice, EAR_HZ).audio) for text in QUESTIONS]
         self._sound = torch.zeros(0)
         self._ask_s = 1.0
-        self._asked = 0
+        self.said: list[str] = []
         self._interrupts = False
         self.ended_s: list[float] = []  # last sample of each question
         self.first_sounds: list[float] = []
         self.barged_s: float | None = None
         self.stops: list[float] = []
+        self.spoken_over = set[int]()  # questions into which the agent spoke
         self._waits = False
         self._quiet_s = 0.0
         self._last_sound_s = 0.0
@@ -73,8 +168,8 @@ class Caller:
     def next(self, now_s: float) -> Tensor:
         """Return the user's next block."""
         if not len(self._sound) and now_s >= self._ask_s:
-            self._sound = self._rng.choice(self._spoken)
-            self._asked += 1
+            text, self._sound = self._rng.choice(self._spoken)
+            self.said.append(text)
             if self._interrupts:
                 self.barged_s = now_s
             self._ask_s = float("inf")
@@ -88,12 +183,14 @@ class Caller:
     def hears(self, sound: Tensor, now_s: float) -> None:
         """Take the agent's sound of the block that began now."""
         (places,) = sound.nonzero(as_tuple=True)
+        if len(places) and len(self._sound) and self.barged_s is None:
+            self.spoken_over.add(len(self.said))
         if len(places):
             self._last_sound_s = now_s + (int(places[-1]) + 1) / EAR_HZ
             if self._waits:
                 self.first_sounds.append(now_s + int(places[0]) / EAR_HZ - self.ended_s[-1])
                 self._waits = False
-                self._interrupts = self._asked % 3 == 0
+                self._interrupts = len(self.said) % 3 == 0
                 self._ask_s = now_s + 1.0 if self._interrupts else float("inf")
         elif not self._waits and now_s - self._last_sound_s > 0.4:
             if self.barged_s is not None:
@@ -116,12 +213,14 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
     engines = embedded_engines(language_model(model))
     warm_up(engines)
     rules = CascadeRules(trigger=ClauseTrigger())
-    cascade = Cascade(engines, rules=rules, lanes=lanes)
+    watch = Stopwatch()
+    cascade = Cascade(watch.watched(engines), rules=rules, lanes=lanes)
     caller = Caller(seed, Voice(formant=1.15))
     memory = [memory_mb()]
+    turns: list[str] = []
     errors = discarded = thoughts = 0
     most_late_s = 0.0
-    began_s = time.monotonic()
+    watch.began_s = began_s = time.monotonic()
     cpu_s = time.process_time()
     while cascade.now_s < 60 * minutes:
         now_s = cascade.now_s
@@ -129,13 +228,20 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
             late_s = time.monotonic() - began_s - now_s
             most_late_s = max(most_late_s, late_s)
             time.sleep(max(BLOCK_S - late_s, 0.0))
+        num_sounds = len(caller.first_sounds)
         caller.hears(cascade.hear(caller.next(now_s)), now_s)
+        if len(caller.first_sounds) > num_sounds and not in_cpu_time:
+            ended_s = caller.ended_s[-1]
+            watch.sounded(ended_s, ended_s + caller.first_sounds[-1])
         if cascade.now_s // 60 >= len(memory):
             memory.append(memory_mb())
         for event in cascade.take_events():
             errors += event.kind == "error"
             discarded += event.kind == "discarded"
             thoughts += event.kind == "thought" and bool(event.text)
+            if event.kind == "turn":
+                turns.append(event.text)
+                watch.voices_s.append(event.end_s)
     wall_s = time.monotonic() - began_s
     return {
         "minutes": minutes,
@@ -145,8 +251,12 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "cores": os.cpu_count(),
         "cpu_s_a_second": (time.process_time() - cpu_s) / cascade.now_s,
         "questions": len(caller.ended_s),
+        "turns": len(turns),
+        "questions_spoken_into": len(caller.spoken_over),
+        "word_errors": word_errors(caller.said, turns),
         "first_sound_s": spread(caller.first_sounds),
         "stop_s": spread(caller.stops),
+        "stages": {} if in_cpu_time else watch.table(),
         "thoughts": thoughts,
         "prepared_answers_dropped": discarded,
         "errors": errors,
@@ -156,6 +266,12 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "memory_growth_mb_a_minute": growth(memory),
         "history_messages": len(cascade.history),
     }
+
+
+def word_errors(said: list[str], heard: list[str]) -> float:
+    """Return the share of the said words that must be changed to give the heard ones."""
+    first, second = (list(map(plain, " ".join(texts).split())) for texts in (said, heard))
+    return count_word_errors(first, second) / max(len(first), 1)
 
 
 def spread(values: list[float]) -> dict[str, float]:
