@@ -32,6 +32,7 @@ from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules, Engines
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, plain
 from counterpoint.runtime.cascade.embedded import embedded_engines, language_model, warm_up
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, TimedLane
+from counterpoint.runtime.cascade.live import wait
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import ClauseTrigger, Scene, SceneWriter
 from counterpoint.speech.partials import ScoredWord
@@ -145,6 +146,10 @@ class Stopwatch:
         return found
 
 
+_SHORTEST_GAP_S = 0.1  # a word may hold a shorter silence
+_LONGEST_GAP_S = 0.9  # the next question may come after a longer one
+
+
 class Caller:
     """Asks questions into a conversation, and notes when it hears what."""
 
@@ -161,6 +166,7 @@ class Caller:
         self.barged_s: float | None = None
         self.stops: list[float] = []
         self.spoken_over = set[int]()  # questions into which the agent spoke
+        self.gaps: list[float] = []  # silences within answers
         self._waits = False
         self._quiet_s = 0.0
         self._last_sound_s = 0.0
@@ -186,6 +192,9 @@ class Caller:
         if len(places) and len(self._sound) and self.barged_s is None:
             self.spoken_over.add(len(self.said))
         if len(places):
+            gap_s = now_s + int(places[0]) / EAR_HZ - self._last_sound_s
+            if not self._waits and _SHORTEST_GAP_S < gap_s < _LONGEST_GAP_S:
+                self.gaps.append(gap_s)
             self._last_sound_s = now_s + (int(places[-1]) + 1) / EAR_HZ
             if self._waits:
                 self.first_sounds.append(now_s + int(places[0]) / EAR_HZ - self.ended_s[-1])
@@ -225,9 +234,8 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
     while cascade.now_s < 60 * minutes:
         now_s = cascade.now_s
         if not in_cpu_time:
-            late_s = time.monotonic() - began_s - now_s
-            most_late_s = max(most_late_s, late_s)
-            time.sleep(max(BLOCK_S - late_s, 0.0))
+            most_late_s = max(most_late_s, time.monotonic() - began_s - now_s)
+            wait(cascade, began_s)
         num_sounds = len(caller.first_sounds)
         caller.hears(cascade.hear(caller.next(now_s)), now_s)
         if len(caller.first_sounds) > num_sounds and not in_cpu_time:
@@ -256,6 +264,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "word_errors": word_errors(caller.said, turns),
         "first_sound_s": spread(caller.first_sounds),
         "stop_s": spread(caller.stops),
+        "gaps_in_answers_s": spread(caller.gaps),
         "stages": {} if in_cpu_time else watch.table(),
         "thoughts": thoughts,
         "prepared_answers_dropped": discarded,

@@ -175,7 +175,7 @@ class Cascade:
         )
         self._now_s = 0.0
         self._pending = torch.zeros(0)
-        self._sound = torch.zeros(EAR_BLOCK)
+        self._sound = torch.zeros(EAR_BLOCK)  # what sounds while the pending block is heard
         self._open_turn: UserTurn | None = None  # the turn that was not told as a whole yet
         self._newest: UserTurn | None = None  # the turn that began last, as far as it was noticed
         self._ready_s: float | None = None  # when the calls were all that the answer waited for
@@ -207,15 +207,29 @@ class Cascade:
         sound = [self._sound[:0]]
         while len(samples):
             begun = len(self._pending)
+            if not begun:
+                self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
             piece, samples = samples[: EAR_BLOCK - begun], samples[EAR_BLOCK - begun :]
             sound.append(self._sound[begun : begun + len(piece)])
             self._pending = torch.cat([self._pending, piece.float()])
             if len(self._pending) == EAR_BLOCK:
                 block, self._pending = self._pending, torch.zeros(0)
                 self._now_s += BLOCK_S
-                self._advance(block)
-                self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
+                for sign in self._ear.push(block, self._now_s):
+                    self._notice(sign)
+                self.attend()
         return torch.cat(sound)
+
+    def attend(self) -> None:
+        """Take what the engines have finished, and let the next engine begin.
+
+        `hear` does so after every block. Who waits for the next block calls this meanwhile, as
+        often as they like: what is finished between two blocks then waits for no block.
+        """
+        now_s = self._now_s
+        for sign in self._ear.take_words(now_s):
+            self._notice(sign)
+        self._advance(now_s)
 
     @property
     def is_idle(self) -> bool:
@@ -242,10 +256,7 @@ class Cascade:
 
     # ------------------------------------------------------------------------------- one block
 
-    def _advance(self, block: Tensor) -> None:
-        now_s = self._now_s
-        for sign in self._ear.push(block, now_s):
-            self._notice(sign)
+    def _advance(self, now_s: float) -> None:
         turn = self._ear.turn
         if turn is not None:
             if self._open_turn is turn and turn.is_over and turn.is_recognised:

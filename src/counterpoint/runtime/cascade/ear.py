@@ -160,6 +160,8 @@ class Ear:
         self._sound = _Sound()
         self._job_end_s = 0.0
         self._next_s = 0.0
+        self._may_fail = True  # whether a failure since the last voice is tried again
+        self._is_owed = False  # whether the pause tries again what has failed before it
 
     @property
     def in_turn(self) -> bool:
@@ -167,7 +169,7 @@ class Ear:
         return self.turn is not None and not self.turn.is_over
 
     def push(self, block: Float[Tensor, " 512"], now_s: float) -> list[Sign]:
-        """Hear a block that ends now.
+        """Hear a block that ends now; words are taken by `take_words`.
 
         Args:
             block: The block, at `EAR_HZ`.
@@ -184,7 +186,6 @@ class Ear:
         else:
             self._sound.add(block)
             signs += self._follow(chance, now_s)
-        signs += self._take_words(now_s)
         return signs
 
     def _begin(self, now_s: float) -> None:
@@ -198,6 +199,8 @@ class Ear:
         self._recent.clear()
         self._voiced = 0
         self.is_pausing = False
+        self._may_fail = True
+        self._is_owed = False
         self._next_s = now_s + self.rules.partial_s
 
     def _follow(self, chance: float, now_s: float) -> list[Sign]:
@@ -205,6 +208,8 @@ class Ear:
         turn = self._open()
         if chance >= (self.rules.voiced if self.is_pausing else self.rules.unvoiced):
             turn.voice_end_s = now_s
+            self._may_fail = True
+            self._is_owed = False
             if self.is_pausing:
                 self.is_pausing = False
                 return [Sign.RESUMED]
@@ -215,7 +220,7 @@ class Ear:
         is_new = self._job_end_s <= turn.voice_end_s  # its end was not heard
         if not self.is_pausing and silence_s >= self.rules.pause_s:
             self.is_pausing = True
-            if is_new:
+            if is_new or self._is_owed:
                 self._start(now_s)
             return [Sign.PAUSED]
         if is_new and silence_s >= self.rules.look_s and not self._lane.busy:
@@ -237,6 +242,7 @@ class Ear:
         """Recognise the sound so far."""
         self._job_end_s = now_s
         self._next_s = now_s + self.rules.partial_s
+        self._is_owed = False
         audio = torch.cat(self._sound.blocks)
 
         def job() -> Iterator[tuple[ScoredWord, ...]]:
@@ -244,12 +250,13 @@ class Ear:
 
         self._lane.start(job(), now_s)
 
-    def _take_words(self, now_s: float) -> list[Sign]:
+    def take_words(self, now_s: float) -> list[Sign]:
+        """Take the words that were recognised since the last time."""
         signs: list[Sign] = []
         for step in self._lane.poll(now_s):
             if step.error is not None:
                 self.error = str(step.error) or type(step.error).__name__
-                self._open().words_end_s = self._job_end_s
+                self._try_again(now_s)
                 signs.append(Sign.FAILED)
             elif not step.is_last:
                 turn = self._open()
@@ -260,6 +267,18 @@ class Ear:
                 self._sound.shorten(words, self.rules)
                 signs.append(Sign.WORDS)
         return signs
+
+    def _try_again(self, now_s: float) -> None:
+        """Recognise once more what could not be recognised: in the pause, if there is none yet."""
+        turn = self._open()
+        if not self._may_fail:
+            turn.words_end_s = self._job_end_s  # the words so far must do
+        elif self.is_pausing or turn.is_over:
+            self._may_fail = False
+            self._start(now_s)
+        else:
+            self._may_fail = False
+            self._is_owed = True
 
     def _open(self) -> UserTurn:
         if self.turn is None:

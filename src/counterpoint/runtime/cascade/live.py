@@ -44,12 +44,30 @@ def listen(
     """
     began_s = clock()
     for block in _even(blocks, tail_s):
-        late_s = clock() - began_s - cascade.now_s
-        if paced and late_s < BLOCK_S:
-            sleep(BLOCK_S - late_s)
+        if paced:
+            wait(cascade, began_s, clock, sleep)
         yield torch.stack((cascade.hear(block), block))
         if block is _SILENCE and cascade.is_idle:
             return
+
+
+def wait(
+    cascade: Cascade,
+    began_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Attend to a conversation until its next block has been spoken.
+
+    Args:
+        cascade: The conversation.
+        began_s: When it began, on the clock.
+        clock: Returns seconds.
+        sleep: Waits for seconds.
+    """
+    while (rest_s := began_s + cascade.now_s + BLOCK_S - clock()) > 0:
+        sleep(min(rest_s, _POLL_S))
+        cascade.attend()
 
 
 _SILENCE = torch.zeros(EAR_BLOCK)
@@ -147,6 +165,7 @@ def converse_with_microphone(
             block = exchange.next()
             if block is None:
                 time.sleep(_POLL_S)
+                cascade.attend()
                 continue
             if exchange.num_dropped > num_dropped:
                 lost_s = (exchange.num_dropped - num_dropped) * BLOCK_S

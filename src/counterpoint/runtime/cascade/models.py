@@ -96,6 +96,7 @@ class LlamaCppModel:
         settings.model.path = str(path)
         settings.n_ctx = _CONTEXT
         settings.n_parallel = _SLOTS
+        settings.cache_ram_mib = 0  # it would keep states of old prompts, up to 8 GiB
         settings.cpuparams.n_threads = num_threads
         settings.cpuparams_batch.n_threads = num_threads
         settings.verbosity = -1

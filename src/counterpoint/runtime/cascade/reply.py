@@ -166,5 +166,10 @@ class Mouth:
         )
 
     def _spoken(self, text: str) -> Iterator[Voiced]:
-        voiced = self._speak(text)
+        if text[-1].isalnum():  # the sentence goes on, and so must its melody
+            voiced = self._speak(text + ",")
+            words = tuple(word._replace(text=word.text.removesuffix(",")) for word in voiced.words)
+            voiced = voiced._replace(words=words)
+        else:
+            voiced = self._speak(text)
         yield voiced._replace(audio=voiced.audio.to(torch.float32))

@@ -1,0 +1,156 @@
+"""What makes answers quick loses nothing: clauses cut early, attention between blocks, retries."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
+from counterpoint.runtime.cascade.ear import EAR_BLOCK, EarRules
+from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.cascade.reply import Voiced
+from counterpoint.runtime.cascade.thinking import Scene, sentences
+from counterpoint.speech.partials import ScoredWord
+from tests.runtime.cascade.scripted import WORD_S, Stage, sounding_s
+
+
+def heard_with_attention(cascade: Cascade, sound: Tensor) -> Tensor:
+    """Hear sound block by block, and attend to the conversation twenty times between them."""
+    pieces = []
+    for block in sound.split(EAR_BLOCK):
+        pieces.append(cascade.hear(block))
+        for _ in range(20):
+            cascade.attend()
+    return torch.cat(pieces)
+
+
+def test_what_is_finished_between_blocks_waits_for_no_block() -> None:
+    begins = []
+    for attends in (False, True):
+        stage = Stage()
+        cascade = Cascade(stage.engines(), lanes=lambda: TimedLane(lambda: 0.0))
+        asked = stage.sound("what is this? - - - -")
+        hear = heard_with_attention if attends else Cascade.hear
+        begins.append(sounding_s(hear(cascade, asked))[0])
+    assert begins[1] <= begins[0]
+    pause_s = begins[1] - 3 * WORD_S
+    assert 0.5 <= pause_s < 0.5 + EAR_BLOCK / 16_000  # the very block after the end of the turn
+
+
+def test_attention_does_not_change_what_is_heard_and_said() -> None:
+    found = []
+    for attends in (False, True):
+        stage = Stage()
+        cascade = stage.cascade()
+        asked = stage.sound("what is this? - - - stop now please. - - - - - - - - - -")
+        sound = heard_with_attention(cascade, asked) if attends else cascade.hear(asked)
+        found.append((sound, cascade.history, cascade.timeline().events))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1:] == found[1][1:]
+
+
+@pytest.mark.parametrize("pause_blocks", range(6, 16))
+def test_answer_to_a_turn_that_goes_on_leaves_no_trace(pause_blocks: int) -> None:
+    """Wherever the user goes on within the pause, and however much is prepared by then."""
+    stage = Stage()
+    cascade = Cascade(stage.engines(), lanes=lambda: TimedLane(lambda: 0.0))
+    first, rest = stage.sound("I want this."), stage.sound("No, that. - - - - - - -")
+    heard_with_attention(cascade, torch.cat([first, torch.zeros(pause_blocks * EAR_BLOCK)]))
+    prepared = cascade._mouth.reply
+    assert prepared is not None
+    assert prepared.ready  # its sound is there already
+    assert cascade._mouth.ledger.amounts(cascade.now_s).generated_s == 0
+    sound = heard_with_attention(cascade, rest)
+    assert sounding_s(sound)[0] > 2 * WORD_S
+    timeline = cascade.timeline()
+    assert [event.text for event in timeline.where(kind="turn")] == ["I want this. No, that."]
+    assert len(timeline.where(kind="discarded")) == 1
+    cascade.hear(torch.zeros(60 * EAR_BLOCK))
+    assert [message["content"] for message in cascade.history] == [
+        "I want this. No, that.",
+        "Here is a rather long answer for you.",
+    ]
+    assert len(cascade.timeline().where(kind="answer")) == 1
+
+
+def test_first_clause_ends_before_a_word_at_which_speakers_pause() -> None:
+    said = {
+        "The capital of France is Paris. It is big.": [
+            "The capital of France",
+            "is Paris.",
+            "It is big.",
+        ],
+        "There are seven days in a week.": ["There are seven days", "in a week."],
+        "It is on the table.": ["It is on the table."],  # too few words before it
+        "Blue and yellow give a nice green.": ["Blue and yellow give a nice green."],
+        "I like cats and": ["I like cats and"],  # no word has begun after it
+    }
+    for text, pieces in said.items():
+        assert list(sentences(iter(text))) == pieces
+
+
+def test_clause_that_goes_on_is_spoken_so_and_remembered_as_it_was_written() -> None:
+    stage = Stage()
+    spoken = []
+
+    def speak(text: str) -> Voiced:
+        spoken.append(text)
+        return stage.speak(text)
+
+    engines = replace(stage.engines("The capital of France is Paris."), speak=speak)
+    cascade = stage.cascade(engines)
+    cascade.hear(stage.sound("what is it? - - - - - - - - - -"))
+    assert spoken == ["The capital of France,", "is Paris."]
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.text == answer.payload["written"] == "The capital of France is Paris."
+
+
+@pytest.mark.parametrize("failure_s", [0.02, 0.1, 0.2, 0.4, 0.6])
+@pytest.mark.parametrize("failures", [1, 2])
+def test_recognition_that_fails_when_the_voice_stops_is_tried_once_more(
+    failure_s: float, failures: int
+) -> None:
+    stage = Stage()
+    calls: list[bool] = []  # whether each call heard the end of the voice
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        calls.append(not audio[-1])
+        if 0 < sum(calls) <= failures and calls[-1]:
+            stage.clock.now_s += failure_s
+            raise RuntimeError("no memory")
+        return stage.recognise(audio)
+
+    rules = EarRules(partial_s=0.4)
+    cascade = stage.cascade(
+        replace(stage.engines(), recognise=recognise), rules=CascadeRules(ear=rules)
+    )
+    cascade.hear(stage.sound("now what is this? - - - - - - - - - -"))
+    timeline = cascade.timeline()
+    assert [event.text for event in timeline.where(kind="error")] == ["no memory"] * failures
+    assert sum(calls) == 2  # neither given up at once nor tried for ever
+    (turn,) = timeline.where(kind="turn")
+    (answer,) = timeline.where(kind="answer")
+    if failures == 1:
+        assert turn.text == "now what is this?"
+        assert stage.asked[-1].text == turn.text
+    else:  # what was known while the user spoke must do
+        assert turn.text
+        assert "now what is this?".startswith(turn.text)
+    assert answer.text == "Here is a rather long answer for you."
+
+
+def test_failure_while_the_user_speaks_is_mended_by_the_next_recognition() -> None:
+    stage = Stage()
+    fails: Iterator[bool] = iter([True, True])
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        if next(fails, False):
+            raise RuntimeError("no memory")
+        return stage.recognise(audio)
+
+    cascade = stage.cascade(replace(stage.engines(), recognise=recognise))
+    cascade.hear(stage.sound("now what is this thing there? - - - - - - - - - -"))
+    assert [scene.text for scene in stage.asked] == ["now what is this thing there?"]
+    assert isinstance(stage.asked[0], Scene)
