@@ -2,9 +2,11 @@
 
 A synthesised user asks questions in real time, waits for the answer, and interrupts every third one
 with the next question. Measured are the first sound after the last sample of a question, the last
-sound after the first sample of an interruption, where the time before the first sound goes,
-whether the conversation falls behind the clock, and the memory of the process. With `--cpu-time` nothing waits for a clock: every step of an engine
-takes its time on the processor, as on a machine with a free core for each, whatever else runs here.
+sound after the first sample of an interruption, where the time before the first sound goes, what
+went wrong (words misheard, turns cut, silences within answers), whether the conversation falls
+behind the clock, and the memory of the process. With `--cpu-time` nothing waits for a clock: every
+step of an engine takes its time on the processor, as on a machine with a free core for each,
+whatever else runs here.
 
     python benchmarks/cascade_live.py --minutes 20 --out results.json
 
@@ -16,7 +18,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -29,13 +31,12 @@ from torch import Tensor
 from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.evaluate.word_errors import count_word_errors
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules, Engines
-from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, plain
+from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ, plain
 from counterpoint.runtime.cascade.embedded import embedded_engines, language_model, warm_up
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, TimedLane
 from counterpoint.runtime.cascade.live import wait
 from counterpoint.runtime.cascade.reply import Voiced
-from counterpoint.runtime.cascade.thinking import ClauseTrigger, Scene, SceneWriter
-from counterpoint.speech.partials import ScoredWord
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, Scene
 from counterpoint.speech.voices import Synthesizer, Voice
 
 QUESTIONS = (
@@ -227,6 +228,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
     caller = Caller(seed, Voice(formant=1.15))
     memory = [memory_mb()]
     turns: list[str] = []
+    answers: list[dict[str, Any]] = []
     errors = discarded = thoughts = 0
     most_late_s = 0.0
     watch.began_s = began_s = time.monotonic()
@@ -247,6 +249,8 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
             errors += event.kind == "error"
             discarded += event.kind == "discarded"
             thoughts += event.kind == "thought" and bool(event.text)
+            if event.kind == "answer":
+                answers.append({"text": event.text, **event.payload})
             if event.kind == "turn":
                 turns.append(event.text)
                 watch.voices_s.append(event.end_s)
@@ -274,6 +278,8 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "memory_mb": memory,
         "memory_growth_mb_a_minute": growth(memory),
         "history_messages": len(cascade.history),
+        "heard": turns,
+        "answers": answers,
     }
 
 

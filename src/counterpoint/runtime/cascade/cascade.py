@@ -207,8 +207,6 @@ class Cascade:
         sound = [self._sound[:0]]
         while len(samples):
             begun = len(self._pending)
-            if not begun:
-                self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
             piece, samples = samples[: EAR_BLOCK - begun], samples[EAR_BLOCK - begun :]
             sound.append(self._sound[begun : begun + len(piece)])
             self._pending = torch.cat([self._pending, piece.float()])
@@ -218,6 +216,7 @@ class Cascade:
                 for sign in self._ear.push(block, self._now_s):
                     self._notice(sign)
                 self.attend()
+                self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
         return torch.cat(sound)
 
     def attend(self) -> None:
