@@ -255,6 +255,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
                 turns.append(event.text)
                 watch.voices_s.append(event.end_s)
     wall_s = time.monotonic() - began_s
+    cascade.close()
     return {
         "minutes": minutes,
         "model": model,

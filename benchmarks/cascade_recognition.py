@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.evaluate.word_errors import count_word_errors
 from counterpoint.speech import partials
 from counterpoint.speech.audio import read_audio
 from counterpoint.speech.partials import PARTIALS_HZ, PartialTranscriber
@@ -26,19 +27,6 @@ FASTEST = 8.0  # tokens a second that a text may have, besides eight
 def words(found: list[Any]) -> list[str]:
     """Return letters and digits of words."""
     return ["".join(filter(str.isalnum, word.text.lower())) for word in found]
-
-
-def differences(first: list[str], second: list[str]) -> int:
-    """Return the least number of words to change."""
-    costs = list(range(len(second) + 1))
-    for row, word in enumerate(first, 1):
-        above = costs[0]
-        costs[0] = row
-        for column, other in enumerate(second, 1):
-            here = min(above + (word != other), costs[column] + 1, costs[column - 1] + 1)
-            above = costs[column]
-            costs[column] = here
-    return costs[-1]
 
 
 def main() -> None:
@@ -63,7 +51,7 @@ def main() -> None:
         found = [words(recognise(cut)) for cut in cuts]
         cpu_s = (time.process_time() - began) / len(cuts)
         expected = expected or found
-        wrong = sum(map(differences, expected, found))
+        wrong = sum(map(count_word_errors, expected, found))
         loops = sum(
             len(one) > FASTEST * len(cut) / PARTIALS_HZ + 8
             for one, cut in zip(found, cuts, strict=True)

@@ -102,11 +102,14 @@ def _hold(options: ShanksOptions, output: Running) -> _Held:
         on_event=None if output.quiet else _print,
     )
     began_s = time.perf_counter()
-    with suppress(KeyboardInterrupt):  # it ends a conversation with the microphone
-        num_clipped = write_stereo(options.output, _pieces(cascade, options), EAR_HZ)
-        work_s = time.perf_counter() - began_s if options.at_once else None
-        return _Held(cascade, num_clipped, work_s)
-    raise KeyboardInterrupt
+    try:
+        with suppress(KeyboardInterrupt):  # it ends a conversation with the microphone
+            num_clipped = write_stereo(options.output, _pieces(cascade, options), EAR_HZ)
+            work_s = time.perf_counter() - began_s if options.at_once else None
+            return _Held(cascade, num_clipped, work_s)
+        raise KeyboardInterrupt
+    finally:
+        cascade.close()
 
 
 def _pieces(cascade: Cascade, options: ShanksOptions) -> Iterator[Tensor]:

@@ -83,6 +83,58 @@ def test_dropped_thread_never_speaks_for_the_next_job() -> None:
     assert found == ["new"]
 
 
+def test_threads_are_used_again_and_a_dropped_job_is_closed() -> None:
+    closed = threading.Event()
+    release = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def quick() -> Iterator[int]:
+        threads.append(threading.current_thread())
+        yield 1
+
+    def long() -> Iterator[int]:
+        try:
+            while True:
+                release.wait(5)
+                yield 2
+        finally:
+            closed.set()
+
+    lane = ThreadLane()
+    for _ in range(5):
+        lane.start(quick(), 0.0)
+        ends = time.monotonic() + 5
+        while lane.busy and time.monotonic() < ends:
+            lane.poll(0.0)
+    assert len(set(threads)) == 1
+    lane.start(long(), 0.0)
+    lane.start(quick(), 0.0)  # it does not wait for the other
+    ends = time.monotonic() + 5
+    while lane.busy and time.monotonic() < ends:
+        lane.poll(0.0)
+    assert len(set(threads)) == 2
+    release.set()
+    assert closed.wait(5)
+    lane.close(5.0)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_lane_that_is_left_ends_its_threads() -> None:
+    threads: list[threading.Thread] = []
+
+    def job() -> Iterator[None]:
+        threads.append(threading.current_thread())
+        yield
+
+    lane = ThreadLane()
+    lane.start(job(), 0.0)
+    while lane.busy:
+        lane.poll(0.0)
+    del lane
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
 # ------------------------------------------------------------------------------------- ledger
 
 

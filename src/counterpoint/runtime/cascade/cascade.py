@@ -35,7 +35,7 @@ from counterpoint.runtime.cascade.ear import (
     Sign,
     UserTurn,
 )
-from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane
+from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, close_lanes
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.mind import THOUGHT, Mind
 from counterpoint.runtime.cascade.models import Message
@@ -153,21 +153,23 @@ class Cascade:
         self.rules = rules or CascadeRules()
         self.calls = Calls(tools, lanes, self.rules.calls)
         self.history: list[Message] = []
-        self._ear = Ear(engines.detect, engines.recognise, lanes(), self.rules.ear)
+        hearing, writing, speaking, self._reading, thinking = self._lanes = tuple(
+            lanes() for _ in range(5)
+        )
+        self._ear = Ear(engines.detect, engines.recognise, hearing, self.rules.ear)
         self._mouth = Mouth(
             engines.answer,
             engines.speak,
             SoundLedger(EAR_HZ, device_delay_s),
-            lanes(),
-            lanes(),
+            writing,
+            speaking,
             self.rules.apology,
         )
-        self._reading = lanes()
         self._trace = Trace(on_event)
         self._mind = Mind(
             engines.think,
             engines.judge,
-            lanes(),
+            thinking,
             self.calls,
             self._trace,
             self.rules.interrupt_at,
@@ -248,10 +250,16 @@ class Cascade:
 
     def timeline(self) -> Timeline:
         """Return the events since `take_events`, and what is being said now."""
-        reply = self._mouth.reply
-        playing = [] if reply is None else self._said(reply.turn)
         header = {"rate": EAR_HZ, "streams": [USER, THOUGHT, AGENT]}
+        playing = self._mouth.said(self._now_s)
         return Timeline(events=(*self._trace.events, *playing), header=header)
+
+    def close(self, wait_s: float = 2.0) -> None:
+        """End what still runs, and wait so many seconds at most until the engines are quiet.
+
+        A process that ends while a thread is within an engine may be aborted by it.
+        """
+        close_lanes(self._lanes, wait_s)
 
     # ------------------------------------------------------------------------------- one block
 
@@ -403,7 +411,7 @@ class Cascade:
         reply = self._mouth.reply
         if reply is None:
             return
-        said = self._said(reply.turn)
+        said = self._mouth.said(self._now_s)
         for event in said:
             self._trace.tell(event)
         heard = " ".join(event.text for event in said)
@@ -468,21 +476,6 @@ class Cascade:
             role = "user" if speaker == USER else "assistant"
             self.history.append({"role": role, "content": text})
             del self.history[: old_messages(len(self.history), _REMEMBERED)]
-
-    def _said(self, turn: int) -> list[Event]:
-        """Return the words of the answer that were played, as events."""
-        heard = self._mouth.ledger.heard(self._now_s)
-        return [
-            Event(
-                start_s=word.start_s,
-                end_s=word.end_s,
-                stream=AGENT,
-                kind="word",
-                text=word.text,
-                payload={"turn": turn},
-            )
-            for word in heard
-        ]
 
     def _tell_words(self, turn: UserTurn) -> None:
         """Tell the words of a turn that were not told yet, and the turn itself when it is over."""

@@ -3,19 +3,21 @@
 A job is an iterator; its steps are results, such as pieces of a text. A lane runs one job at a time
 and tells which steps are finished at a moment of the conversation. There are two kinds:
 
-- `ThreadLane` runs every job in a thread of its own. The conversation must be paced like the sound.
-  A job that is dropped goes on until its step ends, while the next job has begun. So an engine may
-  be called by several threads at once, by each lane that uses it and by what was dropped: it must
-  bear that, or have a lock.
+- `ThreadLane` runs its jobs in threads. The conversation must be paced like the sound. A job that
+  is dropped goes on until its step ends, while the next job has begun in another thread. So an
+  engine may be called by several threads at once, by each lane that uses it and by what was
+  dropped: it must bear that, or have a lock.
 - `TimedLane` runs a job without threads, as far as the conversation has come: a step that took
   0.3 s is finished 0.3 s after the step before it. So a recording can be answered faster than it
   lasts, with the times at which its answers would have come if every lane had its own processor.
 """
 
+import queue
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -56,8 +58,18 @@ class Lane(Protocol):
     def stop(self) -> None:
         """Drop the job. A thread ends with the step in which it is."""
 
+    def close(self, wait_s: float) -> None:
+        """Drop the job, and wait at most so many seconds until its step has ended."""
+
 
 LaneFactory = Callable[[], Lane]
+
+
+def close_lanes(lanes: Iterable[Lane], wait_s: float) -> None:
+    """Close lanes, and wait at most so many seconds for all of them together."""
+    until_s = time.monotonic() + wait_s
+    for lane in lanes:
+        lane.close(max(until_s - time.monotonic(), 0.0))
 
 
 @dataclass(slots=True)
@@ -67,21 +79,69 @@ class _Work:
     job: Iterator[Any]
     found: deque[tuple[Any, bool, Exception | None]]
     is_dropped: bool = False
+    is_done: bool = False
 
     def run(self) -> None:
         """Take all steps of the job, until it is dropped."""
+        problem: Exception | None = None
         try:
             for value in self.job:
                 if self.is_dropped:
-                    return
+                    break
                 self.found.append((value, False, None))
-            self.found.append((None, True, None))
+            if isinstance(self.job, Generator):
+                self.job.close()  # what writes for a dropped job stops writing
         except Exception as error:  # an engine may fail in any way, and the conversation goes on
-            self.found.append((None, True, error))
+            problem = error
+        self.job = iter(())  # nothing of it is kept while the thread is idle
+        self.is_done = True
+        self.found.append((None, True, problem))
+
+
+class _Worker:
+    """A thread that runs one work after another.
+
+    Memory that an engine frees stays with the thread that took it, so a new thread for every job
+    would let a long conversation grow.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = queue.SimpleQueue[_Work | None]()
+        self._work: _Work | None = None
+        self._thread = threading.Thread(target=_run_all, args=(self._wanted,), daemon=True)
+        self._thread.start()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no work runs."""
+        return self._work is None or self._work.is_done
+
+    def run(self, work: _Work) -> None:
+        """Begin a work; none may run."""
+        self._work = work
+        self._wanted.put(work)
+
+    def end(self) -> None:
+        """End the thread after its work."""
+        self._wanted.put(None)
+
+    def join(self, wait_s: float) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(wait_s)
+
+
+def _run_all(wanted: "queue.SimpleQueue[_Work | None]") -> None:
+    while (work := wanted.get()) is not None:
+        work.run()
+
+
+def _end_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.end()
 
 
 class ThreadLane:
-    """A lane whose jobs run in threads, each in its own; its methods are called by one thread only.
+    """A lane whose jobs run in threads; its methods are called by one thread only.
 
     `start` and `stop` never wait. The steps of a job that was dropped are lost, but the step that
     runs goes on to its end in the background, with all that it does.
@@ -89,6 +149,8 @@ class ThreadLane:
 
     def __init__(self) -> None:
         self._work: _Work | None = None
+        self._workers: list[_Worker] = []
+        weakref.finalize(self, _end_all, self._workers)
 
     @property
     def busy(self) -> bool:
@@ -99,7 +161,11 @@ class ThreadLane:
         """See `Lane.start`."""
         self.stop()
         self._work = _Work(job, deque())
-        threading.Thread(target=self._work.run, daemon=True).start()
+        free = next((worker for worker in self._workers if worker.is_free), None)
+        if free is None:
+            free = _Worker()
+            self._workers.append(free)
+        free.run(self._work)
 
     def poll(self, now_s: float) -> list[LaneStep]:
         """See `Lane.poll`."""
@@ -116,6 +182,15 @@ class ThreadLane:
         if self._work is not None:
             self._work.is_dropped = True
             self._work = None
+
+    def close(self, wait_s: float) -> None:
+        """See `Lane.close`."""
+        self.stop()
+        until_s = time.monotonic() + wait_s
+        _end_all(self._workers)
+        for worker in self._workers:
+            worker.join(max(until_s - time.monotonic(), 0.0))
+        self._workers.clear()
 
 
 class TimedLane:
@@ -156,6 +231,10 @@ class TimedLane:
     def stop(self) -> None:
         """See `Lane.stop`."""
         self._job = self._ahead = None
+
+    def close(self, wait_s: float) -> None:
+        """See `Lane.close`."""
+        self.stop()
 
     def _take(self) -> LaneStep:
         """Run the job for one step."""

@@ -16,7 +16,9 @@ from torch import Tensor
 from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.thinking import Scene, sentences
+from counterpoint.runtime.talk import AGENT
 from counterpoint.speech.engines import SpokenWord
+from counterpoint.streams.timeline import Event
 
 
 class Voiced(NamedTuple):
@@ -164,6 +166,23 @@ class Mouth:
             and not (reply.waiting or reply.ready or self._speaking.busy)
             and not self.ledger.is_playing(now_s)
         )
+
+    def said(self, now_s: float) -> list[Event]:
+        """Return the words of the answer that were played, as events."""
+        if self.reply is None:
+            return []
+        payload = {"turn": self.reply.turn}
+        return [
+            Event(
+                start_s=word.start_s,
+                end_s=word.end_s,
+                stream=AGENT,
+                kind="word",
+                text=word.text,
+                payload=payload,
+            )
+            for word in self.ledger.heard(now_s)
+        ]
 
     def _spoken(self, text: str) -> Iterator[Voiced]:
         if text[-1].isalnum():  # the sentence goes on, and so must its melody
