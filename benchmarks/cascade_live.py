@@ -18,6 +18,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,7 @@ from counterpoint.runtime.cascade.live import wait
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import ClauseTrigger, Scene
 from counterpoint.speech.voices import Synthesizer, Voice
+from counterpoint.streams.timeline import Event
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -211,6 +213,27 @@ class Caller:
                 self._ask_s = now_s + self._rng.uniform(0.5, 1.5)
 
 
+class Tally:
+    """What the events of a conversation amount to."""
+
+    def __init__(self) -> None:
+        self.errors = self.discarded = self.thoughts = 0
+        self.heard: list[str] = []
+        self.written = Counter[str]()
+
+    def take(self, events: list[Event], watch: Stopwatch) -> None:
+        """Count events, and tell the stopwatch where voices end."""
+        for event in events:
+            self.errors += event.kind == "error"
+            self.discarded += event.kind == "discarded"
+            self.thoughts += event.kind == "thought" and bool(event.text)
+            if event.kind == "answer":
+                self.written[str(event.payload["written"])] += 1
+            if event.kind == "turn":
+                self.heard.append(event.text)
+                watch.voices_s.append(event.end_s)
+
+
 def memory_mb() -> float:
     """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -227,9 +250,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
     cascade = Cascade(watch.watched(engines), rules=rules, lanes=lanes)
     caller = Caller(seed, Voice(formant=1.15))
     memory = [memory_mb()]
-    turns: list[str] = []
-    answers: list[dict[str, Any]] = []
-    errors = discarded = thoughts = 0
+    tally = Tally()
     most_late_s = 0.0
     watch.began_s = began_s = time.monotonic()
     cpu_s = time.process_time()
@@ -245,15 +266,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
             watch.sounded(ended_s, ended_s + caller.first_sounds[-1])
         if cascade.now_s // 60 >= len(memory):
             memory.append(memory_mb())
-        for event in cascade.take_events():
-            errors += event.kind == "error"
-            discarded += event.kind == "discarded"
-            thoughts += event.kind == "thought" and bool(event.text)
-            if event.kind == "answer":
-                answers.append({"text": event.text, **event.payload})
-            if event.kind == "turn":
-                turns.append(event.text)
-                watch.voices_s.append(event.end_s)
+        tally.take(cascade.take_events(), watch)
     wall_s = time.monotonic() - began_s
     cascade.close()
     return {
@@ -264,23 +277,22 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "cores": os.cpu_count(),
         "cpu_s_a_second": (time.process_time() - cpu_s) / cascade.now_s,
         "questions": len(caller.ended_s),
-        "turns": len(turns),
+        "turns": len(tally.heard),
         "questions_spoken_into": len(caller.spoken_over),
-        "word_errors": word_errors(caller.said, turns),
+        "word_errors": word_errors(caller.said, tally.heard),
         "first_sound_s": spread(caller.first_sounds),
         "stop_s": spread(caller.stops),
         "gaps_in_answers_s": spread(caller.gaps),
         "stages": {} if in_cpu_time else watch.table(),
-        "thoughts": thoughts,
-        "prepared_answers_dropped": discarded,
-        "errors": errors,
+        "thoughts": tally.thoughts,
+        "prepared_answers_dropped": tally.discarded,
+        "errors": tally.errors,
         "clock_behind_at_end_s": None if in_cpu_time else wall_s - cascade.now_s,
         "clock_behind_most_s": None if in_cpu_time else most_late_s,
         "memory_mb": memory,
         "memory_growth_mb_a_minute": growth(memory),
         "history_messages": len(cascade.history),
-        "heard": turns,
-        "answers": answers,
+        "answers": dict(tally.written),
     }
 
 
