@@ -152,6 +152,34 @@ def test_results_that_contain_themselves_and_exits_are_failures() -> None:
         assert outcomes(run(calls)) != ["ok"]
 
 
+class WordlessError(Exception):
+    """An exception that cannot be told."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("the machine\nis\tbroken " + "x" * 10**6),
+            "RuntimeError: the machine is bro",
+        ),
+        (WordlessError(), "WordlessError: it has no text"),
+    ],
+)
+def test_what_a_tool_raises_is_one_short_line(error: Exception, told: str) -> None:
+    def fail(size: str) -> None:
+        raise error
+
+    calls = calls_of(tool_of(fail), rules=CallRules(most_attempts=1))
+    calls.request(wanted("small"), 1, 0.0)
+    (why,) = outcomes(run(calls))
+    assert why.startswith(told)
+    assert len(why) <= 200
+
+
 def test_hanging_tool_ends_in_time_and_too_many_are_refused() -> None:
     release = threading.Event()
     rules = CallRules(most_attempts=3, retry_after_s=0.0, most_hanging=2)
@@ -162,16 +190,17 @@ def test_hanging_tool_ends_in_time_and_too_many_are_refused() -> None:
 
 
 def test_slow_tool_in_a_thread_does_not_hold_up_the_conversation() -> None:
-    def slow(size: str) -> str:
-        time.sleep(0.2)
-        return "late"
+    release = threading.Event()
 
-    calls = Calls([tool_of(slow, limit_s=5.0)], ThreadLane)
+    def slow(size: str) -> str:
+        return "late" if release.wait(30) else "never"
+
+    calls = Calls([tool_of(slow, limit_s=60.0)], ThreadLane)
     calls.request(wanted("small"), 1, 0.0)
     began = time.monotonic()
-    calls.advance(0.0, is_over=False)
-    assert time.monotonic() - began < 0.1
-    while not calls.calls[0].is_settled and time.monotonic() < began + 5:
+    calls.advance(0.0, is_over=False)  # it returns, though the tool waits
+    release.set()
+    while not calls.calls[0].is_settled and time.monotonic() < began + 30:
         calls.advance(time.monotonic() - began, is_over=False)
         time.sleep(0.005)
     assert outcomes(calls.take_events()) == ["ok"]

@@ -1,5 +1,7 @@
 """What makes answers quick loses nothing: clauses cut early, attention between blocks, retries."""
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -105,6 +107,26 @@ def test_clause_that_goes_on_is_spoken_so_and_remembered_as_it_was_written() -> 
     assert spoken == ["The capital of France,", "is Paris."]
     (answer,) = cascade.timeline().where(kind="answer")
     assert answer.text == answer.payload["written"] == "The capital of France is Paris."
+
+
+def test_conversation_that_is_closed_leaves_no_thread_in_an_engine() -> None:
+    before = set(threading.enumerate())
+    stage = Stage()
+    is_within = threading.Event()
+    has_left = threading.Event()
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        is_within.set()
+        time.sleep(0.2)
+        has_left.set()
+        return []
+
+    cascade = Cascade(replace(stage.engines(), recognise=recognise))
+    cascade.hear(stage.sound("now what is this thing?"))
+    assert is_within.wait(5)
+    cascade.close(5.0)
+    assert has_left.is_set()
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("failure_s", [0.02, 0.1, 0.2, 0.4, 0.6])

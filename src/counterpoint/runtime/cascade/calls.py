@@ -378,10 +378,8 @@ class _Attempt:
     def _run(self) -> None:
         try:
             self.found = self._checked(self.action())
-        except ToolError as fault:
-            self.fault = str(fault)
         except BaseException as error:  # a tool may raise anything, even SystemExit
-            self.fault = f"{type(error).__name__}: {error}"[:200]
+            self.fault = _one_line(error)
         with self._lock:
             self.is_alive = False
             is_late = self._undoes_late
@@ -399,6 +397,16 @@ class _Attempt:
         if num_bytes > self.most_bytes:
             raise ToolError(f"the result has {num_bytes} bytes, at most {self.most_bytes}")
         return text
+
+
+def _one_line(error: BaseException) -> str:
+    """Return what a tool raised as one short line."""
+    name = "" if isinstance(error, ToolError) else f"{type(error).__name__}: "
+    try:
+        text = str(error)
+    except Exception:  # its text is code of the tool as well
+        text = "it has no text"
+    return " ".join(f"{name}{text}".split())[:200]
 
 
 def _undo(call: Call) -> Iterator[str]:
