@@ -75,7 +75,7 @@ def matched(arguments: argparse.Namespace, mixer: MixerConfig, num_ticks: int) -
     tower = TowerConfig(
         width=arguments.width,
         num_layers=arguments.layers,
-        num_heads=8,
+        num_heads=arguments.heads,
         mlp_hidden=PLAIN_HIDDEN * arguments.width // 256,
         window=num_ticks,
     )
@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--held-out-rows", type=int, default=64, help="pieces of each book")
