@@ -38,6 +38,9 @@ GRADIENT_ROWS = 64
 1,024 steps, 8 heads of 64, one thread, everything on: 32 took 533 ms, 64 took 459 ms, 128 479 ms.
 """
 
+LANES = 16
+"""Heads that oneDNN convolves at once: numbers of 32 bits in the longest registers of a CPU."""
+
 GPU_ROWS = 512
 """Queries of a chunk on a GPU, where small products take as long as larger ones."""
 
@@ -251,9 +254,41 @@ def _heads(index: Int[Tensor, "B *K"], like: Tensor) -> Int[Tensor, "B H *K"]:
     return index[:, None].expand(len(like), like.shape[1], *index.shape[1:])
 
 
-def _convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    side = kernel.shape[2] // 2
-    return F.conv2d(x, kernel[:, None], padding=(0, side), groups=len(kernel))
+def _convolution(
+    x: Float[Tensor, "B H Q K"], kernel: Float[Tensor, "H q r"]
+) -> Float[Tensor, "B H Q2 K"]:
+    above = kernel.shape[1] - 1
+    fold = _fold(x)
+    taps = kernel.repeat(fold, 1, 1)[:, None]
+    tiles = _tiles(x, fold, above)
+    y = F.conv2d(tiles, taps, padding=(0, kernel.shape[2] // 2), groups=len(taps))
+    if fold == 1:
+        return y
+    y = torch.cat(y.chunk(fold, 1), 2)
+    num_rows = x.shape[2] - above
+    # A view made here must not be written to, and `hide` does.
+    return y if y.shape[2] == num_rows else y[:, :, :num_rows].clone()
+
+
+def _fold(x: Float[Tensor, "B H Q K"]) -> int:
+    """Return into how many tiles of rows a convolution of few heads is cut.
+
+    On a CPU, oneDNN convolves `LANES` heads at a time, and takes as long for fewer.
+    """
+    return 1 if x.is_cuda or LANES % x.shape[1] else LANES // x.shape[1]
+
+
+def _tiles(x: Float[Tensor, "B H Q K"], fold: int, above: int) -> Float[Tensor, "B H2 Q2 K"]:
+    """Return tiles of rows, each with those above it, side by side as further heads.
+
+    The last tile may end with rows of zeros.
+    """
+    if fold == 1:
+        return x
+    size = -((above - x.shape[2]) // fold)
+    missing = size * fold + above - x.shape[2]
+    x = F.pad(x, (0, 0, 0, missing)) if missing else x
+    return x.unfold(2, size + above, size).permute(0, 2, 1, 4, 3).flatten(1, 2)
 
 
 class _Convolution(torch.autograd.Function):
@@ -279,13 +314,14 @@ class _Convolution(torch.autograd.Function):
         to_x = _convolution(padded, kernel.flip(1, 2))
         to_x = F.pad(to_x, (0, 0, ctx.num_fixed, 0))
         # The gradient of the kernels is a convolution whose kernels are the gradients.
+        fold = _fold(x)
         each = F.conv2d(
-            x.flatten(0, 1)[None],
-            grad.flatten(0, 1)[:, None],
+            _tiles(x, fold, above).flatten(0, 1)[None],
+            _tiles(grad, fold, 0).flatten(0, 1)[:, None],
             padding=(0, num_keys // 2),
-            groups=len(x) * num_heads,
+            groups=len(x) * num_heads * fold,
         )
-        return to_x, each.unflatten(1, x.shape[:2]).sum((0, 1)), None
+        return to_x, each.unflatten(1, (-1, num_heads)).sum((0, 1)), None
 
 
 class Piece(NamedTuple):
