@@ -32,18 +32,14 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.mixer import MixerShape
-from counterpoint.blocks.multi_token_attention_lifted import (
-    attend_lifted,
-)
+from counterpoint.blocks.multi_token_attention_convolution import Edge, Seen, convolve
+from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import (
-    Edge,
     Kernels,
     RowReach,
-    Seen,
     attend_chunked,
     chunk_rows,
-    convolve,
     pieces,
     read_rows,
     scores,
