@@ -79,6 +79,8 @@ class TickReach(NamedTuple):
         rows: What the steps may read among these slots.
         kept: What the steps before the chunk could read and still can, the newest last.
         gone: For a single step, the slots of keys that no later step reads.
+        place: Sessions of the batch, and where the row of their first step stands among `rows`.
+        taps: The row of a kernel that belongs to each row of scores or weights that is kept.
     """
 
     step: Int[Tensor, "B T"]
@@ -88,6 +90,8 @@ class TickReach(NamedTuple):
     rows: Seen
     kept: Bool[Tensor, "B 1 h C"]
     gone: Int[Tensor, "B g"]
+    place: tuple[Int[Tensor, " B"], Int[Tensor, " B"]]
+    taps: Int[Tensor, "B Q"]
 
 
 class MultiTokenReach(NamedTuple):
@@ -218,7 +222,11 @@ class MultiTokenConfig:
         gone = torch.cat((position[:, None], gone), 1) % shape.capacity
         if lengths is not None:
             slot = torch.where(step < end[:, None], slot, shape.capacity)
-        ticks = TickReach(step, end, slot, limit, rows, mask[:, :, :num_earlier], gone)
+        every_row = torch.arange(len(position), device=position.device)
+        kept = torch.arange(self.num_queries, device=position.device)
+        taps = self.num_queries - 1 - (step[:, :1] - kept) % self.num_queries
+        place = (every_row, position % self.num_queries)
+        ticks = TickReach(step, end, slot, limit, rows, mask[:, :, :num_earlier], gone, place, taps)
         return MultiTokenReach(cos, sin, ticks=ticks)
 
     def _edge(
@@ -475,14 +483,11 @@ def _convolved_tick(
     The rows stay where they are, and each row of a kernel is put where its row of the ring is. What
     is written for a step that is not real does no harm: the next real one overwrites it.
     """
-    num_queries = ring.shape[2]
     gone = reach.gone[:, None, None].expand(*ring.shape[:3], -1)
     ring.scatter_(3, gone, 0.0)
-    every_row = torch.arange(len(ring), device=ring.device)
-    place = reach.step[:, 0] % num_queries
-    ring[every_row, :, place, : reach.limit] = row[:, :, 0].to(ring.dtype)
-    back = (reach.step - torch.arange(num_queries, device=row.device)) % num_queries
-    turned = kernel[:, num_queries - 1 - back].transpose(0, 1).flatten(0, 1)
+    session, place = reach.place
+    ring[session, :, place, : reach.limit] = row[:, :, 0].to(ring.dtype)
+    turned = kernel[:, reach.taps].transpose(0, 1).flatten(0, 1)
     if 2 * reach.limit < ring.shape[3]:
         ring = ring[..., : reach.limit]  # this costs a copy, which is less than the empty slots
     every = ring.to(row.dtype).flatten(0, 1)[None]

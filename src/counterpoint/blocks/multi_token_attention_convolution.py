@@ -116,24 +116,25 @@ def _convolution(
     x: Float[Tensor, "B H Q K"], kernel: Float[Tensor, "H q r"]
 ) -> Float[Tensor, "B H Q2 K"]:
     above = kernel.shape[1] - 1
-    fold = _fold(x)
-    taps = kernel.repeat(fold, 1, 1)[:, None]
-    tiles = _tiles(x, fold, above)
-    y = F.conv2d(tiles, taps, padding=(0, kernel.shape[2] // 2), groups=len(taps))
+    fold = _fold(x, x.shape[2] - above)
+    side = kernel.shape[2] // 2
     if fold == 1:
-        return y
+        return F.conv2d(x, kernel[:, None], padding=(0, side), groups=len(kernel))
+    taps = kernel.repeat(fold, 1, 1)[:, None]
+    y = F.conv2d(_tiles(x, fold, above), taps, padding=(0, side), groups=len(taps))
     y = torch.cat(y.chunk(fold, 1), 2)
     num_rows = x.shape[2] - above
     # A view made here must not be written to, and `hide` does.
     return y if y.shape[2] == num_rows else y[:, :, :num_rows].clone()
 
 
-def _fold(x: Float[Tensor, "B H Q K"]) -> int:
+def _fold(x: Float[Tensor, "B H Q K"], num_rows: int) -> int:
     """Return into how many tiles of rows a convolution of few heads is cut.
 
     On a CPU, oneDNN convolves `LANES` heads at a time, and takes as long for fewer.
     """
-    return 1 if x.is_cuda or LANES % x.shape[1] else LANES // x.shape[1]
+    fold = LANES // x.shape[1]
+    return fold if fold <= num_rows and fold * x.shape[1] == LANES and not x.is_cuda else 1
 
 
 def _tiles(x: Float[Tensor, "B H Q K"], fold: int, above: int) -> Float[Tensor, "B H2 Q2 K"]:
@@ -172,7 +173,7 @@ class _Convolution(torch.autograd.Function):
         to_x = _convolution(padded, kernel.flip(1, 2))
         to_x = F.pad(to_x, (0, 0, ctx.num_fixed, 0))
         # The gradient of the kernels is a convolution whose kernels are the gradients.
-        fold = _fold(x)
+        fold = _fold(x, grad.shape[2])
         each = F.conv2d(
             _tiles(x, fold, above).flatten(0, 1)[None],
             _tiles(grad, fold, 0).flatten(0, 1)[:, None],

@@ -355,7 +355,7 @@ def _gradient(
     Only a convolution leaves its gradient to torch.
     """
     rows = reach.rows(piece, _side(kernels))
-    nothing = [None, None]
+    nothing: list[Tensor | None] = [None, None]
     if not piece.above:  # the queries before it are those of the chunk's own, or none
         nothing = [_moved(None, one, chunk.q, (0, 0, piece.last)) for one in kernels[::2]]
     logits = scores(chunk.q, chunk.turned, rows)
