@@ -380,11 +380,11 @@ class MultiTokenAttention(nn.Module):
     def _normed(self, y: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
         if self.norm is None:
             return y
-        y = F.rms_norm(y, y.shape[-1:], self.norm.to(y.dtype), 1e-5) * self.scale
+        y = F.rms_norm(y, y.shape[-1:], self.norm.to(y.dtype), 1e-5)
         if self.gate is not None and self.gate_bias is not None:
-            gate = (y * self.gate.to(y.dtype)).sum(-1, keepdim=True) + self.gate_bias.to(y.dtype)
+            gate = F.linear(y, self.gate.to(y.dtype)[None], self.gate_bias.to(y.dtype)[None])
             y = y * torch.sigmoid(gate)
-        return y
+        return y if self.scale == 1 else y * self.scale
 
     def _read_whole(self, q: Tensor, k: Tensor, v: Tensor, reach: RowReach) -> Tensor:
         form = self.config.form

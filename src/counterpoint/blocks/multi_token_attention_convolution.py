@@ -74,13 +74,13 @@ def convolve(
     kernel = kernel.to(x.dtype)
     side = kernel.shape[2] // 2
     if is_traced() or x.is_cuda or not torch.is_grad_enabled():
-        y = _convolution(x, kernel)
+        y, _ = _convolution(x, kernel)
     else:
         num_fixed = 0 if num_learned is None else x.shape[2] - num_learned
         y = _Convolution.apply(x, kernel, num_fixed)  # type: ignore[no-untyped-call]
     if rows.is_ring and side:
         ends = torch.cat((x[..., -2 * side :], x[..., : 2 * side]), 3)
-        joined = _convolution(ends, kernel)
+        joined, _ = _convolution(ends, kernel)
         y[..., -side:] = joined[..., side : 2 * side]
         y[..., :side] = joined[..., 2 * side : 3 * side]
     if rows.edge is not None and side and kernel.shape[1] > 1:
@@ -113,19 +113,22 @@ def _heads(index: Int[Tensor, "B *K"], like: Tensor) -> Int[Tensor, "B H *K"]:
 
 
 def _convolution(
-    x: Float[Tensor, "B H Q K"], kernel: Float[Tensor, "H q r"]
-) -> Float[Tensor, "B H Q2 K"]:
+    x: Float[Tensor, "B H Q K"],
+    kernel: Float[Tensor, "H q r"],
+    zeros: tuple[int, int] = (0, 0),
+) -> tuple[Float[Tensor, "B H Q2 K"], Float[Tensor, "B H2 Q3 K"]]:
+    """Convolve rows with so many rows of zeros before and after them; also return their tiles."""
     above = kernel.shape[1] - 1
-    fold = _fold(x, x.shape[2] - above)
-    side = kernel.shape[2] // 2
-    if fold == 1:
-        return F.conv2d(x, kernel[:, None], padding=(0, side), groups=len(kernel))
-    taps = kernel.repeat(fold, 1, 1)[:, None]
-    y = F.conv2d(_tiles(x, fold, above), taps, padding=(0, side), groups=len(taps))
-    y = torch.cat(y.chunk(fold, 1), 2)
-    num_rows = x.shape[2] - above
-    # A view made here must not be written to, and `hide` does.
-    return y if y.shape[2] == num_rows else y[:, :, :num_rows].clone()
+    num_rows = x.shape[2] + sum(zeros) - above
+    fold = _fold(x, num_rows)
+    tiles = _tiles(x, fold, above, zeros)
+    taps = kernel if fold == 1 else kernel.repeat(fold, 1, 1)
+    y = F.conv2d(tiles, taps[:, None], padding=(0, kernel.shape[2] // 2), groups=len(taps))
+    if fold > 1:
+        # A view must not be returned, because `hide` writes to the result.
+        y = torch.cat(y.chunk(fold, 1), 2)
+        y = y if y.shape[2] == num_rows else y[:, :, :num_rows].clone()
+    return y, tiles
 
 
 def _fold(x: Float[Tensor, "B H Q K"], num_rows: int) -> int:
@@ -137,17 +140,26 @@ def _fold(x: Float[Tensor, "B H Q K"], num_rows: int) -> int:
     return fold if fold <= num_rows and fold * x.shape[1] == LANES and not x.is_cuda else 1
 
 
-def _tiles(x: Float[Tensor, "B H Q K"], fold: int, above: int) -> Float[Tensor, "B H2 Q2 K"]:
+def _tiles(
+    x: Float[Tensor, "B H Q K"], fold: int, above: int, zeros: tuple[int, int] = (0, 0)
+) -> Float[Tensor, "B H2 Q2 K"]:
     """Return tiles of rows, each with those above it, side by side as further heads.
 
-    The last tile may end with rows of zeros.
+    There are rows of zeros before and after the rows, and the last tile may end with more of them.
     """
     if fold == 1:
-        return x
-    size = -((above - x.shape[2]) // fold)
-    missing = size * fold + above - x.shape[2]
-    x = F.pad(x, (0, 0, 0, missing)) if missing else x
-    return x.unfold(2, size + above, size).permute(0, 2, 1, 4, 3).flatten(1, 2)
+        return F.pad(x, (0, 0, *zeros)) if any(zeros) else x
+    num_rows = x.shape[2]
+    size = -((above - num_rows - sum(zeros)) // fold)
+    tiles = x.new_empty(len(x), fold, x.shape[1], size + above, x.shape[3])
+    for number, tile in enumerate(tiles.unbind(1)):
+        top = number * size - zeros[0]
+        begin = min(max(top, 0), num_rows)
+        end = min(max(top + size + above, 0), num_rows)
+        tile[:, :, : begin - top] = 0
+        tile[:, :, begin - top : end - top] = x[:, :, begin:end]
+        tile[:, :, max(end - top, 0) :] = 0
+    return tiles.flatten(1, 2)
 
 
 class _Convolution(torch.autograd.Function):
@@ -159,25 +171,26 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, num_fixed: int) -> Tensor:
-        ctx.save_for_backward(x, kernel)
+        y, tiles = _convolution(x, kernel)
+        ctx.save_for_backward(tiles, kernel)
         ctx.num_fixed = num_fixed
-        return _convolution(x, kernel)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, kernel = ctx.saved_tensors
+        tiles, kernel = ctx.saved_tensors
         num_heads, num_queries, num_keys = kernel.shape
         above = num_queries - 1
-        padded = F.pad(grad, (0, 0, above - ctx.num_fixed, above))
-        to_x = _convolution(padded, kernel.flip(1, 2))
-        to_x = F.pad(to_x, (0, 0, ctx.num_fixed, 0))
+        to_x, _ = _convolution(grad, kernel.flip(1, 2), (above - ctx.num_fixed, above))
+        if ctx.num_fixed:
+            to_x = F.pad(to_x, (0, 0, ctx.num_fixed, 0))
         # The gradient of the kernels is a convolution whose kernels are the gradients.
-        fold = _fold(x, grad.shape[2])
+        weights = _tiles(grad, tiles.shape[1] // num_heads, 0).flatten(0, 1)
         each = F.conv2d(
-            _tiles(x, fold, above).flatten(0, 1)[None],
-            _tiles(grad, fold, 0).flatten(0, 1)[:, None],
+            tiles.flatten(0, 1)[None],
+            weights[:, None],
             padding=(0, num_keys // 2),
-            groups=len(x) * num_heads * fold,
+            groups=len(weights),
         )
         return to_x, each.unflatten(1, (-1, num_heads)).sum((0, 1)), None
