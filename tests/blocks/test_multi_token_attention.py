@@ -213,7 +213,7 @@ def test_gradients_are_those_of_differences(
     case: dict[str, Any], whole_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "WHOLE_ROWS", whole_rows)
-    monkeypatch.setattr(rows_module, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(rows_module, "FEW_HEADS_ROWS", 3)
     monkeypatch.setattr(rows_module, "GRADIENT_ROWS", 5)
     num_steps = 17
     q = torch.randn(1, 4, num_steps, 2, dtype=torch.float64, requires_grad=True)

@@ -255,9 +255,10 @@ class MultiTokenConfig:
         a_pair = 4 * shape.width
         a_pair += 2 * shape.num_heads * self.num_queries * self.num_keys * num_convolutions
         a_pair += 2 * shape.num_heads * (self.group_heads or shape.num_heads) * num_maps
+        size = chunk_rows(num_steps, shape.num_heads)
         pairs = sum(
             (piece.stop - piece.row) * (piece.last - piece.key)
-            for piece in pieces(num_steps, shape.window, chunk_rows(num_steps))
+            for piece in pieces(num_steps, shape.window, size)
         )
         at_edges = 0.0
         if num_steps > shape.window:
