@@ -14,7 +14,7 @@ from counterpoint.cli.running import Running
 from counterpoint.cli.talk_shanks_options import ShanksOptions, check_shanks
 from counterpoint.evaluate.report.answer import answer_table
 from counterpoint.evaluate.report.thinking_page import event_text
-from counterpoint.evaluate.report.watched import watched_numbers, write_watched
+from counterpoint.evaluate.report.watched import slowness_note, watched_numbers, write_watched
 from counterpoint.files import shown
 from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
@@ -78,6 +78,9 @@ def main(arguments: Sequence[str]) -> int:
         Console(file=sys.stdout, markup=False, emoji=False).print(answer_table(title, numbers))
         for path in (options.output, *files):
             print(shown(path))
+    note = "" if options.at_once else slowness_note(timeline)
+    if note:
+        print(note, file=sys.stderr)
     if num_clipped:
         print(f"{num_clipped:,} samples are beyond full scale and clipped.", file=sys.stderr)
     return 0

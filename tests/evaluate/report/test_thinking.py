@@ -10,7 +10,7 @@ from counterpoint.evaluate.duplex.delays import measure_delays
 from counterpoint.evaluate.duplex.turns import measure_levels
 from counterpoint.evaluate.report.conversation_figure import as_png
 from counterpoint.evaluate.report.thinking_figure import Watched, watched_figure, watched_rows
-from counterpoint.evaluate.report.watched import watched_numbers, write_watched
+from counterpoint.evaluate.report.watched import slowness_note, watched_numbers, write_watched
 from counterpoint.speech.audio import write_audio
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -47,6 +47,19 @@ TIMELINE = Timeline(
         event("error", 8.0, 8.0, "the line is dead", "answer"),
     )
 )
+
+
+def test_a_machine_that_is_too_slow_is_told() -> None:
+    """A conversation on a busy machine ended without an answer and without a word about it."""
+    late = Timeline(
+        events=(
+            event("word", 6.8, 7.0, "No", "user", known_s=25.8),
+            event("turn", 6.8, 8.3, "No can the radio be low", "user", turn=1),
+        )
+    )
+    assert "recognised up to 19 s after they were said" in slowness_note(late)
+    assert slowness_note(TIMELINE) == ""  # it was answered
+    assert slowness_note(Timeline()) == ""
 
 
 def test_delays_are_those_of_the_events() -> None:

@@ -200,12 +200,16 @@ def _task_cells(row: GridRow) -> tuple[str, ...]:
         row.arm,
         percent(row.score),
         "" if row.difference is None else percent(row.difference, "{:+.1f}"),
-        "" if row.p_value is None else f"{row.p_value:.4f}",
+        "" if row.p_value is None else _spell_p(row.p_value),
         f"{row.solved:.0%}",
         {True: "yes", False: "no", None: ""}[row.above_floors],
         ", ".join(f"{100 * score:.0f}" for score in row.by_seed),
         f"{row.learning_rate:g}",
     )
+
+
+def _spell_p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _range(values: Sequence[float], form: str) -> str:

@@ -21,6 +21,8 @@ from counterpoint.streams.timeline import Timeline
 WATCHED_ENDINGS = (".timeline.jsonl", ".png", ".html")
 """Endings of the files beside the recording."""
 
+_LATE_S = 4.0  # then an answer comes after the user has lost patience
+
 
 def watched_numbers(timeline: Timeline, duration_s: float, work_s: float | None) -> dict[str, str]:
     """Return the numbers of a conversation as text.
@@ -43,6 +45,20 @@ def watched_numbers(timeline: Timeline, duration_s: float, work_s: float | None)
     if work_s is not None and duration_s:
         numbers[REAL_TIME] = f"{work_s / duration_s:.3f}"
     return numbers
+
+
+def slowness_note(timeline: Timeline) -> str:
+    """Return a line about a machine that was too slow for the pace of the clock, or no text."""
+    if measure_delays(timeline).first_sound_s:
+        return ""
+    words = timeline.where(stream=USER, kind="word")
+    late_s = max((one.payload.get("known_s", one.end_s) - one.end_s for one in words), default=0.0)
+    if late_s < _LATE_S:
+        return ""
+    return (
+        f"No answer sounded, because words were recognised up to {late_s:.0f} s after they were "
+        "said: this machine is too slow or too busy. `--at-once` does not wait for the clock."
+    )
 
 
 def write_watched(
