@@ -90,7 +90,7 @@ def test_streams_of_codebooks_show_how_many(capsys: pytest.CaptureFixture[str]) 
     assert "moshi.moshi_7b: Moshi, 12.5 ticks a second" in shown
     row = next(line for line in shown.splitlines() if "user_acoustic" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "user_acoustic", "heard", "1 tick", "1 ticks", "7 x 2048 ids"
+        "user_acoustic", "heard", "1 tick", "1 tick", "7 x 2048 ids"
     ]  # fmt: skip
     assert "newest" not in shown  # there is no coarser stream to draw
 

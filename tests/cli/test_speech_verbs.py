@@ -106,7 +106,7 @@ def test_evaluate_prints_nats_of_every_stream(
 ) -> None:
     assert main(["evaluate", "runs/speaking"]) == 0
     shown = capsys.readouterr().out
-    assert "1 rows, 33 frames" in shown
+    assert "1 row, 33 frames" in shown
     found = read_metrics(Path("runs/speaking/metrics.jsonl"))[-1]["evaluation"]
     labels = {f"nats/frame of {name}": f"{name}_nats" for name in STREAMS}
     for label, name in {"held-out bits/frame, all streams": "bits_per_frame", **labels}.items():

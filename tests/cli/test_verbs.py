@@ -89,7 +89,7 @@ def test_device_that_cannot_be_used_is_refused(
 ) -> None:
     words = [*verb.split(), *([] if verb.startswith("train") else ["runs/small"])]
     assert main([*words, "--device", "meta"]) == 2
-    assert "must be auto, cpu or one that torch can use: got meta" in capsys.readouterr().err
+    assert "must be auto, cpu, cuda, mps, or one of several GPUs" in capsys.readouterr().err
 
 
 def test_single_run_has_a_report_that_says_what_was_run(
