@@ -63,7 +63,8 @@ def _missing(text: str, options: dict[str, Option], command: str) -> str | None:
 
 
 def _without_value(text: str) -> str | None:
-    found = re.match(r"Missing value for argument '([^']+)'", text)
+    # Tyro 1.0.0 prints a tuple of names, later ones a name.
+    found = re.match(r"Missing value for argument '(?:\(')?([^',]+)", text)
     return f"`{found[1]}` must be followed by a value: nothing came" if found else None
 
 

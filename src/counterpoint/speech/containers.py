@@ -19,12 +19,6 @@ from typing import NamedTuple
 
 KINDS = "WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg or MP3"
 
-_UNWRITTEN_32 = 0x7FFFF000
-"""Sizes of 32 bits from here on mean "not known": programs that write to a pipe set 2^31 less a
-page, 2^31, or 2^32 - 1."""
-
-_UNWRITTEN_64 = 1 << 62
-
 _PLAIN = (1, 3, 6, 7, 0xFFFE)
 """WAV formats without blocks: integers, floats, A-law, mu-law, and "see elsewhere"."""
 
@@ -200,12 +194,12 @@ def _sound(
         size = int(struct.unpack_from("<Q", content, long_size)[0])
         field_place = long_size
         field_form = "<Q"
-    limit = _UNWRITTEN_32 if field_form[1] == "I" else _UNWRITTEN_64
+    num_bits = 8 * struct.calcsize(field_form)
     is_empty = size in (0, form.extra)
-    unwritten = size >= limit and size > room
+    unwritten = size > room and _is_unwritten(size, num_bits)
     if unwritten or (is_empty and not _ends_in_chunks(content, form, begin + size)):
         written = room + (head if form.counts_head else 0)
-        largest = (1 << 8 * struct.calcsize(field_form)) - 1
+        largest = (1 << num_bits) - 1
         return Whole(patches={field_place: struct.pack(field_form, min(written, largest))})
     if size > room:
         raise DamagedError(
@@ -223,6 +217,16 @@ def _sound(
             "do not belong there follow"
         )
     return Whole()
+
+
+def _is_unwritten(size: int, num_bits: int) -> bool:
+    """Return whether a size means "not known".
+
+    Programs that write to a pipe set 2^31, or as much less as a page; or 2^32 - 1, less what the
+    header takes. Other large sizes come from a header that lost bytes, before noise.
+    """
+    half = 1 << num_bits - 1
+    return half - 0x1000 <= size <= half or size >= 2 * half - 0x10000
 
 
 def _ends_in_chunks(content: _Bytes, form: _Form, place: int) -> bool:
