@@ -134,9 +134,13 @@ def score_bias(mask: Bool[Tensor, "B Q K"]) -> Float[Tensor, "B 1 Q K"]:
 def ring_steps(
     end: Int[Tensor, " B"], capacity: int, limit: int, num_pinned: int = 0
 ) -> Int[Tensor, "B C"]:
-    """Return the step that each of the first ``limit`` slots holds after the steps < ``end``.
+    """Return the step that each slot of a ring holds; the step is negative if the slot is empty.
 
-    The step is negative if the slot is empty. Steps < ``num_pinned`` keep the first slots.
+    Args:
+        end: Number of steps that each row has written so far.
+        capacity: Number of slots C of the ring; a new step overwrites the oldest one in it.
+        limit: Number of first slots that are wanted; the result has as many columns.
+        num_pinned: Number of first steps that keep the first slots and are never overwritten.
     """
     newest = end[:, None] - 1
     slot = torch.arange(limit, device=end.device)

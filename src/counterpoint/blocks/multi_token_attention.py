@@ -108,7 +108,7 @@ class MultiTokenReach(NamedTuple):
 class MultiTokenConfig:
     """Shape of `MultiTokenAttention` beyond that of its tower; a `MixerConfig`.
 
-    The defaults are the published ones.
+    The defaults are those of arXiv:2504.00927, sections 3.1 to 3.4, and of its published configs.
 
     Attributes:
         conv_before: Whether scores are convolved before the softmax.
@@ -125,7 +125,8 @@ class MultiTokenConfig:
             and a gate from its own output; normalisation and a factor that falls with depth.
         num_kv_heads: See `AttentionConfig`.
         rope: Rotary frequencies.
-        form: How whole rows are computed. ``"naive"`` is the definition, with all pairs in memory.
+        form: How whole rows are computed. ``"chunked"`` computes some queries at a time, so that
+            memory grows with T. ``"naive"`` is the definition, with all pairs in memory.
             ``"lifted"`` consists of matrix products; ``"fused"`` is the same in kernels for a GPU.
             These two need a window as long as the rows.
     """

@@ -109,14 +109,26 @@ def read_rows(
 def scores(
     q: Float[Tensor, "B H Q E"], k: Float[Tensor, "B G K E"], rows: Seen
 ) -> Float[Tensor, "B H Q K"]:
-    """Return the scores of all pairs; those of hidden pairs are zero."""
+    """Return the scores of Q queries with K keys; those of hidden pairs are zero.
+
+    Args:
+        q: Queries of H heads.
+        k: Keys of G heads; H / G heads of queries share each.
+        rows: Which pairs are hidden.
+    """
     return hide(_shared(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)), rows, 0.0)
 
 
 def to_weights(
     logits: Float[Tensor, "B H Q K"], kernels: Kernels, rows: Seen
 ) -> Float[Tensor, "B H Q K"]:
-    """Mix the heads of scores, and apply the softmax; hidden pairs get a weight of zero."""
+    """Return the weights of Q queries over K keys; hidden pairs get a weight of zero.
+
+    Args:
+        logits: Scores, after their convolution if there is one.
+        kernels: Its ``mix_before`` mixes the heads of the scores before the softmax.
+        rows: Which pairs are hidden.
+    """
     if kernels.mix_before is not None:
         logits = mix_heads(logits, kernels.mix_before)
     logits = hide(logits, rows, HIDDEN)
@@ -128,7 +140,14 @@ def to_weights(
 def weighted(
     weights: Float[Tensor, "B H Q K"], v: Float[Tensor, "B G K E"], kernels: Kernels, rows: Seen
 ) -> Float[Tensor, "B H Q E"]:
-    """Mix the heads of convolved weights, and return the weighted sums of the values."""
+    """Return the weighted sums of the values.
+
+    Args:
+        weights: Weights, after their convolution if there is one.
+        v: Values of G heads; H / G heads of weights share each.
+        kernels: Its ``mix_after`` mixes the heads of the weights first.
+        rows: Which pairs are hidden; a convolution may have given them weight.
+    """
     if kernels.conv_after is not None:
         weights = hide(weights, rows, 0.0)
     if kernels.mix_after is not None:
@@ -137,7 +156,13 @@ def weighted(
 
 
 def hide(x: Float[Tensor, "B H Q K"], rows: Seen, value: float) -> Float[Tensor, "B H Q K"]:
-    """Overwrite the hidden pairs of the last queries, in place."""
+    """Overwrite the hidden pairs of the last queries, in place, and return the same tensor.
+
+    Args:
+        x: Scores or weights of Q queries and K keys.
+        rows: Which pairs are hidden.
+        value: What hidden pairs get.
+    """
     hidden = rows.hidden[:, :, -x.shape[2] :]
     if rows.first:
         x[..., rows.first :].masked_fill_(hidden, value)

@@ -98,6 +98,9 @@ def record(source: BatchSource, num_steps: int, *, half_features: bool = False) 
             shorter than the longest one are padded; see `padded`.
         num_steps: Number of steps, at least one.
         half_features: Store features of continuous streams in 16 bits.
+
+    Raises:
+        UserError: Batches differ in their number of rows, or rows have numbers or lengths.
     """
     feature = torch.float16 if half_features else None
     batches = [_smaller(source.batch(step), feature) for step in range(num_steps)]

@@ -63,6 +63,9 @@ def attempt(
         most_ticks: Largest number of ticks of a solution.
         seed: Seed of the solutions.
         batch_rows: Number of solutions that are written at once.
+
+    Raises:
+        UserError: ``num_samples`` is below 1.
     """
     if num_samples < 1:
         raise UserError(f"`num_samples` must be >= 1: got {num_samples}.")

@@ -346,6 +346,13 @@ def _show(scores: Sequence[AbilityScore], folder: Path) -> None:
 
 
 def sampling(seed: int) -> FrameSampling:
-    """Return the sampling of the measurements; the bias was chosen on other wordings."""
+    """Return how the agent's elements are sampled in the measurements of a duplex study.
+
+    Text is the likeliest id. `PADDING_BIAS` is added to the score of its padding; it was chosen in
+    trials with other wordings than those that are measured.
+
+    Args:
+        seed: Seed of the audio, which is drawn from the 50 likeliest ids at temperature 0.7.
+    """
     audio = Sampling(temperature=0.7, top_k=50, seed=seed)
     return FrameSampling(text=Sampling(temperature=0.0), audio=audio, padding_bias=PADDING_BIAS)

@@ -39,7 +39,12 @@ def shanks_small() -> Run:
 
 
 def shanks_small_parallel() -> Run:
-    """Train the parallel arrangement: rows are twice as long, for a tick is 0.1 seconds."""
+    """Train a SHANKS on spoken maths that listens and thinks in parallel streams, side by side.
+
+    A tick is 0.1 seconds, so that rows are nearly twice as long as those of `shanks_small`.
+
+    Source: arXiv:2510.06917 has one sequence; the parallel arrangement is this library's own.
+    """
     run = shanks_small()
     if not isinstance(run.data, SpokenMathsData):
         raise AssertionError("`shanks_small` learns spoken maths")

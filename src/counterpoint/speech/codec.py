@@ -200,19 +200,31 @@ def decode_whole(
 
 
 def check_num_rows(num_rows: int) -> None:
-    """Refuse a number of rows below 1."""
+    """Refuse a number of rows below 1.
+
+    Raises:
+        UserError: There is no row.
+    """
     if num_rows < 1:
         raise UserError(f"`num_rows` must be >= 1, got {num_rows}.")
 
 
 def check_row(row: int, num_rows: int) -> None:
-    """Refuse a row that does not exist."""
+    """Refuse a row that does not exist.
+
+    Raises:
+        UserError: ``row`` is not 0 to ``num_rows - 1``.
+    """
     if not 0 <= row < num_rows:
         raise UserError(f"`row` must be 0 to {num_rows - 1}: got {row}.")
 
 
 def check_channel(samples: object) -> None:
-    """Refuse anything that is not valid samples of one channel; see `check_samples`."""
+    """Refuse anything that is not valid samples of one channel.
+
+    Raises:
+        UserError: It is no tensor of one dimension, or see `check_samples`.
+    """
     if not isinstance(samples, Tensor) or samples.ndim != 1:
         found = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise UserError(
@@ -223,7 +235,11 @@ def check_channel(samples: object) -> None:
 
 
 def check_samples(audio: Tensor) -> None:
-    """Refuse samples that are not finite floats or are beyond `LOUDEST`."""
+    """Refuse samples that are not finite floats or are beyond `LOUDEST`.
+
+    Raises:
+        UserError: There is such a sample.
+    """
     if not audio.is_floating_point():
         raise UserError(
             f"Samples must be floats with full scale at 1: got {audio.dtype}. Divide integers by "
@@ -242,7 +258,15 @@ def check_samples(audio: Tensor) -> None:
 
 
 def check_codes(codes: Int[Tensor, "... K"], codebook_sizes: tuple[int, ...]) -> None:
-    """Refuse codes in which an id is not in its codebook."""
+    """Refuse codes in which an id is not in its codebook.
+
+    Args:
+        codes: Ids of K codebooks, in the last dimension.
+        codebook_sizes: Number of ids of each codebook.
+
+    Raises:
+        UserError: The number of codebooks is another one, or an id is out of range.
+    """
     if codes.shape[-1] != len(codebook_sizes):
         raise UserError(
             f"Codes must have {len(codebook_sizes)} codebooks in their last dimension: got shape "

@@ -26,7 +26,11 @@ _CLAUSE_ENDS = ",;:\u2013\u2014"
 
 
 def check_sayable(text: str, alphabet: Alphabet = "latin") -> None:
-    """Refuse a text that a voice with these letters cannot speak as it is written."""
+    """Refuse a text that a voice with these letters cannot speak as it is written.
+
+    Raises:
+        UserError: It has no letter or digit, markup, or letters that the voice does not know.
+    """
     if not any(map(str.isalnum, text)):
         raise UserError(f"A text to say must have a letter or a digit: got {_short(text)!r}.")
     if markup := _MARKUP.search(text):

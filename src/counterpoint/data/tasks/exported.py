@@ -34,6 +34,9 @@ def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
         data_folder: Folder that may contain ``books``, ``trec-qc`` and ``sgd-mini``. Without
             ``books`` the passages are those of the King James Bible; without the others their
             tasks are left out.
+
+    Raises:
+        UserError: There is no such folder.
     """
     folder = Path(data_folder) if data_folder else None
     if folder is not None and not folder.is_dir():

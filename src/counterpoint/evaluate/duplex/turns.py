@@ -89,7 +89,7 @@ class Levels(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A time during which someone speaks."""
+    """A time during which someone speaks, from ``start_s`` to ``end_s`` in seconds."""
 
     start_s: float
     end_s: float
@@ -241,7 +241,13 @@ def _power(parts: _Parts) -> Float[Tensor, "C T"]:
 def speech_segments(
     loudness_db: Float[Tensor, " T"], duration_s: float, rule: ConversationRule | None = None
 ) -> tuple[Segment, ...]:
-    """Return the times at which a channel holds speech."""
+    """Return the times at which a channel holds speech, in seconds.
+
+    Args:
+        loudness_db: Loudness of equal parts of the channel; see `Levels`.
+        duration_s: Duration of the recording, at which the last time ends at the latest.
+        rule: How loud speech is, what pauses are bridged and how short speech may be.
+    """
     rule = rule or ConversationRule()
     sounding = (loudness_db > _SILENT_DB + 1).nonzero()[:, 0]
     if not len(sounding):
@@ -280,7 +286,14 @@ def take_turns(
     duration_s: float,
     rule: ConversationRule | None = None,
 ) -> TurnTaking:
-    """Return how two speakers took turns; their segments must be in order of time."""
+    """Return how two speakers took turns: their answers and their overlaps.
+
+    Args:
+        agent: When the agent speaks, in order of time.
+        user: When the user speaks, in order of time.
+        duration_s: Duration of the conversation.
+        rule: What counts as an answer and an overlap; by default that of `ConversationRule`.
+    """
     rule = rule or ConversationRule()
     return TurnTaking(
         agent=tuple(agent),
@@ -322,7 +335,15 @@ def _is_backchannel(turn: Segment, agent: Sequence[Segment], rule: ConversationR
 def find_overlaps(
     agent: Sequence[Segment], user: Sequence[Segment], rule: ConversationRule
 ) -> tuple[Overlap, ...]:
-    """Return the times in which both speak, in order."""
+    """Return the times in which both speak, in order.
+
+    Args:
+        agent: When the agent speaks, in order of time.
+        user: When the user speaks, in order of time.
+        rule: Its ``shortest_s`` is the shortest overlap that counts. Whoever began first yields if
+            they had spoken for ``spoken_s``, stop first, and the other goes on for more than
+            ``taken_s``.
+    """
     overlaps = list[Overlap]()
     mine = list(agent)
     theirs = list(user)

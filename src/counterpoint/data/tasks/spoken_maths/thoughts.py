@@ -31,7 +31,13 @@ WRONG = "[INTERRUPT]"
 
 
 class Step(NamedTuple):
-    """A step of a computation."""
+    """A step of a computation: ``a operation b``.
+
+    Attributes:
+        a: First operand, in a problem of several steps the result of the step before.
+        operation: What is computed.
+        b: Second operand.
+    """
 
     a: int
     operation: Operation
@@ -39,7 +45,7 @@ class Step(NamedTuple):
 
     @property
     def result(self) -> int:
-        """What the step gives."""
+        """The right result of the step."""
         if self.operation == "plus":
             return self.a + self.b
         return self.a - self.b if self.operation == "minus" else self.a * self.b
