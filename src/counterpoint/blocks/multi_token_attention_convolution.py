@@ -134,10 +134,13 @@ def _convolution(
 def _fold(x: Float[Tensor, "B H Q K"], num_rows: int) -> int:
     """Return into how many tiles of rows a convolution of few heads is cut.
 
-    On a CPU, oneDNN convolves `LANES` heads at a time, and takes as long for fewer.
+    On a CPU, oneDNN convolves `LANES` heads at a time, and takes as long for fewer. `_tiles` writes
+    to memory, which a trace does not allow.
     """
     fold = LANES // x.shape[1]
-    return fold if fold <= num_rows and fold * x.shape[1] == LANES and not x.is_cuda else 1
+    if x.is_cuda or is_traced() or fold > num_rows or fold * x.shape[1] != LANES:
+        return 1
+    return fold
 
 
 def _tiles(

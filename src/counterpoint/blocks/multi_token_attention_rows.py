@@ -362,9 +362,9 @@ class _Chunked(torch.autograd.Function):
             )
             for total, at, part in zip(totals, (queries, keys, keys), to_chunk, strict=True):
                 total[:, :, at] += part
-            for place, part in zip(to_kernels, found, strict=True):
-                if place is not None:
-                    place += part
+            for kernel, more in zip(to_kernels, found, strict=True):
+                if kernel is not None and more is not None:
+                    kernel += more
         return (*totals, *to_kernels, None)
 
 
