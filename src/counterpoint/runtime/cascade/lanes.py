@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -89,11 +89,9 @@ class _Work:
                 if self.is_dropped:
                     break
                 self.found.append((value, False, None))
-            if isinstance(self.job, Generator):
-                self.job.close()  # what writes for a dropped job stops writing
         except Exception as error:  # an engine may fail in any way, and the conversation goes on
             problem = error
-        self.job = iter(())  # nothing of it is kept while the thread is idle
+        self.job = iter(())  # without a reference a generator ends, and what writes for it
         self.is_done = True
         self.found.append((None, True, problem))
 
