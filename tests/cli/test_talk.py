@@ -15,6 +15,7 @@ import torch
 from counterpoint.blocks.low_rank import LowRankConfig, add_low_rank
 from counterpoint.cli import talk as verb
 from counterpoint.cli.main import main as counterpoint
+from counterpoint.cli.running import Running
 from counterpoint.cli.talk import main
 from counterpoint.data.speech.dialogues import VOICE_LUFS, read_dialogues
 from counterpoint.data.speech.opening import codec_fillers, hybrid_prompt
@@ -336,7 +337,7 @@ def test_what_is_wrong_at_the_end_is_told_at_the_start(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The conversation would be lost: nothing is loaded before the whole input was read."""
-    monkeypatch.setattr(verb.Running, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(Running, "load", lambda *_, **__: pytest.fail("it was loaded"))
     soundfile.write("in.flac", record("in.wav", 3.0), 8000)
     content = bytearray(Path("in.flac").read_bytes())
     content[25] += 1  # one sample more than there are
