@@ -32,7 +32,7 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.mixer import MixerShape
-from counterpoint.blocks.multi_token_attention_convolution import Edge, Seen, convolve
+from counterpoint.blocks.multi_token_attention_convolution import Edge, Seen, convolve, tiled_rows
 from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import (
@@ -225,7 +225,7 @@ class MultiTokenConfig:
             slot = torch.where(step < end[:, None], slot, shape.capacity)
         every_row = torch.arange(len(position), device=position.device)
         kept = torch.arange(self.num_queries, device=position.device)
-        taps = self.num_queries - 1 - (step[:, :1] - kept) % self.num_queries
+        taps = self.num_queries - 1 - (position[:, None] - kept) % self.num_queries
         place = (every_row, position % self.num_queries)
         ticks = TickReach(step, end, slot, limit, rows, mask[:, :, :num_earlier], gone, place, taps)
         return MultiTokenReach(cos, sin, ticks=ticks)
@@ -254,18 +254,18 @@ class MultiTokenConfig:
         num_convolutions = sum(rows > 0 for rows in self.num_rows(shape.layer))
         num_maps = self.mix_before + self.mix_after
         a_pair = 4 * shape.width
-        a_pair += 2 * shape.num_heads * self.num_queries * self.num_keys * num_convolutions
         a_pair += 2 * shape.num_heads * (self.group_heads or shape.num_heads) * num_maps
-        size = chunk_rows(num_steps, shape.num_heads)
-        pairs = sum(
-            (piece.stop - piece.row) * (piece.last - piece.key)
-            for piece in pieces(num_steps, shape.window, size)
-        )
+        taps = 2 * shape.num_heads * self.num_queries * self.num_keys * num_convolutions
+        total = 0.0
+        for piece in pieces(num_steps, shape.window, chunk_rows(num_steps, shape.num_heads)):
+            num_rows = piece.stop - piece.row
+            convolved = taps * tiled_rows(shape.num_heads, num_rows)
+            total += (a_pair * num_rows + convolved) * (piece.last - piece.key)
         at_edges = 0.0
         if num_steps > shape.window:
-            taps = self.num_queries * 2 * self._side**2
-            at_edges = 2 * shape.num_heads * taps * num_convolutions
-        return a_pair * pairs / num_steps + at_edges
+            at_each = self.num_queries * 2 * self._side**2
+            at_edges = 2 * shape.num_heads * at_each * num_convolutions
+        return total / num_steps + at_edges
 
 
 def _check(config: MultiTokenConfig, shape: MixerShape) -> None:

@@ -66,7 +66,7 @@ def convolve(
     Only taps on pairs count that both queries may read; see the top of this file.
 
     Args:
-        x: Seen of the queries, zero where they may not read; the first ones have no result.
+        x: Rows of the queries, zero where they may not read; the first ones have no result.
         kernel: The kernels.
         rows: What the queries may read; those that have a result are the last ones.
         num_learned: Number of the last rows of ``x`` that need a gradient; ``None`` means all.
@@ -137,10 +137,20 @@ def _fold(x: Float[Tensor, "B H Q K"], num_rows: int) -> int:
     On a CPU, oneDNN convolves `LANES` heads at a time, and takes as long for fewer. `_tiles` writes
     to memory, which a trace does not allow.
     """
-    fold = LANES // x.shape[1]
-    if x.is_cuda or is_traced() or fold > num_rows or fold * x.shape[1] != LANES:
+    if x.is_cuda or is_traced():
         return 1
-    return fold
+    return _num_tiles(x.shape[1], num_rows)
+
+
+def _num_tiles(num_heads: int, num_rows: int) -> int:
+    fold = LANES // num_heads
+    return 1 if fold > num_rows or fold * num_heads != LANES else fold
+
+
+def tiled_rows(num_heads: int, num_rows: int) -> int:
+    """Return how many rows a CPU convolves: a few more where tiles are not full."""
+    fold = _num_tiles(num_heads, num_rows)
+    return -(-num_rows // fold) * fold
 
 
 def _tiles(

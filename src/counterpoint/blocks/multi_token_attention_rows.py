@@ -87,7 +87,7 @@ def read_rows(
         v: Values.
         kernels: Convolutions and mixing.
         rows: What the queries may read.
-        above: Seen of scores and of weights before the chunk. Without them, the first queries serve
+        above: Rows of scores and of weights before the chunk. Without them, the first queries serve
             for this: there is no result for the first ``kernels.above`` ones.
 
     Returns:
