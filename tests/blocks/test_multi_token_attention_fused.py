@@ -37,7 +37,9 @@ def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     command = [sys.executable, str(PROGRAM), name, str(num_steps)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.stdout.split() == ["equal", name], done.stderr
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import EAR_BLOCK, EarRules
-from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.cascade.lanes import LaneStep, TimedLane
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import sentences
 from counterpoint.speech.partials import ScoredWord
@@ -38,6 +38,44 @@ def test_what_is_finished_between_blocks_waits_for_no_block() -> None:
     assert begins[1] <= begins[0]
     pause_s = begins[1] - 3 * WORD_S
     assert 0.5 <= pause_s < 0.5 + EAR_BLOCK / 16_000  # the very block after the end of the turn
+
+
+class _Gated(TimedLane):
+    """A lane whose steps cannot be taken before it is opened."""
+
+    is_open = True
+
+    def poll(self, now_s: float) -> list[LaneStep]:
+        return super().poll(now_s) if self.is_open else []
+
+
+def test_sound_that_is_ready_between_blocks_is_dropped_if_the_user_begins() -> None:
+    """None of it was sent: the new turn begins before an answer could be heard."""
+    stage = Stage()
+    lanes: list[_Gated] = []
+
+    def make() -> TimedLane:
+        lanes.append(_Gated(lambda: 0.0))
+        return lanes[-1]
+
+    cascade = Cascade(stage.engines(), lanes=make)
+    for lane in lanes:
+        lane.is_open = True
+    speaking = lanes[2]
+    speaking.is_open = False
+    cascade.hear(stage.sound("what is this? - - -"))
+    second = stage.sound("no wait please stop it now - -").split(EAR_BLOCK)
+    sounds = []
+    for number, block in enumerate(second):
+        if number == 2:  # the next block begins the turn
+            speaking.is_open = True
+            for _ in range(5):
+                cascade.attend()
+        sounds.append(cascade.hear(block))
+    assert not torch.cat(sounds)[: 6 * round(WORD_S * 16_000)].any()
+    timeline = cascade.timeline()
+    assert len(timeline.where(kind="discarded")) == 1
+    assert not timeline.where(kind="interruption")
 
 
 def test_attention_does_not_change_what_is_heard_and_said() -> None:
@@ -100,12 +138,12 @@ def test_clause_that_goes_on_is_spoken_so_and_remembered_as_it_was_written() -> 
         spoken.append(text)
         return stage.speak(text)
 
-    engines = replace(stage.engines("The capital of France is Paris."), speak=speak)
+    engines = replace(stage.engines("Well, the capital of France is Paris."), speak=speak)
     cascade = stage.cascade(engines)
-    cascade.hear(stage.sound("what is it? - - - - - - - - - -"))
-    assert spoken == ["The capital of France,", "is Paris."]
+    cascade.hear(stage.sound("what is it? - - - - - - - - - - -"))
+    assert spoken == ["Well, the capital of France,", "is Paris."]
     (answer,) = cascade.timeline().where(kind="answer")
-    assert answer.text == answer.payload["written"] == "The capital of France is Paris."
+    assert answer.text == answer.payload["written"] == "Well, the capital of France is Paris."
 
 
 def test_conversation_that_is_closed_leaves_no_thread_in_an_engine() -> None:
@@ -177,3 +215,26 @@ def test_failure_while_the_user_speaks_leaves_another_try_for_the_pause() -> Non
     cascade.hear(stage.sound("now what is this thing there? - - - - - - - - - -"))
     assert failed == {False, True}
     assert [scene.text for scene in stage.asked] == ["now what is this thing there?"]
+
+
+@pytest.mark.parametrize("partial_s", [0.2, 0.3, 0.4, 0.5])
+def test_failure_of_what_had_not_heard_the_end_spends_no_try(partial_s: float) -> None:
+    """Also if it fails after the voice has stopped."""
+    stage = Stage()
+    ends = 0
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        nonlocal ends
+        ends += not audio[-1]
+        if audio[-1] and len(audio) > 0.9 * 16_000:
+            stage.clock.now_s += 0.25
+            raise RuntimeError("slow, and no memory")
+        if not audio[-1] and ends == 1:
+            raise RuntimeError("no memory")
+        return stage.recognise(audio)
+
+    rules = CascadeRules(ear=EarRules(partial_s=partial_s))
+    cascade = stage.cascade(replace(stage.engines(), recognise=recognise), rules=rules)
+    cascade.hear(stage.sound("now what is this? - - - - - - - - - -"))
+    (turn,) = cascade.timeline().where(kind="turn")
+    assert turn.text == "now what is this?"

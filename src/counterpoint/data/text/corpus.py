@@ -186,9 +186,10 @@ class DataConfig:
             noun = "document" if num_documents == 1 else "documents"
             task(num_bytes, figures=f"{num_documents:,} {noun}")
 
-        corpus = prepare(self, block_ticks, show)
-        task.end()
-        return corpus
+        try:
+            return prepare(self, block_ticks, show)
+        finally:
+            task.end()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -217,7 +217,7 @@ class Cascade:
                 self._now_s += BLOCK_S
                 for sign in self._ear.push(block, self._now_s):
                     self._notice(sign)
-                self.attend()
+                self._take(may_sound=True)
                 self._sound = self._mouth.ledger.send(EAR_BLOCK, self._now_s)
         return torch.cat(sound)
 
@@ -227,10 +227,7 @@ class Cascade:
         `hear` does so after every block. Who waits for the next block calls this meanwhile, as
         often as they like: what is finished between two blocks then waits for no block.
         """
-        now_s = self._now_s
-        for sign in self._ear.take_words(now_s):
-            self._notice(sign)
-        self._advance(now_s)
+        self._take(may_sound=False)
 
     @property
     def is_idle(self) -> bool:
@@ -263,7 +260,18 @@ class Cascade:
 
     # ------------------------------------------------------------------------------- one block
 
-    def _advance(self, now_s: float) -> None:
+    def _take(self, *, may_sound: bool) -> None:
+        """Take what is finished; only after a block may sound be queued, for it is sent then.
+
+        Sound that was queued between blocks would count as heard when the user begins to speak in
+        the next block, before any of it was sent.
+        """
+        now_s = self._now_s
+        for sign in self._ear.take_words(now_s):
+            self._notice(sign)
+        self._advance(now_s, may_sound)
+
+    def _advance(self, now_s: float, may_sound: bool) -> None:
         turn = self._ear.turn
         if turn is not None:
             if self._open_turn is turn and turn.is_over and turn.is_recognised:
@@ -279,7 +287,7 @@ class Cascade:
             for event in self.calls.take_events():
                 self._trace.tell(event)
             self._prepare(turn)
-        self._mouth.advance(now_s)
+        self._mouth.advance(now_s, may_sound=may_sound)
         self._watch_reply()
         for step in self._reading.poll(now_s):
             if step.error is not None:

@@ -271,6 +271,8 @@ class Ear:
     def _try_again(self, now_s: float) -> None:
         """Recognise once more what could not be recognised: in the pause, if there is none yet."""
         turn = self._open()
+        if self._job_end_s <= turn.voice_end_s:
+            return  # it had not heard the end: another one begins soon
         if not self._may_fail:
             turn.words_end_s = self._job_end_s  # the words so far must do
         elif self.is_pausing or turn.is_over:

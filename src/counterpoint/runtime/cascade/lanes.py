@@ -68,7 +68,10 @@ LaneFactory = Callable[[], Lane]
 def close_lanes(lanes: Iterable[Lane], wait_s: float) -> None:
     """Close lanes, and wait at most so many seconds for all of them together."""
     until_s = time.monotonic() + wait_s
-    for lane in lanes:
+    every = list(lanes)
+    for lane in every:
+        lane.stop()  # all of them at once, so that none works on while another is waited for
+    for lane in every:
         lane.close(max(until_s - time.monotonic(), 0.0))
 
 

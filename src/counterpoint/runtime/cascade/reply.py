@@ -119,14 +119,14 @@ class Mouth:
         self.ledger.begin()
         self.reply = None
 
-    def advance(self, now_s: float) -> None:
-        """Take what is finished, and queue the sound of an answer that is sure."""
+    def advance(self, now_s: float, *, may_sound: bool = True) -> None:
+        """Take what is finished, and queue the sound of an answer that is sure if it may sound."""
         reply = self.reply
         if reply is None:
             return
         self._take_text(reply, now_s)
         self._take_sound(reply, now_s)
-        if not reply.is_sure:
+        if not (reply.is_sure and may_sound):
             return
         for voiced in reply.ready:
             self.ledger.add(voiced.audio, voiced.words)
@@ -185,10 +185,10 @@ class Mouth:
         ]
 
     def _spoken(self, text: str) -> Iterator[Voiced]:
-        if text[-1].isalnum():  # the sentence goes on, and so must its melody
+        if text[-1:].isalnum():  # the sentence goes on, and so must its melody
             voiced = self._speak(text + ",")
-            words = tuple(word._replace(text=word.text.removesuffix(",")) for word in voiced.words)
-            voiced = voiced._replace(words=words)
+            last = (one._replace(text=one.text.removesuffix(",")) for one in voiced.words[-1:])
+            voiced = voiced._replace(words=(*voiced.words[:-1], *last))
         else:
             voiced = self._speak(text)
         yield voiced._replace(audio=voiced.audio.to(torch.float32))
