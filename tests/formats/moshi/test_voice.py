@@ -124,6 +124,7 @@ def with_id(row: int, value: int) -> Tensor:
         ({"spare": torch.zeros(1)}, "must hold 'embeddings' and 'cache': got"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch 2.11
 def test_a_voice_of_another_model_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:

@@ -26,7 +26,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -337,7 +337,8 @@ class _Attempt:
     _undoes_late: bool = False
     _begin_s: float = 0.0
     _ended: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    # Before Python 3.13 `threading.Lock` is a function, and no type.
+    _lock: AbstractContextManager[Any] = field(default_factory=threading.Lock)
 
     def result(self) -> Iterator[str]:
         """Run the tool, and yield its result as JSON text.
