@@ -74,6 +74,7 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="deep", system=_deep()),
         GridArm(name="deep_shuffled", system=replace(_deep(), whole_control="shuffled")),
         GridArm(name="shared_deep", system=_shared_deep()),
+        GridArm(name="untied_deep", system=replace(_shared_deep(), shared_layers=False)),
         GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
         GridArm(name="hrt", system=_hrt()),
         GridArm(name="hrt_words", system=_hrt_words()),
@@ -215,7 +216,10 @@ def _deep() -> TwoStreamConfig:
 
 
 def _shared_deep() -> TwoStreamConfig:
-    """Return the control of `_deep` in which one stack of layers serves both levels."""
+    """Return the control of `_deep` in which one stack of layers serves both levels.
+
+    The arm `untied_deep` has the same shapes and FLOPs, and a stack of its own for each level.
+    """
     layers = _tower(56, 4, WINDOW, 160)
     whole = replace(layers, window=72)
     return replace(_deep(), part=layers, whole=whole, shared_layers=True)

@@ -14,10 +14,11 @@ from counterpoint.systems.two_stream import TwoStreamConfig
 
 
 def two_stream_controls() -> Study:
-    """Train the first run's arms and nine rivals on the same rows, over three seeds.
+    """Train the first run's arms and ten rivals on the same rows, over three seeds.
 
     Each control takes one thing away from two_stream or gives one to a rival. The claim that two
-    towers matter falls if `shared_levels` is not worse than two_stream, the claim that two levels
+    towers matter falls if `shared_levels` is not worse than two_stream, or than the same shapes
+    with weights of their own (`untied_levels`), the claim that two levels
     matter if `same_rate` is not, and the claim of the whole if `shuffled_whole` or `frozen_whole`
     is not; each by an interval that excludes zero. FLOPs are equal within 2 %, but for
     `as_many_parameters`, a single stream that has twice as many.
@@ -40,7 +41,10 @@ def two_stream_controls() -> Study:
         seeds=(0, 1, 2),
         minutes=None,
         unmatched=("as_many_parameters",),
-        contrasts=tuple((name, ours) for name in systems),
+        contrasts=(
+            *((name, ours) for name in systems),
+            ("shared_levels", "untied_levels"),
+        ),
     )
 
 
@@ -49,6 +53,7 @@ def _controls() -> dict[str, SystemConfig]:
     ours = two_stream_system()
     return {
         "shared_levels": _shared_levels(ours),
+        "untied_levels": replace(_shared_levels(ours), shared_layers=False),
         "same_rate": _same_rate(ours),
         "shuffled_whole": replace(ours, whole_control="shuffled"),
         "frozen_whole": replace(
@@ -63,7 +68,10 @@ def _controls() -> dict[str, SystemConfig]:
 
 
 def _shared_levels(ours: TwoStreamConfig) -> TwoStreamConfig:
-    """Return two levels without two towers: one stack of layers serves part and whole."""
+    """Return two levels without two towers: one stack of layers serves part and whole.
+
+    The arm `untied_levels` has the same shapes and FLOPs, and a stack of its own for each level.
+    """
     layers = replace(ours.part, mlp_hidden=416)
     whole = replace(layers, window=ours.whole.window)
     return replace(ours, part=layers, whole=whole, shared_layers=True)
