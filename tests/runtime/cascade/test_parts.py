@@ -21,7 +21,6 @@ from counterpoint.runtime.cascade.thinking import (
     MarkReader,
     Scene,
     old_messages,
-    sentences,
 )
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
@@ -187,17 +186,6 @@ def test_marks_are_found_however_the_text_is_cut(size: int) -> None:
         ("interrupt", ""),
         ("broken", "<tool_call>{"),
     ]
-
-
-def test_sentences_are_spoken_one_by_one_with_an_early_first_clause() -> None:
-    text = "Well, of course I can do that, if you want. It is 3.5 km! - Bye"
-    assert list(sentences(iter(text))) == [
-        "Well, of course I can do that,",
-        "if you want.",
-        "It is 3.5 km!",
-        "- Bye",
-    ]
-    assert list(sentences(["...", " \n", "?!"])) == []
 
 
 def words(text: str) -> tuple[ScoredWord, ...]:

@@ -1,7 +1,5 @@
 """What makes answers quick loses nothing: clauses cut early, attention between blocks, retries."""
 
-import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,8 +9,6 @@ from torch import Tensor
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import EAR_BLOCK, EarRules
 from counterpoint.runtime.cascade.lanes import LaneStep, TimedLane
-from counterpoint.runtime.cascade.reply import Voiced
-from counterpoint.runtime.cascade.thinking import sentences
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import WORD_S, Stage, sounding_s
 
@@ -112,58 +108,6 @@ def test_answer_to_a_turn_that_goes_on_leaves_no_trace(pause_blocks: int) -> Non
         "Here is a rather long answer for you.",
     ]
     assert len(cascade.timeline().where(kind="answer")) == 1
-
-
-def test_first_clause_ends_before_a_word_at_which_speakers_pause() -> None:
-    said = {
-        "The capital of France is Paris. It is big.": [
-            "The capital of France",
-            "is Paris.",
-            "It is big.",
-        ],
-        "There are seven days in a week.": ["There are seven days", "in a week."],
-        "It is on the table.": ["It is on the table."],  # too few words before it
-        "Blue and yellow give a nice green.": ["Blue and yellow give a nice green."],
-        "I like cats and": ["I like cats and"],  # no word has begun after it
-    }
-    for text, pieces in said.items():
-        assert list(sentences(iter(text))) == pieces
-
-
-def test_clause_that_goes_on_is_spoken_so_and_remembered_as_it_was_written() -> None:
-    stage = Stage()
-    spoken = []
-
-    def speak(text: str) -> Voiced:
-        spoken.append(text)
-        return stage.speak(text)
-
-    engines = replace(stage.engines("Well, the capital of France is Paris."), speak=speak)
-    cascade = stage.cascade(engines)
-    cascade.hear(stage.sound("what is it? - - - - - - - - - - -"))
-    assert spoken == ["Well, the capital of France,", "is Paris."]
-    (answer,) = cascade.timeline().where(kind="answer")
-    assert answer.text == answer.payload["written"] == "Well, the capital of France is Paris."
-
-
-def test_conversation_that_is_closed_leaves_no_thread_in_an_engine() -> None:
-    before = set(threading.enumerate())
-    stage = Stage()
-    is_within = threading.Event()
-    has_left = threading.Event()
-
-    def recognise(audio: Tensor) -> list[ScoredWord]:
-        is_within.set()
-        time.sleep(0.2)
-        has_left.set()
-        return []
-
-    cascade = Cascade(replace(stage.engines(), recognise=recognise))
-    cascade.hear(stage.sound("now what is this thing?"))
-    assert is_within.wait(5)
-    cascade.close(5.0)
-    assert has_left.is_set()
-    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("failure_s", [0.02, 0.1, 0.2, 0.4, 0.6])

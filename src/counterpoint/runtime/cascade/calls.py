@@ -26,7 +26,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -220,6 +220,18 @@ class Calls:
             if ready and (is_over or call.tool.is_safe):
                 self._make(call, now_s, early=is_speaking)
 
+    def leave(self) -> list[Lane]:
+        """Wait for no tool any more, and return the lanes that are still open.
+
+        A tool that hangs cannot be ended: its thread stays until it returns. What is to be undone
+        when a tool has ended is undone now, and once more if the tool ends after that.
+        """
+        open_calls = [*self._running.values(), *self._undoing]
+        for call, _ in open_calls:
+            for attempt in call.tries:
+                attempt.leave()
+        return [lane for _, lane in open_calls]
+
     def take_events(self) -> list[Event]:
         """Return the events since the last time."""
         events = self.events
@@ -334,46 +346,60 @@ class _Attempt:
     is_alive: bool = True
     has_begun: bool = False
     _is_abandoned: bool = False
+    _is_left: bool = False
     _undoes_late: bool = False
     _begin_s: float = 0.0
-    _ended: threading.Event = field(default_factory=threading.Event)
-    # Before Python 3.13 `threading.Lock` is a function, and no type.
-    _lock: AbstractContextManager[Any] = field(default_factory=threading.Lock)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def result(self) -> Iterator[str]:
         """Run the tool, and yield its result as JSON text.
 
         Raises:
             ToolError: The tool raised, took too long, or gave what cannot be used; or the call was
-                cancelled before it began.
+                cancelled.
         """
-        with self._lock:
+        with self._changed:
             if self._is_abandoned:
                 self.is_alive = False
                 raise ToolError("cancelled before it began")
             self.has_begun = True
             self._begin_s = time.monotonic()
         threading.Thread(target=self._run, daemon=True).start()
-        if not self._ended.wait(self.limit_s):
-            raise ToolError(f"no result within {self.limit_s:g} s")
+        with self._changed:
+            ended = self._changed.wait_for(self._is_settled, self.limit_s)
+            if not ended:
+                raise ToolError(f"no result within {self.limit_s:g} s")
+            if self.is_alive:
+                raise ToolError("cancelled while it ran")
         if self.found is None:
             raise ToolError(self.fault)
         yield self.found
 
+    def _is_settled(self) -> bool:
+        return self._is_abandoned or not self.is_alive
+
     def abandon(self) -> None:
-        """Do not begin any more."""
-        with self._lock:
+        """Do not begin any more, and wait no longer for a result."""
+        with self._changed:
             self._is_abandoned = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Abandon it, and let `settle` wait no longer either."""
+        with self._changed:
+            self._is_left = True
+        self.abandon()
 
     def settle(self) -> None:
-        """Wait until the tool has ended, or has taken its longest time.
+        """Wait until the tool has ended, or has taken its longest time, or is left.
 
         If it ends later, it may have an effect after it was undone; then the effect is undone when
         it ends.
         """
-        if self.has_begun:
-            self._ended.wait(max(self._begin_s + self.limit_s - time.monotonic(), 0.0))
-        with self._lock:
+        with self._changed:
+            if self.has_begun:
+                rest_s = max(self._begin_s + self.limit_s - time.monotonic(), 0.0)
+                self._changed.wait_for(lambda: not self.is_alive or self._is_left, rest_s)
             self._undoes_late = self.is_alive
 
     def _run(self) -> None:
@@ -381,10 +407,10 @@ class _Attempt:
             self.found = self._checked(self.action())
         except BaseException as error:  # a tool may raise anything, even SystemExit
             self.fault = _one_line(error)
-        with self._lock:
+        with self._changed:
             self.is_alive = False
             is_late = self._undoes_late
-        self._ended.set()
+            self._changed.notify_all()
         if is_late and self.late is not None:
             with suppress(Exception):  # the undo that was asked for has told of its own fault
                 self.late()

@@ -254,9 +254,10 @@ class Cascade:
     def close(self, wait_s: float = 2.0) -> None:
         """End what still runs, and wait so many seconds at most until the engines are quiet.
 
-        A process that ends while a thread is within an engine may be aborted by it.
+        A process that ends while a thread is within an engine may be aborted by it. Only a tool
+        that hangs keeps a thread; see `Calls.leave`.
         """
-        close_lanes(self._lanes, wait_s)
+        close_lanes((*self._lanes, *self.calls.leave()), wait_s)
 
     # ------------------------------------------------------------------------------- one block
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.ledger import SoundLedger
-from counterpoint.runtime.cascade.thinking import Scene, sentences
+from counterpoint.runtime.cascade.sentences import Sentence, SentenceReader
+from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.talk import AGENT
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.streams.timeline import Event
@@ -59,7 +60,7 @@ class Reply:
     begin_s: float
     is_sure: bool = False
     text: str = ""
-    waiting: deque[str] = field(default_factory=deque)
+    waiting: deque[Sentence] = field(default_factory=deque)
     ready: list[Voiced] = field(default_factory=list)
     is_written: bool = False
     first_sound_s: float | None = None
@@ -94,6 +95,7 @@ class Mouth:
         self._writing = writing
         self._speaking = speaking
         self._apology = apology
+        self._sentences = SentenceReader()
 
     @property
     def sounds(self) -> bool:
@@ -102,15 +104,24 @@ class Mouth:
 
     def begin(self, scene: Scene, turn: int, now_s: float, *, is_sure: bool) -> None:
         """Begin to write an answer."""
-        self.drop()
-        self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=is_sure)
-        self._writing.start(sentences(self._answer(scene)), now_s)
+        self._write(self._answer(scene), scene, turn, now_s, is_sure=is_sure)
 
     def say(self, text: str, scene: Scene, turn: int, now_s: float) -> None:
         """Say a text that is known already."""
+        self._write(iter([text]), scene, turn, now_s, is_sure=True)
+
+    def _write(
+        self, pieces: Iterator[str], scene: Scene, turn: int, now_s: float, *, is_sure: bool
+    ) -> None:
+        """Begin an answer, whose text comes piece by piece.
+
+        Each piece is a step of the lane, so a writer that is dropped ends with its next piece and
+        not with its sentence: what it writes on would hold up the writer of the next answer.
+        """
         self.drop()
-        self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=True)
-        self._writing.start(iter([text]), now_s)
+        self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=is_sure)
+        self._sentences = SentenceReader()
+        self._writing.start(pieces, now_s)
 
     def drop(self) -> None:
         """Stop writing and speaking, and forget the answer; its queued sound is flushed."""
@@ -136,16 +147,21 @@ class Mouth:
 
     def _take_text(self, reply: Reply, now_s: float) -> None:
         for step in self._writing.poll(now_s):
-            if step.error is not None:
-                reply.faults.append(("answer", str(step.error), step.at_s))
             if not step.is_last:
-                reply.text = f"{reply.text} {step.value}".strip()
-                reply.waiting.append(step.value)
+                self._add(reply, self._sentences.read(step.value))
                 continue
             reply.is_written = True
+            if step.error is None:
+                self._add(reply, self._sentences.end())
+            else:
+                reply.faults.append(("answer", str(step.error), step.at_s))
             if not reply.text:
-                reply.text = self._apology
-                reply.waiting.append(self._apology)
+                self._add(reply, iter([Sentence(self._apology)]))
+
+    def _add(self, reply: Reply, found: Iterator[Sentence]) -> None:
+        for sentence in found:
+            reply.text = f"{reply.text} {sentence.text}".strip()
+            reply.waiting.append(sentence)
 
     def _take_sound(self, reply: Reply, now_s: float) -> None:
         for step in self._speaking.poll(now_s):
@@ -184,11 +200,9 @@ class Mouth:
             for word in self.ledger.heard(now_s)
         ]
 
-    def _spoken(self, text: str) -> Iterator[Voiced]:
-        if text[-1:].isalnum():  # the sentence goes on, and so must its melody
-            voiced = self._speak(text + ",")
-            last = (one._replace(text=one.text.removesuffix(",")) for one in voiced.words[-1:])
-            voiced = voiced._replace(words=(*voiced.words[:-1], *last))
-        else:
-            voiced = self._speak(text)
-        yield voiced._replace(audio=voiced.audio.to(torch.float32))
+    def _spoken(self, sentence: Sentence) -> Iterator[Voiced]:
+        voiced = self._speak(sentence.spoken)
+        words = voiced.words
+        if words and words[-1].text == sentence.spoken.split()[-1]:  # told as it was written
+            words = (*words[:-1], words[-1]._replace(text=sentence.text.split()[-1]))
+        yield Voiced(voiced.audio.to(torch.float32), words)

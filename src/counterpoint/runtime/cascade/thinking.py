@@ -24,10 +24,6 @@ INTERRUPT = "[INTERRUPT]"
 
 _MARK = re.compile(r"<tool_(call|cancel)>(.*?)</tool_\1>|\[INTERRUPT\]", re.DOTALL)
 _OPEN = re.compile(r"<tool_(call|cancel)>.*\Z|<[a-z_/]*\Z|\[[A-Z]*\Z", re.DOTALL)
-_PAUSE = re.compile(
-    r"[,;:]\s|\s(?=(?:about|and|are|as|at|because|but|by|for|from|if|in|into|is|like|on|or|so|that|"
-    r"to|was|were|when|where|which|while|who|with)\s)"
-)
 _CLIPPED = 1500  # most characters of a turn that a small model reads
 _NOTE_WORDS = 40
 
@@ -298,31 +294,3 @@ def together(thinkers: Iterable[SceneWriter]) -> SceneWriter:
             yield from thinker(scene)
 
     return think
-
-
-def sentences(pieces: Iterable[str], first_words: int = 3) -> Iterator[str]:
-    """Yield what can be spoken on its own: sentences, and for a quick start a first clause.
-
-    The first clause ends with a comma or the like, or before a word at which speakers pause.
-
-    Args:
-        pieces: A text, piece by piece.
-        first_words: Words that the first clause has at least.
-    """
-    rest = ""
-    is_first = True
-    for piece in pieces:
-        rest += piece
-        while True:
-            ends = [found.end() for found in re.finditer(r"[.!?]+[\"')]*\s|\n+", rest)]
-            if is_first and not ends:
-                clauses = (found.end() for found in _PAUSE.finditer(rest))
-                ends = [end for end in clauses if len(rest[:end].split()) >= first_words]
-            if not ends:
-                break
-            said, rest = rest[: ends[0]].strip(), rest[ends[0] :]
-            if any(map(str.isalnum, said)):
-                is_first = False
-                yield said
-    if any(map(str.isalnum, rest)):
-        yield rest.strip()
