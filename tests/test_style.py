@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import ROOT, python_files
+from tests.test_architecture import ROOT, is_dataclass, python_files
 from tests.test_rules import parsed
 
 MAX_DOCUMENT_LINE = 120
@@ -54,7 +54,37 @@ def fragment_faults(source: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("check", [squeezed_faults, fragment_faults])
+def field_faults(source: str) -> list[str]:
+    """Fields of public dataclasses, such as configs, of which the class says nothing.
+
+    A field is described below "Attributes:", or named between double backticks.
+    """
+    faults = []
+    for node in ast.walk(parsed(source)):
+        if isinstance(node, ast.ClassDef) and is_dataclass(node) and node.name[0] != "_":
+            doc = ast.get_docstring(node) or ""
+            described = re.findall(r"(?<=^    )\w+(?=: )|(?<=``)\w+(?=``)", doc, re.MULTILINE)
+            faults += [
+                f"line {node.lineno}: {node.name} must say what {name} is"
+                for name in fields_of(node)
+                if name not in described
+            ]
+    return faults
+
+
+def fields_of(node: ast.ClassDef) -> list[str]:
+    """The public fields of a dataclass that are written in it."""
+    return [
+        statement.target.id
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and statement.target.id[0] != "_"
+        and "ClassVar" not in ast.unparse(statement.annotation)
+    ]
+
+
+@pytest.mark.parametrize("check", [squeezed_faults, fragment_faults, field_faults])
 def test_code_can_be_read(check: Callable[[str], list[str]]) -> None:
     faults = {
         str(path.relative_to(ROOT / "src" / "counterpoint")): found
@@ -62,6 +92,20 @@ def test_code_can_be_read(check: Callable[[str], list[str]]) -> None:
         if (found := check(path.read_text()))
     }
     assert faults == {}
+
+
+CONFIG = '''@dataclass(frozen=True)
+class RowsConfig:
+    """Rows, each of ``num_ticks`` ticks.
+
+    Attributes:
+        num_rows: How many.
+    """
+
+    MOST: ClassVar[int] = 9
+    num_rows: int
+    num_ticks: int = 3
+'''
 
 
 @pytest.mark.parametrize(
@@ -72,6 +116,8 @@ def test_code_can_be_read(check: Callable[[str], list[str]]) -> None:
         (squeezed_faults, "for x, y in ((a > 1, 'a'), (b, 'b')):\n    pass", "over conditions"),
         (fragment_faults, "    seed: Of the order.", "seed: Of the order."),
         (fragment_faults, '    """Of a text system: its ids."""', "Of a text system"),
+        (field_faults, CONFIG.replace("num_rows: How", "rows: How"), "must say what num_rows is"),
+        (field_faults, CONFIG.replace("Attributes:\n        ", ""), "must say what num_rows is"),
     ],
 )
 def test_style_check_finds_its_fault(
@@ -83,6 +129,10 @@ def test_style_check_finds_its_fault(
 @pytest.mark.parametrize("source", ["a, b = b, a", "a, b = x.shape", "a, b = b, a + b"])
 def test_style_check_lets_exchanges_pass(source: str) -> None:
     assert squeezed_faults(source) == []
+
+
+def test_style_check_lets_described_fields_pass() -> None:
+    assert field_faults(CONFIG) == []
 
 
 def document_faults(path: Path) -> list[str]:

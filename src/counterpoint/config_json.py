@@ -155,7 +155,10 @@ def _decode_sequence(annotation: Any, data: Any, where: str) -> Any:
 
 
 def first_difference(old: Any, new: Any, where: str = "config") -> str | None:
-    """Return the first place at which two JSON values differ, as ``place (old, here new)``."""
+    """Return the first place at which two JSON values differ, as ``place (old, here new)``.
+
+    ``where`` is the name of the whole value, with which the place begins.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         differences = (
             first_difference(old.get(key), new.get(key), f"{where}.{key}")

@@ -218,7 +218,16 @@ class Progress:
         unit: str = "",
         spell: Callable[[float], str] = lambda x: f"{x:,.0f}",
     ) -> Iterator[_Piece]:
-        """Yield the given pieces, and show the progress meanwhile; see `task`."""
+        """Yield the given pieces, and show the progress meanwhile.
+
+        Args:
+            name: Text before the numbers; see `task`.
+            pieces: What is yielded.
+            total: Sum of the sizes of all pieces.
+            size: Size of a piece; by default 1.
+            unit: What is counted.
+            spell: Formats the amounts that are done and that there are.
+        """
         task = self.task(name, unit, spell)
         done = 0.0
         for piece in pieces:
@@ -314,7 +323,13 @@ class Task:
         self._show(done, total, figures, at_end=total is not None and done >= total)
 
     def within(self, done: float, total: float, figures: str) -> None:
-        """Show figures of a piece that takes long, before it is done; the speed does not change."""
+        """Show figures of a piece that takes long, before it is done; the speed does not change.
+
+        Args:
+            done: Amount that is done before this piece.
+            total: Amount to do.
+            figures: Further numbers.
+        """
         self._show(done, total, figures, at_end=False)
 
     def _show(self, done: float, total: float | None, figures: str, *, at_end: bool) -> None:

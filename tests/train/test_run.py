@@ -1,4 +1,5 @@
 import json
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -6,9 +7,11 @@ from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.config_json import decode, encode
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.text.corpus import DataConfig, Folder
+from counterpoint.errors import UserError
 from counterpoint.speech.augment import Augmentation
-from counterpoint.systems import SystemConfig, moshi
-from counterpoint.systems.single_stream import SingleStreamConfig
+from counterpoint.streams.spec import Layout
+from counterpoint.systems import SYSTEMS, SystemConfig, moshi
+from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.run import Run
@@ -66,6 +69,30 @@ def test_system_and_data_must_fit() -> None:
             data=SpeechData(train="a.jsonl"),
             train=train,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenamedConfig(SingleStreamConfig):
+    pass
+
+
+class Renamed(SingleStream):
+    """A text system whose part has another name."""
+
+    Config = RenamedConfig
+
+    def __init__(self, config: RenamedConfig) -> None:
+        super().__init__(config)
+        self.layout = Layout(streams=(replace(self.layout["part"], name="text"),))
+
+
+def test_the_part_of_a_text_system_has_the_name_that_text_fills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A new system with a part of another name passed all tests and failed in its first step."""
+    monkeypatch.setitem(SYSTEMS, "renamed", Renamed)
+    with pytest.raises(UserError, match="must be named 'part': got 'text'"):
+        example(RenamedConfig(tower=TOWER))
 
 
 def test_run_names_the_nearest_field() -> None:

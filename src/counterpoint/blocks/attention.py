@@ -261,6 +261,8 @@ def attend(
 ) -> Float[Tensor, "*B H Q E"]:
     """Compute scaled dot-product attention; ``bias=None`` means plain causal attention.
 
+    ``q`` is not scaled before; ``bias`` is added to its scaled products with ``k``.
+
     In training on a CPU the bias is added between two matrix products: torch's fused kernel takes 4
     times as long in bfloat16 and about as long in float32 (forward and backward, 64 groups of 64
     queries). Without gradients the fused kernel is faster in both types, most of all for a single
@@ -296,7 +298,11 @@ def attend_in_groups(
     v: Float[Tensor, "B H T E"],
     bias: Float[Tensor, "B G 1 w w2"],
 ) -> Float[Tensor, "B H T E"]:
-    """Compute windowed attention in O(T * window): each group reads itself and the last one."""
+    """Compute windowed attention in O(T * window): each group reads itself and the last one.
+
+    ``bias`` holds what is added to the scores of each group of w queries (w is the window) with
+    the 2 w keys of the group before it and of its own; see `grouped_bias`.
+    """
     num_heads, num_steps = q.shape[1:3]
     window = bias.shape[3]
     bias = bias.to(q.dtype).transpose(1, 2).expand(-1, num_heads, -1, -1, -1)

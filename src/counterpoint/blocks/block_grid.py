@@ -117,6 +117,11 @@ def spread_blocks(
     """Return the vector of each step of the blocks, and zeros at steps that no block has.
 
     This is the reverse of `gather_blocks` for whole rows.
+
+    Args:
+        blocks: A vector for each of the R places of W blocks.
+        grid: Where the blocks stand.
+        num_steps: Number of steps T of the rows.
     """
     flat = blocks.flatten(1, 2)
     return _put(grid, flat.new_zeros(len(flat), num_steps, flat.shape[2]), flat)

@@ -44,6 +44,12 @@ def check_ends(
 ) -> None:
     """Check where blocks end, at ids or where a router finds an end.
 
+    Args:
+        boundary_ids: Ids after which a block ends.
+        learned: The router that finds ends, if there is one.
+        usual_block_ticks: Expected mean length of a block, in ticks, if one is given.
+        vocab_size: Number of ids.
+
     Raises:
         UserError: A boundary is no id, blocks end at ids and where a router finds an end, or their
             mean length is below one tick.

@@ -179,7 +179,13 @@ class Wavelet(Compressor):
 
 
 class Coded(Compressor):
-    """A compressor whose slots are codes: what comes out can only be one of finitely many."""
+    """A compressor whose slots are codes: what comes out can only be one of finitely many.
+
+    Args:
+        plain: The compressor whose slots are rounded.
+        width: Features of a slot.
+        levels: Number of values of each number of a code.
+    """
 
     def __init__(self, plain: Compressor, width: int, levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -207,7 +213,13 @@ class Coded(Compressor):
 
 
 def count_slots(kind: Kind, block_ticks: int, num_slots: int) -> int:
-    """Return the slots of a compressor; ``num_slots`` counts for those with a free number."""
+    """Return the number of slots of a compressor.
+
+    Args:
+        kind: Its name.
+        block_ticks: Steps of the longest block, which the wavelet has as slots.
+        num_slots: Number of slots of the convolution and the attention.
+    """
     if kind in ("mean", "last"):
         return 1
     return block_ticks if kind == "wavelet" else num_slots

@@ -39,7 +39,14 @@ def cross_reach(
     span: Span,
     key_step: Int[Tensor, "#B W"],
 ) -> CrossReach:
-    """Return the reach of fine steps, rotated by (cos, sin), over the coarse steps ``key_step``."""
+    """Return the reach of fine steps over all coarse steps of a memory.
+
+    Args:
+        cos: Cosines of the rotation of the fine steps.
+        sin: Signed sines of the same angles.
+        span: Coarse steps that each fine step may read.
+        key_step: Number of the coarse step in each place of the memory.
+    """
     return CrossReach(cos, sin, F.pad(score_bias(span_mask(span, key_step)), (1, 0)))
 
 
@@ -106,7 +113,13 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
     ) -> Float[Tensor, "B T D"]:
-        """Return what each fine step reads from the coarse steps."""
+        """Return what each fine step reads from the coarse steps.
+
+        Args:
+            x: Fine steps.
+            memory: Keys and values of coarse steps, from `remember`.
+            reach: What the fine steps may read.
+        """
         x = self.norm(x)
         weights = self._weights(x, memory, reach)
         if reach.slot is None:
@@ -123,7 +136,10 @@ class CrossAttention(nn.Module):
     def weights(
         self, x: Float[Tensor, "B T D"], memory: Memory, reach: CrossReach
     ) -> Float[Tensor, "B H T W1"]:
-        """Return the attention weights of each fine step: null key first, then the coarse steps."""
+        """Return the attention weights of each fine step: null key first, then the coarse steps.
+
+        The arguments are those of `forward`.
+        """
         return self._weights(self.norm(x), memory, reach)
 
     def _weights(self, x: Tensor, memory: Tensor, reach: CrossReach) -> Tensor:

@@ -294,7 +294,14 @@ class FarAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T_N D"], reach: FarReach, state: FarState | None = None
     ) -> Float[Tensor, "B T_N D"]:
-        """Mix the steps of a chunk, and the summary steps after them, with what each may read."""
+        """Mix the steps of a chunk, and the summary steps after them, with what each may read.
+
+        Args:
+            x: The T steps of the chunk, followed by the N summary steps of the blocks that may end
+                in it.
+            reach: What they may read.
+            state: Rings of a session, which are written in place; ``None`` for whole rows.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         qk, v = qkv.split((2, 1))
         q, k = rotate(qk, reach.cos, reach.sin).unbind(0)

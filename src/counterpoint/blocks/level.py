@@ -251,6 +251,11 @@ class Level(nn.Module):
         """Return the states of the coarse tower by block, guided by the level above.
 
         If a block has several steps, their states follow each other.
+
+        Args:
+            compressed: Inputs of the coarse tower for each block, from `compress`.
+            cut: The blocks that the fine steps are cut into.
+            state: State of a session, which is written in place; ``None`` for whole rows.
         """
         num_blocks = compressed.shape[1]
         each = self.steps_a_block
@@ -314,7 +319,13 @@ class Level(nn.Module):
     ) -> Guidance:
         """Return what each fine step may use of the coarse steps.
 
-        Rows in which ``keep`` is False get nothing.
+        Args:
+            published: Coarse states of whole rows, or the rings of a session.
+            cut: The blocks that the fine steps are cut into.
+            reach: What the fine steps may read of their own stream.
+            streaming: Whether ``published`` holds rings.
+            keep: Rows in which it is False get nothing; ``None`` means all rows get what they may
+                use.
         """
         finished = cut.before[:, None] + cut.grid.finished
         readable = finished_span(
@@ -336,7 +347,14 @@ class Level(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Apply the upper layers of the finer tower.
 
-        The attention weights of each link are appended to ``weights`` if it is given.
+        Args:
+            fine: The finer tower.
+            x: Result of its lower layers.
+            reach: What its steps may read of their own stream.
+            guidance: What they may use of this level.
+            states: States of all layers in a session, which are written in place; ``None`` for
+                whole rows.
+            weights: List to which the attention weights of each link are appended.
         """
         x = self.steering.add_plan(x, guidance)
         first = self.config.lower_layers
@@ -386,7 +404,16 @@ class Level(nn.Module):
         start: Start,
         state: LevelState | None,
     ) -> Float[Tensor, "B T D"]:
-        """Apply all layers of a finer tower, guided by this level; states are written in place."""
+        """Apply all layers of a finer tower, guided by this level; states are written in place.
+
+        Args:
+            fine: The finer tower.
+            x: Its inputs.
+            reach: What its steps may read of their own stream.
+            states: States of its layers in a session; ``None`` for whole rows.
+            start: Where documents and chunks begin.
+            state: State of this level in a session; ``None`` for whole rows.
+        """
         x = fine(x, reach, states, layers=range(self.config.lower_layers))
         cut = self.cut(x, None, start, state)
         if state is None:

@@ -76,7 +76,13 @@ def stream_loss(
 
 
 def row_losses(values: Float[Tensor, " B"], batch: Batch, weight: Tensor) -> LossSums:
-    """Return sums whose mean is the mean of a value over rows: each row counts its ticks."""
+    """Return sums whose mean is the mean of a value over rows: each row counts its ticks.
+
+    Args:
+        values: Value of each row, such as a loss or a share.
+        batch: The rows, which say how many ticks each has.
+        weight: Sum by which the mean divides: that of the loss of a stream of the same batch.
+    """
     num_ticks = batch.document_start.shape[1] if batch.lengths is None else batch.lengths
     nats = (values * num_ticks).sum()
     return LossSums(weight, nats, nats, weight)

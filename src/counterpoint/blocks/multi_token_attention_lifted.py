@@ -85,6 +85,11 @@ def lift(
     """Return, for each query of a kernel, the sum of neighbours that its row of taps weights.
 
     The middle tap is that of the step itself, and the first one that of the oldest neighbour.
+
+    Args:
+        x: Vectors, of F numbers for each head and step.
+        taps: Rows of R taps for each of Q queries.
+        start: First step of the document of each step; nothing is taken from another document.
     """
     num_keys = taps.shape[2]
     around = torch.stack([shifted(x, num_keys // 2 - w, start) for w in range(num_keys)], 3)
@@ -94,14 +99,26 @@ def lift(
 def shifts(
     x: Float[Tensor, "B H T F"], number: int, start: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B H T QF"]:
-    """Return the vectors of the last steps one behind the other, that of the step itself first."""
+    """Return the vectors of the last steps one behind the other, that of the step itself first.
+
+    Args:
+        x: Vectors of F numbers.
+        number: How many steps, Q, are put together.
+        start: First step of the document of each step; vectors of other documents become zero.
+    """
     return torch.cat([shifted(x, a, start) for a in range(number)], 3)
 
 
 def shift_sum(
     x: Float[Tensor, "B H T QF"], number: int, start: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B H T F"]:
-    """Return the sum of the first part of each step, the second part of the step before it, ..."""
+    """Return the sum of the first part of each step, the second part of the step before it, ...
+
+    Args:
+        x: Vectors of Q parts, each of F numbers.
+        number: Number of parts Q.
+        start: First step of the document of each step; parts of other documents count as zero.
+    """
     parts = x.unflatten(3, (number, -1)).unbind(3)
     total = parts[0]
     for a in range(1, number):
@@ -136,7 +153,14 @@ def spread(
     offsets: tuple[int, int, int],
     start: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B H T F"]:
-    """Return the weighted sum of the vectors near each step; for ``offsets`` see `near`."""
+    """Return the weighted sum of the vectors near each step.
+
+    Args:
+        weights: Weight of each of the n vectors.
+        x: Vectors of all steps.
+        offsets: Which vectors are near; see `near`.
+        start: First step of the document of each step; vectors of other documents count as zero.
+    """
     number, first, step = offsets
     total = torch.zeros_like(x)
     for t in range(number):
@@ -317,7 +341,11 @@ def _nearest_weights(
 
 
 def shifted(x: Float[Tensor, "B H T *E"], back: int, start: Int[Tensor, "B T"]) -> Tensor:
-    """Return what stands ``back`` steps before every step, and zero outside its document."""
+    """Return what stands ``back`` steps before every step, and zero outside its document.
+
+    A negative ``back`` takes what stands after it. ``start`` is the first step of the document of
+    each step.
+    """
     if not back:
         return x
     num_steps = x.shape[2]

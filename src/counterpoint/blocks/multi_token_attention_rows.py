@@ -54,6 +54,9 @@ class Kernels(NamedTuple):
         mix_before: Maps of scores between the heads of a group.
         conv_after: Kernels of the convolution of the weights after the softmax.
         mix_after: Maps of weights between the heads of a group.
+
+    The two convolutions may have different numbers of queries. The chunked form needs equally many
+    keys in both, because the edges of what is read are found once for both (`Edge`).
     """
 
     conv_before: Float[Tensor, "H Q R"] | None = None
@@ -206,7 +209,15 @@ class Piece(NamedTuple):
 
 
 def pieces(num_steps: int, window: int, size: int, above: int = 0) -> Iterator[Piece]:
-    """Cut whole rows into chunks of ``size`` queries, each with ``above`` queries before it."""
+    """Cut whole rows into chunks.
+
+    Args:
+        num_steps: Number of steps of the rows.
+        window: Number of most recent steps that a query reads, its own included.
+        size: Number of queries of a chunk that have a result.
+        above: Number of queries before them that are read too, because convolutions need their
+            rows.
+    """
     for row in range(0, num_steps, size):
         first = max(0, row - above)
         stop = min(row + size, num_steps)
@@ -270,7 +281,11 @@ def attend_chunked(
     kernels: Kernels,
     reach: RowReach,
 ) -> Float[Tensor, "B H T E"]:
-    """Return what the queries of whole rows read; memory grows with T, also for the gradient."""
+    """Return what the queries of whole rows read; memory grows with T, also for the gradient.
+
+    ``q`` and ``k`` are rotated. Each of the G heads of ``k`` and ``v`` is shared by equally many
+    heads of queries.
+    """
     num_steps = q.shape[2]
     if reach.is_plain and not any(kernel is not None for kernel in kernels):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -259,7 +259,13 @@ class Gather(nn.Module):
     """
 
     def __init__(self, coarse: TowerConfig, fine_width: int, stride: int) -> None:
-        """Make the attention with a gate that is almost closed."""
+        """Make the attention with a gate that is almost closed.
+
+        Args:
+            coarse: Shape of the coarse level.
+            fine_width: Features of a state of the level below.
+            stride: Number of states of a block.
+        """
         super().__init__()
         self.num_heads = coarse.num_heads
         self.norm = RMSNorm(coarse.width)
@@ -322,7 +328,13 @@ class Rise(nn.Module):
     def gather(
         self, number: int, x: Float[Tensor, "B W D2"], gathered: Float[Tensor, "B W R D"]
     ) -> Float[Tensor, "B W D2"]:
-        """Let coarse states read their blocks again, in a round after the first."""
+        """Let coarse states read their blocks again, in a round after the first.
+
+        Args:
+            number: Number of the round, counted from 0; it is at least 1.
+            x: Coarse states.
+            gathered: The R states of each block.
+        """
         gather = self.gathers[number - 1]
         return fuse(x, gather(x, gathered), gather.gate)
 

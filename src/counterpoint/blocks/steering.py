@@ -205,9 +205,16 @@ class Steering(nn.Module):
         count: Int[Tensor, " B"],
         state: Published,
     ) -> None:
-        """Write the first ``count`` coarse states of each row, and what is read from them.
+        """Write coarse states of each row, and what is read from them.
 
         If there are more states than slots, the latest ones are kept.
+
+        Args:
+            coarse: New coarse states.
+            end_tick: Last tick of the block of each.
+            first_block: Number of the first of these blocks, counted from the start of the row.
+            count: How many of the new states are real, and so are written, in each row.
+            state: Rings of the session, written in place.
         """
         row = torch.arange(len(coarse), device=coarse.device)[:, None]
         num_new = coarse.shape[1]

@@ -129,7 +129,13 @@ def bits_per_byte(scores: Sequence[Score]) -> float:
 
 
 def position_edges(num_bytes: int, first: int = 64, per_doubling: int = 1) -> tuple[int, ...]:
-    """Return log-spaced edges ``0, first, 2 first ...`` of bins that cover ``num_bytes`` bytes."""
+    """Return log-spaced edges ``0, first, 2 first ...`` of bins that cover ``num_bytes`` bytes.
+
+    Args:
+        num_bytes: Length that is covered.
+        first: End of the first bin.
+        per_doubling: Number of bins until the length has doubled.
+    """
     count = max(math.ceil(math.log2(max(num_bytes, first) / first) * per_doubling), 0)
     return (0, *(round(first * 2 ** (i / per_doubling)) for i in range(count + 1)))
 

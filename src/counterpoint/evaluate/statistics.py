@@ -30,7 +30,13 @@ _NEARLY_NORMAL = 10_000.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A number and the ends of its 95 % interval; ``nan`` if nothing was measured."""
+    """A number and its 95 % interval; ``nan`` if nothing was measured.
+
+    Attributes:
+        value: The number.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
 
     value: float
     low: float

@@ -182,7 +182,11 @@ def resting_streams(layout: Layout, column: int) -> set[str]:
 class GivenPart:
     """Chooses the likeliest ids, but returns the given id for the part; a `Choose`.
 
-    Streams that rest, which have no element at this tick, get unset ids.
+    Attributes:
+        part: Name of the part.
+        likeliest: The likeliest ids of the part, (B,), after the part was chosen.
+        given: The ids that are returned for it.
+        resting: Streams without an element at this tick, which get unset ids.
     """
 
     def __init__(self, part: str, given: Int[Tensor, " B"], resting: Collection[str]) -> None:

@@ -252,7 +252,13 @@ def _measuring_s(timing: RunTiming, plan: Plan) -> float:
 
 
 def prepared_by(world: World, progress: Progress, block_ticks: int | None) -> Preparation:
-    """Return how some processes prepare data together."""
+    """Return how some processes prepare data together.
+
+    Args:
+        world: The processes.
+        progress: Shows the progress, in the first process only.
+        block_ticks: The length of a row is a multiple of this; ``None`` leaves it to the system.
+    """
     return Preparation(
         block_ticks=block_ticks, progress=progress, rank=world.rank, world_size=world.size
     )

@@ -45,7 +45,14 @@ CURVE_ITEMS = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One run of a grid."""
+    """One run of a grid.
+
+    Attributes:
+        task: Name of the task.
+        arm: Name of the arm.
+        learning_rate: Highest learning rate.
+        seed: Seed of the weights and of the order of the data.
+    """
 
     task: str
     arm: str
@@ -210,7 +217,7 @@ def curve_items(cell: Cell) -> list[Item]:
 
 
 def all_scores(cell: Cell, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-    """Return the scores of answers by name."""
+    """Return the scores of answers by name; ``given`` are the answers to each item."""
     return FORMS[cell.task].score(items, given)
 
 

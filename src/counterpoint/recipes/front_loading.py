@@ -98,7 +98,12 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chain:
-    """A backbone and its fine-tuning."""
+    """A pre-trained model and what follows its pre-training.
+
+    Attributes:
+        backbone: The pre-training.
+        tuning: The phases after it.
+    """
 
     backbone: Backbone
     tuning: Tuning

@@ -269,7 +269,10 @@ def record_batches(grid: Grid, batches: Path, cells: Sequence[Cell], progress: P
 def record_runs(
     runs: Sequence[Run], folder: Path, progress: Progress, *, half_features: bool = False
 ) -> None:
-    """Make the batches of runs, in as many processes as there are cores; see `recorded_run`."""
+    """Make the batches of runs, in as many processes as there are cores.
+
+    ``half_features`` stores features of continuous streams in 16 bits; see `recorded_run`.
+    """
     by_path = {_data_and_path(run, folder, half_features)[1]: run for run in runs}
     missing = [run for path, run in by_path.items() if not path.exists()]
     task = progress.task("making batches")

@@ -169,6 +169,9 @@ def prepare_together(run: Run, workers: int) -> None:
 
 
 def prepare_share(run: Run, workers: int, rank: int) -> None:
-    """Do the share of one process; each begins elsewhere, and finds what the others have made."""
+    """Do the share of process ``rank`` of ``workers`` processes.
+
+    Each begins elsewhere, and finds what the others have made.
+    """
     how = Preparation(progress=Progress(bar=False), rank=rank, world_size=workers)
     run.data.prepare(sketch(run.system), how)

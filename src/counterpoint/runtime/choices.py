@@ -120,7 +120,13 @@ def sampling_of(layout: Layout, sampling: Sampling | FrameSampling | None) -> Fr
 
 
 class PromptGuidance(NamedTuple):
-    """For each row: the row whose ids it takes, the row without the prompt, and the scale."""
+    """How the rows of guided sessions are combined.
+
+    Attributes:
+        lead: For each row, the row whose ids it takes.
+        null: For each row, the row without the prompt.
+        scale: For each row, the scale of the difference that the prompt makes.
+    """
 
     lead: Int[Tensor, " n"]
     null: Int[Tensor, " n"]
@@ -135,7 +141,15 @@ class _Kind(NamedTuple):
 
 
 class RowChoices(NamedTuple):
-    """How the elements of some rows are chosen; see `choices_of`."""
+    """How the elements of some rows are chosen; see `choices_of`.
+
+    Attributes:
+        kinds: Sampling of each stream.
+        guidance: Guidance of the rows; ``None`` if no row is guided.
+        biases: What is added to the scores of a stream.
+        seed_hashes: Hash of the seed of each row for each of the K elements of a column.
+        places: Places of these elements in a column.
+    """
 
     kinds: Mapping[str, _Kind]
     guidance: PromptGuidance | None

@@ -96,7 +96,14 @@ class ColumnQueue:
             self._ids[row, columns, place] = ids_
 
     def keep_tail(self, row: int, columns: Ticks, num_prompt: int) -> None:
-        """Store the elements of a prompt that arrive after the session has begun to write."""
+        """Store the elements of a prompt that arrive after the session has begun to write.
+
+        Args:
+            row: Row of the session.
+            columns: Columns of the prompt of this row alone, (1, T) or (1, T, K), as `check_prompt`
+                returns them.
+            num_prompt: Number of ticks of the prompt.
+        """
         for name in (*self.places, *self._floats):
             own = columns[name][0]
             tail = schedule.tail_columns(self._layout, name, num_prompt)

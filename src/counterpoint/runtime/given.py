@@ -16,7 +16,12 @@ Codes = Tensor | Sequence[int] | int
 
 
 class Given(NamedTuple):
-    """What a row is given in one tick, by stream."""
+    """What a row is given in one tick.
+
+    Attributes:
+        ids: Ids of discrete streams, one for each codebook.
+        floats: Vectors of continuous streams.
+    """
 
     ids: Mapping[str, list[int]]
     floats: Mapping[str, Float[Tensor, " D"]]
@@ -47,6 +52,8 @@ def check_tensors(given: object, what: str) -> None:
 
 def parse_frame(layout: Layout, row: int, num_ticks: int, codes: Mapping[str, Codes]) -> Given:
     """Check and convert what a row is given for a step after ``num_ticks`` ticks.
+
+    ``row`` is named in errors.
 
     Raises:
         UserError: A heard stream is missing, a stream is unknown or has no element in this tick, or

@@ -101,6 +101,13 @@ def save_published(
 ) -> None:
     """Write a system in the format in which models of its class are published.
 
+    Args:
+        system: The system.
+        folder: Folder of the files.
+        companions: Files and settings that belong to the model beside its weights.
+        shard_bytes: Largest size of a file of weights, where the format has several; ``None`` means
+            its default.
+
     Raises:
         UserError: There is no such format, or the folder cannot be written.
     """

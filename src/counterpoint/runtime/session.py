@@ -81,7 +81,10 @@ class NoIdError(UserError):
 
     @classmethod
     def of(cls, noun: str, ended: Sequence[int], frames: Mapping[int, Frame]) -> "NoIdError":
-        """Make the error for some rows, or for whatever ``noun`` calls them."""
+        """Make the error for the rows that have ended; ``noun`` is what they are called.
+
+        The other arguments become attributes.
+        """
         numbers = ", ".join(map(str, ended))
         error = cls(
             f"The model must give scores that allow an id: for {noun} {numbers} all are minus "

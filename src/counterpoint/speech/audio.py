@@ -150,7 +150,8 @@ def verify_audio(path: str | Path) -> AudioInfo:
 def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int) -> None:
     """Write a file of 16-bit samples in the format of the name's ending.
 
-    Samples beyond full scale are clipped. The file appears complete or not at all.
+    Full scale is 1; samples beyond it are clipped. ``sample_rate`` is in samples a second. The file
+    appears complete or not at all.
 
     Raises:
         UserError: A package is missing; the audio is empty or not finite; the ending is unknown.
@@ -181,6 +182,8 @@ def write_audio(path: str | Path, audio: Float[Tensor, "C N"], sample_rate: int)
 
 def write_stereo(path: Path, pieces: Iterable[Float[Tensor, "2 _N"]], sample_rate: int) -> int:
     """Write pieces as they come to a 16-bit WAV file, which appears complete or not at all.
+
+    Full scale is 1, and ``sample_rate`` is in samples a second.
 
     Returns:
         Number of samples beyond full scale, which are clipped.
@@ -219,6 +222,8 @@ def inspect_audio(path: str | Path) -> AudioInfo:
 
 def resample(audio: Float[Tensor, "C N"], from_rate: int, to_rate: int) -> Float[Tensor, "C M"]:
     """Change the sample rate of a whole recording; M is N * to_rate / from_rate, rounded.
+
+    Rates are in samples a second.
 
     Raises:
         UserError: A package is missing, or a rate is not positive.

@@ -94,7 +94,7 @@ def augment_user(
 
 
 def echo(agent: Float[Tensor, " N"], gain: float, delay_samples: int) -> Float[Tensor, " N"]:
-    """Return the agent's audio with a gain and a delay."""
+    """Return the agent's audio, multiplied by ``gain`` and late; it keeps its length."""
     late = torch.zeros_like(agent)
     late[delay_samples:] = agent[: max(len(agent) - delay_samples, 0)]
     return gain * late

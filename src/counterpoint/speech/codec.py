@@ -173,6 +173,9 @@ def encode_whole(
 ) -> Int[Tensor, "B T K"]:
     """Encode whole recordings through the codec's stream, in pieces that limit the memory.
 
+    The audio has the codec's sample rate, and ends with silence up to a whole frame. A piece has
+    ``piece_frames`` frames.
+
     Raises:
         UserError: There are no samples, or they are not valid (see `check_samples`).
     """
@@ -190,6 +193,8 @@ def decode_whole(
     codec: Codec, codes: Int[Tensor, "B T K"], piece_frames: int = 128
 ) -> Float[Tensor, "B N"]:
     """Decode whole recordings through the codec's stream, in pieces that limit the memory.
+
+    The audio has the codec's sample rate. A piece has ``piece_frames`` frames.
 
     Raises:
         UserError: There are no rows, or an id is not in its codebook.

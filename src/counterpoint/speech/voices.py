@@ -81,7 +81,13 @@ class Speaker(Protocol):
     """Speaks texts; equal arguments give equal samples. Other processes get a pickled copy."""
 
     def speak(self, text: str, voice: Voice, sample_rate: int) -> Spoken:
-        """Speak a text."""
+        """Speak a text.
+
+        Args:
+            text: At least one word.
+            voice: Who speaks.
+            sample_rate: Samples a second of the result.
+        """
 
 
 class Synthesizer:
@@ -167,7 +173,10 @@ class Synthesizer:
 
 
 def join_utterances(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:
-    """Join utterances into one, with ``silence`` samples of silence between them."""
+    """Join utterances into one, with ``silence`` samples of silence between them.
+
+    All have the same ``sample_rate``, in samples a second.
+    """
     audio = list[Tensor]()
     words = list[SpokenWord]()
     first = 0

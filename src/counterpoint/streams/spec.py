@@ -133,7 +133,15 @@ class Stream:
 def coarse_stream(
     name: str, *, width: int, period_ticks: int, lag_steps: int, irregular: bool = False
 ) -> Stream:
-    """Return a whole over blocks of a finer stream, which is read ``lag_steps`` blocks later."""
+    """Return a whole over blocks of a finer stream.
+
+    Args:
+        name: Its name.
+        width: Features of a step.
+        period_ticks: Ticks of a block, of the longest one if blocks may end early.
+        lag_steps: Number of further blocks after which a step is read.
+        irregular: Whether the content sets where blocks end.
+    """
     return Stream(
         name=name,
         role=Role.WHOLE,

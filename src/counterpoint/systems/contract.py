@@ -269,7 +269,14 @@ class System(nn.Module, ABC):
     def prefix(
         self, columns: Ticks, num_ticks: int, hidden: Float[Tensor, "1 T D"], state: State
     ) -> Prefix:
-        """Make the prefix of columns that one row has just read; see `Prefix`."""
+        """Make the prefix of columns that one row has just read.
+
+        Args:
+            columns: The columns, (1, T) or (1, T, K), in arrival order.
+            num_ticks: Number of ticks of content in them.
+            hidden: What `read` returned for them.
+            state: The state after them.
+        """
         num_columns = next(iter(columns.values())).shape[1]
         return Prefix(
             columns=columns,
@@ -377,7 +384,15 @@ def in_chunks(
     state: State,
     lengths: Int[Tensor, " B"] | None,
 ) -> tuple[Float[Tensor, "B T D"], State]:
-    """Run `System.read` in calls of at most ``chunk_ticks`` ticks, and join their results."""
+    """Run `System.read` in several calls, and join their results.
+
+    Args:
+        read_chunk: Reads one chunk, given its ticks, the state and the lengths.
+        chunk_ticks: Largest number of ticks of a chunk.
+        ticks: Ticks by stream; see `System.read`.
+        state: State before them.
+        lengths: Number of real ticks of each row; ``None`` means all.
+    """
     num_ticks = next(iter(ticks.values())).shape[1]
     if num_ticks <= chunk_ticks:
         return read_chunk(ticks, state, lengths)

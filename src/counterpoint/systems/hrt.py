@@ -107,6 +107,7 @@ def small() -> HRTConfig:
 def levels_for(num_ticks: int, window: int, stride: int) -> int:
     """Return the number of levels whose windows together cover rows of ``num_ticks`` ticks.
 
+    ``window`` counts steps of each level, and a step covers ``stride`` steps of the level below.
     The number, and with it the cost of a tick, grows with the logarithm of the length of a row:
     O(n log n) a row.
     """

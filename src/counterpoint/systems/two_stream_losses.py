@@ -39,6 +39,13 @@ def text_loss(
     """Return the loss of the text at the ticks where it may stand, and the part states after it.
 
     The loss is divided by the ticks, as that of the part: the loss of a tick is the sum of both.
+
+    Args:
+        notes: Module that reads and writes the text of a block.
+        hidden: States of the part.
+        batch: The batch; its stream `WHOLE_TEXT` holds the text.
+        block_ticks: Ticks of a block: the text of a block stands at its last tick.
+        led_by: Changes the text that guides the states after it.
     """
     due = slice(block_ticks - 1, None, block_ticks)
     targets = batch.targets[WHOLE_TEXT][:, due]
@@ -51,7 +58,14 @@ def text_loss(
 
 
 def ratio_losses(ends: Chunks, ratio: float, batch: Batch, weight: Tensor) -> dict[str, LossSums]:
-    """Return the loss that draws blocks to ``ratio`` ticks, and the logged share of block ends."""
+    """Return the loss that draws blocks to ``ratio`` ticks, and the logged share of block ends.
+
+    Args:
+        ends: Where the router has ended blocks.
+        ratio: Wanted mean length of a block, in ticks.
+        batch: The batch, which says how many ticks the rows have.
+        weight: Sum by which the means divide; see `row_losses`.
+    """
     losses, shares = ratio_loss(ends, batch.lengths, ratio)
     named = (("ratio", losses), ("share", shares))
     return {name: row_losses(values, batch, weight) for name, values in named}

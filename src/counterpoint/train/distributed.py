@@ -23,11 +23,12 @@ from counterpoint.errors import UserError
 class World:
     """The processes of a run.
 
-    rank: Number of this process, counted from 0; process 0 writes files and reports.
-    size: Number of processes on all machines.
-    device: Device on which this process computes.
-    num_threads: Number of threads that was chosen for all its work on a CPU; ``None`` before that
-        (`counterpoint.train.threads`).
+    Attributes:
+        rank: Number of this process, counted from 0; process 0 writes files and reports.
+        size: Number of processes on all machines.
+        device: Device on which this process computes.
+        num_threads: Number of threads that was chosen for all its work on a CPU; ``None`` before
+            that (`counterpoint.train.threads`).
     """
 
     rank: int = 0

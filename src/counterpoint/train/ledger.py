@@ -51,7 +51,13 @@ class Ledger:
         return iter(self.entries.values())
 
     def add(self, phase: str, amounts: Mapping[str, Amount], flops_per_row: float) -> None:
-        """Add what a step has read, over all processes."""
+        """Add what a step has read, over all processes.
+
+        Args:
+            phase: Name of the phase.
+            amounts: What was read of each source.
+            flops_per_row: Training FLOPs of a row.
+        """
         for source, amount in amounts.items():
             if not amount.rows:
                 continue

@@ -88,7 +88,17 @@ class TrainResult:
 
 
 class Trainer:
-    """Takes the steps of a run, one after another."""
+    """Takes the steps of a run, one after another.
+
+    Args:
+        system: The system, sharded if several processes train it; it is changed in place.
+        loader: Batches by step. If it has an objective, that replaces the losses of the system.
+        config: Settings of the training, with a chosen type of products.
+
+    Raises:
+        UserError: The phases do not have the steps of the run, or the system does not allow the
+            fine-tuning or the compilation that is wanted.
+    """
 
     def __init__(self, system: nn.Module, loader: BatchSource, config: TrainConfig) -> None:
         check_begun(system, config.fine_tune)

@@ -41,7 +41,13 @@ class Muon(Optimizer):
     ) -> None:
         """Make an optimiser of matrices, or of groups of them with their own rates.
 
-        Products are computed in ``dtype``.
+        Args:
+            params: Matrices, or groups as `torch.optim.Optimizer` takes them.
+            lr: Learning rate.
+            momentum: Share of the mean of earlier gradients that is kept at each step.
+            weight_decay: Share of each weight, multiplied by the learning rate, that is taken off
+                at each step.
+            dtype: Type of the products.
 
         Raises:
             UserError: A parameter is not a matrix.

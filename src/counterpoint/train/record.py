@@ -175,7 +175,7 @@ class Record:
         return bool(self.world.from_first(known))
 
     def part(self, state: TrainState, part: int, num_parts: int) -> None:
-        """Show that some parts of the next step are computed."""
+        """Show that ``part`` of ``num_parts`` parts of the next step are computed."""
         if self.reporter is not None and part < num_parts:
             self.reporter.part(state.counters.step, state.config.num_steps, part, num_parts)
 

@@ -76,7 +76,14 @@ class Reporter(Protocol):
         """Show a step that is done."""
 
     def part(self, step: int, num_steps: int, part: int, num_parts: int) -> None:
-        """Show that some parts of the step after ``step`` steps are computed."""
+        """Show that some parts of a step are computed.
+
+        Args:
+            step: Number of steps that are done before it.
+            num_steps: Number of steps of the run.
+            part: Number of parts that are computed.
+            num_parts: Number of parts of the step.
+        """
 
     def note(self, text: str) -> None:
         """Show one line about an event."""

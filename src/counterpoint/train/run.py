@@ -8,8 +8,10 @@ from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
+from counterpoint.data.text.held_out import TEXT_STREAM
 from counterpoint.errors import UserError, check_minutes
 from counterpoint.files import check_name
+from counterpoint.streams.spec import Layout, Role
 from counterpoint.systems import SystemConfig, system_layout
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.phases import PhasedData
@@ -60,11 +62,7 @@ class Run:
             )
         layout = system_layout(self.system)
         if not self.data.fits(layout):
-            fitting = [kind.__name__ for kind in (DataConfig, SpeechData) if kind.fits(layout)]
-            raise UserError(
-                f"`data` must be {' or '.join(fitting) or 'a source of its own'} where `system` is "
-                f"{type(self.system).__name__}: got {type(self.data).__name__}. Change one of them."
-            )
+            raise UserError(_misfit(self, layout))
 
     @property
     def text_data(self) -> DataConfig:
@@ -72,7 +70,6 @@ class Run:
 
         Raises:
             UserError: The run has other data.
-            UserError: The run is on speech.
         """
         if not isinstance(self.data, DataConfig):
             raise UserError(f"The run must be on text: {self.name!r} is on speech.")
@@ -84,8 +81,22 @@ class Run:
 
         Raises:
             UserError: The run has other data.
-            UserError: The run is on text.
         """
         if not isinstance(self.data, SpeechData):
             raise UserError(f"The run must be on speech: {self.name!r} is on text.")
         return self.data
+
+
+def _misfit(run: Run, layout: Layout) -> str:
+    """Return why the system of a run, which has this layout, cannot read its data."""
+    parts = layout.by_role(Role.PART)
+    if isinstance(run.data, DataConfig) and parts:
+        return (
+            f"The stream that text fills must be named {TEXT_STREAM!r}: got {parts[0].name!r}, "
+            "whose role is PART. Rename it in the system's layout."
+        )
+    fitting = [kind.__name__ for kind in (DataConfig, SpeechData) if kind.fits(layout)]
+    return (
+        f"`data` must be {' or '.join(fitting) or 'a source of its own'} where `system` is "
+        f"{type(run.system).__name__}: got {type(run.data).__name__}. Change one of them."
+    )

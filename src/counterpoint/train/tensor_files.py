@@ -24,7 +24,14 @@ _SCALE = ".scale"  # the scales of a matrix of 8 bits have its name with this su
 def write_tensors(
     partial: Path, system: nn.Module, optimizers: KindOptimizers, world: World
 ) -> str | None:
-    """Write weights and optimiser state, and return the error message if there was an error."""
+    """Write weights and optimiser state, and return the error message if there was an error.
+
+    Args:
+        partial: Folder of a checkpoint that is being written.
+        system: The system, sharded or not.
+        optimizers: Its optimisers.
+        world: The processes, all of which must call this.
+    """
     weights: dict[str, Tensor] = {}
     for name, tensor in system.state_dict().items():
         full = gathered(tensor.detach())

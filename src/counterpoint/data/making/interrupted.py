@@ -255,6 +255,14 @@ class PreparedUtterances:
         tokenizer: Tokeniser of the text.
         tokenizer_path: File of the tokeniser.
         ends: Ids that end the speech.
+
+    Args:
+        data: The data config.
+        system: The system: its `layout` and its `lay_out` are used.
+        progress: Shows how the phrases are spoken.
+        speaker: Speaks the phrases, and the words among the sounds; by default the installed
+            voices.
+        held_out_only: Prepare only the held-out items.
     """
 
     def __init__(

@@ -201,7 +201,15 @@ def interruption(
     after_word: int | None,
     pauses: tuple[tuple[int, float], ...] = (),
 ) -> Turn:
-    """Return an order that interrupts the answer before it; some begin with "wait" and the like."""
+    """Return an order that interrupts the answer before it; some begin with "wait" and the like.
+
+    Args:
+        order: The order.
+        rng: Draws the opening, and the time until the agent yields.
+        after_word: Number of words of the answer after which it begins; see `Turn.after_word`.
+        pauses: Pauses of the turn: the number of the word before each, without the opening, and
+            seconds.
+    """
     if opening := rng.choice(OPENINGS):
         pauses = tuple((word + 1, seconds) for word, seconds in pauses)
     return Turn(

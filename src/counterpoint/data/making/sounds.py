@@ -87,6 +87,8 @@ class Sounds(NamedTuple):
 def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
     """Return the sounds of a split; no recording and no word by a voice is in two splits.
 
+    ``speaker`` says the words of which there are no recordings.
+
     Raises:
         UserError: The folder cannot be read, or it leaves a kind of sound empty.
     """

@@ -147,6 +147,11 @@ def write_missing_words(
 
     Each file appears complete or not at all, so that an interrupted call can be repeated.
 
+    Args:
+        recordings: The recordings; those with a file of words are skipped.
+        write_words: Recognises the words of one channel.
+        on_recording: Called after each recording that was missing.
+
     Raises:
         UserError: A recording cannot be read.
         OSError: A file cannot be written.

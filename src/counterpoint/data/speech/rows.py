@@ -230,7 +230,7 @@ class SpeechCorpus:
 
 
 def codec_of(model: System, name: str, device: torch.device | str = "cpu") -> Codec:
-    """Open the codec of both speakers of a model.
+    """Open the codec of both speakers of a model; ``name`` is "codec2" or the path of its weights.
 
     Raises:
         UserError: The rate, codebooks or ids of model and codec differ.

@@ -37,7 +37,13 @@ _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}\b")  # within a sentence, so no
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """A book; its author is its title if no author is given."""
+    """A book; its author is its title if no author is given.
+
+    Attributes:
+        title: Title.
+        author: Author.
+        chapters: Chapters, each with its paragraphs.
+    """
 
     title: str
     author: str
@@ -46,7 +52,12 @@ class Book:
 
 @dataclass(frozen=True, slots=True)
 class BookPassage:
-    """Some paragraphs of a chapter."""
+    """Some paragraphs of a chapter.
+
+    Attributes:
+        book: The book.
+        paragraphs: The paragraphs, in order.
+    """
 
     book: Book
     paragraphs: tuple[str, ...]

@@ -57,7 +57,7 @@ def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
 
 
 def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a task."""
+    """Yield the lines of a task: items 0 to ``num_lines - 1`` of a seed."""
     for number in range(num_lines):
         head = {"task": task.name, "id": number}
         if isinstance(task, ShuffleChoice):
@@ -73,7 +73,14 @@ def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[di
 def write_folder(
     folder: Path, tasks: Mapping[str, AnyTask], num_lines: int, seed: int = EXPORT_SEED
 ) -> list[Path]:
-    """Write tasks and their scorers; return the paths of the task files."""
+    """Write tasks and their scorers; return the paths of the task files.
+
+    Args:
+        folder: Folder of the files; it is made if it is missing.
+        tasks: Tasks by the name of their file.
+        num_lines: Number of lines, one an item, of each task.
+        seed: Seed of the items.
+    """
     group = folder / "lm_eval"
     group.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -214,7 +214,10 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
 
 
 def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
-    """Return the scores of every policy of a task and of the best constant, by policy and name."""
+    """Return the scores of every policy of a task and of the best constant, by policy and name.
+
+    The policies answer the items 0 to ``num_items - 1`` of the seed.
+    """
     items = [task.item(seed, number) for number in range(num_items)]
     found = {}
     for name, policy in task.policies().items():

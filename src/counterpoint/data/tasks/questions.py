@@ -24,7 +24,13 @@ from counterpoint.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and its classes, such as "NUM" and "date"."""
+    """A question and its classes.
+
+    Attributes:
+        text: The question.
+        coarse: Its coarse class, such as "NUM".
+        fine: Its fine class, such as "date"; it has a meaning only within the coarse one.
+    """
 
     text: str
     coarse: str

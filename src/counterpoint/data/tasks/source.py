@@ -83,6 +83,12 @@ class PreparedTask:
         data: The data config.
         layout: Streams of the system that reads the rows.
         num_ticks: Number of ticks of a row that holds one item.
+
+    Args:
+        data: The data config.
+        layout: Streams of the system that reads the rows.
+        block_ticks: The length of a row is a multiple of this; by default the layout's own, and
+            the largest one where several systems must read equal rows.
     """
 
     def __init__(self, data: TaskData, layout: Layout, block_ticks: int | None = None) -> None:
@@ -146,7 +152,13 @@ class PreparedTask:
 
 
 class ItemRows:
-    """Items by number as rows."""
+    """Items by number as rows.
+
+    Args:
+        item: Makes the item with a number.
+        num_items: How many there are: numbers 0 to ``num_items - 1``.
+        rows: Lays the items out.
+    """
 
     def __init__(self, item: Callable[[int], Item], num_items: int, rows: PreparedTask) -> None:
         self._item = item

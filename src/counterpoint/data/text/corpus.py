@@ -21,7 +21,7 @@ from counterpoint.data.text.documents import (
     read_jsonl,
     read_parquet,
 )
-from counterpoint.data.text.held_out import HeldOutText
+from counterpoint.data.text.held_out import TEXT_STREAM, HeldOutText
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.data.text.parquet import parquet_files
 from counterpoint.data.text.shards import VERSION, ShardWriter, TokenShards, Unit
@@ -69,7 +69,13 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Jsonl:
-    """A file with one JSON object a line; the title may be missing."""
+    """A file with one JSON object a line.
+
+    Attributes:
+        path: The file.
+        text_field: Key of the text of a document.
+        title_field: Key of its title, which may be missing.
+    """
 
     path: str
     text_field: str = "text"
@@ -78,7 +84,13 @@ class Jsonl:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parquet:
-    """A .parquet file, or all .parquet files below a folder; the title column may be missing."""
+    """A file, or all files below a folder, of rows of columns.
+
+    Attributes:
+        path: A .parquet file, or a folder with such files.
+        text_column: Column with the texts of the documents.
+        title_column: Column with their titles, which may be missing.
+    """
 
     path: str
     text_column: str = "text"
@@ -90,6 +102,13 @@ class HubDataset:
     """A data set that the `datasets` package loads by name and reads as a stream.
 
     It is cached under its name: delete the cache if the data set has changed.
+
+    Attributes:
+        name: Name of the data set, such as "wikitext".
+        subset: Name of one of its configurations; ``None`` takes the only one.
+        split: Split to read.
+        text_column: Column with the texts of the documents.
+        title_column: Column with their titles, which may be missing.
     """
 
     name: str
@@ -147,18 +166,11 @@ class DataConfig:
 
     @staticmethod
     def fits(layout: Layout) -> bool:
-        """Return whether a system reads text, and so has a part; see `DataSource.fits`.
+        """Return whether a system reads text, and so has a part with the name that text fills.
 
-        Raises:
-            UserError: The part has another name than the stream of the batches.
+        See `DataSource.fits`.
         """
-        parts = layout.by_role(Role.PART)
-        if parts and "part" not in [stream.name for stream in parts]:
-            raise UserError(
-                f"The stream that text fills must be named 'part': got {parts[0].name!r}, whose "
-                "role is PART. Rename it in the system's layout."
-            )
-        return bool(parts)
+        return any(stream.name == TEXT_STREAM for stream in layout.by_role(Role.PART))
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks in a row; see `DataSource.num_ticks`."""
@@ -274,7 +286,7 @@ def prepare(
     train = _verified(folder / "train")
     held_out = _verified(folder / "held_out") if config.held_out_rule else None
     return Corpus(
-        train=PackedRows(train, config.row_ticks, block_ticks),
+        train=PackedRows(train, config.row_ticks, block_ticks, TEXT_STREAM),
         held_out=held_out or (),
         tokenizer=tokenizer,
         fingerprint={"text": {"train": _facts(train), "held_out": held_out and _facts(held_out)}},

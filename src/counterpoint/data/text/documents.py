@@ -30,7 +30,12 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading (may be empty) and the paragraphs below it."""
+    """A part of a document.
+
+    Attributes:
+        heading: Its heading, which may be empty.
+        paragraphs: The paragraphs below it.
+    """
 
     heading: str
     paragraphs: tuple[str, ...]
@@ -42,7 +47,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A title (may be empty) and sections."""
+    """A text in sections.
+
+    Attributes:
+        title: Its title, which may be empty.
+        sections: Its sections, in order.
+    """
 
     title: str
     sections: tuple[Section, ...]
@@ -146,7 +156,12 @@ def read_folder(path: str | Path) -> Iterator[Document]:
 def read_jsonl(
     path: str | Path, text_field: str = "text", title_field: str = "title"
 ) -> Iterator[Document]:
-    """Yield the documents of a file with one JSON object a line; the title may be missing.
+    """Yield the documents of a file with one JSON object a line.
+
+    Args:
+        path: The file.
+        text_field: Key of the text.
+        title_field: Key of the title, which may be missing.
 
     Raises:
         UserError: There is no such file, or a line is not UTF-8 or not an object with the text
@@ -160,6 +175,11 @@ def read_parquet(
     path: str | Path, text_column: str = "text", title_column: str = "title"
 ) -> Iterator[Document]:
     """Yield the documents of a parquet file, or of all .parquet files below a folder, row by row.
+
+    Args:
+        path: The file or the folder.
+        text_column: Column with the texts.
+        title_column: Column with the titles, which may be missing.
 
     Raises:
         UserError: `pyarrow` is missing, there is no such file, or a file is damaged or has no text
@@ -177,6 +197,13 @@ def read_hub(
     title_column: str = "title",
 ) -> Iterator[Document]:
     """Yield the documents of a data set that the `datasets` package finds by name, as a stream.
+
+    Args:
+        name: Name of the data set, such as "wikitext".
+        subset: Name of one of its configurations; ``None`` takes the only one.
+        split: Split to read.
+        text_column: Column with the texts.
+        title_column: Column with the titles, which may be missing.
 
     Raises:
         UserError: `datasets` is missing, or it cannot load the data set or continue the stream.

@@ -11,6 +11,9 @@ from counterpoint.data.text.shards import Unit
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 
+TEXT_STREAM = "part"
+"""Name of the stream that text fills."""
+
 BATCH_TICKS = 8192
 """Ticks of a batch; with this number the largest attention matrices stay below 300 MB."""
 
@@ -29,8 +32,8 @@ def rows_batch(rows: Sequence[Int[np.ndarray, " _n"]], block_ticks: int) -> Batc
         targets[i, : len(row) - 1] = row[1:]
     ids = torch.from_numpy(ticks.astype(np.int64))
     return Batch(
-        ticks={"part": ids},
-        targets={"part": torch.from_numpy(targets)},
+        ticks={TEXT_STREAM: ids},
+        targets={TEXT_STREAM: torch.from_numpy(targets)},
         document_start=torch.zeros_like(ids),
         size=int((targets != UNSET_ID).sum()),
     )

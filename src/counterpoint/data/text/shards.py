@@ -90,6 +90,11 @@ class ShardWriter:
     def add(self, text: str, title: str = "", heading: str = "") -> None:
         """Append a unit.
 
+        Args:
+            text: Text of the unit.
+            title: Title of the document to which it belongs.
+            heading: Heading of its section; empty if it has none.
+
         Raises:
             UserError: The text cannot be encoded as UTF-8, or the tokeniser cannot restore it.
         """

@@ -182,7 +182,13 @@ def judge_stops(trials: Sequence[StopTrial], stops_s: Sequence[float | None]) ->
 def stops_at(
     trials: Sequence[StopTrial], scores: Sequence[StopScores], threshold: float
 ) -> list[float | None]:
-    """Return when the speaker stops in each trial, for one threshold."""
+    """Return when the speaker stops in each trial, in seconds; ``None`` where it does not.
+
+    Args:
+        trials: The trials.
+        scores: For each trial, how likely it is at each time that the speaker is interrupted.
+        threshold: The speaker stops at the first score above this.
+    """
     return [
         own.stop_s(threshold, trial.duration_s) for trial, own in zip(trials, scores, strict=True)
     ]
@@ -191,7 +197,7 @@ def stops_at(
 def operating_curve(
     trials: Sequence[StopTrial], scores: Sequence[StopScores], thresholds: Sequence[float]
 ) -> dict[float, StopResult]:
-    """Return the result at each threshold."""
+    """Return the result at each threshold; for the arguments see `stops_at`."""
     return {
         threshold: judge_stops(trials, stops_at(trials, scores, threshold))
         for threshold in thresholds
@@ -203,7 +209,7 @@ def best_threshold(
 ) -> float:
     """Return the threshold with the highest F1, the lowest penalty among equals.
 
-    Choose it on other trials than those whose result is reported.
+    Choose it on other trials than those whose result is reported. For the arguments see `stops_at`.
     """
     curve = operating_curve(trials, scores, thresholds)
     return max(curve, key=lambda one: (curve[one].f1.value, -curve[one].penalty_s))

@@ -188,6 +188,12 @@ def floors(
 
     The policies at the k-th chunk call the step wrong that is wrong most often; a random one
     interrupts after each chunk with the chance of 0.2 and names any step.
+
+    Args:
+        problems: The problems, as they are heard.
+        config: Length of a chunk, and the marks.
+        most_steps: Largest number of a step that the random policy names, counted from 1.
+        seed: Seed of the random policy.
     """
     counts = [one.problem.wrong_step for one in problems if one.problem.wrong_step]
     usual = max(set(counts), key=counts.count) if counts else 1

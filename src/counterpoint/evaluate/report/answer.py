@@ -102,7 +102,13 @@ def answer_table(title: str, numbers: Mapping[str, str]) -> Table:
 
 
 def measured(found: TurnTaking, step_s: Sequence[float], frame_rate_hz: float) -> dict[str, str]:
-    """Return the numbers of an answer as text; a dash if nothing could be measured."""
+    """Return the numbers of an answer as text; a dash if nothing could be measured.
+
+    Args:
+        found: Turn-taking in the answer.
+        step_s: Seconds of computation of each step; a step is one frame.
+        frame_rate_hz: Frames a second.
+    """
     latencies = found.latencies_s
     overlaps = found.overlaps
     num_answered = sum(answer.outcome == "answered" for answer in found.answers)
@@ -129,7 +135,14 @@ def _spelled(value: float, pattern: str) -> str:
 def write_answer(
     output: Path, talk: Talk, numbers: Mapping[str, str], options: Mapping[str, Any]
 ) -> None:
-    """Write the files of an answer next to its recording."""
+    """Write the files of an answer next to its recording; see `answer_files`.
+
+    Args:
+        output: The recording.
+        talk: The conversation.
+        numbers: Numbers by name, from `measured`.
+        options: Options of the command, which the files name.
+    """
     paths = answer_files(output)
     said = spoken_words(talk.words)
     paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")

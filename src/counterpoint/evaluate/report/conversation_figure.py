@@ -51,7 +51,16 @@ _FONT = 9.0
 
 
 class Row(NamedTuple):
-    """A stretch of time, and its place in the figure as shares of the figure's width and height."""
+    """A stretch of time, and its place in the figure.
+
+    Attributes:
+        start_s: First second.
+        stop_s: Last second.
+        left: Left edge, as a share of the width of the figure.
+        right: Right edge.
+        top: Upper edge, as a share of the height of the figure.
+        bottom: Lower edge.
+    """
 
     start_s: float
     stop_s: float
@@ -264,7 +273,16 @@ def draw_wave(
     centre: float,
     segments: Sequence[Segment],
 ) -> None:
-    """Draw the extremes of a channel, strong in speech and faint elsewhere."""
+    """Draw the extremes of a channel, strong in speech and faint elsewhere.
+
+    Args:
+        axis: Axis of the row, in seconds and inches.
+        levels: Extremes of both channels.
+        channel: 0 for the agent, 1 for the user.
+        row: Stretch of time to draw.
+        centre: Height at which silence is drawn.
+        segments: Where the channel has speech.
+    """
     hop_s = 0.01
     first = int(row.start_s / hop_s)
     stop = math.ceil(row.stop_s / hop_s) + 1
@@ -292,7 +310,15 @@ def draw_wave(
 
 
 def draw_words(axis: "Axes", events: Sequence[Event], row: Row, top: float, colour: str) -> int:
-    """Draw words below their waveform, each where it begins, on several lines without overlaps."""
+    """Draw words below their waveform, each where it begins, on several lines without overlaps.
+
+    Args:
+        axis: Axis of the row, in seconds and inches.
+        events: Words with their times.
+        row: Stretch of time to draw.
+        top: Height below which the lines stand.
+        colour: Colour of the marks at the beginnings.
+    """
     inches = WIDTH - LEFT - RIGHT
     second = inches / (row.stop_s - row.start_s)  # inches of a second
     ends = [-math.inf] * WORD_LINES

@@ -162,7 +162,10 @@ def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return places for labels near values, in order, ``gap`` apart and within limits."""
+    """Return places for labels near values, in their order, from ``low`` to ``high``.
+
+    They are at least ``gap`` apart, or evenly apart if there is no room for that.
+    """
     order = np.argsort(values, kind="stable")
     gap = min(gap, (high - low) / max(len(order) - 1, 1))
     placed = np.clip(np.array(values, float)[order], low, high)

@@ -131,7 +131,14 @@ def _draw_strip(axis: "Axes", values: tuple[float, ...], colour: str, label: str
 def draw_bits(
     axis: "Axes", passage: Passage, other: Passage | None, names: tuple[str, str]
 ) -> None:
-    """Draw the bits of each byte, together with those of the control."""
+    """Draw the bits of each byte, together with those of the control.
+
+    Args:
+        axis: Axis to draw on.
+        passage: The passage, read by the arm.
+        other: The same passage, read by the control; ``None`` if there is none.
+        names: Names of the arm and the control.
+    """
     from matplotlib.patches import Patch
 
     place = np.arange(len(passage.bits))

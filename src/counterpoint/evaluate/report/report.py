@@ -113,7 +113,13 @@ def write_report(folder: Path) -> Summary:
 
 
 def report_html(summary: Summary, arms: Sequence[Arm], panels: Mapping[str, Sequence[str]]) -> str:
-    """Return the report as self-contained HTML text."""
+    """Return the report as self-contained HTML text.
+
+    Args:
+        summary: The table and the verdict.
+        arms: The arms, in the order of the table.
+        panels: Figures as SVG by file name, from `draw_panels`.
+    """
     heads, cells = columns(summary)
     about = summary.about
     data = learned_from(arms[0].run.get("data", {}))

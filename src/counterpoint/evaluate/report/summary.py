@@ -231,7 +231,13 @@ def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def spell(interval: Interval | None, form: str, unit: str = "") -> str:
-    """Return ``value unit [low, high]``."""
+    """Return ``value unit [low, high]``, or a dash for ``None``.
+
+    Args:
+        interval: The number and its interval.
+        form: Format of each number, such as "{:.3f}".
+        unit: What stands after the value, with a space before it if there is one.
+    """
     if interval is None:
         return "–"
     value, low, high = (

@@ -70,6 +70,13 @@ def write_watched(
 ) -> tuple[Path, ...]:
     """Write the files beside a recording: agent left, user right.
 
+    Args:
+        recording: The recording of both channels, which exists.
+        title: Title of the page and the picture.
+        timeline: What was heard, thought and said.
+        numbers: Numbers by name, for the page.
+        options: Options of the command, which the files name.
+
     Returns:
         Their paths.
 

@@ -119,7 +119,16 @@ class ReferenceStreams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceTower:
-    """Temporal transformer, with the field names of `config.json`; ``context`` is in frames."""
+    """Temporal transformer, with the field names of `config.json`.
+
+    Attributes:
+        dim: Width.
+        num_heads: Number of heads.
+        num_layers: Number of layers.
+        hidden_scale: Nominal width of the feed-forward layers over ``dim``; gated layers have about
+            two thirds of it.
+        context: Number of most recent frames that attention reads.
+    """
 
     dim: int = 128
     num_heads: int = 8
@@ -130,7 +139,18 @@ class ReferenceTower:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceDepth:
-    """Depth transformer, with the field names of `config.json` without ``depformer_``."""
+    """Depth transformer, with the field names of `config.json` without ``depformer_``.
+
+    Attributes:
+        dim: Width.
+        num_heads: Number of heads.
+        num_layers: Number of layers.
+        dim_feedforward: Nominal width of the feed-forward layers; see ``hidden_scale``.
+        weights_per_step_schedule: Number of the weights that each depth step uses; ``None`` gives
+            every step its own.
+        low_rank_embeddings: Width of the tables of embeddings, which are then mapped to ``dim``;
+            ``None`` means tables of the full width.
+    """
 
     dim: int = 256
     num_heads: int

@@ -142,7 +142,10 @@ def load_weights(
 
 @torch.no_grad()
 def to_reference(weights: Mapping[str, Tensor], names: Names, num_heads: int) -> dict[str, Tensor]:
-    """Return our weights by the reference's names, mostly as views; see `load_weights`."""
+    """Return our weights by the reference's names, mostly as views; see `load_weights`.
+
+    ``num_heads`` is that of the layers, whose rotated features have another order there.
+    """
     reference: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         weight = weights[ours]

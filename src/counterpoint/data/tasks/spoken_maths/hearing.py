@@ -166,6 +166,11 @@ def heard_ticks(heard: Heard, tick_hz: float, marks: Marks) -> list[str | None]:
     """Return what is heard in each tick of a whole problem, and the mark of its end.
 
     A word is heard in the tick in which it ends or in the next free one.
+
+    Args:
+        heard: The words of the problem, with their times.
+        tick_hz: Ticks a second.
+        marks: Its ``last`` is the mark of the end.
     """
     return [*_said(heard, tick_hz)[0], marks.last]
 
@@ -188,6 +193,11 @@ def spoken_ticks(heard: Heard, tick_hz: float, marks: Marks) -> tuple[list[str |
     Each tick holds at most one word that is heard, in the tick in which it ends or the next free
     one, and one word that is thought: the next one about the clauses that are complete, or
     `NOTHING`. What is heard in a tick can be thought about in the next.
+
+    Args:
+        heard: The words of the problem, with their times.
+        tick_hz: Ticks a second.
+        marks: The marks of the ends of the speech and of the answer.
 
     Returns:
         The words that are heard, ``None`` where none is, and the words that are thought. They end
