@@ -1,16 +1,21 @@
 """What makes answers quick loses nothing: clauses cut early, attention between blocks, retries."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
-from counterpoint.runtime.cascade.ear import EAR_BLOCK, EarRules
+from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EarRules
 from counterpoint.runtime.cascade.lanes import LaneStep, TimedLane
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import WORD_S, Stage, sounding_s
+
+HASTY = CascadeRules(ear=EarRules(look_s=0.03, pause_s=0.03, end_s=0.06))
+"""Turns end so soon that the answer is written by then only if it is looked at between blocks."""
 
 
 def heard_with_attention(cascade: Cascade, sound: Tensor) -> Tensor:
@@ -23,17 +28,45 @@ def heard_with_attention(cascade: Cascade, sound: Tensor) -> Tensor:
     return torch.cat(pieces)
 
 
+class _LookedAt:
+    """A lane that finishes a step after every look, so that only the next look finds it."""
+
+    def __init__(self) -> None:
+        self.lane = TimedLane(lambda: 0.0)
+        self.finished: list[LaneStep] = []
+
+    @property
+    def busy(self) -> bool:
+        return self.lane.busy or bool(self.finished)
+
+    def start(self, job: Iterator[Any], now_s: float) -> None:
+        self.stop()
+        self.lane.start(job, now_s)
+
+    def poll(self, now_s: float) -> list[LaneStep]:
+        found, self.finished = self.finished[:1], self.finished[1:]
+        self.finished += self.lane.poll(now_s)
+        return found
+
+    def stop(self) -> None:
+        self.lane.stop()
+        self.finished = []
+
+    def close(self, wait_s: float) -> None:
+        self.stop()
+
+
 def test_what_is_finished_between_blocks_waits_for_no_block() -> None:
-    begins = []
-    for attends in (False, True):
+    pauses_s = []
+    for hear in (Cascade.hear, heard_with_attention):
         stage = Stage()
-        cascade = Cascade(stage.engines(), lanes=lambda: TimedLane(lambda: 0.0))
+        cascade = Cascade(stage.engines(), rules=HASTY, lanes=_LookedAt)
         asked = stage.sound("what is this? - - - -")
-        hear = heard_with_attention if attends else Cascade.hear
-        begins.append(sounding_s(hear(cascade, asked))[0])
-    assert begins[1] <= begins[0]
-    pause_s = begins[1] - 3 * WORD_S
-    assert 0.5 <= pause_s < 0.5 + EAR_BLOCK / 16_000  # the very block after the end of the turn
+        pauses_s.append(sounding_s(hear(cascade, asked))[0] - 3 * WORD_S)
+    without, with_attention = pauses_s
+    # Words are recognised, the answer begins, and its sound is made: three looks.
+    assert with_attention < without - 1.5 * BLOCK_S
+    assert 0.06 <= with_attention < 0.06 + BLOCK_S  # the very block after the end of the turn
 
 
 class _Gated(TimedLane):
