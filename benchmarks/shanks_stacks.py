@@ -6,7 +6,7 @@ made beforehand:
 
     python benchmarks/shanks_stacks.py make --folder /tmp/spoken --rows 20000 \
         --arrangements interleaved-recalled silent-recalled
-    python benchmarks/shanks_stacks.py train --folder /tmp/spoken --out runs/shanks_gpu \
+    python benchmarks/shanks_stacks.py train --folder /tmp/spoken --out runs/spoken_maths_run \
         --arrangements interleaved-recalled+silent-recalled --steps 3000 --seeds 1 2 3
 
 The arrangement "sound-recalled" hears problems that are joined from spoken words (`--bank FILE`,
@@ -42,7 +42,7 @@ from counterpoint.data.tasks.spoken_maths.source import Arrangement, PreparedMat
 from counterpoint.data.tasks.spoken_maths.thoughts import Style
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
 from counterpoint.processes import work_in_processes
-from counterpoint.recipes.shanks_small import shanks_gpu
+from counterpoint.recipes.shanks_small import spoken_maths_run
 from counterpoint.speech.voices import JOE_FORMANTS, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.rounds import HEARD
@@ -120,8 +120,8 @@ def run_of(name: str, bank: str = "") -> Run:
     """Return the run with a name such as "interleaved-checked" or "sound-recalled"."""
     arrangement, _, style = name.partition("-")
     if arrangement == SOUND:
-        return shanks_gpu("interleaved", cast("Style", style), bank)
-    return shanks_gpu(cast("Arrangement", arrangement), cast("Style", style))
+        return spoken_maths_run("interleaved", cast("Style", style), bank)
+    return spoken_maths_run(cast("Arrangement", arrangement), cast("Style", style))
 
 
 def make(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from counterpoint.cli.running import Running
 from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
+from counterpoint.evaluate.judged import judged
 from counterpoint.evaluate.report.measures import SWAP_DELTA, measures_of, measures_table
 from counterpoint.evaluate.report.verdict import use_sentence
 from counterpoint.evaluate.results import EvaluationConfig, evaluate
@@ -20,7 +21,7 @@ from counterpoint.recipes.learned import check_learned
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
 
-_HELP = """Score a checkpoint on the text or the recordings that were held out from its training.
+_HELP = """Score a checkpoint on what was held out from its training: text, recordings or a task.
 
 Example: counterpoint evaluate runs/first_run/two_stream --max-units 20
 """
@@ -85,6 +86,7 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
         progress=progress,
     )
     measures = measures_of(found, {stream.name for stream in system.layout.predicted})
+    measures |= judged(system, source, options.max_units, progress)
     count = len(found.bits)
     noun = f"{'row' if found.unit == 'frame' else 'unit'}{'' if count == 1 else 's'}"
     title = f"{loaded.name}, {count} {noun}, {sum(found.sizes):,} {found.unit}s"

@@ -1,7 +1,7 @@
-"""SHANKS on spoken maths in the form of words: does thinking while listening find the errors?
+"""SHANKS on spoken maths: does thinking while listening find the errors of a speaker?
 
-Three runs from the same problems: thoughts interleaved with what is heard, the same without
-thoughts, and thoughts in parallel to what is heard.
+Runs from the same problems: thoughts interleaved with what is heard, the same without thoughts, and
+thoughts in parallel to what is heard.
 """
 
 from dataclasses import replace
@@ -17,25 +17,13 @@ from counterpoint.train.run import Run
 
 
 def shanks_small() -> Run:
-    """Train a SHANKS that thinks while it hears spoken maths, in the published arrangement.
+    """Train a SHANKS that thinks while it hears spoken maths, and interrupts who is wrong.
 
     ``--data.arrangement silent`` trains the baseline that only decides whether to interrupt.
-    `shanks_small_parallel` is the other arrangement.
+    `shanks_small_parallel` is the other arrangement. ``counterpoint evaluate`` says how many of the
+    wrong speakers the model finds.
     """
-    return Run(
-        name="shanks_small",
-        system=shanks.tiny(),
-        data=SpokenMathsData(row_ticks=320),
-        train=TrainConfig(
-            num_steps=1500,
-            batch_rows=4,
-            precision="float32",
-            checkpoint_every=50,
-            log_every=10,
-            optimizer=OptimizerConfig(lr=4e-3, muon_lr=0.014, weight_decay=0.01),
-            schedule=ScheduleConfig(warmup_steps=40, final_ratio=0.05),
-        ),
-    )
+    return replace(spoken_maths_run("interleaved"), name="shanks_small")
 
 
 def shanks_small_parallel() -> Run:
@@ -45,20 +33,11 @@ def shanks_small_parallel() -> Run:
 
     Source: arXiv:2510.06917 has one sequence; the parallel arrangement is this library's own.
     """
-    run = shanks_small()
-    if not isinstance(run.data, SpokenMathsData):
-        raise AssertionError("`shanks_small` learns spoken maths")
-    return replace(
-        run,
-        name="shanks_small_parallel",
-        system=shanks.tiny_parallel(),
-        data=replace(run.data, arrangement="parallel", row_ticks=576),
-        train=replace(run.train, batch_rows=2),
-    )
+    return replace(spoken_maths_run("parallel"), name="shanks_small_parallel")
 
 
-def shanks_gpu(arrangement: Arrangement, style: Style = "recalled", bank: str = "") -> Run:
-    """Return a run for benchmarks/shanks_stacks.py: a larger model and more rows a step.
+def spoken_maths_run(arrangement: Arrangement, style: Style = "recalled", bank: str = "") -> Run:
+    """Return the run of an arrangement; benchmarks/shanks_stacks.py trains several as one stack.
 
     Args:
         arrangement: What a row looks like; see `SpokenMathsData`.
@@ -81,9 +60,12 @@ def shanks_gpu(arrangement: Arrangement, style: Style = "recalled", bank: str = 
             held_out_voice=held_out_voice,
         ),
         train=TrainConfig(
-            num_steps=4000,
-            batch_rows=32,
+            num_steps=2200,
+            batch_rows=8,
             precision="float32",
+            checkpoint_every=200,
+            log_every=20,
+            optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01),
             schedule=ScheduleConfig(warmup_steps=100, final_ratio=0.02),
         ),
     )

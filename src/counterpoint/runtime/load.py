@@ -156,21 +156,25 @@ class Loaded:
         """Return the data on which the model is measured.
 
         Args:
-            recordings: A list of recordings, as `SpeechData.held_out`, for a speech model. By
-                default the data that its run held out; a published model has none.
+            recordings: A list of recordings, as `SpeechData.held_out`, for a model that learned
+                from recordings. By default what its run held out; a published model has nothing.
 
         Raises:
-            UserError: Recordings are given for a text model, or the model has no run.
+            UserError: Recordings are given for a model that learns from other data, the model has
+                no run, or the tokeniser of a text model has another number of ids.
         """
-        if self.is_speech:
-            data = self._speech_data
+        speaks = self.is_speech and self.published is not None
+        data = self._speech_data if speaks else self.trained_by.data
+        if isinstance(data, SpeechData):
             return replace(data, held_out=recordings) if recordings else data
         if recordings:
             raise UserError(
-                f"Recordings can be given for a speech model only: {self.name} is a text model."
+                "`--recordings` is for a model that learned from recordings: "
+                f"{self.name} learned from {type(data).__name__}. Leave it out."
             )
-        _ = self.tokenizer  # check that it fits the model
-        return self.trained_by.data
+        if isinstance(data, DataConfig):
+            _ = self.tokenizer  # check that it fits the model
+        return data
 
     @property
     def _speech_data(self) -> SpeechData:

@@ -72,7 +72,8 @@ class Run:
             UserError: The run has other data.
         """
         if not isinstance(self.data, DataConfig):
-            raise UserError(f"The run must be on text: {self.name!r} is on speech.")
+            learned = type(self.data).__name__
+            raise UserError(f"The run must be on text: {self.name!r} learns from {learned}.")
         return self.data
 
     @property
@@ -83,7 +84,8 @@ class Run:
             UserError: The run has other data.
         """
         if not isinstance(self.data, SpeechData):
-            raise UserError(f"The run must be on speech: {self.name!r} is on text.")
+            learned = type(self.data).__name__
+            raise UserError(f"The run must be on recordings: {self.name!r} learns from {learned}.")
         return self.data
 
 

@@ -21,7 +21,7 @@ from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, opened_
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
-from counterpoint.recipes.shanks_small import shanks_gpu
+from counterpoint.recipes.shanks_small import spoken_maths_run
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.voices import Spoken, Voice
@@ -175,7 +175,7 @@ def test_a_bank_must_have_a_voice_for_every_split(path: Path, tmp_path: Path) ->
             data.prepare(sounding())
         with pytest.raises(UserError, match="must have a voice to learn from, and the held-out"):
             data.heard(0, held_out=file == path)
-    assert shanks_gpu("interleaved", bank=str(alone)).data.held_out_voice == label  # type: ignore[union-attr]
+    assert spoken_maths_run("interleaved", bank=str(alone)).data.held_out_voice == label  # type: ignore[union-attr]
 
 
 def test_a_bank_of_other_sounds_with_the_same_name_is_other_data(

@@ -1,0 +1,113 @@
+"""Scores of held-out items, and the verb that prints them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from counterpoint.cli.main import main
+from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.text.corpus import DataConfig
+from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
+from counterpoint.evaluate.judged import judged
+from counterpoint.evaluate.tasks import answer
+from counterpoint.runtime.load import Loaded
+from counterpoint.systems import build_system, shanks, sketch
+from counterpoint.systems.contract import SystemConfig
+from counterpoint.systems.shanks import Shanks
+from counterpoint.train.config import TrainConfig
+from counterpoint.train.run import AnyData, Run
+from tests.evaluate.tiny import single_config
+
+LOGS = TaskData(task=FORMS["logbook_small"], num_held_out=40)
+
+
+def test_answers_are_scored_beside_the_best_policy_and_the_oracle() -> None:
+    system = build_system(single_config(), 0).eval()
+    found = judged(system, LOGS)
+    task = LOGS.task
+    items = [task.item(HELD_OUT_SEED, place) for place in range(40)]
+    scores = task.score(items, list(answer(system, items)))
+    assert found[f"score: {task.primary}"].value == pytest.approx(scores.pop(task.primary))
+    assert {f"score: {name}" for name in scores} <= found.keys()
+    (best,) = (value for name, value in found.items() if "of the best policy" in name)
+    assert 0.1 < best.value < found[f"{task.primary} of the oracle"].value == 1.0
+    fewer = judged(system, LOGS, most_items=8)
+    assert fewer[f"{task.primary} of the oracle"].value == 1.0
+    assert fewer != found
+
+
+def test_the_maker_of_the_problems_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that made the problems listens in the place of the model."""
+    monkeypatch.setattr(
+        "counterpoint.evaluate.judged.listen",
+        lambda _, data, problem: made_by_program(problem, clock_of(data)),
+    )
+    found = judged(Shanks(shanks.tiny()), SpokenMathsData(num_held_out=30))
+    assert found["ceiling: found by the maker"].value > 0.9
+    for name in ("wrong speakers interrupted", "wrong step named (found)", "and corrected"):
+        assert found[name] == found["ceiling: found by the maker"]
+    assert found["right ones interrupted (false alarms)"].value == 0
+    assert 1 < found["median seconds from error to interruption"].value < 4
+
+
+@pytest.mark.slow
+def test_a_listener_is_scored_by_what_it_does() -> None:
+    torch.manual_seed(0)
+    data = SpokenMathsData(task=SpokenMaths(max_steps=2), num_held_out=2, seed=1)
+    model = Shanks(shanks.tiny()).eval()
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
+    problems = [data.heard(place, held_out=True) for place in range(2)]
+    attempts = [listen(model, data, problem) for problem in problems]
+    wrong = [one for one in attempts if one.wrong_s is not None]
+    made = [one for one in wrong if one.interrupted_s is not None]
+    assert len(wrong) == 1  # and one speaker is right
+    found = judged(model, data)
+    assert found["wrong speakers interrupted"].value == len(made) / len(wrong)
+    assert found["wrong step named (found)"].value == sum(one.named for one in made) / len(wrong)
+    assert found["ceiling: found by the maker"].value > 0
+
+
+def test_running_text_is_judged_by_nobody() -> None:
+    assert judged(build_system(single_config(), 0), DataConfig()) == {}
+
+
+def run_on(system: SystemConfig, data: AnyData) -> Run:
+    return Run(name="run", system=system, data=data, train=TrainConfig(num_steps=1, batch_rows=1))
+
+
+@pytest.mark.parametrize(
+    ("system", "data"),
+    [
+        (single_config(), LOGS),
+        (shanks.tiny(), SpokenMathsData(num_held_out=2)),
+    ],
+    ids=["task", "spoken maths"],
+)
+def test_a_model_is_measured_on_the_data_of_its_run(system: SystemConfig, data: AnyData) -> None:
+    """Once, whatever hears was taken for a model of recordings."""
+    loaded = Loaded(path=Path("here"), system=sketch(system), run=run_on(system, data))
+    assert loaded.measured_on() is data
+    with pytest.raises(UserError, match="learned from .* Leave it out"):
+        loaded.measured_on("list.jsonl")
+
+
+def test_the_verb_prints_scores_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("logs.py").write_text(
+        "from tests.evaluate.test_judged import LOGS, run_on, single_config\n"
+        "def logs():\n"
+        "    return run_on(single_config(), LOGS)\n"
+    )
+    assert main(["train", "logs.py", "--folder", "logs"]) == 0
+    assert main(["evaluate", "logs", "--max-units", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert f"score: {LOGS.task.primary}" in shown
+    assert "of the oracle" in shown
