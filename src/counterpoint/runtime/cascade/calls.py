@@ -118,7 +118,13 @@ class CallRules:
 
 
 class Calls:
-    """All calls of a conversation."""
+    """All calls of a conversation.
+
+    Args:
+        tools: The tools that can be called.
+        lanes: Makes the lane in which a call, or the undoing of one, runs.
+        rules: Limits of the calls.
+    """
 
     def __init__(
         self, tools: Sequence[Tool], lanes: LaneFactory, rules: CallRules | None = None
@@ -155,14 +161,23 @@ class Calls:
             self.calls.append(call)
 
     def cancel(self, block: str, turn: int, now_s: float) -> None:
-        """Take back the call that a model names, and undo its effect if its tool can."""
+        """Take back the call that a model names, and undo its effect if its tool can.
+
+        The arguments are those of `request`.
+        """
         written = self._read(block, now_s)
         if written is not None:
             for call in self._find(*written, turn):
                 self.retract(call, now_s)
 
     def refuse(self, block: str, why: str, now_s: float) -> None:
-        """Tell that what a model wrote is no call."""
+        """Tell that what a model wrote is no call.
+
+        Args:
+            block: What was written.
+            why: What is wrong with it, in one line.
+            now_s: Time of the conversation.
+        """
         payload = {"ok": False, "why": why, "written": block[:500]}
         self._event(CALL, now_s, now_s, "", payload)
 

@@ -108,6 +108,11 @@ class Mind:
     def begin(self, scene: Scene, turn: int, now_s: float) -> bool:
         """Begin a thought, and end one that still runs by force.
 
+        Args:
+            scene: What is known so far.
+            turn: Number of the user's turn.
+            now_s: Time of the conversation.
+
         Returns:
             Whether the thought that was ended asks for an interruption.
         """

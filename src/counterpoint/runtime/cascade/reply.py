@@ -103,11 +103,19 @@ class Mouth:
         return self.reply is not None and self.reply.first_sound_s is not None
 
     def begin(self, scene: Scene, turn: int, now_s: float, *, is_sure: bool) -> None:
-        """Begin to write an answer."""
+        """Begin to write an answer.
+
+        Args:
+            scene: What is known so far.
+            turn: Number of the user's turn.
+            now_s: Time of the conversation.
+            is_sure: Whether the turn is over, so that the answer may sound; otherwise it is
+                prepared only.
+        """
         self._write(self._answer(scene), scene, turn, now_s, is_sure=is_sure)
 
     def say(self, text: str, scene: Scene, turn: int, now_s: float) -> None:
-        """Say a text that is known already."""
+        """Say a text that is known already; for the other arguments see `begin`."""
         self._write(iter([text]), scene, turn, now_s, is_sure=True)
 
     def _write(

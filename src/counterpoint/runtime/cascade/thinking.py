@@ -182,7 +182,13 @@ def _text(text: str) -> Iterator[Marked]:
 
 
 class NoteTaker:
-    """Lets a language model note what the speaker wants."""
+    """Lets a language model note what the speaker wants.
+
+    Args:
+        complete: The language model.
+        tools: Tools that it is told of and may call.
+        most_tokens: Largest number of tokens of a note.
+    """
 
     def __init__(
         self, complete: Complete, tools: Sequence[Tool] = (), most_tokens: int = _NOTE_WORDS

@@ -37,7 +37,16 @@ class Trace:
         text: str = "",
         **payload: object,
     ) -> None:
-        """Add an event of its parts; without ``end_s`` it has no duration."""
+        """Add an event of its parts; without ``end_s`` it has no duration.
+
+        Args:
+            stream: Name of the stream to which it belongs.
+            kind: Its kind.
+            start_s: Time of the conversation at which it begins.
+            end_s: Time at which it ends.
+            text: Its text.
+            **payload: Further values, which can be written as JSON.
+        """
         self.tell(
             Event(
                 start_s=start_s,
