@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.blocks import multi_token_attention_lifted as lifted_module
+from counterpoint.blocks import multi_token_attention_ring as ring_module
 from counterpoint.blocks import multi_token_attention_rows as rows_module
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.mixer import MixerShape
@@ -254,7 +255,10 @@ def test_a_step_depends_on_its_document_up_to_itself_alone(case: dict[str, Any])
 
 @every_pair
 @torch.no_grad()
-def test_a_session_reads_what_whole_rows_read(case: dict[str, Any]) -> None:
+def test_a_session_reads_what_whole_rows_read(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "PIECE_KEYS", 2 * 4 * 16 * 2)  # two blocks of all heads
     tower = tower_of(case, num_layers=2)
     num_steps = 70
     x = torch.randn(2, num_steps, 16, dtype=torch.float64)

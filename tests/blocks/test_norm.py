@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from counterpoint.blocks.norm import RMSNorm
+from counterpoint.blocks.norm import Gate, RMSNorm, gated_norm
 
 
 def passes(
@@ -44,3 +44,25 @@ def test_norm_is_the_same_with_and_without_gradients() -> None:
     with torch.no_grad():
         without = norm(x)
     assert torch.equal(norm(x), without)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (6,)])
+@pytest.mark.parametrize("epsilon", [1e-6, 0.3])
+def test_gated_norm_and_its_gradient_are_torchs(shape: tuple[int, ...], epsilon: float) -> None:
+    width = shape[-1]
+    sizes = (shape, (width,), (width,), ())
+    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    x, weight, gate, bias = inputs
+    y = F.rms_norm(x, (width,), weight, epsilon)
+    expected = y * torch.sigmoid((y * gate).sum(-1, keepdim=True) + bias)
+    found = gated_norm(x, weight, Gate(gate, bias), epsilon)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    grad = torch.randn(shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(gated_norm(x, weight, Gate(gate, bias), epsilon), found)

@@ -25,27 +25,38 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 
 from counterpoint.blocks.attention import Cache, filled_slots, ring_steps, write_ring
 from counterpoint.blocks.mixer import MixerShape
-from counterpoint.blocks.multi_token_attention_convolution import Edge, Seen, convolve, tiled_rows
+from counterpoint.blocks.multi_token_attention_convolution import Edge, Seen, tiled_rows
 from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
+from counterpoint.blocks.multi_token_attention_ring import (
+    Ring,
+    TickReach,
+    block_keys,
+    convolve_tick,
+    empty_ring,
+    rows_above,
+    single_step,
+    write_rows,
+)
 from counterpoint.blocks.multi_token_attention_rows import (
     Kernels,
     RowReach,
     attend_chunked,
     chunk_rows,
+    hide,
     pieces,
     read_rows,
     scores,
     to_weights,
     weighted,
 )
+from counterpoint.blocks.norm import Gate, gated_norm, rms_norm
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -55,43 +66,19 @@ from counterpoint.tracing import is_traced
 HeadNorm = Literal["none", "plain", "gate", "depth"]
 RowForm = Literal["chunked", "naive", "lifted", "fused"]
 
+NORM_EPSILON = 1e-5
+"""What is added to the mean square of a head's output before it is normalised."""
+
 
 class MultiTokenState(NamedTuple):
     """What a session carries: keys and values, and rows of scores and weights over their slots.
 
-    The row of a step is in the place (step modulo Q), for kernels of Q queries. There are no rows
-    of what the layer does not convolve.
+    There are no rows of what the layer does not convolve.
     """
 
     cache: Cache
-    logits: Float[Tensor, "B H Q C"]
-    weights: Float[Tensor, "B H Q2 C"]
-
-
-class TickReach(NamedTuple):
-    """What the steps of a chunk of a session may read.
-
-    Attributes:
-        step: The steps.
-        end: Number of steps that each row has read after the chunk.
-        slot: Slot of the keys of every step.
-        limit: Number of slots that are read.
-        rows: What the steps may read among these slots.
-        kept: What the steps before the chunk could read and still can, the newest last.
-        gone: For a single step, the slots of keys that no later step reads.
-        place: Sessions of the batch, and where the row of their first step stands among `rows`.
-        taps: The row of a kernel that belongs to each row of scores or weights that is kept.
-    """
-
-    step: Int[Tensor, "B T"]
-    end: Int[Tensor, " B"]
-    slot: Int[Tensor, "B T"]
-    limit: int
-    rows: Seen
-    kept: Bool[Tensor, "B 1 h C"]
-    gone: Int[Tensor, "B g"]
-    place: tuple[Int[Tensor, " B"], Int[Tensor, " B"]]
-    taps: Int[Tensor, "B Q"]
+    logits: Ring
+    weights: Ring
 
 
 class MultiTokenReach(NamedTuple):
@@ -172,6 +159,11 @@ class MultiTokenConfig:
         rows = self.num_queries if self.has_convolution(layer) else 0
         return (rows if self.conv_before else 0, rows if self.conv_after else 0)
 
+    def capacity(self, least: int) -> int:
+        """Return the number of slots of a ring that holds so many steps: whole blocks."""
+        unit = block_keys(self.num_keys) if self._convolves else 1
+        return -(-least // unit) * unit
+
     @property
     def _convolves(self) -> bool:
         return self.conv_before or self.conv_after
@@ -206,28 +198,25 @@ class MultiTokenConfig:
         every = position[:, None] + offset
         step = every[:, num_earlier:]
         end = position + (num_steps if lengths is None else lengths)
-        limit = filled_slots(position + num_steps, shape.capacity)
-        key_step = ring_steps(end, shape.capacity, limit)
+        capacity = self.capacity(shape.capacity)
+        limit = filled_slots(position + num_steps, capacity)
+        key_step = ring_steps(end, capacity, limit)
         seen = span(SEQUENCE, "sequence", "sequence", every + 1, window=shape.window)
         mask = span_mask(seen, key_step)[:, None]
         # A single step reads rows from which all that it may not read was taken.
         edge = (
             self._edge(shape, step, seen.start[:, num_earlier:], limit) if num_steps > 1 else None
         )
-        rows = Seen(~mask[:, :, num_earlier:], edge=edge, is_ring=limit == shape.capacity)
+        rows = Seen(~mask[:, :, num_earlier:], edge=edge, is_ring=limit == capacity)
         cos, sin = rope_tables(step, shape.width // shape.num_heads, self.rope)
-        slot = step % shape.capacity
-        oldest = position[:, None] - shape.window - torch.arange(num_earlier, device=step.device)
-        # The first step overwrites one key; those before its window are no longer read.
-        gone = torch.where(oldest >= 0, oldest, position[:, None])
-        gone = torch.cat((position[:, None], gone), 1) % shape.capacity
+        slot = step % capacity
         if lengths is not None:
-            slot = torch.where(step < end[:, None], slot, shape.capacity)
-        every_row = torch.arange(len(position), device=position.device)
-        kept = torch.arange(self.num_queries, device=position.device)
-        taps = self.num_queries - 1 - (position[:, None] - kept) % self.num_queries
-        place = (every_row, position % self.num_queries)
-        ticks = TickReach(step, end, slot, limit, rows, mask[:, :, :num_earlier], gone, place, taps)
+            slot = torch.where(step < end[:, None], slot, capacity)
+        single = None
+        if num_steps == 1 and self._convolves:
+            kernel = (self.num_queries, self.num_keys)
+            single = single_step(position, shape.window, capacity, kernel)
+        ticks = TickReach(step, end, slot, limit, rows, mask[:, :, :num_earlier], single)
         return MultiTokenReach(cos, sin, ticks=ticks)
 
     def _edge(
@@ -235,7 +224,7 @@ class MultiTokenConfig:
     ) -> Edge:
         """Return the slots at the start of what each step reads."""
         near = start[..., None] + torch.arange(2 * self._side, device=step.device)
-        return Edge(near % shape.capacity % limit, near <= step[..., None])
+        return Edge(near % self.capacity(shape.capacity) % limit, near <= step[..., None])
 
     def reach_steps(self, shape: MixerShape) -> int:
         """Return how many most recent steps a step reads: the window.
@@ -350,9 +339,13 @@ class MultiTokenAttention(nn.Module):
         """Return empty rings for ``capacity`` steps."""
         # A map stored in 8 bits has no parameter; its first buffer has the dtype of the model.
         like = next(chain(self.out.parameters(), self.out.buffers()))
+        capacity = self.config.capacity(capacity)
         cache = like.new_zeros(batch_size, 2, self.num_kv_heads, capacity + 1, self.head_width)
-        rows = (like.new_zeros(batch_size, self.num_heads, n, capacity) for n in self.num_rows)
-        return MultiTokenState(cache, *rows)
+        rings = (
+            empty_ring(like, batch_size, self.num_heads, (rows, self.config.num_keys), capacity)
+            for rows in self.num_rows
+        )
+        return MultiTokenState(cache, *rings)
 
     def forward(
         self,
@@ -382,11 +375,10 @@ class MultiTokenAttention(nn.Module):
     def _normed(self, y: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
         if self.norm is None:
             return y
-        y = F.rms_norm(y, y.shape[-1:], self.norm.to(y.dtype), 1e-5)
+        weight = self.norm if self.scale == 1 else self.norm * self.scale
         if self.gate is not None and self.gate_bias is not None:
-            gate = F.linear(y, self.gate.to(y.dtype)[None], self.gate_bias.to(y.dtype)[None])
-            y = y * torch.sigmoid(gate)
-        return y if self.scale == 1 else y * self.scale
+            return gated_norm(y, weight, Gate(self.gate, self.gate_bias), NORM_EPSILON)
+        return rms_norm(y, weight, NORM_EPSILON)
 
     def _read_whole(self, q: Tensor, k: Tensor, v: Tensor, reach: RowReach) -> Tensor:
         form = self.config.form
@@ -413,12 +405,12 @@ class MultiTokenAttention(nn.Module):
         k, v = state.cache.narrow(3, 0, reach.limit).to(q.dtype).unbind(1)
         if q.shape[2] == 1:
             return self._read_tick(q, k, v, reach, state)
-        rings = [rows[..., : reach.limit] for rows in (state.logits, state.weights)]
-        above = tuple(_rows_above(ring, reach, q.dtype) for ring in rings)
+        rings = (state.logits, state.weights)
+        above = tuple(rows_above(ring, reach, q.dtype) for ring in rings)
         y, rows = read_rows(q, k, v, self.kernels, reach.rows, above)
         for ring, new in zip(rings, rows, strict=True):
             if new is not None:
-                _write_rows(ring, new, reach)
+                write_rows(ring, new, reach)
         return y
 
     def _read_tick(
@@ -426,18 +418,19 @@ class MultiTokenAttention(nn.Module):
     ) -> Tensor:
         """Read a single step, with a row of scores and of weights for the rings."""
         kernels = self.kernels
-        logits = scores(q, k, reach.rows)
+        logits = scores(q, k)
         if kernels.conv_before is not None:
-            logits = _convolved_tick(logits, kernels.conv_before, state.logits, reach)
+            hide(logits, reach.rows, 0.0)
+            logits = convolve_tick(logits, kernels.conv_before, state.logits, reach)
         weights = to_weights(logits, kernels, reach.rows)
         if kernels.conv_after is not None:
-            weights = _convolved_tick(weights, kernels.conv_after, state.weights, reach)
+            weights = convolve_tick(weights, kernels.conv_after, state.weights, reach)
         return weighted(weights, v, kernels, reach.rows)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Return a context in which products have the type of their factors."""
-    if is_autocast_available(device_type):
+    if is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -447,50 +440,3 @@ def _identity_kernels(num_heads: int, num_queries: int, num_keys: int) -> Float[
     kernels = torch.zeros(num_heads, num_queries, num_keys)
     kernels[:, -1, num_keys // 2] = 1
     return kernels
-
-
-def _rows_above(
-    ring: Float[Tensor, "B H Q C"], reach: TickReach, dtype: torch.dtype
-) -> Float[Tensor, "B H h C"] | None:
-    """Return the rows of the steps before a chunk, without what was overwritten since."""
-    num_rows = ring.shape[2]
-    if not num_rows:
-        return None
-    before = reach.step[:, :1] - torch.arange(num_rows - 1, 0, -1, device=ring.device)
-    return _taken(ring, before % num_rows).to(dtype) * reach.kept
-
-
-def _write_rows(
-    ring: Float[Tensor, "B H Q C"], rows: Float[Tensor, "B H R C"], reach: TickReach
-) -> None:
-    """Write the newest rows into their places; the first ones of ``rows`` were above the chunk."""
-    held = ring_steps(reach.end, ring.shape[2], ring.shape[2])
-    first = reach.step[:, :1] - (rows.shape[2] - reach.step.shape[1])
-    ring.copy_(_taken(rows, (held - first).clamp(min=0)))
-
-
-def _taken(rows: Float[Tensor, "B H R C"], index: Int[Tensor, "B Q"]) -> Float[Tensor, "B H Q C"]:
-    index = index[:, None, :, None]
-    return rows.gather(2, index.expand(-1, rows.shape[1], -1, rows.shape[3]))
-
-
-def _convolved_tick(
-    row: Float[Tensor, "B H 1 C"],
-    kernel: Float[Tensor, "H Q R"],
-    ring: Float[Tensor, "B H Q C"],
-    reach: TickReach,
-) -> Float[Tensor, "B H 1 C"]:
-    """Write a row into its ring, and convolve it with the rows before it.
-
-    The rows stay where they are, and each row of a kernel is put where its row of the ring is. What
-    is written for a step that is not real does no harm: the next real one overwrites it.
-    """
-    gone = reach.gone[:, None, None].expand(*ring.shape[:3], -1)
-    ring.scatter_(3, gone, 0.0)
-    session, place = reach.place
-    ring[session, :, place, : reach.limit] = row[:, :, 0].to(ring.dtype)
-    turned = kernel[:, reach.taps].transpose(0, 1).flatten(0, 1)
-    if 2 * reach.limit < ring.shape[3]:
-        ring = ring[..., : reach.limit]  # this costs a copy, which is less than the empty slots
-    every = ring.to(row.dtype).flatten(0, 1)[None]
-    return convolve(every, turned, reach.rows).unflatten(1, row.shape[:2])[0, ..., : reach.limit]

@@ -10,7 +10,7 @@ computed chunk by chunk too: each one is read again, together with the rows befo
 Source: see `multi_token_attention`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -97,10 +97,10 @@ def read_rows(
         What is read, and the rows of the chunk below those that were above it.
     """
     above_logits, above_weights = above or (None, None)
-    logits = scores(q, k, rows)
+    logits = scores(q, k)
     all_logits = all_weights = None
     if kernels.conv_before is not None:
-        all_logits = _below(logits, above_logits)
+        all_logits = _below(hide(logits, rows, 0.0), above_logits)
         logits = convolve(all_logits, kernels.conv_before, rows, logits.shape[2])
     weights = to_weights(logits, kernels, rows)
     if kernels.conv_after is not None:
@@ -109,17 +109,14 @@ def read_rows(
     return weighted(weights, v, kernels, rows), (all_logits, all_weights)
 
 
-def scores(
-    q: Float[Tensor, "B H Q E"], k: Float[Tensor, "B G K E"], rows: Seen
-) -> Float[Tensor, "B H Q K"]:
-    """Return the scores of Q queries with K keys; those of hidden pairs are zero.
+def scores(q: Float[Tensor, "B H Q E"], k: Float[Tensor, "B G K E"]) -> Float[Tensor, "B H Q K"]:
+    """Return the scores of Q queries with K keys, also of hidden pairs.
 
     Args:
         q: Queries of H heads.
         k: Keys of G heads; H / G heads of queries share each.
-        rows: Which pairs are hidden.
     """
-    return hide(_shared(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)), rows, 0.0)
+    return _shared(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
 
 
 def to_weights(
@@ -361,7 +358,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kernels = ctx.saved_tensors
         turned = _turned(k)
-        totals = [torch.zeros_like(one) for one in (q, k, v)]
+        totals = [one.new_zeros(one.shape) for one in (q, k, v)]
         to_kernels = [None if one is None else torch.zeros_like(one) for one in kernels]
         learned = Kernels(
             *(one if one is None else one.detach().requires_grad_() for one in kernels)
@@ -372,11 +369,9 @@ class _Chunked(torch.autograd.Function):
             queries = slice(piece.above, piece.stop)
             keys = slice(piece.key, piece.last)
             chunk = _Chunk(q[:, :, queries], k[:, :, keys], v[:, :, keys], turned[:, :, keys])
-            to_chunk, found = _gradient(
-                chunk, learned, ctx.reach, piece, grad[:, :, piece.row : piece.stop]
-            )
-            for total, at, part in zip(totals, (queries, keys, keys), to_chunk, strict=True):
-                total[:, :, at] += part
+            own = [total[:, :, at] for total, at in zip(totals, (queries, keys, keys), strict=True)]
+            part = grad[:, :, piece.row : piece.stop]
+            found = _add_gradient(own, chunk, learned, ctx.reach, piece, part)
             for kernel, more in zip(to_kernels, found, strict=True):
                 if kernel is not None and more is not None:
                     kernel += more
@@ -392,18 +387,27 @@ class _Chunk(NamedTuple):
     turned: Float[Tensor, "B G K E"]
 
 
-def _gradient(
-    chunk: _Chunk, kernels: Kernels, reach: RowReach, piece: Piece, grad: Float[Tensor, "B H R E"]
-) -> tuple[tuple[Tensor, Tensor, Tensor], Kernels]:
-    """Read a chunk again, and return the gradients of what it reads and of the kernels.
+def _add_gradient(
+    totals: Sequence[Tensor],
+    chunk: _Chunk,
+    kernels: Kernels,
+    reach: RowReach,
+    piece: Piece,
+    grad: Float[Tensor, "B H R E"],
+) -> Kernels:
+    """Read a chunk again, and return the gradients of the kernels.
 
-    Only a convolution leaves its gradient to torch.
+    Those of queries, keys and values are added to ``totals``. Only a convolution leaves its
+    gradient to torch.
     """
+    to_q, to_k, to_v = totals
     rows = reach.rows(piece, _side(kernels))
     nothing: list[Tensor | None] = [None, None]
     if not piece.above:  # the queries before it are those of the chunk's own, or none
         nothing = [_moved(None, one, chunk.q, (0, 0, piece.last)) for one in kernels[::2]]
-    logits = scores(chunk.q, chunk.turned, rows)
+    logits = scores(chunk.q, chunk.turned)
+    if kernels.conv_before is not None:
+        hide(logits, rows, 0.0)
     convolved, convolution_before = _convolved(logits, kernels.conv_before, rows, nothing[0])
     weights = to_weights(convolved, kernels, rows)
     spread, convolution_after = _convolved(weights, kernels.conv_after, rows, nothing[1])
@@ -414,7 +418,7 @@ def _gradient(
         mixed = mix_heads(spread, kernels.mix_after)
 
     grad = F.pad(grad, (0, 0, mixed.shape[2] - grad.shape[2], 0))
-    to_v = _shared_back(mixed, grad, chunk.v)
+    _add_shared_back(to_v, mixed, grad)
     to_x = _shared(grad, chunk.v.transpose(-1, -2))
     to_x, mix_after = _mixed_back(to_x, spread, kernels.mix_after)
     if kernels.conv_after is not None:
@@ -427,17 +431,18 @@ def _gradient(
     if kernels.conv_before is not None:
         hide(to_x, rows, 0.0)
     scale = chunk.q.shape[-1] ** -0.5
-    to_q = _shared(to_x, chunk.k) * scale
-    to_k = _shared_back(to_x, chunk.q * scale, chunk.k)
-    return (to_q, to_k, to_v), Kernels(conv_before, mix_before, conv_after, mix_after)
+    to_q += _shared(to_x, chunk.k) * scale
+    _add_shared_back(to_k, to_x, chunk.q * scale)
+    return Kernels(conv_before, mix_before, conv_after, mix_after)
 
 
-def _shared_back(
-    x: Float[Tensor, "B H Q K"], grad: Float[Tensor, "B H Q E"], y: Float[Tensor, "B G K E"]
-) -> Float[Tensor, "B G K E"]:
-    """Return the gradient of the factor that several heads share; see `_shared`."""
-    x, grad = (one.reshape(len(x), y.shape[1], -1, one.shape[3]) for one in (x, grad))
-    return x.transpose(-1, -2) @ grad
+def _add_shared_back(
+    total: Float[Tensor, "B G K E"], x: Float[Tensor, "B H Q K"], grad: Float[Tensor, "B H Q E"]
+) -> None:
+    """Add the gradient of the factor that several heads share; see `_shared`."""
+    num_factors = total.shape[0] * total.shape[1]
+    x, grad = (one.reshape(num_factors, -1, one.shape[3]) for one in (x, grad))
+    total.view(num_factors, *total.shape[2:]).baddbmm_(x.transpose(-1, -2), grad)
 
 
 def _mixed_back(
