@@ -33,8 +33,10 @@ def test_answers_are_scored_beside_the_best_policy_and_the_oracle() -> None:
     task = LOGS.task
     items = [task.item(HELD_OUT_SEED, place) for place in range(40)]
     scores = task.score(items, list(answer(system, items)))
-    assert found[f"score: {task.primary}"].value == pytest.approx(scores.pop(task.primary))
-    assert {f"score: {name}" for name in scores} <= found.keys()
+    assert found[f"{task.primary}, after the true text"].value == pytest.approx(
+        scores.pop(task.primary)
+    )
+    assert {f"{name}, after the true text" for name in scores} <= found.keys()
     (best,) = (value for name, value in found.items() if "of the best policy" in name)
     assert 0.1 < best.value < found[f"{task.primary} of the oracle"].value == 1.0
     fewer = judged(system, LOGS, most_items=8)
@@ -109,5 +111,5 @@ def test_the_verb_prints_scores_of_a_task(
     assert main(["train", "logs.py", "--folder", "logs"]) == 0
     assert main(["evaluate", "logs", "--max-units", "4"]) == 0
     shown = capsys.readouterr().out
-    assert f"score: {LOGS.task.primary}" in shown
+    assert f"{LOGS.task.primary}, after" in shown
     assert "of the oracle" in shown

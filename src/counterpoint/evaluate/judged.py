@@ -19,8 +19,9 @@ def judged(
 ) -> dict[str, Interval]:
     """Return the scores of a model by name, with 95 % intervals over items, beside their floors.
 
-    Tasks are answered and scored exactly. Spoken maths is listened to against the clock, and the
-    model interrupts by its own decision.
+    Tasks are answered and scored exactly; each symbol of an answer is predicted after the true text
+    before it, so that a solution of many steps is not written freely. Spoken maths is listened to
+    against the clock, and the model interrupts by its own decision.
 
     Args:
         system: The model, in evaluation mode.
@@ -49,10 +50,10 @@ def _answered(
     primary = source.task.primary
     counts = [source.task.counts(*pair) for pair in zip(items, given, strict=True)]
     right, asked = np.array(counts, dtype=np.float64).T
-    found = {f"score: {primary}": bootstrap_ratio(right, asked)}
+    found = {f"{primary}, after the true text": bootstrap_ratio(right, asked)}
     for name, value in source.task.score(items, given).items():
         if name != primary:
-            found[f"score: {name}"] = _alone(value)
+            found[f"{name}, after the true text"] = _alone(value)
     policies = floors(source.task, number, source.seed + HELD_OUT_SEED)
     oracle = policies.pop("oracle", None)
     best = max(policies, key=lambda name: policies[name][primary])
