@@ -21,7 +21,12 @@ from counterpoint.streams.spec import Layout, Role, Stream
 
 
 class Moment(NamedTuple):
-    """The time at which an element becomes available; moments are ordered like tuples."""
+    """The time at which an element becomes available; moments are ordered like tuples.
+
+    Attributes:
+        tick: Last tick that the element covers, plus the delay of its stream.
+        place: Place of the stream in the layout.
+    """
 
     tick: int
     place: int

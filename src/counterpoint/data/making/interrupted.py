@@ -59,7 +59,13 @@ _MOST_TRIES = 6000
 
 
 class Utterance(NamedTuple):
-    """A text to say, its codes, and the sound that was encoded, at the codec's rate."""
+    """Something that the model says.
+
+    Attributes:
+        text: The words.
+        codes: Their T frames.
+        audio: The sound that was encoded, at the codec's rate.
+    """
 
     text: str
     codes: Int[Tensor, "T K"]

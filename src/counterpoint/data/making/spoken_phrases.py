@@ -24,7 +24,13 @@ _FORMAT = {"format": "counterpoint-phrases", "version": "1"}
 
 
 class WordFrames(NamedTuple):
-    """A word of a phrase: the frames from ``first`` up to, but without, ``stop``."""
+    """A word of a phrase.
+
+    Attributes:
+        text: The word.
+        first: Its first frame.
+        stop: The frame after its last one.
+    """
 
     text: str
     first: int

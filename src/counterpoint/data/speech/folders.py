@@ -38,7 +38,13 @@ OnRecording = Callable[[float, float], None]
 
 
 class Recording(NamedTuple):
-    """A file with two channels, its length in seconds, and the file of its words."""
+    """A recording of two speakers.
+
+    Attributes:
+        audio: File with two channels.
+        duration_s: Its length in seconds.
+        words: File of its words, which may be missing.
+    """
 
     audio: Path
     duration_s: float

@@ -85,7 +85,14 @@ def score_interruptions(attempts: Sequence[Attempt]) -> InterruptionScore:
 
 
 class OperatingPoint(NamedTuple):
-    """What a threshold gives: shares of the right and of the wrong speakers, median seconds."""
+    """What a threshold gives.
+
+    Attributes:
+        threshold: Chance from which a user is interrupted.
+        right: Share of the speakers who make no mistake that are interrupted.
+        wrong: Share of the speakers who make one that are interrupted.
+        latency_s: Median seconds from the wrong word to the interruption.
+    """
 
     threshold: float
     right: float

@@ -140,7 +140,14 @@ class Curve:
 
 
 class Scale(NamedTuple):
-    """A horizontal axis of learning curves."""
+    """A horizontal axis of learning curves.
+
+    Attributes:
+        key: Name of the number in the metrics of a step.
+        label: Label of the axis.
+        size: Unit of the axis: numbers are divided by it.
+        title: Title of the panel.
+    """
 
     key: str
     label: str

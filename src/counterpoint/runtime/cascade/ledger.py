@@ -17,7 +17,13 @@ from counterpoint.speech.engines import SpokenWord
 
 
 class Amounts(NamedTuple):
-    """Seconds of an answer's sound."""
+    """Seconds of an answer's sound.
+
+    Attributes:
+        generated_s: Seconds that were made.
+        sent_s: Seconds of these that were sent to be played.
+        played_s: Seconds of these that were played.
+    """
 
     generated_s: float
     sent_s: float

@@ -299,7 +299,12 @@ class PreparedMaths:
 
 
 class Told(NamedTuple):
-    """A problem as ids: its length as a row, and its rounds; one if both streams go on at once."""
+    """A problem as ids.
+
+    Attributes:
+        length: Number of ticks of its row.
+        rounds: Its rounds by stream; only one if both streams go on at once.
+    """
 
     length: int
     rounds: list[dict[str, Tensor]]
