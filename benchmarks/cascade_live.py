@@ -20,11 +20,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,18 +84,48 @@ _LOOKED_FOR = (  # the last before something, or the first after something and b
 )
 
 
+class Mark(NamedTuple):
+    """Something that happens, with what the whole process had used by then, in seconds.
+
+    Attributes:
+        name: What happens.
+        at_s: When, since the conversation began.
+        processor_s: Time of all threads on a processor.
+        waited_s: Time for which threads that could run waited for a processor. What keeps them
+            waiting are other programs, and each other.
+    """
+
+    name: str
+    at_s: float
+    processor_s: float
+    waited_s: float
+
+
+def waited_s() -> float:
+    """Return for how long the threads of this process have waited for a processor (Linux)."""
+    waited_ns = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread may end meanwhile
+            waited_ns += int(file.read_text().split()[1])
+    return waited_ns / 1e9
+
+
 class Stopwatch:
     """Notes when engines begin and end, in seconds since the conversation began."""
 
     def __init__(self) -> None:
         self.began_s = time.monotonic()
-        self.marks: list[tuple[str, float]] = []
-        self.rows: list[dict[str, float]] = []
+        self.marks: list[Mark] = []
+        self.rows: list[dict[str, Mark]] = []
         self.voices_s: list[float] = []  # when the detector heard the end of each turn's voice
+
+    def now(self, name: str) -> Mark:
+        """Return a mark of this moment."""
+        return Mark(name, time.monotonic() - self.began_s, time.process_time(), waited_s())
 
     def mark(self, name: str) -> None:
         """Note that something happens now."""
-        self.marks.append((name, time.monotonic() - self.began_s))
+        self.marks.append(self.now(name))
 
     def watched(self, engines: Engines) -> Engines:
         """Return engines that are watched."""
@@ -107,8 +138,10 @@ class Stopwatch:
 
         def answer(scene: Scene) -> Iterator[str]:
             self.mark("asked")
-            for number, piece in enumerate(engines.answer(scene)):
-                if not number:
+            has_begun = False
+            for piece in engines.answer(scene):
+                if piece and not has_begun:
+                    has_begun = True
                     self.mark("token")
                 yield piece
 
@@ -121,32 +154,84 @@ class Stopwatch:
         return replace(engines, recognise=recognise, answer=answer, speak=speak)
 
     def sounded(self, ended_s: float, sound_s: float) -> None:
-        """Take the stages that led to a first sound, in seconds since the end of the question."""
-        before = [mark for mark in self.marks if mark[1] <= sound_s]
+        """Take the stages that led to a first sound, in seconds since the conversation began."""
+        sound = self.now("sound")._replace(at_s=sound_s)
+        before = [mark for mark in self.marks if mark.at_s <= sound_s]
         self.marks = self.marks[len(before) :]
-        row = {"question": ended_s, "sound": sound_s}
+        asked = [mark for mark in before if mark.name == "question"]
+        if not asked:
+            return
+        row = {"question": asked[-1]._replace(at_s=ended_s), "sound": sound}
         for name, after, until in _LOOKED_FOR:
-            from_s, to_s = row.get(after, 0.0), row[until]
-            found = [at_s for one, at_s in before if one == name and from_s <= at_s <= to_s]
+            from_s, to_s = row[after].at_s if after else 0.0, row[until].at_s
+            found = [mark for mark in before if mark.name == name and from_s <= mark.at_s <= to_s]
             if not found:
                 return  # the sound is none of an answer to this question
             row[name] = found[0] if after else found[-1]
         self.rows.append(row)
 
+    def results(self) -> dict[str, Any]:
+        """Return what the stages have taken, of all questions, the slowest ones, and each."""
+        if not self.rows:
+            return {"stages": {}, "slowest_tenth": {}, "stages_of_questions": []}
+        stages = self.table()
+        questions = self.questions()
+        return {
+            "stages": stages,
+            "slowest_tenth": slowest(questions),
+            "stages_of_questions": questions,
+        }
+
     def table(self) -> dict[str, Any]:
         """Return, for each stage, when it comes after the question and after the stage before."""
         for row in self.rows:
-            row["voice"] = min(self.voices_s, key=lambda at_s: abs(at_s - row["question"]))
+            end_s = row["question"].at_s
+            late_s = min((at_s - end_s for at_s in self.voices_s), key=abs)
+            row["voice"] = row["question"]._replace(at_s=end_s + late_s)
         found: dict[str, Any] = {}
         last = "question"
         for name, what in STAGES:
+            after_question = [row[name].at_s - row["question"].at_s for row in self.rows]
+            steps = [_between(row[last], row[name]) for row in self.rows]
             found[name] = {
                 "what": what,
-                "after_question_s": spread([row[name] - row["question"] for row in self.rows]),
-                "after_stage_before_s": spread([row[name] - row[last] for row in self.rows]),
+                "after_question_s": spread(after_question),
+                "after_stage_before_s": spread([step.at_s for step in steps]),
+                "processor_s": spread([step.processor_s for step in steps]),
+                "waited_s": spread([step.waited_s for step in steps]),
             }
             last = name
         return found
+
+    def questions(self) -> list[dict[str, Any]]:
+        """Return, for each question, its end and what every stage has taken; after `table`.
+
+        A stage has three numbers: seconds after the stage before, of the processor, and of waiting
+        for a processor.
+        """
+        names = ["question", *(name for name, _ in STAGES)]
+        found: list[dict[str, Any]] = []
+        for row in self.rows:
+            steps = {new: _between(row[old], row[new]) for old, new in pairwise(names)}
+            taken = {name: [round(one, 3) for one in step[1:]] for name, step in steps.items()}
+            found.append({"end_s": round(row["question"].at_s, 3), **taken})
+        return found
+
+
+def _between(first: Mark, second: Mark) -> Mark:
+    """Return what has passed from one mark to another."""
+    amounts = (new - old for old, new in zip(first[1:], second[1:], strict=True))
+    return Mark(second.name, *amounts)
+
+
+def slowest(rows: list[dict[str, Any]], share: float = 0.1) -> dict[str, Any]:
+    """Return what the stages have taken in the slowest questions: means, as in the rows."""
+    names = [name for name, _ in STAGES]
+    ranked = sorted(rows, key=lambda row: -sum(row[name][0] for name in names))
+    kept = ranked[: max(round(share * len(rows)), 1)]
+    means = {name: torch.tensor([row[name] for row in kept]).mean(0).tolist() for name in names}
+    rounded = {name: [round(one, 3) for one in mean] for name, mean in means.items()}
+    return {"number": len(kept), **rounded}
 
 
 _SHORTEST_GAP_S = 0.1  # a word may hold a shorter silence
@@ -259,8 +344,11 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         if not in_cpu_time:
             most_late_s = max(most_late_s, time.monotonic() - began_s - now_s)
             wait(cascade, began_s)
-        num_sounds = len(caller.first_sounds)
-        caller.hears(cascade.hear(caller.next(now_s)), now_s)
+        num_sounds, num_questions = len(caller.first_sounds), len(caller.ended_s)
+        block = caller.next(now_s)
+        if len(caller.ended_s) > num_questions:
+            watch.mark("question")
+        caller.hears(cascade.hear(block), now_s)
         if len(caller.first_sounds) > num_sounds and not in_cpu_time:
             ended_s = caller.ended_s[-1]
             watch.sounded(ended_s, ended_s + caller.first_sounds[-1])
@@ -279,11 +367,11 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "questions": len(caller.ended_s),
         "turns": len(tally.heard),
         "questions_spoken_into": len(caller.spoken_over),
-        "word_errors": word_errors(caller.said, tally.heard),
+        "word_errors": word_errors(_whole(caller.said, len(tally.heard)), tally.heard),
         "first_sound_s": spread(caller.first_sounds),
         "stop_s": spread(caller.stops),
         "gaps_in_answers_s": spread(caller.gaps),
-        "stages": {} if in_cpu_time else watch.table(),
+        **watch.results(),
         "thoughts": tally.thoughts,
         "prepared_answers_dropped": tally.discarded,
         "errors": tally.errors,
@@ -294,6 +382,11 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "history_messages": len(cascade.history),
         "answers": dict(tally.written),
     }
+
+
+def _whole(said: list[str], num_turns: int) -> list[str]:
+    """Return the questions without one that the end of the conversation has cut."""
+    return said[:-1] if len(said) == num_turns + 1 else said
 
 
 def word_errors(said: list[str], heard: list[str]) -> float:
@@ -346,11 +439,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     found = hold(options.minutes, options.model, options.seed, in_cpu_time=options.cpu_time)
-    text = json.dumps(found, indent=1)
-    print(text)
+    rows = found.pop("stages_of_questions")
+    print(json.dumps(found, indent=1))
     print(*judged(found), sep="\n")
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        lines = ",\n  ".join(map(json.dumps, rows))
+        text = json.dumps(found, indent=1).removesuffix("\n}")
+        text += f',\n "stages_of_questions": [\n  {lines}\n ]\n}}\n'
+        options.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from counterpoint.runtime.cascade.embedded import (
     warm_up,
 )
 from counterpoint.runtime.cascade.lanes import TimedLane
-from counterpoint.runtime.cascade.models import Complete
+from counterpoint.runtime.cascade.models import LlamaCppModel
 from counterpoint.speech.audio import resample
 from counterpoint.speech.detector import SpeechDetector
 from counterpoint.speech.engines import Piper
@@ -59,12 +60,14 @@ def ear() -> PartialTranscriber:
 
 
 @pytest.fixture(scope="module")
-def model() -> Complete:
-    return language_model(SMOLLM2)
+def model() -> LlamaCppModel:
+    opened = language_model(SMOLLM2)
+    assert isinstance(opened, LlamaCppModel)
+    return opened
 
 
 @pytest.fixture(scope="module")
-def engines(model: Complete) -> Engines:
+def engines(model: LlamaCppModel) -> Engines:
     made = embedded_engines(model)
     warm_up(made)
     return made
@@ -142,9 +145,44 @@ def test_language_model_answers_and_stops_when_it_is_left(name: str) -> None:
     ]
     assert "Paris" in "".join(complete(asked, 20))
     begun = iter(complete(asked, 200))
-    next(begun)
+    next(filter(None, begun))
     del begun
     assert "Paris" in "".join(complete(asked, 20))
+
+
+def talk(system: str, num_words: int, seed: int) -> list[dict[str, str]]:
+    """Return a prompt of any length, different for every seed."""
+    words = [f"{(seed + 7 * place) % 97}" for place in range(num_words)]
+    return [{"role": "system", "content": system}, {"role": "user", "content": " ".join(words)}]
+
+
+def work_s(pieces: Iterator[str]) -> float:
+    """Return the time of the processor until the next piece that is not empty, or the end."""
+    began_s = time.process_time()
+    next(filter(None, pieces), None)
+    return time.process_time() - began_s
+
+
+def test_request_that_is_dropped_while_its_prompt_is_read_ends_soon(model: LlamaCppModel) -> None:
+    whole_s = work_s(model(talk("Add.", 400, 0), 2))
+    began_s = time.process_time()
+    pieces = model(talk("Add.", 400, 1), 2)
+    assert next(pieces) == ""
+    del pieces
+    for _, thread in model._running:
+        thread.join(60)
+    assert time.process_time() - began_s < 0.5 * whole_s
+
+
+def test_what_is_kept_of_one_kind_of_prompt_is_not_lost_to_another(model: LlamaCppModel) -> None:
+    """Also if two requests of the other kind meet."""
+    notes = talk("Take notes.", 200, 2)
+    first_s = work_s(model(notes, 2))
+    begun = model(talk("Answer.", 20, 3), 20)
+    next(filter(None, begun))
+    assert list(filter(None, model(talk("Answer.", 20, 4), 2)))
+    assert list(filter(None, begun))
+    assert work_s(model(notes, 2)) < 0.3 * first_s
 
 
 def test_unknown_model_is_a_mistake(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EarRules
 from counterpoint.runtime.cascade.lanes import LaneStep, TimedLane
+from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import WORD_S, Stage, sounding_s
 
@@ -141,6 +143,54 @@ def test_answer_to_a_turn_that_goes_on_leaves_no_trace(pause_blocks: int) -> Non
         "Here is a rather long answer for you.",
     ]
     assert len(cascade.timeline().where(kind="answer")) == 1
+
+
+def reading(stage: Stage, read: list[tuple[float, Scene]], read_s: float) -> Cascade:
+    """Return a conversation whose model notes when it reads what."""
+
+    def note(scene: Scene) -> Iterator[str]:
+        read.append((cascade.now_s, scene))
+        stage.clock.now_s += read_s
+        yield ""
+
+    cascade = stage.cascade(replace(stage.engines(), read=note))
+    return cascade
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_history_is_read_while_the_answer_is_heard(is_interrupted: bool) -> None:
+    """Not after it: the next question may come at once, and the model may have much to read."""
+    stage = Stage()
+    read: list[tuple[float, Scene]] = []
+    cascade = reading(stage, read, read_s=0.05)
+    cascade.hear(stage.sound("what is this? - - - - " + "stop now please. " * is_interrupted))
+    cascade.hear(stage.sound("- - - - - - - -"))
+    answer = cascade.timeline().where(kind="answer").events[0]
+    assert answer.payload["cut"] == is_interrupted
+    histories = [(at_s, scene.history) for at_s, scene in read if scene.history]
+    at_s, history = histories[0]
+    assert answer.start_s <= at_s < answer.end_s - 0.2
+    written = "Here is a rather long answer for you."
+    assert [one["content"] for one in history] == ["what is this?", written]
+    if is_interrupted:  # then what was heard is read instead
+        heard = [one["content"] for one in histories[1][1]]
+        assert heard == ["what is this?", answer.text]
+        assert len(answer.text) < len(written)
+
+
+def test_what_is_to_be_read_while_the_model_reads_is_read_next() -> None:
+    """Only the newest: the ones before are beginnings of it."""
+    stage = Stage()
+    read: list[tuple[float, Scene]] = []
+    cascade = reading(stage, read, read_s=1.5)
+    cascade.hear(stage.sound("now what is this strange red thing over there on the old table?"))
+    lengths = [len(scene.words) for _, scene in read]
+    begins = [at_s for at_s, _ in read]
+    assert len(read) == 3
+    assert lengths == sorted(set(lengths))
+    assert all(
+        1.5 <= after - before < 1.5 + 2 * EAR_BLOCK / 16_000 for before, after in pairwise(begins)
+    )
 
 
 @pytest.mark.parametrize("failure_s", [0.02, 0.1, 0.2, 0.4, 0.6])

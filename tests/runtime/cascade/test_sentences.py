@@ -1,8 +1,10 @@
 """Answers are cut into what is spoken at once, and the voice knows whether a sentence goes on."""
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ def cut(text: str, size: int = 1) -> list[Sentence]:
     """Return the sentences of a text that comes in pieces."""
     reader = SentenceReader()
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    return [one for piece in pieces for one in reader.read(piece)] + list(reader.end())
+    return [one for piece in pieces for one in reader.read(piece)] + reader.end()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
@@ -46,6 +48,17 @@ def test_first_clause_ends_before_a_word_at_which_speakers_pause() -> None:
     }
     for text, pieces in said.items():
         assert [one.text for one in cut(text)] == pieces
+
+
+@pytest.mark.parametrize("size", [5, 10**6])
+@pytest.mark.parametrize("text", ["word " * 12_000, "It is so. " * 6_000, "x" * 60_000])
+def test_long_text_is_cut_at_once_and_nothing_is_lost(text: str, size: int) -> None:
+    """A model that writes without end holds up neither its voice nor the conversation."""
+    began_s = time.process_time()
+    found = cut(text, size)
+    assert time.process_time() - began_s < 1.5
+    assert "".join(one.text for one in found).replace(" ", "") == text.replace(" ", "")
+    assert max(len(one.text) for one in found) <= 400
 
 
 @pytest.mark.parametrize(
@@ -120,3 +133,33 @@ def test_answer_that_is_dropped_writes_no_further_piece() -> None:
     assert has_ended.wait(5)
     assert pieces == ["this"]
     cascade.close()
+
+
+@pytest.mark.parametrize("rubbish", [None, 3, b"bytes", ["Paris."]])
+def test_engine_that_answers_with_no_text_is_told_and_the_conversation_goes_on(
+    rubbish: object,
+) -> None:
+    stage = Stage()
+
+    def answer(scene: Scene) -> Iterator[Any]:
+        yield "It is "
+        yield rubbish
+
+    cascade = stage.cascade(replace(stage.engines(), answer=answer))
+    cascade.hear(stage.sound("what is it? - - - - - - - - - - - -"))
+    (error,) = cascade.timeline().where(kind="error")
+    assert "an answer must come in pieces of text" in error.text
+    (told,) = cascade.timeline().where(kind="answer")
+    assert told.text == "Sorry, I cannot answer that now."
+
+
+def test_answer_may_be_a_list_of_pieces() -> None:
+    stage = Stage()
+
+    def answer(scene: Scene) -> Any:
+        return ["It is ", "Paris."]
+
+    cascade = stage.cascade(replace(stage.engines(), answer=answer))
+    cascade.hear(stage.sound("what is it? - - - - - - - - - - - -"))
+    (told,) = cascade.timeline().where(kind="answer")
+    assert told.text == "It is Paris."

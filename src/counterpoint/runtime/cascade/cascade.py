@@ -39,6 +39,7 @@ from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, close_la
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.mind import THOUGHT, Mind
 from counterpoint.runtime.cascade.models import Message
+from counterpoint.runtime.cascade.read_ahead import ReadAhead
 from counterpoint.runtime.cascade.reply import Mouth, Speak
 from counterpoint.runtime.cascade.thinking import (
     FixedChunks,
@@ -46,6 +47,7 @@ from counterpoint.runtime.cascade.thinking import (
     Scene,
     SceneWriter,
     Trigger,
+    exchange,
     old_messages,
 )
 from counterpoint.runtime.cascade.trace import Trace
@@ -67,9 +69,8 @@ class Engines:
         speak: Speaks sentences, at `EAR_HZ`.
         think: Thinks while the user speaks; ``None`` for a model that does not.
         judge: Tells how sure it is that the user must be interrupted.
-        read: Reads the history after an answer, and the newest words while the user speaks, so that
-            the next answer begins sooner; what it yields is not used. ``None`` for a model that
-            keeps nothing of a prompt.
+        read: Reads the history while an answer is heard, and the newest words while the user
+            speaks, so that the next answer begins sooner; see `ReadAhead`.
     """
 
     detect: Detect
@@ -153,7 +154,7 @@ class Cascade:
         self.rules = rules or CascadeRules()
         self.calls = Calls(tools, lanes, self.rules.calls)
         self.history: list[Message] = []
-        hearing, writing, speaking, self._reading, thinking = self._lanes = tuple(
+        hearing, writing, speaking, reading, thinking = self._lanes = tuple(
             lanes() for _ in range(5)
         )
         self._ear = Ear(engines.detect, engines.recognise, hearing, self.rules.ear)
@@ -166,6 +167,7 @@ class Cascade:
             self.rules.apology,
         )
         self._trace = Trace(on_event)
+        self._ahead = ReadAhead(engines.read, reading, self._trace)
         self._mind = Mind(
             engines.think,
             engines.judge,
@@ -282,7 +284,7 @@ class Cascade:
             self.calls.advance(
                 now_s,
                 is_over=turn.is_over,
-                is_speaking=self._ear.in_turn and not self._ear.is_pausing,
+                is_speaking=self._is_speaking,
             )
             self._think(turn)
             for event in self.calls.take_events():
@@ -290,9 +292,7 @@ class Cascade:
             self._prepare(turn)
         self._mouth.advance(now_s, may_sound=may_sound)
         self._watch_reply()
-        for step in self._reading.poll(now_s):
-            if step.error is not None:
-                self._trace.fail("reading", str(step.error), step.at_s)
+        self._ahead.advance(now_s)
 
     def _notice(self, sign: Sign) -> None:
         turn = self._turn
@@ -300,9 +300,9 @@ class Cascade:
         if sign == Sign.BEGAN:
             if reply is not None and not self._mouth.sounds:
                 self._discard("the user goes on")
-                self._remember(USER, reply.scene.text)
+                self._remember(reply.scene.text)
             elif reply is None and self._newest is not None and not self._is_answered:
-                self._remember(USER, self._newest.text)
+                self._remember(self._newest.text)
             if self._open_turn is not None:  # its last words never came
                 self._end_turn(self._open_turn)
             self._begin_turn(turn)
@@ -313,8 +313,8 @@ class Cascade:
             self._ready_s = None
         elif sign == Sign.PAUSED:
             self._mind.cut(self._now_s)  # the answer may be next, and needs the language model
-        elif sign == Sign.WORDS and self._ear.in_turn and not self._ear.is_pausing:
-            self._read(self._scene(turn))
+        elif sign == Sign.WORDS and self._is_speaking and reply is None:
+            self._ahead.read(self._scene(turn))
         elif sign == Sign.FAILED:
             self._trace.fail("ear", self._ear.error, self._now_s)
 
@@ -335,8 +335,7 @@ class Cascade:
         """Begin a thought if it is time, and interrupt the user if one has asked for it."""
         mind = self._mind
         interrupts = mind.advance(self._now_s)
-        speaks = self._ear.in_turn and not self._ear.is_pausing
-        if speaks and turn.number != self._held and mind.thinks:
+        if self._is_speaking and turn.number != self._held and mind.thinks:
             new = turn.words[mind.num_words :]
             since_s = self._now_s - (mind.newest_s or turn.start_s)
             if new and self.rules.trigger(new, since_s):
@@ -387,7 +386,7 @@ class Cascade:
             return
         for call in waiting:
             self.calls.retract(call, self._now_s)
-        self._reading.stop()
+        self._ahead.stop()
         scene = self._scene(turn, is_over=True)
         self._mouth.begin(scene, turn.number, self._now_s, is_sure=turn.is_over)
 
@@ -407,6 +406,10 @@ class Cascade:
                 return
         if self._mouth.is_finished(self._now_s):
             self._close_reply(is_cut=False)
+        elif self._mouth.sounds and reply.is_written and not reply.was_read:
+            reply.was_read = True  # the model is free while the answer is spoken
+            so_far = (*self.history, *exchange(reply.scene.text, reply.text))
+            self._ahead.read(Scene(words=(), history=so_far))
 
     def _yield(self, turn: UserTurn) -> None:
         """Stop speaking at once: the user has the floor."""
@@ -429,11 +432,10 @@ class Cascade:
         payload |= {"turn": reply.turn, "written": reply.text, "cut": is_cut}
         start_s = self._now_s if reply.first_sound_s is None else reply.first_sound_s
         self._trace.add(AGENT, "answer", start_s, self._now_s, heard, **payload)
-        self._remember(USER, reply.scene.text)
-        self._remember(AGENT, heard)
+        self._remember(reply.scene.text, heard)
         self._replied = reply.turn
         self._mouth.drop()
-        self._read(Scene(words=(), history=tuple(self.history)))
+        self._ahead.read(Scene(words=(), history=tuple(self.history)))
 
     def _discard(self, why: str) -> None:
         """Drop an answer of which nothing was heard."""
@@ -442,11 +444,6 @@ class Cascade:
             self._trace.add(AGENT, "discarded", reply.begin_s, self._now_s, reply.text, why=why)
         self._mouth.drop()
 
-    def _read(self, scene: Scene) -> None:
-        """Let the language model read what is known already, if it is not busy with that."""
-        if self.engines.read is not None and not self._reading.busy and self._mouth.reply is None:
-            self._reading.start(self.engines.read(scene), self._now_s)
-
     # ------------------------------------------------------------------------------- small parts
 
     @property
@@ -454,6 +451,11 @@ class Cascade:
         if self._ear.turn is None:
             raise AssertionError("signs come with a turn")
         return self._ear.turn
+
+    @property
+    def _is_speaking(self) -> bool:
+        """Whether the user's voice is heard."""
+        return self._ear.in_turn and not self._ear.is_pausing
 
     @property
     def _is_answered(self) -> bool:
@@ -480,11 +482,9 @@ class Cascade:
             interrupts=interrupts,
         )
 
-    def _remember(self, speaker: str, text: str) -> None:
-        if text:
-            role = "user" if speaker == USER else "assistant"
-            self.history.append({"role": role, "content": text})
-            del self.history[: old_messages(len(self.history), _REMEMBERED)]
+    def _remember(self, question: str, answer: str = "") -> None:
+        self.history += exchange(question, answer)
+        del self.history[: old_messages(len(self.history), _REMEMBERED)]
 
     def _tell_words(self, turn: UserTurn) -> None:
         """Tell the words of a turn that were not told yet, and the turn itself when it is over."""

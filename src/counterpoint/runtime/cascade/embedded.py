@@ -168,4 +168,5 @@ def warm_up(engines: Engines) -> None:
     engines.detect(torch.zeros(EAR_BLOCK))
     for thinker in (engines.think, engines.answer):
         if thinker is not None:
-            next(iter(thinker(Scene(words=(ScoredWord("Hello.", 0.0, 0.5, 1.0),)))), None)
+            scene = Scene(words=(ScoredWord("Hello.", 0.0, 0.5, 1.0),))
+            next(filter(None, thinker(scene)), None)

@@ -25,10 +25,14 @@ from counterpoint.runtime.sessions import Sessions
 
 Message = Mapping[str, str]
 Complete = Callable[[Sequence[Message], int], Iterator[str]]
-"""Completes a conversation: messages and the largest number of tokens -> pieces of the answer."""
+"""Completes a conversation: messages and the largest number of tokens -> pieces of the answer.
+
+An empty piece tells that the model works; whoever does not want the rest may leave then.
+"""
 
 _CONTEXT = 8192  # of all slots together
 _SLOTS = 2  # one keeps the beginning of the notes' prompt, the other that of the answers'
+_READ_AT_ONCE = 64  # tokens of a prompt; as fast as more, and between them a request can end
 _ENDING_S = 5.0
 _LONGEST_LINE = 1 << 20
 
@@ -81,6 +85,11 @@ class TowerModel:
 class LlamaCppModel:
     """A GGUF file, run by llama.cpp (package `xllamacpp`) in this process.
 
+    It keeps what it has computed of the last prompt in each of its slots. All prompts with the same
+    first message use the same slot, one after another: in another slot a prompt would be computed
+    from its beginning, and what is kept there would be lost. While a prompt is read, empty pieces
+    are yielded, so that a request that is dropped ends soon.
+
     Args:
         path: The GGUF file.
         num_threads: Threads of the network. Its threads wait for each other after every product, so
@@ -96,12 +105,15 @@ class LlamaCppModel:
         settings.model.path = str(path)
         settings.n_ctx = _CONTEXT
         settings.n_parallel = _SLOTS
+        settings.n_batch = _READ_AT_ONCE
         settings.cache_ram_mib = 0  # it would keep states of old prompts, up to 8 GiB
         settings.cpuparams.n_threads = num_threads
         settings.cpuparams_batch.n_threads = num_threads
         settings.verbosity = -1
         self._server: Any = package.Server(settings)
         self._running: list[tuple[threading.Event, threading.Thread]] = []
+        self._slots: dict[str, int] = {}  # by first message, the one used last at the end
+        self._lock = threading.Lock()
         atexit.register(self._end)
 
     def _end(self) -> None:
@@ -112,14 +124,27 @@ class LlamaCppModel:
         self._running.clear()
         self._server = None
 
+    def _slot(self, beginning: str) -> int:
+        """Return the slot of a first message: its own, or the one that was used longest ago."""
+        with self._lock:
+            slot = self._slots.pop(beginning, None)
+            if slot is None:
+                is_full = len(self._slots) == _SLOTS
+                slot = self._slots.pop(next(iter(self._slots))) if is_full else len(self._slots)
+            self._slots[beginning] = slot
+            return slot
+
     def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
         """See `Complete`."""
         pieces: queue.Queue[str | Exception | None] = queue.Queue()
         is_dropped = threading.Event()
+        slot = self._slot(messages[0]["content"])
 
         def take(chunk: Any) -> bool:
             given = json.loads(chunk) if isinstance(chunk, str) else chunk
             for one in given if isinstance(given, list) else [given]:
+                if "prompt_progress" in one:
+                    pieces.put("")
                 for choice in one.get("choices", ()):
                     if text := choice.get("delta", {}).get("content"):
                         pieces.put(text)
@@ -131,6 +156,8 @@ class LlamaCppModel:
                 "max_tokens": most_tokens,
                 "temperature": 0.0,
                 "cache_prompt": True,
+                "id_slot": slot,
+                "return_progress": True,
                 "stream": True,
             }
             try:

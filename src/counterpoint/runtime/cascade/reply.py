@@ -5,7 +5,7 @@ and it is dropped if the user goes on.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ class Reply:
         waiting: Sentences that are still to be spoken.
         ready: Spoken sentences that wait until the answer is sure.
         is_written: Whether the text is complete.
+        was_read: Whether the language model reads it as a part of the history.
         first_sound_s: When its sound was first queued to be played.
         faults: What failed.
     """
@@ -63,6 +64,7 @@ class Reply:
     waiting: deque[Sentence] = field(default_factory=deque)
     ready: list[Voiced] = field(default_factory=list)
     is_written: bool = False
+    was_read: bool = False
     first_sound_s: float | None = None
     faults: list[tuple[str, str, float]] = field(default_factory=list)
 
@@ -116,10 +118,10 @@ class Mouth:
 
     def say(self, text: str, scene: Scene, turn: int, now_s: float) -> None:
         """Say a text that is known already; for the other arguments see `begin`."""
-        self._write(iter([text]), scene, turn, now_s, is_sure=True)
+        self._write([text], scene, turn, now_s, is_sure=True)
 
     def _write(
-        self, pieces: Iterator[str], scene: Scene, turn: int, now_s: float, *, is_sure: bool
+        self, pieces: Iterable[str], scene: Scene, turn: int, now_s: float, *, is_sure: bool
     ) -> None:
         """Begin an answer, whose text comes piece by piece.
 
@@ -129,7 +131,7 @@ class Mouth:
         self.drop()
         self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=is_sure)
         self._sentences = SentenceReader()
-        self._writing.start(pieces, now_s)
+        self._writing.start(_texts(pieces), now_s)
 
     def drop(self) -> None:
         """Stop writing and speaking, and forget the answer; its queued sound is flushed."""
@@ -164,12 +166,11 @@ class Mouth:
             else:
                 reply.faults.append(("answer", str(step.error), step.at_s))
             if not reply.text:
-                self._add(reply, iter([Sentence(self._apology)]))
+                self._add(reply, [Sentence(self._apology)])
 
-    def _add(self, reply: Reply, found: Iterator[Sentence]) -> None:
-        for sentence in found:
-            reply.text = f"{reply.text} {sentence.text}".strip()
-            reply.waiting.append(sentence)
+    def _add(self, reply: Reply, found: list[Sentence]) -> None:
+        reply.text = " ".join([reply.text, *(sentence.text for sentence in found)]).strip()
+        reply.waiting += found
 
     def _take_sound(self, reply: Reply, now_s: float) -> None:
         for step in self._speaking.poll(now_s):
@@ -214,3 +215,11 @@ class Mouth:
         if words and words[-1].text == sentence.spoken.split()[-1]:  # told as it was written
             words = (*words[:-1], words[-1]._replace(text=sentence.text.split()[-1]))
         yield Voiced(voiced.audio.to(torch.float32), words)
+
+
+def _texts(pieces: Iterable[object]) -> Iterator[str]:
+    """Yield pieces of text; anything else is a fault of the engine, and of nothing else."""
+    for piece in pieces:
+        if not isinstance(piece, str):
+            raise TypeError(f"an answer must come in pieces of text: got {type(piece).__name__}")
+        yield piece

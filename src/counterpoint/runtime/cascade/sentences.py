@@ -1,7 +1,6 @@
 """Cutting a text that comes piece by piece into what is spoken at once."""
 
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 _END = re.compile(r"[.!?]+[\"')]*\s|\n+")
@@ -9,6 +8,7 @@ _PAUSE = re.compile(
     r"[,;:]\s|\s(?=(?:about|and|are|as|at|because|but|by|for|from|if|in|into|is|like|on|or|so|that|"
     r"to|was|were|when|where|which|while|who|with)\s)"
 )
+_LONGEST = 400  # characters that are spoken at once
 _CLOSING = "\"')]"
 _ENDS = (".", "!", "?", "…")
 _GOES_ON = (",", ";", ":")
@@ -39,7 +39,8 @@ class Sentence(NamedTuple):
 class SentenceReader:
     """Finds what can be spoken on its own: sentences, and for a quick start a first clause.
 
-    The first clause ends with a comma or the like, or before a word at which speakers pause.
+    The first clause ends with a comma or the like, or before a word at which speakers pause. A
+    sentence without an end is cut after 400 characters.
 
     Args:
         first_words: Words that the first clause has at least.
@@ -50,31 +51,45 @@ class SentenceReader:
         self._rest = ""
         self._is_first = True
 
-    def read(self, piece: str) -> Iterator[Sentence]:
-        """Yield what a further piece of the text completes."""
-        self._rest += piece
-        while True:
-            goes_on = False
-            ends = [found.end() for found in _END.finditer(self._rest)]
-            if self._is_first and not ends:
-                goes_on = True
-                clauses = (found.end() for found in _PAUSE.finditer(self._rest))
-                ends = [end for end in clauses if self._num_words(end) >= self._first_words]
-            if not ends:
-                return
-            said, self._rest = self._rest[: ends[0]].strip(), self._rest[ends[0] :]
+    def read(self, piece: str) -> list[Sentence]:
+        """Return what a further piece of the text completes."""
+        text = self._rest + piece
+        found: list[Sentence] = []
+        start = 0
+        while (end := self._end_of_next(text, start)) is not None:
+            said = text[start : end.at].strip()
+            start = end.at
             if _has_words(said):
                 self._is_first = False
-                yield Sentence(said, goes_on)
+                found.append(Sentence(said, end.goes_on))
+        self._rest = text[start:]
+        return found
 
-    def end(self) -> Iterator[Sentence]:
-        """Yield the rest: the text has ended."""
+    def end(self) -> list[Sentence]:
+        """Return the rest: the text has ended."""
         rest, self._rest = self._rest.strip(), ""
-        if _has_words(rest):
-            yield Sentence(rest)
+        return [Sentence(rest)] if _has_words(rest) else []
 
-    def _num_words(self, end: int) -> int:
-        return len(self._rest[:end].split())
+    def _end_of_next(self, text: str, start: int) -> "_End | None":
+        """Return the end of what begins at a place, if it is known. It looks no further ahead."""
+        limit = start + _LONGEST
+        if found := _END.search(text, start, limit):
+            return _End(found.end(), goes_on=False)
+        if self._is_first:
+            for pause in _PAUSE.finditer(text, start, limit):
+                if len(text[start : pause.end()].split()) >= self._first_words:
+                    return _End(pause.end(), goes_on=True)
+        if len(text) <= limit:
+            return None
+        blank = text.rfind(" ", start, limit)
+        return _End(blank + 1 if blank > start else limit, goes_on=True)
+
+
+class _End(NamedTuple):
+    """Where something ends, and whether its sentence goes on there."""
+
+    at: int
+    goes_on: bool
 
 
 def _has_words(text: str) -> bool:

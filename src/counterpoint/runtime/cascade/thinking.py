@@ -287,6 +287,12 @@ def old_messages(count: int, least: int) -> int:
     return max(count - least, 0) // FORGOTTEN * FORGOTTEN
 
 
+def exchange(question: str, answer: str) -> list[Message]:
+    """Return what a history keeps of a question and its answer; what is empty is left out."""
+    parts = (("user", question), ("assistant", answer))
+    return [_message(role, text) for role, text in parts if text]
+
+
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
