@@ -12,7 +12,7 @@ from rich.console import Console
 from counterpoint.cli.running import Running
 from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
-from counterpoint.evaluate.judged import judged
+from counterpoint.evaluate.duplex.judged import judged
 from counterpoint.evaluate.report.measures import SWAP_DELTA, measures_of, measures_table
 from counterpoint.evaluate.report.verdict import use_sentence
 from counterpoint.evaluate.results import EvaluationConfig, evaluate

@@ -13,8 +13,8 @@ from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.judged import judged
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
-from counterpoint.evaluate.judged import judged
 from counterpoint.evaluate.tasks import answer
 from counterpoint.runtime.load import Loaded
 from counterpoint.systems import build_system, shanks, sketch
@@ -47,7 +47,7 @@ def test_answers_are_scored_beside_the_best_policy_and_the_oracle() -> None:
 def test_the_maker_of_the_problems_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that made the problems listens in the place of the model."""
     monkeypatch.setattr(
-        "counterpoint.evaluate.judged.listen",
+        "counterpoint.evaluate.duplex.judged.listen",
         lambda _, data, problem: made_by_program(problem, clock_of(data)),
     )
     found = judged(Shanks(shanks.tiny()), SpokenMathsData(num_held_out=30))
@@ -104,7 +104,7 @@ def test_the_verb_prints_scores_of_a_task(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("logs.py").write_text(
-        "from tests.evaluate.test_judged import LOGS, run_on, single_config\n"
+        "from tests.evaluate.duplex.test_judged import LOGS, run_on, single_config\n"
         "def logs():\n"
         "    return run_on(single_config(), LOGS)\n"
     )
