@@ -5,7 +5,7 @@ by itself. Where it interrupts, it listens again without interrupting, which giv
 under every threshold. The maker of the problems (what can be found in time at all) and constant
 policies are rows too. Models are folders of runs, or of results of shanks_stacks.py.
 
-    python benchmarks/bench_shanks.py runs/shanks_gpu --problems 150 --out results.json
+    python benchmarks/bench_shanks.py runs/shanks_small --problems 150 --out results.json
     python benchmarks/bench_shanks.py --read results.json --figure shanks.png
 """
 
