@@ -8,6 +8,7 @@ import torch
 
 from counterpoint.cli.main import main
 from counterpoint.speech.audio import write_audio
+from tests.cli.examples import without_loading
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def recording(tmp_path: Path) -> Path:
 
 def complaint(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["talk", "shanks", *words]) == 2
-    told = capsys.readouterr().err
+    told = without_loading(capsys.readouterr().err)
     assert told.count("\n") == 1
     return told
 
