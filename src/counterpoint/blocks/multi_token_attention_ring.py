@@ -188,7 +188,7 @@ def convolve_tick(
     taps = taps.view(len(taps), len(ring), -1, block + kernel.shape[2] - 1).transpose(0, 1)
     num_blocks = newest.shape[2]
     size = num_blocks
-    if not is_traced() and not torch.is_grad_enabled():
+    if not is_traced() and not torch.is_grad_enabled() and ring.is_cpu:
         size = max(1, PIECE_KEYS // newest[:, :, 0].numel())
     y = torch.empty_like(newest)
     written = 0

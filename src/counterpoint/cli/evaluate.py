@@ -12,7 +12,7 @@ from rich.console import Console
 from counterpoint.cli.running import Running
 from counterpoint.data.source import Preparation
 from counterpoint.errors import UserError
-from counterpoint.evaluate.duplex.judged import judged
+from counterpoint.evaluate.duplex.item_scores import item_scores
 from counterpoint.evaluate.report.measures import SWAP_DELTA, measures_of, measures_table
 from counterpoint.evaluate.report.verdict import use_sentence
 from counterpoint.evaluate.results import EvaluationConfig, evaluate
@@ -36,7 +36,7 @@ class EvaluateOptions:
         recordings: List of recordings (.jsonl) on which a speech model is scored, instead of the
             held-out recordings of its run; a published model needs it.
         max_units: Number of held-out units (for speech: rows) that are scored, spread evenly, or 0
-            for all.
+            for all; items of a task are answered at the same places.
         whole_units: Number of units on which the whole is replaced, spread evenly, or 0 for all.
         precision: Type of the computation; "auto" takes the one that is faster on this machine.
     """
@@ -86,7 +86,7 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
         progress=progress,
     )
     measures = measures_of(found, {stream.name for stream in system.layout.predicted})
-    measures |= judged(system, source, options.max_units, progress)
+    measures |= item_scores(system, source, options.max_units, progress)
     count = len(found.bits)
     noun = f"{'row' if found.unit == 'frame' else 'unit'}{'' if count == 1 else 's'}"
     title = f"{loaded.name}, {count} {noun}, {sum(found.sizes):,} {found.unit}s"

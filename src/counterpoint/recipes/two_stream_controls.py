@@ -16,12 +16,13 @@ from counterpoint.systems.two_stream import TwoStreamConfig
 def two_stream_controls() -> Study:
     """Train the first run's arms and ten rivals on the same rows, over three seeds.
 
-    Each control takes one thing away from two_stream or gives one to a rival. The claim that two
-    towers matter falls if `shared_levels` is not worse than two_stream, or than the same shapes
-    with weights of their own (`untied_levels`), the claim that two levels
-    matter if `same_rate` is not, and the claim of the whole if `shuffled_whole` or `frozen_whole`
-    is not; each by an interval that excludes zero. FLOPs are equal within 2 %, but for
-    `as_many_parameters`, a single stream that has twice as many.
+    Each control takes one thing away from two_stream or gives one to a rival. These claims fall:
+    that two towers matter, if `shared_levels` is not worse than two_stream and than
+    `untied_levels`, which has its shapes and a stack of its own for each level; that two levels
+    matter, if `same_rate` is not worse; and that the whole matters, if `shuffled_whole` or
+    `frozen_whole` is not; each by an interval that excludes zero. FLOPs of the models are equal
+    within 2 %, but for `as_many_parameters`, a single stream that has twice as many. Weights of
+    their own also mean more weights, and more products of the optimiser, which are not counted.
     """
     study = first_run()
     like = study.arms[0]

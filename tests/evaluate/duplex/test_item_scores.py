@@ -3,20 +3,21 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from counterpoint.cli.main import main
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.source import TaskData
-from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.hearing import Heard
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
-from counterpoint.evaluate.duplex.judged import judged
-from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
+from counterpoint.evaluate.duplex.item_scores import item_scores
+from counterpoint.evaluate.duplex.spoken_maths import clock_of, made_by_program
+from counterpoint.evaluate.duplex.thinking import Attempt
 from counterpoint.evaluate.tasks import answer
 from counterpoint.runtime.load import Loaded
+from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems import build_system, shanks, sketch
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.systems.shanks import Shanks
@@ -29,7 +30,7 @@ LOGS = TaskData(task=FORMS["logbook_small"], num_held_out=40)
 
 def test_answers_are_scored_beside_the_best_policy_and_the_oracle() -> None:
     system = build_system(single_config(), 0).eval()
-    found = judged(system, LOGS)
+    found = item_scores(system, LOGS)
     task = LOGS.task
     items = [task.item(HELD_OUT_SEED, place) for place in range(40)]
     scores = task.score(items, list(answer(system, items)))
@@ -39,7 +40,7 @@ def test_answers_are_scored_beside_the_best_policy_and_the_oracle() -> None:
     assert {f"{name}, after the true text" for name in scores} <= found.keys()
     (best,) = (value for name, value in found.items() if "of the best policy" in name)
     assert 0.1 < best.value < found[f"{task.primary} of the oracle"].value == 1.0
-    fewer = judged(system, LOGS, most_items=8)
+    fewer = item_scores(system, LOGS, most_items=8)
     assert fewer[f"{task.primary} of the oracle"].value == 1.0
     assert fewer != found
 
@@ -47,36 +48,60 @@ def test_answers_are_scored_beside_the_best_policy_and_the_oracle() -> None:
 def test_the_maker_of_the_problems_reaches_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that made the problems listens in the place of the model."""
     monkeypatch.setattr(
-        "counterpoint.evaluate.duplex.judged.listen",
+        "counterpoint.evaluate.duplex.item_scores.listen",
         lambda _, data, problem: made_by_program(problem, clock_of(data)),
     )
-    found = judged(Shanks(shanks.tiny()), SpokenMathsData(num_held_out=30))
+    found = item_scores(Shanks(shanks.tiny()), SpokenMathsData(num_held_out=30))
     assert found["ceiling: found by the maker"].value > 0.9
-    for name in ("wrong speakers interrupted", "wrong step named (found)", "and corrected"):
+    for name in (
+        "wrong speakers interrupted, also too soon",
+        "wrong step named (found)",
+        "and corrected",
+    ):
         assert found[name] == found["ceiling: found by the maker"]
     assert found["right ones interrupted (false alarms)"].value == 0
     assert 1 < found["median seconds from error to interruption"].value < 4
 
 
-@pytest.mark.slow
-def test_a_listener_is_scored_by_what_it_does() -> None:
-    torch.manual_seed(0)
-    data = SpokenMathsData(task=SpokenMaths(max_steps=2), num_held_out=2, seed=1)
-    model = Shanks(shanks.tiny()).eval()
-    torch.nn.init.normal_(model.get_parameter("head.weight"))
-    problems = [data.heard(place, held_out=True) for place in range(2)]
-    attempts = [listen(model, data, problem) for problem in problems]
-    wrong = [one for one in attempts if one.wrong_s is not None]
-    made = [one for one in wrong if one.interrupted_s is not None]
-    assert len(wrong) == 1  # and one speaker is right
-    found = judged(model, data)
-    assert found["wrong speakers interrupted"].value == len(made) / len(wrong)
-    assert found["wrong step named (found)"].value == sum(one.named for one in made) / len(wrong)
-    assert found["ceiling: found by the maker"].value > 0
+def test_every_share_counts_what_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script interrupts three wrong speakers, names two steps, corrects one; and one alarm."""
+    data = SpokenMathsData(num_held_out=12)
+    problems = [data.heard(place, held_out=True) for place in range(12)]
+    wrong = [problem for problem in problems if problem.wrong_s is not None]
+    right = [problem for problem in problems if problem.wrong_s is None]
+
+    def scripted(_: object, __: object, problem: Heard) -> Attempt:
+        place = next((n for n, one in enumerate(wrong) if one.words == problem.words), 9)
+        speaks = place < 3 or problem.words == right[0].words
+        at_s = 1.5 + (problem.wrong_s or 0.0)
+        event = Event(start_s=at_s, end_s=at_s, stream="agent", kind="interruption")
+        return Attempt(
+            timeline=Timeline(events=(event,) if speaks else ()),
+            wrong_s=problem.wrong_s,
+            named=place < 2,
+            corrected=place < 1,
+        )
+
+    monkeypatch.setattr("counterpoint.evaluate.duplex.item_scores.listen", scripted)
+    found = {name: one.value for name, one in item_scores(Shanks(shanks.tiny()), data).items()}
+    assert found["wrong speakers interrupted, also too soon"] == 3 / len(wrong)
+    assert found["wrong step named (found)"] == 2 / len(wrong)
+    assert found["and corrected"] == 1 / len(wrong)
+    assert found["right ones interrupted (false alarms)"] == 1 / len(right)
+    assert found["median seconds from error to interruption"] == pytest.approx(1.5)
+
+
+def test_what_no_item_asks_has_no_score() -> None:
+    """Few problems may all be wrong, and few items may lack the question that decides."""
+    system = build_system(single_config(), 0).eval()
+    for name in FORMS:
+        data = TaskData(task=FORMS[name], num_held_out=40)
+        found = item_scores(system, data, most_items=1)
+        assert all(one.value == one.value for one in found.values())
 
 
 def test_running_text_is_judged_by_nobody() -> None:
-    assert judged(build_system(single_config(), 0), DataConfig()) == {}
+    assert item_scores(build_system(single_config(), 0), DataConfig()) == {}
 
 
 def run_on(system: SystemConfig, data: AnyData) -> Run:
@@ -104,7 +129,7 @@ def test_the_verb_prints_scores_of_a_task(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("logs.py").write_text(
-        "from tests.evaluate.duplex.test_judged import LOGS, run_on, single_config\n"
+        "from tests.evaluate.duplex.test_item_scores import LOGS, run_on, single_config\n"
         "def logs():\n"
         "    return run_on(single_config(), LOGS)\n"
     )

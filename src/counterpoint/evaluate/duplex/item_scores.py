@@ -1,0 +1,130 @@
+"""What a model does with the held-out items of its own data, where a program can judge it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from counterpoint.data.source import DataSource
+from counterpoint.data.tasks.items import (
+    HELD_OUT_SEED,
+    Item,
+    Replies,
+    ScoredTask,
+    always,
+    commonest,
+    draw,
+)
+from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.tasks.spoken_maths.hearing import Heard
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
+from counterpoint.evaluate.duplex.thinking import score_interruptions
+from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
+from counterpoint.evaluate.tasks import answer
+from counterpoint.evaluate.units import spread_places
+from counterpoint.progress import Progress
+from counterpoint.systems.contract import System
+
+
+def item_scores(
+    system: System, source: DataSource, most_items: int = 0, progress: Progress | None = None
+) -> dict[str, Interval]:
+    """Return the scores of a model by name, with 95 % intervals over items, beside their floors.
+
+    Tasks are answered and scored exactly; each symbol of an answer is predicted after the true text
+    before it, so that a solution of many steps is not written freely. Spoken maths is listened to
+    against the clock, and the model interrupts by its own decision. What no item asks has no score.
+
+    Args:
+        system: The model, in evaluation mode.
+        source: The data that it learned from.
+        most_items: Number of held-out items, spread evenly; 0 takes all.
+        progress: Shows the progress; ``None`` shows nothing.
+
+    Returns:
+        Nothing for data that no program here can judge, such as running text.
+    """
+    shown = Progress(quiet=True) if progress is None else progress
+    found: dict[str, Interval] = {}
+    if isinstance(source, TaskData):
+        found = _answered(system, source, most_items, shown)
+    if isinstance(source, SpokenMathsData):
+        found = _listened(system, source, most_items, shown)
+    return {name: value for name, value in found.items() if not math.isnan(value.value)}
+
+
+def _answered(
+    system: System, source: TaskData, most_items: int, progress: Progress
+) -> dict[str, Interval]:
+    """Return the scores of held-out answers, and the primary one of constants and policies."""
+    task, seed = source.task, source.seed + HELD_OUT_SEED
+    places = spread_places(source.num_held_out, most_items).tolist()
+    items = [task.item(seed, place) for place in places]
+    given: list[Replies] = list(progress.over("answers", answer(system, items), len(items)))
+    found = {
+        f"{name}, after the true text": _alone(value)
+        for name, value in task.score(items, given).items()
+    }
+    most = commonest(items)
+    placed = list(zip(places, items, strict=True))
+    policies = {
+        name: [policy(item, draw(seed, -1 - place)) for place, item in placed]
+        for name, policy in task.policies().items()
+    } | {"constant": [always(most, item) for item in items]}
+    ratios = {name: _primary(task, items, own) for name, own in policies.items()}
+    oracle = ratios.pop("oracle", None)
+    best = max(ratios, key=lambda name: ratios[name].value)
+    found[f"{task.primary}, after the true text"] = _primary(task, items, given)
+    found[f"{task.primary} of the best policy ({best})"] = ratios[best]
+    if oracle is not None:
+        found[f"{task.primary} of the oracle"] = oracle
+    return found
+
+
+def _primary(task: ScoredTask, items: Sequence[Item], given: Sequence[Replies]) -> Interval:
+    """Return the primary score, a ratio of sums over items; ``nan`` if no item asks for it."""
+    counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
+    right, asked = np.array(counts, dtype=np.float64).T
+    return bootstrap_ratio(right, asked) if asked.any() else _alone(math.nan)
+
+
+def _listened(
+    system: System, source: SpokenMathsData, most_items: int, progress: Progress
+) -> dict[str, Interval]:
+    """Return how a model interrupts speakers, beside a constant policy and the maker's program."""
+    places = spread_places(source.num_held_out, most_items).tolist()
+    problems = [source.heard(place, held_out=True) for place in places]
+    heard = progress.over("problems heard", problems, len(problems))
+    score = score_interruptions([listen(system, source, problem) for problem in heard])
+    found = {
+        "wrong speakers interrupted, also too soon": score.wrong,
+        "wrong step named (found)": score.found,
+        "and corrected": score.corrected,
+        "right ones interrupted (false alarms)": score.right,
+        "median seconds from error to interruption": _alone(score.latency(0.5)),
+    }
+    return found | _beside(source, problems)
+
+
+def _beside(source: SpokenMathsData, problems: Sequence[Heard]) -> dict[str, Interval]:
+    """Return what the best constant policy finds, and what can be found in time by thinking."""
+    clock = clock_of(replace(source, arrangement="interleaved"))
+    policies = {
+        name: score_interruptions(own)
+        for name, own in floors(problems, clock, source.task.max_steps).items()
+    }
+    best = max(policies, key=lambda name: policies[name].found.value - policies[name].right.value)
+    found = {
+        f"found by the best constant ({best})": policies[best].found,
+        "false alarms of this constant": policies[best].right,
+    }
+    if source.arrangement == "interleaved":
+        made = [made_by_program(problem, clock) for problem in problems]
+        found["ceiling: found by the maker"] = score_interruptions(made).found
+    return found
+
+
+def _alone(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value)
