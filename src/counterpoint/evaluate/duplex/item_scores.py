@@ -59,7 +59,8 @@ def _answered(
     system: System, source: TaskData, most_items: int, progress: Progress
 ) -> dict[str, Interval]:
     """Return the scores of held-out answers, and the primary one of constants and policies."""
-    task, seed = source.task, source.seed + HELD_OUT_SEED
+    task = source.task
+    seed = source.seed + HELD_OUT_SEED
     places = spread_places(source.num_held_out, most_items).tolist()
     items = [task.item(seed, place) for place in places]
     given: list[Replies] = list(progress.over("answers", answer(system, items), len(items)))
