@@ -6,6 +6,7 @@ The models that run in this process are tested in `test_embedded.py`, which need
 import http.server
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from dataclasses import replace
 import pytest
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.cascade.models import EndpointError, EndpointModel
+from counterpoint.runtime.cascade.models import EndpointError, EndpointModel, Requests
 from counterpoint.runtime.cascade.thinking import Answerer
 from tests.runtime.cascade.scripted import Stage
 
@@ -160,3 +161,32 @@ def test_conversation_survives_a_server_that_is_down_and_one_that_stalls() -> No
         cascade.hear(stage.sound("what is this? - - - - - - - - - -"))
     (answer,) = cascade.timeline().where(kind="answer")
     assert answer.text == "Sorry, I cannot answer that now."
+
+
+def test_requests_of_several_threads_have_all_ended_when_the_engine_ends() -> None:
+    """One that is lost would work on in an engine that is gone, which may abort the process."""
+    requests = Requests()
+    ended: list[int] = []
+
+    def ask(number: int) -> None:
+        is_dropped = threading.Event()
+
+        def run() -> None:
+            is_dropped.wait(5)
+            time.sleep(0.01)  # the step in which it is
+            ended.append(number)
+
+        requests.start(run, is_dropped)
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        lanes = [threading.Thread(target=ask, args=(number,)) for number in range(100)]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+    finally:
+        sys.setswitchinterval(interval_s)
+    requests.end(5.0)
+    assert sorted(ended) == list(range(100))

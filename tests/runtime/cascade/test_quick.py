@@ -12,7 +12,7 @@ from torch import Tensor
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EarRules
 from counterpoint.runtime.cascade.lanes import LaneStep, TimedLane
-from counterpoint.runtime.cascade.thinking import Scene
+from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
 from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import WORD_S, Stage, sounding_s
 
@@ -191,6 +191,33 @@ def test_what_is_to_be_read_while_the_model_reads_is_read_next() -> None:
     assert all(
         1.5 <= after - before < 1.5 + 2 * EAR_BLOCK / 16_000 for before, after in pairwise(begins)
     )
+
+
+def test_nothing_is_read_ahead_once_the_agent_interrupts() -> None:
+    """The interruption needs the slot of the model in which what is read ahead would be read."""
+    stage = Stage()
+    asked: list[str] = []
+
+    def read(scene: Scene) -> Iterator[str]:
+        for _ in range(20):
+            stage.clock.now_s += 0.1
+            asked.append("read" if scene.words else "history")
+            yield ""
+
+    def answer(scene: Scene) -> Iterator[str]:
+        asked.append("answer")
+        yield from stage.writer("No, ", "that is wrong.")(scene)
+
+    def judge(scene: Scene) -> float:
+        return float(len(scene.words) >= 4)
+
+    engines = replace(stage.engines(), read=read, answer=answer, judge=judge)
+    cascade = stage.cascade(engines, CascadeRules(trigger=FixedChunks(chunk_s=1.0)))
+    cascade.hear(stage.sound("now what is this strange red thing over there on the old table?"))
+    assert len(cascade.timeline().where(kind="interruption")) == 1
+    assert asked[0] == "read"
+    assert "read" not in asked[asked.index("answer") :]
+    assert asked[-1] == "history"  # that of the interruption, while it is heard
 
 
 @pytest.mark.parametrize("failure_s", [0.02, 0.1, 0.2, 0.4, 0.6])

@@ -348,12 +348,7 @@ class Cascade:
         self._held = turn.number
         self._trace.add(AGENT, "interruption", self._now_s, by=AGENT, turn=turn.number)
         self._tell_words(turn)
-        self._mouth.begin(
-            self._scene(turn, is_over=True, interrupts=True),
-            turn.number,
-            self._now_s,
-            is_sure=True,
-        )
+        self._answer(turn, is_sure=True, interrupts=True)
 
     # ------------------------------------------------------------------------------- answering
 
@@ -386,9 +381,13 @@ class Cascade:
             return
         for call in waiting:
             self.calls.retract(call, self._now_s)
+        self._answer(turn, is_sure=turn.is_over)
+
+    def _answer(self, turn: UserTurn, *, is_sure: bool, interrupts: bool = False) -> None:
+        """Begin to write an answer, for which the model stops to read ahead."""
         self._ahead.stop()
-        scene = self._scene(turn, is_over=True)
-        self._mouth.begin(scene, turn.number, self._now_s, is_sure=turn.is_over)
+        scene = self._scene(turn, is_over=True, interrupts=interrupts)
+        self._mouth.begin(scene, turn.number, self._now_s, is_sure=is_sure)
 
     def _watch_reply(self) -> None:
         """End an answer that was played or that the user interrupts."""

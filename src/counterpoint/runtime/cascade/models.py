@@ -82,13 +82,47 @@ class TowerModel:
                     shown = text
 
 
+class Requests:
+    """The threads in which an engine works: all of them must have ended before the engine does.
+
+    Its methods may be called by several threads at once: every lane asks in a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[tuple[threading.Event, threading.Thread]] = []
+        self._lock = threading.Lock()
+
+    def start(self, run: Callable[[], None], is_dropped: threading.Event) -> None:
+        """Begin a request.
+
+        Args:
+            run: Works in a thread of its own.
+            is_dropped: Tells it to end soon.
+        """
+        thread = threading.Thread(target=run, daemon=True)
+        with self._lock:  # also around the start: a thread that was not started is not alive
+            self._running = [one for one in self._running if one[1].is_alive()]
+            self._running.append((is_dropped, thread))
+            thread.start()
+
+    def end(self, wait_s: float) -> None:
+        """Drop every request, and wait so many seconds at most for each."""
+        with self._lock:
+            running, self._running = self._running, []
+        for is_dropped, _ in running:
+            is_dropped.set()
+        for _, thread in running:
+            thread.join(wait_s)
+
+
 class LlamaCppModel:
     """A GGUF file, run by llama.cpp (package `xllamacpp`) in this process.
 
     It keeps what it has computed of the last prompt in each of its slots. All prompts with the same
     first message use the same slot, one after another: in another slot a prompt would be computed
-    from its beginning, and what is kept there would be lost. While a prompt is read, empty pieces
-    are yielded, so that a request that is dropped ends soon.
+    from its beginning, and what is kept there would be lost. So all conversations on one model
+    share one slot for each kind of prompt, and their answers are written one after another. While
+    a prompt is read, empty pieces are yielded, so that a request that is dropped ends soon.
 
     Args:
         path: The GGUF file.
@@ -111,17 +145,14 @@ class LlamaCppModel:
         settings.cpuparams_batch.n_threads = num_threads
         settings.verbosity = -1
         self._server: Any = package.Server(settings)
-        self._running: list[tuple[threading.Event, threading.Thread]] = []
+        self._requests = Requests()
         self._slots: dict[str, int] = {}  # by first message, the one used last at the end
         self._lock = threading.Lock()
         atexit.register(self._end)
 
     def _end(self) -> None:
         """End what runs, and then the engine: it aborts the process if its threads still run."""
-        for is_dropped, thread in self._running:
-            is_dropped.set()
-            thread.join(_ENDING_S)
-        self._running.clear()
+        self._requests.end(_ENDING_S)
         self._server = None
 
     def _slot(self, beginning: str) -> int:
@@ -166,10 +197,7 @@ class LlamaCppModel:
             except Exception as error:  # it is raised in the thread that reads
                 pieces.put(error)
 
-        thread = threading.Thread(target=run, daemon=True)
-        self._running = [one for one in self._running if one[1].is_alive()]
-        self._running.append((is_dropped, thread))
-        thread.start()
+        self._requests.start(run, is_dropped)
         try:
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, Exception):
