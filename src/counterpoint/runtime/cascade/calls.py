@@ -18,7 +18,8 @@ Events on the stream "agent" (those of `counterpoint.runtime.clocked`, and two m
     cancel    the cancellation               call, was (its state before), turn
     undone    the effect was taken back      call, ok, why, turn
 
-``ok`` is null for a call that was cancelled before its result came. Text that is no call gives an
+``ok`` is null for a call that was cancelled before its result came, and for one that was "left"
+(``why``) when the conversation was closed: its effect may come later. Text that is no call gives an
 event "call" with ``ok`` false and what was ``written``.
 """
 
@@ -40,6 +41,8 @@ CALL = "call"
 CANCEL = "cancel"
 UNDONE = "undone"
 """Kinds of its events."""
+
+_MOST_BYTES_UNDONE = 100  # what undoes a call gives no result
 
 CallState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -136,7 +139,7 @@ class Calls:
         self._lanes = lanes
         self._number = 0
         self._running: dict[int, tuple[Call, Lane]] = {}
-        self._undoing: list[tuple[Call, Lane]] = []
+        self._undoing: list[tuple[Call, Lane, _Attempt]] = []
         self._hanging: list[_Attempt] = []
 
     def of_turn(self, turn: int) -> tuple[Call, ...]:
@@ -197,8 +200,9 @@ class Calls:
             attempt.abandon()
         if call.tool.undo is not None and any(attempt.has_begun for attempt in call.tries):
             lane = self._lanes()
-            lane.start(_undo(call), now_s)
-            self._undoing.append((call, lane))
+            attempt = _Attempt(partial(_undone, call), call.tool.limit_s, _MOST_BYTES_UNDONE)
+            lane.start(_undo(call, attempt), now_s)
+            self._undoing.append((call, lane, attempt))
 
     def withhold(self, turn: int, now_s: float) -> None:
         """Cancel the waiting calls of tools that are not safe: the turn did not end by itself."""
@@ -224,7 +228,7 @@ class Calls:
                     self._fail(call, str(step.error), step.at_s)
                 elif not step.is_last:
                     self._succeed(call, step.value, step.at_s)
-        for call, lane in self._undoing:
+        for call, lane, _ in self._undoing:
             for step in lane.poll(now_s):
                 if step.is_last:
                     why = "" if step.error is None else str(step.error)
@@ -235,17 +239,32 @@ class Calls:
             if ready and (is_over or call.tool.is_safe):
                 self._make(call, now_s, early=is_speaking)
 
-    def leave(self) -> list[Lane]:
-        """Wait for no tool any more, and return the lanes that are still open.
+    def leave(self, now_s: float, wait_s: float) -> list[Lane]:
+        """Wait for no call any more, and return the lanes that are still open.
 
-        A tool that hangs cannot be ended: its thread stays until it returns. What is to be undone
-        when a tool has ended is undone now, and once more if the tool ends after that.
+        A call that runs is told as left. A tool that hangs cannot be ended: its thread stays until
+        it returns. What is to be undone when a tool has ended is undone now, and once more if the
+        tool ends after that.
+
+        Args:
+            now_s: Time of the conversation.
+            wait_s: Longest time for all that is to be undone; what takes longer is told as failed,
+                and goes on in its own thread.
         """
-        open_calls = [*self._running.values(), *self._undoing]
-        for call, _ in open_calls:
+        until_s = time.monotonic() + wait_s
+        running, undoing = list(self._running.values()), self._undoing
+        self._running, self._undoing = {}, []
+        for call in [*(call for call, _ in running), *(call for call, *_ in undoing)]:
             for attempt in call.tries:
                 attempt.leave()
-        return [lane for _, lane in open_calls]
+        for call, _ in running:
+            self._note(CALL, call, now_s, ok=None, why="left")
+        for call, lane, attempt in undoing:
+            attempt.shorten(until_s - time.monotonic())
+            lane.poll(now_s)  # a lane without threads begins here what had not begun
+            why = attempt.finish(until_s - time.monotonic())
+            self._note(UNDONE, call, now_s, ok=not why, why=why)
+        return [lane for _, lane in running] + [lane for _, lane, _ in undoing]
 
     def take_events(self) -> list[Event]:
         """Return the events since the last time."""
@@ -405,6 +424,19 @@ class _Attempt:
             self._is_left = True
         self.abandon()
 
+    def shorten(self, limit_s: float) -> None:
+        """Let it take so many seconds at most from its beginning, if it had longer."""
+        self.limit_s = min(self.limit_s, max(limit_s, 0.0))
+
+    def finish(self, wait_s: float) -> str:
+        """Wait until it has ended, or abandon it; return why it gave no result, if it did not."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self.is_alive, max(wait_s, 0.0)):
+                self.fault = "no result when the conversation was closed"
+            why = self.fault
+        self.abandon()
+        return why
+
     def settle(self) -> None:
         """Wait until the tool has ended, or has taken its longest time, or is left.
 
@@ -451,11 +483,11 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{name}{text}".split())[:200]
 
 
-def _undo(call: Call) -> Iterator[str]:
+def _undo(call: Call, undoing: _Attempt) -> Iterator[str]:
     """Undo a call when all its attempts have ended or have taken their longest time."""
     for attempt in call.tries:
         attempt.settle()
-    yield from _Attempt(partial(_undone, call), call.tool.limit_s, 100).result()
+    yield from undoing.result()
 
 
 def _undone(call: Call) -> None:

@@ -14,6 +14,7 @@ trained for it; speculative answers, the flush after an interruption, repeated a
 and the semantic trigger are ours.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -257,9 +258,12 @@ class Cascade:
         """End what still runs, and wait so many seconds at most until the engines are quiet.
 
         A process that ends while a thread is within an engine may be aborted by it. Only a tool
-        that hangs keeps a thread; see `Calls.leave`.
+        that hangs keeps a thread; see `Calls.leave`, which may take half of the time.
         """
-        close_lanes((*self._lanes, *self.calls.leave()), wait_s)
+        until_s = time.monotonic() + wait_s
+        lanes = (*self._lanes, *self.calls.leave(self._now_s, wait_s / 2))
+        self._trace.tell(*self.calls.take_events())
+        close_lanes(lanes, until_s - time.monotonic())
 
     # ------------------------------------------------------------------------------- one block
 
@@ -287,8 +291,7 @@ class Cascade:
                 is_speaking=self._is_speaking,
             )
             self._think(turn)
-            for event in self.calls.take_events():
-                self._trace.tell(event)
+            self._trace.tell(*self.calls.take_events())
             self._prepare(turn)
         self._mouth.advance(now_s, may_sound=may_sound)
         self._watch_reply()
@@ -423,8 +426,7 @@ class Cascade:
         if reply is None:
             return
         said = self._mouth.said(self._now_s)
-        for event in said:
-            self._trace.tell(event)
+        self._trace.tell(*said)
         heard = " ".join(event.text for event in said)
         amounts = self._mouth.ledger.amounts(self._now_s)
         payload = {name: round(value, 3) for name, value in amounts._asdict().items()}

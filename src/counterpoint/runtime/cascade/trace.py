@@ -22,11 +22,12 @@ class Trace:
         self.events = []
         return events
 
-    def tell(self, event: Event) -> None:
-        """Add an event."""
-        self.events.append(event)
-        if self._on_event is not None:
-            self._on_event(event)
+    def tell(self, *events: Event) -> None:
+        """Add events."""
+        for event in events:
+            self.events.append(event)
+            if self._on_event is not None:
+                self._on_event(event)
 
     def add(
         self,
