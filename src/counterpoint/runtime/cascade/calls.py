@@ -252,8 +252,10 @@ class Calls:
                 and goes on in its own thread.
         """
         until_s = time.monotonic() + wait_s
-        running, undoing = list(self._running.values()), self._undoing
-        self._running, self._undoing = {}, []
+        running = list(self._running.values())
+        undoing = list(self._undoing)
+        self._running.clear()
+        self._undoing.clear()
         for call in [*(call for call, _ in running), *(call for call, *_ in undoing)]:
             for attempt in call.tries:
                 attempt.leave()
