@@ -169,7 +169,7 @@ def test_request_that_is_dropped_while_its_prompt_is_read_ends_soon(model: Llama
     pieces = model(talk("Add.", 400, 1), 2)
     assert next(pieces) == ""
     del pieces
-    for _, thread in model._running:
+    for _, thread in model._requests._running:
         thread.join(60)
     assert time.process_time() - began_s < 0.5 * whole_s
 
