@@ -22,6 +22,8 @@ from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_HZ
 from counterpoint.runtime.cascade.embedded import (
+    HISTORY,
+    SMALL_HISTORY,
     SMOLLM2,
     TOWER,
     embedded_engines,
@@ -94,7 +96,12 @@ def _hold(options: ShanksOptions, output: Running) -> _Held:
     progress = output.progress()
     with progress.doing("opening the engines"):
         complete = language_model(options.llm, options.llm_model, progress.note, output.device)
-        engines = embedded_engines(complete, tools, thinks=not options.silent)
+        engines = embedded_engines(
+            complete,
+            tools,
+            thinks=not options.silent,
+            least_messages=SMALL_HISTORY if options.llm in (SMOLLM2, TOWER) else HISTORY,
+        )
         warm_up(engines)
     trigger = ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s)
     cascade = Cascade(

@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.cascade.models import EndpointError, EndpointModel, Requests
+from counterpoint.runtime.cascade.models import EndpointModel, ModelError, Requests, chunk_pieces
 from counterpoint.runtime.cascade.thinking import Answerer
 from tests.runtime.cascade.scripted import Stage
 
@@ -124,7 +124,7 @@ def test_pieces_come_as_they_are_written() -> None:
 def test_bad_server_is_one_line(reply: Reply, reason: str) -> None:
     with serving(reply) as (url, _):
         model = EndpointModel(url, wait_s=0.1, limit_s=0.2)
-        with pytest.raises(EndpointError, match=reason):
+        with pytest.raises(ModelError, match=reason):
             list(model(ASKED, 7))
 
 
@@ -135,7 +135,7 @@ def closed_address() -> str:
 
 
 def test_server_that_is_down_is_one_line() -> None:
-    with pytest.raises(EndpointError, match="must be reachable"):
+    with pytest.raises(ModelError, match="must be reachable"):
         list(EndpointModel(closed_address())(ASKED, 7))
 
 
@@ -190,3 +190,12 @@ def test_requests_of_several_threads_have_all_ended_when_the_engine_ends() -> No
         sys.setswitchinterval(interval_s)
     requests.end(5.0)
     assert sorted(ended) == list(range(100))
+
+
+def test_refusal_of_the_engine_is_no_silence() -> None:
+    refusal = {"error": {"code": 400, "message": "request (9031 tokens) is too long"}}
+    (found,) = chunk_pieces(refusal)
+    assert isinstance(found, ModelError)
+    assert "9031 tokens" in str(found)
+    told = [{"prompt_progress": {}}, {"choices": [{"delta": {"content": "Hi"}}, {"delta": {}}]}]
+    assert list(chunk_pieces(json.dumps(told))) == ["", "Hi"]

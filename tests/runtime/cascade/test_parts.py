@@ -267,7 +267,8 @@ def test_judge_is_as_sure_as_the_least_certain_word() -> None:
     assert SumJudge()(Scene(words=heard)) == 0.4
 
 
-def test_prompt_of_an_answer_begins_as_the_one_before() -> None:
+@pytest.mark.parametrize(("least", "at_a_time"), [(2, 4), (6, FORGOTTEN), (20, FORGOTTEN)])
+def test_prompt_of_an_answer_begins_as_the_one_before(least: int, at_a_time: int) -> None:
     """Only so can a language model use again what it has computed."""
     prompts: list[list[Message]] = []
 
@@ -275,7 +276,7 @@ def test_prompt_of_an_answer_begins_as_the_one_before() -> None:
         prompts.append(list(messages))
         yield "yes"
 
-    answer = Answerer(complete)
+    answer = Answerer(complete, least_messages=least)
     history: list[Message] = []
     for number in range(40):
         words = (ScoredWord(f"question {number}", 0.0, 1.0, 1.0),)
@@ -286,7 +287,7 @@ def test_prompt_of_an_answer_begins_as_the_one_before() -> None:
     new = sum(
         after[: len(before) - 1] != before[:-1] for before, after in itertools.pairwise(prompts)
     )
-    assert new <= 80 // FORGOTTEN
-    lengths = {len(prompt) for prompt in prompts[10:]}
-    assert max(lengths) - min(lengths) < FORGOTTEN  # the old is forgotten
+    assert new <= 80 // at_a_time
+    lengths = {len(prompt) for prompt in prompts[20:]}
+    assert max(lengths) - min(lengths) < at_a_time  # the old is forgotten
     assert prompts[-1][-1]["content"] == "question 39\n(Your notes: note 39)"

