@@ -305,6 +305,8 @@ class Tally:
         self.errors = self.discarded = self.thoughts = 0
         self.heard: list[str] = []
         self.written = Counter[str]()
+        self.exchanges: list[dict[str, Any]] = []
+        self._turns: dict[int, Event] = {}
 
     def take(self, events: list[Event], watch: Stopwatch) -> None:
         """Count events, and tell the stopwatch where voices end."""
@@ -313,10 +315,31 @@ class Tally:
             self.discarded += event.kind == "discarded"
             self.thoughts += event.kind == "thought" and bool(event.text)
             if event.kind == "answer":
-                self.written[str(event.payload["written"])] += 1
+                self._answered(event)
             if event.kind == "turn":
+                self._turns[event.payload["turn"]] = event
                 self.heard.append(event.text)
                 watch.voices_s.append(event.end_s)
+
+    def _answered(self, event: Event) -> None:
+        """Keep an answer beside its question; a question may have ended without one."""
+        written = str(event.payload["written"])
+        turn = self._turns.get(event.payload["turn"])
+        if turn is not None:
+            self.exchanges.append(
+                {
+                    "question": turn.text,
+                    "answer": written,
+                    "cut": event.payload["cut"],
+                    "is_new": written not in self.written,
+                    "delay_s": round(event.start_s - turn.end_s, 3),
+                }
+            )
+        self.written[written] += 1
+
+    def new_delays_s(self) -> list[float]:
+        """Return the delays of answers that were not given before, from the end of the turn."""
+        return [one["delay_s"] for one in self.exchanges if one["is_new"]]
 
 
 def memory_mb() -> float:
@@ -369,6 +392,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "questions_spoken_into": len(caller.spoken_over),
         "word_errors": word_errors(_whole(caller.said, len(tally.heard)), tally.heard),
         "first_sound_s": spread(caller.first_sounds),
+        "first_sound_of_new_answers_s": spread(tally.new_delays_s()),
         "stop_s": spread(caller.stops),
         "gaps_in_answers_s": spread(caller.gaps),
         **watch.results(),
@@ -380,7 +404,7 @@ def hold(minutes: float, model: str, seed: int, *, in_cpu_time: bool) -> dict[st
         "memory_mb": memory,
         "memory_growth_mb_a_minute": growth(memory),
         "history_messages": len(cascade.history),
-        "answers": dict(tally.written),
+        "exchanges": tally.exchanges,
     }
 
 
@@ -440,13 +464,14 @@ def main() -> None:
     options = parser.parse_args()
     found = hold(options.minutes, options.model, options.seed, in_cpu_time=options.cpu_time)
     rows = found.pop("stages_of_questions")
+    exchanges = found.pop("exchanges")
     print(json.dumps(found, indent=1))
     print(*judged(found), sep="\n")
     if options.out is not None:
-        lines = ",\n  ".join(map(json.dumps, rows))
         text = json.dumps(found, indent=1).removesuffix("\n}")
-        text += f',\n "stages_of_questions": [\n  {lines}\n ]\n}}\n'
-        options.out.write_text(text)
+        for name, kept in (("exchanges", exchanges), ("stages_of_questions", rows)):
+            text += f',\n "{name}": [\n  ' + ",\n  ".join(map(json.dumps, kept)) + "\n ]"
+        options.out.write_text(text + "\n}\n")
 
 
 if __name__ == "__main__":
