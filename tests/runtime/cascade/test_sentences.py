@@ -22,7 +22,7 @@ def cut(text: str, size: int = 1) -> list[Sentence]:
     return [one for piece in pieces for one in reader.read(piece)] + reader.end()
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_sentences_are_spoken_one_by_one_with_an_early_first_clause(size: int) -> None:
     text = "Well, of course I can do that, if you want. It is 3.5 km! - Bye"
     assert cut(text, size) == [

@@ -1,6 +1,7 @@
 """Cutting a text that comes piece by piece into what is spoken at once."""
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _END = re.compile(r"[.!?]+[\"')]*\s|\n+")
@@ -73,16 +74,23 @@ class SentenceReader:
     def _end_of_next(self, text: str, start: int) -> "_End | None":
         """Return the end of what begins at a place, if it is known. It looks no further ahead."""
         limit = start + _LONGEST
+        ends = []
         if found := _END.search(text, start, limit):
-            return _End(found.end(), goes_on=False)
+            ends.append(_End(found.end(), goes_on=False))
         if self._is_first:
-            for pause in _PAUSE.finditer(text, start, limit):
-                if len(text[start : pause.end()].split()) >= self._first_words:
-                    return _End(pause.end(), goes_on=True)
+            ends += self._pauses(text, start, limit)
+        if ends:
+            return min(ends)  # so that it does not matter in which pieces a text comes
         if len(text) <= limit:
             return None
         blank = text.rfind(" ", start, limit)
         return _End(blank + 1 if blank > start else limit, goes_on=True)
+
+    def _pauses(self, text: str, start: int, limit: int) -> "Iterator[_End]":
+        """Yield the places at which a first clause may end."""
+        for pause in _PAUSE.finditer(text, start, limit):
+            if len(text[start : pause.end()].split()) >= self._first_words:
+                yield _End(pause.end(), goes_on=True)
 
 
 class _End(NamedTuple):
