@@ -19,21 +19,11 @@ from counterpoint.train.run import Run
 def shanks_small() -> Run:
     """Train a SHANKS that thinks while it hears spoken maths, and interrupts who is wrong.
 
-    ``--data.arrangement silent`` trains the baseline that only decides whether to interrupt.
-    `shanks_small_parallel` is the other arrangement. ``counterpoint evaluate`` says how many of the
-    wrong speakers the model finds.
+    ``--data.arrangement silent`` trains the baseline that only decides whether to interrupt, and
+    the recipe `shanks_small_parallel` has thoughts in a stream of their own. ``counterpoint
+    evaluate`` says how many of the wrong speakers the model finds.
     """
     return replace(spoken_maths_run("interleaved"), name="shanks_small")
-
-
-def shanks_small_parallel() -> Run:
-    """Train a SHANKS on spoken maths that listens and thinks in parallel streams, side by side.
-
-    A tick is 0.1 seconds, so that rows are nearly twice as long as those of `shanks_small`.
-
-    Source: arXiv:2510.06917 has one sequence; the parallel arrangement is this library's own.
-    """
-    return replace(spoken_maths_run("parallel"), name="shanks_small_parallel")
 
 
 def spoken_maths_run(arrangement: Arrangement, style: Style = "recalled", bank: str = "") -> Run:
