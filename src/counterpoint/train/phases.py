@@ -165,6 +165,10 @@ class PhasedData:
             if name not in names:
                 raise UserError(f"There must be a source {name!r}: there are {', '.join(names)}.")
 
+    def is_measured(self, name: str) -> bool:
+        """Return whether the held-out units of a source are measured."""
+        return self.held_out is None or name in self.held_out
+
     def fits(self, layout: Layout) -> bool:
         """Return whether a system reads all sources; see `DataSource.fits`."""
         rewarded = [phase.rewarded for phase in self.phases if phase.rewarded is not None]
@@ -285,11 +289,10 @@ class PreparedPhases:
 
     def held_out_units(self) -> "JoinedUnits | None":
         """Return the held-out units of the sources that are measured; ``None`` without any."""
-        wanted = self.data.held_out
         found = {
             name: units
             for name, source in self.sources.items()
-            if (wanted is None or name in wanted) and (units := source.held_out_units()) is not None
+            if self.data.is_measured(name) and (units := source.held_out_units()) is not None
         }
         return JoinedUnits(found) if found else None
 

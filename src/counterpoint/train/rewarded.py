@@ -62,15 +62,16 @@ class RewardedData:
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the largest number of ticks of a row; see `DataSource.num_ticks`."""
-        return self._task_data.num_ticks(layout) + self.group.most_ticks
+        return self.questions.num_ticks(layout) + self.group.most_ticks
 
     @property
-    def _task_data(self) -> TaskData:
+    def questions(self) -> TaskData:
+        """The questions with their own solutions, as data to read."""
         return TaskData(task=self.task, num_held_out=self.num_held_out, seed=self.seed)
 
     def prepare(self, system: System, how: Preparation = ALONE) -> "PreparedRewards":
         """Return the questions for a system; nothing is cached; see `DataSource.prepare`."""
-        return PreparedRewards(self, self._task_data.prepare(system, how))
+        return PreparedRewards(self, self.questions.prepare(system, how))
 
 
 class PreparedRewards:

@@ -7,11 +7,15 @@ import pytest
 from counterpoint.cli.main import main
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.tasks.reasoning.corpus import Reasoning
+from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.hearing import Heard
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.text.corpus import DataConfig
+from counterpoint.data.token_deal import MemberWeight
 from counterpoint.errors import UserError
+from counterpoint.evaluate.attempts import Attempts
 from counterpoint.evaluate.duplex.item_scores import item_scores
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, made_by_program
 from counterpoint.evaluate.duplex.thinking import Attempt
@@ -22,6 +26,8 @@ from counterpoint.systems import build_system, shanks, sketch
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.systems.shanks import Shanks
 from counterpoint.train.config import TrainConfig
+from counterpoint.train.phases import PhaseData, PhasedData, PhaseSource
+from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.run import AnyData, Run
 from tests.evaluate.tiny import single_config
 
@@ -98,6 +104,48 @@ def test_what_no_item_asks_has_no_score() -> None:
         data = TaskData(task=FORMS[name], num_held_out=40)
         found = item_scores(system, data, most_items=1)
         assert all(one.value == one.value for one in found.values())
+
+
+SUMS = TaskData(task=Reasoning(families=("arithmetic",), operations=(1, 2)), num_held_out=12)
+ASKED = RewardedData(task=Reasoning(families=("sorting",), operations=(2, 2)), num_held_out=10)
+
+
+def phased(held_out: tuple[str, ...] | None) -> PhasedData:
+    sources = (PhaseSource(name="sums", data=SUMS), PhaseSource(name="logs", data=LOGS))
+    reads = PhaseData(name="read", tokens=100, weights=(MemberWeight(member="sums", weight=1.0),))
+    asks = PhaseData(name="reward", rewarded=ASKED, num_steps=1)
+    return PhasedData(sources=sources, phases=(reads, asks), held_out=held_out)
+
+
+def test_every_source_of_a_run_of_phases_is_judged() -> None:
+    system = build_system(single_config(), 0).eval()
+    found = item_scores(system, phased(None))
+    logs = item_scores(system, LOGS)
+    assert {f"logs: {name}": value for name, value in logs.items()}.items() <= found.items()
+    assert found["sums: right answers, written freely"].value == 0
+    rewarded = {f"phase reward: {name}": own for name, own in item_scores(system, ASKED).items()}
+    assert rewarded
+    assert rewarded.items() <= found.items()
+    without = item_scores(system, phased(("sums",)))
+    assert without == {name: value for name, value in found.items() if "logs" not in name}
+
+
+def test_solutions_are_written_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The true solution of every third question, and its answer without steps of another one."""
+
+    def written(system: object, items: list[ReasoningItem], **how: object) -> list[Attempts]:
+        texts = [item.solution for item in items]
+        texts[1::3] = [text[text.index("#") :] for text in texts[1::3]]
+        texts[2::3] = ["#nothing\n" for _ in texts[2::3]]
+        return [
+            Attempts(item, [text], [judge(item, text)])
+            for item, text in zip(items, texts, strict=True)
+        ]
+
+    monkeypatch.setattr("counterpoint.evaluate.duplex.item_scores.attempt", written)
+    found = item_scores(build_system(single_config(), 0).eval(), SUMS)
+    assert found["right answers, written freely"].value == pytest.approx(2 / 3)
+    assert found["right with every step, written freely"].value == pytest.approx(1 / 3)
 
 
 def test_running_text_is_judged_by_nobody() -> None:

@@ -16,9 +16,11 @@ from counterpoint.data.tasks.items import (
     commonest,
     draw,
 )
+from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.hearing import Heard
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.evaluate.attempts import SPARE_SYMBOLS, attempt
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import score_interruptions
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
@@ -26,6 +28,8 @@ from counterpoint.evaluate.tasks import answer
 from counterpoint.evaluate.units import spread_places
 from counterpoint.progress import Progress
 from counterpoint.systems.contract import System
+from counterpoint.train.phases import PhasedData
+from counterpoint.train.rewarded import RewardedData
 
 
 def item_scores(
@@ -33,9 +37,10 @@ def item_scores(
 ) -> dict[str, Interval]:
     """Return the scores of a model by name, with 95 % intervals over items, beside their floors.
 
-    Tasks are answered and scored exactly; each symbol of an answer is predicted after the true text
-    before it, so that a solution of many steps is not written freely. Spoken maths is listened to
-    against the clock, and the model interrupts by its own decision. What no item asks has no score.
+    Tasks are answered and scored exactly: each symbol of an answer is predicted after the true text
+    before it, and questions that need a solution of several steps are also solved freely. Spoken
+    maths is listened to against the clock, and the model interrupts by its own decision. A run of
+    phases has the scores of each of its sources. What no item asks has no score.
 
     Args:
         system: The model, in evaluation mode.
@@ -48,11 +53,25 @@ def item_scores(
     """
     shown = Progress(quiet=True) if progress is None else progress
     found: dict[str, Interval] = {}
-    if isinstance(source, TaskData):
-        found = _answered(system, source, most_items, shown)
-    if isinstance(source, SpokenMathsData):
-        found = _listened(system, source, most_items, shown)
+    for part, data in _parts(source).items():
+        own: dict[str, Interval] = {}
+        if isinstance(data, TaskData) and data.num_held_out:
+            own = _answered(system, data, most_items, shown)
+        elif isinstance(data, SpokenMathsData):
+            own = _listened(system, data, most_items, shown)
+        found |= {f"{part}: {name}" if part else name: value for name, value in own.items()}
     return {name: value for name, value in found.items() if not math.isnan(value.value)}
+
+
+def _parts(source: DataSource) -> dict[str, DataSource]:
+    """Return the data that are judged one by one, by name; the only data have no name."""
+    if isinstance(source, RewardedData):
+        return {"": source.questions}
+    if not isinstance(source, PhasedData):
+        return {"": source}
+    read = {one.name: one.data for one in source.sources if source.is_measured(one.name)}
+    asked = {one.name: one.rewarded for one in source.phases if one.rewarded is not None}
+    return read | {f"phase {name}": data.questions for name, data in asked.items()}
 
 
 def _answered(
@@ -81,7 +100,24 @@ def _answered(
     found[f"{task.primary} of the best policy ({best})"] = ratios[best]
     if oracle is not None:
         found[f"{task.primary} of the oracle"] = oracle
-    return found
+    return found | _solved(system, items, progress)
+
+
+def _solved(system: System, items: Sequence[Item], progress: Progress) -> dict[str, Interval]:
+    """Return how many of the questions with solutions of several steps are solved freely."""
+    asked = [item for item in items if isinstance(item, ReasoningItem) and item.solution]
+    if not asked:
+        return {}
+    most = max(len(item.solution) for item in asked) + SPARE_SYMBOLS
+    with progress.doing("solving"):
+        attempts = attempt(system, asked, temperature=0.0, most_ticks=most)
+    verdicts = [verdict for one in attempts for verdict in one.verdicts]
+    shares = {
+        "right answers, written freely": [verdict.is_right for verdict in verdicts],
+        "right with every step, written freely": [verdict.is_complete for verdict in verdicts],
+    }
+    ones = np.ones(len(verdicts))
+    return {name: bootstrap_ratio(np.array(own, float), ones) for name, own in shares.items()}
 
 
 def _primary(task: ScoredTask, items: Sequence[Item], given: Sequence[Replies]) -> Interval:
