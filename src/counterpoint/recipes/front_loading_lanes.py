@@ -337,7 +337,11 @@ def stacks(folder: Path, some: Sequence[ChainPhase], most_lanes: int) -> list[li
 
 
 def train_segments(
-    study: FrontLoading, folder: Path, some: Sequence[ChainPhase], device: torch.device
+    study: FrontLoading,
+    folder: Path,
+    some: Sequence[ChainPhase],
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> list[System]:
     """Train segments as lanes of a stack, and return the models.
 
@@ -350,7 +354,8 @@ def train_segments(
         systems.append(begun_system(study.system, segment.seed, path).to(device))
     configs = [segment_config(study, folder, segment) for segment in some]
     sources = [read_recorded(batches_path(folder, segment)) for segment in some]
-    train_further(systems, configs, sources, device, [segment.key for segment in some])
+    names = [segment.key for segment in some]
+    train_further(systems, configs, sources, device, names, progress)
     return systems
 
 

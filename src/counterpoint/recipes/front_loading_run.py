@@ -107,7 +107,7 @@ def _run_groups(
         for number, group in enumerate(groups, 1):
             if time.time() > stop_at:
                 return
-            _run_stack(study, folder, group, every, device)
+            _run_stack(study, folder, group, every, device, progress)
             task(number, len(groups), figures=f"{len(group)} lanes from {group[0].key}")
             join(study, folder)
 
@@ -166,10 +166,11 @@ def _run_stack(
     group: Sequence[ChainPhase],
     every: Sequence[ChainPhase],
     device: torch.device,
+    progress: Progress,
 ) -> None:
     """Train segments together, and let the chains that end with them answer."""
     begin = time.perf_counter()
-    systems = train_segments(study, folder, group, device)
+    systems = train_segments(study, folder, group, device, progress)
     trained = time.perf_counter() - begin
     for segment, system in zip(group, systems, strict=True):
         if _has_children(segment, every):

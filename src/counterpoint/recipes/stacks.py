@@ -109,6 +109,7 @@ def train_further(
     sources: Sequence[Recorded],
     device: torch.device | str,
     names: Sequence[str],
+    progress: Progress | None = None,
 ) -> None:
     """Train systems of one config together, from the weights that they have.
 
@@ -118,13 +119,21 @@ def train_further(
         sources: See `train_lanes`.
         device: Device on which they learn.
         names: Name of each system, for errors.
+        progress: Shows the steps; ``None`` shows nothing.
 
     Raises:
         DivergedError: Weights of a system are not finite.
         UserError: The systems cannot be lanes of a stack; see `Stack`.
     """
     stack = Stack(systems, configs, device)
-    stack.train(sources)
+    shown = Progress(quiet=True) if progress is None else progress
+    what = names[0] if len(names) == 1 else f"{len(names)} lanes from {names[0]}"
+    task = shown.task(what, "steps")
+
+    def report(step: int, bits: list[float]) -> None:
+        task(step, stack.num_steps, figures=f"{sum(bits) / len(bits):.3f} bits")
+
+    stack.train(sources, report)
     for name, is_finite in zip(names, stack.finish(), strict=True):
         if not is_finite:
             raise DivergedError(

@@ -198,7 +198,7 @@ def run_thought_stream(
     for kind, _ in study.systems:
         every = thinkers(study, kind)
         for times in (0, 1, _LONGER):
-            _train(study, folder, [one for one in every if one.times == times], device)
+            _train(study, folder, [one for one in every if one.times == times], device, progress)
         work = partial(_record, study, folder)
         with closing(work_in_processes(work, every, 16)) as done:
             records += list(done)
@@ -206,7 +206,11 @@ def run_thought_stream(
 
 
 def _train(
-    study: ThoughtStream, folder: Path, some: Sequence[ThoughtLane], device: torch.device | str
+    study: ThoughtStream,
+    folder: Path,
+    some: Sequence[ThoughtLane],
+    device: torch.device | str,
+    progress: Progress,
 ) -> None:
     """Train models as lanes of a stack, and keep their weights."""
     runs = [thinker_run(study, one) for one in some]
@@ -217,7 +221,8 @@ def _train(
         for one, run in zip(some, runs, strict=True)
     ]
     sources = [recorded_run(run, folder / WORK / "batches") for run in runs]
-    train_further(systems, [run.train for run in runs], sources, device, [one.key for one in some])
+    configs = [run.train for run in runs]
+    train_further(systems, configs, sources, device, [one.key for one in some], progress)
     for one, system in zip(some, systems, strict=True):
         keep_weights(_weights(folder, one), system)
 
