@@ -22,10 +22,8 @@ from counterpoint.recipes.overrides import parse
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_HZ
 from counterpoint.runtime.cascade.embedded import (
-    HISTORY,
-    SMALL_HISTORY,
+    SMALL_MODELS,
     SMOLLM2,
-    TOWER,
     embedded_engines,
     language_model,
     warm_up,
@@ -33,6 +31,7 @@ from counterpoint.runtime.cascade.embedded import (
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.live import converse_with_microphone, listen
 from counterpoint.runtime.cascade.own_tools import open_tools
+from counterpoint.runtime.cascade.schema_caller import can_find
 from counterpoint.runtime.cascade.thinking import ClauseTrigger, FixedChunks
 from counterpoint.speech.audio import channel_blocks, write_stereo
 from counterpoint.streams.timeline import Event
@@ -91,16 +90,23 @@ def main(arguments: Sequence[str]) -> int:
 def _hold(options: ShanksOptions, output: Running) -> _Held:
     """Hold the conversation, print what happens, and write its sound."""
     tools = open_tools(options.tools)
-    if options.llm in (SMOLLM2, TOWER):  # their file of 94 MB may have to be fetched
+    is_small = options.llm in SMALL_MODELS
+    if is_small:  # their file of 94 MB may have to be fetched
         check_modules(*(("xllamacpp",) if options.llm == SMOLLM2 else ()), *_ENGINES)
     progress = output.progress()
+    uncalled = [tool.name for tool in tools if is_small and not can_find(tool)]
+    if uncalled:
+        progress.note(
+            f"{options.llm} cannot call {', '.join(uncalled)}: it finds only arguments of which "
+            "the tool lists the values (`enum`). Name a larger model with `--llm`."
+        )
     with progress.doing("opening the engines"):
         complete = language_model(options.llm, options.llm_model, progress.note, output.device)
         engines = embedded_engines(
             complete,
             tools,
             thinks=not options.silent,
-            least_messages=SMALL_HISTORY if options.llm in (SMOLLM2, TOWER) else HISTORY,
+            is_small=is_small,
         )
         warm_up(engines)
     trigger = ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s)

@@ -41,7 +41,8 @@ class Tool:
         undo: Takes the effect of the call with a key back, also before the call has ended; a must
             if the effect is "undoable".
         limit_s: Longest time that a call may take.
-        say: Returns what a user is told about a result; ``None`` leaves that to the language model.
+        say: Returns what a user is told about a result; ``None``, and a failure, leave that to the
+            language model.
     """
 
     name: str
@@ -58,6 +59,11 @@ class Tool:
             raise ValueError(
                 f"A tool must have `undo` exactly if its effect is undoable: {self.name!r} has the "
                 f"effect {self.effect!r} and {'an' if self.undo else 'no'} `undo`."
+            )
+        if self.effect != "none" and "key" in self.parameters.get("properties", {}):
+            raise ValueError(
+                f"A tool that changes something gets its idempotency key as `key`: {self.name!r} "
+                "must give its own parameter another name."
             )
 
     @property
@@ -96,12 +102,18 @@ def argument_fault(parameters: Mapping[str, Any], arguments: Any) -> str | None:
 
 def _value_fault(schema: Mapping[str, Any], value: Any) -> str | None:
     kind = schema.get("type")
-    wrong = isinstance(value, bool) and kind in ("integer", "number")
-    if kind in _TYPES and (wrong or not isinstance(value, _TYPES[kind])):
-        return f"must be of type {kind}, got {json.dumps(value)[:80]}"
+    kinds = kind if isinstance(kind, list) else [kind]
+    if all(one in _TYPES for one in kinds) and not any(_is_of(value, one) for one in kinds):
+        return f"must be of type {' or '.join(kinds)}, got {json.dumps(value)[:80]}"
     if "enum" in schema and value not in schema["enum"]:
         return f"must be one of {', '.join(map(str, schema['enum']))}, got {json.dumps(value)[:80]}"
     return None
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Return whether a value has a type of JSON; true is no number."""
+    is_bool = isinstance(value, bool) and kind in ("integer", "number")
+    return isinstance(value, _TYPES[kind]) and not is_bool
 
 
 def canonical(name: str, arguments: Mapping[str, Any]) -> str:

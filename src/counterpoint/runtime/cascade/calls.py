@@ -24,15 +24,15 @@ event "call" with ``ok`` false and what was ``written``.
 """
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from counterpoint.data.tools import Tool, argument_fault, canonical
+from counterpoint.runtime.cascade.attempts import Attempt
 from counterpoint.runtime.cascade.lanes import Lane, LaneFactory
 from counterpoint.runtime.talk import AGENT
 from counterpoint.streams.timeline import Event
@@ -45,10 +45,6 @@ UNDONE = "undone"
 _MOST_BYTES_UNDONE = 100  # what undoes a call gives no result
 
 CallState = Literal["waiting", "running", "done", "failed", "cancelled"]
-
-
-class ToolError(Exception):
-    """A tool did not give a usable result."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -66,6 +62,7 @@ class Call:
         reason: Why it failed.
         began_s: Time of the newest attempt.
         is_early: Whether the user was still speaking then.
+        is_given_up: Whether the answer could not wait for its result.
         retry_s: Time from which on it may be made again.
         tries: Its attempts, of which some may still run.
     """
@@ -80,8 +77,9 @@ class Call:
     reason: str = ""
     began_s: float = 0.0
     is_early: bool = False
+    is_given_up: bool = False
     retry_s: float = 0.0
-    tries: "list[_Attempt]" = field(default_factory=list)
+    tries: list[Attempt] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -89,13 +87,21 @@ class Call:
         return f"turn {self.turn}, call {self.number}"
 
     @property
-    def can_be_said(self) -> bool:
-        """Whether its tool has words for the result."""
-        return self.state == "done" and self.tool.say is not None
+    def is_wanted(self) -> bool:
+        """Whether it was asked for and not taken back."""
+        return self.state != "cancelled"
 
     def said(self) -> str:
-        """Return what the user is told about the result; empty if the tool has no words for it."""
-        return "" if self.tool.say is None else self.tool.say(json.loads(self.result))
+        """Return what the user is told about the result; empty if the tool has no words for it.
+
+        The words are code of the tool, which may fail on a result that it did not expect.
+        """
+        if self.state != "done" or self.tool.say is None:
+            return ""
+        words = None
+        with suppress(Exception):
+            words = self.tool.say(json.loads(self.result))
+        return words if isinstance(words, str) else ""
 
     @property
     def is_settled(self) -> bool:
@@ -139,8 +145,8 @@ class Calls:
         self._lanes = lanes
         self._number = 0
         self._running: dict[int, tuple[Call, Lane]] = {}
-        self._undoing: list[tuple[Call, Lane, _Attempt]] = []
-        self._hanging: list[_Attempt] = []
+        self._undoing: list[tuple[Call, Lane, Attempt]] = []
+        self._hanging: list[Attempt] = []
 
     def of_turn(self, turn: int) -> tuple[Call, ...]:
         """Return the calls that a turn asked for."""
@@ -200,9 +206,14 @@ class Calls:
             attempt.abandon()
         if call.tool.undo is not None and any(attempt.has_begun for attempt in call.tries):
             lane = self._lanes()
-            attempt = _Attempt(partial(_undone, call), call.tool.limit_s, _MOST_BYTES_UNDONE)
+            attempt = Attempt(partial(_undone, call), call.tool.limit_s, _MOST_BYTES_UNDONE)
             lane.start(_undo(call, attempt), now_s)
             self._undoing.append((call, lane, attempt))
+
+    def give_up(self, call: Call, now_s: float) -> None:
+        """Let an answer not wait for a call any longer; a lasting one that was made goes on."""
+        call.is_given_up = True
+        self.retract(call, now_s)
 
     def withhold(self, turn: int, now_s: float) -> None:
         """Cancel the waiting calls of tools that are not safe: the turn did not end by itself."""
@@ -287,7 +298,7 @@ class Calls:
         key = {} if tool.effect == "none" else {"key": call.key}
         action = partial(tool.function, **call.arguments, **key)
         late = None if tool.undo is None else partial(tool.undo, call.key)
-        attempt = _Attempt(action, tool.limit_s, self.rules.most_bytes, late)
+        attempt = Attempt(action, tool.limit_s, self.rules.most_bytes, late)
         call.tries.append(attempt)
         self._hanging.append(attempt)
         lane = self._lanes()
@@ -358,134 +369,7 @@ class Calls:
         )
 
 
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """One attempt of a call, in a thread that can be left behind if the tool hangs.
-
-    Attributes:
-        action: Calls the tool.
-        limit_s: Longest time that it may take.
-        most_bytes: Longest result, in bytes of JSON.
-        late: Undoes the effect if the tool ends after it was undone.
-        found: Result as JSON text, if there is one.
-        fault: Why there is none.
-        is_alive: Whether the tool may still run, or begin.
-        has_begun: Whether the tool was called.
-    """
-
-    action: Callable[[], Any]
-    limit_s: float
-    most_bytes: int
-    late: Callable[[], Any] | None = None
-    found: str | None = None
-    fault: str = ""
-    is_alive: bool = True
-    has_begun: bool = False
-    _is_abandoned: bool = False
-    _is_left: bool = False
-    _undoes_late: bool = False
-    _begin_s: float = 0.0
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def result(self) -> Iterator[str]:
-        """Run the tool, and yield its result as JSON text.
-
-        Raises:
-            ToolError: The tool raised, took too long, or gave what cannot be used; or the call was
-                cancelled.
-        """
-        with self._changed:
-            if self._is_abandoned:
-                self.is_alive = False
-                raise ToolError("cancelled before it began")
-            self.has_begun = True
-            self._begin_s = time.monotonic()
-        threading.Thread(target=self._run, daemon=True).start()
-        with self._changed:
-            ended = self._changed.wait_for(self._is_settled, self.limit_s)
-            if not ended:
-                raise ToolError(f"no result within {self.limit_s:g} s")
-            if self.is_alive:
-                raise ToolError("cancelled while it ran")
-        if self.found is None:
-            raise ToolError(self.fault)
-        yield self.found
-
-    def _is_settled(self) -> bool:
-        return self._is_abandoned or not self.is_alive
-
-    def abandon(self) -> None:
-        """Do not begin any more, and wait no longer for a result."""
-        with self._changed:
-            self._is_abandoned = True
-            self._changed.notify_all()
-
-    def leave(self) -> None:
-        """Abandon it, and let `settle` wait no longer either."""
-        with self._changed:
-            self._is_left = True
-        self.abandon()
-
-    def shorten(self, limit_s: float) -> None:
-        """Let it take so many seconds at most from its beginning, if it had longer."""
-        self.limit_s = min(self.limit_s, max(limit_s, 0.0))
-
-    def finish(self, wait_s: float) -> str:
-        """Wait until it has ended, or abandon it; return why it gave no result, if it did not."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self.is_alive, max(wait_s, 0.0)):
-                self.fault = "no result when the conversation was closed"
-            why = self.fault
-        self.abandon()
-        return why
-
-    def settle(self) -> None:
-        """Wait until the tool has ended, or has taken its longest time, or is left.
-
-        If it ends later, it may have an effect after it was undone; then the effect is undone when
-        it ends.
-        """
-        with self._changed:
-            if self.has_begun:
-                rest_s = max(self._begin_s + self.limit_s - time.monotonic(), 0.0)
-                self._changed.wait_for(lambda: not self.is_alive or self._is_left, rest_s)
-            self._undoes_late = self.is_alive
-
-    def _run(self) -> None:
-        try:
-            self.found = self._checked(self.action())
-        except BaseException as error:  # a tool may raise anything, even SystemExit
-            self.fault = _one_line(error)
-        with self._changed:
-            self.is_alive = False
-            is_late = self._undoes_late
-            self._changed.notify_all()
-        if is_late and self.late is not None:
-            with suppress(Exception):  # the undo that was asked for has told of its own fault
-                self.late()
-
-    def _checked(self, result: Any) -> str:
-        try:
-            text = json.dumps(result, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ToolError(f"the result is no JSON: {error}"[:200]) from None
-        num_bytes = len(text.encode(errors="surrogatepass"))
-        if num_bytes > self.most_bytes:
-            raise ToolError(f"the result has {num_bytes} bytes, at most {self.most_bytes}")
-        return text
-
-
-def _one_line(error: BaseException) -> str:
-    """Return what a tool raised as one short line."""
-    name = "" if isinstance(error, ToolError) else f"{type(error).__name__}: "
-    try:
-        text = str(error)
-    except Exception:  # its text is code of the tool as well
-        text = "it has no text"
-    return " ".join(f"{name}{text}".split())[:200]
-
-
-def _undo(call: Call, undoing: _Attempt) -> Iterator[str]:
+def _undo(call: Call, undoing: Attempt) -> Iterator[str]:
     """Undo a call when all its attempts have ended or have taken their longest time."""
     for attempt in call.tries:
         attempt.settle()

@@ -383,7 +383,7 @@ class Cascade:
         if waiting and not is_late:
             return
         for call in waiting:
-            self.calls.retract(call, self._now_s)
+            self.calls.give_up(call, self._now_s)
         self._answer(turn, is_sure=turn.is_over)
 
     def _answer(self, turn: UserTurn, *, is_sure: bool, interrupts: bool = False) -> None:

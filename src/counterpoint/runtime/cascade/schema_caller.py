@@ -41,6 +41,15 @@ class _Match(NamedTuple):
     worth: float
 
 
+def can_find(tool: Tool) -> bool:
+    """Return whether a `SchemaCaller` can call a tool.
+
+    Every required parameter must list its values, and at least one parameter must.
+    """
+    listed = {name for name, one in tool.parameters.get("properties", {}).items() if "enum" in one}
+    return bool(listed) and listed.issuperset(tool.parameters.get("required", ()))
+
+
 class SchemaCaller:
     """Calls tools whose arguments are among the words.
 
@@ -58,11 +67,7 @@ class SchemaCaller:
         heard = [_spelled(plain(word.text)) for word in scene.words[-_MOST_WORDS:]]
         for tool in self._tools:
             arguments = self.arguments(tool.parameters, [word for word in heard if word])
-            made = [
-                call
-                for call in scene.calls
-                if call.tool.name == tool.name and call.state != "cancelled"
-            ]
+            made = [call for call in scene.calls if call.tool.name == tool.name and call.is_wanted]
             wanted = None if arguments is None else canonical(tool.name, arguments)
             for call in made:
                 if wanted is not None and canonical(tool.name, call.arguments) != wanted:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 _END = re.compile(r"[.!?]+[\"')]*\s|\n+")
 _PAUSE = re.compile(
-    r"[,;:]\s|\s(?=(?:about|and|are|as|at|because|but|by|for|from|if|in|into|is|like|on|or|so|that|"
+    r"[,;:]\s+(?=[\"'(\[]*\w)|\s(?=(?:about|and|are|as|at|because|but|by|for|from|if|in|into|is|like|on|or|so|that|"
     r"to|was|were|when|where|which|while|who|with)\s)"
 )
 _LONGEST = 400  # characters that are spoken at once

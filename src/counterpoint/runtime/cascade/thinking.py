@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from counterpoint.data.tools import Tool
+from counterpoint.data.tools import Tool, canonical
 from counterpoint.runtime.cascade.calls import Call
 from counterpoint.runtime.cascade.models import Complete, Message
 from counterpoint.speech.partials import ScoredWord
 
 INTERRUPT = "[INTERRUPT]"
 
-_MARK = re.compile(r"<tool_(call|cancel)>(.*?)</tool_\1>|\[INTERRUPT\]", re.DOTALL)
+_MARK = re.compile(
+    r"<tool_(call|cancel)>(.*?)</tool_\1>|(?P<open><tool_(?:call|cancel)>)|\[INTERRUPT\]", re.DOTALL
+)
 _OPEN = re.compile(r"<tool_(call|cancel)>.*\Z|<[a-z_/]*\Z|\[[A-Z]*\Z", re.DOTALL)
 _CLIPPED = 1500  # most characters of a turn that a small model reads
 _NOTE_WORDS = 40
@@ -33,6 +35,15 @@ _NOTES = (
     ("how far is it from here to the", "They ask how far something is."),
 )
 """Examples for a small model: it does not take notes when it is only told to."""
+
+_CALLING = (
+    "Call a tool as soon as its arguments are known, with "
+    '<tool_call>{"name": ..., "arguments": {...}}</tool_call>. If the person changes their mind, '
+    "take a call back with <tool_cancel> and the same content. If they say something that is "
+    "certainly wrong, write [INTERRUPT]. These are the tools: "
+)
+_CALL_TOKENS = 200
+_TOOL_HISTORY = 6  # messages before the turn that may hold arguments
 
 _ANSWER = "You are a voice assistant. You answer in one short sentence."
 _ANSWERS = (
@@ -154,6 +165,8 @@ class MarkReader:
         self._rest += piece
         place = 0
         for found in _MARK.finditer(self._rest):
+            if found.group("open"):
+                break  # what stands in a call is no mark of its own
             yield from _text(self._rest[place : found.start()])
             kind = found.group(1)
             if kind is None:
@@ -182,37 +195,55 @@ def _text(text: str) -> Iterator[Marked]:
 
 
 class NoteTaker:
-    """Lets a language model note what the speaker wants.
+    """Lets a language model note what the speaker wants, and call tools.
+
+    With tools it also thinks when the speaker has finished, so that a call that needs the last
+    words, or may only be made now, is made. Without them it does not: the answer would be later.
 
     Args:
         complete: The language model.
         tools: Tools that it is told of and may call.
-        most_tokens: Largest number of tokens of a note.
+        most_tokens: Largest number of tokens of a note, beside those of calls.
+        is_early: Whether it thinks while the speaker speaks, and not only afterwards.
     """
 
     def __init__(
-        self, complete: Complete, tools: Sequence[Tool] = (), most_tokens: int = _NOTE_WORDS
+        self,
+        complete: Complete,
+        tools: Sequence[Tool] = (),
+        most_tokens: int = _NOTE_WORDS,
+        *,
+        is_early: bool = True,
     ) -> None:
         self._complete = complete
         self._tools = tools
         self._most = most_tokens
+        self._is_early = is_early
 
     def __call__(self, scene: Scene) -> Iterator[str]:
-        """See `SceneWriter`. Nothing is noted when the speaker has finished: it would delay."""
-        if scene.is_over or not scene.words:
+        """See `SceneWriter`."""
+        if not scene.words or not (self._tools if scene.is_over else self._is_early):
             return iter(())
-        system = _THINK
-        if self._tools:
-            described = json.dumps([tool.described() for tool in self._tools])
-            system += (
-                "\nYou may call these tools as soon as their arguments are known, with "
-                '<tool_call>{"name": ..., "arguments": {...}}</tool_call>: ' + described
-            )
-        messages = [_message("system", system)]
+        messages = [_message("system", self._system())]
         for said, note in _NOTES:
             messages += [_message("user", said), _message("assistant", note)]
-        messages.append(_message("user", scene.text[-_CLIPPED:]))
-        return self._complete(messages, self._most)
+        if self._tools:
+            messages += [_message(**one) for one in scene.history[-_TOOL_HISTORY:]]
+        said = scene.text[-_CLIPPED:]
+        made = [canonical(one.tool.name, one.arguments) for one in scene.calls if one.is_wanted]
+        if made:
+            said += f"\n(Called already: {', '.join(made)})"
+        if scene.is_over:
+            said += "\n(The person has finished.)"
+        messages.append(_message("user", said))
+        return self._complete(messages, self._most + (_CALL_TOKENS if self._tools else 0))
+
+    def _system(self) -> str:
+        """Return what the model is told about its task."""
+        if not self._tools:
+            return _THINK
+        described = json.dumps([tool.described() for tool in self._tools])
+        return f"{_THINK}\n{_CALLING}{described}"
 
 
 class Answerer:
@@ -243,9 +274,10 @@ class Answerer:
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
-        wanted = [call for call in scene.calls if call.state != "cancelled"]
-        if wanted and all(call.can_be_said for call in wanted):
-            return iter([" ".join(call.said() for call in wanted)])
+        wanted = [call for call in scene.calls if call.is_given_up or call.state != "cancelled"]
+        sayings = [call.said() for call in wanted]
+        if sayings and not scene.interrupts and all(sayings):
+            return iter([" ".join(sayings)])
         said = "\n".join((scene.text[-_CLIPPED:], *self._remarks(scene)))
         return self._complete(self._prompt(scene.history, said), self._most)
 
@@ -270,11 +302,18 @@ class Answerer:
         if scene.thoughts:
             remarks.append("Your notes: " + " ".join(scene.thoughts)[-_CLIPPED:])
         results = [f"{one.tool.name}: {one.result}" for one in scene.calls if one.state == "done"]
-        failed = [one.tool.name for one in scene.calls if one.state == "failed"]
+        failed = [
+            one.tool.name
+            for one in scene.calls
+            if one.state == "failed" or (one.state == "cancelled" and one.is_given_up)
+        ]
+        running = [one.tool.name for one in scene.calls if one.state == "running"]
         if results:
             remarks.append("Results: " + " ".join(results)[-_CLIPPED:])
         if failed:
             remarks.append("Not possible now: " + ", ".join(failed))
+        if running:
+            remarks.append("Not finished yet: " + ", ".join(running))
         return [f"({remark})" for remark in remarks]
 
 

@@ -1,0 +1,127 @@
+"""Tools that a language model calls by itself, while somebody speaks and afterwards."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.cascade import CascadeRules
+from counterpoint.runtime.cascade.models import Message
+from counterpoint.runtime.cascade.schema_caller import can_find
+from counterpoint.runtime.cascade.thinking import Answerer, ClauseTrigger, NoteTaker, Scene
+from counterpoint.speech.partials import ScoredWord
+from tests.runtime.cascade.scripted import WORD_S, Stage
+
+TEXT = {"type": "object", "properties": {"words": {"type": "string"}}, "required": ["words"]}
+
+
+def reminder(kept: dict[str, str]) -> Tool:
+    """Return a tool whose argument is any text, which only a language model can find."""
+
+    def remind(words: str, key: str) -> str:
+        kept[key] = words
+        return words
+
+    return Tool(
+        name="remind",
+        description="Keeps a reminder.",
+        parameters=TEXT,
+        function=remind,
+        effect="undoable",
+        undo=lambda key: kept.pop(key, None),
+        say=lambda words: f"I will remind you of {words}.",
+    )
+
+
+class Scripted:
+    """A language model that finds what stands after "of", and takes back what was said before."""
+
+    def __init__(self) -> None:
+        self.prompts: list[list[Message]] = []
+
+    def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
+        self.prompts.append([*messages])
+        said = messages[-1]["content"].splitlines()[0]
+        *_, wanted = said.split(" of ")
+        called = [one for one in messages[-1]["content"].splitlines() if "Called already" in one]
+        mark = json.dumps({"name": "remind", "arguments": {"words": wanted.split()[0]}})
+        if " no " in f" {said} " and called:
+            name, old = json.loads(called[0].split(": ", 1)[1].removesuffix(")"))
+            if old["words"] != wanted.split()[0]:
+                taken = json.dumps({"name": name, "arguments": old})
+                yield f"<tool_cancel>{taken}</tool_cancel>"
+        yield f"<tool_call>{mark}</tool_call>"
+
+
+def hold(said: str, rules: CascadeRules, *, is_early: bool = True) -> tuple[Any, Any, Scripted]:
+    stage = Stage()
+    kept: dict[str, str] = {}
+    tool = reminder(kept)
+    model = Scripted()
+    engines = replace(
+        stage.engines(),
+        think=NoteTaker(model, [tool], is_early=is_early),
+        answer=Answerer(lambda messages, most: iter(["Well."])),
+    )
+    cascade = stage.cascade(engines, rules, [tool])
+    cascade.hear(stage.sound(said))
+    return cascade.timeline(), kept, model
+
+
+def test_model_calls_a_tool_before_the_speaker_has_finished() -> None:
+    said = "remind me of bread, please and thank you very much - - - - - - - - - -"
+    timeline, kept, model = hold(said, CascadeRules(trigger=ClauseTrigger()))
+    assert [*kept.values()] == ["bread,"]
+    (call,) = timeline.where(kind="call")
+    assert call.payload["early"]
+    assert call.end_s < 10 * WORD_S
+    (answer,) = timeline.where(kind="answer")
+    assert answer.text == "I will remind you of bread,."
+    system = model.prompts[0][0]["content"]
+    assert "remind" in system
+    assert "<tool_cancel>" in system
+    assert "[INTERRUPT]" in system
+    assert "finished" in model.prompts[-1][-1]["content"]  # it thinks about the last words, too
+
+
+@pytest.mark.parametrize("rules", [CascadeRules(early_calls=False), CascadeRules()])
+def test_baseline_calls_when_the_speaker_has_finished(rules: CascadeRules) -> None:
+    """Call after listen: thoughts are not asked for, or their calls are not made."""
+    said = "remind me of bread and please do that right now and here okay - - - - - - - -"
+    timeline, kept, model = hold(said, rules, is_early=not rules.early_calls)
+    assert [*kept.values()] == ["bread"]
+    (call,) = timeline.where(kind="call")
+    assert not call.payload["early"]
+    (turn,) = timeline.where(kind="turn")
+    assert call.start_s > turn.end_s
+    assert (len(model.prompts) == 1) == rules.early_calls
+
+
+def test_model_takes_a_call_back() -> None:
+    said = "remind me of bread, and then no of milk, please - - - - - - - - - -"
+    timeline, kept, _ = hold(said, CascadeRules(trigger=ClauseTrigger()))
+    assert [*kept.values()] == ["milk,"]
+    assert len(timeline.where(kind="undone")) == 1
+
+
+def test_without_tools_nothing_is_thought_at_the_end() -> None:
+    model = Scripted()
+    scene = Scene(words=(ScoredWord("hello", 0.0, 0.3, 1.0),), is_over=True)
+    assert [*NoteTaker(model)(scene)] == []
+    assert model.prompts == []
+
+
+def test_small_model_finds_only_what_a_tool_lists() -> None:
+    listed = {"type": "string", "enum": ["small", "large"]}
+
+    def tool(properties: dict[str, Any], required: Sequence[str] = ()) -> Tool:
+        schema = {"type": "object", "properties": properties, "required": [*required]}
+        return Tool(name="a", description="", parameters=schema, function=str, effect="none")
+
+    assert can_find(tool({"size": listed}, ["size"]))
+    assert can_find(tool({"size": listed, "note": {"type": "string"}}, ["size"]))
+    assert not can_find(tool({"size": listed, "note": {"type": "string"}}, ["size", "note"]))
+    assert not can_find(tool({}))
