@@ -10,6 +10,7 @@ from rich.console import Console
 from counterpoint.cli import talk_shanks
 from counterpoint.cli.running import Running
 from counterpoint.cli.talk_options import TalkOptions
+from counterpoint.cli.talk_text import check_text, speak, speaks_text
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import (
@@ -38,6 +39,7 @@ _HELP = """Answer a recording as if it were heard live.
 
 OUTPUT.wav has the agent left and the user right. Further files have what was said (.txt, .json),
 the timeline (.timeline.jsonl), a picture and a page. `talk shanks` talks without a trained model.
+An LSLM says `--text` while it hears the recording, and stops when it is interrupted.
 
 Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
 """
@@ -79,6 +81,8 @@ def answer(
     recorded = _check(options)
     user_words = read_user_words(options.words) if options.words else Timeline()
     loaded = running.load(options.checkpoint, dtype=options.dtype, adapters=options.lora)
+    if speaks_text(loaded, options):
+        return speak(options, choices, running, loaded, user_words)
     talker = loaded.talker
     sampling = choices.over(loaded.sampling)
     rate = talker.codec.sample_rate
@@ -104,6 +108,7 @@ def _check(options: TalkOptions) -> AudioInfo:
         raise UserError(f"`--tail` must be 0 to {_LONGEST_TAIL_S:.0f} seconds: got {options.tail}.")
     read = [path for path in (options.input, options.voice, options.words) if path]
     check_answer_path(options.output, read)
+    check_text(options)
     check_opening(options.prompt, options.voice, options.pin)
     check_modules("matplotlib")  # needed when the answer is written
     return verify_audio(options.input)  # an error at its end must not cost the whole answer

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from counterpoint.evaluate.duplex.spoken_text import THRESHOLD
 from counterpoint.runtime.load import WeightType
 from counterpoint.runtime.shipped import TALKS
 
@@ -18,6 +19,8 @@ class TalkOptions:
             by default the small model that comes with the package.
         input: The recording: WAV, FLAC or Ogg, of any sample rate.
         output: The WAV file to write; the other files get its name.
+        text: What an LSLM says while it hears the recording, until it is interrupted.
+        threshold: Probability of the stop above which an LSLM falls silent.
         prompt: Role of the agent, as PersonaPlex reads it.
         voice: A recording of the voice that the agent gets, or a voice of PersonaPlex (.pt).
         pin: Keep prompt and voice readable when the model's window has moved on.
@@ -31,6 +34,8 @@ class TalkOptions:
     input: Path
     output: Path
     checkpoint: tyro.conf.Positional[Path] = TALKS
+    text: str | None = None
+    threshold: float = THRESHOLD
     prompt: str = ""
     voice: Path | None = None
     pin: bool = False

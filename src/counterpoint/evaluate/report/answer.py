@@ -88,9 +88,9 @@ def observe_answer(title: str, recording: Path, rate: int, words: Timeline) -> T
     )
 
 
-def answer_title(model: Path, heard: Path) -> str:
-    """Return a title that says which model answers which recording."""
-    return f"{Path(shown(model.resolve())).name} answers {Path(shown(heard)).name}"
+def answer_title(model: Path, heard: Path, verb: str = "answers") -> str:
+    """Return a title that says which model answers, or hears, which recording."""
+    return f"{Path(shown(model.resolve())).name} {verb} {Path(shown(heard)).name}"
 
 
 def answer_table(title: str, numbers: Mapping[str, str]) -> Table:

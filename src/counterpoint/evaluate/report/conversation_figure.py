@@ -78,7 +78,8 @@ class Talk:
         title: Title of the figure.
         levels: Levels of the agent and the user, in this order.
         found: Turn-taking of the two.
-        words: Events of kind "word" on the streams "agent" and "user".
+        words: Events of kind "word" on the streams "agent" and "user", and "interruption" where
+            the agent stops.
     """
 
     title: str
@@ -210,7 +211,9 @@ def conversation_figure(talk: Talk) -> "Figure":
         return _draw_row(axis, talk, row, with_words)
 
     figure, left_out = sheet.draw(talk.title, rows, draw_row)
-    _draw_legend(figure, sheet.height(len(rows)), left_out + (0 if with_words else len(talk.words)))
+    stops = len(talk.words.where(kind="interruption"))
+    left_out += 0 if with_words else len(talk.words) - stops
+    _draw_legend(figure, sheet.height(len(rows)), left_out, interrupted=stops > 0)
     return figure
 
 
@@ -230,6 +233,9 @@ def _draw_row(axis: "Axes", talk: Talk, row: Row, with_words: Sequence[str]) -> 
     centre[AGENT] = middle - _BAND / 2 - WAVE / 2
     for overlap in talk.found.overlaps:
         axis.axvspan(overlap.start_s, overlap.end_s, color=BOTH, alpha=0.2, linewidth=0)
+    for event in talk.words.where(kind="interruption"):
+        if row.start_s <= event.end_s < row.stop_s:
+            axis.axvline(event.end_s, color=PALETTE[1], linestyle=":", linewidth=1.4)
     left_out = 0
     for name, segments in ((USER, talk.found.user), (AGENT, talk.found.agent)):
         draw_wave(axis, talk.levels, (AGENT, USER).index(name), row, centre[name], segments)
@@ -423,7 +429,7 @@ def _label(
     )  # fmt: skip
 
 
-def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
+def _draw_legend(figure: "Figure", height: float, left_out: int, *, interrupted: bool) -> None:
     """Draw the legend below everything."""
     from matplotlib.patches import Rectangle
 
@@ -436,6 +442,8 @@ def _draw_legend(figure: "Figure", height: float, left_out: int) -> None:
         "both speak;   \N{RIGHTWARDS ARROW} latency, from the end of the user's turn to the "
         "agent's first sound;   faint: no speech"
     )
+    if interrupted:
+        text += ";   dotted line: the agent stops because it is interrupted"
     if left_out:
         text += f";   words left out for want of room: {left_out}"
     figure.text(x + 0.026, y, text, fontsize=8.5, color="#555555", va="center")

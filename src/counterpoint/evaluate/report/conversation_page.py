@@ -175,7 +175,8 @@ def _turns_table(talk: Talk) -> str:
     """Return the table of the user's turns and the agent's reactions."""
     answers = talk.found.answers
     if not answers:
-        return "<h2>Turns</h2><p>The user does not speak.</p>"
+        silent = "<h2>Turns</h2><p>The user does not speak.</p>"
+        return "" if talk.found.user else silent  # nobody asked for an answer
     # A user's word belongs to the turn that ends next, an agent's word to the turn before it.
     ends = [answer.turn.end_s for answer in answers]
     asked = _by_turn(talk.words, USER, [0.0, *ends[:-1], math.inf])
