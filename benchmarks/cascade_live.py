@@ -302,7 +302,8 @@ class Tally:
     """What the events of a conversation amount to."""
 
     def __init__(self) -> None:
-        self.errors = self.discarded = self.thoughts = 0
+        self.discarded = self.thoughts = 0
+        self.errors: list[str] = []
         self.heard: list[str] = []
         self.written = Counter[str]()
         self.exchanges: list[dict[str, Any]] = []
@@ -311,7 +312,8 @@ class Tally:
     def take(self, events: list[Event], watch: Stopwatch) -> None:
         """Count events, and tell the stopwatch where voices end."""
         for event in events:
-            self.errors += event.kind == "error"
+            if event.kind == "error":
+                self.errors.append(f"{event.start_s:.2f} {event.stream}: {event.text}")
             self.discarded += event.kind == "discarded"
             self.thoughts += event.kind == "thought" and bool(event.text)
             if event.kind == "answer":

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.errors import UserError
-from counterpoint.speech.sayable import Alphabet, check_sayable, sayable_pieces
+from counterpoint.speech.sayable import Alphabet, as_sayable, check_sayable, sayable_pieces
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,24 @@ def test_pieces_end_where_a_sentence_or_a_clause_does() -> None:
     assert [len(piece) for piece in sayable_pieces(words, 6)] == [5, 6, 1]
     assert [len(piece) for piece in sayable_pieces(words, 4)] == [3, 4, 4, 1]
     assert list(sayable_pieces(words)) == [words]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("* Don't **forget** your `bag` \N{GRINNING FACE}!", "Don't forget your bag !"),
+        ("<b>Hi</b> café", "Hi café"),
+        ("Plain text, as it is.", "Plain text, as it is."),
+        ("你好", ""),
+        ("* - *", ""),
+        ("a" * 61, "a" * 60 + " a"),
+    ],
+)
+def test_what_a_model_writes_is_made_sayable(text: str, said: str) -> None:
+    assert as_sayable(text) == said
+
+
+@given(st.text(max_size=200), st.sampled_from(["ascii", "latin"]))
+def test_what_is_made_sayable_can_be_said(text: str, alphabet: Alphabet) -> None:
+    if said := as_sayable(text, alphabet):
+        check_sayable(said, alphabet)

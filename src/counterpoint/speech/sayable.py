@@ -52,6 +52,22 @@ def check_sayable(text: str, alphabet: Alphabet = "latin") -> None:
         )
 
 
+def as_sayable(text: str, alphabet: Alphabet = "latin") -> str:
+    """Return what of a text a voice with these letters can speak.
+
+    Language models write markup and other signs into their answers. They are left out, and words
+    that are too long are cut. A text of which nothing is left gives an empty one.
+    """
+    bare = _MARKUP.sub(" ", text)
+    known = "".join(letter if _is_known(letter, alphabet) else " " for letter in bare)
+    pieces = [
+        word[start : start + _LONGEST_WORD]
+        for word in known.split()
+        for start in range(0, len(word), _LONGEST_WORD)
+    ]
+    return " ".join(pieces) if any(map(str.isalnum, known)) else ""
+
+
 def _is_known(letter: str, alphabet: Alphabet) -> bool:
     if letter.isascii():
         return letter.isprintable() or letter.isspace()

@@ -23,6 +23,7 @@ from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Answerer, NoteTaker, Scene, SceneWriter, together
 from counterpoint.speech.detector import SpeechDetector
 from counterpoint.speech.partials import PartialTranscriber, ScoredWord
+from counterpoint.speech.sayable import as_sayable
 from counterpoint.speech.voices import Synthesizer, Voice
 
 SMOLLM2 = "smollm2"
@@ -47,8 +48,12 @@ class PiperMouth:
         self._synthesizer = Synthesizer()
 
     def __call__(self, text: str) -> Voiced:
-        """Speak a sentence at `EAR_HZ`."""
-        spoken = self._synthesizer.speak(text, self._voice, EAR_HZ)
+        """Speak a sentence at `EAR_HZ`, without markup and signs that the voice does not know.
+
+        Raises:
+            UserError: Nothing of it can be spoken.
+        """
+        spoken = self._synthesizer.speak(as_sayable(text) or text, self._voice, EAR_HZ)
         return Voiced(spoken.audio, spoken.words)
 
 
