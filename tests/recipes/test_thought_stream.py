@@ -1,12 +1,16 @@
 """The study of thoughts beside the text, from end to end."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from counterpoint.errors import UserError
 from counterpoint.progress import Progress
-from counterpoint.recipes.cells import read_records
+from counterpoint.recipes import stacks, thought_stream
+from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.thought_stream import (
     ThoughtStream,
     report_thought_stream,
@@ -69,3 +73,56 @@ def test_study_is_run_and_reported(tmp_path: Path) -> None:
     lines = report_thought_stream(study, tmp_path, records)
     assert len(lines) == 2 + 2 * 5
     assert (tmp_path / "thought_stream.json").is_file()
+
+
+def test_a_stopped_study_goes_on_and_gives_the_same_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped before each stack and among the answers; nothing is trained or asked twice."""
+    study = replace(tiny(), systems=tiny().systems[1:], seeds=(0,))
+    trained = list[str]()
+    asked = list[str]()
+    stops = list[int]()
+    train = thought_stream._train
+
+    def here(work: Callable[[Any], Any], items: Sequence[Any], _: int) -> Iterator[Any]:
+        return (work(item) for item in items)
+
+    def stopping_train(own: Any, folder: Path, some: Sequence[Any], *more: Any) -> None:
+        stop(len(trained))
+        train(own, folder, some, *more)
+        trained.extend(one.key for one in some)
+
+    def stopping_write(path: Path, records: Sequence[Any]) -> None:
+        if path.parent.name == "cells":
+            stop(100 + len(asked))
+            asked.append(path.stem)
+        write_records(path, records)
+
+    def stop(place: int) -> None:
+        if place in stops:
+            stops.remove(place)
+            raise KeyboardInterrupt
+
+    def run(folder: Path) -> list[dict[str, Any]]:
+        run_thought_stream(study, folder, "cpu", progress=Progress(quiet=True))
+        return read_records(folder / "thought_stream.parquet")
+
+    monkeypatch.setattr(thought_stream, "work_in_processes", here)
+    monkeypatch.setattr(stacks, "work_in_processes", here)
+    monkeypatch.setattr(thought_stream, "_train", stopping_train)
+    monkeypatch.setattr(thought_stream, "write_records", stopping_write)
+    expected = run(tmp_path / "at once")
+    lanes = [one.key for one in thinkers(study, "inline")]
+    assert trained == asked == lanes
+    trained.clear()
+    asked.clear()
+    stops += [0, 2, 4, 100, 103]
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    assert run(tmp_path / "stopped") == expected
+    assert trained == asked == lanes
+    study = replace(study, tuning_steps=2)
+    with pytest.raises(UserError, match="begun with another study.tuning_steps"):
+        run(tmp_path / "stopped")

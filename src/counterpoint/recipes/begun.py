@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from counterpoint.config_json import encode, first_difference
 from counterpoint.errors import UserError
 from counterpoint.files import read_json, write_json
 
@@ -38,3 +39,25 @@ def keep_begun(file: Path, content: dict[str, Any]) -> None:
         raise OSError(
             f"{str(file)!r} must be writable: {error}. Free space, or take another folder."
         ) from error
+
+
+def keep_or_check_study(file: Path, study: Any, free: Collection[str]) -> None:
+    """Write what study a folder belongs to, or refuse the folder of another study.
+
+    Args:
+        file: The record in the folder.
+        study: The study, a dataclass.
+        free: Fields that may change, because what is finished does not depend on them.
+
+    Raises:
+        UserError: The folder was begun with another study.
+    """
+    new = {key: own for key, own in encode(study).items() if key not in free}
+    if file.exists():
+        changed = first_difference(read_json(file), new, "study")
+        if changed is not None:
+            raise UserError(
+                f"{file.parent} must belong to this study: it was begun with another {changed}. "
+                "Name another folder."
+            )
+    write_json(file, new)

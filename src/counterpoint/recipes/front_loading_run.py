@@ -15,14 +15,12 @@ from typing import Any
 
 import torch
 
-from counterpoint.config_json import encode, first_difference
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.reasoning.item import ReasoningItem
-from counterpoint.errors import UserError
 from counterpoint.evaluate.attempts import lane_targets, lane_texts, lane_true_solutions
-from counterpoint.files import read_json, write_json
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
+from counterpoint.recipes.begun import keep_or_check_study
 from counterpoint.recipes.cells import CELLS, WORK, read_records, write_records
 from counterpoint.recipes.front_loading import SAMPLED, Chain, FrontLoading, chains, corpora, splits
 from counterpoint.recipes.front_loading_lanes import (
@@ -84,7 +82,7 @@ def run_front_loading(
     progress = Progress() if progress is None else progress
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".study.lock", wait=False), closing(progress):
-        _keep_or_check(study, folder)
+        keep_or_check_study(folder / STUDY, study, ("seeds", "groups"))
         every = segments(study)
         missing = [one for one in every if not _is_done(study, folder, one, every)]
         record_segments(study, folder, missing, progress)
@@ -292,17 +290,3 @@ def _run_reinforced(
             about = _about(chain, seed, read_manifest(checkpoint)["ledger"]) | {"note": note}
             (own,) = answered(study, [system.to(device).eval()], sampled=False)
             write_records(path, [about | one for one in own])
-
-
-def _keep_or_check(study: FrontLoading, folder: Path) -> None:
-    """Refuse the folder of another study; seeds and groups change no chain."""
-    path = folder / STUDY
-    new = {key: own for key, own in encode(study).items() if key not in ("seeds", "groups")}
-    if path.exists():
-        changed = first_difference(read_json(path), new, "study")
-        if changed is not None:
-            raise UserError(
-                f"{folder} must belong to this study: it was begun with another {changed}. Name "
-                "another folder."
-            )
-    write_json(path, new)

@@ -5,8 +5,12 @@ thoughts in the whole; a single_stream writes them into the text. Each is pre-tr
 with their thoughts, or on the same questions with their answers only, and is then fine-tuned on
 other questions with thoughts. The two systems are not compared with each other: they differ in size
 and in what a thought may hold.
+
+A model that is trained has its weights in the folder, and one that has answered its record, so a
+study that was stopped goes on where it was.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,9 +30,11 @@ from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.attempts import attempt
 from counterpoint.evaluate.report.front_loading_page import PairRow, pair_rows, score
 from counterpoint.files import write_json
+from counterpoint.locks import locked
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
-from counterpoint.recipes.cells import WORK, write_records
+from counterpoint.recipes.begun import keep_or_check_study
+from counterpoint.recipes.cells import CELLS, WORK, read_records, write_records
 from counterpoint.recipes.stacks import (
     begun_system,
     keep_weights,
@@ -47,6 +53,7 @@ FAMILIES = ("arithmetic", "dyck")
 
 BEFORE = "from pre-training on"
 LATER = "added in fine-tuning"
+STUDY = "study.json"
 ThoughtPlace = Literal["aside", "inline"]
 _LONGER = 8
 _TUNING_LR = 0.25
@@ -176,33 +183,56 @@ def run_thought_stream(
     batches_only: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Train the models as lanes of stacks, and let them answer.
+    """Train the models that are missing as lanes of stacks, and let them answer.
 
     Args:
         study: The study.
-        folder: Folder of the results; records of what the models answer come system by system.
+        folder: Folder of the results; one that was begun there must be the same, but for seeds.
+            Records of what the models answer come system by system.
         device: Device on which they learn.
         batches_only: Only record the batches of training.
         progress: Shows how far it is; on stderr by default.
 
     Raises:
         DivergedError: Weights of a model are not finite.
+        UserError: The folder belongs to another study.
     """
     progress = Progress() if progress is None else progress
-    batches = folder / WORK / "batches"
-    runs = [thinker_run(study, one) for kind, _ in study.systems for one in thinkers(study, kind)]
-    record_runs(runs, batches, progress)
-    if batches_only:
-        return
-    records: list[dict[str, Any]] = []
-    for kind, _ in study.systems:
-        every = thinkers(study, kind)
-        for times in (0, 1, _LONGER):
-            _train(study, folder, [one for one in every if one.times == times], device, progress)
-        work = partial(_record, study, folder)
-        with closing(work_in_processes(work, every, 16)) as done:
-            records += list(done)
-        write_records(folder / "thought_stream.parquet", records)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".study.lock", wait=False):
+        keep_or_check_study(folder / STUDY, study, ("seeds",))
+        every = [one for kind, _ in study.systems for one in thinkers(study, kind)]
+        missing = [one for one in every if not _weights(folder, one).exists()]
+        record_runs([thinker_run(study, one) for one in missing], _batches(folder), progress)
+        if not batches_only:
+            for kind, _ in study.systems:
+                _run_system(study, folder, thinkers(study, kind), device, progress)
+
+
+def _run_system(
+    study: ThoughtStream,
+    folder: Path,
+    every: Sequence[ThoughtLane],
+    device: torch.device | str,
+    progress: Progress,
+) -> None:
+    """Train the models of a system that have no weights, and let those answer that did not yet."""
+    for times in (0, 1, _LONGER):
+        own = [one for one in every if one.times == times]
+        untrained = [one for one in own if not _weights(folder, one).exists()]
+        if untrained:
+            _train(study, folder, untrained, device, progress)
+    silent = [one for one in every if not _answers(folder, one).exists()]
+    task = progress.task(f"answers, {every[0].kind}")
+    work = partial(_record, study, folder)
+    with closing(work_in_processes(work, silent, os.cpu_count() or 1)) as done:
+        for number, (one, record) in enumerate(done, 1):
+            write_records(_answers(folder, one), [record])
+            task(number, len(silent), figures=one.key)
+    answered = [one for kind, _ in study.systems for one in thinkers(study, kind)]
+    paths = [path for one in answered if (path := _answers(folder, one)).exists()]
+    records = [record for path in paths for record in read_records(path)]
+    write_records(folder / "thought_stream.parquet", records)
 
 
 def _train(
@@ -220,19 +250,29 @@ def _train(
         )
         for one, run in zip(some, runs, strict=True)
     ]
-    sources = [recorded_run(run, folder / WORK / "batches") for run in runs]
+    sources = [recorded_run(run, _batches(folder)) for run in runs]
     configs = [run.train for run in runs]
     train_further(systems, configs, sources, device, [one.key for one in some], progress)
     for one, system in zip(some, systems, strict=True):
         keep_weights(_weights(folder, one), system)
 
 
+def _batches(folder: Path) -> Path:
+    return folder / WORK / "batches"
+
+
 def _weights(folder: Path, one: ThoughtLane) -> Path:
     return folder / WORK / "weights" / f"{one.key}.safetensors"
 
 
-def _record(study: ThoughtStream, folder: Path, one: ThoughtLane) -> dict[str, Any]:
-    """Return what a model answers to questions of the scored fold, likeliest symbol by symbol."""
+def _answers(folder: Path, one: ThoughtLane) -> Path:
+    return folder / WORK / CELLS / f"{one.key}.parquet"
+
+
+def _record(
+    study: ThoughtStream, folder: Path, one: ThoughtLane
+) -> tuple[ThoughtLane, dict[str, Any]]:
+    """Return a model and what it answers to the scored questions, likeliest symbol by symbol."""
     system = begun_system(dict(study.systems)[one.kind], one.seed, _weights(folder, one))
     items = scored(study, one.kind)
     found = attempt(system, items, temperature=0.0, most_ticks=64, batch_rows=len(items))
@@ -240,7 +280,7 @@ def _record(study: ThoughtStream, folder: Path, one: ThoughtLane) -> dict[str, A
     rights = [
         judge(item, text).is_right for item, text in zip(questions(study), texts, strict=True)
     ]
-    return {
+    return one, {
         "arm": one.arm,
         "kind": one.kind,
         "seed": one.seed,
