@@ -29,6 +29,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "features": ShanksConfig(
             tower=tiny_models.tower(12, 2, 2, 9), vocab_size=tiny_models.VOCAB, heard_width=3
         ),
+        "words": ShanksConfig(tower=tiny_models.tower(12, 2, 2, 9), vocab_size=tiny_models.VOCAB),
+        "tied": ShanksConfig(
+            tower=tiny_models.tower(12, 2, 2, 9),
+            vocab_size=tiny_models.VOCAB,
+            heard_width=3,
+            conv_taps=0,
+            tied_head=True,
+        ),
         "parallel": ShanksConfig(
             tower=tiny_models.tower(12, 2, 2, 7),
             listener=tiny_models.tower(12, 1, 2, 5),
