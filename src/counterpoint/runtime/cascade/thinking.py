@@ -234,7 +234,7 @@ class NoteTaker:
         if made:
             said += f"\n(Called already: {', '.join(made)})"
         if scene.is_over:
-            said += "\n(The person has finished.)"
+            said += "\n(The person has finished. Write only the calls that are still needed.)"
         messages.append(_message("user", said))
         return self._complete(messages, self._most + (_CALL_TOKENS if self._tools else 0))
 
