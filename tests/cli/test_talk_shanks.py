@@ -1,14 +1,21 @@
-"""The command `talk shanks`: what it refuses, in one line and before anything is loaded."""
+"""The command `talk shanks`: what it writes, and what it refuses before anything is loaded."""
 
+import base64
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from counterpoint.cli import talk_shanks
 from counterpoint.cli.main import main
-from counterpoint.speech.audio import write_audio
+from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.speech.audio import read_audio, write_audio
+from counterpoint.streams.timeline import Timeline
 from tests.cli.examples import without_loading
+from tests.runtime.cascade.scripted import Stage, sounding_s
 
 
 @pytest.fixture
@@ -56,3 +63,48 @@ def test_missing_engine_is_named(
     told = complaint([*given, "--llm", "http://127.0.0.1:9/v1"], capsys)
     assert "`silero-vad`: pip install 'counterpoint[offline]'" in told
     assert not recording.with_name("out.wav").exists()
+
+
+def test_all_files_of_a_conversation_say_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines with a script hear a question, think, and answer it."""
+    stage = Stage()
+    said = "The number is seven, as you said."
+    thought = "They want a number."
+    engines = replace(stage.engines(said), think=stage.writer(thought))
+    monkeypatch.setattr(talk_shanks, "language_model", lambda *_: None)
+    monkeypatch.setattr(talk_shanks, "embedded_engines", lambda *_, **__: engines)
+    monkeypatch.setattr(talk_shanks, "warm_up", lambda _: None)
+    monkeypatch.setattr(talk_shanks, "TimedLane", lambda: TimedLane(stage.clock))
+    question = "tell me now what is the number I said"
+    user = stage.sound(question)
+    write_audio(tmp_path / "question.wav", user[None], 16_000)
+    words = ["talk", "shanks", "--input", str(tmp_path / "question.wav"), "--at-once", "--json"]
+    words += ["--output", str(tmp_path / "out.wav"), "--chunk-s", "1", "--llm", "http://scripted"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    recording, lines, picture, page = map(Path, told["files"])
+    assert recording == tmp_path / "out.wav"
+    assert [path.name for path in (lines, picture, page)] == [
+        *("out.timeline.jsonl", "out.png", "out.html")
+    ]
+
+    timeline = Timeline.read(lines)
+    for stream, text in (("user", question), ("agent", said)):
+        spoken = timeline.where(stream=stream, kind="word")
+        assert " ".join(word.text for word in spoken) == text
+    both = read_audio(recording, 16_000, 2)
+    assert torch.allclose(both[1, : len(user)], user, atol=1e-4)
+    heard = timeline.where(stream="agent", kind="word").events
+    begins_s, ends_s = sounding_s(both[0])
+    assert begins_s == pytest.approx(heard[0].start_s, abs=0.04)
+    assert ends_s == pytest.approx(heard[-1].end_s, abs=0.04)
+
+    assert told["numbers"]["thoughts"] == str(len(timeline.where(kind="thought")))
+    assert told["numbers"]["thoughts"] != "0"
+    html = page.read_text()
+    for shown in (said, thought, *told["numbers"].values()):
+        assert shown in html
+    assert base64.b64encode(recording.read_bytes()).decode() in html
+    assert picture.read_bytes().startswith(b"\x89PNG")
