@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"train", "data", "hub", "speech", "voices", "ray", "offline", "docs", "dev"}
+EXTRAS = {"train", "data", "hub", "speech", "voices", "ray", "offline", "peers", "docs", "dev"}
 # Torch chooses its own setuptools, and what it needs for a GPU.
 LEFT_TO_TORCH = re.compile(r"setuptools|nvidia-.*|cuda-.*|triton|pytorch-triton.*")
 
@@ -112,6 +112,7 @@ def test_the_lock_is_of_this_project() -> None:
     (own,) = (package for package in packages if package["name"] == project["name"])
     found = set()
     for entry in own["metadata"]["requires-dist"]:
-        extra = re.sub(r"extra == '(.*)'", r"\1", entry.get("marker", ""))
-        found.add((entry["name"], entry.get("specifier", ""), extra))
+        extra = re.search(r"extra == '(.*?)'", entry.get("marker", ""))
+        name = "" if extra is None else extra[1]
+        found.add((entry["name"], entry.get("specifier", ""), name))
     assert found == wanted
