@@ -112,7 +112,6 @@ def test_the_lock_is_of_this_project() -> None:
     (own,) = (package for package in packages if package["name"] == project["name"])
     found = set()
     for entry in own["metadata"]["requires-dist"]:
-        extra = re.search(r"extra == '(.*?)'", entry.get("marker", ""))
-        name = "" if extra is None else extra[1]
-        found.add((entry["name"], entry.get("specifier", ""), name))
+        extras = re.findall(r"extra == '(.*?)'", entry.get("marker", ""))
+        found.add((entry["name"], entry.get("specifier", ""), "".join(extras)))
     assert found == wanted
