@@ -102,7 +102,7 @@ def argument_fault(parameters: Mapping[str, Any], arguments: Any) -> str | None:
 
 def _value_fault(schema: Mapping[str, Any], value: Any) -> str | None:
     kind = schema.get("type")
-    kinds = kind if isinstance(kind, list) else [kind]
+    kinds: list[Any] = kind if isinstance(kind, list) else [kind]
     if all(one in _TYPES for one in kinds) and not any(_is_of(value, one) for one in kinds):
         return f"must be of type {' or '.join(kinds)}, got {json.dumps(value)[:80]}"
     if "enum" in schema and value not in schema["enum"]:
