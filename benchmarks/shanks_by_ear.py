@@ -15,11 +15,10 @@ recogniser and a large language model listen; here the model is the small one of
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from record import finish
@@ -220,7 +219,7 @@ def main() -> None:
         loaded = load(folder)
         if loaded.run is None or not isinstance(loaded.run.data, SpokenMathsData):
             raise SystemExit(f"{folder} must be a run on spoken maths.")
-        data = replace(cast("SpokenMathsData", loaded.run.data))
+        data = loaded.run.data
         for hears in ("recognised words", "exact words"):
             is_exact = hears == "exact words"
             attempts = [
