@@ -16,115 +16,30 @@ and the semantic trigger are ours.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.data.tools import Tool
-from counterpoint.runtime.cascade.calls import CallRules, Calls
-from counterpoint.runtime.cascade.ear import (
-    BLOCK_S,
-    EAR_BLOCK,
-    EAR_HZ,
-    Detect,
-    Ear,
-    EarRules,
-    Recognise,
-    Sign,
-    UserTurn,
-)
+from counterpoint.runtime.cascade.calls import Calls
+from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, Ear, Sign, UserTurn
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, close_lanes
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.mind import THOUGHT, Mind
 from counterpoint.runtime.cascade.models import Message
+from counterpoint.runtime.cascade.parts import Backlog, CascadeRules, Engines
 from counterpoint.runtime.cascade.read_ahead import ReadAhead
-from counterpoint.runtime.cascade.reply import Mouth, Speak
-from counterpoint.runtime.cascade.thinking import (
-    FixedChunks,
-    Judge,
-    Scene,
-    SceneWriter,
-    Trigger,
-    exchange,
-    old_messages,
-)
+from counterpoint.runtime.cascade.reply import Mouth
+from counterpoint.runtime.cascade.thinking import Scene, exchange, old_messages
 from counterpoint.runtime.cascade.trace import Trace
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.codec import check_channel
 from counterpoint.streams.timeline import Event, Timeline
 
+__all__ = ["Cascade", "CascadeRules", "Engines"]
+
 _REMEMBERED = 40  # messages of the history that stay at least
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Engines:
-    """What a conversation is made of; each part is a function, and any other may take its place.
-
-    Attributes:
-        detect: Tells speech from other sound.
-        recognise: Recognises words.
-        answer: Writes answers.
-        speak: Speaks sentences, at `EAR_HZ`.
-        think: Thinks while the user speaks; ``None`` for a model that does not.
-        judge: Tells how sure it is that the user must be interrupted.
-        read: Reads the history while an answer is heard, and the newest words while the user
-            speaks, so that the next answer begins sooner; see `ReadAhead`.
-    """
-
-    detect: Detect
-    recognise: Recognise
-    answer: SceneWriter
-    speak: Speak
-    think: SceneWriter | None = None
-    judge: Judge | None = None
-    read: SceneWriter | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CascadeRules:
-    """How a conversation goes.
-
-    Attributes:
-        trigger: When to think.
-        early_calls: Whether tools are called while the user speaks. Otherwise all calls are made
-            after the turn: the baseline "call after listen".
-        interrupt_at: Score of the judge from which on the user is interrupted; above 1 for never.
-        barge_in_s: Voice of the user that stops the agent.
-        wait_s: Longest time for which an answer waits for calls.
-        apology: What is said if no answer could be written.
-        unclear: What is said if a turn had no words that could be recognised.
-        unclear_s: Shortest such turn; what is shorter is ignored.
-        calls: Limits of calls.
-        ear: Limits of turns.
-    """
-
-    trigger: Trigger = field(default_factory=FixedChunks)
-    early_calls: bool = True
-    interrupt_at: float = 0.5
-    barge_in_s: float = 0.2
-    wait_s: float = 8.0
-    apology: str = "Sorry, I cannot answer that now."
-    unclear: str = "Sorry, I did not understand that."
-    unclear_s: float = 1.0
-    calls: CallRules = field(default_factory=CallRules)
-    ear: EarRules = field(default_factory=EarRules)
-
-
-class Backlog(NamedTuple):
-    """What waits at a moment.
-
-    Attributes:
-        unrecognised_s: Seconds of the user's voice whose words are not known yet.
-        queued_s: Seconds of sound that wait to be played.
-        open_calls: Calls that are not settled.
-    """
-
-    unrecognised_s: float
-    queued_s: float
-    open_calls: int
 
 
 class Cascade:
