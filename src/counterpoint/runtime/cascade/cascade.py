@@ -222,7 +222,7 @@ class Cascade:
             elif reply is None and self._newest is not None and not self._is_answered:
                 self._remember(self._newest.text)
             if self._open_turn is not None:  # its last words never came
-                self._end_turn(self._open_turn)
+                self._tell_turn(self._open_turn)
             self._begin_turn(turn)
         elif sign == Sign.RESUMED and turn.number != self._held:
             if reply is not None and reply.turn == turn.number and not self._mouth.sounds:
@@ -236,16 +236,20 @@ class Cascade:
         elif sign == Sign.FAILED:
             self._trace.fail("ear", self._ear.error, self._now_s)
 
-    def _end_turn(self, turn: UserTurn) -> None:
-        """Tell a turn when its last words are known."""
+    def _tell_turn(self, turn: UserTurn) -> None:
+        """Tell a turn with the words that are known of it."""
         self._open_turn = None
         self._tell_words(turn)
         if turn.words:
             self._was_unclear = False
-            return
-        self._trace.add(USER, "unclear", turn.start_s, turn.voice_end_s)
-        long = turn.voice_end_s - turn.start_s >= self.rules.unclear_s
-        if long and not self._was_unclear and not self._mouth.sounds:
+        else:
+            self._trace.add(USER, "unclear", turn.start_s, turn.voice_end_s)
+
+    def _end_turn(self, turn: UserTurn) -> None:
+        """Tell a turn when its last words are known, and say so if it has none."""
+        self._tell_turn(turn)
+        is_unclear = not turn.words and turn.voice_end_s - turn.start_s >= self.rules.unclear_s
+        if is_unclear and not self._was_unclear and not self._mouth.sounds:
             self._was_unclear = True  # music must not be answered again and again
             self._mouth.say(self.rules.unclear, self._scene(turn), turn.number, self._now_s)
 

@@ -7,6 +7,7 @@ before it is certain that the turn is over. A turn ends after a longer pause, an
 said does not sound finished.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,8 @@ class EarRules:
         look_s: Silence after which the words are recognised, in case it becomes a pause.
         pause_s: Silence after which the turn may be over.
         end_s: Silence after which it is over if the words end like a sentence.
-        unfinished_end_s: Silence after which it is over in any case.
+        unfinished_end_s: Silence after which it is over whatever the words are.
+        unrecognised_end_s: Silence after which it is over although its last words are not known.
         partial_s: Time between two recognitions.
         before_s: Sound before the turn that is recognised too.
         fixed_s: Length of sound from which on its first words are fixed.
@@ -66,6 +68,7 @@ class EarRules:
     pause_s: float = 0.19
     end_s: float = 0.5
     unfinished_end_s: float = 1.0
+    unrecognised_end_s: float = 5.0
     partial_s: float = 0.5
     before_s: float = 0.3
     fixed_s: float = 18.0
@@ -155,7 +158,9 @@ class Ear:
         self._detect = detect
         self._recognise = recognise
         self._lane = lane
-        self._recent: deque[Tensor] = deque(maxlen=round(self.rules.before_s / BLOCK_S) + 8)
+        self._num_before = math.ceil(self.rules.before_s / BLOCK_S)
+        num_voiced = math.ceil(self.rules.begin_s / BLOCK_S)
+        self._recent: deque[Tensor] = deque(maxlen=self._num_before + num_voiced)
         self._voiced = 0
         self._sound = _Sound()
         self._job_end_s = 0.0
@@ -177,8 +182,8 @@ class Ear:
         """
         chance = self._detect(block)
         signs: list[Sign] = []
+        self._recent.append(block)
         if not self.in_turn:
-            self._recent.append(block)
             self._voiced = self._voiced + 1 if chance >= self.rules.voiced else 0
             if self._voiced * BLOCK_S >= self.rules.begin_s:
                 self._begin(now_s)
@@ -191,12 +196,14 @@ class Ear:
     def _begin(self, now_s: float) -> None:
         number = 1 if self.turn is None else self.turn.number + 1
         start_s = max(now_s - self._voiced * BLOCK_S, 0.0)
+        num_before = self._num_before
+        if self.turn is not None:  # its words are not recognised twice
+            num_before = min(num_before, round((start_s - self.turn.voice_end_s) / BLOCK_S))
         self.turn = UserTurn(number=number, start_s=start_s, voice_end_s=now_s)
         self._lane.stop()
-        blocks = list(self._recent)
+        blocks = list(self._recent)[-self._voiced - num_before :]
         begin_s = max(now_s - len(blocks) * BLOCK_S, 0.0)
         self._sound = _Sound(start_s=begin_s, voice_s=start_s, blocks=blocks)
-        self._recent.clear()
         self._voiced = 0
         self.is_pausing = False
         self._may_fail = True
@@ -234,7 +241,7 @@ class Ear:
     def _patience_s(self, turn: UserTurn) -> float:
         """Return the silence that ends the turn, given its words."""
         if not turn.is_recognised:
-            return self.rules.unfinished_end_s
+            return self.rules.unrecognised_end_s
         finished = not turn.words or turn.words[-1].text.endswith((".", "?", "!"))
         return self.rules.end_s if finished else self.rules.unfinished_end_s
 
@@ -256,6 +263,8 @@ class Ear:
         for step in self._lane.poll(now_s):
             if step.error is not None:
                 self.error = str(step.error) or type(step.error).__name__
+                known = self._open().words[len(self._sound.fixed) :]
+                self._sound.shorten(known, self.rules)
                 self._try_again(now_s)
                 signs.append(Sign.FAILED)
             elif not step.is_last:
