@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint.runtime.cascade.cascade import CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, EarRules, Recognise
-from counterpoint.runtime.cascade.thinking import Scene
+from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Timeline
 from tests.runtime.cascade.scripted import Stage
@@ -161,3 +161,29 @@ def test_failures_in_a_long_turn_lose_no_word_that_was_known() -> None:
     cascade.hear(stage.sound(text + " - - - - -"))
     assert num_failed > 2
     assert texts(cascade.timeline(), "turn") == [text]
+
+
+# ------------------------------------------------------------------------ words that are revised
+
+
+def test_words_that_are_revised_after_an_interruption_are_told_once() -> None:
+    """Two words become one, so those after them stand at other places than before."""
+    stage = Stage()
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        words = stage.recognise(audio)
+        if len(words) > 4:
+            words[1:3] = [words[1]._replace(text="twowrong", end_s=words[2].end_s)]
+        return words
+
+    engines = replace(
+        stage.engines("No."),
+        recognise=recognise,
+        judge=lambda scene: float("wrong" in scene.text),
+    )
+    cascade = stage.cascade(engines, CascadeRules(trigger=FixedChunks(chunk_s=0.6)))
+    cascade.hear(stage.sound("one two wrong four five six. - - - - - - - -"))
+    timeline = cascade.timeline()
+    assert texts(timeline, "turn") == ["one twowrong four five six."]
+    told = [event.text for event in timeline.where(stream="user", kind="word")]
+    assert told == ["one", "two", "wrong", "four", "five", "six."]

@@ -32,7 +32,7 @@ from counterpoint.runtime.cascade.parts import Backlog, CascadeRules, Engines
 from counterpoint.runtime.cascade.read_ahead import ReadAhead
 from counterpoint.runtime.cascade.reply import Mouth
 from counterpoint.runtime.cascade.thinking import Scene, exchange, old_messages
-from counterpoint.runtime.cascade.trace import Trace
+from counterpoint.runtime.cascade.trace import Trace, WordTeller
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.codec import check_channel
 from counterpoint.streams.timeline import Event, Timeline
@@ -83,6 +83,7 @@ class Cascade:
             self.rules.apology,
         )
         self._trace = Trace(on_event)
+        self._words = WordTeller(self._trace)
         self._ahead = ReadAhead(engines.read, reading, self._trace)
         self._mind = Mind(
             engines.think,
@@ -99,7 +100,6 @@ class Cascade:
         self._open_turn: UserTurn | None = None  # the turn that was not told as a whole yet
         self._newest: UserTurn | None = None  # the turn that began last, as far as it was noticed
         self._ready_s: float | None = None  # when the calls were all that the answer waited for
-        self._told = 0  # number of words of the turn that were told
         self._replied = 0  # newest turn that was answered
         self._held = 0  # turn that the agent has interrupted: it gets no second answer
         self._was_unclear = False
@@ -239,7 +239,7 @@ class Cascade:
     def _tell_turn(self, turn: UserTurn) -> None:
         """Tell a turn with the words that are known of it."""
         self._open_turn = None
-        self._tell_words(turn)
+        self._words.tell(turn)
         if turn.words:
             self._was_unclear = False
         else:
@@ -269,7 +269,7 @@ class Cascade:
         """Take the floor from the user."""
         self._held = turn.number
         self._trace.add(AGENT, "interruption", self._now_s, by=AGENT, turn=turn.number)
-        self._tell_words(turn)
+        self._words.tell(turn)
         self._answer(turn, is_sure=True, interrupts=True)
 
     # ------------------------------------------------------------------------------- answering
@@ -390,7 +390,6 @@ class Cascade:
         self._mind.clear()
         self.calls.forget_before(turn.number)
         self._ready_s = None
-        self._told = 0
 
     def _scene(self, turn: UserTurn, *, is_over: bool = False, interrupts: bool = False) -> Scene:
         return Scene(
@@ -405,15 +404,3 @@ class Cascade:
     def _remember(self, question: str, answer: str = "") -> None:
         self.history += exchange(question, answer)
         del self.history[: old_messages(len(self.history), _REMEMBERED)]
-
-    def _tell_words(self, turn: UserTurn) -> None:
-        """Tell the words of a turn that were not told yet, and the turn itself when it is over."""
-        for number in range(self._told, len(turn.words)):
-            word = turn.words[number]
-            payload = {"p": round(word.probability, 3), "known_s": round(turn.known_s[number], 3)}
-            self._trace.add(USER, "word", word.start_s, word.end_s, word.text, **payload)
-        self._told = max(self._told, len(turn.words))
-        if turn.is_over:
-            self._trace.add(
-                USER, "turn", turn.start_s, turn.voice_end_s, turn.text, turn=turn.number
-            )
