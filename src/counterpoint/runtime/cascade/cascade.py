@@ -230,7 +230,8 @@ class Cascade:
             self._mind.reopen()
             self._ready_s = None
         elif sign == Sign.PAUSED:
-            self._mind.cut(self._now_s)  # the answer may be next, and needs the language model
+            # The answer may be next, and needs the language model; to interrupt it is too late.
+            self._mind.cut(self._now_s)
         elif sign == Sign.WORDS and self._is_speaking and reply is None:
             self._ahead.read(self._scene(turn))
         elif sign == Sign.FAILED:
@@ -257,13 +258,16 @@ class Cascade:
         """Begin a thought if it is time, and interrupt the user if one has asked for it."""
         mind = self._mind
         interrupts = mind.advance(self._now_s)
-        if self._is_speaking and turn.number != self._held and mind.thinks:
-            new = turn.words[mind.num_words :]
-            since_s = self._now_s - (mind.newest_s or turn.start_s)
-            if new and self.rules.trigger(new, since_s):
-                interrupts |= mind.begin(self._scene(turn), turn.number, self._now_s)
-            if interrupts and self._mouth.reply is None:
-                self._interrupt(turn)
+        if not self._is_speaking or turn.number == self._held or not mind.thinks:
+            return
+        new = turn.words[mind.num_words :]
+        since_s = self._now_s - (mind.newest_s or turn.start_s)
+        if new and self.rules.trigger(new, since_s):
+            interrupts |= mind.cut(self._now_s)
+            if not interrupts:  # else the interruption needs the language model
+                mind.begin(self._scene(turn), turn.number, self._now_s)
+        if interrupts and self._mouth.reply is None:
+            self._interrupt(turn)
 
     def _interrupt(self, turn: UserTurn) -> None:
         """Take the floor from the user."""
@@ -387,7 +391,7 @@ class Cascade:
         """Forget what belonged to the turn before."""
         self._open_turn = turn
         self._newest = turn
-        self._mind.clear()
+        self._mind.clear(self._now_s)
         self.calls.forget_before(turn.number)
         self._ready_s = None
 

@@ -86,10 +86,9 @@ class Mind:
         """Whether the thought after the last words is still running."""
         return self._think is not None and not self.is_done
 
-    def clear(self) -> None:
-        """Forget everything: a new turn begins."""
-        self._lane.stop()
-        self._thought = None
+    def clear(self, now_s: float) -> None:
+        """End a running thought by force, and forget everything: a new turn begins."""
+        self._end(now_s, forced=True)
         self.thoughts = []
         self.newest_s = None
         self.num_words = 0
@@ -101,27 +100,23 @@ class Mind:
         if self._thought is not None:
             self._thought.is_final = False
 
-    def cut(self, now_s: float) -> None:
-        """End a running thought by force; an interruption that it asks for is too late."""
-        self._end(now_s, forced=True)
+    def cut(self, now_s: float) -> bool:
+        """End a running thought by force; return whether it asks for an interruption."""
+        return self._end(now_s, forced=True)
 
-    def begin(self, scene: Scene, turn: int, now_s: float) -> bool:
+    def begin(self, scene: Scene, turn: int, now_s: float) -> None:
         """Begin a thought, and end one that still runs by force.
 
         Args:
             scene: What is known so far.
             turn: Number of the user's turn.
             now_s: Time of the conversation.
-
-        Returns:
-            Whether the thought that was ended asks for an interruption.
         """
-        interrupts = self._end(now_s, forced=True)
+        self._end(now_s, forced=True)
         self.num_words = len(scene.words)
         self.newest_s = now_s
         self._thought = _Thought(scene, turn, now_s, scene.is_over)
         self._lane.start(self._job(scene), now_s)
-        return interrupts
 
     def advance(self, now_s: float) -> bool:
         """Take what was thought.
