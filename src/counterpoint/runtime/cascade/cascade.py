@@ -102,6 +102,7 @@ class Cascade:
         self._ready_s: float | None = None  # when the calls were all that the answer waited for
         self._replied = 0  # newest turn that was answered
         self._held = 0  # turn that the agent has interrupted: it gets no second answer
+        self._meanwhile: list[str] = []  # what was said while an answer was made or heard
         self._was_unclear = False
 
     @property
@@ -216,11 +217,7 @@ class Cascade:
         turn = self._turn
         reply = self._mouth.reply
         if sign == Sign.BEGAN:
-            if reply is not None and not self._mouth.sounds:
-                self._discard("the user goes on")
-                self._remember(reply.scene.text)
-            elif reply is None and self._newest is not None and not self._is_answered:
-                self._remember(self._newest.text)
+            self._leave_newest("the user goes on")
             if self._open_turn is not None:  # its last words never came
                 self._tell_turn(self._open_turn)
             self._begin_turn(turn)
@@ -240,7 +237,9 @@ class Cascade:
     def _tell_turn(self, turn: UserTurn) -> None:
         """Tell a turn with the words that are known of it."""
         self._open_turn = None
-        self._words.tell(turn)
+        told = self._words.tell(turn)
+        if turn.number == self._held:
+            self._remember_also(told)
         if turn.words:
             self._was_unclear = False
         else:
@@ -289,7 +288,7 @@ class Cascade:
             reply.is_sure |= turn.is_over
             return
         # While the agent speaks, the length of the user's voice decides whether it is interrupted.
-        if turn.is_recognised and (turn.is_over or not self._mouth.sounds):
+        if turn.is_recognised and not self._mouth.sounds:
             self._finish_thinking(turn)
 
     def _finish_thinking(self, turn: UserTurn) -> None:
@@ -325,8 +324,9 @@ class Cascade:
         reply.faults.clear()
         turn = self._ear.turn
         if self._mouth.sounds and self._ear.in_turn and turn is not None:
-            is_new = turn.number not in (reply.turn, self._held)
-            if is_new and self._now_s - turn.start_s >= self.rules.barge_in_s:
+            if turn.number == self._held:
+                turn.ends_soon = True  # what is said after a pause is another turn
+            elif turn.number != reply.turn and turn.voiced_s >= self.rules.barge_in_s:
                 self._yield(turn)
                 return
         if self._mouth.is_finished(self._now_s):
@@ -382,10 +382,10 @@ class Cascade:
         return self._ear.in_turn and not self._ear.is_pausing
 
     @property
-    def _is_answered(self) -> bool:
-        """Whether the newest turn was answered, or interrupted by the agent."""
-        newest = self._newest
-        return newest is None or newest.number in (self._replied, self._held)
+    def _answered(self) -> int:
+        """Newest turn of which an answer was heard, or is being heard."""
+        reply = self._mouth.reply
+        return reply.turn if reply is not None and self._mouth.sounds else self._replied
 
     def _begin_turn(self, turn: UserTurn) -> None:
         """Forget what belonged to the turn before."""
@@ -405,6 +405,27 @@ class Cascade:
             interrupts=interrupts,
         )
 
+    def _leave_newest(self, why: str) -> None:
+        """Remember the newest turn, which will get no answer."""
+        reply = self._mouth.reply
+        newest = self._newest
+        if reply is not None and not self._mouth.sounds:
+            self._discard(why)
+            self._remember(reply.scene.text)
+        elif newest is not None and newest.number not in (self._answered, self._held):
+            self._remember_also(newest.text)
+
+    def _remember_also(self, said: str) -> None:
+        """Remember what the user said beside the question that is being answered, if any."""
+        if self._mouth.reply is None:
+            self._remember(said)
+        else:
+            self._meanwhile.append(said)
+
     def _remember(self, question: str, answer: str = "") -> None:
+        """Remember a question and its answer, and then what was said meanwhile."""
         self.history += exchange(question, answer)
+        for said in self._meanwhile:
+            self.history += exchange(said, "")
+        self._meanwhile.clear()
         del self.history[: old_messages(len(self.history), _REMEMBERED)]

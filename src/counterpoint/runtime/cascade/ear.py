@@ -83,18 +83,22 @@ class UserTurn:
         number: Number of the turn.
         start_s: Start of its voice.
         voice_end_s: End of the last voiced block.
+        voiced_s: Length of its voiced blocks together.
         words: Words so far.
         known_s: For each word, when it was first recognised at its place.
         words_end_s: End of the sound to which the words belong.
+        ends_soon: Whether every pause ends it: the agent has taken the floor.
         is_over: Whether the turn has ended.
     """
 
     number: int
     start_s: float
     voice_end_s: float
+    voiced_s: float
     words: tuple[ScoredWord, ...] = ()
     known_s: tuple[float, ...] = ()
     words_end_s: float = 0.0
+    ends_soon: bool = False
     is_over: bool = False
 
     @property
@@ -195,11 +199,12 @@ class Ear:
 
     def _begin(self, now_s: float) -> None:
         number = 1 if self.turn is None else self.turn.number + 1
-        start_s = max(now_s - self._voiced * BLOCK_S, 0.0)
+        voiced_s = self._voiced * BLOCK_S
+        start_s = max(now_s - voiced_s, 0.0)
         num_before = self._num_before
         if self.turn is not None:  # its words are not recognised twice
             num_before = min(num_before, round((start_s - self.turn.voice_end_s) / BLOCK_S))
-        self.turn = UserTurn(number=number, start_s=start_s, voice_end_s=now_s)
+        self.turn = UserTurn(number=number, start_s=start_s, voice_end_s=now_s, voiced_s=voiced_s)
         self._lane.stop()
         blocks = list(self._recent)[-self._voiced - num_before :]
         begin_s = max(now_s - len(blocks) * BLOCK_S, 0.0)
@@ -215,6 +220,7 @@ class Ear:
         turn = self._open()
         if chance >= (self.rules.voiced if self.is_pausing else self.rules.unvoiced):
             turn.voice_end_s = now_s
+            turn.voiced_s += BLOCK_S
             self._may_fail = True
             self._is_owed = False
             if self.is_pausing:
@@ -240,6 +246,8 @@ class Ear:
 
     def _patience_s(self, turn: UserTurn) -> float:
         """Return the silence that ends the turn, given its words."""
+        if turn.ends_soon:
+            return self.rules.pause_s
         if not turn.is_recognised:
             return self.rules.unrecognised_end_s
         finished = not turn.words or turn.words[-1].text.endswith((".", "?", "!"))

@@ -42,7 +42,8 @@ class CascadeRules:
         early_calls: Whether tools are called while the user speaks. Otherwise all calls are made
             after the turn: the baseline "call after listen".
         interrupt_at: Score of the judge from which on the user is interrupted; above 1 for never.
-        barge_in_s: Voice of the user that stops the agent.
+        barge_in_s: Voice of the user that stops the agent. A turn with less voice is answered when
+            the agent has finished.
         wait_s: Longest time for which an answer waits for calls.
         apology: What is said if no answer could be written.
         unclear: What is said if a turn had no words that could be recognised.
