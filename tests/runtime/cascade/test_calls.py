@@ -336,9 +336,9 @@ def test_settled_calls_of_earlier_turns_are_forgotten_with_their_results() -> No
     counter = Counter()
     calls = calls_of(counter.tool())
     for turn in range(1, 4):
+        calls.forget_before(turn)
         calls.request(wanted("small"), turn, 0.0)
         run(calls)
-        calls.forget_before(turn)
         assert [one.turn for one in calls.calls] == [turn]
     assert counter.keys == [f"turn {turn}, call {turn}" for turn in range(1, 4)]
 

@@ -4,7 +4,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import pytest
+import torch
+
+from counterpoint.data.tools import Effect, Tool
 from counterpoint.runtime.cascade.cascade import CascadeRules
+from counterpoint.runtime.cascade.ear import EAR_BLOCK
 from counterpoint.runtime.cascade.thinking import FixedChunks, Scene, SceneWriter
 from tests.runtime.cascade.scripted import Stage
 
@@ -58,3 +63,107 @@ def test_thought_that_a_new_turn_ends_is_told() -> None:
     assert 0.96 < first.end_s < 1.1  # when the next turn was noticed
     assert second.payload["heard"] == "my friend."
     assert stage.asked[-1].thoughts == ()
+
+
+# --------------------------------------------------------------------------------------- calls
+
+
+WANTED = '<tool_call>{"name": "order", "arguments": {}}</tool_call>'
+TAKEN_BACK = '<tool_cancel>{"name": "order", "arguments": {}}</tool_cancel>'
+
+
+class Orders:
+    """Orders that are in force, by their keys."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def tool(self, effect: Effect) -> Tool:
+        return Tool(
+            name="order",
+            description="Orders tea.",
+            parameters={"type": "object", "properties": {}},
+            function=lambda key: self.keys.append(key),
+            effect=effect,
+            undo=self.keys.remove if effect == "undoable" else None,
+        )
+
+
+@pytest.mark.parametrize("is_taken_back", [True, False])
+def test_lasting_call_waits_for_the_last_thought_which_may_take_it_back(
+    is_taken_back: bool,
+) -> None:
+    stage = Stage()
+    orders = Orders()
+
+    def think(scene: Scene) -> Iterator[str]:
+        if scene.is_over:
+            stage.clock.now_s += 0.8
+        yield TAKEN_BACK if scene.is_over and is_taken_back else WANTED
+
+    engines = replace(stage.engines(), think=think)
+    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0))
+    cascade = stage.cascade(engines, rules, [orders.tool("lasting")])
+    cascade.hear(stage.sound("I want a large tea oh no I do not. - - - - - - - - - -"))
+    timeline = cascade.timeline()
+    assert len(timeline.where(kind="answer")) == 1
+    assert len(timeline.where(kind="cancel")) == is_taken_back
+    assert len(orders.keys) == (not is_taken_back)
+    if not is_taken_back:
+        (call,) = timeline.where(kind="call")
+        assert call.start_s > timeline.where(stream="thought").events[-1].end_s
+
+
+@pytest.mark.parametrize("gap", range(17, 27))
+def test_lasting_call_of_a_turn_is_not_made_in_the_next(gap: int) -> None:
+    """Wherever the user goes on while the call is asked for."""
+    stage = Stage()
+    orders = Orders()
+
+    def think(scene: Scene) -> Iterator[str]:
+        stage.clock.now_s += 0.3
+        if scene.text == "order tea.":
+            yield WANTED
+            stage.clock.now_s += 0.2
+        yield ""
+
+    engines = replace(stage.engines(), think=think)
+    cascade = stage.cascade(engines, None, [orders.tool("lasting")])
+    cascade.hear(stage.sound("order tea."))
+    cascade.hear(torch.zeros(gap * EAR_BLOCK))
+    begins_s = cascade.now_s
+    cascade.hear(stage.sound("no do not. - - - - - - - - -"))
+    calls = cascade.timeline().where(kind="call").events
+    assert all(call.start_s < begins_s + 0.1 for call in calls)
+    assert cascade.backlog.open_calls == 0
+
+
+@pytest.mark.parametrize("is_taken_back", [True, False])
+def test_call_of_a_turn_without_an_answer_belongs_to_the_next(is_taken_back: bool) -> None:
+    stage = Stage()
+    orders = Orders()
+    asked: list[Scene] = []
+
+    def think(scene: Scene) -> Iterator[str]:
+        if "tea." in scene.text:
+            yield WANTED
+        elif is_taken_back:
+            yield TAKEN_BACK
+        yield ""
+
+    def answer(scene: Scene) -> Iterator[str]:
+        asked.append(scene)
+        stage.clock.now_s += 1.5
+        yield "Fine."
+
+    engines = replace(stage.engines(), think=think, answer=answer)
+    cascade = stage.cascade(engines, None, [orders.tool("undoable")])
+    cascade.hear(stage.sound("a large tea. - - no stop. - - - - - - - - - -"))
+    assert len(cascade.timeline().where(kind="discarded")) == 1
+    (call,) = asked[-1].calls
+    assert call.turn == 1
+    assert call.state == ("cancelled" if is_taken_back else "done")
+    assert len(orders.keys) == (not is_taken_back)
+    cascade.hear(stage.sound("and now? - - - - - - - - - -"))
+    assert asked[-1].text == "and now?"
+    assert asked[-1].calls == ()  # it was answered

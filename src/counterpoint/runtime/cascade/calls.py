@@ -144,13 +144,17 @@ class Calls:
         self.events: list[Event] = []
         self._lanes = lanes
         self._number = 0
+        self._first_turn = 0
         self._running: dict[int, tuple[Call, Lane]] = {}
         self._undoing: list[tuple[Call, Lane, Attempt]] = []
         self._hanging: list[Attempt] = []
 
     def of_turn(self, turn: int) -> tuple[Call, ...]:
-        """Return the calls that a turn asked for."""
-        return tuple(call for call in self.calls if call.turn == turn)
+        """Return the calls that a turn asked for, and those of the turns that it goes on with.
+
+        These are the turns that `forget_before` has left: no answer to them was heard.
+        """
+        return tuple(call for call in self.calls if self._first_turn <= call.turn <= turn)
 
     def request(self, block: str, turn: int, now_s: float) -> None:
         """Ask for the call that a model wrote, if the same is not asked for already.
@@ -223,6 +227,7 @@ class Calls:
 
     def forget_before(self, turn: int) -> None:
         """Forget the settled calls of earlier turns, with their results."""
+        self._first_turn = turn
         self.calls = [call for call in self.calls if call.turn >= turn or not call.is_settled]
 
     def advance(self, now_s: float, *, is_over: bool, is_speaking: bool = False) -> None:

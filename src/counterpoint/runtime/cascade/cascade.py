@@ -203,7 +203,7 @@ class Cascade:
                 self.calls.withhold(turn.number, now_s)
             self.calls.advance(
                 now_s,
-                is_over=turn.is_over,
+                is_over=self._may_last(turn),
                 is_speaking=self._is_speaking,
             )
             self._think(turn)
@@ -392,8 +392,14 @@ class Cascade:
         self._open_turn = turn
         self._newest = turn
         self._mind.clear(self._now_s)
-        self.calls.forget_before(turn.number)
+        self.calls.withhold(turn.number - 1, self._now_s)
+        self.calls.forget_before(self._answered + 1)
         self._ready_s = None
+
+    def _may_last(self, turn: UserTurn) -> bool:
+        """Whether a call may be made that stays: nothing more can take it back."""
+        is_known = turn.is_over and turn.is_recognised and bool(turn.words)
+        return is_known and not self._mind.is_waiting
 
     def _scene(self, turn: UserTurn, *, is_over: bool = False, interrupts: bool = False) -> Scene:
         return Scene(
