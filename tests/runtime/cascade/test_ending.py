@@ -9,7 +9,7 @@ import torch
 
 from counterpoint.data.tools import Effect, Tool
 from counterpoint.runtime.cascade.cascade import CascadeRules
-from counterpoint.runtime.cascade.ear import EAR_BLOCK
+from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK
 from counterpoint.runtime.cascade.thinking import FixedChunks, Scene, SceneWriter
 from tests.runtime.cascade.scripted import Stage
 
@@ -167,3 +167,69 @@ def test_call_of_a_turn_without_an_answer_belongs_to_the_next(is_taken_back: boo
     cascade.hear(stage.sound("and now? - - - - - - - - - -"))
     assert asked[-1].text == "and now?"
     assert asked[-1].calls == ()  # it was answered
+
+
+# --------------------------------------------------------------------- engines that never end
+
+
+def endless(stage: Stage) -> Iterator[str]:
+    """Write nothing for ever."""
+    while True:
+        stage.clock.now_s += 0.5
+        yield ""
+
+
+def test_answer_waits_only_so_long_for_the_last_thought() -> None:
+    stage = Stage()
+    engines = replace(stage.engines(), think=lambda scene: endless(stage))
+    cascade = stage.cascade(engines, CascadeRules(wait_s=2.0))
+    cascade.hear(stage.sound("what is this? - - - - - - - - - - - - - - - -"))
+    (thought,) = cascade.timeline().where(stream="thought")
+    assert thought.payload["closed"] == "clock"
+    assert thought.payload["last"]
+    assert 2.0 < thought.end_s - thought.start_s < 2.0 + 2 * BLOCK_S
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.text == "Here is a rather long answer for you."
+    assert cascade.is_idle
+
+
+def test_thought_and_calls_share_the_time_for_which_an_answer_waits() -> None:
+    stage = Stage()
+    orders = Orders()
+
+    def order(key: str) -> None:
+        stage.clock.now_s += 60.0
+
+    def think(scene: Scene) -> Iterator[str]:
+        stage.clock.now_s += 1.5
+        yield WANTED
+
+    tool = replace(orders.tool("undoable"), function=order)
+    engines = replace(stage.engines(), think=think)
+    cascade = stage.cascade(engines, CascadeRules(wait_s=2.0), [tool])
+    cascade.hear(stage.sound("some tea. - - - - - - - - - - - - - - - -"))
+    thought = cascade.timeline().where(stream="thought").events[0]
+    (cancel,) = cascade.timeline().where(kind="cancel")
+    assert 2.0 < cancel.start_s - thought.start_s < 2.0 + 2 * BLOCK_S
+
+
+def test_apology_is_said_once_for_an_answer_that_never_comes() -> None:
+    stage = Stage()
+    engines = replace(stage.engines(), answer=lambda scene: endless(stage))
+    cascade = stage.cascade(engines, CascadeRules(answer_s=3.0))
+    cascade.hear(stage.sound("what is this? - - - - - - - - - - - - - - - - - - - - -"))
+    (error,) = cascade.timeline().where(kind="error")
+    assert (error.stream, error.text) == ("answer", "no text within 3 s")
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.text == "Sorry, I cannot answer that now."
+    assert cascade.is_idle
+    assert [message["content"] for message in cascade.history] == ["what is this?", answer.text]
+
+
+def test_apology_does_not_sound_while_it_is_not_sure_that_the_user_has_finished() -> None:
+    stage = Stage()
+    engines = replace(stage.engines(), answer=lambda scene: endless(stage))
+    cascade = stage.cascade(engines, CascadeRules(answer_s=0.3))
+    sound = cascade.hear(stage.sound("I want - -"))
+    assert not sound.any()
+    assert not cascade.timeline().where(kind="error")

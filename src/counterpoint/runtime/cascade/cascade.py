@@ -99,7 +99,7 @@ class Cascade:
         self._sound = torch.zeros(EAR_BLOCK)  # what sounds while the pending block is heard
         self._open_turn: UserTurn | None = None  # the turn that was not told as a whole yet
         self._newest: UserTurn | None = None  # the turn that began last, as far as it was noticed
-        self._ready_s: float | None = None  # when the calls were all that the answer waited for
+        self._waits_since_s: float | None = None  # since when all else is ready for the answer
         self._replied = 0  # newest turn that was answered
         self._held = 0  # turn that the agent has interrupted: it gets no second answer
         self._meanwhile: list[str] = []  # what was said while an answer was made or heard
@@ -225,7 +225,7 @@ class Cascade:
             if reply is not None and reply.turn == turn.number and not self._mouth.sounds:
                 self._discard("the user goes on")
             self._mind.reopen()
-            self._ready_s = None
+            self._waits_since_s = None
         elif sign == Sign.PAUSED:
             # The answer may be next, and needs the language model; to interrupt it is too late.
             self._mind.cut(self._now_s)
@@ -294,13 +294,15 @@ class Cascade:
     def _finish_thinking(self, turn: UserTurn) -> None:
         """Think about the last words, wait for the calls, and begin to answer."""
         mind = self._mind
+        if self._waits_since_s is None:
+            self._waits_since_s = self._now_s
+        is_late = self._now_s - self._waits_since_s > self.rules.wait_s
         if not mind.is_ending:
             mind.begin(self._scene(turn, is_over=True), turn.number, self._now_s)
+        if mind.is_waiting and is_late:
+            mind.cut(self._now_s)
         if mind.is_waiting:
             return
-        if self._ready_s is None:
-            self._ready_s = self._now_s
-        is_late = self._now_s - self._ready_s > self.rules.wait_s
         waiting = [one for one in self.calls.of_turn(turn.number) if not one.is_settled]
         if waiting and not is_late:
             return
@@ -322,6 +324,10 @@ class Cascade:
         for where, why, at_s in reply.faults:
             self._trace.fail(where, why, at_s)
         reply.faults.clear()
+        if reply.is_sure and not reply.text and self._now_s - reply.begin_s > self.rules.answer_s:
+            self._trace.fail("answer", f"no text within {self.rules.answer_s:g} s", self._now_s)
+            self._mouth.say(self.rules.apology, reply.scene, reply.turn, self._now_s)
+            return
         turn = self._ear.turn
         if self._mouth.sounds and self._ear.in_turn and turn is not None:
             if turn.number == self._held:
@@ -394,7 +400,7 @@ class Cascade:
         self._mind.clear(self._now_s)
         self.calls.withhold(turn.number - 1, self._now_s)
         self.calls.forget_before(self._answered + 1)
-        self._ready_s = None
+        self._waits_since_s = None
 
     def _may_last(self, turn: UserTurn) -> bool:
         """Whether a call may be made that stays: nothing more can take it back."""

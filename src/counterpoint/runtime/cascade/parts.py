@@ -44,7 +44,8 @@ class CascadeRules:
         interrupt_at: Score of the judge from which on the user is interrupted; above 1 for never.
         barge_in_s: Voice of the user that stops the agent. A turn with less voice is answered when
             the agent has finished.
-        wait_s: Longest time for which an answer waits for calls.
+        wait_s: Longest time for which an answer waits for the last thought and for calls.
+        answer_s: Longest time for which the first sentence of an answer is waited for.
         apology: What is said if no answer could be written.
         unclear: What is said if a turn had no words that could be recognised.
         unclear_s: Shortest such turn; what is shorter is ignored.
@@ -57,6 +58,7 @@ class CascadeRules:
     interrupt_at: float = 0.5
     barge_in_s: float = 0.2
     wait_s: float = 8.0
+    answer_s: float = 20.0
     apology: str = "Sorry, I cannot answer that now."
     unclear: str = "Sorry, I did not understand that."
     unclear_s: float = 1.0
