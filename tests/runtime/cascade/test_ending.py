@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from counterpoint.data.tools import Effect, Tool
-from counterpoint.runtime.cascade.cascade import CascadeRules
-from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK
+from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
+from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ
 from counterpoint.runtime.cascade.thinking import FixedChunks, Scene, SceneWriter
 from tests.runtime.cascade.scripted import Stage
 
@@ -233,3 +233,59 @@ def test_apology_does_not_sound_while_it_is_not_sure_that_the_user_has_finished(
     sound = cascade.hear(stage.sound("I want - -"))
     assert not sound.any()
     assert not cascade.timeline().where(kind="error")
+
+
+# ------------------------------------------------------------------------------------ closing
+
+
+def closed(cascade: Cascade) -> list[str]:
+    """Close a conversation twice, and return what the history holds then."""
+    for _ in range(2):
+        cascade.close()
+    return [message["content"] for message in cascade.history]
+
+
+def test_turn_in_which_a_conversation_is_closed_is_told() -> None:
+    stage = Stage()
+    cascade = stage.cascade()
+    cascade.hear(stage.sound("now what is this thing?"))
+    history = closed(cascade)
+    events = cascade.timeline().where(stream="user")
+    (turn,) = events.where(kind="turn")
+    assert turn.text == "now what is this"  # as far as it was recognised
+    assert [event.text for event in events.where(kind="word")] == turn.text.split()
+    assert history == [turn.text]
+
+
+def test_answer_in_which_a_conversation_is_closed_is_told_as_far_as_it_was_heard() -> None:
+    stage = Stage()
+    cascade = stage.cascade()
+    sound = cascade.hear(stage.sound("what is this? - - - -"))
+    history = closed(cascade)
+    (answer,) = cascade.timeline().where(kind="answer")
+    assert answer.payload["cut"]
+    assert answer.payload["played_s"] == pytest.approx(float((sound != 0).sum()) / EAR_HZ)
+    assert answer.text == "Here is a rather"
+    assert history == ["what is this?", answer.text]
+
+
+def test_answer_that_was_only_prepared_is_dropped_when_a_conversation_is_closed() -> None:
+    stage = Stage()
+    cascade = stage.cascade()
+    cascade.hear(stage.sound("what is this? -"))
+    assert cascade._mouth.reply is not None
+    assert closed(cascade) == ["what is this?"]
+    (dropped,) = cascade.timeline().where(kind="discarded")
+    assert dropped.payload["why"] == "the conversation was closed"
+    assert [turn.text for turn in cascade.timeline().where(kind="turn")] == ["what is this?"]
+
+
+def test_thought_in_which_a_conversation_is_closed_is_told() -> None:
+    stage = Stage()
+    engines = replace(stage.engines(), think=stage.writer(*["hm "] * 100, step_s=0.1))
+    cascade = stage.cascade(engines, CascadeRules(trigger=FixedChunks(chunk_s=0.6)))
+    cascade.hear(stage.sound("one two three"))
+    closed(cascade)
+    (thought,) = cascade.timeline().where(stream="thought")
+    assert thought.payload["closed"] == "clock"
+    assert thought.end_s == cascade.now_s

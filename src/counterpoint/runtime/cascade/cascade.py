@@ -173,13 +173,26 @@ class Cascade:
     def close(self, wait_s: float = 2.0) -> None:
         """End what still runs, and wait so many seconds at most until the engines are quiet.
 
+        The turn and the answer that are going on are told as far as they have come.
         A process that ends while a thread is within an engine may be aborted by it. Only a tool
         that hangs keeps a thread; see `Calls.leave`, which may take half of the time.
         """
         until_s = time.monotonic() + wait_s
+        self._tell_the_end()
         lanes = (*self._lanes, *self.calls.leave(self._now_s, wait_s / 2))
         self._trace.tell(*self.calls.take_events())
         close_lanes(lanes, until_s - time.monotonic())
+
+    def _tell_the_end(self) -> None:
+        """Tell and remember what is going on: nothing comes after it."""
+        self._mind.cut(self._now_s)
+        if self._mouth.sounds:
+            self._close_reply(is_cut=True)
+        self._leave_newest("the conversation was closed")
+        self._newest = None
+        if self._open_turn is not None:
+            self._open_turn.is_over = True
+            self._tell_turn(self._open_turn)
 
     # ------------------------------------------------------------------------------- one block
 
