@@ -14,7 +14,7 @@ class ToolError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Attempt:
+class CallAttempt:
     """One attempt of a call, in a thread that can be left behind if the tool hangs.
 
     Attributes:

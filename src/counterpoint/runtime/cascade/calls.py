@@ -32,7 +32,7 @@ from functools import partial
 from typing import Any, Literal
 
 from counterpoint.data.tools import Tool, argument_fault, canonical
-from counterpoint.runtime.cascade.attempts import Attempt
+from counterpoint.runtime.cascade.attempts import CallAttempt
 from counterpoint.runtime.cascade.lanes import Lane, LaneFactory
 from counterpoint.runtime.talk import AGENT
 from counterpoint.streams.timeline import Event
@@ -79,7 +79,7 @@ class Call:
     is_early: bool = False
     is_given_up: bool = False
     retry_s: float = 0.0
-    tries: list[Attempt] = field(default_factory=list)
+    tries: list[CallAttempt] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -146,8 +146,8 @@ class Calls:
         self._number = 0
         self._first_turn = 0
         self._running: dict[int, tuple[Call, Lane]] = {}
-        self._undoing: list[tuple[Call, Lane, Attempt]] = []
-        self._hanging: list[Attempt] = []
+        self._undoing: list[tuple[Call, Lane, CallAttempt]] = []
+        self._hanging: list[CallAttempt] = []
 
     def of_turn(self, turn: int) -> tuple[Call, ...]:
         """Return the calls that a turn asked for, and those of the turns that it goes on with.
@@ -210,7 +210,7 @@ class Calls:
             attempt.abandon()
         if call.tool.undo is not None and any(attempt.has_begun for attempt in call.tries):
             lane = self._lanes()
-            attempt = Attempt(partial(_undone, call), call.tool.limit_s, _MOST_BYTES_UNDONE)
+            attempt = CallAttempt(partial(_undone, call), call.tool.limit_s, _MOST_BYTES_UNDONE)
             lane.start(_undo(call, attempt), now_s)
             self._undoing.append((call, lane, attempt))
 
@@ -303,7 +303,7 @@ class Calls:
         key = {} if tool.effect == "none" else {"key": call.key}
         action = partial(tool.function, **call.arguments, **key)
         late = None if tool.undo is None else partial(tool.undo, call.key)
-        attempt = Attempt(action, tool.limit_s, self.rules.most_bytes, late)
+        attempt = CallAttempt(action, tool.limit_s, self.rules.most_bytes, late)
         call.tries.append(attempt)
         self._hanging.append(attempt)
         lane = self._lanes()
@@ -374,7 +374,7 @@ class Calls:
         )
 
 
-def _undo(call: Call, undoing: Attempt) -> Iterator[str]:
+def _undo(call: Call, undoing: CallAttempt) -> Iterator[str]:
     """Undo a call when all its attempts have ended or have taken their longest time."""
     for attempt in call.tries:
         attempt.settle()
