@@ -13,6 +13,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     Heard,
     at_rate,
     chunks,
+    misheard,
     spoken_rounds,
     spoken_ticks,
 )
@@ -24,13 +25,14 @@ from counterpoint.data.tasks.spoken_maths.problems import (
     Problem,
     SpokenMaths,
     is_held_out,
+    vocabulary,
 )
 from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
 from counterpoint.errors import UserError
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems import shanks
+from counterpoint.systems import shanks, sketch
 from counterpoint.systems.shanks import Shanks
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from tests.systems import tiny_models
@@ -42,6 +44,47 @@ PROBLEMS = [TASK.problem(seed, i) for seed in (0, HELD_OUT_SEED) for i in range(
 
 def heard(number: int) -> Heard:
     return at_rate(TASK.problem(0, number), 2.8, 0, number)
+
+
+def test_misheard_words_change_what_is_heard_and_nothing_else() -> None:
+    pairs = [(heard(number), misheard(heard(number), 0.3, 0, number)) for number in range(40)]
+    changed = left_out = 0
+    for exact, wrong in pairs:
+        assert [word[1:] for word in wrong.words] == [word[1:] for word in exact.words]
+        assert wrong.wrong_s == exact.wrong_s
+        differs = [new.text != old.text for new, old in zip(wrong.words, exact.words, strict=True)]
+        changed += sum(differs)
+        left_out += sum(not word.text for word in wrong.words)
+        told = [spoken_rounds(one, 2.0, thinks=True, marks=MARKS) for one in (exact, wrong)]
+        assert [one[THOUGHT] for one in told[0]] == [one[THOUGHT] for one in told[1]]
+        assert all(word in vocabulary() for one in told[1] for word in one[HEARD])
+    total = sum(len(exact.words) for exact, _ in pairs)
+    assert 0.27 < changed / total < 0.33
+    assert 0.2 < left_out / changed < 0.3
+    assert misheard(pairs[0][0], 0.3, 0, 0) == pairs[0][1]
+    assert misheard(pairs[0][0], 0.0, 0, 0) == pairs[0][0]
+
+
+@pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])
+def test_misheard_words_are_read_in_every_arrangement(arrangement: Arrangement) -> None:
+    """What is thought stays, also where a word is not heard at all."""
+    config = shanks.small_parallel() if arrangement == "parallel" else shanks.small()
+    data = SpokenMathsData(arrangement=arrangement, misheard=0.5)
+    prepared = data.prepare(sketch(config))
+    told = prepared.told(data.heard(3))
+    exact = prepared.told(replace(data, misheard=0.0).heard(3))
+    for round_, other in zip(told.rounds, exact.rounds, strict=True):
+        assert torch.equal(round_[THOUGHT], other[THOUGHT])
+    assert any(
+        not torch.equal(round_[HEARD], other[HEARD])
+        for round_, other in zip(told.rounds, exact.rounds, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("share", "spread"), [(1.0, 0.1), (0.1, -0.1)])
+def test_shares_of_misheard_words_are_checked(share: float, spread: float) -> None:
+    with pytest.raises(UserError, match="must be shares"):
+        SpokenMathsData(misheard=share, pace_spread=spread)
 
 
 def test_numbers_are_said_in_different_words() -> None:

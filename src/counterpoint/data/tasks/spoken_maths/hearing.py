@@ -6,13 +6,15 @@ letters and two more, in proportion, and a sentence is followed by a pause.
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from counterpoint.data.tasks.spoken_maths.problems import Clause, Problem
+from counterpoint.data.tasks.spoken_maths.problems import Clause, Problem, vocabulary
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
 from counterpoint.errors import UserError
 from counterpoint.speech.engines import SpokenWord
@@ -25,6 +27,8 @@ NOTHING = "_"
 _PAUSE_S = 0.3
 _USUAL_LETTERS = 6.4  # of a word of the problems, with two more for its ends
 _PACE_SPREAD = 0.15
+_LEFT_OUT = 0.25  # share of the misheard words that are not heard at all
+_ALIKE = 3  # words that one may be misheard for
 
 
 class Chunk(NamedTuple):
@@ -82,16 +86,23 @@ class Heard(NamedTuple):
         return times
 
 
-def at_rate(problem: Problem, words_per_s: float, seed: int, number: int) -> Heard:
-    """Return a problem at a speaking rate, which differs by up to 15 % between problems.
+def at_rate(
+    problem: Problem,
+    words_per_s: float,
+    seed: int,
+    number: int,
+    pace_spread: float = _PACE_SPREAD,
+) -> Heard:
+    """Return a problem at a speaking rate.
 
     Args:
         problem: The problem.
         words_per_s: Words a second, without the pauses of 0.3 s between sentences.
         seed: Seed of the problem.
         number: Number of the problem.
+        pace_spread: Share of the rate by which it differs at most between problems.
     """
-    rate = words_per_s * Random(f"pace {seed} {number}").uniform(1 - _PACE_SPREAD, 1 + _PACE_SPREAD)
+    rate = words_per_s * Random(f"pace {seed} {number}").uniform(1 - pace_spread, 1 + pace_spread)
     words = []
     now_s = 0.0
     for clause in problem.clauses:
@@ -101,6 +112,34 @@ def at_rate(problem: Problem, words_per_s: float, seed: int, number: int) -> Hea
             words.append(SpokenWord(word, start_s, now_s))
         now_s += _PAUSE_S
     return Heard(problem, tuple(words), words[-1].end_s)
+
+
+def misheard(heard: Heard, share: float, seed: int, number: int) -> Heard:
+    """Return a problem as a recogniser might hear it; times and what is true stay as they are.
+
+    A word that is misheard is left out (its text is empty), or becomes one that is spelled like it.
+
+    Args:
+        heard: The problem in time.
+        share: Share of the words that are misheard.
+        seed: Seed of the problem.
+        number: Number of the problem.
+    """
+    rng = Random(f"misheard {seed} {number}")
+    words = []
+    for word in heard.words:
+        text = word.text
+        if rng.random() < share:
+            text = "" if rng.random() < _LEFT_OUT else rng.choice(_alike(text))
+        words.append(word._replace(text=text))
+    return heard._replace(words=tuple(words))
+
+
+@cache
+def _alike(word: str) -> list[str]:
+    """Return the words of spoken maths that are spelled most like one, which is not among them."""
+    known = [one for one in vocabulary() if one.isalpha() and one != word]
+    return get_close_matches(word, known, _ALIKE, 0.0)
 
 
 def spoken_by(
@@ -122,7 +161,9 @@ def chunks(heard: Heard, chunk_s: float) -> list[Chunk]:
     cut = []
     start_s = 0.0
     for end_s in ends:
-        words = tuple(word.text for word in heard.words if start_s < word.end_s <= end_s)
+        words = tuple(
+            word.text for word in heard.words if start_s < word.end_s <= end_s and word.text
+        )
         clauses = tuple(clause for at_s, clause in heard.completed if start_s < at_s <= end_s)
         cut.append(Chunk(start_s, end_s, words, clauses))
         start_s = end_s
@@ -182,7 +223,7 @@ def _said(heard: Heard, tick_hz: float) -> tuple[list[str | None], list[int]]:
     for word in heard.words:
         tick = max(math.ceil(word.end_s * tick_hz) - 1, len(said))
         said += [None] * (tick - len(said))
-        said.append(word.text)
+        said.append(word.text or None)
         ends.append(tick)
     return said, ends
 

@@ -28,6 +28,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     Heard,
     at_rate,
     chunks,
+    misheard,
     spoken_rounds,
     spoken_ticks,
 )
@@ -86,6 +87,8 @@ class SpokenMathsData:
             thought about it. "silent": the same without thoughts; only the decision to interrupt
             is written. "parallel": words heard and words thought side by side, tick by tick.
         words_per_s: Speaking rate; see `at_rate`.
+        pace_spread: Share of the rate by which it differs at most between problems.
+        misheard: Share of the words that are heard wrongly, as by a recogniser; see `misheard`.
         chunk_s: Seconds of a chunk; for "parallel", of nothing.
         tick_hz: Ticks a second of the parallel clock.
         row_ticks: Number of ticks of a row.
@@ -101,6 +104,8 @@ class SpokenMathsData:
     task: SpokenMaths = field(default_factory=SpokenMaths)
     arrangement: Arrangement = "interleaved"
     words_per_s: float = 2.8
+    pace_spread: float = 0.15
+    misheard: float = 0.0
     chunk_s: float = 2.0
     tick_hz: float = 10.0
     row_ticks: int = 512
@@ -110,6 +115,15 @@ class SpokenMathsData:
     marks: Marks = field(default_factory=Marks)
     bank: str = ""
     held_out_voice: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.misheard < 1 or not 0 <= self.pace_spread < 1:
+            raise UserError(
+                "`misheard` and `pace_spread` must be shares, at least 0 and below 1: got "
+                f"{self.misheard} and {self.pace_spread}."
+            )
+        if self.bank and self.misheard:
+            raise UserError("Only words can be misheard: leave out `misheard`, or the bank.")
 
     @staticmethod
     def fits(layout: Layout) -> bool:
@@ -172,7 +186,8 @@ class SpokenMathsData:
         seed = self.seed + (HELD_OUT_SEED if held_out else 0)
         problem = self.task.problem(seed, number)
         if not self.bank:
-            return at_rate(problem, self.words_per_s, seed, number)
+            heard = at_rate(problem, self.words_per_s, seed, number, self.pace_spread)
+            return misheard(heard, self.misheard, seed, number) if self.misheard else heard
         bank = opened_bank(self.bank)
         rng = Random(f"voice {seed} {number}")
         words, frames = bank.join(problem, self._voices(held_out=held_out), rng)
