@@ -119,6 +119,11 @@ def test_it_speaks_on_in_silence_and_below_its_threshold(
         assert not Timeline.read(Path("out.timeline.jsonl")).where(kind="interruption").events
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_it_hears_with_weights_of_every_type(run: Path, kind: str) -> None:
+    assert speak(run, "loud.wav", "--dtype", kind) == 0
+
+
 def test_it_says_that_its_text_was_finished(run: Path) -> None:
     class Ending(LSLM):
         def _first_scores(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -137,8 +142,9 @@ def test_it_says_that_its_text_was_finished(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--text ?!", "`--text` must have letters or digits: got '?!'"),
-        ("--text é", "`--text` must have letters"),
+        ("--text ?!", "`--text` must be written in the letters a to z and digits: got '?!'"),
+        ("--text café", "in the letters a to z and digits: got 'é'"),
+        ("--text two --padding-bias 1", "`--padding-bias` is for a model that writes its own text"),
         ("--text " + 70 * "seven", "shorter than the model's window of 64 frames"),
         ("", "`--text` must be given: "),
         ("--text two --input empty.wav", "must hold at least one sample: 'empty.wav' is empty"),

@@ -85,6 +85,7 @@ def test_pieces_end_where_a_sentence_or_a_clause_does() -> None:
     ("text", "said"),
     [
         ("* Don't **forget** your `bag` \N{GRINNING FACE}!", "Don't forget your bag !"),
+        ("It is **good**.", "It is good."),
         ("<b>Hi</b> café", "Hi café"),
         ("Plain text, as it is.", "Plain text, as it is."),
         ("你好", ""),

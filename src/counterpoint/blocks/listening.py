@@ -80,7 +80,7 @@ class Listener(nn.Module):
             age: See `CausalConvolution.forward`.
             lengths: Number of real steps of each row; ``None`` means all.
         """
-        x = self.embed(heard)
+        x = self.embed(heard.to(self.norm.weight.dtype))
         states = []
         for number, layer in enumerate(self.layers):
             before = None if state is None else state[number]

@@ -18,6 +18,7 @@ from counterpoint.runtime.load import Loaded
 from counterpoint.speech.audio import channel_blocks, write_stereo
 from counterpoint.streams.timeline import Timeline
 
+_OF_TEXT = ("text_temperature", "text_top_k", "padding_bias")  # choices of models that write it
 _ELSEWHERE = ("prompt", "voice", "pin", "tail", "lora")  # options of models that converse
 
 
@@ -78,6 +79,13 @@ def speak(
     data = loaded.trained_by.data
     if not isinstance(data, InterruptedSpeech):
         raise AssertionError("`speaks_text` was asked before")
+    for name in _OF_TEXT:
+        if getattr(choices, name) is not None:
+            flag = name.replace("_", "-")
+            raise UserError(
+                f"`--{flag}` is for a model that writes its own text: {loaded.name} reads it. "
+                "Leave it out."
+            )
     progress = running.progress()
     prepared = prepare_speaker(data, loaded.system, progress)
     rate = prepared.mels.sample_rate

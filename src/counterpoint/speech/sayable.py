@@ -19,6 +19,7 @@ LONGEST_PIECE = 60
 
 _LONGEST_WORD = 60
 _MARKUP = re.compile(r"\[\[|\]\]|[*_`]|</?[A-Za-z][^>]*>")
+_EDGES = re.compile(r"(?<!\w)[*_`]+|[*_`]+(?!\w)")
 _PUNCTUATION = frozenset("\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00a0")
 _LATIN = frozenset("æÆœŒøØłŁ€£°½¼¾²³×±")  # in addition to letters with accents
 _SENTENCE_ENDS = ".?!\u2026"
@@ -58,7 +59,7 @@ def as_sayable(text: str, alphabet: Alphabet = "latin") -> str:
     Language models write markup and other signs into their answers. They are left out, and words
     that are too long are cut. A text of which nothing is left gives an empty one.
     """
-    bare = _MARKUP.sub(" ", text)
+    bare = _MARKUP.sub(" ", _EDGES.sub("", text))
     known = "".join(letter if _is_known(letter, alphabet) else " " for letter in bare)
     pieces = [
         word[start : start + _LONGEST_WORD]

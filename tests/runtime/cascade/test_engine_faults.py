@@ -12,6 +12,7 @@ from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.cascade import CascadeRules, Engines
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.thinking import Answerer, FixedChunks, MarkReader, Scene
+from counterpoint.runtime.talk import AGENT
 from tests.runtime.cascade.scripted import FakeClock, Stage
 from tests.runtime.cascade.test_calls import Counter, tool_of, wanted
 
@@ -185,3 +186,47 @@ def test_engine_that_wants_to_end_the_process_is_an_error(lane: Any) -> None:
         steps = lane.poll(1e9)
     assert str(steps[-1].error) == "SystemExit: 2"
     assert not lane.busy
+
+
+def test_failed_call_of_an_earlier_turn_may_be_asked_for_again() -> None:
+    clock = FakeClock()
+    counter = Counter(clock)
+    calls = Calls([counter.tool()], lambda: TimedLane(clock))
+    counter.failures = [OSError("down")] * 3
+    calls.request(wanted("large"), 1, 0.0)
+    for step in range(60):
+        calls.advance(0.1 * step, is_over=True)
+    assert calls.calls[0].state == "failed"
+    calls.request(wanted("large"), 1, 6.0)  # the same turn says it once more: nothing new
+    assert len(calls.calls) == 1
+    calls.request(wanted("large"), 2, 6.0)
+    for step in range(10):
+        calls.advance(6.0 + 0.1 * step, is_over=True)
+    assert [call.state for call in calls.calls] == ["failed", "done"]
+
+
+def test_call_that_waits_is_told_when_the_conversation_is_closed() -> None:
+    clock = FakeClock()
+    counter = Counter(clock)
+    calls = Calls([counter.tool("lasting")], lambda: TimedLane(clock))
+    calls.request(wanted("large"), 1, 0.0)
+    calls.advance(0.1, is_over=False)
+    assert calls.leave(0.2, 1.0) == []
+    (event,) = calls.take_events()
+    assert (event.kind, event.payload["was"]) == ("cancel", "waiting")
+    assert not counter.orders
+
+
+def test_user_who_pauses_often_is_judged_too() -> None:
+    """The thought in each pause knew all words, and the judge was never asked about any."""
+    stage = Stage()
+    engines = replace(
+        stage.engines(), think=stage.writer("hm"), judge=lambda scene: float("wrong" in scene.text)
+    )
+    cascade = stage.cascade(engines, CascadeRules(trigger=FixedChunks(chunk_s=2.0)))
+    cascade.hear(stage.sound("this is wrong - and so - it goes - on and - on and on - so on"))
+    made = cascade.timeline().where(kind="interruption").events
+    (interruption,) = (one for one in made if one.payload["by"] == AGENT)
+    assert interruption.start_s < 3.0
+    thoughts = cascade.timeline().where(stream="thought")
+    assert [one.payload["closed"] for one in thoughts].count("interruption") == 1

@@ -100,6 +100,14 @@ def test_baseline_calls_when_the_speaker_has_finished(rules: CascadeRules) -> No
     assert (len(model.prompts) == 1) == rules.early_calls
 
 
+def test_baseline_makes_no_call_in_a_pause_after_which_the_user_goes_on() -> None:
+    said = "remind me of bread - of milk and that is all for now okay - - - - - - - -"
+    timeline, kept, _ = hold(said, CascadeRules(early_calls=False))
+    (turn,) = timeline.where(kind="turn")
+    assert all(call.start_s > turn.end_s for call in timeline.where(kind="call"))
+    assert [*kept.values()]
+
+
 def test_model_takes_a_call_back() -> None:
     said = "remind me of bread, and then no of milk, please - - - - - - - - - -"
     timeline, kept, _ = hold(said, CascadeRules(trigger=ClauseTrigger()))
@@ -125,3 +133,31 @@ def test_small_model_finds_only_what_a_tool_lists() -> None:
     assert can_find(tool({"size": listed, "note": {"type": "string"}}, ["size"]))
     assert not can_find(tool({"size": listed, "note": {"type": "string"}}, ["size", "note"]))
     assert not can_find(tool({}))
+    assert not can_find(tool({"count": {"type": "integer", "enum": [1, 2]}}, ["count"]))
+
+
+def test_call_of_an_earlier_turn_answers_no_later_question() -> None:
+    """The order was asked for in a turn whose answer was dropped; its result is told beside."""
+    stage = Stage()
+    prompts: list[str] = []
+
+    def complete(messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
+        prompts.append(messages[-1]["content"])
+        yield "Well."
+
+    def think(scene: Scene) -> Iterator[str]:
+        if "bread" in scene.text:
+            words = {"words": "bread"}
+            yield f"<tool_call>{json.dumps({'name': 'remind', 'arguments': words})}</tool_call>"
+
+    def answer(scene: Scene) -> Iterator[str]:
+        stage.clock.now_s += 1.5
+        yield from Answerer(complete)(scene)
+
+    engines = replace(stage.engines(), think=think, answer=answer)
+    cascade = stage.cascade(engines, None, [reminder({})])
+    cascade.hear(stage.sound("remind me of bread - - - - what is the time now? - - - - - - - -"))
+    (told,) = cascade.timeline().where(kind="answer")
+    assert told.text == "Well."
+    assert "what is the time" in prompts[-1]
+    assert 'remind: "bread"' in prompts[-1]

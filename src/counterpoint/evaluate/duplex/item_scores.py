@@ -35,7 +35,9 @@ from counterpoint.train.rewarded import RewardedData
 def item_scores(
     system: System, source: DataSource, most_items: int = 0, progress: Progress | None = None
 ) -> dict[str, Interval]:
-    """Return the scores of a model by name, with 95 % intervals over items, beside their floors.
+    """Return the scores of a model by name, with 95 % intervals over items.
+
+    Beside them stands the primary score of the best policy: the floor, also for what is written.
 
     Tasks are answered and scored exactly: each symbol of an answer is predicted after the true text
     before it, and questions that need a solution of several steps are also solved freely. Spoken

@@ -83,19 +83,22 @@ def speak_text(
 
     Args:
         prepared: The model with what it needs; see `prepare_speaker`.
-        text: The text; signs other than letters are left out, and digits become words.
+        text: The text, in the letters a to z; other signs are left out, and digits become words.
         heard: What it hears, at 16 kHz; afterwards it hears silence. It does not hear itself.
         threshold: It falls silent at the first probability of the stop above this.
         sampling: How its codes are chosen.
 
     Raises:
-        UserError: The text has no letter, or is as long as the model's window.
+        UserError: The text has other letters or none, or is as long as the model's window.
     """
     system = prepared.system
     rate = prepared.mels.sample_rate
     words = [word for word in plain_words(text) if word.strip("'")]
-    if not words:
-        raise UserError(f"`--text` must have letters or digits: got {text!r}.")
+    unknown = next((one for one in text if one.isalpha() and not one.isascii()), None)
+    if unknown is not None or not words:
+        raise UserError(
+            f"`--text` must be written in the letters a to z and digits: got {unknown or text!r}."
+        )
     prompt = prepared.prompt(" ".join(words))
     num_read = prompt[prepared.layout.text.name].shape[1]
     if num_read >= system.window_ticks:

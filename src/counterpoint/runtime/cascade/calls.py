@@ -168,7 +168,12 @@ class Calls:
         if written is None:
             return
         tool, arguments = written
-        if not self._find(tool, arguments, turn):
+        made = [
+            call
+            for call in self._find(tool, arguments, turn)
+            if call.state != "failed" or call.turn == turn or not tool.is_safe
+        ]
+        if not made:
             self._number += 1
             call = Call(number=self._number, tool=tool, arguments=arguments, turn=turn)
             self.calls.append(call)
@@ -230,13 +235,21 @@ class Calls:
         self._first_turn = turn
         self.calls = [call for call in self.calls if call.turn >= turn or not call.is_settled]
 
-    def advance(self, now_s: float, *, is_over: bool, is_speaking: bool = False) -> None:
+    def advance(
+        self,
+        now_s: float,
+        *,
+        is_over: bool,
+        is_speaking: bool = False,
+        makes_early: bool = True,
+    ) -> None:
         """Make the calls that may be made now, and take the results that have come.
 
         Args:
             now_s: Time of the conversation.
             is_over: Whether the user has finished, so that unsafe tools may be called.
             is_speaking: Whether the user's voice is heard.
+            makes_early: Whether safe tools are called before the user has finished.
         """
         for call, lane in list(self._running.values()):
             for step in lane.poll(now_s):
@@ -252,15 +265,15 @@ class Calls:
         self._undoing = [pair for pair in self._undoing if pair[1].busy]
         for call in self.calls:
             ready = call.state == "waiting" and now_s >= call.retry_s
-            if ready and (is_over or call.tool.is_safe):
+            if ready and (is_over or (call.tool.is_safe and makes_early)):
                 self._make(call, now_s, early=is_speaking)
 
     def leave(self, now_s: float, wait_s: float) -> list[Lane]:
         """Wait for no call any more, and return the lanes that are still open.
 
-        A call that runs is told as left. A tool that hangs cannot be ended: its thread stays until
-        it returns. What is to be undone when a tool has ended is undone now, and once more if the
-        tool ends after that.
+        A call that waits is cancelled, and one that runs is told as left. A tool that hangs cannot
+        be ended: its thread stays until it returns. What is to be undone when a tool has ended is
+        undone now, and once more if the tool ends after that.
 
         Args:
             now_s: Time of the conversation.
@@ -268,6 +281,9 @@ class Calls:
                 and goes on in its own thread.
         """
         until_s = time.monotonic() + wait_s
+        for call in self.calls:
+            if call.state == "waiting":
+                self.retract(call, now_s)
         running = list(self._running.values())
         undoing = list(self._undoing)
         self._running.clear()

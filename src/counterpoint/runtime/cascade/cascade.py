@@ -218,6 +218,7 @@ class Cascade:
                 now_s,
                 is_over=self._may_last(turn),
                 is_speaking=self._is_speaking,
+                makes_early=self.rules.early_calls,
             )
             self._think(turn)
             self._trace.tell(*self.calls.take_events())
@@ -426,6 +427,7 @@ class Cascade:
             history=tuple(self.history),
             thoughts=tuple(self._mind.thoughts),
             calls=self.calls.of_turn(turn.number),
+            turn=turn.number,
             is_over=is_over,
             interrupts=interrupts,
         )

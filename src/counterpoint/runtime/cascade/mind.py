@@ -113,8 +113,9 @@ class Mind:
             now_s: Time of the conversation.
         """
         self._end(now_s, forced=True)
-        self.num_words = len(scene.words)
-        self.newest_s = now_s
+        if not scene.is_over:  # else a user who pauses often is never judged
+            self.num_words = len(scene.words)
+            self.newest_s = now_s
         self._thought = _Thought(scene, turn, now_s, scene.is_over)
         self._lane.start(self._job(scene), now_s)
 
@@ -164,7 +165,8 @@ class Mind:
         if text:
             self.thoughts.append(text)
         is_over = thought.scene.is_over
-        closed = "interruption" if thought.interrupts else "clock" if forced else "model"
+        interrupts = thought.interrupts and not is_over
+        closed = "interruption" if interrupts else "clock" if forced else "model"
         payload = {
             "chunk": self._num_thoughts,
             "closed": closed,
@@ -175,7 +177,7 @@ class Mind:
         self._num_thoughts += 1
         self._trace.add(THOUGHT, THOUGHT, thought.begin_s, at_s, text, **payload)
         self.is_done |= thought.is_final
-        return thought.interrupts and not is_over
+        return interrupts
 
     def _job(self, scene: Scene) -> Iterator[str | float]:
         """Yield the pieces of a thought, and then the score of the judge."""

@@ -44,9 +44,13 @@ class _Match(NamedTuple):
 def can_find(tool: Tool) -> bool:
     """Return whether a `SchemaCaller` can call a tool.
 
-    Every required parameter must list its values, and at least one parameter must.
+    Every required parameter must be a string and list its values, and at least one must.
     """
-    listed = {name for name, one in tool.parameters.get("properties", {}).items() if "enum" in one}
+    listed = {
+        name
+        for name, one in tool.parameters.get("properties", {}).items()
+        if "enum" in one and one.get("type", "string") == "string"
+    }
     return bool(listed) and listed.issuperset(tool.parameters.get("required", ()))
 
 

@@ -67,7 +67,8 @@ class Scene:
         words: Words of the turn so far.
         history: Earlier turns, of the agent only what the user has heard.
         thoughts: Earlier thoughts in this turn.
-        calls: Calls that this turn has asked for.
+        calls: Calls that this turn has asked for, and the turns before it that had no answer.
+        turn: Number of the turn.
         is_over: Whether the user seems to have finished.
         interrupts: Whether the agent takes the floor from the user.
     """
@@ -76,6 +77,7 @@ class Scene:
     history: tuple[Message, ...] = ()
     thoughts: tuple[str, ...] = ()
     calls: tuple[Call, ...] = ()
+    turn: int = 0
     is_over: bool = False
     interrupts: bool = False
 
@@ -275,7 +277,7 @@ class Answerer:
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
         wanted = [call for call in scene.calls if call.is_given_up or call.state != "cancelled"]
-        sayings = [call.said() for call in wanted]
+        sayings = [call.said() if call.turn == scene.turn else "" for call in wanted]
         if sayings and not scene.interrupts and all(sayings):
             return iter([" ".join(sayings)])
         said = "\n".join((scene.text[-_CLIPPED:], *self._remarks(scene)))
