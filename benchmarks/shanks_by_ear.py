@@ -2,7 +2,10 @@
 
 Held-out problems of spoken maths are spoken by a voice (Piper), and at the end of every chunk of
 two seconds the sound so far is recognised (Whisper tiny.en): the cascade of SHANKS. Every model
-listens to these words, and to the exact words at the same times as a control. The judge of sums
+listens to these words. As controls it hears the exact words at the times at which they are said,
+and the exact words with the last one of every chunk in the next, as the recogniser's. Words that
+were recognised are brought into the words of the problems (`as_problem_words`), which is a part of
+what is measured. The judge of sums
 that `counterpoint talk shanks` has by default hears the recognised words too. What is recognised
 is kept beside the results, so that a run that was stopped goes on.
 
@@ -138,21 +141,31 @@ def spoken_problems(number: int, path: Path) -> list[tuple[Heard, list[Any]]]:
 
 
 def listened(
-    system: System, data: SpokenMathsData, heard: Heard, words: Sequence[Any] | None
+    system: System, data: SpokenMathsData, heard: Heard, words: Sequence[Sequence[str]]
 ) -> Attempt:
-    """Let a model listen to a problem: to the recognised words of each chunk, or to exact ones."""
+    """Let a model listen to a problem, of which it hears these words in each chunk."""
     thinker = SystemThinker(system, Words(data.marks), data.marks)
-    if words is None:
-        return judged(think_in_chunks(thinker, heard, clock_of(data)), heard)
-    by_start = {
-        chunk.start_s: " ".join(word for text, *_ in own for word in as_problem_words(text))
-        for chunk, own in zip(chunks(heard, data.chunk_s), words, strict=True)
-    }
+    cut = chunks(heard, data.chunk_s)
+    by_start = {chunk.start_s: " ".join(own) for chunk, own in zip(cut, words, strict=True)}
 
     def content(chunk: Chunk) -> str:
         return by_start[chunk.start_s]
 
     return judged(think_in_chunks(thinker, heard, clock_of(data), content), heard)
+
+
+def hearings(heard: Heard, words: Sequence[Any], chunk_s: float) -> dict[str, list[list[str]]]:
+    """Return what is heard of a problem in each chunk, in three ways."""
+    exact = [[*chunk.words] for chunk in chunks(heard, chunk_s)]
+    late: list[list[str]] = []
+    waiting: list[str] = []
+    for place, own in enumerate(exact):
+        every = [*waiting, *own]
+        is_last = place == len(exact) - 1
+        waiting = [] if is_last else every[-1:]
+        late.append(every if is_last else every[:-1])
+    known = [[word for text, *_ in own for word in as_problem_words(text)] for own in words]
+    return {"recognised words": known, "exact words": exact, "exact words, the last late": late}
 
 
 def judged_by_sums(heard: Heard, words: Sequence[Any], chunk_s: float) -> Attempt:
@@ -220,10 +233,9 @@ def main() -> None:
         if loaded.run is None or not isinstance(loaded.run.data, SpokenMathsData):
             raise SystemExit(f"{folder} must be a run on spoken maths.")
         data = loaded.run.data
-        for hears in ("recognised words", "exact words"):
-            is_exact = hears == "exact words"
+        for hears in ("recognised words", "exact words", "exact words, the last late"):
             attempts = [
-                listened(loaded.system, data, heard, None if is_exact else words)
+                listened(loaded.system, data, heard, hearings(heard, words, data.chunk_s)[hears])
                 for heard, words in problems
             ]
             about = {"folder": folder.name, "seed": loaded.run.train.seed, "hears": hears}
