@@ -181,7 +181,7 @@ def evaluated(bank: str, num_problems: int, fresh: bool, one: Listener) -> dict[
 def ceiling(data: SpokenMathsData, problems: Sequence[Heard]) -> float:
     """Return the share of wrong speakers whom the maker of the problems interrupts in time."""
     if data.arrangement != "parallel":
-        made = [made_by_program(own, clock_of(data)) for own in problems]
+        made = [made_by_program(own, clock_of(data), data.held_back) for own in problems]
         return score_interruptions(made).found.value
     in_time = []
     for own in problems:

@@ -10,6 +10,7 @@ import torch
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.spoken_maths.hearing import (
     NOTHING,
+    Chunk,
     Heard,
     at_rate,
     chunks,
@@ -79,6 +80,33 @@ def test_misheard_words_are_read_in_every_arrangement(arrangement: Arrangement) 
         not torch.equal(round_[HEARD], other[HEARD])
         for round_, other in zip(told.rounds, exact.rounds, strict=True)
     )
+
+
+@pytest.mark.parametrize("held_back", [0, 1, 3])
+def test_words_that_are_held_back_are_heard_in_the_next_chunk(held_back: int) -> None:
+    for number in range(20):
+        one = heard(number)
+        usual = chunks(one, 2.0)
+        cut = chunks(one, 2.0, held_back)
+        assert [chunk[:2] for chunk in cut] == [chunk[:2] for chunk in usual]
+        words = [word for chunk in cut for word in chunk.words]
+        assert words == [word.text for word in one.words]
+        clauses = [clause for chunk in cut for clause in chunk.clauses]
+        assert clauses == list(one.problem.clauses)
+        said = held = 0
+        for chunk, plain in zip(cut[:-1], usual[:-1], strict=True):
+            said += len(plain.words)
+            held += len(chunk.words)
+            assert held == max(said - held_back, held - len(chunk.words))
+            complete = sum(len(clause.words) for clause in clauses[: _complete(cut, chunk)])
+            assert complete <= held
+        if not held_back:
+            assert cut == usual
+
+
+def _complete(cut: list[Chunk], until: Chunk) -> int:
+    """Return how many clauses are complete at the end of a chunk."""
+    return sum(len(chunk.clauses) for chunk in cut if chunk.end_s <= until.end_s)
 
 
 @pytest.mark.parametrize(("share", "spread"), [(1.0, 0.1), (0.1, -0.1)])

@@ -160,7 +160,7 @@ def _beside(source: SpokenMathsData, problems: Sequence[Heard]) -> dict[str, Int
         "false alarms of this constant": policies[best].right,
     }
     if source.arrangement == "interleaved":
-        made = [made_by_program(problem, clock) for problem in problems]
+        made = [made_by_program(problem, clock, source.held_back) for problem in problems]
         found["ceiling: found by the maker"] = score_interruptions(made).found
     return found
 

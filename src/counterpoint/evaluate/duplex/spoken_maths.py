@@ -54,7 +54,8 @@ def listen(
     thinker = SystemThinker(system, Words(data.marks), data.marks)
     if data.arrangement != "parallel":
         clock = clock_of(data, threshold)
-        return judged(think_in_chunks(thinker, heard, clock, _sounding(data, heard)), heard)
+        content = _sounding(data, heard)
+        return judged(think_in_chunks(thinker, heard, clock, content, data.held_back), heard)
     said = heard_ticks(heard, data.tick_hz, data.marks)
     parallel = ParallelConfig(
         tick_hz=data.tick_hz,
@@ -84,6 +85,7 @@ def think_in_chunks(
     heard: Heard,
     config: ClockConfig,
     content: Callable[[Chunk], Any] = _words,
+    held_back: int = 0,
 ) -> Timeline:
     """Let a thinker listen to a problem chunk by chunk.
 
@@ -92,9 +94,10 @@ def think_in_chunks(
         heard: The problem in time.
         config: The clock.
         content: Returns a chunk as the thinker hears it; by default its words.
+        held_back: Last words of a chunk that are heard in the next one.
     """
     decoder = ClockedDecoder(thinker, config)
-    cut = chunks(heard, config.chunk_s)
+    cut = chunks(heard, config.chunk_s, held_back)
     for number, chunk in enumerate(cut):
         is_last = number == len(cut) - 1
         following = cut[number if is_last else number + 1]
@@ -112,14 +115,17 @@ def think_in_chunks(
     return decoder.timeline
 
 
-def made_by_program(heard: Heard, config: ClockConfig) -> Attempt:
+def made_by_program(heard: Heard, config: ClockConfig, held_back: int = 0) -> Attempt:
     """Return the attempt of the program that made the problem: what can be found in time at all.
 
     An error in the last chunk cannot be interrupted, for its thought comes after the speech; nor
     can one whose thought does not fit into the time until the next chunk.
     """
-    rounds = spoken_rounds(heard, config.chunk_s, thinks=True, marks=config.marks)
-    return judged(think_in_chunks(ProgramThinker(rounds, config.marks), heard, config), heard)
+    rounds = spoken_rounds(
+        heard, config.chunk_s, thinks=True, marks=config.marks, held_back=held_back
+    )
+    thinker = ProgramThinker(rounds, config.marks)
+    return judged(think_in_chunks(thinker, heard, config, held_back=held_back), heard)
 
 
 class ProgramThinker:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
@@ -151,27 +152,40 @@ def spoken_by(
     return whole.audio, Heard(problem, whole.words, len(whole.audio) / sample_rate)
 
 
-def chunks(heard: Heard, chunk_s: float) -> list[Chunk]:
+def chunks(heard: Heard, chunk_s: float, held_back: int = 0) -> list[Chunk]:
     """Cut the speech into chunks; the last may be shorter.
 
     A word, and a clause, belong to the chunk in which they end.
+
+    Args:
+        heard: The problem in time.
+        chunk_s: Seconds of a chunk.
+        held_back: Last words of a chunk that belong to the next one, as those of a recogniser that
+            is not sure of them yet.
     """
     number = max(math.ceil(heard.end_s / chunk_s - 1e-9), 1)
     ends = [*((place + 1) * chunk_s for place in range(number - 1)), heard.end_s]
+    clause_ends = list(accumulate(len(clause.words) for clause in heard.problem.clauses))
     cut = []
     start_s = 0.0
-    for end_s in ends:
-        words = tuple(
-            word.text for word in heard.words if start_s < word.end_s <= end_s and word.text
+    first = 0
+    for place, end_s in enumerate(ends):
+        said = sum(word.end_s <= end_s for word in heard.words)
+        stop = said if place == number - 1 else max(said - held_back, first)
+        clauses = tuple(
+            clause
+            for clause, last in zip(heard.problem.clauses, clause_ends, strict=True)
+            if first < last <= stop
         )
-        clauses = tuple(clause for at_s, clause in heard.completed if start_s < at_s <= end_s)
+        words = tuple(word.text for word in heard.words[first:stop] if word.text)
         cut.append(Chunk(start_s, end_s, words, clauses))
         start_s = end_s
+        first = stop
     return cut
 
 
 def spoken_rounds(
-    heard: Heard, chunk_s: float, *, thinks: bool, marks: Marks
+    heard: Heard, chunk_s: float, *, thinks: bool, marks: Marks, held_back: int = 0
 ) -> list[dict[str, list[str]]]:
     """Return the rounds of a problem as words: what is heard, thought and answered.
 
@@ -182,9 +196,10 @@ def spoken_rounds(
         chunk_s: Seconds of a chunk.
         thinks: Whether thoughts are written out; otherwise they only decide about interruptions.
         marks: Marks of the sequence.
+        held_back: See `chunks`.
     """
     rounds: list[dict[str, list[str]]] = []
-    cut = chunks(heard, chunk_s)
+    cut = chunks(heard, chunk_s, held_back)
     for place, chunk in enumerate(cut):
         is_last = place == len(cut) - 1
         thought, is_wrong = _thought(chunk.clauses)

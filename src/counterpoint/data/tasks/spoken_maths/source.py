@@ -88,6 +88,7 @@ class SpokenMathsData:
             is written. "parallel": words heard and words thought side by side, tick by tick.
         words_per_s: Speaking rate; see `at_rate`.
         pace_spread: Share of the rate by which it differs at most between problems.
+        held_back: Last words of a chunk that are heard in the next one; see `chunks`.
         misheard: Share of the words that are heard wrongly, as by a recogniser; see `misheard`.
         chunk_s: Seconds of a chunk; for "parallel", of nothing.
         tick_hz: Ticks a second of the parallel clock.
@@ -105,6 +106,7 @@ class SpokenMathsData:
     arrangement: Arrangement = "interleaved"
     words_per_s: float = 2.8
     pace_spread: float = 0.15
+    held_back: int = 0
     misheard: float = 0.0
     chunk_s: float = 2.0
     tick_hz: float = 10.0
@@ -122,8 +124,16 @@ class SpokenMathsData:
                 "`misheard` and `pace_spread` must be shares, at least 0 and below 1: got "
                 f"{self.misheard} and {self.pace_spread}."
             )
-        if self.bank and self.misheard:
-            raise UserError("Only words can be misheard: leave out `misheard`, or the bank.")
+        if self.bank and (self.misheard or self.held_back):
+            raise UserError(
+                "Only words are misheard or held back: leave out `misheard` and `held_back`, or "
+                "the bank."
+            )
+        if self.held_back < 0 or (self.held_back and self.arrangement == "parallel"):
+            raise UserError(
+                "`held_back` must be at least 0, and 0 if there are no chunks: got "
+                f"{self.held_back} and the arrangement {self.arrangement!r}."
+            )
 
     @staticmethod
     def fits(layout: Layout) -> bool:
@@ -258,7 +268,9 @@ class PreparedMaths:
             ticks = {HEARD: torch.from_numpy(ids), THOUGHT: torch.from_numpy(encode(thought))}
             return Told(self._length(len(thought)), [ticks])
         thinks = data.arrangement == "interleaved"
-        rounds = spoken_rounds(heard, data.chunk_s, thinks=thinks, marks=data.marks)
+        rounds = spoken_rounds(
+            heard, data.chunk_s, thinks=thinks, marks=data.marks, held_back=data.held_back
+        )
         parts = [
             {name: torch.from_numpy(encode(words)) for name, words in one.items() if words}
             for one in rounds
