@@ -124,19 +124,29 @@ def test_it_hears_with_weights_of_every_type(run: Path, kind: str) -> None:
     assert speak(run, "loud.wav", "--dtype", kind) == 0
 
 
-def test_it_says_that_its_text_was_finished(run: Path) -> None:
+@pytest.mark.parametrize("num_frames", [0, 7])
+def test_it_says_that_its_text_was_finished(run: Path, num_frames: int) -> None:
+    """It ends with its frame after so many others, and these are heard to the last sample."""
+
     class Ending(LSLM):
+        asked = 0
+
         def _first_scores(self, hidden: torch.Tensor) -> torch.Tensor:
             scores = super()._first_scores(hidden)
-            scores[..., self.config.end_id] += 100
+            ends = torch.full((), 100.0 if self.asked == num_frames else -100.0)
+            self.asked += 1
+            scores[..., self.config.end_id] += ends
             return scores
 
     model = Ending(replace(lslm.small(), tower=tower(24, 2, 2, 64))).eval()
     data = InterruptedSpeech(num_phrases=20, cache_folder=str(run / "cache"))
-    said = speak_text(prepare_speaker(data, model, Progress(quiet=True)), TEXT, torch.zeros(99))
+    prepared = prepare_speaker(data, model, Progress(quiet=True))
+    said = speak_text(prepared, TEXT, torch.zeros(99), threshold=1.0)
     assert said.end == "finished"
-    assert said.said_s == said.stop_score == 0
-    assert not said.sound.any()
+    seconds = num_frames / prepared.codec.frame_rate_hz
+    assert said.said_s == pytest.approx(seconds)
+    assert bool(said.sound[0].any()) == (num_frames > 0)
+    assert not said.sound[0, round(seconds * 16_000) + 1 :].any()
 
 
 @pytest.mark.parametrize(
