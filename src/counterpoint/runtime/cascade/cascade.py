@@ -98,7 +98,8 @@ class Cascade:
         self._pending = torch.zeros(0)
         self._sound = torch.zeros(EAR_BLOCK)  # what sounds while the pending block is heard
         self._open_turn: UserTurn | None = None  # the turn that was not told as a whole yet
-        self._newest: UserTurn | None = None  # the turn that began last, as far as it was noticed
+        self._newest: UserTurn | None = None  # the turn that is or was to be answered last
+        self._doubtful: UserTurn | None = None  # a turn after it that may be a cough, so far
         self._waits_since_s: float | None = None  # since when all else is ready for the answer
         self._replied = 0  # newest turn that was answered
         self._held = 0  # turn that the agent has interrupted: it gets no second answer
@@ -151,7 +152,7 @@ class Cascade:
     @property
     def is_idle(self) -> bool:
         """Whether nothing will happen unless the user speaks."""
-        turn = self._ear.turn
+        turn = self._newest
         open_turn = self._ear.in_turn or self._open_turn is not None
         answered = turn is None or not turn.words or turn.number in (self._replied, self._held)
         return self._mouth.reply is None and not open_turn and answered
@@ -190,6 +191,7 @@ class Cascade:
             self._close_reply(is_cut=True)
         self._leave_newest("the conversation was closed")
         self._newest = None
+        self._doubtful = None
         if self._open_turn is not None:
             self._open_turn.is_over = True
             self._tell_turn(self._open_turn)
@@ -208,10 +210,12 @@ class Cascade:
         self._advance(now_s, may_sound)
 
     def _advance(self, now_s: float, may_sound: bool) -> None:
-        turn = self._ear.turn
+        self._settle_doubt()
+        open_turn = self._open_turn
+        if open_turn is not None and open_turn.is_over and open_turn.is_recognised:
+            self._end_turn(open_turn)
+        turn = self._newest
         if turn is not None:
-            if self._open_turn is turn and turn.is_over and turn.is_recognised:
-                self._end_turn(turn)
             if self._held == turn.number:
                 self.calls.withhold(turn.number, now_s)
             self.calls.advance(
@@ -228,13 +232,17 @@ class Cascade:
         self._ahead.advance(now_s)
 
     def _notice(self, sign: Sign) -> None:
-        turn = self._turn
+        self._settle_doubt()
+        turn = self._ear.turn
         reply = self._mouth.reply
-        if sign == Sign.BEGAN:
-            self._leave_newest("the user goes on")
-            if self._open_turn is not None:  # its last words never came
-                self._tell_turn(self._open_turn)
-            self._begin_turn(turn)
+        if turn is None:
+            raise AssertionError("signs come with a turn")
+        if sign == Sign.FAILED:
+            self._trace.fail("ear", self._ear.error, self._now_s)
+        elif sign == Sign.BEGAN:
+            self._meet(turn)
+        elif turn is not self._newest:
+            return  # it may be a cough, which changes nothing
         elif sign == Sign.RESUMED and turn.number != self._held:
             if reply is not None and reply.turn == turn.number and not self._mouth.sounds:
                 self._discard("the user goes on")
@@ -245,8 +253,43 @@ class Cascade:
             self._mind.cut(self._now_s)
         elif sign == Sign.WORDS and self._is_speaking and reply is None:
             self._ahead.read(self._scene(turn))
-        elif sign == Sign.FAILED:
-            self._trace.fail("ear", self._ear.error, self._now_s)
+
+    def _meet(self, turn: UserTurn) -> None:
+        """Notice that a turn has begun; it may be a cough if the one before is still unanswered.
+
+        Until that is known, nothing sounds and no lasting call is made, but nothing is dropped.
+        """
+        if self._open_turn is not None:  # its last words never came
+            self._tell_turn(self._open_turn)
+        self._open_turn = turn
+        if not self._is_unanswered:
+            self._begin_turn(turn)
+            return
+        self._doubtful = turn
+        reply = self._mouth.reply
+        if reply is not None and not self._mouth.sounds:
+            reply.is_sure = False
+        if self._mind.is_waiting:  # thought once more if it was a cough
+            self._mind.cut(self._now_s)
+            self._mind.reopen()
+
+    def _settle_doubt(self) -> None:
+        """Let a turn that may be a cough take the place of the one before, when it is none."""
+        turn = self._doubtful
+        if turn is None:
+            return
+        if turn.words or turn.voice_end_s - turn.start_s >= self.rules.unclear_s:
+            self._begin_turn(turn)
+
+    def _begin_turn(self, turn: UserTurn) -> None:
+        """Go on to a turn, and forget what belonged to the one before."""
+        self._leave_newest("the user goes on")
+        self._newest = turn
+        self._doubtful = None
+        self._mind.clear(self._now_s)
+        self.calls.withhold(turn.number - 1, self._now_s)
+        self.calls.forget_before(self._answered + 1)
+        self._waits_since_s = None
 
     def _tell_turn(self, turn: UserTurn) -> None:
         """Tell a turn with the words that are known of it."""
@@ -262,6 +305,11 @@ class Cascade:
     def _end_turn(self, turn: UserTurn) -> None:
         """Tell a turn when its last words are known, and say so if it has none."""
         self._tell_turn(turn)
+        if turn is self._doubtful:
+            self._doubtful = None
+            self._waits_since_s = None
+            if self._mouth.reply is not None:
+                self._mouth.reply.is_sure = True
         is_unclear = not turn.words and turn.voice_end_s - turn.start_s >= self.rules.unclear_s
         if is_unclear and not self._was_unclear and not self._mouth.sounds:
             self._was_unclear = True  # music must not be answered again and again
@@ -271,7 +319,8 @@ class Cascade:
         """Begin a thought if it is time, and interrupt the user if one has asked for it."""
         mind = self._mind
         interrupts = mind.advance(self._now_s)
-        if not self._is_speaking or turn.number == self._held or not mind.thinks:
+        is_speaking = self._is_speaking and turn is self._ear.turn
+        if not is_speaking or turn.number == self._held or not mind.thinks:
             return
         new = turn.words[mind.num_words :]
         since_s = self._now_s - (mind.newest_s or turn.start_s)
@@ -295,7 +344,7 @@ class Cascade:
         """Take the steps to an answer when the user pauses or has finished."""
         if not (self._ear.is_pausing or turn.is_over) or not turn.words:
             return
-        if turn.number in (self._held, self._replied):
+        if self._doubtful is not None or turn.number in (self._held, self._replied):
             return
         reply = self._mouth.reply
         if reply is not None and reply.turn == turn.number:
@@ -391,12 +440,6 @@ class Cascade:
     # ------------------------------------------------------------------------------- small parts
 
     @property
-    def _turn(self) -> UserTurn:
-        if self._ear.turn is None:
-            raise AssertionError("signs come with a turn")
-        return self._ear.turn
-
-    @property
     def _is_speaking(self) -> bool:
         """Whether the user's voice is heard."""
         return self._ear.in_turn and not self._ear.is_pausing
@@ -407,19 +450,20 @@ class Cascade:
         reply = self._mouth.reply
         return reply.turn if reply is not None and self._mouth.sounds else self._replied
 
-    def _begin_turn(self, turn: UserTurn) -> None:
-        """Forget what belonged to the turn before."""
-        self._open_turn = turn
-        self._newest = turn
-        self._mind.clear(self._now_s)
-        self.calls.withhold(turn.number - 1, self._now_s)
-        self.calls.forget_before(self._answered + 1)
-        self._waits_since_s = None
+    @property
+    def _is_unanswered(self) -> bool:
+        """Whether an answer is due of which nothing was heard yet."""
+        if self._mouth.reply is not None and not self._mouth.sounds:
+            return True
+        turn = self._newest
+        if turn is None or turn.number in (self._answered, self._held):
+            return False
+        return turn.is_recognised and bool(turn.words)
 
     def _may_last(self, turn: UserTurn) -> bool:
         """Whether a call may be made that stays: nothing more can take it back."""
         is_known = turn.is_over and turn.is_recognised and bool(turn.words)
-        return is_known and not self._mind.is_waiting
+        return is_known and self._doubtful is None and not self._mind.is_waiting
 
     def _scene(self, turn: UserTurn, *, is_over: bool = False, interrupts: bool = False) -> Scene:
         return Scene(
