@@ -81,6 +81,7 @@ class Cascade:
             writing,
             speaking,
             self.rules.apology,
+            self.rules.answer_s,
         )
         self._trace = Trace(on_event)
         self._words = WordTeller(self._trace)
@@ -387,10 +388,6 @@ class Cascade:
         for where, why, at_s in reply.faults:
             self._trace.fail(where, why, at_s)
         reply.faults.clear()
-        if reply.is_sure and not reply.text and self._now_s - reply.begin_s > self.rules.answer_s:
-            self._trace.fail("answer", f"no text within {self.rules.answer_s:g} s", self._now_s)
-            self._mouth.say(self.rules.apology, reply.scene, reply.turn, self._now_s)
-            return
         turn = self._ear.turn
         if self._mouth.sounds and self._ear.in_turn and turn is not None:
             if turn.number == self._held:

@@ -55,6 +55,7 @@ class EarRules:
         end_s: Silence after which it is over if the words end like a sentence.
         unfinished_end_s: Silence after which it is over whatever the words are.
         unrecognised_end_s: Silence after which it is over although its last words are not known.
+        recognise_s: Longest time of a recognition; after it the words so far must do.
         partial_s: Time between two recognitions.
         before_s: Sound before the turn that is recognised too.
         fixed_s: Length of sound from which on its first words are fixed.
@@ -69,6 +70,7 @@ class EarRules:
     end_s: float = 0.5
     unfinished_end_s: float = 1.0
     unrecognised_end_s: float = 5.0
+    recognise_s: float = 10.0
     partial_s: float = 0.5
     before_s: float = 0.3
     fixed_s: float = 18.0
@@ -283,6 +285,14 @@ class Ear:
                 turn.update((*fixed, *words), len(fixed), step.at_s)
                 self._sound.shorten(words, self.rules)
                 signs.append(Sign.WORDS)
+        if self._lane.busy and now_s - self._job_end_s > self.rules.recognise_s:
+            self._lane.stop()  # another one would take as long
+            self.error = f"no words within {self.rules.recognise_s:g} s"
+            turn = self._open()
+            self._sound.shorten(turn.words[len(self._sound.fixed) :], self.rules)
+            if self._job_end_s > turn.voice_end_s:
+                turn.words_end_s = self._job_end_s
+            signs.append(Sign.FAILED)
         return signs
 
     def _try_again(self, now_s: float) -> None:

@@ -45,7 +45,8 @@ class CascadeRules:
         barge_in_s: Voice of the user that stops the agent. A turn with less voice is answered when
             the agent has finished.
         wait_s: Longest time for which an answer waits for the last thought and for calls.
-        answer_s: Longest time for which the first sentence of an answer is waited for.
+        answer_s: Longest time for which the first sentence of an answer is waited for, and then
+            for more of its text, and for the sound of each sentence.
         apology: What is said if no answer could be written.
         unclear: What is said if a turn had no words that could be recognised.
         unclear_s: Shortest such turn; what is shorter is ignored.

@@ -4,6 +4,7 @@ It may be prepared before it is certain that the user has finished. Then its fir
 and it is dropped if the user goes on.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Reply:
         text: What was written so far.
         waiting: Sentences that are still to be spoken.
         ready: Spoken sentences that wait until the answer is sure.
+        text_s: When its newest text came.
+        voice_s: When its newest sentence began to be spoken.
         is_written: Whether the text is complete.
         was_read: Whether the language model reads it as a part of the history.
         first_sound_s: When its sound was first queued to be played.
@@ -63,6 +66,8 @@ class Reply:
     text: str = ""
     waiting: deque[Sentence] = field(default_factory=deque)
     ready: list[Voiced] = field(default_factory=list)
+    text_s: float = 0.0
+    voice_s: float = 0.0
     is_written: bool = False
     was_read: bool = False
     first_sound_s: float | None = None
@@ -79,6 +84,8 @@ class Mouth:
         writing: Lane of the text.
         speaking: Lane of the sound.
         apology: What is said if nothing could be written.
+        most_s: Longest wait for the first sentence of an answer, for more of its text, and for the
+            sound of a sentence.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class Mouth:
         writing: Lane,
         speaking: Lane,
         apology: str,
+        most_s: float = math.inf,
     ) -> None:
         self.ledger = ledger
         self.reply: Reply | None = None
@@ -97,6 +105,7 @@ class Mouth:
         self._writing = writing
         self._speaking = speaking
         self._apology = apology
+        self._most_s = most_s
         self._sentences = SentenceReader()
 
     @property
@@ -147,6 +156,8 @@ class Mouth:
             return
         self._take_text(reply, now_s)
         self._take_sound(reply, now_s)
+        if reply.is_sure:
+            self._end_stalled(reply, now_s)
         if not (reply.is_sure and may_sound):
             return
         for voiced in reply.ready:
@@ -157,16 +168,36 @@ class Mouth:
 
     def _take_text(self, reply: Reply, now_s: float) -> None:
         for step in self._writing.poll(now_s):
-            if not step.is_last:
-                self._add(reply, self._sentences.read(step.value))
+            if step.is_last:
+                fault = None if step.error is None else str(step.error)
+                self._end_text(reply, fault, step.at_s)
                 continue
+            if step.value.strip():
+                reply.text_s = step.at_s
+            self._add(reply, self._sentences.read(step.value))
+
+    def _end_text(self, reply: Reply, fault: str | None, at_s: float) -> None:
+        """Take a text as complete; with a fault, what has come of a begun answer is said."""
+        reply.is_written = True
+        if fault is None or reply.text:
+            self._add(reply, self._sentences.end())
+        if fault is not None:
+            reply.faults.append(("answer", fault, at_s))
+        if not reply.text:
+            self._add(reply, [Sentence(self._apology)])
+
+    def _end_stalled(self, reply: Reply, now_s: float) -> None:
+        """End what waits too long for an engine; what was spoken so far is still played."""
+        text_s = reply.text_s if reply.text else reply.begin_s
+        if not reply.is_written and now_s - text_s > self._most_s:
+            self._writing.stop()
+            self._end_text(reply, f"no text within {self._most_s:g} s", now_s)
+        if self._speaking.busy and now_s - reply.voice_s > self._most_s:
+            self._writing.stop()
+            self._speaking.stop()
+            reply.faults.append(("speech", f"no sound within {self._most_s:g} s", now_s))
+            reply.waiting.clear()
             reply.is_written = True
-            if step.error is None or reply.text:  # what has come of a begun answer is said
-                self._add(reply, self._sentences.end())
-            if step.error is not None:
-                reply.faults.append(("answer", str(step.error), step.at_s))
-            if not reply.text:
-                self._add(reply, [Sentence(self._apology)])
 
     def _add(self, reply: Reply, found: list[Sentence]) -> None:
         reply.text = " ".join([reply.text, *(sentence.text for sentence in found)]).strip()
@@ -179,6 +210,7 @@ class Mouth:
             elif not step.is_last:
                 reply.ready.append(step.value)
         if reply.waiting and not self._speaking.busy:
+            reply.voice_s = now_s
             self._speaking.start(self._spoken(reply.waiting.popleft()), now_s)
 
     def is_finished(self, now_s: float) -> bool:
