@@ -19,11 +19,11 @@ class TalkOptions:
             by default the small model that comes with the package.
         input: The recording: WAV, FLAC or Ogg, of any sample rate.
         output: The WAV file to write; the other files get its name.
-        text: What an LSLM says while it hears the recording, until it is interrupted.
+        text: What an LSLM says while it hears the recording.
         threshold: Probability of the stop above which an LSLM falls silent.
         prompt: Role of the agent, as PersonaPlex reads it.
-        voice: A recording of the voice that the agent gets, or a voice of PersonaPlex (.pt).
-        pin: Keep prompt and voice readable when the model's window has moved on.
+        voice: A recording of the agent's voice, or a voice of PersonaPlex.
+        pin: Keep prompt and voice readable in a long conversation.
         words: What is said in the recording (JSON with alignments or chunks), for the picture.
         channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
         tail: Seconds of silence that are heard after the recording.

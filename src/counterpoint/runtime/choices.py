@@ -69,7 +69,7 @@ class SpeechChoices:
         seed: Seed of its choices.
         text_temperature: Divisor of the text scores; 0 always takes the likeliest id.
         text_top_k: Number of likeliest text ids that are kept; 0 keeps all.
-        padding_bias: Number added to the score of no text: above 0 the agent is slower to speak.
+        padding_bias: Added to the score of no text; above 0 it is slower to speak.
         audio_temperature: Divisor of the audio scores; 0 always takes the likeliest id.
         audio_top_k: Number of likeliest audio ids that are kept; 0 keeps all.
     """

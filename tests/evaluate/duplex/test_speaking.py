@@ -98,7 +98,8 @@ def test_the_own_voice_changes_what_is_heard_after_its_delay(prepared: PreparedU
         ],
         LONGEST_S,
     )
-    changed = plain.stops.scores[:20] != echoed.stops.scores[:20]
+    # Rows of one batch may differ by the rounding of a processor.
+    changed = (plain.stops.scores[:20] - echoed.stops.scores[:20]).abs() > 1e-6
     assert int(changed.nonzero()[0]) >= 6  # heard in frame 5, so it counts from frame 6 on
 
 
