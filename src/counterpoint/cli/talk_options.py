@@ -20,15 +20,15 @@ class TalkOptions:
         input: The recording: WAV, FLAC or Ogg, of any sample rate.
         output: The WAV file to write; the other files get its name.
         text: What an LSLM says while it hears the recording.
-        threshold: Probability of the stop above which an LSLM falls silent.
+        threshold: An LSLM falls silent above this score.
         prompt: Role of the agent, as PersonaPlex reads it.
-        voice: A recording of the agent's voice, or a voice of PersonaPlex.
-        pin: Keep prompt and voice readable in a long conversation.
+        voice: The agent's voice: a recording, or a .pt file.
+        pin: Keep prompt and voice in a long talk.
         words: What is said in the recording (JSON with alignments or chunks), for the picture.
-        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
+        channel: Channel of the recording to hear; 0 is left, by default the mean of all.
         tail: Seconds of silence that are heard after the recording.
         dtype: Type of the weights; by default the one in which they are stored or published.
-        lora: A folder or file of adapters for the published model.
+        lora: Folder or file of adapters for the model.
     """
 
     input: Path
