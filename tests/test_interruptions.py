@@ -42,6 +42,7 @@ sys.exit(main(["train"]))
 
 POOL = """
 import os, signal, sys, time
+from counterpoint import processes
 from counterpoint.cli import main as command
 from counterpoint.processes import work_in_processes
 
@@ -50,12 +51,15 @@ def say(word):
 
 def work(item):
     if item == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: say("told to end"))
+    if item == sys.argv[1]:
+        say("at work")
     if item != "first":
-        say("working")
         time.sleep(600)
 
 def verb(words):
+    if sys.argv[2] == "2":  # the first interruption waits for the stubborn one, and not too short
+        processes._PATIENCE_S = 600.0
     # Far more than a pipe holds: whoever ends must not wait for them to be taken.
     items = ["first", sys.argv[1], *(str(number) * 999 for number in range(999))]
     for _ in work_in_processes(work, items, 2):
@@ -177,17 +181,18 @@ def test_two_interruptions_end_a_computation_that_looks_at_no_signal(
 def test_processes_that_work_end_with_the_command(
     item: str, times: int, commands: list[Command], tmp_path: Path
 ) -> None:
+    """A second interruption must find the first one at work, and the stubborn process started."""
     (tmp_path / "pool.py").write_text(POOL)
-    command = start(commands, tmp_path, "pool.py", item)
-    command.read_until("ready", "working")
+    command = start(commands, tmp_path, "pool.py", item, str(times))
+    command.read_until("ready", "at work")
     command.press()
     if times == 2:
-        time.sleep(0.1)
+        command.read_until("told to end")
         command.press()
     rest = command.end(20)
-    lines = [line for line in rest.splitlines() if line != "working"]
     said = ["Interrupted. Run the same command again to continue."]
-    assert lines == said or (times == 2 and not lines)  # the first may still have been told
+    lines = [line for line in rest.splitlines() if line != "told to end"]
+    assert lines == said * (times == 1)
     assert command.process.returncode == 130
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 
 from counterpoint.errors import UserError
 from counterpoint.files import whole_file
-from counterpoint.processes import work_in_processes
+from counterpoint.processes import _started_by, work_in_processes
 
 SCRIPT = """
 import os, time
-from counterpoint.processes import work_in_processes
+from counterpoint.processes import _started_by, work_in_processes
 
 def work(item):
     if item:
@@ -142,3 +143,27 @@ def test_processes_that_are_ended_leave_nothing_half_written(tmp_path: Path) -> 
         next(results)
         assert len(list(tmp_path.iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+def test_processes_are_found_while_threads_end() -> None:
+    """A second Ctrl-C ends them all, also when a thread of this process ends just then."""
+    is_over = threading.Event()
+
+    def churn() -> None:
+        while not is_over.is_set():
+            threads = [threading.Thread(target=int) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    churning = threading.Thread(target=churn)
+    with subprocess.Popen(["sleep", "600"]) as child:
+        churning.start()
+        try:
+            assert all(child.pid in list(_started_by(os.getpid())) for _ in range(500))
+        finally:
+            is_over.set()
+            churning.join()
+            child.kill()

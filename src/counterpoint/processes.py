@@ -275,6 +275,9 @@ def _started_by(process: int) -> Iterator[int]:
         yield from (child.pid for child in active_children() if child.pid is not None)
         return
     for file in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, file.read_text().split()):
+        children = ""
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            children = file.read_text()
+        for child in map(int, children.split()):
             yield child
             yield from _started_by(child)

@@ -45,6 +45,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(f"data: {text}\n\n".encode())
             self.wfile.flush()
 
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait so long, or until the client has what it wants; return whether it has."""
+        return self.server.is_done.wait(seconds)  # type: ignore[attr-defined,no-any-return]
+
     def piece(self, text: str) -> None:
         self.event(json.dumps({"choices": [{"delta": {"content": text}}]}))
 
@@ -56,12 +60,15 @@ Reply = Callable[[Handler], None]
 def serving(reply: Reply) -> Iterator[tuple[str, list[tuple[str, str | None, dict[str, object]]]]]:
     """Run a server, and give its address and what it is asked."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.reply = [], reply  # type: ignore[attr-defined]
+    server.asked = []  # type: ignore[attr-defined]
+    server.reply = reply  # type: ignore[attr-defined]
+    server.is_done = threading.Event()  # type: ignore[attr-defined]
     server.daemon_threads = False  # closing the server waits for its threads
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v1", server.asked  # type: ignore[attr-defined]
     finally:
+        server.is_done.set()  # type: ignore[attr-defined]
         server.shutdown()
         server.server_close()
 
@@ -75,20 +82,30 @@ def well(handler: Handler) -> None:
 
 
 def late(handler: Handler) -> None:
-    time.sleep(0.3)
+    handler.wait()
 
 
 def stalling(handler: Handler) -> None:
     handler.begin()
     handler.piece("One")
-    time.sleep(0.3)
+    handler.wait()
 
 
 def dripping(handler: Handler) -> None:
     handler.begin()
-    for _ in range(20):
+    while not handler.wait(0.01):
         handler.piece("x")
-        time.sleep(0.02)
+
+
+def leaving(handler: Handler) -> None:
+    handler.begin()
+    handler.piece("The capital of France is. ")
+
+
+def naming_the_end(handler: Handler) -> None:
+    handler.begin()
+    handler.piece("Yes.")
+    handler.event(json.dumps({"choices": [{"delta": {}, "finish_reason": "stop"}]}))
 
 
 def nonsense(handler: Handler) -> None:
@@ -111,32 +128,43 @@ def test_pieces_come_as_they_are_written() -> None:
     assert (content["model"], content["max_tokens"], content["stream"]) == ("tiny", 7, True)
 
 
+LONG_S = 60.0  # longer than any load of the machine holds up the server
+
+
 @pytest.mark.parametrize(
-    ("reply", "reason"),
+    ("reply", "wait_s", "limit_s", "reason"),
     [
-        (late, "must answer within 0.1 s"),
-        (stalling, "must answer within 0.1 s"),
-        (dripping, "must end its answer within 0.2 s"),
-        (nonsense, "must send events of OpenAI's form"),
-        (refusing, "status 503, no model"),
+        (late, 0.1, LONG_S, "must answer within 0.1 s"),
+        (stalling, 0.1, LONG_S, "must answer within 0.1 s"),
+        (dripping, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (nonsense, LONG_S, LONG_S, "must send events of OpenAI's form"),
+        (refusing, LONG_S, LONG_S, "status 503, no model"),
+        (leaving, LONG_S, LONG_S, "must say that its answer has ended"),
     ],
 )
-def test_bad_server_is_one_line(reply: Reply, reason: str) -> None:
+def test_bad_server_is_one_line(reply: Reply, wait_s: float, limit_s: float, reason: str) -> None:
     with serving(reply) as (url, _):
-        model = EndpointModel(url, wait_s=0.1, limit_s=0.2)
+        model = EndpointModel(url, wait_s=wait_s, limit_s=limit_s)
         with pytest.raises(ModelError, match=reason):
             list(model(ASKED, 7))
 
 
-def closed_address() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+def test_answer_may_end_with_a_reason_to_finish() -> None:
+    with serving(naming_the_end) as (url, _):
+        assert list(EndpointModel(url)(ASKED, 7)) == ["Yes."]
+
+
+@contextmanager
+def closed_address() -> Iterator[str]:
+    """Give an address at which nobody listens, and which no other program can take meanwhile."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{holder.getsockname()[1]}/v1"
 
 
 def test_server_that_is_down_is_one_line() -> None:
-    with pytest.raises(ModelError, match="must be reachable"):
-        list(EndpointModel(closed_address())(ASKED, 7))
+    with closed_address() as url, pytest.raises(ModelError, match="must be reachable"):
+        list(EndpointModel(url)(ASKED, 7))
 
 
 @pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://"])
@@ -147,9 +175,10 @@ def test_address_must_be_one(url: str) -> None:
 
 def test_conversation_survives_a_server_that_is_down_and_one_that_stalls() -> None:
     stage = Stage()
-    down = Answerer(EndpointModel(closed_address()))
-    cascade = stage.cascade(replace(stage.engines(), answer=down))
-    cascade.hear(stage.sound("what is this? - - - - - - - - - -"))
+    with closed_address() as url:
+        down = Answerer(EndpointModel(url))
+        cascade = stage.cascade(replace(stage.engines(), answer=down))
+        cascade.hear(stage.sound("what is this? - - - - - - - - - -"))
     (error,) = cascade.timeline().where(kind="error")
     assert "must be reachable" in error.text
     (answer,) = cascade.timeline().where(kind="answer")

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -297,6 +297,7 @@ class EndpointModel:
             if response.status != 200:
                 told = response.read(500).decode(errors="replace")
                 raise ModelError(f"{self._url} must answer: status {response.status}, {told}.")
+            has_ended = False
             while line := response.readline(_LONGEST_LINE):
                 if time.monotonic() > ends_s:
                     raise ModelError(
@@ -306,15 +307,30 @@ class EndpointModel:
                 if text == "data: [DONE]":
                     return
                 if text.startswith("data:"):
-                    yield from self._delta(text.removeprefix("data:"))
+                    found = self._delta(text.removeprefix("data:"))
+                    has_ended |= found.has_ended
+                    yield from found.pieces
+            if not has_ended:  # a server that dies would pass for one that has said all
+                raise ModelError(f"{self._url} must say that its answer has ended: it did not.")
 
-    def _delta(self, text: str) -> Iterator[str]:
-        """Return the piece of an event, if it has one."""
+    def _delta(self, text: str) -> "_Delta":
+        """Return what an event tells."""
+        pieces: list[str] = []
+        has_ended = False
         try:
             for choice in json.loads(text)["choices"]:
+                has_ended |= choice.get("finish_reason") is not None
                 if piece := choice["delta"].get("content"):
-                    yield str(piece)
+                    pieces.append(str(piece))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(
                 f"{self._url} must send events of OpenAI's form: got {text[:80]!r}."
             ) from None
+        return _Delta(pieces, has_ended)
+
+
+class _Delta(NamedTuple):
+    """What an event of a server tells: pieces of text, and whether the answer ends with them."""
+
+    pieces: list[str]
+    has_ended: bool
