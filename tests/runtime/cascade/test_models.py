@@ -47,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait so long, or until the client has what it wants; return whether it has."""
-        return self.server.is_done.wait(seconds)  # type: ignore[attr-defined,no-any-return]
+        return self.server.is_done.wait(seconds)  # type: ignore[attr-defined]
 
     def piece(self, text: str) -> None:
         self.event(json.dumps({"choices": [{"delta": {"content": text}}]}))

@@ -22,8 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.answering import Answering
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, Ear, Sign, UserTurn
+from counterpoint.runtime.cascade.history import History
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, close_lanes
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.mind import THOUGHT, Mind
@@ -31,15 +33,13 @@ from counterpoint.runtime.cascade.models import Message
 from counterpoint.runtime.cascade.parts import Backlog, CascadeRules, Engines
 from counterpoint.runtime.cascade.read_ahead import ReadAhead
 from counterpoint.runtime.cascade.reply import Mouth
-from counterpoint.runtime.cascade.thinking import Scene, exchange, old_messages
+from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.cascade.trace import Trace, WordTeller
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.codec import check_channel
 from counterpoint.streams.timeline import Event, Timeline
 
 __all__ = ["Cascade", "CascadeRules", "Engines"]
-
-_REMEMBERED = 40  # messages of the history that stay at least
 
 
 class Cascade:
@@ -69,7 +69,7 @@ class Cascade:
         self.engines = engines
         self.rules = rules or CascadeRules()
         self.calls = Calls(tools, lanes, self.rules.calls)
-        self.history: list[Message] = []
+        self._history = History()
         hearing, writing, speaking, reading, thinking = self._lanes = tuple(
             lanes() for _ in range(5)
         )
@@ -86,6 +86,9 @@ class Cascade:
         self._trace = Trace(on_event)
         self._words = WordTeller(self._trace)
         self._ahead = ReadAhead(engines.read, reading, self._trace)
+        self._answers = Answering(
+            self._mouth, self._ahead, self._history, self._trace, self.rules.barge_in_s
+        )
         self._mind = Mind(
             engines.think,
             engines.judge,
@@ -102,15 +105,17 @@ class Cascade:
         self._newest: UserTurn | None = None  # the turn that is or was to be answered last
         self._doubtful: UserTurn | None = None  # a turn after it that may be a cough, so far
         self._waits_since_s: float | None = None  # since when all else is ready for the answer
-        self._replied = 0  # newest turn that was answered
-        self._held = 0  # turn that the agent has interrupted: it gets no second answer
-        self._meanwhile: list[str] = []  # what was said while an answer was made or heard
         self._was_unclear = False
 
     @property
     def now_s(self) -> float:
         """Time of the conversation: seconds heard so far, in whole blocks."""
         return self._now_s
+
+    @property
+    def history(self) -> list[Message]:
+        """What is remembered; see `History`."""
+        return self._history.messages
 
     @property
     def backlog(self) -> Backlog:
@@ -155,7 +160,8 @@ class Cascade:
         """Whether nothing will happen unless the user speaks."""
         turn = self._newest
         open_turn = self._ear.in_turn or self._open_turn is not None
-        answered = turn is None or not turn.words or turn.number in (self._replied, self._held)
+        answers = self._answers
+        answered = turn is None or not turn.words or turn.number in (answers.replied, answers.held)
         return self._mouth.reply is None and not open_turn and answered
 
     def note(self, event: Event) -> None:
@@ -189,8 +195,8 @@ class Cascade:
         """Tell and remember what is going on: nothing comes after it."""
         self._mind.cut(self._now_s)
         if self._mouth.sounds:
-            self._close_reply(is_cut=True)
-        self._leave_newest("the conversation was closed")
+            self._answers.close(self._now_s, is_cut=True)
+        self._answers.leave(self._newest, "the conversation was closed", self._now_s)
         self._newest = None
         self._doubtful = None
         if self._open_turn is not None:
@@ -217,7 +223,7 @@ class Cascade:
             self._end_turn(open_turn)
         turn = self._newest
         if turn is not None:
-            if self._held == turn.number:
+            if self._answers.held == turn.number:
                 self.calls.withhold(turn.number, now_s)
             self.calls.advance(
                 now_s,
@@ -229,13 +235,12 @@ class Cascade:
             self._trace.tell(*self.calls.take_events())
             self._prepare(turn)
         self._mouth.advance(now_s, may_sound=may_sound)
-        self._watch_reply()
+        self._answers.watch(self._ear.turn if self._ear.in_turn else None, now_s)
         self._ahead.advance(now_s)
 
     def _notice(self, sign: Sign) -> None:
         self._settle_doubt()
         turn = self._ear.turn
-        reply = self._mouth.reply
         if turn is None:
             raise AssertionError("signs come with a turn")
         if sign == Sign.FAILED:
@@ -244,15 +249,15 @@ class Cascade:
             self._meet(turn)
         elif turn is not self._newest:
             return  # it may be a cough, which changes nothing
-        elif sign == Sign.RESUMED and turn.number != self._held:
-            if reply is not None and reply.turn == turn.number and not self._mouth.sounds:
-                self._discard("the user goes on")
+        elif sign == Sign.RESUMED and turn.number != self._answers.held:
+            if self._answers.is_prepared and self._answers.is_of(turn.number):
+                self._answers.discard("the user goes on", self._now_s)
             self._mind.reopen()
             self._waits_since_s = None
         elif sign == Sign.PAUSED:
             # The answer may be next, and needs the language model; to interrupt it is too late.
             self._mind.cut(self._now_s)
-        elif sign == Sign.WORDS and self._is_speaking and reply is None:
+        elif sign == Sign.WORDS and self._is_speaking and self._mouth.reply is None:
             self._ahead.read(self._scene(turn))
 
     def _meet(self, turn: UserTurn) -> None:
@@ -267,9 +272,7 @@ class Cascade:
             self._begin_turn(turn)
             return
         self._doubtful = turn
-        reply = self._mouth.reply
-        if reply is not None and not self._mouth.sounds:
-            reply.is_sure = False
+        self._answers.hold_back()
         if self._mind.is_waiting:  # thought once more if it was a cough
             self._mind.cut(self._now_s)
             self._mind.reopen()
@@ -284,20 +287,20 @@ class Cascade:
 
     def _begin_turn(self, turn: UserTurn) -> None:
         """Go on to a turn, and forget what belonged to the one before."""
-        self._leave_newest("the user goes on")
+        self._answers.leave(self._newest, "the user goes on", self._now_s)
         self._newest = turn
         self._doubtful = None
         self._mind.clear(self._now_s)
         self.calls.withhold(turn.number - 1, self._now_s)
-        self.calls.forget_before(self._answered + 1)
+        self.calls.forget_before(self._answers.answered + 1)
         self._waits_since_s = None
 
     def _tell_turn(self, turn: UserTurn) -> None:
         """Tell a turn with the words that are known of it."""
         self._open_turn = None
         told = self._words.tell(turn)
-        if turn.number == self._held:
-            self._remember_also(told)
+        if turn.number == self._answers.held:
+            self._answers.remember(told)
         if turn.words:
             self._was_unclear = False
         else:
@@ -309,8 +312,7 @@ class Cascade:
         if turn is self._doubtful:
             self._doubtful = None
             self._waits_since_s = None
-            if self._mouth.reply is not None:
-                self._mouth.reply.is_sure = True
+            self._answers.let_go()
         is_unclear = not turn.words and turn.voice_end_s - turn.start_s >= self.rules.unclear_s
         if is_unclear and not self._was_unclear and not self._mouth.sounds:
             self._was_unclear = True  # music must not be answered again and again
@@ -321,7 +323,7 @@ class Cascade:
         mind = self._mind
         interrupts = mind.advance(self._now_s)
         is_speaking = self._is_speaking and turn is self._ear.turn
-        if not is_speaking or turn.number == self._held or not mind.thinks:
+        if not is_speaking or turn.number == self._answers.held or not mind.thinks:
             return
         new = turn.words[mind.num_words :]
         since_s = self._now_s - (mind.newest_s or turn.start_s)
@@ -334,10 +336,11 @@ class Cascade:
 
     def _interrupt(self, turn: UserTurn) -> None:
         """Take the floor from the user."""
-        self._held = turn.number
+        self._answers.held = turn.number
         self._trace.add(AGENT, "interruption", self._now_s, by=AGENT, turn=turn.number)
         self._words.tell(turn)
-        self._answer(turn, is_sure=True, interrupts=True)
+        scene = self._scene(turn, is_over=True, interrupts=True)
+        self._answers.begin(scene, self._now_s, is_sure=True)
 
     # ------------------------------------------------------------------------------- answering
 
@@ -345,11 +348,12 @@ class Cascade:
         """Take the steps to an answer when the user pauses or has finished."""
         if not (self._ear.is_pausing or turn.is_over) or not turn.words:
             return
-        if self._doubtful is not None or turn.number in (self._held, self._replied):
+        answers = self._answers
+        if self._doubtful is not None or turn.number in (answers.held, answers.replied):
             return
-        reply = self._mouth.reply
-        if reply is not None and reply.turn == turn.number:
-            reply.is_sure |= turn.is_over
+        if answers.is_of(turn.number):
+            if turn.is_over:
+                answers.let_go()
             return
         # While the agent speaks, the length of the user's voice decides whether it is interrupted.
         if turn.is_recognised and not self._mouth.sounds:
@@ -372,67 +376,8 @@ class Cascade:
             return
         for call in waiting:
             self.calls.give_up(call, self._now_s)
-        self._answer(turn, is_sure=turn.is_over)
-
-    def _answer(self, turn: UserTurn, *, is_sure: bool, interrupts: bool = False) -> None:
-        """Begin to write an answer, for which the model stops to read ahead."""
-        self._ahead.stop()
-        scene = self._scene(turn, is_over=True, interrupts=interrupts)
-        self._mouth.begin(scene, turn.number, self._now_s, is_sure=is_sure)
-
-    def _watch_reply(self) -> None:
-        """End an answer that was played or that the user interrupts."""
-        reply = self._mouth.reply
-        if reply is None:
-            return
-        for where, why, at_s in reply.faults:
-            self._trace.fail(where, why, at_s)
-        reply.faults.clear()
-        turn = self._ear.turn
-        if self._mouth.sounds and self._ear.in_turn and turn is not None:
-            if turn.number == self._held:
-                turn.ends_soon = True  # what is said after a pause is another turn
-            elif turn.number != reply.turn and turn.voiced_s >= self.rules.barge_in_s:
-                self._yield(turn)
-                return
-        if self._mouth.is_finished(self._now_s):
-            self._close_reply(is_cut=False)
-        elif self._mouth.sounds and reply.is_written and not reply.was_read:
-            reply.was_read = True  # the model is free while the answer is spoken
-            so_far = (*self.history, *exchange(reply.scene.text, reply.text))
-            self._ahead.read(Scene(words=(), history=so_far))
-
-    def _yield(self, turn: UserTurn) -> None:
-        """Stop speaking at once: the user has the floor."""
-        dropped_s = self._mouth.ledger.flush()
-        self._trace.add(
-            AGENT, "interruption", turn.start_s, self._now_s, by=USER, flushed_s=round(dropped_s, 3)
-        )
-        self._close_reply(is_cut=True)
-
-    def _close_reply(self, *, is_cut: bool) -> None:
-        reply = self._mouth.reply
-        if reply is None:
-            return
-        said = self._mouth.said(self._now_s)
-        self._trace.tell(*said)
-        heard = " ".join(event.text for event in said)
-        amounts = self._mouth.ledger.amounts(self._now_s)
-        payload = {name: round(value, 3) for name, value in amounts._asdict().items()}
-        payload |= {"turn": reply.turn, "written": reply.text, "cut": is_cut}
-        start_s = self._now_s if reply.first_sound_s is None else reply.first_sound_s
-        self._trace.add(AGENT, "answer", start_s, self._now_s, heard, **payload)
-        self._remember(reply.scene.text, heard)
-        self._replied = reply.turn
-        self._mouth.drop()
-        self._ahead.read(Scene(words=(), history=tuple(self.history)))
-
-    def _discard(self, why: str) -> None:
-        """Drop an answer of which nothing was heard."""
-        reply = self._mouth.reply
-        if reply is not None:
-            self._trace.add(AGENT, "discarded", reply.begin_s, self._now_s, reply.text, why=why)
-        self._mouth.drop()
+        scene = self._scene(turn, is_over=True)
+        self._answers.begin(scene, self._now_s, is_sure=turn.is_over)
 
     # ------------------------------------------------------------------------------- small parts
 
@@ -442,18 +387,13 @@ class Cascade:
         return self._ear.in_turn and not self._ear.is_pausing
 
     @property
-    def _answered(self) -> int:
-        """Newest turn of which an answer was heard, or is being heard."""
-        reply = self._mouth.reply
-        return reply.turn if reply is not None and self._mouth.sounds else self._replied
-
-    @property
     def _is_unanswered(self) -> bool:
         """Whether an answer is due of which nothing was heard yet."""
-        if self._mouth.reply is not None and not self._mouth.sounds:
+        answers = self._answers
+        if answers.is_prepared:
             return True
         turn = self._newest
-        if turn is None or turn.number in (self._answered, self._held):
+        if turn is None or turn.number in (answers.answered, answers.held):
             return False
         return turn.is_recognised and bool(turn.words)
 
@@ -472,28 +412,3 @@ class Cascade:
             is_over=is_over,
             interrupts=interrupts,
         )
-
-    def _leave_newest(self, why: str) -> None:
-        """Remember the newest turn, which will get no answer."""
-        reply = self._mouth.reply
-        newest = self._newest
-        if reply is not None and not self._mouth.sounds:
-            self._discard(why)
-            self._remember(reply.scene.text)
-        elif newest is not None and newest.number not in (self._answered, self._held):
-            self._remember_also(newest.text)
-
-    def _remember_also(self, said: str) -> None:
-        """Remember what the user said beside the question that is being answered, if any."""
-        if self._mouth.reply is None:
-            self._remember(said)
-        else:
-            self._meanwhile.append(said)
-
-    def _remember(self, question: str, answer: str = "") -> None:
-        """Remember a question and its answer, and then what was said meanwhile."""
-        self.history += exchange(question, answer)
-        for said in self._meanwhile:
-            self.history += exchange(said, "")
-        self._meanwhile.clear()
-        del self.history[: old_messages(len(self.history), _REMEMBERED)]
