@@ -14,7 +14,7 @@ import pytest
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
-from counterpoint.evaluate.tasks import answer
+from counterpoint.evaluate.tasks import respond
 from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells
@@ -116,7 +116,7 @@ def test_a_cell_that_was_stopped_goes_on_with_the_same_record(
     with pytest.raises(RuntimeError):
         run_grid(grid, folder, progress=quiet())
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "answer", silent)
+        patch.setattr(cells, "respond", silent)
         with pytest.raises(RuntimeError):
             run_grid(grid, folder, progress=quiet())
     run_grid(grid, folder, progress=quiet())
@@ -184,9 +184,9 @@ def test_learning_rates_are_chosen_on_seeds_and_items_that_are_not_reported(
 
     def answers(system: Any, items: Any) -> Any:
         asked.append([item.text for item in items])
-        return answer(system, items)
+        return respond(system, items)
 
-    monkeypatch.setattr(cells, "answer", answers)
+    monkeypatch.setattr(cells, "respond", answers)
     records = run_grid(grid, tmp_path, progress=quiet())
     assert {record["seed"] for record in records} == {0}
     assert asked[0] == asked[1]

@@ -1,6 +1,6 @@
 """The verb ``study`` for grids: run their cells, and show the tables of the report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ HELP = """Run the grid {name} cell by cell and write its report; a stopped one i
 Example: counterpoint study {name} --minutes 5 --workers 2
 """
 MAIN = (
-    *("workers", "ray", "tasks", "learning-rates"),
+    *("workers", "ray", "tasks", "data", "learning-rates"),
     *("train.num-steps", "train.batch-rows", "train.precision"),
 )
 """Options that the short help shows."""
@@ -63,6 +63,8 @@ def run(grid: Grid, options: GridOptions, folder: Path, command: str) -> list[di
     device = str(pick_device(options.device))
     progress = options.progress()
     workers = Workers(count=options.workers, ray=options.ray, device=device)
+    if grid.data:  # processes and the report may stand in another folder
+        grid = replace(grid, data=str(Path(grid.data).resolve()))
     grid, left_out = run_fitted(grid, options.minutes, folder, workers, progress)
     found = report_grid(
         grid, folder, command=command, left_out=left_out, device=device, progress=progress

@@ -1,5 +1,6 @@
 """Answers of all lanes of a stack at once; see `counterpoint.evaluate.tasks.answer`."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from counterpoint.data.recorded import padded
 from counterpoint.data.tasks.items import Item, Replies
 from counterpoint.data.tasks.source import item_batch, label_stream
-from counterpoint.evaluate.tasks import GivenPart, replies, resting_streams
+from counterpoint.evaluate.tasks import GivenPart, replies, respond, resting_streams
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.contract import System, map_state
@@ -21,25 +22,53 @@ BATCH_TICKS = 400_000
 """Number of ticks, over all lanes, that are answered together."""
 
 
+def respond_lanes(stack: Stack, items: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return what every lane replies to items of its own, as `counterpoint.evaluate.tasks.respond`.
+
+    Lanes answer together; texts whose costs are asked are read by one lane after another.
+
+    Args:
+        stack: Stack of systems that read and write bytes.
+        items: The items of each lane, all of one task.
+    """
+    asks = [isinstance(own[0], Item) for own in items]
+    answers: list[Any] = [()] * len(items)
+    if any(asks):
+        some = items[asks.index(True)]  # lanes that need not answer compute too
+        asked = [own if is_asked else some for own, is_asked in zip(items, asks, strict=True)]
+        answers = list(answer_lanes(stack, asked))
+    if not all(asks):
+        stack.finish()
+    for lane, own in enumerate(items):
+        if not asks[lane]:
+            system = copy.deepcopy(stack.systems[lane]).to(stack.device)
+            answers[lane] = list(respond(system, own))
+    return answers
+
+
 def answer_lanes(stack: Stack, items: Sequence[Sequence[Item]]) -> list[list[Replies]]:
     """Return the likeliest answers of every lane to items of its own.
 
     Args:
         stack: Stack of systems that read and write bytes.
-        items: The items of each lane, equally many.
+        items: The items of each lane.
     """
     layout = stack.systems[0].layout
+    most = max(map(len, items))
+    counts = [len(own) for own in items]
+    # All lanes compute the same rows: where one has fewer items, its last one comes again.
+    items = [[*own, *[own[-1]] * (most - len(own))] for own in items]
     longest = max(len(item.text) for own in items for item in own)
-    count = max(BATCH_TICKS // (len(items) * (longest + 1)), 1)
+    together = max(BATCH_TICKS // (len(items) * (longest + 1)), 1)
     found: list[list[Replies]] = [[] for _ in items]
-    for first in range(0, len(items[0]), count):
-        some = [own[first : first + count] for own in items]
+    for first in range(0, most, together):
+        some = [own[first : first + together] for own in items]
         batch = _side_by_side([item_batch(own, layout) for own in some], stack.device)
         writes_whole = label_stream(layout) is not None
         likeliest = _written(stack, batch) if writes_whole else stack.map(_scored, batch)
         for lane, own in enumerate(likeliest.tolist()):
             found[lane] += [replies(item, ids) for item, ids in zip(some[lane], own, strict=True)]
-    return found
+    return [own[:count] for own, count in zip(found, counts, strict=True)]
 
 
 def _side_by_side(batches: Sequence[Batch], device: torch.device) -> StackedBatch:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.data.tasks.exported import item_of
+from counterpoint.data.tasks.exported import item_of, read_item_of
 from counterpoint.data.tasks.items import Item, Replies
 from counterpoint.data.tasks.source import item_batch, label_stream
 from counterpoint.data.text.shards import Unit
@@ -51,6 +51,29 @@ def answer(
         with torch.no_grad():
             likeliest = (_written(system, batch) if writes_whole else _scored(system, batch)).cpu()
         yield from (replies(item, likeliest[row].tolist()) for row, item in enumerate(some))
+    system.train(training)
+
+
+def respond(
+    system: nn.Module, items: Sequence[Any], batch_items: int = BATCH_ITEMS
+) -> Iterator[Any]:
+    """Yield what a system replies to the items of any task; see `counterpoint.data.tasks.items`.
+
+    Args:
+        system: System that reads and writes bytes; see `TaskData.fits`.
+        items: Items of a `Task`: those that ask for answers get `Replies`, others `Nats`.
+        batch_items: Number of items in a batch.
+    """
+    if all(isinstance(item, Item) for item in items):
+        yield from answer(system, items, batch_items)
+        return
+    training = system.training
+    system.eval()
+    for first in range(0, len(items), batch_items):
+        readings = [item.readings for item in items[first : first + batch_items]]
+        flat = [one for own in readings for one in own]
+        paid = iter(text_nats(system, [one.text for one in flat], [one.before for one in flat]))
+        yield from (list(itertools.islice(paid, len(own))) for own in readings)
     system.train(training)
 
 
@@ -117,33 +140,14 @@ def answer_lines(system: nn.Module, lines: Sequence[Mapping[str, Any]]) -> Itera
         for line, given, nats in zip(lines, answer(system, items), costs, strict=False):
             told: dict[str, Any] = {"answers": [given[i] for i in range(len(line["answers"]))]}
             yield _head(line) | told | ({} if nats is None else {"nats": nats})
-    elif "contexts" in lines[0]:
-        for line in lines:
-            yield _head(line) | _context_costs(system, line)
     else:
-        for line in lines:
-            pair = (text_nats(system, line["right"]), text_nats(system, line["wrong"]))
-            yield _head(line) | {"losses": [float(sum(x.sum() for x in one)) for one in pair]}
+        asked = [read_item_of(line) for line in lines]
+        for line, one, nats in zip(lines, asked, respond(system, asked), strict=True):
+            yield _head(line) | one.reply(nats)
 
 
 def _head(line: Mapping[str, Any]) -> dict[str, Any]:
     return {"task": line["task"], "id": line["id"]}
-
-
-def _context_costs(system: nn.Module, line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the nats of a text below every context, and those of the names in it."""
-    text = line["text"]
-    contexts = line["contexts"]
-    paid = text_nats(system, [text] * len(contexts), list(contexts.values()))
-    is_name = np.zeros(len(text.encode()), bool)
-    for first, stop in line["names"]:
-        is_name[len(text[:first].encode()) : len(text[:stop].encode())] = True
-    return {
-        "nats": {name: float(nats.sum()) for name, nats in zip(contexts, paid, strict=True)},
-        "name_nats": {
-            name: float(nats[is_name].sum()) for name, nats in zip(contexts, paid, strict=True)
-        },
-    }
 
 
 def _scored(system: System, batch: Batch) -> Int[Tensor, "B T"]:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, Replies
-from counterpoint.data.tasks.part_whole import FORMS
-from counterpoint.data.tasks.source import TaskData
-from counterpoint.evaluate.tasks import answer
+from counterpoint.data.tasks.items import REPORTED_SEED, scored_items
+from counterpoint.data.tasks.named import data_digest, learned_data
+from counterpoint.evaluate.tasks import respond
 from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
@@ -33,10 +32,13 @@ from counterpoint.train.run import Run
 
 CELLS = "cells"
 WORK = "work"
+DATA = "data"
+"""Field of a record that has the digest of the data of its task."""
+
 PART = "part"
 """Name of the stream that answers, in every arm."""
 
-ITEMS_SEED = HELD_OUT_SEED - 1
+ITEMS_SEED = REPORTED_SEED
 """Seed of the reported items; the seed before it makes the items that choose a rate."""
 
 CURVE_ITEMS = 100
@@ -100,7 +102,7 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
             run,
             work / cell.key,
             World(),
-            plan=Plan(also=partial(score_on_the_way, cell)),
+            plan=Plan(also=partial(score_on_the_way, grid, cell)),
             measure_end=False,
             progress=Progress(quiet=True),
             loggers=(),
@@ -113,7 +115,7 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
             raise KeyboardInterrupt
         system = load_system(result.checkpoint)
     points = curve(read_metrics(work / cell.key / "metrics.jsonl"))
-    given = None if system is None else list(answer(system, cell_items(grid, cell)))
+    given = None if system is None else list(respond(system, cell_items(grid, cell)))
     facts = {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}
     return cell_outcome(grid, cell, given, points, facts)
 
@@ -133,7 +135,7 @@ def cell_run(grid: Grid, cell: Cell) -> Run:
     return Run(
         name=cell.key,
         system=next(arm.system for arm in grid.arms if arm.name == cell.arm),
-        data=TaskData(task=FORMS[cell.task], seed=cell.seed),
+        data=learned_data(grid.task(cell.task), cell.seed),
         train=train,
     )
 
@@ -141,7 +143,7 @@ def cell_run(grid: Grid, cell: Cell) -> Run:
 def cell_outcome(
     grid: Grid,
     cell: Cell,
-    given: Sequence[Replies] | None,
+    given: Sequence[Any] | None,
     points: Sequence[Mapping[str, float | None]],
     facts: Mapping[str, Any],
 ) -> CellOutcome:
@@ -150,12 +152,13 @@ def cell_outcome(
     Args:
         grid: Grid of the cell.
         cell: The cell.
-        given: Its answers to `cell_items`; ``None`` if learning diverged, which scores minus
+        given: Its replies to `cell_items`; ``None`` if learning diverged, which scores minus
             infinity.
         points: Learning curve; see `curve`.
         facts: See `CellOutcome.facts`.
     """
     record = _record(cell, float("-inf")) if given is None else _answered(grid, cell, given)
+    record[DATA] = data_digest(grid.task(cell.task))
     record["curve"] = list(points)
     facts = {**facts, "seconds": round(facts["seconds"], 2)}
     return CellOutcome(cell=cell, record=record, facts=facts)
@@ -203,43 +206,37 @@ def curve(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float | None]]
     return list(points.values())
 
 
-def score_on_the_way(cell: Cell, system: nn.Module) -> dict[str, float]:
+def score_on_the_way(grid: Grid, cell: Cell, system: nn.Module) -> dict[str, float]:
     """Return the primary score during training, for grids that measure it."""
-    items = curve_items(cell)
-    scores = all_scores(cell, items, list(answer(system, items)))
-    return {"score": primary_score(cell, scores)}
+    items = curve_items(grid, cell)
+    scores = grid.task(cell.task).score(items, list(respond(system, items)))
+    return {"score": primary_score(grid, cell, scores)}
 
 
-def curve_items(cell: Cell) -> list[Item]:
+def curve_items(grid: Grid, cell: Cell) -> list[Any]:
     """Return the items that a cell answers during training, which are not reported."""
-    task = FORMS[cell.task]
-    return [task.item(ITEMS_SEED - 2, number) for number in range(CURVE_ITEMS)]
+    return scored_items(grid.task(cell.task), ITEMS_SEED - 2, CURVE_ITEMS)
 
 
-def all_scores(cell: Cell, items: Sequence[Item], given: Sequence[Replies]) -> dict[str, float]:
-    """Return the scores of answers by name; ``given`` are the answers to each item."""
-    return FORMS[cell.task].score(items, given)
-
-
-def primary_score(cell: Cell, scores: Mapping[str, float]) -> float:
+def primary_score(grid: Grid, cell: Cell, scores: Mapping[str, float]) -> float:
     """Return the score that was declared as primary; it is 0 if nothing was asked for it."""
-    return scores.get(FORMS[cell.task].primary, 0.0)
+    return scores.get(grid.task(cell.task).primary, 0.0)
 
 
-def _answered(grid: Grid, cell: Cell, given: Sequence[Replies]) -> dict[str, Any]:
+def _answered(grid: Grid, cell: Cell, given: Sequence[Any]) -> dict[str, Any]:
     """Return the record of a cell that was trained."""
-    task = FORMS[cell.task]
+    task = grid.task(cell.task)
     items = cell_items(grid, cell)
     scores = task.score(items, given)
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
-    return _record(cell, primary_score(cell, scores), scores, counts)
+    return _record(cell, primary_score(grid, cell, scores), scores, counts)
 
 
 def _record(
     cell: Cell,
     score: float,
     scores: Mapping[str, float] = MappingProxyType({}),
-    counts: Sequence[tuple[int, int]] = (),
+    counts: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
     return {
         "cell": cell.key,
@@ -254,10 +251,10 @@ def _record(
     }
 
 
-def cell_items(grid: Grid, cell: Cell) -> list[Item]:
+def cell_items(grid: Grid, cell: Cell) -> list[Any]:
     """Return the items of a cell: the same for every arm, and others if a rate is chosen."""
     seed = ITEMS_SEED - (cell.seed in grid.tuning_seeds)
-    return [FORMS[cell.task].item(seed, number) for number in range(grid.num_items)]
+    return scored_items(grid.task(cell.task), seed, grid.num_items)
 
 
 def cell_path(folder: Path, cell: Cell) -> Path:

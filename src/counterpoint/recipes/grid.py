@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from counterpoint.data.tasks.part_whole import FORMS
-from counterpoint.data.tasks.source import TaskData
+from counterpoint.data.tasks.items import Task
+from counterpoint.data.tasks.named import learned_data, named_task, task_names
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import ArmCost
 from counterpoint.files import check_name
@@ -54,17 +54,20 @@ class Grid:
         name: Name of the grid and of its folder.
         purpose: What the grid is to show, in one sentence.
         arms: Systems; budgets are compared with the first one.
-        tasks: Names in `counterpoint.data.tasks.part_whole.FORMS`.
+        tasks: Names in `counterpoint.data.tasks.named.task_names`.
         train: Training of each cell; its learning rate and seed are replaced by those of the cell.
         learning_rates: Learning rates from which one is chosen for each arm and task.
         seeds: Training seeds that are reported.
         tuning_seeds: Seeds on which rates are chosen; none of them is reported.
         tuning_share: Share of the steps that a run for the choice of a rate takes.
-        num_items: Number of items that are scored.
+        num_items: Number of items that are scored, or all that a real task has if it has fewer.
         limits: The budget.
         smaller: Recipe of the next smaller declared size, which ``--minutes`` runs where this one
             does not fit; empty if there is none.
         is_first_look: Whether it is too small for a verdict, whatever its runs show.
+        data: Folder with `books`, `trec-qc` and `sgd-mini`, for tasks with real texts; without
+            books the passages are the Bible's. A study that is continued must find the same texts,
+            in this or another place.
     """
 
     name: str
@@ -80,15 +83,16 @@ class Grid:
     limits: Limits = field(default_factory=Limits)
     smaller: str = ""
     is_first_look: bool = False
+    data: str = ""
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) != len(names):
             raise UserError(f"A grid must have arms with different names: got {names}.")
-        unknown = [task for task in self.tasks if task not in FORMS]
-        if unknown or not self.tasks:
-            raise UserError(f"`tasks` must be some of {', '.join(FORMS)}: got {self.tasks}.")
+        known = task_names()
+        if not self.tasks or not set(self.tasks) <= set(known):
+            raise UserError(f"`tasks` must be some of {', '.join(known)}: got {self.tasks}.")
         rates = tuple(f"{rate:g}" for rate in self.learning_rates)  # as in the names of cells
         for field_name, values in (
             ("tasks", self.tasks),
@@ -114,6 +118,10 @@ class Grid:
             raise UserError("A grid must have at least one seed and one learning rate.")
         if len(self.learning_rates) > 1 and not self.tuning_seeds:
             raise UserError("Several learning rates need `tuning_seeds` to be chosen on.")
+
+    def task(self, name: str) -> Task:
+        """Return one of its tasks; see `counterpoint.data.tasks.named.named_task`."""
+        return named_task(name, self.data)
 
     @property
     def size(self) -> str:
@@ -156,7 +164,7 @@ def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
     found = {}
     for arm in grid.arms:
         system = sketch(arm.system)
-        num_ticks = TaskData(task=FORMS[task]).num_ticks(system.layout)
+        num_ticks = learned_data(grid.task(task), 0).num_ticks(system.layout)
         found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),
             flops=system.flops_per_tick(num_ticks, training=True),

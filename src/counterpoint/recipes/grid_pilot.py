@@ -8,8 +8,8 @@ from functools import partial
 from statistics import median
 
 from counterpoint.data.recorded import record
-from counterpoint.data.tasks.part_whole import FORMS
-from counterpoint.evaluate.tasks import BATCH_ITEMS, answer
+from counterpoint.data.tasks.items import scored_items
+from counterpoint.evaluate.tasks import BATCH_ITEMS, respond
 from counterpoint.progress import Progress
 from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, time_run
 from counterpoint.recipes.cells import CURVE_ITEMS, ITEMS_SEED, Cell, cell_run
@@ -109,11 +109,13 @@ def _answering_s(grid: Grid, task: str, system: System) -> float:
     """Return the seconds to answer all items, at the end and during training, from a sample."""
     # On a GPU all items are answered at once, and some take as long as all: see `run_cell`.
     count = BATCH_ITEMS if system.device.type == "cpu" else grid.num_items
-    items = [FORMS[task].item(ITEMS_SEED, number) for number in range(count)]
-    list(answer(system, items[:2]))  # the first call also prepares libraries
+    own = grid.task(task)
+    items = scored_items(own, ITEMS_SEED, count)
+    list(respond(system, items[:2]))  # the first call also prepares libraries
     begin = time.perf_counter()
-    FORMS[task].score(items, list(answer(system, items, count)))
+    own.score(items, list(respond(system, items, count)))
     item_s = (time.perf_counter() - begin) / len(items)
     every = grid.train.evaluate_every
     times = grid.train.num_steps // every if every else 0
-    return item_s * (grid.num_items + times * (CURVE_ITEMS + EVALUATION_UNITS))
+    num_items = len(scored_items(own, ITEMS_SEED, grid.num_items))
+    return item_s * (num_items + times * (CURVE_ITEMS + EVALUATION_UNITS))

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 from counterpoint.config_json import encode
-from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.latency import TickLatency, decode_latency
 from counterpoint.evaluate.report.grid_findings import ABOUT, LATENCY, GridAbout, GridFindings
 from counterpoint.evaluate.report.grid_page import write_grid_report
@@ -14,7 +13,7 @@ from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import ITEMS_SEED
 from counterpoint.recipes.grid import Grid, GridArm, costs
-from counterpoint.recipes.grid_run import FEWEST_SEEDS
+from counterpoint.recipes.grid_run import FEWEST_SEEDS, data_digests
 from counterpoint.recipes.machine import machine_facts
 from counterpoint.systems import build_system
 
@@ -54,6 +53,8 @@ def report_grid(
         command=command,
         machine=machine_facts(device),
         grid=encode(grid),
+        data=grid.data,
+        digests=data_digests(grid),
     )
     write_json(folder / ABOUT, json_value(encode(about)))
     _measure_latency(grid, folder, progress or Progress())
@@ -75,7 +76,7 @@ def _measure_latency(grid: Grid, folder: Path, progress: Progress) -> None:
     known = read_json(path) if path.is_file() else {}
     missing = [arm for arm in grid.arms if arm.name not in known]
     shown = progress.task("timing single ticks")
-    num_ticks = max(FORMS[task].most_symbols for task in grid.tasks)
+    num_ticks = max(grid.task(task).most_symbols for task in grid.tasks)
     # One process with one thread: the machine is measured, not its load by this grid.
     with closing(work_in_processes(partial(_timed, num_ticks), missing, 1)) as done:
         for number, (name, found) in enumerate(done, 1):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.config_json import decode, encode, first_difference
+from counterpoint.data.tasks.named import data_digest
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import RESULTS
@@ -28,7 +29,9 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.begun import read_begun
 from counterpoint.recipes.cells import (
     CELLS,
+    DATA,
     Cell,
+    CellOutcome,
     cell_path,
     keep_outcome,
     read_cells,
@@ -39,7 +42,7 @@ from counterpoint.recipes.grid_workers import Workers, worked
 from counterpoint.recipes.stacks import BATCHES, record_batches
 
 GRID = "grid.json"
-_FREE = ("seeds", "purpose", "smaller", "is_first_look")  # they change no cell
+_FREE = ("seeds", "purpose", "smaller", "is_first_look", "data")  # they change no cell
 FEWEST_SEEDS = 2
 """Number of seeds that are never left out for lack of time: one does not show how much they matter.
 """
@@ -173,9 +176,11 @@ def _run_cells(
     task(len(cells) - len(missing), len(cells))
     records = [] if tuning else read_cells(folder, cells)
     arms = [arm.name for arm in grid.arms]
+    digests = data_digests(grid)
     # The generator is closed, so that processes end at once on an error or an interruption.
     with closing(worked(grid, folder, missing, workers)) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
+            _check_data(digests, outcome)
             keep_outcome(folder, outcome)
             task(len(cells) - len(missing) + number, len(cells), figures=outcome.cell.key)
             if not tuning:
@@ -186,10 +191,8 @@ def _run_cells(
 def _keep_or_check(grid: Grid, folder: Path) -> None:
     """Refuse a folder of another grid; seeds may be added, because they change no cell."""
     path = folder / GRID
-    # In a later version of this library a task may have other items or labels under the same name.
-    firsts = {task: FORMS[task].item(0, 0) for task in grid.tasks}
-    items = {task: item.text for task, item in firsts.items()}
-    labels = {task: [[one.start, one.text] for one in item.whole] for task, item in firsts.items()}
+    items, labels = _firsts(grid)
+    digests = data_digests(grid)
     if path.exists():
         begun = read_begun(path, ("grid",))
         old = begun["grid"]
@@ -200,12 +203,42 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
             changed = first_difference(begun.get("first_items", items), items, "first item of task")
         if changed is None:
             changed = first_difference(begun.get("first_labels", labels), labels, "label of task")
+        if changed is None:
+            changed = first_difference(begun.get("data", digests), digests, "data of task")
         if changed is not None:
             raise UserError(
                 f"{folder} must belong to this grid: it was begun with another {changed}. Name "
                 "another folder."
             )
-    write_json(path, {"grid": encode(grid), "first_items": items, "first_labels": labels})
+    begun = {"first_items": items, "first_labels": labels, "data": digests}
+    write_json(path, {"grid": encode(grid), **begun})
+
+
+def data_digests(grid: Grid) -> dict[str, str]:
+    """Return the digest of the data of every task; see `data_digest`."""
+    return {task: data_digest(grid.task(task)) for task in grid.tasks}
+
+
+def _firsts(grid: Grid) -> tuple[dict[str, str], dict[str, list[Any]]]:
+    """Return the text and the labels of the first item of every task that makes its items.
+
+    In a later version of this library a task may have others under the same name.
+    """
+    firsts = {task: grid.task(task).item(0, 0) for task in grid.tasks if task in FORMS}
+    items = {task: item.text for task, item in firsts.items()}
+    labels = {task: [[one.start, one.text] for one in item.whole] for task, item in firsts.items()}
+    return items, labels
+
+
+def _check_data(digests: Mapping[str, str], outcome: CellOutcome) -> None:
+    """Refuse a cell that was trained where the folder of data has other texts."""
+    task = outcome.cell.task
+    if outcome.record[DATA] != digests[task]:
+        raise UserError(
+            f"All machines must have the same data: those of {task!r} have the digest "
+            f"{outcome.record[DATA][:12]} where {outcome.cell.key} was run, and here "
+            f"{digests[task][:12]}. Copy the folder of data there."
+        )
 
 
 def _note_other_devices(folder: Path, device: str, progress: Progress) -> None:

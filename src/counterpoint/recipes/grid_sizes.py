@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.errors import UserError
 from counterpoint.recipes.grid import Grid, costs
 from counterpoint.recipes.grid_pilot import CellTiming
@@ -61,4 +60,5 @@ def _step_flops(grid: Grid) -> list[float]:
 
 def _symbols(grid: Grid, num_items: int) -> list[float]:
     """Return the symbols of some items for every arm, task by task."""
-    return [float(num_items * FORMS[task].most_symbols) for task in grid.tasks for _ in grid.arms]
+    symbols = [float(num_items * grid.task(task).most_symbols) for task in grid.tasks]
+    return [own for own in symbols for _ in grid.arms]

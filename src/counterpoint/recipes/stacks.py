@@ -18,14 +18,13 @@ from counterpoint.config_json import encode
 from counterpoint.data.recorded import Recorded, record_once
 from counterpoint.data.source import PreparedSource
 from counterpoint.digests import json_digest
-from counterpoint.evaluate.lanes import answer_lanes
+from counterpoint.evaluate.lanes import respond_lanes
 from counterpoint.files import whole_file
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import (
     Cell,
     CellOutcome,
-    all_scores,
     cell_items,
     cell_outcome,
     cell_run,
@@ -234,22 +233,25 @@ def run_stack(
     flops = [flops_per_step(run) for run in runs]
     curves: list[list[dict[str, float | None]]] = [[] for _ in cells]
     stack = build_stack(runs, device)
-    asked = [curve_items(cell) for cell in cells] if grid.train.evaluate_every else []
+    asked = [curve_items(grid, cell) for cell in cells] if grid.train.evaluate_every else []
 
     def on_step(step: int, bits: Sequence[float]) -> bool:
         scores: list[dict[str, float]] = []
         if asked and step % grid.train.evaluate_every == 0:
-            given = answer_lanes(stack, asked)
-            scores = [all_scores(*own) for own in zip(cells, asked, given, strict=True)]
+            given = respond_lanes(stack, asked)
+            scores = [
+                grid.task(cell.task).score(*own)
+                for cell, *own in zip(cells, asked, given, strict=True)
+            ]
         for lane, points in enumerate(curves):
             point: dict[str, float | None] = {"step": step, "flops": flops[lane] * step}
-            score = primary_score(cells[lane], scores[lane]) if scores else None
+            score = primary_score(grid, cells[lane], scores[lane]) if scores else None
             points.append(point | {"loss": bits[lane], "score": score})
         return watch is not None and bool(watch(step, scores))
 
     stack.train([batches(run) for run in runs], on_step)
     finite = stack.finish()
-    answers = answer_lanes(stack, [cell_items(grid, cell) for cell in cells])
+    answers = respond_lanes(stack, [cell_items(grid, cell) for cell in cells])
     seconds = (time.perf_counter() - begin) / len(cells)
     facts = {"seconds": seconds, "lanes": len(cells), "device": device}
     outcomes = []

@@ -13,10 +13,9 @@ from counterpoint.data.tasks.books import (
     BookLines,
     ShuffleChoice,
     TextChoice,
-    held_out_titles,
     recalled_names,
-    scored_books,
 )
+from counterpoint.data.tasks.shelf import held_out_titles, scored_books
 from counterpoint.data.text.corpus import KJV_HELD_OUT
 from counterpoint.errors import UserError
 
@@ -55,20 +54,20 @@ def check(choice: TextChoice) -> None:
 @pytest.mark.parametrize("number", range(9))
 def test_choices_differ_in_what_their_kind_says(number: int) -> None:
     task = ShuffleChoice()
-    choice = task.choice(3, number)
-    assert choice == task.choice(3, number)
+    choice = task.item(3, number)
+    assert choice == task.item(3, number)
     assert choice.kind == KINDS[number % 3]
     assert choice.document in KJV_HELD_OUT
     check(choice)
     assert all(1500 <= len(text) <= 3100 for text in choice.right)
     # One passage comes with every kind of change.
-    assert choice.right[0] == task.choice(3, number // 3 * 3).right[0]
+    assert choice.right[0] == task.item(3, number // 3 * 3).right[0]
 
 
 def test_paragraphs_are_exchanged_between_authors(shelf: Path) -> None:
     task = ShuffleChoice(folder=str(shelf), passage_symbols=600)
     for number in range(30):
-        choice = task.choice(0, number)
+        choice = task.item(0, number)
         check(choice)
         if choice.kind != FOREIGN:
             continue
@@ -81,21 +80,21 @@ def test_paragraphs_are_exchanged_between_authors(shelf: Path) -> None:
 
 def test_no_kind_can_be_told_from_length_or_letters(shelf: Path) -> None:
     task = ShuffleChoice(folder=str(shelf), passage_symbols=600)
-    kinds = [task.choice(1, number).kind for number in range(60)]
+    kinds = [task.item(1, number).kind for number in range(60)]
     assert Counter(kinds) == {SWAPPED: 20, FOREIGN: 20, SHUFFLED: 20}
 
 
 def test_a_text_stands_below_its_own_lines_and_those_of_another_author(shelf: Path) -> None:
     task = BookLines(folder=str(shelf), passage_symbols=300)
     for number in range(20):
-        found = task.text(0, number)
+        found = task.item(0, number)
         assert found.contexts["absent"] == ""
         assert found.contexts["own"].startswith(f"{found.document}\n\nAuthor: ")
         assert found.contexts["own"].endswith("Chapter 1\n\n")
         authors = [found.contexts[name].split("\n\n")[1] for name in ("own", "other")]
         assert len(set(authors)) == 2
         assert len(found.text) == 300
-    bible = BookLines().text(0, 0)
+    bible = BookLines().item(0, 0)
     assert bible.contexts["own"].split("\n\n")[0] == bible.document
 
 
@@ -117,20 +116,20 @@ def test_no_author_is_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_books_of_one_author_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "valid").mkdir()
-    book(tmp_path / "valid", "One", "Anne", "cat")
+    for folder in (tmp_path / "one" / "valid", tmp_path / "two" / "valid"):
+        folder.mkdir(parents=True)
+        book(folder, "One", "Anne", "cat")
     with pytest.raises(UserError, match="at least two authors"):
-        BookLines(folder=str(tmp_path)).text(0, 0)
-    book(tmp_path / "valid", "Two", "Bert", "cat")
-    scored_books.cache_clear()
+        BookLines(folder=str(tmp_path / "one")).item(0, 0)
+    book(tmp_path / "two" / "valid", "Two", "Bert", "cat")
     with pytest.raises(UserError, match="passages of four paragraphs"):
-        ShuffleChoice(folder=str(tmp_path), passage_symbols=10).choice(0, 0)
+        ShuffleChoice(folder=str(tmp_path / "two"), passage_symbols=10).item(0, 0)
 
 
 @pytest.mark.data
 def test_the_books_of_the_data_folder_give_choices_and_texts(data_folder: Path) -> None:
     folder = str(data_folder / "books")
     for number in range(30):
-        check(ShuffleChoice(folder=folder).choice(0, number))
-        assert len(BookLines(folder=folder).text(0, number).text) > 300
+        check(ShuffleChoice(folder=folder).item(0, number))
+        assert len(BookLines(folder=folder).item(0, number).text) > 300
     assert len({one.author for one in scored_books(folder)}) == 6

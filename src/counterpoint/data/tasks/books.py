@@ -1,53 +1,45 @@
 """T8 and T9: passages of real books, against changed passages and below various titles.
 
 Books are a folder of .txt and .md files (`# Title`, then headings such as "Author: NAME"), or the
-King James Bible that comes with this library. No author is both learned from and scored: the scored
-books are those below ``valid`` in the folder or, if there is no such folder, the books of some
-authors, chosen by a hash of their names; `held_out_titles` names them for training.
+King James Bible that comes with this library; `counterpoint.data.tasks.shelf` says which of them
+are scored. Both tasks are learned from the text of the other books, as any text is.
 """
 
-import hashlib
+import math
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from counterpoint.data.tasks.items import draw
-from counterpoint.data.text.corpus import KJV_HELD_OUT
-from counterpoint.data.text.documents import Document, Section, kjv, read_folder
+import numpy as np
+from jaxtyping import Float
+
+from counterpoint.data.tasks.items import Nats, Policy, Reading, ReadItem, draw, is_tuning
+from counterpoint.data.tasks.scoring import Parts, parts_of, sums_of
+from counterpoint.data.tasks.shelf import (
+    Book,
+    book_files,
+    learned_text,
+    pair_nats,
+    scored_books,
+    tuned_books,
+)
+from counterpoint.data.text.corpus import DataConfig
+from counterpoint.data.text.documents import Section
 from counterpoint.errors import UserError
-
-HELD_OUT_SHARE = 0.15
-"""Share of the authors whose books are scored if a folder has no ``valid``."""
-
-LEAST_SYMBOLS = 400
-"""Chapters with fewer symbols are left out."""
 
 SWAPPED = "paragraphs swapped"
 FOREIGN = "paragraph of another book"
 SHUFFLED = "sentences shuffled"
 KINDS = (SWAPPED, FOREIGN, SHUFFLED)
-_AUTHOR = re.compile(r"Author:\s*(.+)")
+ROW_UNIT = 192
+"""Rows of text are multiples of this number of ticks, and so of the blocks of all systems."""
+
 _SENTENCE_END = re.compile(r"(?<=[.!?;:])(\s+)")
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}\b")  # within a sentence, so no first word
-
-
-@dataclass(frozen=True, slots=True)
-class Book:
-    """A book; its author is its title if no author is given.
-
-    Attributes:
-        title: Title.
-        author: Author.
-        chapters: Chapters, each with its paragraphs.
-    """
-
-    title: str
-    author: str
-    chapters: tuple[Section, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +71,17 @@ class TextChoice:
     right: tuple[str, ...]
     wrong: tuple[str, ...]
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The original texts, then the changed ones; see `ReadItem.readings`."""
+        return tuple(Reading("", text) for text in (*self.right, *self.wrong))
+
+    def reply(self, nats: Nats) -> dict[str, list[float]]:
+        """Return the losses of both sides, as the scorer of exported items reads them."""
+        count = len(self.right)
+        # Sums are exact before they are rounded: equal costs in another order are a tie.
+        return {"losses": [math.fsum(np.concatenate(own)) for own in (nats[:count], nats[count:])]}
+
 
 @dataclass(frozen=True, slots=True)
 class ContextText:
@@ -96,9 +99,85 @@ class ContextText:
     text: str
     names: tuple[tuple[int, int], ...]
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The text below each context, in their order; see `ReadItem.readings`."""
+        return tuple(Reading(context, self.text) for context in self.contexts.values())
+
+    def reply(self, nats: Nats) -> dict[str, dict[str, float]]:
+        """Return the costs by context, as the scorer of exported items reads them."""
+        is_name = np.zeros(len(self.text.encode()), bool)
+        for first, stop in self.names:
+            is_name[len(self.text[:first].encode()) : len(self.text[:stop].encode())] = True
+        by_context = list(zip(self.contexts, nats, strict=True))
+        return {
+            "nats": {name: float(one.sum()) for name, one in by_context},
+            "name_nats": {name: float(one[is_name].sum()) for name, one in by_context},
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShuffleChoice:
+class Passages:
+    """Base of the tasks with passages of books; both are learned from the text of other books.
+
+    A seed for scoring gives the passages in an order of its own, each once before any comes again.
+    Seeds that choose settings have the passages of books that are set apart; see `is_tuning`.
+
+    Attributes:
+        folder: Folder of books; "" is the King James Bible.
+        passage_symbols: Number of symbols of a passage.
+    """
+
+    primary: ClassVar[str]
+    row_share: ClassVar[float]
+    folder: str = ""
+    passage_symbols: int
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Files that are read, by name; see `counterpoint.data.tasks.named.ReadsFiles`."""
+        return book_files(self.folder)
+
+    @property
+    def most_symbols(self) -> int:
+        """Number of symbols of a row of text, which holds most passages; see `Task.most_symbols`.
+
+        A passage whose paragraph was exchanged for a longer one may be longer than a row.
+        """
+        return math.ceil(self.row_share * self.passage_symbols / ROW_UNIT) * ROW_UNIT
+
+    def learned(self) -> DataConfig:
+        """Return the text to learn from; see `counterpoint.data.tasks.named.LearnsText`."""
+        return learned_text(self.folder, self.most_symbols)
+
+    def score(self, items: Sequence[Any], given: Sequence[Nats]) -> dict[str, float]:
+        """Return the scores of costs, as the scorer of exported items has them; see `Task.score`.
+
+        A score for which no item has anything is left out.
+        """
+        sums = sums_of(self.parts(*pair) for pair in zip(items, given, strict=True))
+        return {name: above / below for name, (above, below) in sums.items() if below}
+
+    def counts(self, item: Any, given: Nats) -> tuple[float, float]:
+        """Return the numerator and denominator of an item; see `Task.counts`."""
+        return self.parts(item, given)[self.primary]
+
+    @staticmethod
+    def parts(item: "TextChoice | ContextText", given: Nats) -> Parts:
+        """Return the numerator and denominator of every score of an item."""
+        return parts_of(asdict(item), item.reply(given))
+
+    def policies(self) -> Mapping[str, Policy]:
+        """Return policies by name; see `Task.policies`."""
+
+        def byte_before(item: ReadItem, rng: random.Random) -> Nats:
+            return [pair_costs(self.folder, one.text) for one in item.readings]
+
+        return {"the byte before": byte_before}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShuffleChoice(Passages):
     """T8: choices between original and changed passages; chance is a half.
 
     The kinds of change are used in turn. Two paragraphs of a passage are exchanged; two passages of
@@ -108,20 +187,29 @@ class ShuffleChoice:
 
     Attributes:
         folder: Folder of books; "" is the King James Bible.
-        passage_symbols: Smallest number of symbols of a passage.
+        passage_symbols: Smallest number of symbols of a passage; the largest is twice as much.
+        kinds: Kinds of change, some of `KINDS`. Sentences in another order can often be told by
+            their capitals alone.
     """
 
     name: ClassVar[str] = "shuffle"
-    folder: str = ""
+    primary: ClassVar[str] = "all"
+    row_share: ClassVar[float] = 2.0
     passage_symbols: int = 1500
+    kinds: tuple[str, ...] = KINDS
 
-    def choice(self, seed: int, number: int) -> TextChoice:
+    def __post_init__(self) -> None:
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise UserError(f"`kinds` must be some of {', '.join(KINDS)}: got {self.kinds}.")
+
+    def item(self, seed: int, number: int) -> TextChoice:
         """Return the choice with a number: a pure function of seed, number and books."""
-        passages = _passages(self.folder, self.passage_symbols)
-        rng = draw(seed, number // len(KINDS))
-        books = sorted(passages)
-        first = rng.choice(passages[rng.choice(books)])
-        kind = KINDS[number % len(KINDS)]
+        passages = self._passages(seed)
+        place = number // len(self.kinds)
+        rng = draw(seed, place)
+        everything = [one for own in passages.values() for one in own]
+        first = everything[_order(seed, len(everything))[place % len(everything)]]
+        kind = self.kinds[number % len(self.kinds)]
         own = first.paragraphs
         texts = [own]
         if kind == SWAPPED:
@@ -132,7 +220,7 @@ class ShuffleChoice:
             changed = [_with(own, place, _shuffled(own[place], rng))]
         else:
             author = first.book.author
-            others = [title for title in books if passages[title][0].book.author != author]
+            others = [title for title in passages if passages[title][0].book.author != author]
             second = rng.choice(passages[rng.choice(others)])
             one = rng.randrange(1, len(own))
             other = rng.randrange(1, len(second.paragraphs))
@@ -143,10 +231,30 @@ class ShuffleChoice:
             ]
         return TextChoice(kind, first.book.title, _joined(texts), _joined(changed))
 
+    def num_scored(self, seed: int) -> int:
+        """Return the number of choices of a seed; see `FiniteTask.num_scored`."""
+        return len(self.kinds) * sum(map(len, self._passages(seed).values()))
+
+    def policies(self) -> Mapping[str, Policy]:
+        """Return policies by name; see `Task.policies`."""
+
+        def oracle(item: TextChoice, rng: random.Random) -> Nats:
+            costs = (0.0,) * len(item.right) + (1.0,) * len(item.wrong)
+            pairs = zip(item.readings, costs, strict=True)
+            return [np.full(len(one.text.encode()), cost) for one, cost in pairs]
+
+        return {"oracle": oracle, **Passages.policies(self)}
+
+    def _passages(self, seed: int) -> Mapping[str, Sequence[BookPassage]]:
+        return _passages(self.folder, self.passage_symbols, is_tuning(seed))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BookLines:
+class BookLines(Passages):
     """T9: the beginning of a chapter below its own title and author, another book's, or none.
+
+    The primary score, "saved", is the share of 8 bits a byte that a model saves below the chapter's
+    own lines.
 
     Attributes:
         folder: Folder of books; "" is the King James Bible.
@@ -156,16 +264,17 @@ class BookLines:
     """
 
     name: ClassVar[str] = "book_lm"
-    folder: str = ""
+    primary: ClassVar[str] = "saved"
+    row_share: ClassVar[float] = 1.1  # the lines above it come first
     passage_symbols: int = 2000
     window: int = 256
 
-    def text(self, seed: int, number: int) -> ContextText:
+    def item(self, seed: int, number: int) -> ContextText:
         """Return the text with a number: a pure function of seed, number and books."""
         rng = draw(seed, number)
-        books = scored_books(self.folder)
-        book = rng.choice(books)
-        chapter = rng.choice(book.chapters)
+        books = self._books(seed)
+        everything = [(book, chapter) for book in books for chapter in book.chapters]
+        book, chapter = everything[_order(seed, len(everything))[number % len(everything)]]
         other = rng.choice([one for one in books if one.author != book.author])
         text = "\n\n".join(chapter.paragraphs)[: self.passage_symbols]
         return ContextText(
@@ -179,40 +288,18 @@ class BookLines:
             recalled_names(text, self.window),
         )
 
+    def num_scored(self, seed: int) -> int:
+        """Return the number of chapters of a seed; see `FiniteTask.num_scored`."""
+        return sum(len(book.chapters) for book in self._books(seed))
 
-def held_out_titles(folder: str, share: float = HELD_OUT_SHARE) -> tuple[str, ...]:
-    """Return the titles of the books of some authors, for `DataConfig.held_out`.
-
-    Args:
-        folder: Folder of books.
-        share: Share of the authors; see `scored_books`.
-    """
-    books = [_book(document) for document in read_folder(folder)]
-    return tuple(book.title for book in books if _is_held_out(book.author, share))
+    def _books(self, seed: int) -> Sequence[Book]:
+        return tuned_books(self.folder) if is_tuning(seed) else scored_books(self.folder)
 
 
-@lru_cache(maxsize=4)
-def scored_books(folder: str = "") -> tuple[Book, ...]:
-    """Return the books that no model was trained on, without their very short chapters.
-
-    Raises:
-        UserError: The books have fewer than two authors.
-    """
-    if not folder:
-        books = [_book(one) for one in kjv() if one.title in KJV_HELD_OUT]
-    elif (Path(folder) / "valid").is_dir():
-        books = [_book(one) for one in read_folder(Path(folder) / "valid")]
-    else:
-        books = [_book(one) for one in read_folder(folder)]
-        books = [book for book in books if _is_held_out(book.author, HELD_OUT_SHARE)]
-    books = [book for book in books if book.chapters]
-    if len({book.author for book in books}) < 2:
-        raise UserError(
-            "Books of at least two authors must be held out to be scored: got "
-            f"{', '.join(book.title for book in books) or 'none'} in {folder or 'the Bible'!r}. "
-            "Put some below a folder `valid` in it."
-        )
-    return tuple(books)
+def pair_costs(folder: str, text: str) -> Float[np.ndarray, " _n"]:
+    """Return the cost of every byte of a text if only the byte before it is seen, in nats."""
+    read = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+    return pair_nats(folder)[np.concatenate(([256], read[:-1])), read]
 
 
 def recalled_names(text: str, window: int) -> tuple[tuple[int, int], ...]:
@@ -227,33 +314,23 @@ def recalled_names(text: str, window: int) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def _book(document: Document) -> Book:
-    told = (_AUTHOR.fullmatch(section.heading.strip()) for section in document.sections)
-    author = next((match[1] for match in told if match), document.title)
-    chapters = tuple(
-        section
-        for section in document.sections
-        if sum(map(len, section.paragraphs)) >= LEAST_SYMBOLS
-    )
-    return Book(document.title, author, chapters)
-
-
-def _is_held_out(author: str, share: float) -> bool:
-    digest = hashlib.sha256(author.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
 def _lines(book: Book, chapter: Section) -> str:
     """Return the lines above a chapter, as `Document.text` has them."""
     author = "" if book.author == book.title else f"Author: {book.author}"
     return "".join(f"{line}\n\n" for line in (book.title, author, chapter.heading) if line)
 
 
-@lru_cache(maxsize=4)
-def _passages(folder: str, symbols: int) -> dict[str, tuple[BookPassage, ...]]:
+@lru_cache(maxsize=16)
+def _order(seed: int, count: int) -> list[int]:
+    """Return the places of passages in the order of a seed."""
+    return draw(seed, -1).sample(range(count), count)
+
+
+@lru_cache(maxsize=8)
+def _passages(folder: str, symbols: int, tuning: bool) -> dict[str, tuple[BookPassage, ...]]:
     """Return the passages of all books that have some, by title; each allows every change."""
     found = {}
-    for book in scored_books(folder):
+    for book in tuned_books(folder) if tuning else scored_books(folder):
         own = [
             BookPassage(book, paragraphs)
             for chapter in book.chapters

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,10 @@ from counterpoint.data.tasks.items import (
     ItemPolicy,
     Replies,
     Writer,
+    divided,
     draw,
     is_scored,
+    is_tuning,
 )
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines
@@ -27,8 +29,9 @@ class Dialogues(ExactMatch):
 
     The questions are "act", the next act of the system; "said", its words; and after the dialogue
     "slot", the values that the user gave, word for word. The whole is the user's intent and the
-    slots that have been filled so far. Seeds for training select dialogues of ``train.jsonl``, and
-    seeds for scoring those of ``dev.jsonl``; see `is_scored`.
+    slots that have been filled so far. Seeds for scoring give the dialogues of ``dev.jsonl`` in
+    order; see `is_scored`. Those of ``train.jsonl`` are learned from, except a tenth, chosen by a
+    hash of the dialogue, on which settings are chosen; see `is_tuning`.
 
     Attributes:
         folder: Folder of both files, which have one dialogue a line.
@@ -52,9 +55,18 @@ class Dialogues(ExactMatch):
     def item(self, seed: int, number: int) -> Item:
         """Return an item: scored dialogues in order, others at random; see `ScoredTask.item`."""
         if is_scored(seed):
-            dialogues = self._read("dev")
+            dialogues = self._scored(seed)
             return self._item(dialogues[number % len(dialogues)])
-        return self._item(draw(seed, number).choice(self._read("train")))
+        return self._item(draw(seed, number).choice(self._read("learned")))
+
+    def num_scored(self, seed: int) -> int:
+        """Return the number of dialogues that a seed scores; see `FiniteTask.num_scored`."""
+        return len(self._scored(seed))
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Files that are read, by name; see `counterpoint.data.tasks.named.ReadsFiles`."""
+        return {f"{name}.jsonl": Path(self.folder) / f"{name}.jsonl" for name in ("train", "dev")}
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return the oracle, and a policy that knows the most frequent answers of training."""
@@ -106,8 +118,13 @@ class Dialogues(ExactMatch):
             writer.write("\n")
         return writer.item()
 
-    def _read(self, name: str) -> list[list[dict[str, Any]]]:
-        return _dialogues(str(Path(self.folder) / f"{name}.jsonl"))
+    def _scored(self, seed: int) -> Sequence[list[dict[str, Any]]]:
+        return self._read("tuned" if is_tuning(seed) else "dev")
+
+    def _read(self, name: str) -> Sequence[list[dict[str, Any]]]:
+        if name in ("learned", "tuned"):
+            return _divided(str(self.files["train.jsonl"]))[name]
+        return _dialogues(str(self.files[f"{name}.jsonl"]))
 
 
 def _acts(turn: Mapping[str, Any]) -> str:
@@ -126,6 +143,12 @@ def _slots(turn: Mapping[str, Any]) -> dict[str, str]:
     if turn["speaker"] != "user":
         return {}
     return {slot: value for frame in turn["frames"] for slot, value in frame["slots"].items()}
+
+
+@lru_cache(maxsize=4)
+def _divided(path: str) -> Mapping[str, Sequence[list[dict[str, Any]]]]:
+    """Return the dialogues that are learned from, and those on which settings are chosen."""
+    return divided(_dialogues(path), str, path)
 
 
 @lru_cache(maxsize=4)

@@ -12,22 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.data.tasks import lm_eval_utils, scoring
-from counterpoint.data.tasks.books import BookLines, ShuffleChoice
-from counterpoint.data.tasks.dialogues import Dialogues
-from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ItemAnswer
-from counterpoint.data.tasks.part_whole import TASKS, PartWholeTask
-from counterpoint.data.tasks.questions import Questions
+from counterpoint.data.tasks.books import BookLines, ContextText, Passages, TextChoice
+from counterpoint.data.tasks.items import REPORTED_SEED, Item, ItemAnswer, Task
+from counterpoint.data.tasks.named import REAL, named_task
+from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_json_lines, write_text
 
-EXPORT_SEED = HELD_OUT_SEED - 1
+EXPORT_SEED = REPORTED_SEED
 """Seed of the exported items, from which no run learns."""
 
-AnyTask = PartWholeTask | Questions | Dialogues | ShuffleChoice | BookLines
-"""A task that can be exported."""
 
-
-def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
+def all_tasks(data_folder: str = "") -> dict[str, Task]:
     """Return all tasks by name.
 
     Args:
@@ -38,40 +34,24 @@ def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
     Raises:
         UserError: There is no such folder.
     """
-    folder = Path(data_folder) if data_folder else None
-    if folder is not None and not folder.is_dir():
+    if data_folder and not Path(data_folder).is_dir():
         raise UserError(f"The folder of data must exist: {data_folder!r} does not.")
-
-    def below(name: str) -> str:
-        return str(folder / name) if folder is not None and (folder / name).is_dir() else ""
-
-    books = below("books")
-    tasks: dict[str, AnyTask] = {**TASKS}
-    for own in (ShuffleChoice(folder=books), BookLines(folder=books)):
-        tasks[own.name] = own
-    if below("trec-qc"):
-        tasks[Questions.name] = Questions(folder=below("trec-qc"))
-    if below("sgd-mini"):
-        tasks[Dialogues.name] = Dialogues(folder=below("sgd-mini"))
-    return tasks
+    real = [name for name, kind in REAL.items() if kind.place(data_folder) is not None]
+    return {**TASKS, **{name: named_task(name, data_folder) for name in real}}
 
 
-def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
+def lines(task: Task, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
     """Yield the lines of a task: items 0 to ``num_lines - 1`` of a seed."""
     for number in range(num_lines):
-        head = {"task": task.name, "id": number}
-        if isinstance(task, ShuffleChoice):
-            yield head | asdict(task.choice(seed, number))
-        elif isinstance(task, BookLines):
-            yield head | asdict(task.text(seed, number))
-        else:
-            item = asdict(task.item(seed, number))
-            del item["facts"]
-            yield head | {"primary": task.primary} | dict(task.scoring) | item
+        item = asdict(task.item(seed, number))
+        item.pop("facts", None)
+        scoring_rules = dict(getattr(task, "scoring", {}))
+        head = {"task": task.name, "id": number, "primary": task.primary}
+        yield head | scoring_rules | item
 
 
 def write_folder(
-    folder: Path, tasks: Mapping[str, AnyTask], num_lines: int, seed: int = EXPORT_SEED
+    folder: Path, tasks: Mapping[str, Task], num_lines: int, seed: int = EXPORT_SEED
 ) -> list[Path]:
     """Write tasks and their scorers; return the paths of the task files.
 
@@ -174,6 +154,17 @@ def item_of(line: Mapping[str, Any]) -> Item:
     return item
 
 
+def read_item_of(line: Mapping[str, Any]) -> TextChoice | ContextText:
+    """Return the item of a line of texts whose costs are asked."""
+    document = str(line.get("document", ""))
+    if "contexts" in line:
+        names = tuple((first, stop) for first, stop in line["names"])
+        return ContextText(document, line["contexts"], line["text"], names)
+    return TextChoice(
+        str(line.get("kind", "")), document, tuple(line["right"]), tuple(line["wrong"])
+    )
+
+
 def _no_item(line: Mapping[str, Any]) -> UserError:
     return UserError(
         f"Line {line.get('id')!r} of {line.get('task')!r} must be an item: `text`, and `answers` "
@@ -181,10 +172,10 @@ def _no_item(line: Mapping[str, Any]) -> UserError:
     )
 
 
-def _lm_eval_task(name: str, task: AnyTask) -> str:
+def _lm_eval_task(name: str, task: Task) -> str:
     """Return a task of lm-eval: exact match, or a choice by likelihood."""
     aggregation = "mean"
-    if isinstance(task, ShuffleChoice | BookLines):
+    if isinstance(task, Passages):
         has_contexts = isinstance(task, BookLines)
         body: dict[str, Any] = {
             "output_type": "multiple_choice",
@@ -193,7 +184,7 @@ def _lm_eval_task(name: str, task: AnyTask) -> str:
             "doc_to_choice": "!function utils.choices",
             "process_results": "!function utils.chosen",
         }
-    elif "flag" in task.scoring:
+    elif "flag" in getattr(task, "scoring", {}):
         aggregation = "!function utils.f1"
         body = {
             "output_type": "multiple_choice",

@@ -7,22 +7,33 @@ the true text before it. `policies` answer from a part of the text only, without
 scores are the floors that a model has to beat.
 """
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+
+from counterpoint.errors import UserError
 
 HELD_OUT_SEED = 1_000_000
 """Added to the seed of the training items for held-out items, so that these are different."""
 
+REPORTED_SEED = HELD_OUT_SEED - 1
+"""Seed of the items that are reported. Lower seeds for scoring give items that choose settings."""
+
+TUNED_SHARE = 0.1
+"""Share of finite data to learn from that is set apart, so that settings are chosen on it."""
 
 Trained = Literal["all", "answer", "spans"]
 """Symbols of an item that carry a loss: all; the answers; or all spans except the prompt."""
+
+CONSTANT = "constant"
+"""Name of the policy that always replies the same."""
 
 PROMPT = "prompt"
 """Name of the span that is given to a model, which it does not learn to write."""
@@ -97,18 +108,46 @@ def trained_symbols(item: Item, trained: Trained) -> Bool[np.ndarray, " n"]:
     return found
 
 
+class Reading(NamedTuple):
+    """A text whose cost is asked.
+
+    Attributes:
+        before: Text that is read before it; may be empty.
+        text: The text itself.
+    """
+
+    before: str
+    text: str
+
+
+@runtime_checkable
+class ReadItem(Protocol):
+    """An item without answers: a model is asked what some texts cost it."""
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The texts, each read from the beginning of a document."""
+
+
 Replies = Mapping[int, str]
 """Texts that were answered, by the number of the answer within its item."""
 
 ItemPolicy = Callable[[Item, random.Random], Replies]
 """Function that answers an item from its facts."""
 
+Nats = Sequence[Float[np.ndarray, " _n"]]
+"""Costs of the bytes of each reading of an item."""
+
+Policy = Callable[[Any, random.Random], Any]
+"""Function that replies to an item of a task: an `ItemPolicy`, or one that returns `Nats`."""
+
 
 @runtime_checkable
-class ScoredTask(Protocol):
-    """A generator with a scorer and floors: a frozen dataclass whose fields are its options.
+class Task(Protocol):
+    """Questions for a model with a scorer and floors: a frozen dataclass of options.
 
-    The first line of its docstring says what it asks; see `asked`.
+    An item is an `Item`, to which a model replies with `Replies`; or a `ReadItem`, to which it
+    replies with `Nats`. The first line of its docstring says what it asks; see `asked`.
     """
 
     @property
@@ -117,11 +156,51 @@ class ScoredTask(Protocol):
 
     @property
     def primary(self) -> str:
-        """The score that decides, which was declared before anything was run."""
+        """The score that decides: a share, of which more is better; declared before any run."""
 
     @property
     def most_symbols(self) -> int:
-        """Largest number of symbols of an item."""
+        """Largest number of symbols of an item, and of a row from which the task is learned."""
+
+    def item(self, seed: int, number: int) -> Any:
+        """Return the item with a number: a pure function of seed, number and files."""
+
+    def policies(self) -> Mapping[str, Any]:
+        """Return policies by name; "oracle" reads the whole text, the others a part of it."""
+
+    def score(self, items: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
+        """Return the scores of replies by name, `primary` among them."""
+
+    def counts(self, item: Any, given: Any) -> tuple[float, float]:
+        """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
+
+
+@runtime_checkable
+class FiniteTask(Protocol):
+    """A task with finitely many items for scoring."""
+
+    def num_scored(self, seed: int) -> int:
+        """Return how many different items a seed for scoring has, beginning with number 0."""
+
+
+def scored_items(task: Task, seed: int, num_items: int) -> list[Any]:
+    """Return the first items of a seed for scoring, none of them twice.
+
+    Raises:
+        UserError: There is none.
+    """
+    count = min(num_items, task.num_scored(seed)) if isinstance(task, FiniteTask) else num_items
+    if count < 1:
+        raise UserError(
+            f"{task.name} must have items that are scored: there is none of seed {seed}. Take a "
+            "folder with more data."
+        )
+    return [task.item(seed, number) for number in range(count)]
+
+
+@runtime_checkable
+class ScoredTask(Task, Protocol):
+    """A `Task` whose items have answers, so that it can be learned from items of other seeds."""
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number: a pure function of seed and number."""
@@ -136,7 +215,7 @@ class ScoredTask(Protocol):
         """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
 
 
-def asked(task: ScoredTask) -> str:
+def asked(task: Task) -> str:
     """Return the sentence that says what a task asks: the first line of its docstring."""
     return (type(task).__doc__ or "").partition("\n")[0]
 
@@ -204,6 +283,43 @@ def is_scored(seed: int) -> bool:
     return seed >= HELD_OUT_SEED // 2
 
 
+def share_of(text: str) -> float:
+    """Return a number from 0 to 1 that depends on a text alone: equal texts are divided alike."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+_Value = TypeVar("_Value")
+
+
+def divided(
+    values: Sequence[_Value], text_of: Callable[[_Value], str], where: str
+) -> dict[str, list[_Value]]:
+    """Return the values that are "learned" from, and those that are "tuned" on.
+
+    Args:
+        values: Finite data to learn from.
+        text_of: Function that returns the text by whose hash a value is put on a side.
+        where: Place of the data, named in errors.
+
+    Raises:
+        UserError: Nothing is left to learn from.
+    """
+    found: dict[str, list[_Value]] = {"learned": [], "tuned": []}
+    for value in values:
+        found["tuned" if share_of(text_of(value)) < TUNED_SHARE else "learned"].append(value)
+    if not found["learned"]:
+        raise UserError(
+            f"{where} must have something to learn from that is not scored: it has "
+            f"{len(values)} such entries, and a tenth is set apart. Add more."
+        )
+    return found
+
+
+def is_tuning(seed: int) -> bool:
+    """Return whether a seed is for items that choose settings, of which none is reported."""
+    return is_scored(seed) and seed < REPORTED_SEED
+
+
 def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float]:
     """Return the share of right answers by kind; a missing answer is wrong."""
     right: dict[str, list[bool]] = {}
@@ -213,19 +329,38 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
     return {kind: sum(values) / len(values) for kind, values in right.items()}
 
 
-def floors(task: ScoredTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
+def floors(task: Task, num_items: int, seed: int) -> dict[str, dict[str, float]]:
     """Return the scores of every policy of a task and of the best constant, by policy and name.
 
     The policies answer the items 0 to ``num_items - 1`` of the seed.
     """
     items = [task.item(seed, number) for number in range(num_items)]
     found = {}
-    for name, policy in task.policies().items():
+    for name, policy in all_policies(task, items).items():
         given = [policy(item, draw(seed, -1 - number)) for number, item in enumerate(items)]
         found[name] = task.score(items, given)
-    most = commonest(items)
-    found["constant"] = task.score(items, [always(most, item) for item in items])
     return found
+
+
+def all_policies(task: Task, items: Sequence[Any]) -> dict[str, Policy]:
+    """Return the policies of a task, and the best one that always replies the same, `CONSTANT`."""
+    return {**task.policies(), CONSTANT: best_constant(items)}
+
+
+def best_constant(items: Sequence[Any]) -> Policy:
+    """Return the policy that replies the same to every item, as well as that is possible.
+
+    Questions get the answer that is right most often; all bytes of readings cost the same.
+    """
+    if not all(isinstance(item, Item) for item in items):
+        return lambda item, rng: byte_costs(item, np.full(256, np.log(256)))
+    most = commonest(items)
+    return lambda item, rng: always(most, item)
+
+
+def byte_costs(item: ReadItem, nats: Float[np.ndarray, " 256"]) -> Nats:
+    """Return the costs of the bytes of each reading where every byte has a fixed cost."""
+    return [nats[np.frombuffer(one.text.encode(), np.uint8)] for one in item.readings]
 
 
 def commonest(items: Iterable[Item]) -> dict[str, str]:

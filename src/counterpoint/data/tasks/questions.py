@@ -16,8 +16,10 @@ from counterpoint.data.tasks.items import (
     Replies,
     Writer,
     accuracy,
+    divided,
     draw,
     is_scored,
+    is_tuning,
 )
 from counterpoint.errors import UserError
 
@@ -43,8 +45,9 @@ class Questions(ExactMatch):
 
     The scores are "coarse"; "fine", given the right coarse class; "both"; and "consistent", the
     share of given fine classes that belong to the given coarse class. The whole is the coarse
-    class. Seeds for training select questions of ``train.txt``, and seeds for scoring those of
-    ``test.txt``; see `is_scored`.
+    class. Seeds for scoring give the questions of ``test.txt`` in order; see `is_scored`. The
+    questions of ``train.txt`` that do not stand there too are learned from, except a tenth, chosen
+    by a hash of the question, on which settings are chosen; see `is_tuning`.
 
     Attributes:
         folder: Folder of both files, whose lines are "COARSE:fine question".
@@ -65,9 +68,18 @@ class Questions(ExactMatch):
     def item(self, seed: int, number: int) -> Item:
         """Return an item; test questions come in order, others at random; see `ScoredTask.item`."""
         if is_scored(seed):
-            questions = self._read("test")
+            questions = self._scored(seed)
             return _item(questions[number % len(questions)])
-        return _item(draw(seed, number).choice(self._read("train")))
+        return _item(draw(seed, number).choice(self._read("learned")))
+
+    def num_scored(self, seed: int) -> int:
+        """Return the number of questions that a seed scores; see `FiniteTask.num_scored`."""
+        return len(self._scored(seed))
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Files that are read, by name; see `counterpoint.data.tasks.named.ReadsFiles`."""
+        return {f"{name}.txt": Path(self.folder) / f"{name}.txt" for name in ("train", "test")}
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return policies by name; "oracle" answers with the labels; see `ScoredTask.policies`."""
@@ -107,8 +119,13 @@ class Questions(ExactMatch):
         """Return the numerator and denominator of an item; see `ScoredTask.counts`."""
         return int(all(given.get(i) == one.text for i, one in enumerate(item.answers))), 1
 
-    def _read(self, name: str) -> tuple[Question, ...]:
-        return _questions(str(Path(self.folder) / f"{name}.txt"))
+    def _scored(self, seed: int) -> Sequence[Question]:
+        return self._read("tuned" if is_tuning(seed) else "test")
+
+    def _read(self, name: str) -> Sequence[Question]:
+        if name in ("learned", "tuned"):
+            return _divided(self.folder)[name]
+        return _questions(str(self.files[f"{name}.txt"]))
 
 
 def _item(question: Question) -> Item:
@@ -119,6 +136,19 @@ def _item(question: Question) -> Item:
     writer.write(":")
     writer.answer("fine", question.fine)
     return writer.item()
+
+
+@lru_cache(maxsize=4)
+def _divided(folder: str) -> Mapping[str, Sequence[Question]]:
+    """Return the questions that are learned from, and those on which settings are chosen.
+
+    Raises:
+        UserError: None is left to learn from.
+    """
+    questions = Questions(folder=folder)
+    asked = {one.text for one in questions._read("test")}
+    own = [one for one in questions._read("train") if one.text not in asked]
+    return divided(own, lambda one: one.text, str(questions.files["train.txt"]))
 
 
 @lru_cache(maxsize=8)

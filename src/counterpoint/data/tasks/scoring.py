@@ -51,7 +51,7 @@ def score(
             f"An answer must belong to a line of a task: there is no {number!r} of {task!r}."
         )
     return {
-        task: _intervals([_sums(parts) for parts in documents.values()])
+        task: _intervals([sums_of(parts) for parts in documents.values()])
         for task, documents in by_task.items()
     }
 
@@ -66,7 +66,7 @@ _FORMS = {
 
 def _checked(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
     try:
-        return _parts(line, answer)
+        return parts_of(line, answer)
     except (AttributeError, KeyError, TypeError, ValueError):
         form = next((form for field, form in _FORMS.items() if field in line), None)
         if form is None:
@@ -77,7 +77,8 @@ def _checked(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
         ) from None
 
 
-def _parts(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
+def parts_of(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
+    """Return the numerator and denominator of every score of a line, from the answer to it."""
     if "answers" in line:
         return _right(line, answer) | _answer_bits(line, answer.get("nats"))
     return _costs(line, answer) if "contexts" in line else _choice(line, answer["losses"])
@@ -89,7 +90,7 @@ def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
     pairs = [(told[i] if i < len(told) else None, text) for i, text in enumerate(right)]
     if "flag" in line:
         return _flagged(pairs, line["flag"])
-    parts = _sums(
+    parts = sums_of(
         {one["kind"]: (float(text == true), 1.0)}
         for one, (text, true) in zip(line["answers"], pairs, strict=True)
     )
@@ -100,7 +101,7 @@ def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
 
 def _answer_bits(line: Mapping[str, Any], nats: list[float] | None) -> Parts:
     """Return the bits a byte of the right answers by kind, if their nats are given."""
-    return _sums(
+    return sums_of(
         {f"bits, {one['kind']}": (paid / math.log(2), float(len(one["text"].encode())))}
         for one, paid in zip(line["answers"], nats or [], strict=False)
     )
@@ -126,10 +127,16 @@ def _choice(line: Mapping[str, Any], losses: list[float]) -> Parts:
 
 
 def _costs(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
-    """Return bits a byte after every context, and the excess of other contexts over the own."""
+    """Return bits a byte after every context, and the excess of other contexts over the own.
+
+    "saved" is the share of 8 bits a byte that is saved after the own context.
+    """
     num_bytes = len(line["text"].encode())
     num_names = sum(len(line["text"][first:stop].encode()) for first, stop in line["names"])
     parts = _bits(answer["nats"], num_bytes, "")
+    if "own" in parts:
+        uniform = 8.0 * num_bytes
+        parts["saved"] = (uniform - parts["own"][0], uniform)
     return parts | _bits(answer.get("name_nats", {}), num_names, "names, ")
 
 
@@ -143,7 +150,8 @@ def _bits(nats: Mapping[str, float], num_bytes: int, head: str) -> Parts:
     return parts
 
 
-def _sums(parts: Iterable[Parts]) -> Parts:
+def sums_of(parts: Iterable[Parts]) -> Parts:
+    """Return the sums of numerators and denominators, by score."""
     sums: Parts = {}
     for one in parts:
         for name, (above, below) in one.items():
@@ -155,7 +163,7 @@ def _sums(parts: Iterable[Parts]) -> Parts:
 def _intervals(documents: list[Parts]) -> dict[str, dict[str, float]]:
     rng = random.Random(0)
     found = {}
-    for name, (above, below) in _sums(documents).items():
+    for name, (above, below) in sums_of(documents).items():
         own = [parts[name] for parts in documents if name in parts]
         samples = []
         for _ in range(NUM_RESAMPLES):

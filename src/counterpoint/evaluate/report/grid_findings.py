@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config_json import decode
-from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.tasks.items import Task, scored_items
+from counterpoint.data.tasks.named import ReadsFiles, data_digest, named_task
 from counterpoint.errors import UserError
 from counterpoint.evaluate.latency import TickLatency
-from counterpoint.evaluate.report.grid_rows import GridRow, grid_rows, mean_scores
+from counterpoint.evaluate.report.grid_rows import AskedTask, GridRow, grid_rows, mean_scores
 from counterpoint.evaluate.statistics import Interval
 from counterpoint.files import read_json
 from counterpoint.packages import optional_module
@@ -60,6 +61,8 @@ class GridAbout:
         command: Command that starts the grid again.
         machine: Versions and the machine.
         grid: The whole grid as JSON.
+        data: Folder of the texts of real tasks; see `counterpoint.data.tasks.named`.
+        digests: Digest of the data of each task; empty if they were not recorded.
     """
 
     name: str
@@ -74,6 +77,23 @@ class GridAbout:
     command: str = ""
     machine: Any = None
     grid: Any = None
+    data: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def task(self, name: str) -> Task:
+        """Return one of the tasks.
+
+        Raises:
+            UserError: Its texts are missing, or other ones than those on which arms were scored.
+        """
+        task = named_task(name, self.data)
+        recorded = self.digests.get(name)
+        if recorded is not None and isinstance(task, ReadsFiles) and data_digest(task) != recorded:
+            raise UserError(
+                f"The texts of {name!r} must be those of the study, for policies answer the same "
+                f"items as arms: {self.data or 'this library'!r} has others. Restore them."
+            )
+        return task
 
     @property
     def subject(self) -> str:
@@ -91,6 +111,7 @@ class GridFindings:
         rows: Arms and policies, by task.
         means: Mean score over all tasks, by arm.
         latency: Time of a tick by arm, for those for which it was measured.
+        num_items: Number of items that were scored, by task.
     """
 
     about: GridAbout
@@ -98,6 +119,7 @@ class GridFindings:
     rows: Sequence[GridRow]
     means: Mapping[str, Interval]
     latency: Mapping[str, TickLatency]
+    num_items: Mapping[str, int]
 
     @property
     def tasks(self) -> list[str]:
@@ -150,14 +172,16 @@ def findings(
     about: GridAbout, records: Sequence[Mapping[str, Any]], latency: Mapping[str, TickLatency]
 ) -> GridFindings:
     """Return the findings that follow from records: rows of arms and policies, and means."""
-    items = {
-        task: [FORMS[task].item(about.items_seed, number) for number in range(about.num_items)]
-        for task in {record["task"] for record in records}
-    }
+    names = {record["task"] for record in records}
+    asked = {}
+    for name in names:
+        task = about.task(name)
+        asked[name] = AskedTask(task, scored_items(task, about.items_seed, about.num_items))
     return GridFindings(
         about=about,
         records=records,
-        rows=grid_rows(records, about.subject, items, is_judged=not about.unjudged),
+        rows=grid_rows(records, about.subject, asked, is_judged=not about.unjudged),
         means=mean_scores(records),
         latency=latency,
+        num_items={name: len(one.items) for name, one in asked.items()},
     )

@@ -4,7 +4,6 @@ import html
 from pathlib import Path
 
 from counterpoint.data.tasks.items import asked
-from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.evaluate.report.grid_figures import cost_panels, task_panels
 from counterpoint.evaluate.report.grid_findings import GridFindings, read_findings
 from counterpoint.evaluate.report.grid_table import (
@@ -83,7 +82,7 @@ def grid_html(found: GridFindings) -> str:
 def _task(found: GridFindings, task: str) -> str:
     """Return the table and the pictures of a task as HTML."""
     return (
-        figure(task, _TASK, task_panels(found, task), lead=asked(FORMS[task]))
+        figure(task, _TASK, task_panels(found, task), lead=asked(found.about.task(task)))
         + f"<p><small>{html.escape(about_task(found, task))}</small></p>"
         + table(*task_table(found, task))
         + f"<details><summary>{_ONE_COST}</summary><figure>{side_by_side(cost_panels(found, task))}"

@@ -1,16 +1,14 @@
 """Rows of results from the records of a grid: means, intervals, floors, corrected differences."""
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.data.tasks.items import Item, ItemPolicy, Replies, always, commonest, draw
-from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.tasks.items import Task, all_policies, draw
 from counterpoint.evaluate.statistics import (
     Interval,
     bootstrap_difference,
@@ -28,13 +26,22 @@ SIGNIFICANT = 0.05
 ORACLE = "oracle"
 """Policy that reads the whole text: no model can do better, so it is not a floor."""
 
-CONSTANT = "constant"
-"""Policy that always gives the answer that is right most often."""
-
 _RESAMPLES = 5000
 
 ScoreCounts = tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]
 """Numerators and denominators of a score, for each training seed and item."""
+
+
+class AskedTask(NamedTuple):
+    """A task and its items that every arm was asked.
+
+    Attributes:
+        task: The task.
+        items: The items.
+    """
+
+    task: Task
+    items: Sequence[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +90,7 @@ class GridRow:
 def grid_rows(
     records: Sequence[Mapping[str, Any]],
     subject: str,
-    items: Mapping[str, Sequence[Item]] | None = None,
+    asked: Mapping[str, AskedTask] | None = None,
     *,
     is_judged: bool = True,
 ) -> list[GridRow]:
@@ -92,13 +99,13 @@ def grid_rows(
     Args:
         records: Result of `counterpoint.recipes.grid_run.run_grid`.
         subject: The arm that is compared with all others.
-        items: Items by task, which policies answer too. Without it there are no policies.
+        asked: Tasks by name, whose items policies answer too. Without it there are no policies.
         is_judged: Whether there are p-values: they would be a verdict.
     """
     cells = by_cell(records)
     rows = list[GridRow]()
     for task in dict.fromkeys(task for task, _ in cells):
-        policies = policy_rows(task, items[task]) if items is not None else []
+        policies = policy_rows(task, asked[task]) if asked is not None else []
         floor = max((row.score.high for row in policies if row.arm != ORACLE), default=None)
         for arm in [arm for other, arm in cells if other == task]:
             row = _arm_row(cells, task, arm, subject)
@@ -110,21 +117,16 @@ def grid_rows(
     return [row if row.p_value is None else replace(row, p_value=next(corrected)) for row in rows]
 
 
-def policy_rows(task: str, items: Sequence[Item]) -> list[GridRow]:
+def policy_rows(name: str, asked: AskedTask) -> list[GridRow]:
     """Return the rows of policies, the oracle last; their intervals are over items."""
-    most = commonest(items)
-
-    def constant(item: Item, rng: random.Random) -> Replies:
-        return always(most, item)
-
-    policies: dict[str, ItemPolicy] = {**FORMS[task].policies(), CONSTANT: constant}
+    task, items = asked
     rows = []
-    for name, policy in policies.items():
+    for policy_name, policy in all_policies(task, items).items():
         given = [policy(item, draw(0, -1 - number)) for number, item in enumerate(items)]
-        counts = [FORMS[task].counts(*pair) for pair in zip(items, given, strict=True)]
+        counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
         above, below = np.array(counts, float).T
         score = bootstrap_ratio(above, below, _RESAMPLES)
-        rows.append(GridRow(task=task, arm=name, score=score))
+        rows.append(GridRow(task=name, arm=policy_name, score=score))
     return sorted(rows, key=lambda row: row.arm == ORACLE)
 
 

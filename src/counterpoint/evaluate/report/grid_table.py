@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from counterpoint.data.tasks.items import asked
-from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.tasks.named import ReadsFiles
 from counterpoint.evaluate.report.grid_findings import GridFindings
 from counterpoint.evaluate.report.grid_rows import ORACLE, SIGNIFICANT, SOLVED, GridRow, by_cell
 from counterpoint.evaluate.report.summary import spell
@@ -140,11 +140,14 @@ def costs_table(found: GridFindings) -> TextTable:
 
 def about_task(found: GridFindings, task: str) -> str:
     """Return the explanation of the scores of a task."""
+    read = found.about.task(task)
+    digest = found.about.digests.get(task, "")[:12] if isinstance(read, ReadsFiles) else ""
     return (
-        f"Primary score: {FORMS[task].primary}, in %, on {found.about.num_items:,} items that no "
+        f"Primary score: {read.primary}, in %, on {found.num_items[task]:,} items that no "
         f"run has learned from; brackets: 95 % over seeds and items. A seed solves the task if its "
         f"score is at least {100 * SOLVED:.0f} %. Rows without a learning rate are policies that "
         "learn nothing; the oracle reads the whole text, the others a part of it or nothing."
+        + (f" The digest of its data begins with {digest}." if digest else "")
     )
 
 
@@ -156,7 +159,7 @@ def grid_markdown(found: GridFindings) -> str:
     if comparisons(found).cells:
         parts += ["## Comparisons", comparisons(found).markdown()]
     for task in found.tasks:
-        parts += [f"## {task}", asked(FORMS[task])]
+        parts += [f"## {task}", asked(found.about.task(task))]
         parts += [about_task(found, task), task_table(found, task).markdown()]
     parts += ["## Costs", costs_table(found).markdown()]
     if about.command:
