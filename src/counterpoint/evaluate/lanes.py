@@ -29,21 +29,15 @@ def respond_lanes(stack: Stack, items: Sequence[Sequence[Any]]) -> list[list[Any
 
     Args:
         stack: Stack of systems that read and write bytes.
-        items: The items of each lane, all of one task.
+        items: The items of each lane; either all ask for answers, or all for costs.
     """
-    asks = [isinstance(own[0], Item) for own in items]
-    answers: list[Any] = [()] * len(items)
-    if any(asks):
-        some = items[asks.index(True)]  # lanes that need not answer compute too
-        asked = [own if is_asked else some for own, is_asked in zip(items, asks, strict=True)]
-        answers = list(answer_lanes(stack, asked))
-    if not all(asks):
-        stack.finish()
-    for lane, own in enumerate(items):
-        if not asks[lane]:
-            system = copy.deepcopy(stack.systems[lane]).to(stack.device)
-            answers[lane] = list(respond(system, own))
-    return answers
+    if all(isinstance(item, Item) for own in items for item in own):
+        return answer_lanes(stack, items)
+    stack.finish()
+    return [
+        list(respond(copy.deepcopy(system).to(stack.device), own))
+        for system, own in zip(stack.systems, items, strict=True)
+    ]
 
 
 def answer_lanes(stack: Stack, items: Sequence[Sequence[Item]]) -> list[list[Replies]]:

@@ -170,12 +170,14 @@ def save_lane(system: System, run: Run, folder: Path) -> None:
 def stacks(grid: Grid, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     """Return groups of cells that can be trained together, in the order of their first cells.
 
-    A group has cells of one arm, of any task, rate and seed. Cells with longer rows have groups of
-    their own once a group is full, so that little is padded.
+    A group has cells of one arm, of any rate and seed, and of all tasks that are learned from items
+    or from text. Cells with longer rows have groups of their own once a group is full, so that
+    little is padded.
     """
-    groups: dict[tuple[str, bool], list[Cell]] = {}
+    groups: dict[tuple[str, bool, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.arm, cell.seed in grid.tuning_seeds), []).append(cell)
+        kind = type(cell_run(grid, cell).data).__name__
+        groups.setdefault((cell.arm, cell.seed in grid.tuning_seeds, kind), []).append(cell)
     found: list[tuple[Cell, ...]] = []
     for own in groups.values():
         group: list[Cell] = []
