@@ -61,7 +61,7 @@ def respond(
 
     Args:
         system: System that reads and writes bytes; see `TaskData.fits`.
-        items: Items of a `Task`: those that ask for answers get `Replies`, others `Nats`.
+        items: Items of an `AnyTask`: those that ask for answers get `Replies`, others `Nats`.
         batch_items: Number of items in a batch.
     """
     if all(isinstance(item, Item) for item in items):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from counterpoint.data.tasks.items import Task
+from counterpoint.data.tasks.items import AnyTask
 from counterpoint.data.tasks.named import learned_data, named_task, task_names
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import ArmCost
@@ -119,7 +119,7 @@ class Grid:
         if len(self.learning_rates) > 1 and not self.tuning_seeds:
             raise UserError("Several learning rates need `tuning_seeds` to be chosen on.")
 
-    def task(self, name: str) -> Task:
+    def task(self, name: str) -> AnyTask:
         """Return one of its tasks; see `counterpoint.data.tasks.named.named_task`."""
         return named_task(name, self.data)
 

@@ -60,38 +60,38 @@ def part_whole() -> Grid:
 def arms(share: float) -> tuple[GridArm, ...]:
     """Return the arms for tasks of whose ticks about this share carries a loss."""
     return (
-        GridArm(name="two_stream", system=_two_stream()),
+        GridArm(name="two_stream", system=two_stream()),
         GridArm(name="two_stream_fixed", system=_fixed_blocks()),
         GridArm(name="two_stream_slots", system=_slots()),
         GridArm(name="two_stream_recall", system=_recall()),
         GridArm(name="same_rate", system=_same_rate()),
-        GridArm(name="shared_levels", system=_shared_levels()),
+        GridArm(name="shared_levels", system=shared_levels()),
         GridArm(name="two_stream_learned", system=_learned(share)),
         GridArm(name="two_stream_rebuild", system=_rebuild()),
-        GridArm(name="shuffled_whole", system=replace(_two_stream(), whole_control="shuffled")),
+        GridArm(name="shuffled_whole", system=replace(two_stream(), whole_control="shuffled")),
         GridArm(name="rebuild_shuffled", system=replace(_rebuild(), whole_control="shuffled")),
         GridArm(name="shared_rebuild", system=_shared_rebuild()),
         GridArm(name="deep", system=_deep()),
         GridArm(name="deep_shuffled", system=replace(_deep(), whole_control="shuffled")),
         GridArm(name="shared_deep", system=_shared_deep()),
         GridArm(name="untied_deep", system=replace(_shared_deep(), shared_layers=False)),
-        GridArm(name="frozen_pool", system=replace(_two_stream(), whole_control="frozen")),
+        GridArm(name="frozen_pool", system=replace(two_stream(), whole_control="frozen")),
         GridArm(name="hrt", system=_hrt()),
-        GridArm(name="hrt_words", system=_hrt_words()),
+        GridArm(name="hrt_words", system=hrt_words()),
         GridArm(name="hrt_words_plain", system=_hrt_words_plain()),
         GridArm(name="hrt_learned", system=_hrt_learned(share)),
         GridArm(name="hnet", system=_hnet(share)),
-        GridArm(name="window", system=_single(_tower(64, 5, WINDOW, 188))),
+        GridArm(name="window", system=_single(tower(64, 5, WINDOW, 188))),
         GridArm(name="window_summary", system=_window_summary()),
         GridArm(name="strided", system=_strided()),
         GridArm(
             name="window_as_large",
-            system=_single(_tower(72, 5, WINDOW, 200)),
+            system=_single(tower(72, 5, WINDOW, 200)),
             unmatched="as many parameters as two_stream",
         ),
         GridArm(
             name="full",
-            system=_single(_tower(64, 5, 512)),
+            system=_single(tower(64, 5, 512)),
             unmatched="a ceiling: it attends to everything",
         ),
         GridArm(
@@ -107,7 +107,8 @@ def arms(share: float) -> tuple[GridArm, ...]:
     )
 
 
-def _tower(width: int, layers: int, window: int, mlp_hidden: int | None = None) -> TowerConfig:
+def tower(width: int, layers: int, window: int, mlp_hidden: int | None = None) -> TowerConfig:
+    """Return layers with four heads, and with usual feed-forward layers unless given."""
     return TowerConfig(
         width=width,
         num_layers=layers,
@@ -124,24 +125,24 @@ def _single(tower: TowerConfig) -> SingleStreamConfig:
 def _window_summary() -> SingleStreamConfig:
     """Return an arm with a window and as many summary steps a block as two_stream has slots."""
     mixer = FarAttentionConfig(block_ticks=8, kept_blocks=64, num_summaries=2)
-    return _single(replace(_tower(64, 4, WINDOW, 164), mixer=mixer))
+    return _single(replace(tower(64, 4, WINDOW, 164), mixer=mixer))
 
 
 def _strided() -> SingleStreamConfig:
     """Return an arm with a window and every third older tick, with the state size of two_stream."""
     mixer = FarAttentionConfig(block_ticks=3, kept_blocks=187)
-    return _single(replace(_tower(56, 5, WINDOW, 200), mixer=mixer))
+    return _single(replace(tower(56, 5, WINDOW, 200), mixer=mixer))
 
 
-def _two_stream() -> TwoStreamConfig:
+def two_stream() -> TwoStreamConfig:
     """Return the arm whose blocks are words, of at most eight ticks.
 
     No loss asks the plan alone for answers, because a plan comes from the newest block and most
     answers need all of them: with that loss the whole is learned much later (docs/log.md).
     """
     return TwoStreamConfig(
-        part=_tower(64, 4, WINDOW, 160),
-        whole=_tower(48, 2, 72),
+        part=tower(64, 4, WINDOW, 160),
+        whole=tower(48, 2, 72),
         lower_layers=1,
         block_ticks=8,
         boundary_ids=WORDS,
@@ -155,8 +156,8 @@ def _two_stream() -> TwoStreamConfig:
 def _fixed_blocks() -> TwoStreamConfig:
     """Return the control whose blocks have eight ticks wherever words end."""
     return TwoStreamConfig(
-        part=_tower(64, 4, WINDOW, 200),
-        whole=_tower(64, 2, 64),
+        part=tower(64, 4, WINDOW, 200),
+        whole=tower(64, 2, 64),
         lower_layers=1,
         block_ticks=8,
         num_links=2,
@@ -168,8 +169,8 @@ def _fixed_blocks() -> TwoStreamConfig:
 def _learned(share: float) -> TwoStreamConfig:
     """Return the arm whose blocks end where a router finds an end."""
     return replace(
-        _two_stream(),
-        part=_tower(64, 4, WINDOW, 120),
+        two_stream(),
+        part=tower(64, 4, WINDOW, 120),
         boundary_ids=(),
         learned_ends=_ends(share),
         usual_block_ticks=None,
@@ -178,20 +179,20 @@ def _learned(share: float) -> TwoStreamConfig:
 
 def _rebuild() -> TwoStreamConfig:
     """Return the arm that rebuilds its blocks as HRT does, and is narrower for it."""
-    part = _tower(64, 4, WINDOW, 128)
-    return replace(_two_stream(), part=part, reconstruct_weight=0.1)
+    part = tower(64, 4, WINDOW, 128)
+    return replace(two_stream(), part=part, reconstruct_weight=0.1)
 
 
-def _shared_levels() -> TwoStreamConfig:
+def shared_levels() -> TwoStreamConfig:
     """Return the control of two levels without two towers: one stack of layers serves both."""
-    layers = _tower(56, 4, WINDOW, 152)
+    layers = tower(56, 4, WINDOW, 152)
     whole = replace(layers, window=72)
-    return replace(_two_stream(), part=layers, whole=whole, shared_layers=True)
+    return replace(two_stream(), part=layers, whole=whole, shared_layers=True)
 
 
 def _shared_rebuild() -> TwoStreamConfig:
     """Return the control of one stack for both levels that rebuilds its blocks as HRT does."""
-    shared = _shared_levels()
+    shared = shared_levels()
     part = replace(shared.part, mlp_hidden=136)
     whole = replace(shared.whole, mlp_hidden=136)
     return replace(shared, part=part, whole=whole, reconstruct_weight=0.1)
@@ -204,9 +205,9 @@ def _deep() -> TwoStreamConfig:
     whole reads.
     """
     return replace(
-        _two_stream(),
-        part=_tower(64, 4, WINDOW, 128),
-        whole=_tower(64, 2, 72),
+        two_stream(),
+        part=tower(64, 4, WINDOW, 128),
+        whole=tower(64, 2, 72),
         lower_layers=3,
         compressor="mean",
         num_links=1,
@@ -220,7 +221,7 @@ def _shared_deep() -> TwoStreamConfig:
 
     The arm `untied_deep` has the same shapes and FLOPs, and a stack of its own for each level.
     """
-    layers = _tower(56, 4, WINDOW, 160)
+    layers = tower(56, 4, WINDOW, 160)
     whole = replace(layers, window=72)
     return replace(_deep(), part=layers, whole=whole, shared_layers=True)
 
@@ -233,8 +234,8 @@ def _same_rate() -> TwoStreamConfig:
     """
     dilated = FarAttentionConfig(block_ticks=8, kept_blocks=64)
     return TwoStreamConfig(
-        part=_tower(64, 3, WINDOW, 216),
-        whole=replace(_tower(56, 1, WINDOW), mixer=dilated),
+        part=tower(64, 3, WINDOW, 216),
+        whole=replace(tower(56, 1, WINDOW), mixer=dilated),
         lower_layers=1,
         block_ticks=1,
         compressor="last",
@@ -248,8 +249,8 @@ def _slots() -> TwoStreamConfig:
     """Return the arm in which two slots of a block are separate steps of the whole."""
     return replace(
         _fixed_blocks(),
-        part=_tower(64, 4, WINDOW, 184),
-        whole=_tower(48, 2, 128),
+        part=tower(64, 4, WINDOW, 184),
+        whole=tower(48, 2, 128),
         compressor="attention",
         num_slots=2,
         slots_apart=True,
@@ -258,21 +259,21 @@ def _slots() -> TwoStreamConfig:
 
 def _recall() -> TwoStreamConfig:
     """Return the arm whose ticks also read the ticks of two old blocks again."""
-    return replace(_two_stream(), num_links=1, recall=RecallConfig(num_blocks=2))
+    return replace(two_stream(), num_links=1, recall=RecallConfig(num_blocks=2))
 
 
 def _text(share: float) -> TwoStreamConfig:
     """Return the arm whose whole also writes the labels of a task as text, and learns from them."""
-    part = _tower(64, 4, WINDOW, 184)
+    part = tower(64, 4, WINDOW, 184)
     return replace(
-        _fixed_blocks(), part=part, whole=_tower(48, 2, 64), text=replace(LABELS, loss_weight=share)
+        _fixed_blocks(), part=part, whole=tower(48, 2, 64), text=replace(LABELS, loss_weight=share)
     )
 
 
 def _hdlm(share: float) -> HdLMConfig:
     """Return the arm that writes labels after the third layer, in turns between the bytes."""
     return HdLMConfig(
-        tower=_tower(64, 5, 512),
+        tower=tower(64, 5, 512),
         coarse_layer=3,
         coarse_depth=LABELS.depth,
         coarse_vocab_size=LABELS.vocab_size,
@@ -285,9 +286,9 @@ def _hrt() -> HRTConfig:
     """Return the arm with levels of 1, 4 and 16 ticks, whose coarse levels have full attention."""
     return HRTConfig(
         levels=(
-            _tower(64, 4, WINDOW, 160),
-            _tower(56, 2, 64),
-            _tower(56, 2, 64),
+            tower(64, 4, WINDOW, 160),
+            tower(56, 2, 64),
+            tower(56, 2, 64),
         ),
         strides=(4, 4),
         num_rounds=1,
@@ -295,11 +296,11 @@ def _hrt() -> HRTConfig:
     )
 
 
-def _hrt_words() -> HRTConfig:
+def hrt_words() -> HRTConfig:
     """Return the arm whose blocks of ticks are words, of at most eight ticks, as two_stream's."""
     return replace(
         _hrt(),
-        levels=(_tower(64, 4, WINDOW, 128), _tower(56, 2, 72), _tower(56, 2, 64)),
+        levels=(tower(64, 4, WINDOW, 128), tower(56, 2, 72), tower(56, 2, 64)),
         strides=(8, 4),
         num_keys=72,
         compressor="mean",
@@ -310,20 +311,20 @@ def _hrt_words() -> HRTConfig:
 
 def _hrt_words_plain() -> HRTConfig:
     """Return the arm of words without the loss of rebuilding, and wider for it."""
-    words = _hrt_words()
+    words = hrt_words()
     levels = (replace(words.levels[0], mlp_hidden=160), *words.levels[1:])
     return replace(words, levels=levels, reconstruct_weight=0.0)
 
 
 def _hrt_learned(share: float) -> HRTConfig:
     """Return the arm whose blocks of ticks end where a router finds an end."""
-    words = _hrt_words()
+    words = hrt_words()
     return replace(
         words,
         levels=(
             replace(words.levels[0], mlp_hidden=112),
-            _tower(48, 2, 72),
-            _tower(48, 2, 64),
+            tower(48, 2, 72),
+            tower(48, 2, 64),
         ),
         boundary_ids=(),
         learned_ends=_ends(share),
@@ -338,9 +339,9 @@ def _ends(share: float) -> BoundariesConfig:
 
 def _hnet(share: float) -> HNetConfig:
     """Return the arm with one stage whose chunks are meant to have six ticks."""
-    outer = _tower(64, 2, WINDOW)
+    outer = tower(64, 2, WINDOW)
     return HNetConfig(
         stages=(StageConfig(encoder=outer, decoder=outer, ratio=6.0, max_share=1 / 3),),
-        main=_tower(64, 3, 64),
+        main=tower(64, 3, 64),
         ratio_weight=0.03 * share,
     )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.data.tasks.items import Nats, Policy, Reading, ReadItem, draw, is_tuning
+from counterpoint.data.tasks.items import AnyPolicy, Nats, ReadItem, ReadText, draw, is_tuning
 from counterpoint.data.tasks.scoring import Parts, parts_of, sums_of
 from counterpoint.data.tasks.shelf import (
     Book,
@@ -72,9 +72,9 @@ class TextChoice:
     wrong: tuple[str, ...]
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[ReadText, ...]:
         """The original texts, then the changed ones; see `ReadItem.readings`."""
-        return tuple(Reading("", text) for text in (*self.right, *self.wrong))
+        return tuple(ReadText("", text) for text in (*self.right, *self.wrong))
 
     def reply(self, nats: Nats) -> dict[str, list[float]]:
         """Return the losses of both sides, as the scorer of exported items reads them."""
@@ -100,9 +100,9 @@ class ContextText:
     names: tuple[tuple[int, int], ...]
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[ReadText, ...]:
         """The text below each context, in their order; see `ReadItem.readings`."""
-        return tuple(Reading(context, self.text) for context in self.contexts.values())
+        return tuple(ReadText(context, self.text) for context in self.contexts.values())
 
     def reply(self, nats: Nats) -> dict[str, dict[str, float]]:
         """Return the costs by context, as the scorer of exported items reads them."""
@@ -140,7 +140,7 @@ class Passages:
 
     @property
     def most_symbols(self) -> int:
-        """Number of symbols of a row of text, which holds most passages; see `Task.most_symbols`.
+        """Number of symbols of a row of text, which holds most passages.
 
         A passage whose paragraph was exchanged for a longer one may be longer than a row.
         """
@@ -151,7 +151,7 @@ class Passages:
         return learned_text(self.folder, self.most_symbols)
 
     def score(self, items: Sequence[Any], given: Sequence[Nats]) -> dict[str, float]:
-        """Return the scores of costs, as the scorer of exported items has them; see `Task.score`.
+        """Return the scores of costs, as the scorer of exported items has them.
 
         A score for which no item has anything is left out.
         """
@@ -159,7 +159,7 @@ class Passages:
         return {name: above / below for name, (above, below) in sums.items() if below}
 
     def counts(self, item: Any, given: Nats) -> tuple[float, float]:
-        """Return the numerator and denominator of an item; see `Task.counts`."""
+        """Return the numerator and denominator of an item; see `AnyTask.counts`."""
         return self.parts(item, given)[self.primary]
 
     @staticmethod
@@ -167,8 +167,8 @@ class Passages:
         """Return the numerator and denominator of every score of an item."""
         return parts_of(asdict(item), item.reply(given))
 
-    def policies(self) -> Mapping[str, Policy]:
-        """Return policies by name; see `Task.policies`."""
+    def policies(self) -> Mapping[str, AnyPolicy]:
+        """Return policies by name; see `AnyTask.policies`."""
 
         def byte_before(item: ReadItem, rng: random.Random) -> Nats:
             return [pair_costs(self.folder, one.text) for one in item.readings]
@@ -235,8 +235,8 @@ class ShuffleChoice(Passages):
         """Return the number of choices of a seed; see `FiniteTask.num_scored`."""
         return len(self.kinds) * sum(map(len, self._passages(seed).values()))
 
-    def policies(self) -> Mapping[str, Policy]:
-        """Return policies by name; see `Task.policies`."""
+    def policies(self) -> Mapping[str, AnyPolicy]:
+        """Return policies by name; see `AnyTask.policies`."""
 
         def oracle(item: TextChoice, rng: random.Random) -> Nats:
             costs = (0.0,) * len(item.right) + (1.0,) * len(item.wrong)

@@ -13,7 +13,7 @@ from typing import Any
 
 from counterpoint.data.tasks import lm_eval_utils, scoring
 from counterpoint.data.tasks.books import BookLines, ContextText, Passages, TextChoice
-from counterpoint.data.tasks.items import REPORTED_SEED, Item, ItemAnswer, Task
+from counterpoint.data.tasks.items import REPORTED_SEED, AnyTask, Item, ItemAnswer
 from counterpoint.data.tasks.named import REAL, named_task
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.errors import UserError
@@ -23,7 +23,7 @@ EXPORT_SEED = REPORTED_SEED
 """Seed of the exported items, from which no run learns."""
 
 
-def all_tasks(data_folder: str = "") -> dict[str, Task]:
+def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
     """Return all tasks by name.
 
     Args:
@@ -40,7 +40,7 @@ def all_tasks(data_folder: str = "") -> dict[str, Task]:
     return {**TASKS, **{name: named_task(name, data_folder) for name in real}}
 
 
-def lines(task: Task, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
+def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
     """Yield the lines of a task: items 0 to ``num_lines - 1`` of a seed."""
     for number in range(num_lines):
         item = asdict(task.item(seed, number))
@@ -51,7 +51,7 @@ def lines(task: Task, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[
 
 
 def write_folder(
-    folder: Path, tasks: Mapping[str, Task], num_lines: int, seed: int = EXPORT_SEED
+    folder: Path, tasks: Mapping[str, AnyTask], num_lines: int, seed: int = EXPORT_SEED
 ) -> list[Path]:
     """Write tasks and their scorers; return the paths of the task files.
 
@@ -172,7 +172,7 @@ def _no_item(line: Mapping[str, Any]) -> UserError:
     )
 
 
-def _lm_eval_task(name: str, task: Task) -> str:
+def _lm_eval_task(name: str, task: AnyTask) -> str:
     """Return a task of lm-eval: exact match, or a choice by likelihood."""
     aggregation = "mean"
     if isinstance(task, Passages):

@@ -108,7 +108,7 @@ def trained_symbols(item: Item, trained: Trained) -> Bool[np.ndarray, " n"]:
     return found
 
 
-class Reading(NamedTuple):
+class ReadText(NamedTuple):
     """A text whose cost is asked.
 
     Attributes:
@@ -125,7 +125,7 @@ class ReadItem(Protocol):
     """An item without answers: a model is asked what some texts cost it."""
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[ReadText, ...]:
         """The texts, each read from the beginning of a document."""
 
 
@@ -138,12 +138,12 @@ ItemPolicy = Callable[[Item, random.Random], Replies]
 Nats = Sequence[Float[np.ndarray, " _n"]]
 """Costs of the bytes of each reading of an item."""
 
-Policy = Callable[[Any, random.Random], Any]
+AnyPolicy = Callable[[Any, random.Random], Any]
 """Function that replies to an item of a task: an `ItemPolicy`, or one that returns `Nats`."""
 
 
 @runtime_checkable
-class Task(Protocol):
+class AnyTask(Protocol):
     """Questions for a model with a scorer and floors: a frozen dataclass of options.
 
     An item is an `Item`, to which a model replies with `Replies`; or a `ReadItem`, to which it
@@ -183,7 +183,7 @@ class FiniteTask(Protocol):
         """Return how many different items a seed for scoring has, beginning with number 0."""
 
 
-def scored_items(task: Task, seed: int, num_items: int) -> list[Any]:
+def scored_items(task: AnyTask, seed: int, num_items: int) -> list[Any]:
     """Return the first items of a seed for scoring, none of them twice.
 
     Raises:
@@ -199,8 +199,8 @@ def scored_items(task: Task, seed: int, num_items: int) -> list[Any]:
 
 
 @runtime_checkable
-class ScoredTask(Task, Protocol):
-    """A `Task` whose items have answers, so that it can be learned from items of other seeds."""
+class ScoredTask(AnyTask, Protocol):
+    """An `AnyTask` whose items have answers, so that it can be learned from items of other seeds."""
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number: a pure function of seed and number."""
@@ -215,7 +215,7 @@ class ScoredTask(Task, Protocol):
         """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
 
 
-def asked(task: Task) -> str:
+def asked(task: AnyTask) -> str:
     """Return the sentence that says what a task asks: the first line of its docstring."""
     return (type(task).__doc__ or "").partition("\n")[0]
 
@@ -329,7 +329,7 @@ def accuracy(items: Iterable[Item], given: Iterable[Replies]) -> dict[str, float
     return {kind: sum(values) / len(values) for kind, values in right.items()}
 
 
-def floors(task: Task, num_items: int, seed: int) -> dict[str, dict[str, float]]:
+def floors(task: AnyTask, num_items: int, seed: int) -> dict[str, dict[str, float]]:
     """Return the scores of every policy of a task and of the best constant, by policy and name.
 
     The policies answer the items 0 to ``num_items - 1`` of the seed.
@@ -342,12 +342,12 @@ def floors(task: Task, num_items: int, seed: int) -> dict[str, dict[str, float]]
     return found
 
 
-def all_policies(task: Task, items: Sequence[Any]) -> dict[str, Policy]:
+def all_policies(task: AnyTask, items: Sequence[Any]) -> dict[str, AnyPolicy]:
     """Return the policies of a task, and the best one that always replies the same, `CONSTANT`."""
     return {**task.policies(), CONSTANT: best_constant(items)}
 
 
-def best_constant(items: Sequence[Any]) -> Policy:
+def best_constant(items: Sequence[Any]) -> AnyPolicy:
     """Return the policy that replies the same to every item, as well as that is possible.
 
     Questions get the answer that is right most often; all bytes of readings cost the same.

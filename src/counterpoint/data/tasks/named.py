@@ -15,7 +15,7 @@ from counterpoint.config_json import encode
 from counterpoint.data.source import DataSource
 from counterpoint.data.tasks.books import FOREIGN, SWAPPED, BookLines, ShuffleChoice
 from counterpoint.data.tasks.dialogues import Dialogues
-from counterpoint.data.tasks.items import ScoredTask, Task
+from counterpoint.data.tasks.items import AnyTask, ScoredTask
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.questions import Questions
 from counterpoint.data.tasks.source import TaskData
@@ -51,7 +51,7 @@ class RealTask:
     """
 
     folder: str
-    build: Callable[..., Task]
+    build: Callable[..., AnyTask]
     is_embedded: bool = False
 
     def place(self, data_folder: str) -> str | None:
@@ -62,7 +62,7 @@ class RealTask:
         return "" if self.is_embedded else None
 
 
-def _books(build: Callable[..., Task]) -> RealTask:
+def _books(build: Callable[..., AnyTask]) -> RealTask:
     return RealTask(folder="books", build=build, is_embedded=True)
 
 
@@ -76,7 +76,7 @@ REAL: Mapping[str, RealTask] = {
 
 REAL_SMALL: Mapping[str, RealTask] = {
     "paragraphs_small": _books(
-        partial(ShuffleChoice, passage_symbols=500, kinds=(SWAPPED, FOREIGN))
+        partial(ShuffleChoice, passage_symbols=288, kinds=(SWAPPED, FOREIGN))
     ),
     "book_lm_small": _books(partial(BookLines, passage_symbols=800, window=64)),
     "dialogues_small": RealTask(folder="sgd-mini", build=partial(Dialogues, most=400)),
@@ -89,7 +89,7 @@ def task_names() -> list[str]:
     return [*FORMS, *REAL, *REAL_SMALL]
 
 
-def named_task(name: str, data_folder: str = "") -> Task:
+def named_task(name: str, data_folder: str = "") -> AnyTask:
     """Return a task.
 
     Args:
@@ -117,14 +117,14 @@ def named_task(name: str, data_folder: str = "") -> Task:
     return kind.build(folder=place)
 
 
-def learned_data(task: Task, seed: int) -> DataSource:
+def learned_data(task: AnyTask, seed: int) -> DataSource:
     """Return the data from which a run learns a task: text, or items of a seed for training."""
     if isinstance(task, LearnsText):
         return task.learned()
     return TaskData(task=cast("ScoredTask", task), seed=seed)
 
 
-def data_digest(task: Task) -> str:
+def data_digest(task: AnyTask) -> str:
     """Return a digest of everything on which the items of a task depend.
 
     These are its options and the content of its files or, without files, its first item, which

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config_json import decode
-from counterpoint.data.tasks.items import Task, scored_items
+from counterpoint.data.tasks.items import AnyTask, scored_items
 from counterpoint.data.tasks.named import ReadsFiles, data_digest, named_task
 from counterpoint.errors import UserError
 from counterpoint.evaluate.latency import TickLatency
@@ -80,7 +80,7 @@ class GridAbout:
     data: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
 
-    def task(self, name: str) -> Task:
+    def task(self, name: str) -> AnyTask:
         """Return one of the tasks.
 
         Raises:

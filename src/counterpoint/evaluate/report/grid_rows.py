@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.data.tasks.items import Task, all_policies, draw
+from counterpoint.data.tasks.items import AnyTask, all_policies, draw
 from counterpoint.evaluate.statistics import (
     Interval,
     bootstrap_difference,
@@ -40,7 +40,7 @@ class AskedTask(NamedTuple):
         items: The items.
     """
 
-    task: Task
+    task: AnyTask
     items: Sequence[Any]
 
 
