@@ -200,7 +200,7 @@ def scored_items(task: AnyTask, seed: int, num_items: int) -> list[Any]:
 
 @runtime_checkable
 class ScoredTask(AnyTask, Protocol):
-    """An `AnyTask` whose items have answers, so that it can be learned from items of other seeds."""
+    """A task whose items have answers, so that it can be learned from items of other seeds."""
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number: a pure function of seed and number."""
