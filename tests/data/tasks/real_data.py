@@ -60,4 +60,4 @@ def write_book(folder: Path, title: str, author: str) -> None:
 
 
 def _paragraph(author: str, chapter: int, number: int) -> str:
-    return " ".join(f"Then {author} went {place} times to {chapter}{number}." for place in range(4))
+    return " ".join(f"Then {author} went {place} times to {chapter}{number}." for place in range(3))
