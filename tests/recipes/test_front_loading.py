@@ -272,9 +272,22 @@ def test_claims_hold_fail_or_stay_undecided() -> None:
     other = [
         one | {"split": name} for one in records for name in splits(tiny()) if name != "in range"
     ]
-    text = markdown(records + other, rows)
+    floors = {"constant": {"in range": {"dyck": 0.15}, "more operations": {"dyck": 0.2}}}
+    text = markdown(records + other, rows, floors)
     assert "| good | bad | in range | answer | +0." in text
+    assert "| constant | - | 15.0 | 0 | - | 20.0 | - |" in text
+    assert "| constant | 15, 0 |" in text
     assert np.isfinite([row.difference.low for row in rows]).all()
+
+
+def test_declared_comparisons_that_were_not_run_count_in_the_correction() -> None:
+    records = made("good", 0.45) + made("bad", 0.3)
+    compared = [("in range", "answer")]
+    (alone,) = pair_rows(records, [("up", "good", "bad")], compared)
+    absent = [("other", "good", f"absent {number}") for number in range(4)]
+    (among,) = pair_rows(records, [("up", "good", "bad"), *absent], compared)
+    assert among.p_value == pytest.approx(5 * alone.p_value)
+    assert among.difference == alone.difference
 
 
 def test_segments_read_and_count_what_the_run_of_phases_does(tmp_path: Path) -> None:

@@ -5,18 +5,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from counterpoint.config_json import encode
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.figures import to_png
-from counterpoint.evaluate.report.front_loading_page import (
-    PairRow,
-    catch_up_figure,
-    markdown,
-    pair_rows,
-)
+from counterpoint.evaluate.report.figures import styled, to_png
+from counterpoint.evaluate.report.front_loading_figure import answers_figure
+from counterpoint.evaluate.report.front_loading_page import PairRow, markdown, pair_rows
 from counterpoint.files import write_bytes, write_json, write_text
 from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.front_loading import (
@@ -32,14 +29,19 @@ from counterpoint.recipes.front_loading_run import ITEMS_SEED, RESULTS, scored_i
 
 REPORT = "report.md"
 FINDINGS = "findings.json"
-PICTURE = "catch_up.png"
+PICTURE = "answers.png"
+_TUNINGS = ("nothing", "small", "large", "both", "longest")
+_CROSS = {
+    f"{backbone} backbone": {tuning: f"{backbone} > {tuning}" for tuning in _TUNINGS}
+    for backbone in ("base", "small", "large", "both")
+}
 _CURVES = {
-    "base, repeated items": {1: "base > small"}
+    "base, items again": {1: "base > small"}
     | {times: f"base > small x{times}" for times in (2, 4, 8, 16)},
     "base, new items": {1: "base > small many"}
     | {times: f"base > small many x{times}" for times in (2, 4, 8, 16)},
 }
-_LEVELS = {"small in pre-training": "small > small", "both in pre-training": "both > small"}
+_LEVELS = {f"{backbone} backbone, once": f"{backbone} > small" for backbone in ("small", "both")}
 
 
 def claim_pairs(study: FrontLoading) -> list[tuple[str, str, str]]:
@@ -85,25 +87,27 @@ def _judgement(items: Sequence[ReasoningItem], record: Mapping[str, Any]) -> dic
     }
 
 
-def floors(study: FrontLoading) -> dict[str, dict[str, float]]:
-    """Return the scores of policies that learn nothing, by split and family.
+def floors(study: FrontLoading) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the right answers of policies that learn nothing, by policy, split and family.
 
-    "constant" is the answer that is right most often in the scored items of a family; "part" knows
-    a part of the statement; see `counterpoint.data.tasks.reasoning.family.Family.guess`.
+    "constant answer" is the answer that is right most often in the scored items of a family; "part
+    of the question" knows a part of the statement; see
+    `counterpoint.data.tasks.reasoning.family.Family.guess`.
     """
-    found = {}
-    for split in splits(study):
+    constant = dict[str, dict[str, float]]()
+    part = dict[str, dict[str, float]]()
+    for split, tasks in splits(study).items():
         items = scored_items(study, split)
+        guess = tasks[0].policies()["part"]
         for family in dict.fromkeys(item.family for item in items):
             own = [item for item in items if item.family == family]
             answers = [item.text[item.answer_start + 1 : -1] for item in own]
-            guess = splits(study)[split][0].policies()["part"]
             guessed = [guess(item, random.Random(number))[0] for number, item in enumerate(own)]
-            found[f"{split}, {family}"] = {
-                "constant": Counter(answers).most_common(1)[0][1] / len(own),
-                "part": sum(map(str.__eq__, answers, guessed)) / len(own),
-            }
-    return found
+            most = Counter(answers).most_common(1)[0][1]
+            constant.setdefault(split, {})[family] = most / len(own)
+            same = sum(map(str.__eq__, answers, guessed))
+            part.setdefault(split, {})[family] = same / len(own)
+    return {"constant answer": constant, "part of the question": part}
 
 
 def agreement(study: FrontLoading, records: Sequence[Mapping[str, Any]]) -> float:
@@ -138,16 +142,21 @@ def report_front_loading(study: FrontLoading, folder: Path, left_out: str = "") 
         raise UserError(f"{folder} must have finished chains: it has no {RESULTS}. Run the study.")
     records = judged(study, read_records(folder / RESULTS))
     rows = pair_rows(records, claim_pairs(study), COMPARED)
+    known_floors = floors(study)
     first = {record["arm"]: record for record in reversed(records)}
     findings = {
         "comparisons": [asdict(row) | {"verdict": row.verdict} for row in rows],
-        "floors": floors(study),
+        "floors": known_floors,
         "ledgers": {arm: record["ledger"] for arm, record in first.items()},
         "agreement": agreement(study, records),
     }
     write_json(folder / FINDINGS, findings)
     said = f"{left_out}\n\n" if left_out else ""
-    write_text(folder / REPORT, f"# {study.name}\n\n{said}{markdown(records, rows)}")
-    if any(record["tuning"].startswith("small x") for record in records):
-        write_bytes(folder / PICTURE, to_png(catch_up_figure(records, _CURVES, _LEVELS)))
+    tables = markdown(records, rows, known_floors)
+    write_text(folder / REPORT, f"# {study.name}\n\n{said}{tables}")
+    constant = fmean(known_floors["constant answer"]["in range"].values())
+    with styled():
+        figure = answers_figure(records, _CROSS, _CURVES, _LEVELS, constant)
+        if figure is not None:
+            write_bytes(folder / PICTURE, to_png(figure))
     return rows

@@ -1,25 +1,25 @@
-"""The tables and the picture of the study of front-loading, from judged records."""
+"""The tables of the study of front-loading, from judged records."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from counterpoint.data.tasks.verify import pass_at_k
-from counterpoint.evaluate.report.figures import PALETTE, new_figure
 from counterpoint.evaluate.report.grid_rows import SIGNIFICANT, ScoreCounts
 from counterpoint.evaluate.report.grid_table import TextTable
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio, holm
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 RESAMPLES = 5000
 LOWER_IS_BETTER = ("bits",)
+SPLITS = ("in range", "more operations", "other families")
+"""What is scored."""
+LIKE_CORPORA = ("in range", "other families")
+"""What has as many operations as the corpora; a family is in one of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class PairRow:
         split: What was scored.
         metric: Metric.
         difference: Metric of the first minus that of the second, with its paired interval.
-        p_value: P-value of no difference, corrected for all comparisons (Holm).
+        p_value: P-value of no difference, corrected for all declared comparisons (Holm).
         num_seeds: Number of training seeds of the chain that has fewer.
     """
 
@@ -65,14 +65,17 @@ def pair_rows(
 ) -> list[PairRow]:
     """Return the comparisons for which both chains have records, with the seeds of both.
 
+    The correction counts those without records too, as tests that show nothing: what holds when a
+    study was stopped still holds, with the same records, when it has gone on.
+
     Args:
         records: Judged records of the chains.
-        pairs: Claim, chain that is claimed to be better, and other chain.
+        pairs: All that are declared: claim, chain that is claimed to be better, and other chain.
         compared: What was scored, and the metric.
     """
     found = []
     for (claim, better, other), (split, metric) in product(pairs, compared):
-        ours, theirs = _paired(_of(records, better, split), _of(records, other, split))
+        ours, theirs = _paired(of_chain(records, better, split), of_chain(records, other, split))
         if ours and theirs:
             difference, p_value = bootstrap_difference(
                 counts(ours, metric), counts(theirs, metric), RESAMPLES
@@ -89,8 +92,9 @@ def pair_rows(
                     num_seeds=len(ours),
                 )
             )
-    corrected = holm([row.p_value for row in found])
-    return [replace(row, p_value=own) for row, own in zip(found, corrected, strict=True)]
+    num_not_run = len(pairs) * len(compared) - len(found)
+    corrected = holm([*(row.p_value for row in found), *[1.0] * num_not_run])
+    return [replace(row, p_value=own) for row, own in zip(found, corrected, strict=False)]
 
 
 def _paired(
@@ -116,29 +120,44 @@ def score(records: Sequence[Mapping[str, Any]], metric: str) -> Interval:
     return bootstrap_ratio(*counts(records, metric), RESAMPLES)
 
 
-def _of(records: Sequence[Mapping[str, Any]], arm: str, split: str) -> list[Mapping[str, Any]]:
+def of_chain(records: Sequence[Mapping[str, Any]], arm: str, split: str) -> list[Mapping[str, Any]]:
+    """Return the records of a chain for one of the splits, one for each seed."""
     return [one for one in records if one["arm"] == arm and one["split"] == split]
 
 
-def markdown(records: Sequence[Mapping[str, Any]], rows: Sequence[PairRow]) -> str:
-    """Return all tables as Markdown."""
+Floors = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Share of right answers of policies that learn nothing, by policy, split and family."""
+
+
+def markdown(records: Sequence[Mapping[str, Any]], rows: Sequence[PairRow], floors: Floors) -> str:
+    """Return all tables as Markdown.
+
+    Args:
+        records: Judged records of the chains.
+        rows: Comparisons.
+        floors: Policies that learn nothing, which are rows of the tables of scores. They give an
+            answer without a step, so their process score is 0.
+    """
     arms = list(dict.fromkeys(record["arm"] for record in records))
-    parts = ["## Scores", "", _scores(records, arms).markdown(), ""]
-    parts += ["## Families", "", _families(records, arms).markdown(), ""]
+    parts = ["## Scores", "", _scores(records, arms, floors).markdown(), ""]
+    parts += ["## Families", "", _families(records, arms, floors).markdown(), ""]
     parts += ["## Claims", "", *_claims(rows), ""]
     return "\n".join(parts)
 
 
-def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> TextTable:
+def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str], floors: Floors) -> TextTable:
     heads = (
         *("chain", "seeds", "answer %", "process %", "bits a symbol", "answer %, more operations"),
         *("answer %, other family", "pass@1, all %", "symbols written", "plain text, bits a byte"),
     )
-    rows = []
-    for arm in arms:
-        own, more, other = (
-            _of(records, arm, split) for split in ("in range", "more operations", "other families")
+    rows: list[tuple[str, ...]] = []
+    for name, shares in floors.items():
+        inside, more_floor, other_floor = (
+            _percents(shares.get(split, {}).values()) for split in SPLITS
         )
+        rows.append((name, "-", inside, "0", "-", more_floor, other_floor, *["-"] * 3))
+    for arm in arms:
+        own, more, other = (of_chain(records, arm, split) for split in SPLITS)
         if not own:
             continue
         bits = score(own, "bits")
@@ -168,17 +187,33 @@ def _passes(records: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{100 * pass_at_k(right, count, k):.1f}" for k in (1, count))
 
 
-def _families(records: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> TextTable:
+def _percents(shares: Iterable[float]) -> str:
+    """Return the mean of shares of equally many items; a dash for none."""
+    known = list(shares)
+    return f"{100 * float(np.mean(known)):.1f}" if known else "-"
+
+
+def _families(
+    records: Sequence[Mapping[str, Any]], arms: Sequence[str], floors: Floors
+) -> TextTable:
     names = list(dict.fromkeys(name for one in records for name in one["families"]))
-    rows = []
+    rows = [
+        (name, *(_floor(shares, family) for family in names)) for name, shares in floors.items()
+    ]
     for arm in arms:
-        own = [one for one in records if one["arm"] == arm and one["split"] != "more operations"]
+        own = [one for one in records if one["arm"] == arm and one["split"] in LIKE_CORPORA]
         cells = []
         for family in names:
             shares = [_family_mean(own, family, field) for field in ("right", "complete")]
             cells.append(", ".join(f"{100 * share:.0f}" for share in shares))
         rows.append((arm, *cells))
     return TextTable(("answer %, process %", *names), rows)
+
+
+def _floor(shares: Mapping[str, Mapping[str, float]], family: str) -> str:
+    """Return the scores of a policy for a family of the corpora, or else for another one."""
+    own = [shares[split][family] for split in LIKE_CORPORA if family in shares.get(split, {})]
+    return f"{100 * own[0]:.0f}, 0" if own else "-"
 
 
 def _family_mean(records: Sequence[Mapping[str, Any]], family: str, field: str) -> float:
@@ -211,42 +246,3 @@ def _claims(rows: Sequence[PairRow]) -> list[str]:
 
 def _percent(value: Interval) -> str:
     return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-
-
-def catch_up_figure(
-    records: Sequence[Mapping[str, Any]],
-    curves: Mapping[str, Mapping[int, str]],
-    levels: Mapping[str, str],
-) -> "Figure":
-    """Return the picture of right answers in range by the length of fine-tuning.
-
-    Args:
-        records: Judged records.
-        curves: For each curve the chain at each number of times.
-        levels: Chains with one length, drawn as a line, by label.
-    """
-    figure = new_figure(6.0, 3.4)
-    axes = figure.subplots()
-    for number, (label, chains) in enumerate(curves.items()):
-        known = {times: _of(records, arm, "in range") for times, arm in chains.items()}
-        scores = {times: score(own, "answer") for times, own in known.items() if own}
-        if not scores:
-            continue
-        means = [one.value for one in scores.values()]
-        below = [one.value - one.low for one in scores.values()]
-        above = [one.high - one.value for one in scores.values()]
-        axes.errorbar(
-            [*scores], means, (below, above), label=label, color=PALETTE[1 + number], marker="o"
-        )
-    for number, (label, arm) in enumerate(levels.items()):
-        own = _of(records, arm, "in range")
-        if own:
-            level = score(own, "answer").value
-            axes.axhline(level, color=PALETTE[3 + number], linestyle="--", label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    axes.set_xlabel("times as much fine-tuning")
-    axes.set_ylabel("share of right answers")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    return figure
