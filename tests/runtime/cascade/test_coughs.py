@@ -11,6 +11,7 @@ from counterpoint.data.tools import Tool
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import EAR_BLOCK
 from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
+from counterpoint.speech.partials import ScoredWord
 from tests.runtime.cascade.scripted import Stage, sounding_s
 
 ANSWER = "Here is a rather long answer for you."
@@ -101,15 +102,73 @@ def test_cough_whose_words_come_late_is_a_turn() -> None:
     assert [message["content"] for message in stage.asked[-1].history] == ["what is this?"]
 
 
-def test_long_voice_without_words_takes_the_place_of_the_question() -> None:
+@pytest.mark.parametrize("num_blocks", [31, 40, 150, 700])
+@pytest.mark.parametrize("wait_s", [0.5, 1.0, 3.0])
+def test_long_sound_without_words_only_delays_an_answer(num_blocks: int, wait_s: float) -> None:
+    """Noise that the detector takes for a voice: it says nothing that could drop an answer."""
+    stage = Stage()
+    cascade = slow(stage, wait_s)
+    cascade.hear(stage.sound("what is this?"))
+    cascade.hear(silence(16))
+    during = cascade.hear(torch.cat([cough(num_blocks), silence(6)]))
+    assert not during.any()
+    cascade.hear(silence(200))
+    assert told(cascade) == ["what is this?", ANSWER]
+    assert len(stage.asked) == 1
+    assert len(cascade.timeline().where(kind="unclear")) == 1
+    assert not cascade.timeline().where(kind="discarded")
+    assert not cascade.timeline().where(kind="error")
+    assert cascade.is_idle
+
+
+def test_long_sound_without_words_is_told_if_no_answer_is_due() -> None:
     stage = Stage()
     cascade = slow(stage, 1.0)
+    cascade.hear(torch.cat([stage.sound("what is this?"), silence(200)]))
+    cascade.hear(torch.cat([cough(40), silence(100)]))
+    texts = [event.text for event in cascade.timeline().where(kind="answer")]
+    assert texts == [ANSWER, cascade.rules.unclear]
+
+
+def failing_after(stage: Stage, begin_s: float, takes_s: float) -> Cascade:
+    """Return a conversation whose recogniser fails after a time, each time so late."""
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        if cascade.now_s > begin_s:
+            stage.clock.now_s += takes_s
+            raise RuntimeError("no memory")
+        return stage.recognise(audio)
+
+    engines = replace(slow(stage, 1.0).engines, recognise=recognise)
+    cascade = stage.cascade(engines)
+    return cascade
+
+
+@pytest.mark.parametrize("word", ["no.", "no I do not want it."])
+def test_voice_that_cannot_be_recognised_may_be_a_correction(word: str) -> None:
+    """So the answer before it is not given: the user is told that they were not understood."""
+    stage = Stage()
+    cascade = failing_after(stage, 1.6, 0.1)
     cascade.hear(stage.sound("what is this?"))
     cascade.hear(silence(17))
-    cascade.hear(torch.cat([cough(40), silence(300)]))
-    (answer,) = cascade.timeline().where(kind="answer")
-    assert answer.text == cascade.rules.unclear
+    assert cascade.now_s < 1.6
+    cascade.hear(torch.cat([stage.sound(word), silence(200)]))
+    texts = [event.text for event in cascade.timeline().where(kind="answer")]
+    assert texts == [cascade.rules.unclear]
+    assert told(cascade) == ["what is this?", cascade.rules.unclear]
+    assert cascade.is_idle
+
+
+def test_voice_whose_words_are_not_known_when_the_user_goes_on_may_be_a_correction() -> None:
+    stage = Stage()
+    cascade = failing_after(stage, 1.6, 60.0)
+    cascade.hear(stage.sound("what is this?"))
+    cascade.hear(silence(17))
+    cascade.hear(torch.cat([stage.sound("no no no."), silence(170)]))
+    cascade.hear(torch.cat([cough(), silence(400)]))
+    assert ANSWER not in told(cascade)
     assert len(cascade.timeline().where(kind="discarded")) == 1
+    assert cascade.is_idle
 
 
 def test_cough_before_an_interruption_of_the_agent_only_delays_it() -> None:
@@ -151,14 +210,15 @@ def ordering(stage: Stage, keys: list[str], think_s: float) -> Cascade:
     return stage.cascade(replace(stage.engines(), think=think), None, [tool])
 
 
+@pytest.mark.parametrize("num_blocks", [4, 40])
 @pytest.mark.parametrize("think_s", [0.3, 0.4, 0.5, 1.0])
-def test_lasting_call_is_made_after_a_cough(think_s: float) -> None:
+def test_lasting_call_is_made_after_a_cough(think_s: float, num_blocks: int) -> None:
     """Whether the last thought has ended before it, or must be thought once more."""
     stage = Stage()
     keys: list[str] = []
     cascade = ordering(stage, keys, think_s)
     cascade.hear(stage.sound("order a tea."))
-    cascade.hear(torch.cat([silence(16), cough(), silence(300)]))
+    cascade.hear(torch.cat([silence(16), cough(num_blocks), silence(300)]))
     assert keys == ["turn 1, call 1"]
     assert not cascade.timeline().where(kind="cancel")
     assert told(cascade) == ["order a tea.", ANSWER]

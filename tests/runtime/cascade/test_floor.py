@@ -98,10 +98,10 @@ def test_short_pause_before_an_interruption_is_heard_does_not_drop_it() -> None:
 
 
 def blocks_of_voice(*numbers: int) -> torch.Tensor:
-    """Return voice of so many blocks, with silence of 8 blocks between."""
+    """Return voice without words of so many blocks, with silence of 8 blocks between."""
     pieces = []
     for number in numbers:
-        pieces += [torch.full((number * EAR_BLOCK,), 0.9), torch.zeros(8 * EAR_BLOCK)]
+        pieces += [torch.full((number * EAR_BLOCK,), 0.0004), torch.zeros(8 * EAR_BLOCK)]
     return torch.cat(pieces)
 
 

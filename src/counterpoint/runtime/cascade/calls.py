@@ -2,11 +2,12 @@
 
 A call goes through the states waiting -> running -> done, or failed, or cancelled. A tool that is
 not safe (`Tool.is_safe`) waits until the user has finished, and is not made at all if the agent
-interrupts the user before that (`Calls.withhold`). A call that failed is made again with the same
-idempotency key, unless its tool is not safe: then nobody knows what a second call would do. A call
-that the user no longer wants is cancelled. If it was made, its effect is undone once, when its tool
-has ended or has taken its longest time; if the tool ends after that, the effect is undone again.
-Settled calls of turns that are over are forgotten (`Calls.forget_before`).
+interrupts the user before that, or if words of the turn could not be recognised
+(`Calls.withhold`). A call that failed is made again with the same idempotency key, unless its tool
+is not safe: then nobody knows what a second call would do. A call that the user no longer wants is
+cancelled. If it was made, its effect is undone once, when its tool has ended or has taken its
+longest time; if the tool ends after that, the effect is undone again. Settled calls of turns that
+are over are forgotten (`Calls.forget_before`).
 
 Whatever a tool does, the conversation goes on: it may raise, return what is no JSON, return too
 much, or never return. Each of these is an event with a reason.
@@ -62,7 +63,8 @@ class Call:
         reason: Why it failed.
         began_s: Time of the newest attempt.
         is_early: Whether the user was still speaking then.
-        is_given_up: Whether the answer could not wait for its result.
+        is_given_up: Whether the answer must do without it: it could not wait for the result, or the
+            call may not be made.
         retry_s: Time from which on it may be made again.
         tries: Its attempts, of which some may still run.
     """
@@ -224,10 +226,17 @@ class Calls:
         call.is_given_up = True
         self.retract(call, now_s)
 
-    def withhold(self, turn: int, now_s: float) -> None:
-        """Cancel the waiting calls of tools that are not safe: the turn did not end by itself."""
+    def withhold(self, turn: int, now_s: float, *, is_told: bool = False) -> None:
+        """Cancel the waiting calls of tools that are not safe: it is not sure that they are wanted.
+
+        Args:
+            turn: Number of the user's turn.
+            now_s: Time of the conversation.
+            is_told: Whether the answer is to tell that they were not made.
+        """
         for call in self.of_turn(turn):
             if call.state == "waiting" and not call.tool.is_safe:
+                call.is_given_up |= is_told
                 self.retract(call, now_s)
 
     def forget_before(self, turn: int) -> None:

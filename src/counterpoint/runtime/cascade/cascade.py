@@ -70,8 +70,8 @@ class Cascade:
         self.rules = rules or CascadeRules()
         self.calls = Calls(tools, lanes, self.rules.calls)
         self._history = History()
-        hearing, writing, speaking, reading, thinking = self._lanes = tuple(
-            lanes() for _ in range(5)
+        hearing, writing, speaking, reading, thinking, rehearsing = self._lanes = tuple(
+            lanes() for _ in range(6)
         )
         self._ear = Ear(engines.detect, engines.recognise, hearing, self.rules.ear)
         self._mouth = Mouth(
@@ -80,6 +80,7 @@ class Cascade:
             SoundLedger(EAR_HZ, device_delay_s),
             writing,
             speaking,
+            rehearsing,
             self.rules.apology,
             self.rules.answer_s,
         )
@@ -225,6 +226,8 @@ class Cascade:
         if turn is not None:
             if self._answers.held == turn.number:
                 self.calls.withhold(turn.number, now_s)
+            elif turn.is_over and turn.is_incomplete:  # the missing words may take them back
+                self.calls.withhold(turn.number, now_s, is_told=True)
             self.calls.advance(
                 now_s,
                 is_over=self._may_last(turn),
@@ -266,8 +269,11 @@ class Cascade:
         Until that is known, nothing sounds and no lasting call is made, but nothing is dropped.
         """
         if self._open_turn is not None:  # its last words never came
+            if self._open_turn is self._doubtful:
+                self._begin_turn(self._open_turn)
             self._tell_turn(self._open_turn)
         self._open_turn = turn
+        self._mouth.rehearse(self._now_s)
         if not self._is_unanswered:
             self._begin_turn(turn)
             return
@@ -280,9 +286,7 @@ class Cascade:
     def _settle_doubt(self) -> None:
         """Let a turn that may be a cough take the place of the one before, when it is none."""
         turn = self._doubtful
-        if turn is None:
-            return
-        if turn.words or turn.voice_end_s - turn.start_s >= self.rules.unclear_s:
+        if turn is not None and turn.words:
             self._begin_turn(turn)
 
     def _begin_turn(self, turn: UserTurn) -> None:
@@ -309,12 +313,16 @@ class Cascade:
     def _end_turn(self, turn: UserTurn) -> None:
         """Tell a turn when its last words are known, and say so if it has none."""
         self._tell_turn(turn)
-        if turn is self._doubtful:
+        was_doubtful = turn is self._doubtful
+        if was_doubtful and turn.is_incomplete:  # nobody knows whether it was a cough
+            self._begin_turn(turn)
+        elif was_doubtful:
             self._doubtful = None
             self._waits_since_s = None
             self._answers.let_go()
-        is_unclear = not turn.words and turn.voice_end_s - turn.start_s >= self.rules.unclear_s
-        if is_unclear and not self._was_unclear and not self._mouth.sounds:
+        is_unclear = turn.voice_end_s - turn.start_s >= self.rules.unclear_s
+        is_unclear = is_unclear and not (self._was_unclear or was_doubtful)
+        if not turn.words and (is_unclear or turn.is_incomplete) and not self._mouth.sounds:
             self._was_unclear = True  # music must not be answered again and again
             self._mouth.say(self.rules.unclear, self._scene(turn), turn.number, self._now_s)
 
@@ -400,7 +408,12 @@ class Cascade:
     def _may_last(self, turn: UserTurn) -> bool:
         """Whether a call may be made that stays: nothing more can take it back."""
         is_known = turn.is_over and turn.is_recognised and bool(turn.words)
-        return is_known and self._doubtful is None and not self._mind.is_waiting
+        return (
+            is_known
+            and not turn.is_incomplete
+            and self._doubtful is None
+            and not self._mind.is_waiting
+        )
 
     def _scene(self, turn: UserTurn, *, is_over: bool = False, interrupts: bool = False) -> Scene:
         return Scene(

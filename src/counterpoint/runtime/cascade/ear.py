@@ -89,6 +89,7 @@ class UserTurn:
         words: Words so far.
         known_s: For each word, when it was first recognised at its place.
         words_end_s: End of the sound to which the words belong.
+        is_incomplete: Whether words are missing, because they could not be recognised.
         ends_soon: Whether every pause ends it: the agent has taken the floor.
         is_over: Whether the turn has ended.
     """
@@ -100,6 +101,7 @@ class UserTurn:
     words: tuple[ScoredWord, ...] = ()
     known_s: tuple[float, ...] = ()
     words_end_s: float = 0.0
+    is_incomplete: bool = False
     ends_soon: bool = False
     is_over: bool = False
 
@@ -210,7 +212,7 @@ class Ear:
         self._lane.stop()
         blocks = list(self._recent)[-self._voiced - num_before :]
         begin_s = max(now_s - len(blocks) * BLOCK_S, 0.0)
-        self._sound = _Sound(start_s=begin_s, voice_s=start_s, blocks=blocks)
+        self._sound = _Sound(start_s=begin_s, voice_s=start_s, known_s=start_s, blocks=blocks)
         self._voiced = 0
         self.is_pausing = False
         self._may_fail = True
@@ -273,14 +275,15 @@ class Ear:
         for step in self._lane.poll(now_s):
             if step.error is not None:
                 self.error = str(step.error) or type(step.error).__name__
-                known = self._open().words[len(self._sound.fixed) :]
-                self._sound.shorten(known, self.rules)
+                self._shorten_unknown()
                 self._try_again(now_s)
                 signs.append(Sign.FAILED)
             elif not step.is_last:
                 turn = self._open()
                 words = self._sound.placed(step.value)
                 turn.words_end_s = self._job_end_s
+                turn.is_incomplete = self._sound.has_gap
+                self._sound.known_s = self._job_end_s
                 fixed = self._sound.fixed
                 turn.update((*fixed, *words), len(fixed), step.at_s)
                 self._sound.shorten(words, self.rules)
@@ -288,10 +291,9 @@ class Ear:
         if self._lane.busy and now_s - self._job_end_s > self.rules.recognise_s:
             self._lane.stop()  # another one would take as long
             self.error = f"no words within {self.rules.recognise_s:g} s"
-            turn = self._open()
-            self._sound.shorten(turn.words[len(self._sound.fixed) :], self.rules)
-            if self._job_end_s > turn.voice_end_s:
-                turn.words_end_s = self._job_end_s
+            self._shorten_unknown()
+            if self._job_end_s > self._open().voice_end_s:
+                self._give_up()
             signs.append(Sign.FAILED)
         return signs
 
@@ -301,13 +303,25 @@ class Ear:
         if self._job_end_s <= turn.voice_end_s:
             return  # it had not heard the end: another one begins soon
         if not self._may_fail:
-            turn.words_end_s = self._job_end_s  # the words so far must do
+            self._give_up()
         elif self.is_pausing or turn.is_over:
             self._may_fail = False
             self._start(now_s)
         else:
             self._may_fail = False
             self._is_owed = True
+
+    def _give_up(self) -> None:
+        """Wait no longer for the last words: the words so far must do."""
+        turn = self._open()
+        turn.words_end_s = self._job_end_s
+        turn.is_incomplete = True
+
+    def _shorten_unknown(self) -> None:
+        """Drop sound that is too long, although its last words are not known."""
+        turn = self._open()
+        self._sound.shorten(turn.words[len(self._sound.fixed) :], self.rules)
+        self._sound.has_gap |= self._sound.start_s > self._sound.known_s
 
     def _open(self) -> UserTurn:
         if self.turn is None:
@@ -322,14 +336,18 @@ class _Sound:
     Attributes:
         start_s: Time of its first sample.
         voice_s: Time at which the voice begins.
+        known_s: End of the sound whose words are known.
         blocks: The sound.
         fixed: Words before it.
+        has_gap: Whether sound before it was dropped whose words are not known.
     """
 
     start_s: float = 0.0
     voice_s: float = 0.0
+    known_s: float = 0.0
     blocks: list[Tensor] = field(default_factory=list)
     fixed: list[ScoredWord] = field(default_factory=list)
+    has_gap: bool = False
 
     def add(self, block: Tensor) -> None:
         """Add a block."""

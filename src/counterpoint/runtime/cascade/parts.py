@@ -47,9 +47,9 @@ class CascadeRules:
         wait_s: Longest time for which an answer waits for the last thought and for calls.
         answer_s: Longest time for which the first sentence of an answer is waited for, and then
             for more of its text, and for the sound of each sentence.
-        apology: What is said if no answer could be written.
+        apology: What is said if no answer could be written or spoken.
         unclear: What is said if a turn had no words that could be recognised.
-        unclear_s: Shortest such turn; what is shorter is ignored.
+        unclear_s: Shortest such turn; what is shorter is ignored, unless the recogniser failed.
         calls: Limits of calls.
         ear: Limits of turns.
     """

@@ -2,6 +2,9 @@
 
 It may be prepared before it is certain that the user has finished. Then its first sentence waits,
 and it is dropped if the user goes on.
+
+An answer of which nothing can be heard, whatever engine is to blame, is followed by an apology. Its
+sound is made ahead, so that it can be heard when the voice has failed.
 """
 
 import math
@@ -14,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.errors import UserError
 from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.sentences import Sentence, SentenceReader
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.talk import AGENT
+from counterpoint.speech.codec import check_channel
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.streams.timeline import Event
 
@@ -54,6 +59,8 @@ class Reply:
         text_s: When its newest text came.
         voice_s: When its newest sentence began to be spoken.
         is_written: Whether the text is complete.
+        is_voiced: Whether there is sound of it.
+        is_apology: Whether it ends with the apology.
         was_read: Whether the language model reads it as a part of the history.
         first_sound_s: When its sound was first queued to be played.
         faults: What failed.
@@ -69,6 +76,8 @@ class Reply:
     text_s: float = 0.0
     voice_s: float = 0.0
     is_written: bool = False
+    is_voiced: bool = False
+    is_apology: bool = False
     was_read: bool = False
     first_sound_s: float | None = None
     faults: list[tuple[str, str, float]] = field(default_factory=list)
@@ -83,7 +92,8 @@ class Mouth:
         ledger: Queue and accounts of the sound.
         writing: Lane of the text.
         speaking: Lane of the sound.
-        apology: What is said if nothing could be written.
+        rehearsing: Lane in which the sound of the apology is made ahead.
+        apology: What is said if nothing of an answer can be heard.
         most_s: Longest wait for the first sentence of an answer, for more of its text, and for the
             sound of a sentence.
     """
@@ -95,6 +105,7 @@ class Mouth:
         ledger: SoundLedger,
         writing: Lane,
         speaking: Lane,
+        rehearsing: Lane,
         apology: str,
         most_s: float = math.inf,
     ) -> None:
@@ -104,9 +115,25 @@ class Mouth:
         self._speak = speak
         self._writing = writing
         self._speaking = speaking
+        self._rehearsing = rehearsing
+        self._rehearsed: Voiced | None = None
         self._apology = apology
         self._most_s = most_s
         self._sentences = SentenceReader()
+
+    def rehearse(self, now_s: float) -> None:
+        """Make the sound of the apology, if it is not there: the voice may fail when it is needed.
+
+        If it fails now, nothing is told: the voice is tried again when the apology is needed.
+        """
+        self._take_rehearsed(now_s)
+        if self._rehearsed is None and not self._rehearsing.busy:
+            self._rehearsing.start(self._spoken(Sentence(self._apology)), now_s)
+
+    def _take_rehearsed(self, now_s: float) -> None:
+        for step in self._rehearsing.poll(now_s):
+            if step.value is not None:
+                self._rehearsed = step.value
 
     @property
     def sounds(self) -> bool:
@@ -158,6 +185,8 @@ class Mouth:
         self._take_sound(reply, now_s)
         if reply.is_sure:
             self._end_stalled(reply, now_s)
+        if reply.is_written and not (reply.is_voiced or reply.waiting or self._speaking.busy):
+            self._apologize(reply, now_s)
         if not (reply.is_sure and may_sound):
             return
         for voiced in reply.ready:
@@ -181,10 +210,25 @@ class Mouth:
         reply.is_written = True
         if fault is None or reply.text:
             self._add(reply, self._sentences.end())
+        if fault is None and not reply.text:
+            fault = "the answer has no words"
         if fault is not None:
             reply.faults.append(("answer", fault, at_s))
-        if not reply.text:
-            self._add(reply, [Sentence(self._apology)])
+
+    def _apologize(self, reply: Reply, now_s: float) -> None:
+        """Say the apology, once, in place of what cannot be heard."""
+        if reply.is_apology:
+            return
+        reply.is_apology = True
+        self._take_rehearsed(now_s)
+        self._add(reply, [Sentence(self._apology)])
+        if self._rehearsed is not None:
+            reply.waiting.clear()
+            self._sound(reply, self._rehearsed)
+
+    def _sound(self, reply: Reply, voiced: Voiced) -> None:
+        reply.is_voiced = True
+        reply.ready.append(voiced)
 
     def _end_stalled(self, reply: Reply, now_s: float) -> None:
         """End what waits too long for an engine; what was spoken so far is still played."""
@@ -208,7 +252,7 @@ class Mouth:
             if step.error is not None:
                 reply.faults.append(("speech", str(step.error), step.at_s))
             elif not step.is_last:
-                reply.ready.append(step.value)
+                self._sound(reply, step.value)
         if reply.waiting and not self._speaking.busy:
             reply.voice_s = now_s
             self._speaking.start(self._spoken(reply.waiting.popleft()), now_s)
@@ -243,6 +287,9 @@ class Mouth:
 
     def _spoken(self, sentence: Sentence) -> Iterator[Voiced]:
         voiced = self._speak(sentence.spoken)
+        check_channel(voiced.audio)
+        if not voiced.audio.any():
+            raise UserError(f"A voice must give sound: got {len(voiced.audio)} silent samples.")
         words = voiced.words
         if words and words[-1].text == sentence.spoken.split()[-1]:  # told as it was written
             words = (*words[:-1], words[-1]._replace(text=sentence.text.split()[-1]))
