@@ -10,6 +10,7 @@ from torch import Tensor
 from counterpoint.runtime.cascade.cascade import CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EAR_HZ, EarRules, Recognise
 from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
+from counterpoint.runtime.cascade.trace import standing_words
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Timeline
 from tests.runtime.cascade.scripted import Stage
@@ -186,4 +187,12 @@ def test_words_that_are_revised_after_an_interruption_are_told_once() -> None:
     timeline = cascade.timeline()
     assert texts(timeline, "turn") == ["one twowrong four five six."]
     told = [event.text for event in timeline.where(stream="user", kind="word")]
-    assert told == ["one", "two", "wrong", "four", "five", "six."]
+    assert sorted(told) == sorted([*["one", "two", "wrong", "four", "twowrong", "five", "six."]])
+    assert texts(timeline, "retracted") == ["two", "wrong"]
+    standing = [event.text for event in standing_words(timeline, "user")]
+    assert standing == ["one", "twowrong", "four", "five", "six."]
+    assert [message["content"] for message in cascade.history] == [
+        "one two wrong four",
+        "No.",
+        "five six.",
+    ]

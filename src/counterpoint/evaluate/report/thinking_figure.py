@@ -24,6 +24,7 @@ from counterpoint.evaluate.report.conversation_figure import (
     draw_words,
 )
 from counterpoint.evaluate.report.figures import PALETTE
+from counterpoint.runtime.cascade.trace import standing_words
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -91,7 +92,7 @@ def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
         channel = (AGENT, USER).index(name)
         draw_wave(axis, watched.levels, channel, row, centre, _voiced(timeline, name))
         _name(axis, name, centre, COLOURS[name])
-        said = timeline.where(stream=name, kind="word").events
+        said = standing_words(timeline, name)
         left_out += draw_words(axis, said, row, top - WAVE, COLOURS[name])
         top -= WAVE + words + _PAD
         if name == USER:
@@ -110,8 +111,7 @@ def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
 
 def _voiced(timeline: Timeline, name: str) -> list[Segment]:
     """Return the times at which a speaker's words sound, which are drawn strongly."""
-    words = timeline.where(stream=name, kind="word")
-    return [Segment(word.start_s, word.end_s + 0.05) for word in words]
+    return [Segment(word.start_s, word.end_s + 0.05) for word in standing_words(timeline, name)]
 
 
 def _name(axis: "Axes", text: str, y: float, colour: str) -> None:
