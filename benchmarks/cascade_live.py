@@ -33,11 +33,12 @@ from torch import Tensor
 from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.evaluate.word_errors import count_word_errors
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules, Engines
-from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ, plain
+from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
 from counterpoint.runtime.cascade.embedded import embedded_engines, language_model, warm_up
 from counterpoint.runtime.cascade.lanes import LaneFactory, ThreadLane, TimedLane
 from counterpoint.runtime.cascade.live import wait
 from counterpoint.runtime.cascade.reply import Voiced
+from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.thinking import ClauseTrigger, Scene
 from counterpoint.speech.voices import Synthesizer, Voice
 from counterpoint.streams.timeline import Event

@@ -35,7 +35,7 @@ from counterpoint.evaluate.duplex.spoken_maths import clock_of, judged, think_in
 from counterpoint.evaluate.duplex.thinking import Attempt, score_interruptions
 from counterpoint.evaluate.statistics import Interval
 from counterpoint.evaluate.word_errors import count_word_errors
-from counterpoint.runtime.cascade.ear import plain
+from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.load import load

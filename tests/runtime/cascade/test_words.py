@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from counterpoint.runtime.cascade.ear import UserTurn, plain
+from counterpoint.runtime.cascade.ear import UserTurn
+from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.trace import Trace, WordTeller, standing_words
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Timeline

@@ -243,12 +243,13 @@ class Cascade:
 
     def _notice(self, sign: Sign) -> None:
         self._settle_doubt()
-        turn = self._ear.turn
-        if turn is None:
-            raise AssertionError("signs come with a turn")
         if sign == Sign.FAILED:
             self._trace.fail("ear", self._ear.error, self._now_s)
-        elif sign == Sign.BEGAN:
+            return
+        turn = self._ear.turn
+        if turn is None:
+            raise AssertionError("all other signs come with a turn")
+        if sign == Sign.BEGAN:
             self._meet(turn)
         elif turn is not self._newest:
             return  # it may be a cough, which changes nothing

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.runtime.cascade.lanes import Lane
+from counterpoint.runtime.cascade.returned import checked_number, checked_words, plain
 from counterpoint.speech.partials import ScoredWord
 
 EAR_HZ = 16_000
@@ -135,11 +136,6 @@ class UserTurn:
         self.words = words
 
 
-def plain(word: str) -> str:
-    """Return the letters and digits of a word, in lower case."""
-    return "".join(filter(str.isalnum, word.lower()))
-
-
 class Ear:
     """Hears a user, block by block.
 
@@ -153,7 +149,7 @@ class Ear:
     Attributes:
         turn: The newest turn; ``None`` before the first.
         is_pausing: Whether the user pauses within the turn.
-        error: Why words could not be recognised, with the sign `Sign.FAILED`.
+        error: Why words or voice could not be recognised, with the sign `Sign.FAILED`.
     """
 
     def __init__(
@@ -174,6 +170,7 @@ class Ear:
         self._job_end_s = 0.0
         self._next_s = 0.0
         self._may_fail = True  # whether a failure since the last voice is tried again
+        self._detects = True  # whether the detector has worked for the newest block
         self._is_owed = False  # whether the pause tries again what has failed before it
 
     @property
@@ -188,8 +185,8 @@ class Ear:
             block: The block, at `EAR_HZ`.
             now_s: Time of the conversation.
         """
-        chance = self._detect(block)
         signs: list[Sign] = []
+        chance = self._chance(block, signs)
         self._recent.append(block)
         if not self.in_turn:
             self._voiced = self._voiced + 1 if chance >= self.rules.voiced else 0
@@ -200,6 +197,19 @@ class Ear:
             self._sound.add(block)
             signs += self._follow(chance, now_s)
         return signs
+
+    def _chance(self, block: Float[Tensor, " 512"], signs: list[Sign]) -> float:
+        """Return the chance of speech: none while the detector fails, which is told once."""
+        try:
+            chance = checked_number(self._detect(block), "chances of speech")
+        except Exception as error:
+            if self._detects:
+                self.error = f"the detector fails: {str(error) or type(error).__name__}"
+                signs.append(Sign.FAILED)
+            self._detects = False
+            return 0.0
+        self._detects = True
+        return chance
 
     def _begin(self, now_s: float) -> None:
         number = 1 if self.turn is None else self.turn.number + 1
@@ -265,7 +275,7 @@ class Ear:
         audio = torch.cat(self._sound.blocks)
 
         def job() -> Iterator[tuple[ScoredWord, ...]]:
-            yield tuple(self._recognise(audio))
+            yield checked_words(self._recognise(audio))
 
         self._lane.start(job(), now_s)
 

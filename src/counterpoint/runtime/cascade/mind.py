@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.lanes import Lane
+from counterpoint.runtime.cascade.returned import checked_number, checked_texts
 from counterpoint.runtime.cascade.thinking import Judge, Marked, MarkReader, Scene, SceneWriter
 from counterpoint.runtime.cascade.trace import Trace
 
@@ -182,6 +183,6 @@ class Mind:
     def _job(self, scene: Scene) -> Iterator[str | float]:
         """Yield the pieces of a thought, and then the score of the judge."""
         if self._think is not None:
-            yield from self._think(scene)
+            yield from checked_texts(self._think(scene), "a thought")
         if self._judge is not None and not scene.is_over:
-            yield float(self._judge(scene))
+            yield checked_number(self._judge(scene), "scores of a judge")

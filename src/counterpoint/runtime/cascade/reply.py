@@ -20,6 +20,7 @@ from torch import Tensor
 from counterpoint.errors import UserError
 from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.ledger import SoundLedger
+from counterpoint.runtime.cascade.returned import checked_texts
 from counterpoint.runtime.cascade.sentences import Sentence, SentenceReader
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.talk import AGENT
@@ -167,7 +168,7 @@ class Mouth:
         self.drop()
         self.reply = Reply(scene=scene, turn=turn, begin_s=now_s, is_sure=is_sure)
         self._sentences = SentenceReader()
-        self._writing.start(_texts(pieces), now_s)
+        self._writing.start(checked_texts(pieces, "an answer"), now_s)
 
     def drop(self) -> None:
         """Stop writing and speaking, and forget the answer; its queued sound is flushed."""
@@ -299,11 +300,3 @@ class Mouth:
 def _asked(answer: Callable[[Scene], Iterator[str]], scene: Scene) -> Iterator[str]:
     """Yield an answer; it is asked for in the lane, where an engine may fail or take its time."""
     yield from answer(scene)
-
-
-def _texts(pieces: Iterable[object]) -> Iterator[str]:
-    """Yield pieces of text; anything else is a fault of the engine, and of nothing else."""
-    for piece in pieces:
-        if not isinstance(piece, str):
-            raise TypeError(f"an answer must come in pieces of text: got {type(piece).__name__}")
-        yield piece

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from counterpoint.data.tools import Tool, canonical
-from counterpoint.runtime.cascade.ear import plain
+from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.thinking import Scene
 
 _NUMBERS = [

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from counterpoint.runtime.cascade.ear import plain
+from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.speech.partials import ScoredWord
 

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from difflib import SequenceMatcher
 
-from counterpoint.runtime.cascade.ear import UserTurn, plain
+from counterpoint.runtime.cascade.ear import UserTurn
+from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.talk import USER
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Event, Timeline
