@@ -18,6 +18,7 @@ from counterpoint.streams.timeline import Event
 
 _MOST_WAITING_S = 2.0
 _POLL_S = 0.005
+_STOPPED = "the sound card has stopped"
 
 
 def listen(
@@ -140,6 +141,8 @@ def converse_with_microphone(
 ) -> Iterator[Float[Tensor, "2 _N"]]:
     """Talk through the microphone and the loudspeakers of this machine, best with headphones.
 
+    A card that stops, because it was pulled out for example, ends the conversation with an event.
+
     Args:
         cascade: The conversation.
         seconds: Longest time; ``None`` until it is interrupted.
@@ -171,6 +174,9 @@ def converse_with_microphone(
     with stream:
         while seconds is None or cascade.now_s < seconds:
             block = exchange.next()
+            if block is None and not stream.active:
+                cascade.note(_told("ear", "error", cascade.now_s, text=_STOPPED))
+                return
             if block is None:
                 time.sleep(_POLL_S)
                 cascade.attend()
@@ -178,17 +184,16 @@ def converse_with_microphone(
             if exchange.num_dropped > num_dropped:
                 lost_s = (exchange.num_dropped - num_dropped) * BLOCK_S
                 num_dropped = exchange.num_dropped
-                cascade.note(_dropped("ear", cascade.now_s, lost_s))
+                cascade.note(_told("ear", "dropped", cascade.now_s, lost_s=round(lost_s, 3)))
             said = cascade.hear(block)
             exchange.say(said)
             if exchange.num_unplayed > num_unplayed:
                 lost_s = (exchange.num_unplayed - num_unplayed) * BLOCK_S
                 num_unplayed = exchange.num_unplayed
-                cascade.note(_dropped(AGENT, cascade.now_s, lost_s))
+                cascade.note(_told(AGENT, "dropped", cascade.now_s, lost_s=round(lost_s, 3)))
             yield torch.stack((said, block))
 
 
-def _dropped(stream: str, now_s: float, lost_s: float) -> Event:
-    """Return the event of sound that was not heard ("ear") or not played ("agent")."""
-    payload = {"lost_s": round(lost_s, 3)}
-    return Event(start_s=now_s, end_s=now_s, stream=stream, kind="dropped", payload=payload)
+def _told(stream: str, kind: str, now_s: float, text: str = "", **payload: float) -> Event:
+    """Return an event: sound that was not heard ("ear") or not played ("agent"), or an error."""
+    return Event(start_s=now_s, end_s=now_s, stream=stream, kind=kind, text=text, payload=payload)
