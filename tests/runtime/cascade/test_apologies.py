@@ -282,3 +282,44 @@ def test_pause_in_which_recognition_fails_does_not_stop_a_call_of_words_that_fol
         "order a tea for me now."
     ]
     assert len(keys) == 1
+
+
+# ------------------------------------------------------------- marks that are not to be spoken
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_call_in_an_answer_is_neither_spoken_nor_made(size: int) -> None:
+    stage = Stage()
+    keys: list[str] = []
+    text = f"Yes, I do that. {WANTED} It is [INTERRUPT] done."
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    cascade = ordering(stage, keys, range(0), EarRules())
+    cascade._mouth._answer = stage.writer(*pieces, step_s=0.001)
+    cascade.hear(stage.sound(ASKED))
+    cascade.hear(silence(6.0))
+    assert answers(cascade) == ["Yes, I do that. It is done."]
+    assert faults(cascade) == [("answer", "calls are made by thoughts only")]
+    assert keys == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_what_a_model_thinks_before_it_answers_is_not_spoken(size: int) -> None:
+    stage = Stage()
+    text = "<think>\nThe user asks. That is it?\n</think>\n\nIt is this."
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    engines = replace(stage.engines(), answer=stage.writer(*pieces, step_s=0.001))
+    cascade = stage.cascade(engines)
+    cascade.hear(stage.sound(ASKED))
+    cascade.hear(silence(4.0))
+    assert answers(cascade) == ["It is this."]
+    assert not faults(cascade)
+
+
+@pytest.mark.parametrize("text", ["<think>The user asks. That is it?", WANTED, WANTED[:20]])
+def test_answer_of_marks_alone_is_followed_by_an_apology(text: str) -> None:
+    stage = Stage()
+    cascade = stage.cascade(replace(stage.engines(), answer=stage.writer(text)))
+    cascade.hear(stage.sound(ASKED))
+    cascade.hear(silence(4.0))
+    assert answers(cascade) == [APOLOGY]
+    assert faults(cascade)[-1] == ("answer", "the answer has no words")

@@ -188,6 +188,17 @@ def test_marks_are_found_however_the_text_is_cut(size: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 500])
+def test_reasoning_is_found_and_calls_in_it_are_none(size: int) -> None:
+    text = "<think>a <tool_call>{}</tool_call> b</think>Yes. <think>so</think> No. <think>and"
+    marks = MarkReader()
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    found = [one for piece in pieces for one in marks.read(piece)] + list(marks.end())
+    assert "".join(one.text for one in found if one.kind == "text") == "Yes.  No. "
+    rest = [(one.kind, one.text) for one in found if one.kind != "text"]
+    assert rest == [("inner", "a <tool_call>{}</tool_call> b"), ("inner", "so"), ("inner", "and")]
+
+
 def words(text: str) -> tuple[ScoredWord, ...]:
     return tuple(ScoredWord(word, 0.0, 0.0, 1.0) for word in text.split())
 

@@ -144,7 +144,7 @@ class Mind:
 
     def _read(self, thought: _Thought, marked: Iterator[Marked], at_s: float) -> None:
         for one in marked:
-            if one.kind == "text":
+            if one.kind in ("text", "inner"):
                 thought.text += one.text
             elif one.kind == "interrupt":
                 thought.interrupts = True

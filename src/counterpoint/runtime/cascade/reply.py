@@ -22,7 +22,7 @@ from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.ledger import SoundLedger
 from counterpoint.runtime.cascade.returned import checked_texts
 from counterpoint.runtime.cascade.sentences import Sentence, SentenceReader
-from counterpoint.runtime.cascade.thinking import Scene
+from counterpoint.runtime.cascade.thinking import Marked, MarkReader, Scene
 from counterpoint.runtime.talk import AGENT
 from counterpoint.speech.codec import check_channel
 from counterpoint.speech.engines import SpokenWord
@@ -54,7 +54,8 @@ class Reply:
         turn: Number of the user's turn.
         begin_s: When the first piece of its text was asked for.
         is_sure: Whether the user has finished, so that it may be heard.
-        text: What was written so far.
+        marks: Finds what is not to be spoken in what is written.
+        text: What was written so far, without that.
         waiting: Sentences that are still to be spoken.
         ready: Spoken sentences that wait until the answer is sure.
         text_s: When its newest text came.
@@ -71,6 +72,7 @@ class Reply:
     turn: int
     begin_s: float
     is_sure: bool = False
+    marks: MarkReader = field(default_factory=MarkReader)
     text: str = ""
     waiting: deque[Sentence] = field(default_factory=deque)
     ready: list[Voiced] = field(default_factory=list)
@@ -204,11 +206,20 @@ class Mouth:
                 continue
             if step.value.strip():
                 reply.text_s = step.at_s
-            self._add(reply, self._sentences.read(step.value))
+            self._read(reply, reply.marks.read(step.value), step.at_s)
+
+    def _read(self, reply: Reply, marked: Iterator[Marked], at_s: float) -> None:
+        """Take what is to be spoken; marks are not, and a call in an answer is not made."""
+        for one in marked:
+            if one.kind == "text":
+                self._add(reply, self._sentences.read(one.text))
+            elif one.kind in ("call", "cancel", "broken"):
+                reply.faults.append(("answer", "calls are made by thoughts only", at_s))
 
     def _end_text(self, reply: Reply, fault: str | None, at_s: float) -> None:
         """Take a text as complete; with a fault, what has come of a begun answer is said."""
         reply.is_written = True
+        self._read(reply, reply.marks.end(), at_s)
         if fault is None or reply.text:
             self._add(reply, self._sentences.end())
         if fault is None and not reply.text:

@@ -6,7 +6,8 @@ A thinker writes text. Three marks in it have a meaning, as in SHANKS (arXiv:251
 - ``<tool_cancel>{...}</tool_cancel>`` takes an equal call back, because the speaker changed it;
 - ``[INTERRUPT]`` interrupts the speaker.
 
-The first and the last are the paper's; taking back is ours.
+The first and the last are the paper's; taking back is ours. What a model reasons before it writes,
+in ``<think>...</think>``, is told apart too: it is a part of a thought, and no part of an answer.
 """
 
 import json
@@ -23,9 +24,11 @@ from counterpoint.speech.partials import ScoredWord
 INTERRUPT = "[INTERRUPT]"
 
 _MARK = re.compile(
-    r"<tool_(call|cancel)>(.*?)</tool_\1>|(?P<open><tool_(?:call|cancel)>)|\[INTERRUPT\]", re.DOTALL
+    r"<tool_(call|cancel)>(.*?)</tool_\1>|<think>(?P<inner>.*?)</think>"
+    r"|(?P<open><tool_(?:call|cancel)>|<think>)|\[INTERRUPT\]",
+    re.DOTALL,
 )
-_OPEN = re.compile(r"<tool_(call|cancel)>.*\Z|<[a-z_/]*\Z|\[[A-Z]*\Z", re.DOTALL)
+_OPEN = re.compile(r"<tool_(call|cancel)>.*\Z|<think>.*\Z|<[a-z_/]*\Z|\[[A-Z]*\Z", re.DOTALL)
 _CLIPPED = 1500  # most characters of a turn that a small model reads
 _NOTE_WORDS = 40
 
@@ -149,10 +152,10 @@ class ClauseTrigger:
 class Marked(NamedTuple):
     """A piece of what a thinker wrote: its text, or the content of a mark.
 
-    A mark that was cut off before its end is "broken".
+    What it reasons in ``<think>`` is "inner", and a call that was cut off before its end "broken".
     """
 
-    kind: Literal["text", "call", "cancel", "interrupt", "broken"]
+    kind: Literal["text", "inner", "call", "cancel", "interrupt", "broken"]
     text: str
 
 
@@ -171,7 +174,10 @@ class MarkReader:
                 break  # what stands in a call is no mark of its own
             yield from _text(self._rest[place : found.start()])
             kind = found.group(1)
-            if kind is None:
+            inner = found.group("inner")
+            if inner is not None:
+                yield Marked("inner", inner)
+            elif kind is None:
                 yield Marked("interrupt", "")
             else:
                 yield Marked("call" if kind == "call" else "cancel", found.group(2).strip())
@@ -187,6 +193,8 @@ class MarkReader:
         rest, self._rest = self._rest, ""
         if re.match(r"<tool_(call|cancel)>", rest):
             yield Marked("broken", rest)
+        elif rest.startswith("<think>"):
+            yield Marked("inner", rest.removeprefix("<think>"))
         else:
             yield from _text(rest)
 
