@@ -194,10 +194,14 @@ def test_a_cell_gives_the_same_record_where_the_folder_of_the_grid_is_not(
 def test_a_stack_of_cells_on_questions_and_text_gives_what_cells_alone_give(
     data: Path, tmp_path: Path
 ) -> None:
-    """Lanes have unequal numbers of items; those that learn from text make a stack of their own."""
+    """Lanes have unequal numbers of items; those that learn from text make a stack of their own.
+
+    Choices between passages are left out: after two steps rounding decides them.
+    """
     train = replace(real_grid(data).train, evaluate_every=2, log_every=1)
     grid = real_grid(data, train=train)
-    cells = [cell(task) for task in TASKS]
+    lanes = [("questions", 0), ("dialogues_small", 0), ("book_lm_small", 0), ("book_lm_small", 1)]
+    cells = [cell(task, seed) for task, seed in lanes]
 
     def batches(run: Any) -> Any:
         return recorded_run(run, tmp_path / "batches")
