@@ -3,11 +3,14 @@
 import json
 import platform
 import subprocess
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def processor() -> str:
@@ -34,6 +37,23 @@ def this_commit() -> str:
         text=True,
     )
     return commit.stdout.strip() or "unknown"
+
+
+def resumed(work: Callable[[T], Any], items: Mapping[str, T], path: Path) -> list[Any]:
+    """Return what comes of every item, as JSON; what a run that was stopped did is not done again.
+
+    Args:
+        work: Does an item, and returns what JSON can hold.
+        items: The items by name.
+        path: File in which the results are kept by name.
+    """
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for number, (name, item) in enumerate(items.items(), 1):
+        if name not in kept:
+            kept[name] = work(item)
+            path.write_text(json.dumps(kept))
+            print(f"{path.stem}: {number} of {len(items)}", flush=True)
+    return [kept[name] for name in items]
 
 
 def finish(question: str, results: dict[str, Any], out: str | None) -> None:

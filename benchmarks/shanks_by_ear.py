@@ -1,13 +1,15 @@
 """What is left of a model's ear for errors when it hears a recogniser in place of exact words?
 
-Held-out problems of spoken maths are spoken by a voice (Piper), and at the end of every chunk of
-two seconds the sound so far is recognised (Whisper tiny.en): the cascade of SHANKS. Every model
-listens to these words. As controls it hears the exact words at the times at which they are said,
-and the exact words with the last one of every chunk in the next, as the recogniser's. Words that
-were recognised are brought into the words of the problems (`as_problem_words`), which is a part of
-what is measured. The judge of sums
-that `counterpoint talk shanks` has by default hears the recognised words too. What is recognised
-is kept beside the results, so that a run that was stopped goes on.
+Held-out problems of spoken maths are spoken by a voice (Piper), and after every two seconds the
+sound so far is recognised (Whisper tiny.en): the cascade of SHANKS. Every model listens to these
+words; one that thinks in two streams hears them one a tick from the end of each pass on, or at the
+pace of the speaker, two seconds late. As controls it hears the exact words when they are said, and
+the exact words after each pass with the last one in the next, as the recogniser's. Rules use how
+sure the recogniser is: an unsure last word waits for the next pass, or unsure words are left out.
+Words that were recognised are brought into the words of the problems (`as_problem_words`), which is
+a part of what is measured. The judge of sums that `counterpoint talk shanks` has by default hears
+the recognised words too. What is recognised, and what came of every problem, is kept beside the
+results, so that a run that was stopped goes on, and another model or rule costs no recognition.
 
     python benchmarks/shanks_by_ear.py runs/shanks_small --problems 150 --out results.json
 
@@ -16,175 +18,212 @@ recogniser and a large language model listen; here the model is the small one of
 """
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from record import finish
-from torch import Tensor
+from ear_words import (
+    Hearing,
+    Pass,
+    SpokenProblem,
+    Told,
+    Waiting,
+    as_problem_words,
+    paced,
+    spoken_problems,
+    told_words,
+)
+from record import finish, resumed
 
-from counterpoint.data.tasks.spoken_maths.hearing import Chunk, Heard, chunks, spoken_by
-from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
-from counterpoint.data.tasks.spoken_maths.problems import vocabulary
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
-from counterpoint.evaluate.duplex.spoken_maths import clock_of, judged, think_in_chunks
+from counterpoint.data.tasks.spoken_maths.hearing import Heard, spoken_ticks
+from counterpoint.data.tasks.spoken_maths.numbers import NUMBER_WORDS
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
+from counterpoint.evaluate.duplex.spoken_maths import clock_of, converse, judged, made_by_program
 from counterpoint.evaluate.duplex.thinking import Attempt, score_interruptions
 from counterpoint.evaluate.statistics import Interval
 from counterpoint.evaluate.word_errors import count_word_errors
-from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.load import load
-from counterpoint.runtime.thinker import SystemThinker
-from counterpoint.speech.partials import PARTIALS_HZ, PartialTranscriber, ScoredWord
-from counterpoint.speech.voices import Synthesizer, Voice
+from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems.contract import System
 
 QUESTION = "What is left of a model's ear for errors when it hears a recogniser?"
-REREAD_S = 14.0
-"""Sound before the end of a chunk that is recognised again; Whisper reads at least 10 s."""
 SURE = 0.5
 """Score of the judge of sums from which on it interrupts; the default of the cascade."""
 
-Hearing = tuple[str, float, float]
-"""A recognised word: text, end in seconds, probability."""
 
-_KNOWN = vocabulary()
-_SIGNS = {"+": "plus", "-": "minus", "=": "is", "\N{MULTIPLICATION SIGN}": "times", "x": "times"}
+class Hears(NamedTuple):
+    """A way of hearing.
 
-
-def as_problem_words(text: str) -> list[str]:
-    """Return a recognised word in the words that the models know; what is unlike them is left out.
-
-    Recognisers write numbers as figures, and join words with hyphens.
+    Attributes:
+        name: Its name.
+        is_exact: Whether the exact words are heard.
+        waiting: Which words of a pass wait; ``None`` if words are heard when they have been said.
+        delay_s: Seconds after its end at which a word is told at the earliest.
     """
-    found: list[str] = []
-    bare = text.lower().strip(" .,;:?!$\"'")
-    for part in bare.replace("-", " ").split() or ([bare] if bare in _SIGNS else []):
-        if part.isdecimal() and int(part) <= MOST:
-            found += spoken(int(part))
-        else:
-            found += get_close_matches(_SIGNS.get(part, part), _KNOWN, 1, 0.75)
-    return found
+
+    name: str
+    is_exact: bool = False
+    waiting: Waiting | None = None
+    delay_s: float = 0.0
 
 
-def recognised(ear: PartialTranscriber, audio: Tensor, heard: Heard, chunk_s: float) -> list[Any]:
-    """Return the new words at the end of every chunk: text, end in seconds, probability.
+EXACT = Hears("exact words", is_exact=True)
+LATE = Hears("exact words after each pass, the last waits", is_exact=True, waiting=Waiting())
+RULES = (
+    Hears("the last waits", waiting=Waiting()),
+    Hears("a last one below 0.8 waits", waiting=Waiting(last=0, unsure=0.8)),
+    Hears("the last waits, below 0.5 left out", waiting=Waiting(left_out=0.5)),
+)
+DOUBTS = (0.3, 0.5, 0.7)
+"""Interruptions are also counted without those after a number of which the ear was less sure."""
 
-    The last word of a chunk may still change ("twenty" becomes "twenty eight"), so it waits for the
-    next chunk.
+
+class Row(NamedTuple):
+    """What came of a problem.
+
+    Attributes:
+        wrong_s: Time at which the first wrong word had been said; ``None`` if all was right.
+        interrupted_s: Time of the interruption; ``None`` if there was none.
+        named: Whether the answer names the wrong step.
+        corrected: Whether it also says what is right.
+        sure: Probability of the least certain number that was told before the interruption, or in
+            all.
     """
-    found: list[list[Hearing]] = []
-    taken: list[Hearing] = []
-    for chunk in chunks(heard, chunk_s):
-        is_last = chunk.end_s >= heard.end_s
-        stop = len(audio) if is_last else round(chunk.end_s * PARTIALS_HZ)
-        begin = max(stop - round(REREAD_S * PARTIALS_HZ), 0)
-        words = [
-            (word.text, round(begin / PARTIALS_HZ + word.end_s, 3), round(word.probability, 3))
-            for word in ear(audio[begin:stop])
-        ]
-        stable = words if is_last else words[:-1]
-        new = stable[after(stable, taken) :]
-        taken += new
-        found.append(new)
-    return found
+
+    wrong_s: float | None
+    interrupted_s: float | None
+    named: bool
+    corrected: bool
+    sure: float
 
 
-def after(words: Sequence[Hearing], taken: Sequence[Hearing]) -> int:
-    """Return the place in words, recognised anew, that follows what was taken before.
+# ------------------------------------------------------------------------------------ hearing
 
-    Times of words are not exact, so the last words that were taken are looked for, near their time.
+
+def in_passes(problem: SpokenProblem) -> list[Pass]:
+    """Return what a recogniser without errors would hear in the passes."""
+    return [
+        Pass(
+            one.at_s,
+            tuple(
+                Hearing(word.text, word.end_s, 1.0)
+                for word in problem.heard.words
+                if word.end_s <= one.at_s
+            ),
+        )
+        for one in problem.passes
+    ]
+
+
+def exact_told(problem: SpokenProblem, hears: Hears) -> list[Told]:
+    """Return the exact words as they are told in one of the ways of hearing."""
+    if hears.waiting is None:
+        return [Told(word.text, word.end_s, 1.0, word.end_s) for word in problem.heard.words]
+    told = told_words(in_passes(problem), hears.waiting)
+    return paced(told, hears.delay_s) if hears.delay_s else told
+
+
+def told_in(problem: SpokenProblem, hears: Hears) -> list[Told]:
+    """Return the words that are told in one of the ways of hearing, in those of the problems."""
+    if hears.is_exact or hears.waiting is None:
+        return exact_told(problem, hears)
+    told = told_words(problem.passes, hears.waiting)
+    return [
+        word._replace(text=text)
+        for word in (paced(told, hears.delay_s) if hears.delay_s else told)
+        for text in as_problem_words(word.text)
+    ]
+
+
+def arrived(heard: Heard, told: Sequence[Told]) -> Heard:
+    """Return a problem with the words that are told, at the times at which they are."""
+    words = tuple(SpokenWord(word.text, word.at_s, word.at_s) for word in told)
+    return heard._replace(words=words)
+
+
+def listened(system: System, data: SpokenMathsData, heard: Heard, told: Sequence[Told]) -> Row:
+    """Let a model listen to a problem, of which it hears some words; after its end is too late."""
+    timeline = converse(system, replace(data, held_back=0), arrived(heard, told))
+    in_time = tuple(
+        event
+        for event in timeline.events
+        if event.kind != "interruption" or event.start_s < heard.end_s
+    )
+    return row_of(judged(Timeline(events=in_time), heard), told)
+
+
+def row_of(attempt: Attempt, told: Sequence[Told]) -> Row:
+    """Return what came of a problem, and how sure the recogniser was."""
+    at_s = attempt.interrupted_s
+    sure = min(
+        (
+            word.probability
+            for word in told
+            if word.text in NUMBER_WORDS and (at_s is None or word.at_s <= at_s)
+        ),
+        default=1.0,
+    )
+    return Row(attempt.wrong_s, at_s, attempt.named, attempt.corrected, sure)
+
+
+def can_be_found(data: SpokenMathsData, problems: Sequence[SpokenProblem], hears: Hears) -> float:
+    """Return the share of errors that the maker of the problems finds, who knows the exact words.
+
+    It is told them when the recogniser would tell them, if it heard all of them and was sure.
     """
-    if not taken:
-        return 0
-
-    def fit(place: int) -> float:
-        pairs = zip(reversed(words[:place]), reversed(taken), strict=False)
-        same = sum(plain(one[0]) == plain(other[0]) for one, other in islice(pairs, 4))
-        end_s = words[place - 1][1] if place else words[0][1] - 1.0
-        return same - abs(end_s - taken[-1][1])
-
-    return max(range(len(words) + 1), key=fit) if words else 0
-
-
-def spoken_problems(number: int, path: Path) -> list[tuple[Heard, list[Any]]]:
-    """Return problems as they are spoken, with what is recognised of them; kept in a file."""
-    data = SpokenMathsData()
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    speaker = Synthesizer()
-    voice = Voice(formant=1.0)
-    ear = PartialTranscriber()
-    problems = []
-    for place in range(number):
-        problem = data.heard(place, held_out=True).problem
-        if str(place) not in kept:
-            audio, heard = spoken_by(problem, speaker, voice, PARTIALS_HZ)
-            times = [(word.text, word.start_s, word.end_s) for word in heard.words]
-            words = recognised(ear, audio, heard, data.chunk_s)
-            kept[str(place)] = {"times": times, "end_s": heard.end_s, "chunks": words}
-            path.write_text(json.dumps(kept))
-            print(f"recognised {place + 1} of {number}", flush=True)
-        own = kept[str(place)]
-        heard = data.heard(place, held_out=True)
-        timed = [
-            word._replace(start_s=start_s, end_s=end_s)
-            for word, (_, start_s, end_s) in zip(heard.words, own["times"], strict=True)
-        ]
-        problems.append((heard._replace(words=tuple(timed), end_s=own["end_s"]), own["chunks"]))
-    return problems
+    found = []
+    for problem in problems:
+        if problem.heard.wrong_s is not None:
+            late = arrived(problem.heard, exact_told(problem, hears))
+            if data.arrangement == "parallel":
+                _, thought = spoken_ticks(late, data.tick_hz, data.marks)
+                found.append((thought.index(WRONG) + 1) / data.tick_hz < late.end_s)
+            else:
+                found.append(made_by_program(late, clock_of(data)).interrupted_s is not None)
+    return sum(found) / len(found)
 
 
-def listened(
-    system: System, data: SpokenMathsData, heard: Heard, words: Sequence[Sequence[str]]
-) -> Attempt:
-    """Let a model listen to a problem, of which it hears these words in each chunk."""
-    thinker = SystemThinker(system, Words(data.marks), data.marks)
-    cut = chunks(heard, data.chunk_s)
-    by_start = {chunk.start_s: " ".join(own) for chunk, own in zip(cut, words, strict=True)}
-
-    def content(chunk: Chunk) -> str:
-        return by_start[chunk.start_s]
-
-    return judged(think_in_chunks(thinker, heard, clock_of(data), content), heard)
-
-
-def hearings(heard: Heard, words: Sequence[Any], chunk_s: float) -> dict[str, list[list[str]]]:
-    """Return what is heard of a problem in each chunk, in three ways."""
-    exact = [[*chunk.words] for chunk in chunks(heard, chunk_s)]
-    late: list[list[str]] = []
-    waiting: list[str] = []
-    for place, own in enumerate(exact):
-        every = [*waiting, *own]
-        is_last = place == len(exact) - 1
-        waiting = [] if is_last else every[-1:]
-        late.append(every if is_last else every[:-1])
-    known = [[word for text, *_ in own for word in as_problem_words(text)] for own in words]
-    return {"recognised words": known, "exact words": exact, "exact words, the last late": late}
+def judged_by_sums(problem: SpokenProblem) -> Row:
+    """Return what the judge of sums does after each pass; it says, and so names, nothing."""
+    told = told_words(problem.passes, Waiting())
+    timeline = Timeline()
+    for one in problem.passes[:-1]:
+        words = tuple(
+            ScoredWord(word.text, word.at_s, word.at_s, word.probability)
+            for word in told
+            if word.at_s <= one.at_s
+        )
+        if SumJudge()(Scene(words=words)) >= SURE:
+            timeline = interruption(one.at_s)
+            break
+    return row_of(Attempt(timeline=timeline, wrong_s=problem.heard.wrong_s), told)
 
 
-def judged_by_sums(heard: Heard, words: Sequence[Any], chunk_s: float) -> Attempt:
-    """Return what the judge of sums does after each chunk; it says, and so names, nothing."""
-    so_far: list[ScoredWord] = []
-    cut = chunks(heard, chunk_s)
-    for chunk, own in zip(cut[:-1], words, strict=False):
-        so_far += [ScoredWord(text, end_s, end_s, sure) for text, end_s, sure in own]
-        if SumJudge()(Scene(words=tuple(so_far))) >= SURE:
-            at_s = chunk.end_s
-            event = Event(start_s=at_s, end_s=at_s, stream="agent", kind="interruption")
-            timeline = Timeline(events=(event,))
-            return Attempt(timeline=timeline, wrong_s=heard.wrong_s, named=False, corrected=False)
-    return Attempt(timeline=Timeline(), wrong_s=heard.wrong_s, named=False, corrected=False)
+def interruption(at_s: float) -> Timeline:
+    """Return a conversation in which nothing but an interruption happens."""
+    event = Event(start_s=at_s, end_s=at_s, stream="agent", kind="interruption")
+    return Timeline(events=(event,))
 
 
-def numbers(attempts: Sequence[Attempt]) -> dict[str, Any]:
-    """Return a score as JSON; shares as value, low and high."""
-    score = score_interruptions(attempts)
+# ------------------------------------------------------------------------------------ numbers
+
+
+def numbers(rows: Sequence[Row], least_sure: float = 0.0) -> dict[str, Any]:
+    """Return a score as JSON; shares as value, low and high.
+
+    Args:
+        rows: What came of the problems.
+        least_sure: Interruptions after a number of which the recogniser was less sure are not made.
+    """
+    score = score_interruptions([attempt_of(row, least_sure) for row in rows])
     shares: Mapping[str, Interval] = {
         "false alarms": score.right,
         "wrong speakers interrupted": score.wrong,
@@ -195,12 +234,30 @@ def numbers(attempts: Sequence[Attempt]) -> dict[str, Any]:
         name: [round(value, 4) for value in (one.value, one.low, one.high)]
         for name, one in shares.items()
     }
-    return found | {"latency p50": score.latency(0.5), "latency p95": score.latency(0.95)}
+    latency = score.latency_s
+    return found | {f"latency p{q}": score.latency(q / 100) if latency else None for q in (50, 95)}
 
 
-def row(attempt: Attempt) -> list[Any]:
-    """Return what came of a problem: when it was wrong and interrupted, and what was named."""
-    return [attempt.wrong_s, attempt.interrupted_s, attempt.named, attempt.corrected]
+def attempt_of(row: Row, least_sure: float) -> Attempt:
+    """Return the attempt of a row, without an interruption of which the ear was not sure."""
+    at_s = row.interrupted_s if row.sure >= least_sure else None
+    return Attempt(
+        timeline=Timeline() if at_s is None else interruption(at_s),
+        wrong_s=row.wrong_s,
+        named=row.named,
+        corrected=row.corrected,
+    )
+
+
+def area_of_doubt(rows: Sequence[Row]) -> float | None:
+    """Return how often the ear was surer of an interruption that is valid than of a false alarm."""
+    made = [row for row in rows if row.interrupted_s is not None]
+    valid = np.array([row.sure for row in made if row.named])
+    false = np.array([row.sure for row in made if row.wrong_s is None])
+    if not len(valid) or not len(false):
+        return None
+    pairs = valid[:, None] - false
+    return float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
 
 
 def main() -> None:
@@ -208,41 +265,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--problems", type=int, default=150)
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two passes")
+    parser.add_argument("--words", type=Path, default=None, help="file of what is recognised")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shanks_by_ear.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    problems = spoken_problems(options.problems, options.out.with_suffix(".words.json"))
-    said = [word for heard, _ in problems for word in heard.problem.words]
-    known = [
-        word
-        for _, words in problems
-        for own in words
-        for text, *_ in own
-        for word in as_problem_words(text)
-    ]
-    chunk_s = SpokenMathsData().chunk_s
-    sums = [judged_by_sums(heard, words, chunk_s) for heard, words in problems]
+    kept = options.words or options.out.with_suffix(".words.json")
+    problems = spoken_problems(options.problems, kept, options.every)
+    said = [word for one in problems for word in one.heard.problem.words]
+    known = [word.text for one in problems for word in told_in(one, RULES[0])]
+    sums = [judged_by_sums(one) for one in problems]
     found: dict[str, Any] = {
         "problems": len(problems),
+        "every_s": options.every,
         "word_errors": count_word_errors(said, known) / len(said),
-        "judge of sums": numbers(sums) | {"rows": [row(one) for one in sums]},
+        "judge of sums": numbers(sums) | {"rows": sums},
         "models": [],
     }
     for folder in options.folders:
         loaded = load(folder)
         if loaded.run is None or not isinstance(loaded.run.data, SpokenMathsData):
             raise SystemExit(f"{folder} must be a run on spoken maths.")
-        data = loaded.run.data
-        for hears in ("recognised words", "exact words", "exact words, the last late"):
-            attempts = [
-                listened(loaded.system, data, heard, hearings(heard, words, data.chunk_s)[hears])
-                for heard, words in problems
+        for hears in ways(loaded.run.data, options.every):
+            work = hearer(loaded.system, loaded.run.data, hears)
+            name = f"{folder.name} {hears.name} {options.every:g}"
+            items = {f"{name} {place}": one for place, one in enumerate(problems)}
+            rows = [
+                Row(*row) for row in resumed(work, items, options.out.with_suffix(".rows.json"))
             ]
-            about = {"folder": folder.name, "seed": loaded.run.train.seed, "hears": hears}
-            own = about | numbers(attempts) | {"rows": [row(one) for one in attempts]}
-            found["models"].append(own)
-            print({name: value for name, value in own.items() if name != "rows"}, flush=True)
+            about = {
+                "folder": folder.name,
+                "seed": loaded.run.train.seed,
+                "hears": hears.name,
+                "can be found": can_be_found(loaded.run.data, problems, hears),
+                "area of doubt": None if hears.is_exact else area_of_doubt(rows),
+            }
+            doubts = {f"sure of {least}": numbers(rows, least) for least in DOUBTS}
+            own = about | numbers(rows)
+            print(own, flush=True)
+            found["models"].append(own | ({} if hears.is_exact else doubts) | {"rows": rows})
     finish(QUESTION, found, str(options.out))
+
+
+def ways(data: SpokenMathsData, every_s: float) -> list[Hears]:
+    """Return the ways in which a model hears; two streams also at the pace of the speaker."""
+    at_once = [EXACT, LATE, *RULES]
+    if data.arrangement != "parallel":
+        return at_once
+    later = [
+        one._replace(name=f"{one.name}, at the pace of the speaker", delay_s=every_s)
+        for one in (LATE, *RULES)
+    ]
+    return [EXACT, LATE, RULES[0], *later]
+
+
+def hearer(system: System, data: SpokenMathsData, hears: Hears) -> Callable[[SpokenProblem], Row]:
+    """Return what lets a model listen to a problem in one of the ways of hearing."""
+    return lambda one: listened(system, data, one.heard, told_in(one, hears))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""Labelled solutions of grade-school problems by four models: spoken maths out of its domain.
+"""Labelled solutions of grade-school problems by models: spoken maths out of its domain.
 
-The file is ``example_model_solutions.jsonl`` of github.com/openai/grade-school-math. Solutions are
-labelled right or wrong as a whole; the first step whose own sum is wrong is found here from the
-marks of the calculator (``<<3+4=7>>``), and most wrong solutions have no such step.
+Two kinds of files are read. ``example_model_solutions.jsonl`` of github.com/openai/
+grade-school-math has solutions by four models, labelled right or wrong as a whole, by their
+answers; nobody says where a wrong one goes wrong. The first step whose own sum is wrong is found
+here from the marks of the calculator (``<<3+4=7>>``): 36 of its 3,275 wrong solutions have one.
+
+Results in ``eval_results/gpt4-grading`` of github.com/dvlab-research/MR-GSM8K repeat the solutions
+of MR-GSM8K (arXiv:2312.17080), each with the step that a person labelled as the first wrong one.
+They are those wrong solutions of which a graded model named the right step, so easier ones.
 """
 
 import ast
+import json
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,8 @@ from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines
 
 _SUM = re.compile(r"<<([^=<>]+)=([^<>]+)>>")
-_ANSWER = re.compile(r"^A: *", re.MULTILINE)
+_ANSWER = re.compile(r"^(?:A:|####) *")
+_NUMBER = re.compile(r"^Step \d+: *")
 _OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -38,6 +45,9 @@ class LabelledSolution:
         is_correct: Whether the solution is right.
         wrong_sum: Number of the first step whose own sum is wrong, counted from 1; 0 if there is
             none, which does not mean that the steps are right.
+        wrong_step: Number of the first wrong step by the label of a person, counted from 1; 0 if
+            nobody labelled the steps.
+        worked: The published solution of the problem, with marks; empty if the file has none.
     """
 
     question: str
@@ -45,6 +55,8 @@ class LabelledSolution:
     steps: tuple[str, ...]
     is_correct: bool
     wrong_sum: int = 0
+    wrong_step: int = 0
+    worked: str = ""
 
 
 def read_solutions(path: Path) -> Iterator[LabelledSolution]:
@@ -56,9 +68,10 @@ def read_solutions(path: Path) -> Iterator[LabelledSolution]:
     for place, line in read_json_lines(path):
         try:
             question = str(line["question"])
+            worked = str(line.get("ground_truth", ""))
             for model, own in line.items():
                 if isinstance(own, dict):
-                    yield _solution(question, model, own)
+                    yield _solution(question, model, own, worked)
         except (KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{place}: a line must have a question, and models with their solution and "
@@ -66,30 +79,76 @@ def read_solutions(path: Path) -> Iterator[LabelledSolution]:
             ) from None
 
 
-def _solution(question: str, model: str, own: dict[str, Any]) -> LabelledSolution:
-    lines = [line for line in str(own["solution"]).split("\n") if line.strip()]
-    wrong = [number for number, line in enumerate(lines, 1) if not _sums_hold(line)]
-    said = tuple(_ANSWER.sub("The answer is ", _SUM.sub("", line)).strip() for line in lines)
+def read_graded(paths: Sequence[Path]) -> Iterator[LabelledSolution]:
+    """Yield the solutions of MR-GSM8K in some results, each once, with the labels of a person.
+
+    Only solutions of unchanged problems in sentences are yielded, not programs nor reversed ones.
+
+    Raises:
+        UserError: A file is not what it must be.
+    """
+    seen: set[str] = set()
+    for path in paths:
+        try:
+            for own in json.loads(path.read_text()):
+                if own["question_type"] == "original" and own["uuid"] not in seen:
+                    seen.add(own["uuid"])
+                    yield _graded(own)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} must be a list of graded solutions of MR-GSM8K, each with its question, "
+                f"`model_output_steps` and labels: {error!r}."
+            ) from None
+
+
+def _solution(question: str, model: str, own: dict[str, Any], worked: str) -> LabelledSolution:
+    lines = [one for one in str(own["solution"]).split("\n") if one.strip()]
     return LabelledSolution(
         question=question,
         model=model,
-        steps=said,
+        steps=tuple(map(_said, lines)),
         is_correct=bool(own["is_correct"]),
-        wrong_sum=wrong[0] if wrong else 0,
+        wrong_sum=_wrong_sum(lines),
+        worked=worked,
     )
+
+
+def _graded(own: dict[str, Any]) -> LabelledSolution:
+    lines = [str(line) for line in own["model_output_steps"]]
+    is_correct = own["model_output_solution_correctness"] == "correct"
+    return LabelledSolution(
+        question=str(own["question"]),
+        model="",
+        steps=tuple(map(_said, lines)),
+        is_correct=is_correct,
+        wrong_sum=_wrong_sum(lines),
+        wrong_step=0 if is_correct else int(own["model_output_solution_first_error_step"]),
+        worked=str(own["ground_truth_solution"]),
+    )
+
+
+def _said(line: str) -> str:
+    """Return a step as it may be said."""
+    bare = _NUMBER.sub("", _SUM.sub("", line).strip())
+    return _ANSWER.sub("The answer is ", bare).strip()
+
+
+def _wrong_sum(lines: Sequence[str]) -> int:
+    """Return the number of the first line with a wrong sum, counted from 1; 0 if there is none."""
+    return next((number for number, line in enumerate(lines, 1) if not _sums_hold(line)), 0)
 
 
 def _sums_hold(line: str) -> bool:
     """Return whether every sum of a line is right, as far as it can be read."""
     for left, right in _SUM.findall(line):
-        ours = _value(left)
-        theirs = _value(right)
+        ours = value_of(left)
+        theirs = value_of(right)
         if ours is not None and theirs is not None and abs(ours - theirs) > _TOLERANCE:
             return False
     return True
 
 
-def _value(text: str) -> float | None:
+def value_of(text: str) -> float | None:
     """Return the value of numbers with + - * / and brackets; ``None`` if it is something else."""
     try:
         return _of(ast.parse(text.replace(",", "").replace("$", "").strip(), mode="eval").body)

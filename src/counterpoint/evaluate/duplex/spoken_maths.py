@@ -43,6 +43,13 @@ def clock_of(data: SpokenMathsData, threshold: float | None = None) -> ClockConf
 def listen(
     system: System, data: SpokenMathsData, heard: Heard, threshold: float | None = None
 ) -> Attempt:
+    """Let a system listen to a problem, and judge what it does; see `converse`."""
+    return judged(converse(system, data, heard, threshold), heard)
+
+
+def converse(
+    system: System, data: SpokenMathsData, heard: Heard, threshold: float | None = None
+) -> Timeline:
     """Let a system listen to a problem in the arrangement of its data.
 
     Args:
@@ -52,19 +59,22 @@ def listen(
         threshold: Chance of an interruption from which it interrupts; see `ClockConfig.threshold`.
     """
     thinker = SystemThinker(system, Words(data.marks), data.marks)
-    if data.arrangement != "parallel":
-        clock = clock_of(data, threshold)
-        content = _sounding(data, heard)
-        return judged(think_in_chunks(thinker, heard, clock, content, data.held_back), heard)
-    said = heard_ticks(heard, data.tick_hz, data.marks)
-    parallel = ParallelConfig(
+    if data.arrangement == "parallel":
+        said = heard_ticks(heard, data.tick_hz, data.marks)
+        return think_in_parallel(thinker, said, _parallel_clock(data, threshold))
+    content = _sounding(data, heard)
+    return think_in_chunks(thinker, heard, clock_of(data, threshold), content, data.held_back)
+
+
+def _parallel_clock(data: SpokenMathsData, threshold: float | None) -> ParallelConfig:
+    """Return how a model of some data thinks while it hears."""
+    return ParallelConfig(
         tick_hz=data.tick_hz,
         nothing=NOTHING,
         answer_tokens=ANSWER_WORDS,
         threshold=threshold,
         marks=data.marks,
     )
-    return judged(think_in_parallel(thinker, said, parallel), heard)
 
 
 def _sounding(data: SpokenMathsData, heard: Heard) -> Callable[[Chunk], Any]:
