@@ -82,6 +82,9 @@ RULES = (
     Hears("a last one below 0.8 waits", waiting=Waiting(last=0, unsure=0.8)),
     Hears("the last waits, below 0.5 left out", waiting=Waiting(left_out=0.5)),
 )
+LONGEST_WORD_S = 0.6
+"""A last word that waits for the next pass has ended about so long before its own pass at most."""
+
 DOUBTS = (0.3, 0.5, 0.7)
 """Interruptions are also counted without those after a number of which the ear was less sure."""
 
@@ -309,14 +312,22 @@ def main() -> None:
 
 def ways(data: SpokenMathsData, every_s: float) -> list[Hears]:
     """Return the ways in which a model hears; two streams also at the pace of the speaker."""
-    at_once = [EXACT, LATE, *RULES]
     if data.arrangement != "parallel":
-        return at_once
-    later = [
-        one._replace(name=f"{one.name}, at the pace of the speaker", delay_s=every_s)
-        for one in (LATE, *RULES)
+        return [EXACT, LATE, *RULES]
+    even_s = every_s + LONGEST_WORD_S
+    return [
+        EXACT,
+        LATE,
+        RULES[0],
+        *(at_pace(one, every_s) for one in (LATE, RULES[0])),
+        *(at_pace(one, even_s) for one in (LATE, *RULES)),
     ]
-    return [EXACT, LATE, RULES[0], *later]
+
+
+def at_pace(hears: Hears, delay_s: float) -> Hears:
+    """Return a way of hearing in which words keep their distances, some seconds late."""
+    name = f"{hears.name}; at the pace of the speaker, {delay_s:g} s late"
+    return hears._replace(name=name, delay_s=delay_s)
 
 
 def hearer(system: System, data: SpokenMathsData, hears: Hears) -> Callable[[SpokenProblem], Row]:

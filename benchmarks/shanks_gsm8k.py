@@ -48,7 +48,7 @@ from counterpoint.runtime.cascade.embedded import small_model
 from counterpoint.runtime.load import load
 
 QUESTION = "Does a model that finds errors in spoken maths of its own kind find them in GSM8K?"
-CHANCES = (0.02, 0.05, 0.1, 0.2)
+CHANCES = (0.005, 0.02, 0.05, 0.1, 0.2)
 """Chances of an interruption after each chunk, of the random policies."""
 
 DRAWS = 50
@@ -111,11 +111,12 @@ def main() -> None:
     parser.add_argument("--solutions", type=Path, required=True)
     parser.add_argument("--graded", type=Path, nargs="+", required=True)
     parser.add_argument("--pairs", type=int, default=100, help="wrong solutions with a right one")
+    parser.add_argument("--sums", type=int, default=36, help="solutions with a wrong sum, at most")
     parser.add_argument("--asked", type=int, default=0, help="pairs for the language model")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shanks_gsm8k.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sets = solution_sets(options.solutions, options.graded, options.pairs)
+    sets = solution_sets(options.solutions, options.graded, options.pairs, options.sums)
     found: dict[str, Any] = {
         "sets": {name: about(cases) for name, cases in sets.items()},
         "rows": [],
@@ -139,7 +140,9 @@ def main() -> None:
 # ------------------------------------------------------------------------------------ solutions
 
 
-def solution_sets(solutions: Path, graded: Sequence[Path], pairs: int) -> dict[str, list[Case]]:
+def solution_sets(
+    solutions: Path, graded: Sequence[Path], pairs: int, num_sums: int
+) -> dict[str, list[Case]]:
     """Return the pairs of labelled wrong and right solutions, and those with a wrong sum."""
     all_of_them = list(read_solutions(solutions))
     right: dict[str, LabelledSolution] = {}
@@ -156,7 +159,7 @@ def solution_sets(solutions: Path, graded: Sequence[Path], pairs: int) -> dict[s
     return {
         "labelled": cases,
         "labelled, within reach": [case for case in cases if within_reach(case.solution)],
-        "wrong sum": as_cases(sums),
+        "wrong sum": as_cases(sums[:num_sums]),
     }
 
 
