@@ -319,8 +319,8 @@ def ways(data: SpokenMathsData, every_s: float) -> list[Hears]:
         EXACT,
         LATE,
         RULES[0],
-        *(at_pace(one, every_s) for one in (LATE, RULES[0])),
-        *(at_pace(one, even_s) for one in (LATE, *RULES)),
+        *(at_pace(one, delay_s) for delay_s in (every_s, even_s) for one in (LATE, RULES[0])),
+        at_pace(RULES[1], even_s),
     ]
 
 
