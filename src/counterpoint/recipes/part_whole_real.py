@@ -42,7 +42,7 @@ def part_whole_real() -> Grid:
         ),
         arms=_arms(),
         tasks=("questions", "dialogues_small", "paragraphs_small"),
-        train=replace(grid.train, num_steps=1000, batch_rows=8),
+        train=replace(grid.train, num_steps=1500, batch_rows=8),
         learning_rates=(3e-3,),
         num_items=1000,
         smaller="",
