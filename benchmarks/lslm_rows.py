@@ -28,7 +28,7 @@ from bench_interruptions import CONDITIONS, LONGEST_S, Case, both, number_of
 from torch import Tensor
 
 from counterpoint.data.making.heard_scene import HeardScene
-from counterpoint.data.making.interrupted import InterruptedSpeech, PreparedUtterances
+from counterpoint.data.making.interrupted import InterruptedSpeech, Items, PreparedUtterances
 from counterpoint.data.making.order_wordings import Split
 from counterpoint.data.making.sounds import (
     RATE,
@@ -143,11 +143,10 @@ def unpacked(folder: Path, out: Path, kind: Interrupter) -> PreparedUtterances:
 
 
 def row_tensors(
-    prepared: PreparedUtterances, split: Split, numbers: Sequence[int]
+    prepared: PreparedUtterances, items: Items, numbers: Sequence[int]
 ) -> dict[str, Any]:
     """Rows as a model reads them, of one length; those in silence have the prefix ``silent/``."""
     found: dict[str, Any] = {}
-    items = prepared.items(split)
     for prefix in ("", "silent/"):
         contents = []
         for number in numbers:
@@ -214,14 +213,15 @@ class Maker:
 
     def create(self) -> None:
         """Make the files with nothing in them."""
-        for name, like in row_tensors(self.prepared, "train", [0]).items():
+        for name, like in row_tensors(self.prepared, self.prepared.items("train"), [0]).items():
             self.open(name, like, "w+")
 
     def shard(self, first: int) -> int:
         """Make some rows."""
         torch.set_num_threads(1)
         numbers = range(first, min(first + SHARD, self.num_rows))
-        for name, rows in row_tensors(self.prepared, "train", numbers).items():
+        items = self.prepared.items("train")
+        for name, rows in row_tensors(self.prepared, items, numbers).items():
             file = np.lib.format.open_memmap(self.out / f"{name.replace('/', '.')}.npy", "r+")
             file[numbers.start : numbers.stop] = rows
         return len(numbers)
@@ -244,7 +244,8 @@ def make(options: argparse.Namespace) -> None:
         trials = pool.map_async(_trials, range(len(list(trial_cases(prepared, options.trials)))), 1)
         done = sum(pool.imap_unordered(_shard, range(0, options.rows, SHARD)))
         made = trials.get()
-    torch.save(row_tensors(prepared, "held_out", range(HELD_OUT_ROWS)), out / "held_out.pt")
+    held_out = row_tensors(prepared, prepared.items("held_out"), range(HELD_OUT_ROWS))
+    torch.save(held_out, out / "held_out.pt")
     torch.save([trial for some in made for trial in some], out / "trials.pt")
     (out / "done").touch()
     print(f"{done} rows after {time.perf_counter() - begin:.1f} s", flush=True)

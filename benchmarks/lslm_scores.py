@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,13 +186,18 @@ class Recogniser:
         return count_word_errors(said, heard), len(said), " ".join(heard)
 
 
-def lane_words(lane: Lane, recogniser: Recogniser | None, count: int) -> dict[str, list[list[Any]]]:
-    """Errors and words of the first utterances of a lane; without a recogniser, of its cache."""
+def lane_words(
+    lane: Lane, recogniser: Recogniser | None, count: int, heard: Sequence[str]
+) -> dict[str, list[list[Any]]]:
+    """Errors and words of the first utterances of a lane; without a recogniser, of its cache.
+
+    ``heard`` are the conditions.
+    """
     cache = lane.folder / f"words{count}.json"
     found = dict(json.loads(cache.read_text())) if cache.exists() else {}
     if recogniser is None:
         return found
-    for name in HEARD:
+    for name in heard:
         some = [entry for entry in lane.entries.get(name, []) if "codes" in entry][:count]
         for key, kind in SAID.items():
             if some and name + key not in found:
@@ -201,14 +207,16 @@ def lane_words(lane: Lane, recogniser: Recogniser | None, count: int) -> dict[st
     return found
 
 
-def floor(rows: Path, recogniser: Recogniser | None, count: int) -> dict[str, list[list[Any]]]:
+def floor(
+    rows: Path, recogniser: Recogniser | None, count: int, heard: Sequence[str]
+) -> dict[str, list[list[Any]]]:
     """Errors of copied codes of the same utterances."""
     cache = rows / f"floor{count}.json"
     if cache.exists() or recogniser is None:
         return dict(json.loads(cache.read_text()))
     trials = torch.load(rows / "trials.pt", weights_only=False)
     found = {}
-    for name in HEARD:
+    for name in heard:
         some = [one for key, one in trials if key == name and one["onset_s"] is None][:count]
         found[name] = [
             [*recogniser.count(one["words"], one["planned"].tolist()), one["words"]] for one in some
@@ -225,18 +233,23 @@ def errors(some: Sequence[dict[str, list[list[Any]]]], name: str) -> tuple[Table
 
 
 def word_table(
-    arms: dict[str, list[Lane]], rows: Path, count: int, recogniser: Recogniser | None
+    arms: dict[str, list[Lane]],
+    rows: Path,
+    count: int,
+    recogniser: Recogniser | None,
+    heard: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Word error rates of all arms, and their differences from the arm that hears nothing."""
-    copied = floor(rows, recogniser, count)
+    copied = floor(rows, recogniser, count, heard)
     said = {
-        arm: [lane_words(lane, recogniser, count) for lane in lanes] for arm, lanes in arms.items()
+        arm: [lane_words(lane, recogniser, count, heard) for lane in lanes]
+        for arm, lanes in arms.items()
     }
     rates = {name: interval(bootstrap_ratio(*errors([copied], name))) for name in copied}
     found: dict[str, dict[str, Any]] = {"copied codes": rates}
     for arm, every in said.items():
         found[arm] = {}
-        for name in (name + key for name in HEARD for key in SAID):
+        for name in (name + key for name in heard for key in SAID):
             some = [lane for lane in every if name in lane]
             if not some:
                 continue
@@ -263,18 +276,15 @@ def rounded(value: float) -> float:
 
 
 def compared(stops: dict[str, dict[str, ArmStops]]) -> dict[str, Any]:
-    """Differences of F1 between each arm and middle fusion."""
+    """Differences of F1 between all pairs of arms, in the order of the arms."""
     found: dict[str, Any] = {}
-    for arm, own in stops.items():
-        if arm == "middle" or "middle" not in stops:
-            continue
-        found[arm] = {}
+    for one, other in combinations(stops, 2):
+        found[f"{one} less {other}"] = {}
         for name in CONDITIONS:
-            middle = stops["middle"][name]
-            if middle.hits.shape[1] != own[name].hits.shape[1]:
-                continue
-            less, p_value = bootstrap_difference(own[name].f1(), middle.f1())
-            found[arm][name] = {**interval(less), "p": rounded(p_value)}
+            pair = [stops[arm][name] for arm in (one, other)]
+            if pair[0].hits.shape[1] == pair[1].hits.shape[1]:
+                less, p_value = bootstrap_difference(pair[0].f1(), pair[1].f1())
+                found[f"{one} less {other}"][name] = {**interval(less), "p": rounded(p_value)}
     return found
 
 
@@ -294,7 +304,7 @@ def draw(arms: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(f"false stops a minute (less than {LEAST_RATE} is drawn there)")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("interruptions hit within 1 s, %")
-    axes[0].legend(fontsize=7, loc="lower right")
+    axes[1].legend(fontsize=7, loc="lower center")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -304,6 +314,9 @@ def main() -> None:
     parser.add_argument("lanes", type=Path, nargs="+")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--words", type=int, default=0, help="utterances of a lane and condition")
+    parser.add_argument(
+        "--heard", nargs="+", default=list(HEARD), choices=HEARD, help="when words are recognised"
+    )
     parser.add_argument("--cached", action="store_true", help="recognise no more words")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--out")
@@ -343,10 +356,12 @@ def main() -> None:
                 f"false/min {one['false_stops_a_minute']} sampled F1 {drawn['f1']['value']}",
                 flush=True,
             )
-    found["f1_against_middle"] = compared(stops)
+    found["f1_differences"] = compared(stops)
     if options.words:
         recogniser = None if options.cached else Recogniser()
-        found["word_errors"] = word_table(arms, options.rows, options.words, recogniser)
+        found["word_errors"] = word_table(
+            arms, options.rows, options.words, recogniser, options.heard
+        )
         for arm, own in found["word_errors"].items():
             print(arm, {name: value for name, value in own.items() if "examples" not in name})
     if options.figure:

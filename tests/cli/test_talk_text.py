@@ -12,7 +12,11 @@ import torch
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.config_json import encode
 from counterpoint.data.making.interrupted import InterruptedSpeech
-from counterpoint.evaluate.duplex.spoken_text import prepare_speaker, speak_text
+from counterpoint.evaluate.duplex.spoken_text import (
+    prepare_speaker,
+    speak_text,
+    unlike_training,
+)
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.progress import Progress
 from counterpoint.speech.audio import read_audio
@@ -117,6 +121,35 @@ def test_it_speaks_on_in_silence_and_below_its_threshold(
         told = json.loads(capsys.readouterr().out)
         assert told["numbers"]["fell silent because"] == "its window was full"
         assert not Timeline.read(Path("out.timeline.jsonl")).where(kind="interruption").events
+
+
+def test_a_stop_before_anything_is_heard_is_told_as_false(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trained model does that with a text that is much shorter than all that it learned from."""
+    assert speak(run, "quiet.wav", "--json", "--threshold", "0") == 0
+    numbers = json.loads(capsys.readouterr().out)["numbers"]
+    assert numbers["fell silent because"].startswith("it was interrupted")
+    assert numbers["heard until then"] == "no sound of the user: this stop is false"
+    assert "since the user began" not in numbers
+    assert speak(run, "loud.wav", "--json") == 0
+    numbers = json.loads(capsys.readouterr().out)["numbers"]
+    assert "heard until then" not in numbers
+    assert "since the user began" in numbers
+
+
+def test_a_text_unlike_all_that_was_learned_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = InterruptedSpeech(num_phrases=20)
+    first, second = data.phrases("train")[:2]
+    assert unlike_training(data, f"{first} {second}") == []
+    assert data.fewest_words == 8
+    assert replace(data, spliced=0.0).fewest_words == 10
+    assert speak(run, "quiet.wav", "--text", f"{first.split()[0]} zebra") == 0
+    told = capsys.readouterr().err
+    assert "The text has 2 words, and all that the model learned from have at least 8" in told
+    assert "The model never learned to say 'zebra': it knows " in told
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])

@@ -9,7 +9,12 @@ from counterpoint.cli.talk_options import TalkOptions
 from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.speaking import PUBLISHED
-from counterpoint.evaluate.duplex.spoken_text import SpokenText, prepare_speaker, speak_text
+from counterpoint.evaluate.duplex.spoken_text import (
+    SpokenText,
+    prepare_speaker,
+    speak_text,
+    unlike_training,
+)
 from counterpoint.evaluate.duplex.turns import TurnTaking
 from counterpoint.evaluate.report.answer import answer_title, observe_answer, write_answer
 from counterpoint.evaluate.report.conversation_figure import Talk
@@ -93,6 +98,8 @@ def speak(
     sampling = choices.over(FrameSampling(text=PUBLISHED, audio=PUBLISHED)).audio
     with progress.doing("speaking"):
         said = speak_text(prepared, options.text or "", heard, options.threshold, sampling)
+    for note in unlike_training(data, said.text):
+        progress.note(note)
     num_clipped = write_stereo(options.output, [said.sound], rate)
     title = answer_title(options.checkpoint, options.input, "hears")
     talk = observe_answer(title, options.output, rate, said.timeline().merge(user_words))
@@ -117,4 +124,6 @@ def _numbers(said: SpokenText, found: TurnTaking, threshold: float) -> dict[str,
         numbers["highest probability of a stop"] = f"{said.stop_score:.2f}"
     elif onsets:
         numbers["since the user began"] = f"{said.said_s - onsets[-1]:.2f} s"
+    else:
+        numbers["heard until then"] = "no sound of the user: this stop is false"
     return numbers

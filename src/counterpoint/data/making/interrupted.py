@@ -133,6 +133,11 @@ class InterruptedSpeech:
         """Synthesise the phrases, and read the sounds; see `DataSource.prepare`."""
         return PreparedUtterances(self, system, how.shown, held_out_only=how.held_out_only)
 
+    @property
+    def fewest_words(self) -> int:
+        """Number of words of the shortest text that is learned: two phrases."""
+        return 2 * (min(_FEWEST_WORDS, *_SPLICED_WORDS) if self.spliced else _FEWEST_WORDS)
+
     def phrases(self, split: Split) -> tuple[str, ...]:
         """Return the different phrases of a split, in a fixed order."""
         rng = random.Random(f"sentences {split} {self.seed}")

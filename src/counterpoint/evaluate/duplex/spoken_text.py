@@ -72,6 +72,29 @@ def prepare_speaker(
     return PreparedUtterances(alone, system, progress, held_out_only=True)
 
 
+def unlike_training(data: InterruptedSpeech, text: str) -> list[str]:
+    """Return how a text differs from all that a model has learned to say, one line for each way.
+
+    Args:
+        data: What the model learned from.
+        text: The text as the model reads it; see `SpokenText`.
+    """
+    words = text.split()
+    notes = []
+    if len(words) < data.fewest_words:
+        notes.append(
+            f"The text has {len(words)} words, and all that the model learned from have at least "
+            f"{data.fewest_words}: it may stop early, as if it were interrupted."
+        )
+    known = {word for phrase in data.phrases("train") for word in phrase.split()}
+    if unknown := [word for word in dict.fromkeys(words) if word not in known]:
+        notes.append(
+            f"The model never learned to say {', '.join(map(repr, unknown))}: it knows "
+            f"{len(known)} words."
+        )
+    return notes
+
+
 def speak_text(
     prepared: PreparedUtterances,
     text: str,
