@@ -83,8 +83,8 @@ def unlike_training(data: InterruptedSpeech, text: str) -> list[str]:
     notes = []
     if len(words) < data.fewest_words:
         notes.append(
-            f"The text has {len(words)} words, and all that the model learned from have at least "
-            f"{data.fewest_words}: it may stop early, as if it were interrupted."
+            f"The text has fewer words ({len(words)}) than all that the model learned from "
+            f"({data.fewest_words} and more): it may stop early, as if it were interrupted."
         )
     known = {word for phrase in data.phrases("train") for word in phrase.split()}
     if unknown := [word for word in dict.fromkeys(words) if word not in known]:
