@@ -61,7 +61,6 @@ class Reply:
         text_s: When its newest text came.
         voice_s: When its newest sentence began to be spoken.
         is_written: Whether the text is complete.
-        is_voiced: Whether there is sound of it.
         is_apology: Whether it ends with the apology.
         was_read: Whether the language model reads it as a part of the history.
         first_sound_s: When its sound was first queued to be played.
@@ -79,11 +78,15 @@ class Reply:
     text_s: float = 0.0
     voice_s: float = 0.0
     is_written: bool = False
-    is_voiced: bool = False
     is_apology: bool = False
     was_read: bool = False
     first_sound_s: float | None = None
     faults: list[tuple[str, str, float]] = field(default_factory=list)
+
+    @property
+    def is_voiced(self) -> bool:
+        """Whether there is sound of it."""
+        return bool(self.ready) or self.first_sound_s is not None
 
 
 class Mouth:
@@ -236,11 +239,7 @@ class Mouth:
         self._add(reply, [Sentence(self._apology)])
         if self._rehearsed is not None:
             reply.waiting.clear()
-            self._sound(reply, self._rehearsed)
-
-    def _sound(self, reply: Reply, voiced: Voiced) -> None:
-        reply.is_voiced = True
-        reply.ready.append(voiced)
+            reply.ready.append(self._rehearsed)
 
     def _end_stalled(self, reply: Reply, now_s: float) -> None:
         """End what waits too long for an engine; what was spoken so far is still played."""
@@ -264,7 +263,7 @@ class Mouth:
             if step.error is not None:
                 reply.faults.append(("speech", str(step.error), step.at_s))
             elif not step.is_last:
-                self._sound(reply, step.value)
+                reply.ready.append(step.value)
         if reply.waiting and not self._speaking.busy:
             reply.voice_s = now_s
             self._speaking.start(self._spoken(reply.waiting.popleft()), now_s)
