@@ -21,8 +21,10 @@ from counterpoint.recipes import grid_workers as workers_module
 from counterpoint.recipes import stacks as stacks_module
 from counterpoint.recipes.cells import (
     ITEMS_SEED,
+    WORK,
     Cell,
     cell_items,
+    cell_path,
     cell_run,
     curve_items,
     run_cell,
@@ -157,6 +159,20 @@ def test_a_resumed_grid_refuses_other_texts_and_takes_the_same_ones_elsewhere(
     file.write_text(file.read_text().replace("thing 20", "thing twenty"))
     with pytest.raises(UserError, match=r"another data of task\.questions"):
         run_grid(elsewhere, tmp_path / "run", progress=quiet())
+
+
+def test_a_cell_that_was_begun_is_run_where_its_texts_are_in_another_place_now(
+    data: Path, tmp_path: Path
+) -> None:
+    tasks = ("questions", "book_lm_small")
+    grid = real_grid(data, tasks=tasks)
+    folder = tmp_path / "run"
+    first = run_grid(grid, folder, progress=quiet())
+    for task in tasks:
+        run_cell(grid, folder / WORK, cell(task))  # it ends before its record is kept
+        cell_path(folder, cell(task)).unlink()
+    shutil.copytree(data, tmp_path / "copy")
+    assert run_grid(replace(grid, data=str(tmp_path / "copy")), folder, progress=quiet()) == first
 
 
 def test_a_report_is_refused_where_its_texts_have_changed(data: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from counterpoint.recipes.begun import read_begun
 from counterpoint.recipes.cells import (
     CELLS,
     DATA,
+    WORK,
     Cell,
     CellOutcome,
     cell_path,
@@ -189,7 +190,11 @@ def _run_cells(
 
 
 def _keep_or_check(grid: Grid, folder: Path) -> None:
-    """Refuse a folder of another grid; seeds may be added, because they change no cell."""
+    """Refuse a folder of another grid; seeds may be added, because they change no cell.
+
+    Cells that were begun begin again if the texts are in another place now: their checkpoints name
+    the place, and go on with no other.
+    """
     path = folder / GRID
     items, labels = _firsts(grid)
     digests = data_digests(grid)
@@ -210,6 +215,8 @@ def _keep_or_check(grid: Grid, folder: Path) -> None:
                 f"{folder} must belong to this grid: it was begun with another {changed}. Name "
                 "another folder."
             )
+        if old.get("data", "") != grid.data:
+            shutil.rmtree(folder / WORK, ignore_errors=True)
     begun = {"first_items": items, "first_labels": labels, "data": digests}
     write_json(path, {"grid": encode(grid), **begun})
 

@@ -143,6 +143,9 @@ def test_tasks_without_texts_are_refused_except_those_of_the_bible(tmp_path: Pat
             named_task(name, str(tmp_path))
     with pytest.raises(UserError, match="nearest is 'questions'"):
         named_task("question")
+    for name in ("shuffle", "questions"):  # passages are not those of the Bible by mistake
+        with pytest.raises(UserError, match=r"folder of data must exist: '.*' does not"):
+            named_task(name, str(tmp_path / "missing"))
     task = named_task("shuffle", str(tmp_path))
     assert learned_data(task, 0) == DataConfig(
         source=Kjv(), held_out=learned_text("", 192).held_out_rule, row_ticks=task.most_symbols

@@ -97,7 +97,7 @@ def named_task(name: str, data_folder: str = "") -> AnyTask:
         data_folder: Folder of data; tasks with synthetic texts need none.
 
     Raises:
-        UserError: There is no such task, or its texts are not in the folder.
+        UserError: There is no such task or folder, or its texts are not in the folder.
     """
     if name in FORMS:
         return FORMS[name]
@@ -106,6 +106,11 @@ def named_task(name: str, data_folder: str = "") -> AnyTask:
         known = task_names()
         raise UserError(
             f"A task must be one of {', '.join(known)}: got {name!r}. {nearest(name, known)}"
+        )
+    if data_folder and not Path(data_folder).is_dir():
+        raise UserError(
+            f"The folder of data must exist: {data_folder!r} does not. Name the folder with the "
+            "texts of tasks with `--data FOLDER`."
         )
     place = kind.place(data_folder)
     if place is None:

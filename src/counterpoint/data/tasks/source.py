@@ -17,7 +17,14 @@ from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader, Rows
 from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.dialogues import Dialogues
-from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained, trained_symbols
+from counterpoint.data.tasks.items import (
+    HELD_OUT_SEED,
+    Item,
+    ScoredTask,
+    Trained,
+    is_scored,
+    trained_symbols,
+)
 from counterpoint.data.tasks.packed import PackedItems
 from counterpoint.data.tasks.part_whole import PartWholeTask
 from counterpoint.data.tasks.questions import Questions
@@ -40,7 +47,7 @@ class TaskData:
         task: Generator, one of `counterpoint.data.tasks.part_whole.TASKS` or your own.
         num_items: Number of items to learn from.
         num_held_out: Number of items for evaluation, which are never learned from.
-        seed: Seed of the items.
+        seed: Seed of the items; it must not be one for scoring (see `is_scored`).
         trained: Symbols that carry a loss; see `counterpoint.data.tasks.items.Trained`.
         row_ticks: Ticks of a training row, which then holds several whole items; ``None`` gives
             every item a row of its own.
@@ -56,6 +63,11 @@ class TaskData:
     def __post_init__(self) -> None:
         if self.trained not in get_args(Trained):
             raise UserError(f"`trained` must be one of {get_args(Trained)}: got {self.trained!r}.")
+        if is_scored(self.seed):
+            raise UserError(
+                f"Seeds of items to learn from must be below {HELD_OUT_SEED // 2:,}, for items of "
+                f"higher seeds are scored: got {self.seed}. Take a lower one."
+            )
 
     @staticmethod
     def fits(layout: Layout) -> bool:
