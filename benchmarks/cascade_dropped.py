@@ -77,16 +77,16 @@ class Watched:
         return self._first_s[text]
 
 
-def silent(text: str) -> Voiced:
-    """Speak nothing: only the language model is measured."""
-    return Voiced(torch.zeros(160), ())
+def hum(text: str) -> Voiced:
+    """Speak 10 ms for every sentence: only the language model is measured."""
+    return Voiced(torch.full((160,), 0.1), ())
 
 
 def trial(complete: Complete, number: int, gap_s: float, *, drops: bool) -> dict[str, float]:
     """Drop an answer, ask for another one, and then take a note."""
     watched = Watched(complete)
-    lanes = ThreadLane(), ThreadLane()
-    mouth = Mouth(watched, silent, SoundLedger(16_000), *lanes, "Sorry.")
+    lanes = ThreadLane(), ThreadLane(), ThreadLane()
+    mouth = Mouth(watched, hum, SoundLedger(16_000), *lanes, "Sorry.")
     word = _WORDS[number % len(_WORDS)]
     first = f"Tell me a long story about a {word} cat number {number}."
     second = f"{first} And it is {word} all over."
