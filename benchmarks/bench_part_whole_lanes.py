@@ -176,7 +176,11 @@ def report(grid: Grid, folder: Path) -> None:
 
 
 def compare(grid: Grid, folder: Path, pairs: Sequence[str]) -> None:
-    """Print the differences of declared pairs of arms, on the seeds that both have finished."""
+    """Print the differences of declared pairs of arms, on the seeds that both have finished.
+
+    Holm's correction counts pairs and tasks without runs too, as tests that show nothing. A pair
+    that was not declared must not be among them: if it differs, others would be corrected less.
+    """
     records = [
         record
         for arm in grid.arms
@@ -200,7 +204,9 @@ def compare(grid: Grid, folder: Path, pairs: Sequence[str]) -> None:
             )
             difference, p_value = bootstrap_difference(first, second)
             rows.append((pair, task, len(seeds), difference, p_value))
-    for (pair, task, count, gap, _), p_value in zip(rows, holm([r[-1] for r in rows]), strict=True):
+    num_not_run = len(pairs) * len(grid.tasks) - len(rows)
+    corrected = holm([*(row[-1] for row in rows), *[1.0] * num_not_run])
+    for (pair, task, count, gap, _), p_value in zip(rows, corrected, strict=False):
         ends = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
         print(f"| {pair} | {task} | {count} seeds | {ends} | p = {p_value:.3f} after Holm |")
 

@@ -89,6 +89,13 @@ def test_every_task_says_in_one_sentence_what_it_asks() -> None:
         ), sentence
 
 
+def test_a_seed_that_comes_twice_is_refused(found: GridFindings) -> None:
+    """Two files that share cells would make intervals too narrow."""
+    twice = [*found.records, found.records[0]]
+    with pytest.raises(UserError, match=r"'ours' has two for seed 0 of 'navon'"):
+        findings(found.about, twice, found.latency)
+
+
 def test_names_that_are_not_ours_are_plain_text() -> None:
     found = example(arms=("<b>ours</b>", "$x$"), tasks=("hierarchy",), seeds=1)
     text = grid_html(found)

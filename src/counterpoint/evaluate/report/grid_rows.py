@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from counterpoint.data.tasks.items import AnyTask, all_policies, draw
+from counterpoint.errors import UserError
 from counterpoint.evaluate.statistics import (
     Interval,
     bootstrap_difference,
@@ -144,10 +145,20 @@ def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
 def by_cell(
     records: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Return the records of all seeds, by task and arm."""
+    """Return the records of all seeds, by task and arm.
+
+    Raises:
+        UserError: A seed of an arm and task comes twice, which would count as two runs.
+    """
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
-        cells.setdefault((record["task"], record["arm"]), []).append(record)
+        own = cells.setdefault((record["task"], record["arm"]), [])
+        if any(record["seed"] == other["seed"] for other in own):
+            raise UserError(
+                f"Every seed must have one record for an arm and a task: {record['arm']!r} has two "
+                f"for seed {record['seed']} of {record['task']!r}. Leave one of them out."
+            )
+        own.append(record)
     return cells
 
 
