@@ -53,6 +53,19 @@ def test_a_question_has_a_coarse_and_a_fine_class(questions: Questions) -> None:
     assert decode(TaskData, encode(TaskData(task=questions))) == TaskData(task=questions)
 
 
+def test_a_question_that_is_scored_is_not_learned_in_other_capitals(tmp_path: Path) -> None:
+    """The published files have "the Twin Cities" to learn from, and "the twin cities" to score."""
+    lines = [f"NUM:date When was thing {number} ?" for number in range(50)]
+    twin = "LOC:city What are the Twin Cities?"
+    (tmp_path / "train.txt").write_text("\n".join([*lines, twin, twin.upper()]) + "\n")
+    (tmp_path / "test.txt").write_text("LOC:city What are the twin cities ?\n")
+    task = Questions(folder=str(tmp_path))
+    learned = {task.item(0, number).text.lower() for number in range(2000)}
+    tuned = {task.item(SCORED - 1, number).text for number in range(task.num_scored(SCORED - 1))}
+    assert len(learned) + len(tuned) == len(lines)
+    assert not any("cities" in text for text in learned | tuned)
+
+
 def test_seeds_for_scoring_give_no_items_to_learn_from(questions: Questions) -> None:
     with pytest.raises(UserError, match=r"must be below 500,000.*got 999999"):
         TaskData(task=questions, seed=SCORED)

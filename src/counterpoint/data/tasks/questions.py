@@ -1,6 +1,7 @@
 """TREC questions with a coarse and a fine class: the whole and the detail of a short text."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class Questions(ExactMatch):
     The scores are "coarse"; "fine", given the right coarse class; "both"; and "consistent", the
     share of given fine classes that belong to the given coarse class. The whole is the coarse
     class. Seeds for scoring give the questions of ``test.txt`` in order; see `is_scored`. The
-    questions of ``train.txt`` that do not stand there too are learned from, except a tenth, chosen
-    by a hash of the question, on which settings are chosen; see `is_tuning`.
+    questions of ``train.txt`` that do not stand there too, whatever their capitals and punctuation,
+    are learned from, except a tenth, chosen by a hash of the question, on which settings are
+    chosen; see `is_tuning`.
 
     Attributes:
         folder: Folder of both files, whose lines are "COARSE:fine question".
@@ -146,9 +148,14 @@ def _divided(folder: str) -> Mapping[str, Sequence[Question]]:
         UserError: None is left to learn from.
     """
     questions = Questions(folder=folder)
-    asked = {one.text for one in questions._read("test")}
-    own = [one for one in questions._read("train") if one.text not in asked]
-    return divided(own, lambda one: one.text, str(questions.files["train.txt"]))
+    asked = set(map(_words, questions._read("test")))
+    own = [one for one in questions._read("train") if _words(one) not in asked]
+    return divided(own, _words, str(questions.files["train.txt"]))
+
+
+def _words(question: Question) -> str:
+    """Return the words of a question, by which it is known in other capitals too."""
+    return " ".join(re.findall(r"[a-z0-9]+", question.text.lower()))
 
 
 @lru_cache(maxsize=8)
