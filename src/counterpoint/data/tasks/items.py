@@ -199,8 +199,24 @@ def scored_items(task: AnyTask, seed: int, num_items: int) -> list[Any]:
 
 
 @runtime_checkable
-class ScoredTask(AnyTask, Protocol):
-    """A task whose items have answers, so that it can be learned from items of other seeds."""
+class ScoredTask(Protocol):
+    """An `AnyTask` whose items have answers, so that it can be learned from items of other seeds.
+
+    It does not inherit from `AnyTask`, because the command line cannot read a field of a protocol
+    that has a protocol with properties as its base.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name, such as "logbook"."""
+
+    @property
+    def primary(self) -> str:
+        """The score that decides: a share, of which more is better; declared before any run."""
+
+    @property
+    def most_symbols(self) -> int:
+        """Largest number of symbols of an item, and of a row from which the task is learned."""
 
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number: a pure function of seed and number."""
