@@ -22,6 +22,7 @@ from counterpoint.streams.timeline import Timeline
 
 WORD_BLOCKS = 10  # 0.32 s
 WORD_S = WORD_BLOCKS * EAR_BLOCK / EAR_HZ
+HANG_S = 1e6
 _LEVELS = 1000
 
 
@@ -57,6 +58,19 @@ class Stage:
 
     def detect(self, block: Tensor) -> float:
         return float(block.abs().max() > 0)
+
+    def recogniser_that_hangs(self, at: range) -> Callable[[Tensor], list[ScoredWord]]:
+        """Return `recognise`, of which the calls with these numbers hang; the first is 1."""
+        num_heard = 0
+
+        def recognise(audio: Tensor) -> list[ScoredWord]:
+            nonlocal num_heard
+            num_heard += 1
+            words = self.recognise(audio)
+            self.clock.now_s += HANG_S if num_heard in at else 0.0
+            return words
+
+        return recognise
 
     def recognise(self, audio: Tensor) -> list[ScoredWord]:
         """Hear the words of which at least half is there; it takes 0.1 s."""

@@ -14,12 +14,11 @@ from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
-from tests.runtime.cascade.scripted import Stage
+from tests.runtime.cascade.scripted import HANG_S, Stage
 
 ASKED = "what is this? - - -"
 APOLOGY = CascadeRules().apology
 UNCLEAR = CascadeRules().unclear
-HANG_S = 1e6
 
 
 def silence(seconds: float) -> Tensor:
@@ -198,14 +197,6 @@ WANTED = '<tool_call>{"name": "order", "arguments": {}}</tool_call>'
 
 def ordering(stage: Stage, keys: list[str], hangs: range, rules: EarRules) -> Cascade:
     """Return a conversation that orders tea for good, whose recogniser hangs at some calls."""
-    count = 0
-
-    def recognise(audio: Tensor) -> list[ScoredWord]:
-        nonlocal count
-        count += 1
-        words = stage.recognise(audio)
-        stage.clock.now_s += HANG_S if count in hangs else 0.0
-        return words
 
     def think(scene: Scene) -> Iterator[str]:
         yield WANTED if "tea" in scene.text else ""
@@ -218,6 +209,7 @@ def ordering(stage: Stage, keys: list[str], hangs: range, rules: EarRules) -> Ca
         function=lambda key: keys.append(key),
         effect="lasting",
     )
+    recognise = stage.recogniser_that_hangs(hangs)
     engines = replace(stage.engines("Well."), recognise=recognise, think=think)
     return stage.cascade(engines, CascadeRules(ear=rules), [tool])
 

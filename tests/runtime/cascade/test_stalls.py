@@ -11,11 +11,9 @@ from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EarRules
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import Scene
-from counterpoint.speech.partials import ScoredWord
-from tests.runtime.cascade.scripted import Stage
+from tests.runtime.cascade.scripted import HANG_S, Stage
 
 ASKED = "what is this? - - -"
-HANG_S = 1e6
 APOLOGY = CascadeRules().apology
 
 
@@ -146,15 +144,7 @@ def test_voice_that_hangs_is_noticed_while_the_writer_goes_on() -> None:
 
 def hearing(stage: Stage, hanging: range, rules: EarRules) -> Cascade:
     """Return a conversation in which some recognitions hang, counted from 1."""
-    num_heard = 0
-
-    def recognise(audio: Tensor) -> list[ScoredWord]:
-        nonlocal num_heard
-        num_heard += 1
-        words = stage.recognise(audio)
-        stage.clock.now_s += HANG_S if num_heard in hanging else 0.0
-        return words
-
+    recognise = stage.recogniser_that_hangs(hanging)
     engines = replace(stage.engines("Fine."), recognise=recognise)
     return stage.cascade(engines, CascadeRules(ear=rules))
 
