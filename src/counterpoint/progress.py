@@ -109,6 +109,7 @@ class Progress:
         self._live: Any = None
         self._board = ""
         self._next_board = clock() + _BOARD_S
+        self._said = set[str]()
         self.lock = threading.RLock()  # two threads may show a task
         self._tasks = list[ref[Task]]()  # that have not ended; one that nobody holds is forgotten
         self._is_watched = False
@@ -144,6 +145,12 @@ class Progress:
         with self.lock:
             self._stream.write(text + "\n")
             self._stream.flush()
+
+    def note_once(self, text: str) -> None:
+        """Show a line, unless it was shown so before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.note(text)
 
     def board(self, text: str) -> None:
         """Show several lines that replace those of before, such as a table of results so far.

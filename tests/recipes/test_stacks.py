@@ -1,5 +1,6 @@
 """A stack of cells gives what cells give that are trained alone."""
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,10 +28,11 @@ from counterpoint.recipes.stacks import (
     run_stack,
     save_lane,
     stacks,
+    train_further,
     train_lanes,
 )
 from counterpoint.streams.batch import Batch
-from counterpoint.systems import sketch
+from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import System
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
@@ -99,6 +101,20 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
             assert point == pytest.approx(other, rel=1e-4)
         assert record == expected
     assert outcomes[0].facts["lanes"] == len(cells)
+
+
+def test_a_warm_up_longer_than_the_training_is_told_once(tmp_path: Path) -> None:
+    run = cell_run(GRID, cell(0))
+    long = replace(run.train, schedule=ScheduleConfig(warmup_steps=10))
+    source = recorded_run(run, tmp_path)
+    shown = io.StringIO()
+    progress = Progress(shown)
+    for config in (run.train, long, long):
+        system = build_system(run.system, 0)
+        train_further([system], [config], [source], "cpu", ["a"], progress)
+    told = [line for line in shown.getvalue().splitlines() if "warm-up" in line]
+    assert len(told) == 1
+    assert "reaches 40% of its highest value" in told[0]
 
 
 def test_a_cell_that_diverges_costs_no_other_cell(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from counterpoint.systems import build_system, sketch, system_layout
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.loop import DivergedError
+from counterpoint.train.optimizer import warm_up_note
 from counterpoint.train.run import Run
 from counterpoint.train.stacked import OnStep, Stack
 
@@ -126,6 +127,10 @@ def train_further(
     """
     stack = Stack(systems, configs, device)
     shown = Progress(quiet=True) if progress is None else progress
+    for config in configs:
+        warm_up = warm_up_note(config.schedule, config.num_steps)
+        if warm_up is not None:
+            shown.note_once(warm_up)
     what = names[0] if len(names) == 1 else f"{len(names)} lanes from {names[0]}"
     task = shown.task(what, "steps")
 
