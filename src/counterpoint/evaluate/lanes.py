@@ -25,13 +25,14 @@ BATCH_TICKS = 400_000
 def respond_lanes(stack: Stack, items: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Return what every lane replies to items of its own, as `counterpoint.evaluate.tasks.respond`.
 
-    Lanes answer together; texts whose costs are asked are read by one lane after another.
+    Lanes answer together. Texts whose costs are asked are read by one lane after another, and a
+    lane alone answers as its system does, which skips what is not due (a stack computes it).
 
     Args:
         stack: Stack of systems that read and write bytes.
         items: The items of each lane; either all ask for answers, or all for costs.
     """
-    if all(isinstance(item, Item) for own in items for item in own):
+    if len(items) > 1 and all(isinstance(item, Item) for own in items for item in own):
         return answer_lanes(stack, items)
     stack.finish()
     return [
