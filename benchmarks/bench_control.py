@@ -38,6 +38,7 @@ from stack_lanes import (
     stack_parser,
 )
 
+from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.data.tasks.items import Item, ItemAnswer, Trained
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.source import label_stream
@@ -46,10 +47,10 @@ from counterpoint.evaluate.tasks import answer
 from counterpoint.files import whole_file
 from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.compression import ROW_TICKS
-from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.part_whole import part_whole, tower, two_stream
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import build_system, sketch, system_layout
-from counterpoint.systems.contract import System, state_bytes
+from counterpoint.systems.contract import System, SystemConfig, state_bytes
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import TrainConfig
 
@@ -67,6 +68,13 @@ LANES: tuple[tuple[str, Trained], ...] = (
     ("navon", "answer"),
     ("navon", "all"),
 )
+TWO_LEVELS = replace(
+    two_stream(),
+    levels=(
+        LevelConfig(whole=tower(48, 1, 64), lower_layers=1, block_ticks=4, compressor="mean"),
+    ),
+)
+"""The arm two_stream with a second level above its whole: a step for four words."""
 FIRST = {("logbook", "answer"): 73, ("navon", "answer"): 73, ("navon", "all"): 46}
 """Ticks before the exchange: all events or blocks, or five blocks, and the id of the beginning."""
 NAVON = TASKS["navon"]
@@ -103,6 +111,12 @@ class Setting:
     deadline: float
 
 
+def system_of(arm: str) -> SystemConfig:
+    """Return the system of an arm of `part_whole` or of this file."""
+    systems: dict[str, SystemConfig] = {one.name: one.system for one in part_whole().arms}
+    return (systems | {"two_levels": TWO_LEVELS})[arm]
+
+
 def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
     """Return items with the answers that are scored.
 
@@ -136,12 +150,11 @@ def make(
 
 def prepare(arms: Sequence[str], setting: Setting) -> None:
     """Make the batches of all lanes, in several processes, and the items."""
-    systems = {one.name: one.system for one in part_whole().arms}
     for task, _ in setting.lanes:
         scored_items(setting.folder, task)
     for times in TIMES:
         long_logs(setting.folder, times, setting.num_long)
-    layouts = [system_layout(systems[arm]) for arm in arms]
+    layouts = [system_layout(system_of(arm)) for arm in arms]
     streams = {str(one.predicted): one for one in layouts}.values()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), spawn) as pool:
@@ -218,7 +231,7 @@ def floor_by_length(folder: Path, times: int, number: int) -> dict[str, float]:
 def run_arm(arm: str, setting: Setting) -> list[Record]:
     """Train all lanes of an arm and exchange their wholes; return one record a lane and way."""
     begin = time.perf_counter()
-    config = next(one.system for one in part_whole().arms if one.name == arm)
+    config = system_of(arm)
     lanes = [(*lane, seed) for lane, seed in product(setting.lanes, setting.seeds)]
     trains = [replace(setting.train, seed=seed) for *_, seed in lanes]
     systems = [build_system(config, one.seed) for one in trains]
