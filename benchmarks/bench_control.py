@@ -70,9 +70,7 @@ LANES: tuple[tuple[str, Trained], ...] = (
 )
 TWO_LEVELS = replace(
     two_stream(),
-    levels=(
-        LevelConfig(whole=tower(48, 1, 64), lower_layers=1, block_ticks=4, compressor="mean"),
-    ),
+    levels=(LevelConfig(whole=tower(48, 1, 64), lower_layers=1, block_ticks=4, compressor="mean"),),
 )
 """The arm two_stream with a second level above its whole: a step for four words."""
 FIRST = {("logbook", "answer"): 73, ("navon", "answer"): 73, ("navon", "all"): 46}
