@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = Run(
         name="speaker",
         system=model.config,
-        data=InterruptedSpeech(num_phrases=20, cache_folder=str(folder / "cache")),
+        data=InterruptedSpeech(num_phrases=20, spliced=0.7, cache_folder=str(folder / "cache")),
         train=TrainConfig(num_steps=1, batch_rows=1),
     )
     optimizers = KindOptimizers(model, OptimizerConfig())
@@ -141,7 +141,7 @@ def test_a_stop_before_anything_is_heard_is_told_as_false(
 def test_a_text_unlike_all_that_was_learned_is_told(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = InterruptedSpeech(num_phrases=20)
+    data = InterruptedSpeech(num_phrases=20, spliced=0.7)
     first, second = data.phrases("train")[:2]
     assert unlike_training(data, f"{first} {second}") == []
     assert data.fewest_words == 8

@@ -131,8 +131,8 @@ def test_probabilities_hold_and_change_no_other_draw(prepared: PreparedUtterance
 
 
 def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -> None:
-    """Words of the phrases; without splicing and in other splits every text is two phrases."""
-    items = prepared.items("train")
+    """Words of the phrases; by default and in other splits every text is two whole phrases."""
+    items = Items(replace(prepared.data, spliced=0.7), "train", prepared.codec, SPEAKER)
     words = {word for phrase in items.phrases for word in phrase.split()}
     pairs = {f"{first} {second}" for first in items.phrases for second in items.phrases}
     texts = [items.utterance(number).text for number in range(60)]
@@ -141,7 +141,7 @@ def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -
     once = Items(replace(prepared.data, num_takes=1, spliced=1.0), "train", prepared.codec, SPEAKER)
     once.utterance(0)
     assert len(once._words) == len(words)
-    natural = Items(replace(prepared.data, spliced=0.0), "train", prepared.codec, SPEAKER)
+    natural = prepared.items("train")
     assert all(natural.utterance(number).text in pairs for number in range(20))
     held_out = prepared.items("held_out")
     assert held_out.utterance(0).text.startswith(held_out.phrases)
@@ -156,8 +156,13 @@ def test_a_file_of_phrases_takes_the_place_of_a_voice(
     some = [items.phrase(text) for text in items.phrases]
     write_phrases(path, some, prepared.codec)
     stored = Items(replace(prepared.data, phrases_file=str(path)), "train", prepared.codec, SPEAKER)
+    spliced = [
+        Items(replace(one.data, spliced=1.0), "train", prepared.codec, SPEAKER)
+        for one in (items, stored)
+    ]
     for number in range(12):
-        first, second = (one.utterance(number) for one in (items, stored))
+        kinds = spliced if number % 2 else (items, stored)
+        first, second = (one.utterance(number) for one in kinds)
         assert first.text == second.text
         assert torch.equal(first.codes, second.codes)
         assert len(second.audio) == len(second.codes) * prepared.codec.frame_samples
@@ -169,6 +174,15 @@ def test_a_file_of_phrases_takes_the_place_of_a_voice(
     write_tensors(path, {"codes": some[0].codes}, {"format": "other"})
     with pytest.raises(UserError, match="must be codes of"):
         StoredPhrases(path, prepared.codec)
+
+
+def test_there_are_as_many_phrases_as_are_asked_for() -> None:
+    """More of them begin with those of fewer, and other splits stay the same."""
+    few, many = (data(num_phrases=number) for number in (500, 5000))
+    assert len(many.phrases("train")) == 5000
+    assert many.phrases("train")[:500] == few.phrases("train")
+    assert many.phrases("held_out") == few.phrases("held_out")
+    assert not set(many.phrases("train")) & set(many.phrases("held_out"))
 
 
 def test_words_are_cut_between_frames(prepared: PreparedUtterances) -> None:
