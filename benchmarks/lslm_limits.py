@@ -80,13 +80,20 @@ def trial(prepared: PreparedUtterances, text: str, heard: Tensor, seed: int) -> 
 
 
 def words(
-    system: System, prepared: PreparedUtterances, kinds: dict[str, Items], count: int
+    system: System,
+    prepared: PreparedUtterances,
+    kinds: dict[str, Items],
+    count: int,
+    trained_from: int = FIRST,
 ) -> dict[str, Any]:
-    """Word error rates of what is said in silence, and of the codes that were to be said."""
+    """Word error rates of what is said in silence, and of the codes that were to be said.
+
+    Items of the training split are numbered from ``trained_from`` on.
+    """
     recogniser = Recogniser()
     found = {}
     for kind, items in kinds.items():
-        first = 0 if items.split == "held_out" else FIRST
+        first = 0 if items.split == "held_out" else trained_from
         some = [items.utterance(number) for number in range(first, first + count)]
         silence = SILENCE.heard(RATE)
         trials = [trial(prepared, one.text, silence, n) for n, one in enumerate(some)]

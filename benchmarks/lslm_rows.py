@@ -38,7 +38,7 @@ from counterpoint.data.making.sounds import (
     load_sounds,
 )
 from counterpoint.data.making.spoken_phrases import SynthesisedPhrases, write_phrases
-from counterpoint.data.source import Preparation
+from counterpoint.data.source import ALONE, Preparation
 from counterpoint.formats import open_codec
 from counterpoint.speech.voices import Synthesizer
 from counterpoint.streams.spec import UNSET_ID
@@ -121,7 +121,9 @@ def unpack(folder: Path, out: Path, kind: Interrupter) -> None:
         (out / f"{where}.jsonl").write_text(text)
 
 
-def unpacked(folder: Path, out: Path, kind: Interrupter) -> PreparedUtterances:
+def unpacked(
+    folder: Path, out: Path, kind: Interrupter, how: Preparation = ALONE
+) -> PreparedUtterances:
     """The data of a packed folder, ready to be made."""
     sounds = out / f"sounds-{kind}"
     if not (sounds / "backchannels.jsonl").exists():
@@ -136,7 +138,7 @@ def unpacked(folder: Path, out: Path, kind: Interrupter) -> PreparedUtterances:
         sounds=SoundsConfig(folder=str(sounds)),
         cache_folder=str(cache),
     )
-    return data.prepare(sketch(lslm.small()))
+    return data.prepare(sketch(lslm.small()), how)
 
 
 # Making

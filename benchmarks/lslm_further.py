@@ -1,0 +1,231 @@
+"""Trains one LSLM on one CPU core, with whole phrases, from random weights or from a trained run.
+
+    python benchmarks/lslm_further.py --pack PACK --arm late --steps 600 --out LANE [--init RUN]
+
+It can be stopped and started again. Rows of like length share a batch, so that little is padded.
+Held-out rows are read every 100 steps, and the weights that read them best are kept. `--items 20`
+learns 20 utterances by heart in silence: can the model say at all what it reads? `lslm_scores.py`
+reads what `--rows` lets the model say, and `--words` counts word errors here.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lslm_limits import FIRST, bits, words
+from lslm_rows import KINDS, SILENCE, unpacked
+from lslm_stacks import ARMS, measured, say
+from record import finish
+
+from counterpoint.data.making.interrupted import Items, PreparedUtterances
+from counterpoint.data.source import Preparation
+from counterpoint.runtime.load import load
+from counterpoint.streams.batch import Batch
+from counterpoint.systems import build_system, lslm
+from counterpoint.systems.contract import System
+from counterpoint.train.config import ScheduleConfig
+from counterpoint.train.optimizer import lr_ratio
+
+ROWS = 32
+POOL = 8  # batches that are sorted by length together
+EVERY = 80
+HELD_OUT = 64
+
+
+def contents(
+    prepared: PreparedUtterances, items: Items, numbers: Iterator[int], *, silent: bool
+) -> list[dict[str, torch.Tensor]]:
+    """Rows, the shortest first."""
+    found = []
+    for number in numbers:
+        said = items.utterance(number)
+        scene = SILENCE if silent else items.scene(number, prepared.seconds(said))
+        found.append(prepared.content(said, scene))
+    return sorted(found, key=lambda content: content["text"].shape[1])
+
+
+def pool(
+    prepared: PreparedUtterances, items: Items, number: int, options: argparse.Namespace
+) -> list[Batch]:
+    """The batches of a pool in any order."""
+    if options.items:
+        few = contents(prepared, items, iter(range(options.items)), silent=True)
+        return [prepared.batch(few)] * POOL
+    numbers = iter(range(number * POOL * ROWS, (number + 1) * POOL * ROWS))
+    rows = contents(prepared, items, numbers, silent=options.arm == "silent")
+    batches = [prepared.batch(rows[n : n + ROWS]) for n in range(0, len(rows), ROWS)]
+    random.Random(number).shuffle(batches)
+    return batches
+
+
+@torch.no_grad()
+def held_out_bits(system: System, batch: Batch) -> float:
+    """Bits a frame."""
+    losses = system.losses(batch)
+    nats = sum(float(sums.nats) for sums in losses.values())
+    return nats / float(losses["semantic"].num_ticks) / 0.6931
+
+
+class Training:
+    """A training that can go on."""
+
+    def __init__(self, system: System, options: argparse.Namespace) -> None:
+        self.system = system
+        self.options = options
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[list[float]] = []
+        self.best: dict[str, Any] = {"bits": float("inf"), "step": 0, "weights": {}}
+        self.optimizer = torch.optim.AdamW(
+            system.parameters(), lr=options.rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self.path: Path = options.out / "training.pt"
+        if self.path.exists():
+            kept = torch.load(self.path, weights_only=False)
+            system.load_state_dict(kept["weights"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.step, self.seconds = kept["step"], kept["seconds"]
+            self.curve, self.best = kept["curve"], kept["best"]
+            say(f"goes on after step {self.step}")
+
+    def save(self) -> None:
+        """Keep everything that is needed to go on."""
+        kept = {name: getattr(self, name) for name in ("step", "seconds", "curve", "best")}
+        kept |= {"weights": self.system.state_dict(), "optimizer": self.optimizer.state_dict()}
+        partial = self.path.with_suffix(".part")
+        torch.save(kept, partial)
+        partial.replace(self.path)
+
+    def take(self, batch: Batch) -> float:
+        """Take a step; return its loss in nats."""
+        schedule = ScheduleConfig(kind="cosine", warmup_steps=self.options.warmup, final_ratio=0.05)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.rate * lr_ratio(schedule, self.step, self.options.steps)
+        loss = self.system.loss(batch).total
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.system.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def run(self, prepared: PreparedUtterances, items: Items, held_out: Batch) -> None:
+        """Take all steps."""
+        made: dict[int, list[Batch]] = {}
+        while self.step < self.options.steps:
+            begin = time.process_time()
+            number = self.step // POOL % self.options.pools
+            if number not in made:
+                made[number] = pool(prepared, items, number, self.options)
+            batches = made[number]
+            trained = held_out_bits(self.system, batches[0])
+            for batch in batches:
+                self.take(batch)
+            self.seconds += time.process_time() - begin
+            say(
+                f"step {self.step} of {self.options.steps}: {trained:.2f} bits a frame, "
+                f"{self.seconds:.0f} s of a core"
+            )
+            if self.step % EVERY == 0 or self.step >= self.options.steps:
+                now = held_out_bits(self.system, held_out)
+                self.curve.append([self.step, round(trained, 3), round(now, 3)])
+                if now < self.best["bits"]:
+                    weights = {name: x.clone() for name, x in self.system.state_dict().items()}
+                    self.best = {"bits": now, "step": self.step, "weights": weights}
+                say(f"held out {now:.2f}, best {self.best['bits']:.2f} at {self.best['step']}")
+            self.save()
+
+
+def begun(options: argparse.Namespace) -> System:
+    """The model before the training."""
+    if options.init:
+        return load(options.init).system
+    return build_system(lslm.small(ARMS[options.arm]), options.seed)
+
+
+def results(
+    training: Training, prepared: PreparedUtterances, items: Items, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Bits and word errors of the trained model; ``system`` is the model."""
+    system = training.system.eval()
+    if options.best:
+        system.load_state_dict(training.best["weights"])
+    facts: dict[str, Any] = {
+        "arm": options.arm,
+        "seed": options.seed,
+        "rate": options.rate,
+        "steps": training.best["step"] if options.best else training.step,
+        "further": bool(options.init),
+        "phrases": options.phrases,
+        "curve": training.curve,
+        "core_seconds": round(training.seconds),
+    }
+    kinds = {
+        "new phrases": prepared.items("held_out"),
+        "trained phrases in new pairs": items,
+    }
+    if options.items:
+        kinds = {"learned by heart": items}
+    else:
+        facts["bits"] = bits(system, prepared, kinds, options.work)
+    if options.words:
+        first = 0 if options.items else FIRST
+        facts["word_errors"] = words(system, prepared, kinds, options.words, first)
+    return facts
+
+
+def arguments() -> argparse.Namespace:
+    """What the user asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pack", type=Path, required=True)
+    parser.add_argument("--kind", default="command", choices=KINDS)
+    parser.add_argument("--arm", default="late", choices=list(ARMS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", help="folder of a trained run")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--pools", type=int, default=1000, help=f"of {POOL} steps, in turn")
+    parser.add_argument("--phrases", type=int, default=2000, help="different ones")
+    parser.add_argument("--spliced", type=float, default=0.0)
+    parser.add_argument("--items", type=int, default=0, help="learn so many utterances by heart")
+    parser.add_argument("--best", action="store_true", help="measure the best weights")
+    parser.add_argument("--rows", type=Path, help="folder of trials")
+    parser.add_argument("--words", type=int, default=0, help="utterances that are recognised")
+    parser.add_argument("--work", type=Path, required=True, help="folder of what is unpacked")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    how = Preparation(held_out_only=True)  # phrases are then read when they are needed
+    prepared = unpacked(options.pack, options.work, options.kind, how)
+    say(prepared.describe())
+    data = replace(prepared.data, spliced=options.spliced)
+    items = Items(data, "train", prepared.codec, prepared.speaker)
+    items.phrases = items.phrases[: options.phrases]
+    unseen = prepared.items("held_out")
+    held_out = prepared.batch(contents(prepared, unseen, iter(range(HELD_OUT)), silent=True))
+    training = Training(begun(options), options)
+    training.run(prepared, items, held_out)
+    facts = results(training, prepared, items, options)
+    (options.out / "facts.json").write_text(json.dumps(facts))
+    if options.rows:
+        options.save = [options.seed]
+        measured({**facts, "system": training.system}, options, options.out)
+    finish("Does an LSLM say what it reads after whole phrases?", facts, None)
+
+
+if __name__ == "__main__":
+    main()
