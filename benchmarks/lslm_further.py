@@ -13,7 +13,6 @@ import json
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +209,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     how = Preparation(held_out_only=True)  # phrases are then read when they are needed
-    prepared = unpacked(options.pack, options.work, options.kind, how)
+    prepared = unpacked(options.pack, options.work, options.kind, how, options.spliced)
     say(prepared.describe())
-    data = replace(prepared.data, spliced=options.spliced)
-    items = Items(data, "train", prepared.codec, prepared.speaker)
+    items = prepared.items("train")
     items.phrases = items.phrases[: options.phrases]
     unseen = prepared.items("held_out")
     held_out = prepared.batch(contents(prepared, unseen, iter(range(HELD_OUT)), silent=True))

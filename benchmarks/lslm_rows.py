@@ -122,7 +122,11 @@ def unpack(folder: Path, out: Path, kind: Interrupter) -> None:
 
 
 def unpacked(
-    folder: Path, out: Path, kind: Interrupter, how: Preparation = ALONE
+    folder: Path,
+    out: Path,
+    kind: Interrupter,
+    how: Preparation = ALONE,
+    spliced: float = 0.0,
 ) -> PreparedUtterances:
     """The data of a packed folder, ready to be made."""
     sounds = out / f"sounds-{kind}"
@@ -137,6 +141,7 @@ def unpacked(
         phrases_file=str(folder / "phrases.safetensors"),
         sounds=SoundsConfig(folder=str(sounds)),
         cache_folder=str(cache),
+        spliced=spliced,
     )
     return data.prepare(sketch(lslm.small()), how)
 
@@ -235,7 +240,7 @@ def make(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    prepared = unpacked(options.pack, out, options.kind)
+    prepared = unpacked(options.pack, out, options.kind, spliced=options.spliced)
     for split in SPLITS:
         prepared.items(split).utterance(0)
     print(f"unpacked after {time.perf_counter() - begin:.1f} s: {prepared.describe()}", flush=True)
@@ -281,6 +286,7 @@ def main() -> None:
     making = verbs.add_parser("make")
     making.add_argument("--pack", type=Path, required=True)
     making.add_argument("--kind", default="command", choices=KINDS)
+    making.add_argument("--spliced", type=float, default=0.0, help="share of spliced phrases")
     making.add_argument("--rows", type=int, default=98_304)
     making.add_argument("--trials", type=int, default=500, help="of each half of a condition")
     making.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
