@@ -19,8 +19,8 @@ from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells
 from counterpoint.recipes import grid_workers as module
-from counterpoint.recipes.cells import Cell, CellOutcome, read_cells, run_cell
-from counterpoint.recipes.grid import Grid, GridArm, Limits, costs
+from counterpoint.recipes.cells import Cell, CellOutcome, cell_run, read_cells, run_cell
+from counterpoint.recipes.grid import Grid, GridArm, Limits, check_costs, costs
 from counterpoint.recipes.grid_run import best_rates, run_grid
 from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.part_whole import part_whole
@@ -334,3 +334,16 @@ def test_two_cells_that_are_killed_again_and_again_end_with_the_same_parquet(
     assert len(states) > 2, "it was never killed in the middle of a cell"
     assert files(folder) == files(tmp_path / "whole")
     assert not list(folder.glob("work/*"))
+
+
+def test_an_arm_may_learn_parts_of_its_system_slowly() -> None:
+    arms = (GridArm(name="a", system=tiny(), lr_factors=(("head", 0.5), ("tower", 0.1))),)
+    usual = replace(tiny_grid().train.optimizer, lr_factors=(("head", 2.0), ("embedding", 3.0)))
+    grid = tiny_grid(arms=arms, train=replace(tiny_grid().train, optimizer=usual))
+    check_costs(grid, Progress(quiet=True))
+    run = cell_run(grid, Cell(task="hierarchy", arm="a", learning_rate=1e-3, seed=0))
+    found = dict(run.train.optimizer.lr_factors)
+    assert found == {"head": 0.5, "tower": 0.1, "embedding": 3.0}
+    wrong = replace(grid, arms=(replace(arms[0], lr_factors=(("towr", 0.1),)),))
+    with pytest.raises(UserError, match="'towr', which starts none. Did you mean 'tower'"):
+        check_costs(wrong, Progress(quiet=True))

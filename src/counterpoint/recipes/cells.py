@@ -128,13 +128,16 @@ def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
 
 def cell_run(grid: Grid, cell: Cell) -> Run:
     """Return the run of a cell; a cell that chooses a learning rate takes a share of the steps."""
-    optimizer = replace(grid.train.optimizer, lr=cell.learning_rate, muon_lr=None)
+    arm = next(arm for arm in grid.arms if arm.name == cell.arm)
+    usual = grid.train.optimizer
+    factors = tuple((dict(usual.lr_factors) | dict(arm.lr_factors)).items())
+    optimizer = replace(usual, lr=cell.learning_rate, muon_lr=None, lr_factors=factors)
     train = replace(grid.train, seed=cell.seed, optimizer=optimizer)
     if cell.seed in grid.tuning_seeds:
         train = replace(train, num_steps=max(1, round(train.num_steps * grid.tuning_share)))
     return Run(
         name=cell.key,
-        system=next(arm.system for arm in grid.arms if arm.name == cell.arm),
+        system=arm.system,
         data=learned_data(grid.task(cell.task), cell.seed),
         train=train,
     )

@@ -11,6 +11,7 @@ from counterpoint.progress import Progress
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.contract import state_bytes
 from counterpoint.train.config import TrainConfig
+from counterpoint.train.optimizer import check_prefixes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,11 +22,14 @@ class GridArm:
         name: Name in tables.
         system: Config of the system.
         unmatched: Reason why it need not meet the budget, such as "a ceiling"; empty if it must.
+        lr_factors: Factors of the cell's learning rate by part of the system; see
+            `OptimizerConfig.lr_factors`, whose prefixes these replace or join.
     """
 
     name: str
     system: SystemConfig
     unmatched: str = ""
+    lr_factors: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         check_name("arms.name", self.name)
@@ -159,11 +163,13 @@ def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
     """Return the costs of every arm on a task.
 
     Raises:
-        UserError: An arm does not meet the budget; the arm, the share and the limit are named.
+        UserError: An arm does not meet the budget, and the arm, the share and the limit are named;
+            or a prefix of its `lr_factors` starts no parameter's name.
     """
     found = {}
     for arm in grid.arms:
         system = sketch(arm.system)
+        check_prefixes([name for name, _ in system.named_parameters()], arm.lr_factors)
         num_ticks = learned_data(grid.task(task), 0).num_ticks(system.layout)
         found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -128,7 +128,7 @@ def build_optimizer(
         UserError: A prefix of `lr_factors` matches no parameter.
     """
     named = {name: p for name, p in system.named_parameters() if p.requires_grad}
-    _check_prefixes(list(named), config)
+    check_prefixes(list(named), config.lr_factors)
     modules = list(system.named_modules())
     embeddings = {id(m.weight) for _, m in modules if isinstance(m, nn.Embedding)}
     hidden = {id(m.weight) for name, m in modules if isinstance(m, nn.Linear) and name != "head"}
@@ -157,8 +157,13 @@ def build_optimizer(
     return JointOptimizer(parts)
 
 
-def _check_prefixes(names: list[str], config: OptimizerConfig) -> None:
-    for prefix, _ in config.lr_factors:
+def check_prefixes(names: Sequence[str], lr_factors: Sequence[tuple[str, float]]) -> None:
+    """Refuse factors of learning rates whose prefix starts no parameter's name.
+
+    Raises:
+        UserError: A prefix starts none of the names; the nearest one is told.
+    """
+    for prefix, _ in lr_factors:
         if not any(name.startswith(prefix) for name in names):
             prefixes = {n[: m.start()] for n in names for m in re.finditer(r"\.|$", n)}
             near = get_close_matches(prefix, sorted(prefixes), n=1, cutoff=0)
