@@ -1,10 +1,10 @@
 """Records of what a folder was begun with, for calls that continue there."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from counterpoint.config_json import encode, first_difference
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.errors import UserError
 from counterpoint.files import read_json, write_json
 
@@ -44,6 +44,8 @@ def keep_begun(file: Path, content: dict[str, Any]) -> None:
 def keep_or_check_study(file: Path, study: Any, free: Collection[str]) -> None:
     """Write what study a folder belongs to, or refuse the folder of another study.
 
+    Fields that the record does not know, because it is older than they are, have their defaults.
+
     Args:
         file: The record in the folder.
         study: The study, a dataclass.
@@ -54,10 +56,19 @@ def keep_or_check_study(file: Path, study: Any, free: Collection[str]) -> None:
     """
     new = {key: own for key, own in encode(study).items() if key not in free}
     if file.exists():
-        changed = first_difference(read_json(file), new, "study")
+        changed = first_difference(_filled(read_json(file), study, new), new, "study")
         if changed is not None:
             raise UserError(
                 f"{file.parent} must belong to this study: it was begun with another {changed}. "
                 "Name another folder."
             )
     write_json(file, new)
+
+
+def _filled(old: Any, study: Any, new: Mapping[str, Any]) -> Any:
+    """Return an older record with the fields of today; as it is if they do not fit."""
+    try:
+        today = encode(decode(type(study), {**encode(study), **old}))
+    except (TypeError, UserError):
+        return old
+    return {key: own for key, own in today.items() if key in new}

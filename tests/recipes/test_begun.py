@@ -1,0 +1,35 @@
+"""A folder belongs to one study."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from counterpoint.errors import UserError
+from counterpoint.files import read_json, write_json
+from counterpoint.recipes.begun import keep_or_check_study
+from counterpoint.recipes.front_loading import front_loading
+
+
+def test_a_record_older_than_a_field_belongs_to_the_study_with_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "study.json"
+    study = front_loading()
+    keep_or_check_study(file, study, ("seeds",))
+    old = read_json(file)
+    del old["train"]["optimizer"]["kind_lr_factors"]
+    write_json(file, old)
+    keep_or_check_study(file, replace(study, seeds=(7,)), ("seeds",))
+    assert "kind_lr_factors" in read_json(file)["train"]["optimizer"]
+    write_json(file, old)
+    optimizer = replace(study.train.optimizer, kind_lr_factors=(("answer", 0.5),))
+    other = replace(study, train=replace(study.train, optimizer=optimizer))
+    with pytest.raises(UserError, match=r"begun with another study.train.optimizer"):
+        keep_or_check_study(file, other, ("seeds",))
+
+
+def test_a_record_with_an_unknown_field_belongs_to_another_study(tmp_path: Path) -> None:
+    file = tmp_path / "study.json"
+    keep_or_check_study(file, front_loading(), ())
+    write_json(file, read_json(file) | {"pace": 2})
+    with pytest.raises(UserError, match="begun with another study"):
+        keep_or_check_study(file, front_loading(), ())
