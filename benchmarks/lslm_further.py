@@ -26,6 +26,7 @@ from counterpoint.data.making.interrupted import Items, PreparedUtterances
 from counterpoint.data.source import Preparation
 from counterpoint.runtime.load import load
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import build_system, lslm
 from counterpoint.systems.contract import System
 from counterpoint.train.config import ScheduleConfig
@@ -35,6 +36,7 @@ ROWS = 32
 POOL = 8  # batches that are sorted by length together
 EVERY = 80
 HELD_OUT = 64
+BEGIN = 8  # frames
 
 
 def contents(
@@ -69,6 +71,31 @@ def held_out_bits(system: System, batch: Batch) -> float:
     losses = system.losses(batch)
     nats = sum(float(sums.nats) for sums in losses.values())
     return nats / float(losses["semantic"].num_ticks) / 0.6931
+
+
+@torch.no_grad()
+def accuracy(system: System, prepared: PreparedUtterances, items: Items) -> dict[str, float]:
+    """Share of ids of the first codebook that are likeliest, with the own and another text.
+
+    Only the text tells with which phrase an utterance begins; later codes also follow from earlier
+    ones.
+    """
+    said = [items.utterance(FIRST + number) for number in range(HELD_OUT)]
+    found = {}
+    for kind, shift in (("own text", 0), ("another text", 1)):
+        right = {"beginning": 0, "rest": 0}
+        of = dict(right)
+        for number, one in enumerate(said):
+            text = said[(number + shift) % len(said)].text
+            batch = prepared.batch([prepared.content(one._replace(text=text), SILENCE)])
+            targets = batch.targets["semantic"][0, :, 0]
+            same = system(batch)["semantic"][0, :, 0].argmax(-1) == targets
+            spoken = same[targets != UNSET_ID].long()
+            for part, some in zip(right, spoken.split([BEGIN, len(spoken) - BEGIN]), strict=True):
+                right[part] += int(some.sum())
+                of[part] += len(some)
+        found |= {f"{kind}, {part}": round(right[part] / of[part], 3) for part in right}
+    return found
 
 
 class Training:
@@ -165,14 +192,12 @@ def results(
         "curve": training.curve,
         "core_seconds": round(training.seconds),
     }
-    kinds = {
-        "new phrases": prepared.items("held_out"),
-        "trained phrases in new pairs": items,
-    }
-    if options.items:
-        kinds = {"learned by heart": items}
-    else:
+    kinds = {"learned by heart" if options.items else "trained phrases in new pairs": items}
+    if not options.items and not options.brief:
+        kinds["new phrases"] = prepared.items("held_out")
         facts["bits"] = bits(system, prepared, kinds, options.work)
+    if options.words and not options.items:
+        facts["accuracy"] = accuracy(system, prepared, items)
     if options.words:
         first = 0 if options.items else FIRST
         facts["word_errors"] = words(system, prepared, kinds, options.words, first)
@@ -197,6 +222,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--best", action="store_true", help="measure the best weights")
     parser.add_argument("--rows", type=Path, help="folder of trials")
     parser.add_argument("--words", type=int, default=0, help="utterances that are recognised")
+    parser.add_argument("--brief", action="store_true", help="measure trained phrases alone")
     parser.add_argument("--work", type=Path, required=True, help="folder of what is unpacked")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()

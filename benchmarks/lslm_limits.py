@@ -24,6 +24,7 @@ from torch import Tensor
 
 from counterpoint.data.making.interrupted import Items, PreparedUtterances
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds
+from counterpoint.data.source import Preparation
 from counterpoint.evaluate.duplex.speaking import Spoke
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.runtime.load import load
@@ -179,13 +180,17 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder of what is unpacked")
     parser.add_argument("--words", type=int, default=0, help="utterances that are heard")
+    parser.add_argument("--no-bits", action="store_true", help="read no given speech")
     parser.add_argument("--out")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     system = load(options.run).system.eval()
-    prepared = unpacked(options.pack, options.work, "command")
+    how = Preparation(held_out_only=True)  # phrases are then read when they are needed
+    prepared = unpacked(options.pack, options.work, "command", how)
     kinds = kinds_of_items(prepared)
-    found = {"run": options.run.name, "bits": bits(system, prepared, kinds, options.work)}
+    found: dict[str, Any] = {"run": options.run.name}
+    if not options.no_bits:
+        found["bits"] = bits(system, prepared, kinds, options.work)
     found["sounds"] = other_sounds(system, prepared, options.pack, options.work)
     found["first words in silence"] = short_texts(system, prepared)
     if options.words:
