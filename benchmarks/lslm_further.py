@@ -81,7 +81,7 @@ def accuracy(system: System, prepared: PreparedUtterances, items: Items) -> dict
     ones.
     """
     said = [items.utterance(FIRST + number) for number in range(HELD_OUT)]
-    found = {}
+    found: dict[str, float] = {}
     for kind, shift in (("own text", 0), ("another text", 1)):
         right = {"beginning": 0, "rest": 0}
         of = dict(right)
