@@ -215,6 +215,27 @@ def test_loss_counts_the_nats_of_all_targets(model: System) -> None:
     assert math.isclose(float(loss.total), total, rel_tol=1e-5)
 
 
+def test_stages_of_a_training_leave_the_finished_model_as_it_is(model: System) -> None:
+    """Every stage can be learned from; afterwards and in evaluation mode nothing of it is left."""
+    trained = copy.deepcopy(model)
+    ticks = random_ticks(model, 2, 29)
+    batch = batch_of(model, ticks)
+    starts = model.stages(20)
+    assert starts[0] == 0
+    assert list(starts) == sorted(set(starts))
+    assert starts[-1] < 20
+    torch.manual_seed(3)
+    expected = model.train().losses(batch)
+    for step in starts:
+        trained.at_step(step, 20)
+        assert equal(scores(trained.eval(), ticks), scores(model.eval(), ticks))
+        assert trained.train().loss(batch).total.isfinite()
+    trained.at_step(20, 20)
+    torch.manual_seed(3)
+    for name, sums in trained.losses(batch).items():
+        assert all(map(torch.equal, sums, expected[name]))
+
+
 def test_gradient_reaches_every_parameter(model: System) -> None:
     trained = copy.deepcopy(model).train()
     trained.loss(batch_of(model, random_ticks(model, 4, 41))).total.backward()

@@ -14,6 +14,7 @@ from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerConfig
 from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.notes import NotesConfig
+from counterpoint.blocks.ramp import RampConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import Llama3Scaling, RopeConfig
 from counterpoint.blocks.stage import StageConfig
@@ -259,6 +260,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
             block_ticks=6,
             learned_ends=BoundariesConfig(ratio=2.0, max_share=0.5),
             recall=RecallConfig(num_blocks=1),
+        ),
+        "ramp": two("wavelet", 0, ramp=RampConfig(start_ticks=1)),
+        "ramp_early_lag1": two(
+            "attention", 1, boundary_ids=(2, 5, 7), ramp=RampConfig(start_ticks=2, share=0.3)
+        ),
+        "ramp_learned": two(
+            "mean", 0, learned_ends=BoundariesConfig(ratio=3.0), ramp=RampConfig(start_ticks=2)
         ),
         "text_lag1": two(
             "mean",

@@ -42,6 +42,7 @@ def lay_blocks(
     lengths: Int[Tensor, " B"] | None = None,
     counted: bool = True,
     most: int | None = None,
+    longest: int | None = None,
 ) -> BlockGrid:
     """Find the blocks of a chunk.
 
@@ -49,22 +50,24 @@ def lay_blocks(
         ends_early: True at steps whose content ends a block; ``None`` if content never ends one.
         start: First step of the document of each step. It is negative for documents that began
             before the chunk, whose pending steps come from the session.
-        block_ticks: Number of steps of the longest block.
+        block_ticks: Number of steps R that a block has room for, and after which it ends.
         lengths: Number of real steps of each row; ``None`` means all.
         counted: Whether W is the largest number of blocks that a row has, which must be read from
             the device. Otherwise, and in a compiled graph, W is the largest possible number.
         most: The largest possible number, if it is known to be smaller; W is then never counted.
+        longest: Smaller number of steps after which a block ends; ``None`` means ``block_ticks``.
     """
     num_rows, num_steps = start.shape
+    longest = block_ticks if longest is None else longest
     counted = counted and most is None
     if most is None:
-        most = num_steps if ends_early is not None else (num_steps + block_ticks - 1) // block_ticks
+        most = num_steps if ends_early is not None else (num_steps + longest - 1) // longest
     if ends_early is None:
         ends_early = torch.zeros_like(start, dtype=torch.bool)
     step = torch.arange(num_steps, device=start.device)
     before = start - 1
     since = step - torch.maximum(_earlier(_latest(ends_early, step)), before)
-    ends = ends_early | (since % block_ticks == 0)
+    ends = ends_early | (since % longest == 0)
     if lengths is not None:
         ends = ends & (step < lengths[:, None])
     finished = ends.cumsum(1)

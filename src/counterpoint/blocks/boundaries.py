@@ -1,6 +1,6 @@
 """Ends of blocks that a model finds by itself, instead of ends at ids or after a fixed length."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,16 @@ class BoundariesConfig:
                 f"`max_share` must be 1 / ratio = {1 / self.ratio:.3f} to 1, so that blocks of the "
                 f"wanted length find room: got {self.max_share}."
             )
+
+    def shortened(self, factor: float) -> "BoundariesConfig":
+        """Return the same shape with blocks of ``factor`` times the length, and room for them."""
+        share = min(self.max_share / factor, 1.0)
+        return replace(self, ratio=self.ratio * factor, max_share=share)
+
+    def most_blocks(self, num_steps: int, block_ticks: int) -> int:
+        """Return the largest number of blocks that can end in whole rows, full ones included."""
+        most = most_chunks(num_steps, self.max_share) + num_steps // block_ticks
+        return min(most, num_steps)
 
 
 def check_ends(
@@ -74,7 +84,7 @@ class Boundaries(nn.Module):
     def __init__(self, width: int, config: BoundariesConfig) -> None:
         """Make the router of steps of ``width``."""
         super().__init__()
-        self.max_share = config.max_share
+        self.config = config
         self.router = Router(width)
 
     def forward(
@@ -83,6 +93,7 @@ class Boundaries(nn.Module):
         start: Start,
         newest: Float[Tensor, "B D"] | None,
         found: Int[Tensor, " B"] | None,
+        config: BoundariesConfig | None = None,
     ) -> tuple[Chunks, Bool[Tensor, "B T"]]:
         """Decide after which steps of a chunk a block ends.
 
@@ -91,6 +102,7 @@ class Boundaries(nn.Module):
             start: Where the rows begin.
             newest: The step before the chunk; ``None`` for whole rows.
             found: `Chunks.number` of each session so far, summed up; ``None`` for whole rows.
+            config: Another shape than that of the module, such as a shortened one.
 
         Returns:
             The decisions, and the steps after which a block ends. The first step of a document
@@ -108,15 +120,10 @@ class Boundaries(nn.Module):
             first,
             lengths=start.lengths,
             begun=found,
-            share=self.max_share,
+            share=(config or self.config).max_share,
         )
         step = torch.arange(num_steps, device=x.device)
         return chunks, chunks.begins & (step != first)
-
-    def most_blocks(self, num_steps: int, block_ticks: int) -> int:
-        """Return the largest number of blocks that can end in whole rows, full ones included."""
-        most = most_chunks(num_steps, self.max_share) + num_steps // block_ticks
-        return min(most, num_steps)
 
     def products(self) -> int:
         """Return the multiply-adds of the matrix products of a step."""

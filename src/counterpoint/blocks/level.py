@@ -145,6 +145,7 @@ class Level(nn.Module):
         start: Start,
         state: LevelState | None,
         most: int | None = None,
+        longest: int | None = None,
     ) -> Cut:
         """Find the blocks that end within a chunk, and gather their steps.
 
@@ -155,6 +156,7 @@ class Level(nn.Module):
             start: Where the rows begin.
             state: State before the chunk; ``None`` for whole rows.
             most: See `lay_blocks`.
+            longest: See `lay_blocks`.
         """
         num_rows, num_steps = x.shape[:2]
         size = self.config.block_ticks
@@ -178,6 +180,7 @@ class Level(nn.Module):
             # A session does not count its blocks, or its shapes would depend on the other rows.
             counted=state is None or num_rows == 1,
             most=most,
+            longest=longest,
         )
         steps = torch.cat((pending.to(x.dtype), x), 1)
         # The counts start before the chunk, so that a row without real steps keeps its place.

@@ -7,6 +7,7 @@ choice is stored with the runs in ``budget.json``, so that a run that is resumed
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from counterpoint.config_json import decode, encode
@@ -283,14 +284,7 @@ def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: fl
     batches = connected(data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size))
     trainer = Trainer(shard(system, world), batches, run.train)
     system.train()
-    stop = StopSignal()
-    trainer.step(stop)
-    begin = time.perf_counter()
-    taken = 0
-    while taken < 3 or world.from_first(time.perf_counter() - begin < seconds):
-        trainer.step(stop)
-        taken += 1
-    step_s = (time.perf_counter() - begin) / taken
+    step_s = _step_seconds(trainer, world, seconds)
     units = data.held_out_units()
     if units is None or not len(units) or world.size > 1:
         return RunTiming(step_s=step_s)
@@ -316,6 +310,25 @@ def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: fl
         num_units=len(units),
         end_s=end_s,
     )
+
+
+def _step_seconds(trainer: Trainer, world: World, seconds: float) -> float:
+    """Return the mean seconds of a step over the stages of a training, each of which is timed."""
+    stop = StopSignal()
+    num_steps = trainer.config.num_steps
+    starts = trainer.contract.stages(num_steps)
+    total_s = 0.0
+    for start, end in pairwise((*starts, num_steps)):
+        trainer.state.counters.step = start
+        trainer.step(stop)
+        begin = time.perf_counter()
+        taken = 0
+        while taken < 3 or world.from_first(time.perf_counter() - begin < seconds / len(starts)):
+            trainer.state.counters.step = start + (taken + 1) % (end - start)
+            trainer.step(stop)
+            taken += 1
+        total_s += (end - start) * (time.perf_counter() - begin) / taken
+    return total_s / num_steps
 
 
 def _kept(file: Path, runs: Iterable[Run]) -> Budget | None:

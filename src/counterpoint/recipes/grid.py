@@ -9,7 +9,7 @@ from counterpoint.evaluate.report.grid_findings import ArmCost
 from counterpoint.files import check_name
 from counterpoint.progress import Progress
 from counterpoint.systems import SystemConfig, sketch
-from counterpoint.systems.contract import state_bytes
+from counterpoint.systems.contract import mean_training_flops, state_bytes
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.optimizer import check_prefixes
 
@@ -173,7 +173,7 @@ def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
         num_ticks = learned_data(grid.task(task), 0).num_ticks(system.layout)
         found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),
-            flops=system.flops_per_tick(num_ticks, training=True),
+            flops=mean_training_flops(system, num_ticks, grid.train.num_steps),
             state=state_bytes(system.initial_state(1)),
         )
     first = found[grid.arms[0].name]

@@ -36,7 +36,7 @@ from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.schedule import lead_ticks
 from counterpoint.streams.spec import Role
 from counterpoint.systems import build_system, sketch, system_layout
-from counterpoint.systems.contract import System, SystemConfig
+from counterpoint.systems.contract import System, SystemConfig, mean_training_flops
 from counterpoint.train.config import TrainConfig
 from counterpoint.train.loop import DivergedError
 from counterpoint.train.optimizer import warm_up_note
@@ -275,7 +275,7 @@ def flops_per_step(run: Run) -> float:
     """Return the training FLOPs of a step of a run alone, without the optimiser."""
     system = sketch(run.system)
     num_ticks = run.data.num_ticks(system.layout)
-    flops = system.flops_per_tick(num_ticks, training=True)
+    flops = mean_training_flops(system, num_ticks, run.train.num_steps)
     return flops * num_ticks * run.train.batch_rows
 
 

@@ -28,7 +28,7 @@ from counterpoint.recipes.budget import Budget, Plan, find_budget
 from counterpoint.recipes.machine import machine_facts
 from counterpoint.recipes.training import train_run
 from counterpoint.systems import sketch, system_layout
-from counterpoint.systems.contract import System
+from counterpoint.systems.contract import System, mean_training_flops
 from counterpoint.train.checkpoint import WEIGHTS, load_system, read_manifest
 from counterpoint.train.distributed import World
 from counterpoint.train.metrics import MetricLogger
@@ -132,7 +132,7 @@ def training_flops(study: Study) -> dict[str, float]:
     for run in study.arms:
         system = sketch(run.system)
         num_ticks = run.data.num_ticks(system.layout)
-        flops[run.name] = system.flops_per_tick(num_ticks, training=True)
+        flops[run.name] = mean_training_flops(system, num_ticks, run.train.num_steps)
     first = flops[study.arms[0].name]
     for name, found in flops.items():
         if name not in study.unmatched and abs(found / first - 1) > study.max_flops_difference:

@@ -8,6 +8,7 @@ element (`write`). All other code uses a system only through this class and its 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -205,6 +206,23 @@ class System(nn.Module, ABC):
         """Make a batch of content; see `counterpoint.streams.schedule.lay_out`."""
         return schedule.lay_out(self.layout, content, num_prompt)
 
+    # Training in stages
+
+    def stages(self, num_steps: int) -> tuple[int, ...]:
+        """Return the first step of each stage of a training of ``num_steps``, the first of all 0.
+
+        Within a stage all steps compute alike; most systems have one stage. No stage needs more
+        memory than the first.
+        """
+        return (0,)
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        """Become in training mode what the model is in a step, a pure function of both numbers.
+
+        The training calls it before every step, counted from 0. With ``step = num_steps`` the model
+        becomes the finished one, which it is from the beginning, and always in evaluation mode.
+        """
+
     # Live
 
     @property
@@ -339,6 +357,8 @@ class System(nn.Module, ABC):
             training: Whether to count `loss` with its auxiliary terms, forward and backward (three
                 times the forward FLOPs).
             predicted: Streams that have targets, as in ``batch.targets``; ``None`` means all.
+
+        In training it is the cost of the current step; see `at_step` and `mean_training_flops`.
         """
 
     def state_bytes_per_tick(self, num_ticks: int) -> float:
@@ -348,6 +368,25 @@ class System(nn.Module, ABC):
     def shard_units(self) -> list[nn.Module]:
         """Return the modules that distributed training shards one by one: the layers of towers."""
         return [module for module in self.modules() if isinstance(module, Layer)]
+
+
+def mean_training_flops(system: System, num_ticks: int, num_steps: int) -> float:
+    """Return the training FLOPs a tick of `System.flops_per_tick`, averaged over a training.
+
+    Args:
+        system: The system, which is not being trained.
+        num_ticks: Number of ticks of a row.
+        num_steps: Number of steps of the training.
+    """
+    starts = system.stages(num_steps)
+    if len(starts) == 1:
+        return system.flops_per_tick(num_ticks, training=True)
+    total = 0.0
+    for begin, end in pairwise((*starts, num_steps)):
+        system.at_step(begin, num_steps)
+        total += (end - begin) * system.flops_per_tick(num_ticks, training=True)
+    system.at_step(num_steps, num_steps)
+    return total / num_steps
 
 
 @runtime_checkable

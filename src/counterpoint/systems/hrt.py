@@ -240,7 +240,7 @@ class HRT(System):
             found = None if state is None else state.ends[0]
             ends, early = self.boundaries(self.rises[0].norms[0](x), start, newest, found)
             if state is None:
-                most = self.boundaries.most_blocks(x.shape[1], config.strides[0])
+                most = self.boundaries.config.most_blocks(x.shape[1], config.strides[0])
         counts = self._counts(len(x)) if state is None else state.counts
         shape = (x.shape[0], x.shape[1])
         blocks = lay_levels(
@@ -459,7 +459,7 @@ class HRT(System):
         config = self.config
         steps = num_ticks // config.strides[0]
         if self.boundaries is not None:  # as many as there is room for
-            steps = self.boundaries.most_blocks(num_ticks, config.strides[0])
+            steps = self.boundaries.config.most_blocks(num_ticks, config.strides[0])
         elif config.usual_block_ticks:
             steps = round(num_ticks / config.usual_block_ticks)
         found = [num_ticks, steps]

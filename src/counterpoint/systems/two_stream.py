@@ -42,11 +42,12 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import first_visible, reach_ticks
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks, map_state
-from counterpoint.systems.two_stream_config import WHOLE_TEXT, layout_of, levels_of
+from counterpoint.systems.two_stream_config import WHOLE_TEXT, Ends, layout_of, levels_of
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
 from counterpoint.systems.two_stream_losses import (
     ChangeText,
     led_text,
+    loss_factors,
     next_rows,
     ratio_losses,
     text_loss,
@@ -100,6 +101,7 @@ class TwoStream(System, Level):
 
     Config = TwoStreamConfig
     config: TwoStreamConfig
+    free_fields = System.free_fields | {"ramp"}
     tick_stages: ClassVar[tuple[str, ...]] = ("read_lower", "read_whole_tower", "read_upper")
 
     def __init__(self, config: TwoStreamConfig) -> None:
@@ -107,6 +109,7 @@ class TwoStream(System, Level):
         super().__init__()
         self.config = config
         self.layout = layout_of(config)
+        self.step_ends = config.ends_at(config.block_ticks)  # in the current step of a training
         width = config.part.width
         ticks = config.block_ticks
         ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
@@ -215,22 +218,27 @@ class TwoStream(System, Level):
             rebuilt = spread_blocks(self.reconstructor(source), grid, ids.shape[1])
             rebuilding = stream_loss(self.head(self.norm(rebuilt)), written)
             losses["reconstruct"] = rebuilding._replace(weight=weight)
-        if lower.ends is not None and config.learned_ends is not None:
-            losses |= ratio_losses(lower.ends, config.learned_ends.ratio, batch, weight)
+        learned = self._ends(self.training).learned
+        if lower.ends is not None and learned is not None:
+            losses |= ratio_losses(lower.ends, learned.ratio, batch, weight)
         return losses
 
     def loss_factor(self, group: str) -> float:
         """Return the weights of the whole's own losses; see `System.loss_factor`."""
-        factors = {
-            "predict": self.config.predict_weight,
-            "reconstruct": self.config.reconstruct_weight,
-            "share": 0.0,
-        }
-        if self.config.learned_ends is not None:
-            factors["ratio"] = self.config.learned_ends.loss_weight
-        if self.config.text is not None:
-            factors[WHOLE_TEXT] = self.config.text.loss_weight
-        return factors.get(group, 1.0)
+        return loss_factors(self.config).get(group, 1.0)
+
+    def stages(self, num_steps: int) -> tuple[int, ...]:
+        """Return where blocks become longer in a training; see `System.stages`."""
+        return self.config.ramp.starts(self.config.block_ticks, num_steps)
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        """Train with the blocks of a step; see `System.at_step`."""
+        longest = self.config.ramp.ticks_at(self.config.block_ticks, step, num_steps)
+        self.step_ends = self.config.ends_at(longest)
+
+    def _ends(self, training: bool) -> Ends:
+        """Return the lengths of blocks, in the current step of a training or afterwards."""
+        return self.step_ends if training else self.config.ends_at(self.config.block_ticks)
 
     # The same code for whole rows and for chunks of sessions
 
@@ -258,6 +266,7 @@ class TwoStream(System, Level):
         states, level = (None, None) if state is None else (state.part, state.whole)
         x = self.part(x, reach, states, layers=range(self.config.lower_layers))
         most = self.config.graph_blocks if is_traced() and state is None else None
+        lengths = self._ends(self.training and state is None)
         ends = None
         early = self.ends_block[ids] if self.config.boundary_ids else None
         if self.boundaries is not None:
@@ -266,10 +275,10 @@ class TwoStream(System, Level):
             if state is not None:
                 newest = state.whole.pending[:, -1]
                 (found,) = state.ends
-            ends, early = self.boundaries(x, start, newest, found)
+            ends, early = self.boundaries(x, start, newest, found, lengths.learned)
             if state is None:
-                most = self.boundaries.most_blocks(x.shape[1], self.config.block_ticks)
-        cut = self.cut(x, early, start, level, most)
+                most = lengths.num_blocks(x.shape[1])
+        cut = self.cut(x, early, start, level, most, lengths.longest)
         return LowerStates(x, reach, cut, cut.before, cut.finished, None, ends)
 
     def _led_by(self, keep: Bool[Tensor, "B 1"] | None) -> ChangeText:
@@ -465,10 +474,7 @@ class TwoStream(System, Level):
     ) -> float:
         """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
-        usual = self.config.usual_block_ticks
-        num_blocks = round(num_ticks / usual) if usual else num_ticks // config.block_ticks
-        if self.boundaries is not None:  # as many as there is room for
-            num_blocks = self.boundaries.most_blocks(num_ticks, config.block_ticks)
+        num_blocks = self._ends(training).num_blocks(num_ticks)
         forward = self.part.flops_per_step(num_ticks)
         if self.boundaries is not None:
             forward += 2 * self.boundaries.products()

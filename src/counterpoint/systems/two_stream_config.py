@@ -1,11 +1,12 @@
 """The shape of a `TwoStream`, and the streams that follow from it."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
+from counterpoint.blocks.ramp import RampConfig, mean_of_shorter
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -18,6 +19,26 @@ WHOLE_TEXT = "whole_text"
 Its step s is written when block s is over and before any element of block s + 1 is written: it is
 the plan of block s + 1, and a summary of the text so far.
 """
+
+
+class Ends(NamedTuple):
+    """How long blocks of the part stream are, in a step of a training or in the finished model.
+
+    Attributes:
+        longest: Number of ticks after which a block ends at the latest.
+        usual: Mean number of ticks of a block, if it is known.
+        learned: Shape of the router that finds early ends, if there is one.
+    """
+
+    longest: int
+    usual: float | None
+    learned: BoundariesConfig | None
+
+    def num_blocks(self, num_ticks: int) -> int:
+        """Return the number of blocks in whole rows, for counting FLOPs."""
+        if self.learned is not None:  # as many as there is room for
+            return self.learned.most_blocks(num_ticks, self.longest)
+        return round(num_ticks / self.usual) if self.usual else num_ticks // self.longest
 
 
 @literals_checked
@@ -37,6 +58,9 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         graph_blocks: Largest number of blocks in the rows of a compiled graph, whose shapes cannot
             follow from the text, if it is known; whoever records the rows must check it. ``None``
             makes room for a block at every tick.
+        ramp: Shorter blocks of the part stream at the beginning of a training: with fixed blocks
+            their length rises; with `boundary_ids` only the number of ticks after which a block is
+            cut; with `learned_ends` also `ratio`, and `max_share` falls, by the same factor.
         whole_dropout: Share of training rows in which the whole is hidden from the part.
         shared_layers: Whether the whole and those above it use the layers of the part tower instead
             of their own: one stack of layers serves all levels, whose shapes may differ only in
@@ -61,6 +85,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     learned_ends: BoundariesConfig | None = None
     usual_block_ticks: float | None = None
     graph_blocks: int | None = None
+    ramp: RampConfig = field(default_factory=RampConfig)
     whole_dropout: float = 0.1
     shared_layers: bool = False
     whole_control: Literal["none", "shuffled", "frozen"] = "none"
@@ -96,6 +121,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
                     f"window: got {level.whole} for a whole and {self.part} for the part."
                 )
         self._check_ends()
+        self._check_ramp()
         if not 0 <= self.whole_dropout <= 1:
             raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
 
@@ -107,6 +133,40 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
                 "A whole of text stands at fixed ticks: with `text` blocks must not end early. "
                 "Leave `boundary_ids` and `learned_ends` out, or `text`."
             )
+
+    def _check_ramp(self) -> None:
+        """Check that blocks may be shorter at the beginning of a training."""
+        start = self.ramp.start_ticks
+        if start is None:
+            return
+        self.ramp.check(self.block_ticks)
+        if self.text is not None or self.graph_blocks is not None:
+            raise UserError(
+                "With a `ramp` the number of blocks of a row changes during the training: leave "
+                "`text`, which stands at fixed ticks, and `graph_blocks` out, or the ramp."
+            )
+        learned = self.learned_ends
+        if learned is not None and learned.ratio * start <= self.block_ticks:
+            raise UserError(
+                "With `learned_ends` the `ramp` must begin with blocks of more than one tick on "
+                f"average: `start_ticks` = {start} of `block_ticks` = {self.block_ticks} makes "
+                f"`ratio` {learned.ratio * start / self.block_ticks:.3g}. Begin with longer blocks."
+            )
+
+    def ends_at(self, longest: int) -> Ends:
+        """Return the lengths of blocks in the stage of the `ramp` that ends them after ``longest``.
+
+        The lengths of the finished model are those of `block_ticks`.
+        """
+        usual = self.usual_block_ticks
+        learned = self.learned_ends
+        if longest == self.block_ticks:
+            return Ends(longest, usual, learned)
+        if usual is not None:
+            usual = mean_of_shorter(usual, self.block_ticks, longest)
+        if learned is not None:
+            learned = learned.shortened(longest / self.block_ticks)
+        return Ends(longest, usual, learned)
 
     @property
     def ends_early(self) -> bool:

@@ -11,10 +11,24 @@ from counterpoint.blocks.loss_sums import LossSums, row_losses, stream_loss
 from counterpoint.blocks.notes import Notes
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems.two_stream_config import WHOLE_TEXT
+from counterpoint.systems.two_stream_config import WHOLE_TEXT, TwoStreamConfig
 
 ChangeText = Callable[[Int[Tensor, "B *T K"]], Int[Tensor, "B *T K"]]
 """Function from the text of a batch to the text that guides its rows."""
+
+
+def loss_factors(config: TwoStreamConfig) -> dict[str, float]:
+    """Return the weights of the whole's own losses in the training loss, by name."""
+    factors = {
+        "predict": config.predict_weight,
+        "reconstruct": config.reconstruct_weight,
+        "share": 0.0,
+    }
+    if config.learned_ends is not None:
+        factors["ratio"] = config.learned_ends.loss_weight
+    if config.text is not None:
+        factors[WHOLE_TEXT] = config.text.loss_weight
+    return factors
 
 
 def led_text(

@@ -148,6 +148,7 @@ class Trainer:
         counters = self.state.counters
         if begins_anew(self.config, counters.step):
             self.state.optimizers.empty_state([])
+        self._begin_step(counters.step)
         batch = self.loader.batch(counters.step)
         num_rows, num_ticks = batch.document_start.shape
         self._check_rows(num_rows)
@@ -191,6 +192,15 @@ class Trainer:
             terms={name: float(value) for name, value in loss.terms.items()},
             stop=stops > 0,
         )
+
+    def _begin_step(self, step: int) -> None:
+        """Make the model what it is in a step.
+
+        A loss of the data is that of the finished model, whose sessions have written the rows.
+        """
+        num_steps = self.config.num_steps
+        is_own = self.objective is self.contract
+        self.contract.at_step(step if is_own else num_steps, num_steps)
 
     def _loss(
         self, batch: Batch, weights: Mapping[str, Tensor]

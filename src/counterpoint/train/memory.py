@@ -79,6 +79,7 @@ def _begun(config: SystemConfig, train: TrainConfig) -> System:
     system = build_system(config, seed=0)
     if train.fine_tune is not None and train.fine_tune.low_rank is not None:
         add_low_rank(system, train.fine_tune.low_rank, seed=0)
+    system.at_step(0, train.num_steps)  # no later stage needs more memory
     return system
 
 

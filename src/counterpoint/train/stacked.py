@@ -359,6 +359,12 @@ def _check(systems: Sequence[System], configs: Sequence[TrainConfig]) -> None:
                 "Lanes of a stack must be alike but for seeds, rates and schedules: they differ in "
                 f"{', '.join(unlike)}. Train them in stacks of their own."
             )
+        if len(system.stages(config.num_steps)) > 1:
+            raise UserError(
+                "A stack computes all steps of all lanes alike: got a system that trains in "
+                f"{len(system.stages(config.num_steps))} stages, such as those of a `ramp`. Leave "
+                "the ramp out, or train the lanes one by one."
+            )
         kinds = (config.optimizer.muon_lr, config.fine_tune, config.phases or None)
         if kinds != (None, None, None) or config.accumulation > 1:
             raise UserError(
