@@ -131,6 +131,8 @@ def test_package_runs_as_a_program() -> None:
         ("train small.py --train.num-steps four", "must be a whole number: got 'four'"),
         ("train small.py --train.num-steps 0", "`num_steps` must be >= 1, got 0."),
         ("train small.py --system.compressor men", "must be one of mean, "),
+        ("train small.py --system.ramp.start-ticks 3", "= 4 by doubling: got 3. Choose 1 or 2"),
+        ("train small.py --system.ramp.share 1.5", "above 0 and below 1"),
         ("train small.py --system.vocab-size 99", "`system.vocab_size` must be that of"),
         ("train small.py --data.source floder:texts", "got 'floder'. The nearest is 'folder'."),
         ("train small.py --data.source folder:none", "none"),

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from counterpoint.blocks.ramp import RampConfig
 from counterpoint.cli.carry_out import Recipe
 from counterpoint.cli.report import ReportOptions
 from counterpoint.data.text.corpus import Folder
@@ -36,6 +37,7 @@ def test_overrides_reach_every_depth_and_leave_the_rest(tmp_path: Path) -> None:
     words = [
         "--train.optimizer.lr=0.5", "--train.clip_norm", "None", "--system.part.width", "32",
         "--data.source", "folder:other", "--train.compile", "--data.held-out", "a", "b",
+        "--system.ramp.start-ticks", "2", "--system.ramp.share", "0.3",
     ]  # fmt: skip
     found = parse([("recipe", Run, run)], words, "train small.py", "Help.").recipe
     assert isinstance(found, Run)
@@ -48,6 +50,7 @@ def test_overrides_reach_every_depth_and_leave_the_rest(tmp_path: Path) -> None:
     assert (found.system.part.width, found.text_data.source) == (32, Folder(path="other"))
     assert found.text_data.held_out == ("a", "b")
     assert (found.train.num_steps, found.system.whole) == (3, run.system.whole)
+    assert found.system.ramp == RampConfig(start_ticks=2, share=0.3)
 
 
 def test_no_overrides_change_nothing(tmp_path: Path) -> None:

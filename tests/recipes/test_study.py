@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from counterpoint.blocks.low_rank import LowRankConfig
+from counterpoint.blocks.ramp import RampConfig
 from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.evaluate.report.report import write_report
 from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
@@ -21,6 +22,7 @@ from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import Study, run_study, training_flops
 from counterpoint.recipes.two_stream_controls import two_stream_controls
 from counterpoint.systems import sketch
+from counterpoint.systems.two_stream import TwoStream
 from counterpoint.train import threads
 from counterpoint.train.checkpoint import checkpoint_paths, read_manifest
 from counterpoint.train.config import FineTuneConfig, TrainConfig
@@ -300,6 +302,26 @@ def test_an_arm_is_timed_and_left_alone(finished: tuple[Study, Path, str, str]) 
     assert later.end_s < trial.end_s
 
 
+def test_every_stage_of_a_ramp_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the minutes would be planned with the slow steps of the beginning."""
+    study = tiny_study(tmp_path)
+    arm = study.arms[1]
+    steps: list[int] = []
+    at_step = TwoStream.at_step
+
+    def seen(system: TwoStream, step: int, num_steps: int) -> None:
+        steps.append(step)
+        at_step(system, step, num_steps)
+
+    monkeypatch.setattr(TwoStream, "at_step", seen)
+    ramp = RampConfig(start_ticks=1, share=0.4)
+    run = replace(
+        arm, system=replace(arm.system, ramp=ramp), train=replace(arm.train, num_steps=15)
+    )
+    time_run(run, World(), Progress(quiet=True), Plan(block_ticks=study.block_ticks), 0.0)
+    assert steps == [0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 9]
+
+
 def test_minutes_are_those_of_the_study(tmp_path: Path) -> None:
     study = tiny_study(tmp_path)
     timed = tuple(replace(arm, minutes=1.0) for arm in study.arms)
@@ -311,6 +333,15 @@ def test_unequal_flops_are_refused(tmp_path: Path) -> None:
     study = replace(tiny_study(tmp_path), max_flops_difference=0.02)
     with pytest.raises(ValueError, match="equal training FLOPs within 2%"):
         run_study(study, tmp_path / "run", progress=Progress(quiet=True))
+
+
+def test_a_ramp_costs_flops_that_a_study_sees() -> None:
+    """The first run's arms are equal; a beginning with short blocks makes one of them dearer."""
+    control, ours = first_run().arms
+    system = replace(ours.system, ramp=RampConfig(start_ticks=2))
+    study = replace(first_run(), arms=(control, replace(ours, system=system)))
+    with pytest.raises(ValueError, match=r"'two_stream' \S+ \(\+16\.\d%\)"):
+        training_flops(study)
 
 
 def test_unequal_flops_of_a_named_arm_are_not_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from counterpoint.runtime.compiled import compile_ticks
 from tests.systems.contract_models import batch_of, build, close, joined, piece, random_ticks
@@ -66,11 +67,28 @@ def ticks(model: System) -> None:
     close(joined(pieces), expected)
 
 
+def stages(model: System) -> None:
+    """One graph for each stage of a training, and the losses of the model as it is there."""
+    counter = CompileCounter()
+    batch = batch_of(model, random_ticks(model, 2, 33))
+    loss = torch.compile(model.train().loss, backend=counter)
+    starts = model.stages(20)
+    assert len(starts) > 1
+    for step in range(20):
+        model.at_step(step, 20)
+        torch.manual_seed(step)
+        found = loss(batch).total
+        torch.manual_seed(step)
+        torch.testing.assert_close(found, model.loss(batch).total, rtol=0, atol=0)
+        assert counter.frame_count == sum(start <= step for start in starts)
+
+
 CHECKS: dict[str, Callable[[System], None]] = {
     "forward_and_loss": forward_and_loss,
     "read": read,
     "training_step": training_step,
     "ticks": ticks,
+    "stages": stages,
 }
 
 

@@ -58,3 +58,9 @@ def test_training_step_compiles_to_kernels(system: str, name: str) -> None:
 )
 def test_compiled_ticks_equal_the_whole_row(system: str, name: str) -> None:
     run("ticks", system, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_training_in_stages_compiles_once_in_each() -> None:
+    run("stages", "two_stream", "ramp")

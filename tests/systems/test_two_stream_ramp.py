@@ -170,6 +170,7 @@ def test_mean_flops_weigh_the_stages_and_leave_the_finished_model() -> None:
             "`block_ticks` = 4 by doubling: got 3. Choose 1 or 2",
         ),
         ({"ramp": RampConfig(start_ticks=8)}, "by doubling: got 8"),
+        ({"levels": (replace(level("mean", 0), ramp=RAMP),)}, "got one in `levels`. Leave it out"),
         ({"ramp": RAMP, "text": NotesConfig(depth=1, vocab_size=VOCAB)}, "leave `text`"),
         ({"ramp": RAMP, "boundary_ids": (1,), "graph_blocks": 9}, "`graph_blocks` out"),
         ({"ramp": RAMP, "learned_ends": BoundariesConfig(ratio=4.0)}, "makes `ratio` 1. Begin"),

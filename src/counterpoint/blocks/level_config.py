@@ -1,10 +1,11 @@
 """The shape of a level: a coarse tower over the blocks of a finer one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.compress import Kind, count_slots
 from counterpoint.blocks.multi_token_attention import MultiTokenConfig
+from counterpoint.blocks.ramp import RampConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig
 from counterpoint.blocks.transformer import TowerConfig
@@ -24,6 +25,9 @@ class LevelConfig:
             are guided.
         block_ticks: Number of steps of the finer tower in a block, or in the longest block if
             blocks may end early.
+        ramp: Shorter blocks at the beginning of a training. Fixed blocks become longer; of blocks
+            that end at ids only the longest do; learned ends raise their `ratio` too, and lower
+            `max_share`, by the same factor.
         lag_blocks: Number of the newest finished blocks that the finer tower may not read yet.
         compressor: How a finished block becomes slots; see `counterpoint.blocks.compress`.
         num_slots: Number of slots a block, for compressors with a free number.
@@ -40,6 +44,7 @@ class LevelConfig:
     whole: TowerConfig
     lower_layers: int
     block_ticks: int = 8
+    ramp: RampConfig = field(default_factory=RampConfig)
     lag_blocks: int = 0
     compressor: Kind = "wavelet"
     num_slots: int = 2

@@ -86,7 +86,7 @@ def mean_of_shorter(mean_ticks: float, final_ticks: int, ticks: int) -> float:
     """Return the mean length that blocks have if they end after fewer steps at the latest.
 
     Every step is taken to end a block with the same probability. On the King James Bible, whose
-    words have 4.6 ticks if they are cut after 8, this is 1 % from the truth
+    words have 4.6 ticks if they are cut after 8, this is within 2 % of the truth
     (`tests/recipes/test_first_run_blocks.py`).
 
     Args:

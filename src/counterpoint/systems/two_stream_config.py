@@ -1,12 +1,12 @@
 """The shape of a `TwoStream`, and the streams that follow from it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
-from counterpoint.blocks.ramp import RampConfig, mean_of_shorter
+from counterpoint.blocks.ramp import mean_of_shorter
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -58,9 +58,6 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         graph_blocks: Largest number of blocks in the rows of a compiled graph, whose shapes cannot
             follow from the text, if it is known; whoever records the rows must check it. ``None``
             makes room for a block at every tick.
-        ramp: Shorter blocks of the part stream at the beginning of a training: with fixed blocks
-            their length rises; with `boundary_ids` only the number of ticks after which a block is
-            cut; with `learned_ends` also `ratio`, and `max_share` falls, by the same factor.
         whole_dropout: Share of training rows in which the whole is hidden from the part.
         shared_layers: Whether the whole and those above it use the layers of the part tower instead
             of their own: one stack of layers serves all levels, whose shapes may differ only in
@@ -85,7 +82,6 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     learned_ends: BoundariesConfig | None = None
     usual_block_ticks: float | None = None
     graph_blocks: int | None = None
-    ramp: RampConfig = field(default_factory=RampConfig)
     whole_dropout: float = 0.1
     shared_layers: bool = False
     whole_control: Literal["none", "shuffled", "frozen"] = "none"
@@ -136,6 +132,11 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
 
     def _check_ramp(self) -> None:
         """Check that blocks may be shorter at the beginning of a training."""
+        if any(level.ramp.start_ticks is not None for level in self.levels):
+            raise UserError(
+                "Only the blocks of the part stream may have a `ramp`: got one in `levels`. Leave "
+                "it out there."
+            )
         start = self.ramp.start_ticks
         if start is None:
             return
