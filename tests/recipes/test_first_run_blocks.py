@@ -19,6 +19,6 @@ def test_usual_block_ticks_are_those_of_the_training_rows() -> None:
             early = model.ends_block[batch.ticks["part"]]
             grid = lay_blocks(early, batch.document_start, 8, longest=longest)
             blocks += grid.end.shape[1]
-        usual = system.ends_at(longest).usual
+        usual = system.lengths_at(longest).usual
         assert usual is not None
         assert abs(60 * run.text_data.row_ticks / blocks / usual - 1) < tolerance

@@ -69,7 +69,7 @@ def ticks(model: System) -> None:
 
 def stages(model: System) -> None:
     """One graph for each stage of a training, and the losses of the model as it is there."""
-    counter = CompileCounter()
+    counter = CompileCounter()  # type: ignore[no-untyped-call]
     batch = batch_of(model, random_ticks(model, 2, 33))
     loss = torch.compile(model.train().loss, backend=counter)
     starts = model.stages(20)

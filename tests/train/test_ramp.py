@@ -52,7 +52,7 @@ class Watched(Letters):
         self.model = model
 
     def batch(self, step: int) -> Batch:
-        self.longest.append(self.model.step_ends.longest)
+        self.longest.append(self.model.step_lengths.longest)
         if step == self.stops:
             signal.raise_signal(signal.SIGTERM)
         return super().batch(step)

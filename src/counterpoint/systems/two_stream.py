@@ -42,7 +42,7 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.clock import first_visible, reach_ticks
 from counterpoint.streams.spec import UNSET_ID, Role, Ticks
 from counterpoint.systems.contract import Choose, Logits, State, System, in_chunks, map_state
-from counterpoint.systems.two_stream_config import WHOLE_TEXT, Ends, layout_of, levels_of
+from counterpoint.systems.two_stream_config import WHOLE_TEXT, BlockLengths, layout_of, levels_of
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
 from counterpoint.systems.two_stream_losses import (
     ChangeText,
@@ -109,7 +109,7 @@ class TwoStream(System, Level):
         super().__init__()
         self.config = config
         self.layout = layout_of(config)
-        self.step_ends = config.ends_at(config.block_ticks)  # in the current step of a training
+        self.step_lengths = config.lengths_at(config.block_ticks)  # in a step of a training
         width = config.part.width
         ticks = config.block_ticks
         ends_block = torch.zeros(config.vocab_size, dtype=torch.bool)
@@ -218,7 +218,7 @@ class TwoStream(System, Level):
             rebuilt = spread_blocks(self.reconstructor(source), grid, ids.shape[1])
             rebuilding = stream_loss(self.head(self.norm(rebuilt)), written)
             losses["reconstruct"] = rebuilding._replace(weight=weight)
-        learned = self._ends(self.training).learned
+        learned = self._lengths(self.training).learned
         if lower.ends is not None and learned is not None:
             losses |= ratio_losses(lower.ends, learned.ratio, batch, weight)
         return losses
@@ -234,11 +234,11 @@ class TwoStream(System, Level):
     def at_step(self, step: int, num_steps: int) -> None:
         """Train with the blocks of a step; see `System.at_step`."""
         longest = self.config.ramp.ticks_at(self.config.block_ticks, step, num_steps)
-        self.step_ends = self.config.ends_at(longest)
+        self.step_lengths = self.config.lengths_at(longest)
 
-    def _ends(self, training: bool) -> Ends:
+    def _lengths(self, training: bool) -> BlockLengths:
         """Return the lengths of blocks, in the current step of a training or afterwards."""
-        return self.step_ends if training else self.config.ends_at(self.config.block_ticks)
+        return self.step_lengths if training else self.config.lengths_at(self.config.block_ticks)
 
     # The same code for whole rows and for chunks of sessions
 
@@ -266,7 +266,7 @@ class TwoStream(System, Level):
         states, level = (None, None) if state is None else (state.part, state.whole)
         x = self.part(x, reach, states, layers=range(self.config.lower_layers))
         most = self.config.graph_blocks if is_traced() and state is None else None
-        lengths = self._ends(self.training and state is None)
+        lengths = self._lengths(self.training and state is None)
         ends = None
         early = self.ends_block[ids] if self.config.boundary_ids else None
         if self.boundaries is not None:
@@ -474,7 +474,7 @@ class TwoStream(System, Level):
     ) -> float:
         """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
-        num_blocks = self._ends(training).num_blocks(num_ticks)
+        num_blocks = self._lengths(training).num_blocks(num_ticks)
         forward = self.part.flops_per_step(num_ticks)
         if self.boundaries is not None:
             forward += 2 * self.boundaries.products()

@@ -21,7 +21,7 @@ the plan of block s + 1, and a summary of the text so far.
 """
 
 
-class Ends(NamedTuple):
+class BlockLengths(NamedTuple):
     """How long blocks of the part stream are, in a step of a training or in the finished model.
 
     Attributes:
@@ -154,7 +154,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
                 f"`ratio` {learned.ratio * start / self.block_ticks:.3g}. Begin with longer blocks."
             )
 
-    def ends_at(self, longest: int) -> Ends:
+    def lengths_at(self, longest: int) -> BlockLengths:
         """Return the lengths of blocks in the stage of the `ramp` that ends them after ``longest``.
 
         The lengths of the finished model are those of `block_ticks`.
@@ -162,12 +162,12 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         usual = self.usual_block_ticks
         learned = self.learned_ends
         if longest == self.block_ticks:
-            return Ends(longest, usual, learned)
+            return BlockLengths(longest, usual, learned)
         if usual is not None:
             usual = mean_of_shorter(usual, self.block_ticks, longest)
         if learned is not None:
             learned = learned.shortened(longest / self.block_ticks)
-        return Ends(longest, usual, learned)
+        return BlockLengths(longest, usual, learned)
 
     @property
     def ends_early(self) -> bool:
