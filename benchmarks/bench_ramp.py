@@ -24,7 +24,7 @@ from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.evaluate.units import score_units
 from counterpoint.progress import Progress
-from counterpoint.recipes.first_run import first_run
+from counterpoint.recipes.first_run import first_run, two_stream_system
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.contract import mean_training_flops
 from counterpoint.systems.two_stream import TwoStreamConfig
@@ -47,7 +47,7 @@ BLOCKS = ("words", "fixed")
 def system(blocks: str, ramp: RampConfig) -> TwoStreamConfig:
     """Return the first run's two_stream with narrower towers."""
     config = replace(
-        first_run().arms[1].system,
+        two_stream_system(),
         part=TowerConfig(width=64, num_layers=3, num_heads=2, mlp_hidden=160, window=32),
         whole=TowerConfig(width=96, num_layers=2, num_heads=3, mlp_hidden=256, window=64),
         lower_layers=1,

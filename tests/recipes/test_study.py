@@ -18,7 +18,7 @@ from counterpoint.evaluate.results import EvaluationConfig, load_evaluation
 from counterpoint.locks import locked
 from counterpoint.progress import Progress
 from counterpoint.recipes.budget import Plan, RunTiming, time_run
-from counterpoint.recipes.first_run import first_run
+from counterpoint.recipes.first_run import first_run, two_stream_system
 from counterpoint.recipes.study import Study, run_study, training_flops
 from counterpoint.recipes.two_stream_controls import two_stream_controls
 from counterpoint.systems import sketch
@@ -315,9 +315,8 @@ def test_every_stage_of_a_ramp_is_timed(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(TwoStream, "at_step", seen)
     ramp = RampConfig(start_ticks=1, share=0.4)
-    run = replace(
-        arm, system=replace(arm.system, ramp=ramp), train=replace(arm.train, num_steps=15)
-    )
+    system = replace(two_config(), ramp=ramp)
+    run = replace(arm, system=system, train=replace(arm.train, num_steps=15))
     time_run(run, World(), Progress(quiet=True), Plan(block_ticks=study.block_ticks), 0.0)
     assert steps == [0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 9]
 
@@ -338,7 +337,7 @@ def test_unequal_flops_are_refused(tmp_path: Path) -> None:
 def test_a_ramp_costs_flops_that_a_study_sees() -> None:
     """The first run's arms are equal; a beginning with short blocks makes one of them dearer."""
     control, ours = first_run().arms
-    system = replace(ours.system, ramp=RampConfig(start_ticks=2))
+    system = replace(two_stream_system(), ramp=RampConfig(start_ticks=2))
     study = replace(first_run(), arms=(control, replace(ours, system=system)))
     with pytest.raises(ValueError, match=r"'two_stream' \S+ \(\+16\.\d%\)"):
         training_flops(study)

@@ -69,9 +69,9 @@ def ticks(model: System) -> None:
 
 def stages(model: System) -> None:
     """One graph for each stage of a training, and the losses of the model as it is there."""
-    counter = CompileCounter()  # type: ignore[no-untyped-call]
+    counter = CompileCounter()
     batch = batch_of(model, random_ticks(model, 2, 33))
-    loss = torch.compile(model.train().loss, backend=counter)
+    loss: Any = torch.compile(model.train().loss, backend=counter)
     starts = model.stages(20)
     assert len(starts) > 1
     for step in range(20):

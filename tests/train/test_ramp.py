@@ -135,7 +135,7 @@ def test_a_loss_of_the_data_is_that_of_the_finished_model(tmp_path: Path) -> Non
 def test_a_stack_refuses_a_ramp() -> None:
     systems = [build_system(config(RAMP), seed) for seed in (0, 1)]
     with pytest.raises(UserError, match="trains in 3 stages, such as those of a `ramp`") as error:
-        Stack(systems, [settings(STEPS)] * 2)  # type: ignore[arg-type]
+        Stack(systems, [settings(STEPS)] * 2)
     assert "\n" not in str(error.value)
     at_once = [build_system(config(replace(RAMP, share=0.01)), seed) for seed in (0, 1)]
-    Stack(at_once, [settings(STEPS)] * 2)  # type: ignore[arg-type]
+    Stack(at_once, [settings(STEPS)] * 2)
