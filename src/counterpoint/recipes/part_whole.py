@@ -24,6 +24,8 @@ TRAINED_SHARE = 1 / 76
 Auxiliary losses have this weight beside what their papers say, so that they do not drown the
 answers.
 """
+SLOW_WHOLE = tuple((name, 0.1) for name in ("block_norm", "compressor", "merge", "whole"))
+"""Factors of the learning rate with which the compressor and the whole tower learn slowly."""
 LABELS = NotesConfig(depth=4, vocab_size=128, padding_id=0)
 """Text that has room for the labels of every task, which are ASCII."""
 
@@ -75,6 +77,7 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="deep_shuffled", system=replace(_deep(), whole_control="shuffled")),
         GridArm(name="shared_deep", system=_shared_deep()),
         GridArm(name="untied_deep", system=replace(_shared_deep(), shared_layers=False)),
+        GridArm(name="slow_whole", system=two_stream(), lr_factors=SLOW_WHOLE),
         GridArm(name="frozen_pool", system=replace(two_stream(), whole_control="frozen")),
         GridArm(name="hrt", system=_hrt()),
         GridArm(name="hrt_words", system=hrt_words()),
