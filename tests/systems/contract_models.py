@@ -61,6 +61,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+IN_GROUPS = (
+    ("single_stream", "strided"),
+    ("single_stream", "summaries"),
+    ("two_stream", "wavelet_lag2"),
+    ("two_stream", "wavelet_early_lag1"),
+    ("two_stream", "two_wholes"),
+    ("two_stream", "two_wholes_shared_early_lag1"),
+    ("two_stream", "dilated_at_one_rate"),
+    ("two_stream", "recall_early_lag1"),
+    ("two_stream", "slots_apart_early_lag1"),
+    ("two_stream", "slots_apart_two_wholes"),
+    ("two_stream", "learned_lag1"),
+    ("two_stream", "text_recall"),
+)
+"""Shapes that are also tested with rows that read in groups; see `tests.systems.in_groups`."""
+
 
 def build(system: str, name: str) -> System:
     """A model with random non-zero parameters."""

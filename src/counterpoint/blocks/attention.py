@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.errors import UserError
-from counterpoint.streams.clock import SEQUENCE, Span, span, span_mask
+from counterpoint.streams.clock import SEQUENCE, Span, grouped_mask, span, span_mask
 from counterpoint.tracing import is_traced
 
 Cache = Float[Tensor, "B 2 G C E"]
@@ -100,15 +100,11 @@ def grouped_bias(seen: Span, window: int) -> Float[Tensor, "B G 1 w w2"]:
         seen: Steps that each query may read.
         window: Number of most recent steps that a query reads, including its own.
     """
-    num_rows, num_steps = seen.start.shape
-    padding = -num_steps % window
-    start, stop = (F.pad(edge, (0, padding)).view(-1, 1, window) for edge in seen)
-    num_groups = (num_steps + padding) // window
-    group_start = torch.arange(num_groups, device=start.device) * window
-    key = group_start[:, None] + torch.arange(-window, window, device=start.device)
-    key = key.repeat(num_rows, 1)  # (B*G, 2w)
-    mask = span_mask(Span(start[:, 0], stop[:, 0]), key)
-    return score_bias(mask).unflatten(0, (-1, num_groups))
+    num_groups = -(-seen.start.shape[1] // window)
+    group_start = torch.arange(num_groups, device=seen.start.device) * window
+    key = group_start[:, None] + torch.arange(-window, window, device=group_start.device)
+    mask = grouped_mask(seen, key[None], window)
+    return score_bias(mask.flatten(0, 1)).unflatten(0, (-1, num_groups))
 
 
 def in_groups(x: Float[Tensor, "B H T E"], window: int) -> Float[Tensor, "B H G w E"]:

@@ -25,6 +25,7 @@ class BlockGrid(NamedTuple):
         end: Last step of each block; the chunk's last step if a row has fewer blocks.
         step: The last R steps up to the end of each block.
         real: True for those of the R steps that belong to the block: the rightmost ones.
+        shortest: Smallest number of steps from one end to the next.
     """
 
     finished: Int[Tensor, "B T"]
@@ -32,6 +33,7 @@ class BlockGrid(NamedTuple):
     end: Int[Tensor, "B W"]
     step: Int[Tensor, "B W R"]
     real: Bool[Tensor, "B W R"]
+    shortest: int
 
 
 def lay_blocks(
@@ -62,6 +64,7 @@ def lay_blocks(
     counted = counted and most is None
     if most is None:
         most = num_steps if ends_early is not None else (num_steps + longest - 1) // longest
+    shortest = longest if ends_early is None else 1
     if ends_early is None:
         ends_early = torch.zeros_like(start, dtype=torch.bool)
     step = torch.arange(num_steps, device=start.device)
@@ -85,7 +88,8 @@ def lay_blocks(
     size = size.gather(1, end) * exists
     slot = torch.arange(block_ticks, device=step.device)
     steps = end[..., None] - (block_ticks - 1) + slot
-    return BlockGrid(finished, place, end, steps, slot >= block_ticks - size[..., None])
+    real = slot >= block_ticks - size[..., None]
+    return BlockGrid(finished, place, end, steps, real, shortest)
 
 
 _NEVER = -(1 << 62)

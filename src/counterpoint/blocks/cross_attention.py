@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import score_bias
+from counterpoint.blocks.key_groups import KeyGroups, read_mask, read_scores, read_sums
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
-from counterpoint.streams.clock import Span, span_mask
+from counterpoint.streams.clock import Span
 
 Memory = Float[Tensor, "B 2 H W E"]
 """Keys and values of coarse steps."""
@@ -23,14 +24,14 @@ class CrossReach(NamedTuple):
         cos: Cosines of the rotation of the fine steps.
         sin: Signed sines of the same angles.
         bias: Bias of the scores, see `score_bias`; the null key comes first.
-        slot: Memory slots of the few coarse steps that each fine step may read; ``None`` if every
-            fine step computes scores for all coarse steps.
+        groups: Coarse steps for which groups of fine steps compute scores; ``None`` if every fine
+            step computes scores for all coarse steps.
     """
 
     cos: Float[Tensor, "B 1 T E"]
     sin: Float[Tensor, "B 1 T E"]
     bias: Float[Tensor, "B 1 T K1"]
-    slot: Int[Tensor, "B T K"] | None = None
+    groups: KeyGroups | None = None
 
 
 def cross_reach(
@@ -38,16 +39,19 @@ def cross_reach(
     sin: Float[Tensor, "B 1 T E"],
     span: Span,
     key_step: Int[Tensor, "#B W"],
+    groups: KeyGroups | None = None,
 ) -> CrossReach:
-    """Return the reach of fine steps over all coarse steps of a memory.
+    """Return the reach of fine steps over the coarse steps of a memory.
 
     Args:
         cos: Cosines of the rotation of the fine steps.
         sin: Signed sines of the same angles.
         span: Coarse steps that each fine step may read.
         key_step: Number of the coarse step in each place of the memory.
+        groups: See `CrossReach`.
     """
-    return CrossReach(cos, sin, F.pad(score_bias(span_mask(span, key_step)), (1, 0)))
+    bias = score_bias(read_mask(span, key_step, groups))
+    return CrossReach(cos, sin, F.pad(bias, (1, 0)), groups)
 
 
 def newest_reach(
@@ -72,7 +76,7 @@ def newest_reach(
     step = span.stop[..., None] - 1 - torch.arange(num_keys, device=span.stop.device)
     readable = step >= span.start[..., None]
     slot = torch.where(readable, step % max(capacity, 1), capacity)
-    return CrossReach(cos, sin, F.pad(score_bias(readable), (1, 0)), slot)
+    return CrossReach(cos, sin, F.pad(score_bias(readable), (1, 0)), KeyGroups(1, slot))
 
 
 class CrossAttention(nn.Module):
@@ -122,14 +126,10 @@ class CrossAttention(nn.Module):
         """
         x = self.norm(x)
         weights = self._weights(x, memory, reach)
-        if reach.slot is None:
-            null = self.null[1].expand(len(x), -1, -1, -1)
-            v = torch.cat((null.to(weights.dtype), memory[:, 1].to(weights.dtype)), 2)
-            y = (weights @ v).transpose(1, 2)  # (B, T, H, E)
-        else:
-            v = _few(memory[:, 1], reach.slot).to(weights.dtype)
-            y = (weights[..., None, 1:] @ v).squeeze(3)
-            y = torch.addcmul(y, weights[..., :1], self.null[1].to(y.dtype)).transpose(1, 2)
+        null = self.null[1].expand(len(x), -1, -1, -1)
+        v = torch.cat((null.to(weights.dtype), memory[:, 1].to(weights.dtype)), 2)
+        groups = None if reach.groups is None else reach.groups.behind(1)
+        y = read_sums(weights, v, groups).transpose(1, 2)  # (B, T, H, E)
         gate = 2 * torch.sigmoid(self.gate(x))
         return self.out((y * gate[..., None].to(y.dtype)).flatten(2))
 
@@ -140,7 +140,10 @@ class CrossAttention(nn.Module):
 
         The arguments are those of `forward`.
         """
-        return self._weights(self.norm(x), memory, reach)
+        weights = self._weights(self.norm(x), memory, reach)
+        if reach.groups is None:
+            return weights
+        return reach.groups.behind(1).spread(weights, 1 + memory.shape[3])
 
     def _weights(self, x: Tensor, memory: Tensor, reach: CrossReach) -> Tensor:
         q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -149,17 +152,6 @@ class CrossAttention(nn.Module):
         # on the position of a document in its row and on the length of a session.
         null = q @ self.null[0].to(q.dtype).transpose(-1, -2)
         q = rotate(q, reach.cos, reach.sin)
-        if reach.slot is None:
-            scores = q @ memory[:, 0].to(q.dtype).transpose(-1, -2)
-        else:
-            k = _few(memory[:, 0], reach.slot).to(q.dtype)
-            scores = (q[..., None, :] @ k.transpose(-1, -2)).squeeze(3)
+        scores = read_scores(q, memory[:, 0].to(q.dtype), reach.groups)
         scores = torch.cat((null, scores), -1)
         return torch.softmax(scores + reach.bias.to(scores.dtype), -1)
-
-
-def _few(values: Float[Tensor, "B H W E"], slot: Int[Tensor, "B T K"]) -> Tensor:
-    """Return the values of the few coarse steps that each fine step reads: (B, H, T, K, E)."""
-    index = slot.flatten(1)[:, None, :, None]
-    index = index.expand(-1, values.shape[1], -1, values.shape[3])
-    return values.gather(2, index).unflatten(2, slot.shape[1:])

@@ -35,10 +35,26 @@ from counterpoint.blocks.attention import (
     write_ring,
 )
 from counterpoint.blocks.block_grid import BlockGrid, lay_blocks
+from counterpoint.blocks.key_groups import (
+    KeyGroups,
+    group_keys,
+    keys_run,
+    read_mask,
+    read_scores,
+    read_sums,
+)
 from counterpoint.blocks.mixer import MixerShape
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.errors import UserError
-from counterpoint.streams.clock import SEQUENCE, Span, finished_span, reach_ticks, span, span_mask
+from counterpoint.streams.clock import (
+    SEQUENCE,
+    Span,
+    finished_span,
+    reach_ticks,
+    span,
+    span_mask,
+    span_of_each,
+)
 from counterpoint.streams.spec import Layout, Stream, coarse_stream
 from counterpoint.tracing import is_traced
 
@@ -62,11 +78,13 @@ class FarReach(NamedTuple):
         window: Number of most recent steps that a step reads, its own included.
         end: Last step of each block that may end in the chunk.
         bias: Bias to add to the scores; see `score_bias`. In whole rows the queries are the steps,
-            filled up to whole groups of one window, and the keys are those of two groups and all
-            far ones. In a session the queries are steps and summary steps, and the keys are the
+            filled up to whole groups of one window, and the keys are those of two groups and far
+            ones. In a session the queries are steps and summary steps, and the keys are the
             slots of both rings.
         own: In whole rows, the steps of each block, which its summary steps read.
-        own_bias: In whole rows, the bias of the summary steps: over their block and all far keys.
+        own_bias: In whole rows, the bias of the summary steps: over their block and far keys.
+        far_groups: Far keys for which groups of steps compute scores; ``None`` for all.
+        own_groups: The same of the summary steps.
         near_slot: In a session, the slot of each step.
         far_slot: In a session, the slot of each far key of the chunk.
         limits: In a session, the number of slots of both rings that must be read.
@@ -80,6 +98,8 @@ class FarReach(NamedTuple):
     bias: Float[Tensor, "B 1 Q K"]
     own: Int[Tensor, "B W R"] | None = None
     own_bias: Float[Tensor, "B 1 N K2"] | None = None
+    far_groups: KeyGroups | None = None
+    own_groups: KeyGroups | None = None
     near_slot: Int[Tensor, "B T"] | None = None
     far_slot: Int[Tensor, "B M"] | None = None
     limits: tuple[int, int] = (0, 0)
@@ -146,6 +166,11 @@ class FarAttentionConfig:
         """Number of far keys of a block."""
         return max(self.num_summaries, 1)
 
+    @property
+    def _summary_keys(self) -> int:
+        """Largest number of far keys that a summary step reads: of kept blocks and of its own."""
+        return (self.kept_blocks + 1) * self._keys
+
     def _age(self, shape: MixerShape) -> int:
         """Return how many steps after the end of a block its far keys are first read."""
         return 1 if self.num_summaries else shape.window
@@ -161,15 +186,21 @@ class FarAttentionConfig:
         near = grouped_bias(seen, shape.window)[:, :, 0].flatten(1, 2)[:, None]
         first = F.pad(grid.finished, (1, 0)).gather(1, document_start)
         ended = F.pad(grid.finished, (self._age(shape), 0))[:, :num_steps]
-        readable = self._far_span(finished_span(ended, 0, first, self.kept_blocks))
-        number = torch.arange(self._keys * grid.end.shape[1], device=step.device)[None]
-        far = F.pad(score_bias(span_mask(readable, number)), (0, 0, 0, -num_steps % shape.window))
+        readable = finished_span(ended, 0, first, self.kept_blocks)
+        readable = Span(*(F.pad(edge, (0, -num_steps % shape.window)) for edge in readable))
+        num_blocks = grid.end.shape[1]
+        number = torch.arange(self._keys * num_blocks, device=step.device)[None]
+        groups = group_keys(readable, num_blocks, self.kept_blocks, grid.shortest)
+        groups = None if groups is None else groups.each(self._keys)
+        far = score_bias(read_mask(span_of_each(readable, self._keys), number, groups))
         own_bias = None
+        own_groups = None
         if self.num_summaries:
-            block = torch.arange(grid.end.shape[1], device=step.device).expand_as(grid.end)
+            block = torch.arange(num_blocks, device=step.device).expand_as(grid.end)
             earlier = self._summary_span(block, first.gather(1, grid.end))
+            own_groups = group_keys(earlier, number.shape[1], self._summary_keys, 1)
             real = grid.real.repeat_interleave(self.num_summaries, 1)
-            own_bias = score_bias(torch.cat((real, span_mask(earlier, number)), 2))
+            own_bias = score_bias(torch.cat((real, read_mask(earlier, number, own_groups)), 2))
         return FarReach(
             *self._rotation(shape, step, grid.end),
             num_steps=num_steps,
@@ -178,6 +209,8 @@ class FarAttentionConfig:
             bias=torch.cat((near, far), 3),
             own=grid.step.clamp(min=0),
             own_bias=own_bias,
+            far_groups=groups,
+            own_groups=own_groups,
         )
 
     def streaming_reach(
@@ -208,7 +241,8 @@ class FarAttentionConfig:
         near = span(SEQUENCE, "sequence", "sequence", step + 1, window=shape.window)
         oldest = (step + 1 - self._age(shape)).clamp(min=0)
         far = span(clock, "sequence", "blocks", oldest, window=self.kept_blocks)
-        mask = torch.cat((span_mask(near, held[0]), span_mask(self._far_span(far), held[1])), 2)
+        far = span_of_each(far, self._keys)
+        mask = torch.cat((span_mask(near, held[0]), span_mask(far, held[1])), 2)
         if self.num_summaries:
             own = _repeated(Span(last + 1 - self.block_ticks, last + 1), self.num_summaries)
             earlier = self._summary_span(block, torch.zeros_like(block))
@@ -235,10 +269,14 @@ class FarAttentionConfig:
 
         The FLOPs of summary steps and of masked entries are included.
         """
-        num_far = num_steps // self.block_ticks * self._keys
+        num_blocks = num_steps // self.block_ticks
         steps_run = -(-num_steps // shape.window) * shape.window
-        products = steps_run * (2 * shape.window + num_far)
-        products += self.summary_steps(num_steps) * (self.block_ticks + num_far)
+        scored = keys_run(steps_run, num_blocks, self.kept_blocks, self.block_ticks)
+        products = steps_run * (2 * shape.window + scored * self._keys)
+        summaries = self.summary_steps(num_steps)
+        if summaries:
+            scored = keys_run(summaries, num_blocks * self._keys, self._summary_keys, 1)
+            products += summaries * (self.block_ticks + scored)
         return 4 * shape.width * products / num_steps
 
     def _numbers(self, block: Int[Tensor, "B W"]) -> Int[Tensor, "B M"]:
@@ -246,14 +284,10 @@ class FarAttentionConfig:
         key = torch.arange(self._keys, device=block.device)
         return (block[..., None] * self._keys + key).flatten(1)
 
-    def _far_span(self, blocks: Span) -> Span:
-        """Return the spans of far keys of spans of blocks."""
-        return Span(blocks.start * self._keys, blocks.stop * self._keys)
-
     def _summary_span(self, block: Int[Tensor, "B W"], first: Int[Tensor, "B W"]) -> Span:
         """Return the far keys that summary steps read: of earlier blocks, and up to their own."""
         readable = _repeated(finished_span(block, 0, first, self.kept_blocks), self._keys)
-        return Span(self._far_span(readable).start, self._numbers(block) + 1)
+        return Span(readable.start * self._keys, self._numbers(block) + 1)
 
     def _rotation(
         self, shape: MixerShape, step: Int[Tensor, "B T"], end: Int[Tensor, "B W"]
@@ -321,14 +355,15 @@ class FarAttention(nn.Module):
         """Return what the steps of whole rows read."""
         steps = q[:, :, : reach.num_steps]
         groups = with_previous(near.flatten(1, 2), reach.window).unflatten(1, (2, -1))
-        y = _attend_both(in_groups(steps, reach.window), groups, far, reach.bias)
+        y = _attend_both(in_groups(steps, reach.window), groups, far, reach.bias, reach.far_groups)
         y = y[:, :, : reach.num_steps]
         if reach.own is None or reach.own_bias is None:
             return y
         blocks = _taken(near, reach.own.flatten(1)).unflatten(3, reach.own.shape[1:])
         shape = (reach.num_blocks, self.config.num_summaries)
         summaries = q[:, :, reach.num_steps :].unflatten(2, shape)
-        return torch.cat((y, _attend_both(summaries, blocks, far, reach.own_bias)), 2)
+        own = _attend_both(summaries, blocks, far, reach.own_bias, reach.own_groups)
+        return torch.cat((y, own), 2)
 
     def _read_rings(
         self, q: Tensor, near: Tensor, far: Tensor, reach: FarReach, state: FarState
@@ -348,17 +383,21 @@ def _attend_both(
     q: Float[Tensor, "B H G n E"],
     near: Float[Tensor, "B 2 H G K E"],
     far: Float[Tensor, "B 2 H M E"],
-    bias: Float[Tensor, "B 1 Q K_M"],
+    bias: Float[Tensor, "B 1 Q K_F"],
+    far_groups: KeyGroups | None,
 ) -> Float[Tensor, "B H Q E"]:
-    """Return the attention of grouped queries to the near keys of their group and all far keys."""
+    """Return the attention of grouped queries to the near keys of their group and to far keys.
+
+    The far keys are all, or those of ``far_groups``, which need not be the groups of the near keys.
+    """
     q = q * q.shape[-1] ** -0.5
     near_scores = (q @ near[:, 0].transpose(-1, -2)).flatten(2, 3)
-    far_scores = q.flatten(2, 3) @ far[:, 0].transpose(-1, -2)
+    far_scores = read_scores(q.flatten(2, 3), far[:, 0], far_groups)
     scores = torch.cat((near_scores, far_scores), -1)
     weights = torch.softmax(scores + bias.to(scores.dtype), -1)
-    own, others = weights.to(q.dtype).split((near.shape[4], far.shape[3]), -1)
+    own, others = weights.to(q.dtype).tensor_split((near.shape[4],), -1)
     read = (own.unflatten(2, q.shape[2:4]) @ near[:, 1]).flatten(2, 3)
-    return read + others @ far[:, 1]
+    return read + read_sums(others, far[:, 1], far_groups)
 
 
 def _taken(kv: Float[Tensor, "B 2 H T E"], index: Int[Tensor, "B X"]) -> Float[Tensor, "B 2 H X E"]:

@@ -337,7 +337,7 @@ class Level(nn.Module):
         if keep is not None:
             readable = Span(readable.start, readable.stop * keep)
         ends = cut.before + cut.finished if streaming else None
-        return self.steering.guide(published, readable, cut.grid.place, reach, ends, cut.raw)
+        return self.steering.guide(published, readable, cut.grid, reach, ends, cut.raw)
 
     def write_upper(
         self,
@@ -434,15 +434,18 @@ class Level(nn.Module):
 
     # Costs
 
-    def flops_per_fine_step(self, num_steps: int, num_blocks: int) -> float:
+    def flops_per_fine_step(self, num_steps: int, num_blocks: int, shortest: int) -> float:
         """Return the forward FLOPs a fine step of this level and of those above it.
+
+        They are those of whole rows as they are computed, masked entries included.
 
         Args:
             num_steps: Number of fine steps of a row.
             num_blocks: Number of blocks that end in the row.
+            shortest: Smallest number of fine steps of a block.
         """
         share = num_blocks / num_steps
-        a_block, a_step = self.steering.products(num_blocks)
+        a_block, a_step = self.steering.products(num_steps, num_blocks, shortest)
         a_block += self.steps_a_block * self.merge.weight.numel()
         a_block += self.compressor.products_per_block()
         flops = 2 * (a_step + share * a_block)
@@ -451,8 +454,9 @@ class Level(nn.Module):
         if num_blocks:
             a_coarse_step += self.whole.flops_per_step(coarse_steps)
         if num_blocks and self.above is not None:
-            above = coarse_steps // self.above.config.block_ticks
-            a_coarse_step += self.above.flops_per_fine_step(coarse_steps, above)
+            size = self.above.config.block_ticks
+            above = coarse_steps // size
+            a_coarse_step += self.above.flops_per_fine_step(coarse_steps, above, size)
         return flops + coarse_steps / num_steps * a_coarse_step
 
     @property

@@ -248,7 +248,7 @@ class Link(nn.Module):
         """Return the forward FLOPs of one step that reads ``num_keys`` coarse steps."""
         maps = (self.attention.query, self.attention.gate, self.attention.out)
         products = sum(one.weight.numel() for one in maps)
-        return 2 * (products + (2 * num_keys + 1) * len(self.gate))
+        return 2 * (products + 2 * (num_keys + 1) * len(self.gate))
 
 
 class Gather(nn.Module):

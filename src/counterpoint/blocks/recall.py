@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.attention import score_bias, write_ring
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory
+from counterpoint.blocks.key_groups import KeyGroups, read_scores
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.rope import PLAIN_ROPE, RopeConfig, rope_tables, rotate
 from counterpoint.errors import UserError
@@ -80,12 +81,15 @@ class Candidates(NamedTuple):
         end_step: Last fine step of each block.
         size: Number of fine steps of each block.
         bias: Bias that hides blocks from fine steps; see `score_bias`.
+        groups: Blocks for which groups of fine steps compute scores; ``None`` if every fine step
+            computes scores for all blocks.
     """
 
     keys: Float[Tensor, "B W E"]
     end_step: Int[Tensor, "B W"]
     size: Int[Tensor, "B W"]
-    bias: Float[Tensor, "B 1 T W"]
+    bias: Float[Tensor, "B 1 T K"]
+    groups: KeyGroups | None = None
 
 
 class RecallReach(NamedTuple):
@@ -193,9 +197,8 @@ class Recall(nn.Module):
         bias = score_bias((back < size[..., None]).flatten(2))
         bias = bias + score.repeat_interleave(self.block_ticks, -1)[:, None]
         slot = (step % reach.capacity).flatten(2)
-        read: Tensor = self.reader(
-            x, reach.memory, CrossReach(reach.cos, reach.sin, F.pad(bias, (1, 0)), slot)
-        )
+        few = CrossReach(reach.cos, reach.sin, F.pad(bias, (1, 0)), KeyGroups(1, slot))
+        read: Tensor = self.reader(x, reach.memory, few)
         return read
 
     def point(
@@ -207,20 +210,28 @@ class Recall(nn.Module):
         """
         query = self.query(self.norm(x))[:, None]
         query = rotate(query, reach.cos, reach.sin) * query.shape[-1] ** -0.5
-        keys = reach.candidates.keys[:, None].to(query.dtype)
-        scores = (query @ keys.transpose(-1, -2) + reach.candidates.bias.to(query.dtype))[:, 0]
+        candidates = reach.candidates
+        groups = candidates.groups
+        scores = read_scores(query, candidates.keys[:, None].to(query.dtype), groups)
+        scores = (scores + candidates.bias.to(query.dtype))[:, 0]
         best = scores.topk(min(self.num_blocks, scores.shape[-1]), -1)
-        return best.values, best.indices
+        block = best.indices if groups is None else groups.chosen(best.indices)
+        return best.values, block
 
-    def products(self, num_blocks: int) -> tuple[int, int]:
-        """Return the multiply-adds of a coarse step, and of a fine step over ``num_blocks``."""
+    def products(self, num_blocks: int, scored: float) -> tuple[int, float]:
+        """Return the multiply-adds of a coarse step, and of a fine step.
+
+        Args:
+            num_blocks: Number of blocks of a row.
+            scored: Number of blocks for which a fine step computes scores.
+        """
         reader = self.reader
         maps = (self.query, reader.query, reader.key_value, reader.gate, reader.out)
         a_step = sum(linear.weight.numel() for linear in maps)
         head_width, width = self.query.weight.shape
         num_read = min(self.num_blocks, num_blocks) * self.block_ticks
-        a_step += head_width * num_blocks + width * (2 * num_read + 1)
-        return self.key.weight.numel(), a_step
+        products = head_width * scored + 2 * width * (num_read + 1)
+        return self.key.weight.numel(), a_step + products
 
 
 def _of_blocks(values: Int[Tensor, "B W"], block: Int[Tensor, "B T k"]) -> Int[Tensor, "B T k"]:

@@ -19,13 +19,15 @@ from counterpoint.blocks.attention import (
     score_bias,
     write_ring,
 )
+from counterpoint.blocks.block_grid import BlockGrid
 from counterpoint.blocks.cross_attention import CrossAttention, CrossReach, Memory, cross_reach
+from counterpoint.blocks.key_groups import KeyGroups, group_keys, keys_run, read_mask
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.mixer import MixerReach
 from counterpoint.blocks.recall import Candidates, Raw, Recall, RecallReach
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
-from counterpoint.streams.clock import Span, span_mask
+from counterpoint.streams.clock import Span, span_of_each
 
 
 class Published(NamedTuple):
@@ -80,6 +82,7 @@ class Steering(nn.Module):
         super().__init__()
         width = fine.width
         self.block_ticks = config.block_ticks
+        self.window_blocks = config.window_blocks
         self.steps_a_block = config.steps_a_block
         self.plan = nn.Linear(config.coarse_width, config.block_ticks * width, bias=False)
         nn.init.normal_(self.plan.weight, std=0.1 * config.coarse_width**-0.5)
@@ -112,7 +115,7 @@ class Steering(nn.Module):
         self,
         published: Published,
         span: Span,
-        place: Int[Tensor, "B T"],
+        grid: BlockGrid,
         reach: MixerReach,
         ends: Int[Tensor, " B"] | None = None,
         raw: Raw | None = None,
@@ -122,7 +125,7 @@ class Steering(nn.Module):
         Args:
             published: From `record`, or the rings that `publish` has written.
             span: Coarse states that each fine step may read.
-            place: Number of fine steps since the latest block ended, after each fine step.
+            grid: The blocks that the fine steps are cut into.
             reach: Reach of the fine steps, whose rotation is used.
             ends: Number of coarse states that each row has finished, if they are in rings.
             raw: Fine steps that recall may read again.
@@ -130,8 +133,11 @@ class Steering(nn.Module):
         memories = published.memories
         plans = published.plan
         newest = span.stop - 1
+        groups = None
         if ends is None:
-            number = torch.arange(published.coarse.shape[1], device=place.device)[None]
+            num_blocks = published.coarse.shape[1]
+            number = torch.arange(num_blocks, device=newest.device)[None]
+            groups = group_keys(span, num_blocks, self.window_blocks, grid.shortest)
         else:
             capacity = published.coarse.shape[1] - 1
             limit = filled_slots(ends, capacity)
@@ -140,21 +146,38 @@ class Steering(nn.Module):
             memories = tuple(memory[:, :, :, :num_steps] for memory in memories)
             newest = newest % (plans.shape[1] - 1)
         has_plan = span.stop > span.start
-        slot = torch.where(has_plan, newest * self.block_ticks + place, 0)
+        slot = torch.where(has_plan, newest * self.block_ticks + grid.place, 0)
         slot = slot[..., None].expand(-1, -1, plans.shape[3])
         return Guidance(
-            plans.flatten(1, 2).gather(1, slot) if plans.shape[1] else self._no_plans(place),
+            plans.flatten(1, 2).gather(1, slot) if plans.shape[1] else self._no_plans(grid.place),
             has_plan,
             memories,
-            cross_reach(reach.cos, reach.sin, span, each_step(number, self.steps_a_block)),
-            self._recall_reach(published, span, number, reach, raw, is_ring=ends is not None),
+            self._link_reach(span, number, groups, reach),
+            self._recall_reach(
+                published, span, number, groups, reach, raw, is_ring=ends is not None
+            ),
         )
+
+    def _link_reach(
+        self,
+        span: Span,
+        number: Int[Tensor, "#B W"],
+        groups: KeyGroups | None,
+        reach: MixerReach,
+    ) -> CrossReach:
+        """Return which steps of the coarse states fine steps may read; see `_recall_reach`."""
+        each = self.steps_a_block
+        if groups is None:
+            return cross_reach(reach.cos, reach.sin, span, each_step(number, each))
+        steps = span_of_each(span, each)
+        return cross_reach(reach.cos, reach.sin, steps, number, groups.each(each))
 
     def _recall_reach(
         self,
         published: Published,
         span: Span,
         number: Int[Tensor, "#B W"],
+        groups: KeyGroups | None,
         reach: MixerReach,
         raw: Raw | None,
         *,
@@ -164,13 +187,14 @@ class Steering(nn.Module):
         if self.recall is None or raw is None:
             return None
         start = torch.maximum(span.start, span.stop - self.recall.kept_blocks)
-        mask = span_mask(Span(start, span.stop), number)
+        mask = read_mask(Span(start, span.stop), number, groups)
         limit = number.shape[1]
         candidates = Candidates(
             published.recall_keys[0][:, :limit],
             published.end_tick[:, :limit],
             raw.size[:, :limit],
             score_bias(mask),
+            groups,
         )
         capacity = raw.memory.shape[3] - is_ring
         return RecallReach(candidates, raw.memory, capacity, reach.cos, reach.sin)
@@ -300,16 +324,23 @@ class Steering(nn.Module):
         self.publish(copy.coarse[row, slot], end_tick[row, slot], first, wanted - first, copy)
         return copy
 
-    def products(self, num_blocks: int) -> tuple[int, int]:
-        """Return the multiply-adds of a coarse step, and of a fine step over ``num_blocks``."""
+    def products(self, num_ticks: int, num_blocks: int, shortest: int) -> tuple[int, float]:
+        """Return the multiply-adds of a coarse step, and of a fine step.
+
+        Args:
+            num_ticks: Number of fine steps of a row.
+            num_blocks: Number of coarse states of a row.
+            shortest: Smallest number of fine steps of a block.
+        """
+        scored = keys_run(num_ticks, num_blocks, self.window_blocks, shortest)
         a_block = self.plan.weight.numel()
-        a_tick = 0
+        a_tick = 0.0
         for link in self.links:
             a_block += self.steps_a_block * link.key_value.weight.numel()
             a_tick += sum(m.weight.numel() for m in (link.query, link.gate, link.out))
-            a_tick += 2 * len(self.no_plan) * (num_blocks * self.steps_a_block + 1)
+            a_tick += 2 * len(self.no_plan) * (scored * self.steps_a_block + 1)
         if self.recall is not None:
-            more_block, more_tick = self.recall.products(num_blocks)
+            more_block, more_tick = self.recall.products(num_blocks, scored)
             a_block += more_block
             a_tick += more_tick
         return a_block, a_tick

@@ -13,6 +13,7 @@ have no rule of their own.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -195,3 +196,50 @@ def span_mask(span: Span, key_step: Int[Tensor, "#B K"]) -> Bool[Tensor, "B Q K"
     """Return the dense mask of a span: True where the query may read the key at ``key_step``."""
     key = key_step[:, None, :]
     return (key >= span.start[..., None]) & (key < span.stop[..., None])
+
+
+def span_of_each(span: Span, times: int) -> Span:
+    """Return the spans of the same queries if every key step consists of so many steps."""
+    return span if times == 1 else Span(span.start * times, span.stop * times)
+
+
+def most_keys(window: int, num_queries: int, shortest: int) -> int:
+    """Return the largest number of steps from the first to the last that queries in a row read.
+
+    Every query reads within ``window`` steps. From one query to the next at most one further step
+    becomes visible, and not again within ``shortest`` queries, because every step lasts so long:
+    also where documents follow each other, whose first steps begin anew, and behind a lag.
+
+    Args:
+        window: Largest number of steps of a span.
+        num_queries: Number of queries, which follow each other.
+        shortest: Smallest number of queries that a key step covers.
+    """
+    return window - (1 - num_queries) // shortest
+
+
+def grouped_keys(span: Span, size: int, num_keys: int) -> Int[Tensor, "B G K"]:
+    """Return consecutive key steps that hold all that each group of queries may read.
+
+    They end at the newest step that a query of the group may read, or begin at step 0. All lie
+    below ``max(span.stop, num_keys)``.
+
+    Args:
+        span: Steps that each query may read.
+        size: Number of queries of a group; the last group may have fewer.
+        num_keys: Number of steps a group, at least `most_keys`.
+    """
+    stop = F.pad(span.stop, (0, -span.stop.shape[1] % size)).unflatten(1, (-1, size)).amax(2)
+    first = (stop - num_keys).clamp(min=0)
+    return first[..., None] + torch.arange(num_keys, device=stop.device)
+
+
+def grouped_mask(span: Span, key_step: Int[Tensor, "#B G K"], size: int) -> Bool[Tensor, "B G n K"]:
+    """Return `span_mask` in groups of ``size`` queries n, each with keys of its own.
+
+    Queries that fill the last group read nothing.
+    """
+    num_rows, num_queries = span.stop.shape
+    start, stop = (F.pad(edge, (0, -num_queries % size)).reshape(-1, size) for edge in span)
+    key = key_step.expand(num_rows, -1, -1).flatten(0, 1)
+    return span_mask(Span(start, stop), key).unflatten(0, (num_rows, -1))

@@ -478,7 +478,8 @@ class TwoStream(System, Level):
         forward = self.part.flops_per_step(num_ticks)
         if self.boundaries is not None:
             forward += 2 * self.boundaries.products()
-        forward += self.flops_per_fine_step(num_ticks, num_blocks)
+        shortest = 1 if config.ends_early else config.block_ticks
+        forward += self.flops_per_fine_step(num_ticks, num_blocks, shortest)
         head = 2 * self.head.weight.numel()
         forward += head
         if self.notes is not None and (predicted is None or WHOLE_TEXT in predicted):
