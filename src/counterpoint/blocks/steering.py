@@ -132,6 +132,7 @@ class Steering(nn.Module):
         """
         memories = published.memories
         plans = published.plan
+        place = grid.place
         newest = span.stop - 1
         groups = None
         if ends is None:
@@ -146,10 +147,10 @@ class Steering(nn.Module):
             memories = tuple(memory[:, :, :, :num_steps] for memory in memories)
             newest = newest % (plans.shape[1] - 1)
         has_plan = span.stop > span.start
-        slot = torch.where(has_plan, newest * self.block_ticks + grid.place, 0)
+        slot = torch.where(has_plan, newest * self.block_ticks + place, 0)
         slot = slot[..., None].expand(-1, -1, plans.shape[3])
         return Guidance(
-            plans.flatten(1, 2).gather(1, slot) if plans.shape[1] else self._no_plans(grid.place),
+            plans.flatten(1, 2).gather(1, slot) if plans.shape[1] else self._no_plans(place),
             has_plan,
             memories,
             self._link_reach(span, number, groups, reach),
