@@ -474,11 +474,12 @@ class TwoStream(System, Level):
     ) -> float:
         """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
         config = self.config
-        num_blocks = self._lengths(training).num_blocks(num_ticks)
+        lengths = self._lengths(training)
+        num_blocks = lengths.num_blocks(num_ticks)
         forward = self.part.flops_per_step(num_ticks)
         if self.boundaries is not None:
             forward += 2 * self.boundaries.products()
-        shortest = 1 if config.ends_early else config.block_ticks
+        shortest = 1 if config.ends_early else lengths.longest
         forward += self.flops_per_fine_step(num_ticks, num_blocks, shortest)
         head = 2 * self.head.weight.numel()
         forward += head
