@@ -41,7 +41,7 @@ class PeakBytes(TorchDispatchMode):
     """Bytes of all tensors that operations have made and that live at once, at most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive: dict[int, int] = {}
         self.now = 0
         self.peak = 0
