@@ -1,9 +1,9 @@
 """Trains one LSLM on one CPU core, with whole phrases, from random weights or from a trained run.
 
-    python benchmarks/lslm_further.py --pack PACK --arm late --steps 600 --out LANE [--init RUN]
+    python benchmarks/lslm_further.py --pack PACK --work FOLDER --steps 600 --out LANE [--init RUN]
 
 It can be stopped and started again. Rows of like length share a batch, so that little is padded.
-Held-out rows are read every 100 steps, and the weights that read them best are kept. `--items 20`
+Held-out rows are read every 80 steps, and the weights that read them best are kept. `--items 20`
 learns 20 utterances by heart in silence: can the model say at all what it reads? `lslm_scores.py`
 reads what `--rows` lets the model say, and `--words` counts word errors here.
 """

@@ -1,6 +1,6 @@
 """Can the speech that an LSLM learns from be understood? Word errors by how it is made.
 
-    python benchmarks/lslm_speech.py --count 30 --out benchmarks/results/lslm_speech.json
+    python benchmarks/lslm_speech.py --work FILE --out benchmarks/results/lslm_speech.json
 
 Every way makes utterances of two parts with a breath between them, as the training data has them.
 Whisper tiny.en hears their codes, which the codec decodes, and of whole phrases also the sound
