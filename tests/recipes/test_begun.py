@@ -33,3 +33,17 @@ def test_a_record_with_an_unknown_field_belongs_to_another_study(tmp_path: Path)
     write_json(file, read_json(file) | {"pace": 2})
     with pytest.raises(UserError, match="begun with another study"):
         keep_or_check_study(file, front_loading(), ())
+
+
+def test_a_field_that_the_record_does_not_know_has_its_default_and_not_that_of_the_call(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "study.json"
+    study = front_loading()
+    keep_or_check_study(file, study, ("seeds",))
+    old = read_json(file)
+    del old["num_samples"]
+    write_json(file, old)
+    with pytest.raises(UserError, match=r"begun with another study.num_samples"):
+        keep_or_check_study(file, replace(study, num_samples=study.num_samples + 1), ("seeds",))
+    keep_or_check_study(file, study, ("seeds",))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from counterpoint.blocks.ramp import RampConfig
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
@@ -21,13 +22,14 @@ from counterpoint.recipes import cells
 from counterpoint.recipes import grid_workers as module
 from counterpoint.recipes.cells import Cell, CellOutcome, cell_run, read_cells, run_cell
 from counterpoint.recipes.grid import Grid, GridArm, Limits, check_costs, costs
+from counterpoint.recipes.grid_budget import fit_grid
 from counterpoint.recipes.grid_run import best_rates, run_grid
 from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.loop import DivergedError, Trainer
-from tests.systems.tiny_models import tower
+from tests.systems.tiny_models import tower, two
 
 
 def tiny(width: int = 8) -> SingleStreamConfig:
@@ -293,6 +295,7 @@ import sys
 from pathlib import Path
 from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
+from counterpoint.recipes.grid_budget import fit_grid
 from counterpoint.recipes.grid_run import run_grid
 from tests.recipes.test_grid import two_cells
 
@@ -347,3 +350,30 @@ def test_an_arm_may_learn_parts_of_its_system_slowly() -> None:
     wrong = replace(grid, arms=(replace(arms[0], lr_factors=(("towr", 0.1),)),))
     with pytest.raises(UserError, match="'towr', which starts none. Did you mean 'tower'"):
         check_costs(wrong, Progress(quiet=True))
+    usual = replace(usual, lr_factors=(("plan", 0.1),))  # a system of the other arm has one
+    both = replace(wrong, arms=tiny_grid().arms, train=replace(grid.train, optimizer=usual))
+    with pytest.raises(UserError, match="'plan', which starts none"):
+        check_costs(both, Progress(quiet=True))
+
+
+def test_rates_of_weights_that_an_arm_does_not_learn_are_refused_at_once() -> None:
+    frozen = replace(two("mean", 0), whole_control="frozen")
+    arms = (GridArm(name="a", system=frozen, lr_factors=(("merge", 0.1),)),)
+    with pytest.raises(UserError, match="'merge', which starts none"):
+        check_costs(tiny_grid(arms=arms), quiet())
+
+
+def test_a_gpu_refuses_an_arm_that_changes_as_it_learns_before_any_cell(tmp_path: Path) -> None:
+    ramp = RampConfig(start_ticks=1)
+    arms = (*tiny_grid().arms, GridArm(name="rises", system=two("mean", 0, ramp=ramp)))
+    grid = tiny_grid(arms=arms)
+    gpu = Workers(device="cuda")
+    for begin in (
+        lambda: run_grid(grid, tmp_path / "grid", workers=gpu, progress=quiet()),
+        lambda: fit_grid(grid, 1.0, tmp_path / "fitted", gpu, quiet()),
+    ):
+        with pytest.raises(UserError, match="'rises' trains in 3 stages.*--device cpu") as error:
+            begin()
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+    Workers().check(grid)

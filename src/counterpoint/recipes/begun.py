@@ -67,8 +67,9 @@ def keep_or_check_study(file: Path, study: Any, free: Collection[str]) -> None:
 
 def _filled(old: Any, study: Any, new: Mapping[str, Any]) -> Any:
     """Return an older record with the fields of today; as it is if they do not fit."""
+    free = {key: own for key, own in encode(study).items() if key not in new}
     try:
-        today = encode(decode(type(study), {**encode(study), **old}))
+        today = encode(decode(type(study), {**free, **old}))
     except (TypeError, UserError):
         return old
     return {key: own for key, own in today.items() if key in new}

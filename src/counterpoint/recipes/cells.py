@@ -21,7 +21,7 @@ from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
 from counterpoint.recipes.budget import Plan
-from counterpoint.recipes.grid import Grid
+from counterpoint.recipes.grid import Grid, joined_factors
 from counterpoint.recipes.training import train_run
 from counterpoint.systems.contract import System
 from counterpoint.train.checkpoint import load_system
@@ -129,9 +129,12 @@ def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
 def cell_run(grid: Grid, cell: Cell) -> Run:
     """Return the run of a cell; a cell that chooses a learning rate takes a share of the steps."""
     arm = next(arm for arm in grid.arms if arm.name == cell.arm)
-    usual = grid.train.optimizer
-    factors = tuple((dict(usual.lr_factors) | dict(arm.lr_factors)).items())
-    optimizer = replace(usual, lr=cell.learning_rate, muon_lr=None, lr_factors=factors)
+    optimizer = replace(
+        grid.train.optimizer,
+        lr=cell.learning_rate,
+        muon_lr=None,
+        lr_factors=joined_factors(grid, arm),
+    )
     train = replace(grid.train, seed=cell.seed, optimizer=optimizer)
     if cell.seed in grid.tuning_seeds:
         train = replace(train, num_steps=max(1, round(train.num_steps * grid.tuning_share)))

@@ -159,17 +159,23 @@ def check_costs(grid: Grid, progress: Progress) -> None:
             costs(grid, task)
 
 
+def joined_factors(grid: Grid, arm: GridArm) -> tuple[tuple[str, float], ...]:
+    """Return the factors of learning rates of an arm: those of the grid, and its own."""
+    return tuple((dict(grid.train.optimizer.lr_factors) | dict(arm.lr_factors)).items())
+
+
 def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
     """Return the costs of every arm on a task.
 
     Raises:
         UserError: An arm does not meet the budget, and the arm, the share and the limit are named;
-            or a prefix of its `lr_factors` starts no parameter's name.
+            or a prefix of its `lr_factors` or of the grid's starts no trained parameter's name.
     """
     found = {}
     for arm in grid.arms:
         system = sketch(arm.system)
-        check_prefixes([name for name, _ in system.named_parameters()], arm.lr_factors)
+        trained = [name for name, weight in system.named_parameters() if weight.requires_grad]
+        check_prefixes(trained, joined_factors(grid, arm))
         num_ticks = learned_data(grid.task(task), 0).num_ticks(system.layout)
         found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),

@@ -236,6 +236,7 @@ def _timed(
     grid: Grid, minutes: float, workers: Workers, progress: Progress
 ) -> Sequence[CellTiming]:
     """Time every arm on every task in a small share of the minutes."""
+    workers.check(grid)
     check_costs(grid, progress)
     num_pairs = len(grid.arms) * len(grid.tasks)
     trial_s = _TRIAL_SHARE * 60 * minutes * (workers.count or 1) / num_pairs

@@ -71,12 +71,14 @@ def run_grid(
         The records of all reported cells, sorted; ``results.parquet`` has them too.
 
     Raises:
-        UserError: Arms do not cost the same, or the folder belongs to another grid.
+        UserError: Arms do not cost the same, the workers cannot run one of them, or the folder
+            belongs to another grid.
     """
     progress = Progress() if progress is None else progress
+    workers = Workers() if workers is None else workers
+    workers.check(grid)
     check_costs(grid, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    workers = Workers() if workers is None else workers
     with locked(folder / ".grid.lock", wait=False), closing(progress):
         _keep_or_check(grid, folder)
         _note_other_devices(folder, workers.device, progress)

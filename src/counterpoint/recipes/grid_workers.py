@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from counterpoint.errors import UserError
 from counterpoint.processes import work_in_processes
 from counterpoint.ray_tasks import work_on_ray
 from counterpoint.recipes.cells import WORK, Cell, CellOutcome, run_cell, run_cell_elsewhere
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.stacks import BATCHES, recorded_run, run_stack, stacks
+from counterpoint.systems import sketch
 from counterpoint.train.loop import DivergedError
 
 _Item = TypeVar("_Item")
@@ -39,6 +41,23 @@ class Workers:
     def in_stacks(self) -> bool:
         """Whether cells of an arm are trained together, which is no faster on a CPU."""
         return self.ray is None and self.device != "cpu"
+
+    def check(self, grid: Grid) -> None:
+        """Refuse a grid that these workers cannot run, before any of its cells is begun.
+
+        Raises:
+            UserError: Cells are trained in stacks, and the model of an arm changes as it learns.
+        """
+        if not self.in_stacks:
+            return
+        for arm in grid.arms:
+            num_stages = len(sketch(arm.system).stages(grid.train.num_steps))
+            if num_stages > 1:
+                raise UserError(
+                    "On a GPU the cells of an arm are trained together, all steps alike: arm "
+                    f"{arm.name!r} trains in {num_stages} stages, such as those of a `ramp`. Run "
+                    "the grid with `--device cpu`, or leave the ramp out."
+                )
 
     def work(
         self, work: Callable[[_Item], _Result], items: Sequence[_Item]
