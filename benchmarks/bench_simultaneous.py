@@ -277,7 +277,9 @@ def main() -> None:
     ticks: dict[str, int] = {}
     for case in args.cases:
         if case.count(":") != 2:
-            raise SystemExit(f"A case must be SIZE:MILLISECONDS:TICKS, as tiny:25:75: got {case!r}.")
+            raise SystemExit(
+                f"A case must be SIZE:MILLISECONDS:TICKS, as tiny:25:75: got {case!r}."
+            )
         size, period_ms, a_round = case.split(":")
         title = f"{size}, a tick every {float(period_ms):g} ms"
         ticks[title] = int(a_round) * args.rounds

@@ -47,3 +47,10 @@ def test_a_field_that_the_record_does_not_know_has_its_default_and_not_that_of_t
     with pytest.raises(UserError, match=r"begun with another study.num_samples"):
         keep_or_check_study(file, replace(study, num_samples=study.num_samples + 1), ("seeds",))
     keep_or_check_study(file, study, ("seeds",))
+
+
+def test_a_broken_record_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "study.json"
+    file.write_text("{")
+    with pytest.raises(UserError, match="must say what its folder was begun with"):
+        keep_or_check_study(file, front_loading(), ())

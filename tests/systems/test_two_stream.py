@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.loss_sums import cross_entropy
 from counterpoint.config_json import decode, encode
 from counterpoint.errors import UserError
@@ -473,3 +475,11 @@ def test_session_with_levels_is_swapped_with_its_equal_only() -> None:
     _, longer = feed(model, ids, model.initial_state(2))
     with pytest.raises(ValueError, match=r"as many blocks .* \[5, 5\], the donor \[15, 15\]"):
         model.swap(feed(model, ids[:, :22], model.initial_state(2))[1], longer)
+
+
+def test_a_tower_with_summary_steps_is_refused_in_one_line() -> None:
+    config = two("mean", 0)
+    mixer = FarAttentionConfig(block_ticks=2, kept_blocks=4, num_summaries=1)
+    system = TwoStream(replace(config, part=replace(config.part, mixer=mixer), num_links=0))
+    with pytest.raises(UserError, match="needs a system that adds summary steps"):
+        system.losses(batch_of(torch.ones(1, 8, dtype=torch.long)))

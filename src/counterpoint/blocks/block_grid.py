@@ -3,7 +3,7 @@
 A block ends after ``block_ticks`` steps, or earlier after a step whose content ends it (a space or
 a full stop). Whether step t ends a block depends only on steps up to t. A chunk may continue a
 session: steps are counted from the first step of the chunk, and earlier steps have negative
-    numbers.
+numbers.
 """
 
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def lay_blocks(
         ends_early: True at steps whose content ends a block; ``None`` if content never ends one.
         start: First step of the document of each step. It is negative for documents that began
             before the chunk, whose pending steps come from the session.
-        block_ticks: Number of steps R that a block has room for, and after which it ends.
+        block_ticks: Number of steps R that a block has room for.
         lengths: Number of real steps of each row; ``None`` means all.
         counted: Whether W is the largest number of blocks that a row has, which must be read from
             the device. Otherwise, and in a compiled graph, W is the largest possible number.

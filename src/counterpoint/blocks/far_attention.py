@@ -335,7 +335,16 @@ class FarAttention(nn.Module):
                 in it.
             reach: What they may read.
             state: Rings of a session, which are written in place; ``None`` for whole rows.
+
+        Raises:
+            UserError: The summary steps are missing.
         """
+        if x.shape[1] != reach.cos.shape[-2]:
+            raise UserError(
+                "A mixer with `num_summaries` needs a system that adds summary steps, and of ours "
+                f"only single_stream does: expected {reach.cos.shape[-2]} steps, got {x.shape[1]}. "
+                "Set `num_summaries` to 0."
+            )
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         qk, v = qkv.split((2, 1))
         q, k = rotate(qk, reach.cos, reach.sin).unbind(0)

@@ -56,7 +56,7 @@ def keep_or_check_study(file: Path, study: Any, free: Collection[str]) -> None:
     """
     new = {key: own for key, own in encode(study).items() if key not in free}
     if file.exists():
-        changed = first_difference(_filled(read_json(file), study, new), new, "study")
+        changed = first_difference(_filled(read_begun(file, ()), study, new), new, "study")
         if changed is not None:
             raise UserError(
                 f"{file.parent} must belong to this study: it was begun with another {changed}. "
