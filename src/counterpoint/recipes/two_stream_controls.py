@@ -85,7 +85,7 @@ def _same_rate(ours: TwoStreamConfig) -> TwoStreamConfig:
     """
     return replace(
         ours,
-        part=replace(ours.part, num_layers=3, mlp_hidden=416),
+        part=replace(ours.part, num_layers=3, mlp_hidden=624),
         whole=TowerConfig(
             width=128,
             num_layers=1,

@@ -98,8 +98,9 @@ def test_the_own_voice_changes_what_is_heard_after_its_delay(prepared: PreparedU
         ],
         LONGEST_S,
     )
+    size = min(len(plain.stops.scores), len(echoed.stops.scores))  # either may end its speech
     # Rows of one batch may differ by the rounding of a processor.
-    changed = (plain.stops.scores[:20] - echoed.stops.scores[:20]).abs() > 1e-6
+    changed = (plain.stops.scores[:size] - echoed.stops.scores[:size]).abs() > 1e-6
     assert int(changed.nonzero()[0]) >= 6  # heard in frame 5, so it counts from frame 6 on
 
 
