@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,13 @@ def pool(
     """The batches of a pool in any order."""
     if options.items:
         few = contents(prepared, items, iter(range(options.items)), silent=True)
-        return [prepared.batch(few)] * POOL
+        return [prepared.misread(prepared.batch(few), n) for n in range(POOL)]
     numbers = iter(range(number * POOL * ROWS, (number + 1) * POOL * ROWS))
     rows = contents(prepared, items, numbers, silent=options.arm == "silent")
-    batches = [prepared.batch(rows[n : n + ROWS]) for n in range(0, len(rows), ROWS)]
+    first = number * POOL
+    batches = [
+        prepared.misread(prepared.batch(rows[n * ROWS :][:ROWS]), first + n) for n in range(POOL)
+    ]
     random.Random(number).shuffle(batches)
     return batches
 
@@ -189,6 +193,7 @@ def results(
         "steps": training.best["step"] if options.best else training.step,
         "further": bool(options.init),
         "phrases": options.phrases,
+        "misread": options.misread,
         "curve": training.curve,
         "core_seconds": round(training.seconds),
     }
@@ -216,8 +221,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--pools", type=int, default=1000, help=f"of {POOL} steps, in turn")
-    parser.add_argument("--phrases", type=int, default=2000, help="different ones")
+    parser.add_argument("--phrases", type=int, help="the first ones of the pack; default: all")
     parser.add_argument("--spliced", type=float, default=0.0)
+    parser.add_argument("--misread", type=float, default=0.0, help="share of frames said before")
     parser.add_argument("--items", type=int, default=0, help="learn so many utterances by heart")
     parser.add_argument("--best", action="store_true", help="measure the best weights")
     parser.add_argument("--rows", type=Path, help="folder of trials")
@@ -236,9 +242,11 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     how = Preparation(held_out_only=True)  # phrases are then read when they are needed
     prepared = unpacked(options.pack, options.work, options.kind, how, options.spliced)
+    prepared.data = replace(prepared.data, misread=options.misread)
     say(prepared.describe())
     items = prepared.items("train")
     items.phrases = items.phrases[: options.phrases]
+    options.phrases = len(items.phrases)
     unseen = prepared.items("held_out")
     held_out = prepared.batch(contents(prepared, unseen, iter(range(HELD_OUT)), silent=True))
     training = Training(begun(options), options)

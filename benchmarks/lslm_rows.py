@@ -37,7 +37,11 @@ from counterpoint.data.making.sounds import (
     SoundsConfig,
     load_sounds,
 )
-from counterpoint.data.making.spoken_phrases import SynthesisedPhrases, write_phrases
+from counterpoint.data.making.spoken_phrases import (
+    Phrase,
+    SynthesisedPhrases,
+    write_phrases,
+)
 from counterpoint.data.source import ALONE, Preparation
 from counterpoint.formats import open_codec
 from counterpoint.speech.voices import Synthesizer
@@ -45,6 +49,7 @@ from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
 
 NUM_PHRASES = 2000
+PHRASES = "phrases.json"
 NUM_TICKS = 96  # one row in ten is longer if nobody interrupts: its end is cut off
 SPLITS: tuple[Split, ...] = ("train", "tuning", "held_out")
 KINDS: tuple[Interrupter, ...] = ("command", "voice")
@@ -64,15 +69,18 @@ def speech(**changes: Any) -> InterruptedSpeech:
 # Packing
 
 
-def pack(sounds: Path, out: Path, kinds: Sequence[Interrupter]) -> None:
+def pack(
+    sounds: Path, out: Path, kinds: Sequence[Interrupter], num_phrases: int = NUM_PHRASES
+) -> None:
     """Write phrases, their tokeniser and sounds of all splits to a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    data = speech()
+    data = speech(num_phrases=num_phrases)
+    (out / PHRASES).write_text(json.dumps({"num_phrases": num_phrases}))
     speaker = Synthesizer(data.cache_folder)
     codec = open_codec(data.codec, 4)
     book = SynthesisedPhrases(codec, speaker, data.voice)
     texts = [text for split in SPLITS for text in data.phrases(split)]
-    write_phrases(out / "phrases.safetensors", map(book.phrase, texts), codec)
+    write_phrases(out / "phrases.safetensors", spoken(book, texts), codec)
     prepared = data.prepare(sketch(lslm.small()), Preparation(held_out_only=True))
     shutil.copy(prepared.tokenizer_path, out)
     found: dict[str, dict[str, list[int]]] = {}
@@ -87,6 +95,22 @@ def pack(sounds: Path, out: Path, kinds: Sequence[Interrupter]) -> None:
                 found[key] = {"sizes": _write(out / f"{key}.opus", some, COMPRESSION[name])}
                 print(key, len(some), (out / f"{key}.opus").stat().st_size)
     (out / "sounds.json").write_text(json.dumps(found))
+
+
+def spoken(book: SynthesisedPhrases, texts: Sequence[str]) -> Iterator[Phrase]:
+    """Speak phrases, and show how far it is."""
+    begin = time.perf_counter()
+    for done, text in enumerate(texts, 1):
+        yield book.phrase(text)
+        if done % 500 == 0:
+            left_s = (time.perf_counter() - begin) / done * (len(texts) - done)
+            print(f"{done} of {len(texts)} phrases, {left_s:.0f} s left", flush=True)
+
+
+def num_phrases_of(folder: Path) -> int:
+    """Return the number of training phrases of a packed folder."""
+    about = folder / PHRASES
+    return int(json.loads(about.read_text())["num_phrases"]) if about.exists() else NUM_PHRASES
 
 
 def _write(path: Path, sounds: Sequence[Tensor], compression: float) -> list[int]:
@@ -142,6 +166,7 @@ def unpacked(
         sounds=SoundsConfig(folder=str(sounds)),
         cache_folder=str(cache),
         spliced=spliced,
+        num_phrases=num_phrases_of(folder),
     )
     return data.prepare(sketch(lslm.small()), how)
 
@@ -282,6 +307,7 @@ def main() -> None:
     packing = verbs.add_parser("pack")
     packing.add_argument("--sounds", type=Path, required=True, help="folder of recordings")
     packing.add_argument("--kinds", nargs="+", default=["command"], choices=KINDS)
+    packing.add_argument("--phrases", type=int, default=NUM_PHRASES, help="to learn from")
     packing.add_argument("--out", type=Path, required=True)
     making = verbs.add_parser("make")
     making.add_argument("--pack", type=Path, required=True)
@@ -293,7 +319,7 @@ def main() -> None:
     making.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.verb == "pack":
-        pack(options.sounds, options.out, options.kinds)
+        pack(options.sounds, options.out, options.kinds, options.phrases)
     else:
         make(options)
 

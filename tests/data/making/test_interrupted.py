@@ -147,6 +147,34 @@ def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -
     assert held_out.utterance(0).text.startswith(held_out.phrases)
 
 
+def test_some_frames_said_before_are_read_as_others(prepared: PreparedUtterances) -> None:
+    items = prepared.items("train")
+    rows = [prepared.content(items.utterance(n), quiet()) for n in range(4)]
+    plain = prepared.batch(rows)
+    before = prepared.data
+    assert prepared.misread(plain, 3) is plain
+    prepared.data = replace(before, misread=0.3)
+    try:
+        batch = prepared.misread(plain, 3)
+        again = prepared.misread(plain, 3)
+        other = prepared.misread(plain, 4)
+    finally:
+        prepared.data = before
+    own = torch.cat((plain.ticks["semantic"], plain.ticks["acoustic"]), -1)
+    read = torch.cat((batch.ticks["semantic"], batch.ticks["acoustic"]), -1)
+    spoken = ((own >= 0) & (own < torch.tensor((512, 512, 16, 64)))).all(-1)
+    wrong = (read != own).any(-1)
+    assert not wrong[~spoken].any()
+    assert 0.2 < float(wrong.sum() / spoken.sum()) < 0.35
+    frames = {tuple(frame) for frame in own[spoken].tolist()}
+    assert all(tuple(frame) in frames for frame in read[wrong].tolist())
+    assert batch.targets is plain.targets
+    assert batch.elements is plain.elements
+    assert torch.equal(batch.ticks["text"], plain.ticks["text"])
+    assert torch.equal(batch.ticks["semantic"], again.ticks["semantic"])
+    assert not torch.equal(batch.ticks["semantic"], other.ticks["semantic"])
+
+
 def test_a_file_of_phrases_takes_the_place_of_a_voice(
     prepared: PreparedUtterances, tmp_path: Path
 ) -> None:
@@ -297,6 +325,11 @@ def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     fewer = sketch(replace(lslm.small(), codebook_sizes=(500, 512, 16, 64)))
     with pytest.raises(UserError, match="with two more ids in the first"):
         PreparedUtterances(data(cache_folder=str(tmp_path)), fewer, Progress(quiet=True), SPEAKER)
+
+
+def test_a_share_of_misread_frames_must_be_one() -> None:
+    with pytest.raises(UserError, match="`misread` must be at least 0 and below 1: got 1.5"):
+        data(misread=1.5)
 
 
 def test_the_recipe_survives_json() -> None:

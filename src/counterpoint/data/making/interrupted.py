@@ -97,6 +97,8 @@ class InterruptedSpeech:
             A model learns sooner from them to follow its text, but nobody understands such speech.
         num_takes: Number of takes of each word that are spliced. Few are learned sooner, and only a
             model that knows the codes of words can begin to read.
+        misread: Share of the frames said before that a training row reads as other ones. A model
+            that cannot trust them looks at its text again (as a Tacotron's dropout makes it do).
         num_items: Number of items to learn from.
         num_held_out: Number of items to measure on, with held-out phrases and sounds.
         vocab_size: Largest number of pieces of the tokeniser, which learns from the phrases.
@@ -113,11 +115,16 @@ class InterruptedSpeech:
     phrases_file: str = ""
     spliced: float = 0.0
     num_takes: int = 8
+    misread: float = 0.0
     num_items: int = 1_000_000
     num_held_out: int = 64
     vocab_size: int = 400
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/utterances"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.misread < 1:
+            raise UserError(f"`misread` must be at least 0 and below 1: got {self.misread}.")
 
     @staticmethod
     def fits(layout: Layout) -> bool:
@@ -252,7 +259,10 @@ class UtteranceRows:
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the items with these numbers as rows."""
-        return self._prepared.batch([self._content(int(number)) for number in indices])
+        batch = self._prepared.batch([self._content(int(number)) for number in indices])
+        if self._items.split != "train":
+            return batch
+        return self._prepared.misread(batch, int(indices[0]))
 
     def _content(self, number: int) -> dict[str, Tensor]:
         said = self._items.utterance(number)
@@ -374,6 +384,8 @@ class PreparedUtterances:
             how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
             how += [self.data.spliced, self.data.num_takes]
             facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
+            if self.data.misread:
+                facts.append(self.data.misread)
             if self.data.phrases_file:
                 facts.append(file_digest(Path(self.data.phrases_file).expanduser()))
             found[split] = json_digest(facts)
@@ -436,6 +448,29 @@ class PreparedUtterances:
         batch: Batch = self.system.lay_out(padded)
         first = batch.targets[next(iter(batch.targets))]
         return replace(batch, size=int((first != UNSET_ID).sum()))
+
+    def misread(self, batch: Batch, seed: int) -> Batch:
+        """Return rows in which some frames said before are read as other frames of the rows.
+
+        What has to be said, and the codebooks before in the same frame, stay as they are. The
+        share is that of the data; after Tacotron's dropout (arXiv:1703.10135, section 3.3).
+
+        Args:
+            batch: Rows from `batch`.
+            seed: Chooses the frames.
+        """
+        if not self.data.misread:
+            return batch
+        names = [stream.name for stream in self.layout.by_role(Role.SPOKEN)]
+        read = torch.cat([batch.ticks[name] for name in names], -1)
+        sizes = torch.tensor(self.codec.codebook_sizes)
+        said = ((read >= 0) & (read < sizes)).all(-1)
+        frames = read[said]
+        generator = torch.Generator().manual_seed(seed)
+        other = torch.randint(len(frames), (len(frames),), generator=generator)
+        wrong = torch.rand(len(frames), generator=generator) < self.data.misread
+        read[said] = torch.where(wrong[:, None], frames[other], frames)
+        return replace(batch, ticks={**batch.ticks, **self.layout.with_role(Role.SPOKEN, read)})
 
 
 def end_ids(layout: Layout, codec: Codec) -> Ends:
