@@ -148,7 +148,8 @@ class Training:
     def run(self, prepared: PreparedUtterances, items: Items, held_out: Batch) -> None:
         """Take all steps."""
         made: dict[int, list[Batch]] = {}
-        while self.step < self.options.steps:
+        last = min(self.options.until or self.options.steps, self.options.steps)
+        while self.step < last:
             begin = time.process_time()
             number = self.step // POOL % self.options.pools
             if number not in made:
@@ -162,7 +163,7 @@ class Training:
                 f"step {self.step} of {self.options.steps}: {trained:.2f} bits a frame, "
                 f"{self.seconds:.0f} s of a core"
             )
-            if self.step % EVERY == 0 or self.step >= self.options.steps:
+            if self.step % EVERY == 0 or self.step >= last:
                 now = held_out_bits(self.system, held_out)
                 self.curve.append([self.step, round(trained, 3), round(now, 3)])
                 if now < self.best["bits"]:
@@ -218,6 +219,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", help="folder of a trained run")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--until", type=int, help="stop after this step of the schedule")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--pools", type=int, default=1000, help=f"of {POOL} steps, in turn")
