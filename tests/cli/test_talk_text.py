@@ -1,6 +1,7 @@
 """The verb `talk` with a model that speaks a text: when it stops, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.config_json import encode
+from counterpoint.data.making import interrupted
 from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.evaluate.duplex.spoken_text import (
     prepare_speaker,
@@ -19,6 +21,7 @@ from counterpoint.evaluate.duplex.spoken_text import (
 )
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.progress import Progress
+from counterpoint.runtime.load import load_run
 from counterpoint.speech.audio import read_audio
 from counterpoint.speech.mels import LogMels
 from counterpoint.streams.timeline import Timeline
@@ -111,6 +114,20 @@ def test_it_stops_when_it_is_interrupted_and_all_files_say_so(
     page = Path("out.html").read_text()
     assert "it was interrupted" in page
     assert "<h2>Turns</h2>" not in page
+
+
+def test_an_exported_model_has_its_tokeniser_beside_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other versions of the package that learns tokenisers may learn other ids."""
+    words = ["--form", "counterpoint", "--dtype", "float32", "--out", "exported"]
+    assert counterpoint(["export", str(run), *words]) == 0
+    (tokenizer,) = Path("exported").glob("*.model")
+    monkeypatch.setattr(interrupted, "train_tokenizer", None)
+    shutil.move("exported", "moved")
+    assert load_run(Path("moved")).data.tokenizer == str(Path("moved") / tokenizer.name)
+    assert speak(Path("moved"), "loud.wav") == 0
+    assert "it was interrupted" in capsys.readouterr().out
 
 
 def test_it_speaks_on_in_silence_and_below_its_threshold(

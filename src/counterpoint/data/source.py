@@ -7,7 +7,7 @@ evaluation use data only through these protocols.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -120,6 +120,24 @@ class DataSource(Protocol):
         Raises:
             UserError: The data cannot be used, or do not fit the system.
             OSError: The cache cannot be written.
+        """
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A data source whose models need files; a checkpoint for inference holds copies of them.
+
+    Attributes:
+        kept_files: Fields with the names of these files, or of what is built in.
+    """
+
+    kept_files: ClassVar[tuple[str, ...]]
+
+    def with_files(self) -> Any:
+        """Return the same source with the names of all files in its fields.
+
+        Raises:
+            UserError: A file is missing.
         """
 
 

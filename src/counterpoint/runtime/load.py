@@ -11,7 +11,7 @@ import torch
 
 from counterpoint.blocks.quantized import store_int8
 from counterpoint.config_json import decode
-from counterpoint.data.source import DataSource
+from counterpoint.data.source import DataSource, KeepsFiles
 from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
 from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import open_tokenizer
@@ -385,10 +385,9 @@ def load_run(path: Path) -> Run:
             "Train with `counterpoint train`, or give `run` to `train`."
         )
     run: Run = decode(Run, saved, "run")
-    if not isinstance(run.data, DataConfig | SpeechData):
+    if not isinstance(run.data, KeepsFiles):
         return run
-    fields = ("tokenizer", "codec") if isinstance(run.data, SpeechData) else ("tokenizer",)
-    files = {field: file_beside(path, getattr(run.data, field)) for field in fields}
+    files = {field: file_beside(path, getattr(run.data, field)) for field in run.data.kept_files}
     names: dict[str, Any] = {field: str(file) for field, file in files.items() if file is not None}
     return replace(run, data=replace(run.data, **names))
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from counterpoint.config_json import encode
+from counterpoint.data.source import KeepsFiles
 from counterpoint.data.speech.rows import SpeechData
-from counterpoint.data.text.corpus import DataConfig
 from counterpoint.errors import UserError
 from counterpoint.files import whole_folder, write_json, write_tensors
 from counterpoint.formats import FORMATS, Companions, Format, find_format
@@ -230,15 +230,13 @@ def with_files_beside(run: Run) -> tuple[Run, list[Path]]:
     Raises:
         UserError: One of the files is missing.
     """
-    if not isinstance(run.data, DataConfig | SpeechData):
+    if not isinstance(run.data, KeepsFiles):
         return run, []
-    names = {"tokenizer": run.data.tokenizer}
-    if isinstance(run.data, SpeechData):
-        names["codec"] = run.data.codec
-    existing = {field: _existing(name) for field, name in names.items()}
+    data = run.data.with_files()
+    existing = {field: _existing(getattr(data, field)) for field in data.kept_files}
     files = {field: file for field, file in existing.items() if file is not None}
     beside: dict[str, Any] = {field: file.name for field, file in files.items()}
-    return replace(run, data=replace(run.data, **beside)), [*files.values()]
+    return replace(run, data=replace(data, **beside)), [*files.values()]
 
 
 def _card(system: System, name: str) -> str:

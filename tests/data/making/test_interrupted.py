@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,9 @@ def test_spliced_phrases_are_words_in_new_orders(prepared: PreparedUtterances) -
     texts = [items.utterance(number).text for number in range(60)]
     assert {word for text in texts for word in text.split()} <= words
     assert sum(text in pairs for text in texts) < 20  # 0.3 x 0.3 of 60 are expected
-    once = Items(replace(prepared.data, num_takes=1, spliced=1.0), "train", prepared.codec, SPEAKER)
-    once.utterance(0)
-    assert len(once._words) == len(words)
+    counts = Counter(word.text for _, word in items._words)
+    assert counts.keys() == words
+    assert max(counts.values()) == 8
     natural = prepared.items("train")
     assert all(natural.utterance(number).text in pairs for number in range(20))
     held_out = prepared.items("held_out")
@@ -325,6 +326,19 @@ def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     fewer = sketch(replace(lslm.small(), codebook_sizes=(500, 512, 16, 64)))
     with pytest.raises(UserError, match="with two more ids in the first"):
         PreparedUtterances(data(cache_folder=str(tmp_path)), fewer, Progress(quiet=True), SPEAKER)
+
+
+def test_a_model_keeps_its_tokeniser(tmp_path: Path) -> None:
+    """It is learned once; then the file decides, whatever the phrases are."""
+    pytest.importorskip("sentencepiece")
+    learned = data(cache_folder=str(tmp_path)).with_files()
+    assert Path(learned.tokenizer).parent == tmp_path
+    other = replace(learned, num_phrases=60, cache_folder=str(tmp_path / "other"))
+    assert other.tokenizer_file() == Path(learned.tokenizer)
+    assert not (tmp_path / "other").exists()
+    missing = replace(learned, tokenizer=str(tmp_path / "nothing.model"))
+    with pytest.raises(UserError, match="`tokenizer` must be the file of a tokeniser"):
+        missing.tokenizer_file()
 
 
 def test_a_share_of_misread_frames_must_be_one() -> None:

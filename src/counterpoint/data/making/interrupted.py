@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from counterpoint.data.making.heard_scene import HeardConfig, HeardScene, draw_s
 from counterpoint.data.making.order_wordings import Split
 from counterpoint.data.making.orders import draw_order
 from counterpoint.data.making.sounds import RATE, SoundsConfig, load_sounds, synthesised_note
+from counterpoint.data.making.speech_ends import end_ids
 from counterpoint.data.making.spoken_phrases import (
     Phrase,
     Phrases,
@@ -55,6 +56,7 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 _BREATH_S = 0.12
 _FEWEST_WORDS = 5
 _SPLICED_WORDS = (4, 8)
+_SPLICED_TAKES = 8  # of each word; few are learned sooner
 _MOST_TRIES = 6000
 _MOST_TRIES_A_PHRASE = 20
 
@@ -73,13 +75,6 @@ class Utterance(NamedTuple):
     audio: Float[Tensor, " N"]
 
 
-class Ends(NamedTuple):
-    """Ids of the first codebook that end the speech."""
-
-    end: int
-    interrupted: int
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InterruptedSpeech:
     """Utterances and heard channels as training data; a `DataSource`.
@@ -95,13 +90,12 @@ class InterruptedSpeech:
             voice is needed; empty to synthesise them.
         spliced: Share of the training phrases that are words in any order, cut from other phrases.
             A model learns sooner from them to follow its text, but nobody understands such speech.
-        num_takes: Number of takes of each word that are spliced. Few are learned sooner, and only a
-            model that knows the codes of words can begin to read.
         misread: Share of the frames said before that a training row reads as other ones. A model
             that cannot trust them looks at its text again (as a Tacotron's dropout makes it do).
         num_items: Number of items to learn from.
         num_held_out: Number of items to measure on, with held-out phrases and sounds.
-        vocab_size: Largest number of pieces of the tokeniser, which learns from the phrases.
+        vocab_size: Largest number of pieces of the tokeniser, if it learns from the phrases.
+        tokenizer: File of the tokeniser; empty to learn it from the phrases.
         seed: Seed of the items.
         cache_folder: Folder of synthesised phrases and of the tokeniser.
     """
@@ -114,13 +108,14 @@ class InterruptedSpeech:
     num_phrases: int = 800
     phrases_file: str = ""
     spliced: float = 0.0
-    num_takes: int = 8
     misread: float = 0.0
     num_items: int = 1_000_000
     num_held_out: int = 64
     vocab_size: int = 400
+    tokenizer: str = ""
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/utterances"
+    kept_files: ClassVar[tuple[str, ...]] = ("tokenizer", "codec")
 
     def __post_init__(self) -> None:
         if not 0 <= self.misread < 1:
@@ -161,6 +156,32 @@ class InterruptedSpeech:
                 break
         return tuple(found)
 
+    def tokenizer_file(self) -> Path:
+        """Return the file of the tokeniser, which is learned from the phrases if there is none.
+
+        Raises:
+            UserError: `tokenizer` names no file, or a package is missing.
+        """
+        if self.tokenizer:
+            path = Path(self.tokenizer).expanduser()
+            if not path.is_file():
+                raise UserError(
+                    f"`tokenizer` must be the file of a tokeniser: {path} is missing. Leave it "
+                    "empty to learn one from the phrases."
+                )
+            return path
+        phrases = self.phrases("train")
+        name = f"words-{json_digest([phrases, self.vocab_size])[:16]}.model"
+        path = Path(self.cache_folder).expanduser() / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            train_tokenizer(phrases, path, self.vocab_size)
+        return path
+
+    def with_files(self) -> "InterruptedSpeech":
+        """Return the same source, which names its tokeniser; see `KeepsFiles`."""
+        return replace(self, tokenizer=str(self.tokenizer_file()))
+
 
 class Items:
     """Items of one split by number: a function of seed, split and number alone."""
@@ -195,7 +216,7 @@ class Items:
             takes = Counter[str]()
             for phrase in map(self.phrase, self.phrases):
                 for word in phrase.words:
-                    if takes[word.text] < self.data.num_takes:
+                    if takes[word.text] < _SPLICED_TAKES:
                         takes[word.text] += 1
                         self._words.append((phrase, word))
         chosen = [rng.choice(self._words) for _ in range(rng.randint(*_SPLICED_WORDS))]
@@ -328,13 +349,7 @@ class PreparedUtterances:
             task(done, len(texts))
 
     def _tokenizer(self) -> SentencePieceWords:
-        phrases = self.data.phrases("train")
-        size = self.data.vocab_size
-        name = f"words-{json_digest([phrases, size])[:16]}.model"
-        path = Path(self.data.cache_folder).expanduser() / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(phrases, path, size)
+        path = self.data.tokenizer_file()
         self.tokenizer_path = path
         tokenizer = SentencePieceWords(path)
         if tokenizer.vocab_size > (self.layout.text.vocab_size or 0):
@@ -382,7 +397,7 @@ class PreparedUtterances:
         for split, items in self._items.items():
             lengths = [[len(sound) for sound in kind] for kind in items.sounds]
             how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
-            how += [self.data.spliced, self.data.num_takes]
+            how += [self.data.spliced, _SPLICED_TAKES]
             facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
             if self.data.misread:
                 facts.append(self.data.misread)
@@ -471,20 +486,3 @@ class PreparedUtterances:
         wrong = torch.rand(len(frames), generator=generator) < self.data.misread
         read[said] = torch.where(wrong[:, None], frames[other], frames)
         return replace(batch, ticks={**batch.ticks, **self.layout.with_role(Role.SPOKEN, read)})
-
-
-def end_ids(layout: Layout, codec: Codec) -> Ends:
-    """Return the two ids with which the first codebook ends the speech.
-
-    Raises:
-        UserError: The codebooks of layout and codec do not fit, or those ids are missing.
-    """
-    sizes = tuple(size for stream in layout.by_role(Role.SPOKEN) for size in stream.sizes)
-    first, *others = codec.codebook_sizes
-    if sizes != (first + 2, *others) or codec.frame_rate_hz != layout.tick_hz:
-        raise UserError(
-            "A speaker that can be interrupted must have the codec's codebooks "
-            f"{codec.codebook_sizes} at {codec.frame_rate_hz} Hz, with two more ids in the first: "
-            f"got {sizes} at {layout.tick_hz} Hz."
-        )
-    return Ends(first, first + 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -113,6 +113,7 @@ class SpeechData:
     word_starts: WordStarts = "exact"
     role_prompts: bool = False
     text: TextBatches | None = None
+    kept_files: ClassVar[tuple[str, ...]] = ("tokenizer", "codec")
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
@@ -125,6 +126,10 @@ class SpeechData:
                 self._check_has_sound(path)
         if changed:
             self._check_has_sound(self.held_out)
+
+    def with_files(self) -> "SpeechData":
+        """Return the same source: its fields name all files; see `KeepsFiles`."""
+        return self
 
     @property
     def lists(self) -> tuple[str, ...]:

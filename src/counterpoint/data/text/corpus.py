@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from counterpoint.data.loader import Loader
 from counterpoint.data.source import ALONE, Preparation
@@ -144,6 +144,7 @@ class DataConfig:
     row_ticks: int = 1024
     held_out: float | tuple[str, ...] | None = None
     cache_folder: str = "~/.cache/counterpoint"
+    kept_files: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(UnitKind):
@@ -156,6 +157,10 @@ class DataConfig:
                 f"`held_out` must be a tuple of titles or a fraction between 0 and 1: got "
                 f"{self.held_out!r}. To hold out nothing, give no titles: ()."
             )
+
+    def with_files(self) -> "DataConfig":
+        """Return the same source: its fields name all files; see `KeepsFiles`."""
+        return self
 
     @property
     def held_out_rule(self) -> tuple[str, ...] | float:
