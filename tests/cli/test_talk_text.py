@@ -125,7 +125,9 @@ def test_an_exported_model_has_its_tokeniser_beside_it(
     (tokenizer,) = Path("exported").glob("*.model")
     monkeypatch.setattr(interrupted, "train_tokenizer", None)
     shutil.move("exported", "moved")
-    assert load_run(Path("moved")).data.tokenizer == str(Path("moved") / tokenizer.name)
+    kept = load_run(Path("moved")).data
+    assert isinstance(kept, InterruptedSpeech)
+    assert kept.tokenizer == str(Path("moved") / tokenizer.name)
     assert speak(Path("moved"), "loud.wav") == 0
     assert "it was interrupted" in capsys.readouterr().out
 

@@ -385,11 +385,11 @@ def load_run(path: Path) -> Run:
             "Train with `counterpoint train`, or give `run` to `train`."
         )
     run: Run = decode(Run, saved, "run")
-    if not isinstance(run.data, KeepsFiles):
-        return run
-    files = {field: file_beside(path, getattr(run.data, field)) for field in run.data.kept_files}
-    names: dict[str, Any] = {field: str(file) for field, file in files.items() if file is not None}
-    return replace(run, data=replace(run.data, **names))
+    fields = run.data.kept_files if isinstance(run.data, KeepsFiles) else ()
+    data: Any = run.data
+    files = {field: file_beside(path, getattr(data, field)) for field in fields}
+    names = {field: str(file) for field, file in files.items() if file is not None}
+    return replace(run, data=replace(data, **names)) if names else run
 
 
 def file_beside(path: Path, name: str) -> Path | None:
