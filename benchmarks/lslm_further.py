@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,31 +39,31 @@ HELD_OUT = 64
 BEGIN = 8  # frames
 
 
-def contents(
-    prepared: PreparedUtterances, items: Items, numbers: Iterator[int], *, silent: bool
-) -> list[dict[str, torch.Tensor]]:
-    """Rows, the shortest first."""
-    found = []
-    for number in numbers:
-        said = items.utterance(number)
-        scene = SILENCE if silent else items.scene(number, prepared.seconds(said))
-        found.append(prepared.content(said, scene))
-    return sorted(found, key=lambda content: content["text"].shape[1])
+def content(
+    prepared: PreparedUtterances, items: Items, number: int, *, silent: bool
+) -> dict[str, torch.Tensor]:
+    """An item."""
+    said = items.utterance(number)
+    scene = SILENCE if silent else items.scene(number, prepared.seconds(said))
+    return prepared.content(said, scene)
 
 
 def pool(
     prepared: PreparedUtterances, items: Items, number: int, options: argparse.Namespace
 ) -> list[Batch]:
-    """The batches of a pool in any order."""
+    """The batches of a pool, of rows of like length, in any order."""
     if options.items:
-        few = contents(prepared, items, iter(range(options.items)), silent=True)
-        return [prepared.misread(prepared.batch(few), n) for n in range(POOL)]
-    numbers = iter(range(number * POOL * ROWS, (number + 1) * POOL * ROWS))
-    rows = contents(prepared, items, numbers, silent=options.arm == "silent")
-    first = number * POOL
-    batches = [
-        prepared.misread(prepared.batch(rows[n * ROWS :][:ROWS]), first + n) for n in range(POOL)
-    ]
+        numbers = range(options.items)
+        few = [content(prepared, items, one, silent=True) for one in numbers]
+        return [prepared.misread(prepared.batch(few), items, numbers)] * POOL
+    numbers = range(number * POOL * ROWS, (number + 1) * POOL * ROWS)
+    silent = options.arm == "silent"
+    rows = [(one, content(prepared, items, one, silent=silent)) for one in numbers]
+    rows.sort(key=lambda row: row[1]["text"].shape[1])
+    batches = []
+    for first in range(0, len(rows), ROWS):
+        some, contents = zip(*rows[first : first + ROWS], strict=True)
+        batches.append(prepared.misread(prepared.batch(contents), items, some))
     random.Random(number).shuffle(batches)
     return batches
 
@@ -192,6 +191,7 @@ def results(
         "seed": options.seed,
         "rate": options.rate,
         "steps": training.best["step"] if options.best else training.step,
+        "scheduled": options.steps,
         "further": bool(options.init),
         "phrases": options.phrases,
         "misread": options.misread,
@@ -246,11 +246,15 @@ def main() -> None:
     prepared = unpacked(options.pack, options.work, options.kind, how, options.spliced)
     prepared.data = replace(prepared.data, misread=options.misread)
     say(prepared.describe())
+    for own in options.rows.glob("*.model") if options.rows else ():
+        if own.read_bytes() != prepared.tokenizer_path.read_bytes():
+            raise SystemExit(f"{options.rows} must be rows of {options.pack}: they are not.")
     items = prepared.items("train")
     items.phrases = items.phrases[: options.phrases]
     options.phrases = len(items.phrases)
     unseen = prepared.items("held_out")
-    held_out = prepared.batch(contents(prepared, unseen, iter(range(HELD_OUT)), silent=True))
+    some = [content(prepared, unseen, number, silent=True) for number in range(HELD_OUT)]
+    held_out = prepared.batch(some)
     training = Training(begun(options), options)
     training.run(prepared, items, held_out)
     facts = results(training, prepared, items, options)

@@ -75,7 +75,8 @@ def pack(
     """Write phrases, their tokeniser and sounds of all splits to a folder."""
     out.mkdir(parents=True, exist_ok=True)
     data = speech(num_phrases=num_phrases)
-    (out / PHRASES).write_text(json.dumps({"num_phrases": num_phrases}))
+    for old in (*out.glob("*.model"), *out.glob(PHRASES)):
+        old.unlink()
     speaker = Synthesizer(data.cache_folder)
     codec = open_codec(data.codec, 4)
     book = SynthesisedPhrases(codec, speaker, data.voice)
@@ -95,6 +96,7 @@ def pack(
                 found[key] = {"sizes": _write(out / f"{key}.opus", some, COMPRESSION[name])}
                 print(key, len(some), (out / f"{key}.opus").stat().st_size)
     (out / "sounds.json").write_text(json.dumps(found))
+    (out / PHRASES).write_text(json.dumps({"num_phrases": num_phrases}))
 
 
 def spoken(book: SynthesisedPhrases, texts: Sequence[str]) -> Iterator[Phrase]:
@@ -278,6 +280,8 @@ def make(options: argparse.Namespace) -> None:
         made = trials.get()
     held_out = row_tensors(prepared, prepared.items("held_out"), range(HELD_OUT_ROWS))
     torch.save(held_out, out / "held_out.pt")
+    for file in (prepared.tokenizer_path, *options.pack.glob(PHRASES)):
+        shutil.copy(file, out)  # for the runs that are saved
     torch.save([trial for some in made for trial in some], out / "trials.pt")
     (out / "done").touch()
     print(f"{done} rows after {time.perf_counter() - begin:.1f} s", flush=True)

@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from bench_interruptions import LONGEST_S
-from lslm_rows import speech
+from lslm_rows import num_phrases_of, speech
 from torch import Tensor
 
 from counterpoint.evaluate.duplex.speaking import (
@@ -343,8 +344,11 @@ def measured(lane: dict[str, Any], options: argparse.Namespace, out: Path) -> No
     say(f"{out.name}: spoke in {time.perf_counter() - begin:.1f} s; {ends:.2f} end by themselves")
     if lane["seed"] in options.save and not silent:
         shape = cast("lslm.LSLMConfig", system.config)
-        run = replace(lslm_small(), name=out.name, system=shape, data=speech(), minutes=None)
+        data = speech(num_phrases=num_phrases_of(options.rows))
+        run = replace(lslm_small(), name=out.name, system=shape, data=data, minutes=None)
         save_lane(system.cpu(), run, out / "run")
+        for file in options.rows.glob("*.model"):
+            shutil.copy(file, out / "run")
 
 
 def main() -> None:

@@ -127,9 +127,13 @@ def test_an_exported_model_has_its_tokeniser_beside_it(
     shutil.move("exported", "moved")
     kept = load_run(Path("moved")).data
     assert isinstance(kept, InterruptedSpeech)
-    assert kept.tokenizer == str(Path("moved") / tokenizer.name)
+    assert kept.tokenizer_file() == (Path("moved") / tokenizer.name).absolute()
+    assert "cache" not in (Path("moved") / "manifest.json").read_text().replace("cache_folder", "")
     assert speak(Path("moved"), "loud.wav") == 0
     assert "it was interrupted" in capsys.readouterr().out
+    (Path("moved") / tokenizer.name).unlink()
+    assert speak(Path("moved"), "loud.wav") == 2
+    assert "must lie beside the model: it is missing. Put it back." in capsys.readouterr().err
 
 
 def test_it_speaks_on_in_silence_and_below_its_threshold(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from counterpoint.config_json import decode, encode
+from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.recipes.loading import load_recipe
-from counterpoint.recipes.training import prepare_share, prepare_together, train_run
+from counterpoint.recipes.training import _keep_files, prepare_share, prepare_together, train_run
 from counterpoint.speech.augment import Augmentation
 from counterpoint.train.checkpoint import CheckpointError
 from counterpoint.train.distributed import World
@@ -144,6 +145,18 @@ def test_roles_and_voices_count_where_prompts_are_made_of_them(run: Run) -> None
     shutil.copy("spoken/1.wav", "spoken/1.voice.wav")
     with pytest.raises(CheckpointError, match="spoken/1.wav"):
         train_run(with_steps(run, 2, role_prompts=True), Path("prompted"), World())
+
+
+def test_a_learned_tokeniser_is_kept_with_the_run(tmp_path: Path) -> None:
+    """If the cache is lost, another version of its package might learn other ids."""
+    pytest.importorskip("sentencepiece")
+    data = InterruptedSpeech(num_phrases=20, cache_folder=str(tmp_path / "cache"))
+    _keep_files(data, tmp_path, World())
+    kept = tmp_path / data.file_names()["tokenizer"]
+    assert kept.read_bytes() == data.tokenizer_file().read_bytes()
+    kept.write_bytes(b"begun with")
+    _keep_files(data, tmp_path, World())
+    assert kept.read_bytes() == b"begun with"
 
 
 def test_the_record_of_an_older_version_is_read(run: Run) -> None:

@@ -1,7 +1,7 @@
-"""The verb ``demo``: the two models that come with the package at work, in less than a minute."""
+"""The verb ``demo``: the models that come with the package at work, in less than a minute."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,17 +19,19 @@ from counterpoint.packages import MissingPackageError
 from counterpoint.recipes.overrides import parse_options
 from counterpoint.runtime.choices import SpeechChoices
 from counterpoint.runtime.sampler import Sampling
-from counterpoint.runtime.shipped import FOLDER, TALKS, WRITES
+from counterpoint.runtime.shipped import FOLDER, READS, TALKS, WRITES
 from counterpoint.runtime.threads import few_threads
 
-_HELP = """Show what the two models that come with the package do.
+_HELP = """Show what the three models that come with the package do.
 
-The first hears a spoken question and answers it while it still listens; the second continues a
-sentence under two different wholes. Nothing is downloaded; it takes less than a minute.
+The first hears a spoken question and answers it while it still listens; the second reads a text
+aloud until it is interrupted; the third continues a sentence under two different wholes. Nothing is
+downloaded; it takes less than a minute.
 
 Example: counterpoint demo --folder heard
 """
 
+_ALOUD = "i think five is the result so the heater must be low"
 _OWN = "Ruth"
 _OTHER = "Revelation"
 _VERSES = 1
@@ -52,21 +54,28 @@ class DemoOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the words after it."""
     options = parse_options(DemoOptions, arguments, "demo", _HELP)
+    options.folder.mkdir(parents=True, exist_ok=True)
     print("1. A model that listens while it speaks (8.3 million parameters)\n")
-    try:
-        _talk(options)
-    except MissingPackageError as missing:
-        print(f"   This half is left out. {missing}\n", file=sys.stderr)
-    print("2. A language model that plans ahead (2.6 million parameters, King James Bible)\n")
+    _if_installed(_talk, options)
+    print("2. A model that reads aloud until it is interrupted (1.7 million parameters)\n")
+    _if_installed(_read_aloud, options)
+    print("3. A language model that plans ahead (2.6 million parameters, King James Bible)\n")
     _write()
     return 0
+
+
+def _if_installed(part: Callable[[DemoOptions], None], options: DemoOptions) -> None:
+    """Show a part that needs further packages."""
+    try:
+        part(options)
+    except MissingPackageError as missing:
+        print(f"   This part is left out. {missing}\n", file=sys.stderr)
 
 
 def _talk(options: DemoOptions) -> None:
     """Let the model answer the recording that comes with it."""
     question = FOLDER / TALKS / "question.flac"
     output = options.folder / "answer.wav"
-    options.folder.mkdir(parents=True, exist_ok=True)
     print(
         "   A user asks for something, hesitates in the middle of the sentence, and asks for\n"
         "   another thing while the model answers. The model, here the agent, hears the sound,\n"
@@ -85,6 +94,26 @@ def _talk(options: DemoOptions) -> None:
         "   yours:   counterpoint talk --input question.wav --output answer.wav --tail 5\n"
         "            It knows ten digits and a few devices, and one synthetic voice: see\n"
         f"            {FOLDER / TALKS / 'README.md'}\n"
+    )
+
+
+def _read_aloud(options: DemoOptions) -> None:
+    """Let the model say a text until a person comes in."""
+    output = options.folder / "reads.wav"
+    print(
+        f"   It is given the text {_ALOUD!r},\n"
+        "   and a recording in which a person says its keyword, alexa, after a while. It hears\n"
+        "   the recording while it speaks, and decides in every frame whether to go on.\n"
+    )
+    heard = FOLDER / READS / "heard.flac"
+    given = TalkOptions(checkpoint=READS, input=heard, output=output, text=_ALOUD)
+    _, numbers, _ = answer(given, SpeechChoices(), Running(device="cpu"))
+    for name, number in numbers.items():
+        print(f"   {name}: {number}")
+    print(
+        f"\n   listen:  {shown(output)}    the model on the left, what it hears on the right\n"
+        f"   yours:   counterpoint talk {READS} --text {_ALOUD!r} --input heard.wav\n"
+        f"            {FOLDER / READS / 'README.md'}\n"
     )
 
 

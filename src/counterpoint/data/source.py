@@ -7,10 +7,12 @@ evaluation use data only through these protocols.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from counterpoint.errors import UserError
 from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
@@ -125,20 +127,43 @@ class DataSource(Protocol):
 
 @runtime_checkable
 class KeepsFiles(Protocol):
-    """A data source whose models need files; a checkpoint for inference holds copies of them.
+    """A data source whose models need files, such as a tokeniser.
 
-    Attributes:
-        kept_files: Fields with the names of these files, or of what is built in.
+    An exported model has copies of them beside it, and so has a run of files that it learned.
     """
 
-    kept_files: ClassVar[tuple[str, ...]]
+    def file_names(self) -> dict[str, str]:
+        """Return the name of each file, or of what is built in; learned files have no folder."""
 
-    def with_files(self) -> Any:
-        """Return the same source with the names of all files in its fields.
+    def find_files(self) -> dict[str, Path]:
+        """Return where the files are, by the same keys, without what is built in.
 
         Raises:
-            UserError: A file is missing.
+            UserError: A file is missing and is not one that can be learned.
         """
+
+    def with_files(self, files: Mapping[str, str]) -> Any:
+        """Return the same source with files in other places."""
+
+
+def existing_files(names: Mapping[str, str]) -> dict[str, Path]:
+    """Return the files with these names, but for what is built in.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    files = {
+        key: Path(name).expanduser()
+        for key, name in names.items()
+        if name not in ("codec2", "bytes")
+    }
+    for file in files.values():
+        if not file.is_file():
+            raise UserError(
+                f"Codec and tokeniser of a run must still be where they were: {file} is missing. "
+                "Put it back."
+            )
+    return files
 
 
 def attach(source: BatchSource, model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Training one run, or several in turn: prepare data, build the model, train and measure it."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from counterpoint.config_json import encode
-from counterpoint.data.source import BatchSource, Preparation, PreparedSource
+from counterpoint.data.source import BatchSource, KeepsFiles, Preparation, PreparedSource
 from counterpoint.evaluate.units import evaluator
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -81,6 +82,7 @@ def train_run(
         # Bars are removed in any case, so that an error is printed below them.
         with only_one(folder, world, ".run.lock"), closing(progress):
             keep_or_check_learned(run.data, data.fingerprint, folder, world)
+            _keep_files(run.data, folder, world)
             return train(
                 shard(system, world),
                 batches,
@@ -158,6 +160,17 @@ def train_in_turn(
             break
         before = folder
     return result
+
+
+def _keep_files(data: object, folder: Path, world: World) -> None:
+    """Copy what was learned from the data, such as a tokeniser, to the folder of the run."""
+    if not isinstance(data, KeepsFiles) or world.rank:
+        return
+    names = data.file_names()
+    for key, file in data.find_files().items():
+        kept = folder / file.name
+        if names[key] == file.name and not kept.exists():
+            shutil.copyfile(file, kept)
 
 
 def prepare_together(run: Run, workers: int) -> None:

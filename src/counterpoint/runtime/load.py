@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -385,11 +385,11 @@ def load_run(path: Path) -> Run:
             "Train with `counterpoint train`, or give `run` to `train`."
         )
     run: Run = decode(Run, saved, "run")
-    fields = run.data.kept_files if isinstance(run.data, KeepsFiles) else ()
-    data: Any = run.data
-    files = {field: file_beside(path, getattr(data, field)) for field in fields}
-    names = {field: str(file) for field, file in files.items() if file is not None}
-    return replace(run, data=replace(data, **names)) if names else run
+    if not isinstance(run.data, KeepsFiles):
+        return run
+    files = {key: file_beside(path, name) for key, name in run.data.file_names().items()}
+    names = {key: str(file.absolute()) for key, file in files.items() if file is not None}
+    return replace(run, data=run.data.with_files(names))
 
 
 def file_beside(path: Path, name: str) -> Path | None:

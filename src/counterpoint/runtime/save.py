@@ -129,25 +129,12 @@ def companions_of(loaded: Loaded) -> Companions:
         return loaded.published.companions()
     if loaded.run is None or not isinstance(loaded.run.data, SpeechData):
         return Companions()
-    data = loaded.run.data
+    files = loaded.run.data.find_files()
     return Companions(
-        codec=_existing(data.codec),
-        tokenizer=_existing(data.tokenizer),
+        codec=files.get("codec"),
+        tokenizer=files.get("tokenizer"),
         settings=_settings_of_base(loaded.run),
     )
-
-
-def _existing(name: str) -> Path | None:
-    """Return the file of a codec or tokeniser; ``None`` if it is built in."""
-    if name in ("codec2", "bytes"):
-        return None
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise UserError(
-            f"Codec and tokeniser of a run must still be where they were: {file} is missing. "
-            "Put it back."
-        )
-    return file
 
 
 def _settings_of_base(run: Run) -> dict[str, Any]:
@@ -232,11 +219,9 @@ def with_files_beside(run: Run) -> tuple[Run, list[Path]]:
     """
     if not isinstance(run.data, KeepsFiles):
         return run, []
-    data = run.data.with_files()
-    existing = {field: _existing(getattr(data, field)) for field in data.kept_files}
-    files = {field: file for field, file in existing.items() if file is not None}
-    beside: dict[str, Any] = {field: file.name for field, file in files.items()}
-    return replace(run, data=replace(data, **beside)), [*files.values()]
+    files = run.data.find_files()
+    data = run.data.with_files({key: file.name for key, file in files.items()})
+    return replace(run, data=data), [*files.values()]
 
 
 def _card(system: System, name: str) -> str:

@@ -12,6 +12,9 @@ FOLDER = Path(__file__).parents[1] / "models"
 TALKS = Path("duplex_small")
 """The model that hears and speaks."""
 
+READS = Path("lslm_alexa")
+"""The model that says a given text and stops when it is interrupted."""
+
 WRITES = Path("two_stream_bible")
 """The text model."""
 

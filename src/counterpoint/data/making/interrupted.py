@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from counterpoint.data.making.spoken_phrases import (
     SynthesisedPhrases,
     WordFrames,
 )
-from counterpoint.data.source import ALONE, Preparation
+from counterpoint.data.source import ALONE, Preparation, existing_files
 from counterpoint.data.speech.words import SentencePieceWords, train_tokenizer
 from counterpoint.digests import file_digest, json_digest
 from counterpoint.errors import UserError
@@ -56,7 +56,6 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 _BREATH_S = 0.12
 _FEWEST_WORDS = 5
 _SPLICED_WORDS = (4, 8)
-_SPLICED_TAKES = 8  # of each word; few are learned sooner
 _MOST_TRIES = 6000
 _MOST_TRIES_A_PHRASE = 20
 
@@ -90,14 +89,14 @@ class InterruptedSpeech:
             voice is needed; empty to synthesise them.
         spliced: Share of the training phrases that are words in any order, cut from other phrases.
             A model learns sooner from them to follow its text, but nobody understands such speech.
-        misread: Share of the frames said before that a training row reads as other ones. A model
-            that cannot trust them looks at its text again (as a Tacotron's dropout makes it do).
+        num_takes: Number of takes of each word that are spliced; few are learned sooner.
+        misread: Share of the frames said before that training rows read as other ones: a model that
+            cannot trust them looks at its text.
         num_items: Number of items to learn from.
         num_held_out: Number of items to measure on, with held-out phrases and sounds.
-        vocab_size: Largest number of pieces of the tokeniser, if it learns from the phrases.
-        tokenizer: File of the tokeniser; empty to learn it from the phrases.
+        vocab_size: Largest number of pieces of the tokeniser, which learns from the phrases.
         seed: Seed of the items.
-        cache_folder: Folder of synthesised phrases and of the tokeniser.
+        cache_folder: Folder of synthesised phrases and of the tokeniser; empty in exported models.
     """
 
     sounds: SoundsConfig = field(default_factory=SoundsConfig)
@@ -108,14 +107,13 @@ class InterruptedSpeech:
     num_phrases: int = 800
     phrases_file: str = ""
     spliced: float = 0.0
+    num_takes: int = 8
     misread: float = 0.0
     num_items: int = 1_000_000
     num_held_out: int = 64
     vocab_size: int = 400
-    tokenizer: str = ""
     seed: int = 0
     cache_folder: str = "~/.cache/counterpoint/utterances"
-    kept_files: ClassVar[tuple[str, ...]] = ("tokenizer", "codec")
 
     def __post_init__(self) -> None:
         if not 0 <= self.misread < 1:
@@ -156,31 +154,39 @@ class InterruptedSpeech:
                 break
         return tuple(found)
 
+    def file_names(self) -> dict[str, str]:
+        """Return the names of codec and tokeniser, which is learned; see `KeepsFiles`."""
+        digest = json_digest([self.phrases("train"), self.vocab_size])
+        return {"codec": self.codec, "tokenizer": f"words-{digest[:16]}.model"}
+
+    def find_files(self) -> dict[str, Path]:
+        """Return the files of codec and tokeniser; see `KeepsFiles`."""
+        return existing_files({"codec": self.codec, "tokenizer": str(self.tokenizer_file())})
+
+    def with_files(self, files: Mapping[str, str]) -> "InterruptedSpeech":
+        """Return the same source with its files elsewhere; see `KeepsFiles`."""
+        moved = replace(self, codec=files.get("codec", self.codec))
+        folder = str(Path(files["tokenizer"]).parent) if "tokenizer" in files else self.cache_folder
+        if folder != ".":
+            return replace(moved, cache_folder=folder)
+        # Exported: without a cache no other ids are learned, and recordings are not found again.
+        sounds = replace(self.sounds, folder="")
+        return replace(moved, cache_folder="", phrases_file="", sounds=sounds)
+
     def tokenizer_file(self) -> Path:
         """Return the file of the tokeniser, which is learned from the phrases if there is none.
 
         Raises:
-            UserError: `tokenizer` names no file, or a package is missing.
+            UserError: It is that of an exported model and missing; or a package is missing.
         """
-        if self.tokenizer:
-            path = Path(self.tokenizer).expanduser()
-            if not path.is_file():
-                raise UserError(
-                    f"`tokenizer` must be the file of a tokeniser: {path} is missing. Leave it "
-                    "empty to learn one from the phrases."
-                )
-            return path
-        phrases = self.phrases("train")
-        name = f"words-{json_digest([phrases, self.vocab_size])[:16]}.model"
+        name = self.file_names()["tokenizer"]
+        if not self.cache_folder:
+            raise UserError(f"{name} must lie beside the model: it is missing. Put it back.")
         path = Path(self.cache_folder).expanduser() / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(phrases, path, self.vocab_size)
+            train_tokenizer(self.phrases("train"), path, self.vocab_size)
         return path
-
-    def with_files(self) -> "InterruptedSpeech":
-        """Return the same source, which names its tokeniser; see `KeepsFiles`."""
-        return replace(self, tokenizer=str(self.tokenizer_file()))
 
 
 class Items:
@@ -216,7 +222,7 @@ class Items:
             takes = Counter[str]()
             for phrase in map(self.phrase, self.phrases):
                 for word in phrase.words:
-                    if takes[word.text] < _SPLICED_TAKES:
+                    if takes[word.text] < self.data.num_takes:
                         takes[word.text] += 1
                         self._words.append((phrase, word))
         chosen = [rng.choice(self._words) for _ in range(rng.randint(*_SPLICED_WORDS))]
@@ -259,6 +265,12 @@ class Items:
         rng = self._rng(number, "scene")
         return draw_scene(heard or self.data.heard, self.sounds, duration_s, rng)
 
+    def other(self, number: int) -> tuple[Int[Tensor, "T K"], torch.Generator]:
+        """Return the frames of another item, and a source of chance for this item."""
+        rng = self._rng(number, "misread")
+        frames = self.utterance(rng.randrange(self.data.num_items)).codes.long()
+        return frames, torch.Generator().manual_seed(rng.getrandbits(63))
+
     def _rng(self, number: int, what: str) -> random.Random:
         return random.Random(f"{self.data.seed} {self.split} {number} {what}")
 
@@ -280,10 +292,9 @@ class UtteranceRows:
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the items with these numbers as rows."""
-        batch = self._prepared.batch([self._content(int(number)) for number in indices])
-        if self._items.split != "train":
-            return batch
-        return self._prepared.misread(batch, int(indices[0]))
+        numbers = [int(number) for number in indices]
+        batch = self._prepared.batch([self._content(number) for number in numbers])
+        return self._prepared.misread(batch, self._items, numbers)
 
     def _content(self, number: int) -> dict[str, Tensor]:
         said = self._items.utterance(number)
@@ -397,7 +408,7 @@ class PreparedUtterances:
         for split, items in self._items.items():
             lengths = [[len(sound) for sound in kind] for kind in items.sounds]
             how = [encode(self.data.heard), encode(self.data.voice), self.data.seed]
-            how += [self.data.spliced, _SPLICED_TAKES]
+            how += [self.data.spliced, self.data.num_takes]
             facts = [how, self.codec.name, self.mels.width, items.phrases, lengths]
             if self.data.misread:
                 facts.append(self.data.misread)
@@ -464,25 +475,26 @@ class PreparedUtterances:
         first = batch.targets[next(iter(batch.targets))]
         return replace(batch, size=int((first != UNSET_ID).sum()))
 
-    def misread(self, batch: Batch, seed: int) -> Batch:
-        """Return rows in which some frames said before are read as other frames of the rows.
+    def misread(self, batch: Batch, items: Items, numbers: Sequence[int]) -> Batch:
+        """Return training rows in which some frames said before are read as frames of other items.
 
-        What has to be said, and the codebooks before in the same frame, stay as they are. The
-        share is that of the data; after Tacotron's dropout (arXiv:1703.10135, section 3.3).
+        What has to be said, and the codebooks before in the same frame, stay as they are.
 
         Args:
             batch: Rows from `batch`.
-            seed: Chooses the frames.
+            items: The items of these rows; those of other splits are read as they are.
+            numbers: Number of the item of each row.
         """
-        if not self.data.misread:
+        if not self.data.misread or items.split != "train":
             return batch
         names = [stream.name for stream in self.layout.by_role(Role.SPOKEN)]
         read = torch.cat([batch.ticks[name] for name in names], -1)
         sizes = torch.tensor(self.codec.codebook_sizes)
         said = ((read >= 0) & (read < sizes)).all(-1)
-        frames = read[said]
-        generator = torch.Generator().manual_seed(seed)
-        other = torch.randint(len(frames), (len(frames),), generator=generator)
-        wrong = torch.rand(len(frames), generator=generator) < self.data.misread
-        read[said] = torch.where(wrong[:, None], frames[other], frames)
+        for row, number in enumerate(numbers):
+            frames = read[row, said[row]]
+            other, generator = items.other(number)
+            drawn = torch.randint(len(other), (len(frames),), generator=generator)
+            wrong = torch.rand(len(frames), generator=generator) < self.data.misread
+            read[row, said[row]] = torch.where(wrong[:, None], other[drawn], frames)
         return replace(batch, ticks={**batch.ticks, **self.layout.with_role(Role.SPOKEN, read)})

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from counterpoint.data.listed import ReadSequence
 from counterpoint.data.loader import HeldOutRows, Loader, Share
 from counterpoint.data.mixture import TEXT_KIND, Evenly, Mixture, WholeBatches
-from counterpoint.data.source import ALONE, Preparation
+from counterpoint.data.source import ALONE, Preparation, existing_files
 from counterpoint.data.speech.dialogues import (
     Dialogue,
     DialogueConfig,
@@ -113,7 +113,6 @@ class SpeechData:
     word_starts: WordStarts = "exact"
     role_prompts: bool = False
     text: TextBatches | None = None
-    kept_files: ClassVar[tuple[str, ...]] = ("tokenizer", "codec")
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and self.augmentation is None):
@@ -127,9 +126,18 @@ class SpeechData:
         if changed:
             self._check_has_sound(self.held_out)
 
-    def with_files(self) -> "SpeechData":
-        """Return the same source: its fields name all files; see `KeepsFiles`."""
-        return self
+    def file_names(self) -> dict[str, str]:
+        """Return the names of tokeniser and codec; see `KeepsFiles`."""
+        return {"tokenizer": self.tokenizer, "codec": self.codec}
+
+    def find_files(self) -> dict[str, Path]:
+        """Return the files of tokeniser and codec; see `KeepsFiles`."""
+        return existing_files(self.file_names())
+
+    def with_files(self, files: Mapping[str, str]) -> "SpeechData":
+        """Return the same source with its files elsewhere; see `KeepsFiles`."""
+        tokenizer = files.get("tokenizer", self.tokenizer)
+        return replace(self, tokenizer=tokenizer, codec=files.get("codec", self.codec))
 
     @property
     def lists(self) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 from counterpoint.data.loader import Loader
-from counterpoint.data.source import ALONE, Preparation
+from counterpoint.data.source import ALONE, Preparation, existing_files
 from counterpoint.data.text.documents import (
     KJV_FILE,
     Document,
@@ -144,7 +144,6 @@ class DataConfig:
     row_ticks: int = 1024
     held_out: float | tuple[str, ...] | None = None
     cache_folder: str = "~/.cache/counterpoint"
-    kept_files: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(UnitKind):
@@ -158,9 +157,17 @@ class DataConfig:
                 f"{self.held_out!r}. To hold out nothing, give no titles: ()."
             )
 
-    def with_files(self) -> "DataConfig":
-        """Return the same source: its fields name all files; see `KeepsFiles`."""
-        return self
+    def file_names(self) -> dict[str, str]:
+        """Return the name of the tokeniser; see `KeepsFiles`."""
+        return {"tokenizer": self.tokenizer}
+
+    def find_files(self) -> dict[str, Path]:
+        """Return the file of the tokeniser; see `KeepsFiles`."""
+        return existing_files(self.file_names())
+
+    def with_files(self, files: Mapping[str, str]) -> "DataConfig":
+        """Return the same source with a tokeniser elsewhere; see `KeepsFiles`."""
+        return replace(self, tokenizer=files.get("tokenizer", self.tokenizer))
 
     @property
     def held_out_rule(self) -> tuple[str, ...] | float:
