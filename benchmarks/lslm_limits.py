@@ -28,6 +28,7 @@ from counterpoint.data.source import Preparation
 from counterpoint.evaluate.duplex.speaking import Spoke
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.runtime.load import load
+from counterpoint.runtime.sampler import Sampling
 from counterpoint.systems.contract import System
 
 FIRST = 1_000_000  # numbers of items that no training reached
@@ -86,6 +87,7 @@ def words(
     kinds: dict[str, Items],
     count: int,
     trained_from: int = FIRST,
+    sampling: Sampling = COOL,
 ) -> dict[str, Any]:
     """Word error rates of what is said in silence, and of the codes that were to be said.
 
@@ -98,7 +100,7 @@ def words(
         some = [items.utterance(number) for number in range(first, first + count)]
         silence = SILENCE.heard(RATE)
         trials = [trial(prepared, one.text, silence, n) for n, one in enumerate(some)]
-        spoke = speak(system, trials, silent=True, sampling=COOL)
+        spoke = speak(system, trials, silent=True, sampling=sampling)
         said = [
             recogniser.count(one.text, own.codes.tolist())
             for one, own in zip(some, spoke, strict=True)

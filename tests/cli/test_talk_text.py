@@ -124,10 +124,12 @@ def test_an_exported_model_has_its_tokeniser_beside_it(
     assert counterpoint(["export", str(run), *words]) == 0
     (tokenizer,) = Path("exported").glob("*.model")
     monkeypatch.setattr(interrupted, "train_tokenizer", None)
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
     shutil.move("exported", "moved")
     kept = load_run(Path("moved")).data
     assert isinstance(kept, InterruptedSpeech)
-    assert kept.tokenizer_file() == (Path("moved") / tokenizer.name).absolute()
+    same = (Path("moved") / tokenizer.name).read_bytes()
+    assert kept.tokenizer_file().read_bytes() == same
     assert "cache" not in (Path("moved") / "manifest.json").read_text().replace("cache_folder", "")
     assert speak(Path("moved"), "loud.wav") == 0
     assert "it was interrupted" in capsys.readouterr().out

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.spoken_text import THRESHOLD, prepare_speaker, speak_text
 from counterpoint.evaluate.report.conversation_lines import transcript_lines
+from counterpoint.progress import Progress
 from counterpoint.runtime.load import load
-from counterpoint.runtime.shipped import FOLDER, TALKS, find_shipped
+from counterpoint.runtime.shipped import FOLDER, READS, TALKS, find_shipped
 from counterpoint.runtime.talk import talk
 from counterpoint.speech.audio import read_audio
 
@@ -47,3 +51,25 @@ def test_shipped_model_waits_and_answers_the_shipped_question() -> None:
         "  4.3 s  user   two",
         "  5.2 s  agent  you said two",
     ]
+
+
+def test_shipped_reader_ends_by_itself_in_silence_and_stops_for_its_keyword(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sentencepiece")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load(READS)
+    data = loaded.trained_by.data
+    assert isinstance(data, InterruptedSpeech)
+    assert loaded.chosen_sampling is not None
+    prepared = prepare_speaker(data, loaded.system, Progress(quiet=True))
+    heard = read_audio(FOLDER / READS / "heard.flac", 16_000, 1)[0]
+    text = "i think five is the result so the heater must be low"
+    ends = {}
+    for kind, sound in (("silence", torch.zeros_like(heard)), ("keyword", heard)):
+        audio = loaded.chosen_sampling.audio
+        said = speak_text(prepared, text, sound, THRESHOLD, audio)
+        ends[kind] = (said.end, round(said.said_s, 1))
+    assert ends["silence"][0] == "finished"
+    assert 2.2 < ends["silence"][1] < 3.2
+    assert ends["keyword"] == ("interrupted", 1.8)  # the word begins at 1.3 s

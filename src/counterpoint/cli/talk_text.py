@@ -95,7 +95,8 @@ def speak(
     prepared = prepare_speaker(data, loaded.system, progress)
     rate = prepared.mels.sample_rate
     heard = torch.cat(list(channel_blocks(options.input, rate, options.channel)), 1)[0]
-    sampling = choices.over(FrameSampling(text=PUBLISHED, audio=PUBLISHED)).audio
+    usual = loaded.chosen_sampling or FrameSampling(text=PUBLISHED, audio=PUBLISHED)
+    sampling = choices.over(usual).audio
     with progress.doing("speaking"):
         said = speak_text(prepared, options.text or "", heard, options.threshold, sampling)
     for note in unlike_training(data, said.text):

@@ -5,6 +5,7 @@ step, held-out units to be scored, and a fingerprint of the training data. Train
 evaluation use data only through these protocols.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,20 @@ def existing_files(names: Mapping[str, str]) -> dict[str, Path]:
                 "Put it back."
             )
     return files
+
+
+def copy_to_cache(file: Path, folder: str) -> None:
+    """Copy a file of a model to a cache.
+
+    Raises:
+        UserError: The cache has another file of that name.
+    """
+    copy = Path(folder).expanduser() / file.name
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    elif copy.read_bytes() != file.read_bytes():
+        raise UserError(f"{copy} must be the same file as {file} of the model: remove it.")
 
 
 def attach(source: BatchSource, model: nn.Module) -> None:

@@ -191,9 +191,18 @@ class Loaded:
         Raises:
             UserError: The file of the sampling cannot be read.
         """
+        return self.chosen_sampling or FrameSampling()
+
+    @property
+    def chosen_sampling(self) -> FrameSampling | None:
+        """The sampling in the file beside the model; ``None`` if there is none.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
         file = file_beside(self.path, SAMPLING)
         if file is None:
-            return FrameSampling()
+            return None
         chosen: FrameSampling = decode(FrameSampling, read_json(file), str(file))
         return chosen
 

@@ -328,9 +328,10 @@ def test_a_system_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         PreparedUtterances(data(cache_folder=str(tmp_path)), fewer, Progress(quiet=True), SPEAKER)
 
 
-def test_a_model_keeps_its_tokeniser(tmp_path: Path) -> None:
+def test_a_model_keeps_its_tokeniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is learned once; an exported model that has lost it does not learn another."""
     pytest.importorskip("sentencepiece")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     learned = data(cache_folder=str(tmp_path))
     found = learned.find_files()
     assert found == {"tokenizer": tmp_path / learned.file_names()["tokenizer"]}
@@ -338,7 +339,14 @@ def test_a_model_keeps_its_tokeniser(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must lie beside the model: it is missing"):
         exported.tokenizer_file()
     moved = exported.with_files({"tokenizer": str(found["tokenizer"])})
-    assert moved.tokenizer_file() == found["tokenizer"]
+    copy = moved.tokenizer_file()
+    assert copy.is_relative_to(tmp_path / "home")
+    assert copy.read_bytes() == found["tokenizer"].read_bytes()
+    assert learned.with_files({"tokenizer": str(copy)}) == learned
+    assert learned.with_files({}) == learned
+    copy.write_bytes(b"another")
+    with pytest.raises(UserError, match="must be the same file as"):
+        exported.with_files({"tokenizer": str(found["tokenizer"])})
 
 
 def test_a_share_of_misread_frames_is_checked() -> None:

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.config_json import encode
@@ -37,9 +37,10 @@ from counterpoint.data.making.spoken_phrases import (
     Phrases,
     StoredPhrases,
     SynthesisedPhrases,
+    Utterance,
     WordFrames,
 )
-from counterpoint.data.source import ALONE, Preparation, existing_files
+from counterpoint.data.source import ALONE, Preparation, copy_to_cache, existing_files
 from counterpoint.data.speech.words import SentencePieceWords, train_tokenizer
 from counterpoint.digests import file_digest, json_digest
 from counterpoint.errors import UserError
@@ -53,25 +54,12 @@ from counterpoint.speech.voices import Speaker, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
+_CACHE = "~/.cache/counterpoint/utterances"
 _BREATH_S = 0.12
 _FEWEST_WORDS = 5
 _SPLICED_WORDS = (4, 8)
 _MOST_TRIES = 6000
 _MOST_TRIES_A_PHRASE = 20
-
-
-class Utterance(NamedTuple):
-    """Something that the model says.
-
-    Attributes:
-        text: The words.
-        codes: Their T frames.
-        audio: The sound that was encoded, at the codec's rate.
-    """
-
-    text: str
-    codes: Int[Tensor, "T K"]
-    audio: Float[Tensor, " N"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +101,7 @@ class InterruptedSpeech:
     num_held_out: int = 64
     vocab_size: int = 400
     seed: int = 0
-    cache_folder: str = "~/.cache/counterpoint/utterances"
+    cache_folder: str = _CACHE
 
     def __post_init__(self) -> None:
         if not 0 <= self.misread < 1:
@@ -164,14 +152,20 @@ class InterruptedSpeech:
         return existing_files({"codec": self.codec, "tokenizer": str(self.tokenizer_file())})
 
     def with_files(self, files: Mapping[str, str]) -> "InterruptedSpeech":
-        """Return the same source with its files elsewhere; see `KeepsFiles`."""
+        """Return the same source with its files elsewhere; see `KeepsFiles`.
+
+        The tokeniser is copied to the cache. A name without a folder, as in exported models, leaves
+        no cache: a model that lost its tokeniser must not learn another one.
+        """
         moved = replace(self, codec=files.get("codec", self.codec))
-        folder = str(Path(files["tokenizer"]).parent) if "tokenizer" in files else self.cache_folder
-        if folder != ".":
-            return replace(moved, cache_folder=folder)
-        # Exported: without a cache no other ids are learned, and recordings are not found again.
-        sounds = replace(self.sounds, folder="")
-        return replace(moved, cache_folder="", phrases_file="", sounds=sounds)
+        given = Path(files.get("tokenizer", ""))
+        if given == Path(given.name):
+            sounds = replace(self.sounds, folder="")
+            alone = replace(moved, cache_folder="", phrases_file="", sounds=sounds)
+            return alone if given.name else moved
+        moved = replace(moved, cache_folder=self.cache_folder or _CACHE)
+        copy_to_cache(given, moved.cache_folder)
+        return moved
 
     def tokenizer_file(self) -> Path:
         """Return the file of the tokeniser, which is learned from the phrases if there is none.

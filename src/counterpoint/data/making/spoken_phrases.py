@@ -53,6 +53,20 @@ class Phrase(NamedTuple):
     words: tuple[WordFrames, ...]
 
 
+class Utterance(NamedTuple):
+    """Something that the model says.
+
+    Attributes:
+        text: The words.
+        codes: Their T frames.
+        audio: The sound that was encoded, at the codec's rate.
+    """
+
+    text: str
+    codes: Int[Tensor, "T K"]
+    audio: Float[Tensor, " N"]
+
+
 @runtime_checkable
 class Phrases(Protocol):
     """Gives phrases; equal texts give equal codes."""
