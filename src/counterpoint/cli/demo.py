@@ -113,8 +113,7 @@ def _read_aloud(options: DemoOptions) -> None:
     print(
         f"\n   listen:  {shown(output)}    the model on the left, what it hears on the right\n"
         f'   yours:   counterpoint talk {READS} --text "i want the lamp on ..." --input heard.wav\n'
-        "            It knows 95 words and one keyword: see\n"
-        f"            {FOLDER / READS / 'README.md'}\n"
+        f"            It knows 95 words and one keyword: {FOLDER / READS / 'README.md'}\n"
     )
 
 
