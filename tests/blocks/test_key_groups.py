@@ -115,3 +115,17 @@ def test_short_rows_and_wide_windows_are_read_densely() -> None:
         dense = groups(num_keys, 8, 1) is None
         wanted = num_keys if dense else (8 + 63) * -(-num_keys // 64) * 64 / num_keys
         assert keys_run(num_keys, num_keys, 8, 1) == wanted
+
+
+@pytest.mark.parametrize("num_first", [1, 3])
+def test_every_group_reads_the_first_keys_too_and_its_own_behind_them(num_first: int) -> None:
+    torch.manual_seed(num_first)
+    seen = spans(early=True, lag=0, share=0.05, window=3)
+    groups = KeyGroups(8, grouped_keys(seen, 8, most_keys(3, 8, 1)))
+    behind = groups.behind(num_first)
+    num_keys = num_first + int(groups.key.max()) + 1
+    memory = torch.randn(8, 2, num_keys, 5)
+    q = torch.randn(8, 2, seen.stop.shape[1], 5)
+    own = groups.scores(q, memory[:, :, num_first:])
+    first = q @ memory[:, :, :num_first].transpose(-1, -2)
+    torch.testing.assert_close(behind.scores(q, memory), torch.cat((first, own), 3))
