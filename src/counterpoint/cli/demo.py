@@ -112,7 +112,7 @@ def _read_aloud(options: DemoOptions) -> None:
         print(f"   {name}: {number}")
     print(
         f"\n   listen:  {shown(output)}    the model on the left, what it hears on the right\n"
-        f'   yours:   counterpoint talk {READS} --text "i want the lamp on ..." --input heard.wav\n'
+        f'   yours:   counterpoint talk {READS} --text "..." --input heard.wav --output said.wav\n'
         f"            It knows 95 words and one keyword: {FOLDER / READS / 'README.md'}\n"
     )
 
