@@ -1,25 +1,31 @@
 """Are tools called before the user stops, and is the world right in the end?
 
 Requests are heard by the embedded engines, and calls are found by a `SchemaCaller` (no language
-model). Recorded orders are of real people; generated ones, half of them with a self-correction, and
-turns of dialogues (Schema-Guided Dialogue) are spoken by a synthesiser. Arms differ in when calls
-are thought about, and in whether the counter's first call of every order fails. Times are those of
-the processor (see `cascade_live.py`). Constant policies and oracles are scored beside them.
+model). Recorded orders are of real people; generated ones, half of them with a self-correction,
+turns of dialogues (Schema-Guided Dialogue) and turns of the function-calling leaderboard, whose
+mocked APIs are called (`bfcl`), are spoken by a synthesiser. With `--exact` all words are heard as
+they are written, 0.32 s each, and no engine is needed. Arms differ in when calls are thought about,
+and in whether the first call of everything fails. Times are those of the processor (see
+`cascade_live.py`). Constant policies and oracles are scored beside them.
 
-    python benchmarks/cascade_tools.py --sets generated recorded dialogues --items 20 \
+    python benchmarks/cascade_tools.py --sets generated recorded dialogues bfcl --items 20 \
         --recordings DATA/speech --dialogues DATA/sgd-mini/dev.jsonl --out results.json
 """
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from counterpoint.data.tasks.mock_apis import ApiWorld, api_requests, is_state_right
 from counterpoint.data.tasks.spoken_tools import (
     MadeCall,
     ToolOutcome,
@@ -27,27 +33,45 @@ from counterpoint.data.tasks.spoken_tools import (
     dialogue_requests,
     dialogue_tools,
     generated_requests,
+    has_exactly,
     recorded_requests,
+    said_values,
     score_requests,
     tool_policies,
 )
-from counterpoint.data.tasks.tool_world import Faults, OrderWorld
+from counterpoint.data.tasks.tool_world import Faults, OrderWorld, ToolWorld
 from counterpoint.data.tools import Tool
 from counterpoint.digests import json_digest
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules, Engines
-from counterpoint.runtime.cascade.ear import EAR_HZ, Recognise
+from counterpoint.runtime.cascade.ear import EAR_HZ
 from counterpoint.runtime.cascade.embedded import PiperMouth
-from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.cascade.lanes import LaneFactory, TimedLane
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
 from counterpoint.runtime.cascade.thinking import Answerer, ClauseTrigger, FixedChunks
 from counterpoint.speech.audio import read_audio
 from counterpoint.speech.detector import SpeechDetector
 from counterpoint.speech.partials import PartialTranscriber
+from counterpoint.speech.sayable import as_sayable
 from counterpoint.speech.voices import Synthesizer, Voice
 
-SETS = ("generated", "recorded", "dialogues")
+SETS = ("generated", "recorded", "dialogues", "bfcl")
 
 Tools = tuple[Tool, ...]
+
+
+class Hearing(NamedTuple):
+    """How requests are heard.
+
+    Attributes:
+        sound: Returns the sound of a request, with silence around it.
+        engines: Engines that hear such sound.
+        lanes: Lanes with a clock.
+    """
+
+    sound: Callable[[ToolRequest], Tensor]
+    engines: Callable[[], Engines]
+    lanes: LaneFactory
+
 
 ARMS: dict[str, tuple[CascadeRules, Faults]] = {
     "clauses": (CascadeRules(trigger=ClauseTrigger(most_s=1.5)), Faults()),
@@ -65,20 +89,45 @@ def no_model(messages: object, most_tokens: int) -> Any:
     return iter(("Sorry, I did not find an order.",))
 
 
+def by_engines() -> Hearing:
+    """Hear with the embedded engines what a person or a synthesiser says."""
+    recognise, mouth, speaker = PartialTranscriber(), PiperMouth(), Synthesizer()
+
+    def sound(request: ToolRequest) -> Tensor:
+        if request.recording is not None:
+            audio = read_audio(request.recording, EAR_HZ, 1)[0]
+        else:
+            audio = speaker.speak(as_sayable(request.text), Voice(formant=1.15), EAR_HZ).audio
+        return torch.cat([torch.zeros(EAR_HZ // 2), audio, torch.zeros(4 * EAR_HZ)])
+
+    def engines() -> Engines:
+        return Engines(
+            detect=SpeechDetector(), recognise=recognise, answer=Answerer(no_model), speak=mouth
+        )
+
+    return Hearing(sound, engines, partial(TimedLane, time.process_time))
+
+
+def by_script() -> Hearing:
+    """Hear every word as it is written; it takes 0.1 s to recognise some."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.runtime.cascade.scripted import Stage
+
+    stage = Stage()
+    return Hearing(
+        lambda request: stage.sound(f"{request.text} " + "- " * 12),
+        lambda: replace(stage.engines(), answer=Answerer(no_model)),
+        lambda: TimedLane(stage.clock),
+    )
+
+
 def hear(
-    audio: Tensor, rules: CascadeRules, tools: Tools, recognise: Recognise, mouth: PiperMouth
+    request: ToolRequest, rules: CascadeRules, tools: Tools, hearing: Hearing
 ) -> tuple[ToolOutcome, str]:
     """Let a conversation hear a request; return what came of it and what was heard."""
-    engines = Engines(
-        detect=SpeechDetector(),
-        recognise=recognise,
-        answer=Answerer(no_model),
-        speak=mouth,
-        think=SchemaCaller(tools),
-    )
-    lanes = partial(TimedLane, time.process_time)
-    cascade = Cascade(engines, tools=tools, rules=rules, lanes=lanes)
-    cascade.hear(torch.cat([torch.zeros(EAR_HZ // 2), audio, torch.zeros(4 * EAR_HZ)]))
+    engines = replace(hearing.engines(), think=SchemaCaller(tools))
+    cascade = Cascade(engines, tools=tools, rules=rules, lanes=hearing.lanes)
+    cascade.hear(hearing.sound(request))
     timeline = cascade.timeline()
     cancelled = {event.payload["call"] for event in timeline.where(kind="cancel")}
     calls = [event for event in timeline.where(kind="call") if event.payload.get("ok")]
@@ -97,22 +146,32 @@ def hear(
     return ToolOutcome(made, in_force, stop_s), " ".join(turn.text for turn in turns)
 
 
-def ordered(
-    audio: Tensor, rules: CascadeRules, faults: Faults, recognise: Recognise, mouth: PiperMouth
+def hear_in(
+    world: ToolWorld, request: ToolRequest, rules: CascadeRules, hearing: Hearing
 ) -> tuple[ToolOutcome, str]:
-    """Let a conversation hear an order; what is in force is what the counter holds in the end."""
-    world = OrderWorld(faults)
-    tools = world.tools()
-    outcome, heard = hear(audio, rules, tools, recognise, mouth)
-    in_force = tuple((tools[0].name, one) for one in world.in_force)
-    return outcome._replace(in_force=in_force), heard
+    """Do the same where calls change a world; what is in force is what that says in the end."""
+    outcome, heard = hear(request, rules, world.tools(), hearing)
+    return outcome._replace(in_force=world.in_force), heard
 
 
-def sound(request: ToolRequest, speaker: Synthesizer) -> Tensor:
-    """Return the sound of a request."""
-    if request.recording is not None:
-        return read_audio(request.recording, EAR_HZ, 1)[0]
-    return speaker.speak(request.text, Voice(formant=1.15), EAR_HZ).audio
+def outcomes(
+    name: str, requests: list[ToolRequest], arm: str, hearing: Hearing
+) -> list[tuple[ToolOutcome, str]]:
+    """Let conversations hear all requests of a set."""
+    rules, faults = ARMS[arm]
+    if name == "dialogues":
+        tools = dialogue_tools(requests)
+        return [hear(one, rules, tools, hearing) for one in requests]
+    values = said_values(requests)
+    return [
+        hear_in(
+            ApiWorld(one.start, values, faults) if name == "bfcl" else OrderWorld(faults),
+            one,
+            rules,
+            hearing,
+        )
+        for one in requests
+    ]
 
 
 def chosen(requests: list[ToolRequest], number: int) -> list[ToolRequest]:
@@ -124,6 +183,8 @@ def requests_of(name: str, options: argparse.Namespace) -> list[ToolRequest]:
     """Return the requests of a set."""
     if name == "generated":
         return generated_requests(1_000_000, options.items)
+    if name == "bfcl":
+        return chosen(api_requests(), options.items)
     folder = options.recordings if name == "recorded" else options.dialogues
     if folder is None:
         raise SystemExit(
@@ -141,29 +202,30 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, default=None)
     parser.add_argument("--dialogues", type=Path, default=None)
     parser.add_argument("--items", type=int, default=20)
+    parser.add_argument("--exact", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     sets = {name: requests_of(name, options) for name in options.sets}
-    recognise, mouth, speaker = PartialTranscriber(), PiperMouth(), Synthesizer()
-    found: dict[str, Any] = {"items": options.items, "scores": {}, "heard": {}}
+    hearing = by_script() if options.exact else by_engines()
+    found: dict[str, Any] = {
+        "items": options.items,
+        "words": "exact" if options.exact else "recognised",
+        "scores": {},
+        "heard": {},
+    }
     for name, requests in sets.items():
+        is_right = is_state_right if name == "bfcl" else has_exactly
         scores = {
-            policy: score_requests(requests, [act(one) for one in requests])
+            policy: score_requests(requests, [act(one) for one in requests], is_right)
             for policy, act in tool_policies(requests).items()
         }
-        tools = dialogue_tools(requests)
         for arm in options.arms:
-            rules, faults = ARMS[arm]
-            pairs = [
-                hear(sound(one, speaker), rules, tools, recognise, mouth)
-                if name == "dialogues"
-                else ordered(sound(one, speaker), rules, faults, recognise, mouth)
-                for one in requests
-            ]
-            scores[arm] = score_requests(requests, [outcome for outcome, _ in pairs])
+            pairs = outcomes(name, requests, arm, hearing)
+            scores[arm] = score_requests(requests, [outcome for outcome, _ in pairs], is_right)
             found["heard"][name] = [text for _, text in pairs]
             print(name, arm, scores[arm], flush=True)
             found["scores"][name] = scores
+            found["processor_s"] = round(time.process_time(), 1)
             if options.out is not None:
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
 

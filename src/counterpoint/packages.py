@@ -1,6 +1,7 @@
 """Optional packages: those of the extras, and the message if one is missing."""
 
 import os
+import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -53,6 +54,10 @@ _MODULES = {
 }
 """Modules whose names differ from those of their packages."""
 
+_APART = {"bfcl_eval": "bfcl-eval>=2026.3.23"}
+"""Packages by their modules that pin other versions of what the library needs: no extra can hold
+them, and they are installed without what they ask for."""
+
 
 class MissingPackageError(UserError):
     """A package of an extra is not installed."""
@@ -99,9 +104,14 @@ def missing_package(module: str) -> MissingPackageError | None:
     """Return the error about a module that cannot be imported.
 
     Returns:
-        The error to raise; ``None`` if no extra installs the module.
+        The error to raise; ``None`` if the library does not know the module.
     """
     top = module.split(".")[0]
+    if top in _APART:
+        package = re.split("[<>=]", _APART[top])[0]
+        return MissingPackageError(
+            f"This needs the package `{package}`: pip install --no-deps '{_APART[top]}'."
+        )
     package = _MODULES.get(top, top.replace("_", "-"))
     for extra, packages in EXTRAS.items():
         if package in packages:

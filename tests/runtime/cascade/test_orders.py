@@ -8,11 +8,10 @@ import pytest
 from counterpoint.data.tasks.spoken_tools import (
     MadeCall,
     ToolOutcome,
-    ToolRequest,
     generated_requests,
     score_requests,
 )
-from counterpoint.data.tasks.tool_world import Faults, OrderWorld
+from counterpoint.data.tasks.tool_world import Faults, OrderWorld, ToolWorld
 from counterpoint.runtime.cascade.cascade import CascadeRules
 from counterpoint.runtime.cascade.schema_caller import SchemaCaller
 from counterpoint.runtime.cascade.thinking import Answerer, FixedChunks
@@ -21,13 +20,13 @@ from tests.runtime.cascade.scripted import Stage, unasked
 REQUESTS = generated_requests(1_000_000, 12)
 
 
-def order(request: ToolRequest, rules: CascadeRules, faults: Faults) -> ToolOutcome:
+def hear_in(world: ToolWorld, text: str, rules: CascadeRules) -> ToolOutcome:
+    """Let a conversation hear a text exactly, and change a world."""
     stage = Stage()
-    world = OrderWorld(faults)
     tools = world.tools()
     engines = replace(stage.engines(), think=SchemaCaller(tools), answer=Answerer(unasked))
     cascade = stage.cascade(engines, rules, tools)
-    cascade.hear(stage.sound(f"{request.text}. " + "- " * 9))
+    cascade.hear(stage.sound(f"{text} " + "- " * 9))
     timeline = cascade.timeline()
     made = tuple(
         MadeCall(name, arguments, event.end_s)
@@ -36,8 +35,7 @@ def order(request: ToolRequest, rules: CascadeRules, faults: Faults) -> ToolOutc
         for name, arguments in [json.loads(event.text)]
     )
     (turn,) = timeline.where(kind="turn")
-    in_force = tuple((tools[0].name, one) for one in world.in_force)
-    return ToolOutcome(made, in_force, turn.end_s)
+    return ToolOutcome(made, world.in_force, turn.end_s)
 
 
 @pytest.mark.slow
@@ -48,7 +46,8 @@ def test_orders_heard_exactly_are_all_right(early: bool, failures: int) -> None:
     assert any(one.stale for one in REQUESTS)
     rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0), early_calls=early)
     faults = Faults(failures=failures, late_failure=True)
-    scores = score_requests(REQUESTS, [order(one, rules, faults) for one in REQUESTS])
+    outcomes = [hear_in(OrderWorld(faults), f"{one.text}.", rules) for one in REQUESTS]
+    scores = score_requests(REQUESTS, outcomes)
     assert scores["success"] == scores["total"] == scores["slots"] == 1
     assert scores["stale"] == 0
     assert (scores["early"] > 0.569) == early  # the paper's share of early calls

@@ -2,20 +2,23 @@
 
 Three sources: orders that are generated, half of them with a self-correction ("a latte, no wait, a
 mocha"); recorded orders of real people; and user turns of the Schema-Guided Dialogue set that lead
-to a call. The judge is the state of the world after the conversation. No part of it is a model.
+to a call. A fourth one, `mock_apis`, has a file of its own. The judge is the state of the world
+after the conversation. No part of it is a model.
 
 Source: the tool task of SHANKS (arXiv:2510.06917), section 3.2, whose own data cannot be had.
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from counterpoint.data.tasks.items import draw
-from counterpoint.data.tasks.tool_world import ORDER, SLOTS
+from counterpoint.data.tasks.tool_world import ORDER, SLOTS, PlainCall
 from counterpoint.data.tools import Tool, canonical
 from counterpoint.errors import UserError, absent
 from counterpoint.files import read_json_lines
@@ -42,7 +45,7 @@ class WantedCall(NamedTuple):
     """
 
     name: str
-    arguments: Mapping[str, str]
+    arguments: Mapping[str, Any]
     known_words: int
 
 
@@ -56,6 +59,8 @@ class ToolRequest:
         calls: The calls that are right.
         stale: Arguments that were said and then corrected.
         recording: A recording of it; ``None`` if it must be synthesised.
+        start: What the world is like before it, in the form that its world takes; ``None`` if that
+            always begins alike.
     """
 
     name: str
@@ -63,13 +68,14 @@ class ToolRequest:
     calls: tuple[WantedCall, ...]
     stale: tuple[Mapping[str, str], ...] = ()
     recording: Path | None = None
+    start: Any = None
 
 
 class MadeCall(NamedTuple):
     """A call that succeeded, with the time at which its result came."""
 
     name: str
-    arguments: Mapping[str, str]
+    arguments: Mapping[str, Any]
     at_s: float
 
 
@@ -78,12 +84,12 @@ class ToolOutcome(NamedTuple):
 
     Attributes:
         made: Calls that succeeded, also those that were taken back later.
-        in_force: Calls whose effect holds in the end: the state of the world.
+        in_force: Calls whose effect holds in the end, in order: they make the state of the world.
         stop_s: Time at which the user stopped speaking.
     """
 
     made: tuple[MadeCall, ...]
-    in_force: tuple[tuple[str, Mapping[str, str]], ...]
+    in_force: tuple[PlainCall, ...]
     stop_s: float
 
 
@@ -169,41 +175,60 @@ def dialogue_requests(path: Path) -> list[ToolRequest]:
             call = next((frame["call"] for frame in reply["frames"] if frame.get("call")), None)
             if turn["speaker"] != "user" or not call or not call["parameters"]:
                 continue
-            known = [_known_after(turn["text"], value) for value in call["parameters"].values()]
-            if all(known):
-                wanted = WantedCall(call["method"], dict(call["parameters"]), max(known))
+            if wanted := wanted_call(turn["text"], (call["method"], dict(call["parameters"]))):
                 name = f"{record['id']} {number}"
                 found.append(ToolRequest(name=name, text=turn["text"], calls=(wanted,)))
     return found
 
 
+def wanted_call(text: str, call: PlainCall) -> WantedCall | None:
+    """Return a call with the number of words of a text after which all its arguments are known.
+
+    Args:
+        text: What is said.
+        call: Name and arguments.
+
+    Returns:
+        The call; ``None`` if it has no arguments, or one is not said as it is written.
+    """
+    name, arguments = call
+    known = [_known_after(text, str(value)) for value in arguments.values()]
+    return WantedCall(name, arguments, max(known)) if known and all(known) else None
+
+
 def _known_after(text: str, value: str) -> int:
     """Return the number of words up to the end of a value in a text; 0 if it is not there."""
-    place = text.lower().find(value.lower())
-    return 0 if place < 0 else len(text[: place + len(value)].split())
+    found = re.search(rf"(?<!\w){re.escape(value.lower())}(?!\w)", text.lower())
+    return len(text[: found.end()].split()) if found else 0
 
 
-def dialogue_tools(requests: Iterable[ToolRequest]) -> tuple[Tool, ...]:
-    """Return tools with the names and values that some requests need; they only read."""
-    values: dict[str, dict[str, set[str]]] = {}
+def said_values(requests: Iterable[ToolRequest]) -> dict[str, dict[str, list[Any]]]:
+    """Return the values that some requests need, by the names of tools and of their arguments."""
+    values: dict[str, dict[str, set[Any]]] = {}
     for request in requests:
         for call in request.calls:
             for name, value in call.arguments.items():
                 values.setdefault(call.name, {}).setdefault(name, set()).add(value)
+    return {
+        tool: {name: sorted(own, key=str) for name, own in slots.items()}
+        for tool, slots in sorted(values.items())
+    }
+
+
+def dialogue_tools(requests: Iterable[ToolRequest]) -> tuple[Tool, ...]:
+    """Return tools with the names and values that some requests need; they only read."""
     return tuple(
         Tool(
             name=name,
             description="",
             parameters={
                 "type": "object",
-                "properties": {
-                    one: {"type": "string", "enum": sorted(own)} for one, own in slots.items()
-                },
+                "properties": {one: {"type": "string", "enum": own} for one, own in slots.items()},
             },
             function=_found,
             effect="none",
         )
-        for name, slots in sorted(values.items())
+        for name, slots in said_values(requests).items()
     )
 
 
@@ -211,14 +236,31 @@ def _found(**arguments: str) -> dict[str, str]:
     return arguments
 
 
+WorldJudge = Callable[[ToolRequest, Sequence[PlainCall]], bool]
+"""Tells whether calls that are in force leave the world as a request wants it."""
+
+
+def has_exactly(request: ToolRequest, in_force: Sequence[PlainCall]) -> bool:
+    """Return whether exactly the right calls are in force; see `WorldJudge`."""
+    right = Counter(canonical(call.name, call.arguments) for call in request.calls)
+    return right == Counter(canonical(name, own) for name, own in in_force)
+
+
 def score_requests(
-    requests: Sequence[ToolRequest], outcomes: Sequence[ToolOutcome]
+    requests: Sequence[ToolRequest],
+    outcomes: Sequence[ToolOutcome],
+    is_right: WorldJudge = has_exactly,
 ) -> dict[str, float]:
     """Return the scores of some requests; all are shares of their sums.
 
+    Args:
+        requests: The requests.
+        outcomes: What came of them.
+        is_right: Judges the world in the end.
+
     Returns:
         "early" and "total": right calls that succeeded before the user stopped, and at all;
-        "success": requests after which exactly the right calls are in force; "stale": corrected
+        "success": requests after which the world is right; "stale": corrected
         requests after which a call with the old values is in force; "slots": right arguments of the
         calls in force.
     """
@@ -236,13 +278,12 @@ def score_requests(
         sums["early"] += (gold & early & force).total()
         sums["total"] += (gold & force).total()
         sums["items"] += 1
-        sums["success"] += gold == force
+        sums["success"] += is_right(request, outcome.in_force)
         sums["corrected"] += bool(old)
         sums["stale"] += bool(old & force.keys())
-        right = [(c.name, *pair) for c in request.calls for pair in c.arguments.items()]
-        given = [(name, *pair) for name, own in outcome.in_force for pair in own.items()]
-        sums["slots of the right calls"] += len(right)
-        sums["slots"] += (Counter(right) & Counter(given)).total()
+        right = _slots((call.name, call.arguments) for call in request.calls)
+        sums["slots of the right calls"] += right.total()
+        sums["slots"] += (right & _slots(outcome.in_force)).total()
     return {
         "early": sums["early"] / max(sums["calls"], 1),
         "total": sums["total"] / max(sums["calls"], 1),
@@ -250,6 +291,12 @@ def score_requests(
         "stale": sums["stale"] / max(sums["corrected"], 1),
         "slots": sums["slots"] / max(sums["slots of the right calls"], 1),
     }
+
+
+def _slots(calls: Iterable[PlainCall]) -> Counter[str]:
+    return Counter(
+        canonical(name, {slot: value}) for name, own in calls for slot, value in own.items()
+    )
 
 
 ToolPolicy = Callable[[ToolRequest], ToolOutcome]
@@ -267,19 +314,22 @@ def tool_policies(requests: Sequence[ToolRequest]) -> dict[str, ToolPolicy]:
         return ToolOutcome((), (), _stop_s(request))
 
     def most_common(request: ToolRequest) -> ToolOutcome:
-        return _outcome([common], 0.0, _stop_s(request))
+        return _outcome([common], [0.0], _stop_s(request))
 
     def first_said(request: ToolRequest) -> ToolOutcome:
         """Calls as soon as it can, and never corrects itself."""
         stale = [WantedCall(request.calls[0].name, own, 0) for own in request.stale]
-        return _outcome(stale or request.calls, 0.0, _stop_s(request))
+        calls = stale or request.calls
+        return _outcome(calls, [0.0] * len(calls), _stop_s(request))
 
     def after_listening(request: ToolRequest) -> ToolOutcome:
-        return _outcome(request.calls, _stop_s(request) + 1.0, _stop_s(request))
+        times_s = [_stop_s(request) + 1.0] * len(request.calls)
+        return _outcome(request.calls, times_s, _stop_s(request))
 
     def oracle(request: ToolRequest) -> ToolOutcome:
-        known_s = max(call.known_words for call in request.calls) * _WORD_S
-        return _outcome(request.calls, known_s, _stop_s(request))
+        """Makes each call when its last argument was said, and the calls before it were made."""
+        known = accumulate((call.known_words for call in request.calls), max)
+        return _outcome(request.calls, [words * _WORD_S for words in known], _stop_s(request))
 
     return {
         "never": never,
@@ -294,6 +344,8 @@ def _stop_s(request: ToolRequest) -> float:
     return len(request.text.split()) * _WORD_S
 
 
-def _outcome(calls: Sequence[WantedCall], at_s: float, stop_s: float) -> ToolOutcome:
-    made = tuple(MadeCall(call.name, call.arguments, at_s) for call in calls)
+def _outcome(calls: Sequence[WantedCall], times_s: Sequence[float], stop_s: float) -> ToolOutcome:
+    made = tuple(
+        MadeCall(call.name, call.arguments, at_s) for call, at_s in zip(calls, times_s, strict=True)
+    )
     return ToolOutcome(made, tuple((call.name, call.arguments) for call in calls), stop_s)

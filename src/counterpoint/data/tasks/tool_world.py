@@ -1,12 +1,13 @@
-"""A small world for tools: a counter that takes orders of coffee, and can fail, be slow or hang.
+"""Worlds for tools, which can fail, be slow or hang; the small one takes orders of coffee.
 
 The slots and their values are those of a set of spoken orders of real people (Picovoice's
-speech-to-intent benchmark, Apache-2.0). What the counter holds in the end is the judge of a
+speech-to-intent benchmark, Apache-2.0). What a world holds in the end is the judge of a
 conversation: not what was said about it.
 """
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -47,9 +48,13 @@ ORDER = "orderDrink"
 """Name of the tool, and the intent in the recordings."""
 
 
+PlainCall = tuple[str, Mapping[str, Any]]
+"""Name and arguments of a call."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faults:
-    """How the counter misbehaves.
+    """How a world misbehaves.
 
     Attributes:
         slow_s: Seconds that every call takes.
@@ -62,39 +67,59 @@ class Faults:
     late_failure: bool = False
 
 
-class OrderWorld:
-    """A counter that takes orders; an order is in force until it is taken back."""
+class ToolWorld(ABC):
+    """A world that calls change; a call is in force until it is taken back.
+
+    Args:
+        faults: How it misbehaves; ``None`` for not at all.
+    """
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
-        self._orders: dict[str, dict[str, str]] = {}
+        self._calls: dict[str, PlainCall] = {}
         self._gone: set[str] = set()
         self._tries: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
-    def in_force(self) -> list[dict[str, str]]:
-        """The orders that are in force."""
+    def in_force(self) -> tuple[PlainCall, ...]:
+        """The calls that are in force, in the order in which they were made."""
         with self._lock:
-            return list(self._orders.values())
+            return tuple(self._calls.values())
 
-    def order(self, key: str, **slots: str) -> dict[str, Any]:
-        """Take an order, once for each key; a key that was taken back is refused."""
+    @abstractmethod
+    def tools(self) -> tuple[Tool, ...]:
+        """Return the tools that change the world."""
+
+    def take_back(self, key: str) -> None:
+        """Take a call back, also before it has come."""
+        with self._lock:
+            self._gone.add(key)
+            self._calls.pop(key, None)
+
+    def _make(self, key: str, call: PlainCall) -> None:
+        """Make a call, once for each key; a key that was taken back changes nothing.
+
+        Raises:
+            ConnectionError: It fails, as `Faults` say.
+        """
         time.sleep(self._faults.slow_s)
         with self._lock:
             self._tries[key] = self._tries.get(key, 0) + 1
             fails = self._tries[key] <= self._faults.failures
             if key not in self._gone and (not fails or self._faults.late_failure):
-                self._orders[key] = dict(slots)
+                self._calls[key] = call
         if fails:
-            raise ConnectionError("the counter does not answer")
-        return {"ordered": dict(slots)}
+            raise ConnectionError("the world does not answer")
 
-    def take_back(self, key: str) -> None:
-        """Take an order back, also before it has come."""
-        with self._lock:
-            self._gone.add(key)
-            self._orders.pop(key, None)
+
+class OrderWorld(ToolWorld):
+    """A counter that takes orders."""
+
+    def order(self, key: str, **slots: str) -> dict[str, Any]:
+        """Take an order."""
+        self._make(key, (ORDER, slots))
+        return {"ordered": dict(slots)}
 
     def tools(self) -> tuple[Tool, ...]:
         """Return the tool with which orders are made."""

@@ -101,7 +101,7 @@ class SchemaCaller:
 
     def _matches(self, value: Any, heard: Sequence[str]) -> Iterator[_Match]:
         """Yield the places at which a value was said, more or less."""
-        letters = "".join(plain(word) for word in str(value).split())
+        letters = "".join(_spelled(plain(word)) for word in str(value).split())
         length = len(str(value).split())
         for size in {max(length - 1, 1), length, length + 1}:
             for start in range(len(heard) - size + 1):
